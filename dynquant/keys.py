@@ -1,0 +1,60 @@
+"""Typed values of a GGUF file's keys."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gguf import GGUFValueType
+
+Scalar = bool | int | float | str
+
+
+@dataclass(frozen=True)
+class KeyValue:
+    """One value of a GGUF key with the type it is stored as.
+
+    `sub_type` is the element type of an array and None for a scalar.
+    """
+
+    value: Scalar | tuple[Scalar, ...]
+    type: GGUFValueType
+    sub_type: GGUFValueType | None = None
+
+
+Keys = dict[str, KeyValue]
+
+
+def u32(value: int) -> KeyValue:
+    """Return an unsigned 32-bit integer, the usual type of counts and ids."""
+    return KeyValue(value, GGUFValueType.UINT32)
+
+
+def f32(value: float) -> KeyValue:
+    """Return a 32-bit float."""
+    return KeyValue(float(value), GGUFValueType.FLOAT32)
+
+
+def boolean(value: bool) -> KeyValue:
+    """Return a truth value."""
+    return KeyValue(value, GGUFValueType.BOOL)
+
+
+def string(value: str) -> KeyValue:
+    """Return a UTF-8 string."""
+    return KeyValue(value, GGUFValueType.STRING)
+
+
+def strings(values: Sequence[str]) -> KeyValue:
+    """Return an array of strings."""
+    return KeyValue(tuple(values), GGUFValueType.ARRAY, GGUFValueType.STRING)
+
+
+def i32s(values: Sequence[int]) -> KeyValue:
+    """Return an array of signed 32-bit integers, llama.cpp's type for token types and lists."""
+    return KeyValue(tuple(values), GGUFValueType.ARRAY, GGUFValueType.INT32)
+
+
+def f32s(values: Sequence[float]) -> KeyValue:
+    """Return an array of 32-bit floats."""
+    return KeyValue(tuple(float(v) for v in values), GGUFValueType.ARRAY, GGUFValueType.FLOAT32)

@@ -1,0 +1,56 @@
+/* f16, bf16 <-> f32, in integer arithmetic that gives the same bits on every machine. */
+#pragma once
+
+#include <stdint.h>
+#include <string.h>
+
+static inline uint32_t bits_of_f32(float a)
+{
+    uint32_t u;
+    memcpy(&u, &a, sizeof u);
+    return u;
+}
+
+static inline float f32_of_bits(uint32_t u)
+{
+    float a;
+    memcpy(&a, &u, sizeof a);
+    return a;
+}
+
+/* Rounds to nearest, ties to even; what would round to infinity becomes the largest f16, 65504. */
+static inline uint16_t f16_of_f32(float a)
+{
+    uint32_t u = bits_of_f32(a);
+    uint32_t sign = u >> 16 & 0x8000, magnitude = u & 0x7fffffff;
+
+    /* Below 2^-14 an f16 counts units of 2^-24, which is the last place of a float near one half. */
+    uint32_t small = bits_of_f32(f32_of_bits(magnitude) + 0.5f) - 0x3f000000;
+
+    /* Else: exponent bias 127 -> 15, then drop 13 of the 23 fraction bits. */
+    uint32_t normal = (magnitude + 0xfff + (magnitude >> 13 & 1) - 0x38000000) >> 13;
+
+    uint32_t r = magnitude < 0x38800000 ? small : normal;
+    return (uint16_t)(sign | (magnitude < 0x477ff000 ? r : 0x7bff)); /* 0x477ff000 = 65520 */
+}
+
+static inline float f32_of_f16(uint16_t h)
+{
+    uint32_t sign = (uint32_t)(h & 0x8000) << 16, magnitude = h & 0x7fff;
+    uint32_t small = bits_of_f32((float)(int32_t)magnitude * 0x1p-24f);
+    uint32_t normal = (magnitude << 13) + 0x38000000;
+    uint32_t infinite = (magnitude << 13) + 0x70000000;
+    uint32_t r = magnitude < 0x400 ? small : magnitude < 0x7c00 ? normal : infinite;
+    return f32_of_bits(sign | r);
+}
+
+static inline float f32_of_bf16(uint16_t h) { return f32_of_bits((uint32_t)h << 16); }
+
+/* Rounds to nearest, ties to even; what would round to infinity becomes the largest bf16. */
+static inline uint16_t bf16_of_f32(float a)
+{
+    uint32_t u = bits_of_f32(a);
+    uint32_t sign = u >> 16 & 0x8000, magnitude = u & 0x7fffffff;
+    uint32_t r = (magnitude + 0x7fff + (magnitude >> 16 & 1)) >> 16;
+    return (uint16_t)(sign | (r < 0x7f80 ? r : 0x7f7f));
+}

@@ -1,0 +1,112 @@
+/* Sixteen groups of weights, one a lane: what the searches of fit.h work on.
+ *
+ * A group is what shares one scale: 16 or 32 weights of a block or of a super-block. Blocks of one
+ * row and of the next stand side by side without harm, since lanes never meet.
+ *
+ * Weights come in normalised: each block is multiplied by the power of two that brings its largest
+ * magnitude to 1..2, and its importances likewise, so that no square overflows and none vanishes,
+ * whatever the units of the model. Both steps are exact, but for weights so far below the largest
+ * of their block that no block could tell them from zero.
+ */
+#pragma once
+
+#include "floats.h"
+#include "lanes.h"
+
+#define ALWAYS_INLINE inline __attribute__((always_inline))
+#define MAX_GROUP 32
+
+struct groups {
+    f32x16 x[MAX_GROUP], w[MAX_GROUP];
+    float unit[LANES]; /* weight = normalised weight * unit, a power of two */
+};
+
+/* A normalised importance is at least this, about the share of the largest one of its block: no sum
+ * of importances is zero, and a group that never matters is still fitted, as if all its weights
+ * mattered alike. 2^-40 of an error is below what an f32 sum of others can see. */
+#define LEAST_IMPORTANCE 0x1p-40f
+
+/* The power of two 2^e with 2^e <= a < 2^(e+1), kept where both it and its inverse are normal. */
+static inline float power_of_two_below(float a)
+{
+    uint32_t exponent = bits_of_f32(a) >> 23;
+    exponent = exponent < 1 ? 1 : exponent > 253 ? 253 : exponent;
+    return f32_of_bits(exponent << 23);
+}
+
+static inline float inverse_of_power(float power) { return f32_of_bits(0x7f000000 - bits_of_f32(power)); }
+
+/* For each block of group_count lanes, a power of two at or below its largest |a|, in all of them. */
+static ALWAYS_INLINE void units_of(const float (*a)[LANES], int n, int group_count, float *unit,
+                                   float *inverse)
+{
+    f32x16 lane_most = splat(0);
+    for (int i = 0; i < n; i++)
+        lane_most = most(lane_most, absolute(load(a[i])));
+    float m[LANES];
+    store(m, lane_most);
+    for (int first = 0; first < LANES; first += group_count) {
+        float block_most = 0;
+        for (int l = first; l < first + group_count; l++)
+            block_most = m[l] > block_most ? m[l] : block_most;
+        for (int l = first; l < first + group_count; l++) {
+            unit[l] = power_of_two_below(block_most);
+            inverse[l] = inverse_of_power(unit[l]);
+        }
+    }
+}
+
+/* to[i][l] = weight i of group l; groups beyond n_groups repeat nothing and are zero. */
+static ALWAYS_INLINE void lanes_of_groups(float (*to)[LANES], const float *x, int n, int n_groups)
+{
+    if (n_groups == LANES) {
+        lanes_of_rows(to, x, n);
+        return;
+    }
+    float padded[LANES * MAX_GROUP] = {0};
+    memcpy(padded, x, (size_t)(n_groups * n) * sizeof *x);
+    lanes_of_rows(to, padded, n);
+}
+
+/* Take n_blocks blocks of group_count groups of n weights, group_count * n_blocks <= 16; lanes
+ * beyond them hold zeros. w NULL: all importances are one. */
+static ALWAYS_INLINE void gather(struct groups *g, int n, int group_count, int64_t n_blocks,
+                                 const float *x, const float *w)
+{
+    float a[MAX_GROUP][LANES], inverse[LANES], w_unit[LANES];
+    int n_groups = (int)n_blocks * group_count;
+
+    lanes_of_groups(a, x, n, n_groups);
+    units_of((const float(*)[LANES])a, n, group_count, g->unit, inverse);
+    for (int i = 0; i < n; i++)
+        g->x[i] = mul(load(a[i]), load(inverse));
+    if (!w) {
+        for (int i = 0; i < n; i++)
+            g->w[i] = splat(1);
+        return;
+    }
+    lanes_of_groups(a, w, n, n_groups);
+    units_of((const float(*)[LANES])a, n, group_count, w_unit, inverse);
+    for (int i = 0; i < n; i++)
+        g->w[i] = most(mul(load(a[i]), load(inverse)), splat(LEAST_IMPORTANCE));
+}
+
+/* The codes of sixteen groups, as bytes in weight order: group l's begin at codes[l * n]. */
+static ALWAYS_INLINE void scatter_codes(const f32x16 *q, int n, void *codes)
+{
+    float words[MAX_GROUP / 4][LANES];
+    uint32_t *to = codes;
+    for (int i = 0; i < n; i += 4)
+        store(words[i / 4], bytes_of(q[i], q[i + 1], q[i + 2], q[i + 3]));
+    for (int l = 0; l < LANES; l++)
+        for (int i = 0; i < n / 4; i++)
+            memcpy(to + l * (n / 4) + i, &words[i][l], sizeof *to);
+}
+
+/* A scale in the normalised units of a block, as the f16 that the decoder will read: the f16 in
+ * *stored and its value in normalised units returned. */
+static inline float rounded_scale(float scale, float unit, uint16_t *stored)
+{
+    *stored = f16_of_f32(scale * unit);
+    return f32_of_f16(*stored) * inverse_of_power(unit);
+}

@@ -1,0 +1,60 @@
+/* IQ4_NL: 32 weights in 18 bytes, 4.5 bits per weight.
+ *
+ *   bytes 0..1    d    f16 scale
+ *   bytes 2..17   qs   byte i holds weight i in its low half and weight 16 + i in its high half
+ *
+ *   w[i] = d * level[q],  q in 0..15: sixteen levels, denser around zero
+ *
+ * Source: block_iq4_nl and kvalues_iq4nl in ggml-common.h. Little-endian.
+ */
+#include "one_scale.h"
+
+struct block_iq4_nl { uint16_t d; uint8_t qs[16]; };
+static_assert(sizeof(struct block_iq4_nl) == 18, "IQ4_NL is 18 bytes a block");
+
+static const float iq4_levels[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
+                                     1,    13,   25,  38,  53,  69,  89,  113};
+
+static const struct one_scale_format iq4_nl_format = {
+    .levels = {-127, 113, iq4_levels}, .tries = 10, .first = 85, .step = 6, .polish = 1,
+};
+
+/* The code of a level. */
+static inline uint8_t iq4_code(int8_t level)
+{
+    uint8_t code = 0;
+    for (int k = 1; k < 16; k++)
+        code += level >= (int8_t)iq4_levels[k];
+    return code;
+}
+
+static void encode_iq4_nl(const float *x, const float *w, uint8_t *blocks, int64_t n_blocks)
+{
+    for (int64_t b = 0; b < n_blocks; b += LANES) {
+        int64_t n = n_blocks - b < LANES ? n_blocks - b : LANES;
+        struct groups g;
+        struct one_scale_codes c;
+        gather(&g, 32, 1, n, x + 32 * b, w ? w + 32 * b : NULL);
+        encode_one_scale(&g, iq4_nl_format, &c);
+        for (int k = 0; k < n; k++) {
+            struct block_iq4_nl block = {.d = c.d[k]};
+            const int8_t *q = c.q + 32 * k;
+            for (int i = 0; i < 16; i++)
+                block.qs[i] = (uint8_t)(iq4_code(q[i]) | iq4_code(q[i + 16]) << 4);
+            memcpy(blocks + (b + k) * (int64_t)sizeof block, &block, sizeof block);
+        }
+    }
+}
+
+static void decode_iq4_nl(const uint8_t *blocks, float *x, int64_t n_blocks)
+{
+    for (int64_t b = 0; b < n_blocks; b++, x += 32) {
+        struct block_iq4_nl block;
+        memcpy(&block, blocks + b * (int64_t)sizeof block, sizeof block);
+        float d = f32_of_f16(block.d);
+        for (int i = 0; i < 16; i++) {
+            x[i] = d * iq4_levels[block.qs[i] & 15];
+            x[i + 16] = d * iq4_levels[block.qs[i] >> 4];
+        }
+    }
+}

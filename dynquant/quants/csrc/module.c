@@ -1,0 +1,160 @@
+/* The Python face of the core: CPython's limited API, buffers in, buffers out.
+ *
+ * dynquant/quants/codec.py is the only caller and checks types and shapes; the checks here only
+ * keep a wrong call from touching memory that is not there.
+ */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "codec.h"
+
+static const int stored_size[N_STORED] = {4, 2, 2};
+
+static const struct quant_type *type_at(int isa, int type)
+{
+    if (isa < 0 || isa >= N_ISAS || !codec_runs(isa)) {
+        PyErr_SetString(PyExc_ValueError, "no such ISA on this CPU");
+        return NULL;
+    }
+    if (type < 0 || type >= codecs[isa]->n_types) {
+        PyErr_SetString(PyExc_ValueError, "no such quant type");
+        return NULL;
+    }
+    return &codecs[isa]->types[type];
+}
+
+/* Whether `length` bytes are exactly n items of `size` bytes. */
+static int holds(Py_ssize_t length, int64_t n, int64_t size)
+{
+    return n >= 0 && length % size == 0 && length / size == n;
+}
+
+PyDoc_STRVAR(encode_doc, "encode(isa, type, stored, rows, n_per_row, importance, blocks) -> int\n\n"
+                         "Fill blocks; return -1 or the first row that is not finite.");
+
+static PyObject *encode(PyObject *self, PyObject *args)
+{
+    int isa, type_index, stored;
+    long long n_per_row;
+    Py_buffer rows, blocks, importance = {0};
+    (void)self;
+    if (!PyArg_ParseTuple(args, "iiiy*Lz*w*", &isa, &type_index, &stored, &rows, &n_per_row,
+                          &importance, &blocks))
+        return NULL;
+
+    PyObject *result = NULL;
+    const struct quant_type *type = type_at(isa, type_index);
+    if (!type)
+        goto done;
+    int64_t size = stored >= 0 && stored < N_STORED ? stored_size[stored] : 0;
+    if (!size || n_per_row <= 0 || n_per_row > INT64_MAX / 8 || n_per_row % type->block_size ||
+        rows.len % (n_per_row * size) ||
+        (importance.buf && !holds(importance.len, n_per_row, sizeof(float)))) {
+        PyErr_SetString(PyExc_ValueError, "rows, importance and n_per_row do not fit together");
+        goto done;
+    }
+    int64_t n_rows = rows.len / (n_per_row * size);
+    if (!holds(blocks.len, n_rows * (n_per_row / type->block_size), type->type_size)) {
+        PyErr_SetString(PyExc_ValueError, "blocks has not the size that rows needs");
+        goto done;
+    }
+    int64_t bad_row;
+    Py_BEGIN_ALLOW_THREADS
+    bad_row = codecs[isa]->encode(type, (enum stored_type)stored, rows.buf, n_rows, n_per_row,
+                                  importance.buf, blocks.buf);
+    Py_END_ALLOW_THREADS
+    result = PyLong_FromLongLong(bad_row);
+done:
+    PyBuffer_Release(&rows);
+    PyBuffer_Release(&blocks);
+    if (importance.obj)
+        PyBuffer_Release(&importance);
+    return result;
+}
+
+PyDoc_STRVAR(decode_doc, "decode(isa, type, blocks, weights)\n\nFill weights, a float32 buffer.");
+
+static PyObject *decode(PyObject *self, PyObject *args)
+{
+    int isa, type_index;
+    Py_buffer blocks, weights;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "iiy*w*", &isa, &type_index, &blocks, &weights))
+        return NULL;
+
+    PyObject *result = NULL;
+    const struct quant_type *type = type_at(isa, type_index);
+    if (!type)
+        goto done;
+    int64_t n_blocks = blocks.len / type->type_size;
+    if (blocks.len % type->type_size ||
+        !holds(weights.len, n_blocks * type->block_size, sizeof(float))) {
+        PyErr_SetString(PyExc_ValueError, "blocks and weights do not fit together");
+        goto done;
+    }
+    Py_BEGIN_ALLOW_THREADS
+    type->decode(blocks.buf, weights.buf, n_blocks);
+    Py_END_ALLOW_THREADS
+    result = Py_NewRef(Py_None);
+done:
+    PyBuffer_Release(&blocks);
+    PyBuffer_Release(&weights);
+    return result;
+}
+
+static PyMethodDef methods[] = {
+    {"encode", encode, METH_VARARGS, encode_doc},
+    {"decode", decode, METH_VARARGS, decode_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+/* ISAS: (name or None, ...), None where this CPU cannot run that build.
+ * TYPES: ((name, block_size, type_size), ...), the same for every build. */
+static int add_tables(PyObject *module)
+{
+    PyObject *isas = PyTuple_New(N_ISAS);
+    if (!isas)
+        return -1;
+    for (int i = 0; i < N_ISAS; i++) {
+        PyObject *name = codec_runs(i) ? PyUnicode_FromString(codecs[i]->isa) : Py_NewRef(Py_None);
+        if (!name || PyTuple_SetItem(isas, i, name))
+            goto fail_isas;
+    }
+    if (PyModule_AddObjectRef(module, "ISAS", isas))
+        goto fail_isas;
+    Py_DECREF(isas);
+
+    const struct codec *portable = codecs[0];
+    PyObject *types = PyTuple_New(portable->n_types);
+    if (!types)
+        return -1;
+    for (int i = 0; i < portable->n_types; i++) {
+        const struct quant_type *t = &portable->types[i];
+        PyObject *row = Py_BuildValue("(sii)", t->name, (int)t->block_size, (int)t->type_size);
+        if (!row || PyTuple_SetItem(types, i, row))
+            goto fail_types;
+    }
+    if (PyModule_AddObjectRef(module, "TYPES", types))
+        goto fail_types;
+    Py_DECREF(types);
+    return 0;
+
+fail_isas:
+    Py_DECREF(isas);
+    return -1;
+fail_types:
+    Py_DECREF(types);
+    return -1;
+}
+
+static PyModuleDef_Slot slots[] = {{Py_mod_exec, add_tables}, {0, NULL}};
+
+static struct PyModuleDef core = {
+    .m_base = PyModuleDef_HEAD_INIT,
+    .m_name = "_core",
+    .m_doc = "Blocks of every quant type: encode and decode, one build per ISA.",
+    .m_methods = methods,
+    .m_slots = slots,
+};
+
+PyMODINIT_FUNC PyInit__core(void) { return PyModuleDef_Init(&core); }

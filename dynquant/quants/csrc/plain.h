@@ -1,0 +1,36 @@
+/* F32, F16, BF16: a weight stored alone, little-endian; a block is one weight. What is too large for
+ * F16 or BF16 becomes their largest number, never infinity. */
+#include "floats.h"
+
+static void encode_f32(const float *x, const float *w, uint8_t *blocks, int64_t n_blocks)
+{
+    (void)w;
+    memcpy(blocks, x, (size_t)n_blocks * 4);
+}
+
+static void decode_f32(const uint8_t *blocks, float *x, int64_t n_blocks)
+{
+    memcpy(x, blocks, (size_t)n_blocks * 4);
+}
+
+#define PLAIN_16(name)                                                                             \
+    static void encode_##name(const float *x, const float *w, uint8_t *blocks, int64_t n_blocks)   \
+    {                                                                                              \
+        (void)w;                                                                                   \
+        for (int64_t i = 0; i < n_blocks; i++) {                                                   \
+            uint16_t h = name##_of_f32(x[i]);                                                      \
+            memcpy(blocks + 2 * i, &h, sizeof h);                                                  \
+        }                                                                                          \
+    }                                                                                              \
+                                                                                                   \
+    static void decode_##name(const uint8_t *blocks, float *x, int64_t n_blocks)                   \
+    {                                                                                              \
+        for (int64_t i = 0; i < n_blocks; i++) {                                                   \
+            uint16_t h;                                                                            \
+            memcpy(&h, blocks + 2 * i, sizeof h);                                                  \
+            x[i] = f32_of_##name(h);                                                               \
+        }                                                                                          \
+    }
+
+PLAIN_16(f16)
+PLAIN_16(bf16)

@@ -1,0 +1,79 @@
+"""The quant types dynquant encodes: names and sizes, as GGUF defines them."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+from dynquant.errors import EncodeError
+
+
+@dataclass(frozen=True)
+class QuantType:
+    """A block format of GGUF.
+
+    block_size: weights in a block; type_size: bytes of a block. Both come from the `gguf` package.
+    """
+
+    name: str
+    ggml_type: GGMLQuantizationType
+    block_size: int
+    type_size: int
+    description: str
+
+    @property
+    def bpw(self) -> float:
+        """Bits per weight."""
+        return 8 * self.type_size / self.block_size
+
+    @property
+    def is_float(self) -> bool:
+        """Whether every weight is stored alone, as a float: any row length fits."""
+        return self.block_size == 1
+
+    def row_size(self, n_per_row: int) -> int:
+        """Return the bytes of a row of n_per_row weights; raise EncodeError if no block divides it."""
+        if n_per_row % self.block_size:
+            raise EncodeError(
+                f"a row of {n_per_row} weights is no multiple of {self.name}'s block of"
+                f" {self.block_size}; take a type with smaller blocks"
+            )
+        return n_per_row // self.block_size * self.type_size
+
+
+def _quant_type(name: str, description: str) -> QuantType:
+    ggml_type = GGMLQuantizationType[name]
+    return QuantType(name, ggml_type, *GGML_QUANT_SIZES[ggml_type], description)
+
+
+_ROWS = (
+    ("F32", "IEEE single precision: stored as it is computed with"),
+    ("F16", "IEEE half precision: 11 significant bits, up to 65504"),
+    ("BF16", "bfloat16: 8 significant bits, the range of F32"),
+    ("Q8_0", "8-bit quants, one scale per 32 weights"),
+    ("Q6_K", "6-bit quants, an 8-bit scale per 16 weights"),
+    ("Q5_K", "5-bit quants, a 6-bit scale and min per 32 weights"),
+    ("Q4_K", "4-bit quants, a 6-bit scale and min per 32 weights"),
+    ("IQ4_NL", "4-bit quants on a non-linear grid, one scale per 32 weights"),
+    ("Q4_0", "4-bit quants, one scale per 32 weights"),
+)
+
+ALL: dict[str, QuantType] = {name: _quant_type(name, description) for name, description in _ROWS}
+"""Every type that can be encoded and decoded, by GGUF name, from most to fewest bits."""
+
+
+def quant_type(name: str) -> QuantType:
+    """Return the type of that name, in any case; raise EncodeError naming the nearest one."""
+    found = ALL.get(name.upper())
+    if found is None:
+        raise EncodeError(unknown_type(name))
+    return found
+
+
+def unknown_type(name: str) -> str:
+    """Return the message for a name that is no quant type, with the nearest valid one."""
+    near = difflib.get_close_matches(name.upper(), ALL, n=1, cutoff=0.4)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"{name!r} is not a quant type{hint} (`dynquant types` lists them)"

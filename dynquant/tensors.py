@@ -1,0 +1,183 @@
+"""Where rows of weights come from: lazy sources that read any range of rows when asked."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from dataclasses import dataclass, field
+from enum import Enum
+from math import prod
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dynquant.errors import CheckpointError
+
+U8 = NDArray[np.uint8]
+F32 = NDArray[np.float32]
+I64 = NDArray[np.int64]
+
+
+class StoredType(Enum):
+    """How a source's numbers are stored, little-endian, by their safetensors names."""
+
+    F32 = "F32"
+    F16 = "F16"
+    BF16 = "BF16"
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes per weight."""
+        return 4 if self is StoredType.F32 else 2
+
+
+class TensorSource(Protocol):
+    """Rows of one tensor, read when asked, so that no tensor is ever whole in memory.
+
+    shape:  as in numpy, slowest dimension first; the last one is `n_per_row`
+    stored: the number format that `read` delivers
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def stored(self) -> StoredType: ...
+
+    def read(self, start: int, stop: int, into: U8) -> None:
+        """Fill `into` with rows start..stop, (stop - start) * row_bytes(source) bytes.
+
+        Rows count over all dimensions but the last. Called from several threads at once.
+        Raises CheckpointError with file and offset if the file cannot be read or ends early.
+        """
+        ...
+
+
+def n_rows(shape: tuple[int, ...]) -> int:
+    """Return the number of rows of a shape: all its dimensions but the last."""
+    return prod(shape[:-1])
+
+
+def row_bytes(source: TensorSource) -> int:
+    """Return the stored bytes of one row of a source."""
+    return source.shape[-1] * source.stored.itemsize
+
+
+class ShardFile:
+    """A file that many tensors read from; opened at the first read, closed with its last reader."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        self._fd: int | None = None
+
+    def _descriptor(self) -> int:
+        with self._lock:
+            if self._fd is None:
+                self._fd = os.open(self.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+                weakref.finalize(self, os.close, self._fd)
+            return self._fd
+
+    def read(self, offset: int, into: U8) -> None:
+        """Fill `into` with the bytes at `offset`; raise CheckpointError where they cannot be had."""
+        view = memoryview(into).cast("B")
+        done = 0
+        try:
+            fd = self._descriptor()
+            while done < len(view):
+                n = os.preadv(fd, [view[done:]], offset + done)
+                if n == 0:
+                    raise CheckpointError(
+                        f"{self.path}: ends at byte {offset + done}, {len(view) - done} bytes too"
+                        " early; the file changed since it was opened"
+                    )
+                done += n
+        except OSError as e:
+            raise CheckpointError(f"{self.path}: read at byte {offset + done}: {e.strerror}") from e
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor as it lies in a file, row after row from `offset`."""
+
+    file: ShardFile = field(repr=False)
+    offset: int
+    shape: tuple[int, ...]
+    stored: StoredType
+
+    def read(self, start: int, stop: int, into: U8) -> None:
+        """Fill `into` with rows start..stop in one read."""
+        self.file.read(self.offset + start * row_bytes(self), into)
+
+
+@dataclass(frozen=True)
+class InterleavedHeads:
+    """Q or K rows in the order of interleaved rotary pairs, from the half-split order of HF.
+
+    Hugging Face keeps the first halves of a head's rotary pairs before the second halves; llama.cpp's
+    Llama graph wants pair by pair: row 2j+k of a head is row k*(head_dim/2)+j of the stored head.
+    A bias is one row; there the elements are permuted instead.
+    """
+
+    source: TensorSource
+    n_head: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the source."""
+        return self.source.shape
+
+    @property
+    def stored(self) -> StoredType:
+        """The number format of the source."""
+        return self.source.stored
+
+    def _stored_index(self, start: int, stop: int) -> I64:
+        head_dim = self.shape[0] // self.n_head
+        head, within = np.divmod(np.arange(start, stop, dtype=np.int64), head_dim)
+        pair, half = np.divmod(within, 2)
+        return head * head_dim + half * (head_dim // 2) + pair
+
+    def read(self, start: int, stop: int, into: U8) -> None:
+        """Fill `into` with rows start..stop, reading each run of stored rows once."""
+        if len(self.shape) == 1:
+            elements = np.empty_like(into)
+            self.source.read(start, stop, elements)
+            order = self._stored_index(0, self.shape[0])
+            itemsize = self.stored.itemsize
+            into.reshape(-1, itemsize)[:] = elements.reshape(-1, itemsize)[order]
+            return
+        rows = into.reshape(stop - start, row_bytes(self))
+        wanted = self._stored_index(start, stop)
+        order = np.argsort(wanted)
+        runs = np.split(order, np.flatnonzero(np.diff(wanted[order]) != 1) + 1)
+        for run in runs:
+            first = int(wanted[run[0]])
+            found = np.empty((len(run), row_bytes(self)), np.uint8)
+            self.source.read(first, first + len(run), found.reshape(-1))
+            rows[run] = found
+
+
+@dataclass(frozen=True, eq=False)
+class Computed:
+    """A small tensor that no file holds, such as the factors of a rope scaling."""
+
+    values: F32
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the values."""
+        return self.values.shape
+
+    @property
+    def stored(self) -> StoredType:
+        """F32, as computed."""
+        return StoredType.F32
+
+    def read(self, start: int, stop: int, into: U8) -> None:
+        """Fill `into` with rows start..stop."""
+        rows = self.values.reshape(-1, self.values.shape[-1])[start:stop]
+        into[:] = np.ascontiguousarray(rows, "<f4").view(np.uint8).reshape(-1)
