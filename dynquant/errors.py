@@ -1,4 +1,4 @@
-"""What can go wrong that a user can mend: one kind per room, each message saying where, what, what to do."""
+"""What can go wrong that a user can mend: one kind of error per room."""
 
 from __future__ import annotations
 

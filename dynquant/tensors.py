@@ -37,20 +37,23 @@ class StoredType(Enum):
 class TensorSource(Protocol):
     """Rows of one tensor, read when asked, so that no tensor is ever whole in memory.
 
-    shape:  as in numpy, slowest dimension first; the last one is `n_per_row`
-    stored: the number format that `read` delivers
+    The last dimension of the shape is `n_per_row`; rows count over all the others.
     """
 
     @property
-    def shape(self) -> tuple[int, ...]: ...
+    def shape(self) -> tuple[int, ...]:
+        """As in numpy, slowest dimension first."""
+        ...
 
     @property
-    def stored(self) -> StoredType: ...
+    def stored(self) -> StoredType:
+        """The number format that `read` delivers."""
+        ...
 
     def read(self, start: int, stop: int, into: U8) -> None:
         """Fill `into` with rows start..stop, (stop - start) * row_bytes(source) bytes.
 
-        Rows count over all dimensions but the last. Called from several threads at once.
+        Called from several threads at once.
         Raises CheckpointError with file and offset if the file cannot be read or ends early.
         """
         ...
@@ -82,7 +85,7 @@ class ShardFile:
             return self._fd
 
     def read(self, offset: int, into: U8) -> None:
-        """Fill `into` with the bytes at `offset`; raise CheckpointError where they cannot be had."""
+        """Fill `into` with the bytes at `offset`; raise CheckpointError if they are not there."""
         view = memoryview(into).cast("B")
         done = 0
         try:
@@ -110,15 +113,17 @@ class Stored:
 
     def read(self, start: int, stop: int, into: U8) -> None:
         """Fill `into` with rows start..stop in one read."""
-        self.file.read(self.offset + start * row_bytes(self), into)
+        n_bytes = (stop - start) * row_bytes(self)
+        self.file.read(self.offset + start * row_bytes(self), into[:n_bytes])
 
 
 @dataclass(frozen=True)
 class InterleavedHeads:
     """Q or K rows in the order of interleaved rotary pairs, from the half-split order of HF.
 
-    Hugging Face keeps the first halves of a head's rotary pairs before the second halves; llama.cpp's
-    Llama graph wants pair by pair: row 2j+k of a head is row k*(head_dim/2)+j of the stored head.
+    Hugging Face keeps the first halves of a head's rotary pairs before the second halves;
+    llama.cpp's Llama graph wants pair by pair: row 2j+k of a head is row k*(head_dim/2)+j of the
+    stored head.
     A bias is one row; there the elements are permuted instead.
     """
 

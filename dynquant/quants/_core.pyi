@@ -6,6 +6,13 @@ ISAS: tuple[str | None, ...]
 TYPES: tuple[tuple[str, int, int], ...]
 
 def encode(
-    isa: int, type: int, stored: int, rows: U8, n_per_row: int, importance: F32 | None, blocks: U8, /
+    isa: int,
+    type_index: int,
+    stored: int,
+    rows: U8,
+    n_per_row: int,
+    importance: F32 | None,
+    blocks: U8,
+    /,
 ) -> int: ...
-def decode(isa: int, type: int, blocks: U8, weights: F32, /) -> None: ...
+def decode(isa: int, type_index: int, blocks: U8, weights: F32, /) -> None: ...

@@ -34,7 +34,10 @@ class QuantType:
         return self.block_size == 1
 
     def row_size(self, n_per_row: int) -> int:
-        """Return the bytes of a row of n_per_row weights; raise EncodeError if no block divides it."""
+        """Return the bytes of a row of n_per_row weights.
+
+        Raises EncodeError if no whole number of blocks makes the row.
+        """
         if n_per_row % self.block_size:
             raise EncodeError(
                 f"a row of {n_per_row} weights is no multiple of {self.name}'s block of"

@@ -1,0 +1,77 @@
+"""What the encoders are measured against: ggml's own, and the decoders of the gguf package."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from gguf import quants
+
+from dynquant.quants import QuantType
+from dynquant.tensors import F32, U8
+
+
+@cache
+def ggml() -> ctypes.CDLL:
+    """Return llama.cpp's library from the xllamacpp wheel; its encoder is exported as C symbols."""
+    import xllamacpp
+
+    (library,) = Path(next(iter(xllamacpp.__path__))).glob("xllamacpp*.so")
+    loaded = ctypes.CDLL(str(library))
+    loaded.ggml_quantize_chunk.restype = ctypes.c_size_t
+    loaded.ggml_quantize_chunk.argtypes = [
+        ctypes.c_int,
+        *[ctypes.c_void_p] * 2,
+        *[ctypes.c_int64] * 3,
+        ctypes.c_void_p,
+    ]
+    return loaded
+
+
+def ggml_encode(x: F32, qtype: QuantType, importance: F32 | None = None) -> U8:
+    """Encode with `ggml_quantize_chunk`, the encoder to beat."""
+    x = np.ascontiguousarray(x)
+    blocks = np.empty((len(x), qtype.row_size(x.shape[1])), np.uint8)
+    weights = None if importance is None else np.ascontiguousarray(importance).ctypes.data
+    ggml().ggml_quantize_chunk(
+        int(qtype.ggml_type), x.ctypes.data, blocks.ctypes.data, 0, *x.shape, weights
+    )
+    return blocks
+
+
+def gguf_decode(blocks: U8, qtype: QuantType) -> F32:
+    """Decode with the gguf package, bit for bit what llama.cpp computes with."""
+    with np.errstate(all="ignore"):  # random blocks may hold scales that are not finite
+        return quants.dequantize(blocks, qtype.ggml_type).astype(np.float32, copy=False)
+
+
+def weighted_error(x: F32, decoded: F32, importance: F32 | None = None) -> float:
+    """Return sum w (x - decoded)^2 / sum w x^2 in double precision."""
+    w = np.ones(x.shape[1]) if importance is None else importance.astype(np.float64)
+    exact = x.astype(np.float64)
+    return float((w * (exact - decoded) ** 2).sum() / (w * exact**2).sum())
+
+
+def error_at_equal_gain(x: F32, decoded: F32, importance: F32 | None = None) -> float:
+    """Return 1 - cos^2 of the angle between x and decoded: the error that no gain could mend."""
+    w = np.ones(x.shape[1]) if importance is None else importance.astype(np.float64)
+    a, b = x.astype(np.float64), decoded.astype(np.float64)
+    return float(1 - (w * a * b).sum() ** 2 / ((w * a * a).sum() * (w * b * b).sum()))
+
+
+def matrices(n_rows: int = 24, n_per_row: int = 1024) -> Iterator[tuple[str, F32]]:
+    """Yield weights as models have them: Gaussian, and heavy-tailed with a few outliers."""
+    rng = np.random.default_rng(20261121)
+    shape = (n_rows, n_per_row)
+    yield "gaussian", (0.02 * rng.standard_normal(shape)).astype(np.float32)
+    heavy = 0.02 * rng.standard_t(5, shape)
+    heavy[rng.random(shape) < 2e-4] *= 6
+    yield "student-t", heavy.astype(np.float32)
+
+
+def log_normal_importance(n_per_row: int) -> F32:
+    """Return importances spread as those of real imatrix files: log-normal, sigma one."""
+    return np.exp(np.random.default_rng(7).standard_normal(n_per_row)).astype(np.float32)
