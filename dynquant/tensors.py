@@ -86,7 +86,7 @@ class ShardFile:
 
     def read(self, offset: int, into: U8) -> None:
         """Fill `into` with the bytes at `offset`; raise CheckpointError if they are not there."""
-        view = memoryview(into).cast("B")
+        view = into.data.cast("B")
         done = 0
         try:
             fd = self._descriptor()

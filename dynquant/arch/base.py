@@ -1,0 +1,112 @@
+"""What a model is: its GGUF keys and its tensors, each with a name, a shape and lazy rows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from dynquant.keys import Keys
+from dynquant.tensors import TensorSource, n_rows
+
+_LAYERED = re.compile(r"blk\.(\d+)\.(.+)")
+
+
+@dataclass(frozen=True)
+class TensorName:
+    """A GGUF tensor name taken apart: `blk.3.ffn_down.weight` is role ffn_down of layer 3.
+
+    Tensors outside the layers have layer None: `output_norm.weight` is role output_norm.
+    """
+
+    name: str
+    role: str
+    layer: int | None
+
+    @classmethod
+    def parse(cls, name: str) -> TensorName:
+        """Take a GGUF tensor name apart."""
+        found = _LAYERED.fullmatch(name)
+        layer, rest = (int(found[1]), found[2]) if found else (None, name)
+        return cls(name, rest.rsplit(".", 1)[0], layer)
+
+
+@dataclass(frozen=True)
+class ModelTensor:
+    """One tensor of the output file, and where its rows come from."""
+
+    name: str
+    source: TensorSource
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As in numpy, slowest dimension first."""
+        return self.source.shape
+
+    @property
+    def n_rows(self) -> int:
+        """Rows over all dimensions but the last."""
+        return n_rows(self.shape)
+
+    @property
+    def n_per_row(self) -> int:
+        """Weights in a row."""
+        return self.shape[-1]
+
+    @cached_property
+    def parts(self) -> TensorName:
+        """The name taken apart into role and layer."""
+        return TensorName.parse(self.name)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a family's tensor table; `{}` stands for the layer, and repeats the line for each.
+
+    stored: the name in the checkpoint; name: the name in the GGUF
+    shape:  dimensions as in numpy, named as in `Architecture.sizes`, separated by spaces
+    """
+
+    stored: str
+    name: str
+    shape: str
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What a family makes of one config.json: all of a model but its stored tensors.
+
+    name:    general.architecture; keys: `<name>.*` in llama.cpp's order
+    rows:    every tensor that the checkpoint must hold; sizes: the dimensions they speak of
+    tied:    stored names of the output matrix and of the embedding that stands in where the
+             checkpoint leaves the former out; None where both must be there
+    via:     how rows change on the way, by role; extra: tensors that no file holds
+    ignored: patterns of stored names that the output leaves out, with the reason
+    """
+
+    name: str
+    keys: Keys
+    rows: tuple[Row, ...]
+    sizes: Mapping[str, int]
+    n_layers: int
+    tied: tuple[str, str] | None
+    via: Mapping[str, Callable[[TensorSource], TensorSource]] = field(
+        default_factory=dict[str, Callable[[TensorSource], TensorSource]]
+    )
+    extra: tuple[ModelTensor, ...] = ()
+    ignored: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model ready to be planned: nothing read but headers and the tokenizer.
+
+    keys:    complete but for what the plan adds (general.file_type, quantization_version)
+    ignored: stored tensors that the output leaves out, with the reason
+    """
+
+    architecture: str
+    keys: Keys
+    tensors: tuple[ModelTensor, ...]
+    ignored: dict[str, str]

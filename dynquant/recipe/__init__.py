@@ -1,0 +1,1 @@
+"""What the user wants: the recipe language, and which tensor each of a recipe's rules takes."""

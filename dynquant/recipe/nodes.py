@@ -1,0 +1,199 @@
+"""YAML text as nodes that know their line and column, without the parts of YAML that surprise.
+
+Nodes are read as written: `no` and `0-3` are text, nothing is resolved or constructed. Anchors,
+aliases and tags are refused, size and depth are bounded, so that a hostile file costs nothing.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+import yaml
+
+from dynquant.errors import DynquantError, RecipeError
+
+T = TypeVar("T")
+
+# A recipe that names each of a thousand tensors has about 80 kB; PyYAML reads 300 kB a second.
+MAX_BYTES = 256 * 1024
+
+# Recipes nest four deep: the file, its rules, a rule, a list of roles.
+MAX_DEPTH = 16
+
+# The syntax errors people make most: a part of PyYAML's message, and what to say instead.
+_PLAIN_WORDS = (
+    ("<block end>", "does not line up with the lines above; check indentation and dashes"),
+    ("mapping values are not allowed", "a ': ' too many; quote the text, or check the line above"),
+    (
+        "could not find expected ':'",
+        "neither `key: value` nor a list; a colon is followed by a space",
+    ),
+    ("'\\t' that cannot start", "a tab; indent with spaces"),
+    ("another document", "a second document; write one recipe a file"),
+    ("unexpected end of stream", "a quote is not closed"),
+    ("'<stream end>'", "a bracket is not closed"),
+    ("cannot start any token", "quote text that begins with this sign"),
+)
+
+_ALIAS = "reads as a YAML alias; quote text that begins with *"
+
+
+@dataclass(frozen=True, order=True)
+class Place:
+    """A position in a file; line and column count from 1, as editors do."""
+
+    path: str
+    line: int
+    column: int
+
+    @classmethod
+    def of(cls, path: str, mark: yaml.Mark) -> Place:
+        """Return the place of a mark, which counts from 0."""
+        return cls(path, mark.line + 1, mark.column + 1)
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}:{self.column}"
+
+
+def compose(text: str, path: str) -> yaml.Node | None:
+    """Return the root node of a YAML text, None where it holds nothing but comments.
+
+    path: what messages call the file
+    Raises RecipeError, with line and column, at the first thing that is not plain YAML.
+    """
+    try:
+        loader = _Loader(text)
+    except yaml.reader.ReaderError as e:
+        before = text[: e.position]
+        place = Place(path, before.count("\n") + 1, len(before) - before.rfind("\n"))
+        raise RecipeError(
+            f"{place}: character {chr(e.character)!r} is not YAML; take it out"
+        ) from e
+    try:
+        return loader.get_single_node()
+    except yaml.MarkedYAMLError as e:
+        raise RecipeError(_syntax_message(e, text, path)) from e
+
+
+class _Loader(yaml.SafeLoader):
+    """Composes nodes, and refuses what a recipe has no use for."""
+
+    _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event = cast(yaml.Event, self.peek_event())  # pyright: ignore[reportUnknownMemberType]
+        if isinstance(event, yaml.AliasEvent):
+            raise _Refused(problem=_ALIAS, problem_mark=event.start_mark)
+        if isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent) and (
+            event.anchor is not None or event.tag is not None
+        ):
+            problem = "is a YAML anchor or tag; recipes have none"
+            raise _Refused(problem=problem, problem_mark=event.start_mark)
+        if self._depth == MAX_DEPTH:
+            problem = f"is nested more than {MAX_DEPTH} deep; no recipe needs that"
+            raise _Refused(problem=problem, problem_mark=event.start_mark)
+        self._depth += 1
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+
+class _Refused(yaml.MarkedYAMLError):
+    """YAML that is valid and that a recipe may not use."""
+
+
+def _syntax_message(error: yaml.MarkedYAMLError, text: str, path: str) -> str:
+    problem, context = error.problem or "", error.context or ""
+    mark = error.problem_mark
+    if error.context_mark and ("scalar" in context or "alias" in context):
+        mark = error.context_mark  # where the quote or the alias begins, not where it goes wrong
+    assert mark is not None, "PyYAML marks every error of its scanner and parser"
+    line = (text[mark.index :].splitlines() or [""])[0]
+    word = (line.split() or [""])[0][:60]
+    if "alias" in context:
+        problem = _ALIAS
+    elif not isinstance(error, _Refused):
+        said = f"{context}: {problem}"
+        problem = next((plain for part, plain in _PLAIN_WORDS if part in said), problem)
+        problem = f"is not YAML: {problem}"
+    return f"{Place.of(path, mark)}: {repr(word) if word else 'this'} {problem}"
+
+
+class Reader:
+    """Takes nodes apart, and collects their faults instead of stopping at the first."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.faults: list[tuple[Place, str]] = []
+
+    def fault(self, node: yaml.Node, message: str) -> None:
+        """Note what is wrong at a node."""
+        self.faults.append((Place.of(self.path, node.start_mark), message))
+
+    def mapping(
+        self, node: yaml.Node, known: tuple[str, ...], what: str
+    ) -> dict[str, yaml.Node] | None:
+        """Return the values by key; keys that are unknown or given twice are faults."""
+        if not isinstance(node, yaml.MappingNode):
+            self.fault(node, f"{what} must be `key: value` lines, not {kind(node)}")
+            return None
+        pairs: list[tuple[yaml.Node, yaml.Node]] = node.value
+        lines: dict[str, int] = {}
+        found: dict[str, yaml.Node] = {}
+        for key, value in pairs:
+            word = str(key.value) if isinstance(key, yaml.ScalarNode) else kind(key)
+            if word in lines:
+                self.fault(key, f"key {word!r} given twice, first in line {lines[word]}")
+            elif word in known:
+                found[word] = value
+            else:
+                hint = nearest(word, known) or f"; {what} may have {', '.join(known)}"
+                self.fault(key, f"unknown key {word!r}{hint}")
+            lines.setdefault(word, key.start_mark.line + 1)
+        return found
+
+    def values(self, node: yaml.Node | None, read: Callable[[str], T]) -> tuple[T, ...]:
+        """Return what `read` makes of one value or of a list of them; nothing of None."""
+        nodes = children(node) if isinstance(node, yaml.SequenceNode) else [node]
+        if node is not None and not nodes:
+            self.fault(node, "empty list; give a value or leave the key out")
+        found = [self.value(one, read) for one in nodes]
+        return tuple(value for value in found if value is not None)
+
+    def value(self, node: yaml.Node | None, read: Callable[[str], T]) -> T | None:
+        """Return what `read` makes of a value's text; its DynquantError is a fault here."""
+        if node is None:
+            return None
+        if not isinstance(node, yaml.ScalarNode):
+            self.fault(node, f"expected one word or text, not {kind(node)}")
+        elif not node.value:
+            self.fault(node, "no value; give one or leave the key out")
+        else:
+            try:
+                return read(node.value)
+            except DynquantError as e:
+                self.fault(node, "; ".join(e.messages))
+        return None
+
+
+def children(node: yaml.SequenceNode) -> list[yaml.Node]:
+    """Return the nodes of a list."""
+    return node.value
+
+
+def kind(node: yaml.Node) -> str:
+    """Return what a node is, in a reader's words."""
+    if isinstance(node, yaml.ScalarNode):
+        value: Any = node.value
+        return f"the text {value!r}" if value else "nothing"
+    return "a list" if isinstance(node, yaml.SequenceNode) else "a mapping"
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """Return `; did you mean X?` for the nearest of the words, or nothing if none is near."""
+    by_lower = {known.lower(): known for known in words}
+    near = difflib.get_close_matches(word.lower(), by_lower, n=1)
+    return f"; did you mean {by_lower[near[0]]}?" if near else ""
