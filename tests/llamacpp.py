@@ -1,0 +1,238 @@
+"""llama.cpp as an oracle, through the `xllamacpp` wheel: what a GGUF predicts, writes, tokenizes.
+
+Exact as llama.cpp can be: CPU, plain attention, key and value cache in F32, weights as the file has
+them. On F32 files it agrees with transformers to about 1e-5 in every log-probability.
+
+What a reader of `Runtime.log_probabilities` must know of the server underneath:
+
+* the probabilities it reports are those of the plain logits, before any sampler: neither a logit
+  bias nor the temperature changes them;
+* it reports none at all where the sampled token ends no UTF-8 character (half an emoji, say) or is
+  an end token; so a bias makes it sample one harmless token always;
+* without n_probs = vocabulary size it would report the likeliest only.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xllamacpp
+from numpy.typing import NDArray
+
+F32 = NDArray[np.float32]
+
+HARMLESS = "a"
+"""Text whose last token is whole UTF-8 in any vocabulary that has bytes or letters."""
+
+
+class Runtime:
+    """A GGUF loaded by llama.cpp. A context manager: its threads end with the block."""
+
+    def __init__(self, path: Path, *, n_ctx: int = 512, n_threads: int = 1) -> None:
+        """Load the file; raise RuntimeError if llama.cpp does not take it (its log is silenced)."""
+        # Before the server starts: two ways into one library, one after the other.
+        self._n_vocab = vocabulary_size(path)
+        (tokens,) = tokenize(path, [HARMLESS])
+        self._harmless = tokens[-1]
+        self._server: Any = xllamacpp.Server(_parameters(path, n_ctx, n_threads))
+
+    def __enter__(self) -> Runtime:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # The server stops its threads when it is collected, and nothing else refers to it.
+        self._server = None
+
+    def log_probabilities(self, prompts: Sequence[Sequence[int]]) -> F32:
+        """Return float32 [n_prompts, n_vocab]: of each token after each prompt of token ids.
+
+        Nothing is added to a prompt: one that ought to begin with a BOS token has it.
+        """
+        return np.stack([self._after(prompt) for prompt in prompts])
+
+    def _after(self, prompt: Sequence[int]) -> F32:
+        answer = self._complete(
+            prompt=list(prompt),
+            max_tokens=1,
+            logprobs=self._n_vocab,
+            post_sampling_probs=False,
+            ignore_eos=True,
+            logit_bias=[[self._harmless, 1e6]],
+        )
+        if answer["usage"]["prompt_tokens"] != len(prompt):
+            raise AssertionError(f"llama.cpp read {answer['usage']} of a prompt of {len(prompt)}")
+        (sampled,) = answer["choices"][0]["logprobs"]["content"]
+        reported = {entry["id"]: entry["logprob"] for entry in sampled["top_logprobs"]}
+        if reported.keys() != set(range(self._n_vocab)):
+            raise AssertionError(f"llama.cpp reported {len(reported)} of {self._n_vocab} tokens")
+        return np.array([reported[token] for token in range(self._n_vocab)], np.float32)
+
+    def generate(self, prompt: str, n_tokens: int) -> str:
+        """Return the likeliest continuation of a text, token by token, without the text."""
+        answer = self._complete(prompt=prompt, max_tokens=n_tokens)
+        text: str = answer["choices"][0]["text"]
+        return text
+
+    def _complete(self, **request: Any) -> dict[str, Any]:
+        answer: dict[str, Any] = self._server.handle_completions(
+            {"temperature": 0.0, "cache_prompt": False, **request}
+        )
+        if "choices" not in answer:
+            raise AssertionError(f"llama.cpp answered {answer}")
+        return answer
+
+
+def _parameters(path: Path, n_ctx: int, n_threads: int) -> Any:
+    parameters = xllamacpp.CommonParams()
+    parameters.model.path = str(path)
+    parameters.n_gpu_layers = 0
+    parameters.n_ctx = n_ctx
+    parameters.n_parallel = 1
+    parameters.cpuparams.n_threads = n_threads
+    parameters.cpuparams_batch.n_threads = n_threads
+    parameters.n_threads_http = 1
+    # By default the cache is F16 and attention fused: measured on the reference checkpoints, each
+    # alone moves a log-probability by 2e-3 to 9e-3.
+    parameters.cache_type_k = xllamacpp.ggml_type.GGML_TYPE_F32
+    parameters.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    parameters.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    parameters.warmup = False
+    parameters.verbosity = -1
+    return parameters
+
+
+def log_probabilities(path: Path, prompts: Sequence[Sequence[int]]) -> F32:
+    """Return float32 [n_prompts, n_vocab] as Runtime does, of a file loaded for this call only."""
+    with Runtime(path) as runtime:
+        return runtime.log_probabilities(prompts)
+
+
+def generate(path: Path, prompt: str, n_tokens: int) -> str:
+    """Return the likeliest continuation of a text."""
+    with Runtime(path) as runtime:
+        return runtime.generate(prompt, n_tokens)
+
+
+# Tokens need no server and no weights: the wheel's shared library exports llama.cpp's own
+# functions, and with `vocab_only` they also take files that hold nothing but a vocabulary.
+
+
+class _ModelParams(ctypes.Structure):
+    """Struct llama_model_params of the pinned wheel, as far as needed, with room for the rest.
+
+    By value, larger than the library's: the ABIs of x86-64 and arm64 touch only their part of it.
+    """
+
+    _fields_ = (
+        ("devices", ctypes.c_void_p),
+        ("tensor_buft_overrides", ctypes.c_void_p),
+        ("n_gpu_layers", ctypes.c_int32),
+        ("split_mode", ctypes.c_int),
+        ("load_mode", ctypes.c_int),
+        ("lazy_mode", ctypes.c_int),
+        ("main_gpu", ctypes.c_int32),
+        ("tensor_split", ctypes.c_void_p),
+        ("progress_callback", ctypes.c_void_p),
+        ("progress_callback_user_data", ctypes.c_void_p),
+        ("kv_overrides", ctypes.c_void_p),
+        ("vocab_only", ctypes.c_bool),
+        ("check_tensors", ctypes.c_bool),
+        ("use_extra_bufts", ctypes.c_bool),
+        ("no_host", ctypes.c_bool),
+        ("no_alloc", ctypes.c_bool),
+        ("rest", ctypes.c_char * 128),
+    )
+
+
+_LogCallback = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
+
+
+def _library() -> ctypes.CDLL:
+    found = importlib.util.find_spec("xllamacpp.xllamacpp")
+    if found is None or found.origin is None:
+        raise ImportError("the xllamacpp wheel has no shared library")
+    library = ctypes.CDLL(found.origin)
+    library.llama_model_default_params.restype = _ModelParams
+    library.llama_model_load_from_file.restype = ctypes.c_void_p
+    library.llama_model_load_from_file.argtypes = [ctypes.c_char_p, _ModelParams]
+    library.llama_model_free.argtypes = [ctypes.c_void_p]
+    library.llama_model_get_vocab.restype = ctypes.c_void_p
+    library.llama_model_get_vocab.argtypes = [ctypes.c_void_p]
+    library.llama_vocab_n_tokens.argtypes = [ctypes.c_void_p]
+    library.llama_tokenize.argtypes = [
+        ctypes.c_void_p,
+        ctypes.c_char_p,
+        ctypes.c_int32,
+        ctypes.POINTER(ctypes.c_int32),
+        ctypes.c_int32,
+        ctypes.c_bool,
+        ctypes.c_bool,
+    ]
+    return library
+
+
+@contextmanager
+def _silence(library: ctypes.CDLL) -> Iterator[None]:
+    """Drop what llama.cpp would log; a server that is running keeps its own logger afterwards."""
+    logger, its_argument = ctypes.c_void_p(), ctypes.c_void_p()
+    library.llama_log_get(ctypes.byref(logger), ctypes.byref(its_argument))
+    nothing = _LogCallback(lambda *_: None)
+    library.llama_log_set(nothing, None)
+    try:
+        yield
+    finally:
+        library.llama_log_set(logger, its_argument)
+
+
+@contextmanager
+def _vocabulary(path: Path) -> Iterator[tuple[ctypes.CDLL, int]]:
+    """Load the vocabulary of a GGUF, with or without tensors; RuntimeError if llama.cpp refuses."""
+    library = _library()
+    parameters = library.llama_model_default_params()
+    defaults = [getattr(parameters, name) for name, _ in _ModelParams._fields_[-6:-1]]
+    if defaults != [False, False, True, False, False]:
+        raise RuntimeError(f"this xllamacpp has another llama_model_params: {defaults}")
+    parameters.vocab_only = True
+    with _silence(library):
+        model = library.llama_model_load_from_file(str(path).encode(), parameters)
+    if not model:
+        raise RuntimeError(f"{path}: llama.cpp does not load this vocabulary")
+    try:
+        yield library, library.llama_model_get_vocab(model)
+    finally:
+        library.llama_model_free(model)
+
+
+def vocabulary_size(path: Path) -> int:
+    """Return the number of tokens in a GGUF's vocabulary."""
+    with _vocabulary(path) as (library, vocab):
+        return int(library.llama_vocab_n_tokens(vocab))
+
+
+def tokenize(
+    path: Path, texts: Sequence[str], *, add_special: bool = True, parse_special: bool = False
+) -> list[list[int]]:
+    """Return llama.cpp's token ids of each text, by the vocabulary of a GGUF.
+
+    add_special:   begin (and end) as the file's add_bos_token and its like say
+    parse_special: read the text of a control token as that token
+    """
+    with _vocabulary(path) as (library, vocab):
+        results: list[list[int]] = []
+        for text in texts:
+            encoded = text.encode()
+            # A byte is at most one token; two more for the first and the last, one for a space.
+            room = (ctypes.c_int32 * (len(encoded) + 3))()
+            n = library.llama_tokenize(
+                vocab, encoded, len(encoded), room, len(room), add_special, parse_special
+            )
+            if n < 0:
+                raise AssertionError(f"{text!r} has {-n} tokens, more than bytes")
+            results.append(room[:n])
+        return results
