@@ -1,0 +1,117 @@
+"""Dynamic quantized GGUF files of any model, in one pass, from a recipe a person can read.
+
+    import dynquant
+
+    dynquant.convert("path/to/model", "model.gguf", recipe="dynamic-4bit", progress="tqdm")
+
+or in steps: `load_model` and `load_recipe`, `make_plan`, and a look at the plan before `convert`.
+`encode` and `decode` turn rows of float32 into blocks and back.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+# The room `dynquant.convert` has the name of the function below. Loading a submodule sets its name
+# in the package, so it is loaded first, once, and the function keeps the name.
+import dynquant.convert as _room  # noqa: F401  # pyright: ignore[reportUnusedImport]
+from dynquant.errors import DynquantError
+
+if TYPE_CHECKING:
+    from dynquant.arch.base import Model
+    from dynquant.convert.engine import Progress
+    from dynquant.keys import KeyValue
+    from dynquant.plan.plan import Plan, make_plan
+    from dynquant.quants.codec import decode, encode
+    from dynquant.recipe.language import Recipe, load_recipe
+    from dynquant.report.notebook import tqdm_progress
+
+    __version__: str
+
+__all__ = [
+    "DynquantError",
+    "__version__",
+    "convert",
+    "decode",
+    "encode",
+    "load_model",
+    "load_recipe",
+    "make_plan",
+    "tqdm_progress",
+]
+
+# numpy and gguf take a quarter of a second to import; a name brings what it needs when it is used.
+_HOMES = {
+    "decode": "dynquant.quants.codec",
+    "encode": "dynquant.quants.codec",
+    "load_recipe": "dynquant.recipe.language",
+    "make_plan": "dynquant.plan.plan",
+    "tqdm_progress": "dynquant.report.notebook",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("dynquant")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'dynquant' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+def load_model(folder: str | Path, *, pre: str | None = None) -> Model:
+    """Describe the model in a folder without reading its weights.
+
+    pre: the pre-tokenizer's name in llama.cpp, where the tokenizer itself does not tell it
+
+    Raises a kind of DynquantError with everything that stands in the way.
+    """
+    from dynquant.arch.load import load_model
+
+    return load_model(Path(folder), pre=pre)
+
+
+def convert(
+    model: str | Path | Model,
+    out: str | Path,
+    *,
+    recipe: str | Path | Recipe,
+    threads: int | None = None,
+    force: bool = False,
+    pre: str | None = None,
+    set_keys: Mapping[str, KeyValue | str] | None = None,
+    progress: Callable[[Progress], None] | Literal["tqdm"] | None = None,
+) -> Plan:
+    """Convert a checkpoint to a GGUF file by a recipe, and return the plan it was made by.
+
+    model:    a folder with config.json and safetensors, or what `load_model` returned
+    recipe:   the name of a shipped recipe, a YAML file, or what `load_recipe` returned
+    threads:  worker threads; None takes one for each CPU; the output does not depend on it
+    force:    replace `out` if it exists
+    pre:      the pre-tokenizer's name in llama.cpp, where the tokenizer itself does not tell it
+    set_keys: keys to change or add, as `--set KEY=VALUE` does
+    progress: called with bytes and weights done, in this thread; "tqdm" draws a bar
+
+    Raises a kind of DynquantError for everything that the caller can mend.
+    """
+    from dynquant.convert.engine import convert_plan
+    from dynquant.plan.plan import make_plan
+    from dynquant.recipe.language import load_recipe
+    from dynquant.report.notebook import tqdm_progress
+
+    if isinstance(recipe, (str, Path)):
+        recipe = load_recipe(recipe)
+    if isinstance(model, (str, Path)):
+        model = load_model(model, pre=pre)
+    plan = make_plan(model, recipe, set_keys=set_keys)
+    report = tqdm_progress() if progress == "tqdm" else progress
+    convert_plan(plan, Path(out), threads=threads, force=force, progress=report)
+    return plan

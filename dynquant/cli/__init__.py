@@ -1,0 +1,64 @@
+"""The command line: one module a command; stdout is data, stderr is talk.
+
+Exit codes: 0 done · 1 a problem the user can mend, one `error:` line for each · 2 wrong usage ·
+130 interrupted · 143 terminated · 141 the reader of stdout went away.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import typer
+
+from dynquant.cli import console, convert, inspect, plan, recipes, types
+from dynquant.errors import DynquantError
+
+app = typer.Typer(
+    name="dynquant",
+    help="Dynamic quantized GGUF files of any model, in one pass, from a recipe.",
+    no_args_is_help=True,
+    # Plain help: a tenth of a second less before anything happens, and it survives a pipe.
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (convert.convert, plan.plan, inspect.inspect, types.types, recipes.recipes):
+    app.command()(command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        import dynquant
+
+        console.write(f"dynquant {dynquant.__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def dynquant_(
+    _: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """Dynamic quantized GGUF files of any model, in one pass, from a recipe."""
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
+    """Raise in the main thread, as Ctrl-C does, so that what is under way ends in order."""
+    sys.exit(128 + signal.SIGTERM)
+
+
+def main() -> NoReturn:
+    """Run the command line and exit."""
+    signal.signal(signal.SIGTERM, _terminate)
+    console.print_anything()
+    try:
+        app(prog_name="dynquant")
+    except DynquantError as e:
+        console.fail(e)
+        sys.exit(1)
+    sys.exit(0)

@@ -1,0 +1,141 @@
+"""What commands say and how: data to stdout, talk to stderr, progress for terminals and logs."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from dynquant.convert.engine import Progress
+    from dynquant.errors import DynquantError
+
+_LOG_SECONDS = 10.0
+"""Between two lines of progress where no terminal is: a CI log stays readable for an hour's run."""
+
+_WIDE = 1000
+"""Columns where no terminal is: a line of a table stays a line, for grep and awk."""
+
+
+def print_anything() -> None:
+    """Let stdout and stderr put ? for what their encoding lacks: a name must not end a command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def write(text: str) -> None:
+    """Write data to stdout; a reader that went away (`| head`) ends the command quietly."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # What is still in the buffer has nowhere to go, and Python would complain about it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # As a shell sees a program that SIGPIPE (13) ended.
+        raise SystemExit(128 + 13) from None
+
+
+def write_json(document: Any) -> None:
+    """Write one JSON document to stdout, in ASCII, which every locale can print."""
+    write(json.dumps(document, indent=2, allow_nan=False) + "\n")
+
+
+def show(*tables: RenderableType) -> None:
+    """Write rich tables to stdout; without colours and line breaks where it is no terminal."""
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() else _WIDE
+    console = Console(file=sys.stdout, width=width, markup=False, emoji=False, highlight=False)
+    with console.capture() as captured:
+        console.print(*tables, sep="\n")
+    lines = captured.get().splitlines()
+    write("".join(line.rstrip(" ") + "\n" for line in lines))
+
+
+def talk(text: str, *, quiet: bool = False) -> None:
+    """Write a line to stderr; nobody listening is no reason to stop."""
+    if not quiet:
+        with contextlib.suppress(OSError):
+            sys.stderr.write(text + "\n")
+            sys.stderr.flush()
+
+
+def fail(error: DynquantError) -> None:
+    """Write an error to stderr, a line for each of its messages."""
+    for message in error.messages:
+        talk(f"error: {message}")
+
+
+@contextlib.contextmanager
+def progress_of(name: str, *, quiet: bool) -> Generator[Callable[[Progress], None] | None]:
+    """Give a callback that shows progress: a bar on a terminal, else a line now and then."""
+    if quiet:
+        yield None
+    elif sys.stderr.isatty():
+        with _bar(name) as report:
+            yield report
+    else:
+        yield _log(name)
+
+
+@contextlib.contextmanager
+def _bar(name: str) -> Generator[Callable[[Progress], None]]:
+    from rich import progress as rich
+    from rich.console import Console
+
+    columns = (
+        rich.TextColumn("{task.description}", markup=False),
+        rich.BarColumn(),
+        rich.TaskProgressColumn(),
+        rich.DownloadColumn(),
+        rich.TransferSpeedColumn(),
+        rich.TimeRemainingColumn(),
+    )
+    with rich.Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(name, total=None)
+
+        def report(progress: Progress) -> None:
+            bar.update(task, completed=progress.bytes_done, total=progress.bytes_total)
+
+        yield report
+
+
+def _log(name: str) -> Callable[[Progress], None]:
+    started = told = time.monotonic()
+    begun = False
+
+    def report(progress: Progress) -> None:
+        nonlocal begun, told
+        now = time.monotonic()
+        if not begun:
+            talk(f"{name}: writing {progress.bytes_total / 1e9:.2f} GB")
+            begun = True
+        if now - told < _LOG_SECONDS or not progress.bytes_done:
+            return
+        told = now
+        rate = progress.bytes_done / (now - started)
+        left = (progress.bytes_total - progress.bytes_done) / rate
+        talk(
+            f"{name}: {progress.bytes_done / progress.bytes_total:.0%},"
+            f" {progress.bytes_done / 1e9:.2f} of {progress.bytes_total / 1e9:.2f} GB,"
+            f" {rate / 1e6:.0f} MB/s, {duration(left)} left"
+        )
+
+    return report
+
+
+def duration(seconds: float) -> str:
+    """Return a time as text: 4.2 s, 3:07, 1:02:45."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

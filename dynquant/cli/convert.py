@@ -1,0 +1,71 @@
+"""`dynquant convert`: a checkpoint becomes a GGUF file."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dynquant.cli import console
+from dynquant.cli.options import ModelArgument, PreOption, RecipeOption, SetOption, settings
+
+
+def convert(
+    model: ModelArgument,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="OUT.gguf", help="The file to write.")
+    ],
+    recipe: RecipeOption,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Worker threads; one for each CPU if not given.",
+            show_default=False,
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, print the plan, write nothing.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace OUT.gguf if it exists.")] = False,
+    set_keys: SetOption = None,
+    pre: PreOption = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")] = False,
+) -> None:
+    """Convert a checkpoint to a GGUF file by a recipe."""
+    wanted = settings(set_keys)
+    from dynquant.arch.load import load_model
+    from dynquant.convert.engine import convert_plan, default_threads
+    from dynquant.convert.layout import lay_out
+    from dynquant.convert.output import check_output, part_path
+    from dynquant.plan.plan import make_plan
+    from dynquant.recipe.language import load_recipe
+    from dynquant.report.tables import gigabytes, plan_tables
+
+    started = time.monotonic()
+    plan = make_plan(load_model(model, pre=pre), load_recipe(recipe), set_keys=wanted)
+    for warning in plan.warnings:
+        console.talk(f"warning: {warning}", quiet=quiet)
+    if dry_run:
+        file_bytes = lay_out(plan).file_bytes
+        check_output(plan, out, file_bytes, force=force)
+        console.show(plan_tables(plan, file_bytes))
+        console.talk(f"{out}: not written, this is a dry run", quiet=quiet)
+        return
+    threads = threads or default_threads()
+    try:
+        with console.progress_of(out.name, quiet=quiet) as progress:
+            convert_plan(plan, out, threads=threads, force=force, progress=progress)
+    except (KeyboardInterrupt, SystemExit):
+        console.talk(f"interrupted; {part_path(out)} is incomplete, the next run replaces it")
+        raise
+    seconds = time.monotonic() - started
+    console.talk(
+        f"{out}: {gigabytes(out.stat().st_size)}, {plan.bits_per_weight:.3f} bits per weight, in"
+        f" {console.duration(seconds)} on {threads} threads"
+        f" ({plan.n_weights / seconds / 1e6:.1f} million weights/s)",
+        quiet=quiet,
+    )

@@ -1,0 +1,29 @@
+"""`dynquant inspect`: what a GGUF file holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dynquant.cli import console
+from dynquant.cli.options import JsonOption
+
+
+def inspect(
+    file: Annotated[Path, typer.Argument(metavar="FILE.gguf", help="The file to read.")],
+    json: JsonOption = False,
+) -> None:
+    """Print the keys and tensors of a GGUF file."""
+    from dynquant.checkpoint.gguf import read_gguf
+
+    found = read_gguf(file)
+    if json:
+        from dynquant.report.documents import file_json
+
+        console.write_json(file_json(found))
+    else:
+        from dynquant.report.tables import file_tables
+
+        console.show(file_tables(found))

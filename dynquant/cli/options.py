@@ -1,0 +1,47 @@
+"""Arguments that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ModelArgument = Annotated[
+    Path,
+    typer.Argument(metavar="MODEL", help="Folder with config.json and safetensors."),
+]
+RecipeOption = Annotated[
+    str,
+    typer.Option(
+        "--recipe", "-r", metavar="R", help="A shipped recipe (`dynquant recipes`) or a YAML file."
+    ),
+]
+PreOption = Annotated[
+    str | None,
+    typer.Option(
+        "--pre",
+        metavar="NAME",
+        help="The pre-tokenizer's name in llama.cpp, where the tokenizer does not tell it.",
+    ),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Set a key of the file; it keeps the type it has. May be repeated.",
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+
+def settings(given: list[str] | None) -> dict[str, str]:
+    """Return KEY=VALUE texts as a mapping; a text without a key or a = is wrong usage."""
+    found: dict[str, str] = {}
+    for text in given or ():
+        key, equals, value = text.partition("=")
+        if not (key and equals):
+            raise typer.BadParameter(f"{text!r} is not KEY=VALUE", param_hint="--set")
+        found[key] = value
+    return found

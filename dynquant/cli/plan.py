@@ -1,0 +1,38 @@
+"""`dynquant plan`: what a conversion would write, without writing it."""
+
+from __future__ import annotations
+
+from dynquant.cli import console
+from dynquant.cli.options import (
+    JsonOption,
+    ModelArgument,
+    PreOption,
+    RecipeOption,
+    SetOption,
+    settings,
+)
+
+
+def plan(
+    model: ModelArgument,
+    recipe: RecipeOption,
+    json: JsonOption = False,
+    set_keys: SetOption = None,
+    pre: PreOption = None,
+) -> None:
+    """Print the type, size and place that a recipe gives each tensor."""
+    wanted = settings(set_keys)
+    from dynquant.arch.load import load_model
+    from dynquant.convert.layout import lay_out
+    from dynquant.plan.plan import make_plan, plan_json
+    from dynquant.recipe.language import load_recipe
+    from dynquant.report.tables import plan_tables
+
+    made = make_plan(load_model(model, pre=pre), load_recipe(recipe), set_keys=wanted)
+    for warning in made.warnings:
+        console.talk(f"warning: {warning}")
+    file_bytes = lay_out(made).file_bytes
+    if json:
+        console.write_json(plan_json(made) | {"file_bytes": file_bytes})
+    else:
+        console.show(plan_tables(made, file_bytes))

@@ -1,0 +1,27 @@
+"""`dynquant recipes`: the recipes that come with the package."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from dynquant.cli import console
+
+
+def recipes(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="NAME", help="Print this recipe's YAML.", show_default=False),
+    ] = None,
+) -> None:
+    """List the shipped recipes, or print one as a start for your own."""
+    from dynquant.recipe.language import load_recipe, shipped_recipes
+
+    if name is not None:
+        console.write(load_recipe(name).text)
+        return
+    from dynquant.report.tables import recipe_table
+
+    shipped = sorted(shipped_recipes())
+    console.show(recipe_table((r, load_recipe(r).description) for r in shipped))

@@ -1,0 +1,238 @@
+"""Every tensor's type, size and place, and every key, known before a byte is written."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from math import prod
+from typing import Any
+
+from gguf import GGML_QUANT_VERSION, GGUF_DEFAULT_ALIGNMENT, LlamaFileType
+
+from dynquant.arch.base import Model, ModelTensor
+from dynquant.errors import PlanError, RecipeError
+from dynquant.keys import Keys, KeyValue, string, u32
+from dynquant.plan.settings import apply_settings, key_problems
+from dynquant.quants.table import QuantType
+from dynquant.recipe.language import Recipe
+from dynquant.recipe.match import Assigned, assign
+
+ALIGNMENT = GGUF_DEFAULT_ALIGNMENT
+"""Bytes that every tensor's offset is a multiple of: GGUF's default, which needs no key."""
+
+MAX_NAME_BYTES = 63
+"""ggml keeps a tensor's name in 64 bytes, one of them the closing zero (GGML_MAX_NAME)."""
+
+MAX_DIMS = 4
+"""ggml's limit of dimensions (GGML_MAX_DIMS)."""
+
+
+@dataclass(frozen=True)
+class TensorPlan:
+    """One tensor of the output.
+
+    shape:      as in numpy, slowest dimension first
+    offset:     bytes from the start of the file's data section
+    n_bytes:    bytes of all its blocks, without the padding that follows
+    rule:       where its type comes from, as people look it up ("recipes/small.yaml:14")
+    instead_of: the rule's type, where rows do not divide into its blocks and the fallback stands in
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    type: QuantType
+    offset: int
+    n_bytes: int
+    rule: str
+    instead_of: QuantType | None = None
+
+    @property
+    def n_weights(self) -> int:
+        """Weights in the tensor."""
+        return prod(self.shape)
+
+    @property
+    def n_per_row(self) -> int:
+        """Weights in a row."""
+        return self.shape[-1]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole output file as data: `keys` and `tensors` in the order they are written in.
+
+    sources: the rows of each tensor, by its name
+    ignored: stored tensors that the output leaves out, with the reason
+    """
+
+    architecture: str
+    recipe: Recipe
+    keys: Keys
+    tensors: tuple[TensorPlan, ...]
+    sources: dict[str, ModelTensor] = field(repr=False)
+    warnings: tuple[str, ...] = ()
+    ignored: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    @property
+    def n_weights(self) -> int:
+        """Weights of all tensors."""
+        return sum(t.n_weights for t in self.tensors)
+
+    @property
+    def tensor_bytes(self) -> int:
+        """Bytes of all tensors, without padding."""
+        return sum(t.n_bytes for t in self.tensors)
+
+    @property
+    def data_bytes(self) -> int:
+        """Bytes of the data section: the tensors, each padded to the alignment."""
+        return sum(padded(t.n_bytes) for t in self.tensors)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Mean bits of a weight over all tensors."""
+        return 8 * self.tensor_bytes / self.n_weights
+
+    @property
+    def type_counts(self) -> dict[str, int]:
+        """Number of tensors of each type, the most frequent first."""
+        return dict(Counter(t.type.name for t in self.tensors).most_common())
+
+
+def padded(n_bytes: int) -> int:
+    """Return n_bytes rounded up to the alignment."""
+    return -(-n_bytes // ALIGNMENT) * ALIGNMENT
+
+
+def make_plan(
+    model: Model, recipe: Recipe, *, set_keys: Mapping[str, KeyValue | str] | None = None
+) -> Plan:
+    """Resolve a recipe for a model into the plan of one GGUF file.
+
+    set_keys: keys to change or to add; text is read as `--set KEY=VALUE` reads it, in the type
+              that the key has already
+
+    Raises RecipeError if the recipe does not fit the model, PlanError for names, shapes and keys
+    that GGUF cannot hold; all messages at once.
+    """
+    problems = _tensor_problems(model.tensors)
+    assigned = Assigned({}, ())
+    recipe_problems: tuple[str, ...] = ()
+    try:
+        assigned = assign(recipe, model.tensors)
+    except RecipeError as e:
+        recipe_problems = e.messages
+    weights: Counter[QuantType] = Counter()
+    for t in model.tensors:
+        if t.name in assigned.assignments:
+            weights[assigned.assignments[t.name].type] += prod(t.shape)
+    keys, key_faults = apply_settings(_final_keys(model.keys, recipe, weights), set_keys or {})
+    problems += [*key_faults, *key_problems(keys)]
+    if not problems:
+        RecipeError.raise_any(recipe_problems)
+    PlanError.raise_any((*recipe_problems, *problems))
+    return Plan(
+        architecture=model.architecture,
+        recipe=recipe,
+        keys=keys,
+        tensors=_lay_out(model.tensors, assigned),
+        sources={t.name: t for t in model.tensors},
+        warnings=assigned.warnings,
+        ignored=model.ignored,
+    )
+
+
+def _tensor_problems(tensors: tuple[ModelTensor, ...]) -> list[str]:
+    problems = [] if tensors else ["the model has no tensors; there is nothing to write"]
+    for name, count in Counter(t.name for t in tensors).items():
+        if count > 1:
+            problems.append(f"tensor {name!r} is there {count} times; names must differ")
+    for t in tensors:
+        if (n_bytes := len(t.name.encode())) > MAX_NAME_BYTES:
+            problems.append(
+                f"tensor {t.name!r}: the name has {n_bytes} bytes, llama.cpp reads names of at"
+                f" most {MAX_NAME_BYTES}"
+            )
+        if not 1 <= len(t.shape) <= MAX_DIMS:
+            problems.append(
+                f"tensor {t.name!r}: shape {t.shape} has {len(t.shape)} dimensions, GGUF holds 1 to"
+                f" {MAX_DIMS}"
+            )
+        elif min(t.shape) < 1:
+            problems.append(f"tensor {t.name!r}: shape {t.shape} has no weights")
+    return problems
+
+
+def _lay_out(tensors: tuple[ModelTensor, ...], assigned: Assigned) -> tuple[TensorPlan, ...]:
+    plans: list[TensorPlan] = []
+    offset = 0
+    for t in tensors:
+        chosen = assigned.assignments[t.name]
+        n_bytes = t.n_rows * chosen.type.row_size(t.n_per_row)
+        plans.append(
+            TensorPlan(
+                t.name, t.shape, chosen.type, offset, n_bytes, chosen.rule, chosen.instead_of
+            )
+        )
+        offset += padded(n_bytes)
+    return tuple(plans)
+
+
+def file_type(weights: Mapping[QuantType, int]) -> LlamaFileType:
+    """Return llama.cpp's file type for the quant type that holds most weights.
+
+    Float types count only where nothing is quantized: norms are F32 in every file. Of the names
+    that llama.cpp gives to mixtures, the medium one is taken (Q4_K: MOSTLY_Q4_K_M).
+    """
+    quantized = {t: n for t, n in weights.items() if not t.is_float} or weights
+    if not quantized:
+        return LlamaFileType.GUESSED
+    name = max(quantized, key=lambda t: (quantized[t], t.name)).name
+    for candidate in (f"ALL_{name}", f"MOSTLY_{name}", f"MOSTLY_{name}_M", f"MOSTLY_{name}_MOE"):
+        if candidate in LlamaFileType.__members__:
+            return LlamaFileType[candidate]
+    return LlamaFileType.GUESSED
+
+
+def _final_keys(model_keys: Keys, recipe: Recipe, weights: Mapping[QuantType, int]) -> Keys:
+    """Return the file's keys; what the quantizer says comes before tokenizer.*, as in llama.cpp."""
+    ours = {
+        "general.file_type": u32(int(file_type(weights))),
+        "general.quantization_version": u32(GGML_QUANT_VERSION),
+        "dynquant.version": string(version("dynquant")),
+        "dynquant.recipe": string(recipe.name),
+        "dynquant.recipe_sha256": string(hashlib.sha256(recipe.text.encode()).hexdigest()),
+    }
+    theirs = {k: v for k, v in model_keys.items() if k not in ours}
+    before = {k: v for k, v in theirs.items() if not k.startswith("tokenizer.")}
+    after = {k: v for k, v in theirs.items() if k.startswith("tokenizer.")}
+    return before | ours | after
+
+
+def plan_json(plan: Plan) -> dict[str, Any]:
+    """Return the plan as `dynquant plan --json` prints it; scripts rely on this form."""
+    return {
+        "architecture": plan.architecture,
+        "recipe": plan.recipe.name,
+        "tensor_bytes": plan.tensor_bytes,
+        "bits_per_weight": plan.bits_per_weight,
+        "weights": plan.n_weights,
+        "type_counts": plan.type_counts,
+        "tensors": [
+            {
+                "name": t.name,
+                "shape": list(t.shape),
+                "type": t.type.name,
+                "bytes": t.n_bytes,
+                "offset": t.offset,
+                "rule": t.rule,
+                "instead_of": t.instead_of.name if t.instead_of else None,
+            }
+            for t in plan.tensors
+        ],
+        "warnings": list(plan.warnings),
+        "ignored": dict(plan.ignored),
+    }

@@ -1,0 +1,137 @@
+"""Keys set by hand: `--set KEY=VALUE` read in the type that the key has, and checks of all keys."""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Mapping
+
+from gguf import GGUFValueType
+
+from dynquant.keys import Keys, KeyValue, Scalar
+
+_FORMATS = {
+    GGUFValueType.UINT8: "B",
+    GGUFValueType.INT8: "b",
+    GGUFValueType.UINT16: "H",
+    GGUFValueType.INT16: "h",
+    GGUFValueType.UINT32: "I",
+    GGUFValueType.INT32: "i",
+    GGUFValueType.UINT64: "Q",
+    GGUFValueType.INT64: "q",
+    GGUFValueType.FLOAT32: "f",
+    GGUFValueType.FLOAT64: "d",
+}
+_FLOATS = (GGUFValueType.FLOAT32, GGUFValueType.FLOAT64)
+_INTEGER = re.compile(r"[+-]?[0-9]+")
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+_TRUTH = {"true": True, "false": False}
+
+# What the layout or the recipe decides; another value would make the file lie about itself.
+_FIXED = re.compile(
+    r"general\.(architecture|alignment|quantization_version)|dynquant\..*|split\..*"
+)
+
+
+def apply_settings(keys: Keys, settings: Mapping[str, KeyValue | str]) -> tuple[Keys, list[str]]:
+    """Return the keys with the settings applied, and a message for each that cannot be.
+
+    A key that is there keeps its place and, where the setting is text, its type. Another key
+    comes after the last one of its group (the part before the first dot).
+    """
+    changed = dict(keys)
+    problems: list[str] = []
+    for name, wanted in settings.items():
+        if not name or name != name.strip():
+            problems.append(f"--set {name!r}: a key is text without spaces around it")
+        elif _FIXED.fullmatch(name):
+            problems.append(f"--set {name}: this key follows from the plan and cannot be set")
+        elif isinstance(wanted, KeyValue):
+            changed[name] = wanted
+        else:
+            try:
+                changed[name] = _read(wanted, keys.get(name))
+            except ValueError as e:
+                problems.append(f"--set {name}: {e}")
+    return _grouped(changed, keys), problems
+
+
+def _read(text: str, present: KeyValue | None) -> KeyValue:
+    """Read a value in the type of the present one, or in the type that its form says."""
+    if present is None:
+        return _read_new(text)
+    if present.type is GGUFValueType.ARRAY:
+        raise ValueError("the key holds an array, only single values can be set")
+    if present.type is GGUFValueType.STRING:
+        return KeyValue(text, present.type)
+    if present.type is GGUFValueType.BOOL:
+        if text.lower() not in _TRUTH:
+            raise ValueError(f"{text!r} is neither true nor false, as the key needs")
+        return KeyValue(_TRUTH[text.lower()], present.type)
+    if present.type in _FLOATS:
+        if not _NUMBER.fullmatch(text):
+            raise ValueError(f"{text!r} is not a number, as the key needs")
+        return KeyValue(float(text), present.type)
+    if not _INTEGER.fullmatch(text):
+        raise ValueError(f"{text!r} is not a whole number, as the key needs")
+    return KeyValue(int(text), present.type)
+
+
+def _read_new(text: str) -> KeyValue:
+    if text in _TRUTH:
+        return KeyValue(_TRUTH[text], GGUFValueType.BOOL)
+    if _INTEGER.fullmatch(text):
+        value = int(text)
+        # The smallest of the types that llama.cpp itself uses for numbers of this size.
+        order = (
+            GGUFValueType.UINT32,
+            GGUFValueType.INT32,
+            GGUFValueType.UINT64,
+            GGUFValueType.INT64,
+        )
+        fitting = (t for t in order if _scalars_fit((value,), t))
+        return KeyValue(value, next(fitting, GGUFValueType.INT64))
+    if _NUMBER.fullmatch(text):
+        return KeyValue(float(text), GGUFValueType.FLOAT32)
+    return KeyValue(text, GGUFValueType.STRING)
+
+
+def _grouped(changed: Keys, before: Keys) -> Keys:
+    """Move each added key behind the last key of its group; a new group comes last."""
+    order = list(before)
+    for name in changed:
+        if name not in before:
+            group = name.split(".", 1)[0]
+            last = max((i for i, k in enumerate(order) if k.split(".", 1)[0] == group), default=-1)
+            order.insert(last + 1 if last >= 0 else len(order), name)
+    return {name: changed[name] for name in order}
+
+
+def _scalars_fit(values: tuple[Scalar, ...], type_: GGUFValueType) -> bool:
+    if type_ is GGUFValueType.STRING:
+        return all(isinstance(v, str) for v in values)
+    if type_ is GGUFValueType.BOOL:
+        return all(isinstance(v, bool) for v in values)
+    if type_ not in _FORMATS:
+        return False
+    try:
+        struct.pack(f"<{len(values)}{_FORMATS[type_]}", *values)
+    except (struct.error, OverflowError):
+        return False
+    return True
+
+
+def key_problems(keys: Keys) -> list[str]:
+    """Return a message for each key whose value its type cannot hold."""
+    problems: list[str] = []
+    for name, key in keys.items():
+        if key.type is GGUFValueType.ARRAY:
+            values = key.value if isinstance(key.value, tuple) else ()
+            if not values:
+                problems.append(f"key {name!r} is an empty array; leave it out")
+            elif key.sub_type is None or not _scalars_fit(values, key.sub_type):
+                kind = key.sub_type.name if key.sub_type else "array"
+                problems.append(f"key {name!r} has values that are no {kind}")
+        elif isinstance(key.value, tuple) or not _scalars_fit((key.value,), key.type):
+            problems.append(f"key {name!r}: {key.value!r} is no {key.type.name}")
+    return problems

@@ -1,0 +1,82 @@
+"""JSON documents about GGUF files and quant types, for scripts; a plan's is `plan_json`."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from math import prod
+from typing import Any
+
+import numpy as np
+from gguf import GGUFValueType
+
+from dynquant.checkpoint.gguf import GGUFFile
+from dynquant.keys import KeyValue, Scalar
+from dynquant.quants.table import QuantType
+
+
+def file_json(file: GGUFFile) -> dict[str, Any]:
+    """Return a file as `dynquant inspect --json` prints it: a plan's form, and the keys."""
+    n_bytes = sum(t.n_bytes for t in file.tensors)
+    weights = sum(prod(t.shape) for t in file.tensors)
+    return {
+        "architecture": _text(file, "general.architecture"),
+        "recipe": _text(file, "dynquant.recipe"),
+        "tensor_bytes": n_bytes,
+        "bits_per_weight": 8 * n_bytes / weights if weights else 0.0,
+        "weights": weights,
+        "type_counts": dict(Counter(t.ggml_type.name for t in file.tensors).most_common()),
+        "tensors": [
+            {
+                "name": t.name,
+                "shape": list(t.shape),
+                "type": t.ggml_type.name,
+                "bytes": t.n_bytes,
+                "offset": t.offset,
+                "rule": None,
+            }
+            for t in file.tensors
+        ],
+        "keys": {name: _value(key) for name, key in file.keys.items()},
+        "key_types": {name: _type(key) for name, key in file.keys.items()},
+        "file_bytes": file.path.stat().st_size,
+    }
+
+
+def _text(file: GGUFFile, name: str) -> str | None:
+    key = file.keys.get(name)
+    return key.value if key is not None and isinstance(key.value, str) else None
+
+
+def _type(key: KeyValue) -> str:
+    return key.type.name if key.sub_type is None else f"{key.type.name}[{key.sub_type.name}]"
+
+
+def _value(key: KeyValue) -> Any:
+    if isinstance(key.value, tuple):
+        return [_scalar(v, key.sub_type) for v in key.value]
+    return _scalar(key.value, key.type)
+
+
+def _scalar(value: Scalar, type_: GGUFValueType | None) -> Scalar:
+    if not isinstance(value, float):
+        return value
+    if not math.isfinite(value):
+        return str(value)  # JSON has no number for it
+    # The shortest decimal that reads back as the same 32 bits: 1e-05, not 9.999999747378752e-06.
+    return float(str(np.float32(value))) if type_ is GGUFValueType.FLOAT32 else value
+
+
+def types_json(types: Iterable[QuantType]) -> list[dict[str, Any]]:
+    """Return quant types as `dynquant types --json` prints them."""
+    return [
+        {
+            "name": t.name,
+            "bits_per_weight": t.bpw,
+            "block_size": t.block_size,
+            "type_size": t.type_size,
+            "description": t.description,
+        }
+        for t in types
+    ]

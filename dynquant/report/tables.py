@@ -1,0 +1,173 @@
+"""What a plan, a file and the quant types look like to a person: rich tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from math import prod
+from typing import Protocol
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from dynquant.arch.base import TensorName
+from dynquant.checkpoint.gguf import GGUFFile
+from dynquant.keys import KeyValue
+from dynquant.plan.plan import Plan
+from dynquant.quants.table import QuantType
+
+_SHOWN_ITEMS = 6
+_SHOWN_CHARACTERS = 72
+
+
+def gigabytes(n_bytes: int) -> str:
+    """Return a size as people compare it with disks (GB) and with memory (GiB)."""
+    if n_bytes < 10_000_000:
+        return f"{n_bytes / 1e6:.2f} MB ({n_bytes / 2**20:.2f} MiB)"
+    return f"{n_bytes / 1e9:.2f} GB ({n_bytes / 2**30:.2f} GiB)"
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """Return sorted numbers as people write them: 0-3,5,8-9."""
+    parts: list[str] = []
+    for _, run in groupby(enumerate(sorted(numbers)), key=lambda p: p[1] - p[0]):
+        members = [n for _, n in run]
+        ends = (members[0],) if len(members) == 1 else (members[0], members[-1])
+        parts.append("-".join(map(str, ends)))
+    return ",".join(parts)
+
+
+class _Sized(Protocol):
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def n_bytes(self) -> int: ...
+
+
+@dataclass
+class _Row:
+    """Tensors of one role that have the same type."""
+
+    count: int
+    layers: list[int]
+    weights: int
+    n_bytes: int
+
+
+def tensor_table(tensors: Sequence[tuple[_Sized, str]]) -> Table:
+    """Return a table of tensors and their type names, a line for each role and type."""
+    rows: dict[tuple[str, str], _Row] = {}
+    order: dict[str, int] = {}
+    for tensor, type_name in tensors:
+        parts = TensorName.parse(tensor.name)
+        # A bias lies beside the weight it belongs to, and under its own name.
+        role = parts.role if parts.name.endswith(".weight") else _without_layer(parts)
+        order.setdefault(role, len(order))
+        row = rows.setdefault((role, type_name), _Row(0, [], 0, 0))
+        row.count += 1
+        row.weights += prod(tensor.shape)
+        row.n_bytes += tensor.n_bytes
+        if parts.layer is not None:
+            row.layers.append(parts.layer)
+    total = sum(r.n_bytes for r in rows.values())
+    table = _table("role", "layers", "count>", "type", "weights>", "bytes>", "bpw>", "share>")
+    for (role, type_name), row in sorted(rows.items(), key=lambda item: order[item[0][0]]):
+        table.add_row(
+            role,
+            ranges(row.layers) or "-",
+            str(row.count),
+            type_name,
+            f"{row.weights:,}",
+            f"{row.n_bytes:,}",
+            f"{8 * row.n_bytes / row.weights:.3f}" if row.weights else "-",
+            f"{row.n_bytes / total:.1%}" if total else "-",
+        )
+    return table
+
+
+def _without_layer(parts: TensorName) -> str:
+    return parts.name if parts.layer is None else parts.name.split(".", 2)[2]
+
+
+def plan_tables(plan: Plan, file_bytes: int) -> RenderableType:
+    """Return a plan for a person: where the bytes go, and what is left out."""
+    title = (
+        f"{plan.architecture} by recipe {plan.recipe.name}: {len(plan.tensors)} tensors,"
+        f" {plan.n_weights:,} weights"
+    )
+    total = [
+        f"tensors {gigabytes(plan.tensor_bytes)}, {plan.bits_per_weight:.3f} bits per weight",
+        f"file    {gigabytes(file_bytes)}",
+    ]
+    ignored = [f"ignored: {name}: {reason}" for name, reason in plan.ignored.items()]
+    return Group(
+        Text(title),
+        Text(),
+        tensor_table([(t, t.type.name) for t in plan.tensors]),
+        Text(),
+        *map(Text, [*total, *ignored]),
+    )
+
+
+def file_tables(file: GGUFFile) -> RenderableType:
+    """Return a GGUF file for a person: its keys, long values shortened, and its tensors."""
+    keys = _table("key", "type", "value")
+    for name, key in file.keys.items():
+        keys.add_row(name, key_type(key), Text(_shortened(key)))
+    n_bytes = sum(t.n_bytes for t in file.tensors)
+    weights = sum(prod(t.shape) for t in file.tensors)
+    total = f"{len(file.tensors)} tensors, {weights:,} weights, {gigabytes(n_bytes)}"
+    if weights:
+        total += f", {8 * n_bytes / weights:.3f} bits per weight"
+    tensors = tensor_table([(t, t.ggml_type.name) for t in file.tensors])
+    return Group(keys, Text(), tensors, Text(), Text(total))
+
+
+def key_type(key: KeyValue) -> str:
+    """Return the type of a key as text: UINT32, or STRING[151936] for an array."""
+    if key.sub_type is None or not isinstance(key.value, tuple):
+        return key.type.name
+    return f"{key.sub_type.name}[{len(key.value)}]"
+
+
+def _shortened(key: KeyValue) -> str:
+    if isinstance(key.value, tuple):
+        shown = ", ".join(repr(v) for v in key.value[:_SHOWN_ITEMS])
+        more = ", …" if len(key.value) > _SHOWN_ITEMS else ""
+        return _cut(f"[{shown}{more}]")
+    return _cut(repr(key.value) if isinstance(key.value, str) else str(key.value))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 1] + "…"
+
+
+def type_table(types: Iterable[QuantType]) -> Table:
+    """Return the quant types for a person."""
+    table = _table("type", "bpw>", "block>", "bytes>", "description")
+    for t in types:
+        table.add_row(t.name, f"{t.bpw:g}", str(t.block_size), str(t.type_size), t.description)
+    return table
+
+
+def recipe_table(recipes: Iterable[tuple[str, str]]) -> Table:
+    """Return recipes, given as names and descriptions, for a person."""
+    table = _table("recipe", "description")
+    for name, description in recipes:
+        table.add_row(name, Text(description.strip()))
+    return table
+
+
+def _table(*columns: str) -> Table:
+    """Return an empty table without borders; a column name that ends in > is set to the right."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for name in columns:
+        right = name.endswith(">")
+        table.add_column(name.rstrip(">"), justify="right" if right else "left", overflow="fold")
+    return table

@@ -1,0 +1,365 @@
+"""Bytes depend on the plan only; nothing that looks finished is left by what did not finish."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+from handmade import computed_tensor, model, recipe, small_plan, stored_tensor, weights
+
+from dynquant.arch.base import ModelTensor
+from dynquant.convert.engine import Progress, convert_plan
+from dynquant.convert.layout import lay_out
+from dynquant.convert.output import PartFile
+from dynquant.errors import CheckpointError, ConvertError, DynquantError
+from dynquant.plan.plan import Plan, make_plan
+from dynquant.quants.codec import encode
+from dynquant.tensors import U8, Computed, StoredType, TensorSource
+
+MIXED = "rules: [{role: ffn_down, type: Q4_0}, {role: token_embd, type: F16}]"
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    out = tmp_path_factory.mktemp("one") / "x.gguf"
+    convert_plan(small_plan(more=MIXED), out, threads=1)
+    return out.read_bytes()
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir())
+
+
+@pytest.mark.parametrize("threads", [2, 7])
+def test_bytes_do_not_depend_on_threads(expected: bytes, tmp_path: Path, threads: int) -> None:
+    convert_plan(small_plan(more=MIXED), tmp_path / "x.gguf", threads=threads, chunk_bytes=4096)
+    assert (tmp_path / "x.gguf").read_bytes() == expected
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 3000, 10_000, 1 << 30])
+def test_bytes_do_not_depend_on_the_chunk(
+    expected: bytes, tmp_path: Path, chunk_bytes: int
+) -> None:
+    convert_plan(small_plan(more=MIXED), tmp_path / "x.gguf", threads=2, chunk_bytes=chunk_bytes)
+    assert (tmp_path / "x.gguf").read_bytes() == expected
+
+
+def test_gguf_reads_back_what_encode_makes_of_each_tensor(tmp_path: Path) -> None:
+    plan = small_plan(more=MIXED)
+    convert_plan(plan, tmp_path / "x.gguf", threads=2, chunk_bytes=4096)
+    for found, planned in zip(
+        gguf.GGUFReader(tmp_path / "x.gguf").tensors, plan.tensors, strict=True
+    ):
+        source = plan.sources[planned.name].source
+        assert isinstance(source, Computed)
+        rows = source.values.reshape(-1, planned.n_per_row)
+        wanted = gguf.quants.dequantize(encode(rows, planned.type), planned.type.ggml_type)
+        decoded = gguf.quants.dequantize(found.data, found.tensor_type)
+        assert np.array_equal(decoded.reshape(-1), wanted.reshape(-1))
+
+
+def test_float32_tensors_are_written_bit_for_bit(tmp_path: Path) -> None:
+    convert_plan(small_plan("F32"), tmp_path / "x.gguf", threads=2)
+    for found, tensor in zip(
+        gguf.GGUFReader(tmp_path / "x.gguf").tensors, model().tensors, strict=True
+    ):
+        assert isinstance(tensor.source, Computed)
+        assert np.array_equal(found.data, tensor.source.values)
+
+
+def test_bfloat16_from_a_file_becomes_the_same_float32(tmp_path: Path) -> None:
+    x = weights(5, 96)
+    plan = make_plan(model(stored_tensor(tmp_path / "w", "a.weight", x)), recipe("F32"))
+    convert_plan(plan, tmp_path / "x.gguf", threads=2, chunk_bytes=100)
+    wanted = (x.view(np.uint32) & 0xFFFF0000).view(np.float32)
+    assert np.array_equal(gguf.GGUFReader(tmp_path / "x.gguf").tensors[0].data, wanted)
+
+
+def test_padding_is_zero_also_after_an_old_part(tmp_path: Path) -> None:
+    (tmp_path / "x.gguf.part").write_bytes(b"\xff" * 1_000_000)
+    plan = small_plan()
+    convert_plan(plan, tmp_path / "x.gguf", threads=2)
+    content = (tmp_path / "x.gguf").read_bytes()
+    layout = lay_out(plan)
+    for t in plan.tensors:
+        end = layout.position(t) + t.n_bytes
+        assert not any(content[end : end + -end % 32])
+    assert len(content) == layout.file_bytes
+
+
+def test_short_writes_are_continued(
+    expected: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda fd, b, at: whole(fd, b[:1000], at))
+    convert_plan(small_plan(more=MIXED), tmp_path / "x.gguf", threads=2)
+    assert (tmp_path / "x.gguf").read_bytes() == expected
+
+
+def test_a_finished_run_leaves_the_output_alone(tmp_path: Path) -> None:
+    convert_plan(small_plan(), tmp_path / "x.gguf", threads=2)
+    assert names(tmp_path) == ["x.gguf"]
+
+
+def test_progress_comes_from_the_calling_thread_and_ends_at_the_total(tmp_path: Path) -> None:
+    plan = small_plan()
+    seen: list[tuple[int, Progress]] = []
+    convert_plan(
+        plan,
+        tmp_path / "x.gguf",
+        threads=3,
+        progress=lambda p: seen.append((threading.get_ident(), p)),
+    )
+    assert {ident for ident, _ in seen} == {threading.get_ident()}
+    done = [p.bytes_done for _, p in seen]
+    assert done == sorted(done)
+    assert done[0] == 0
+    total = (plan.tensor_bytes, plan.tensor_bytes, plan.n_weights, plan.n_weights)
+    last = seen[-1][1]
+    assert (last.bytes_done, last.bytes_total, last.weights_done, last.weights_total) == total
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("type_name", ["Q8_0", "F32"])
+def test_a_weight_that_is_not_finite_is_named_by_tensor_and_row(
+    tmp_path: Path, bad: float, type_name: str
+) -> None:
+    x = weights(50, 96)
+    x[17, 5] = bad
+    tensors = (computed_tensor("a.weight", 60, 96), ModelTensor("b.weight", Computed(x)))
+    plan = make_plan(model(*tensors), recipe(type_name))
+    with pytest.raises(ConvertError) as e:
+        convert_plan(plan, tmp_path / "x.gguf", threads=2, chunk_bytes=4 * 96 * 4)
+    assert e.value.messages[0].startswith("tensor 'b.weight' (stored as F32): row 17 holds")
+    assert names(tmp_path) == ["x.gguf.part"]
+
+
+@dataclass(frozen=True)
+class Failing:
+    """A source that cannot be read from some row on."""
+
+    shape: tuple[int, ...]
+    row: int
+    calls: list[int]
+    stored: StoredType = StoredType.F32
+
+    def read(self, start: int, stop: int, into: U8) -> None:
+        self.calls.append(start)
+        if stop > self.row:
+            raise CheckpointError(f"broken at row {self.row}")
+        into[:] = 0
+
+
+def failing_plan(calls: list[int]) -> Plan:
+    source: TensorSource = Failing((10_000, 32), 20, calls)
+    return make_plan(model(ModelTensor("a.weight", source)), recipe())
+
+
+def test_the_first_failure_stops_all_threads_and_is_raised_once(tmp_path: Path) -> None:
+    calls: list[int] = []
+    before = threading.active_count()
+    with pytest.raises(CheckpointError, match="broken at row 20"):
+        convert_plan(failing_plan(calls), tmp_path / "x.gguf", threads=4, chunk_bytes=1)
+    assert threading.active_count() == before
+    assert len(calls) < 1000
+
+
+def test_an_error_in_the_callback_stops_the_run(tmp_path: Path) -> None:
+    def give_up(_: Progress) -> None:
+        raise KeyError("the caller's own")
+
+    before = threading.active_count()
+    with pytest.raises(KeyError):
+        convert_plan(small_plan(), tmp_path / "x.gguf", threads=2, progress=give_up)
+    assert threading.active_count() == before
+    assert names(tmp_path) == ["x.gguf.part"]
+
+
+def test_after_a_failure_the_next_run_replaces_the_part(expected: bytes, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError):
+        convert_plan(failing_plan([]), tmp_path / "x.gguf", threads=2)
+    convert_plan(small_plan(more=MIXED), tmp_path / "x.gguf", threads=2)
+    assert names(tmp_path) == ["x.gguf"]
+    assert (tmp_path / "x.gguf").read_bytes() == expected
+
+
+def refused(out: Path, **options: bool) -> tuple[str, ...]:
+    with pytest.raises(ConvertError) as e:
+        convert_plan(small_plan(), out, threads=1, **options)
+    return e.value.messages
+
+
+def test_an_output_that_exists_is_kept_without_force(tmp_path: Path) -> None:
+    (tmp_path / "x.gguf").write_text("mine")
+    (message,) = refused(tmp_path / "x.gguf")
+    assert "--force" in message
+    assert (tmp_path / "x.gguf").read_text() == "mine"
+    assert names(tmp_path) == ["x.gguf"]
+
+
+def test_force_replaces_an_output_only_when_the_new_one_is_complete(tmp_path: Path) -> None:
+    (tmp_path / "x.gguf").write_text("mine")
+    with pytest.raises(CheckpointError):
+        convert_plan(failing_plan([]), tmp_path / "x.gguf", threads=1, force=True)
+    assert (tmp_path / "x.gguf").read_text() == "mine"
+    convert_plan(small_plan(), tmp_path / "x.gguf", threads=1, force=True)
+    assert (tmp_path / "x.gguf").read_bytes()[:4] == b"GGUF"
+
+
+def test_a_missing_output_folder_is_refused(tmp_path: Path) -> None:
+    (message,) = refused(tmp_path / "none" / "x.gguf")
+    assert str(tmp_path / "none") in message
+
+
+def test_a_folder_as_output_is_refused(tmp_path: Path) -> None:
+    (message,) = refused(tmp_path, force=True)
+    assert "is a folder" in message
+
+
+def test_a_device_as_output_is_refused() -> None:
+    (message,) = refused(Path(os.devnull), force=True)
+    assert "not a regular file" in message
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_an_output_folder_that_is_not_writable_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    (message,) = refused(tmp_path / "x.gguf")
+    assert "not writable" in message
+
+
+def test_a_folder_that_turns_out_not_writable_is_an_error_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(*_: object, **__: object) -> int:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(os, "open", read_only)
+    (message,) = refused(tmp_path / "x.gguf")
+    assert message == f"{tmp_path / 'x.gguf.part'}: cannot be made: Read-only file system"
+
+
+@pytest.mark.parametrize("name", ["w", "link"])
+def test_the_models_own_file_is_not_overwritten_even_with_force(tmp_path: Path, name: str) -> None:
+    tensor = stored_tensor(tmp_path / "w", "a.weight", weights(5, 96))
+    (tmp_path / "link").hardlink_to(tmp_path / "w")
+    plan = make_plan(model(tensor), recipe())
+    with pytest.raises(ConvertError, match="of the model itself"):
+        convert_plan(plan, tmp_path / name, threads=1, force=True)
+
+
+@pytest.mark.parametrize("threads", [0, -1])
+def test_no_threads_is_an_error_and_no_empty_output(tmp_path: Path, threads: int) -> None:
+    with pytest.raises(ConvertError, match="at least 1"):
+        convert_plan(small_plan(), tmp_path / "x.gguf", threads=threads)
+    assert names(tmp_path) == []
+
+
+def test_an_isa_that_this_cpu_lacks_is_told_before_there_is_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DYNQUANT_ISA", "v9")
+    with pytest.raises(DynquantError, match="DYNQUANT_ISA='v9'"):
+        convert_plan(small_plan(), tmp_path / "x.gguf")
+    assert names(tmp_path) == []
+
+
+def test_two_runs_for_one_output_do_not_mix(tmp_path: Path) -> None:
+    part = PartFile(tmp_path / "x.gguf", 100)
+    (message,) = refused(tmp_path / "x.gguf")
+    assert "another dynquant" in message
+    part.close()
+    convert_plan(small_plan(), tmp_path / "x.gguf", threads=1)
+
+
+def no_space(*_: object) -> int:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_disk_that_fills_up_is_told_with_the_sizes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "pwrite", no_space)
+    (message,) = refused(tmp_path / "x.gguf")
+    assert f"needs {lay_out(small_plan()).file_bytes:,} bytes" in message
+    assert names(tmp_path) == ["x.gguf.part"]
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="this system cannot reserve space")
+def test_a_disk_without_room_is_told_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "posix_fallocate", no_space)
+    (message,) = refused(tmp_path / "x.gguf")
+    assert "make room" in message
+    assert names(tmp_path) == []
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)],
+        capture_output=True,
+        check=False,
+    )
+    if mounted.returncode:
+        pytest.skip("a tmpfs cannot be mounted here")
+    yield tmp_path
+    subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def test_a_really_full_disk_is_told_and_left_as_it_was(tiny_disk: Path) -> None:
+    (message,) = refused(tiny_disk / "x.gguf")
+    assert "needs" in message
+    assert "65,536 free" in message
+    assert names(tiny_disk) == []
+
+
+PEAK = """
+import sys
+from pathlib import Path
+from handmade import model, recipe
+from dynquant.arch.base import ModelTensor
+from dynquant.convert.engine import convert_plan
+from dynquant.plan.plan import make_plan
+from dynquant.tensors import ShardFile, Stored, StoredType
+
+def peak():
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
+
+folder = Path(sys.argv[1])
+shape = (8, 4096, 1024)
+with open(folder / "w", "wb") as f:
+    f.truncate(8 * 4096 * 1024 * 2)
+source = Stored(ShardFile(folder / "w"), 0, shape, StoredType.BF16)
+plan = make_plan(model(ModelTensor("blk.0.ffn_up_exps.weight", source)), recipe("Q8_0"))
+before = peak()
+convert_plan(plan, folder / "x.gguf", threads=2)
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+def test_memory_does_not_grow_with_the_largest_tensor(tmp_path: Path) -> None:
+    # 67 MB stored, 35 MB written; a whole one would show, two threads' chunks do not.
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    }
+    grown = subprocess.run(
+        [sys.executable, "-c", PEAK, str(tmp_path)],
+        capture_output=True,
+        check=True,
+        text=True,
+        env=environment,
+    )
+    assert int(grown.stdout) < 20_000_000
