@@ -15,14 +15,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-# The room `dynquant.convert` has the name of the function below. Loading a submodule sets its name
-# in the package, so it is loaded first, once, and the function keeps the name.
-import dynquant.convert as _room  # noqa: F401  # pyright: ignore[reportUnusedImport]
 from dynquant.errors import DynquantError
 
 if TYPE_CHECKING:
     from dynquant.arch.base import Model
-    from dynquant.convert.engine import Progress
+    from dynquant.conversion.engine import Progress
     from dynquant.keys import KeyValue
     from dynquant.plan.plan import Plan, make_plan
     from dynquant.quants.codec import decode, encode
@@ -102,7 +99,7 @@ def convert(
 
     Raises a kind of DynquantError for everything that the caller can mend.
     """
-    from dynquant.convert.engine import convert_plan
+    from dynquant.conversion.engine import convert_plan
     from dynquant.plan.plan import make_plan
     from dynquant.recipe.language import load_recipe
     from dynquant.report.notebook import tqdm_progress

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 from handmade import model, recipe, weights
 
 import dynquant
-from dynquant.convert.engine import Progress
+from dynquant.conversion.engine import Progress
 
 
 def test_every_public_name_is_there() -> None:
@@ -28,12 +27,6 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 def test_the_version_is_the_packages() -> None:
     assert dynquant.__version__ == version("dynquant")
-
-
-def test_convert_stays_a_function_beside_the_room_of_its_name() -> None:
-    importlib.import_module("dynquant.convert.engine")
-    importlib.import_module("dynquant.convert.layout")
-    assert callable(dynquant.convert)
 
 
 def test_encode_gives_rows_of_blocks_that_gguf_decodes() -> None:

@@ -17,9 +17,9 @@ import pytest
 from handmade import computed_tensor, model, recipe, small_plan, stored_tensor, weights
 
 from dynquant.arch.base import ModelTensor
-from dynquant.convert.engine import Progress, convert_plan
-from dynquant.convert.layout import lay_out
-from dynquant.convert.output import PartFile
+from dynquant.conversion.engine import Progress, convert_plan
+from dynquant.conversion.layout import lay_out
+from dynquant.conversion.output import PartFile
 from dynquant.errors import CheckpointError, ConvertError, DynquantError
 from dynquant.plan.plan import Plan, make_plan
 from dynquant.quants.codec import encode
@@ -329,7 +329,7 @@ import sys
 from pathlib import Path
 from handmade import model, recipe
 from dynquant.arch.base import ModelTensor
-from dynquant.convert.engine import convert_plan
+from dynquant.conversion.engine import convert_plan
 from dynquant.plan.plan import make_plan
 from dynquant.tensors import ShardFile, Stored, StoredType
 

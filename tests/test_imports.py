@@ -25,7 +25,7 @@ ROOMS = (
     "importance",
     "recipe",
     "plan",
-    "convert",
+    "conversion",
     "evaluate",
     "report",
     "cli",

@@ -8,7 +8,7 @@ import gguf
 import numpy as np
 from handmade import KEYS, computed_tensor, model, recipe, small_plan
 
-from dynquant.convert.layout import lay_out
+from dynquant.conversion.layout import lay_out
 from dynquant.keys import boolean, i32s
 from dynquant.plan.plan import Plan, make_plan
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from dynquant.convert.engine import Progress
+    from dynquant.conversion.engine import Progress
     from dynquant.errors import DynquantError
 
 _LOG_SECONDS = 10.0

@@ -38,9 +38,9 @@ def convert(
     """Convert a checkpoint to a GGUF file by a recipe."""
     wanted = settings(set_keys)
     from dynquant.arch.load import load_model
-    from dynquant.convert.engine import convert_plan, default_threads
-    from dynquant.convert.layout import lay_out
-    from dynquant.convert.output import check_output, part_path
+    from dynquant.conversion.engine import convert_plan, default_threads
+    from dynquant.conversion.layout import lay_out
+    from dynquant.conversion.output import check_output, part_path
     from dynquant.plan.plan import make_plan
     from dynquant.recipe.language import load_recipe
     from dynquant.report.tables import gigabytes, plan_tables

@@ -23,7 +23,7 @@ def plan(
     """Print the type, size and place that a recipe gives each tensor."""
     wanted = settings(set_keys)
     from dynquant.arch.load import load_model
-    from dynquant.convert.layout import lay_out
+    from dynquant.conversion.layout import lay_out
     from dynquant.plan.plan import make_plan, plan_json
     from dynquant.recipe.language import load_recipe
     from dynquant.report.tables import plan_tables

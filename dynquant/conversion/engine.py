@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dynquant.convert.layout import Layout, lay_out
-from dynquant.convert.output import PartFile, check_output
+from dynquant.conversion.layout import Layout, lay_out
+from dynquant.conversion.output import PartFile, check_output
 from dynquant.errors import ConvertError
 from dynquant.plan.plan import Plan, TensorPlan
 from dynquant.quants import codec
