@@ -1,0 +1,58 @@
+"""Tokenizers on disk as the `tokenizer.*` keys of a GGUF."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dynquant.errors import VocabError
+from dynquant.keys import Keys
+from dynquant.vocab.bpe import read_bpe
+from dynquant.vocab.files import TokenizerFiles
+from dynquant.vocab.pretokenizer import is_byte_level
+from dynquant.vocab.spm import read_spm, read_spm_json
+
+__all__ = ["read_vocab"]
+
+
+def read_vocab(folder: Path, config: Mapping[str, Any], *, pre: str | None = None) -> Keys:
+    """Read a model folder's tokenizer as GGUF keys, in the order of llama.cpp's converter.
+
+    config: config.json; its vocab_size is the number of tokens, and ids that no token has are
+            padded; its *_token_id count where the tokenizer's files name no such token
+    pre:    llama.cpp's name of the pre-tokenizer, which settles what its rules leave open
+
+    Byte-level BPE comes from tokenizer.json, or vocab.json and merges.txt; SentencePiece from
+    tokenizer.model, or a tokenizer.json made of one. Raises VocabError, before any work on
+    weights, for files that are missing, damaged or contradictory, and tokenizers not known.
+    """
+    files = TokenizerFiles(folder, config)
+    kind = files.model.get("type")
+    if kind == "BPE" and is_byte_level(files.tokenizer):
+        return read_bpe(files, pre)
+    if files.has("tokenizer.model"):
+        _refuse_pre(pre, "SentencePiece")
+        return read_spm(files)
+    if kind == "BPE" and files.model.get("byte_fallback") is True:
+        _refuse_pre(pre, "SentencePiece")
+        return read_spm_json(files)
+    if files.tokenizer:
+        what = "BPE that is neither byte-level nor has byte_fallback" if kind == "BPE" else kind
+        raise VocabError(
+            f"{folder / 'tokenizer.json'}: a tokenizer of kind {what!r}; byte-level BPE and"
+            " SentencePiece (tokenizer.model) are what can be converted"
+        )
+    if files.has("vocab.json") and files.has("merges.txt"):
+        return read_bpe(files, pre)
+    others = [n for n in ("tiktoken.model", "tekken.json", "vocab.txt") if files.has(n)]
+    found = f" (its {others[0]} is of a kind that cannot be converted yet)" if others else ""
+    raise VocabError(
+        f"{folder}: no tokenizer{found}; put tokenizer.json, tokenizer.model, or vocab.json with"
+        " merges.txt there"
+    )
+
+
+def _refuse_pre(pre: str | None, kind: str) -> None:
+    if pre is not None:
+        raise VocabError(f"--pre: {kind} tokenizers have no pre-tokenizer; leave out --pre {pre}")

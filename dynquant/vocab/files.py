@@ -1,0 +1,190 @@
+"""The tokenizer's files in a model folder, read once and checked for their outer form."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+from dynquant.errors import VocabError
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class AddedToken:
+    """A token that the tokenizer takes out of the text before it splits the rest."""
+
+    text: str
+    special: bool
+
+
+@dataclass(frozen=True)
+class TokenizerFiles:
+    """What the tokenizer's files say; an absent file is an empty dict.
+
+    config: config.json, as the checkpoint read it
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+
+    @cached_property
+    def tokenizer(self) -> Json:
+        """tokenizer.json."""
+        return self.read("tokenizer.json")
+
+    @cached_property
+    def model(self) -> Json:
+        """The `model` of tokenizer.json."""
+        return self.part(self.tokenizer, "model")
+
+    @cached_property
+    def tokenizer_config(self) -> Json:
+        """tokenizer_config.json."""
+        return self.read("tokenizer_config.json")
+
+    @cached_property
+    def configs(self) -> tuple[Mapping[str, Any], ...]:
+        """config.json and, in it, the configuration of the text part of a larger model."""
+        inner = self.config.get("text_config")
+        if isinstance(inner, Mapping):
+            return self.config, cast("Mapping[str, Any]", inner)
+        return (self.config,)
+
+    def has(self, name: str) -> bool:
+        """Whether the folder has a file of this name."""
+        return (self.folder / name).is_file()
+
+    def read(self, name: str) -> Json:
+        """Read a JSON file that holds one object; {} if there is no such file."""
+        if not self.has(name):
+            return {}
+        return as_object(json_value(self.folder / name), f"{self.folder / name}")
+
+    def part(self, of: Json, name: str, file: str = "tokenizer.json") -> Json:
+        """Return an object inside a file's object; {} if it is absent or null."""
+        value = of.get(name)
+        return {} if value is None else as_object(value, f"{self.folder / file}: {name!r}")
+
+    @cached_property
+    def vocab_size(self) -> int | None:
+        """The rows of the model's embedding, from config.json."""
+        for config in self.configs:
+            size = config.get("vocab_size")
+            if isinstance(size, int) and size > 0:
+                return size
+        return None
+
+    @cached_property
+    def added_tokens(self) -> dict[int, AddedToken]:
+        """Added tokens by id: tokenizer.json, then tokenizer_config.json, then added_tokens.json.
+
+        The first file that has an id decides how it is treated. A token beyond the embedding that
+        config.json declares cannot occur and is left out. Raises VocabError where two files give
+        one id to two texts, or one text two ids.
+        """
+        found: dict[int, AddedToken] = {}
+        ids: dict[str, int] = {}
+        wrong: list[str] = []
+        for file, token_id, token in self._added():
+            known = found.setdefault(token_id, token)
+            if known.text != token.text:
+                wrong.append(
+                    f"{self.folder / file}: id {token_id} is {token.text!r}, but another file (or"
+                    f" entry) says {known.text!r}; remove the wrong one"
+                )
+            elif ids.setdefault(token.text, token_id) != token_id:
+                wrong.append(
+                    f"{self.folder / file}: {token.text!r} has id {token_id}, but another file (or"
+                    f" entry) says {ids[token.text]}; remove the wrong one"
+                )
+        VocabError.raise_any(wrong)
+        size = self.vocab_size
+        return {i: t for i, t in sorted(found.items()) if size is None or i < size}
+
+    def _added(self) -> Iterable[tuple[str, int, AddedToken]]:
+        file = "tokenizer.json"
+        where = f"{self.folder / file}: 'added_tokens'"
+        for item in as_list(self.tokenizer.get("added_tokens") or [], where):
+            entry = as_object(item, where)
+            yield file, as_id(entry.get("id"), where), _added_token(entry, where)
+        file = "tokenizer_config.json"
+        where = f"{self.folder / file}: 'added_tokens_decoder'"
+        for key, item in self.part(self.tokenizer_config, "added_tokens_decoder", file).items():
+            entry = as_object(item, where)
+            token_id = int(key) if key.isdecimal() else -1
+            yield file, as_id(token_id, f"{where}, key {key!r}"), _added_token(entry, where)
+        file = "added_tokens.json"
+        for text, token_id in self.read(file).items():
+            where = f"{self.folder / file}: {text!r}"
+            yield file, as_id(token_id, where), AddedToken(text, special=False)
+
+
+def _added_token(entry: Json, where: str) -> AddedToken:
+    text = entry.get("content")
+    if not isinstance(text, str):
+        raise VocabError(f"{where}: 'content' is {text!r}, not a text; mend the file")
+    return AddedToken(text, special=entry.get("special") is True)
+
+
+def json_value(path: Path) -> Any:
+    """Read a JSON file; raise VocabError if it cannot be read, or an object has a key twice."""
+
+    def once(pairs: list[tuple[str, Any]]) -> Json:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            keys = [key for key, _ in pairs]
+            twice = sorted({key for key in found if keys.count(key) > 1})
+            raise VocabError(f"{path}: {some(twice)} twice in one object; mend the file")
+        return found
+
+    try:
+        return json.loads(read_text(path), object_pairs_hook=once)
+    except (ValueError, RecursionError) as e:
+        raise VocabError(f"{path}: not JSON: {e}; download the file again") from e
+
+
+def read_text(path: Path) -> str:
+    """Read a UTF-8 file; raise VocabError if it cannot be read."""
+    try:
+        return path.read_bytes().decode("utf-8")
+    except OSError as e:
+        raise VocabError(f"{path}: {e.strerror}") from e
+    except UnicodeDecodeError as e:
+        raise VocabError(f"{path}: not UTF-8 at byte {e.start}; download the file again") from e
+
+
+def as_object(value: Any, where: str) -> Json:
+    """Return a JSON object, or raise VocabError."""
+    if not isinstance(value, dict):
+        raise VocabError(f"{where}: {_short(value)} where an object is expected; mend the file")
+    return cast("Json", value)
+
+
+def as_list(value: Any, where: str) -> list[Any]:
+    """Return a JSON list, or raise VocabError."""
+    if not isinstance(value, list):
+        raise VocabError(f"{where}: {_short(value)} where a list is expected; mend the file")
+    return cast("list[Any]", value)
+
+
+def as_id(value: Any, where: str) -> int:
+    """Return a token id, or raise VocabError."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**31:
+        raise VocabError(f"{where}: {_short(value)} is not a token id; mend the file")
+    return value
+
+
+def some(values: Iterable[object], n: int = 5) -> str:
+    """Quote the first few values and count the rest."""
+    every = [repr(v) for v in values]
+    return ", ".join(every[:n]) + (f" and {len(every) - n} more" if len(every) > n else "")
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

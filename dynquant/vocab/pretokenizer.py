@@ -1,0 +1,149 @@
+"""Which of llama.cpp's pre-tokenizers a byte-level tokenizer has, from the rules it states."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dynquant.errors import VocabError
+from dynquant.vocab.files import Json, TokenizerFiles, as_list, as_object
+from dynquant.vocab.pretypes import (
+    CLASS_SPLITS,
+    DIGITS,
+    EACH_DIGIT,
+    GPT_2,
+    MODEL_CLASSES,
+    NAMES,
+    PRE_TYPES,
+    PUNCTUATION_RUNS,
+    PreType,
+)
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What a tokenizer does beside splitting; None where its files do not say."""
+
+    ignore_merges: bool
+    clean_spaces: bool | None
+    has_bos: bool
+
+    def disagreements(self, pre: PreType) -> tuple[bool, bool, bool]:
+        """How a name differs from the tokenizer, the difference that matters most first."""
+        return (
+            pre.ignore_merges != self.ignore_merges,
+            pre.expects_bos and not self.has_bos,
+            self.clean_spaces is not None and pre.clean_spaces != self.clean_spaces,
+        )
+
+
+class _UnknownRuleError(Exception):
+    """A rule that no sequence of regexes expresses."""
+
+
+def check_name(pre: str) -> None:
+    """Raise VocabError if llama.cpp has no pre-tokenizer of this name."""
+    if pre not in NAMES:
+        near = difflib.get_close_matches(pre, NAMES, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise VocabError(f"--pre: {pre!r} is not a pre-tokenizer{hint} (one of {', '.join(NAMES)})")
+
+
+def is_byte_level(tokenizer: Json) -> bool:
+    """Whether the pre-tokenizer of a tokenizer.json turns text into byte letters."""
+    return any(rule.get("type") == "ByteLevel" for rule in _rules(tokenizer))
+
+
+def recognise(files: TokenizerFiles, has_bos: bool) -> PreType:
+    """Return the pre-tokenizer that the files' rules make.
+
+    has_bos: whether the tokenizer has a BOS token
+
+    Of several names with the same rules, the one is taken whose other habits are the tokenizer's.
+    Raises VocabError, with the rules, if llama.cpp has no such pre-tokenizer that we know.
+    """
+    path, rules, splits = _read_rules(files)
+    clean = files.tokenizer_config.get("clean_up_tokenization_spaces")
+    traits = Traits(
+        ignore_merges=files.model.get("ignore_merges") is True,
+        clean_spaces=clean if isinstance(clean, bool) else None,
+        has_bos=has_bos,
+    )
+    candidates = [pre for pre in PRE_TYPES if pre.splits == splits]
+    if not candidates:
+        raise VocabError(
+            f"{path}: no known pre-tokenizer of llama.cpp has its rules, {rules}; if you know its"
+            f" name, give it with --pre NAME (one of {', '.join(NAMES)})"
+        )
+    return min(candidates, key=traits.disagreements)
+
+
+def _read_rules(files: TokenizerFiles) -> tuple[Path, str, tuple[str, ...] | None]:
+    """Return where the rules stand, the rules as text, and as regexes if these can express them."""
+    if files.tokenizer:
+        try:
+            splits = _splits(files.tokenizer)
+        except _UnknownRuleError:
+            splits = None
+        parts = {"pre_tokenizer": files.tokenizer.get("pre_tokenizer")}
+        if files.tokenizer.get("normalizer"):
+            parts["normalizer"] = files.tokenizer["normalizer"]
+        return files.folder / "tokenizer.json", json.dumps(parts, ensure_ascii=False), splits
+
+    stated: Any = files.tokenizer_config.get("tokenizer_class")
+    model_type: Any = files.config.get("model_type")
+    name = stated if isinstance(stated, str) else MODEL_CLASSES.get(str(model_type), "")
+    rules = f"tokenizer_class {stated!r} of model_type {model_type!r} without a tokenizer.json"
+    splits = CLASS_SPLITS.get(name.removesuffix("Fast"))
+    if files.tokenizer_config.get("add_prefix_space") is True:
+        rules, splits = f"{rules}, with add_prefix_space", None
+    return files.folder / "tokenizer_config.json", rules, splits
+
+
+def _splits(tokenizer: Json) -> tuple[str, ...]:
+    """Express a tokenizer.json's pre-tokenizer as a sequence of regexes.
+
+    NFC is passed over, as llama.cpp does: it expects its input to be composed.
+    """
+    for rule in _steps(tokenizer.get("normalizer"), "normalizers"):
+        if rule.get("type") != "NFC":
+            raise _UnknownRuleError
+    splits: list[str] = []
+    for rule in _rules(tokenizer):
+        match rule:
+            case {"type": "ByteLevel", "add_prefix_space": False, **rest}:
+                if rest.get("use_regex", True):
+                    splits.append(GPT_2)
+            case {"type": "Digits", "individual_digits": individual}:
+                splits.append(EACH_DIGIT if individual else DIGITS)
+            case {"type": "Punctuation", "behavior": "Contiguous"}:
+                splits.append(PUNCTUATION_RUNS)
+            case {"type": "Split", "pattern": {"Regex": str(regex)}, "behavior": behavior}:
+                regex = regex.replace("\r", r"\r").replace("\n", r"\n").replace("\t", r"\t")
+                # A regex that matches everything keeps the same pieces if what is between its
+                # matches, nothing, is removed (the spelling of tokenizers made from tiktoken).
+                removed = behavior == "Removed" and rule.get("invert") is True
+                if behavior != "Isolated" and not (removed and regex.endswith(r"|\s+")):
+                    raise _UnknownRuleError
+                splits.append(regex)
+            case _:
+                raise _UnknownRuleError
+    return tuple(splits)
+
+
+def _rules(tokenizer: Json) -> list[Json]:
+    return _steps(tokenizer.get("pre_tokenizer"), "pretokenizers")
+
+
+def _steps(value: Any, name: str) -> list[Json]:
+    """Return a normalizer or pre-tokenizer as the list of its steps, sequences taken apart."""
+    if value is None:
+        return []
+    where = f"tokenizer.json: {name!r}"
+    step = as_object(value, where)
+    if step.get("type") != "Sequence":
+        return [step]
+    return [s for part in as_list(step.get(name), where) for s in _steps(part, name)]

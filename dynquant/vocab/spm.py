@@ -1,0 +1,159 @@
+"""SentencePiece vocabularies as Llama has them: tokenizer.model, or the same told as merges."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from gguf import TokenType
+from gguf.constants import Keys as Gguf
+
+from dynquant.errors import VocabError
+from dynquant.keys import Keys, boolean, f32s, i32s, string, strings
+from dynquant.vocab.bpe import Merge, read_bpe_model
+from dynquant.vocab.files import AddedToken, TokenizerFiles, as_list, as_object, some
+from dynquant.vocab.sentencepiece import read_sentencepiece
+from dynquant.vocab.special import chat_template_keys, read_special
+from dynquant.vocab.tokens import ADDED_SCORE, SPACE, Token, added_type, lay_out
+
+_BYTE = re.compile("<0x[0-9A-F]{2}>")
+
+
+def read_spm(files: TokenizerFiles) -> Keys:
+    """Return the keys of a SentencePiece `tokenizer.model`.
+
+    Raises VocabError for a damaged file, and for a model that llama.cpp's SentencePiece cannot
+    run: words or characters for pieces, or no pieces for single bytes.
+    """
+    path = files.folder / "tokenizer.model"
+    model = read_sentencepiece(path)
+    if model.model_type not in ("bpe", "unigram"):
+        raise VocabError(
+            f"{path}: a SentencePiece model of type {model.model_type!r}, which llama.cpp does not"
+            " run; there is no GGUF for this tokenizer"
+        )
+    prefix = files.tokenizer_config.get("add_prefix_space")
+    return _keys(
+        files,
+        dict(enumerate(model.pieces)),
+        space_prefix=prefix if isinstance(prefix, bool) else model.add_dummy_prefix,
+        model_ids=model.special_ids,
+    )
+
+
+def read_spm_json(files: TokenizerFiles) -> Keys:
+    """Return the keys of a SentencePiece model told as a tokenizer.json with byte fallback.
+
+    llama.cpp merges the pair whose result scores highest, so the scores are the order in which
+    the merges make their results. Raises VocabError where scores cannot say what the merges say.
+    """
+    path = files.folder / "tokenizer.json"
+    vocab, merges = read_bpe_model(files)
+    VocabError.raise_any(_unlisted_merges(str(path), vocab, merges))
+    scores = _scores(merges)
+    unknown = files.model.get("unk_token")
+    tokens: dict[int, Token] = {}
+    n_scored = len(scores)
+    for text, i in sorted(vocab.items(), key=lambda item: item[1]):
+        if _BYTE.fullmatch(text):
+            tokens[i] = Token(text, TokenType.BYTE)
+        elif text == unknown:
+            tokens[i] = Token(text, TokenType.UNKNOWN)
+        else:
+            # What no merge makes, a single letter, is never compared.
+            n_scored += text not in scores
+            tokens[i] = Token(text, TokenType.NORMAL, scores.get(text, -float(n_scored)))
+    return _keys(files, tokens, space_prefix=_space_prefix(files), model_ids={})
+
+
+def _keys(
+    files: TokenizerFiles,
+    pieces: Mapping[int, Token],
+    *,
+    space_prefix: bool,
+    model_ids: Mapping[str, int],
+) -> Keys:
+    missing = 256 - sum(token.type is TokenType.BYTE for token in pieces.values())
+    if missing:
+        raise VocabError(
+            f"{files.folder}: the SentencePiece model lacks pieces for {missing} of the 256 bytes"
+            " that llama.cpp falls back to; there is no GGUF for this tokenizer"
+        )
+    laid = {i: _prepared(token) for i, token in pieces.items()}
+    laid |= {i: _added(token) for i, token in files.added_tokens.items()}
+    tokens = lay_out(files.folder, laid, files.vocab_size)
+    ids = {token.text: i for i, token in enumerate(tokens)}
+    special = read_special(files, ids.get, len(tokens), model_ids)
+    return {
+        Gguf.Tokenizer.MODEL: string("llama"),
+        Gguf.Tokenizer.PRE: string("default"),
+        Gguf.Tokenizer.LIST: strings([token.text for token in tokens]),
+        Gguf.Tokenizer.SCORES: f32s([token.score for token in tokens]),
+        Gguf.Tokenizer.TOKEN_TYPE: i32s([int(token.type) for token in tokens]),
+        **special.keys(),
+        Gguf.Tokenizer.ADD_PREFIX: boolean(space_prefix),
+        **chat_template_keys(files),
+    }
+
+
+def _prepared(token: Token) -> Token:
+    """Spell a user-defined piece as it stands in a text: llama.cpp finds it before it splits."""
+    if token.type is TokenType.USER_DEFINED:
+        return Token(token.text.replace(SPACE, " "), token.type, token.score)
+    return token
+
+
+def _added(token: AddedToken) -> Token:
+    return _prepared(Token(token.text, added_type(token), ADDED_SCORE))
+
+
+def _scores(merges: Sequence[Merge]) -> dict[str, float]:
+    """Score the results of merges: -1 for the first, and less for each that comes later.
+
+    Several merges make one result; they follow each other unless the model that they were made
+    from scores results alike. Results whose merges are mixed therefore get the same score.
+    """
+    last = {a + b: i for i, (a, b) in enumerate(merges)}
+    scores: dict[str, float] = {}
+    score, end = 0.0, -1
+    for i, (a, b) in enumerate(merges):
+        if i > end:
+            score -= 1.0
+        end = max(end, last[a + b])
+        scores.setdefault(a + b, score)
+    return scores
+
+
+def _unlisted_merges(path: str, vocab: Mapping[str, int], merges: Sequence[Merge]) -> Iterable[str]:
+    """Say which pairs llama.cpp would merge because they make a token, and the merges would not."""
+    listed = set(merges)
+    unlisted = [
+        f"{text[:k]} {text[k:]}"
+        for text in vocab
+        if not _BYTE.fullmatch(text)
+        for k in range(1, len(text))
+        if text[:k] in vocab and text[k:] in vocab and (text[:k], text[k:]) not in listed
+    ]
+    if unlisted:
+        yield (
+            f"{path}: BPE with byte_fallback, not from SentencePiece: {len(unlisted)} pairs that"
+            f" make a token are no merges ({some(unlisted)}), and llama.cpp would merge them;"
+            " put the tokenizer.model of the model beside it"
+        )
+
+
+def _space_prefix(files: TokenizerFiles) -> bool:
+    """Whether the normalizer or the pre-tokenizer puts a space before a text."""
+    stated = files.tokenizer_config.get("add_prefix_space")
+    if isinstance(stated, bool):
+        return stated
+    for name, steps in (("normalizer", "normalizers"), ("pre_tokenizer", "pretokenizers")):
+        part = files.part(files.tokenizer, name)
+        for item in as_list(part.get(steps, [part]), f"tokenizer.json: {name!r}"):
+            step: dict[str, Any] = as_object(item, f"tokenizer.json: {name!r}")
+            if step.get("type") == "Prepend":
+                return True
+            if step.get("type") == "Metaspace":
+                return step.get("prepend_scheme", "always") != "never"
+    return False
