@@ -31,7 +31,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from dynquant.checkpoint import open_checkpoint
+from dynquant.checkpoint.safetensors import open_checkpoint
 from dynquant.quants import ALL, QuantType, active_isa, encode, isas
 from dynquant.tensors import F32, U8, StoredType
 

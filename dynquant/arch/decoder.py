@@ -1,0 +1,152 @@
+"""The decoder that Llama's relatives share: config.json, the tensor table, the common keys."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from dynquant.arch.base import Row
+from dynquant.arch.config import Count, Positive, Truth, read_config
+from dynquant.arch.rope import Rope, scaling_keys
+from dynquant.errors import ArchitectureError
+from dynquant.keys import Keys, boolean, f32, u32
+
+_IN, _OUT = "model.layers.{}.", "blk.{}."
+
+WEIGHTS = (
+    Row("model.embed_tokens.weight", "token_embd.weight", "vocab hidden"),
+    Row(_IN + "input_layernorm.weight", _OUT + "attn_norm.weight", "hidden"),
+    Row(_IN + "self_attn.q_proj.weight", _OUT + "attn_q.weight", "q hidden"),
+    Row(_IN + "self_attn.k_proj.weight", _OUT + "attn_k.weight", "kv hidden"),
+    Row(_IN + "self_attn.v_proj.weight", _OUT + "attn_v.weight", "kv hidden"),
+    Row(_IN + "self_attn.o_proj.weight", _OUT + "attn_output.weight", "hidden q"),
+    Row(_IN + "post_attention_layernorm.weight", _OUT + "ffn_norm.weight", "hidden"),
+    Row(_IN + "mlp.gate_proj.weight", _OUT + "ffn_gate.weight", "ffn hidden"),
+    Row(_IN + "mlp.up_proj.weight", _OUT + "ffn_up.weight", "ffn hidden"),
+    Row(_IN + "mlp.down_proj.weight", _OUT + "ffn_down.weight", "hidden ffn"),
+    Row("model.norm.weight", "output_norm.weight", "hidden"),
+    Row("lm_head.weight", "output.weight", "vocab hidden"),
+)
+QKV_BIASES = (
+    Row(_IN + "self_attn.q_proj.bias", _OUT + "attn_q.bias", "q"),
+    Row(_IN + "self_attn.k_proj.bias", _OUT + "attn_k.bias", "kv"),
+    Row(_IN + "self_attn.v_proj.bias", _OUT + "attn_v.bias", "kv"),
+)
+O_BIAS = (Row(_IN + "self_attn.o_proj.bias", _OUT + "attn_output.bias", "hidden"),)
+MLP_BIASES = (
+    Row(_IN + "mlp.gate_proj.bias", _OUT + "ffn_gate.bias", "ffn"),
+    Row(_IN + "mlp.up_proj.bias", _OUT + "ffn_up.bias", "ffn"),
+    Row(_IN + "mlp.down_proj.bias", _OUT + "ffn_down.bias", "hidden"),
+)
+QK_NORMS = (
+    Row(_IN + "self_attn.q_norm.weight", _OUT + "attn_q_norm.weight", "head"),
+    Row(_IN + "self_attn.k_norm.weight", _OUT + "attn_k_norm.weight", "head"),
+)
+TIED = ("lm_head.weight", "model.embed_tokens.weight")
+IGNORED = {
+    r".*\brotary_emb\.inv_freq": "llama.cpp computes the rotary frequencies from the rope keys",
+}
+
+
+MAX_LAYERS = 512
+"""LLAMA_MAX_LAYERS of llama.cpp."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """config.json of a decoder, by Hugging Face's names and with its defaults."""
+
+    vocab_size: Count
+    hidden_size: Count
+    intermediate_size: Count
+    num_hidden_layers: Annotated[int, Field(strict=True, gt=0, le=MAX_LAYERS)]
+    num_attention_heads: Count
+    max_position_embeddings: Count
+    rms_norm_eps: Positive
+    num_key_value_heads: Count | None = None
+    head_dim: Count | None = None
+    hidden_act: str = "silu"
+    attention_bias: Truth = False
+    mlp_bias: Truth = False
+    is_causal: Truth = True
+    tie_word_embeddings: Truth = False
+
+    @property
+    def n_per_head(self) -> int:
+        """Weights of a head: hidden_size shared out where config.json does not say."""
+        return self.head_dim or self.hidden_size // self.num_attention_heads
+
+    @property
+    def n_head_kv(self) -> int:
+        """Heads of K and V: as many as of Q where config.json does not say."""
+        return self.num_key_value_heads or self.num_attention_heads
+
+
+def read_decoder(config: Mapping[str, Any], where: str, head_dim: int | None = None) -> Config:
+    """Return the config; raise ArchitectureError for what llama.cpp's graphs cannot compute.
+
+    head_dim: the family's own, for a config.json that leaves it out
+    """
+    present = {key: value for key, value in config.items() if value is not None}
+    c = read_config(Config, {"head_dim": head_dim, **present}, where)
+    ArchitectureError.raise_any(_problems(c, where))
+    return c
+
+
+def _problems(c: Config, where: str) -> Iterator[str]:
+    if c.hidden_act not in ("silu", "swish"):
+        yield f"{where}: hidden_act is {c.hidden_act!r}; llama.cpp computes this family with 'silu'"
+    if c.num_attention_heads % c.n_head_kv:
+        yield (
+            f"{where}: num_attention_heads {c.num_attention_heads} is no multiple of"
+            f" num_key_value_heads {c.n_head_kv}"
+        )
+    if c.head_dim is None and c.hidden_size % c.num_attention_heads:
+        yield (
+            f"{where}: hidden_size {c.hidden_size} is no multiple of num_attention_heads"
+            f" {c.num_attention_heads}, and head_dim is missing"
+        )
+    elif c.n_per_head % 2:
+        yield f"{where}: heads of {c.n_per_head} weights are odd; rotary embeddings turn pairs"
+
+
+def decoder_sizes(c: Config) -> dict[str, int]:
+    """Return the dimensions that the tables above speak of."""
+    return {
+        "vocab": c.vocab_size,
+        "hidden": c.hidden_size,
+        "ffn": c.intermediate_size,
+        "q": c.num_attention_heads * c.n_per_head,
+        "kv": c.n_head_kv * c.n_per_head,
+        "head": c.n_per_head,
+    }
+
+
+def decoder_keys(arch: str, c: Config, rope: Rope, head_dim: int | None) -> Keys:
+    """Return the keys common to all decoders, in llama.cpp's order.
+
+    head_dim: None leaves key_length and value_length to llama.cpp, which divides.
+    """
+    keys = {
+        "block_count": u32(c.num_hidden_layers),
+        "context_length": u32(c.max_position_embeddings),
+        "embedding_length": u32(c.hidden_size),
+        "feed_forward_length": u32(c.intermediate_size),
+        "attention.head_count": u32(c.num_attention_heads),
+        "attention.head_count_kv": u32(c.n_head_kv),
+        **({} if c.is_causal else {"attention.causal": boolean(False)}),
+    }
+    rest = {
+        "rope.freq_base": f32(rope.rope_theta),
+        "attention.layer_norm_rms_epsilon": f32(c.rms_norm_eps),
+    }
+    if head_dim is not None:
+        rest |= {"attention.key_length": u32(head_dim), "attention.value_length": u32(head_dim)}
+    return (
+        {f"{arch}.{name}": value for name, value in keys.items()}
+        | scaling_keys(arch, rope)
+        | {f"{arch}.{name}": value for name, value in rest.items()}
+    )

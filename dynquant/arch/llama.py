@@ -1,0 +1,52 @@
+"""Llama 2 and 3, and Mistral: one graph in llama.cpp, which knows no sliding window there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from dynquant.arch.base import Architecture, ModelTensor
+from dynquant.arch.decoder import (
+    IGNORED,
+    MLP_BIASES,
+    O_BIAS,
+    QKV_BIASES,
+    TIED,
+    WEIGHTS,
+    decoder_keys,
+    decoder_sizes,
+    read_decoder,
+)
+from dynquant.arch.rope import llama3_factors, read_rope
+from dynquant.keys import u32
+from dynquant.tensors import Computed, InterleavedHeads
+
+
+def llama(config: Mapping[str, Any], where: str) -> Architecture:
+    """Describe a Llama or Mistral: Q and K change to the interleaved order of rotary pairs."""
+    c = read_decoder(config, where)
+    rope = read_rope(config, where, known=("linear", "dynamic", "yarn", "llama3"))
+    rows = WEIGHTS
+    if c.attention_bias:
+        rows += QKV_BIASES + O_BIAS
+    if c.mlp_bias:
+        rows += MLP_BIASES
+    extra: tuple[ModelTensor, ...] = ()
+    if rope.rope_type == "llama3":
+        extra = (ModelTensor("rope_freqs.weight", Computed(llama3_factors(rope, c.n_per_head))),)
+    return Architecture(
+        name="llama",
+        keys=decoder_keys("llama", c, rope, c.n_per_head)
+        | {"llama.vocab_size": u32(c.vocab_size), "llama.rope.dimension_count": u32(c.n_per_head)},
+        rows=rows,
+        sizes=decoder_sizes(c),
+        n_layers=c.num_hidden_layers,
+        tied=TIED if c.tie_word_embeddings else None,
+        via={
+            "attn_q": partial(InterleavedHeads, n_head=c.num_attention_heads),
+            "attn_k": partial(InterleavedHeads, n_head=c.n_head_kv),
+        },
+        extra=extra,
+        ignored=IGNORED,
+    )

@@ -1,0 +1,63 @@
+"""Qwen2 and Qwen3, dense; their rotary halves stay as Hugging Face keeps them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dynquant.arch.base import Architecture
+from dynquant.arch.decoder import (
+    IGNORED,
+    QK_NORMS,
+    QKV_BIASES,
+    TIED,
+    WEIGHTS,
+    decoder_keys,
+    decoder_sizes,
+    read_decoder,
+)
+from dynquant.arch.rope import read_rope
+from dynquant.errors import ArchitectureError
+
+# llama.cpp's Qwen graphs take no rope_freqs tensor, so that they cannot compute "llama3".
+SCALINGS = ("linear", "dynamic", "yarn")
+
+
+def qwen2(config: Mapping[str, Any], where: str) -> Architecture:
+    """Describe a Qwen2: biases on Q, K and V always."""
+    c = read_decoder(config, where)
+    rope = read_rope(config, where, SCALINGS)
+    if c.num_attention_heads * c.n_per_head != c.hidden_size:
+        raise ArchitectureError(
+            f"{where}: {c.num_attention_heads} heads of {c.n_per_head} are not hidden_size"
+            f" {c.hidden_size}, which llama.cpp's qwen2 takes them to be"
+        )
+    return Architecture(
+        name="qwen2",
+        keys=decoder_keys("qwen2", c, rope, c.head_dim),
+        rows=WEIGHTS + QKV_BIASES,
+        sizes=decoder_sizes(c),
+        n_layers=c.num_hidden_layers,
+        tied=TIED if c.tie_word_embeddings else None,
+        ignored=IGNORED,
+    )
+
+
+def qwen3(config: Mapping[str, Any], where: str) -> Architecture:
+    """Describe a Qwen3: norms on the heads of Q and K, no biases."""
+    # transformers' default for Qwen3, unlike Llama's: not hidden_size / num_attention_heads.
+    c = read_decoder(config, where, head_dim=128)
+    rope = read_rope(config, where, SCALINGS)
+    if c.attention_bias:
+        raise ArchitectureError(
+            f"{where}: attention_bias is true; llama.cpp's qwen3 has no bias on o_proj"
+        )
+    return Architecture(
+        name="qwen3",
+        keys=decoder_keys("qwen3", c, rope, c.n_per_head),
+        rows=WEIGHTS + QK_NORMS,
+        sizes=decoder_sizes(c),
+        n_layers=c.num_hidden_layers,
+        tied=TIED if c.tie_word_embeddings else None,
+        ignored=IGNORED,
+    )

@@ -1,0 +1,150 @@
+"""Rotary position embeddings: what config.json says of them, and what llama.cpp wants to know."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+
+from dynquant.arch.config import Count, Positive, Truth, read_config
+from dynquant.errors import ArchitectureError
+from dynquant.keys import Keys, f32, string, u32
+from dynquant.tensors import F32
+
+
+@dataclass(frozen=True)
+class Rope:
+    """`rope_parameters` of transformers 5, `rope_scaling` of older ones; names as there.
+
+    rope_type: "default" (no scaling), "linear", "dynamic", "yarn", "llama3"
+    """
+
+    rope_theta: Positive
+    rope_type: str
+    original_max_position_embeddings: Count
+    partial_rotary_factor: Positive = 1.0
+    factor: Positive | None = None
+    low_freq_factor: Positive | None = None
+    high_freq_factor: Positive | None = None
+    beta_fast: Positive = 32.0
+    beta_slow: Positive = 1.0
+    truncate: Truth = True
+    attention_factor: Positive | None = None
+    mscale: Positive | None = None
+    mscale_all_dim: Positive | None = None
+
+
+# What each scaling cannot do without. "dynamic" changes nothing within max_position_embeddings,
+# which is the context_length that the GGUF declares; llama.cpp has no key for it.
+_NEEDS = {
+    "default": (),
+    "linear": ("factor",),
+    "dynamic": (),
+    "yarn": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+}
+
+
+# What no key tells llama.cpp's graphs of these families: they read neither yarn_beta_fast and
+# yarn_beta_slow, nor yarn_attn_factor and yarn_ext_factor, though the gguf package can write them.
+_WHOLE: dict[str, object] = {"partial_rotary_factor": 1.0}
+_FIXED: dict[str, dict[str, object]] = {
+    **dict.fromkeys(_NEEDS, _WHOLE),
+    "yarn": {**_WHOLE, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": True},
+}
+_TOP_LEVEL = ("rope_theta", "partial_rotary_factor")
+_ORIGINAL = "original_max_position_embeddings"
+
+
+def read_rope(config: Mapping[str, Any], where: str, known: tuple[str, ...]) -> Rope:
+    """Return the rope settings of a config.json; raise ArchitectureError for unknown scaling.
+
+    known: the scalings that llama.cpp's graph of the family computes, besides "default".
+    """
+    name = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
+    said = config.get(name)
+    found = cast("dict[str, Any]", said) if isinstance(said, dict) else {}
+    if said is not None and (said != found or any(isinstance(v, dict) for v in found.values())):
+        raise ArchitectureError(f"{where}: {name} is not one set of settings for all layers")
+    # As transformers reads them: the settings themselves first, then config.json's top level,
+    # but the original context length the other way round (`standardize_rope_params`).
+    settings: dict[str, Any] = {
+        "rope_theta": 10000.0,
+        "rope_type": found.get("type", "default"),
+        **{k: config[k] for k in _TOP_LEVEL if config.get(k) is not None},
+        _ORIGINAL: config.get("max_position_embeddings"),
+        **{k: v for k, v in found.items() if v is not None},
+    }
+    if config.get(_ORIGINAL) is not None:
+        settings[_ORIGINAL] = config[_ORIGINAL]
+    rope = read_config(Rope, settings, f"{where}: {name}")
+    types = ("default", *known)
+    if rope.rope_type not in types:
+        raise ArchitectureError(
+            f"{where}: {name}: rope_type {rope.rope_type!r} is not one that llama.cpp computes for"
+            f" this architecture ({', '.join(types)})"
+        )
+    ArchitectureError.raise_any(
+        f"{where}: {name}: {key} is missing, which rope_type {rope.rope_type!r} needs"
+        for key in _NEEDS[rope.rope_type]
+        if getattr(rope, key) is None
+    )
+    ArchitectureError.raise_any(
+        f"{where}: {key} is {getattr(rope, key)}; llama.cpp computes this architecture with {fixed}"
+        for key, fixed in _FIXED[rope.rope_type].items()
+        if getattr(rope, key) != fixed
+    )
+    return rope
+
+
+def scaling_keys(arch: str, rope: Rope) -> Keys:
+    """Return `<arch>.rope.scaling.*`; llama3's scaling is a tensor instead (`llama3_factors`)."""
+    if rope.rope_type not in ("linear", "yarn") or rope.factor is None:
+        return {}
+    keys = {"type": string(rope.rope_type), "factor": f32(rope.factor)}
+    if rope.rope_type == "yarn":
+        keys["original_context_length"] = u32(rope.original_max_position_embeddings)
+        # llama.cpp multiplies this with YaRN's usual factor, which transformers replaces.
+        attention = _attention_factor(rope, rope.factor) / _magnitude(rope.factor, 1.0)
+        if attention != 1:
+            keys["attn_factor"] = f32(attention)
+    return {f"{arch}.rope.scaling.{name}": value for name, value in keys.items()}
+
+
+def _attention_factor(rope: Rope, factor: float) -> float:
+    """Return what YaRN multiplies sines and cosines with (`_compute_yarn_parameters`)."""
+    if rope.attention_factor is not None:
+        return rope.attention_factor
+    if rope.mscale and rope.mscale_all_dim:
+        return _magnitude(factor, rope.mscale) / _magnitude(factor, rope.mscale_all_dim)
+    return _magnitude(factor, 1.0)
+
+
+def _magnitude(factor: float, mscale: float) -> float:
+    """Return YaRN's growth of attention with the context (arXiv:2309.00071, section 3.4)."""
+    return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1
+
+
+def llama3_factors(rope: Rope, head_dim: int) -> F32:
+    """Return Llama 3.1's rope scaling as what each rotary pair's frequency is divided by.
+
+    Wavelengths below original/high_freq_factor stay, those above original/low_freq_factor grow by
+    `factor`, and between them the frequency goes over linearly in original/wavelength.
+
+    returns: float32 [head_dim / 2], the tensor rope_freqs.weight
+    Source: `_compute_llama3_parameters` in transformers.
+    """
+    factor, low, high = rope.factor, rope.low_freq_factor, rope.high_freq_factor
+    if factor is None or low is None or high is None:
+        raise ValueError(f"rope_type {rope.rope_type!r} has no factors")
+    divisors: list[float] = []
+    for pair in range(head_dim // 2):
+        wavelength = 2 * math.pi * rope.rope_theta ** (2 * pair / head_dim)
+        turns = rope.original_max_position_embeddings / wavelength
+        # Unlike the formula's three cases, two clips: equal to them, also where low equals high.
+        kept = 1.0 if turns >= high else 0.0 if turns < low else (turns - low) / (high - low)
+        divisors.append(1 / ((1 - kept) / factor + kept))
+    return np.array(divisors, np.float32)

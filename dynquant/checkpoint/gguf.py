@@ -1,0 +1,289 @@
+"""The header of a GGUF file: its keys and its tensor table, never trusting a length it gives.
+
+Little-endian throughout; a string is a u64 length and UTF-8 bytes:
+
+    "GGUF", u32 version (2 or 3), u64 n_tensors, u64 n_keys
+    n_keys times     string key, u32 type, value  (array: u32 type, u64 count, values)
+    n_tensors times  string name, u32 n_dims, u64 dims (fastest first), u32 type, u64 offset
+    padding to general.alignment (32 where there is none), then the data
+
+Source: docs/gguf.md in ggml, and the limits of gguf.cpp.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import BinaryIO
+
+from gguf import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType, GGUFValueType
+
+from dynquant.errors import CheckpointError
+from dynquant.keys import Keys, KeyValue, Scalar
+
+VERSIONS = (2, 3)
+MAX_NAME = 63
+"""Bytes of a tensor's name: ggml keeps it in 64, one of them the closing zero (GGML_MAX_NAME)."""
+
+MAX_DIMS = 4
+"""GGML_MAX_DIMS."""
+
+MAX_ITEMS = 1 << 24
+"""Items of an array, or bytes of a string, that a header can reasonably have: 60 times the largest
+vocabulary in use. Below a large file's size, so that damage does not become memory."""
+
+_CHUNK = 1 << 20
+_FORMATS = {
+    GGUFValueType.UINT8: "B",
+    GGUFValueType.INT8: "b",
+    GGUFValueType.UINT16: "H",
+    GGUFValueType.INT16: "h",
+    GGUFValueType.UINT32: "I",
+    GGUFValueType.INT32: "i",
+    GGUFValueType.FLOAT32: "f",
+    GGUFValueType.BOOL: "B",
+    GGUFValueType.UINT64: "Q",
+    GGUFValueType.INT64: "q",
+    GGUFValueType.FLOAT64: "d",
+}
+_MIN_KEY, _MIN_TENSOR = 8 + 4 + 1, 8 + 4 + 4 + 8  # bytes of the shortest entry of each table
+
+
+@dataclass(frozen=True)
+class GGUFTensor:
+    """One row of the tensor table.
+
+    shape: numpy order; offset: bytes from the start of the data section
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    ggml_type: GGMLQuantizationType
+    offset: int
+    n_bytes: int
+
+
+@dataclass(frozen=True)
+class GGUFFile:
+    """What a GGUF file says of itself; its data begin at byte `data_offset`."""
+
+    path: Path
+    keys: Keys
+    tensors: tuple[GGUFTensor, ...]
+    data_offset: int
+    alignment: int
+
+
+class _Cursor:
+    """A file read once from front to back, in chunks, and only where its size allows."""
+
+    def __init__(self, path: Path, file: BinaryIO) -> None:
+        self.path = path
+        self.file = file
+        self.size = file.seek(0, 2)
+        file.seek(0)
+        self.buffer = b""
+        self.start = 0  # of the buffer in the file
+        self.at = 0  # in the buffer
+
+    @property
+    def offset(self) -> int:
+        return self.start + self.at
+
+    def error(self, what: str, offset: int | None = None) -> CheckpointError:
+        where = self.offset if offset is None else offset
+        return CheckpointError(f"{self.path}: byte {where}: {what}")
+
+    def need(self, n: int, what: str) -> None:
+        """Have the next n bytes in the buffer, or raise before anything of that size is made."""
+        left = self.size - self.offset
+        if n > left:
+            raise self.error(f"{what} of {n} bytes, but the file ends after {left}")
+        if self.at + n > len(self.buffer):
+            rest = self.buffer[self.at :]
+            self.start, self.at = self.offset, 0
+            self.buffer = rest + self.file.read(max(n - len(rest), _CHUNK))
+            if len(self.buffer) < n:
+                raise self.error("the file became shorter while it was read")
+
+    def numbers(self, count: int, letter: str, what: str) -> tuple[Scalar, ...]:
+        n = count * struct.calcsize(f"<{letter}")
+        self.need(n, what)
+        found = struct.unpack_from(f"<{count}{letter}", self.buffer, self.at)
+        self.at += n
+        return found
+
+    def count(self, letter: str, what: str) -> int:
+        return int(self.numbers(1, letter, what)[0])
+
+    def text(self, what: str, at_most: int, errors: str = "strict") -> str:
+        n = self.count("Q", f"the length of {what}")
+        if n > at_most:
+            raise self.error(f"{what} is {n} bytes long; at most {at_most} are read")
+        self.need(n, what)
+        try:
+            found = self.buffer[self.at : self.at + n].decode("utf-8", errors)
+        except UnicodeDecodeError as e:
+            raise self.error(f"{what} is not UTF-8") from e
+        self.at += n
+        return found
+
+    def texts(self, count: int, what: str) -> tuple[str, ...]:
+        """Read strings; written out because a vocabulary has 10^5 of them."""
+        if count * 8 > self.size - self.offset:
+            raise self.error(f"{what} of {count} strings does not fit into the file")
+        found: list[str] = []
+        length = struct.Struct("<Q").unpack_from
+        for _ in range(count):
+            if self.at + 8 > len(self.buffer):
+                self.need(8, what)
+            end = self.at + 8 + length(self.buffer, self.at)[0]
+            if end > len(self.buffer):
+                n = end - self.at
+                if n - 8 > MAX_ITEMS:
+                    raise self.error(f"{what} has a string of {n - 8} bytes")
+                self.need(n, what)
+                end = self.at + n
+            found.append(self.buffer[self.at + 8 : end].decode("utf-8", "backslashreplace"))
+            self.at = end
+        return tuple(found)
+
+
+def read_gguf(path: Path) -> GGUFFile:
+    """Read a GGUF file's keys and tensor table.
+
+    Bytes of a string value that are not UTF-8 become `\\xNN`: llama.cpp cuts some strings at a
+    byte. Raises CheckpointError with the file and the byte offset of what is wrong.
+    """
+    try:
+        with path.open("rb") as file:
+            return _read(_Cursor(path, file))
+    except OSError as e:
+        raise CheckpointError(f"{path}: cannot be read: {e.strerror}") from e
+
+
+def _read(cursor: _Cursor) -> GGUFFile:
+    if cursor.size < 24:
+        raise cursor.error(f"{cursor.size} bytes are too few for a GGUF file")
+    cursor.need(24, "the header")
+    magic = cursor.buffer[:8]
+    if magic == b"version ":
+        raise cursor.error("a Git LFS pointer, not the file; run `git lfs pull`")
+    if magic[:4] != b"GGUF":
+        raise cursor.error(f"{magic[:4]!r} is not GGUF's magic")
+    cursor.at = 4
+    version = cursor.count("I", "the version")
+    if version not in VERSIONS:
+        big = " of a big-endian file" if version >> 16 and not version & 0xFFFF else ""
+        raise cursor.error(f"version {version}{big}; versions 2 and 3, little-endian, are read", 4)
+    n_tensors, n_keys = cursor.count("Q", "a count"), cursor.count("Q", "a count")
+    if n_keys * _MIN_KEY + n_tensors * _MIN_TENSOR > cursor.size:
+        raise cursor.error(f"{n_tensors} tensors and {n_keys} keys do not fit into the file", 8)
+    keys: Keys = {}
+    for _ in range(n_keys):
+        name, value = _key(cursor, keys)
+        keys[name] = value
+    alignment = _alignment(cursor, keys)
+    tensors: dict[str, GGUFTensor] = {}
+    for _ in range(n_tensors):
+        tensor = _tensor(cursor, alignment, tensors)
+        tensors[tensor.name] = tensor
+    data_offset = -(-cursor.offset // alignment) * alignment
+    CheckpointError.raise_any(
+        f"{cursor.path}: byte {data_offset + offset}: {what}"
+        for offset, what in _places(list(tensors.values()), cursor.size - data_offset)
+    )
+    return GGUFFile(cursor.path, keys, tuple(tensors.values()), data_offset, alignment)
+
+
+def _key(cursor: _Cursor, keys: Keys) -> tuple[str, KeyValue]:
+    at = cursor.offset
+    name = cursor.text("a key", 65535)
+    if not name or name in keys:
+        raise cursor.error(f"key {name!r} appears twice" if name else "a key without a name", at)
+    type_ = _type(cursor, name)
+    if type_ is not GGUFValueType.ARRAY:
+        if type_ is GGUFValueType.STRING:
+            return name, KeyValue(cursor.text(name, MAX_ITEMS, "backslashreplace"), type_)
+        return name, KeyValue(_numbers(cursor, 1, type_, name)[0], type_)
+    sub_type = _type(cursor, name)
+    count = cursor.count("Q", f"the length of {name}")
+    if sub_type is GGUFValueType.ARRAY:
+        raise cursor.error(f"{name} is an array of arrays, which llama.cpp does not read either")
+    if count > MAX_ITEMS:
+        raise cursor.error(f"{name} has {count} items; at most {MAX_ITEMS} are read")
+    if sub_type is GGUFValueType.STRING:
+        return name, KeyValue(cursor.texts(count, name), type_, sub_type)
+    return name, KeyValue(_numbers(cursor, count, sub_type, name), type_, sub_type)
+
+
+def _type(cursor: _Cursor, name: str) -> GGUFValueType:
+    number = cursor.count("I", f"the type of {name}")
+    try:
+        return GGUFValueType(number)
+    except ValueError:
+        raise cursor.error(f"{name} has value type {number}, which GGUF does not know") from None
+
+
+def _numbers(cursor: _Cursor, count: int, type_: GGUFValueType, what: str) -> tuple[Scalar, ...]:
+    found = cursor.numbers(count, _FORMATS[type_], what)
+    if type_ is not GGUFValueType.BOOL:
+        return found
+    if any(v not in (0, 1) for v in found):
+        raise cursor.error(f"{what} is neither true nor false", cursor.offset - count)
+    return tuple(bool(v) for v in found)
+
+
+def _alignment(cursor: _Cursor, keys: Keys) -> int:
+    found = keys.get("general.alignment", KeyValue(GGUF_DEFAULT_ALIGNMENT, GGUFValueType.UINT32))
+    value = found.value
+    if found.type is not GGUFValueType.UINT32 or not isinstance(value, int) or value < 1:
+        raise cursor.error(f"general.alignment {value!r} is not a positive u32")
+    if value & (value - 1):
+        raise cursor.error(f"general.alignment {value} is not a power of two")
+    return value
+
+
+def _tensor(cursor: _Cursor, alignment: int, tensors: dict[str, GGUFTensor]) -> GGUFTensor:
+    at = cursor.offset
+    name = cursor.text("a tensor's name", MAX_NAME)
+    if name in tensors:
+        raise cursor.error(f"tensor {name!r} appears twice", at)
+    n_dims = cursor.count("I", f"the dimensions of {name}")
+    if n_dims > MAX_DIMS:
+        raise cursor.error(f"{name} has {n_dims} dimensions; ggml has at most {MAX_DIMS}", at)
+    dims = [int(d) for d in cursor.numbers(n_dims, "Q", f"the shape of {name}")]
+    number, offset = cursor.count("I", f"the type of {name}"), cursor.count("Q", "an offset")
+    try:
+        ggml_type = GGMLQuantizationType(number)
+    except ValueError:
+        raise cursor.error(
+            f"{name} has ggml type {number}, which the gguf package does not know", at
+        ) from None
+    block_size, type_size = GGML_QUANT_SIZES[ggml_type]
+    n_per_row = dims[0] if dims else 1
+    if 0 in dims or n_per_row % block_size:
+        raise cursor.error(
+            f"{name} has rows of {n_per_row} weights in shape {dims[::-1]}; {ggml_type.name}"
+            f" needs a multiple of {block_size}",
+            at,
+        )
+    if offset % alignment:
+        raise cursor.error(f"{name} lies at {offset}, not a multiple of {alignment}", at)
+    n_bytes = prod(dims) // block_size * type_size
+    return GGUFTensor(name, tuple(dims[::-1]), ggml_type, offset, n_bytes)
+
+
+def _places(tensors: list[GGUFTensor], n_data: int) -> Iterator[tuple[int, str]]:
+    """Say which tensors overlap, and what the file is too short for."""
+    end, before = 0, ""
+    for tensor in sorted(tensors, key=lambda t: t.offset):
+        if tensor.offset < end:
+            yield tensor.offset, f"{before} and {tensor.name} overlap"
+        if tensor.offset + tensor.n_bytes > end:
+            end, before = tensor.offset + tensor.n_bytes, tensor.name
+    if tensors and end > n_data:  # a file of keys alone, such as a vocabulary, is not padded
+        yield n_data, f"truncated: {end - n_data} bytes of the data are missing"

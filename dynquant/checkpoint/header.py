@@ -1,0 +1,182 @@
+"""The header of one safetensors file: names, dtypes, shapes and places, every claim checked.
+
+A file is 8 bytes of header length (u64, little-endian), the header, a JSON object, and the data:
+
+    {"__metadata__": {...}, "NAME": {"dtype": "BF16", "shape": [r, c], "data_offsets": [a, b]}, ...}
+
+Offsets count from the first byte after the header. The format wants the tensors to cover the data
+without holes or overlaps (https://github.com/huggingface/safetensors, "Format").
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from dynquant.errors import CheckpointError
+from dynquant.tensors import ShardFile, Stored, StoredType
+
+MAX_HEADER = 100_000_000
+"""Bytes of the longest header the safetensors library reads (MAX_HEADER_SIZE in tensor.rs)."""
+
+_BITS = {
+    **dict.fromkeys(("F4",), 4),
+    **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0"), 8),
+    **dict.fromkeys(("F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
+    **dict.fromkeys(("I16", "U16", "F16", "BF16"), 16),
+    **dict.fromkeys(("I32", "U32", "F32"), 32),
+    **dict.fromkeys(("I64", "U64", "F64", "C64"), 64),
+}
+"""Bits of one number of each dtype that safetensors names."""
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor as a safetensors file holds it.
+
+    dtype:  as the file names it ("BF16", "F8_E4M3"); shape: numpy order
+    offset: bytes from the start of the file
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: ShardFile
+    offset: int
+    n_bytes: int
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self.file.path
+
+    def source(self) -> Stored:
+        """Return the rows as weights; raise CheckpointError for a dtype that is none of ours."""
+        if self.dtype not in StoredType.__members__:
+            raise CheckpointError(
+                f"{self.path}: {self.name} is stored as {self.dtype}, which is not read as weights;"
+                f" {', '.join(StoredType.__members__)} are"
+            )
+        return Stored(self.file, self.offset, self.shape, StoredType[self.dtype])
+
+
+class RepeatedKeyError(ValueError):
+    """A JSON object that has one key twice."""
+
+
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Build a JSON object; raise RepeatedKeyError where json would keep the last of two."""
+    made: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in made:
+            raise RepeatedKeyError(f"{key!r} appears twice")
+        made[key] = value
+    return made
+
+
+def read_header(path: Path) -> dict[str, StoredTensor]:
+    """Return a safetensors file's tensors, in the order of their data.
+
+    Raises CheckpointError naming the file, with all that is wrong with its tensors.
+    """
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(0)
+            header, start = _header(path, file, size)
+    except OSError as e:
+        raise CheckpointError(f"{path}: cannot be read: {e.strerror}") from e
+    shard = ShardFile(path)
+    tensors: list[StoredTensor] = []
+    problems: list[str] = []
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        made = _entry(shard, name, entry, start) if name.isprintable() else "not a printable name"
+        if isinstance(made, str):
+            problems.append(f"{path}: {name!r}: {made}")
+        else:
+            tensors.append(made)
+    CheckpointError.raise_any(problems)
+    tensors.sort(key=lambda t: (t.offset, t.n_bytes))
+    CheckpointError.raise_any(f"{path}: {p}" for p in _places(tensors, start, size))
+    return {t.name: t for t in tensors}
+
+
+def _header(path: Path, file: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
+    """Return the header and the offset of the data."""
+    first = file.read(8)
+    if first == b"version ":
+        raise CheckpointError(f"{path}: is a Git LFS pointer, not the file; run `git lfs pull`")
+    if len(first) < 8:
+        raise CheckpointError(f"{path}: is {size} bytes long, too short for a safetensors file")
+    length = int.from_bytes(first, "little")
+    if not 2 <= length <= MAX_HEADER:
+        raise CheckpointError(
+            f"{path}: bytes 0 to 7 give a header of {length} bytes; not a safetensors file"
+        )
+    if 8 + length > size:
+        raise CheckpointError(
+            f"{path}: ends inside its header, {8 + length - size} bytes too early; copy it again"
+        )
+    try:
+        header = json.loads(file.read(length).decode(), object_pairs_hook=unique)
+    except RepeatedKeyError as e:
+        raise CheckpointError(f"{path}: header: {e}") from e
+    except (ValueError, RecursionError) as e:
+        raise CheckpointError(f"{path}: the header is not JSON: {e}") from e
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{path}: the header is not a JSON object")
+    return cast("dict[str, Any]", header), 8 + length
+
+
+def _entry(shard: ShardFile, name: str, entry: object, start: int) -> StoredTensor | str:
+    """Return one tensor, or what is wrong with its entry."""
+    fields = cast("dict[str, object]", entry) if isinstance(entry, dict) else {}
+    dtype = fields.get("dtype")
+    shape = _counts(fields.get("shape"))
+    offsets = _counts(fields.get("data_offsets"))
+    if not isinstance(dtype, str):
+        return "has no dtype"
+    if shape is None:
+        return f"shape {fields.get('shape')!r} is not a list of sizes"
+    if offsets is None or len(offsets) != 2 or offsets[0] > offsets[1]:
+        return f"data_offsets {fields.get('data_offsets')!r} are not a start and an end"
+    n_bytes = offsets[1] - offsets[0]
+    bits = _BITS.get(dtype)
+    if bits is not None and prod(shape) * bits != 8 * n_bytes:
+        return (
+            f"{n_bytes} bytes at data_offsets {list(offsets)}, but {dtype} {list(shape)} is"
+            f" {-(-prod(shape) * bits // 8)} bytes"
+        )
+    return StoredTensor(name, dtype, shape, shard, start + offsets[0], n_bytes)
+
+
+def _counts(value: object) -> tuple[int, ...] | None:
+    if not isinstance(value, list):
+        return None
+    items = cast("list[object]", value)
+    counts = tuple(i for i in items if type(i) is int and i >= 0)
+    return counts if len(counts) == len(items) else None
+
+
+def _places(tensors: list[StoredTensor], start: int, size: int) -> Iterator[str]:
+    """Say where the data, from `start` to `size`, is not covered exactly once; sorted tensors."""
+    end, before = start, ""
+    for tensor in tensors:
+        if tensor.offset < end:
+            yield f"{before} and {tensor.name} overlap by {end - tensor.offset} bytes"
+        elif tensor.offset > end:
+            after = f" after {before}" if before else ""
+            yield f"{tensor.offset - end} bytes at {end}{after} belong to no tensor"
+        if tensor.offset + tensor.n_bytes >= end:
+            end, before = tensor.offset + tensor.n_bytes, tensor.name
+    if end > size:
+        yield f"truncated: {end - size} bytes of {end} are missing; download or copy it again"
+    elif end < size:
+        yield f"{size - end} bytes at {end}, after the last tensor, belong to no tensor"

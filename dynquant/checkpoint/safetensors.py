@@ -1,0 +1,175 @@
+"""A folder as Hugging Face lays it out: config.json, and one safetensors file or several."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, TypeVar, cast
+
+from dynquant.checkpoint.header import RepeatedKeyError, StoredTensor, read_header, unique
+from dynquant.checkpoint.names import grouped
+from dynquant.errors import CheckpointError
+
+V = TypeVar("V", bound=str | tuple[str, ...])
+_PATHS = (PurePosixPath, PureWindowsPath)
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+_NOT_READ = (
+    ("*.gguf", "a GGUF is not a source yet; give the folder it was made from"),
+    ("adapter_model.safetensors", "that is an adapter; merge it into its base model first"),
+    ("consolidated*.safetensors", "that is Mistral's own layout; take the one for transformers"),
+    ("pytorch_model*.bin", "convert it to safetensors first"),
+    ("*.safetensors", f"one file must be named {SINGLE}, several need {INDEX}"),
+    ("*.bin", "convert it to safetensors first"),
+    ("*.pt*", "convert it to safetensors first"),
+)
+"""What folders without a safetensors checkpoint hold instead, and what to do about it."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model on disk, of which nothing but headers has been read.
+
+    config: config.json; tensors: by stored name, shard by shard, in the order of their data
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    tensors: dict[str, StoredTensor]
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """Read config.json and the headers of all shards.
+
+    Raises CheckpointError with everything that is missing, contradictory or damaged.
+    """
+    if not folder.is_dir():
+        kind = "a GGUF is not a source yet" if folder.suffix == ".gguf" else "not a folder"
+        raise CheckpointError(
+            f"{folder}: {kind}; give a folder with config.json and safetensors files"
+        )
+    problems: list[str] = []
+    config: dict[str, Any] = {}
+    shards: dict[str, dict[str, StoredTensor]] = {}
+    wanted: dict[str, str] | None = None
+    try:
+        config = _object(folder / "config.json", json.loads)
+    except CheckpointError as e:
+        problems += e.messages
+    try:
+        wanted = _weight_map(folder)
+        shards = _headers(folder, sorted(set(wanted.values())) if wanted is not None else [SINGLE])
+    except CheckpointError as e:
+        problems += e.messages
+    if wanted is not None and not problems:
+        problems += _disagreements(folder, wanted, shards)
+    CheckpointError.raise_any(problems)
+    tensors = {name: t for shard in shards.values() for name, t in shard.items()}
+    return Checkpoint(folder, config, tensors)
+
+
+def _object(path: Path, loads: Callable[[str], object]) -> dict[str, Any]:
+    """Return the JSON object that a file holds."""
+    try:
+        found = loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as e:
+        raise CheckpointError(f"{path}: not found; a checkpoint folder needs it") from e
+    except OSError as e:
+        raise CheckpointError(f"{path}: cannot be read: {e.strerror}") from e
+    except RepeatedKeyError as e:
+        raise CheckpointError(f"{path}: {e}") from e
+    except (ValueError, RecursionError) as e:
+        raise CheckpointError(f"{path}: not JSON: {e}") from e
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path}: not a JSON object")
+    return cast("dict[str, Any]", found)
+
+
+def _weight_map(folder: Path) -> dict[str, str] | None:
+    """Return the index's shard of each tensor, or None where one file holds all."""
+    path = folder / INDEX
+    single = (folder / SINGLE).exists()
+    if not path.exists():
+        if not single:
+            raise CheckpointError(_nothing(folder))
+        return None
+    index = _object(path, partial(json.loads, object_pairs_hook=unique))
+    found = index.get("weight_map")
+    if not isinstance(found, dict) or not found:
+        raise CheckpointError(f"{path}: has no weight_map")
+    weight_map = cast("dict[str, object]", found)
+    bad = {repr(shard) for shard in weight_map.values() if not _is_inside(shard)}
+    CheckpointError.raise_any(
+        f"{path}: {shard} is not the name of a file in this folder" for shard in sorted(bad)
+    )
+    if single and SINGLE not in weight_map.values():
+        raise CheckpointError(
+            f"{path}: does not name {SINGLE}, which is here too; remove the one that is out of date"
+        )
+    return cast("dict[str, str]", weight_map)
+
+
+def _is_inside(name: object) -> bool:
+    """Tell whether a shard's name stays in the folder; what a link there points at is free."""
+    if not isinstance(name, str) or not name or "\0" in name:
+        return False
+    return not any(p(name).is_absolute() or ".." in p(name).parts or p(name).drive for p in _PATHS)
+
+
+def _nothing(folder: Path) -> str:
+    for pattern, advice in _NOT_READ:
+        found = sorted(p.name for p in folder.glob(pattern))
+        if found:
+            more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+            return f"{folder}: no {SINGLE} and no {INDEX}, but {found[0]}{more}; {advice}"
+    return f"{folder}: no {SINGLE} and no {INDEX}"
+
+
+def _headers(folder: Path, names: list[str]) -> dict[str, dict[str, StoredTensor]]:
+    problems: list[str] = []
+    shards: dict[str, dict[str, StoredTensor]] = {}
+    for name in names:
+        path = folder / name
+        if not path.exists():
+            why = "a link to a file that is not there" if path.is_symlink() else "missing"
+            problems.append(f"{path}: {why}; {INDEX} names it; download the checkpoint again")
+            continue
+        try:
+            shards[name] = read_header(path)
+        except CheckpointError as e:
+            problems += e.messages
+    CheckpointError.raise_any(problems)
+    return shards
+
+
+def _disagreements(
+    folder: Path, wanted: dict[str, str], shards: dict[str, dict[str, StoredTensor]]
+) -> Iterator[str]:
+    """Say where the index and the shards do not hold the same tensors in the same files."""
+    found: dict[str, list[str]] = {}
+    for shard, tensors in shards.items():
+        for name in tensors:
+            found.setdefault(name, []).append(shard)
+    twice = {name: tuple(where) for name, where in found.items() if len(where) > 1}
+    for where, names in _by_value(twice):
+        yield from (f"{folder}: {n} is in {' and in '.join(where)}" for n in grouped(names))
+    absent = {n: s for n, s in wanted.items() if n not in shards[s]}
+    for shard, names in _by_value(absent):
+        for name in grouped(names):
+            yield f"{folder / shard}: {name} is not in it, but {INDEX} says so"
+    extra = {n: where[0] for n, where in found.items() if n not in wanted}
+    for shard, names in _by_value(extra):
+        for name in grouped(names):
+            yield f"{folder / shard}: {name} is in it, but not in {INDEX}"
+
+
+def _by_value(pairs: dict[str, V]) -> list[tuple[V, list[str]]]:
+    groups: dict[V, list[str]] = {}
+    for name, value in pairs.items():
+        groups.setdefault(value, []).append(name)
+    return list(groups.items())

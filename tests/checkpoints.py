@@ -1,0 +1,108 @@
+"""Checkpoints written by hand: the names and shapes that transformers gives each family."""
+
+from __future__ import annotations
+
+import json
+import struct
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+BASE: dict[str, Any] = {
+    "vocab_size": 24,
+    "hidden_size": 16,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "rms_norm_eps": 1e-5,
+    "hidden_act": "silu",
+}
+ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+
+
+def config_of(architecture: str, **changes: Any) -> dict[str, Any]:
+    """A small config.json; a change to None takes the key out."""
+    head_dim = {"head_dim": 8} if architecture == "Qwen3ForCausalLM" else {}
+    config = {"architectures": [architecture], **BASE, **head_dim, **changes}
+    return {key: value for key, value in config.items() if value is not None}
+
+
+def shapes_of(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Stored names and shapes, as the modelling code of transformers has them."""
+    architecture = config["architectures"][0]
+    hidden, ffn, n_head = (
+        config["hidden_size"],
+        config["intermediate_size"],
+        config["num_attention_heads"],
+    )
+    head = config.get("head_dim", hidden // n_head)
+    q, kv = n_head * head, config.get("num_key_value_heads", n_head) * head
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (config["vocab_size"], hidden),
+        "model.norm.weight": (hidden,),
+    }
+    if not config.get("tie_word_embeddings"):
+        shapes["lm_head.weight"] = (config["vocab_size"], hidden)
+    qwen2 = architecture == "Qwen2ForCausalLM"
+    biased = {
+        "self_attn.q_proj": qwen2 or config.get("attention_bias"),
+        "self_attn.k_proj": qwen2 or config.get("attention_bias"),
+        "self_attn.v_proj": qwen2 or config.get("attention_bias"),
+        "self_attn.o_proj": config.get("attention_bias"),
+        "mlp.gate_proj": config.get("mlp_bias"),
+        "mlp.up_proj": config.get("mlp_bias"),
+        "mlp.down_proj": config.get("mlp_bias"),
+    }
+    matrices = dict(
+        zip(
+            biased,
+            ((q, hidden), (kv, hidden), (kv, hidden), (hidden, q), (ffn, hidden), (ffn, hidden)),
+            strict=False,
+        )
+    ) | {"mlp.down_proj": (hidden, ffn)}
+    for layer in range(config["num_hidden_layers"]):
+        at = f"model.layers.{layer}."
+        shapes |= {f"{at}{name}.weight": shape for name, shape in matrices.items()}
+        shapes |= {f"{at}{n}.bias": (s[0],) for n, s in matrices.items() if biased[n]}
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            shapes[f"{at}{norm}.weight"] = (hidden,)
+        if architecture == "Qwen3ForCausalLM":
+            shapes[f"{at}self_attn.q_norm.weight"] = (head,)
+            shapes[f"{at}self_attn.k_norm.weight"] = (head,)
+    return shapes
+
+
+def tensors_of(config: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Random weights of those names and shapes."""
+    rng = np.random.default_rng(0)
+    return {n: rng.standard_normal(s).astype(np.float32) for n, s in shapes_of(config).items()}
+
+
+def write_checkpoint(folder: Path, config: dict[str, Any], tensors: dict[str, np.ndarray]) -> Path:
+    """One model.safetensors and its config.json."""
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+def write_holes(
+    folder: Path, config: dict[str, Any], shapes: dict[str, tuple[int, ...]], dtype: str = "BF16"
+) -> Path:
+    """A checkpoint of any size without any weights: after the header, the file is a hole."""
+    itemsize = {"BF16": 2, "F32": 4, "F8_E4M3": 1, "I32": 4}[dtype]
+    header: dict[str, Any] = {}
+    end = 0
+    for name, shape in shapes.items():
+        start, end = end, end + prod(shape) * itemsize
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    (folder / "config.json").write_text(json.dumps(config))
+    with (folder / "model.safetensors").open("wb") as f:
+        f.write(struct.pack("<Q", len(text)) + text)
+        f.truncate(8 + len(text) + end)
+    return folder

@@ -1,0 +1,315 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from checkpoints import (
+    ARCHITECTURES,
+    config_of,
+    shapes_of,
+    tensors_of,
+    write_checkpoint,
+    write_holes,
+)
+from gguf import MODEL_ARCH, get_tensor_name_map
+
+from dynquant.arch.base import Model, ModelTensor
+from dynquant.arch.load import load_model
+from dynquant.errors import ArchitectureError, CheckpointError, DynquantError, VocabError
+from dynquant.keys import Keys, string
+from dynquant.tensors import row_bytes
+
+MODEL_ARCHS = {
+    "LlamaForCausalLM": MODEL_ARCH.LLAMA,
+    "MistralForCausalLM": MODEL_ARCH.LLAMA,
+    "Qwen2ForCausalLM": MODEL_ARCH.QWEN2,
+    "Qwen3ForCausalLM": MODEL_ARCH.QWEN3,
+}
+VARIANTS: list[tuple[str, dict[str, Any]]] = [
+    *((a, {}) for a in ARCHITECTURES),
+    ("LlamaForCausalLM", {"attention_bias": True, "mlp_bias": True}),
+    ("LlamaForCausalLM", {"head_dim": 10}),
+    ("LlamaForCausalLM", {"num_key_value_heads": None}),
+    ("Qwen3ForCausalLM", {"head_dim": 10}),
+]
+
+
+@pytest.fixture(autouse=True)
+def vocab(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tokenizer is another room's; here it is one key."""
+
+    def read_vocab(folder: Path, config: object, *, pre: str | None) -> Keys:
+        return {"tokenizer.ggml.model": string(pre or "none")}
+
+    monkeypatch.setattr("dynquant.arch.load.read_vocab", read_vocab)
+
+
+def rows(tensor: ModelTensor) -> np.ndarray:
+    into = np.empty(tensor.n_rows * row_bytes(tensor.source), np.uint8)
+    tensor.source.read(0, tensor.n_rows, into)
+    return into.view("<f4").reshape(tensor.shape)
+
+
+def load(folder: Path, architecture: str, **changes: Any) -> tuple[Model, dict[str, np.ndarray]]:
+    config = config_of(architecture, **changes)
+    tensors = tensors_of(config)
+    return load_model(write_checkpoint(folder, config, tensors)), tensors
+
+
+def refusal(folder: Path) -> DynquantError:
+    with pytest.raises(DynquantError) as e:
+        load_model(folder)
+    return e.value
+
+
+def gguf_names(architecture: str, stored: dict[str, np.ndarray]) -> dict[str, str]:
+    """GGUF name → stored name, by the gguf package's own map."""
+    names = get_tensor_name_map(MODEL_ARCHS[architecture], 2)
+    found = {names.get_name(n, try_suffixes=(".weight", ".bias")): n for n in stored}
+    assert None not in found
+    return found
+
+
+@pytest.mark.parametrize(("architecture", "changes"), VARIANTS)
+def test_every_stored_tensor_has_the_name_that_gguf_maps_it_to(
+    tmp_path: Path, architecture: str, changes: dict[str, Any]
+) -> None:
+    model, stored = load(tmp_path, architecture, **changes)
+    assert {t.name for t in model.tensors} == set(gguf_names(architecture, stored))
+    assert len(model.tensors) == len(stored)
+    assert model.ignored == {}
+
+
+@pytest.mark.parametrize(("architecture", "changes"), VARIANTS)
+def test_rows_are_the_stored_ones_but_for_q_and_k_of_llama(
+    tmp_path: Path, architecture: str, changes: dict[str, Any]
+) -> None:
+    model, stored = load(tmp_path, architecture, **changes)
+    names = gguf_names(architecture, stored)
+    for tensor in model.tensors:
+        expected = stored[names[tensor.name]]
+        if model.architecture == "llama" and tensor.parts.role in ("attn_q", "attn_k"):
+            heads = changes.get("num_key_value_heads", 2) or 4
+            heads = 4 if tensor.parts.role == "attn_q" else heads
+            halves = expected.reshape(heads, 2, -1, *expected.shape[1:])
+            expected = halves.swapaxes(1, 2).reshape(expected.shape)
+        np.testing.assert_array_equal(rows(tensor), expected, err_msg=tensor.name)
+
+
+def test_tensors_come_layer_by_layer_between_embedding_and_output(tmp_path: Path) -> None:
+    model, _ = load(tmp_path, "Qwen3ForCausalLM", num_hidden_layers=12)
+    layers = [t.parts.layer for t in model.tensors]
+    assert layers == [None] + [i for i in range(12) for _ in range(11)] + [None, None]
+    assert [t.name for t in model.tensors if t.parts.layer is None] == [
+        "token_embd.weight",
+        "output_norm.weight",
+        "output.weight",
+    ]
+
+
+def test_the_vocabulary_comes_last_and_gets_pre(tmp_path: Path) -> None:
+    config = config_of("LlamaForCausalLM")
+    write_checkpoint(tmp_path, config, tensors_of(config))
+    keys = load_model(tmp_path, pre="llama-bpe").keys
+    assert list(keys)[-1] == "tokenizer.ggml.model"
+    assert keys["tokenizer.ggml.model"].value == "llama-bpe"
+
+
+def test_llama3_scaling_is_a_computed_tensor(tmp_path: Path) -> None:
+    scaling = {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    }
+    model, _ = load(tmp_path, "LlamaForCausalLM", rope_scaling=scaling)
+    (tensor,) = (t for t in model.tensors if t.name == "rope_freqs.weight")
+    assert tensor.shape == (2,)
+    assert rows(tensor)[0] == 1.0
+    assert not [key for key in model.keys if "rope.scaling" in key]
+
+
+def test_rotary_frequencies_are_ignored_with_the_reason(tmp_path: Path) -> None:
+    config = config_of("LlamaForCausalLM")
+    names = [f"model.layers.{i}.self_attn.rotary_emb.inv_freq" for i in range(2)]
+    extra = dict.fromkeys(names, np.ones(2, np.float32))
+    model = load_model(write_checkpoint(tmp_path, config, tensors_of(config) | extra))
+    assert list(model.ignored) == names
+    assert all("computes the rotary frequencies" in reason for reason in model.ignored.values())
+
+
+def test_names_may_lack_the_prefix_of_the_model(tmp_path: Path) -> None:
+    config = config_of("Qwen3ForCausalLM", tie_word_embeddings=True)
+    stored = {n.removeprefix("model."): x for n, x in tensors_of(config).items()}
+    model = load_model(write_checkpoint(tmp_path, config, stored))
+    assert len(model.tensors) == len(stored)
+
+
+class TestTied:
+    """Where config.json ties the output matrix to the embedding."""
+
+    def stored(self, folder: Path, **tensors: np.ndarray | None) -> Model:
+        config = config_of("LlamaForCausalLM", tie_word_embeddings=True)
+        found = tensors_of(config) | {n.replace("__", "."): x for n, x in tensors.items()}
+        kept = {n: x for n, x in found.items() if x is not None}
+        return load_model(write_checkpoint(folder, config, kept))
+
+    def names(self, model: Model) -> set[str]:
+        return {t.name for t in model.tensors if t.parts.layer is None}
+
+    def test_there_is_no_output_where_none_is_stored(self, tmp_path: Path) -> None:
+        assert self.names(self.stored(tmp_path)) == {"token_embd.weight", "output_norm.weight"}
+
+    def test_an_equal_head_is_ignored_with_the_reason(self, tmp_path: Path) -> None:
+        embedding = tensors_of(config_of("LlamaForCausalLM"))["model.embed_tokens.weight"]
+        both = {"model__embed_tokens__weight": embedding, "lm_head__weight": embedding.copy()}
+        model = self.stored(tmp_path, **both)
+        assert self.names(model) == {"token_embd.weight", "output_norm.weight"}
+        assert list(model.ignored) == ["lm_head.weight"]
+        assert "equal to model.embed_tokens.weight" in model.ignored["lm_head.weight"]
+
+    @pytest.mark.parametrize("at", [0, -1])
+    def test_a_head_that_differs_is_kept_as_transformers_does(
+        self, tmp_path: Path, at: int
+    ) -> None:
+        embedding = tensors_of(config_of("LlamaForCausalLM"))["model.embed_tokens.weight"]
+        head = embedding.copy()
+        head.flat[at] += 1
+        both = {"model__embed_tokens__weight": embedding, "lm_head__weight": head}
+        model = self.stored(tmp_path, **both)
+        (output,) = (t for t in model.tensors if t.name == "output.weight")
+        np.testing.assert_array_equal(rows(output), head)
+        assert model.ignored == {}
+
+    def test_a_head_alone_is_the_embedding(self, tmp_path: Path) -> None:
+        head = np.ones((24, 16), np.float32)
+        model = self.stored(tmp_path, model__embed_tokens__weight=None, lm_head__weight=head)
+        assert self.names(model) == {"token_embd.weight", "output_norm.weight"}
+        np.testing.assert_array_equal(rows(model.tensors[0]), head)
+
+
+def test_missing_left_over_and_misshapen_tensors_are_all_named_at_once(tmp_path: Path) -> None:
+    config = config_of("LlamaForCausalLM", num_hidden_layers=4)
+    tensors = tensors_of(config)
+    for layer in (0, 1, 3):
+        del tensors[f"model.layers.{layer}.mlp.up_proj.weight"]
+    del tensors["lm_head.weight"]
+    tensors["model.layers.2.mlp.up_proj.weight_scale"] = np.ones(1, np.float32)
+    tensors["model.embed_tokens.weight"] = np.ones((25, 16), np.float32)
+    for layer in range(4):
+        tensors[f"model.layers.{layer}.self_attn.k_proj.weight"] = np.ones((16, 16), np.float32)
+    e = refusal(write_checkpoint(tmp_path, config, tensors))
+    assert isinstance(e, ArchitectureError)
+    assert [m.removeprefix(f"{tmp_path}: ") for m in e.messages] == [
+        "model.layers.{0-1,3}.mlp.up_proj.weight is missing, a tensor of llama",
+        "lm_head.weight is missing, a tensor of llama; tie_word_embeddings in config.json is false",
+        "model.embed_tokens.weight has shape [25, 16], but by config.json it is [24, 16]",
+        "model.layers.{0-3}.self_attn.k_proj.weight has shape [16, 16], but by config.json it is"
+        " [8, 16]",
+        "model.layers.2.mlp.up_proj.weight_scale is no tensor of llama as config.json describes"
+        " it, and would be lost",
+    ]
+
+
+@pytest.mark.parametrize("architecture", ["LlamaForCausalLM", "Qwen3ForCausalLM"])
+def test_a_bias_that_config_does_not_know_is_not_lost(tmp_path: Path, architecture: str) -> None:
+    config = config_of(architecture)
+    extra = {"model.layers.0.self_attn.q_proj.bias": np.ones(16, np.float32)}
+    e = refusal(write_checkpoint(tmp_path, config, tensors_of(config) | extra))
+    assert "model.layers.0.self_attn.q_proj.bias is no tensor of" in str(e)
+
+
+def test_every_tensor_of_an_unreadable_dtype_is_named_at_once(tmp_path: Path) -> None:
+    config = config_of("LlamaForCausalLM", num_hidden_layers=1)
+    e = refusal(write_holes(tmp_path, config, shapes_of(config), "F8_E4M3"))
+    assert isinstance(e, CheckpointError)
+    assert len(e.messages) == len(shapes_of(config))
+    assert all("is stored as F8_E4M3" in m for m in e.messages)
+
+
+def test_problems_of_tensors_and_of_the_tokenizer_are_told_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_vocab(*_: object, **__: object) -> Keys:
+        raise VocabError("no tokenizer")
+
+    monkeypatch.setattr("dynquant.arch.load.read_vocab", read_vocab)
+    config = config_of("LlamaForCausalLM")
+    tensors = tensors_of(config)
+    del tensors["model.norm.weight"]
+    e = refusal(write_checkpoint(tmp_path, config, tensors))
+    assert [m.rpartition(": ")[2] for m in e.messages] == [
+        "model.norm.weight is missing, a tensor of llama",
+        "no tokenizer",
+    ]
+
+
+BAD_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
+    "unknown": (
+        {"architectures": ["FooForCausalLM"]},
+        "architecture 'FooForCausalLM' is not known; known are LlamaForCausalLM, .*Qwen3ForCausal",
+    ),
+    "none": ({"architectures": None}, "names no architectures"),
+    "not a list": ({"architectures": "LlamaForCausalLM"}, "names no architectures"),
+    "not a name": ({"architectures": [["LlamaForCausalLM"]]}, "is not known"),
+    "quantized": (
+        {"quantization_config": {"quant_method": "fp8"}},
+        r"quantization_config \(fp8\): quantized checkpoints are not read yet",
+    ),
+    "experts": ({"num_local_experts": 8}, "num_local_experts is 8: mixtures of experts"),
+    "experts of an unknown one": (
+        {"architectures": ["MixtralForCausalLM"], "num_local_experts": 8},
+        "'MixtralForCausalLM' is not known.*\n.*mixtures of experts",
+    ),
+    "missing keys": (
+        {"hidden_size": None, "rms_norm_eps": None},
+        "config.json: hidden_size is missing\n.*config.json: rms_norm_eps is missing",
+    ),
+    "text for a number": (
+        {"vocab_size": "24"},
+        "vocab_size is '24', but should be a valid integer",
+    ),
+    "truth for a number": ({"num_hidden_layers": True}, "num_hidden_layers is True, but should be"),
+    "number for a truth": ({"tie_word_embeddings": 1}, "tie_word_embeddings is 1, but should be"),
+    "zero": ({"intermediate_size": 0}, "intermediate_size is 0, but should be greater than 0"),
+    "too many layers": ({"num_hidden_layers": 10**9}, "should be less than or equal to 512"),
+    "other activation": ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+    "uneven heads": ({"num_key_value_heads": 3}, "num_attention_heads 4 is no multiple of num_key"),
+    "uneven hidden size": ({"hidden_size": 18}, "hidden_size 18 is no multiple of num_attention"),
+    "odd heads": ({"head_dim": 5}, "heads of 5 weights are odd"),
+    "rope": ({"rope_scaling": {"type": "su", "factor": 2.0}}, "rope_type 'su' is not one that"),
+    "biases of Qwen3": (
+        {"architectures": ["Qwen3ForCausalLM"], "attention_bias": True},
+        "llama.cpp's qwen3 has no bias on o_proj",
+    ),
+    "heads of Qwen2": (
+        {"architectures": ["Qwen2ForCausalLM"], "head_dim": 6},
+        "4 heads of 6 are not hidden_size 16",
+    ),
+    "llama3 rope of Qwen2": (
+        {"architectures": ["Qwen2ForCausalLM"], "rope_scaling": {"rope_type": "llama3"}},
+        "rope_type 'llama3' is not one that llama.cpp computes for this architecture",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CONFIGS)
+def test_a_config_that_cannot_be_kept_is_refused(tmp_path: Path, case: str) -> None:
+    changes, problem = BAD_CONFIGS[case]
+    config = config_of("LlamaForCausalLM")
+    tensors = tensors_of(config)
+    config = {k: v for k, v in {**config, **changes}.items() if v is not None}
+    write_checkpoint(tmp_path, config, tensors)
+    with pytest.raises(ArchitectureError, match=problem) as e:
+        load_model(tmp_path)
+    assert all(m.startswith(f"{tmp_path / 'config.json'}: ") for m in e.value.messages)
+
+
+def test_a_null_in_config_counts_as_absent(tmp_path: Path) -> None:
+    config = config_of("LlamaForCausalLM")
+    nulls = dict.fromkeys(("head_dim", "rope_scaling", "attention_bias", "quantization_config"))
+    model = load_model(write_checkpoint(tmp_path, {**config, **nulls}, tensors_of(config)))
+    assert model.keys["llama.attention.key_length"].value == 4
