@@ -54,8 +54,8 @@ def test_every_dynquant_command_runs_in_the_order_of_the_page(checkout: Path) ->
 def test_every_other_command_is_run_by_the_gate() -> None:
     gate = (ROOT / ".ci" / "run").read_text()
     others = {c for c in COMMANDS if not c.startswith("dynquant ")}
-    developers = "pip install -e '.[dev]'"  # the same install, in place
-    assert {c for c in others if c not in gate} == {developers}
+    assert len(others) > 3
+    assert {c for c in others if c not in gate} == set()
 
 
 def test_python_examples_run(checkout: Path) -> None:

@@ -8,9 +8,16 @@ from functools import cache
 import numpy as np
 
 from dynquant.errors import DynquantError, EncodeError
-from dynquant.quants import _core
 from dynquant.quants.table import ALL, QuantType, quant_type
 from dynquant.tensors import F32, U8, StoredType
+
+try:
+    from dynquant.quants import _core
+except ImportError as e:
+    raise ImportError(
+        "dynquant's C core is not here: Python found the source and not the installed package;"
+        " run `pip install -e .` in the checkout, or leave its folder"
+    ) from e
 
 _POSITION = {name: i for i, (name, _, _) in enumerate(_core.TYPES)}
 _STORED = {StoredType.F32: 0, StoredType.F16: 1, StoredType.BF16: 2}
