@@ -115,17 +115,19 @@ def _log(name: str) -> Callable[[Progress], None]:
     def report(progress: Progress) -> None:
         nonlocal begun, told
         now = time.monotonic()
+        total = progress.bytes_total
+        scale, unit = (1e9, "GB") if total >= 1e9 else (1e6, "MB")
         if not begun:
-            talk(f"{name}: writing {progress.bytes_total / 1e9:.2f} GB")
+            talk(f"{name}: writing {total / scale:.2f} {unit}")
             begun = True
         if now - told < _LOG_SECONDS or not progress.bytes_done:
             return
         told = now
         rate = progress.bytes_done / (now - started)
-        left = (progress.bytes_total - progress.bytes_done) / rate
+        left = (total - progress.bytes_done) / rate
         talk(
-            f"{name}: {progress.bytes_done / progress.bytes_total:.0%},"
-            f" {progress.bytes_done / 1e9:.2f} of {progress.bytes_total / 1e9:.2f} GB,"
+            f"{name}: {progress.bytes_done / total:.0%},"
+            f" {progress.bytes_done / scale:.2f} of {total / scale:.2f} {unit},"
             f" {rate / 1e6:.0f} MB/s, {duration(left)} left"
         )
 
