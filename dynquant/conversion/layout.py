@@ -39,7 +39,7 @@ def lay_out(plan: Plan) -> Layout:
         writer.add_key_value(name, key.value, key.type, key.sub_type)
     for t in plan.tensors:
         writer.add_tensor_info(
-            t.name, t.shape, np.dtype(np.float32), t.n_bytes, raw_dtype=t.type.ggml_type
+            t.name, t.shape, np.dtype(np.float32), t.n_bytes, raw_dtype=cast(Any, t.type.ggml_type)
         )
     file = io.BytesIO()
     # The writer opens files by name only; with a stream in place it believes that it did so.

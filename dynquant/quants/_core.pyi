@@ -12,6 +12,9 @@ def encode(
     rows: U8,
     n_per_row: int,
     importance: F32 | None,
+    effort: int,
+    by_magnitude: bool,
+    gain: float,
     blocks: U8,
     /,
 ) -> int: ...

@@ -8,6 +8,7 @@ from functools import cache
 import numpy as np
 
 from dynquant.errors import DynquantError, EncodeError
+from dynquant.quants.search import EFFORTS, NORMAL, Effort, Gain, Search, Weighting
 from dynquant.quants.table import ALL, QuantType, quant_type
 from dynquant.tensors import F32, U8, StoredType
 
@@ -71,6 +72,7 @@ def encode_stored(
     qtype: QuantType,
     out: U8,
     importance: F32 | None = None,
+    search: Search = NORMAL,
 ) -> None:
     """Encode rows straight from their stored bytes, in one call that lets other threads run.
 
@@ -89,19 +91,31 @@ def encode_stored(
         rows,
         n_per_row,
         importance,
+        EFFORTS.index(search.effort),
+        (search.weighting or qtype.weighting) == "magnitude",
+        float((search.gain or qtype.gain) == "preserving"),
         out,
     )
     if bad_row >= 0:
         raise NotFiniteError(bad_row)
 
 
-def encode(x: F32, qtype: QuantType | str, importance: F32 | None = None) -> U8:
+def encode(
+    x: F32,
+    qtype: QuantType | str,
+    importance: F32 | None = None,
+    *,
+    effort: Effort = "normal",
+    weighting: Weighting | None = None,
+    gain: Gain | None = None,
+) -> U8:
     """Encode rows of weights as blocks of one quant type.
 
     x:          float32 [n_rows, n_per_row], finite
     importance: float32 [n_per_row], finite and >= 0, the mean squared activation of each input
                 channel; None weighs all alike. What is minimised is the sum over the weights of
                 importance * (x - decoded x)^2
+    effort, weighting, gain: see quants/search.py; None takes the type's own
     returns:    uint8 [n_rows, qtype.row_size(n_per_row)]
 
     Raises EncodeError if n_per_row is no multiple of the type's block size, for shapes that do not
@@ -117,7 +131,8 @@ def encode(x: F32, qtype: QuantType | str, importance: F32 | None = None) -> U8:
         importance = _checked(importance, n_per_row)
     if x.size:
         rows = np.ascontiguousarray(x).view(np.uint8)
-        encode_stored(rows, StoredType.F32, n_per_row, qtype, blocks, importance)
+        search = Search(effort, weighting, gain)
+        encode_stored(rows, StoredType.F32, n_per_row, qtype, blocks, importance, search)
     return blocks
 
 

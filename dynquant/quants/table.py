@@ -8,20 +8,27 @@ from dataclasses import dataclass
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from dynquant.errors import EncodeError
+from dynquant.quants.search import Gain, Weighting
 
 
 @dataclass(frozen=True)
 class QuantType:
     """A block format of GGUF.
 
-    block_size: weights in a block; type_size: bytes of a block. Both come from the `gguf` package.
+    ggml_type:  its number in GGUF files
+    block_size: weights in a block; type_size: bytes of a block
+    weighting, gain: what its encoder minimises where nobody asks for another (see Search)
+    needs_importance: too few bits to be of use without an imatrix: a plan insists on one
     """
 
     name: str
-    ggml_type: GGMLQuantizationType
+    ggml_type: int
     block_size: int
     type_size: int
     description: str
+    weighting: Weighting = "importance"
+    gain: Gain = "least-squares"
+    needs_importance: bool = False
 
     @property
     def bpw(self) -> float:
@@ -47,8 +54,9 @@ class QuantType:
 
 
 def _quant_type(name: str, description: str) -> QuantType:
+    """Return a type by the number and sizes that the gguf package gives it."""
     ggml_type = GGMLQuantizationType[name]
-    return QuantType(name, ggml_type, *GGML_QUANT_SIZES[ggml_type], description)
+    return QuantType(name, int(ggml_type), *GGML_QUANT_SIZES[ggml_type], description)
 
 
 _ROWS = (

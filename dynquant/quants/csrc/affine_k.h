@@ -17,8 +17,8 @@ struct affine_format {
     int n;           /* weights in a group */
     int group_count; /* groups in a super-block */
     float q_most, l_most;
-    int tries, polish, rounds; /* effort: see fit_affine; rounds of lattice and refit */
-    float step;
+    float step;      /* of the tries of fit_affine */
+    struct { int tries, polish, rounds; } effort[N_EFFORTS]; /* rounds of lattice and refit */
 };
 
 /* Sixteen groups, encoded: 16 / group_count super-blocks. */
@@ -104,10 +104,12 @@ static inline struct super_scales solve_super_scales(const float *ls, const floa
 }
 
 static ALWAYS_INLINE void encode_affine(const struct groups *g, struct affine_format f,
-                                        struct affine_codes *out)
+                                        enum effort effort, struct affine_codes *out)
 {
+    int tries = f.effort[effort].tries, polish = f.effort[effort].polish;
+    int rounds = f.effort[effort].rounds;
     struct group_sums t = sum_group(g, f.n);
-    struct affine wish = fit_affine(g, f.n, f.q_most, t, f.tries, f.step, f.polish);
+    struct affine wish = fit_affine(g, f.n, f.q_most, t, tries, f.step, polish);
     struct affine_sums u =
         sum_affine(g, f.n, f.q_most, quotient_or_zero(splat(1), wish.s), wish.b);
 
@@ -148,7 +150,7 @@ static ALWAYS_INLINE void encode_affine(const struct groups *g, struct affine_fo
             memcpy(best_ls + first, ls + first, f.group_count * sizeof *ls);
             memcpy(best_lm + first, lm + first, f.group_count * sizeof *lm);
         }
-        if (round == f.rounds)
+        if (round == rounds)
             break;
         f32x16 scale = mul(p.ls, d), offset = sub(splat(0), mul(p.lm, dmin));
         u = sum_affine(g, f.n, f.q_most, quotient_or_zero(splat(1), scale), offset);

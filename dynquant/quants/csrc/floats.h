@@ -54,3 +54,6 @@ static inline uint16_t bf16_of_f32(float a)
     uint32_t r = (magnitude + 0x7fff + (magnitude >> 16 & 1)) >> 16;
     return (uint16_t)(sign | (r < 0x7f80 ? r : 0x7f7f));
 }
+
+/* A stored scale times a factor. */
+static inline uint16_t scaled_f16(uint16_t h, float factor) { return f16_of_f32(f32_of_f16(h) * factor); }

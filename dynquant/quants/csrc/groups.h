@@ -10,6 +10,7 @@
  */
 #pragma once
 
+#include "codec.h"
 #include "floats.h"
 #include "lanes.h"
 
@@ -70,11 +71,11 @@ static ALWAYS_INLINE void lanes_of_groups(float (*to)[LANES], const float *x, in
 
 /* Take n_blocks blocks of group_count groups of n weights, group_count * n_blocks <= 16; lanes
  * beyond them hold zeros. w NULL: all importances are one. */
-static ALWAYS_INLINE void gather(struct groups *g, int n, int group_count, int64_t n_blocks,
+static ALWAYS_INLINE void gather(struct groups *g, int n, int group_count, int n_blocks,
                                  const float *x, const float *w)
 {
     float a[MAX_GROUP][LANES], inverse[LANES], w_unit[LANES];
-    int n_groups = (int)n_blocks * group_count;
+    int n_groups = n_blocks * group_count;
 
     lanes_of_groups(a, x, n, n_groups);
     units_of((const float(*)[LANES])a, n, group_count, g->unit, inverse);

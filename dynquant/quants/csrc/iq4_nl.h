@@ -16,7 +16,7 @@ static const float iq4_levels[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
                                      1,    13,   25,  38,  53,  69,  89,  113};
 
 static const struct one_scale_format iq4_nl_format = {
-    .levels = {-127, 113, iq4_levels}, .tries = 10, .first = 85, .step = 6, .polish = 1,
+    .levels = {-127, 113, iq4_levels}, .effort = {{5, 88, 10, 1}, {10, 85, 6, 1}, {40, 70, 2, 3}},
 };
 
 /* The code of a level. */
@@ -28,33 +28,32 @@ static inline uint8_t iq4_code(int8_t level)
     return code;
 }
 
-static void encode_iq4_nl(const float *x, const float *w, uint8_t *blocks, int64_t n_blocks)
+static void encode_iq4_nl(const float *x, const float *w, struct block_iq4_nl *blocks, int n_blocks,
+                        enum effort effort)
 {
-    for (int64_t b = 0; b < n_blocks; b += LANES) {
-        int64_t n = n_blocks - b < LANES ? n_blocks - b : LANES;
-        struct groups g;
-        struct one_scale_codes c;
-        gather(&g, 32, 1, n, x + 32 * b, w ? w + 32 * b : NULL);
-        encode_one_scale(&g, iq4_nl_format, &c);
-        for (int k = 0; k < n; k++) {
-            struct block_iq4_nl block = {.d = c.d[k]};
-            const int8_t *q = c.q + 32 * k;
-            for (int i = 0; i < 16; i++)
-                block.qs[i] = (uint8_t)(iq4_code(q[i]) | iq4_code(q[i + 16]) << 4);
-            memcpy(blocks + (b + k) * (int64_t)sizeof block, &block, sizeof block);
-        }
+    struct groups g;
+    struct one_scale_codes c;
+    gather(&g, 32, 1, n_blocks, x, w);
+    encode_one_scale(&g, iq4_nl_format, effort, &c);
+    for (int k = 0; k < n_blocks; k++) {
+        struct block_iq4_nl block = {.d = c.d[k]};
+        const int8_t *q = c.q + 32 * k;
+        for (int i = 0; i < 16; i++)
+            block.qs[i] = (uint8_t)(iq4_code(q[i]) | iq4_code(q[i + 16]) << 4);
+        blocks[k] = block;
     }
 }
 
-static void decode_iq4_nl(const uint8_t *blocks, float *x, int64_t n_blocks)
+static void decode_iq4_nl(const struct block_iq4_nl *block, float *x)
 {
-    for (int64_t b = 0; b < n_blocks; b++, x += 32) {
-        struct block_iq4_nl block;
-        memcpy(&block, blocks + b * (int64_t)sizeof block, sizeof block);
-        float d = f32_of_f16(block.d);
-        for (int i = 0; i < 16; i++) {
-            x[i] = d * iq4_levels[block.qs[i] & 15];
-            x[i + 16] = d * iq4_levels[block.qs[i] >> 4];
-        }
+    float d = f32_of_f16(block->d);
+    for (int i = 0; i < 16; i++) {
+        x[i] = d * iq4_levels[block->qs[i] & 15];
+        x[i + 16] = d * iq4_levels[block->qs[i] >> 4];
     }
+}
+
+static void regain_iq4_nl(struct block_iq4_nl *block, float factor)
+{
+    block->d = scaled_f16(block->d, factor);
 }

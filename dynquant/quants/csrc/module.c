@@ -29,17 +29,19 @@ static int holds(Py_ssize_t length, int64_t n, int64_t size)
     return n >= 0 && length % size == 0 && length / size == n;
 }
 
-PyDoc_STRVAR(encode_doc, "encode(isa, type, stored, rows, n_per_row, importance, blocks) -> int\n\n"
+PyDoc_STRVAR(encode_doc, "encode(isa, type, stored, rows, n_per_row, importance, effort,"
+                         " by_magnitude, gain, blocks) -> int\n\n"
                          "Fill blocks; return -1 or the first row that is not finite.");
 
 static PyObject *encode(PyObject *self, PyObject *args)
 {
-    int isa, type_index, stored;
+    int isa, type_index, stored, effort, by_magnitude;
+    float gain;
     long long n_per_row;
     Py_buffer rows, blocks, importance = {0};
     (void)self;
-    if (!PyArg_ParseTuple(args, "iiiy*Lz*w*", &isa, &type_index, &stored, &rows, &n_per_row,
-                          &importance, &blocks))
+    if (!PyArg_ParseTuple(args, "iiiy*Lz*ipfw*", &isa, &type_index, &stored, &rows, &n_per_row,
+                          &importance, &effort, &by_magnitude, &gain, &blocks))
         return NULL;
 
     PyObject *result = NULL;
@@ -47,10 +49,10 @@ static PyObject *encode(PyObject *self, PyObject *args)
     if (!type)
         goto done;
     int64_t size = stored >= 0 && stored < N_STORED ? stored_size[stored] : 0;
-    if (!size || n_per_row <= 0 || n_per_row > INT64_MAX / 8 || n_per_row % type->block_size ||
+    if (!size || effort < 0 || effort >= N_EFFORTS || n_per_row <= 0 || n_per_row > INT64_MAX / 8 || n_per_row % type->block_size ||
         rows.len % (n_per_row * size) ||
         (importance.buf && !holds(importance.len, n_per_row, sizeof(float)))) {
-        PyErr_SetString(PyExc_ValueError, "rows, importance and n_per_row do not fit together");
+        PyErr_SetString(PyExc_ValueError, "rows, importance, n_per_row, effort do not fit together");
         goto done;
     }
     int64_t n_rows = rows.len / (n_per_row * size);
@@ -58,10 +60,11 @@ static PyObject *encode(PyObject *self, PyObject *args)
         PyErr_SetString(PyExc_ValueError, "blocks has not the size that rows needs");
         goto done;
     }
+    struct search search = {(enum effort)effort, by_magnitude, gain};
     int64_t bad_row;
     Py_BEGIN_ALLOW_THREADS
     bad_row = codecs[isa]->encode(type, (enum stored_type)stored, rows.buf, n_rows, n_per_row,
-                                  importance.buf, blocks.buf);
+                                  importance.buf, &search, blocks.buf);
     Py_END_ALLOW_THREADS
     result = PyLong_FromLongLong(bad_row);
 done:

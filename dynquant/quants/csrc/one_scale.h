@@ -5,8 +5,7 @@
 
 struct one_scale_format {
     struct levels levels;
-    int tries, polish;
-    float first, step;
+    struct { int tries; float first, step; int polish; } effort[N_EFFORTS];
 };
 
 struct one_scale_codes {
@@ -15,10 +14,11 @@ struct one_scale_codes {
 };
 
 static ALWAYS_INLINE void encode_one_scale(const struct groups *g, struct one_scale_format f,
-                                           struct one_scale_codes *out)
+                                           enum effort effort, struct one_scale_codes *out)
 {
     float d[LANES];
-    store(d, fit_scale(g, 32, f.levels, f.tries, f.first, f.step, f.polish));
+    store(d, fit_scale(g, 32, f.levels, f.effort[effort].tries, f.effort[effort].first,
+                       f.effort[effort].step, f.effort[effort].polish));
     for (int l = 0; l < LANES; l++)
         d[l] = rounded_scale(d[l], g->unit[l], &out->d[l]);
 

@@ -1,10 +1,12 @@
 /* F32, F16, BF16: a weight stored alone, little-endian; a block is one weight. What is too large for
  * F16 or BF16 becomes their largest number, never infinity. */
+#include "codec.h"
 #include "floats.h"
 
-static void encode_f32(const float *x, const float *w, uint8_t *blocks, int64_t n_blocks)
+static void encode_f32(const float *x, const float *w, uint8_t *blocks, int64_t n_blocks,
+                       enum effort effort)
 {
-    (void)w;
+    (void)w, (void)effort;
     memcpy(blocks, x, (size_t)n_blocks * 4);
 }
 
@@ -14,9 +16,10 @@ static void decode_f32(const uint8_t *blocks, float *x, int64_t n_blocks)
 }
 
 #define PLAIN_16(name)                                                                             \
-    static void encode_##name(const float *x, const float *w, uint8_t *blocks, int64_t n_blocks)   \
+    static void encode_##name(const float *x, const float *w, uint8_t *blocks, int64_t n_blocks,   \
+                              enum effort effort)                                                  \
     {                                                                                              \
-        (void)w;                                                                                   \
+        (void)w, (void)effort;                                                                     \
         for (int64_t i = 0; i < n_blocks; i++) {                                                   \
             uint16_t h = name##_of_f32(x[i]);                                                      \
             memcpy(blocks + 2 * i, &h, sizeof h);                                                  \

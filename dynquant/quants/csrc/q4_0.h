@@ -13,36 +13,35 @@ struct block_q4_0 { uint16_t d; uint8_t qs[16]; };
 static_assert(sizeof(struct block_q4_0) == 18, "Q4_0 is 18 bytes a block");
 
 static const struct one_scale_format q4_0_format = {
-    .levels = {-8, 7, NULL}, .tries = 10, .first = 6, .step = 0.3f, .polish = 1,
+    .levels = {-8, 7, NULL}, .effort = {{5, 6.3f, 0.5f, 1}, {10, 6, 0.3f, 1}, {40, 5, 0.1f, 3}},
 };
 
-static void encode_q4_0(const float *x, const float *w, uint8_t *blocks, int64_t n_blocks)
+static void encode_q4_0(const float *x, const float *w, struct block_q4_0 *blocks, int n_blocks,
+                        enum effort effort)
 {
-    for (int64_t b = 0; b < n_blocks; b += LANES) {
-        int64_t n = n_blocks - b < LANES ? n_blocks - b : LANES;
-        struct groups g;
-        struct one_scale_codes c;
-        gather(&g, 32, 1, n, x + 32 * b, w ? w + 32 * b : NULL);
-        encode_one_scale(&g, q4_0_format, &c);
-        for (int k = 0; k < n; k++) {
-            struct block_q4_0 block = {.d = c.d[k]};
-            const int8_t *q = c.q + 32 * k;
-            for (int i = 0; i < 16; i++)
-                block.qs[i] = (uint8_t)((q[i] + 8) | (q[i + 16] + 8) << 4);
-            memcpy(blocks + (b + k) * (int64_t)sizeof block, &block, sizeof block);
-        }
+    struct groups g;
+    struct one_scale_codes c;
+    gather(&g, 32, 1, n_blocks, x, w);
+    encode_one_scale(&g, q4_0_format, effort, &c);
+    for (int k = 0; k < n_blocks; k++) {
+        struct block_q4_0 block = {.d = c.d[k]};
+        const int8_t *q = c.q + 32 * k;
+        for (int i = 0; i < 16; i++)
+            block.qs[i] = (uint8_t)((q[i] + 8) | (q[i + 16] + 8) << 4);
+        blocks[k] = block;
     }
 }
 
-static void decode_q4_0(const uint8_t *blocks, float *x, int64_t n_blocks)
+static void decode_q4_0(const struct block_q4_0 *block, float *x)
 {
-    for (int64_t b = 0; b < n_blocks; b++, x += 32) {
-        struct block_q4_0 block;
-        memcpy(&block, blocks + b * (int64_t)sizeof block, sizeof block);
-        float d = f32_of_f16(block.d);
-        for (int i = 0; i < 16; i++) {
-            x[i] = d * (float)((block.qs[i] & 15) - 8);
-            x[i + 16] = d * (float)((block.qs[i] >> 4) - 8);
-        }
+    float d = f32_of_f16(block->d);
+    for (int i = 0; i < 16; i++) {
+        x[i] = d * (float)((block->qs[i] & 15) - 8);
+        x[i + 16] = d * (float)((block->qs[i] >> 4) - 8);
     }
+}
+
+static void regain_q4_0(struct block_q4_0 *block, float factor)
+{
+    block->d = scaled_f16(block->d, factor);
 }

@@ -18,41 +18,41 @@ static_assert(sizeof(struct block_q4_k) == 144, "Q4_K is 144 bytes a block");
 
 static const struct affine_format q4_k_format = {
     .n = 32, .group_count = 8, .q_most = 15, .l_most = 63,
-    .tries = 12, .step = 0.4f, .polish = 1, .rounds = 2,
+    .step = 0.4f, .effort = {{8, 1, 1}, {12, 1, 2}, {24, 3, 8}},
 };
 
-static void encode_q4_k(const float *x, const float *w, uint8_t *blocks, int64_t n_blocks)
+static void encode_q4_k(const float *x, const float *w, struct block_q4_k *blocks, int n_blocks,
+                        enum effort effort)
 {
-    for (int64_t b = 0; b < n_blocks; b += 2) {
-        int64_t n = n_blocks - b < 2 ? 1 : 2;
-        struct groups g;
-        struct affine_codes c;
-        gather(&g, 32, 8, n, x + 256 * b, w ? w + 256 * b : NULL);
-        encode_affine(&g, q4_k_format, &c);
-        for (int k = 0; k < n; k++) {
-            struct block_q4_k block = {.d = c.d[k], .dmin = c.dmin[k]};
-            const uint8_t *q = c.q + 256 * k;
-            pack_scales_mins(block.scales, c.ls + 8 * k, c.lm + 8 * k);
-            for (int j = 0; j < 4; j++)
-                for (int i = 0; i < 32; i++)
-                    block.qs[32 * j + i] = (uint8_t)(q[64 * j + i] | q[64 * j + 32 + i] << 4);
-            memcpy(blocks + (b + k) * (int64_t)sizeof block, &block, sizeof block);
-        }
+    struct groups g;
+    struct affine_codes c;
+    gather(&g, 32, 8, n_blocks, x, w);
+    encode_affine(&g, q4_k_format, effort, &c);
+    for (int k = 0; k < n_blocks; k++) {
+        struct block_q4_k block = {.d = c.d[k], .dmin = c.dmin[k]};
+        const uint8_t *q = c.q + 256 * k;
+        pack_scales_mins(block.scales, c.ls + 8 * k, c.lm + 8 * k);
+        for (int j = 0; j < 4; j++)
+            for (int i = 0; i < 32; i++)
+                block.qs[32 * j + i] = (uint8_t)(q[64 * j + i] | q[64 * j + 32 + i] << 4);
+        blocks[k] = block;
     }
 }
 
-static void decode_q4_k(const uint8_t *blocks, float *x, int64_t n_blocks)
+static void decode_q4_k(const struct block_q4_k *block, float *x)
 {
-    for (int64_t b = 0; b < n_blocks; b++, x += 256) {
-        struct block_q4_k block;
-        memcpy(&block, blocks + b * (int64_t)sizeof block, sizeof block);
-        float d = f32_of_f16(block.d), dmin = f32_of_f16(block.dmin);
-        uint8_t ls[8], lm[8];
-        unpack_scales_mins(block.scales, ls, lm);
-        for (int g = 0; g < 8; g++)
-            for (int i = 0; i < 32; i++) {
-                int q = block.qs[32 * (g / 2) + i] >> 4 * (g % 2) & 15;
-                x[32 * g + i] = d * ls[g] * (float)q - dmin * lm[g];
-            }
-    }
+    float d = f32_of_f16(block->d), dmin = f32_of_f16(block->dmin);
+    uint8_t ls[8], lm[8];
+    unpack_scales_mins(block->scales, ls, lm);
+    for (int g = 0; g < 8; g++)
+        for (int i = 0; i < 32; i++) {
+            int q = block->qs[32 * (g / 2) + i] >> 4 * (g % 2) & 15;
+            x[32 * g + i] = d * ls[g] * (float)q - dmin * lm[g];
+        }
+}
+
+static void regain_q4_k(struct block_q4_k *block, float factor)
+{
+    block->d = scaled_f16(block->d, factor);
+    block->dmin = scaled_f16(block->dmin, factor);
 }

@@ -21,44 +21,43 @@ static_assert(sizeof(struct block_q6_k) == 210, "Q6_K is 210 bytes a block");
 
 static const struct scaled_format q6_k_format = {
     .n = 16, .levels = {-32, 31, NULL}, .l_least = -128, .l_most = 127,
-    .tries = 8, .first = 26, .step = 1, .polish = 0, .rounds = 1,
+    .effort = {{5, 27, 1.5f, 1, 0}, {8, 26, 1, 0, 1}, {40, 20, 0.375f, 2, 4}},
 };
 
-static void encode_q6_k(const float *x, const float *w, uint8_t *blocks, int64_t n_blocks)
+static void encode_q6_k(const float *x, const float *w, struct block_q6_k *blocks, int n_blocks,
+                        enum effort effort)
 {
-    for (int64_t b = 0; b < n_blocks; b++) {
-        struct groups g;
-        struct scaled_codes c;
-        gather(&g, 16, 16, 1, x + 256 * b, w ? w + 256 * b : NULL);
-        encode_scaled(&g, q6_k_format, &c);
-        struct block_q6_k block = {.d = c.d};
-        memcpy(block.scales, c.ls, sizeof block.scales);
-        for (int h = 0; h < 2; h++)
-            for (int i = 0; i < 32; i++) {
-                const int8_t *q = c.q + 128 * h + i;
-                uint8_t q0 = (uint8_t)(q[0] + 32), q1 = (uint8_t)(q[32] + 32);
-                uint8_t q2 = (uint8_t)(q[64] + 32), q3 = (uint8_t)(q[96] + 32);
-                block.ql[64 * h + i] = (uint8_t)((q0 & 15) | q2 << 4);
-                block.ql[64 * h + 32 + i] = (uint8_t)((q1 & 15) | q3 << 4);
-                block.qh[32 * h + i] =
-                    (uint8_t)(q0 >> 4 | q1 >> 4 << 2 | q2 >> 4 << 4 | q3 >> 4 << 6);
-            }
-        memcpy(blocks + b * (int64_t)sizeof block, &block, sizeof block);
-    }
+    struct groups g;
+    struct scaled_codes c;
+    gather(&g, 16, 16, n_blocks, x, w);
+    encode_scaled(&g, q6_k_format, effort, &c);
+    struct block_q6_k block = {.d = c.d};
+    memcpy(block.scales, c.ls, sizeof block.scales);
+    for (int h = 0; h < 2; h++)
+        for (int i = 0; i < 32; i++) {
+            const int8_t *q = c.q + 128 * h + i;
+            uint8_t q0 = (uint8_t)(q[0] + 32), q1 = (uint8_t)(q[32] + 32);
+            uint8_t q2 = (uint8_t)(q[64] + 32), q3 = (uint8_t)(q[96] + 32);
+            block.ql[64 * h + i] = (uint8_t)((q0 & 15) | q2 << 4);
+            block.ql[64 * h + 32 + i] = (uint8_t)((q1 & 15) | q3 << 4);
+            block.qh[32 * h + i] = (uint8_t)(q0 >> 4 | q1 >> 4 << 2 | q2 >> 4 << 4 | q3 >> 4 << 6);
+        }
+    *blocks = block;
 }
 
-static void decode_q6_k(const uint8_t *blocks, float *x, int64_t n_blocks)
+static void decode_q6_k(const struct block_q6_k *block, float *x)
 {
-    for (int64_t b = 0; b < n_blocks; b++, x += 256) {
-        struct block_q6_k block;
-        memcpy(&block, blocks + b * (int64_t)sizeof block, sizeof block);
-        float d = f32_of_f16(block.d);
-        for (int h = 0; h < 2; h++)
-            for (int k = 0; k < 4; k++)
-                for (int i = 0; i < 32; i++) {
-                    int low = block.ql[64 * h + 32 * (k % 2) + i] >> 4 * (k / 2) & 15;
-                    int q = (low | (block.qh[32 * h + i] >> 2 * k & 3) << 4) - 32;
-                    x[128 * h + 32 * k + i] = d * block.scales[8 * h + 2 * k + i / 16] * (float)q;
-                }
-    }
+    float d = f32_of_f16(block->d);
+    for (int h = 0; h < 2; h++)
+        for (int k = 0; k < 4; k++)
+            for (int i = 0; i < 32; i++) {
+                int low = block->ql[64 * h + 32 * (k % 2) + i] >> 4 * (k / 2) & 15;
+                int q = (low | (block->qh[32 * h + i] >> 2 * k & 3) << 4) - 32;
+                x[128 * h + 32 * k + i] = d * block->scales[8 * h + 2 * k + i / 16] * (float)q;
+            }
+}
+
+static void regain_q6_k(struct block_q6_k *block, float factor)
+{
+    block->d = scaled_f16(block->d, factor);
 }

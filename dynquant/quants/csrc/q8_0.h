@@ -14,35 +14,33 @@ static_assert(sizeof(struct block_q8_0) == 34, "Q8_0 is 34 bytes a block");
 
 /* The scale maps the largest magnitude to 127: at 8 bits the error of a weight is the rounding's,
  * and a search of the scale gains little. Codes are those nearest for the f16 scale. */
-static void encode_q8_0(const float *x, const float *w, uint8_t *blocks, int64_t n_blocks)
+static void encode_q8_0(const float *x, const float *w, struct block_q8_0 *block, int n_blocks,
+                        enum effort effort)
 {
-    (void)w;
-    for (int64_t b = 0; b < n_blocks; b++, x += 32) {
-        struct block_q8_0 block;
-        uint32_t widest = 0; /* magnitudes compare as their bits do */
-        for (int i = 0; i < 32; i++) {
-            uint32_t magnitude = bits_of_f32(x[i]) & 0x7fffffff;
-            widest = magnitude > widest ? magnitude : widest;
-        }
-        block.d = f16_of_f32(f32_of_bits(widest) / 127);
-        float d = f32_of_f16(block.d), inverse = d > 0 ? 1 / d : 0;
-        for (int i = 0; i < 32; i++) {
-            float q = x[i] * inverse;
-            q = q < -127 ? -127 : q;
-            q = q > 127 ? 127 : q;
-            block.qs[i] = (int8_t)bits_of_f32(q + ROUNDER);
-        }
-        memcpy(blocks + b * (int64_t)sizeof block, &block, sizeof block);
+    (void)w, (void)n_blocks, (void)effort;
+    uint32_t widest = 0; /* magnitudes compare as their bits do */
+    for (int i = 0; i < 32; i++) {
+        uint32_t magnitude = bits_of_f32(x[i]) & 0x7fffffff;
+        widest = magnitude > widest ? magnitude : widest;
+    }
+    block->d = f16_of_f32(f32_of_bits(widest) / 127);
+    float d = f32_of_f16(block->d), inverse = d > 0 ? 1 / d : 0;
+    for (int i = 0; i < 32; i++) {
+        float q = x[i] * inverse;
+        q = q < -127 ? -127 : q;
+        q = q > 127 ? 127 : q;
+        block->qs[i] = (int8_t)bits_of_f32(q + ROUNDER);
     }
 }
 
-static void decode_q8_0(const uint8_t *blocks, float *x, int64_t n_blocks)
+static void decode_q8_0(const struct block_q8_0 *block, float *x)
 {
-    for (int64_t b = 0; b < n_blocks; b++, x += 32) {
-        struct block_q8_0 block;
-        memcpy(&block, blocks + b * (int64_t)sizeof block, sizeof block);
-        float d = f32_of_f16(block.d);
-        for (int i = 0; i < 32; i++)
-            x[i] = d * block.qs[i];
-    }
+    float d = f32_of_f16(block->d);
+    for (int i = 0; i < 32; i++)
+        x[i] = d * block->qs[i];
+}
+
+static void regain_q8_0(struct block_q8_0 *block, float factor)
+{
+    block->d = scaled_f16(block->d, factor);
 }

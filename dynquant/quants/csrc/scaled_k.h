@@ -15,8 +15,7 @@ struct scaled_format {
     int n; /* weights in a group */
     struct levels levels;
     float l_least, l_most;
-    int tries, polish, rounds; /* effort: see fit_scale; rounds of lattice and refit */
-    float first, step;
+    struct { int tries; float first, step; int polish, rounds; } effort[N_EFFORTS];
 };
 
 struct scaled_codes {
@@ -35,10 +34,12 @@ static inline float sum_lanes(f32x16 a)
 }
 
 static ALWAYS_INLINE void encode_scaled(const struct groups *g, struct scaled_format f,
-                                        struct scaled_codes *out)
+                                        enum effort effort, struct scaled_codes *out)
 {
+    int rounds = f.effort[effort].rounds;
     f32x16 zero = splat(0), none = error_of_scale(g, f.n, f.levels, zero);
-    f32x16 wish = fit_scale(g, f.n, f.levels, f.tries, f.first, f.step, f.polish);
+    f32x16 wish = fit_scale(g, f.n, f.levels, f.effort[effort].tries, f.effort[effort].first,
+                            f.effort[effort].step, f.effort[effort].polish);
 
     /* The largest scale takes the lattice's longer end, whatever its sign. */
     float lane[LANES], widest = 0;
@@ -68,7 +69,7 @@ static ALWAYS_INLINE void encode_scaled(const struct groups *g, struct scaled_fo
             best_d_stored = d_stored;
             best_ls = ls;
         }
-        if (round == f.rounds)
+        if (round == rounds)
             break;
         struct scale_sums u =
             sum_scale(g, f.n, f.levels, quotient_or_zero(splat(1), mul(ls, splat(d))));

@@ -14,21 +14,54 @@
 #include "q6_k.h"
 #include "q8_0.h"
 
+/* Block types: name, file, weights and bytes of a block, blocks that are encoded at a time. */
+#define BLOCK_TYPES(T)                                                                             \
+    T(Q8_0, q8_0, 32, 34, 1)                                                                       \
+    T(Q6_K, q6_k, 256, 210, 1)                                                                     \
+    T(Q5_K, q5_k, 256, 176, 2)                                                                     \
+    T(Q4_K, q4_k, 256, 144, 2)                                                                     \
+    T(IQ4_NL, iq4_nl, 32, 18, 16)                                                                  \
+    T(Q4_0, q4_0, 32, 18, 16)
+
+/* A block file knows its struct and a few blocks; the rest of the core knows bytes and any number. */
+#define LOOPS(NAME, name, block_size, type_size, batch)                                            \
+    static void encode_all_##name(const float *x, const float *w, uint8_t *blocks, int64_t n,      \
+                                  enum effort effort)                                              \
+    {                                                                                              \
+        struct block_##name *block = (struct block_##name *)blocks;                                \
+        for (int64_t b = 0; b < n; b += batch)                                                     \
+            encode_##name(x + b * block_size, w ? w + b * block_size : NULL, block + b,            \
+                          n - b < batch ? (int)(n - b) : batch, effort);                           \
+    }                                                                                              \
+                                                                                                   \
+    static void decode_all_##name(const uint8_t *blocks, float *x, int64_t n)                      \
+    {                                                                                              \
+        const struct block_##name *block = (const struct block_##name *)blocks;                    \
+        for (int64_t b = 0; b < n; b++)                                                            \
+            decode_##name(block + b, x + b * block_size);                                          \
+    }                                                                                              \
+                                                                                                   \
+    static void regain_one_##name(uint8_t *block, float factor)                                    \
+    {                                                                                              \
+        regain_##name((struct block_##name *)block, factor);                                       \
+    }
+
+BLOCK_TYPES(LOOPS)
+
+#define ROW(NAME, name, block_size, type_size, batch)                                              \
+    {#NAME, block_size, type_size, encode_all_##name, decode_all_##name, regain_one_##name},
+
 static const struct quant_type types[] = {
-    {"F32", 1, 4, encode_f32, decode_f32},
-    {"F16", 1, 2, encode_f16, decode_f16},
-    {"BF16", 1, 2, encode_bf16, decode_bf16},
-    {"Q8_0", 32, 34, encode_q8_0, decode_q8_0},
-    {"Q6_K", 256, 210, encode_q6_k, decode_q6_k},
-    {"Q5_K", 256, 176, encode_q5_k, decode_q5_k},
-    {"Q4_K", 256, 144, encode_q4_k, decode_q4_k},
-    {"IQ4_NL", 32, 18, encode_iq4_nl, decode_iq4_nl},
-    {"Q4_0", 32, 18, encode_q4_0, decode_q4_0},
+    {"F32", 1, 4, encode_f32, decode_f32, NULL},
+    {"F16", 1, 2, encode_f16, decode_f16, NULL},
+    {"BF16", 1, 2, encode_bf16, decode_bf16, NULL},
+    BLOCK_TYPES(ROW)
 };
 
 /* Weights converted and encoded at a time: a multiple of every block size, and what two vectors of
  * sixteen super-blocks' groups need; 2 x 8 KiB of stack, well inside the L1 cache. */
 #define BATCH 2048
+#define MAX_BLOCK 256
 
 /* Stored numbers as f32. Returns whether all of them are finite. */
 static int weights_of_stored(enum stored_type stored, const uint8_t *from, int64_t n, float *x)
@@ -67,19 +100,60 @@ static void importance_of_run(const float *importance, int64_t n_per_row, int64_
     }
 }
 
+/* importance * sqrt(mean x^2 + x^2), the mean over the block: how ggml weighs. w may hold no
+ * importance yet. In double, so that no square overflows. */
+static void weigh_by_magnitude(const float *x, float *w, int has_importance, int64_t n,
+                               int64_t block_size)
+{
+    for (int64_t b = 0; b < n; b += block_size) {
+        double mean = 0;
+        for (int64_t i = b; i < b + block_size; i++)
+            mean += (double)x[i] * x[i] / (double)block_size;
+        for (int64_t i = b; i < b + block_size; i++) {
+            float magnitude = (float)sqrt(mean + (double)x[i] * x[i]);
+            w[i] = has_importance ? w[i] * magnitude : magnitude;
+        }
+    }
+}
+
+/* Move each block's scale from least squares the share `gain` of the way to the one that keeps
+ * <x, decoded> = <x, x>. Codes stay. */
+static void regain(const struct quant_type *type, float gain, const float *x, const float *w,
+                   uint8_t *blocks, int64_t n)
+{
+    for (int64_t b = 0; b < n; b += type->block_size, blocks += type->type_size) {
+        float decoded[MAX_BLOCK];
+        double xx = 0, xy = 0;
+        type->decode(blocks, decoded, 1);
+        for (int i = 0; i < type->block_size; i++) {
+            double wx = (w ? w[b + i] : 1) * (double)x[b + i];
+            xx += wx * x[b + i];
+            xy += wx * decoded[i];
+        }
+        if (xy > 0)
+            type->regain(blocks, 1 + gain * (float)(xx / xy - 1));
+    }
+}
+
 static int64_t encode(const struct quant_type *type, enum stored_type stored, const void *rows,
-                      int64_t n_rows, int64_t n_per_row, const float *importance, uint8_t *blocks)
+                      int64_t n_rows, int64_t n_per_row, const float *importance,
+                      const struct search *search, uint8_t *blocks)
 {
     int64_t total = n_rows * n_per_row, stored_size = stored == STORED_F32 ? 4 : 2;
+    int by_magnitude = search->by_magnitude && type->block_size > 1;
     for (int64_t at = 0; at < total; at += BATCH) {
-        int64_t n = total - at < BATCH ? total - at : BATCH;
-        float x[BATCH], w[BATCH];
+        int64_t n = total - at < BATCH ? total - at : BATCH, n_blocks = n / type->block_size;
+        float x[BATCH], weights[BATCH], *w = importance || by_magnitude ? weights : NULL;
         if (!weights_of_stored(stored, (const uint8_t *)rows + at * stored_size, n, x))
             return (at + first_not_finite(x)) / n_per_row;
         if (importance)
             importance_of_run(importance, n_per_row, at, n, w);
-        type->encode(x, importance ? w : NULL, blocks, n / type->block_size);
-        blocks += n / type->block_size * type->type_size;
+        if (by_magnitude)
+            weigh_by_magnitude(x, w, importance != NULL, n, type->block_size);
+        type->encode(x, w, blocks, n_blocks, search->effort);
+        if (search->gain != 0 && type->regain)
+            regain(type, search->gain, x, w, blocks, n);
+        blocks += n_blocks * type->type_size;
     }
     return -1;
 }
