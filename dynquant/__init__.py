@@ -4,7 +4,8 @@
 
     dynquant.convert("path/to/model", "model.gguf", recipe="dynamic-4bit", progress="tqdm")
 
-or in steps: `load_model` and `load_recipe`, `make_plan`, and a look at the plan before `convert`.
+or in steps: `load_model`, `load_recipe`, `load_imatrix`, `make_plan`, and a look at the plan before
+`convert`.
 `encode` and `decode` turn rows of float32 into blocks and back.
 """
 
@@ -20,6 +21,7 @@ from dynquant.errors import DynquantError
 if TYPE_CHECKING:
     from dynquant.arch.base import Model
     from dynquant.conversion.engine import Progress
+    from dynquant.importance.imatrix import Imatrix
     from dynquant.keys import KeyValue
     from dynquant.plan.plan import Plan, make_plan
     from dynquant.quants.codec import decode, encode
@@ -34,6 +36,7 @@ __all__ = [
     "convert",
     "decode",
     "encode",
+    "load_imatrix",
     "load_model",
     "load_recipe",
     "make_plan",
@@ -76,11 +79,22 @@ def load_model(folder: str | Path, *, pre: str | None = None) -> Model:
     return load_model(Path(folder), pre=pre)
 
 
+def load_imatrix(path: str | Path) -> Imatrix:
+    """Read an imatrix, llama.cpp's file of activations, in either of its formats.
+
+    Raises ImportanceError for a file that is damaged or holds values that are none.
+    """
+    from dynquant.importance.imatrix import read_imatrix
+
+    return read_imatrix(Path(path))
+
+
 def convert(
     model: str | Path | Model,
     out: str | Path,
     *,
     recipe: str | Path | Recipe,
+    imatrix: str | Path | Imatrix | None = None,
     threads: int | None = None,
     force: bool = False,
     pre: str | None = None,
@@ -91,6 +105,7 @@ def convert(
 
     model:    a folder with config.json and safetensors, or what `load_model` returned
     recipe:   the name of a shipped recipe, a YAML file, or what `load_recipe` returned
+    imatrix:  an imatrix file of the model, or what `load_imatrix` returned; None weighs all alike
     threads:  worker threads; None takes one for each CPU; the output does not depend on it
     force:    replace `out` if it exists
     pre:      the pre-tokenizer's name in llama.cpp, where the tokenizer itself does not tell it
@@ -108,7 +123,9 @@ def convert(
         recipe = load_recipe(recipe)
     if isinstance(model, (str, Path)):
         model = load_model(model, pre=pre)
-    plan = make_plan(model, recipe, set_keys=set_keys)
+    if isinstance(imatrix, (str, Path)):
+        imatrix = load_imatrix(imatrix)
+    plan = make_plan(model, recipe, imatrix=imatrix, set_keys=set_keys)
     report = tqdm_progress() if progress == "tqdm" else progress
     convert_plan(plan, Path(out), threads=threads, force=force, progress=report)
     return plan

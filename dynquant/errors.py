@@ -36,6 +36,10 @@ class VocabError(DynquantError):
     """The tokenizer files are missing, contradictory or of an unknown kind."""
 
 
+class ImportanceError(DynquantError):
+    """The imatrix is damaged, or another model's."""
+
+
 class RecipeError(DynquantError):
     """The recipe cannot be read, or does not fit the model."""
 

@@ -13,6 +13,7 @@ from dynquant.recipe.language import Recipe, parse_recipe
 from dynquant.tensors import Computed, ShardFile, Stored, StoredType
 
 N_PER_ROW = 256
+DOWN = "blk.0.ffn_down.weight"
 
 KEYS = {
     "general.architecture": string("llama"),
@@ -48,7 +49,7 @@ def small_tensors() -> tuple[ModelTensor, ...]:
     shapes = {
         "token_embd.weight": (37, N_PER_ROW),
         "blk.0.attn_norm.weight": (N_PER_ROW + 1,),
-        "blk.0.ffn_down.weight": (67, 2 * N_PER_ROW),
+        DOWN: (67, 2 * N_PER_ROW),
         "blk.1.ffn_down.weight": (67, 2 * N_PER_ROW),
         "blk.1.ffn_up_exps.weight": (3, 41, N_PER_ROW),
         "output_norm.weight": (N_PER_ROW + 1,),

@@ -9,7 +9,8 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from handmade import model, recipe, weights
+from handmade import DOWN, model, recipe, weights
+from imatrices import write_legacy
 
 import dynquant
 from dynquant.conversion.engine import Progress
@@ -48,6 +49,14 @@ def test_convert_takes_a_model_and_a_recipe_that_are_loaded(tmp_path: Path) -> N
 
 def test_convert_takes_the_name_of_a_shipped_recipe(tmp_path: Path) -> None:
     assert dynquant.convert(model(), tmp_path / "x.gguf", recipe="f32").type_counts == {"F32": 6}
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_convert_takes_an_imatrix_as_a_file_or_loaded(tmp_path: Path, loaded: bool) -> None:
+    path = write_legacy(tmp_path / "i.dat", {DOWN: np.ones(512, np.float32)})
+    imatrix = dynquant.load_imatrix(path) if loaded else str(path)
+    plan = dynquant.convert(model(), tmp_path / "x.gguf", recipe=recipe(), imatrix=imatrix)
+    assert list(plan.importance) == [DOWN]
 
 
 def test_convert_calls_back_with_progress(tmp_path: Path) -> None:

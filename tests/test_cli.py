@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import gguf
+import numpy as np
 import pytest
+from imatrices import write_legacy
 
 from dynquant.cli import main
 from dynquant.quants.table import ALL
@@ -263,6 +265,45 @@ def test_set_keys_are_written(run: Run, llama: Path, recipe: Path, tmp_path: Pat
     assert fields["llama.context_length"].contents() == 77
 
 
+@pytest.fixture
+def imatrix(tmp_path: Path) -> Path:
+    """An imatrix of the synthetic Llama's first layer."""
+    means = {f"blk.0.{r}.weight": np.ones(256, np.float32) for r in ("ffn_up", "attn_q", "attn_k")}
+    return write_legacy(tmp_path / "i.dat", means)
+
+
+def test_an_imatrix_is_used_and_what_it_lacks_is_told(
+    run: Run, llama: Path, recipe: Path, imatrix: Path, tmp_path: Path
+) -> None:
+    shown = run("plan", llama, "--recipe", recipe, "--imatrix", imatrix)
+    assert shown.code == 0
+    assert "imatrix i.dat: importance for 3 tensors, none for blk.{0-1}.attn_v" in shown.out
+    assert f"warning: {imatrix}: no importance for blk.{{0-1}}.attn_v.weight" in shown.err
+    planned = json.loads(run("plan", llama, "--recipe", recipe, "--imatrix", imatrix, "--json").out)
+    assert [t["name"] for t in planned["tensors"] if t["importance"]] == [
+        "blk.0.attn_q.weight",
+        "blk.0.attn_k.weight",
+        "blk.0.ffn_up.weight",
+    ]
+    out = tmp_path / "x.gguf"
+    assert run("convert", llama, "-o", out, "--recipe", recipe, "--imatrix", imatrix).code == 0
+    assert gguf.GGUFReader(out).fields["quantize.imatrix.file"].contents() == "i.dat"
+
+
+def test_without_an_imatrix_the_plan_says_nothing_of_importance(
+    run: Run, llama: Path, recipe: Path
+) -> None:
+    done = run("plan", llama, "--recipe", recipe)
+    assert "importance" not in done.out + done.err
+
+
+def test_a_damaged_imatrix_is_an_error_line(run: Run, llama: Path, recipe: Path) -> None:
+    done = run("plan", llama, "--recipe", recipe, "--imatrix", recipe)
+    assert (done.code, done.out) == (1, "")
+    assert done.err.startswith(f"error: {recipe}: byte 0: ")
+    assert done.err.count("\n") == 1
+
+
 def test_every_bad_setting_is_an_error_line(run: Run, llama: Path, recipe: Path) -> None:
     bad = ("--set", "llama.block_count=x", "--set", "general.architecture=x")
     done = run("plan", llama, "--recipe", recipe, *bad)
@@ -316,9 +357,9 @@ import sys, time
 from dynquant.cli import main
 from dynquant.quants import codec
 encode_stored = codec.encode_stored
-def slowly(*args):
+def slowly(*args, **kwargs):
     time.sleep(0.3)
-    encode_stored(*args)
+    encode_stored(*args, **kwargs)
 codec.encode_stored = slowly
 main()
 """

@@ -14,16 +14,19 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from handmade import computed_tensor, model, recipe, small_plan, stored_tensor, weights
+from handmade import DOWN, computed_tensor, model, recipe, small_plan, stored_tensor, weights
+from imatrices import write_counted
+from vocab_files import shared
 
 from dynquant.arch.base import ModelTensor
 from dynquant.conversion.engine import Progress, convert_plan
 from dynquant.conversion.layout import lay_out
 from dynquant.conversion.output import PartFile
-from dynquant.errors import CheckpointError, ConvertError, DynquantError
+from dynquant.errors import CheckpointError, ConvertError, DynquantError, ImportanceError
+from dynquant.importance.imatrix import read_imatrix
 from dynquant.plan.plan import Plan, make_plan
 from dynquant.quants.codec import encode
-from dynquant.tensors import U8, Computed, StoredType, TensorSource
+from dynquant.tensors import F32, U8, Computed, StoredType, TensorSource
 
 MIXED = "rules: [{role: ffn_down, type: Q4_0}, {role: token_embd, type: F16}]"
 
@@ -82,6 +85,98 @@ def test_bfloat16_from_a_file_becomes_the_same_float32(tmp_path: Path) -> None:
     convert_plan(plan, tmp_path / "x.gguf", threads=2, chunk_bytes=100)
     wanted = (x.view(np.uint32) & 0xFFFF0000).view(np.float32)
     assert np.array_equal(gguf.GGUFReader(tmp_path / "x.gguf").tensors[0].data, wanted)
+
+
+EXPERTS = "blk.1.ffn_up_exps.weight"
+
+
+def spread(*shape: int, seed: int = 0) -> F32:
+    """Log-normal numbers, as far from each other as real mean squares are."""
+    return np.exp(2 * np.random.default_rng(seed).standard_normal(shape)).astype(np.float32)
+
+
+def weighed_plan(folder: Path, counts: tuple[int, ...] = (1, 1, 1)) -> Plan:
+    """The small model at four bits, with importance for one matrix and for experts."""
+    entries = {
+        DOWN: (spread(1, 512), [1]),
+        EXPERTS: (spread(3, 256, seed=1), counts),
+    }
+    imatrix = read_imatrix(write_counted(folder / "i.gguf", entries))
+    return make_plan(model(), recipe("Q4_0"), imatrix=imatrix)
+
+
+def decoded(path: Path) -> dict[str, F32]:
+    return {
+        t.name: gguf.quants.dequantize(t.data, t.tensor_type) for t in gguf.GGUFReader(path).tensors
+    }
+
+
+def test_each_expert_is_encoded_by_its_own_importance(tmp_path: Path) -> None:
+    plan = weighed_plan(tmp_path, (1, 0, 1))
+    convert_plan(plan, tmp_path / "x.gguf", threads=2, chunk_bytes=16 * 1024)
+    (found,) = [t for t in gguf.GGUFReader(tmp_path / "x.gguf").tensors if t.name == EXPERTS]
+    source = plan.sources[EXPERTS].source
+    assert isinstance(source, Computed)
+    rows = spread(3, 256, seed=1)
+    made = [
+        encode(source.values[expert], "Q4_0", importance)
+        for expert, importance in enumerate((rows[0], None, rows[2]))
+    ]
+    assert np.array_equal(found.data, np.stack(made))
+
+
+def test_importance_lowers_the_weighted_error_of_what_has_it_alone(tmp_path: Path) -> None:
+    plan = weighed_plan(tmp_path)
+    convert_plan(plan, tmp_path / "with.gguf", threads=2)
+    convert_plan(make_plan(model(), recipe("Q4_0")), tmp_path / "without.gguf", threads=2)
+    with_, without = decoded(tmp_path / "with.gguf"), decoded(tmp_path / "without.gguf")
+    for name in (DOWN, EXPERTS):
+        source, importance = plan.sources[name].source, plan.importance[name]
+        assert isinstance(source, Computed)
+        w = np.stack([importance.of(m) for m in range(importance.n_matrices)])
+        w = w.reshape(*source.shape[:-2], 1, -1)
+        errors = [float((w * (source.values - x[name]) ** 2).sum()) for x in (with_, without)]
+        assert errors[0] < 0.9 * errors[1]
+    for name in set(with_) - {DOWN, EXPERTS}:
+        assert np.array_equal(with_[name], without[name])
+
+
+@pytest.mark.parametrize(("threads", "chunk_bytes"), [(1, 1), (2, 3000), (7, 50_000), (1, 1 << 30)])
+def test_bytes_with_importance_do_not_depend_on_threads_or_chunks(
+    tmp_path: Path, threads: int, chunk_bytes: int
+) -> None:
+    plan = weighed_plan(tmp_path)
+    convert_plan(plan, tmp_path / "a.gguf", threads=1)
+    convert_plan(plan, tmp_path / "b.gguf", threads=threads, chunk_bytes=chunk_bytes)
+    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+
+
+def test_channels_that_gemma_never_drives_are_encoded_to_finite_weights(tmp_path: Path) -> None:
+    name = "blk.1.ffn_up.weight"
+    imatrix = read_imatrix(shared("imatrix/gemma-3-4b.imatrix.dat"))
+    source = Computed(weights(32, 2560))
+    plan = make_plan(model(ModelTensor(name, source)), recipe("Q4_K"), imatrix=imatrix)
+    convert_plan(plan, tmp_path / "x.gguf", threads=2)
+    w = imatrix.entries[name].means()
+    found = decoded(tmp_path / "x.gguf")[name]
+    assert (w == 0).any()
+    assert np.all(np.isfinite(found))
+    neutral = gguf.quants.dequantize(encode(source.values, "Q4_K"), gguf.GGMLQuantizationType.Q4_K)
+    errors = [float((w * (source.values - x) ** 2).sum()) for x in (found, neutral)]
+    assert errors[0] < 0.9 * errors[1]
+
+
+def test_an_imatrix_that_becomes_shorter_stops_the_run(tmp_path: Path) -> None:
+    plan = weighed_plan(tmp_path)
+    os.truncate(tmp_path / "i.gguf", 1000)
+    with pytest.raises(ImportanceError, match=r"i\.gguf: ends at byte \d+"):
+        convert_plan(plan, tmp_path / "x.gguf", threads=2)
+    assert names(tmp_path) == ["i.gguf", "x.gguf.part"]
+
+
+def test_the_imatrix_is_not_overwritten_even_with_force(tmp_path: Path) -> None:
+    with pytest.raises(ConvertError, match=r"i\.gguf: is the imatrix; name another output"):
+        convert_plan(weighed_plan(tmp_path), tmp_path / "i.gguf", threads=1, force=True)
 
 
 def test_padding_is_zero_also_after_an_old_part(tmp_path: Path) -> None:

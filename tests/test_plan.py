@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from pathlib import Path
 
+import numpy as np
 import pytest
 from gguf import GGUFValueType
-from handmade import KEYS, N_PER_ROW, computed_tensor, model, recipe, small_plan
+from handmade import DOWN, KEYS, N_PER_ROW, computed_tensor, model, recipe, small_plan
+from imatrices import write_counted, write_legacy
+from rich.console import Console
 
-from dynquant.errors import DynquantError, PlanError, RecipeError
-from dynquant.keys import KeyValue, f32, i32s, u32
-from dynquant.plan.plan import make_plan, plan_json
+from dynquant.errors import DynquantError, ImportanceError, PlanError, RecipeError
+from dynquant.importance.imatrix import Imatrix, read_imatrix
+from dynquant.keys import KeyValue, f32, i32s, string, u32
+from dynquant.plan.plan import Plan, make_plan, plan_json
 from dynquant.quants.table import ALL
+from dynquant.report.tables import plan_tables
 
 MIXED = "rules: [{role: ffn_down, layers: 1, type: Q4_0}]"
 
@@ -107,7 +113,9 @@ def test_plan_json_has_the_fields_that_scripts_rely_on() -> None:
         "offset": plan.tensors[4].offset,
         "rule": "recipes/hand.yaml:1 default",
         "instead_of": None,
+        "importance": None,
     }
+    assert document["imatrix"] is None
 
 
 def refused(*tensors: tuple[str, tuple[int, ...]], **set_keys: str) -> tuple[str, ...]:
@@ -232,3 +240,95 @@ def test_a_plan_reads_no_weights(tmp_path: Path) -> None:
     tensor = stored_tensor(tmp_path / "w", "a.weight", weights(2, 32))
     (tmp_path / "w").unlink()
     assert make_plan(model(tensor), recipe()).tensors[0].n_bytes == 2 * 34
+
+
+def imatrix(folder: Path, n_per_row: int = 2 * N_PER_ROW) -> Imatrix:
+    """An imatrix of the first of two layers, in the older format."""
+    return read_imatrix(write_legacy(folder / "x.dat", {DOWN: np.ones(n_per_row, np.float32)}))
+
+
+def weighed_plan(folder: Path, default: str = "Q4_0", more: str = "") -> Plan:
+    return make_plan(model(), recipe(default, more), imatrix=imatrix(folder))
+
+
+def test_an_imatrix_is_recorded_in_llama_cpps_keys_and_by_its_hash(tmp_path: Path) -> None:
+    keys = weighed_plan(tmp_path).keys
+    sha256 = hashlib.sha256((tmp_path / "x.dat").read_bytes()).hexdigest()
+    assert {n: k for n, k in keys.items() if "imatrix" in n} == {
+        "quantize.imatrix.file": string("x.dat"),
+        "quantize.imatrix.dataset": string("books.txt"),
+        "quantize.imatrix.entries_count": u32(1),
+        "quantize.imatrix.chunks_count": u32(7),
+        "dynquant.imatrix_sha256": string(sha256),
+    }
+    assert list(keys).index("tokenizer.ggml.model") == len(keys) - 2
+
+
+def test_what_an_imatrix_does_not_say_is_no_key(tmp_path: Path) -> None:
+    keys = {"imatrix_datasets": None, "imatrix_chunk_count": None}
+    path = write_counted(tmp_path / "x", {DOWN: (np.ones((1, 512), np.float32), [1])}, **keys)
+    made = make_plan(model(), recipe(), imatrix=read_imatrix(path)).keys
+    assert [n for n in made if n.startswith("quantize.")] == [
+        "quantize.imatrix.file",
+        "quantize.imatrix.entries_count",
+    ]
+
+
+def test_keys_of_an_imatrix_cannot_be_set(tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match=r"quantize\.imatrix\.file: this key follows from the plan"):
+        make_plan(model(), recipe(), set_keys={"quantize.imatrix.file": "mine"})
+
+
+def test_a_tensor_tells_whether_it_has_importance(tmp_path: Path) -> None:
+    plan = weighed_plan(tmp_path)
+    assert {t.name: t.importance for t in plan.tensors if t.importance} == {DOWN: "yes"}
+    assert plan.unweighed == (
+        "token_embd.weight",
+        "blk.1.ffn_down.weight",
+        "blk.1.ffn_up_exps.weight",
+    )
+    document = plan_json(plan)
+    assert document["imatrix"] == "x.dat"
+    assert [t["importance"] for t in document["tensors"]] == [None, None, "yes", None, None, None]
+
+
+def test_experts_without_data_are_counted(tmp_path: Path) -> None:
+    sums = np.ones((3, N_PER_ROW), np.float32)
+    path = write_counted(tmp_path / "x", {"blk.1.ffn_up_exps.weight": (sums, [1, 0, 1])})
+    plan = make_plan(model(), recipe(), imatrix=read_imatrix(path))
+    assert plan.tensors[4].importance == "partial: 2 of 3 experts"
+    assert any("1 of 3 experts in blk.1.ffn_up_exps.weight" in w for w in plan.warnings)
+    shown = io.StringIO()
+    Console(file=shown, width=200).print(plan_tables(plan, 0))
+    assert (
+        "imatrix x: importance for 1 tensors (1 of their experts without), none for"
+        " blk.{0-1}.ffn_down.weight\n"
+    ) in shown.getvalue()
+
+
+def test_quantized_tensors_that_lack_importance_are_warned_of(tmp_path: Path) -> None:
+    (warning,) = weighed_plan(tmp_path).warnings
+    assert "no importance for blk.1.ffn_down.weight, blk.1.ffn_up_exps.weight;" in warning
+
+
+def test_tensors_that_store_each_weight_alone_have_and_lack_no_importance(tmp_path: Path) -> None:
+    plan = weighed_plan(tmp_path, "F16")
+    assert plan.warnings == plan.unweighed == ()
+    assert {t.importance for t in plan.tensors} == {None}
+    assert not plan.importance
+
+
+def test_another_models_imatrix_is_an_importance_error(tmp_path: Path) -> None:
+    with pytest.raises(ImportanceError, match="another model's file: 96 values for the 512"):
+        make_plan(model(), recipe(), imatrix=imatrix(tmp_path, 96))
+
+
+def test_an_imatrix_and_a_recipe_that_do_not_fit_are_told_at_once(tmp_path: Path) -> None:
+    with pytest.raises(PlanError) as e:
+        make_plan(
+            model(),
+            recipe(more="rules: [{role: attn_v, type: Q4_0}]"),
+            imatrix=imatrix(tmp_path, 96),
+            set_keys={"dynquant.version": "1"},
+        )
+    assert len(e.value.messages) == 3

@@ -9,7 +9,14 @@ from typing import Annotated
 import typer
 
 from dynquant.cli import console
-from dynquant.cli.options import ModelArgument, PreOption, RecipeOption, SetOption, settings
+from dynquant.cli.options import (
+    ImatrixOption,
+    ModelArgument,
+    PreOption,
+    RecipeOption,
+    SetOption,
+    settings,
+)
 
 
 def convert(
@@ -18,6 +25,7 @@ def convert(
         Path, typer.Option("--out", "-o", metavar="OUT.gguf", help="The file to write.")
     ],
     recipe: RecipeOption,
+    imatrix: ImatrixOption = None,
     threads: Annotated[
         int | None,
         typer.Option(
@@ -41,12 +49,18 @@ def convert(
     from dynquant.conversion.engine import convert_plan, default_threads
     from dynquant.conversion.layout import lay_out
     from dynquant.conversion.output import check_output, part_path
+    from dynquant.importance.imatrix import read_imatrix
     from dynquant.plan.plan import make_plan
     from dynquant.recipe.language import load_recipe
     from dynquant.report.tables import gigabytes, plan_tables
 
     started = time.monotonic()
-    plan = make_plan(load_model(model, pre=pre), load_recipe(recipe), set_keys=wanted)
+    plan = make_plan(
+        load_model(model, pre=pre),
+        load_recipe(recipe),
+        imatrix=read_imatrix(imatrix) if imatrix else None,
+        set_keys=wanted,
+    )
     for warning in plan.warnings:
         console.talk(f"warning: {warning}", quiet=quiet)
     if dry_run:

@@ -17,6 +17,14 @@ RecipeOption = Annotated[
         "--recipe", "-r", metavar="R", help="A shipped recipe (`dynquant recipes`) or a YAML file."
     ),
 ]
+ImatrixOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--imatrix",
+        metavar="FILE",
+        help="llama.cpp's importance matrix of the model, in either of its formats.",
+    ),
+]
 PreOption = Annotated[
     str | None,
     typer.Option(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dynquant.cli import console
 from dynquant.cli.options import (
+    ImatrixOption,
     JsonOption,
     ModelArgument,
     PreOption,
@@ -16,6 +17,7 @@ from dynquant.cli.options import (
 def plan(
     model: ModelArgument,
     recipe: RecipeOption,
+    imatrix: ImatrixOption = None,
     json: JsonOption = False,
     set_keys: SetOption = None,
     pre: PreOption = None,
@@ -24,11 +26,17 @@ def plan(
     wanted = settings(set_keys)
     from dynquant.arch.load import load_model
     from dynquant.conversion.layout import lay_out
+    from dynquant.importance.imatrix import read_imatrix
     from dynquant.plan.plan import make_plan, plan_json
     from dynquant.recipe.language import load_recipe
     from dynquant.report.tables import plan_tables
 
-    made = make_plan(load_model(model, pre=pre), load_recipe(recipe), set_keys=wanted)
+    made = make_plan(
+        load_model(model, pre=pre),
+        load_recipe(recipe),
+        imatrix=read_imatrix(imatrix) if imatrix else None,
+        set_keys=wanted,
+    )
     for warning in made.warnings:
         console.talk(f"warning: {warning}")
     file_bytes = lay_out(made).file_bytes

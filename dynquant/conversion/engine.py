@@ -13,6 +13,7 @@ import numpy as np
 from dynquant.conversion.layout import Layout, lay_out
 from dynquant.conversion.output import PartFile, check_output
 from dynquant.errors import ConvertError
+from dynquant.importance.audit import Importance
 from dynquant.plan.plan import Plan, TensorPlan
 from dynquant.quants import codec
 from dynquant.tensors import U8, TensorSource, n_rows, row_bytes
@@ -61,7 +62,8 @@ def convert_plan(
     chunk and its blocks for each thread, and the keys.
 
     Raises ConvertError if the output cannot be written, CheckpointError if the model cannot be
-    read, ConvertError with tensor and row for a weight that is not finite.
+    read, ImportanceError if the imatrix changed since it was, ConvertError with tensor and row for
+    a weight that is not finite.
     """
     threads = default_threads() if threads is None else threads
     if threads < 1:
@@ -87,22 +89,28 @@ def convert_plan(
 
 @dataclass(frozen=True)
 class _Job:
-    """Rows start..stop of one tensor."""
+    """Rows start..stop of one tensor, all of one matrix where its matrices differ in importance."""
 
     tensor: TensorPlan
     source: TensorSource
     start: int
     stop: int
+    importance: Importance | None
+    matrix: int
 
 
 def _jobs(plan: Plan, chunk_bytes: int) -> Iterator[_Job]:
     """Yield the work, largest tensors first: at the end only small ones are left to wait for."""
     for tensor in sorted(plan.tensors, key=lambda t: t.n_weights, reverse=True):
         source = plan.sources[tensor.name].source
+        importance = plan.importance.get(tensor.name)
         rows = n_rows(tensor.shape)
+        together = rows if importance is None else rows // importance.n_matrices
         step = max(1, chunk_bytes // row_bytes(source))
-        for start in range(0, rows, step):
-            yield _Job(tensor, source, start, min(start + step, rows))
+        for matrix, first in enumerate(range(0, rows, together)):
+            end = first + together
+            for start in range(first, end, step):
+                yield _Job(tensor, source, start, min(start + step, end), importance, matrix)
 
 
 class _Scratch:
@@ -175,8 +183,11 @@ class _Run:
         taken = stored(rows * row_bytes(job.source))
         made = blocks(rows * row_size)
         job.source.read(job.start, job.stop, taken)
+        importance = None if job.importance is None else job.importance.of(job.matrix)
         try:
-            codec.encode_stored(taken, job.source.stored, tensor.n_per_row, tensor.type, made)
+            codec.encode_stored(
+                taken, job.source.stored, tensor.n_per_row, tensor.type, made, importance=importance
+            )
         except codec.NotFiniteError as e:
             raise ConvertError(
                 f"tensor {tensor.name!r} (stored as {job.source.stored.value}): row"

@@ -39,15 +39,15 @@ def check_output(plan: Plan, out: Path, n_bytes: int, *, force: bool) -> None:
             problems.append(_full(out, n_bytes, free))
     if out.is_dir():
         problems.append(f"{out}: is a folder; name the file to write")
-    elif _is_source(plan, out):
-        problems.append(f"{out}: is a file of the model itself; name another output")
+    elif what := _source(plan, out):
+        problems.append(f"{out}: is {what}; name another output")
     elif os.path.lexists(out):
         if not out.is_file():
             problems.append(f"{out}: is not a regular file; name another output")
         elif not force:
             problems.append(f"{out}: exists; --force replaces it, or name another output")
-    if _is_source(plan, part_path(out)):
-        problems.append(f"{part_path(out)}: is a file of the model itself; name another output")
+    if what := _source(plan, part_path(out)):
+        problems.append(f"{part_path(out)}: is {what}; name another output")
     ConvertError.raise_any(problems)
 
 
@@ -164,15 +164,21 @@ def _allocated_bytes(path: Path) -> int:
         return 0
 
 
-def _is_source(plan: Plan, path: Path) -> bool:
+def _source(plan: Plan, path: Path) -> str | None:
+    """Return what a path is to the plan, where it is a file that the conversion reads."""
     try:
         there = path.stat()
     except OSError:
-        return False
+        return None
     if not stat.S_ISREG(there.st_mode):
-        return False
-    files = {p for t in plan.sources.values() for p in _files(t.source)}
-    return any(p.exists() and os.path.samestat(p.stat(), there) for p in files)
+        return None
+    reads = dict.fromkeys(
+        (p for t in plan.sources.values() for p in _files(t.source)), "a file of the model itself"
+    )
+    if plan.imatrix:
+        reads[plan.imatrix.path] = "the imatrix"
+    same = (what for p, what in reads.items() if p.exists() and os.path.samestat(p.stat(), there))
+    return next(same, None)
 
 
 def _files(source: object) -> Iterable[Path]:

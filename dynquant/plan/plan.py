@@ -13,7 +13,9 @@ from typing import Any
 from gguf import GGML_QUANT_VERSION, GGUF_DEFAULT_ALIGNMENT, LlamaFileType
 
 from dynquant.arch.base import Model, ModelTensor
-from dynquant.errors import PlanError, RecipeError
+from dynquant.errors import DynquantError, ImportanceError, PlanError, RecipeError
+from dynquant.importance.audit import Importance, audit, gaps
+from dynquant.importance.imatrix import Imatrix
 from dynquant.keys import Keys, KeyValue, string, u32
 from dynquant.plan.settings import apply_settings, key_problems
 from dynquant.quants.table import QuantType
@@ -39,6 +41,8 @@ class TensorPlan:
     n_bytes:    bytes of all its blocks, without the padding that follows
     rule:       where its type comes from, as people look it up ("recipes/small.yaml:14")
     instead_of: the rule's type, where rows do not divide into its blocks and the fallback stands in
+    importance: what the encoder knows of the input channels: "yes", or of which of the experts;
+                None where it weighs all alike, and for types that store each weight alone
     """
 
     name: str
@@ -48,6 +52,7 @@ class TensorPlan:
     n_bytes: int
     rule: str
     instead_of: QuantType | None = None
+    importance: str | None = None
 
     @property
     def n_weights(self) -> int:
@@ -64,8 +69,9 @@ class TensorPlan:
 class Plan:
     """A whole output file as data: `keys` and `tensors` in the order they are written in.
 
-    sources: the rows of each tensor, by its name
-    ignored: stored tensors that the output leaves out, with the reason
+    sources:    the rows of each tensor, by its name
+    ignored:    stored tensors that the output leaves out, with the reason
+    importance: what each encoder is to know of the input channels, by tensor, from the imatrix
     """
 
     architecture: str
@@ -75,6 +81,13 @@ class Plan:
     sources: dict[str, ModelTensor] = field(repr=False)
     warnings: tuple[str, ...] = ()
     ignored: Mapping[str, str] = field(default_factory=dict[str, str])
+    imatrix: Imatrix | None = None
+    importance: Mapping[str, Importance] = field(default_factory=dict[str, Importance], repr=False)
+
+    @property
+    def unweighed(self) -> tuple[str, ...]:
+        """Names of the tensors whose encoder weighs all channels alike."""
+        return tuple(t.name for t in self.tensors if not (t.type.is_float or t.importance))
 
     @property
     def n_weights(self) -> int:
@@ -108,40 +121,59 @@ def padded(n_bytes: int) -> int:
 
 
 def make_plan(
-    model: Model, recipe: Recipe, *, set_keys: Mapping[str, KeyValue | str] | None = None
+    model: Model,
+    recipe: Recipe,
+    *,
+    imatrix: Imatrix | None = None,
+    set_keys: Mapping[str, KeyValue | str] | None = None,
 ) -> Plan:
     """Resolve a recipe for a model into the plan of one GGUF file.
 
+    imatrix:  what weighs the errors of the encoders; without one, all channels weigh alike
     set_keys: keys to change or to add; text is read as `--set KEY=VALUE` reads it, in the type
               that the key has already
 
-    Raises RecipeError if the recipe does not fit the model, PlanError for names, shapes and keys
-    that GGUF cannot hold; all messages at once.
+    Raises RecipeError if the recipe does not fit the model, ImportanceError if the imatrix is
+    another model's, PlanError for names, shapes and keys that GGUF cannot hold, and where more
+    than one of these is the case; all messages at once.
     """
+    misfits: list[DynquantError] = []
     problems = _tensor_problems(model.tensors)
     assigned = Assigned({}, ())
-    recipe_problems: tuple[str, ...] = ()
+    known: dict[str, Importance] = {}
+    warnings: tuple[str, ...] = ()
     try:
         assigned = assign(recipe, model.tensors)
     except RecipeError as e:
-        recipe_problems = e.messages
+        misfits.append(e)
+    try:
+        known, warnings = audit(imatrix, model.tensors) if imatrix else (known, warnings)
+    except ImportanceError as e:
+        misfits.append(e)
+    quantized = [n for n, chosen in assigned.assignments.items() if not chosen.type.is_float]
+    importance = {name: known[name] for name in quantized if name in known}
     weights: Counter[QuantType] = Counter()
     for t in model.tensors:
         if t.name in assigned.assignments:
             weights[assigned.assignments[t.name].type] += prod(t.shape)
-    keys, key_faults = apply_settings(_final_keys(model.keys, recipe, weights), set_keys or {})
+    ours = _quantizer_keys(recipe, weights, imatrix)
+    keys, key_faults = apply_settings(_with_ours(model.keys, ours), set_keys or {})
     problems += [*key_faults, *key_problems(keys)]
-    if not problems:
-        RecipeError.raise_any(recipe_problems)
-    PlanError.raise_any((*recipe_problems, *problems))
+    if len(misfits) == 1 and not problems:
+        raise misfits[0]
+    PlanError.raise_any([*(m for e in misfits for m in e.messages), *problems])
+    if imatrix:
+        warnings += tuple(gaps(imatrix, quantized, importance))
     return Plan(
         architecture=model.architecture,
         recipe=recipe,
         keys=keys,
-        tensors=_lay_out(model.tensors, assigned),
+        tensors=_lay_out(model.tensors, assigned, importance),
         sources={t.name: t for t in model.tensors},
-        warnings=assigned.warnings,
+        warnings=(*assigned.warnings, *warnings),
         ignored=model.ignored,
+        imatrix=imatrix,
+        importance=importance,
     )
 
 
@@ -166,7 +198,9 @@ def _tensor_problems(tensors: tuple[ModelTensor, ...]) -> list[str]:
     return problems
 
 
-def _lay_out(tensors: tuple[ModelTensor, ...], assigned: Assigned) -> tuple[TensorPlan, ...]:
+def _lay_out(
+    tensors: tuple[ModelTensor, ...], assigned: Assigned, importance: Mapping[str, Importance]
+) -> tuple[TensorPlan, ...]:
     plans: list[TensorPlan] = []
     offset = 0
     for t in tensors:
@@ -174,7 +208,14 @@ def _lay_out(tensors: tuple[ModelTensor, ...], assigned: Assigned) -> tuple[Tens
         n_bytes = t.n_rows * chosen.type.row_size(t.n_per_row)
         plans.append(
             TensorPlan(
-                t.name, t.shape, chosen.type, offset, n_bytes, chosen.rule, chosen.instead_of
+                t.name,
+                t.shape,
+                chosen.type,
+                offset,
+                n_bytes,
+                chosen.rule,
+                chosen.instead_of,
+                importance[t.name].coverage if t.name in importance else None,
             )
         )
         offset += padded(n_bytes)
@@ -197,15 +238,34 @@ def file_type(weights: Mapping[QuantType, int]) -> LlamaFileType:
     return LlamaFileType.GUESSED
 
 
-def _final_keys(model_keys: Keys, recipe: Recipe, weights: Mapping[QuantType, int]) -> Keys:
-    """Return the file's keys; what the quantizer says comes before tokenizer.*, as in llama.cpp."""
-    ours = {
+def _quantizer_keys(
+    recipe: Recipe, weights: Mapping[QuantType, int], imatrix: Imatrix | None
+) -> Keys:
+    """Return what the quantizer says of itself."""
+    keys = {
         "general.file_type": u32(int(file_type(weights))),
         "general.quantization_version": u32(GGML_QUANT_VERSION),
+    }
+    # quantize.imatrix.* in the names and types of llama-quantize; its paths are not to be told.
+    if imatrix:
+        keys["quantize.imatrix.file"] = string(imatrix.path.name)
+        if imatrix.datasets:
+            keys["quantize.imatrix.dataset"] = string(imatrix.datasets[0])
+        keys["quantize.imatrix.entries_count"] = u32(len(imatrix.entries))
+        if imatrix.chunk_count is not None:
+            keys["quantize.imatrix.chunks_count"] = u32(imatrix.chunk_count)
+    keys |= {
         "dynquant.version": string(version("dynquant")),
         "dynquant.recipe": string(recipe.name),
         "dynquant.recipe_sha256": string(hashlib.sha256(recipe.text.encode()).hexdigest()),
     }
+    if imatrix:
+        keys["dynquant.imatrix_sha256"] = string(imatrix.sha256)
+    return keys
+
+
+def _with_ours(model_keys: Keys, ours: Keys) -> Keys:
+    """Return the file's keys; what the quantizer says comes before tokenizer.*, as in llama.cpp."""
     theirs = {k: v for k, v in model_keys.items() if k not in ours}
     before = {k: v for k, v in theirs.items() if not k.startswith("tokenizer.")}
     after = {k: v for k, v in theirs.items() if k.startswith("tokenizer.")}
@@ -217,6 +277,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
     return {
         "architecture": plan.architecture,
         "recipe": plan.recipe.name,
+        "imatrix": plan.imatrix.path.name if plan.imatrix else None,
         "tensor_bytes": plan.tensor_bytes,
         "bits_per_weight": plan.bits_per_weight,
         "weights": plan.n_weights,
@@ -230,6 +291,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
                 "offset": t.offset,
                 "rule": t.rule,
                 "instead_of": t.instead_of.name if t.instead_of else None,
+                "importance": t.importance,
             }
             for t in plan.tensors
         ],

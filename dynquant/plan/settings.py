@@ -29,7 +29,7 @@ _TRUTH = {"true": True, "false": False}
 
 # What the layout or the recipe decides; another value would make the file lie about itself.
 _FIXED = re.compile(
-    r"general\.(architecture|alignment|quantization_version)|dynquant\..*|split\..*"
+    r"general\.(architecture|alignment|quantization_version)|(dynquant|quantize|split)\..*"
 )
 
 

@@ -14,6 +14,8 @@ from rich.text import Text
 
 from dynquant.arch.base import TensorName
 from dynquant.checkpoint.gguf import GGUFFile
+from dynquant.checkpoint.names import grouped
+from dynquant.importance.imatrix import Imatrix
 from dynquant.keys import KeyValue
 from dynquant.plan.plan import Plan
 from dynquant.quants.table import QuantType
@@ -105,6 +107,8 @@ def plan_tables(plan: Plan, file_bytes: int) -> RenderableType:
         f"tensors {gigabytes(plan.tensor_bytes)}, {plan.bits_per_weight:.3f} bits per weight",
         f"file    {gigabytes(file_bytes)}",
     ]
+    if plan.imatrix:
+        total.append(_imatrix_line(plan, plan.imatrix))
     ignored = [f"ignored: {name}: {reason}" for name, reason in plan.ignored.items()]
     return Group(
         Text(title),
@@ -113,6 +117,15 @@ def plan_tables(plan: Plan, file_bytes: int) -> RenderableType:
         Text(),
         *map(Text, [*total, *ignored]),
     )
+
+
+def _imatrix_line(plan: Plan, imatrix: Imatrix) -> str:
+    """Say how much of the plan an imatrix weighs; that the embedding is without goes unsaid."""
+    line = f"imatrix {imatrix.path.name}: importance for {len(plan.importance)} tensors"
+    if without := sum(len(i.without) for i in plan.importance.values()):
+        line += f" ({without} of their experts without)"
+    missing = [n for n in plan.unweighed if n != "token_embd.weight"]
+    return f"{line}, none for {', '.join(grouped(missing))}" if missing else line
 
 
 def file_tables(file: GGUFFile) -> RenderableType:

@@ -1,0 +1,202 @@
+"""The imatrix file: how strongly each input channel of each tensor was driven, as llama.cpp counts.
+
+For every matrix product of a calibration run, the squares of its inputs are summed column by
+column. A GGUF holds two F32 tensors for each weight tensor:
+
+    <tensor>.in_sum2   [n_rows, n_per_row]  sums; a row for each expert, or one for all
+    <tensor>.counts    [n_rows, 1]          tokens that were summed
+    keys: general.type = "imatrix", imatrix.datasets, imatrix.chunk_count, imatrix.chunk_size
+
+Source: tools/imatrix/imatrix.cpp and common/imatrix-loader.cpp in llama.cpp. The older format is in
+legacy.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+
+import numpy as np
+from gguf import GGMLQuantizationType, GGUFWriter
+
+from dynquant.checkpoint.gguf import GGUFFile, GGUFTensor, read_gguf
+from dynquant.checkpoint.names import grouped
+from dynquant.errors import CheckpointError, ImportanceError
+from dynquant.importance.entry import Entry, Found
+from dynquant.importance.legacy import read_legacy
+from dynquant.keys import string, strings, u32
+from dynquant.tensors import F32, U8, ShardFile
+
+SUMS, COUNTS = ".in_sum2", ".counts"
+_PIECE = 1 << 18  # values that are checked at a time: a megabyte
+
+
+@dataclass(frozen=True)
+class Imatrix:
+    """An imatrix file, checked: every value is finite and not negative.
+
+    datasets:    what it was computed on, by the names that the file gives
+    chunk_count: chunks of text it was computed on; None where the file does not say it
+    """
+
+    path: Path
+    entries: Mapping[str, Entry] = field(repr=False)
+    datasets: tuple[str, ...]
+    chunk_count: int | None
+    sha256: str
+
+
+def read_imatrix(path: Path) -> Imatrix:
+    """Read an imatrix in either of llama.cpp's formats.
+
+    Raises ImportanceError with the file and the byte offset of what is wrong, or with the names of
+    all tensors that have a value which cannot be a mean square.
+    """
+    try:
+        with path.open("rb") as file:
+            is_gguf = file.read(4) == b"GGUF"
+            file.seek(0)
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            found = _of_gguf(read_gguf(path)) if is_gguf else read_legacy(path, file)
+        entries, datasets, chunk_count = found
+        ImportanceError.raise_any(_unsound(path, entries))
+    except CheckpointError as e:
+        raise ImportanceError(*e.messages) from e
+    except OSError as e:
+        raise ImportanceError(f"{path}: cannot be read: {e.strerror}") from e
+    return Imatrix(path, {e.name: e for e in entries}, datasets, chunk_count, sha256)
+
+
+def _of_gguf(file: GGUFFile) -> Found:
+    """Pair the tensors; those that are neither sums nor counts are another program's."""
+    sums = {t.name.removesuffix(SUMS): t for t in file.tensors if t.name.endswith(SUMS)}
+    counts = {t.name.removesuffix(COUNTS): t for t in file.tensors if t.name.endswith(COUNTS)}
+    kind = file.keys.get("general.type")
+    if (kind is not None and kind.value != "imatrix") or not (sums or counts):
+        has = f"general.type is {kind.value!r}" if kind is not None else f"no tensor is a {SUMS}"
+        raise ImportanceError(f"{file.path}: a GGUF, but not an imatrix: {has}")
+    ImportanceError.raise_any(
+        [
+            *_lone(file.path, sums.keys() - counts.keys(), SUMS, COUNTS),
+            *_lone(file.path, counts.keys() - sums.keys(), COUNTS, SUMS),
+        ]
+        or _misfits(file, sums, counts)
+    )
+    shard = ShardFile(file.path)
+    entries = [
+        Entry(name, shard, _place(file, t), t.shape[-1], _counts(file, shard, counts[name]))
+        for name, t in sums.items()
+    ]
+    return entries, _datasets(file), _chunk_count(file)
+
+
+def _place(file: GGUFFile, t: GGUFTensor) -> int:
+    return file.data_offset + t.offset
+
+
+def _lone(path: Path, names: Iterable[str], has: str, lacks: str) -> Iterator[str]:
+    for name in grouped(sorted(names)):
+        yield f"{path}: {name + has!r} has no {lacks} beside it; the file is damaged"
+
+
+def _misfits(
+    file: GGUFFile, sums: Mapping[str, GGUFTensor], counts: Mapping[str, GGUFTensor]
+) -> Iterator[str]:
+    for name in sums:
+        for t in (sums[name], counts[name]):
+            at = f"{file.path}: byte {_place(file, t)}: {t.name!r}"
+            if not name or not name.isprintable():
+                yield f"{at} is no tensor's name"
+            elif t.ggml_type is not GGMLQuantizationType.F32 or not t.shape:
+                yield f"{at} is {t.ggml_type.name} {list(t.shape)}; an imatrix has rows of F32"
+            elif t is counts[name] and prod(t.shape) != prod(sums[name].shape[:-1]):
+                yield f"{at} {list(t.shape)} is not a count for each row of {sums[name].name!r}"
+
+
+def _datasets(file: GGUFFile) -> tuple[str, ...]:
+    found = file.keys.get("imatrix.datasets")
+    names = found.value if found is not None else ()
+    if not isinstance(names, tuple) or not all(isinstance(n, str) for n in names):
+        raise ImportanceError(f"{file.path}: imatrix.datasets is no list of names")
+    return tuple(str(n) for n in names)
+
+
+def _chunk_count(file: GGUFFile) -> int | None:
+    found = file.keys.get("imatrix.chunk_count")
+    if found is None:
+        return None
+    if type(found.value) is not int or not 0 <= found.value < 1 << 32:
+        raise ImportanceError(f"{file.path}: imatrix.chunk_count is {found.value!r}, not a count")
+    return found.value
+
+
+def _counts(file: GGUFFile, shard: ShardFile, t: GGUFTensor) -> tuple[int, ...]:
+    """Return counts as whole numbers, to which llama.cpp rounds what it stores as floats."""
+    at = _place(file, t)
+    stored: U8 = np.empty(t.n_bytes, np.uint8)
+    shard.read(at, stored)
+    found = stored.view("<f4")
+    bad = np.flatnonzero(~(np.isfinite(found) & (found >= 0)))
+    if len(bad):
+        raise ImportanceError(
+            f"{file.path}: byte {at + 4 * int(bad[0])}: {t.name} has the count {found[bad[0]]}"
+        )
+    return tuple(int(n) for n in np.rint(found.astype(np.float64)))
+
+
+def _unsound(path: Path, entries: Iterable[Entry]) -> Iterator[str]:
+    """Say which entries have values that no mean of squares is."""
+    kinds: dict[str, list[tuple[str, int]]] = {}
+    for entry in entries:
+        for start in range(0, entry.n_values, _PIECE):
+            sums = entry.sums(start, min(start + _PIECE, entry.n_values))
+            for kind, bad in (("not finite", ~np.isfinite(sums)), ("negative", sums < 0)):
+                found = kinds.setdefault(kind, [])
+                if bad.any() and (not found or found[-1][0] != entry.name):
+                    found.append((entry.name, entry.offset + 4 * (start + int(bad.argmax()))))
+    for kind, found in kinds.items():
+        if found:
+            names = ", ".join(grouped(name for name, _ in found))
+            yield f"{path}: byte {found[0][1]}: values that are {kind}, in {names}; make it again"
+
+
+def write_imatrix(
+    path: Path,
+    entries: Mapping[str, tuple[F32, Sequence[int]]],
+    *,
+    datasets: Sequence[str],
+    chunk_count: int,
+    chunk_size: int,
+) -> None:
+    """Write an imatrix as a GGUF that llama-quantize reads.
+
+    entries:    by tensor name, sums of squares float32 [n_rows, n_per_row] and a count for each
+                row: one row, or one for each expert
+    chunk_size: tokens of a chunk
+    """
+    writer = GGUFWriter(path, "imatrix")
+    # The writer begins with an architecture, which an imatrix has not.
+    writer.kv_data[0].clear()
+    keys = {
+        "general.type": string("imatrix"),
+        "imatrix.datasets": strings(datasets),
+        "imatrix.chunk_count": u32(chunk_count),
+        "imatrix.chunk_size": u32(chunk_size),
+    }
+    for name, key in keys.items():
+        writer.add_key_value(name, key.value, key.type, key.sub_type)
+    for name, (sums, counts) in sorted(entries.items()):
+        if sums.ndim != 2 or sums.dtype != np.float32 or len(counts) != len(sums):
+            raise ImportanceError(
+                f"{name}: sums must be float32 [n_rows, n_per_row] with a count for each row, not"
+                f" {sums.dtype} {list(sums.shape)} with {len(counts)}"
+            )
+        writer.add_tensor(name + SUMS, np.ascontiguousarray(sums))
+        writer.add_tensor(name + COUNTS, np.array(counts, np.float32).reshape(-1, 1))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
