@@ -42,6 +42,11 @@ def ggml_encode(x: F32, qtype: QuantType, importance: F32 | None = None) -> U8:
     return blocks
 
 
+def requires_importance(qtype: QuantType) -> bool:
+    """Whether ggml's encoder of a type aborts without importance."""
+    return bool(ggml().ggml_quantize_requires_imatrix(int(qtype.ggml_type)))
+
+
 def gguf_decode(blocks: U8, qtype: QuantType) -> F32:
     """Decode with the gguf package, bit for bit what llama.cpp computes with."""
     with np.errstate(all="ignore"):  # random blocks may hold scales that are not finite

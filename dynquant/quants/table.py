@@ -56,7 +56,13 @@ class QuantType:
 def _quant_type(name: str, description: str) -> QuantType:
     """Return a type by the number and sizes that the gguf package gives it."""
     ggml_type = GGMLQuantizationType[name]
-    return QuantType(name, int(ggml_type), *GGML_QUANT_SIZES[ggml_type], description)
+    return QuantType(
+        name,
+        int(ggml_type),
+        *GGML_QUANT_SIZES[ggml_type],
+        description,
+        needs_importance=name in _NEED_IMPORTANCE,
+    )
 
 
 _ROWS = (
@@ -69,7 +75,18 @@ _ROWS = (
     ("Q4_K", "4-bit quants, a 6-bit scale and min per 32 weights"),
     ("IQ4_NL", "4-bit quants on a non-linear grid, one scale per 32 weights"),
     ("Q4_0", "4-bit quants, one scale per 32 weights"),
+    ("IQ3_S", "512 points of four weights with free signs, a 4-bit scale per 32 weights"),
+    ("IQ3_XXS", "256 points of four weights, a 4-bit scale per 32 weights"),
+    ("IQ2_S", "1024 points of eight weights with free signs, a 4-bit scale per 16 weights"),
+    ("IQ2_XS", "512 points of eight weights, a 4-bit scale per 16 weights"),
+    ("IQ2_XXS", "256 points of eight weights, a 4-bit scale per 32 weights"),
+    ("IQ1_M", "2048 ternary points of eight weights, a 3-bit scale per 16 weights"),
+    ("IQ1_S", "2048 ternary points of eight weights, a 3-bit scale per 32 weights"),
 )
+
+# As llama-quantize has it (tensor_requires_imatrix in llama-quant.cpp): below these bits, what the
+# codes are spent on decides.
+_NEED_IMPORTANCE = ("IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S")
 
 ALL: dict[str, QuantType] = {name: _quant_type(name, description) for name, description in _ROWS}
 """Every type that can be encoded and decoded, by GGUF name, from most to fewest bits."""

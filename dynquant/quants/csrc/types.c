@@ -6,6 +6,13 @@
 #include "codec.h"
 #include "floats.h"
 
+#include "iq1_m.h"
+#include "iq1_s.h"
+#include "iq2_s.h"
+#include "iq2_xs.h"
+#include "iq2_xxs.h"
+#include "iq3_s.h"
+#include "iq3_xxs.h"
 #include "iq4_nl.h"
 #include "plain.h"
 #include "q4_0.h"
@@ -21,7 +28,14 @@
     T(Q5_K, q5_k, 256, 176, 2)                                                                     \
     T(Q4_K, q4_k, 256, 144, 2)                                                                     \
     T(IQ4_NL, iq4_nl, 32, 18, 16)                                                                  \
-    T(Q4_0, q4_0, 32, 18, 16)
+    T(Q4_0, q4_0, 32, 18, 16)                                                                      \
+    T(IQ3_S, iq3_s, 256, 110, 2)                                                                   \
+    T(IQ3_XXS, iq3_xxs, 256, 98, 2)                                                                \
+    T(IQ2_S, iq2_s, 256, 82, 1)                                                                    \
+    T(IQ2_XS, iq2_xs, 256, 74, 1)                                                                  \
+    T(IQ2_XXS, iq2_xxs, 256, 66, 2)                                                                \
+    T(IQ1_M, iq1_m, 256, 56, 1)                                                                    \
+    T(IQ1_S, iq1_s, 256, 50, 2)
 
 /* A block file knows its struct and a few blocks; the rest of the core knows bytes and any number. */
 #define LOOPS(NAME, name, block_size, type_size, batch)                                            \

@@ -1,0 +1,532 @@
+/* The codebook types: IQ1, IQ2, IQ3. The codes of 8 or 4 neighbouring weights are a point of a grid.
+ *
+ *   w = S * point (+- signs)        S = d * l: d f16 of the super-block, l a small odd integer of
+ *                                   the group
+ *
+ * At a given S the best point of a vector is found exactly, among all points of the grid, for
+ * sixteen vectors at a time. The weighted error is a sum over coordinates, so it is the sum of two
+ * halves, and a half has few values: 81 (four coordinates of three levels) or 64 (two of eight).
+ * All of a half's costs make a table; a point's cost is one entry of each table. Points are walked
+ * sorted by their first half, and there only the second table is looked up:
+ *
+ *   least cost = min over first halves h of  first[h] + min over points that begin with h of second
+ *
+ * which is one `least` a point. That is cheap enough to try a scale by finding the best points for
+ * it, with no need to guess them.
+ *
+ * Signs. Where they are free they are those of the weights. Where their number must be even in each
+ * unit of eight weights (IQ2_XXS, IQ2_XS, IQ3_XXS), a unit with an odd number must flip one; flipping
+ * coordinate i costs 4 S w |x| g. The cheapest flip lies in one half or in the other, so each table
+ * has a second one beside it with the cheapest flip in this half included, and the sum takes exactly
+ * one of the two halves flipped.
+ */
+#pragma once
+
+#include "fit.h"
+#include "grids.h"
+
+#define MAX_HALVES 81
+#define MAX_VECTORS 8 /* in a group */
+#define UNIT 8        /* weights that share a byte of signs */
+
+struct codebook {
+    int dim, n_levels, n_halves; /* 8, 3, 81 or 4, 8, 64 */
+    const uint16_t *key, *first, *code;
+    const uint8_t *second;
+    float levels[8];
+    enum { SIGNED_LEVELS, FREE_SIGNS, EVEN_SIGNS } signs;
+    float shift; /* IQ1: every level is moved by +shift or -shift; else 0 */
+    enum { NO_SHIFT, SHIFT_OF_GROUP, SHIFT_OF_VECTOR } shifted;
+};
+
+struct codebook_format {
+    struct codebook book;
+    int n, group_count; /* weights in a group, groups in a super-block */
+    float l_most;       /* l = 1, 3, 5 ... l_most */
+    struct { int tries; float first, step; int reach, scans, scan_reach; } effort[N_EFFORTS];
+};
+
+/* What a group gives to the search, whatever the scale. */
+struct codebook_group {
+    f32x16 twice[MAX_GROUP];        /* 2 w |x|, or 2 w x for signed levels */
+    f32x16 odd[MAX_GROUP / UNIT];   /* 1 where a unit has an odd number of negative weights, else 0 */
+    f32x16 xx;                      /* sum w x^2 */
+};
+
+static ALWAYS_INLINE struct codebook_group prepare(const struct groups *g, int n,
+                                                   struct codebook book)
+{
+    struct codebook_group p = {.xx = splat(0)};
+    f32x16 zero = splat(0), one = splat(1);
+    for (int i = 0; i < n; i++) {
+        f32x16 wx = mul(g->w[i], g->x[i]);
+        p.xx = add(p.xx, mul(wx, g->x[i]));
+        wx = add(wx, wx);
+        p.twice[i] = book.signs == SIGNED_LEVELS ? wx : absolute(wx);
+        if (book.signs != EVEN_SIGNS)
+            continue;
+        f32x16 before = i % UNIT ? p.odd[i / UNIT] : zero;
+        p.odd[i / UNIT] = choose(below(g->x[i], zero), sub(one, before), before);
+    }
+    return p;
+}
+
+/* ---- tables of one vector at one scale --------------------------------------------------------- */
+
+struct half_costs { f32x16 plain[MAX_HALVES], flipped[MAX_HALVES]; };
+struct vector_costs { struct half_costs first, second; };
+
+/* S * level for each level, with the shift of a variant (0: +, 1: -). */
+static ALWAYS_INLINE void scale_levels(f32x16 *u, struct codebook book, f32x16 scale, int variant)
+{
+    for (int l = 0; l < book.n_levels; l++) {
+        float shift = variant ? -book.shift : book.shift;
+        u[l] = mul(scale, splat(book.levels[l] + shift));
+    }
+}
+
+/* One coordinate or two: what each of their values costs, and what its cheapest flip would add. */
+struct part_costs { f32x16 plain[9], flip[9]; };
+
+/* Costs of one coordinate: w u^2 - 2 w x u. Without w x^2, which is the same for all levels. */
+static ALWAYS_INLINE void cost_coordinate(struct part_costs *c, struct codebook book,
+                                          const f32x16 *u, f32x16 w, f32x16 twice, f32x16 odd)
+{
+    f32x16 four_odd = mul(odd, add(twice, twice));
+    for (int l = 0; l < book.n_levels; l++) {
+        c->plain[l] = mul(u[l], sub(mul(u[l], w), twice));
+        c->flip[l] = mul(u[l], four_odd);
+    }
+}
+
+/* Both parts together: n and m values. */
+static ALWAYS_INLINE void join_costs(f32x16 *plain, f32x16 *flip, const struct part_costs *a, int n,
+                                     const struct part_costs *b, int m, int flips)
+{
+    for (int j = 0; j < m; j++)
+        for (int i = 0; i < n; i++) {
+            plain[n * j + i] = add(a->plain[i], b->plain[j]);
+            if (flips)
+                flip[n * j + i] = least(a->flip[i], b->flip[j]);
+        }
+}
+
+/* Costs of all values of a half. */
+static ALWAYS_INLINE void cost_half(struct half_costs *c, struct codebook book, const f32x16 *u,
+                                    const f32x16 *w, const f32x16 *twice, f32x16 odd)
+{
+    int flips = book.signs == EVEN_SIGNS, n_levels = book.n_levels, n = n_levels;
+    struct part_costs coordinate[4], pair[2], *part = coordinate;
+    for (int i = 0; i < book.dim / 2; i++)
+        cost_coordinate(coordinate + i, book, u, w[i], twice[i], odd);
+    if (book.dim == 8) {
+        join_costs(pair[0].plain, pair[0].flip, coordinate, n, coordinate + 1, n, flips);
+        join_costs(pair[1].plain, pair[1].flip, coordinate + 2, n, coordinate + 3, n, flips);
+        part = pair;
+        n *= n;
+    }
+    for (int j = 0; j < n; j++)
+        for (int i = 0; i < n; i++) {
+            f32x16 plain = add(part[0].plain[i], part[1].plain[j]);
+            c->plain[n * j + i] = plain;
+            if (flips)
+                c->flipped[n * j + i] =
+                    add(plain, least(part[0].flip[i], part[1].flip[j]));
+        }
+}
+
+static ALWAYS_INLINE void cost_vector(struct vector_costs *c, const struct groups *g,
+                                      const struct codebook_group *p, struct codebook book,
+                                      const f32x16 *u, int at)
+{
+    f32x16 odd = book.signs == EVEN_SIGNS ? p->odd[at / UNIT] : splat(0);
+    int half = book.dim / 2;
+    cost_half(&c->first, book, u, g->w + at, p->twice + at, odd);
+    cost_half(&c->second, book, u, g->w + at + half, p->twice + at + half, odd);
+}
+
+/* The least costs of a vector over all points: with its signs as they are, and with one flip. */
+struct least_costs { f32x16 plain, flipped; };
+
+static ALWAYS_INLINE struct least_costs least_of_points(const struct vector_costs *c,
+                                                        struct codebook book)
+{
+    int flips = book.signs == EVEN_SIGNS;
+    struct least_costs r = {splat(INFINITY), splat(INFINITY)};
+    for (int h = 0; h < book.n_halves; h++) {
+        int k = book.first[h], end = book.first[h + 1];
+        if (k == end)
+            continue;
+        f32x16 plain = c->second.plain[book.second[k]], flipped = plain;
+        if (flips)
+            flipped = c->second.flipped[book.second[k]];
+        for (k++; k < end; k++) {
+            plain = least(plain, c->second.plain[book.second[k]]);
+            if (flips)
+                flipped = least(flipped, c->second.flipped[book.second[k]]);
+        }
+        r.plain = least(r.plain, add(c->first.plain[h], plain));
+        if (flips) {
+            r.flipped = least(r.flipped, add(c->first.flipped[h], plain));
+            r.flipped = least(r.flipped, add(c->first.plain[h], flipped));
+        }
+    }
+    return r;
+}
+
+static ALWAYS_INLINE int n_variants(struct codebook book) { return book.shifted == NO_SHIFT ? 1 : 2; }
+
+/* sum w (x - S point)^2 of each group at its scale, every vector at its best point. */
+static ALWAYS_INLINE f32x16 error_of_codebook(const struct groups *g, int n,
+                                              const struct codebook_group *p,
+                                              struct codebook book, f32x16 scale)
+{
+    f32x16 total[2] = {splat(0), splat(0)};
+    for (int at = 0; at < n;) {
+        struct least_costs r[2];
+        for (int variant = 0; variant < n_variants(book); variant++) {
+            struct vector_costs c;
+            f32x16 u[8];
+            scale_levels(u, book, scale, variant);
+            cost_vector(&c, g, p, book, u, at);
+            r[variant] = least_of_points(&c, book);
+            if (book.signs == EVEN_SIGNS && book.dim < UNIT) {
+                /* Two vectors share the signs' parity: the flip is in one of them. */
+                cost_vector(&c, g, p, book, u, at + book.dim);
+                struct least_costs other = least_of_points(&c, book);
+                r[variant].flipped = least(add(r[variant].flipped, other.plain),
+                                           add(r[variant].plain, other.flipped));
+            }
+        }
+        at += book.signs == EVEN_SIGNS ? UNIT : book.dim;
+        for (int variant = 0; variant < n_variants(book); variant++) {
+            f32x16 cost = book.signs == EVEN_SIGNS ? r[variant].flipped : r[variant].plain;
+            if (book.shifted == SHIFT_OF_VECTOR && variant == 0)
+                cost = least(cost, r[1].plain);
+            total[variant] = add(total[variant], cost);
+        }
+    }
+    if (book.shifted == SHIFT_OF_GROUP)
+        total[0] = least(total[0], total[1]);
+    return add(p->xx, total[0]);
+}
+
+/* ---- the points themselves --------------------------------------------------------------------- */
+
+/* The codes of sixteen groups at their scales, and the decoded points. */
+struct codebook_codes {
+    uint16_t code[MAX_VECTORS][LANES];
+    uint8_t signs[MAX_GROUP / UNIT][LANES]; /* bit i: weight i of the unit is negative */
+    uint8_t shifted_down[MAX_VECTORS][LANES]; /* IQ1: the shift is subtracted */
+    float point[MAX_GROUP][LANES];            /* with signs and shift */
+};
+
+/* A best point of one vector in each lane. */
+struct pick { float cost[LANES]; uint16_t code[LANES]; };
+
+static inline float lane_of(const f32x16 *a, int l)
+{
+    float r;
+    memcpy(&r, (const char *)a + (size_t)l * sizeof r, sizeof r);
+    return r;
+}
+
+/* Find the points that least_of_points prices: the best first half in each lane is tracked, and the
+ * few points that begin with it are then looked through, lane by lane. */
+static ALWAYS_INLINE struct pick pick_points(const struct vector_costs *c, struct codebook book,
+                                             int flip)
+{
+    f32x16 best = splat(INFINITY), best_h = splat(0);
+    for (int h = 0; h < book.n_halves; h++) {
+        int k = book.first[h], end = book.first[h + 1];
+        if (k == end)
+            continue;
+        f32x16 plain = splat(INFINITY), flipped = plain;
+        for (; k < end; k++) {
+            plain = least(plain, c->second.plain[book.second[k]]);
+            if (flip)
+                flipped = least(flipped, c->second.flipped[book.second[k]]);
+        }
+        f32x16 cost = add((flip ? &c->first.flipped : &c->first.plain)[0][h], plain);
+        if (flip)
+            cost = least(cost, add(c->first.plain[h], flipped));
+        mask16 better = below(cost, best);
+        best = choose(better, cost, best);
+        best_h = choose(better, splat((float)h), best_h);
+    }
+    struct pick r;
+    float chosen[LANES];
+    store(chosen, best_h);
+    for (int l = 0; l < LANES; l++) {
+        int h = (int)chosen[l];
+        r.cost[l] = INFINITY;
+        r.code[l] = 0;
+        for (int k = book.first[h]; k < book.first[h + 1]; k++) {
+            int s = book.second[k];
+            float cost = lane_of(c->first.plain + h, l) + lane_of(c->second.plain + s, l);
+            if (flip) {
+                float in_first = lane_of(c->first.flipped + h, l) + lane_of(c->second.plain + s, l);
+                float in_second = lane_of(c->first.plain + h, l) + lane_of(c->second.flipped + s, l);
+                cost = in_first < in_second ? in_first : in_second;
+            }
+            if (cost < r.cost[l]) {
+                r.cost[l] = cost;
+                r.code[l] = book.code[k];
+            }
+        }
+    }
+    return r;
+}
+
+/* The levels of a point, as numbers 0 .. n_levels - 1. */
+static ALWAYS_INLINE void levels_of_code(struct codebook book, uint16_t code, uint8_t *levels)
+{
+    int halves[2] = {book.key[code] / book.n_halves, book.key[code] % book.n_halves};
+    for (int i = 0; i < book.dim; i++) {
+        int *half = &halves[i / (book.dim / 2)];
+        levels[i] = (uint8_t)(*half % book.n_levels);
+        *half /= book.n_levels;
+    }
+}
+
+/* Write down lane l's point of a vector; flip: one sign must change, the cheapest. */
+static ALWAYS_INLINE void put_point(struct codebook_codes *out, const struct groups *g,
+                                    const struct codebook_group *p, struct codebook book, int at,
+                                    int l, uint16_t code, int flip, int variant)
+{
+    uint8_t levels[8];
+    levels_of_code(book, code, levels);
+    out->code[at / book.dim][l] = code;
+    out->shifted_down[at / book.dim][l] = (uint8_t)variant;
+    int flipped = -1;
+    float cheapest = INFINITY;
+    for (int i = 0; flip && i < book.dim; i++) {
+        float cost = lane_of(p->twice + at + i, l) * book.levels[levels[i]];
+        if (cost < cheapest) {
+            cheapest = cost;
+            flipped = i;
+        }
+    }
+    for (int i = 0; i < book.dim; i++) {
+        float level = book.levels[levels[i]] + (variant ? -book.shift : book.shift);
+        int negative = book.signs != SIGNED_LEVELS && lane_of(g->x + at + i, l) < 0;
+        negative ^= i == flipped;
+        out->point[at + i][l] = negative ? -level : level;
+        out->signs[(at + i) / UNIT][l] |= (uint8_t)(negative << (at + i) % UNIT);
+    }
+}
+
+/* The best points of each group at its scale: what error_of_codebook prices. */
+static ALWAYS_INLINE void choose_codes(const struct groups *g, int n,
+                                       const struct codebook_group *p, struct codebook book,
+                                       f32x16 scale, struct codebook_codes *out)
+{
+    struct pick plain[2][MAX_VECTORS], flipped[MAX_VECTORS];
+    int n_vectors = n / book.dim;
+    for (int variant = 0; variant < n_variants(book); variant++) {
+        f32x16 u[8];
+        scale_levels(u, book, scale, variant);
+        for (int v = 0; v < n_vectors; v++) {
+            struct vector_costs c;
+            cost_vector(&c, g, p, book, u, v * book.dim);
+            if (book.signs != EVEN_SIGNS || book.dim < UNIT)
+                plain[variant][v] = pick_points(&c, book, 0);
+            if (book.signs == EVEN_SIGNS)
+                flipped[v] = pick_points(&c, book, 1);
+        }
+    }
+    memset(out->signs, 0, sizeof out->signs);
+    for (int l = 0; l < LANES; l++) {
+        float total[2] = {0, 0};
+        for (int variant = 0; book.shifted == SHIFT_OF_GROUP && variant < 2; variant++)
+            for (int v = 0; v < n_vectors; v++)
+                total[variant] += plain[variant][v].cost[l];
+        for (int v = 0; v < n_vectors; v++) {
+            int at = v * book.dim, variant = 0, flip = 0;
+            if (book.shifted == SHIFT_OF_GROUP)
+                variant = total[1] < total[0];
+            if (book.shifted == SHIFT_OF_VECTOR)
+                variant = plain[1][v].cost[l] < plain[0][v].cost[l];
+            if (book.signs == EVEN_SIGNS) {
+                flip = lane_of(p->odd + at / UNIT, l) != 0;
+                if (flip && book.dim < UNIT) {
+                    int a = v & ~1, b = a + 1; /* the unit's two vectors */
+                    int in_first = flipped[a].cost[l] + plain[0][b].cost[l] <
+                                   plain[0][a].cost[l] + flipped[b].cost[l];
+                    flip = in_first == (v == a);
+                }
+            }
+            int from_flipped = book.signs == EVEN_SIGNS && (flip || book.dim == UNIT);
+            uint16_t code = from_flipped ? flipped[v].code[l] : plain[variant][v].code[l];
+            put_point(out, g, p, book, at, l, code, flip, variant);
+        }
+    }
+}
+
+/* ---- super-blocks ------------------------------------------------------------------------------ */
+
+/* Each group's scale on its own, were every coordinate free to take any level: for scales `first`,
+ * first + step ... of the one that maps the largest magnitude to the largest level. */
+static ALWAYS_INLINE f32x16 fit_free_levels(const struct groups *g, struct codebook_format f,
+                                            const struct codebook_group *p, int tries, float first,
+                                            float step)
+{
+    f32x16 per_level = mul(absolute(extreme(g, f.n)), splat(1 / f.book.levels[f.book.n_levels - 1]));
+    f32x16 best = per_level, best_cost = splat(INFINITY);
+    for (int c = 0; c < tries; c++) {
+        f32x16 scale = mul(per_level, splat(first + step * (float)c)), cost = splat(INFINITY);
+        for (int variant = 0; variant < n_variants(f.book); variant++) {
+            f32x16 u[8], sum = splat(0);
+            scale_levels(u, f.book, scale, variant);
+            for (int i = 0; i < f.n; i++) {
+                f32x16 lowest = splat(INFINITY);
+                for (int l = 0; l < f.book.n_levels; l++)
+                    lowest = least(lowest, mul(u[l], sub(mul(u[l], g->w[i]), p->twice[i])));
+                sum = add(sum, lowest);
+            }
+            cost = least(cost, sum);
+        }
+        mask16 better = below(cost, best_cost);
+        best_cost = choose(better, cost, best_cost);
+        best = choose(better, scale, best);
+    }
+    return best;
+}
+
+/* Sixteen groups, encoded: 16 / group_count super-blocks. */
+struct codebook_blocks {
+    uint16_t d[LANES];   /* per super-block: w = d * l * point */
+    uint8_t l[LANES];    /* per group */
+    struct codebook_codes codes;
+};
+
+/* One super-block's search for d. */
+struct d_search {
+    float centre, errors[3]; /* of a scan: the middle d, and the errors below it, at it and above it */
+    float d, error;          /* the best so far; d = 0, all zero, to begin with */
+    uint16_t stored;
+};
+
+/* How far a scan looks to both sides of d. A tenth of a step of l at the usual l of 10 to 31 moves
+ * few codes; half a step is what rounding l can be off by. */
+#define SCAN_WIDTH 0.03f
+
+/* The d to look at in a step of the search: first the one asked for, then scans of three: below,
+ * above, and where a parabola through the errors has its vertex. */
+static inline float next_d(struct d_search *s, int step)
+{
+    if (step == 0)
+        return s->centre;
+    switch ((step - 1) % 3) {
+    case 0:
+        s->centre = s->d;
+        s->errors[1] = s->error;
+        return s->centre * (1 - SCAN_WIDTH);
+    case 1:
+        return s->centre * (1 + SCAN_WIDTH);
+    default: {
+        float slope = s->errors[0] - s->errors[2];
+        float bend = s->errors[0] - 2 * s->errors[1] + s->errors[2];
+        float way = bend > 0 ? 0.5f * slope / bend : slope > 0 ? 1.5f : -1.5f;
+        way = way > 1.5f ? 1.5f : way < -1.5f ? -1.5f : way;
+        return s->centre * (1 + SCAN_WIDTH * way);
+    }
+    }
+}
+
+static ALWAYS_INLINE void encode_codebook(const struct groups *g, struct codebook_format f,
+                                          enum effort effort, struct codebook_blocks *out)
+{
+    struct codebook_group p = prepare(g, f.n, f.book);
+    f32x16 wish = fit_free_levels(g, f, &p, f.effort[effort].tries, f.effort[effort].first,
+                                  f.effort[effort].step);
+    int n_blocks = LANES / f.group_count;
+    struct d_search search[LANES];
+    float none[LANES], wishes[LANES], best_l[LANES], best_scale[LANES] = {0};
+    store(none, p.xx);
+    store(wishes, wish);
+    for (int k = 0; k < n_blocks; k++) {
+        float widest = 0, nothing = 0;
+        for (int l = k * f.group_count; l < (k + 1) * f.group_count; l++) {
+            widest = wishes[l] > widest ? wishes[l] : widest;
+            nothing += none[l];
+            best_l[l] = 1;
+        }
+        search[k] = (struct d_search){.centre = widest / f.l_most, .error = nothing};
+    }
+    for (int step = 0; step < 1 + 3 * f.effort[effort].scans; step++) {
+        float d[LANES], errors[LANES], ls[LANES];
+        uint16_t stored[LANES];
+        for (int l = 0; l < LANES; l++) {
+            int k = l / f.group_count, first = l == k * f.group_count;
+            if (first)
+                d[l] = rounded_scale(next_d(&search[k], step), g->unit[l], &stored[k]);
+            else
+                d[l] = d[l - 1];
+        }
+        f32x16 d16 = load(d), best = splat(INFINITY), l_best = splat(1);
+        /* l = 2 s + 1, s = 0 .. s_most */
+        float s_most = (f.l_most - 1) / 2;
+        f32x16 per_d = quotient_or_zero(splat(0.5f), d16);
+        f32x16 s_wish = nearest(sub(mul(wish, per_d), splat(0.5f)), 0, s_most);
+        int reach = step ? f.effort[effort].scan_reach : f.effort[effort].reach;
+        for (int i = -reach; i <= reach; i++) {
+            f32x16 s = least(most(add(s_wish, splat((float)i)), splat(0)), splat(s_most));
+            f32x16 l = add(add(s, s), splat(1));
+            f32x16 error = error_of_codebook(g, f.n, &p, f.book, mul(d16, l));
+            mask16 better = below(error, best);
+            best = choose(better, error, best);
+            l_best = choose(better, l, l_best);
+        }
+        store(errors, best);
+        store(ls, l_best);
+        for (int k = 0; k < n_blocks; k++) {
+            int first = k * f.group_count, end = first + f.group_count;
+            float sum = 0;
+            for (int l = first; l < end; l++)
+                sum += errors[l];
+            if (step)
+                search[k].errors[(step - 1) % 3 == 0 ? 0 : 2] = sum;
+            if (sum >= search[k].error)
+                continue;
+            search[k].error = sum;
+            search[k].d = d[first];
+            search[k].stored = stored[k];
+            for (int l = first; l < end; l++) {
+                best_l[l] = ls[l];
+                best_scale[l] = d[first] * ls[l];
+            }
+        }
+        wish = load(best_scale);
+    }
+    choose_codes(g, f.n, &p, f.book, load(best_scale), &out->codes);
+    for (int k = 0; k < n_blocks; k++)
+        out->d[k] = search[k].stored;
+    for (int l = 0; l < LANES; l++)
+        out->l[l] = (uint8_t)best_l[l];
+}
+
+/* The weights of one vector: scale * (point + shift) with signs (bit i: negative). */
+static ALWAYS_INLINE void decode_point(struct codebook book, uint16_t code, float shift, float scale,
+                                       uint8_t signs, float *x)
+{
+    uint8_t levels[8];
+    levels_of_code(book, code, levels);
+    for (int i = 0; i < book.dim; i++) {
+        float w = scale * (book.levels[levels[i]] + shift);
+        x[i] = signs >> i & 1 ? -w : w;
+    }
+}
+
+/* Eight signs from the seven that are stored: their number is even. */
+static inline uint8_t even_signs(uint32_t seven)
+{
+    return (uint8_t)(seven | (uint32_t)__builtin_parity(seven) << 7);
+}
+
+/* The 4-bit scales s of l = 2 s + 1, two in a byte, the first lowest. */
+static inline void pack_scales_4bit(uint8_t *packed, const uint8_t *l, int n)
+{
+    for (int j = 0; j < n; j += 2)
+        packed[j / 2] = (uint8_t)(l[j] / 2 | l[j + 1] / 2 << 4);
+}

@@ -1,0 +1,52 @@
+/* IQ2_XS: 256 weights in 74 bytes, 2.3125 bits per weight.
+ *
+ *   bytes  0..1    d       f16 scale of the scales
+ *   bytes  2..65   qs      a 16-bit word for each 8 weights: bits 0..8 the code, 9..15 seven signs
+ *   bytes 66..73   scales  4-bit scale s of each 16 weights, two in a byte, the first lowest
+ *
+ *   w = d * (s + 1/2) / 4 * level,  levels 8, 25, 43: 512 points of eight, signs even in number
+ *
+ * Source: block_iq2_xs in ggml-common.h. Little-endian.
+ */
+#include "codebook.h"
+
+struct block_iq2_xs { uint16_t d, qs[32]; uint8_t scales[8]; };
+static_assert(sizeof(struct block_iq2_xs) == 74, "IQ2_XS is 74 bytes a block");
+
+/* (s + 1/2) / 4 = (2 s + 1) / 8: levels are an eighth, as in iq2_xxs.h. */
+static const struct codebook_format iq2_xs_format = {
+    .book = {8, 3, 81, iq2_xs_key, iq2_xs_first, iq2_xs_code, iq2_xs_second,
+             {1, 3.125f, 5.375f}, EVEN_SIGNS, 0, NO_SHIFT},
+    .n = 16, .group_count = 16, .l_most = 31,
+    .effort = {{8, 0.5f, 0.1f, 1, 0, 0}, {8, 0.5f, 0.1f, 2, 1, 0}, {16, 0.4f, 0.05f, 4, 4, 1}},
+};
+
+static void encode_iq2_xs(const float *x, const float *w, struct block_iq2_xs *block, int n_blocks,
+                          enum effort effort)
+{
+    struct groups g;
+    struct codebook_blocks c;
+    gather(&g, 16, 16, n_blocks, x, w);
+    encode_codebook(&g, iq2_xs_format, effort, &c);
+    block->d = c.d[0];
+    for (int j = 0; j < 16; j++)
+        for (int v = 0; v < 2; v++)
+            block->qs[2 * j + v] =
+                (uint16_t)(c.codes.code[v][j] | (c.codes.signs[v][j] & 127) << 9);
+    pack_scales_4bit(block->scales, c.l, 16);
+}
+
+static void decode_iq2_xs(const struct block_iq2_xs *block, float *x)
+{
+    for (int j = 0; j < 32; j++) {
+        int s = block->scales[j / 4] >> 4 * (j / 2 % 2) & 15;
+        float scale = f32_of_f16(block->d) * (0.5f + (float)s) * 2;
+        decode_point(iq2_xs_format.book, block->qs[j] & 511, 0, scale,
+                     even_signs(block->qs[j] >> 9), x + 8 * j);
+    }
+}
+
+static void regain_iq2_xs(struct block_iq2_xs *block, float factor)
+{
+    block->d = scaled_f16(block->d, factor);
+}

@@ -1,0 +1,61 @@
+/* IQ2_XXS: 256 weights in 66 bytes, 2.0625 bits per weight.
+ *
+ *   bytes  0..1    d    f16 scale of the scales
+ *   bytes  2..65   qs   eight bytes for each group of 32 weights: two 32-bit words,
+ *                         a   four 8-bit codes, one for each 8 weights, the first lowest
+ *                         b   four times 7 signs, the first lowest; bits 28..31 the scale s
+ *
+ *   w = d * (s + 1/2) / 4 * level,  levels 8, 25, 43: 256 points of eight, signs even in number
+ *
+ * Source: block_iq2_xxs in ggml-common.h. Little-endian.
+ */
+#include "codebook.h"
+
+struct block_iq2_xxs { uint16_t d, qs[32]; };
+static_assert(sizeof(struct block_iq2_xxs) == 66, "IQ2_XXS is 66 bytes a block");
+
+/* d * l here is d / 8 * l in the file: (s + 1/2) / 4 = (2 s + 1) / 8, so levels are an eighth. */
+static const struct codebook_format iq2_xxs_format = {
+    .book = {8, 3, 81, iq2_xxs_key, iq2_xxs_first, iq2_xxs_code, iq2_xxs_second,
+             {1, 3.125f, 5.375f}, EVEN_SIGNS, 0, NO_SHIFT},
+    .n = 32, .group_count = 8, .l_most = 31,
+    .effort = {{8, 0.5f, 0.1f, 1, 0, 0}, {8, 0.5f, 0.1f, 2, 1, 0}, {16, 0.4f, 0.05f, 4, 4, 1}},
+};
+
+static void encode_iq2_xxs(const float *x, const float *w, struct block_iq2_xxs *blocks,
+                           int n_blocks, enum effort effort)
+{
+    struct groups g;
+    struct codebook_blocks c;
+    gather(&g, 32, 8, n_blocks, x, w);
+    encode_codebook(&g, iq2_xxs_format, effort, &c);
+    for (int k = 0; k < n_blocks; k++) {
+        blocks[k].d = c.d[k];
+        for (int j = 0; j < 8; j++) {
+            int l = 8 * k + j;
+            uint32_t words[2] = {0, (uint32_t)(c.l[l] / 2) << 28};
+            for (int v = 0; v < 4; v++) {
+                words[0] |= (uint32_t)c.codes.code[v][l] << 8 * v;
+                words[1] |= (uint32_t)(c.codes.signs[v][l] & 127) << 7 * v;
+            }
+            memcpy(blocks[k].qs + 4 * j, words, sizeof words);
+        }
+    }
+}
+
+static void decode_iq2_xxs(const struct block_iq2_xxs *block, float *x)
+{
+    for (int j = 0; j < 8; j++) {
+        uint32_t words[2];
+        memcpy(words, block->qs + 4 * j, sizeof words);
+        float scale = f32_of_f16(block->d) * (0.5f + (float)(words[1] >> 28)) * 2;
+        for (int v = 0; v < 4; v++)
+            decode_point(iq2_xxs_format.book, words[0] >> 8 * v & 255, 0, scale,
+                         even_signs(words[1] >> 7 * v & 127), x + 32 * j + 8 * v);
+    }
+}
+
+static void regain_iq2_xxs(struct block_iq2_xxs *block, float factor)
+{
+    block->d = scaled_f16(block->d, factor);
+}

@@ -1,0 +1,62 @@
+/* IQ3_XXS: 256 weights in 98 bytes, 3.0625 bits per weight.
+ *
+ *   bytes  0..1    d      f16 scale of the scales
+ *   bytes  2..65   qs     an 8-bit code for each 4 weights
+ *   bytes 66..97   signs  a 32-bit word for each 32 weights: four times 7 signs of 8 weights, the
+ *                         first lowest; bits 28..31 the scale s
+ *
+ *   w = d * (s + 1/2) / 2 * level,  levels 4, 12 .. 52, 62: 256 points of four, the signs of each
+ *                                   8 weights even in number
+ *
+ * Source: block_iq3_xxs in ggml-common.h. Little-endian.
+ */
+#include "codebook.h"
+
+struct block_iq3_xxs { uint16_t d; uint8_t qs[64]; uint16_t signs[16]; };
+static_assert(sizeof(struct block_iq3_xxs) == 98, "IQ3_XXS is 98 bytes a block");
+
+/* (s + 1/2) / 2 = (2 s + 1) / 4: levels are a quarter. */
+static const struct codebook_format iq3_xxs_format = {
+    .book = {4, 8, 64, iq3_xxs_key, iq3_xxs_first, iq3_xxs_code, iq3_xxs_second,
+             {1, 3, 5, 7, 9, 11, 13, 15.5f}, EVEN_SIGNS, 0, NO_SHIFT},
+    .n = 32, .group_count = 8, .l_most = 31,
+    .effort = {{8, 0.6f, 0.08f, 1, 0, 0}, {8, 0.6f, 0.08f, 2, 1, 0}, {16, 0.5f, 0.05f, 4, 4, 1}},
+};
+
+static void encode_iq3_xxs(const float *x, const float *w, struct block_iq3_xxs *blocks,
+                           int n_blocks, enum effort effort)
+{
+    struct groups g;
+    struct codebook_blocks c;
+    gather(&g, 32, 8, n_blocks, x, w);
+    encode_codebook(&g, iq3_xxs_format, effort, &c);
+    for (int k = 0; k < n_blocks; k++) {
+        blocks[k].d = c.d[k];
+        for (int j = 0; j < 8; j++) {
+            int l = 8 * k + j;
+            uint32_t word = (uint32_t)(c.l[l] / 2) << 28;
+            for (int v = 0; v < 8; v++)
+                blocks[k].qs[8 * j + v] = (uint8_t)c.codes.code[v][l];
+            for (int u = 0; u < 4; u++)
+                word |= (uint32_t)(c.codes.signs[u][l] & 127) << 7 * u;
+            memcpy(blocks[k].signs + 2 * j, &word, sizeof word);
+        }
+    }
+}
+
+static void decode_iq3_xxs(const struct block_iq3_xxs *block, float *x)
+{
+    for (int j = 0; j < 8; j++) {
+        uint32_t word;
+        memcpy(&word, block->signs + 2 * j, sizeof word);
+        float scale = f32_of_f16(block->d) * (0.5f + (float)(word >> 28)) * 2;
+        for (int v = 0; v < 8; v++)
+            decode_point(iq3_xxs_format.book, block->qs[8 * j + v], 0, scale,
+                         even_signs(word >> 7 * (v / 2) & 127) >> 4 * (v % 2), x + 32 * j + 4 * v);
+    }
+}
+
+static void regain_iq3_xxs(struct block_iq3_xxs *block, float factor)
+{
+    block->d = scaled_f16(block->d, factor);
+}
