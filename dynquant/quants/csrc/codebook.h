@@ -7,12 +7,12 @@
  * sixteen vectors at a time. The weighted error is a sum over coordinates, so it is the sum of two
  * halves, and a half has few values: 81 (four coordinates of three levels) or 64 (two of eight).
  * All of a half's costs make a table; a point's cost is one entry of each table. Points are walked
- * sorted by their first half, and there only the second table is looked up:
+ * in chunks of those that share a first half, of which only the second table is looked up:
  *
- *   least cost = min over first halves h of  first[h] + min over points that begin with h of second
+ *   least cost = min over chunks c of  first[half of c] + min over its points of second
  *
- * which is one `least` a point. That is cheap enough to try a scale by finding the best points for
- * it, with no need to guess them.
+ * which is little more than one `least` a point, without a branch. That is cheap enough to try a
+ * scale by finding the best points for it, with no need to guess them.
  *
  * Signs. Where they are free they are those of the weights. Where their number must be even in each
  * unit of eight weights (IQ2_XXS, IQ2_XS, IQ3_XXS), a unit with an odd number must flip one; flipping
@@ -31,8 +31,9 @@
 
 struct codebook {
     int dim, n_levels, n_halves; /* 8, 3, 81 or 4, 8, 64 */
-    const uint16_t *key, *first, *code;
-    const uint8_t *second;
+    int chunk, n_chunks;         /* grids.h */
+    const uint16_t *key, *code;
+    const uint8_t *first, *second;
     float levels[8];
     enum { SIGNED_LEVELS, FREE_SIGNS, EVEN_SIGNS } signs;
     float shift; /* IQ1: every level is moved by +shift or -shift; else 0 */
@@ -43,7 +44,7 @@ struct codebook_format {
     struct codebook book;
     int n, group_count; /* weights in a group, groups in a super-block */
     float l_most;       /* l = 1, 3, 5 ... l_most */
-    struct { int tries; float first, step; int reach, scans, scan_reach; } effort[N_EFFORTS];
+    struct { int tries; float first, step; int scales, scans, scan_scales; } effort[N_EFFORTS];
 };
 
 /* What a group gives to the search, whatever the scale. */
@@ -76,13 +77,11 @@ static ALWAYS_INLINE struct codebook_group prepare(const struct groups *g, int n
 struct half_costs { f32x16 plain[MAX_HALVES], flipped[MAX_HALVES]; };
 struct vector_costs { struct half_costs first, second; };
 
-/* S * level for each level, with the shift of a variant (0: +, 1: -). */
-static ALWAYS_INLINE void scale_levels(f32x16 *u, struct codebook book, f32x16 scale, int variant)
+/* S * (level + shift) for each level. */
+static ALWAYS_INLINE void scale_levels(f32x16 *u, struct codebook book, f32x16 scale, f32x16 shift)
 {
-    for (int l = 0; l < book.n_levels; l++) {
-        float shift = variant ? -book.shift : book.shift;
-        u[l] = mul(scale, splat(book.levels[l] + shift));
-    }
+    for (int l = 0; l < book.n_levels; l++)
+        u[l] = mul(scale, add(splat(book.levels[l]), shift));
 }
 
 /* One coordinate or two: what each of their values costs, and what its cheapest flip would add. */
@@ -148,67 +147,99 @@ static ALWAYS_INLINE void cost_vector(struct vector_costs *c, const struct group
 /* The least costs of a vector over all points: with its signs as they are, and with one flip. */
 struct least_costs { f32x16 plain, flipped; };
 
+/* The least costs of one chunk. */
+static ALWAYS_INLINE struct least_costs least_of_chunk(const struct vector_costs *c,
+                                                       struct codebook book, int chunk)
+{
+    const uint8_t *second = book.second + chunk * book.chunk;
+    int first = book.first[chunk];
+    struct least_costs r = {c->second.plain[second[0]], c->second.flipped[second[0]]};
+    for (int k = 1; k < book.chunk; k++)
+        r.plain = least(r.plain, c->second.plain[second[k]]);
+    if (book.signs == EVEN_SIGNS) {
+        for (int k = 1; k < book.chunk; k++)
+            r.flipped = least(r.flipped, c->second.flipped[second[k]]);
+        r.flipped = least(add(c->first.plain[first], r.flipped),
+                          add(c->first.flipped[first], r.plain));
+    }
+    r.plain = add(c->first.plain[first], r.plain);
+    return r;
+}
+
 static ALWAYS_INLINE struct least_costs least_of_points(const struct vector_costs *c,
                                                         struct codebook book)
 {
-    int flips = book.signs == EVEN_SIGNS;
     struct least_costs r = {splat(INFINITY), splat(INFINITY)};
-    for (int h = 0; h < book.n_halves; h++) {
-        int k = book.first[h], end = book.first[h + 1];
-        if (k == end)
-            continue;
-        f32x16 plain = c->second.plain[book.second[k]], flipped = plain;
-        if (flips)
-            flipped = c->second.flipped[book.second[k]];
-        for (k++; k < end; k++) {
-            plain = least(plain, c->second.plain[book.second[k]]);
-            if (flips)
-                flipped = least(flipped, c->second.flipped[book.second[k]]);
-        }
-        r.plain = least(r.plain, add(c->first.plain[h], plain));
-        if (flips) {
-            r.flipped = least(r.flipped, add(c->first.flipped[h], plain));
-            r.flipped = least(r.flipped, add(c->first.plain[h], flipped));
-        }
+    for (int chunk = 0; chunk < book.n_chunks; chunk++) {
+        struct least_costs of_chunk = least_of_chunk(c, book, chunk);
+        r.plain = least(r.plain, of_chunk.plain);
+        if (book.signs == EVEN_SIGNS)
+            r.flipped = least(r.flipped, of_chunk.flipped);
     }
     return r;
 }
 
-static ALWAYS_INLINE int n_variants(struct codebook book) { return book.shifted == NO_SHIFT ? 1 : 2; }
+/* ---- shifts -------------------------------------------------------------------------------------- */
+
+/* What a vector would cost at its scale and shift if every coordinate could take any level. */
+static ALWAYS_INLINE f32x16 cost_of_free_levels(const struct groups *g,
+                                                const struct codebook_group *p,
+                                                struct codebook book, f32x16 scale, f32x16 shift,
+                                                int at, int n)
+{
+    f32x16 u[8], sum = splat(0);
+    scale_levels(u, book, scale, shift);
+    for (int i = at; i < at + n; i++) {
+        f32x16 lowest = mul(u[0], sub(mul(u[0], g->w[i]), p->twice[i]));
+        for (int l = 1; l < book.n_levels; l++)
+            lowest = least(lowest, mul(u[l], sub(mul(u[l], g->w[i]), p->twice[i])));
+        sum = add(sum, lowest);
+    }
+    return sum;
+}
+
+/* The shift of weights at .. at + n: up or down, whichever costs less with free levels. That decides
+ * wrongly only where the two hardly differ, and saves every other search of the grid. */
+static ALWAYS_INLINE f32x16 shift_of(const struct groups *g, const struct codebook_group *p,
+                                     struct codebook book, f32x16 scale, int at, int n)
+{
+    if (book.shifted == NO_SHIFT)
+        return splat(0);
+    f32x16 up = splat(book.shift), down = splat(-book.shift);
+    return choose(below(cost_of_free_levels(g, p, book, scale, down, at, n),
+                        cost_of_free_levels(g, p, book, scale, up, at, n)),
+                  down, up);
+}
+
+/* The weights that share a shift. */
+static ALWAYS_INLINE int shift_length(struct codebook book, int n)
+{
+    return book.shifted == SHIFT_OF_VECTOR ? book.dim : n;
+}
 
 /* sum w (x - S point)^2 of each group at its scale, every vector at its best point. */
 static ALWAYS_INLINE f32x16 error_of_codebook(const struct groups *g, int n,
                                               const struct codebook_group *p,
                                               struct codebook book, f32x16 scale)
 {
-    f32x16 total[2] = {splat(0), splat(0)};
-    for (int at = 0; at < n;) {
-        struct least_costs r[2];
-        for (int variant = 0; variant < n_variants(book); variant++) {
-            struct vector_costs c;
-            f32x16 u[8];
-            scale_levels(u, book, scale, variant);
+    f32x16 total = p->xx, u[8];
+    for (int at = 0; at < n; at += book.dim) {
+        struct vector_costs c;
+        int shared = shift_length(book, n);
+        if (at % shared == 0)
+            scale_levels(u, book, scale, shift_of(g, p, book, scale, at, shared));
+        cost_vector(&c, g, p, book, u, at);
+        struct least_costs r = least_of_points(&c, book);
+        if (book.signs == EVEN_SIGNS && book.dim < UNIT) {
+            /* Two vectors share the parity of their signs: the flip is in one of them. */
+            at += book.dim;
             cost_vector(&c, g, p, book, u, at);
-            r[variant] = least_of_points(&c, book);
-            if (book.signs == EVEN_SIGNS && book.dim < UNIT) {
-                /* Two vectors share the signs' parity: the flip is in one of them. */
-                cost_vector(&c, g, p, book, u, at + book.dim);
-                struct least_costs other = least_of_points(&c, book);
-                r[variant].flipped = least(add(r[variant].flipped, other.plain),
-                                           add(r[variant].plain, other.flipped));
-            }
+            struct least_costs other = least_of_points(&c, book);
+            r.flipped = least(add(r.flipped, other.plain), add(r.plain, other.flipped));
         }
-        at += book.signs == EVEN_SIGNS ? UNIT : book.dim;
-        for (int variant = 0; variant < n_variants(book); variant++) {
-            f32x16 cost = book.signs == EVEN_SIGNS ? r[variant].flipped : r[variant].plain;
-            if (book.shifted == SHIFT_OF_VECTOR && variant == 0)
-                cost = least(cost, r[1].plain);
-            total[variant] = add(total[variant], cost);
-        }
+        total = add(total, book.signs == EVEN_SIGNS ? r.flipped : r.plain);
     }
-    if (book.shifted == SHIFT_OF_GROUP)
-        total[0] = least(total[0], total[1]);
-    return add(p->xx, total[0]);
+    return total;
 }
 
 /* ---- the points themselves --------------------------------------------------------------------- */
@@ -217,8 +248,8 @@ static ALWAYS_INLINE f32x16 error_of_codebook(const struct groups *g, int n,
 struct codebook_codes {
     uint16_t code[MAX_VECTORS][LANES];
     uint8_t signs[MAX_GROUP / UNIT][LANES]; /* bit i: weight i of the unit is negative */
-    uint8_t shifted_down[MAX_VECTORS][LANES]; /* IQ1: the shift is subtracted */
-    float point[MAX_GROUP][LANES];            /* with signs and shift */
+    uint8_t shifted_down[MAX_VECTORS][LANES]; /* IQ1: the shift is subtracted; where it is shared,
+                                                 the first vector says so for all */
 };
 
 /* A best point of one vector in each lane. */
@@ -231,46 +262,39 @@ static inline float lane_of(const f32x16 *a, int l)
     return r;
 }
 
-/* Find the points that least_of_points prices: the best first half in each lane is tracked, and the
- * few points that begin with it are then looked through, lane by lane. */
+/* Find the points that least_of_points prices: the best chunk in each lane is tracked, and its few
+ * points are then looked through, lane by lane. */
 static ALWAYS_INLINE struct pick pick_points(const struct vector_costs *c, struct codebook book,
                                              int flip)
 {
-    f32x16 best = splat(INFINITY), best_h = splat(0);
-    for (int h = 0; h < book.n_halves; h++) {
-        int k = book.first[h], end = book.first[h + 1];
-        if (k == end)
-            continue;
-        f32x16 plain = splat(INFINITY), flipped = plain;
-        for (; k < end; k++) {
-            plain = least(plain, c->second.plain[book.second[k]]);
-            if (flip)
-                flipped = least(flipped, c->second.flipped[book.second[k]]);
-        }
-        f32x16 cost = add((flip ? &c->first.flipped : &c->first.plain)[0][h], plain);
-        if (flip)
-            cost = least(cost, add(c->first.plain[h], flipped));
+    f32x16 best = splat(INFINITY), best_chunk = splat(0);
+    for (int chunk = 0; chunk < book.n_chunks; chunk++) {
+        struct least_costs of_chunk = least_of_chunk(c, book, chunk);
+        f32x16 cost = flip ? of_chunk.flipped : of_chunk.plain;
         mask16 better = below(cost, best);
         best = choose(better, cost, best);
-        best_h = choose(better, splat((float)h), best_h);
+        best_chunk = choose(better, splat((float)chunk), best_chunk);
     }
     struct pick r;
-    float chosen[LANES];
-    store(chosen, best_h);
+    float chunks[LANES];
+    store(chunks, best_chunk);
+    store(r.cost, best);
     for (int l = 0; l < LANES; l++) {
-        int h = (int)chosen[l];
-        r.cost[l] = INFINITY;
+        int h = book.first[(int)chunks[l]];
+        float lowest = INFINITY;
         r.code[l] = 0;
-        for (int k = book.first[h]; k < book.first[h + 1]; k++) {
+        for (int k = (int)chunks[l] * book.chunk; k < ((int)chunks[l] + 1) * book.chunk; k++) {
             int s = book.second[k];
-            float cost = lane_of(c->first.plain + h, l) + lane_of(c->second.plain + s, l);
+            float plain = lane_of(c->second.plain + s, l);
+            float cost = lane_of(c->first.plain + h, l) + plain;
             if (flip) {
-                float in_first = lane_of(c->first.flipped + h, l) + lane_of(c->second.plain + s, l);
-                float in_second = lane_of(c->first.plain + h, l) + lane_of(c->second.flipped + s, l);
+                float in_first = lane_of(c->first.flipped + h, l) + plain;
+                float in_second = lane_of(c->first.plain + h, l) +
+                                  lane_of(c->second.flipped + s, l);
                 cost = in_first < in_second ? in_first : in_second;
             }
-            if (cost < r.cost[l]) {
-                r.cost[l] = cost;
+            if (cost < lowest) {
+                lowest = cost;
                 r.code[l] = book.code[k];
             }
         }
@@ -292,12 +316,13 @@ static ALWAYS_INLINE void levels_of_code(struct codebook book, uint16_t code, ui
 /* Write down lane l's point of a vector; flip: one sign must change, the cheapest. */
 static ALWAYS_INLINE void put_point(struct codebook_codes *out, const struct groups *g,
                                     const struct codebook_group *p, struct codebook book, int at,
-                                    int l, uint16_t code, int flip, int variant)
+                                    int l, uint16_t code, int flip)
 {
     uint8_t levels[8];
     levels_of_code(book, code, levels);
     out->code[at / book.dim][l] = code;
-    out->shifted_down[at / book.dim][l] = (uint8_t)variant;
+    if (book.signs == SIGNED_LEVELS)
+        return;
     int flipped = -1;
     float cheapest = INFINITY;
     for (int i = 0; flip && i < book.dim; i++) {
@@ -308,10 +333,7 @@ static ALWAYS_INLINE void put_point(struct codebook_codes *out, const struct gro
         }
     }
     for (int i = 0; i < book.dim; i++) {
-        float level = book.levels[levels[i]] + (variant ? -book.shift : book.shift);
-        int negative = book.signs != SIGNED_LEVELS && lane_of(g->x + at + i, l) < 0;
-        negative ^= i == flipped;
-        out->point[at + i][l] = negative ? -level : level;
+        int negative = (lane_of(g->x + at + i, l) < 0) ^ (i == flipped);
         out->signs[(at + i) / UNIT][l] |= (uint8_t)(negative << (at + i) % UNIT);
     }
 }
@@ -321,46 +343,43 @@ static ALWAYS_INLINE void choose_codes(const struct groups *g, int n,
                                        const struct codebook_group *p, struct codebook book,
                                        f32x16 scale, struct codebook_codes *out)
 {
-    struct pick plain[2][MAX_VECTORS], flipped[MAX_VECTORS];
+    struct pick plain[MAX_VECTORS], flipped[MAX_VECTORS];
     int n_vectors = n / book.dim;
-    for (int variant = 0; variant < n_variants(book); variant++) {
-        f32x16 u[8];
-        scale_levels(u, book, scale, variant);
-        for (int v = 0; v < n_vectors; v++) {
-            struct vector_costs c;
-            cost_vector(&c, g, p, book, u, v * book.dim);
-            if (book.signs != EVEN_SIGNS || book.dim < UNIT)
-                plain[variant][v] = pick_points(&c, book, 0);
-            if (book.signs == EVEN_SIGNS)
-                flipped[v] = pick_points(&c, book, 1);
+    f32x16 u[8];
+    for (int v = 0; v < n_vectors; v++) {
+        struct vector_costs c;
+        int at = v * book.dim, shared = shift_length(book, n);
+        if (at % shared == 0) {
+            float shift[LANES];
+            f32x16 shifts = shift_of(g, p, book, scale, at, shared);
+            scale_levels(u, book, scale, shifts);
+            store(shift, shifts);
+            for (int l = 0; l < LANES; l++)
+                out->shifted_down[v][l] = shift[l] < 0;
         }
+        cost_vector(&c, g, p, book, u, at);
+        if (book.signs != EVEN_SIGNS || book.dim < UNIT)
+            plain[v] = pick_points(&c, book, 0);
+        if (book.signs == EVEN_SIGNS)
+            flipped[v] = pick_points(&c, book, 1);
     }
     memset(out->signs, 0, sizeof out->signs);
-    for (int l = 0; l < LANES; l++) {
-        float total[2] = {0, 0};
-        for (int variant = 0; book.shifted == SHIFT_OF_GROUP && variant < 2; variant++)
-            for (int v = 0; v < n_vectors; v++)
-                total[variant] += plain[variant][v].cost[l];
+    for (int l = 0; l < LANES; l++)
         for (int v = 0; v < n_vectors; v++) {
-            int at = v * book.dim, variant = 0, flip = 0;
-            if (book.shifted == SHIFT_OF_GROUP)
-                variant = total[1] < total[0];
-            if (book.shifted == SHIFT_OF_VECTOR)
-                variant = plain[1][v].cost[l] < plain[0][v].cost[l];
+            int at = v * book.dim, flip = 0;
             if (book.signs == EVEN_SIGNS) {
                 flip = lane_of(p->odd + at / UNIT, l) != 0;
                 if (flip && book.dim < UNIT) {
                     int a = v & ~1, b = a + 1; /* the unit's two vectors */
-                    int in_first = flipped[a].cost[l] + plain[0][b].cost[l] <
-                                   plain[0][a].cost[l] + flipped[b].cost[l];
+                    int in_first = flipped[a].cost[l] + plain[b].cost[l] <
+                                   plain[a].cost[l] + flipped[b].cost[l];
                     flip = in_first == (v == a);
                 }
             }
             int from_flipped = book.signs == EVEN_SIGNS && (flip || book.dim == UNIT);
-            uint16_t code = from_flipped ? flipped[v].code[l] : plain[variant][v].code[l];
-            put_point(out, g, p, book, at, l, code, flip, variant);
+            uint16_t code = from_flipped ? flipped[v].code[l] : plain[v].code[l];
+            put_point(out, g, p, book, at, l, code, flip);
         }
-    }
 }
 
 /* ---- super-blocks ------------------------------------------------------------------------------ */
@@ -375,17 +394,10 @@ static ALWAYS_INLINE f32x16 fit_free_levels(const struct groups *g, struct codeb
     f32x16 best = per_level, best_cost = splat(INFINITY);
     for (int c = 0; c < tries; c++) {
         f32x16 scale = mul(per_level, splat(first + step * (float)c)), cost = splat(INFINITY);
-        for (int variant = 0; variant < n_variants(f.book); variant++) {
-            f32x16 u[8], sum = splat(0);
-            scale_levels(u, f.book, scale, variant);
-            for (int i = 0; i < f.n; i++) {
-                f32x16 lowest = splat(INFINITY);
-                for (int l = 0; l < f.book.n_levels; l++)
-                    lowest = least(lowest, mul(u[l], sub(mul(u[l], g->w[i]), p->twice[i])));
-                sum = add(sum, lowest);
-            }
-            cost = least(cost, sum);
-        }
+        for (int down = 0; down <= (f.book.shifted != NO_SHIFT); down++)
+            cost = least(cost, cost_of_free_levels(g, p, f.book, scale,
+                                                   splat(down ? -f.book.shift : f.book.shift), 0,
+                                                   f.n));
         mask16 better = below(cost, best_cost);
         best_cost = choose(better, cost, best_cost);
         best = choose(better, scale, best);
@@ -464,20 +476,27 @@ static ALWAYS_INLINE void encode_codebook(const struct groups *g, struct codeboo
             else
                 d[l] = d[l - 1];
         }
-        f32x16 d16 = load(d), best = splat(INFINITY), l_best = splat(1);
-        /* l = 2 s + 1, s = 0 .. s_most */
-        float s_most = (f.l_most - 1) / 2;
-        f32x16 per_d = quotient_or_zero(splat(0.5f), d16);
-        f32x16 s_wish = nearest(sub(mul(wish, per_d), splat(0.5f)), 0, s_most);
-        int reach = step ? f.effort[effort].scan_reach : f.effort[effort].reach;
-        for (int i = -reach; i <= reach; i++) {
-            f32x16 s = least(most(add(s_wish, splat((float)i)), splat(0)), splat(s_most));
-            f32x16 l = add(add(s, s), splat(1));
-            f32x16 error = error_of_codebook(g, f.n, &p, f.book, mul(d16, l));
+        f32x16 d16 = load(d), best = splat(INFINITY), best_s = splat(0);
+        f32x16 s_most = splat((f.l_most - 1) / 2), one = splat(1);
+        /* Where S = d (2 s + 1) is what the group wishes, and the two whole numbers around it. After
+         * these, each group goes on from the end of its range that is the better. */
+        f32x16 s_wish = sub(mul(wish, quotient_or_zero(splat(0.5f), d16)), splat(0.5f));
+        f32x16 s = nearest(s_wish, 0, (f.l_most - 1) / 2), lowest = s, highest = s;
+        int n_scales = step ? f.effort[effort].scan_scales : f.effort[effort].scales;
+        for (int i = 0; i < n_scales; i++) {
+            f32x16 in_lattice = least(most(s, splat(0)), s_most);
+            f32x16 error = error_of_codebook(g, f.n, &p, f.book,
+                                             mul(d16, add(add(in_lattice, in_lattice), one)));
             mask16 better = below(error, best);
             best = choose(better, error, best);
-            l_best = choose(better, l, l_best);
+            best_s = choose(better, in_lattice, best_s);
+            f32x16 above = add(highest, one), below_all = sub(lowest, one);
+            mask16 go_up = i ? below(sub(highest, splat(0.5f)), best_s) : below(s, s_wish);
+            s = choose(go_up, above, below_all);
+            highest = choose(go_up, above, highest);
+            lowest = choose(go_up, lowest, below_all);
         }
+        f32x16 l_best = add(add(best_s, best_s), one);
         store(errors, best);
         store(ls, l_best);
         for (int k = 0; k < n_blocks; k++) {
