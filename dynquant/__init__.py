@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from dynquant.keys import KeyValue
     from dynquant.plan.plan import Plan, make_plan
     from dynquant.quants.codec import decode, encode
+    from dynquant.quants.search import Effort
     from dynquant.recipe.language import Recipe, load_recipe
     from dynquant.report.notebook import tqdm_progress
 
@@ -95,6 +96,7 @@ def convert(
     *,
     recipe: str | Path | Recipe,
     imatrix: str | Path | Imatrix | None = None,
+    effort: Effort = "normal",
     threads: int | None = None,
     force: bool = False,
     pre: str | None = None,
@@ -106,6 +108,7 @@ def convert(
     model:    a folder with config.json and safetensors, or what `load_model` returned
     recipe:   the name of a shipped recipe, a YAML file, or what `load_recipe` returned
     imatrix:  an imatrix file of the model, or what `load_imatrix` returned; None weighs all alike
+    effort:   how much the encoders search: "fast", "normal" or "best"
     threads:  worker threads; None takes one for each CPU; the output does not depend on it
     force:    replace `out` if it exists
     pre:      the pre-tokenizer's name in llama.cpp, where the tokenizer itself does not tell it
@@ -125,7 +128,7 @@ def convert(
         model = load_model(model, pre=pre)
     if isinstance(imatrix, (str, Path)):
         imatrix = load_imatrix(imatrix)
-    plan = make_plan(model, recipe, imatrix=imatrix, set_keys=set_keys)
+    plan = make_plan(model, recipe, imatrix=imatrix, effort=effort, set_keys=set_keys)
     report = tqdm_progress() if progress == "tqdm" else progress
     convert_plan(plan, Path(out), threads=threads, force=force, progress=report)
     return plan

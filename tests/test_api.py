@@ -59,6 +59,11 @@ def test_convert_takes_an_imatrix_as_a_file_or_loaded(tmp_path: Path, loaded: bo
     assert list(plan.importance) == [DOWN]
 
 
+def test_convert_takes_an_effort(tmp_path: Path) -> None:
+    plan = dynquant.convert(model(), tmp_path / "x.gguf", recipe=recipe(), effort="best")
+    assert plan.effort == "best"
+
+
 def test_convert_calls_back_with_progress(tmp_path: Path) -> None:
     seen: list[Progress] = []
     dynquant.convert(model(), tmp_path / "x.gguf", recipe=recipe(), progress=seen.append)

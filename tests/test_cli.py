@@ -20,6 +20,7 @@ import pytest
 from imatrices import write_legacy
 
 from dynquant.cli import main
+from dynquant.quants.search import EFFORTS
 from dynquant.quants.table import ALL
 
 ROOT = Path(__file__).parent.parent
@@ -101,6 +102,7 @@ def test_help_is_data(run: Run, args: list[str]) -> None:
         ["convert", "m", "-o", "x.gguf", "--recipe", "q8_0", "--threads", "0"],
         ["convert", "m", "-o", "x.gguf", "--recipe", "q8_0", "--threads", "two"],
         ["convert", "m", "-o", "x.gguf", "--recipe", "q8_0", "--set", "general.name"],
+        ["convert", "m", "-o", "x.gguf", "--recipe", "q8_0", "--effort", "most"],
         ["plan", "m", "--recipe", "q8_0", "--set", "=1"],
         ["plan", "m"],
         ["inspect"],
@@ -123,6 +125,7 @@ def test_types_lists_every_type_on_a_line_of_its_own(run: Run) -> None:
 def test_types_as_json_has_names_and_sizes(run: Run) -> None:
     (q8_0,) = [t for t in json.loads(run("types", "--json").out) if t["name"] == "Q8_0"]
     assert (q8_0["bits_per_weight"], q8_0["block_size"], q8_0["type_size"]) == (8.5, 32, 34)
+    assert q8_0["needs_importance"] is False
 
 
 def test_recipes_lists_the_shipped_ones(run: Run) -> None:
@@ -263,6 +266,36 @@ def test_set_keys_are_written(run: Run, llama: Path, recipe: Path, tmp_path: Pat
     fields = gguf.GGUFReader(tmp_path / "x.gguf").fields
     assert fields["general.name"].contents() == "My = model"
     assert fields["llama.context_length"].contents() == 77
+
+
+@pytest.mark.parametrize("effort", EFFORTS)
+def test_every_effort_is_planned_and_written(
+    run: Run, llama: Path, recipe: Path, tmp_path: Path, effort: str
+) -> None:
+    options = ("--recipe", recipe, "--effort", effort)
+    assert json.loads(run("plan", llama, *options, "--json").out)["effort"] == effort
+    assert f"effort {effort}" in run("plan", llama, *options).out.splitlines()[0]
+    assert run("convert", llama, "-o", tmp_path / "x.gguf", *options).code == 0
+    keys = json.loads(run("inspect", tmp_path / "x.gguf", "--json").out)["keys"]
+    assert keys["dynquant.effort"] == effort
+
+
+def test_an_effort_that_is_none_is_told_with_those_that_are(run: Run) -> None:
+    done = run("plan", "m", "--recipe", "q8_0", "--effort", "most")
+    assert (done.code, done.out) == (2, "")
+    assert "'most' is not one of 'fast', 'normal', 'best'" in done.err
+
+
+def test_a_type_that_needs_importance_is_refused_before_a_byte_is_written(
+    run: Run, llama: Path, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text("default: IQ2_XS\n")
+    done = run("convert", llama, "-o", tmp_path / "x.gguf", "--recipe", recipe)
+    assert (done.code, done.out) == (1, "")
+    assert done.err.startswith(f"error: {recipe}:1 default: IQ2_XS needs importance")
+    assert done.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == [recipe]
 
 
 @pytest.fixture

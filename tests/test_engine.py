@@ -14,7 +14,16 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from handmade import DOWN, computed_tensor, model, recipe, small_plan, stored_tensor, weights
+from handmade import (
+    DOWN,
+    computed_tensor,
+    model,
+    recipe,
+    small_plan,
+    small_tensors,
+    stored_tensor,
+    weights,
+)
 from imatrices import write_counted
 from vocab_files import shared
 
@@ -26,6 +35,7 @@ from dynquant.errors import CheckpointError, ConvertError, DynquantError, Import
 from dynquant.importance.imatrix import read_imatrix
 from dynquant.plan.plan import Plan, make_plan
 from dynquant.quants.codec import encode
+from dynquant.quants.search import EFFORTS, Effort
 from dynquant.tensors import F32, U8, Computed, StoredType, TensorSource
 
 MIXED = "rules: [{role: ffn_down, type: Q4_0}, {role: token_embd, type: F16}]"
@@ -149,6 +159,27 @@ def test_bytes_with_importance_do_not_depend_on_threads_or_chunks(
     convert_plan(plan, tmp_path / "a.gguf", threads=1)
     convert_plan(plan, tmp_path / "b.gguf", threads=threads, chunk_bytes=chunk_bytes)
     assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+
+
+def made(folder: Path, effort: Effort, threads: int = 2, default: str = "Q4_K") -> dict[str, bytes]:
+    """Return the bytes of each tensor of the small model."""
+    out = folder / f"{effort}{threads}.gguf"
+    convert_plan(make_plan(model(), recipe(default), effort=effort), out, threads=threads)
+    return {t.name: t.data.tobytes() for t in gguf.GGUFReader(out).tensors}
+
+
+@pytest.mark.parametrize("default", ["Q4_K", "Q6_K"])
+def test_the_effort_reaches_the_encoder(tmp_path: Path, default: str) -> None:
+    source = small_tensors()[2].source
+    assert isinstance(source, Computed)
+    found = {effort: made(tmp_path, effort, default=default)[DOWN] for effort in EFFORTS}
+    assert found == {e: encode(source.values, default, effort=e).tobytes() for e in EFFORTS}
+    assert found["fast"] != found["best"]
+
+
+@pytest.mark.parametrize("effort", EFFORTS)
+def test_bytes_do_not_depend_on_threads_at_any_effort(tmp_path: Path, effort: Effort) -> None:
+    assert made(tmp_path, effort, 1) == made(tmp_path, effort, 7)
 
 
 def test_channels_that_gemma_never_drives_are_encoded_to_finite_weights(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,10 +18,17 @@ from dynquant.errors import DynquantError, ImportanceError, PlanError, RecipeErr
 from dynquant.importance.imatrix import Imatrix, read_imatrix
 from dynquant.keys import KeyValue, f32, i32s, string, u32
 from dynquant.plan.plan import Plan, make_plan, plan_json
+from dynquant.quants.search import EFFORTS, Effort
 from dynquant.quants.table import ALL
 from dynquant.report.tables import plan_tables
 
 MIXED = "rules: [{role: ffn_down, layers: 1, type: Q4_0}]"
+
+
+def shown(plan: Plan) -> str:
+    drawn = io.StringIO()
+    Console(file=drawn, width=200).print(plan_tables(plan, 0))
+    return drawn.getvalue()
 
 
 def test_offsets_are_aligned_and_follow_each_other_without_gaps() -> None:
@@ -57,6 +65,7 @@ def test_keys_of_the_quantizer_stand_between_the_model_and_its_tokenizer() -> No
         "dynquant.version",
         "dynquant.recipe",
         "dynquant.recipe_sha256",
+        "dynquant.effort",
         *list(KEYS)[4:],
     ]
 
@@ -91,6 +100,19 @@ def test_file_type_is_llama_cpps_of_the_quants_with_most_weights(
     assert small_plan(default, more).keys["general.file_type"] == u32(number)
 
 
+@pytest.mark.parametrize("effort", EFFORTS)
+def test_the_effort_is_recorded_in_keys_json_and_table(effort: Effort) -> None:
+    plan = make_plan(model(), recipe(), effort=effort)
+    assert plan.keys["dynquant.effort"] == string(effort)
+    assert plan_json(plan)["effort"] == effort
+    assert shown(plan).startswith(f"llama by recipe hand, effort {effort}: 6 tensors")
+
+
+def test_an_unknown_effort_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(PlanError, match="'most' is not an effort; take one of fast, normal, best"):
+        make_plan(model(), recipe(), effort="most")  # pyright: ignore[reportArgumentType]
+
+
 def test_bits_per_weight_is_bytes_over_weights() -> None:
     plan = small_plan()
     assert plan.n_weights == 37 * 256 + 2 * 257 + 2 * 67 * 512 + 3 * 41 * 256
@@ -102,6 +124,7 @@ def test_plan_json_has_the_fields_that_scripts_rely_on() -> None:
     document = plan_json(plan)
     assert document["architecture"] == "llama"
     assert document["recipe"] == "hand"
+    assert document["effort"] == "normal"
     assert document["tensor_bytes"] == plan.tensor_bytes
     assert document["bits_per_weight"] == plan.bits_per_weight
     assert document["type_counts"] == {"Q8_0": 3, "F32": 2, "Q4_0": 1}
@@ -298,12 +321,10 @@ def test_experts_without_data_are_counted(tmp_path: Path) -> None:
     plan = make_plan(model(), recipe(), imatrix=read_imatrix(path))
     assert plan.tensors[4].importance == "partial: 2 of 3 experts"
     assert any("1 of 3 experts in blk.1.ffn_up_exps.weight" in w for w in plan.warnings)
-    shown = io.StringIO()
-    Console(file=shown, width=200).print(plan_tables(plan, 0))
     assert (
         "imatrix x: importance for 1 tensors (1 of their experts without), none for"
         " blk.{0-1}.ffn_down.weight\n"
-    ) in shown.getvalue()
+    ) in shown(plan)
 
 
 def test_quantized_tensors_that_lack_importance_are_warned_of(tmp_path: Path) -> None:
@@ -332,3 +353,66 @@ def test_an_imatrix_and_a_recipe_that_do_not_fit_are_told_at_once(tmp_path: Path
             set_keys={"dynquant.version": "1"},
         )
     assert len(e.value.messages) == 3
+
+
+NEEDING = [t.name for t in ALL.values() if t.needs_importance]
+EXPERTS = "blk.1.ffn_up_exps.weight"
+
+
+def lacking(more: str = "", default: str = "IQ2_XS", **options: Any) -> tuple[str, ...]:
+    with pytest.raises(PlanError) as e:
+        make_plan(model(), recipe(default, more), **options)
+    return e.value.messages
+
+
+@pytest.mark.parametrize("default", NEEDING)
+def test_types_that_need_importance_are_refused_without_an_imatrix(default: str) -> None:
+    assert lacking(default=default) == (
+        f"recipes/hand.yaml:1 default: {default} needs importance, and there is none for"
+        f" blk.{{0-1}}.ffn_down.weight, {EXPERTS}; give the model's imatrix (--imatrix FILE), or"
+        " take another type",
+    )
+
+
+def test_tensors_that_lack_importance_are_told_for_each_rule() -> None:
+    rule, default = lacking(MIXED.replace("Q4_0", "IQ1_S"))[::-1]
+    assert rule.startswith("recipes/hand.yaml:2: IQ1_S needs importance")
+    assert "none for blk.1.ffn_down.weight;" in rule
+    assert f"none for {DOWN}, {EXPERTS};" in default
+
+
+def test_tensors_that_an_imatrix_leaves_out_are_refused_and_no_others(tmp_path: Path) -> None:
+    (message,) = lacking(imatrix=imatrix(tmp_path))
+    assert f"and {tmp_path / 'x.dat'} has none for blk.1.ffn_down.weight, {EXPERTS};" in message
+    assert "give an imatrix that covers them" in message
+
+
+def test_the_other_types_are_planned_without_an_imatrix() -> None:
+    for name in ALL.keys() - set(NEEDING):
+        assert small_plan(name).warnings == ()
+
+
+def test_embedding_and_output_may_lack_importance_as_in_llama_quantize() -> None:
+    tensors = [computed_tensor(n, 2, N_PER_ROW) for n in ("token_embd.weight", "output.weight")]
+    assert make_plan(model(*tensors), recipe("IQ1_S")).type_counts == {"IQ1_S": 2}
+
+
+def test_experts_without_data_are_a_warning_also_for_types_that_need_importance(
+    tmp_path: Path,
+) -> None:
+    entries = {EXPERTS: (np.ones((3, N_PER_ROW), np.float32), [1, 0, 1])}
+    path = write_counted(tmp_path / "x", entries)
+    more = "rules: [{role: ffn_up_exps, type: IQ1_S}]"
+    plan = make_plan(model(), recipe("F16", more), imatrix=read_imatrix(path))
+    (warning,) = plan.warnings
+    assert f"no importance for 1 of 3 experts in {EXPERTS};" in warning
+
+
+def test_a_lack_of_importance_is_told_with_everything_else() -> None:
+    assert len(lacking(set_keys={"llama.block_count": "two"})) == 2
+
+
+def test_another_models_imatrix_is_not_also_said_to_lack_tensors(tmp_path: Path) -> None:
+    with pytest.raises(ImportanceError) as e:
+        make_plan(model(), recipe("IQ2_XS"), imatrix=imatrix(tmp_path, 96))
+    assert len(e.value.messages) == 1

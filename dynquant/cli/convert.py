@@ -10,6 +10,7 @@ import typer
 
 from dynquant.cli import console
 from dynquant.cli.options import (
+    EffortOption,
     ImatrixOption,
     ModelArgument,
     PreOption,
@@ -26,6 +27,7 @@ def convert(
     ],
     recipe: RecipeOption,
     imatrix: ImatrixOption = None,
+    effort: EffortOption = "normal",
     threads: Annotated[
         int | None,
         typer.Option(
@@ -59,6 +61,7 @@ def convert(
         load_model(model, pre=pre),
         load_recipe(recipe),
         imatrix=read_imatrix(imatrix) if imatrix else None,
+        effort=effort,
         set_keys=wanted,
     )
     for warning in plan.warnings:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -24,6 +24,11 @@ ImatrixOption = Annotated[
         metavar="FILE",
         help="llama.cpp's importance matrix of the model, in either of its formats.",
     ),
+]
+# The words of quants/search.py, which brings numpy with it.
+EffortOption = Annotated[
+    Literal["fast", "normal", "best"],
+    typer.Option("--effort", help="How much the encoders search; the format is the same."),
 ]
 PreOption = Annotated[
     str | None,

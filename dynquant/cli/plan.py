@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dynquant.cli import console
 from dynquant.cli.options import (
+    EffortOption,
     ImatrixOption,
     JsonOption,
     ModelArgument,
@@ -18,6 +19,7 @@ def plan(
     model: ModelArgument,
     recipe: RecipeOption,
     imatrix: ImatrixOption = None,
+    effort: EffortOption = "normal",
     json: JsonOption = False,
     set_keys: SetOption = None,
     pre: PreOption = None,
@@ -35,6 +37,7 @@ def plan(
         load_model(model, pre=pre),
         load_recipe(recipe),
         imatrix=read_imatrix(imatrix) if imatrix else None,
+        effort=effort,
         set_keys=wanted,
     )
     for warning in made.warnings:

@@ -16,6 +16,7 @@ from dynquant.errors import ConvertError
 from dynquant.importance.audit import Importance
 from dynquant.plan.plan import Plan, TensorPlan
 from dynquant.quants import codec
+from dynquant.quants.search import Search
 from dynquant.tensors import U8, TensorSource, n_rows, row_bytes
 
 CHUNK_BYTES = 1 << 20
@@ -135,6 +136,7 @@ class _Run:
         self._totals = (plan.tensor_bytes, plan.n_weights)
         self._lock = threading.Lock()
         self._jobs = _jobs(plan, chunk_bytes)
+        self._search = Search(plan.effort)
         self._stopped = False
         self._failure: BaseException | None = None
         self._bytes_done = 0
@@ -186,7 +188,13 @@ class _Run:
         importance = None if job.importance is None else job.importance.of(job.matrix)
         try:
             codec.encode_stored(
-                taken, job.source.stored, tensor.n_per_row, tensor.type, made, importance=importance
+                taken,
+                job.source.stored,
+                tensor.n_per_row,
+                tensor.type,
+                made,
+                importance,
+                self._search,
             )
         except codec.NotFiniteError as e:
             raise ConvertError(

@@ -97,14 +97,18 @@ def audit(
     return {n: i for n, i in found.items() if len(i.without) < i.n_matrices}, tuple(warnings)
 
 
+def missing(wanted: Iterable[str], importance: Mapping[str, Importance]) -> list[str]:
+    """Return the wanted tensors that lack importance, but for those that seldom have any."""
+    return [n for n in wanted if n not in importance and n not in _SELDOM_COUNTED]
+
+
 def gaps(
     imatrix: Imatrix, wanted: Iterable[str], importance: Mapping[str, Importance]
 ) -> Iterator[str]:
     """Say which of the wanted tensors lack importance that a calibration run would have given."""
-    missing = [n for n in wanted if n not in importance and n not in _SELDOM_COUNTED]
-    if missing:
+    if lacking := missing(wanted, importance):
         yield (
-            f"{imatrix.path}: no importance for {', '.join(grouped(missing))}; all their channels"
+            f"{imatrix.path}: no importance for {', '.join(grouped(lacking))}; all their channels"
             " weigh alike"
         )
     partial = {n: i for n, i in importance.items() if i.without}

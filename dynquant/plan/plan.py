@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from math import prod
@@ -13,11 +13,13 @@ from typing import Any
 from gguf import GGML_QUANT_VERSION, GGUF_DEFAULT_ALIGNMENT, LlamaFileType
 
 from dynquant.arch.base import Model, ModelTensor
+from dynquant.checkpoint.names import grouped
 from dynquant.errors import DynquantError, ImportanceError, PlanError, RecipeError
-from dynquant.importance.audit import Importance, audit, gaps
+from dynquant.importance.audit import Importance, audit, gaps, missing
 from dynquant.importance.imatrix import Imatrix
 from dynquant.keys import Keys, KeyValue, string, u32
 from dynquant.plan.settings import apply_settings, key_problems
+from dynquant.quants.search import EFFORTS, Effort
 from dynquant.quants.table import QuantType
 from dynquant.recipe.language import Recipe
 from dynquant.recipe.match import Assigned, assign
@@ -72,6 +74,7 @@ class Plan:
     sources:    the rows of each tensor, by its name
     ignored:    stored tensors that the output leaves out, with the reason
     importance: what each encoder is to know of the input channels, by tensor, from the imatrix
+    effort:     how much the encoders search
     """
 
     architecture: str
@@ -83,6 +86,7 @@ class Plan:
     ignored: Mapping[str, str] = field(default_factory=dict[str, str])
     imatrix: Imatrix | None = None
     importance: Mapping[str, Importance] = field(default_factory=dict[str, Importance], repr=False)
+    effort: Effort = "normal"
 
     @property
     def unweighed(self) -> tuple[str, ...]:
@@ -125,20 +129,25 @@ def make_plan(
     recipe: Recipe,
     *,
     imatrix: Imatrix | None = None,
+    effort: Effort = "normal",
     set_keys: Mapping[str, KeyValue | str] | None = None,
 ) -> Plan:
     """Resolve a recipe for a model into the plan of one GGUF file.
 
     imatrix:  what weighs the errors of the encoders; without one, all channels weigh alike
+    effort:   how much the encoders search: "fast", "normal" or "best"
     set_keys: keys to change or to add; text is read as `--set KEY=VALUE` reads it, in the type
               that the key has already
 
     Raises RecipeError if the recipe does not fit the model, ImportanceError if the imatrix is
-    another model's, PlanError for names, shapes and keys that GGUF cannot hold, and where more
-    than one of these is the case; all messages at once.
+    another model's, PlanError for names, shapes and keys that GGUF cannot hold, for types of too
+    few bits to do without importance, and where more than one of these is the case; all messages
+    at once.
     """
     misfits: list[DynquantError] = []
     problems = _tensor_problems(model.tensors)
+    if effort not in EFFORTS:
+        problems.append(f"{effort!r} is not an effort; take one of {', '.join(EFFORTS)}")
     assigned = Assigned({}, ())
     known: dict[str, Importance] = {}
     warnings: tuple[str, ...] = ()
@@ -148,6 +157,7 @@ def make_plan(
         misfits.append(e)
     try:
         known, warnings = audit(imatrix, model.tensors) if imatrix else (known, warnings)
+        problems += _importance_problems(assigned, imatrix, known)
     except ImportanceError as e:
         misfits.append(e)
     quantized = [n for n, chosen in assigned.assignments.items() if not chosen.type.is_float]
@@ -156,7 +166,7 @@ def make_plan(
     for t in model.tensors:
         if t.name in assigned.assignments:
             weights[assigned.assignments[t.name].type] += prod(t.shape)
-    ours = _quantizer_keys(recipe, weights, imatrix)
+    ours = _quantizer_keys(recipe, effort, weights, imatrix)
     keys, key_faults = apply_settings(_with_ours(model.keys, ours), set_keys or {})
     problems += [*key_faults, *key_problems(keys)]
     if len(misfits) == 1 and not problems:
@@ -174,6 +184,7 @@ def make_plan(
         ignored=model.ignored,
         imatrix=imatrix,
         importance=importance,
+        effort=effort,
     )
 
 
@@ -196,6 +207,27 @@ def _tensor_problems(tensors: tuple[ModelTensor, ...]) -> list[str]:
         elif min(t.shape) < 1:
             problems.append(f"tensor {t.name!r}: shape {t.shape} has no weights")
     return problems
+
+
+def _importance_problems(
+    assigned: Assigned, imatrix: Imatrix | None, known: Mapping[str, Importance]
+) -> Iterator[str]:
+    """Say, for each rule, which tensors get a type that needs the importance they do not have."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    needing = [n for n, chosen in assigned.assignments.items() if chosen.type.needs_importance]
+    for name in missing(needing, known):
+        chosen = assigned.assignments[name]
+        groups.setdefault((chosen.rule, chosen.type.name), []).append(name)
+    has, remedy = (
+        (f"{imatrix.path} has", "give an imatrix that covers them")
+        if imatrix
+        else ("there is", "give the model's imatrix (--imatrix FILE)")
+    )
+    for (rule, type_name), names in groups.items():
+        yield (
+            f"{rule}: {type_name} needs importance, and {has} none for"
+            f" {', '.join(grouped(names))}; {remedy}, or take another type"
+        )
 
 
 def _lay_out(
@@ -239,7 +271,7 @@ def file_type(weights: Mapping[QuantType, int]) -> LlamaFileType:
 
 
 def _quantizer_keys(
-    recipe: Recipe, weights: Mapping[QuantType, int], imatrix: Imatrix | None
+    recipe: Recipe, effort: Effort, weights: Mapping[QuantType, int], imatrix: Imatrix | None
 ) -> Keys:
     """Return what the quantizer says of itself."""
     keys = {
@@ -258,6 +290,7 @@ def _quantizer_keys(
         "dynquant.version": string(version("dynquant")),
         "dynquant.recipe": string(recipe.name),
         "dynquant.recipe_sha256": string(hashlib.sha256(recipe.text.encode()).hexdigest()),
+        "dynquant.effort": string(effort),
     }
     if imatrix:
         keys["dynquant.imatrix_sha256"] = string(imatrix.sha256)
@@ -277,6 +310,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
     return {
         "architecture": plan.architecture,
         "recipe": plan.recipe.name,
+        "effort": plan.effort,
         "imatrix": plan.imatrix.path.name if plan.imatrix else None,
         "tensor_bytes": plan.tensor_bytes,
         "bits_per_weight": plan.bits_per_weight,

@@ -76,6 +76,7 @@ def types_json(types: Iterable[QuantType]) -> list[dict[str, Any]]:
             "bits_per_weight": t.bpw,
             "block_size": t.block_size,
             "type_size": t.type_size,
+            "needs_importance": t.needs_importance,
             "description": t.description,
         }
         for t in types

@@ -100,8 +100,8 @@ def _without_layer(parts: TensorName) -> str:
 def plan_tables(plan: Plan, file_bytes: int) -> RenderableType:
     """Return a plan for a person: where the bytes go, and what is left out."""
     title = (
-        f"{plan.architecture} by recipe {plan.recipe.name}: {len(plan.tensors)} tensors,"
-        f" {plan.n_weights:,} weights"
+        f"{plan.architecture} by recipe {plan.recipe.name}, effort {plan.effort}:"
+        f" {len(plan.tensors)} tensors, {plan.n_weights:,} weights"
     )
     total = [
         f"tensors {gigabytes(plan.tensor_bytes)}, {plan.bits_per_weight:.3f} bits per weight",
@@ -163,9 +163,12 @@ def _cut(text: str) -> str:
 
 def type_table(types: Iterable[QuantType]) -> Table:
     """Return the quant types for a person."""
-    table = _table("type", "bpw>", "block>", "bytes>", "description")
+    table = _table("type", "bpw>", "block>", "bytes>", "imatrix", "description")
     for t in types:
-        table.add_row(t.name, f"{t.bpw:g}", str(t.block_size), str(t.type_size), t.description)
+        needs = "needed" if t.needs_importance else ""
+        table.add_row(
+            t.name, f"{t.bpw:g}", str(t.block_size), str(t.type_size), needs, t.description
+        )
     return table
 
 
