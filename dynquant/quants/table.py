@@ -65,10 +65,16 @@ _ROWS = (
     ("BF16", "bfloat16: 8 significant bits, the range of F32"),
     ("Q8_0", "8-bit quants, one scale per 32 weights"),
     ("Q6_K", "6-bit quants, an 8-bit scale per 16 weights"),
+    ("Q5_1", "5-bit quants, a scale and a min per 32 weights"),
     ("Q5_K", "5-bit quants, a 6-bit scale and min per 32 weights"),
+    ("Q5_0", "5-bit quants, one scale per 32 weights"),
+    ("Q4_1", "4-bit quants, a scale and a min per 32 weights"),
     ("Q4_K", "4-bit quants, a 6-bit scale and min per 32 weights"),
     ("IQ4_NL", "4-bit quants on a non-linear grid, one scale per 32 weights"),
     ("Q4_0", "4-bit quants, one scale per 32 weights"),
+    ("IQ4_XS", "4-bit quants on a non-linear grid, a 6-bit scale per 32 weights"),
+    ("Q3_K", "3-bit quants, a 6-bit scale per 16 weights"),
+    ("Q2_K", "2-bit quants, a 4-bit scale and min per 16 weights"),
 )
 
 ALL: dict[str, QuantType] = {name: _quant_type(name, description) for name, description in _ROWS}

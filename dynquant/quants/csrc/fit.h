@@ -8,9 +8,14 @@
 
 #include "groups.h"
 
-/* ---- x ~ s * q + b, q = 0..q_most, b <= 0: the K types' scale and min (m = -b) ---------------- */
+/* ---- x ~ s * q + b, q = 0..q_most --------------------------------------------------------------
+ *
+ * The K types' scale and min have b <= 0 (the min is -b); where a min is stored as it is, b is free.
+ */
 
 struct affine { f32x16 s, b; };
+
+enum offset { OFFSET_NOT_ABOVE_ZERO, OFFSET_FREE };
 
 /* Sums of a group under one choice of codes. */
 struct affine_sums { f32x16 q, qq, qx; };
@@ -45,13 +50,16 @@ static ALWAYS_INLINE struct affine_sums sum_affine(const struct groups *g, int n
     return t;
 }
 
-/* The least-squares s and b for given codes, b <= 0. */
-static ALWAYS_INLINE struct affine solve_affine(struct group_sums t, struct affine_sums u)
+/* The least-squares s and b for given codes. */
+static ALWAYS_INLINE struct affine solve_affine(struct group_sums t, struct affine_sums u,
+                                                enum offset offset)
 {
     f32x16 zero = splat(0);
     f32x16 determinant = sub(mul(t.w, u.qq), mul(u.q, u.q));
     f32x16 s = quotient_or_zero(sub(mul(t.w, u.qx), mul(u.q, t.x)), determinant);
     f32x16 b = quotient(sub(t.x, mul(s, u.q)), t.w);
+    if (offset == OFFSET_FREE)
+        return (struct affine){s, b};
     mask16 above = below(zero, b);
     return (struct affine){choose(above, quotient_or_zero(u.qx, u.qq), s), choose(above, zero, b)};
 }
@@ -76,34 +84,41 @@ static ALWAYS_INLINE f32x16 error_of_affine(const struct groups *g, int n, float
     return error;
 }
 
-/* Scale and offset of each group on their own: scales around the one that spreads the codes over
- * the group's range, each solved for its codes; the best of them polished by choosing codes again.
- * A group whose weights are all >= 0 has b = 0; a range of zero gives s = 0. */
+/* Where fit_affine looks: with the lowest and the highest level each at `ends` places, first + step k
+ * levels inside the range of the group's weights (below 0: outside); ends^2 tries. The best is
+ * polished by choosing codes again. */
+struct affine_tries { int ends; float first, step; int polish; };
+
+/* Scale and offset of each group on their own, each try solved for its codes. With the offset not
+ * above zero, the range holds zero. A range of zero gives s = 0. */
 static ALWAYS_INLINE struct affine fit_affine(const struct groups *g, int n, float q_most,
-                                              struct group_sums t, int tries, float step,
-                                              int polish)
+                                              enum offset offset, struct group_sums t,
+                                              struct affine_tries tries)
 {
-    f32x16 lo = splat(0), hi = splat(-INFINITY);
+    f32x16 lo = offset == OFFSET_FREE ? g->x[0] : splat(0), hi = offset == OFFSET_FREE ? g->x[0] : splat(-INFINITY);
     for (int i = 0; i < n; i++) {
         lo = least(lo, g->x[i]);
         hi = most(hi, g->x[i]);
     }
-    f32x16 per_range = quotient_or_zero(splat(1), sub(hi, lo));
+    f32x16 range = sub(hi, lo), per_range = quotient_or_zero(splat(1), range);
     struct affine best = {splat(0), lo};
     f32x16 best_error = splat(INFINITY);
-    for (int c = 0; c < tries; c++) {
-        float levels = q_most + step * ((float)c - 0.5f * (float)(tries - 1));
-        struct affine_sums u = sum_affine(g, n, q_most, mul(splat(levels), per_range), lo);
-        struct affine a = solve_affine(t, u);
+    for (int c = 0; c < tries.ends * tries.ends; c++) {
+        float low = tries.first + tries.step * (float)(c / tries.ends);
+        float high = tries.first + tries.step * (float)(c % tries.ends);
+        float levels = q_most + low + high;
+        f32x16 b = add(lo, mul(range, splat(low / levels)));
+        struct affine_sums u = sum_affine(g, n, q_most, mul(splat(levels), per_range), b);
+        struct affine a = solve_affine(t, u, offset);
         f32x16 error = error_of_solution(t, u, a);
         mask16 better = below(error, best_error);
         best_error = choose(better, error, best_error);
         best.s = choose(better, a.s, best.s);
         best.b = choose(better, a.b, best.b);
     }
-    for (int c = 0; c < polish; c++)
+    for (int c = 0; c < tries.polish; c++)
         best = solve_affine(
-            t, sum_affine(g, n, q_most, quotient_or_zero(splat(1), best.s), best.b));
+            t, sum_affine(g, n, q_most, quotient_or_zero(splat(1), best.s), best.b), offset);
     return best;
 }
 
@@ -124,6 +139,19 @@ static ALWAYS_INLINE f32x16 nearest_level(f32x16 a, struct levels v)
         level = choose(below(midpoint, a), splat(v.table[k]), level);
     }
     return level;
+}
+
+/* The code of that level: its place among the levels, from 0. */
+static ALWAYS_INLINE f32x16 nearest_code(f32x16 a, struct levels v)
+{
+    if (!v.table)
+        return sub(nearest(a, v.lo, v.hi), splat(v.lo));
+    f32x16 code = splat(0);
+    for (int k = 1; k < 16; k++) {
+        f32x16 midpoint = splat(0.5f * (v.table[k - 1] + v.table[k]));
+        code = add(code, choose(below(midpoint, a), splat(1), splat(0)));
+    }
+    return code;
 }
 
 /* Sums of a group under one choice of codes. */

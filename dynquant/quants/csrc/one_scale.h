@@ -10,7 +10,7 @@ struct one_scale_format {
 
 struct one_scale_codes {
     uint16_t d[LANES];
-    _Alignas(4) int8_t q[LANES * 32]; /* levels, in weight order */
+    _Alignas(4) uint8_t q[LANES * 32]; /* in weight order */
 };
 
 static ALWAYS_INLINE void encode_one_scale(const struct groups *g, struct one_scale_format f,
@@ -32,6 +32,6 @@ static ALWAYS_INLINE void encode_one_scale(const struct groups *g, struct one_sc
         out->d[l] = d[l] != 0 ? out->d[l] : 0;
     f32x16 q[32];
     for (int i = 0; i < 32; i++)
-        q[i] = nearest_level(mul(g->x[i], inverse), f.levels);
+        q[i] = nearest_code(mul(g->x[i], inverse), f.levels);
     scatter_codes(q, 32, out->q);
 }

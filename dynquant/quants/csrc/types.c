@@ -7,9 +7,15 @@
 #include "floats.h"
 
 #include "iq4_nl.h"
+#include "iq4_xs.h"
 #include "plain.h"
+#include "q2_k.h"
+#include "q3_k.h"
 #include "q4_0.h"
+#include "q4_1.h"
 #include "q4_k.h"
+#include "q5_0.h"
+#include "q5_1.h"
 #include "q5_k.h"
 #include "q6_k.h"
 #include "q8_0.h"
@@ -18,10 +24,16 @@
 #define BLOCK_TYPES(T)                                                                             \
     T(Q8_0, q8_0, 32, 34, 1)                                                                       \
     T(Q6_K, q6_k, 256, 210, 1)                                                                     \
+    T(Q5_1, q5_1, 32, 24, 16)                                                                      \
     T(Q5_K, q5_k, 256, 176, 2)                                                                     \
+    T(Q5_0, q5_0, 32, 22, 16)                                                                      \
+    T(Q4_1, q4_1, 32, 20, 16)                                                                      \
     T(Q4_K, q4_k, 256, 144, 2)                                                                     \
     T(IQ4_NL, iq4_nl, 32, 18, 16)                                                                  \
-    T(Q4_0, q4_0, 32, 18, 16)
+    T(Q4_0, q4_0, 32, 18, 16)                                                                      \
+    T(IQ4_XS, iq4_xs, 256, 136, 2)                                                                 \
+    T(Q3_K, q3_k, 256, 110, 1)                                                                     \
+    T(Q2_K, q2_k, 256, 84, 1)
 
 /* A block file knows its struct and a few blocks; the rest of the core knows bytes and any number. */
 #define LOOPS(NAME, name, block_size, type_size, batch)                                            \
