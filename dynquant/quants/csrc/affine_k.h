@@ -17,8 +17,8 @@ struct affine_format {
     int n;           /* weights in a group */
     int group_count; /* groups in a super-block */
     float q_most, l_most;
-    /* tries: of fit_affine; rounds of lattice and refit from each start; how far the lattice is
-     * searched around the wish, in steps of ls and of lm */
+    /* tries: of fit_affine; starts: first values of d and dmin; rounds of lattice and refit from
+     * each; how far the lattice is searched around the wish, in steps of ls and of lm */
     struct { struct affine_tries tries; int starts, rounds, ls_reach, lm_reach; } effort[N_EFFORTS];
 };
 
@@ -42,6 +42,18 @@ static inline struct super_scales round_super_scales(float d, float dmin, float 
 
 struct lattice_point { f32x16 ls, lm, error; };
 
+/* sum w (x - s q + m)^2 over s^2, the codes nearest for this scale and min: y is x / s, m is min / s. */
+static ALWAYS_INLINE f32x16 error_in_levels(const struct groups *g, const f32x16 *y, int n,
+                                            float q_most, f32x16 m)
+{
+    f32x16 error = splat(0);
+    for (int i = 0; i < n; i++) {
+        f32x16 z = add(y[i], m), e = sub(z, nearest(z, 0, q_most));
+        error = add(error, mul(mul(g->w[i], e), e));
+    }
+    return error;
+}
+
 /* The best (ls, lm) near a group's wish (s, b): scales around the wish, and for each of them the
  * mins around the one that suits it best. */
 static ALWAYS_INLINE struct lattice_point
@@ -51,16 +63,20 @@ choose_lattice(const struct groups *g, struct affine_format f, int ls_reach, int
     f32x16 zero = splat(0), mean_x = quotient(t.x, t.w);
     f32x16 per_dmin = quotient_or_zero(splat(1), dmin);
     f32x16 ls_wish = nearest(quotient_or_zero(wish.s, d), 0, f.l_most);
-    struct lattice_point best = {zero, zero, t.xx}; /* all zero is always to be had */
+    struct lattice_point best = {zero, zero, error_of_zeros(t.xx)}; /* all zero is always to be had */
     for (int i = -ls_reach; i <= ls_reach; i++) {
         f32x16 ls = least(most(add(ls_wish, splat((float)i)), zero), splat(f.l_most));
-        f32x16 s = mul(ls, d);
+        f32x16 s = mul(ls, d), inverse = quotient_or_zero(splat(1), s), y[MAX_GROUP];
+        for (int k = 0; k < f.n; k++)
+            y[k] = mul(g->x[k], inverse);
         f32x16 m_wish = sub(mul(s, mean_code), mean_x);
         f32x16 lm_wish = nearest(mul(m_wish, per_dmin), 0, f.l_most);
         for (int j = -lm_reach; j <= lm_reach; j++) {
             f32x16 lm = least(most(add(lm_wish, splat((float)j)), zero), splat(f.l_most));
-            struct affine a = {s, sub(zero, mul(lm, dmin))};
-            f32x16 error = error_of_affine(g, f.n, f.q_most, a);
+            f32x16 m = mul(lm, dmin);
+            f32x16 error = error_in_levels(g, y, f.n, f.q_most, mul(m, inverse));
+            f32x16 constant = add(t.xx, mul(m, add(add(t.x, t.x), mul(m, t.w))));
+            error = choose(below(zero, s), mul(error, mul(s, s)), constant);
             mask16 better = below(error, best.error);
             best.error = choose(better, error, best.error);
             best.ls = choose(better, ls, best.ls);
@@ -95,10 +111,6 @@ static inline struct super_scales solve_super_scales(const float *ls, const floa
     return round_super_scales(d > 0 ? (float)d : 0, dmin > 0 ? (float)dmin : 0, unit);
 }
 
-#ifndef START_S
-#define START_S 1.0f
-#define START_M 1.0f
-#endif
 static ALWAYS_INLINE void encode_affine(const struct groups *g, struct affine_format f,
                                         enum effort effort, struct affine_codes *out)
 {
@@ -130,8 +142,8 @@ static ALWAYS_INLINE void encode_affine(const struct groups *g, struct affine_fo
     for (int start = 0; start < starts; start++) {
         struct super_scales now[LANES];
         for (int k = 0; k < n_blocks; k++)
-            now[k] = round_super_scales(s_most[k] / (f.l_most - START_S * (float)start),
-                                        m_most[k] / (f.l_most - START_M * (float)start),
+            now[k] = round_super_scales(s_most[k] / (f.l_most - (float)start),
+                                        m_most[k] / (f.l_most - (float)start),
                                         g->unit[k * f.group_count]);
         struct affine wish = alone;
         struct affine_sums u = u_alone;

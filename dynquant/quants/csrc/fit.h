@@ -23,6 +23,10 @@ struct affine_sums { f32x16 q, qq, qx; };
 /* Sums of a group that no choice changes: of w, w * x, w * x^2. */
 struct group_sums { f32x16 w, x, xx; };
 
+/* What a fit has to stay below to be better than zeros, given sum w x^2: less by what rounding may
+ * hide in a sum, lest a scale be chosen that f16 cannot bring near the weights. */
+static ALWAYS_INLINE f32x16 error_of_zeros(f32x16 xx) { return mul(xx, splat(1 - 0x1p-20f)); }
+
 static ALWAYS_INLINE struct group_sums sum_group(const struct groups *g, int n)
 {
     struct group_sums t = {splat(0), splat(0), splat(0)};
@@ -95,7 +99,7 @@ static ALWAYS_INLINE struct affine fit_affine(const struct groups *g, int n, flo
                                               enum offset offset, struct group_sums t,
                                               struct affine_tries tries)
 {
-    f32x16 lo = offset == OFFSET_FREE ? g->x[0] : splat(0), hi = offset == OFFSET_FREE ? g->x[0] : splat(-INFINITY);
+    f32x16 lo = offset == OFFSET_FREE ? g->x[0] : splat(0), hi = g->x[0];
     for (int i = 0; i < n; i++) {
         lo = least(lo, g->x[i]);
         hi = most(hi, g->x[i]);
@@ -169,15 +173,16 @@ static ALWAYS_INLINE struct scale_sums sum_scale(const struct groups *g, int n, 
     return t;
 }
 
-/* sum w (x - s q)^2 with the levels nearest for this s. */
+/* sum w (x - s q)^2 with the levels nearest for this s; counted in levels until the end, which is
+ * the shortest way. Not a number where s is zero or next to it: never below another error. */
 static ALWAYS_INLINE f32x16 error_of_scale(const struct groups *g, int n, struct levels v, f32x16 s)
 {
-    f32x16 inverse = quotient_or_zero(splat(1), s), error = splat(0);
+    f32x16 inverse = quotient(splat(1), s), error = splat(0);
     for (int i = 0; i < n; i++) {
-        f32x16 e = sub(g->x[i], mul(nearest_level(mul(g->x[i], inverse), v), s));
+        f32x16 y = mul(g->x[i], inverse), e = sub(y, nearest_level(y, v));
         error = add(error, mul(mul(g->w[i], e), e));
     }
-    return error;
+    return mul(error, mul(s, s));
 }
 
 /* The weight of largest magnitude of each group, with its sign. */
@@ -189,24 +194,30 @@ static ALWAYS_INLINE f32x16 extreme(const struct groups *g, int n)
     return r;
 }
 
-/* The scale of each group on its own: for both signs, scales that map the extreme weight around the
- * outermost level `lo`, step apart in levels; each scored by what the least-squares scale for its
- * codes leaves, sum w x^2 - qx^2 / qq. A group of zeros gives 0. */
-static ALWAYS_INLINE f32x16 fit_scale(const struct groups *g, int n, struct levels v, int tries,
-                                      float first, float step, int polish)
+/* Where fit_scale looks: scales that map the weight of largest magnitude to the levels first,
+ * first + step and so on, `count` of them, beside the outermost one. The best is polished by choosing
+ * codes again. */
+struct scale_tries { int count; float first, step; int polish; };
+
+/* The scale of each group on its own, each try with both signs where the levels differ by sign, and
+ * scored by what the least-squares scale for its codes leaves, sum w x^2 - qx^2 / qq. A group of
+ * zeros gives 0. */
+static ALWAYS_INLINE f32x16 fit_scale(const struct groups *g, int n, struct levels v,
+                                      struct scale_tries tries)
 {
     f32x16 per_extreme = quotient_or_zero(splat(1), extreme(g, n));
     f32x16 best = splat(0), best_gain = splat(0);
-    for (int c = 0; c < 2 * tries; c++) {
-        float level = first + step * (float)(c / 2);
-        f32x16 inverse = mul(splat(c % 2 ? level : -level), per_extreme);
+    int signs = v.lo == -v.hi ? 1 : 2;
+    for (int c = 0; c < signs * tries.count; c++) {
+        float level = tries.first + tries.step * (float)(c / signs);
+        f32x16 inverse = mul(splat(c % signs ? level : -level), per_extreme);
         struct scale_sums u = sum_scale(g, n, v, inverse);
         f32x16 s = quotient_or_zero(u.qx, u.qq), gain = mul(s, u.qx);
         mask16 better = below(best_gain, gain);
         best_gain = choose(better, gain, best_gain);
         best = choose(better, s, best);
     }
-    for (int c = 0; c < polish; c++) {
+    for (int c = 0; c < tries.polish; c++) {
         struct scale_sums u = sum_scale(g, n, v, quotient_or_zero(splat(1), best));
         best = quotient_or_zero(u.qx, u.qq);
     }

@@ -15,7 +15,8 @@ struct block_iq4_nl { uint16_t d; uint8_t qs[16]; };
 static_assert(sizeof(struct block_iq4_nl) == 18, "IQ4_NL is 18 bytes a block");
 
 static const struct one_scale_format iq4_nl_format = {
-    .levels = {-127, 113, iq4_levels}, .effort = {{5, 88, 10, 1}, {10, 85, 6, 1}, {40, 70, 2, 3}},
+    .levels = {-127, 113, iq4_levels},
+    .effort = {{6, 80, 12, 0}, {16, 80, 4.5f, 1}, {40, 64, 2.9f, 1}},
 };
 
 static void encode_iq4_nl(const float *x, const float *w, struct block_iq4_nl *blocks, int n_blocks,

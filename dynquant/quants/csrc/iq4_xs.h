@@ -19,7 +19,7 @@ static_assert(sizeof(struct block_iq4_xs) == 136, "IQ4_XS is 136 bytes a block")
 
 static const struct scaled_format iq4_xs_format = {
     .n = 32, .group_count = 8, .levels = {-127, 113, iq4_levels}, .l_least = -32, .l_most = 31,
-    .effort = {{5, 88, 10, 1, 1, 0}, {10, 85, 6, 1, 1, 1}, {40, 70, 2, 3, 4, 4}},
+    .effort = {{{6, 80, 12, 0}, 1, 0, 1}, {{16, 80, 4.5f, 0}, 2, 1, 1}, {{40, 64, 2.9f, 0}, 8, 4, 1}},
 };
 
 static void encode_iq4_xs(const float *x, const float *w, struct block_iq4_xs *blocks,

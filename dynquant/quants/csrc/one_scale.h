@@ -5,7 +5,7 @@
 
 struct one_scale_format {
     struct levels levels;
-    struct { int tries; float first, step; int polish; } effort[N_EFFORTS];
+    struct scale_tries effort[N_EFFORTS];
 };
 
 struct one_scale_codes {
@@ -17,13 +17,12 @@ static ALWAYS_INLINE void encode_one_scale(const struct groups *g, struct one_sc
                                            enum effort effort, struct one_scale_codes *out)
 {
     float d[LANES];
-    store(d, fit_scale(g, 32, f.levels, f.effort[effort].tries, f.effort[effort].first,
-                       f.effort[effort].step, f.effort[effort].polish));
+    store(d, fit_scale(g, 32, f.levels, f.effort[effort]));
     for (int l = 0; l < LANES; l++)
         d[l] = rounded_scale(d[l], g->unit[l], &out->d[l]);
 
     /* A scale that f16 cannot hold well (the smallest weights) may be worse than none. */
-    f32x16 none = error_of_scale(g, 32, f.levels, splat(0));
+    f32x16 none = error_of_zeros(sum_group(g, 32).xx);
     mask16 useful = below(error_of_scale(g, 32, f.levels, load(d)), none);
     store(d, choose(useful, load(d), splat(0)));
 

@@ -20,7 +20,9 @@ static_assert(sizeof(struct block_q3_k) == 110, "Q3_K is 110 bytes a block");
 
 static const struct scaled_format q3_k_format = {
     .n = 16, .group_count = 16, .levels = {-4, 3, NULL}, .l_least = -32, .l_most = 31,
-    .effort = {{5, 3, 0.4f, 1, 1, 1}, {10, 2.6f, 0.2f, 1, 1, 2}, {40, 2, 0.06f, 3, 8, 6}},
+    .effort = {{{6, 3, 0.5f, 0}, 1, 0, 1},
+               {{10, 3, 0.4f, 0}, 1, 1, 1},
+               {{40, 2.6f, 0.15f, 0}, 4, 3, 1}},
 };
 
 static void encode_q3_k(const float *x, const float *w, struct block_q3_k *blocks, int n_blocks,

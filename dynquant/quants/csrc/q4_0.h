@@ -14,7 +14,8 @@ struct block_q4_0 { uint16_t d; uint8_t qs[16]; };
 static_assert(sizeof(struct block_q4_0) == 18, "Q4_0 is 18 bytes a block");
 
 static const struct one_scale_format q4_0_format = {
-    .levels = {-8, 7, NULL}, .effort = {{5, 6.3f, 0.5f, 1}, {10, 6, 0.3f, 1}, {40, 5, 0.1f, 3}},
+    .levels = {-8, 7, NULL},
+    .effort = {{6, 6.5f, 0.6f, 0}, {10, 6, 0.4f, 1}, {40, 5, 0.15f, 1}},
 };
 
 static void encode_q4_0(const float *x, const float *w, struct block_q4_0 *blocks, int n_blocks,

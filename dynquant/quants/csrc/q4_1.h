@@ -15,7 +15,8 @@ struct block_q4_1 { uint16_t d, m; uint8_t qs[16]; };
 static_assert(sizeof(struct block_q4_1) == 20, "Q4_1 is 20 bytes a block");
 
 static const struct scale_and_min_format q4_1_format = {
-    .q_most = 15, .effort = {{8, 0.4f, 1, 1}, {12, 0.4f, 1, 2}, {24, 0.2f, 4, 8}},
+    .q_most = 15,
+    .effort = {{4, -0.6f, 0.5f, 1}, {7, -0.8f, 0.35f, 1}, {14, -1.2f, 0.25f, 2}},
 };
 
 static void encode_q4_1(const float *x, const float *w, struct block_q4_1 *blocks, int n_blocks,

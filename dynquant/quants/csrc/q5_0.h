@@ -16,7 +16,8 @@ struct block_q5_0 { uint16_t d; uint8_t qh[4], qs[16]; };
 static_assert(sizeof(struct block_q5_0) == 22, "Q5_0 is 22 bytes a block");
 
 static const struct one_scale_format q5_0_format = {
-    .levels = {-16, 15, NULL}, .effort = {{5, 13, 1, 1}, {10, 12, 0.6f, 1}, {40, 10, 0.2f, 3}},
+    .levels = {-16, 15, NULL},
+    .effort = {{5, 13, 1, 0}, {10, 12.4f, 0.6f, 0}, {40, 9, 0.27f, 1}},
 };
 
 static void encode_q5_0(const float *x, const float *w, struct block_q5_0 *blocks, int n_blocks,

@@ -17,7 +17,8 @@ struct block_q5_1 { uint16_t d, m; uint8_t qh[4], qs[16]; };
 static_assert(sizeof(struct block_q5_1) == 24, "Q5_1 is 24 bytes a block");
 
 static const struct scale_and_min_format q5_1_format = {
-    .q_most = 31, .effort = {{8, 0.5f, 1, 1}, {12, 0.5f, 1, 2}, {24, 0.25f, 4, 8}},
+    .q_most = 31,
+    .effort = {{4, -1, 0.6f, 1}, {7, -2, 0.6f, 1}, {16, -3, 0.32f, 2}},
 };
 
 static void encode_q5_1(const float *x, const float *w, struct block_q5_1 *blocks, int n_blocks,

@@ -22,7 +22,7 @@ static_assert(sizeof(struct block_q6_k) == 210, "Q6_K is 210 bytes a block");
 
 static const struct scaled_format q6_k_format = {
     .n = 16, .group_count = 16, .levels = {-32, 31, NULL}, .l_least = -128, .l_most = 127,
-    .effort = {{5, 27, 1.5f, 1, 1, 0}, {8, 26, 1, 0, 1, 1}, {40, 20, 0.375f, 2, 1, 4}},
+    .effort = {{{5, 28, 1, 0}, 1, 0, 1}, {{8, 26, 1, 0}, 1, 1, 1}, {{16, 17, 1, 0}, 8, 2, 2}},
 };
 
 static void encode_q6_k(const float *x, const float *w, struct block_q6_k *blocks, int n_blocks,

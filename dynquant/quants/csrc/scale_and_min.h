@@ -20,7 +20,7 @@ static ALWAYS_INLINE void encode_scale_and_min(struct groups *g, struct scale_an
 {
     /* From the least weight upwards: the sums then hold what the codes are to tell apart, however
      * far from zero the weights are. */
-    f32x16 none = error_of_affine(g, 32, 0, (struct affine){splat(0), splat(0)}), lo = g->x[0];
+    f32x16 none = error_of_zeros(sum_group(g, 32).xx), lo = g->x[0];
     for (int i = 1; i < 32; i++)
         lo = least(lo, g->x[i]);
     for (int i = 0; i < 32; i++)

@@ -16,8 +16,9 @@ struct scaled_format {
     int group_count; /* groups in a super-block */
     struct levels levels;
     float l_least, l_most;
-    /* tries, first, step, polish: of fit_scale; rounds of lattice and refit from each start */
-    struct { int tries; float first, step; int polish, starts, rounds; } effort[N_EFFORTS];
+    /* tries: of fit_scale; starts: first values of d; rounds of lattice and refit from each; how far
+     * the lattice is searched around the wish */
+    struct { struct scale_tries tries; int starts, rounds, reach; } effort[N_EFFORTS];
 };
 
 /* Sixteen groups, encoded: 16 / group_count super-blocks. */
@@ -29,10 +30,10 @@ struct scaled_codes {
 
 /* The best ls near each group's wish, or none, and what it leaves. */
 static ALWAYS_INLINE f32x16 choose_scale(const struct groups *g, struct scaled_format f,
-                                         f32x16 wish, f32x16 d, f32x16 *error)
+                                         int reach, f32x16 wish, f32x16 d, f32x16 *error)
 {
     f32x16 ls_wish = nearest(quotient_or_zero(wish, d), f.l_least, f.l_most), ls = splat(0);
-    for (int i = -1; i <= 1; i++) {
+    for (int i = -reach; i <= reach; i++) {
         f32x16 l = add(ls_wish, splat((float)i));
         l = least(most(l, splat(f.l_least)), splat(f.l_most));
         f32x16 e = error_of_scale(g, f.n, f.levels, mul(l, d));
@@ -48,9 +49,8 @@ static ALWAYS_INLINE void encode_scaled(const struct groups *g, struct scaled_fo
 {
     int starts = f.effort[effort].starts, rounds = f.effort[effort].rounds;
     int n_blocks = LANES / f.group_count;
-    f32x16 none = error_of_scale(g, f.n, f.levels, splat(0));
-    f32x16 alone = fit_scale(g, f.n, f.levels, f.effort[effort].tries, f.effort[effort].first,
-                             f.effort[effort].step, f.effort[effort].polish);
+    f32x16 none = error_of_zeros(sum_group(g, f.n).xx);
+    f32x16 alone = fit_scale(g, f.n, f.levels, f.effort[effort].tries);
 
     float lane[LANES], widest[LANES], best_error[LANES], best_d[LANES] = {0};
     store(lane, alone);
@@ -73,7 +73,7 @@ static ALWAYS_INLINE void encode_scaled(const struct groups *g, struct scaled_fo
         f32x16 wish = alone;
         for (int round = 0;; round++) {
             f32x16 d_lanes = lanes_of_blocks(d, f.group_count), error = none;
-            f32x16 ls = choose_scale(g, f, wish, d_lanes, &error);
+            f32x16 ls = choose_scale(g, f, f.effort[effort].reach, wish, d_lanes, &error);
             float sum[LANES], gained[LANES];
             sums_of_blocks(error, f.group_count, sum);
             for (int k = 0; k < n_blocks; k++) {

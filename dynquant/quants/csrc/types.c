@@ -22,7 +22,7 @@
 
 /* Block types: name, file, weights and bytes of a block, blocks that are encoded at a time. */
 #define BLOCK_TYPES(T)                                                                             \
-    T(Q8_0, q8_0, 32, 34, 1)                                                                       \
+    T(Q8_0, q8_0, 32, 34, 16)                                                                      \
     T(Q6_K, q6_k, 256, 210, 1)                                                                     \
     T(Q5_1, q5_1, 32, 24, 16)                                                                      \
     T(Q5_K, q5_k, 256, 176, 2)                                                                     \
