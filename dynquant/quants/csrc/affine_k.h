@@ -76,7 +76,7 @@ choose_lattice(const struct groups *g, struct affine_format f, int ls_reach, int
             f32x16 m = mul(lm, dmin);
             f32x16 error = error_in_levels(g, y, f.n, f.q_most, mul(m, inverse));
             f32x16 constant = add(t.xx, mul(m, add(add(t.x, t.x), mul(m, t.w))));
-            error = choose(below(zero, s), mul(error, mul(s, s)), constant);
+            error = choose(below(zero, s), mul(mul(error, s), s), constant);
             mask16 better = below(error, best.error);
             best.error = choose(better, error, best.error);
             best.ls = choose(better, ls, best.ls);

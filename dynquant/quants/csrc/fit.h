@@ -182,7 +182,7 @@ static ALWAYS_INLINE f32x16 error_of_scale(const struct groups *g, int n, struct
         f32x16 y = mul(g->x[i], inverse), e = sub(y, nearest_level(y, v));
         error = add(error, mul(mul(g->w[i], e), e));
     }
-    return mul(error, mul(s, s));
+    return mul(mul(error, s), s); /* s^2 may vanish where this does not */
 }
 
 /* The weight of largest magnitude of each group, with its sign. */
