@@ -12,7 +12,8 @@
 
 #include "fit.h"
 
-/* What one affine K type is made of; all fields are constants where they are used. */
+/* What one affine K type is made of; all fields are constants where they are used. The efforts are
+ * from sweeps over the data of scripts/bench_encoders.py: the least error at the speed wanted. */
 struct affine_format {
     int n;           /* weights in a group */
     int group_count; /* groups in a super-block */
@@ -42,7 +43,8 @@ static inline struct super_scales round_super_scales(float d, float dmin, float 
 
 struct lattice_point { f32x16 ls, lm, error; };
 
-/* sum w (x - s q + m)^2 over s^2, the codes nearest for this scale and min: y is x / s, m is min / s. */
+/* sum w (x - s q + m)^2 over s^2, the codes nearest for this scale and min; y is x / s, m is the
+ * min over s. In levels, the quotients serve all mins of one scale. */
 static ALWAYS_INLINE f32x16 error_in_levels(const struct groups *g, const f32x16 *y, int n,
                                             float q_most, f32x16 m)
 {
@@ -63,7 +65,7 @@ choose_lattice(const struct groups *g, struct affine_format f, int ls_reach, int
     f32x16 zero = splat(0), mean_x = quotient(t.x, t.w);
     f32x16 per_dmin = quotient_or_zero(splat(1), dmin);
     f32x16 ls_wish = nearest(quotient_or_zero(wish.s, d), 0, f.l_most);
-    struct lattice_point best = {zero, zero, error_of_zeros(t.xx)}; /* all zero is always to be had */
+    struct lattice_point best = {zero, zero, error_of_zeros(t.xx)}; /* always to be had */
     for (int i = -ls_reach; i <= ls_reach; i++) {
         f32x16 ls = least(most(add(ls_wish, splat((float)i)), zero), splat(f.l_most));
         f32x16 s = mul(ls, d), inverse = quotient_or_zero(splat(1), s), y[MAX_GROUP];

@@ -10,7 +10,7 @@
 
 /* ---- x ~ s * q + b, q = 0..q_most --------------------------------------------------------------
  *
- * The K types' scale and min have b <= 0 (the min is -b); where a min is stored as it is, b is free.
+ * The K types' scale and min have b <= 0 (the min is -b); where b is stored as it is, it is free.
  */
 
 struct affine { f32x16 s, b; };
@@ -88,9 +88,11 @@ static ALWAYS_INLINE f32x16 error_of_affine(const struct groups *g, int n, float
     return error;
 }
 
-/* Where fit_affine looks: with the lowest and the highest level each at `ends` places, first + step k
- * levels inside the range of the group's weights (below 0: outside); ends^2 tries. The best is
- * polished by choosing codes again. */
+/* Where fit_affine looks: with the lowest and the highest level each at `ends` places, first +
+ * step k levels inside the range of the group's weights (below 0: outside); ends^2 tries. The best
+ * is polished by choosing codes again. Moving both ends finds what moving one cannot: where the
+ * levels lie between their neighbours matters as much as how far apart they are. Steps of a whole
+ * level would only repeat that, so they are not whole. */
 struct affine_tries { int ends; float first, step; int polish; };
 
 /* Scale and offset of each group on their own, each try solved for its codes. With the offset not
@@ -182,7 +184,7 @@ static ALWAYS_INLINE f32x16 error_of_scale(const struct groups *g, int n, struct
         f32x16 y = mul(g->x[i], inverse), e = sub(y, nearest_level(y, v));
         error = add(error, mul(mul(g->w[i], e), e));
     }
-    return mul(mul(error, s), s); /* s^2 may vanish where this does not */
+    return mul(mul(error, s), s); /* s * s alone may underflow */
 }
 
 /* The weight of largest magnitude of each group, with its sign. */
@@ -195,8 +197,9 @@ static ALWAYS_INLINE f32x16 extreme(const struct groups *g, int n)
 }
 
 /* Where fit_scale looks: scales that map the weight of largest magnitude to the levels first,
- * first + step and so on, `count` of them, beside the outermost one. The best is polished by choosing
- * codes again. */
+ * first + step and so on, `count` of them, around the outermost one. The best is polished by
+ * choosing codes again. Where levels are many, whole ones are the better tries: the largest weight
+ * then costs nothing. */
 struct scale_tries { int count; float first, step; int polish; };
 
 /* The scale of each group on its own, each try with both signs where the levels differ by sign, and

@@ -2,7 +2,8 @@
  *
  *   bytes 0..1    d         f16 scale of the scales
  *   bytes 2..3    scales_h  bits 2 g, 2 g + 1: high bits of the 6-bit scale of group g, g = 0..7
- *   bytes 4..7    scales_l  low 4 bits: group 2 j's in the low half of byte j, 2 j + 1's in the high
+ *   bytes 4..7    scales_l  low 4 bits: group 2 j's in the low half of byte j, group 2 j + 1's in
+ *                           its high half
  *   bytes 8..135  qs        byte 16 g + i holds weight 32 g + i in its low half and weight
  *                           32 g + 16 + i in its high half
  *
@@ -19,7 +20,9 @@ static_assert(sizeof(struct block_iq4_xs) == 136, "IQ4_XS is 136 bytes a block")
 
 static const struct scaled_format iq4_xs_format = {
     .n = 32, .group_count = 8, .levels = {-127, 113, iq4_levels}, .l_least = -32, .l_most = 31,
-    .effort = {{{6, 80, 12, 0}, 1, 0, 1}, {{16, 80, 4.5f, 0}, 2, 1, 1}, {{40, 64, 2.9f, 0}, 8, 4, 1}},
+    .effort = {{{6, 80, 12, 0}, 1, 0, 1},
+               {{16, 80, 4.5f, 0}, 2, 1, 1},
+               {{40, 64, 2.9f, 0}, 8, 4, 1}},
 };
 
 static void encode_iq4_xs(const float *x, const float *w, struct block_iq4_xs *blocks,

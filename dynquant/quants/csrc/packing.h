@@ -3,7 +3,7 @@
 
 #include <stdint.h>
 
-/* The low 4 bits of 2 n codes in n bytes: code i in the low half of byte i, code n + i in the high. */
+/* The low 4 bits of 2 n codes in n bytes: code i in the low half of byte i, n + i in the high. */
 static inline void pack_nibbles(uint8_t *packed, const uint8_t *q, int n)
 {
     for (int i = 0; i < n; i++)

@@ -17,9 +17,9 @@ static const struct one_scale_format q8_0_format = {
     .effort = {{2, 126, 1, 0}, {6, 122, 1, 0}, {40, 88, 1, 1}},
 };
 
-/* The scale that maps the largest magnitude to 127, and the codes nearest for the f16 of it: at 8
- * bits the error of a weight is the rounding's, and where all weights matter alike a search of the
- * scale gains 1 %. */
+/* The scale that maps the largest magnitude to 127, and the codes nearest for the f16 of it. Where
+ * all weights matter alike, all that a search finds is 4 %, at a tenth of the speed; where a few
+ * matter most, the scale that suits those takes off a third. */
 static void encode_q8_0_evenly(const float *x, struct block_q8_0 *block)
 {
     uint32_t widest = 0; /* magnitudes compare as their bits do */

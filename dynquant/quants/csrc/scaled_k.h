@@ -10,14 +10,15 @@
 
 #include "fit.h"
 
-/* What one of these types is made of; all fields are constants where they are used. */
+/* What one of these types is made of; all fields are constants where they are used. The efforts
+ * are from sweeps over the data of scripts/bench_encoders.py: the least error at the speed wanted. */
 struct scaled_format {
     int n;           /* weights in a group */
     int group_count; /* groups in a super-block */
     struct levels levels;
     float l_least, l_most;
-    /* tries: of fit_scale; starts: first values of d; rounds of lattice and refit from each; how far
-     * the lattice is searched around the wish */
+    /* tries: of fit_scale; starts: first values of d; rounds of lattice and refit from each; reach:
+     * how far the lattice is searched around the wish */
     struct { struct scale_tries tries; int starts, rounds, reach; } effort[N_EFFORTS];
 };
 
