@@ -13,7 +13,7 @@
 #include "fit.h"
 
 /* What one affine K type is made of; all fields are constants where they are used. The efforts are
- * from sweeps over the data of scripts/bench_encoders.py: the least error at the speed wanted. */
+ * from sweeps over the data of scripts/bench_encoders.py: least error at the speed wanted. */
 struct affine_format {
     int n;           /* weights in a group */
     int group_count; /* groups in a super-block */

@@ -11,7 +11,7 @@
 #include "fit.h"
 
 /* What one of these types is made of; all fields are constants where they are used. The efforts
- * are from sweeps over the data of scripts/bench_encoders.py: the least error at the speed wanted. */
+ * are from sweeps over the data of scripts/bench_encoders.py: least error at the speed wanted. */
 struct scaled_format {
     int n;           /* weights in a group */
     int group_count; /* groups in a super-block */
