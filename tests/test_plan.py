@@ -110,7 +110,7 @@ def test_the_effort_is_recorded_in_keys_json_and_table(effort: Effort) -> None:
 
 def test_an_unknown_effort_is_refused_with_the_known_ones() -> None:
     with pytest.raises(PlanError, match="'most' is not an effort; take one of fast, normal, best"):
-        make_plan(model(), recipe(), effort="most")  # pyright: ignore[reportArgumentType]
+        make_plan(model(), recipe(), effort="most")
 
 
 def test_bits_per_weight_is_bytes_over_weights() -> None:

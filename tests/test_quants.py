@@ -26,6 +26,7 @@ from dynquant.quants import (
     isas,
     quant_type,
 )
+from dynquant.quants.search import EFFORTS
 from dynquant.tensors import F32, U8, StoredType
 
 TYPES = list(ALL)
@@ -38,14 +39,20 @@ CEILING = {
     "F32": (0, 0),
     "F16": (0.0427, 0.0424),
     "BF16": (2.73, 2.75),
-    "Q8_0": (29.1, 28.6),
+    "Q8_0": (20.6, 28.6),
     "Q6_K": (233, 275),
-    "Q5_K": (1020, 1190),
-    "Q4_K": (4210, 4940),
-    "IQ4_NL": (4680, 5370),
-    "Q4_0": (5970, 6550),
+    "Q5_1": (911, 1110),
+    "Q5_K": (992, 1170),
+    "Q5_0": (1430, 1630),
+    "Q4_1": (4000, 4810),
+    "Q4_K": (4120, 4920),
+    "IQ4_NL": (4660, 5360),
+    "Q4_0": (5880, 6550),
+    "IQ4_XS": (4740, 5440),
     "IQ3_S": (12900, 17000),
+    "Q3_K": (18100, 20700),
     "IQ3_XXS": (22600, 31700),
+    "Q2_K": (52400, 67300),
     "IQ2_S": (45800, 57300),
     "IQ2_XS": (60300, 82800),
     "IQ2_XXS": (79000, 110000),
@@ -125,6 +132,19 @@ def test_loses_no_more_than_ggml(name: str, matrix: str, with_importance: bool) 
     ours = weighted_error(x, gguf_decode(encode(x, name, w), ALL[name]), w)
     theirs = weighted_error(x, gguf_decode(ggml_encode(x, ALL[name], w), ALL[name]), w)
     assert ours <= theirs
+
+
+@pytest.mark.parametrize("with_importance", [True, False])
+@pytest.mark.parametrize("matrix", MATRICES)
+@pytest.mark.parametrize("name", BLOCK_TYPES)
+def test_more_effort_loses_less(name: str, matrix: str, with_importance: bool) -> None:
+    x = MATRICES[matrix]
+    w = log_normal_importance(x.shape[1]) if with_importance else None
+    fast, normal, best = (
+        weighted_error(x, decode(encode(x, name, w, effort=effort), name, x.shape[1]), w)
+        for effort in EFFORTS
+    )
+    assert best < normal <= fast
 
 
 def degenerate_rows() -> list[tuple[str, F32]]:
@@ -268,8 +288,8 @@ def test_any_shape_and_scale_stays_close(
     x = (10.0**exponent * rng.standard_normal((n_rows, n_per_row))).astype(np.float32)
     decoded = gguf_decode(encode(x, name), ALL[name])
     held = float(np.abs(x).max()) < 65504 and float(np.abs(x).max()) > 1e-3
-    bound = 2.5e-6 * CEILING[name][1] if held else 1 + 1e-6
-    assert weighted_error(x, decoded) <= bound
+    close = 0.02 + 2e-6 * CEILING[name][1]
+    assert weighted_error(x, decoded) <= (close if held else 1 + 1e-6)
 
 
 def test_rows_of_the_wrong_length_are_refused() -> None:

@@ -12,13 +12,15 @@
 
 #include "fit.h"
 
-/* What one affine K type is made of; all fields are constants where they are used. */
+/* What one affine K type is made of; all fields are constants where they are used. The efforts are
+ * from sweeps over the data of scripts/bench_encoders.py: least error at the speed wanted. */
 struct affine_format {
     int n;           /* weights in a group */
     int group_count; /* groups in a super-block */
     float q_most, l_most;
-    float step;      /* of the tries of fit_affine */
-    struct { int tries, polish, rounds; } effort[N_EFFORTS]; /* rounds of lattice and refit */
+    /* tries: of fit_affine; starts: first values of d and dmin; rounds of lattice and refit from
+     * each; how far the lattice is searched around the wish, in steps of ls and of lm */
+    struct { struct affine_tries tries; int starts, rounds, ls_reach, lm_reach; } effort[N_EFFORTS];
 };
 
 /* Sixteen groups, encoded: 16 / group_count super-blocks. */
@@ -39,36 +41,44 @@ static inline struct super_scales round_super_scales(float d, float dmin, float 
     return r;
 }
 
-static inline f32x16 spread(const struct super_scales *s, int group_count, int which)
-{
-    float lane[LANES];
-    for (int l = 0; l < LANES; l++)
-        lane[l] = which ? s[l / group_count].dmin : s[l / group_count].d;
-    return load(lane);
-}
-
 struct lattice_point { f32x16 ls, lm, error; };
 
-/* The best (ls, lm) near a group's wish (s, b): three scales, and for each the three mins around
- * the one that suits it best. */
-static ALWAYS_INLINE struct lattice_point choose_lattice(const struct groups *g,
-                                                         struct affine_format f,
-                                                         struct group_sums t, f32x16 mean_code,
-                                                         struct affine wish, f32x16 d, f32x16 dmin)
+/* sum w (x - s q + m)^2 over s^2, the codes nearest for this scale and min; y is x / s, m is the
+ * min over s. In levels, the quotients serve all mins of one scale. */
+static ALWAYS_INLINE f32x16 error_in_levels(const struct groups *g, const f32x16 *y, int n,
+                                            float q_most, f32x16 m)
+{
+    f32x16 error = splat(0);
+    for (int i = 0; i < n; i++) {
+        f32x16 z = add(y[i], m), e = sub(z, nearest(z, 0, q_most));
+        error = add(error, mul(mul(g->w[i], e), e));
+    }
+    return error;
+}
+
+/* The best (ls, lm) near a group's wish (s, b): scales around the wish, and for each of them the
+ * mins around the one that suits it best. */
+static ALWAYS_INLINE struct lattice_point
+choose_lattice(const struct groups *g, struct affine_format f, int ls_reach, int lm_reach,
+               struct group_sums t, f32x16 mean_code, struct affine wish, f32x16 d, f32x16 dmin)
 {
     f32x16 zero = splat(0), mean_x = quotient(t.x, t.w);
     f32x16 per_dmin = quotient_or_zero(splat(1), dmin);
     f32x16 ls_wish = nearest(quotient_or_zero(wish.s, d), 0, f.l_most);
-    struct lattice_point best = {zero, zero, t.xx}; /* all zero is always to be had */
-    for (int i = -1; i <= 1; i++) {
+    struct lattice_point best = {zero, zero, error_of_zeros(t.xx)}; /* always to be had */
+    for (int i = -ls_reach; i <= ls_reach; i++) {
         f32x16 ls = least(most(add(ls_wish, splat((float)i)), zero), splat(f.l_most));
-        f32x16 s = mul(ls, d);
+        f32x16 s = mul(ls, d), inverse = quotient_or_zero(splat(1), s), y[MAX_GROUP];
+        for (int k = 0; k < f.n; k++)
+            y[k] = mul(g->x[k], inverse);
         f32x16 m_wish = sub(mul(s, mean_code), mean_x);
         f32x16 lm_wish = nearest(mul(m_wish, per_dmin), 0, f.l_most);
-        for (int j = -1; j <= 1; j++) {
+        for (int j = -lm_reach; j <= lm_reach; j++) {
             f32x16 lm = least(most(add(lm_wish, splat((float)j)), zero), splat(f.l_most));
-            struct affine a = {s, sub(zero, mul(lm, dmin))};
-            f32x16 error = error_of_affine(g, f.n, f.q_most, a);
+            f32x16 m = mul(lm, dmin);
+            f32x16 error = error_in_levels(g, y, f.n, f.q_most, mul(m, inverse));
+            f32x16 constant = add(t.xx, mul(m, add(add(t.x, t.x), mul(m, t.w))));
+            error = choose(below(zero, s), mul(mul(error, s), s), constant);
             mask16 better = below(error, best.error);
             best.error = choose(better, error, best.error);
             best.ls = choose(better, ls, best.ls);
@@ -106,78 +116,94 @@ static inline struct super_scales solve_super_scales(const float *ls, const floa
 static ALWAYS_INLINE void encode_affine(const struct groups *g, struct affine_format f,
                                         enum effort effort, struct affine_codes *out)
 {
-    int tries = f.effort[effort].tries, polish = f.effort[effort].polish;
-    int rounds = f.effort[effort].rounds;
+    int starts = f.effort[effort].starts, rounds = f.effort[effort].rounds;
+    int n_blocks = LANES / f.group_count;
     struct group_sums t = sum_group(g, f.n);
-    struct affine wish = fit_affine(g, f.n, f.q_most, t, tries, f.step, polish);
-    struct affine_sums u =
-        sum_affine(g, f.n, f.q_most, quotient_or_zero(splat(1), wish.s), wish.b);
+    struct affine alone =
+        fit_affine(g, f.n, f.q_most, OFFSET_NOT_ABOVE_ZERO, t, f.effort[effort].tries);
+    struct affine_sums u_alone =
+        sum_affine(g, f.n, f.q_most, quotient_or_zero(splat(1), alone.s), alone.b);
 
-    float s[LANES], b[LANES], group_w[LANES], group_x[LANES];
-    store(s, wish.s);
-    store(b, wish.b);
+    float s[LANES], b[LANES], group_w[LANES], group_x[LANES], best_error[LANES];
+    float s_most[LANES], m_most[LANES];
+    store(s, alone.s);
+    store(b, alone.b);
     store(group_w, t.w);
     store(group_x, t.x);
-
-    struct super_scales now[LANES], best[LANES];
-    float best_ls[LANES] = {0}, best_lm[LANES] = {0}, best_error[LANES];
-    for (int first = 0, k = 0; first < LANES; first += f.group_count, k++) {
-        float s_most = 0, m_most = 0;
-        for (int l = first; l < first + f.group_count; l++) {
-            s_most = s[l] > s_most ? s[l] : s_most;
-            m_most = -b[l] > m_most ? -b[l] : m_most;
+    for (int k = 0; k < n_blocks; k++) {
+        s_most[k] = m_most[k] = 0;
+        for (int l = k * f.group_count; l < (k + 1) * f.group_count; l++) {
+            s_most[k] = s[l] > s_most[k] ? s[l] : s_most[k];
+            m_most[k] = -b[l] > m_most[k] ? -b[l] : m_most[k];
         }
-        now[k] = round_super_scales(s_most / f.l_most, m_most / f.l_most, g->unit[first]);
-        best[k] = now[k];
         best_error[k] = INFINITY;
     }
-    for (int round = 0;; round++) {
-        f32x16 d = spread(now, f.group_count, 0), dmin = spread(now, f.group_count, 1);
-        struct lattice_point p =
-            choose_lattice(g, f, t, quotient(u.q, t.w), wish, d, dmin);
-        float ls[LANES], lm[LANES], error[LANES];
-        store(ls, p.ls);
-        store(lm, p.lm);
-        store(error, p.error);
-        for (int first = 0, k = 0; first < LANES; first += f.group_count, k++) {
-            float sum = 0;
-            for (int l = first; l < first + f.group_count; l++)
-                sum += error[l];
-            if (sum >= best_error[k])
-                continue;
-            best_error[k] = sum;
-            best[k] = now[k];
-            memcpy(best_ls + first, ls + first, f.group_count * sizeof *ls);
-            memcpy(best_lm + first, lm + first, f.group_count * sizeof *lm);
+
+    f32x16 best_ls = splat(0), best_lm = splat(0);
+    float best_d[LANES] = {0}, best_dmin[LANES] = {0};
+    for (int start = 0; start < starts; start++) {
+        struct super_scales now[LANES];
+        for (int k = 0; k < n_blocks; k++)
+            now[k] = round_super_scales(s_most[k] / (f.l_most - (float)start),
+                                        m_most[k] / (f.l_most - (float)start),
+                                        g->unit[k * f.group_count]);
+        struct affine wish = alone;
+        struct affine_sums u = u_alone;
+        for (int round = 0;; round++) {
+            float d[LANES], dmin[LANES];
+            for (int k = 0; k < n_blocks; k++) {
+                d[k] = now[k].d;
+                dmin[k] = now[k].dmin;
+            }
+            f32x16 d_lanes = lanes_of_blocks(d, f.group_count);
+            f32x16 dmin_lanes = lanes_of_blocks(dmin, f.group_count);
+            struct lattice_point p = choose_lattice(
+                g, f, f.effort[effort].ls_reach, f.effort[effort].lm_reach, t,
+                quotient(u.q, t.w), wish, d_lanes, dmin_lanes);
+            float sum[LANES], gained[LANES];
+            sums_of_blocks(p.error, f.group_count, sum);
+            for (int k = 0; k < n_blocks; k++) {
+                gained[k] = best_error[k] - sum[k];
+                if (gained[k] > 0) {
+                    best_error[k] = sum[k];
+                    best_d[k] = now[k].d;
+                    best_dmin[k] = now[k].dmin;
+                    out->d[k] = now[k].d_stored;
+                    out->dmin[k] = now[k].dmin_stored;
+                }
+            }
+            mask16 better = below(splat(0), lanes_of_blocks(gained, f.group_count));
+            best_ls = choose(better, p.ls, best_ls);
+            best_lm = choose(better, p.lm, best_lm);
+            if (round == rounds)
+                break;
+            f32x16 scale = mul(p.ls, d_lanes), offset = sub(splat(0), mul(p.lm, dmin_lanes));
+            u = sum_affine(g, f.n, f.q_most, quotient_or_zero(splat(1), scale), offset);
+            wish = solve_affine(t, u, OFFSET_NOT_ABOVE_ZERO);
+            float ls[LANES], lm[LANES], q[LANES], qq[LANES], qx[LANES];
+            store(ls, p.ls);
+            store(lm, p.lm);
+            store(q, u.q);
+            store(qq, u.qq);
+            store(qx, u.qx);
+            for (int first = 0, k = 0; k < n_blocks; first += f.group_count, k++)
+                now[k] = solve_super_scales(ls + first, lm + first, group_w + first,
+                                            group_x + first, q + first, qq + first, qx + first,
+                                            f.group_count, g->unit[first]);
         }
-        if (round == rounds)
-            break;
-        f32x16 scale = mul(p.ls, d), offset = sub(splat(0), mul(p.lm, dmin));
-        u = sum_affine(g, f.n, f.q_most, quotient_or_zero(splat(1), scale), offset);
-        wish = solve_affine(t, u);
-        float q[LANES], qq[LANES], qx[LANES];
-        store(q, u.q);
-        store(qq, u.qq);
-        store(qx, u.qx);
-        for (int first = 0, k = 0; first < LANES; first += f.group_count, k++)
-            now[k] = solve_super_scales(ls + first, lm + first, group_w + first, group_x + first,
-                                        q + first, qq + first, qx + first, f.group_count,
-                                        g->unit[first]);
     }
 
-    f32x16 scale = mul(load(best_ls), spread(best, f.group_count, 0));
-    f32x16 min = mul(load(best_lm), spread(best, f.group_count, 1));
-    f32x16 inverse = quotient_or_zero(splat(1), scale);
-    f32x16 q[MAX_GROUP];
+    f32x16 scale = mul(best_ls, lanes_of_blocks(best_d, f.group_count));
+    f32x16 min = mul(best_lm, lanes_of_blocks(best_dmin, f.group_count));
+    f32x16 inverse = quotient_or_zero(splat(1), scale), q[MAX_GROUP];
     for (int i = 0; i < f.n; i++)
         q[i] = nearest(mul(add(g->x[i], min), inverse), 0, f.q_most);
     scatter_codes(q, f.n, out->q);
+    float ls[LANES], lm[LANES];
+    store(ls, best_ls);
+    store(lm, best_lm);
     for (int l = 0; l < LANES; l++) {
-        out->ls[l] = (uint8_t)best_ls[l];
-        out->lm[l] = (uint8_t)best_lm[l];
-    }
-    for (int k = 0; k < LANES / f.group_count; k++) {
-        out->d[k] = best[k].d_stored;
-        out->dmin[k] = best[k].dmin_stored;
+        out->ls[l] = (uint8_t)ls[l];
+        out->lm[l] = (uint8_t)lm[l];
     }
 }

@@ -8,15 +8,24 @@
 
 #include "groups.h"
 
-/* ---- x ~ s * q + b, q = 0..q_most, b <= 0: the K types' scale and min (m = -b) ---------------- */
+/* ---- x ~ s * q + b, q = 0..q_most --------------------------------------------------------------
+ *
+ * The K types' scale and min have b <= 0 (the min is -b); where b is stored as it is, it is free.
+ */
 
 struct affine { f32x16 s, b; };
+
+enum offset { OFFSET_NOT_ABOVE_ZERO, OFFSET_FREE };
 
 /* Sums of a group under one choice of codes. */
 struct affine_sums { f32x16 q, qq, qx; };
 
 /* Sums of a group that no choice changes: of w, w * x, w * x^2. */
 struct group_sums { f32x16 w, x, xx; };
+
+/* What a fit has to stay below to be better than zeros, given sum w x^2: less by what rounding may
+ * hide in a sum, lest a scale be chosen that f16 cannot bring near the weights. */
+static ALWAYS_INLINE f32x16 error_of_zeros(f32x16 xx) { return mul(xx, splat(1 - 0x1p-20f)); }
 
 static ALWAYS_INLINE struct group_sums sum_group(const struct groups *g, int n)
 {
@@ -45,13 +54,16 @@ static ALWAYS_INLINE struct affine_sums sum_affine(const struct groups *g, int n
     return t;
 }
 
-/* The least-squares s and b for given codes, b <= 0. */
-static ALWAYS_INLINE struct affine solve_affine(struct group_sums t, struct affine_sums u)
+/* The least-squares s and b for given codes. */
+static ALWAYS_INLINE struct affine solve_affine(struct group_sums t, struct affine_sums u,
+                                                enum offset offset)
 {
     f32x16 zero = splat(0);
     f32x16 determinant = sub(mul(t.w, u.qq), mul(u.q, u.q));
     f32x16 s = quotient_or_zero(sub(mul(t.w, u.qx), mul(u.q, t.x)), determinant);
     f32x16 b = quotient(sub(t.x, mul(s, u.q)), t.w);
+    if (offset == OFFSET_FREE)
+        return (struct affine){s, b};
     mask16 above = below(zero, b);
     return (struct affine){choose(above, quotient_or_zero(u.qx, u.qq), s), choose(above, zero, b)};
 }
@@ -76,34 +88,43 @@ static ALWAYS_INLINE f32x16 error_of_affine(const struct groups *g, int n, float
     return error;
 }
 
-/* Scale and offset of each group on their own: scales around the one that spreads the codes over
- * the group's range, each solved for its codes; the best of them polished by choosing codes again.
- * A group whose weights are all >= 0 has b = 0; a range of zero gives s = 0. */
+/* Where fit_affine looks: with the lowest and the highest level each at `ends` places, first +
+ * step k levels inside the range of the group's weights (below 0: outside); ends^2 tries. The best
+ * is polished by choosing codes again. Moving both ends finds what moving one cannot: where the
+ * levels lie between their neighbours matters as much as how far apart they are. Steps of a whole
+ * level would only repeat that, so they are not whole. */
+struct affine_tries { int ends; float first, step; int polish; };
+
+/* Scale and offset of each group on their own, each try solved for its codes. With the offset not
+ * above zero, the range holds zero. A range of zero gives s = 0. */
 static ALWAYS_INLINE struct affine fit_affine(const struct groups *g, int n, float q_most,
-                                              struct group_sums t, int tries, float step,
-                                              int polish)
+                                              enum offset offset, struct group_sums t,
+                                              struct affine_tries tries)
 {
-    f32x16 lo = splat(0), hi = splat(-INFINITY);
+    f32x16 lo = offset == OFFSET_FREE ? g->x[0] : splat(0), hi = g->x[0];
     for (int i = 0; i < n; i++) {
         lo = least(lo, g->x[i]);
         hi = most(hi, g->x[i]);
     }
-    f32x16 per_range = quotient_or_zero(splat(1), sub(hi, lo));
+    f32x16 range = sub(hi, lo), per_range = quotient_or_zero(splat(1), range);
     struct affine best = {splat(0), lo};
     f32x16 best_error = splat(INFINITY);
-    for (int c = 0; c < tries; c++) {
-        float levels = q_most + step * ((float)c - 0.5f * (float)(tries - 1));
-        struct affine_sums u = sum_affine(g, n, q_most, mul(splat(levels), per_range), lo);
-        struct affine a = solve_affine(t, u);
+    for (int c = 0; c < tries.ends * tries.ends; c++) {
+        float low = tries.first + tries.step * (float)(c / tries.ends);
+        float high = tries.first + tries.step * (float)(c % tries.ends);
+        float levels = q_most + low + high;
+        f32x16 b = add(lo, mul(range, splat(low / levels)));
+        struct affine_sums u = sum_affine(g, n, q_most, mul(splat(levels), per_range), b);
+        struct affine a = solve_affine(t, u, offset);
         f32x16 error = error_of_solution(t, u, a);
         mask16 better = below(error, best_error);
         best_error = choose(better, error, best_error);
         best.s = choose(better, a.s, best.s);
         best.b = choose(better, a.b, best.b);
     }
-    for (int c = 0; c < polish; c++)
+    for (int c = 0; c < tries.polish; c++)
         best = solve_affine(
-            t, sum_affine(g, n, q_most, quotient_or_zero(splat(1), best.s), best.b));
+            t, sum_affine(g, n, q_most, quotient_or_zero(splat(1), best.s), best.b), offset);
     return best;
 }
 
@@ -126,6 +147,19 @@ static ALWAYS_INLINE f32x16 nearest_level(f32x16 a, struct levels v)
     return level;
 }
 
+/* The code of that level: its place among the levels, from 0. */
+static ALWAYS_INLINE f32x16 nearest_code(f32x16 a, struct levels v)
+{
+    if (!v.table)
+        return sub(nearest(a, v.lo, v.hi), splat(v.lo));
+    f32x16 code = splat(0);
+    for (int k = 1; k < 16; k++) {
+        f32x16 midpoint = splat(0.5f * (v.table[k - 1] + v.table[k]));
+        code = add(code, choose(below(midpoint, a), splat(1), splat(0)));
+    }
+    return code;
+}
+
 /* Sums of a group under one choice of codes. */
 struct scale_sums { f32x16 qq, qx; };
 
@@ -141,15 +175,16 @@ static ALWAYS_INLINE struct scale_sums sum_scale(const struct groups *g, int n, 
     return t;
 }
 
-/* sum w (x - s q)^2 with the levels nearest for this s. */
+/* sum w (x - s q)^2 with the levels nearest for this s; counted in levels until the end, which is
+ * the shortest way. Not a number where s is zero or next to it: never below another error. */
 static ALWAYS_INLINE f32x16 error_of_scale(const struct groups *g, int n, struct levels v, f32x16 s)
 {
-    f32x16 inverse = quotient_or_zero(splat(1), s), error = splat(0);
+    f32x16 inverse = quotient(splat(1), s), error = splat(0);
     for (int i = 0; i < n; i++) {
-        f32x16 e = sub(g->x[i], mul(nearest_level(mul(g->x[i], inverse), v), s));
+        f32x16 y = mul(g->x[i], inverse), e = sub(y, nearest_level(y, v));
         error = add(error, mul(mul(g->w[i], e), e));
     }
-    return error;
+    return mul(mul(error, s), s); /* s * s alone may underflow */
 }
 
 /* The weight of largest magnitude of each group, with its sign. */
@@ -161,24 +196,31 @@ static ALWAYS_INLINE f32x16 extreme(const struct groups *g, int n)
     return r;
 }
 
-/* The scale of each group on its own: for both signs, scales that map the extreme weight around the
- * outermost level `lo`, step apart in levels; each scored by what the least-squares scale for its
- * codes leaves, sum w x^2 - qx^2 / qq. A group of zeros gives 0. */
-static ALWAYS_INLINE f32x16 fit_scale(const struct groups *g, int n, struct levels v, int tries,
-                                      float first, float step, int polish)
+/* Where fit_scale looks: scales that map the weight of largest magnitude to the levels first,
+ * first + step and so on, `count` of them, around the outermost one. The best is polished by
+ * choosing codes again. Where levels are many, whole ones are the better tries: the largest weight
+ * then costs nothing. */
+struct scale_tries { int count; float first, step; int polish; };
+
+/* The scale of each group on its own, each try with both signs where the levels differ by sign, and
+ * scored by what the least-squares scale for its codes leaves, sum w x^2 - qx^2 / qq. A group of
+ * zeros gives 0. */
+static ALWAYS_INLINE f32x16 fit_scale(const struct groups *g, int n, struct levels v,
+                                      struct scale_tries tries)
 {
     f32x16 per_extreme = quotient_or_zero(splat(1), extreme(g, n));
     f32x16 best = splat(0), best_gain = splat(0);
-    for (int c = 0; c < 2 * tries; c++) {
-        float level = first + step * (float)(c / 2);
-        f32x16 inverse = mul(splat(c % 2 ? level : -level), per_extreme);
+    int signs = v.lo == -v.hi ? 1 : 2;
+    for (int c = 0; c < signs * tries.count; c++) {
+        float level = tries.first + tries.step * (float)(c / signs);
+        f32x16 inverse = mul(splat(c % signs ? level : -level), per_extreme);
         struct scale_sums u = sum_scale(g, n, v, inverse);
         f32x16 s = quotient_or_zero(u.qx, u.qq), gain = mul(s, u.qx);
         mask16 better = below(best_gain, gain);
         best_gain = choose(better, gain, best_gain);
         best = choose(better, s, best);
     }
-    for (int c = 0; c < polish; c++) {
+    for (int c = 0; c < tries.polish; c++) {
         struct scale_sums u = sum_scale(g, n, v, quotient_or_zero(splat(1), best));
         best = quotient_or_zero(u.qx, u.qq);
     }

@@ -92,6 +92,26 @@ static ALWAYS_INLINE void gather(struct groups *g, int n, int group_count, int n
         g->w[i] = most(mul(load(a[i]), load(inverse)), splat(LEAST_IMPORTANCE));
 }
 
+/* What belongs to a block of group_count lanes: its number in all of them; the sum over them. */
+static ALWAYS_INLINE f32x16 lanes_of_blocks(const float *a, int group_count)
+{
+    float lane[LANES];
+    for (int l = 0; l < LANES; l++)
+        lane[l] = a[l / group_count];
+    return load(lane);
+}
+
+static ALWAYS_INLINE void sums_of_blocks(f32x16 a, int group_count, float *sum)
+{
+    float lane[LANES];
+    store(lane, a);
+    for (int k = 0; k < LANES / group_count; k++) {
+        sum[k] = 0;
+        for (int l = k * group_count; l < (k + 1) * group_count; l++)
+            sum[k] += lane[l];
+    }
+}
+
 /* The codes of sixteen groups, as bytes in weight order: group l's begin at codes[l * n]. */
 static ALWAYS_INLINE void scatter_codes(const f32x16 *q, int n, void *codes)
 {

@@ -3,30 +3,21 @@
  *   bytes 0..1    d    f16 scale
  *   bytes 2..17   qs   byte i holds weight i in its low half and weight 16 + i in its high half
  *
- *   w[i] = d * level[q],  q in 0..15: sixteen levels, denser around zero
+ *   w[i] = d * level[q],  q in 0..15: the sixteen levels of iq4_levels.h
  *
- * Source: block_iq4_nl and kvalues_iq4nl in ggml-common.h. Little-endian.
+ * Source: block_iq4_nl in ggml-common.h. Little-endian.
  */
+#include "iq4_levels.h"
 #include "one_scale.h"
+#include "packing.h"
 
 struct block_iq4_nl { uint16_t d; uint8_t qs[16]; };
 static_assert(sizeof(struct block_iq4_nl) == 18, "IQ4_NL is 18 bytes a block");
 
-static const float iq4_levels[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
-                                     1,    13,   25,  38,  53,  69,  89,  113};
-
 static const struct one_scale_format iq4_nl_format = {
-    .levels = {-127, 113, iq4_levels}, .effort = {{5, 88, 10, 1}, {10, 85, 6, 1}, {40, 70, 2, 3}},
+    .levels = {-127, 113, iq4_levels},
+    .effort = {{6, 80, 12, 0}, {16, 80, 4.5f, 1}, {40, 64, 2.9f, 1}},
 };
-
-/* The code of a level. */
-static inline uint8_t iq4_code(int8_t level)
-{
-    uint8_t code = 0;
-    for (int k = 1; k < 16; k++)
-        code += level >= (int8_t)iq4_levels[k];
-    return code;
-}
 
 static void encode_iq4_nl(const float *x, const float *w, struct block_iq4_nl *blocks, int n_blocks,
                         enum effort effort)
@@ -37,9 +28,7 @@ static void encode_iq4_nl(const float *x, const float *w, struct block_iq4_nl *b
     encode_one_scale(&g, iq4_nl_format, effort, &c);
     for (int k = 0; k < n_blocks; k++) {
         struct block_iq4_nl block = {.d = c.d[k]};
-        const int8_t *q = c.q + 32 * k;
-        for (int i = 0; i < 16; i++)
-            block.qs[i] = (uint8_t)(iq4_code(q[i]) | iq4_code(q[i + 16]) << 4);
+        pack_nibbles(block.qs, c.q + 32 * k, 16);
         blocks[k] = block;
     }
 }
@@ -47,10 +36,10 @@ static void encode_iq4_nl(const float *x, const float *w, struct block_iq4_nl *b
 static void decode_iq4_nl(const struct block_iq4_nl *block, float *x)
 {
     float d = f32_of_f16(block->d);
-    for (int i = 0; i < 16; i++) {
-        x[i] = d * iq4_levels[block->qs[i] & 15];
-        x[i + 16] = d * iq4_levels[block->qs[i] >> 4];
-    }
+    uint8_t q[32];
+    unpack_nibbles(block->qs, q, 16);
+    for (int i = 0; i < 32; i++)
+        x[i] = d * iq4_levels[q[i]];
 }
 
 static void regain_iq4_nl(struct block_iq4_nl *block, float factor)

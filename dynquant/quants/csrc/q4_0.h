@@ -8,12 +8,14 @@
  * Source: block_q4_0 in ggml-common.h. Little-endian.
  */
 #include "one_scale.h"
+#include "packing.h"
 
 struct block_q4_0 { uint16_t d; uint8_t qs[16]; };
 static_assert(sizeof(struct block_q4_0) == 18, "Q4_0 is 18 bytes a block");
 
 static const struct one_scale_format q4_0_format = {
-    .levels = {-8, 7, NULL}, .effort = {{5, 6.3f, 0.5f, 1}, {10, 6, 0.3f, 1}, {40, 5, 0.1f, 3}},
+    .levels = {-8, 7, NULL},
+    .effort = {{6, 6.5f, 0.6f, 0}, {10, 6, 0.4f, 1}, {40, 5, 0.15f, 1}},
 };
 
 static void encode_q4_0(const float *x, const float *w, struct block_q4_0 *blocks, int n_blocks,
@@ -25,9 +27,7 @@ static void encode_q4_0(const float *x, const float *w, struct block_q4_0 *block
     encode_one_scale(&g, q4_0_format, effort, &c);
     for (int k = 0; k < n_blocks; k++) {
         struct block_q4_0 block = {.d = c.d[k]};
-        const int8_t *q = c.q + 32 * k;
-        for (int i = 0; i < 16; i++)
-            block.qs[i] = (uint8_t)((q[i] + 8) | (q[i + 16] + 8) << 4);
+        pack_nibbles(block.qs, c.q + 32 * k, 16);
         blocks[k] = block;
     }
 }
@@ -35,10 +35,10 @@ static void encode_q4_0(const float *x, const float *w, struct block_q4_0 *block
 static void decode_q4_0(const struct block_q4_0 *block, float *x)
 {
     float d = f32_of_f16(block->d);
-    for (int i = 0; i < 16; i++) {
-        x[i] = d * (float)((block->qs[i] & 15) - 8);
-        x[i + 16] = d * (float)((block->qs[i] >> 4) - 8);
-    }
+    uint8_t q[32];
+    unpack_nibbles(block->qs, q, 16);
+    for (int i = 0; i < 32; i++)
+        x[i] = d * (float)(q[i] - 8);
 }
 
 static void regain_q4_0(struct block_q4_0 *block, float factor)

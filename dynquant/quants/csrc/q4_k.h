@@ -11,6 +11,7 @@
  * Source: block_q4_K in ggml-common.h. Little-endian.
  */
 #include "affine_k.h"
+#include "packing.h"
 #include "scales_6bit.h"
 
 struct block_q4_k { uint16_t d, dmin; uint8_t scales[12], qs[128]; };
@@ -18,7 +19,9 @@ static_assert(sizeof(struct block_q4_k) == 144, "Q4_K is 144 bytes a block");
 
 static const struct affine_format q4_k_format = {
     .n = 32, .group_count = 8, .q_most = 15, .l_most = 63,
-    .step = 0.4f, .effort = {{8, 1, 1}, {12, 1, 2}, {24, 3, 8}},
+    .effort = {{{4, -0.7f, 0.5f, 0}, 1, 1, 1, 0},
+               {{6, -1, 0.5f, 0}, 1, 2, 1, 1},
+               {{16, -1.2f, 0.2f, 0}, 4, 3, 2, 1}},
 };
 
 static void encode_q4_k(const float *x, const float *w, struct block_q4_k *blocks, int n_blocks,
@@ -30,11 +33,9 @@ static void encode_q4_k(const float *x, const float *w, struct block_q4_k *block
     encode_affine(&g, q4_k_format, effort, &c);
     for (int k = 0; k < n_blocks; k++) {
         struct block_q4_k block = {.d = c.d[k], .dmin = c.dmin[k]};
-        const uint8_t *q = c.q + 256 * k;
         pack_scales_mins(block.scales, c.ls + 8 * k, c.lm + 8 * k);
         for (int j = 0; j < 4; j++)
-            for (int i = 0; i < 32; i++)
-                block.qs[32 * j + i] = (uint8_t)(q[64 * j + i] | q[64 * j + 32 + i] << 4);
+            pack_nibbles(block.qs + 32 * j, c.q + 256 * k + 64 * j, 32);
         blocks[k] = block;
     }
 }
@@ -42,13 +43,12 @@ static void encode_q4_k(const float *x, const float *w, struct block_q4_k *block
 static void decode_q4_k(const struct block_q4_k *block, float *x)
 {
     float d = f32_of_f16(block->d), dmin = f32_of_f16(block->dmin);
-    uint8_t ls[8], lm[8];
+    uint8_t ls[8], lm[8], q[256];
     unpack_scales_mins(block->scales, ls, lm);
-    for (int g = 0; g < 8; g++)
-        for (int i = 0; i < 32; i++) {
-            int q = block->qs[32 * (g / 2) + i] >> 4 * (g % 2) & 15;
-            x[32 * g + i] = d * ls[g] * (float)q - dmin * lm[g];
-        }
+    for (int j = 0; j < 4; j++)
+        unpack_nibbles(block->qs + 32 * j, q + 64 * j, 32);
+    for (int i = 0; i < 256; i++)
+        x[i] = d * ls[i / 32] * (float)q[i] - dmin * lm[i / 32];
 }
 
 static void regain_q4_k(struct block_q4_k *block, float factor)

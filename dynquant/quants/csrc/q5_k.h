@@ -12,6 +12,7 @@
  * Source: block_q5_K in ggml-common.h. Little-endian.
  */
 #include "affine_k.h"
+#include "packing.h"
 #include "scales_6bit.h"
 
 struct block_q5_k { uint16_t d, dmin; uint8_t scales[12], qh[32], qs[128]; };
@@ -19,7 +20,9 @@ static_assert(sizeof(struct block_q5_k) == 176, "Q5_K is 176 bytes a block");
 
 static const struct affine_format q5_k_format = {
     .n = 32, .group_count = 8, .q_most = 31, .l_most = 63,
-    .step = 0.5f, .effort = {{8, 1, 1}, {12, 1, 2}, {24, 3, 8}},
+    .effort = {{{3, -0.7f, 0.6f, 0}, 1, 1, 1, 1},
+               {{5, -1.5f, 0.6f, 0}, 1, 1, 2, 3},
+               {{10, -2, 0.4f, 0}, 4, 2, 3, 4}},
 };
 
 static void encode_q5_k(const float *x, const float *w, struct block_q5_k *blocks, int n_blocks,
@@ -34,11 +37,8 @@ static void encode_q5_k(const float *x, const float *w, struct block_q5_k *block
         const uint8_t *q = c.q + 256 * k;
         pack_scales_mins(block.scales, c.ls + 8 * k, c.lm + 8 * k);
         for (int j = 0; j < 4; j++)
-            for (int i = 0; i < 32; i++) {
-                uint8_t low = q[64 * j + i], high = q[64 * j + 32 + i];
-                block.qs[32 * j + i] = (uint8_t)((low & 15) | high << 4);
-                block.qh[i] |= (uint8_t)(low >> 4 << 2 * j | high >> 4 << (2 * j + 1));
-            }
+            pack_nibbles(block.qs + 32 * j, q + 64 * j, 32);
+        pack_planes(block.qh, q, 4);
         blocks[k] = block;
     }
 }
@@ -46,14 +46,13 @@ static void encode_q5_k(const float *x, const float *w, struct block_q5_k *block
 static void decode_q5_k(const struct block_q5_k *block, float *x)
 {
     float d = f32_of_f16(block->d), dmin = f32_of_f16(block->dmin);
-    uint8_t ls[8], lm[8];
+    uint8_t ls[8], lm[8], q[256];
     unpack_scales_mins(block->scales, ls, lm);
-    for (int g = 0; g < 8; g++)
-        for (int i = 0; i < 32; i++) {
-            int q = (block->qs[32 * (g / 2) + i] >> 4 * (g % 2) & 15) |
-                    (block->qh[i] >> g & 1) << 4;
-            x[32 * g + i] = d * ls[g] * (float)q - dmin * lm[g];
-        }
+    for (int j = 0; j < 4; j++)
+        unpack_nibbles(block->qs + 32 * j, q + 64 * j, 32);
+    add_planes(block->qh, q, 4);
+    for (int i = 0; i < 256; i++)
+        x[i] = d * ls[i / 32] * (float)q[i] - dmin * lm[i / 32];
 }
 
 static void regain_q5_k(struct block_q5_k *block, float factor)

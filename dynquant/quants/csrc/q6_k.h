@@ -14,14 +14,15 @@
  *
  * Source: block_q6_K in ggml-common.h. Little-endian.
  */
+#include "packing.h"
 #include "scaled_k.h"
 
 struct block_q6_k { uint8_t ql[128], qh[64]; int8_t scales[16]; uint16_t d; };
 static_assert(sizeof(struct block_q6_k) == 210, "Q6_K is 210 bytes a block");
 
 static const struct scaled_format q6_k_format = {
-    .n = 16, .levels = {-32, 31, NULL}, .l_least = -128, .l_most = 127,
-    .effort = {{5, 27, 1.5f, 1, 0}, {8, 26, 1, 0, 1}, {40, 20, 0.375f, 2, 4}},
+    .n = 16, .group_count = 16, .levels = {-32, 31, NULL}, .l_least = -128, .l_most = 127,
+    .effort = {{{5, 28, 1, 0}, 1, 0, 1}, {{8, 26, 1, 0}, 1, 1, 1}, {{16, 17, 1, 0}, 8, 2, 2}},
 };
 
 static void encode_q6_k(const float *x, const float *w, struct block_q6_k *blocks, int n_blocks,
@@ -31,30 +32,25 @@ static void encode_q6_k(const float *x, const float *w, struct block_q6_k *block
     struct scaled_codes c;
     gather(&g, 16, 16, n_blocks, x, w);
     encode_scaled(&g, q6_k_format, effort, &c);
-    struct block_q6_k block = {.d = c.d};
+    struct block_q6_k block = {.d = c.d[0]};
     memcpy(block.scales, c.ls, sizeof block.scales);
-    for (int h = 0; h < 2; h++)
-        for (int i = 0; i < 32; i++) {
-            const int8_t *q = c.q + 128 * h + i;
-            uint8_t q0 = (uint8_t)(q[0] + 32), q1 = (uint8_t)(q[32] + 32);
-            uint8_t q2 = (uint8_t)(q[64] + 32), q3 = (uint8_t)(q[96] + 32);
-            block.ql[64 * h + i] = (uint8_t)((q0 & 15) | q2 << 4);
-            block.ql[64 * h + 32 + i] = (uint8_t)((q1 & 15) | q3 << 4);
-            block.qh[32 * h + i] = (uint8_t)(q0 >> 4 | q1 >> 4 << 2 | q2 >> 4 << 4 | q3 >> 4 << 6);
-        }
+    for (int h = 0; h < 2; h++) {
+        pack_nibbles(block.ql + 64 * h, c.q + 128 * h, 64);
+        pack_pairs(block.qh + 32 * h, c.q + 128 * h, 4);
+    }
     *blocks = block;
 }
 
 static void decode_q6_k(const struct block_q6_k *block, float *x)
 {
     float d = f32_of_f16(block->d);
-    for (int h = 0; h < 2; h++)
-        for (int k = 0; k < 4; k++)
-            for (int i = 0; i < 32; i++) {
-                int low = block->ql[64 * h + 32 * (k % 2) + i] >> 4 * (k / 2) & 15;
-                int q = (low | (block->qh[32 * h + i] >> 2 * k & 3) << 4) - 32;
-                x[128 * h + 32 * k + i] = d * block->scales[8 * h + 2 * k + i / 16] * (float)q;
-            }
+    uint8_t q[256];
+    for (int h = 0; h < 2; h++) {
+        unpack_nibbles(block->ql + 64 * h, q + 128 * h, 64);
+        add_pairs(block->qh + 32 * h, q + 128 * h, 4);
+    }
+    for (int i = 0; i < 256; i++)
+        x[i] = d * block->scales[i / 16] * (float)(q[i] - 32);
 }
 
 static void regain_q6_k(struct block_q6_k *block, float factor)

@@ -7,17 +7,21 @@
  *
  * Source: block_q8_0 in ggml-common.h. Little-endian.
  */
-#include "groups.h"
+#include "one_scale.h"
 
 struct block_q8_0 { uint16_t d; int8_t qs[32]; };
 static_assert(sizeof(struct block_q8_0) == 34, "Q8_0 is 34 bytes a block");
 
-/* The scale maps the largest magnitude to 127: at 8 bits the error of a weight is the rounding's,
- * and a search of the scale gains little. Codes are those nearest for the f16 scale. */
-static void encode_q8_0(const float *x, const float *w, struct block_q8_0 *block, int n_blocks,
-                        enum effort effort)
+static const struct one_scale_format q8_0_format = {
+    .levels = {-127, 127, NULL},
+    .effort = {{2, 126, 1, 0}, {6, 122, 1, 0}, {40, 88, 1, 1}},
+};
+
+/* The scale that maps the largest magnitude to 127, and the codes nearest for the f16 of it. Where
+ * all weights matter alike, all that a search finds is 4 %, at a tenth of the speed; where a few
+ * matter most, the scale that suits those takes off a third. */
+static void encode_q8_0_evenly(const float *x, struct block_q8_0 *block)
 {
-    (void)w, (void)n_blocks, (void)effort;
     uint32_t widest = 0; /* magnitudes compare as their bits do */
     for (int i = 0; i < 32; i++) {
         uint32_t magnitude = bits_of_f32(x[i]) & 0x7fffffff;
@@ -30,6 +34,25 @@ static void encode_q8_0(const float *x, const float *w, struct block_q8_0 *block
         q = q < -127 ? -127 : q;
         q = q > 127 ? 127 : q;
         block->qs[i] = (int8_t)bits_of_f32(q + ROUNDER);
+    }
+}
+
+static void encode_q8_0(const float *x, const float *w, struct block_q8_0 *blocks, int n_blocks,
+                        enum effort effort)
+{
+    if (!w && effort != EFFORT_BEST) {
+        for (int k = 0; k < n_blocks; k++)
+            encode_q8_0_evenly(x + 32 * k, blocks + k);
+        return;
+    }
+    struct groups g;
+    struct one_scale_codes c;
+    gather(&g, 32, 1, n_blocks, x, w);
+    encode_one_scale(&g, q8_0_format, effort, &c);
+    for (int k = 0; k < n_blocks; k++) {
+        blocks[k].d = c.d[k];
+        for (int i = 0; i < 32; i++)
+            blocks[k].qs[i] = (int8_t)(c.q[32 * k + i] - 127);
     }
 }
 

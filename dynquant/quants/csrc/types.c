@@ -14,23 +14,35 @@
 #include "iq3_s.h"
 #include "iq3_xxs.h"
 #include "iq4_nl.h"
+#include "iq4_xs.h"
 #include "plain.h"
+#include "q2_k.h"
+#include "q3_k.h"
 #include "q4_0.h"
+#include "q4_1.h"
 #include "q4_k.h"
+#include "q5_0.h"
+#include "q5_1.h"
 #include "q5_k.h"
 #include "q6_k.h"
 #include "q8_0.h"
 
 /* Block types: name, file, weights and bytes of a block, blocks that are encoded at a time. */
 #define BLOCK_TYPES(T)                                                                             \
-    T(Q8_0, q8_0, 32, 34, 1)                                                                       \
+    T(Q8_0, q8_0, 32, 34, 16)                                                                      \
     T(Q6_K, q6_k, 256, 210, 1)                                                                     \
+    T(Q5_1, q5_1, 32, 24, 16)                                                                      \
     T(Q5_K, q5_k, 256, 176, 2)                                                                     \
+    T(Q5_0, q5_0, 32, 22, 16)                                                                      \
+    T(Q4_1, q4_1, 32, 20, 16)                                                                      \
     T(Q4_K, q4_k, 256, 144, 2)                                                                     \
     T(IQ4_NL, iq4_nl, 32, 18, 16)                                                                  \
     T(Q4_0, q4_0, 32, 18, 16)                                                                      \
+    T(IQ4_XS, iq4_xs, 256, 136, 2)                                                                 \
     T(IQ3_S, iq3_s, 256, 110, 2)                                                                   \
+    T(Q3_K, q3_k, 256, 110, 1)                                                                     \
     T(IQ3_XXS, iq3_xxs, 256, 98, 2)                                                                \
+    T(Q2_K, q2_k, 256, 84, 1)                                                                      \
     T(IQ2_S, iq2_s, 256, 82, 1)                                                                    \
     T(IQ2_XS, iq2_xs, 256, 74, 1)                                                                  \
     T(IQ2_XXS, iq2_xxs, 256, 66, 2)                                                                \

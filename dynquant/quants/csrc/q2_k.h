@@ -1,0 +1,57 @@
+/* Q2_K: 256 weights in 84 bytes, 2.625 bits per weight.
+ *
+ *   bytes  0..15   scales  byte g: 4-bit scale of group g in its low half, 4-bit min in its high
+ *   bytes 16..79   qs      2-bit codes: bits 2 k, 2 k + 1 of byte 32 h + i are weight
+ *                          128 h + 32 k + i's, h = 0..1, k = 0..3
+ *   bytes 80..81   d       f16 scale of the scales
+ *   bytes 82..83   dmin    f16 scale of the mins
+ *
+ *   w[16 g + i] = d * scale[g] * q - dmin * min[g],  q in 0..3
+ *
+ * Source: block_q2_K in ggml-common.h. Little-endian.
+ */
+#include "affine_k.h"
+#include "packing.h"
+
+struct block_q2_k { uint8_t scales[16], qs[64]; uint16_t d, dmin; };
+static_assert(sizeof(struct block_q2_k) == 84, "Q2_K is 84 bytes a block");
+
+static const struct affine_format q2_k_format = {
+    .n = 16, .group_count = 16, .q_most = 3, .l_most = 15,
+    .effort = {{{4, -0.1f, 0.4f, 0}, 1, 1, 1, 0},
+               {{5, -0.2f, 0.5f, 0}, 1, 3, 1, 1},
+               {{8, -0.4f, 0.3f, 0}, 2, 6, 2, 2}},
+};
+
+static void encode_q2_k(const float *x, const float *w, struct block_q2_k *blocks, int n_blocks,
+                        enum effort effort)
+{
+    struct groups g;
+    struct affine_codes c;
+    gather(&g, 16, 16, n_blocks, x, w);
+    encode_affine(&g, q2_k_format, effort, &c);
+    struct block_q2_k block = {.d = c.d[0], .dmin = c.dmin[0]};
+    for (int l = 0; l < 16; l++)
+        block.scales[l] = (uint8_t)(c.ls[l] | c.lm[l] << 4);
+    for (int h = 0; h < 2; h++)
+        pack_pairs(block.qs + 32 * h, c.q + 128 * h, 0);
+    *blocks = block;
+}
+
+static void decode_q2_k(const struct block_q2_k *block, float *x)
+{
+    float d = f32_of_f16(block->d), dmin = f32_of_f16(block->dmin);
+    uint8_t q[256] = {0};
+    for (int h = 0; h < 2; h++)
+        add_pairs(block->qs + 32 * h, q + 128 * h, 0);
+    for (int i = 0; i < 256; i++) {
+        uint8_t scales = block->scales[i / 16];
+        x[i] = d * (float)(scales & 15) * (float)q[i] - dmin * (float)(scales >> 4);
+    }
+}
+
+static void regain_q2_k(struct block_q2_k *block, float factor)
+{
+    block->d = scaled_f16(block->d, factor);
+    block->dmin = scaled_f16(block->dmin, factor);
+}

@@ -1,0 +1,65 @@
+/* Q3_K: 256 weights in 110 bytes, 3.4375 bits per weight.
+ *
+ *   bytes   0..31   hmask   high bits of the codes: bit k of byte i is weight 32 k + i's
+ *   bytes  32..95   qs      low 2 bits: bits 2 k, 2 k + 1 of byte 32 h + i are weight
+ *                           128 h + 32 k + i's, h = 0..1, k = 0..3
+ *   bytes  96..107  scales  sixteen 6-bit scales, 32 added to each: the low 4 bits of scale j are
+ *                           the low half of byte j (j < 8), else the high half of byte j - 8; its
+ *                           high 2 bits are bits 2 (j / 4), 2 (j / 4) + 1 of byte 8 + j % 4
+ *   bytes 108..109  d       f16 scale of the scales
+ *
+ *   w[16 g + i] = d * (scale[g] - 32) * (q - 4),  q in 0..7
+ *
+ * Source: block_q3_K in ggml-common.h, as `gguf.quants.Q3_K` reads it. Little-endian.
+ */
+#include "packing.h"
+#include "scaled_k.h"
+
+struct block_q3_k { uint8_t hmask[32], qs[64], scales[12]; uint16_t d; };
+static_assert(sizeof(struct block_q3_k) == 110, "Q3_K is 110 bytes a block");
+
+static const struct scaled_format q3_k_format = {
+    .n = 16, .group_count = 16, .levels = {-4, 3, NULL}, .l_least = -32, .l_most = 31,
+    .effort = {{{6, 3, 0.5f, 0}, 1, 0, 1},
+               {{10, 3, 0.4f, 0}, 1, 1, 1},
+               {{40, 2.6f, 0.15f, 0}, 4, 3, 1}},
+};
+
+static void encode_q3_k(const float *x, const float *w, struct block_q3_k *blocks, int n_blocks,
+                        enum effort effort)
+{
+    struct groups g;
+    struct scaled_codes c;
+    gather(&g, 16, 16, n_blocks, x, w);
+    encode_scaled(&g, q3_k_format, effort, &c);
+    struct block_q3_k block = {.d = c.d[0]};
+    pack_planes(block.hmask, c.q, 2);
+    for (int h = 0; h < 2; h++)
+        pack_pairs(block.qs + 32 * h, c.q + 128 * h, 0);
+    for (int j = 0; j < 16; j++) {
+        uint8_t scale = (uint8_t)(c.ls[j] + 32);
+        block.scales[j % 8] |= (uint8_t)((scale & 15) << 4 * (j / 8));
+        block.scales[8 + j % 4] |= (uint8_t)(scale >> 4 << 2 * (j / 4));
+    }
+    *blocks = block;
+}
+
+static void decode_q3_k(const struct block_q3_k *block, float *x)
+{
+    float d = f32_of_f16(block->d);
+    uint8_t q[256] = {0};
+    for (int h = 0; h < 2; h++)
+        add_pairs(block->qs + 32 * h, q + 128 * h, 0);
+    add_planes(block->hmask, q, 2);
+    for (int i = 0; i < 256; i++) {
+        int j = i / 16;
+        int low = block->scales[j % 8] >> 4 * (j / 8) & 15;
+        int high = block->scales[8 + j % 4] >> 2 * (j / 4) & 3;
+        x[i] = d * (float)((low | high << 4) - 32) * (float)(q[i] - 4);
+    }
+}
+
+static void regain_q3_k(struct block_q3_k *block, float factor)
+{
+    block->d = scaled_f16(block->d, factor);
+}

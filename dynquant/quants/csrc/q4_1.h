@@ -1,0 +1,49 @@
+/* Q4_1: 32 weights in 20 bytes, 5 bits per weight.
+ *
+ *   bytes 0..1    d    f16 scale
+ *   bytes 2..3    m    f16 min
+ *   bytes 4..19   qs   byte i holds weight i in its low half and weight 16 + i in its high half
+ *
+ *   w[i] = d * q + m,  q in 0..15
+ *
+ * Source: block_q4_1 in ggml-common.h. Little-endian.
+ */
+#include "packing.h"
+#include "scale_and_min.h"
+
+struct block_q4_1 { uint16_t d, m; uint8_t qs[16]; };
+static_assert(sizeof(struct block_q4_1) == 20, "Q4_1 is 20 bytes a block");
+
+static const struct scale_and_min_format q4_1_format = {
+    .q_most = 15,
+    .effort = {{4, -0.6f, 0.5f, 1}, {7, -0.8f, 0.35f, 1}, {14, -1.2f, 0.25f, 2}},
+};
+
+static void encode_q4_1(const float *x, const float *w, struct block_q4_1 *blocks, int n_blocks,
+                        enum effort effort)
+{
+    struct groups g;
+    struct scale_and_min_codes c;
+    gather(&g, 32, 1, n_blocks, x, w);
+    encode_scale_and_min(&g, q4_1_format, effort, &c);
+    for (int k = 0; k < n_blocks; k++) {
+        blocks[k].d = c.d[k];
+        blocks[k].m = c.m[k];
+        pack_nibbles(blocks[k].qs, c.q + 32 * k, 16);
+    }
+}
+
+static void decode_q4_1(const struct block_q4_1 *block, float *x)
+{
+    float d = f32_of_f16(block->d), m = f32_of_f16(block->m);
+    uint8_t q[32];
+    unpack_nibbles(block->qs, q, 16);
+    for (int i = 0; i < 32; i++)
+        x[i] = d * (float)q[i] + m;
+}
+
+static void regain_q4_1(struct block_q4_1 *block, float factor)
+{
+    block->d = scaled_f16(block->d, factor);
+    block->m = scaled_f16(block->m, factor);
+}

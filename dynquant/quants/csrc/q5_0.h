@@ -1,0 +1,50 @@
+/* Q5_0: 32 weights in 22 bytes, 5.5 bits per weight.
+ *
+ *   bytes 0..1    d    f16 scale
+ *   bytes 2..5    qh   high bits of the codes: bit i % 8 of byte i / 8 is weight i's
+ *   bytes 6..21   qs   low 4 bits: byte i holds weight i in its low half and weight 16 + i in its
+ *                      high half
+ *
+ *   w[i] = d * (q - 16),  q in 0..31
+ *
+ * Source: block_q5_0 in ggml-common.h. Little-endian.
+ */
+#include "one_scale.h"
+#include "packing.h"
+
+struct block_q5_0 { uint16_t d; uint8_t qh[4], qs[16]; };
+static_assert(sizeof(struct block_q5_0) == 22, "Q5_0 is 22 bytes a block");
+
+static const struct one_scale_format q5_0_format = {
+    .levels = {-16, 15, NULL},
+    .effort = {{5, 13, 1, 0}, {10, 12.4f, 0.6f, 0}, {40, 9, 0.27f, 1}},
+};
+
+static void encode_q5_0(const float *x, const float *w, struct block_q5_0 *blocks, int n_blocks,
+                        enum effort effort)
+{
+    struct groups g;
+    struct one_scale_codes c;
+    gather(&g, 32, 1, n_blocks, x, w);
+    encode_one_scale(&g, q5_0_format, effort, &c);
+    for (int k = 0; k < n_blocks; k++) {
+        blocks[k].d = c.d[k];
+        pack_fifth_bits(blocks[k].qh, c.q + 32 * k);
+        pack_nibbles(blocks[k].qs, c.q + 32 * k, 16);
+    }
+}
+
+static void decode_q5_0(const struct block_q5_0 *block, float *x)
+{
+    float d = f32_of_f16(block->d);
+    uint8_t q[32];
+    unpack_nibbles(block->qs, q, 16);
+    add_fifth_bits(block->qh, q);
+    for (int i = 0; i < 32; i++)
+        x[i] = d * (float)(q[i] - 16);
+}
+
+static void regain_q5_0(struct block_q5_0 *block, float factor)
+{
+    block->d = scaled_f16(block->d, factor);
+}

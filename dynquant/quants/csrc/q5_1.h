@@ -1,0 +1,53 @@
+/* Q5_1: 32 weights in 24 bytes, 6 bits per weight.
+ *
+ *   bytes 0..1    d    f16 scale
+ *   bytes 2..3    m    f16 min
+ *   bytes 4..7    qh   high bits of the codes: bit i % 8 of byte i / 8 is weight i's
+ *   bytes 8..23   qs   low 4 bits: byte i holds weight i in its low half and weight 16 + i in its
+ *                      high half
+ *
+ *   w[i] = d * q + m,  q in 0..31
+ *
+ * Source: block_q5_1 in ggml-common.h. Little-endian.
+ */
+#include "packing.h"
+#include "scale_and_min.h"
+
+struct block_q5_1 { uint16_t d, m; uint8_t qh[4], qs[16]; };
+static_assert(sizeof(struct block_q5_1) == 24, "Q5_1 is 24 bytes a block");
+
+static const struct scale_and_min_format q5_1_format = {
+    .q_most = 31,
+    .effort = {{4, -1, 0.6f, 1}, {7, -2, 0.6f, 1}, {16, -3, 0.32f, 2}},
+};
+
+static void encode_q5_1(const float *x, const float *w, struct block_q5_1 *blocks, int n_blocks,
+                        enum effort effort)
+{
+    struct groups g;
+    struct scale_and_min_codes c;
+    gather(&g, 32, 1, n_blocks, x, w);
+    encode_scale_and_min(&g, q5_1_format, effort, &c);
+    for (int k = 0; k < n_blocks; k++) {
+        blocks[k].d = c.d[k];
+        blocks[k].m = c.m[k];
+        pack_fifth_bits(blocks[k].qh, c.q + 32 * k);
+        pack_nibbles(blocks[k].qs, c.q + 32 * k, 16);
+    }
+}
+
+static void decode_q5_1(const struct block_q5_1 *block, float *x)
+{
+    float d = f32_of_f16(block->d), m = f32_of_f16(block->m);
+    uint8_t q[32];
+    unpack_nibbles(block->qs, q, 16);
+    add_fifth_bits(block->qh, q);
+    for (int i = 0; i < 32; i++)
+        x[i] = d * (float)q[i] + m;
+}
+
+static void regain_q5_1(struct block_q5_1 *block, float factor)
+{
+    block->d = scaled_f16(block->d, factor);
+    block->m = scaled_f16(block->m, factor);
+}
