@@ -23,7 +23,8 @@ HEADER = """\
  *
  *   key[code]   first half * N_HALVES + second half of the point with this code
  *   first[c]    the first half of the points of chunk c
- *   second[k]   the second half of the point in place k, chunk after chunk
+ *   second[k]   64 times the second half of the point in place k, chunk after chunk: where its cost
+ *               stands in a table of sixteen f32 each, in bytes
  *   code[k]     its code
  */
 #pragma once
@@ -92,7 +93,7 @@ def grid(name: str, points: np.ndarray, size: int) -> str:
             f"#define {name.upper()}_CHUNKS {len(chunks)}",
             array("uint16_t", f"{name}_key", (int(a * n_halves + b) for a, b in both)),
             array("uint8_t", f"{name}_first", chunks),
-            array("uint8_t", f"{name}_second", (int(both[p, 1]) for p in places)),
+            array("uint16_t", f"{name}_second", (64 * int(both[p, 1]) for p in places)),
             array("uint16_t", f"{name}_code", places),
         ]
     )

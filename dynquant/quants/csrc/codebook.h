@@ -32,8 +32,8 @@
 struct codebook {
     int dim, n_levels, n_halves; /* 8, 3, 81 or 4, 8, 64 */
     int chunk, n_chunks;         /* grids.h */
-    const uint16_t *key, *code;
-    const uint8_t *first, *second;
+    const uint16_t *key, *code, *second;
+    const uint8_t *first;
     float levels[8];
     enum { SIGNED_LEVELS, FREE_SIGNS, EVEN_SIGNS } signs;
     float shift; /* IQ1: every level is moved by +shift or -shift; else 0 */
@@ -147,18 +147,25 @@ static ALWAYS_INLINE void cost_vector(struct vector_costs *c, const struct group
 /* The least costs of a vector over all points: with its signs as they are, and with one flip. */
 struct least_costs { f32x16 plain, flipped; };
 
+static_assert(sizeof(f32x16) == 64, "the grids' second halves are places in bytes");
+
+static ALWAYS_INLINE f32x16 cost_at(const f32x16 *costs, uint16_t place)
+{
+    return *(const f32x16 *)((const char *)costs + place);
+}
+
 /* The least costs of one chunk. */
 static ALWAYS_INLINE struct least_costs least_of_chunk(const struct vector_costs *c,
                                                        struct codebook book, int chunk)
 {
-    const uint8_t *second = book.second + chunk * book.chunk;
+    const uint16_t *second = book.second + chunk * book.chunk;
     int first = book.first[chunk];
-    struct least_costs r = {c->second.plain[second[0]], c->second.flipped[second[0]]};
+    struct least_costs r = {cost_at(c->second.plain, second[0]), cost_at(c->second.flipped, second[0])};
     for (int k = 1; k < book.chunk; k++)
-        r.plain = least(r.plain, c->second.plain[second[k]]);
+        r.plain = least(r.plain, cost_at(c->second.plain, second[k]));
     if (book.signs == EVEN_SIGNS) {
         for (int k = 1; k < book.chunk; k++)
-            r.flipped = least(r.flipped, c->second.flipped[second[k]]);
+            r.flipped = least(r.flipped, cost_at(c->second.flipped, second[k]));
         r.flipped = least(add(c->first.plain[first], r.flipped),
                           add(c->first.flipped[first], r.plain));
     }
@@ -284,7 +291,7 @@ static ALWAYS_INLINE struct pick pick_points(const struct vector_costs *c, struc
         float lowest = INFINITY;
         r.code[l] = 0;
         for (int k = (int)chunks[l] * book.chunk; k < ((int)chunks[l] + 1) * book.chunk; k++) {
-            int s = book.second[k];
+            int s = book.second[k] / (int)sizeof(f32x16);
             float plain = lane_of(c->second.plain + s, l);
             float cost = lane_of(c->first.plain + h, l) + plain;
             if (flip) {

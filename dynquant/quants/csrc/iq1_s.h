@@ -15,8 +15,8 @@ struct block_iq1_s { uint16_t d; uint8_t qs[32]; uint16_t qh[8]; };
 static_assert(sizeof(struct block_iq1_s) == 50, "IQ1_S is 50 bytes a block");
 
 static const struct codebook_format iq1_s_format = {
-    .book = {8, 3, 81, IQ1_CHUNK, IQ1_CHUNKS, iq1_key, iq1_code, iq1_first,
-             iq1_second, {-1, 0, 1}, SIGNED_LEVELS, 0.125f, SHIFT_OF_GROUP},
+    .book = {8, 3, 81, IQ1_CHUNK, IQ1_CHUNKS, iq1_key, iq1_code, iq1_second,
+             iq1_first, {-1, 0, 1}, SIGNED_LEVELS, 0.125f, SHIFT_OF_GROUP},
     .n = 32, .group_count = 8, .l_most = 15,
     .effort = {{10, 0.3f, 0.05f, 1, 0, 0}, {10, 0.3f, 0.05f, 2, 0, 0}, {20, 0.25f, 0.03f, 6, 4, 3}},
 };

@@ -17,10 +17,10 @@ static_assert(sizeof(struct block_iq2_s) == 82, "IQ2_S is 82 bytes a block");
 
 /* (s + 1/2) / 4 = (2 s + 1) / 8: levels are an eighth, as in iq2_xxs.h. */
 static const struct codebook_format iq2_s_format = {
-    .book = {8, 3, 81, IQ2_S_CHUNK, IQ2_S_CHUNKS, iq2_s_key, iq2_s_code, iq2_s_first,
-             iq2_s_second, {1, 3.125f, 5.375f}, FREE_SIGNS, 0, NO_SHIFT},
+    .book = {8, 3, 81, IQ2_S_CHUNK, IQ2_S_CHUNKS, iq2_s_key, iq2_s_code, iq2_s_second,
+             iq2_s_first, {1, 3.125f, 5.375f}, FREE_SIGNS, 0, NO_SHIFT},
     .n = 16, .group_count = 16, .l_most = 31,
-    .effort = {{8, 0.5f, 0.1f, 2, 0, 0}, {8, 0.5f, 0.1f, 5, 0, 0}, {16, 0.4f, 0.05f, 6, 4, 3}},
+    .effort = {{8, 0.5f, 0.1f, 2, 0, 0}, {8, 0.5f, 0.1f, 6, 0, 0}, {16, 0.4f, 0.05f, 6, 4, 3}},
 };
 
 static void encode_iq2_s(const float *x, const float *w, struct block_iq2_s *block, int n_blocks,

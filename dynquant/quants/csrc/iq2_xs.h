@@ -15,8 +15,8 @@ static_assert(sizeof(struct block_iq2_xs) == 74, "IQ2_XS is 74 bytes a block");
 
 /* (s + 1/2) / 4 = (2 s + 1) / 8: levels are an eighth, as in iq2_xxs.h. */
 static const struct codebook_format iq2_xs_format = {
-    .book = {8, 3, 81, IQ2_XS_CHUNK, IQ2_XS_CHUNKS, iq2_xs_key, iq2_xs_code, iq2_xs_first,
-             iq2_xs_second, {1, 3.125f, 5.375f}, EVEN_SIGNS, 0, NO_SHIFT},
+    .book = {8, 3, 81, IQ2_XS_CHUNK, IQ2_XS_CHUNKS, iq2_xs_key, iq2_xs_code, iq2_xs_second,
+             iq2_xs_first, {1, 3.125f, 5.375f}, EVEN_SIGNS, 0, NO_SHIFT},
     .n = 16, .group_count = 16, .l_most = 31,
     .effort = {{8, 0.5f, 0.1f, 2, 0, 0}, {8, 0.5f, 0.1f, 6, 2, 1}, {16, 0.4f, 0.05f, 6, 4, 3}},
 };

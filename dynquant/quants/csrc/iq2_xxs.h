@@ -16,8 +16,8 @@ static_assert(sizeof(struct block_iq2_xxs) == 66, "IQ2_XXS is 66 bytes a block")
 
 /* d * l here is d / 8 * l in the file: (s + 1/2) / 4 = (2 s + 1) / 8, so levels are an eighth. */
 static const struct codebook_format iq2_xxs_format = {
-    .book = {8, 3, 81, IQ2_XXS_CHUNK, IQ2_XXS_CHUNKS, iq2_xxs_key, iq2_xxs_code, iq2_xxs_first,
-             iq2_xxs_second, {1, 3.125f, 5.375f}, EVEN_SIGNS, 0, NO_SHIFT},
+    .book = {8, 3, 81, IQ2_XXS_CHUNK, IQ2_XXS_CHUNKS, iq2_xxs_key, iq2_xxs_code, iq2_xxs_second,
+             iq2_xxs_first, {1, 3.125f, 5.375f}, EVEN_SIGNS, 0, NO_SHIFT},
     .n = 32, .group_count = 8, .l_most = 31,
     .effort = {{8, 0.5f, 0.1f, 2, 0, 0}, {8, 0.5f, 0.1f, 6, 1, 1}, {16, 0.4f, 0.05f, 6, 4, 3}},
 };

@@ -17,10 +17,10 @@ static_assert(sizeof(struct block_iq3_xxs) == 98, "IQ3_XXS is 98 bytes a block")
 
 /* (s + 1/2) / 2 = (2 s + 1) / 4: levels are a quarter. */
 static const struct codebook_format iq3_xxs_format = {
-    .book = {4, 8, 64, IQ3_XXS_CHUNK, IQ3_XXS_CHUNKS, iq3_xxs_key, iq3_xxs_code, iq3_xxs_first,
-             iq3_xxs_second, {1, 3, 5, 7, 9, 11, 13, 15.5f}, EVEN_SIGNS, 0, NO_SHIFT},
+    .book = {4, 8, 64, IQ3_XXS_CHUNK, IQ3_XXS_CHUNKS, iq3_xxs_key, iq3_xxs_code, iq3_xxs_second,
+             iq3_xxs_first, {1, 3, 5, 7, 9, 11, 13, 15.5f}, EVEN_SIGNS, 0, NO_SHIFT},
     .n = 32, .group_count = 8, .l_most = 31,
-    .effort = {{8, 0.6f, 0.08f, 2, 0, 0}, {8, 0.6f, 0.08f, 6, 0, 0}, {16, 0.5f, 0.05f, 6, 4, 3}},
+    .effort = {{8, 0.6f, 0.08f, 2, 0, 0}, {8, 0.6f, 0.08f, 6, 1, 1}, {16, 0.5f, 0.05f, 6, 4, 3}},
 };
 
 static void encode_iq3_xxs(const float *x, const float *w, struct block_iq3_xxs *blocks,
