@@ -53,8 +53,15 @@ class QuantType:
         return n_per_row // self.block_size * self.type_size
 
 
+_NOT_IN_GGUF = {"Q2_0": (42, 64, 18)}
+"""Number, block size and type size of types that llama.cpp has and the gguf package (0.19) has not;
+from ggml.h and ggml-common.h. tests/test_quants.py asks llama.cpp's library about all of them."""
+
+
 def _quant_type(name: str, description: str) -> QuantType:
-    """Return a type by the number and sizes that the gguf package gives it."""
+    """Return a type by the number and sizes that the gguf package gives it, where it knows it."""
+    if name not in GGMLQuantizationType.__members__:
+        return QuantType(name, *_NOT_IN_GGUF[name], description)
     ggml_type = GGMLQuantizationType[name]
     return QuantType(name, int(ggml_type), *GGML_QUANT_SIZES[ggml_type], description)
 
@@ -69,6 +76,12 @@ _ROWS = (
     ("Q4_K", "4-bit quants, a 6-bit scale and min per 32 weights"),
     ("IQ4_NL", "4-bit quants on a non-linear grid, one scale per 32 weights"),
     ("Q4_0", "4-bit quants, one scale per 32 weights"),
+    ("NVFP4", "4-bit floats, an 8-bit float scale per 16 weights"),
+    ("MXFP4", "4-bit floats, a power of two per 32 weights"),
+    ("Q2_0", "2-bit quants from -1 to 2, one scale per 64 weights"),
+    ("TQ2_0", "ternary in 2 bits, one scale per 256 weights"),
+    ("TQ1_0", "ternary, five weights to a byte, one scale per 256 weights"),
+    ("Q1_0", "signs, one scale per 128 weights"),
 )
 
 ALL: dict[str, QuantType] = {name: _quant_type(name, description) for name, description in _ROWS}
