@@ -18,7 +18,7 @@ struct ternary_codes {
 
 /* Rounds of d = A / B over |x| > d / 2, at effort fast. From the mean magnitude of all weights the
  * set only shrinks, and stops at the first d that gives itself. */
-#define FAST_ROUNDS 3
+#define FAST_ROUNDS 5
 
 static ALWAYS_INLINE f32x16 fit_ternary_fast(const f32x16 *x, const f32x16 *w)
 {
