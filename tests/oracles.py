@@ -1,4 +1,4 @@
-"""What the encoders are measured against: ggml's own, and the decoders of the gguf package."""
+"""What the encoders are measured against: ggml's own, and decoders of gguf and of llama.cpp."""
 
 from __future__ import annotations
 
@@ -28,6 +28,11 @@ def ggml() -> ctypes.CDLL:
         *[ctypes.c_int64] * 3,
         ctypes.c_void_p,
     ]
+    loaded.ggml_validate_row_data.restype = ctypes.c_bool
+    loaded.ggml_validate_row_data.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t]
+    loaded.ggml_type_name.restype = ctypes.c_char_p
+    loaded.ggml_type_size.restype = ctypes.c_size_t
+    loaded.ggml_blck_size.restype = ctypes.c_int64
     return loaded
 
 
@@ -47,10 +52,34 @@ def requires_importance(qtype: QuantType) -> bool:
     return bool(ggml().ggml_quantize_requires_imatrix(int(qtype.ggml_type)))
 
 
+def ggml_accepts(blocks: U8, qtype: QuantType) -> bool:
+    """Say whether llama.cpp would load these blocks: `ggml_validate_row_data`."""
+    blocks = np.ascontiguousarray(blocks)
+    return ggml().ggml_validate_row_data(qtype.ggml_type, blocks.ctypes.data, blocks.nbytes)
+
+
+NOT_IN_GGUF = ("Q1_0", "Q2_0")
+"""Types that the gguf package (0.19) does not decode."""
+
+
 def gguf_decode(blocks: U8, qtype: QuantType) -> F32:
-    """Decode with the gguf package, bit for bit what llama.cpp computes with."""
+    """Decode with the gguf package, bit for bit what llama.cpp computes with, or with llama.cpp."""
+    if qtype.name in NOT_IN_GGUF:
+        return ggml_decode(blocks, qtype)
     with np.errstate(all="ignore"):  # random blocks may hold scales that are not finite
         return quants.dequantize(blocks, qtype.ggml_type).astype(np.float32, copy=False)
+
+
+def ggml_decode(blocks: U8, qtype: QuantType) -> F32:
+    """Decode with llama.cpp's own function for the type."""
+    blocks = np.ascontiguousarray(blocks)
+    n_rows, row_size = blocks.shape
+    x = np.empty((n_rows, row_size // qtype.type_size * qtype.block_size), np.float32)
+    decode = getattr(ggml(), f"dequantize_row_{qtype.name.lower()}")
+    decode.restype = None
+    decode.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
+    decode(blocks.ctypes.data, x.ctypes.data, x.size)
+    return x
 
 
 def weighted_error(x: F32, decoded: F32, importance: F32 | None = None) -> float:

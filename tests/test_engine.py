@@ -28,12 +28,14 @@ from imatrices import write_counted
 from vocab_files import shared
 
 from dynquant.arch.base import ModelTensor
+from dynquant.checkpoint.gguf import read_gguf
 from dynquant.conversion.engine import Progress, convert_plan
 from dynquant.conversion.layout import lay_out
 from dynquant.conversion.output import PartFile
 from dynquant.errors import CheckpointError, ConvertError, DynquantError, ImportanceError
 from dynquant.importance.imatrix import read_imatrix
 from dynquant.plan.plan import Plan, make_plan
+from dynquant.quants import ALL
 from dynquant.quants.codec import encode
 from dynquant.quants.search import EFFORTS, Effort
 from dynquant.tensors import F32, U8, Computed, StoredType, TensorSource
@@ -78,6 +80,21 @@ def test_gguf_reads_back_what_encode_makes_of_each_tensor(tmp_path: Path) -> Non
         wanted = gguf.quants.dequantize(encode(rows, planned.type), planned.type.ggml_type)
         decoded = gguf.quants.dequantize(found.data, found.tensor_type)
         assert np.array_equal(decoded.reshape(-1), wanted.reshape(-1))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_our_reader_finds_the_blocks_of_every_type(tmp_path: Path, name: str) -> None:
+    plan = small_plan(name)
+    convert_plan(plan, tmp_path / "x.gguf", threads=2, chunk_bytes=4096)
+    file = read_gguf(tmp_path / "x.gguf")
+    content = (tmp_path / "x.gguf").read_bytes()
+    for found, planned in zip(file.tensors, plan.tensors, strict=True):
+        assert (found.type_name, found.n_bytes) == (planned.type.name, planned.n_bytes)
+        source = plan.sources[planned.name].source
+        assert isinstance(source, Computed)
+        blocks = encode(source.values.reshape(-1, planned.n_per_row), planned.type)
+        start = file.data_offset + found.offset
+        assert content[start : start + found.n_bytes] == blocks.tobytes()
 
 
 def test_float32_tensors_are_written_bit_for_bit(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from dynquant.checkpoint.gguf import GGUFFile, read_gguf
 from dynquant.errors import CheckpointError
 from dynquant.keys import KeyValue
+from dynquant.quants import ALL
 
 SCALARS = {
     GGUFValueType.UINT8: 255,
@@ -119,6 +120,14 @@ def test_tensors_are_where_the_gguf_package_finds_them(tmp_path: Path) -> None:
         (t.name, tuple(map(int, t.shape))[::-1], t.tensor_type, t.data_offset, t.n_bytes)
         for t in expected.tensors
     ]
+
+
+def test_types_that_the_gguf_package_lacks_are_read_by_our_table(tmp_path: Path) -> None:
+    q2_0 = ALL["Q2_0"]
+    content = raw([], [tensor("t", [128, 3], q2_0.ggml_type)], 3 * q2_0.row_size(128))
+    (found,) = read_gguf(bytes_of(tmp_path / "t.gguf", content)).tensors
+    assert (found.type_name, found.ggml_type) == ("Q2_0", q2_0.ggml_type)
+    assert (found.shape, found.n_bytes) == ((3, 128), 3 * q2_0.row_size(128))
 
 
 def test_keys_are_what_the_gguf_package_reads(tmp_path: Path) -> None:

@@ -19,10 +19,11 @@ from math import prod
 from pathlib import Path
 from typing import BinaryIO
 
-from gguf import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType, GGUFValueType
+from gguf import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGUFValueType
 
 from dynquant.errors import CheckpointError
 from dynquant.keys import Keys, KeyValue, Scalar
+from dynquant.quants.table import ALL
 
 VERSIONS = (2, 3)
 MAX_NAME = 63
@@ -49,6 +50,12 @@ _FORMATS = {
     GGUFValueType.INT64: "q",
     GGUFValueType.FLOAT64: "d",
 }
+_TYPES = {
+    **{t.ggml_type: (t.name, t.block_size, t.type_size) for t in ALL.values()},
+    **{int(t): (t.name, *sizes) for t, sizes in GGML_QUANT_SIZES.items()},
+}
+"""Every type by its number, as the gguf package knows it, and those that it lacks and we have."""
+
 _MIN_KEY, _MIN_TENSOR = 8 + 4 + 1, 8 + 4 + 4 + 8  # bytes of the shortest entry of each table
 
 
@@ -57,11 +64,13 @@ class GGUFTensor:
     """One row of the tensor table.
 
     shape: numpy order; offset: bytes from the start of the data section
+    type_name, ggml_type: of its blocks, and the number of it
     """
 
     name: str
     shape: tuple[int, ...]
-    ggml_type: GGMLQuantizationType
+    type_name: str
+    ggml_type: int
     offset: int
     n_bytes: int
 
@@ -257,24 +266,22 @@ def _tensor(cursor: _Cursor, alignment: int, tensors: dict[str, GGUFTensor]) -> 
         raise cursor.error(f"{name} has {n_dims} dimensions; ggml has at most {MAX_DIMS}", at)
     dims = [int(d) for d in cursor.numbers(n_dims, "Q", f"the shape of {name}")]
     number, offset = cursor.count("I", f"the type of {name}"), cursor.count("Q", "an offset")
-    try:
-        ggml_type = GGMLQuantizationType(number)
-    except ValueError:
+    if number not in _TYPES:
         raise cursor.error(
-            f"{name} has ggml type {number}, which the gguf package does not know", at
-        ) from None
-    block_size, type_size = GGML_QUANT_SIZES[ggml_type]
+            f"{name} has ggml type {number}, which neither the gguf package nor dynquant knows", at
+        )
+    type_name, block_size, type_size = _TYPES[number]
     n_per_row = dims[0] if dims else 1
     if 0 in dims or n_per_row % block_size:
         raise cursor.error(
-            f"{name} has rows of {n_per_row} weights in shape {dims[::-1]}; {ggml_type.name}"
+            f"{name} has rows of {n_per_row} weights in shape {dims[::-1]}; {type_name}"
             f" needs a multiple of {block_size}",
             at,
         )
     if offset % alignment:
         raise cursor.error(f"{name} lies at {offset}, not a multiple of {alignment}", at)
     n_bytes = prod(dims) // block_size * type_size
-    return GGUFTensor(name, tuple(dims[::-1]), ggml_type, offset, n_bytes)
+    return GGUFTensor(name, tuple(dims[::-1]), type_name, number, offset, n_bytes)
 
 
 def _places(tensors: list[GGUFTensor], n_data: int) -> Iterator[tuple[int, str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass
 
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
 
 from dynquant.errors import EncodeError
 from dynquant.quants.search import Gain, Weighting
@@ -53,8 +53,15 @@ class QuantType:
         return n_per_row // self.block_size * self.type_size
 
 
+_NOT_IN_GGUF = {"Q2_0": (42, 64, 18)}
+"""Number, block size and type size of types that llama.cpp has and the gguf package (0.19) has not;
+from ggml.h and ggml-common.h. tests/test_quants.py asks llama.cpp's library about all of them."""
+
+
 def _quant_type(name: str, description: str) -> QuantType:
-    """Return a type by the number and sizes that the gguf package gives it."""
+    """Return a type by the number and sizes that the gguf package gives it, where it knows it."""
+    if name not in GGMLQuantizationType.__members__:
+        return QuantType(name, *_NOT_IN_GGUF[name], description)
     ggml_type = GGMLQuantizationType[name]
     return QuantType(
         name,
@@ -78,16 +85,22 @@ _ROWS = (
     ("Q4_K", "4-bit quants, a 6-bit scale and min per 32 weights"),
     ("IQ4_NL", "4-bit quants on a non-linear grid, one scale per 32 weights"),
     ("Q4_0", "4-bit quants, one scale per 32 weights"),
+    ("NVFP4", "4-bit floats, an 8-bit float scale per 16 weights"),
     ("IQ4_XS", "4-bit quants on a non-linear grid, a 6-bit scale per 32 weights"),
+    ("MXFP4", "4-bit floats, a power of two per 32 weights"),
     ("IQ3_S", "512 points of four weights with free signs, a 4-bit scale per 32 weights"),
     ("Q3_K", "3-bit quants, a 6-bit scale per 16 weights"),
     ("IQ3_XXS", "256 points of four weights, a 4-bit scale per 32 weights"),
     ("Q2_K", "2-bit quants, a 4-bit scale and min per 16 weights"),
     ("IQ2_S", "1024 points of eight weights with free signs, a 4-bit scale per 16 weights"),
     ("IQ2_XS", "512 points of eight weights, a 4-bit scale per 16 weights"),
+    ("Q2_0", "2-bit quants from -1 to 2, one scale per 64 weights"),
     ("IQ2_XXS", "256 points of eight weights, a 4-bit scale per 32 weights"),
+    ("TQ2_0", "ternary in 2 bits, one scale per 256 weights"),
     ("IQ1_M", "2048 ternary points of eight weights, a 3-bit scale per 16 weights"),
+    ("TQ1_0", "ternary, five weights to a byte, one scale per 256 weights"),
     ("IQ1_S", "2048 ternary points of eight weights, a 3-bit scale per 32 weights"),
+    ("Q1_0", "signs, one scale per 128 weights"),
 )
 
 # As llama-quantize has it (tensor_requires_imatrix in llama-quant.cpp): below these bits, what the
@@ -110,4 +123,11 @@ def unknown_type(name: str) -> str:
     """Return the message for a name that is no quant type, with the nearest valid one."""
     near = difflib.get_close_matches(name.upper(), ALL, n=1, cutoff=0.4)
     hint = f"; did you mean {near[0]}?" if near else ""
+    if name.upper() in GGMLQuantizationType.__members__:
+        return (
+            f"{name!r} is a type of GGUF, but none that weights are encoded in"
+            " (`dynquant types` lists those)"
+        )
+    if f"MOSTLY_{name.upper()}" in LlamaFileType.__members__:
+        return f"{name!r} is llama-quantize's name of a mixture, not a quant type{hint}"
     return f"{name!r} is not a quant type{hint} (`dynquant types` lists them)"

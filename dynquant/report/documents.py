@@ -26,12 +26,12 @@ def file_json(file: GGUFFile) -> dict[str, Any]:
         "tensor_bytes": n_bytes,
         "bits_per_weight": 8 * n_bytes / weights if weights else 0.0,
         "weights": weights,
-        "type_counts": dict(Counter(t.ggml_type.name for t in file.tensors).most_common()),
+        "type_counts": dict(Counter(t.type_name for t in file.tensors).most_common()),
         "tensors": [
             {
                 "name": t.name,
                 "shape": list(t.shape),
-                "type": t.ggml_type.name,
+                "type": t.type_name,
                 "bytes": t.n_bytes,
                 "offset": t.offset,
                 "rule": None,

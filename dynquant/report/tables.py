@@ -138,7 +138,7 @@ def file_tables(file: GGUFFile) -> RenderableType:
     total = f"{len(file.tensors)} tensors, {weights:,} weights, {gigabytes(n_bytes)}"
     if weights:
         total += f", {8 * n_bytes / weights:.3f} bits per weight"
-    tensors = tensor_table([(t, t.ggml_type.name) for t in file.tensors])
+    tensors = tensor_table([(t, t.type_name) for t in file.tensors])
     return Group(keys, Text(), tensors, Text(), Text(total))
 
 

@@ -57,39 +57,45 @@ static ALWAYS_INLINE void units_of(const float (*a)[LANES], int n, int group_cou
     }
 }
 
-/* to[i][l] = weight i of group l; groups beyond n_groups repeat nothing and are zero. */
+/* to[i][l] = weight i of group l; groups beyond n_groups are zero. */
 static ALWAYS_INLINE void lanes_of_groups(float (*to)[LANES], const float *x, int n, int n_groups)
 {
     if (n_groups == LANES) {
         lanes_of_rows(to, x, n);
         return;
     }
-    float padded[LANES * MAX_GROUP] = {0};
-    memcpy(padded, x, (size_t)(n_groups * n) * sizeof *x);
-    lanes_of_rows(to, padded, n);
+    for (int i = 0; i < n; i++)
+        for (int l = 0; l < LANES; l++)
+            to[i][l] = l < n_groups ? x[l * n + i] : 0;
 }
 
-/* Take n_blocks blocks of group_count groups of n weights, group_count * n_blocks <= 16; lanes
- * beyond them hold zeros. w NULL: all importances are one. */
+/* Take n_blocks blocks of group_count groups of n weights, group_count * n_blocks <= 16, to gx and
+ * their importances to gw; lanes beyond them hold zeros. w NULL: all importances are one. */
+static ALWAYS_INLINE void gather_into(f32x16 *gx, f32x16 *gw, float *unit, int n, int group_count,
+                                      int n_blocks, const float *x, const float *w)
+{
+    float inverse[LANES], w_unit[LANES];
+    int n_groups = n_blocks * group_count;
+
+    lanes_of_groups((float(*)[LANES])gx, x, n, n_groups);
+    units_of((const float(*)[LANES])gx, n, group_count, unit, inverse);
+    for (int i = 0; i < n; i++)
+        gx[i] = mul(gx[i], load(inverse));
+    if (!w) {
+        for (int i = 0; i < n; i++)
+            gw[i] = splat(1);
+        return;
+    }
+    lanes_of_groups((float(*)[LANES])gw, w, n, n_groups);
+    units_of((const float(*)[LANES])gw, n, group_count, w_unit, inverse);
+    for (int i = 0; i < n; i++)
+        gw[i] = most(mul(gw[i], load(inverse)), splat(LEAST_IMPORTANCE));
+}
+
 static ALWAYS_INLINE void gather(struct groups *g, int n, int group_count, int n_blocks,
                                  const float *x, const float *w)
 {
-    float a[MAX_GROUP][LANES], inverse[LANES], w_unit[LANES];
-    int n_groups = n_blocks * group_count;
-
-    lanes_of_groups(a, x, n, n_groups);
-    units_of((const float(*)[LANES])a, n, group_count, g->unit, inverse);
-    for (int i = 0; i < n; i++)
-        g->x[i] = mul(load(a[i]), load(inverse));
-    if (!w) {
-        for (int i = 0; i < n; i++)
-            g->w[i] = splat(1);
-        return;
-    }
-    lanes_of_groups(a, w, n, n_groups);
-    units_of((const float(*)[LANES])a, n, group_count, w_unit, inverse);
-    for (int i = 0; i < n; i++)
-        g->w[i] = most(mul(load(a[i]), load(inverse)), splat(LEAST_IMPORTANCE));
+    gather_into(g->x, g->w, g->unit, n, group_count, n_blocks, x, w);
 }
 
 /* What belongs to a block of group_count lanes: its number in all of them; the sum over them. */

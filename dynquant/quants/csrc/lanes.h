@@ -2,8 +2,8 @@
  *
  * Block encoders work on sixteen groups of weights at a time, one group a lane (see groups.h).
  * A lane never meets its neighbour: every sum runs down one lane in the order of the weights, so
- * the bytes do not depend on how many lanes a machine register holds, and no sum across lanes
- * exists whose order could differ. What this file promises and the encoders rely on:
+ * the bytes do not depend on how many lanes a machine register holds. The few sums across lanes
+ * are written out, in one order, on sixteen stored floats. What this file promises and the encoders rely on:
  *
  *   - each operation is the IEEE 754 single operation, rounded once, on every lane;
  *   - no fused multiply-add unless `fused` is written (the build passes -ffp-contract=off);

@@ -15,7 +15,11 @@
 #include "iq3_xxs.h"
 #include "iq4_nl.h"
 #include "iq4_xs.h"
+#include "mxfp4.h"
+#include "nvfp4.h"
 #include "plain.h"
+#include "q1_0.h"
+#include "q2_0.h"
 #include "q2_k.h"
 #include "q3_k.h"
 #include "q4_0.h"
@@ -26,6 +30,8 @@
 #include "q5_k.h"
 #include "q6_k.h"
 #include "q8_0.h"
+#include "tq1_0.h"
+#include "tq2_0.h"
 
 /* Block types: name, file, weights and bytes of a block, blocks that are encoded at a time. */
 #define BLOCK_TYPES(T)                                                                             \
@@ -45,9 +51,18 @@
     T(Q2_K, q2_k, 256, 84, 1)                                                                      \
     T(IQ2_S, iq2_s, 256, 82, 1)                                                                    \
     T(IQ2_XS, iq2_xs, 256, 74, 1)                                                                  \
+    T(Q2_0, q2_0, 64, 18, 16)                                                                      \
     T(IQ2_XXS, iq2_xxs, 256, 66, 2)                                                                \
+    T(TQ2_0, tq2_0, 256, 66, 16)                                                                   \
     T(IQ1_M, iq1_m, 256, 56, 1)                                                                    \
-    T(IQ1_S, iq1_s, 256, 50, 2)
+    T(TQ1_0, tq1_0, 256, 54, 16)                                                                   \
+    T(IQ1_S, iq1_s, 256, 50, 2)                                                                    \
+    T(Q1_0, q1_0, 128, 18, 1)
+
+/* Block types whose scales are too coarse to be regained; the columns are the same. */
+#define LATTICE_TYPES(T)                                                                           \
+    T(NVFP4, nvfp4, 64, 36, 4)                                                                     \
+    T(MXFP4, mxfp4, 32, 17, 16)
 
 /* A block file knows its struct and a few blocks; the rest of the core knows bytes and any number. */
 #define LOOPS(NAME, name, block_size, type_size, batch)                                            \
@@ -65,28 +80,34 @@
         const struct block_##name *block = (const struct block_##name *)blocks;                    \
         for (int64_t b = 0; b < n; b++)                                                            \
             decode_##name(block + b, x + b * block_size);                                          \
-    }                                                                                              \
-                                                                                                   \
+    }
+
+#define REGAIN(NAME, name, block_size, type_size, batch)                                           \
     static void regain_one_##name(uint8_t *block, float factor)                                    \
     {                                                                                              \
         regain_##name((struct block_##name *)block, factor);                                       \
     }
 
 BLOCK_TYPES(LOOPS)
+BLOCK_TYPES(REGAIN)
+LATTICE_TYPES(LOOPS)
 
 #define ROW(NAME, name, block_size, type_size, batch)                                              \
     {#NAME, block_size, type_size, encode_all_##name, decode_all_##name, regain_one_##name},
+#define LATTICE_ROW(NAME, name, block_size, type_size, batch)                                      \
+    {#NAME, block_size, type_size, encode_all_##name, decode_all_##name, NULL},
 
 static const struct quant_type types[] = {
     {"F32", 1, 4, encode_f32, decode_f32, NULL},
     {"F16", 1, 2, encode_f16, decode_f16, NULL},
     {"BF16", 1, 2, encode_bf16, decode_bf16, NULL},
     BLOCK_TYPES(ROW)
+    LATTICE_TYPES(LATTICE_ROW)
 };
 
-/* Weights converted and encoded at a time: a multiple of every block size, and what two vectors of
- * sixteen super-blocks' groups need; 2 x 8 KiB of stack, well inside the L1 cache. */
-#define BATCH 2048
+/* Weights converted and encoded at a time: a multiple of every block size, and of what any encoder
+ * takes at a time; 2 x 16 KiB of stack, inside the L1 cache. */
+#define BATCH 4096
 #define MAX_BLOCK 256
 
 /* Stored numbers as f32. Returns whether all of them are finite. */

@@ -1,0 +1,59 @@
+/* MXFP4: 32 weights in 17 bytes, 4.25 bits per weight.
+ *
+ *   byte  0       e    E8M0 scale: the power of two 2^(e - 127)
+ *   bytes 1..16   qs   byte i holds weight i in its low half and weight 16 + i in its high half
+ *
+ *   w[i] = 2^(e - 127) * level[q],  q in 0..15: FP4 (fp4.h)
+ *
+ * e = 255 is not a number. Above 252 the largest level overflows, so it is the highest written.
+ * Source: block_mxfp4 in ggml-common.h; OCP Microscaling Formats 1.0.
+ */
+#include "fp4.h"
+
+struct block_mxfp4 { uint8_t e, qs[16]; };
+static_assert(sizeof(struct block_mxfp4) == 17, "MXFP4 is 17 bytes a block");
+
+/* How many exponents are tried, downwards from that of 1/2 in normalised weights, which are below 2.
+ * Higher ones can be left out: up to 2 s the levels of s are among those of s / 2. Two of them bring
+ * the largest weight to 2..8; each further one clips it to half, which pays where it does not
+ * matter. */
+static const int mxfp4_exponents[N_EFFORTS] = {2, 3, 8};
+
+static void encode_mxfp4(const float *x, const float *w, struct block_mxfp4 *blocks, int n_blocks,
+                         enum effort effort)
+{
+    struct groups g;
+    gather(&g, 32, 1, n_blocks, x, w);
+    float unit_exponent[LANES];
+    for (int l = 0; l < LANES; l++)
+        unit_exponent[l] = (float)(int32_t)(bits_of_f32(g.unit[l]) >> 23);
+
+    /* The unit's exponent is 1..253, so that -1 gives one of 0..252; others stop at 0. */
+    f32x16 best_e = splat(0), best_s = splat(0), best_error = error_of_zeros(sum_group(&g, 32).xx);
+    for (int c = 1; c <= mxfp4_exponents[effort]; c++) {
+        float s = 1.0f / (float)(1 << c);
+        f32x16 e = sub(load(unit_exponent), splat((float)c));
+        f32x16 error = error_of_fp4(&g, 32, splat(s), splat((float)(1 << c)));
+        error = choose(below(e, splat(0)), splat(INFINITY), error);
+        mask16 better = below(error, best_error);
+        best_error = choose(better, error, best_error);
+        best_e = choose(better, e, best_e);
+        best_s = choose(better, splat(s), best_s);
+    }
+
+    float e[LANES];
+    _Alignas(4) uint8_t qs[LANES * 16];
+    store(e, best_e);
+    pack_fp4(&g, 32, best_s, qs);
+    for (int k = 0; k < n_blocks; k++) {
+        blocks[k].e = (uint8_t)e[k];
+        memcpy(blocks[k].qs, qs + 16 * k, 16);
+    }
+}
+
+static void decode_mxfp4(const struct block_mxfp4 *block, float *x)
+{
+    /* Half the scale, 2^(e - 128), is subnormal for e < 2. */
+    uint32_t e = block->e, bits = e < 2 ? 0x00200000u << e : (e - 1) << 23;
+    unpack_fp4(block->qs, 32, f32_of_bits(bits), x);
+}

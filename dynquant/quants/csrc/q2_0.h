@@ -1,0 +1,128 @@
+/* Q2_0: 64 weights in 18 bytes, 2.25 bits per weight.
+ *
+ *   bytes 0..1    d    f16 scale, of either sign
+ *   bytes 2..17   qs   bits 2 k, 2 k + 1 of byte i are the code of weight 4 i + k
+ *
+ *   w[i] = d * (q - 1),  q in 0..3
+ *
+ * Source: block_q2_0 in ggml-common.h. Little-endian.
+ *
+ * Search: the exact optimum, as for the ternary types. Take d > 0. The best code of a weight is its
+ * sign where |x| > d / 2, and 2 where x / 3 > d / 2 also. So it climbs in two steps, which add
+ * (w |x|, w) and (w x, 3 w) to A = sum w x q and B = sum w q^2: what a ternary weight |x| would add,
+ * and one of x / 3 with three times the importance. Sort the steps of all weights; one of the sets
+ * of the largest gains most, A^2 / B. For d < 0 the second steps are those of the negative weights.
+ */
+#include "sort.h"
+
+struct block_q2_0 { uint16_t d; uint8_t qs[16]; };
+static_assert(sizeof(struct block_q2_0) == 18, "Q2_0 is 18 bytes a block");
+
+#define Q2_BLOCK 64
+
+/* Scales of one sign: sums over the steps so far, and the best yet. */
+struct q2_walk { f32x16 a, b, best_a, best_b; };
+
+static ALWAYS_INLINE void q2_step(struct q2_walk *t, f32x16 key, f32x16 w)
+{
+    t->a = add(t->a, mul(w, key));
+    t->b = add(t->b, w);
+    /* a^2 / b against the best, without a division */
+    mask16 better = below(mul(mul(t->best_a, t->best_a), t->b), mul(mul(t->a, t->a), t->best_b));
+    t->best_a = choose(better, t->a, t->best_a);
+    t->best_b = choose(better, t->b, t->best_b);
+}
+
+static ALWAYS_INLINE f32x16 fit_q2_0(const f32x16 *x, const f32x16 *w)
+{
+    /* The importance that each step has for d > 0, and for d < 0. */
+    f32x16 key[2 * Q2_BLOCK], up[2 * Q2_BLOCK], down[2 * Q2_BLOCK], zero = splat(0);
+    for (int i = 0; i < Q2_BLOCK; i++) {
+        key[i] = absolute(x[i]);
+        up[i] = choose(below(x[i], zero), sub(zero, w[i]), w[i]);
+    }
+    sort_falling(key, up, Q2_BLOCK);
+    for (int i = 0; i < Q2_BLOCK; i++) {
+        f32x16 signed_w = up[i];
+        key[Q2_BLOCK + i] = mul(key[i], splat(1.0f / 3));
+        up[Q2_BLOCK + i] = mul(most(signed_w, zero), splat(3));
+        down[Q2_BLOCK + i] = mul(most(sub(zero, signed_w), zero), splat(3));
+        up[i] = down[i] = absolute(signed_w);
+    }
+    merge_falling(key, up, down, 2 * Q2_BLOCK, Q2_BLOCK);
+
+    struct q2_walk p = {zero, zero, zero, splat(1)}, m = p;
+    for (int i = 0; i < 2 * Q2_BLOCK; i++) {
+        q2_step(&p, key[i], up[i]);
+        q2_step(&m, key[i], down[i]);
+    }
+    f32x16 d = quotient(p.best_a, p.best_b), minus_d = quotient(m.best_a, m.best_b);
+    mask16 minus_is_better = below(mul(d, p.best_a), mul(minus_d, m.best_a));
+    return choose(minus_is_better, sub(zero, minus_d), d);
+}
+
+/* Effort fast: scales that map the extreme weight to these multiples of d, and to as many of -d,
+ * each judged by its codes. Measured on Gaussian and Student-t weights. */
+static const float q2_fast_levels[4] = {1.8f, 2.3f, 2.8f, 3.4f};
+
+static ALWAYS_INLINE f32x16 fit_q2_0_fast(const f32x16 *x, const f32x16 *w)
+{
+    f32x16 widest = splat(0), best_d = splat(0), best_gain = splat(0);
+    for (int i = 0; i < Q2_BLOCK; i++)
+        widest = most(widest, absolute(x[i]));
+    f32x16 per_widest = quotient_or_zero(splat(1), widest);
+    for (int c = 0; c < 8; c++) {
+        float level = q2_fast_levels[c / 2];
+        f32x16 inverse = mul(per_widest, splat(c % 2 ? -level : level));
+        f32x16 a = splat(0), b = splat(0);
+        for (int i = 0; i < Q2_BLOCK; i++) {
+            f32x16 q = nearest(mul(x[i], inverse), -1, 2), wq = mul(w[i], q);
+            a = add(a, mul(wq, x[i]));
+            b = add(b, mul(wq, q));
+        }
+        f32x16 d = quotient_or_zero(a, b), gain = mul(d, a);
+        mask16 better = below(best_gain, gain);
+        best_gain = choose(better, gain, best_gain);
+        best_d = choose(better, d, best_d);
+    }
+    return best_d;
+}
+
+static void encode_q2_0(const float *x, const float *w, struct block_q2_0 *blocks, int n_blocks,
+                        enum effort effort)
+{
+    f32x16 gx[Q2_BLOCK], gw[Q2_BLOCK];
+    float unit[LANES], d[LANES];
+    gather_into(gx, gw, unit, Q2_BLOCK, 1, n_blocks, x, w);
+    store(d, effort == EFFORT_FAST ? fit_q2_0_fast(gx, gw) : fit_q2_0(gx, gw));
+    uint16_t stored[LANES];
+    for (int l = 0; l < LANES; l++)
+        d[l] = rounded_scale(d[l], unit[l], &stored[l]);
+
+    f32x16 inverse = quotient_or_zero(splat(1), load(d)), bytes[Q2_BLOCK / 4];
+    for (int i = 0; i < Q2_BLOCK / 4; i++) {
+        bytes[i] = splat(0);
+        for (int k = 3; k >= 0; k--) {
+            f32x16 q = nearest(mul(gx[4 * i + k], inverse), -1, 2);
+            bytes[i] = add(mul(bytes[i], splat(4)), add(q, splat(1)));
+        }
+    }
+    _Alignas(4) uint8_t qs[LANES * 16];
+    scatter_codes(bytes, 16, qs);
+    for (int k = 0; k < n_blocks; k++) {
+        blocks[k].d = stored[k];
+        memcpy(blocks[k].qs, qs + 16 * k, 16);
+    }
+}
+
+static void decode_q2_0(const struct block_q2_0 *block, float *x)
+{
+    float d = f32_of_f16(block->d);
+    for (int i = 0; i < Q2_BLOCK; i++)
+        x[i] = d * (float)((block->qs[i / 4] >> 2 * (i % 4) & 3) - 1);
+}
+
+static void regain_q2_0(struct block_q2_0 *block, float factor)
+{
+    block->d = scaled_f16(block->d, factor);
+}

@@ -1,0 +1,81 @@
+/* TQ1_0: 256 ternary weights in 54 bytes, 1.6875 bits per weight.
+ *
+ *   bytes  0..47   qs   five codes to a byte
+ *   bytes 48..51   qh   four codes to a byte
+ *   bytes 52..53   d    f16 scale
+ *
+ * Codes of a byte are the digits of a number in base 3, the first weight's the highest; four codes
+ * have a fifth digit of 0. Weights of the digits k = 0..4:
+ *
+ *   qs[m], m < 32          32 k + m
+ *   qs[32 + m], m < 16     160 + 16 k + m
+ *   qh[m], m < 4           240 + 4 k + m, k < 4
+ *
+ * The byte is the five-digit number v as the fraction v / 243 of 256, rounded up, so that digit k is
+ * what is carried out of the low eight bits of (byte * 3^k) when those are tripled.
+ *
+ *   w[i] = d * (digit - 1)
+ *
+ * Source: block_tq1_0 in ggml-common.h. Little-endian.
+ */
+#include "ternary.h"
+
+struct block_tq1_0 { uint8_t qs[48], qh[4]; uint16_t d; };
+static_assert(sizeof(struct block_tq1_0) == 54, "TQ1_0 is 54 bytes a block");
+
+/* Where a run of bytes has its weights: the first one, the distance between digits, how many. */
+struct tq1_run { int first_byte, n_bytes, first_weight, stride, digits; };
+static const struct tq1_run tq1_runs[3] = {{0, 32, 0, 32, 5}, {32, 16, 160, 16, 5}, {48, 4, 240, 4, 4}};
+
+/* The byte of five digits, the first weight's at q[0], the others `stride` on. */
+static ALWAYS_INLINE f32x16 tq1_byte(const f32x16 *q, int stride, int digits)
+{
+    f32x16 v = splat(0);
+    for (int k = 0; k < 5; k++) {
+        v = mul(v, splat(3));
+        v = k < digits ? add(v, q[k * stride]) : v;
+    }
+    /* ceil(256 v / 243) = floor((256 v + 242) / 243). A half more above the line and a half off the
+     * quotient make that a rounding to nearest with 1/486 to spare on both sides. */
+    v = add(mul(v, splat(256)), splat(242.5f));
+    return nearest(sub(mul(v, splat(1.0f / 243)), splat(0.5f)), 0, 255);
+}
+
+static void encode_tq1_0(const float *x, const float *w, struct block_tq1_0 *blocks, int n_blocks,
+                         enum effort effort)
+{
+    struct ternary_codes c;
+    encode_ternary(x, w, n_blocks, effort, &c);
+    for (int k = 0; k < n_blocks; k++)
+        blocks[k].d = c.d[k];
+    for (int r = 0; r < 3; r++) {
+        struct tq1_run run = tq1_runs[r];
+        f32x16 bytes[32];
+        _Alignas(4) uint8_t qs[LANES * 32];
+        for (int m = 0; m < run.n_bytes; m++)
+            bytes[m] = tq1_byte(c.q + run.first_weight + m, run.stride, run.digits);
+        scatter_codes(bytes, run.n_bytes, qs);
+        for (int k = 0; k < n_blocks; k++)
+            memcpy((uint8_t *)(blocks + k) + run.first_byte, qs + run.n_bytes * k, (size_t)run.n_bytes);
+    }
+}
+
+static void decode_tq1_0(const struct block_tq1_0 *block, float *x)
+{
+    static const uint8_t powers[5] = {1, 3, 9, 27, 81};
+    float d = f32_of_f16(block->d);
+    for (int r = 0; r < 3; r++) {
+        struct tq1_run run = tq1_runs[r];
+        const uint8_t *bytes = (const uint8_t *)block + run.first_byte;
+        for (int k = 0; k < run.digits; k++)
+            for (int m = 0; m < run.n_bytes; m++) {
+                uint8_t fraction = (uint8_t)(bytes[m] * powers[k]);
+                x[run.first_weight + k * run.stride + m] = d * (float)((fraction * 3 >> 8) - 1);
+            }
+    }
+}
+
+static void regain_tq1_0(struct block_tq1_0 *block, float factor)
+{
+    block->d = scaled_f16(block->d, factor);
+}
