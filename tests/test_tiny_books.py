@@ -10,7 +10,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from agreement import (
     F32_TOLERANCE,
@@ -22,7 +21,6 @@ from agreement import (
 )
 
 import dynquant
-from dynquant.quants import ALL
 
 llamacpp: Any = pytest.importorskip("llamacpp", reason="needs xllamacpp", exc_type=ImportError)
 
@@ -70,25 +68,6 @@ def test_divergence_from_transformers_is_below_the_ceiling(
 ) -> None:
     ours = llamacpp.log_probabilities(converted(reference, folder, recipe), reference.prompts)
     assert divergence(reference.log_probabilities, ours) < KL_CEILINGS[recipe]
-
-
-@pytest.mark.parametrize("name", [name for name, qtype in ALL.items() if not qtype.is_float])
-def test_a_file_of_each_type_loads_and_knows_more_than_nothing(
-    name: str, reference: Reference, folder: Path
-) -> None:
-    recipe = folder / f"all-{name}.yaml"
-    recipe.write_text(
-        f"description: one type\ndefault: {name}\n"
-        "rules: [{role: [output, token_embd], type: Q8_0}]\nfallback: [Q8_0]\n"
-    )
-    out = folder / f"{name}.gguf"
-    dynquant.convert(reference.folder, out, recipe=str(recipe), threads=2)
-    ours = llamacpp.log_probabilities(out, reference.prompts)
-    nothing = np.zeros_like(ours)
-    assert np.isfinite(ours).all()
-    assert divergence(reference.log_probabilities, ours) < 0.3 * divergence(
-        reference.log_probabilities, nothing
-    )
 
 
 def test_the_dynamic_4bit_file_writes_words(reference: Reference, folder: Path) -> None:

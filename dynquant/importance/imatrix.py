@@ -20,7 +20,7 @@ from math import prod
 from pathlib import Path
 
 import numpy as np
-from gguf import GGMLQuantizationType, GGUFWriter
+from gguf import GGUFWriter
 
 from dynquant.checkpoint.gguf import GGUFFile, GGUFTensor, read_gguf
 from dynquant.checkpoint.names import grouped
@@ -110,8 +110,8 @@ def _misfits(
             at = f"{file.path}: byte {_place(file, t)}: {t.name!r}"
             if not name or not name.isprintable():
                 yield f"{at} is no tensor's name"
-            elif t.ggml_type is not GGMLQuantizationType.F32 or not t.shape:
-                yield f"{at} is {t.ggml_type.name} {list(t.shape)}; an imatrix has rows of F32"
+            elif t.type_name != "F32" or not t.shape:
+                yield f"{at} is {t.type_name} {list(t.shape)}; an imatrix has rows of F32"
             elif t is counts[name] and prod(t.shape) != prod(sums[name].shape[:-1]):
                 yield f"{at} {list(t.shape)} is not a count for each row of {sums[name].name!r}"
 
