@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Encoders beside ggml's: speed, error, and the ratios of both, from one run.
 
-    python scripts/bench_encoders.py [--types Q4_K,Q6_K] [--isa v3] [--repeats 5] [--json OUT]
+    python scripts/bench_encoders.py [--types Q4_K,Q6_K] [--effort best] [--isa v3] [--threads 2]
 
-Each type x {importance, none} x {gaussian, student-t, tiny-books}, one thread. The peer is
-`ggml_quantize_chunk` of the xllamacpp wheel; both encode the same array in turn, and the fastest of
-the repeats counts for each. Columns:
+Each type x {importance, none} x {gaussian, student-t, tiny-books}, one thread unless --threads says
+otherwise (rows are shared out, for both). The peer is `ggml_quantize_chunk` of the xllamacpp wheel;
+both encode the same array in turn, and the fastest of the repeats counts for each. Types that ggml
+does not encode without importance are measured with it only. Columns:
 
     Mw/s    million weights per second
     error   sum w (x - decoded)^2 / sum w x^2, decoded by the gguf package, w the importance
@@ -24,6 +25,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -33,11 +35,12 @@ from rich.table import Table
 
 from dynquant.checkpoint.safetensors import open_checkpoint
 from dynquant.quants import ALL, QuantType, active_isa, encode, isas
+from dynquant.quants.search import EFFORTS, Effort
 from dynquant.tensors import F32, U8, StoredType
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
-from oracles import ggml_encode, gguf_decode  # noqa: E402
+from oracles import ggml_encode, gguf_decode, requires_importance  # noqa: E402
 
 Matrices = list[F32]
 
@@ -128,19 +131,37 @@ def errors(
 
 
 def measure(
-    qtype: QuantType, name: str, xs: Matrices, with_importance: bool, repeats: int
+    qtype: QuantType,
+    name: str,
+    xs: Matrices,
+    with_importance: bool,
+    repeats: int,
+    effort: Effort,
+    threads: ThreadPoolExecutor,
+    n_threads: int,
 ) -> Measurement:
     """Encode with both, in turn, and compare."""
+
+    def in_parts(encoder: Callable[[F32, F32 | None], U8]) -> list[U8]:
+        parts = [(part, w) for x, w in pairs for part in np.array_split(x, n_threads)]
+        return list(threads.map(lambda p: encoder(*p), parts))
+
+    def ours_of(x: F32, w: F32 | None) -> U8:
+        return encode(x, qtype, w, effort=effort)
+
+    def theirs_of(x: F32, w: F32 | None) -> U8:
+        return ggml_encode(x, qtype, w)
+
     xs = [x for x in xs if x.shape[1] % qtype.block_size == 0]
     ws: list[F32 | None] = [importance_of(x) if with_importance else None for x in xs]
     pairs = list(zip(xs, ws, strict=True))
     ours = theirs = float("inf")
     for _ in range(repeats):
-        theirs = min(theirs, seconds(lambda: [ggml_encode(x, qtype, w) for x, w in pairs]))
-        ours = min(ours, seconds(lambda: [encode(x, qtype, w) for x, w in pairs]))
+        theirs = min(theirs, seconds(lambda: in_parts(theirs_of)))
+        ours = min(ours, seconds(lambda: in_parts(ours_of)))
     million = sum(x.size for x in xs) / 1e6
-    ggml = errors(xs, ws, [ggml_encode(x, qtype, w) for x, w in pairs], qtype)
-    own = errors(xs, ws, [encode(x, qtype, w) for x, w in pairs], qtype)
+    ggml = errors(xs, ws, [theirs_of(x, w) for x, w in pairs], qtype)
+    own = errors(xs, ws, [ours_of(x, w) for x, w in pairs], qtype)
     return Measurement(
         qtype.name,
         with_importance,
@@ -154,9 +175,9 @@ def measure(
     )
 
 
-def table_of(rows: list[Measurement]) -> Table:
+def table_of(rows: list[Measurement], title: str) -> Table:
     """Lay the measurements out."""
-    table = Table(title=f"one thread, ISA {active_isa()}", box=None, pad_edge=False)
+    table = Table(title=title, box=None, pad_edge=False)
     for column in ("type", "imp.", "weights"):
         table.add_column(column)
     for column in ("ggml Mw/s", "ours Mw/s", "speed", "ggml error", "ours error", "ratio"):
@@ -186,6 +207,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--types", help="comma-separated; default: all")
     parser.add_argument("--isa", choices=isas(), help="default: the fastest of this CPU")
+    parser.add_argument("--effort", choices=EFFORTS, default="normal")
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", type=Path, help="also write the figures there")
     arguments = parser.parse_args()
@@ -193,13 +216,17 @@ def main() -> None:
         os.environ["DYNQUANT_ISA"] = arguments.isa
     names = arguments.types.upper().split(",") if arguments.types else list(ALL)
     kinds = list(matrices())
-    rows = [
-        measure(ALL[name], kind, xs, with_importance, arguments.repeats)
-        for name in names
-        for with_importance in (True, False)
-        for kind, xs in kinds
-    ]
-    Console(width=130).print(table_of(rows))
+    n, effort = arguments.threads, arguments.effort
+    with ThreadPoolExecutor(n) as threads:
+        rows = [
+            measure(ALL[name], kind, xs, with_importance, arguments.repeats, effort, threads, n)
+            for name in names
+            for with_importance in (True, False)
+            if with_importance or not requires_importance(ALL[name])
+            for kind, xs in kinds
+        ]
+    title = f"{n} thread{'s' * (n > 1)}, ISA {active_isa()}, effort {effort}"
+    Console(width=130).print(table_of(rows, title))
     if arguments.json:
         arguments.json.write_text(json.dumps([asdict(m) for m in rows], indent=1) + "\n")
 
