@@ -22,6 +22,7 @@ def ggml() -> ctypes.CDLL:
     (library,) = Path(next(iter(xllamacpp.__path__))).glob("xllamacpp*.so")
     loaded = ctypes.CDLL(str(library))
     loaded.ggml_quantize_chunk.restype = ctypes.c_size_t
+    loaded.ggml_quantize_requires_imatrix.restype = ctypes.c_bool
     loaded.ggml_quantize_chunk.argtypes = [
         ctypes.c_int,
         *[ctypes.c_void_p] * 2,
@@ -49,7 +50,8 @@ def ggml_encode(x: F32, qtype: QuantType, importance: F32 | None = None) -> U8:
 
 def requires_importance(qtype: QuantType) -> bool:
     """Whether ggml's encoder of a type aborts without importance."""
-    return bool(ggml().ggml_quantize_requires_imatrix(int(qtype.ggml_type)))
+    required: bool = ggml().ggml_quantize_requires_imatrix(qtype.ggml_type)
+    return required
 
 
 def ggml_accepts(blocks: U8, qtype: QuantType) -> bool:
