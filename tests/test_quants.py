@@ -31,7 +31,7 @@ from dynquant.quants import (
     isas,
     quant_type,
 )
-from dynquant.quants.search import EFFORTS, Effort
+from dynquant.quants.search import EFFORTS, GAINS, WEIGHTINGS, Effort
 from dynquant.tensors import F32, U8, StoredType
 
 TYPES = list(ALL)
@@ -426,6 +426,37 @@ def test_importance_of_the_wrong_shape_or_sign_is_refused() -> None:
 def test_an_unknown_type_names_the_nearest() -> None:
     with pytest.raises(EncodeError, match=r"'q4km' is not a quant type; did you mean Q4_K\?"):
         quant_type("q4km")
+
+
+def projection(x: F32, decoded: F32, w: F32) -> float:
+    """Return <x, decoded> / <x, x>, weighted."""
+    exact = x.astype(np.float64)
+    return float((w * exact * decoded).sum() / (w * exact * exact).sum())
+
+
+@pytest.mark.parametrize("name", ["Q2_K", "Q3_K", "Q4_0", "IQ1_M", "IQ1_S", "IQ2_XXS", "TQ1_0"])
+def test_gains_lead_from_the_least_error_to_the_originals_length(name: str) -> None:
+    x = MATRICES["gaussian"]
+    w = log_normal_importance(x.shape[1])
+    decoded = [gguf_decode(encode(x, name, w, gain=gain), ALL[name]) for gain in GAINS]
+    lengths = [projection(x, d, w) for d in decoded]
+    errors = [weighted_error(x, d, w) for d in decoded]
+    assert lengths == sorted(lengths)
+    assert lengths[-1] == pytest.approx(1, abs=2e-3)
+    assert errors == sorted(errors)
+
+
+@pytest.mark.parametrize("name", [n for n in BLOCK_TYPES if n != "Q1_0"])
+def test_weighing_by_magnitude_spends_the_bits_on_large_weights(name: str) -> None:
+    x = MATRICES["student-t"]
+    plain, by_magnitude = (
+        gguf_decode(encode(x, name, weighting=weighting), ALL[name]) for weighting in WEIGHTINGS
+    )
+    blocks = x.reshape(-1, ALL[name].block_size).astype(np.float64)
+    mean = (blocks**2).mean(axis=1, keepdims=True)
+    weight = np.sqrt(mean + blocks**2).reshape(x.shape)
+    errors = [(weight * (x - d.astype(np.float64)) ** 2).sum() for d in (plain, by_magnitude)]
+    assert errors[1] < errors[0]
 
 
 def test_a_mixture_of_llama_quantize_is_named_as_such() -> None:

@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 
 from dynquant.errors import DynquantError, EncodeError
-from dynquant.quants.search import EFFORTS, NORMAL, Effort, Gain, Search, Weighting
+from dynquant.quants.search import EFFORTS, GAINS, NORMAL, Effort, Gain, Search, Weighting
 from dynquant.quants.table import ALL, QuantType, quant_type
 from dynquant.tensors import F32, U8, StoredType
 
@@ -93,7 +93,7 @@ def encode_stored(
         importance,
         EFFORTS.index(search.effort),
         (search.weighting or qtype.weighting) == "magnitude",
-        float((search.gain or qtype.gain) == "preserving"),
+        GAINS[search.gain or qtype.gain],
         out,
     )
     if bad_row >= 0:

@@ -12,13 +12,14 @@ Weighting = Literal["importance", "magnitude"]
 """What squared errors are weighed by: the importance alone, or, as ggml does it, the importance
 times sqrt(mean x^2 + x^2), the mean over the block."""
 
-Gain = Literal["least-squares", "preserving"]
-"""What the scale of a block is chosen for once its codes are: the least error, or a decoded block
-that has the original's length along it, <x, decoded> = <x, x>."""
+Gain = Literal["least-squares", "half", "preserving"]
+"""What the scale of a block is chosen for once its codes are: the least error; a decoded block that
+has the original's length along it, <x, decoded> = <x, x>; or half the way between the two."""
 
 EFFORTS: tuple[Effort, ...] = get_args(Effort)
 WEIGHTINGS: tuple[Weighting, ...] = get_args(Weighting)
-GAINS: tuple[Gain, ...] = get_args(Gain)
+GAINS: dict[Gain, float] = {"least-squares": 0.0, "half": 0.5, "preserving": 1.0}
+"""The share of the way from least squares to preserving."""
 
 
 @dataclass(frozen=True)

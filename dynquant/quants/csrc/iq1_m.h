@@ -10,7 +10,7 @@
  *
  * Source: block_iq1_m in ggml-common.h. Little-endian.
  */
-#include "codebook.h"
+#include "codebook_k.h"
 
 struct block_iq1_m { uint8_t qs[32], qh[16]; uint16_t scales[4]; };
 static_assert(sizeof(struct block_iq1_m) == 56, "IQ1_M is 56 bytes a block");

@@ -9,7 +9,7 @@
  *
  * Source: block_iq1_s in ggml-common.h. Little-endian.
  */
-#include "codebook.h"
+#include "codebook_k.h"
 
 struct block_iq1_s { uint16_t d; uint8_t qs[32]; uint16_t qh[8]; };
 static_assert(sizeof(struct block_iq1_s) == 50, "IQ1_S is 50 bytes a block");

@@ -10,7 +10,7 @@
  *
  * Source: block_iq2_s in ggml-common.h. Little-endian.
  */
-#include "codebook.h"
+#include "codebook_k.h"
 
 struct block_iq2_s { uint16_t d; uint8_t qs[32], signs[32], qh[8], scales[8]; };
 static_assert(sizeof(struct block_iq2_s) == 82, "IQ2_S is 82 bytes a block");

@@ -8,7 +8,7 @@
  *
  * Source: block_iq2_xs in ggml-common.h. Little-endian.
  */
-#include "codebook.h"
+#include "codebook_k.h"
 
 struct block_iq2_xs { uint16_t d, qs[32]; uint8_t scales[8]; };
 static_assert(sizeof(struct block_iq2_xs) == 74, "IQ2_XS is 74 bytes a block");

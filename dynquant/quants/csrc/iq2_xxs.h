@@ -9,7 +9,7 @@
  *
  * Source: block_iq2_xxs in ggml-common.h. Little-endian.
  */
-#include "codebook.h"
+#include "codebook_k.h"
 
 struct block_iq2_xxs { uint16_t d, qs[32]; };
 static_assert(sizeof(struct block_iq2_xxs) == 66, "IQ2_XXS is 66 bytes a block");

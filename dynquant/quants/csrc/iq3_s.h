@@ -10,7 +10,7 @@
  *
  * Source: block_iq3_s in ggml-common.h. Little-endian.
  */
-#include "codebook.h"
+#include "codebook_k.h"
 
 struct block_iq3_s { uint16_t d; uint8_t qs[64], qh[8], signs[32], scales[4]; };
 static_assert(sizeof(struct block_iq3_s) == 110, "IQ3_S is 110 bytes a block");

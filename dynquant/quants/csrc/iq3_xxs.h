@@ -10,7 +10,7 @@
  *
  * Source: block_iq3_xxs in ggml-common.h. Little-endian.
  */
-#include "codebook.h"
+#include "codebook_k.h"
 
 struct block_iq3_xxs { uint16_t d; uint8_t qs[64]; uint16_t signs[16]; };
 static_assert(sizeof(struct block_iq3_xxs) == 98, "IQ3_XXS is 98 bytes a block");
