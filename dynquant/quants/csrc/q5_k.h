@@ -21,7 +21,7 @@ static_assert(sizeof(struct block_q5_k) == 176, "Q5_K is 176 bytes a block");
 static const struct affine_format q5_k_format = {
     .n = 32, .group_count = 8, .q_most = 31, .l_most = 63,
     .effort = {{{3, -0.7f, 0.6f, 0}, 1, 1, 1, 1},
-               {{4, -1.2f, 0.65f, 0}, 1, 1, 1, 2},
+               {{5, -1.5f, 0.6f, 0}, 1, 1, 2, 3},
                {{10, -2, 0.4f, 0}, 4, 2, 3, 4}},
 };
 
