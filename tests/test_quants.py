@@ -171,6 +171,10 @@ def test_loses_no_more_than_ggml(name: str, matrix: str, with_importance: bool) 
     assert ours <= theirs
 
 
+# At normal effort already the format's optimum, or so near that a matrix may not show it.
+OPTIMAL_AT_NORMAL = ("MXFP4", "NVFP4", "Q1_0", "Q2_0", "TQ1_0", "TQ2_0")
+
+
 @pytest.mark.parametrize("with_importance", [True, False])
 @pytest.mark.parametrize("matrix", MATRICES)
 @pytest.mark.parametrize("name", BLOCK_TYPES)
@@ -182,6 +186,8 @@ def test_more_effort_loses_no_more(name: str, matrix: str, with_importance: bool
         for effort in EFFORTS
     ]
     assert best <= normal <= fast
+    if name not in OPTIMAL_AT_NORMAL:
+        assert best < normal
 
 
 def optimum(x: F32, w: F32, levels: list[float], scales: F32) -> F32:
