@@ -5,7 +5,8 @@
 #
 # Builds the core in a scratch folder with the sanitizers, beside a copy of the Python files, and
 # runs tests/test_quants.py on that; the working tree and what is installed are not touched.
-# PYTHON names the interpreter, of an environment in which `pip install -e '.[dev]'` was done.
+# Wants cmake 3.26 (`pip install cmake` has it). PYTHON names the interpreter, of an environment in
+# which `pip install -e '.[dev]'` was done.
 set -eu
 
 root=$(cd "$(dirname "$0")/.." && pwd)

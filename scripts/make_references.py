@@ -228,7 +228,11 @@ def write_reference(name: str, folder: Path, encode: Encode, prompts: list[list[
 
 
 def make_tiny_books() -> None:
-    """Write the reference of tests/data/tiny-books: eight prompts of 4 to 200 tokens."""
+    """Write the reference of tests/data/tiny-books.
+
+    Eight prompts of 4 to 200 tokens, then 40 that end all over the prose: how far a quantized file
+    diverges differs so much from token to token that the mean of a few says little.
+    """
     tokenizer = Tokenizer.from_file(str(TINY_BOOKS / "tokenizer.json"))
 
     def encode(text: str) -> list[int]:
@@ -236,7 +240,10 @@ def make_tiny_books() -> None:
 
     whole = encode("\n\n".join(PROSE))
     prompts = [encode(text)[:n] for text, n in zip(PROSE, (4, 40, 120, 80, 12, 16), strict=True)]
-    write_reference("tiny-books", TINY_BOOKS, encode, [*prompts, whole[:200], whole[60:220]])
+    prompts += [whole[:200], whole[60:220]]
+    ends = np.linspace(8, len(whole), 40).astype(int).tolist()
+    prompts += [whole[max(0, end - 128) : end] for end in ends]
+    write_reference("tiny-books", TINY_BOOKS, encode, prompts)
 
 
 def main() -> None:

@@ -24,10 +24,13 @@ import dynquant
 
 llamacpp: Any = pytest.importorskip("llamacpp", reason="needs xllamacpp", exc_type=ImportError)
 
-KL_CEILINGS = {"q8_0": 5e-4, "dynamic-4bit": 4e-3}
-"""Mean KL(transformers || ours) over the prompts, in nats; may only go down.
+KL_CEILINGS = {"q8_0": 5e-4, "dynamic-4bit": 1.1e-2}
+"""Mean KL(transformers || ours) over the prompts' last tokens, in nats; may only go down.
 
-With ggml's encoders the same types give 4.5e-4 and 4.9e-3, and Q4_0 throughout gives 1.9e-2.
+They tell a recipe from a worse one: all Q4_K gives 1.6e-2, all Q4_0 2.6e-2. They cannot tell
+encoders of one quality apart: settings of Q4_K and Q5_K whose KL over 49,000 tokens and six
+permutations of the model (as scripts/compare_objectives.py makes them) is 1.35e-2 to 1.37e-2 give
+7.1e-3 to 8.8e-3 here, and ggml's encoders, with 1.45e-2 there, 6.6e-3.
 """
 
 
@@ -75,4 +78,4 @@ def test_the_dynamic_4bit_file_writes_words(reference: Reference, folder: Path) 
     text = llamacpp.generate(file, "Once upon a time there was", 40)
     words = re.findall(r"[A-Za-z]+", text)
     assert len(set(words)) >= 8
-    assert sum(map(len, words)) >= 0.7 * len(text)
+    assert sum(map(len, words)) >= 0.8 * len(re.sub(r"\s", "", text))

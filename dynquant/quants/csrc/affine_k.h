@@ -18,9 +18,12 @@ struct affine_format {
     int n;           /* weights in a group */
     int group_count; /* groups in a super-block */
     float q_most, l_most;
-    /* tries: of fit_affine; starts: first values of d and dmin; rounds of lattice and refit from
-     * each; how far the lattice is searched around the wish, in steps of ls and of lm */
-    struct { struct affine_tries tries; int starts, rounds, ls_reach, lm_reach; } effort[N_EFFORTS];
+    struct affine_effort {
+        struct affine_tries tries; /* of fit_affine */
+        int starts, rounds;        /* first values of d and dmin; rounds of lattice and refit of each */
+        int ls_reach, lm_reach;    /* how far the lattice is searched around the wish, in steps */
+        int lm_side_reach;         /* lm_reach beside the scales that are not the wish's own */
+    } effort[N_EFFORTS];
 };
 
 /* Sixteen groups, encoded: 16 / group_count super-blocks. */
@@ -59,20 +62,21 @@ static ALWAYS_INLINE f32x16 error_in_levels(const struct groups *g, const f32x16
 /* The best (ls, lm) near a group's wish (s, b): scales around the wish, and for each of them the
  * mins around the one that suits it best. */
 static ALWAYS_INLINE struct lattice_point
-choose_lattice(const struct groups *g, struct affine_format f, int ls_reach, int lm_reach,
+choose_lattice(const struct groups *g, struct affine_format f, struct affine_effort e,
                struct group_sums t, f32x16 mean_code, struct affine wish, f32x16 d, f32x16 dmin)
 {
     f32x16 zero = splat(0), mean_x = quotient(t.x, t.w);
     f32x16 per_dmin = quotient_or_zero(splat(1), dmin);
     f32x16 ls_wish = nearest(quotient_or_zero(wish.s, d), 0, f.l_most);
     struct lattice_point best = {zero, zero, error_of_zeros(t.xx)}; /* always to be had */
-    for (int i = -ls_reach; i <= ls_reach; i++) {
+    for (int i = -e.ls_reach; i <= e.ls_reach; i++) {
         f32x16 ls = least(most(add(ls_wish, splat((float)i)), zero), splat(f.l_most));
         f32x16 s = mul(ls, d), inverse = quotient_or_zero(splat(1), s), y[MAX_GROUP];
         for (int k = 0; k < f.n; k++)
             y[k] = mul(g->x[k], inverse);
         f32x16 m_wish = sub(mul(s, mean_code), mean_x);
         f32x16 lm_wish = nearest(mul(m_wish, per_dmin), 0, f.l_most);
+        int lm_reach = i == 0 ? e.lm_reach : e.lm_side_reach;
         for (int j = -lm_reach; j <= lm_reach; j++) {
             f32x16 lm = least(most(add(lm_wish, splat((float)j)), zero), splat(f.l_most));
             f32x16 m = mul(lm, dmin);
@@ -116,11 +120,11 @@ static inline struct super_scales solve_super_scales(const float *ls, const floa
 static ALWAYS_INLINE void encode_affine(const struct groups *g, struct affine_format f,
                                         enum effort effort, struct affine_codes *out)
 {
-    int starts = f.effort[effort].starts, rounds = f.effort[effort].rounds;
+    struct affine_effort e = f.effort[effort];
     int n_blocks = LANES / f.group_count;
     struct group_sums t = sum_group(g, f.n);
     struct affine alone =
-        fit_affine(g, f.n, f.q_most, OFFSET_NOT_ABOVE_ZERO, t, f.effort[effort].tries);
+        fit_affine(g, f.n, f.q_most, OFFSET_NOT_ABOVE_ZERO, t, e.tries);
     struct affine_sums u_alone =
         sum_affine(g, f.n, f.q_most, quotient_or_zero(splat(1), alone.s), alone.b);
 
@@ -141,7 +145,7 @@ static ALWAYS_INLINE void encode_affine(const struct groups *g, struct affine_fo
 
     f32x16 best_ls = splat(0), best_lm = splat(0);
     float best_d[LANES] = {0}, best_dmin[LANES] = {0};
-    for (int start = 0; start < starts; start++) {
+    for (int start = 0; start < e.starts; start++) {
         struct super_scales now[LANES];
         for (int k = 0; k < n_blocks; k++)
             now[k] = round_super_scales(s_most[k] / (f.l_most - (float)start),
@@ -158,8 +162,7 @@ static ALWAYS_INLINE void encode_affine(const struct groups *g, struct affine_fo
             f32x16 d_lanes = lanes_of_blocks(d, f.group_count);
             f32x16 dmin_lanes = lanes_of_blocks(dmin, f.group_count);
             struct lattice_point p = choose_lattice(
-                g, f, f.effort[effort].ls_reach, f.effort[effort].lm_reach, t,
-                quotient(u.q, t.w), wish, d_lanes, dmin_lanes);
+                g, f, e, t, quotient(u.q, t.w), wish, d_lanes, dmin_lanes);
             float sum[LANES], gained[LANES];
             sums_of_blocks(p.error, f.group_count, sum);
             for (int k = 0; k < n_blocks; k++) {
@@ -175,7 +178,7 @@ static ALWAYS_INLINE void encode_affine(const struct groups *g, struct affine_fo
             mask16 better = below(splat(0), lanes_of_blocks(gained, f.group_count));
             best_ls = choose(better, p.ls, best_ls);
             best_lm = choose(better, p.lm, best_lm);
-            if (round == rounds)
+            if (round == e.rounds)
                 break;
             f32x16 scale = mul(p.ls, d_lanes), offset = sub(splat(0), mul(p.lm, dmin_lanes));
             u = sum_affine(g, f.n, f.q_most, quotient_or_zero(splat(1), scale), offset);

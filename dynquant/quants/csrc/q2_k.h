@@ -18,9 +18,9 @@ static_assert(sizeof(struct block_q2_k) == 84, "Q2_K is 84 bytes a block");
 
 static const struct affine_format q2_k_format = {
     .n = 16, .group_count = 16, .q_most = 3, .l_most = 15,
-    .effort = {{{4, -0.1f, 0.4f, 0}, 1, 1, 1, 0},
-               {{5, -0.2f, 0.5f, 0}, 1, 3, 1, 1},
-               {{8, -0.4f, 0.3f, 0}, 2, 6, 2, 2}},
+    .effort = {{{4, -0.1f, 0.4f, 0}, 1, 1, 1, 0, 0},
+               {{5, -0.2f, 0.5f, 0}, 1, 3, 1, 1, 1},
+               {{8, -0.4f, 0.3f, 0}, 2, 6, 2, 2, 2}},
 };
 
 static void encode_q2_k(const float *x, const float *w, struct block_q2_k *blocks, int n_blocks,

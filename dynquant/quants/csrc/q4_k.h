@@ -19,9 +19,9 @@ static_assert(sizeof(struct block_q4_k) == 144, "Q4_K is 144 bytes a block");
 
 static const struct affine_format q4_k_format = {
     .n = 32, .group_count = 8, .q_most = 15, .l_most = 63,
-    .effort = {{{4, -0.7f, 0.5f, 0}, 1, 1, 1, 0},
-               {{6, -1, 0.5f, 0}, 1, 2, 1, 1},
-               {{16, -1.2f, 0.2f, 0}, 4, 3, 2, 1}},
+    .effort = {{{4, -0.7f, 0.5f, 0}, 1, 1, 1, 0, 0},
+               {{6, -0.9f, 0.5f, 1}, 1, 2, 1, 1, 0},
+               {{16, -1.2f, 0.2f, 0}, 4, 3, 2, 1, 1}},
 };
 
 static void encode_q4_k(const float *x, const float *w, struct block_q4_k *blocks, int n_blocks,

@@ -20,9 +20,9 @@ static_assert(sizeof(struct block_q5_k) == 176, "Q5_K is 176 bytes a block");
 
 static const struct affine_format q5_k_format = {
     .n = 32, .group_count = 8, .q_most = 31, .l_most = 63,
-    .effort = {{{3, -0.7f, 0.6f, 0}, 1, 1, 1, 1},
-               {{5, -1.5f, 0.6f, 0}, 1, 1, 2, 3},
-               {{10, -2, 0.4f, 0}, 4, 2, 3, 4}},
+    .effort = {{{3, -0.7f, 0.6f, 0}, 1, 1, 1, 1, 1},
+               {{6, -1.6f, 0.55f, 0}, 1, 2, 1, 4, 0},
+               {{10, -2, 0.4f, 0}, 4, 2, 3, 4, 4}},
 };
 
 static void encode_q5_k(const float *x, const float *w, struct block_q5_k *blocks, int n_blocks,
