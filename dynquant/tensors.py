@@ -6,32 +6,15 @@ import os
 import threading
 import weakref
 from dataclasses import dataclass, field
-from enum import Enum
 from math import prod
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
+from dynquant.arrays import F32, I64, U8
 from dynquant.errors import CheckpointError
-
-U8 = NDArray[np.uint8]
-F32 = NDArray[np.float32]
-I64 = NDArray[np.int64]
-
-
-class StoredType(Enum):
-    """How a source's numbers are stored, little-endian, by their safetensors names."""
-
-    F32 = "F32"
-    F16 = "F16"
-    BF16 = "BF16"
-
-    @property
-    def itemsize(self) -> int:
-        """Bytes per weight."""
-        return 4 if self is StoredType.F32 else 2
+from dynquant.quants.table import ALL, QuantType
 
 
 class TensorSource(Protocol):
@@ -46,7 +29,7 @@ class TensorSource(Protocol):
         ...
 
     @property
-    def stored(self) -> StoredType:
+    def stored(self) -> QuantType:
         """The number format that `read` delivers."""
         ...
 
@@ -66,7 +49,7 @@ def n_rows(shape: tuple[int, ...]) -> int:
 
 def row_bytes(source: TensorSource) -> int:
     """Return the stored bytes of one row of a source."""
-    return source.shape[-1] * source.stored.itemsize
+    return source.stored.row_size(source.shape[-1])
 
 
 class ShardFile:
@@ -109,7 +92,7 @@ class Stored:
     file: ShardFile = field(repr=False)
     offset: int
     shape: tuple[int, ...]
-    stored: StoredType
+    stored: QuantType
 
     def read(self, start: int, stop: int, into: U8) -> None:
         """Fill `into` with rows start..stop in one read."""
@@ -136,7 +119,7 @@ class InterleavedHeads:
         return self.source.shape
 
     @property
-    def stored(self) -> StoredType:
+    def stored(self) -> QuantType:
         """The number format of the source."""
         return self.source.stored
 
@@ -152,7 +135,7 @@ class InterleavedHeads:
             elements = np.empty_like(into)
             self.source.read(start, stop, elements)
             order = self._stored_index(0, self.shape[0])
-            itemsize = self.stored.itemsize
+            itemsize = self.stored.type_size
             into.reshape(-1, itemsize)[:] = elements.reshape(-1, itemsize)[order]
             return
         rows = into.reshape(stop - start, row_bytes(self))
@@ -178,9 +161,9 @@ class Computed:
         return self.values.shape
 
     @property
-    def stored(self) -> StoredType:
+    def stored(self) -> QuantType:
         """F32, as computed."""
-        return StoredType.F32
+        return ALL["F32"]
 
     def read(self, start: int, stop: int, into: U8) -> None:
         """Fill `into` with rows start..stop."""

@@ -33,10 +33,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from dynquant.arrays import F32, U8
 from dynquant.checkpoint.safetensors import open_checkpoint
 from dynquant.quants import ALL, QuantType, active_isa, encode, isas
 from dynquant.quants.search import EFFORTS, Effort
-from dynquant.tensors import F32, U8, StoredType
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
@@ -85,7 +85,7 @@ def tiny_books() -> Matrices:
         source = stored.source()
         raw = np.empty(stored.n_bytes, np.uint8)
         source.read(0, stored.shape[0], raw)
-        assert source.stored is StoredType.BF16
+        assert source.stored is ALL["BF16"]
         bits = raw.view("<u2").astype(np.uint32) << 16
         matrices.append(bits.view(np.float32).reshape(stored.shape))
     return matrices

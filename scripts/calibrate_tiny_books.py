@@ -22,8 +22,8 @@ from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 from tokenizers import Tokenizer
 
 import dynquant
+from dynquant.arrays import F32
 from dynquant.importance.imatrix import write_imatrix
-from dynquant.tensors import F32
 
 TINY_BOOKS = Path(__file__).resolve().parent.parent / "tests" / "data" / "tiny-books"
 CHUNK = 512

@@ -46,11 +46,12 @@ from rich.table import Table
 
 import dynquant
 from dynquant.arch.base import Model, ModelTensor
+from dynquant.arrays import F32, I64, U8
 from dynquant.importance.imatrix import Imatrix, write_imatrix
 from dynquant.quants import ALL, QuantType, codec, decode
 from dynquant.quants.search import GAINS, NORMAL, WEIGHTINGS, Gain, Search, Weighting
 from dynquant.recipe.language import parse_recipe
-from dynquant.tensors import F32, I64, U8, StoredType, row_bytes
+from dynquant.tensors import row_bytes
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from oracles import ggml_encode
@@ -136,7 +137,7 @@ class InMemory:
     """Rows that are in memory, as float32."""
 
     x: F32
-    stored: StoredType = StoredType.F32
+    stored: QuantType = ALL["F32"]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -232,7 +233,7 @@ class Encoder:
     def __call__(
         self,
         rows: U8,
-        stored: StoredType,
+        stored: QuantType,
         n_per_row: int,
         qtype: QuantType,
         out: U8,

@@ -9,8 +9,9 @@ import numpy as np
 from dynquant.arch.base import Model, ModelTensor
 from dynquant.keys import f32, string, strings, u32
 from dynquant.plan.plan import Plan, make_plan
+from dynquant.quants import ALL
 from dynquant.recipe.language import Recipe, parse_recipe
-from dynquant.tensors import Computed, ShardFile, Stored, StoredType
+from dynquant.tensors import Computed, ShardFile, Stored
 
 N_PER_ROW = 256
 DOWN = "blk.0.ffn_down.weight"
@@ -37,7 +38,7 @@ def bf16(x: np.ndarray) -> np.ndarray:
 def stored_tensor(path: Path, name: str, x: np.ndarray) -> ModelTensor:
     """A tensor in a file of its own, as BF16."""
     path.write_bytes(bf16(x).tobytes())
-    return ModelTensor(name, Stored(ShardFile(path), 0, x.shape, StoredType.BF16))
+    return ModelTensor(name, Stored(ShardFile(path), 0, x.shape, ALL["BF16"]))
 
 
 def computed_tensor(name: str, *shape: int, seed: int = 0) -> ModelTensor:

@@ -10,7 +10,7 @@ from typing import Any
 import gguf
 import numpy as np
 
-from dynquant.tensors import F32
+from dynquant.arrays import F32
 
 Counted = tuple[F32, Sequence[float]]
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from gguf import quants
 
+from dynquant.arrays import F32, U8
 from dynquant.quants import QuantType
-from dynquant.tensors import F32, U8
 
 
 @cache

@@ -28,6 +28,7 @@ from imatrices import write_counted
 from vocab_files import shared
 
 from dynquant.arch.base import ModelTensor
+from dynquant.arrays import F32, U8
 from dynquant.checkpoint.gguf import read_gguf
 from dynquant.conversion.engine import Progress, convert_plan
 from dynquant.conversion.layout import lay_out
@@ -35,10 +36,10 @@ from dynquant.conversion.output import PartFile
 from dynquant.errors import CheckpointError, ConvertError, DynquantError, ImportanceError
 from dynquant.importance.imatrix import read_imatrix
 from dynquant.plan.plan import Plan, make_plan
-from dynquant.quants import ALL
+from dynquant.quants import ALL, QuantType
 from dynquant.quants.codec import encode
 from dynquant.quants.search import EFFORTS, Effort
-from dynquant.tensors import F32, U8, Computed, StoredType, TensorSource
+from dynquant.tensors import Computed, TensorSource
 
 MIXED = "rules: [{role: ffn_down, type: Q4_0}, {role: token_embd, type: F16}]"
 
@@ -293,7 +294,7 @@ class Failing:
     shape: tuple[int, ...]
     row: int
     calls: list[int]
-    stored: StoredType = StoredType.F32
+    stored: QuantType = ALL["F32"]
 
     def read(self, start: int, stop: int, into: U8) -> None:
         self.calls.append(start)
@@ -474,7 +475,8 @@ from handmade import model, recipe
 from dynquant.arch.base import ModelTensor
 from dynquant.conversion.engine import convert_plan
 from dynquant.plan.plan import make_plan
-from dynquant.tensors import ShardFile, Stored, StoredType
+from dynquant.quants import ALL
+from dynquant.tensors import ShardFile, Stored
 
 def peak():
     status = Path("/proc/self/status").read_text()
@@ -484,7 +486,7 @@ folder = Path(sys.argv[1])
 shape = (8, 4096, 1024)
 with open(folder / "w", "wb") as f:
     f.truncate(8 * 4096 * 1024 * 2)
-source = Stored(ShardFile(folder / "w"), 0, shape, StoredType.BF16)
+source = Stored(ShardFile(folder / "w"), 0, shape, ALL["BF16"])
 plan = make_plan(model(ModelTensor("blk.0.ffn_up_exps.weight", source)), recipe("Q8_0"))
 before = peak()
 convert_plan(plan, folder / "x.gguf", threads=2)

@@ -20,10 +20,10 @@ from imatrices import (
 )
 from vocab_files import shared
 
+from dynquant.arrays import F32
 from dynquant.errors import ImportanceError
 from dynquant.importance.entry import Entry
 from dynquant.importance.imatrix import Imatrix, read_imatrix, write_imatrix
-from dynquant.tensors import F32
 
 UP, EXPERTS = "blk.0.ffn_up.weight", "blk.0.ffn_up_exps.weight"
 A = legacy_entry(b"blk.0.a.weight", 2, [2.0, 4.0])

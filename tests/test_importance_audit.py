@@ -15,11 +15,11 @@ from vocab_files import ROOT, shared
 
 from dynquant.arch.base import ModelTensor
 from dynquant.arch.load import load_model
+from dynquant.arrays import F32
 from dynquant.errors import ImportanceError
 from dynquant.importance.audit import Importance, audit, gaps
 from dynquant.importance.imatrix import read_imatrix
 from dynquant.plan.plan import make_plan
-from dynquant.tensors import F32
 
 UP, EXPERTS = "blk.0.ffn_up.weight", "blk.0.ffn_up_exps.weight"
 MODEL = (

@@ -17,8 +17,9 @@ PACKAGE = Path(__file__).parent.parent / "dynquant"
 ROOMS = (
     "errors",
     "keys",
-    "tensors",
+    "arrays",
     "quants",
+    "tensors",
     "checkpoint",
     "vocab",
     "arch",

@@ -20,10 +20,12 @@ from oracles import (
     weighted_error,
 )
 
+from dynquant.arrays import F32, U8
 from dynquant.errors import DynquantError, EncodeError
 from dynquant.quants import (
     ALL,
     NotFiniteError,
+    QuantType,
     active_isa,
     decode,
     encode,
@@ -32,7 +34,7 @@ from dynquant.quants import (
     quant_type,
 )
 from dynquant.quants.search import EFFORTS, GAINS, WEIGHTINGS, Effort
-from dynquant.tensors import F32, U8, StoredType
+from dynquant.quants.table import FLOATS
 
 TYPES = list(ALL)
 BLOCK_TYPES = [name for name, qtype in ALL.items() if not qtype.is_float]
@@ -334,12 +336,12 @@ def test_llama_cpp_accepts_the_blocks_of_any_rows(name: str) -> None:
     assert not refused
 
 
-@pytest.mark.parametrize("stored", list(StoredType))
+@pytest.mark.parametrize("stored", FLOATS.values(), ids=FLOATS)
 @pytest.mark.parametrize("name", TYPES)
 def test_stored_rows_encode_as_their_float_values_do(
-    isa: str, name: str, stored: StoredType
+    isa: str, name: str, stored: QuantType
 ) -> None:
-    source = ALL[stored.value]
+    source = ALL[stored.name]
     rows = encode(MATRICES["student-t"], source)
     values = gguf_decode(rows, source)
     n_rows, n_per_row = values.shape
@@ -348,13 +350,13 @@ def test_stored_rows_encode_as_their_float_values_do(
     np.testing.assert_array_equal(out, encode(values, name))
 
 
-@pytest.mark.parametrize("stored", [StoredType.F16, StoredType.BF16])
-def test_every_half_float_survives_the_way_through_f32(isa: str, stored: StoredType) -> None:
+@pytest.mark.parametrize("stored", [ALL["F16"], ALL["BF16"]])
+def test_every_half_float_survives_the_way_through_f32(isa: str, stored: QuantType) -> None:
     every = np.arange(1 << 16, dtype=np.uint16)
-    infinite = 0x7C00 if stored is StoredType.F16 else 0x7F80
+    infinite = 0x7C00 if stored is ALL["F16"] else 0x7F80
     finite = every[(every & infinite) != infinite].reshape(1, -1)
     out = np.empty((1, finite.size * 2), np.uint8)
-    encode_stored(finite.view(np.uint8), stored, finite.size, ALL[stored.value], out)
+    encode_stored(finite.view(np.uint8), stored, finite.size, ALL[stored.name], out)
     np.testing.assert_array_equal(out.view(np.uint16), finite)
 
 
@@ -377,16 +379,14 @@ def bf16_rounded(x: F32) -> F32:
     return rounded.astype(np.uint32).view(np.float32)
 
 
-@pytest.mark.parametrize("stored", list(StoredType))
+@pytest.mark.parametrize("stored", FLOATS.values(), ids=FLOATS)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_a_number_that_is_not_finite_is_refused_with_its_row(
-    stored: StoredType, bad: float
-) -> None:
+def test_a_number_that_is_not_finite_is_refused_with_its_row(stored: QuantType, bad: float) -> None:
     n_per_row = 768
-    rows = encode(np.ones((9, n_per_row), np.float32), stored.value)
-    itemsize = stored.itemsize
+    rows = encode(np.ones((9, n_per_row), np.float32), stored)
+    itemsize = stored.type_size
     pattern = np.float32(bad).view(np.uint32)
-    half = {StoredType.F16: np.float16(bad).view(np.uint16), StoredType.BF16: pattern >> 16}
+    half = {ALL["F16"]: np.float16(bad).view(np.uint16), ALL["BF16"]: pattern >> 16}
     raw = pattern if itemsize == 4 else half[stored]
     rows.view(f"<u{itemsize}")[6, 700] = raw
     out = np.empty((9, ALL["Q8_0"].row_size(n_per_row)), np.uint8)

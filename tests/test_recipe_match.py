@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dynquant.arch.base import ModelTensor
+from dynquant.arrays import U8
 from dynquant.errors import RecipeError
+from dynquant.quants import ALL, QuantType
 from dynquant.recipe.language import parse_recipe
 from dynquant.recipe.match import Assigned, assign
-from dynquant.tensors import U8, StoredType
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Unread:
     """A source of which only the shape is wanted."""
 
     shape: tuple[int, ...]
-    stored: StoredType = StoredType.BF16
+    stored: QuantType = ALL["BF16"]
 
     def read(self, start: int, stop: int, into: U8) -> None:
         raise AssertionError(f"matching read rows {start}..{stop} into {into.shape}")

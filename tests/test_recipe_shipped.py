@@ -9,9 +9,10 @@ from math import prod
 import pytest
 
 from dynquant.arch.base import ModelTensor
+from dynquant.arrays import U8
+from dynquant.quants import ALL, QuantType
 from dynquant.recipe.language import load_recipe, shipped_recipes
 from dynquant.recipe.match import Assigned, assign
-from dynquant.tensors import U8, StoredType
 
 RECIPES = ("bf16", "dynamic-4bit", "dynamic-6bit", "f32", "q8_0")
 
@@ -21,7 +22,7 @@ class Unread:
     """A source of which only the shape is wanted."""
 
     shape: tuple[int, ...]
-    stored: StoredType = StoredType.BF16
+    stored: QuantType = ALL["BF16"]
 
     def read(self, start: int, stop: int, into: U8) -> None:
         raise AssertionError(f"matching read rows {start}..{stop} into {into.shape}")

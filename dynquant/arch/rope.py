@@ -10,9 +10,9 @@ from typing import Any, cast
 import numpy as np
 
 from dynquant.arch.config import Count, Positive, Truth, read_config
+from dynquant.arrays import F32
 from dynquant.errors import ArchitectureError
 from dynquant.keys import Keys, f32, string, u32
-from dynquant.tensors import F32
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from dynquant.errors import CheckpointError
-from dynquant.tensors import ShardFile, Stored, StoredType
+from dynquant.quants.table import FLOATS
+from dynquant.tensors import ShardFile, Stored
 
 MAX_HEADER = 100_000_000
 """Bytes of the longest header the safetensors library reads (MAX_HEADER_SIZE in tensor.rs)."""
@@ -57,12 +58,13 @@ class StoredTensor:
 
     def source(self) -> Stored:
         """Return the rows as weights; raise CheckpointError for a dtype that is none of ours."""
-        if self.dtype not in StoredType.__members__:
+        stored = FLOATS.get(self.dtype)
+        if stored is None:
             raise CheckpointError(
                 f"{self.path}: {self.name} is stored as {self.dtype}, which is not read as weights;"
-                f" {', '.join(StoredType.__members__)} are"
+                f" {', '.join(FLOATS)} are"
             )
-        return Stored(self.file, self.offset, self.shape, StoredType[self.dtype])
+        return Stored(self.file, self.offset, self.shape, stored)
 
 
 class RepeatedKeyError(ValueError):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dynquant.arrays import U8
 from dynquant.conversion.layout import Layout, lay_out
 from dynquant.conversion.output import PartFile, check_output
 from dynquant.errors import ConvertError
@@ -17,7 +18,7 @@ from dynquant.importance.audit import Importance
 from dynquant.plan.plan import Plan, TensorPlan
 from dynquant.quants import codec
 from dynquant.quants.search import Search
-from dynquant.tensors import U8, TensorSource, n_rows, row_bytes
+from dynquant.tensors import TensorSource, n_rows, row_bytes
 
 CHUNK_BYTES = 1 << 20
 """Stored bytes of the rows that are encoded at a time: they stay in a core's cache from the read
@@ -198,7 +199,7 @@ class _Run:
             )
         except codec.NotFiniteError as e:
             raise ConvertError(
-                f"tensor {tensor.name!r} (stored as {job.source.stored.value}): row"
+                f"tensor {tensor.name!r} (stored as {job.source.stored.name}): row"
                 f" {job.start + e.row} holds a number that is not finite (NaN or infinity); the"
                 " checkpoint is damaged or its training overflowed, take another copy of it"
             ) from e

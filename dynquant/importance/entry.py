@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from dynquant.arrays import F32, U8
 from dynquant.errors import CheckpointError, ImportanceError
-from dynquant.tensors import F32, U8, ShardFile
+from dynquant.tensors import ShardFile
 
 
 @dataclass(frozen=True)

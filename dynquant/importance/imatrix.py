@@ -22,13 +22,14 @@ from pathlib import Path
 import numpy as np
 from gguf import GGUFWriter
 
+from dynquant.arrays import F32, U8
 from dynquant.checkpoint.gguf import GGUFFile, GGUFTensor, read_gguf
 from dynquant.checkpoint.names import grouped
 from dynquant.errors import CheckpointError, ImportanceError
 from dynquant.importance.entry import Entry, Found
 from dynquant.importance.legacy import read_legacy
 from dynquant.keys import string, strings, u32
-from dynquant.tensors import F32, U8, ShardFile
+from dynquant.tensors import ShardFile
 
 SUMS, COUNTS = ".in_sum2", ".counts"
 _PIECE = 1 << 18  # values that are checked at a time: a megabyte

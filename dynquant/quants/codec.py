@@ -7,10 +7,10 @@ from functools import cache
 
 import numpy as np
 
+from dynquant.arrays import F32, U8
 from dynquant.errors import DynquantError, EncodeError
 from dynquant.quants.search import EFFORTS, GAINS, NORMAL, Effort, Gain, Search, Weighting
 from dynquant.quants.table import ALL, QuantType, quant_type
-from dynquant.tensors import F32, U8, StoredType
 
 try:
     from dynquant.quants import _core
@@ -21,7 +21,7 @@ except ImportError as e:
     ) from e
 
 _POSITION = {name: i for i, (name, _, _) in enumerate(_core.TYPES)}
-_STORED = {StoredType.F32: 0, StoredType.F16: 1, StoredType.BF16: 2}
+_FLOAT = {"F32": 0, "F16": 1, "BF16": 2}
 
 # The table and the core describe the same formats; a build that disagrees must not run.
 for _name, _block_size, _type_size in _core.TYPES:
@@ -67,7 +67,7 @@ def _isa_position(isa: str) -> int:
 
 def encode_stored(
     rows: U8,
-    stored: StoredType,
+    stored: QuantType,
     n_per_row: int,
     qtype: QuantType,
     out: U8,
@@ -77,17 +77,26 @@ def encode_stored(
     """Encode rows straight from their stored bytes, in one call that lets other threads run.
 
     rows:       uint8, the bytes of whole rows of n_per_row weights, C order
+    stored:     the type that they have; rows that have the wanted type already are taken as they
+                are, bit for bit, and floats looked at for numbers that are not finite
     out:        uint8, n_rows * qtype.row_size(n_per_row) bytes, filled
     importance: float32 [n_per_row], finite and >= 0; None weighs all alike
 
     Raises NotFiniteError for the first row with a NaN or an infinity, EncodeError if no block
     divides a row.
     """
-    qtype.row_size(n_per_row)
+    row_size = qtype.row_size(n_per_row)
+    if stored is qtype and stored.name not in _FLOAT:
+        out.reshape(-1)[:] = rows.reshape(-1)
+        return
+    if stored.name not in _FLOAT:
+        n_rows = out.size // row_size
+        rows = decode(rows.reshape(n_rows, -1), stored, n_per_row).view(np.uint8)
+        stored = ALL["F32"]
     bad_row = _core.encode(
         _isa_position(active_isa()),
         _POSITION[qtype.name],
-        _STORED[stored],
+        _FLOAT[stored.name],
         rows,
         n_per_row,
         importance,
@@ -132,7 +141,7 @@ def encode(
     if x.size:
         rows = np.ascontiguousarray(x).view(np.uint8)
         search = Search(effort, weighting, gain)
-        encode_stored(rows, StoredType.F32, n_per_row, qtype, blocks, importance, search)
+        encode_stored(rows, ALL["F32"], n_per_row, qtype, blocks, importance, search)
     return blocks
 
 

@@ -110,6 +110,9 @@ _NEED_IMPORTANCE = ("IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S")
 ALL: dict[str, QuantType] = {name: _quant_type(name, description) for name, description in _ROWS}
 """Every type that can be encoded and decoded, by GGUF name, from most to fewest bits."""
 
+FLOATS = {name: ALL[name] for name in ("F32", "F16", "BF16")}
+"""The types that checkpoints store weights in one by one; safetensors has the same names."""
+
 
 def quant_type(name: str) -> QuantType:
     """Return the type of that name, in any case; raise EncodeError naming the nearest one."""

@@ -1,0 +1,10 @@
+"""Types of the arrays that rows of weights are handed on in."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+U8 = NDArray[np.uint8]
+F32 = NDArray[np.float32]
+I64 = NDArray[np.int64]
