@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from dynquant.arrays import F32, I64, U8
+from dynquant.arrays import F32, U8
 from dynquant.errors import CheckpointError
 from dynquant.quants.table import ALL, QuantType
 
@@ -98,55 +98,6 @@ class Stored:
         """Fill `into` with rows start..stop in one read."""
         n_bytes = (stop - start) * row_bytes(self)
         self.file.read(self.offset + start * row_bytes(self), into[:n_bytes])
-
-
-@dataclass(frozen=True)
-class InterleavedHeads:
-    """Q or K rows in the order of interleaved rotary pairs, from the half-split order of HF.
-
-    Hugging Face keeps the first halves of a head's rotary pairs before the second halves;
-    llama.cpp's Llama graph wants pair by pair: row 2j+k of a head is row k*(head_dim/2)+j of the
-    stored head.
-    A bias is one row; there the elements are permuted instead.
-    """
-
-    source: TensorSource
-    n_head: int
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of the source."""
-        return self.source.shape
-
-    @property
-    def stored(self) -> QuantType:
-        """The number format of the source."""
-        return self.source.stored
-
-    def _stored_index(self, start: int, stop: int) -> I64:
-        head_dim = self.shape[0] // self.n_head
-        head, within = np.divmod(np.arange(start, stop, dtype=np.int64), head_dim)
-        pair, half = np.divmod(within, 2)
-        return head * head_dim + half * (head_dim // 2) + pair
-
-    def read(self, start: int, stop: int, into: U8) -> None:
-        """Fill `into` with rows start..stop, reading each run of stored rows once."""
-        if len(self.shape) == 1:
-            elements = np.empty_like(into)
-            self.source.read(start, stop, elements)
-            order = self._stored_index(0, self.shape[0])
-            itemsize = self.stored.type_size
-            into.reshape(-1, itemsize)[:] = elements.reshape(-1, itemsize)[order]
-            return
-        rows = into.reshape(stop - start, row_bytes(self))
-        wanted = self._stored_index(start, stop)
-        order = np.argsort(wanted)
-        runs = np.split(order, np.flatnonzero(np.diff(wanted[order]) != 1) + 1)
-        for run in runs:
-            first = int(wanted[run[0]])
-            found = np.empty((len(run), row_bytes(self)), np.uint8)
-            self.source.read(first, first + len(run), found.reshape(-1))
-            rows[run] = found
 
 
 @dataclass(frozen=True, eq=False)

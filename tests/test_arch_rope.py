@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from dynquant.arch.rope import llama3_factors, read_rope
 from dynquant.errors import ArchitectureError
-from dynquant.tensors import Computed, InterleavedHeads, row_bytes
+from dynquant.tensors import Computed, TensorSource, row_bytes
+from dynquant.transforms import interleaved_heads
 
 KNOWN = ("linear", "dynamic", "yarn", "llama3")
 LLAMA_31 = {
@@ -38,7 +39,7 @@ TRANSFORMERS = {
 }
 
 
-def as_float32(source: InterleavedHeads | Computed, start: int, stop: int) -> np.ndarray:
+def as_float32(source: TensorSource, start: int, stop: int) -> np.ndarray:
     into = np.empty((stop - start) * row_bytes(source), np.uint8)
     source.read(start, stop, into)
     return into.view("<f4").reshape(stop - start, -1)
@@ -103,7 +104,7 @@ def test_interleaved_rows_are_those_of_the_swapped_axes(
     swapped = matrix.reshape(n_head, 2, pairs, n_per_row).swapaxes(1, 2).reshape(rows, n_per_row)
     start, last = sorted(round(b * (rows - 1)) for b in bounds)
     stop = last + 1
-    found = as_float32(InterleavedHeads(Computed(matrix), n_head), start, stop)
+    found = as_float32(interleaved_heads(Computed(matrix), n_head), start, stop)
     np.testing.assert_array_equal(found, swapped[start:stop].reshape(stop - start, -1))
 
 
@@ -111,7 +112,7 @@ def test_interleaved_rows_are_those_of_the_swapped_axes(
 def test_an_interleaved_bias_is_that_of_the_swapped_axes(n_head: int, pairs: int) -> None:
     bias = np.arange(n_head * pairs * 2, dtype=np.float32)
     swapped = bias.reshape(n_head, 2, pairs).swapaxes(1, 2).reshape(-1)
-    found = as_float32(InterleavedHeads(Computed(bias), n_head), 0, 1)
+    found = as_float32(interleaved_heads(Computed(bias), n_head), 0, 1)
     np.testing.assert_array_equal(found[0], swapped)
 
 

@@ -20,6 +20,7 @@ ROOMS = (
     "arrays",
     "quants",
     "tensors",
+    "transforms",
     "checkpoint",
     "vocab",
     "arch",

@@ -20,7 +20,8 @@ from dynquant.arch.decoder import (
 )
 from dynquant.arch.rope import llama3_factors, read_rope
 from dynquant.keys import u32
-from dynquant.tensors import Computed, InterleavedHeads
+from dynquant.tensors import Computed
+from dynquant.transforms import interleaved_heads
 
 
 def llama(config: Mapping[str, Any], where: str) -> Architecture:
@@ -44,8 +45,8 @@ def llama(config: Mapping[str, Any], where: str) -> Architecture:
         n_layers=c.num_hidden_layers,
         tied=TIED if c.tie_word_embeddings else None,
         via={
-            "attn_q": partial(InterleavedHeads, n_head=c.num_attention_heads),
-            "attn_k": partial(InterleavedHeads, n_head=c.n_head_kv),
+            "attn_q": partial(interleaved_heads, n_head=c.num_attention_heads),
+            "attn_k": partial(interleaved_heads, n_head=c.n_head_kv),
         },
         extra=extra,
         ignored=IGNORED,

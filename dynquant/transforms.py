@@ -1,0 +1,245 @@
+"""Rows on their way from the checkpoint: stacked, picked, turned, and never a whole tensor of them.
+
+Each is a TensorSource over others, and reads of them what the rows asked for need. What only moves
+rows works on rows of every type, blocks too; what computes delivers F32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
+
+import numpy as np
+
+from dynquant.arrays import F32, I64, U8
+from dynquant.quants import ALL, QuantType, decode
+from dynquant.tensors import TensorSource, n_rows, row_bytes
+
+MATRICES_KEPT = 8
+"""Turned matrices kept in memory, of all tensors together: threads take the chunks of a tensor in
+order, so that most are at the same matrix or the next."""
+
+_DENSE = 3
+"""Wanted rows lie densely where they span at most this many times their number: one read is cheaper
+than several then."""
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Tensors of one shape and type as one with a dimension more: the experts of a layer."""
+
+    parts: Sequence[TensorSource]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[parts, *shape of each]."""
+        return (len(self.parts), *self.parts[0].shape)
+
+    @property
+    def stored(self) -> QuantType:
+        """The type that all parts have."""
+        return self.parts[0].stored
+
+    def read(self, start: int, stop: int, into: U8) -> None:
+        """Fill `into` with rows start..stop, of one part or of several."""
+        n, size = n_rows(self.parts[0].shape), row_bytes(self)
+        for part in range(start // n, -(-stop // n)):
+            first, last = max(start, part * n), min(stop, (part + 1) * n)
+            place = into[(first - start) * size : (last - start) * size]
+            self.parts[part].read(first - part * n, last - part * n, place)
+
+
+@dataclass(frozen=True)
+class Reshaped:
+    """The same weights in the same order, in other dimensions; rows of floats may change length."""
+
+    source: TensorSource
+    shape: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        kept = self.shape[-1] == self.source.shape[-1] or self.source.stored.is_float
+        if prod(self.shape) != prod(self.source.shape) or not kept:
+            raise ValueError(f"{self.source.shape} as {self.shape}")
+
+    @property
+    def stored(self) -> QuantType:
+        """The type of the source."""
+        return self.source.stored
+
+    def read(self, start: int, stop: int, into: U8) -> None:
+        """Fill `into` with rows start..stop."""
+        ours, theirs = row_bytes(self), row_bytes(self.source)
+        first, last = start * ours // theirs, -(-stop * ours // theirs)
+        if (first * theirs, last * theirs) == (start * ours, stop * ours):
+            self.source.read(first, last, into)
+            return
+        whole = np.empty((last - first) * theirs, np.uint8)
+        self.source.read(first, last, whole)
+        into[:] = whole[start * ours - first * theirs : stop * ours - first * theirs]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of a tensor in any order: row i is the source's row order(i).
+
+    order: from int64 [n] rows of this tensor to int64 [n] rows of the source
+    """
+
+    source: TensorSource
+    shape: tuple[int, ...]
+    order: Callable[[I64], I64]
+
+    @property
+    def stored(self) -> QuantType:
+        """The type of the source."""
+        return self.source.stored
+
+    def read(self, start: int, stop: int, into: U8) -> None:
+        """Fill `into` with rows start..stop: one read if they lie densely, else one a run."""
+        size = row_bytes(self)
+        rows = into.reshape(stop - start, size)
+        wanted = self.order(np.arange(start, stop, dtype=np.int64))
+        by_place = np.argsort(wanted, kind="stable")
+        apart = _DENSE * len(wanted) if wanted.max() - wanted.min() < _DENSE * len(wanted) else 1
+        runs = np.split(by_place, np.flatnonzero(np.diff(wanted[by_place]) > apart) + 1)
+        for run in runs:
+            first, last = int(wanted[run[0]]), int(wanted[run[-1]])
+            found = np.empty((last + 1 - first, size), np.uint8)
+            self.source.read(first, last + 1, found.reshape(-1))
+            rows[run] = found[wanted[run] - first]
+
+
+@dataclass(frozen=True, eq=False)
+class Transposed:
+    """Each matrix of a tensor turned; the last few are kept, since all their rows want them."""
+
+    source: TensorSource
+
+    def __post_init__(self) -> None:
+        if not self.source.stored.is_float:
+            raise ValueError(f"rows of {self.source.stored.name} cannot be turned")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The source's with its last two dimensions exchanged."""
+        *outer, rows, columns = self.source.shape
+        return (*outer, columns, rows)
+
+    @property
+    def stored(self) -> QuantType:
+        """The type of the source."""
+        return self.source.stored
+
+    def read(self, start: int, stop: int, into: U8) -> None:
+        """Fill `into` with rows start..stop, reading the matrices they are of whole."""
+        n, size = self.shape[-2], row_bytes(self)
+        rows = into.reshape(stop - start, size)
+        for matrix in range(start // n, -(-stop // n)):
+            first, last = max(start, matrix * n), min(stop, (matrix + 1) * n)
+            turned = _turned(self, matrix)[first - matrix * n : last - matrix * n]
+            rows[first - start : last - start] = turned
+
+
+@lru_cache(MATRICES_KEPT)
+def _turned(tensor: Transposed, index: int) -> U8:
+    """Return a matrix turned, as bytes [its columns, its rows * itemsize]."""
+    rows, columns = tensor.source.shape[-2:]
+    itemsize = tensor.stored.type_size
+    found = np.empty(rows * columns * itemsize, np.uint8)
+    tensor.source.read(index * rows, (index + 1) * rows, found)
+    turned = found.view(f"V{itemsize}").reshape(rows, columns).T
+    return np.ascontiguousarray(turned).view(np.uint8)
+
+
+@dataclass(frozen=True)
+class Elementwise:
+    """A function of each weight, computed in F32."""
+
+    source: TensorSource
+    function: Callable[[F32], F32]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the source."""
+        return self.source.shape
+
+    @property
+    def stored(self) -> QuantType:
+        """F32, as computed."""
+        return ALL["F32"]
+
+    def read(self, start: int, stop: int, into: U8) -> None:
+        """Fill `into` with rows start..stop."""
+        values = self.function(read_weights(self.source, start, stop))
+        into[:] = np.ascontiguousarray(values, "<f4").view(np.uint8).reshape(-1)
+
+
+def read_weights(source: TensorSource, start: int, stop: int) -> F32:
+    """Return rows start..stop of a source, float32 [stop - start, n_per_row]."""
+    rows = np.empty((stop - start, row_bytes(source)), np.uint8)
+    source.read(start, stop, rows.reshape(-1))
+    return decode(rows, source.stored, source.shape[-1])
+
+
+# ---- what families say ---------------------------------------------------------------------------
+
+
+def interleaved_heads(source: TensorSource, n_head: int) -> TensorSource:
+    """Return Q or K in the order of interleaved rotary pairs, from the half-split order of HF.
+
+    Hugging Face keeps the first halves of a head's rotary pairs before the second halves;
+    llama.cpp's Llama graph wants pair by pair: row 2j+k of a head is row k*(head_dim/2)+j of the
+    stored head. A bias, which is one row, is permuted likewise.
+    """
+    head_dim = source.shape[0] // n_head
+
+    def order(row: I64) -> I64:
+        head, within = np.divmod(row, head_dim)
+        pair, half = np.divmod(within, 2)
+        return head * head_dim + half * (head_dim // 2) + pair
+
+    return reordered(source, order)
+
+
+def reordered(source: TensorSource, order: Callable[[I64], I64]) -> TensorSource:
+    """Return a matrix with its rows, or a vector with its elements, in another order."""
+    if len(source.shape) > 1:
+        return Rows(source, source.shape, order)
+    elements = Reshaped(source, (*source.shape, 1))
+    return Reshaped(Rows(elements, elements.shape, order), source.shape)
+
+
+def rows_of_each(
+    source: TensorSource, start: int, stop: int, step: int = 1, each: int | None = None
+) -> TensorSource:
+    """Return rows start..stop, every step-th, of each of a tensor's matrices.
+
+    The gate and up projections of experts stored as one, and the like. A vector counts as a matrix
+    of rows of one weight; a stack of vectors (biases of experts) as a stack of such matrices.
+
+    each: rows of a matrix, where they are more than the shape says: `each` rows of a plain matrix
+          become a matrix of their own in the result (the heads of a projection)
+    """
+    *outer, rows = source.shape[:-1] if each is None else (source.shape[0] // each, each)
+    kept = len(range(start, stop, step))
+    n_per_row = source.shape[-1]
+
+    def order(row: I64) -> I64:
+        matrix, within = np.divmod(row, kept)
+        return matrix * rows + start + within * step
+
+    return Rows(source, (*outer, kept, n_per_row), order)
+
+
+def elements_of_each(source: TensorSource, start: int, stop: int, step: int = 1) -> TensorSource:
+    """Return elements start..stop, every step-th, of each row: `rows_of_each` for biases."""
+    columns = Reshaped(source, (*source.shape, 1))
+    picked = rows_of_each(columns, start, stop, step)
+    return Reshaped(picked, picked.shape[:-1])
+
+
+def plus_one(source: TensorSource) -> TensorSource:
+    """Return a norm's factors where the checkpoint holds their distance from one."""
+    return Elementwise(source, lambda x: x + np.float32(1))
