@@ -30,7 +30,7 @@ than several then."""
 class Stack:
     """Tensors of one shape and type as one with a dimension more: the experts of a layer."""
 
-    parts: Sequence[TensorSource]
+    parts: tuple[TensorSource, ...]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -184,6 +184,13 @@ def read_weights(source: TensorSource, start: int, stop: int) -> F32:
 
 
 # ---- what families say ---------------------------------------------------------------------------
+
+
+def stack(parts: Sequence[TensorSource]) -> TensorSource:
+    """Return tensors of one shape as one; as F32 where their types differ."""
+    if len({part.stored for part in parts}) > 1:
+        return Stack(tuple(Elementwise(part, lambda x: x) for part in parts))
+    return Stack(tuple(parts))
 
 
 def interleaved_heads(source: TensorSource, n_head: int) -> TensorSource:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from dynquant.keys import Keys
 from dynquant.tensors import TensorSource, n_rows
+
+Via = Callable[[TensorSource], TensorSource]
+"""How rows change on their way from the checkpoint (transforms.py)."""
 
 _LAYERED = re.compile(r"blk\.(\d+)\.(.+)")
 
@@ -64,25 +67,48 @@ class ModelTensor:
 class Row:
     """A line of a family's tensor table; `{}` stands for the layer, and repeats the line for each.
 
-    stored: the name in the checkpoint; name: the name in the GGUF
-    shape:  dimensions as in numpy, named as in `Architecture.sizes`, separated by spaces
+    stored: the name in the checkpoint; with `{expert}` in it, the tensors of all experts, stacked
+    name:   the name in the GGUF
+    shape:  dimensions of a stored tensor as in numpy, named as in `Architecture.sizes`, separated
+            by spaces; two lines may take parts of one stored tensor (see `Architecture.via`)
+    layers: the layers that have the line; None for all
     """
 
     stored: str
     name: str
     shape: str
+    layers: Collection[int] | None = None
+
+
+def on(layers: Collection[int], rows: Iterable[Row]) -> tuple[Row, ...]:
+    """Return lines that only some layers have."""
+    return tuple(replace(row, layers=layers) for row in rows)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Layers after a model's own that predict tokens further ahead; runtimes do without them.
+
+    layers: their numbers; their lines in the tensor table have them as `layers`
+    keys:   what changes in a file that keeps them
+    """
+
+    layers: range
+    keys: Keys
 
 
 @dataclass(frozen=True)
 class Architecture:
     """What a family makes of one config.json: all of a model but its stored tensors.
 
-    name:    general.architecture; keys: `<name>.*` in llama.cpp's order
-    rows:    every tensor that the checkpoint must hold; sizes: the dimensions they speak of
-    tied:    stored names of the output matrix and of the embedding that stands in where the
-             checkpoint leaves the former out; None where both must be there
-    via:     how rows change on the way, by role; extra: tensors that no file holds
-    ignored: patterns of stored names that the output leaves out, with the reason
+    name:       general.architecture; keys: `<name>.*` in llama.cpp's order
+    rows:       every tensor that the checkpoint must hold; sizes: the dimensions they speak of
+    n_layers:   layers, those of `prediction` not counted; n_experts: experts in a stack
+    tied:       stored names of the output matrix and of the embedding that stands in where the
+                checkpoint leaves the former out; None where both must be there
+    via:        how rows change on the way, by role; extra: tensors that no file holds
+    ignored:    patterns of stored names that the output leaves out, with the reason
+    prediction: layers that a checkpoint may have beyond the model's own
     """
 
     name: str
@@ -91,22 +117,25 @@ class Architecture:
     sizes: Mapping[str, int]
     n_layers: int
     tied: tuple[str, str] | None
-    via: Mapping[str, Callable[[TensorSource], TensorSource]] = field(
-        default_factory=dict[str, Callable[[TensorSource], TensorSource]]
-    )
+    via: Mapping[str, Via] = field(default_factory=dict[str, Via])
     extra: tuple[ModelTensor, ...] = ()
     ignored: Mapping[str, str] = field(default_factory=dict[str, str])
+    n_experts: int = 0
+    prediction: Prediction | None = None
 
 
 @dataclass(frozen=True)
 class Model:
     """A model ready to be planned: nothing read but headers and the tokenizer.
 
-    keys:    complete but for what the plan adds (general.file_type, quantization_version)
-    ignored: stored tensors that the output leaves out, with the reason
+    keys:       complete but for what the plan adds (general.file_type, quantization_version), and
+                for what a file changes that keeps the layers of `prediction`
+    ignored:    stored tensors that the output leaves out, with the reason
+    prediction: layers at the end of `tensors` that a file may leave out
     """
 
     architecture: str
     keys: Keys
     tensors: tuple[ModelTensor, ...]
     ignored: dict[str, str]
+    prediction: Prediction | None = None

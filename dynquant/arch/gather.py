@@ -4,78 +4,124 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from dynquant.arch.base import Architecture, ModelTensor, Row, TensorName
+from dynquant.arch.base import Architecture, ModelTensor, Prediction, Row, TensorName
 from dynquant.checkpoint.header import StoredTensor
 from dynquant.checkpoint.names import grouped
 from dynquant.checkpoint.safetensors import Checkpoint
 from dynquant.errors import ArchitectureError, CheckpointError
 from dynquant.tensors import TensorSource
+from dynquant.transforms import stack
 
 HEAD = "lm_head.weight"
 """The tensor that checkpoints of tied models leave out; config.json may fail to say so."""
 
+_EXPERT = "{expert}"
 _CHUNK = 1 << 22
 
 
 @dataclass(frozen=True)
 class _Wanted:
-    stored: str
+    """A tensor of the output; shape: of each of the stored tensors it is made of."""
+
+    stored: tuple[str, ...]
     name: str
     shape: tuple[int, ...]
+    is_stack: bool
+
+
+@dataclass(frozen=True)
+class _Spelling:
+    """What a checkpoint puts before the names of the tensor table.
+
+    Base models without a head leave `model.` out, models that also see put their name before it or
+    after it. The head is beside the `model` it belongs to.
+    """
+
+    trunk: str
+
+    @classmethod
+    def of(cls, stored: Iterable[str], anchor: str) -> _Spelling:
+        """Find where a tensor of the table is stored; as the table says, if it is not."""
+        tail = anchor.removeprefix("model.")
+        found = [name.removesuffix(tail) for name in stored if name.endswith(tail)]
+        fitting = [p for p in found if not p or p.endswith(".")]
+        return cls(min(fitting, key=len) if fitting else anchor.removesuffix(tail))
+
+    def __call__(self, name: str) -> str:
+        """Return a name of the table as the checkpoint spells it."""
+        if name.startswith("model."):
+            return self.trunk + name.removeprefix("model.")
+        before = self.trunk.removesuffix("model.")
+        return name if before == self.trunk or before.endswith("language_") else before + name
 
 
 def gather(
     architecture: Architecture, checkpoint: Checkpoint
-) -> tuple[tuple[ModelTensor, ...], dict[str, str]]:
-    """Return the model's tensors, and the stored ones that are left out with the reason.
+) -> tuple[tuple[ModelTensor, ...], dict[str, str], Prediction | None]:
+    """Return the model's tensors, and the stored ones that are left out, with the reason.
+
+    And the layers that predict further ahead, where the checkpoint has them.
 
     Raises ArchitectureError listing all that are missing, left over or of another shape than
     config.json says, or CheckpointError listing all whose dtype is not read as weights.
     """
     stored = checkpoint.tensors
-    bare = {name.partition(".")[0] for name in stored} >= {"embed_tokens", "layers"}
-    wanted = list(_wanted(architecture, bare))
-    ignored = {
-        name: reason
-        for name in stored
-        for pattern, reason in architecture.ignored.items()
-        if re.fullmatch(pattern, name)
-    }
+    spell = _Spelling.of(stored, architecture.rows[0].stored)
+    wanted = list(_wanted(architecture, spell))
+    prediction = architecture.prediction
+    if prediction:
+        ahead = [w for w in wanted if TensorName.parse(w.name).layer in prediction.layers]
+        if not any(name in stored for w in ahead for name in w.stored):
+            wanted, prediction = [w for w in wanted if w not in ahead], None
+    ignored = _ignored(architecture, stored)
     if architecture.tied is not None:
-        head, embedding = (_bare(n) if bare else n for n in architecture.tied)
+        head, embedding = (spell(n) for n in architecture.tied)
         wanted, tied = _tie(wanted, stored, head, embedding)
         ignored |= tied
     tensors, unusable = _use(architecture, wanted, stored)
     problems = list(_problems(architecture, checkpoint, wanted, ignored))
     ArchitectureError.raise_any([*problems, *unusable] if problems else [])
     CheckpointError.raise_any(unusable)
-    return (*architecture.extra, *tensors), ignored
+    return (*architecture.extra, *tensors), ignored, prediction
 
 
-def _bare(name: str) -> str:
-    """Return a name as checkpoints of the model without its head spell it."""
-    return name.removeprefix("model.")
+def _ignored(architecture: Architecture, stored: Iterable[str]) -> dict[str, str]:
+    patterns = [(re.compile(p), reason) for p, reason in architecture.ignored.items()]
+    return {
+        name: reason for name in stored for pattern, reason in patterns if pattern.fullmatch(name)
+    }
 
 
-def _wanted(architecture: Architecture, bare: bool) -> Iterator[_Wanted]:
+def _wanted(architecture: Architecture, spell: _Spelling) -> Iterator[_Wanted]:
     """Yield the tensor table written out, in the order of the output: layer by layer."""
     rows = architecture.rows
     layered = [row for row in rows if "{}" in row.name]
-    first = rows.index(layered[0])
-    yield from (_expand(architecture, row, bare) for row in rows[:first])
-    for layer in range(architecture.n_layers):
-        yield from (_expand(architecture, row, bare, layer) for row in layered)
-    yield from (_expand(architecture, r, bare) for r in rows[first:] if r not in layered)
+    first = rows.index(layered[0]) if layered else len(rows)
+    yield from (_expand(architecture, row, spell) for row in rows[:first])
+    ahead = architecture.prediction.layers if architecture.prediction else ()
+    for layer in (*range(architecture.n_layers), *ahead):
+        for row in layered:
+            if layer in (range(architecture.n_layers) if row.layers is None else row.layers):
+                yield _expand(architecture, row, spell, layer)
+    yield from (_expand(architecture, r, spell) for r in rows[first:] if r not in layered)
 
 
-def _expand(architecture: Architecture, row: Row, bare: bool, layer: int | None = None) -> _Wanted:
-    stored = row.stored.format(layer)
-    shape = tuple(architecture.sizes[size] for size in row.shape.split())
-    return _Wanted(_bare(stored) if bare else stored, row.name.format(layer), shape)
+def _expand(
+    architecture: Architecture, row: Row, spell: _Spelling, layer: int | None = None
+) -> _Wanted:
+    stored = spell(row.stored.replace("{}", str(layer)))
+    is_stack = _EXPERT in stored
+    experts = range(architecture.n_experts) if is_stack else range(1)
+    return _Wanted(
+        tuple(stored.replace(_EXPERT, str(expert)) for expert in experts),
+        row.name.replace("{}", str(layer)),
+        tuple(architecture.sizes[size] for size in row.shape.split()),
+        is_stack,
+    )
 
 
 def _tie(
@@ -86,12 +132,12 @@ def _tie(
     As transformers does: two stored matrices that differ are not tied, whatever config.json says,
     and where only the head is stored it serves as the embedding.
     """
-    without_head = [w for w in wanted if w.stored != head]
+    without_head = [w for w in wanted if w.stored != (head,)]
     if head not in stored:
         return without_head, {}
     if embedding not in stored:
         return [
-            _Wanted(head, w.name, w.shape) if w.stored == embedding else w for w in without_head
+            replace(w, stored=(head,)) if w.stored == (embedding,) else w for w in without_head
         ], {}
     if _equal(stored[head], stored[embedding]):
         return without_head, {head: f"equal to {embedding}, which llama.cpp uses in its place"}
@@ -118,13 +164,14 @@ def _use(
     tensors: list[ModelTensor] = []
     unusable: list[str] = []
     for want in wanted:
-        if want.stored not in stored or stored[want.stored].shape != want.shape:
+        if any(n not in stored or stored[n].shape != want.shape for n in want.stored):
             continue
         try:
-            source: TensorSource = stored[want.stored].source()
+            parts: list[TensorSource] = [stored[name].source() for name in want.stored]
         except CheckpointError as e:
             unusable += e.messages
             continue
+        source = stack(parts) if want.is_stack else parts[0]
         via = architecture.via.get(TensorName.parse(want.name).role)
         tensors.append(ModelTensor(want.name, via(source) if via else source))
     return tensors, unusable
@@ -137,21 +184,29 @@ def _problems(
     ignored: Iterable[str],
 ) -> Iterator[str]:
     stored, folder = checkpoint.tensors, checkpoint.folder
-    for name in grouped(w.stored for w in wanted if w.stored not in stored):
+    known: set[str] = set()
+    missing: list[str] = []
+    shapes: dict[tuple[tuple[int, ...], tuple[int, ...]], list[str]] = {}
+    for want in wanted:
+        for name in want.stored:
+            if name in known:
+                continue
+            known.add(name)
+            if name not in stored:
+                missing.append(name)
+            elif stored[name].shape != want.shape:
+                shapes.setdefault((stored[name].shape, want.shape), []).append(name)
+    for name in grouped(missing):
         tied = name == HEAD and architecture.tied is None
         hint = "; tie_word_embeddings in config.json is false" if tied else ""
         yield f"{folder}: {name} is missing, a tensor of {architecture.name}{hint}"
-    shapes: dict[tuple[tuple[int, ...], tuple[int, ...]], list[str]] = {}
-    for want in wanted:
-        if want.stored in stored and stored[want.stored].shape != want.shape:
-            shapes.setdefault((stored[want.stored].shape, want.shape), []).append(want.stored)
     for (found, expected), names in shapes.items():
         for name in grouped(names):
             yield (
                 f"{folder}: {name} has shape {list(found)}, but by config.json it is"
                 f" {list(expected)}"
             )
-    known = {w.stored for w in wanted}.union(ignored)
+    known |= set(ignored)
     for name in grouped(n for n in stored if n not in known):
         yield (
             f"{folder}: {name} is no tensor of {architecture.name} as config.json describes it, and"

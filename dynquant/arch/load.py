@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from dynquant.arch.base import Architecture, Model
+from dynquant.arch.families import families
 from dynquant.arch.gather import gather
-from dynquant.arch.llama import llama
 from dynquant.arch.metadata import general_keys
-from dynquant.arch.qwen import qwen2, qwen3
 from dynquant.checkpoint.safetensors import open_checkpoint
 from dynquant.errors import ArchitectureError, DynquantError
 from dynquant.vocab import read_vocab
-
-FAMILIES: dict[str, Callable[[Mapping[str, Any], str], Architecture]] = {
-    "LlamaForCausalLM": llama,
-    "LLaMAForCausalLM": llama,  # as the first conversions spelled it
-    "MistralForCausalLM": llama,
-    "Qwen2ForCausalLM": qwen2,
-    "Qwen3ForCausalLM": qwen3,
-}
-"""Who describes which of config.json's `architectures`."""
 
 T = TypeVar("T")
 
@@ -39,7 +31,7 @@ def load_model(folder: Path, *, pre: str | None = None) -> Model:
     architecture = describe(checkpoint.config, str(folder / "config.json"))
     errors: list[DynquantError] = []
     found = _attempt(errors, lambda: gather(architecture, checkpoint))
-    tensors, ignored = found or ((), {})
+    tensors, ignored, prediction = found or ((), {}, None)
     general = _attempt(
         errors, lambda: general_keys(folder, checkpoint.config, architecture.name, tensors)
     )
@@ -48,7 +40,7 @@ def load_model(folder: Path, *, pre: str | None = None) -> Model:
         raise errors[0]
     DynquantError.raise_any(message for e in errors for message in e.messages)
     keys = (general or {}) | architecture.keys | (vocab or {})
-    return Model(architecture.name, keys, tensors, ignored)
+    return Model(architecture.name, keys, tensors, ignored, prediction)
 
 
 def _attempt(errors: list[DynquantError], step: Callable[[], T]) -> T | None:
@@ -63,29 +55,34 @@ def _attempt(errors: list[DynquantError], step: Callable[[], T]) -> T | None:
 def describe(config: Mapping[str, Any], where: str) -> Architecture:
     """Return the architecture of a config.json; `where` begins every message.
 
+    The settings of a model that also sees or hears are those of its `text_config`.
     Raises ArchitectureError for an unknown family, and for what is not supported of a known one.
     """
     listed = config.get("architectures")
     name = listed[0] if isinstance(listed, list) and listed else None  # type: ignore[reportUnknownVariableType]
-    family = FAMILIES.get(name) if isinstance(name, str) else None
-    problems: list[str] = []
-    known = ", ".join(FAMILIES)
-    if name is None:
-        problems.append(f"{where}: names no architectures; known are {known}")
-    elif family is None:
-        problems.append(f"{where}: architecture {name!r} is not known; known are {known}")
+    known = families()
+    if not isinstance(name, str):
+        raise ArchitectureError(f"{where}: names no architectures; known are {', '.join(known)}")
+    if name not in known:
+        stems = {_stem(other): other for other in known}
+        near = [stems[s] for s in difflib.get_close_matches(_stem(name), stems, 3, 0.7)]
+        hint = f"near it are {', '.join(near)}" if near else f"known are {', '.join(known)}"
+        raise ArchitectureError(
+            f"{where}: architecture {name!r} is not known; {hint}; if llama.cpp's"
+            " convert_hf_to_gguf.py knows it, give the GGUF that it makes"
+        )
     quantized = config.get("quantization_config")
     if quantized is not None:
         method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized  # type: ignore[reportUnknownVariableType]
-        problems.append(
+        raise ArchitectureError(
             f"{where}: quantization_config ({method}): quantized checkpoints are not read yet; take"
             " the one it was made from"
         )
-    experts = next((k for k in ("num_local_experts", "num_experts") if config.get(k)), None)
-    if experts is not None:
-        problems.append(
-            f"{where}: {experts} is {config[experts]}: mixtures of experts are not known yet"
-        )
-    if problems or family is None:
-        raise ArchitectureError(*problems)
-    return family(config, where)
+    text = config.get("text_config")
+    if isinstance(text, dict):
+        config = {**config, **cast("dict[str, Any]", text)}
+    return known[name](config, where)
+
+
+def _stem(architecture: str) -> str:
+    return re.sub("For(CausalLM|ConditionalGeneration)|Model", "", architecture).lower()

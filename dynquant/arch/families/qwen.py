@@ -61,3 +61,6 @@ def qwen3(config: Mapping[str, Any], where: str) -> Architecture:
         tied=TIED if c.tie_word_embeddings else None,
         ignored=IGNORED,
     )
+
+
+FAMILIES = {"Qwen2ForCausalLM": qwen2, "Qwen3ForCausalLM": qwen3}

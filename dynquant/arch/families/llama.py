@@ -51,3 +51,10 @@ def llama(config: Mapping[str, Any], where: str) -> Architecture:
         extra=extra,
         ignored=IGNORED,
     )
+
+
+FAMILIES = {
+    "LlamaForCausalLM": llama,
+    "LLaMAForCausalLM": llama,  # as the first conversions spelled it
+    "MistralForCausalLM": llama,
+}
