@@ -9,10 +9,10 @@ tokenizer files, its own layout), and beside it
     <family>.json   prompts: token ids; texts, each with its tokens by the family's own tokenizer
     <family>.npy    float32 [n_prompts, vocab_size]: log-probabilities of the token that follows
 
-The weights are large, and the sizes odd on purpose: a row out of its place, a head too many or a
-wrong rope frequency changes every log-probability by far more than the tests allow. tiny-books has
-only the last two files; its checkpoint is tests/data/tiny-books. Everything is seeded, and the
-weights come from numpy, so a second run writes the same files (log-probabilities to rounding).
+The configurations are in reference_families/. The weights are large, so that whatever is wrong
+shows in the log-probabilities. tiny-books has only the last two files; its checkpoint is
+tests/data/tiny-books. Everything is seeded, and the weights come from numpy, so a second run writes
+the same files (log-probabilities to rounding).
 """
 
 from __future__ import annotations
@@ -20,21 +20,17 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import zlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import transformers
+from reference_families import Family, families
 from reference_tokenizers import (
     PROSE,
     TEXTS,
     Encode,
-    make_llama3_bpe,
-    make_qwen_bpe,
-    make_sentencepiece,
     write_json,
 )
 from tokenizers import Tokenizer
@@ -42,134 +38,6 @@ from tokenizers import Tokenizer
 TESTS = Path(__file__).resolve().parent.parent / "tests"
 REFERENCES = TESTS / "references"
 TINY_BOOKS = TESTS / "data" / "tiny-books"
-
-
-@dataclass(frozen=True)
-class Family:
-    """One checkpoint to make.
-
-    published: config keys spelled as the family's published files spell them, where transformers
-               writes another form today; None removes a key
-    """
-
-    config: transformers.PretrainedConfig
-    tokenizer: Callable[[Path], Encode]
-    dtype: torch.dtype = torch.bfloat16
-    shard_size: str = "1GB"
-    published: dict[str, Any] = field(default_factory=dict)
-
-
-def families() -> dict[str, Family]:
-    """Return the checkpoints to make: hidden 32, everything else as odd as the family allows."""
-    common = {"hidden_size": 32, "rms_norm_eps": 1e-5, "max_position_embeddings": 512}
-    llama3_rope = {
-        # Within the prompts' 24 tokens: of twelve frequencies one stays, two are blended, nine
-        # are divided by the factor.
-        "factor": 8.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 64,
-        "rope_type": "llama3",
-    }
-    return {
-        "llama-2": Family(
-            transformers.LlamaConfig(
-                **common,
-                vocab_size=512,
-                num_hidden_layers=2,
-                num_attention_heads=2,
-                num_key_value_heads=2,
-                intermediate_size=88,
-                bos_token_id=1,
-                eos_token_id=2,
-            ),
-            lambda folder: make_sentencepiece(folder, 512, []),
-            dtype=torch.float16,
-            published={
-                "dtype": None,
-                "rope_parameters": None,
-                "rope_theta": 10000.0,
-                "torch_dtype": "float16",
-            },
-        ),
-        "llama-3.1": Family(
-            transformers.LlamaConfig(
-                **common,
-                vocab_size=448,
-                num_hidden_layers=2,
-                num_attention_heads=4,
-                num_key_value_heads=2,
-                head_dim=24,
-                intermediate_size=72,
-                bos_token_id=442,
-                eos_token_id=[443, 446, 447],
-                rope_parameters={"rope_theta": 500000.0, **llama3_rope},
-            ),
-            make_llama3_bpe,
-            published={
-                "dtype": None,
-                "rope_parameters": None,
-                "rope_scaling": llama3_rope,
-                "rope_theta": 500000.0,
-                "torch_dtype": "bfloat16",
-            },
-        ),
-        "mistral": Family(
-            transformers.MistralConfig(
-                **common,
-                vocab_size=400,
-                num_hidden_layers=2,
-                num_attention_heads=3,
-                num_key_value_heads=1,
-                head_dim=40,
-                intermediate_size=104,
-                bos_token_id=1,
-                eos_token_id=2,
-                # llama.cpp has no window in its Llama graph, so the prompts stay inside this one.
-                sliding_window=64,
-                rope_parameters={"rope_type": "default", "rope_theta": 1000000.0},
-            ),
-            lambda folder: make_sentencepiece(folder, 400, ["[INST]", "[/INST]"]),
-        ),
-        "qwen2": Family(
-            transformers.Qwen2Config(
-                **common,
-                vocab_size=416,
-                num_hidden_layers=3,
-                num_attention_heads=4,
-                num_key_value_heads=2,
-                intermediate_size=88,
-                tie_word_embeddings=True,
-                bos_token_id=400,
-                eos_token_id=402,
-                rope_parameters={"rope_type": "default", "rope_theta": 1000000.0},
-            ),
-            make_qwen_bpe,
-            published={
-                "dtype": None,
-                "layer_types": None,
-                "rope_parameters": None,
-                "rope_theta": 1000000.0,
-                "torch_dtype": "bfloat16",
-            },
-        ),
-        "qwen3": Family(
-            transformers.Qwen3Config(
-                **common,
-                vocab_size=416,
-                num_hidden_layers=2,
-                num_attention_heads=6,
-                num_key_value_heads=3,
-                head_dim=24,
-                intermediate_size=72,
-                bos_token_id=400,
-                eos_token_id=402,
-                rope_parameters={"rope_type": "default", "rope_theta": 1000000.0},
-            ),
-            lambda folder: make_qwen_bpe(folder, ("<think>", "</think>")),
-            shard_size="50KB",
-        ),
-    }
 
 
 def randomize(model: transformers.PreTrainedModel, seed: int) -> None:
@@ -258,7 +126,7 @@ def main() -> None:
         if name == "tiny-books":
             make_tiny_books()
             continue
-        seed = 1000 + list(known).index(name)
+        seed = zlib.crc32(name.encode())
         encode = make_checkpoint(REFERENCES / name, known[name], seed)
         prompts = family_prompts(encode, 400, seed)
         write_reference(name, REFERENCES / name, encode, prompts)

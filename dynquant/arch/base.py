@@ -85,6 +85,11 @@ def on(layers: Collection[int], rows: Iterable[Row]) -> tuple[Row, ...]:
     return tuple(replace(row, layers=layers) for row in rows)
 
 
+def renamed(keys: Keys, architecture: str) -> Keys:
+    """Return keys of one architecture as those of another."""
+    return {f"{architecture}.{key.partition('.')[2]}": value for key, value in keys.items()}
+
+
 @dataclass(frozen=True)
 class Prediction:
     """Layers after a model's own that predict tokens further ahead; runtimes do without them.

@@ -16,20 +16,23 @@ from dynquant.keys import Keys, boolean, f32, u32
 
 _IN, _OUT = "model.layers.{}.", "blk.{}."
 
-WEIGHTS = (
-    Row("model.embed_tokens.weight", "token_embd.weight", "vocab hidden"),
+EMBEDDING = (Row("model.embed_tokens.weight", "token_embd.weight", "vocab hidden"),)
+ATTENTION = (
     Row(_IN + "input_layernorm.weight", _OUT + "attn_norm.weight", "hidden"),
     Row(_IN + "self_attn.q_proj.weight", _OUT + "attn_q.weight", "q hidden"),
     Row(_IN + "self_attn.k_proj.weight", _OUT + "attn_k.weight", "kv hidden"),
     Row(_IN + "self_attn.v_proj.weight", _OUT + "attn_v.weight", "kv hidden"),
     Row(_IN + "self_attn.o_proj.weight", _OUT + "attn_output.weight", "hidden q"),
     Row(_IN + "post_attention_layernorm.weight", _OUT + "ffn_norm.weight", "hidden"),
+)
+MLP = (
     Row(_IN + "mlp.gate_proj.weight", _OUT + "ffn_gate.weight", "ffn hidden"),
     Row(_IN + "mlp.up_proj.weight", _OUT + "ffn_up.weight", "ffn hidden"),
     Row(_IN + "mlp.down_proj.weight", _OUT + "ffn_down.weight", "hidden ffn"),
-    Row("model.norm.weight", "output_norm.weight", "hidden"),
-    Row("lm_head.weight", "output.weight", "vocab hidden"),
 )
+OUTPUT_NORM = (Row("model.norm.weight", "output_norm.weight", "hidden"),)
+OUTPUT = (Row("lm_head.weight", "output.weight", "vocab hidden"),)
+WEIGHTS = EMBEDDING + ATTENTION + MLP + OUTPUT_NORM + OUTPUT
 QKV_BIASES = (
     Row(_IN + "self_attn.q_proj.bias", _OUT + "attn_q.bias", "q"),
     Row(_IN + "self_attn.k_proj.bias", _OUT + "attn_k.bias", "kv"),

@@ -1,16 +1,22 @@
-"""Llama 2 and 3, and Mistral: one graph in llama.cpp, which knows no sliding window there."""
+"""Llama 2 and 3, Mistral, Mixtral: one graph in llama.cpp, which knows no sliding window there."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from dynquant.arch.base import Architecture, ModelTensor
+from dynquant.arch.config import Count, read_config
 from dynquant.arch.decoder import (
+    ATTENTION,
+    EMBEDDING,
     IGNORED,
     MLP_BIASES,
     O_BIAS,
+    OUTPUT,
+    OUTPUT_NORM,
     QKV_BIASES,
     TIED,
     WEIGHTS,
@@ -18,6 +24,7 @@ from dynquant.arch.decoder import (
     decoder_sizes,
     read_decoder,
 )
+from dynquant.arch.experts import Routing, expert_rows, router_row, routing_keys, with_expert_count
 from dynquant.arch.rope import llama3_factors, read_rope
 from dynquant.keys import u32
 from dynquant.tensors import Computed
@@ -53,8 +60,38 @@ def llama(config: Mapping[str, Any], where: str) -> Architecture:
     )
 
 
+@dataclass(frozen=True)
+class _Experts:
+    num_experts: Count
+    num_experts_per_tok: Count
+
+
+def mixtral(config: Mapping[str, Any], where: str) -> Architecture:
+    """Describe a Mixtral: a Llama to llama.cpp, with experts as wide as its `intermediate_size`."""
+    dense = llama(config, where)
+    experts = read_config(_Experts, with_expert_count(config), where)
+    block = "model.layers.{}.block_sparse_moe."
+    routing = Routing(experts.num_experts, experts.num_experts_per_tok)
+    ffn = dense.sizes["ffn"]
+    return replace(
+        dense,
+        keys=dense.keys | routing_keys("llama", routing),
+        rows=(
+            *EMBEDDING,
+            *ATTENTION,
+            router_row(block + "gate.weight"),
+            *expert_rows(block, gate="w1", up="w3", down="w2"),
+            *OUTPUT_NORM,
+            *OUTPUT,
+        ),
+        sizes={**dense.sizes, "experts": experts.num_experts, "expert_ffn": ffn},
+        n_experts=experts.num_experts,
+    )
+
+
 FAMILIES = {
     "LlamaForCausalLM": llama,
     "LLaMAForCausalLM": llama,  # as the first conversions spelled it
     "MistralForCausalLM": llama,
+    "MixtralForCausalLM": mixtral,
 }

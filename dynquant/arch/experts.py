@@ -1,0 +1,100 @@
+"""Mixtures of experts: their lines of a tensor table, and the keys of their routing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dynquant.arch.base import Row
+from dynquant.keys import Keys, boolean, f32, u32
+
+SOFTMAX, SIGMOID = 1, 2
+"""expert_gating_func, how the router's scores become weights (llama_expert_gating_func_type)."""
+
+
+_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
+"""What config.json files call the number of experts, also those of one family of several ages."""
+
+
+def with_expert_count(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config.json in which the number of experts is called `num_experts`."""
+    found = (config[key] for key in _COUNTS if config.get(key) is not None)
+    return {**config, "num_experts": next(found, None)}
+
+
+def expert_rows(block: str, gate: str, up: str, down: str) -> tuple[Row, ...]:
+    """Return the lines of a layer's experts, stored one by one.
+
+    block: what comes before `experts.N` ("model.layers.{}.mlp."); gate, up, down: what comes after
+    Dimensions: `expert_ffn` and `hidden`.
+    """
+    before = block + "experts.{expert}."
+    return (
+        Row(f"{before}{gate}.weight", "blk.{}.ffn_gate_exps.weight", "expert_ffn hidden"),
+        Row(f"{before}{up}.weight", "blk.{}.ffn_up_exps.weight", "expert_ffn hidden"),
+        Row(f"{before}{down}.weight", "blk.{}.ffn_down_exps.weight", "hidden expert_ffn"),
+    )
+
+
+def shared_rows(block: str) -> tuple[Row, ...]:
+    """Return the lines of the experts that every token goes through, stored as one matrix each.
+
+    block: what comes before `gate_proj` ("model.layers.{}.mlp.shared_experts.")
+    Dimensions: `shared_ffn` and `hidden`.
+    """
+    return (
+        Row(f"{block}gate_proj.weight", "blk.{}.ffn_gate_shexp.weight", "shared_ffn hidden"),
+        Row(f"{block}up_proj.weight", "blk.{}.ffn_up_shexp.weight", "shared_ffn hidden"),
+        Row(f"{block}down_proj.weight", "blk.{}.ffn_down_shexp.weight", "hidden shared_ffn"),
+    )
+
+
+def router_row(stored: str) -> Row:
+    """Return the line of the matrix that scores the experts; dimensions `experts` and `hidden`."""
+    return Row(stored, "blk.{}.ffn_gate_inp.weight", "experts hidden")
+
+
+@dataclass(frozen=True)
+class Routing:
+    """How tokens find their experts; None leaves a key out, for llama.cpp's own default.
+
+    weights_scale: what the routed experts' sum is multiplied with
+    weights_norm:  whether the chosen experts' weights are made to sum to one
+    """
+
+    n_experts: int
+    n_used: int
+    expert_ffn: int | None = None
+    shared_ffn: int | None = None
+    n_shared: int | None = None
+    weights_scale: float | None = None
+    weights_norm: bool | None = None
+    gating: int | None = None
+    n_groups: int | None = None
+    n_groups_used: int | None = None
+    n_leading_dense: int | None = None
+
+
+def routing_keys(arch: str, r: Routing) -> Keys:
+    """Return `<arch>.expert_*` and leading_dense_block_count."""
+    keys = {
+        "expert_count": u32(r.n_experts),
+        "expert_used_count": u32(r.n_used),
+        **_present("expert_group_count", r.n_groups),
+        **_present("expert_group_used_count", r.n_groups_used),
+        **_present("expert_gating_func", r.gating),
+        **_present("leading_dense_block_count", r.n_leading_dense),
+        **_present("expert_feed_forward_length", r.expert_ffn),
+        **_present("expert_shared_feed_forward_length", r.shared_ffn),
+        **_present("expert_shared_count", r.n_shared),
+    }
+    if r.weights_scale is not None:
+        keys["expert_weights_scale"] = f32(r.weights_scale)
+    if r.weights_norm is not None:
+        keys["expert_weights_norm"] = boolean(r.weights_norm)
+    return {f"{arch}.{name}": value for name, value in keys.items()}
+
+
+def _present(name: str, value: int | None) -> Keys:
+    return {} if value is None else {name: u32(value)}

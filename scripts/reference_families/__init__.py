@@ -1,0 +1,43 @@
+"""The checkpoints that make_references.py makes, a module for each of dynquant's families.
+
+Hidden size 32, and everything else as odd as the family allows: a row out of its place, a head too
+many or a wrong rope frequency changes every log-probability by far more than the tests allow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+from typing import Any
+
+import torch
+import transformers
+from reference_tokenizers import Encode
+
+COMMON = {"hidden_size": 32, "rms_norm_eps": 1e-5, "max_position_embeddings": 512}
+
+
+@dataclass(frozen=True)
+class Family:
+    """One checkpoint to make.
+
+    published: config keys spelled as the family's published files spell them, where transformers
+               writes another form today; None removes a key
+    """
+
+    config: transformers.PretrainedConfig
+    tokenizer: Callable[[Path], Encode]
+    dtype: torch.dtype = torch.bfloat16
+    shard_size: str = "1GB"
+    published: dict[str, Any] = field(default_factory=dict)
+
+
+def families() -> dict[str, Family]:
+    """Return all checkpoints by name; each module here has its own as FAMILIES."""
+    found: dict[str, Family] = {}
+    for module in iter_modules(__path__):
+        found |= import_module(f"{__name__}.{module.name}").FAMILIES
+    return found
