@@ -38,164 +38,28 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
+from replicas import draw_axes, replica, replica_imatrix
 from rich.console import Console
 from rich.table import Table
+from runtime import WINDOW, NotLoadedError, Reference, windows_of
 
 import dynquant
-from dynquant.arch.base import Model, ModelTensor
-from dynquant.arrays import F32, I64, U8
-from dynquant.importance.imatrix import Imatrix, write_imatrix
+from dynquant.arch.base import Model
+from dynquant.arrays import F32, U8
+from dynquant.importance.imatrix import Imatrix
 from dynquant.quants import ALL, QuantType, codec, decode
 from dynquant.quants.search import GAINS, NORMAL, WEIGHTINGS, Gain, Search, Weighting
 from dynquant.recipe.language import parse_recipe
-from dynquant.tensors import row_bytes
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from oracles import ggml_encode
 
 F64 = NDArray[np.float64]
 
-WINDOW = 512
 SAME_FUNCTION = 1e-6
 """Mean KL, in nats, that summing in another order stays below (tiny-books: 1e-10)."""
-
-
-# ---- replicas: the same function, other blocks ------------------------------------------------
-
-# What the rows and columns of each role count: an axis with one order and one choice of signs. The
-# order of queries and keys is the rotation's, and their rows share no block, so they stay.
-_ROWS = {
-    "attn_output": "hidden",
-    "attn_v": "value",
-    "ffn_down": "hidden",
-    "ffn_gate": "gate",
-    "ffn_up": "up",
-}
-_COLUMNS = {
-    "attn_k": "hidden",
-    "attn_norm": "norm",
-    "attn_output": "heads",
-    "attn_q": "hidden",
-    "attn_v": "hidden",
-    "ffn_down": "up",
-    "ffn_gate": "hidden",
-    "ffn_norm": "norm",
-    "ffn_up": "hidden",
-    "output": "hidden",
-    "output_norm": "norm",
-    "token_embd": "hidden",
-}
-_LEFT_ALONE = {"attn_k_norm", "attn_q_norm", "rope_freqs"}
-
-
-@dataclass(frozen=True)
-class Axis:
-    """New channel i is old channel order[i], negated where signs[i] is -1."""
-
-    order: I64
-    signs: F32
-
-    @classmethod
-    def drawn(cls, rng: np.random.Generator, n: int) -> Axis:
-        """Draw an order and signs."""
-        return cls(rng.permutation(n), rng.choice(np.array([-1, 1], np.float32), n))
-
-    @property
-    def unsigned(self) -> Axis:
-        """The same order; for what signs pass through or must not reach."""
-        return Axis(self.order, np.ones_like(self.signs))
-
-
-def draw_axes(model: Model, seed: int) -> dict[str, Axis]:
-    """Draw the channels' orders and signs; those of values within each head, the same in all."""
-    rng = np.random.default_rng(seed)
-    shapes = {t.name: t.shape for t in model.tensors}
-    n_ffn, n_hidden = shapes["blk.0.ffn_up.weight"]
-    n_heads = int(model.keys[f"{model.architecture}.attention.head_count"].value)  # type: ignore
-    n_head = shapes["blk.0.attn_output.weight"][1] // n_heads
-    hidden, up, head = (Axis.drawn(rng, n) for n in (n_hidden, n_ffn, n_head))
-
-    def repeated(n: int) -> Axis:
-        starts = np.arange(0, n, n_head)[:, None]
-        return Axis((starts + head.order).ravel(), np.tile(head.signs, len(starts)))
-
-    return {
-        "hidden": hidden,
-        "norm": hidden.unsigned,
-        "up": up,
-        "gate": up.unsigned,
-        "value": repeated(shapes["blk.0.attn_v.weight"][0]),
-        "heads": repeated(n_heads * n_head),
-    }
-
-
-@dataclass(frozen=True)
-class InMemory:
-    """Rows that are in memory, as float32."""
-
-    x: F32
-    stored: QuantType = ALL["F32"]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """As in numpy, slowest dimension first."""
-        return self.x.shape
-
-    def read(self, start: int, stop: int, into: U8) -> None:
-        """Fill `into` with rows start..stop."""
-        into[:] = (
-            np.ascontiguousarray(self.x.reshape(-1, self.shape[-1])[start:stop])
-            .view(np.uint8)
-            .ravel()
-        )
-
-
-def weights_of(tensor: ModelTensor) -> F32:
-    """Read a tensor as float32, in its shape."""
-    source = tensor.source
-    raw = np.empty(tensor.n_rows * row_bytes(source), np.uint8)
-    source.read(0, tensor.n_rows, raw)
-    x: F32 = np.empty(tensor.shape, np.float32)
-    codec.encode_stored(raw, source.stored, tensor.n_per_row, ALL["F32"], x.view(np.uint8).ravel())
-    return x
-
-
-def replica(model: Model, axes: dict[str, Axis] | None) -> Model:
-    """Return the model in memory, its channels in the axes' order; None leaves them."""
-    tensors: list[ModelTensor] = []
-    for t in model.tensors:
-        x, role = weights_of(t), t.parts.role
-        if axes is not None and role not in _LEFT_ALONE:
-            if role not in _COLUMNS:
-                raise SystemExit(f"error: {t.name}: no rule for its channels; take --replicas 1")
-            is_bias = t.name.endswith(".bias")
-            rows = _ROWS.get(role) if x.ndim > 1 or is_bias else None
-            if rows is not None:
-                x = (x[axes[rows].order].T * axes[rows].signs).T
-            if not is_bias:
-                columns = axes[_COLUMNS[role]]
-                x = x[..., columns.order] * columns.signs
-        tensors.append(ModelTensor(t.name, InMemory(np.ascontiguousarray(x))))
-    return replace(model, tensors=tuple(tensors))
-
-
-def replica_imatrix(imatrix: Imatrix, model: Model, axes: dict[str, Axis], path: Path) -> Imatrix:
-    """Write and read the imatrix with the channels in the axes' order."""
-    roles = {t.name: t.parts.role for t in model.tensors}
-    entries: dict[str, tuple[F32, list[int]]] = {}
-    for name, entry in imatrix.entries.items():
-        sums = entry.sums(0, entry.n_values).reshape(entry.n_rows, -1)
-        if name in roles:
-            sums = sums[:, axes[_COLUMNS[roles[name]]].order]
-        entries[name] = sums, list(entry.counts)
-    write_imatrix(path, entries, datasets=imatrix.datasets, chunk_count=0, chunk_size=WINDOW)
-    return dynquant.load_imatrix(path)
-
-
-# ---- files --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -279,117 +143,6 @@ def write_file(
     with standing_in(encoder):
         dynquant.convert(model, out, recipe=recipe, imatrix=imatrix, force=True)
     return encoder.error if not ALL[name].is_float else 0.0
-
-
-# ---- what the runtime makes of them -------------------------------------------------------------
-
-
-class NotLoadedError(Exception):
-    """The runtime does not take a file."""
-
-
-class Runtime:
-    """A GGUF loaded by llama.cpp; a context manager.
-
-    Attention and cache are in float32, so that the weights make all the difference, and weights
-    stay as the file has them: packed for AMX, llama-cpp-python 0.3.36 crashes on some machines.
-    """
-
-    def __init__(self, path: Path, threads: int) -> None:
-        llama_cpp.llama_log_set(_silence, None)
-        parameters = llama_cpp.llama_model_default_params()
-        parameters.use_extra_bufts = False
-        self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), parameters)
-        if not self._model:
-            raise NotLoadedError(path.name)
-        self._vocab = llama_cpp.llama_model_get_vocab(self._model)
-        wanted = llama_cpp.llama_context_default_params()
-        wanted.n_ctx = wanted.n_batch = wanted.n_ubatch = WINDOW
-        wanted.n_threads = wanted.n_threads_batch = threads
-        wanted.type_k = wanted.type_v = llama_cpp.GGML_TYPE_F32
-        wanted.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        self._context = llama_cpp.llama_init_from_model(self._model, wanted)
-
-    def __enter__(self) -> Runtime:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        llama_cpp.llama_free(self._context)
-        llama_cpp.llama_model_free(self._model)
-
-    def tokenize(self, text: bytes) -> list[int]:
-        """Return the token ids of a text, with no token before it."""
-        room = (llama_cpp.llama_token * len(text))()
-        n = llama_cpp.llama_tokenize(self._vocab, text, len(text), room, len(room), False, False)
-        return list(room[:n])
-
-    def logits(self, window: I64) -> F32:
-        """Return float32 [WINDOW - 1, n_vocab]: of every token that has a next one."""
-        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), True)
-        batch = llama_cpp.llama_batch_init(WINDOW, 0, 1)
-        batch.n_tokens = WINDOW
-        for i, token in enumerate(window):
-            batch.token[i], batch.pos[i], batch.logits[i] = int(token), i, True
-            batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
-        failed = llama_cpp.llama_decode(self._context, batch)
-        llama_cpp.llama_batch_free(batch)
-        if failed:
-            raise AssertionError(f"llama_decode: {failed}")
-        n_vocab = llama_cpp.llama_vocab_n_tokens(self._vocab)
-        found = llama_cpp.llama_get_logits(self._context)
-        return np.ctypeslib.as_array(found, (WINDOW, n_vocab))[:-1].copy()
-
-
-@llama_cpp.llama_log_callback
-def _silence(*_: object) -> None:
-    """Drop what llama.cpp says."""
-
-
-def windows_of(path: Path, text: Path, n_windows: int) -> I64:
-    """Return token ids [n_windows, WINDOW] of a text's beginning, by a file's vocabulary."""
-    with Runtime(path, 1) as runtime:
-        ids = runtime.tokenize(text.read_bytes()[: 16 * n_windows * WINDOW])
-    if len(ids) < n_windows * WINDOW:
-        raise SystemExit(f"error: {text} has {len(ids)} tokens; {n_windows} windows are too many")
-    return np.array(ids[: n_windows * WINDOW], np.int64).reshape(n_windows, WINDOW)
-
-
-def _log_softmax(logits: F32) -> F32:
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-
-
-@dataclass(frozen=True)
-class Reference:
-    """The F32 file's log-probabilities [n_windows, WINDOW - 1, n_vocab], and what came next."""
-
-    log_p: F32
-    p: F32
-    windows: I64
-
-    @classmethod
-    def of(cls, path: Path, windows: I64, threads: int) -> Reference:
-        """Read the text with a file."""
-        with Runtime(path, threads) as runtime:
-            log_p = np.stack([_log_softmax(runtime.logits(window)) for window in windows])
-        return cls(log_p, np.exp(log_p), windows)
-
-    def compare(self, path: Path, threads: int) -> tuple[F64, F64]:
-        """Return of a file, [n_windows, WINDOW - 1]: -ln of the next token's probability, and KL.
-
-        With d the difference of the logits, both follow from ln sum p exp(d) and sum p d, without
-        the cancellation of two logarithms that are almost equal.
-        """
-        losses, divergences = [], []
-        at = np.arange(WINDOW - 1)
-        with Runtime(path, threads) as runtime:
-            for window, p, log_p in zip(self.windows, self.p, self.log_p, strict=True):
-                d = runtime.logits(window) - log_p
-                d -= np.einsum("tv,tv->t", p, d)[:, None]
-                log_sum = np.log1p(np.einsum("tv,tv->t", p, np.expm1(d)).astype(np.float64))
-                losses.append(log_sum - d[at, window[1:]] - log_p[at, window[1:]])
-                divergences.append(log_sum - np.einsum("tv,tv->t", p, d))
-        return np.stack(losses), np.stack(divergences)
 
 
 # ---- the comparison -----------------------------------------------------------------------------

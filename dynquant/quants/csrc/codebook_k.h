@@ -6,7 +6,7 @@
  */
 #pragma once
 
-#include "codebook.h"
+#include "codebook_points.h"
 
 /* What one codebook type is made of; all fields are constants where they are used.
  *
