@@ -5,7 +5,8 @@
 
 Each type x {importance, none} x {gaussian, student-t, tiny-books}, one thread unless --threads says
 otherwise (rows are shared out, for both). The peer is `ggml_quantize_chunk` of the xllamacpp wheel;
-both encode the same array in turn, and the fastest of the repeats counts for each. Types that ggml
+both encode the same array in turn, and the fastest of the repeats counts for each; the tables that
+ggml builds at a type's first use are not counted. Types that ggml
 does not encode without importance are measured with it only. Columns:
 
     Mw/s    million weights per second
@@ -155,6 +156,7 @@ def measure(
     xs = [x for x in xs if x.shape[1] % qtype.block_size == 0]
     ws: list[F32 | None] = [importance_of(x) if with_importance else None for x in xs]
     pairs = list(zip(xs, ws, strict=True))
+    theirs_of(xs[0][:1], ws[0])  # the first call of some types builds tables, for up to 8 s
     ours = theirs = float("inf")
     for _ in range(repeats):
         theirs = min(theirs, seconds(lambda: in_parts(theirs_of)))
