@@ -28,6 +28,7 @@ def general_keys(
     From the front matter of README.md, generation_config.json, `_name_or_path` where it is a
     name on the Hub, and the folder's name. Never a path.
     """
+    tensors = tuple(tensors)
     n_weights = sum(prod(t.shape) for t in tensors)
     name, hub_id = _names(folder, config)
     writer = GGUFWriter(None, architecture)  # never opened: it records keys, types and order
@@ -40,13 +41,22 @@ def general_keys(
             if key in _SAMPLING and value is not None:
                 setattr(metadata, _SAMPLING[key], value)
         metadata.name = metadata.name or name or "model"
-        metadata.size_label = metadata.size_label or size_label(n_weights, n_weights, 0, 0)
+        metadata.size_label = metadata.size_label or _size_label(n_weights, tensors)
         metadata.set_gguf_meta_model(writer)
         return {key: _key(v.value, v.type) for key, v in writer.kv_data[0].items()}
     except (TypeError, ValueError, AttributeError) as e:
         raise CheckpointError(
             f"{folder}: the front matter of README.md or generation_config.json: {e}"
         ) from e
+
+
+def _size_label(n_weights: int, tensors: Iterable[ModelTensor]) -> str:
+    """Return `8B`, or for mixtures `8x7B`: experts, and the weights of a model with one of them."""
+    stacks = [t for t in tensors if t.parts.role.endswith("_exps")]
+    n_stacked = sum(prod(t.shape) for t in stacks)
+    one_each = sum(prod(t.shape[1:]) for t in stacks)
+    n_experts = sum(t.shape[0] for t in stacks) // len(stacks) if stacks else 0
+    return size_label(n_weights, n_weights - n_stacked, one_each, n_experts)
 
 
 # generation_config.json's names, and gguf's.
