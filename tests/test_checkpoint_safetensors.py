@@ -301,3 +301,8 @@ def test_a_gguf_in_place_of_a_folder_is_refused(tmp_path: Path) -> None:
 def test_names_that_differ_in_one_number_are_grouped() -> None:
     names = [*(f"m.{i}.w.0.x" for i in (0, 1, 2, 5, 7, 8)), "norm", "m.3.b", "m.01.c"]
     assert grouped(names) == ["m.{0-2,5,7-8}.w.0.x", "norm", "m.3.b", "m.01.c"]
+
+
+def test_names_that_differ_in_two_numbers_are_grouped_where_all_pairs_are_there() -> None:
+    names = [f"m.{i}.e.{j}.w" for i in range(3, 6) for j in range(4) if (i, j) != (4, 2)]
+    assert grouped(names) == ["m.{3,5}.e.{0-3}.w", "m.4.e.{0-1,3}.w"]

@@ -5,34 +5,56 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
-_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+_NUMBER = re.compile(r"(?<=\.)(?:0|[1-9]\d*)(?=\.)")
 
 
 def grouped(names: Iterable[str]) -> list[str]:
-    """Return the names with those that differ only in one number put together.
+    """Return the names with those that differ only in their numbers put together.
 
-    `a.0.w`, `a.1.w`, `a.2.w`, `a.5.w` and `b.w` are `a.{0-2,5}.w` and `b.w`: a checkpoint whose
-    every layer has the same problem is one line, not a thousand. Order of first appearance.
+    `a.0.w`, `a.1.w`, `a.2.w`, `a.5.w` and `b.w` are `a.{0-2,5}.w` and `b.w`, and experts of layers
+    are `a.{3-60}.e.{0-255}.w`: a checkpoint whose every layer has the same problem is one line, not
+    a thousand. Numbers after the second count as text. Order of first appearance.
     """
-    groups: dict[tuple[str, str], list[tuple[int, str]]] = {}
+    groups: dict[tuple[str, ...], list[tuple[int, ...]]] = {}
     for name in names:
-        found = _NUMBER.search(name)
-        if found:
-            key, number = (name[: found.start()], name[found.end() :]), int(found[0])
-        else:
-            key, number = (name, ""), 0
-        groups.setdefault(key, []).append((number, name))
-    return [
-        f"{before}{{{','.join(_ranges([n for n, _ in group]))}}}{after}"
-        if len(group) > 1
-        else group[0][1]
-        for (before, after), group in groups.items()
-    ]
+        text: list[str] = []
+        numbers: list[int] = []
+        end = 0
+        for found in list(_NUMBER.finditer(name))[:2]:
+            text.append(name[end : found.start()])
+            numbers.append(int(found[0]))
+            end = found.end()
+        groups.setdefault((*text, name[end:]), []).append(tuple(numbers))
+    return [line for text, numbers in groups.items() for line in _lines(text, numbers)]
+
+
+def _lines(text: tuple[str, ...], numbers: list[tuple[int, ...]]) -> Iterator[str]:
+    """Yield names of one text: with two numbers, the first ones that have the same second ones."""
+    if len(text) == 1:
+        yield from text * len(numbers)
+        return
+    if len(text) == 2:
+        yield f"{text[0]}{_set(n for (n,) in numbers)}{text[1]}"
+        return
+    seconds: dict[int, list[int]] = {}
+    for first, second in numbers:
+        seconds.setdefault(first, []).append(second)
+    firsts: dict[tuple[int, ...], list[int]] = {}
+    for first, found in seconds.items():
+        firsts.setdefault(tuple(sorted(set(found))), []).append(first)
+    for found, same in firsts.items():
+        yield f"{text[0]}{_set(same)}{text[1]}{_set(found)}{text[2]}"
+
+
+def _set(numbers: Iterable[int]) -> str:
+    """Return `7` for one number, `{0-2,5}` for several."""
+    found = sorted(set(numbers))
+    return str(found[0]) if len(found) == 1 else "{" + ",".join(_ranges(found)) + "}"
 
 
 def _ranges(numbers: list[int]) -> Iterator[str]:
     run: list[int] = []
-    for number in sorted(set(numbers)):
+    for number in numbers:
         if run and number != run[-1] + 1:
             yield _range(run)
             run = []

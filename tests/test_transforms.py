@@ -1,0 +1,212 @@
+"""Rows that are stacked, picked and turned on the way are those that numpy gives of the whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dynquant.arrays import F32, I64, U8
+from dynquant.quants import ALL, QuantType, encode
+from dynquant.tensors import Computed, TensorSource, n_rows, row_bytes
+from dynquant.transforms import (
+    MATRICES_KEPT,
+    Elementwise,
+    Reshaped,
+    Rows,
+    Transposed,
+    elements_of_each,
+    plus_one,
+    reordered,
+    rows_of_each,
+    stack,
+)
+
+
+def numbered(*shape: int) -> F32:
+    """Weights that are all different."""
+    return np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+
+
+def both(*shape: int) -> tuple[F32, TensorSource]:
+    x = numbered(*shape)
+    return x, Computed(x)
+
+
+def stacked() -> tuple[F32, TensorSource]:
+    x = numbered(5, 3, 4)
+    return x, stack([Computed(part) for part in x])
+
+
+def turned() -> tuple[F32, TensorSource]:
+    x, source = both(3, 5, 7)
+    return x.swapaxes(1, 2), Transposed(source)
+
+
+def heads() -> tuple[F32, TensorSource]:
+    """The k part of DeepSeek's kv_b: of each head's rows the first, turned."""
+    x, source = both(4 * 5, 6)
+    k = x.reshape(4, 5, 6)[:, :3]
+    return k.swapaxes(1, 2), Transposed(rows_of_each(source, 0, 3, each=5))
+
+
+def halves() -> tuple[F32, TensorSource]:
+    x, source = both(3, 8, 4)
+    return x[:, 4:], rows_of_each(source, 4, 8)
+
+
+def every_other() -> tuple[F32, TensorSource]:
+    x, source = both(3, 8, 4)
+    return x[:, 1::2], rows_of_each(source, 1, 8, 2)
+
+
+def backwards() -> tuple[F32, TensorSource]:
+    x, source = both(40, 3)
+    return x[::-1], Rows(source, (40, 3), lambda row: 39 - row)
+
+
+def far_apart() -> tuple[F32, TensorSource]:
+    x, source = both(300, 3)
+
+    def order(row: I64) -> I64:
+        return row * 97 % 300
+
+    return x[order(np.arange(300))], Rows(source, (300, 3), order)
+
+
+def reshaped() -> tuple[F32, TensorSource]:
+    x, source = both(6, 4)
+    return x.reshape(3, 8), Reshaped(source, (3, 8))
+
+
+def biases() -> tuple[F32, TensorSource]:
+    x, source = both(3, 8)
+    return x[:, ::2], elements_of_each(source, 0, 8, 2)
+
+
+def permuted_bias() -> tuple[F32, TensorSource]:
+    x, source = both(8)
+    return x[::-1], reordered(source, lambda i: 7 - i)
+
+
+def offset() -> tuple[F32, TensorSource]:
+    x, source = both(5, 4)
+    return x + 1, plus_one(source)
+
+
+CASES: tuple[Callable[[], tuple[F32, TensorSource]], ...] = (
+    stacked,
+    turned,
+    heads,
+    halves,
+    every_other,
+    backwards,
+    far_apart,
+    reshaped,
+    biases,
+    permuted_bias,
+    offset,
+)
+
+
+def read(source: TensorSource, start: int, stop: int) -> F32:
+    into = np.full((stop - start) * row_bytes(source), 0xEE, np.uint8)
+    source.read(start, stop, into)
+    return into.view("<f4").reshape(stop - start, source.shape[-1])
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.__name__)
+@given(data=st.data())
+def test_any_rows_are_those_of_the_whole(
+    case: Callable[[], tuple[F32, TensorSource]], data: st.DataObject
+) -> None:
+    expected, source = case()
+    assert source.shape == expected.shape
+    rows = expected.reshape(n_rows(expected.shape), -1)
+    start = data.draw(st.integers(0, len(rows) - 1))
+    stop = data.draw(st.integers(start + 1, len(rows)))
+    np.testing.assert_array_equal(read(source, start, stop), rows[start:stop])
+
+
+class Counted:
+    """A source that counts the rows that are read of it."""
+
+    def __init__(self, x: F32, stored: QuantType = ALL["F32"]) -> None:
+        self.shape, self.stored = x.shape, stored
+        self._source: Any = Computed(x)
+        self.n_read = 0
+
+    def read(self, start: int, stop: int, into: U8) -> None:
+        self.n_read += stop - start
+        self._source.read(start, stop, into)
+
+
+def test_a_turned_tensor_reads_one_matrix_at_a_time_and_each_once() -> None:
+    source = Counted(numbered(3 * MATRICES_KEPT, 4, 5))
+    turned = Transposed(source)
+    for row in range(5):
+        read(turned, row, row + 1)
+    assert source.n_read == 4
+    read(turned, 0, n_rows(turned.shape))
+    assert source.n_read == n_rows(source.shape)
+
+
+def test_rows_far_apart_are_read_one_by_one_and_dense_ones_together() -> None:
+    source = Counted(numbered(1000, 3))
+    read(Rows(source, (10, 3), lambda row: row * 100), 0, 10)
+    assert source.n_read == 10
+    read(Rows(source, (10, 3), lambda row: row * 2), 0, 10)
+    assert source.n_read == 10 + 19
+
+
+def test_blocks_are_moved_as_they_are() -> None:
+    x = np.random.default_rng(0).standard_normal((6, 64)).astype(np.float32)
+    blocks = encode(x, "Q8_0")
+
+    class Blocks:
+        shape, stored = x.shape, ALL["Q8_0"]
+
+        def read(self, start: int, stop: int, into: U8) -> None:
+            into[:] = blocks[start:stop].reshape(-1)
+
+    picked = rows_of_each(stack([Blocks(), Blocks()]), 1, 6, 2)
+    assert picked.stored is ALL["Q8_0"]
+    into = np.empty(6 * row_bytes(picked), np.uint8)
+    picked.read(0, 6, into)
+    np.testing.assert_array_equal(into.reshape(6, -1), np.concatenate([blocks[1::2]] * 2))
+
+
+def test_blocks_are_not_turned_nor_cut() -> None:
+    class Blocks:
+        shape, stored = (4, 64), ALL["Q8_0"]
+
+        def read(self, start: int, stop: int, into: U8) -> None: ...
+
+    with pytest.raises(ValueError, match="Q8_0"):
+        Transposed(Blocks())
+    with pytest.raises(ValueError, match="as"):
+        Reshaped(Blocks(), (8, 32))
+
+
+def test_tensors_of_several_types_stack_as_f32() -> None:
+    x = numbered(4, 32)
+    half = x.astype(np.float16)
+
+    class Half:
+        shape, stored = x.shape, ALL["F16"]
+
+        def read(self, start: int, stop: int, into: U8) -> None:
+            into[:] = half[start:stop].view(np.uint8).reshape(-1)
+
+    both_types = stack([Computed(x), Half()])
+    assert both_types.stored is ALL["F32"]
+    np.testing.assert_array_equal(read(both_types, 0, 8), np.concatenate([x, x]))
+
+
+def test_a_function_is_computed_in_f32_whatever_is_stored() -> None:
+    source = Elementwise(Computed(numbered(2, 3)), np.sqrt)
+    np.testing.assert_array_equal(read(source, 0, 2), np.sqrt(numbered(2, 3)))
