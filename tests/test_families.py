@@ -72,6 +72,11 @@ CONFIG_MISTAKES: tuple[tuple[str, str, Callable[[dict[str, Any]], Any]], ...] = 
     ("llama-3.1", "rope base", lambda c: c.update(rope_theta=10000.0)),
     ("mistral", "rope base", lambda c: c["rope_parameters"].update(rope_theta=10000.0)),
     ("qwen2", "rope base", lambda c: c.update(rope_theta=10000.0)),
+    ("olmo2", "rope base", lambda c: c.update(rope_theta=10000.0)),
+    ("olmo3", "rope scaling", lambda c: c.pop("rope_scaling")),
+    ("olmo3", "window", lambda c: c.update(sliding_window=8)),
+    ("olmo3", "windowed layers", lambda c: c["layer_types"].reverse()),
+    ("olmoe", "experts used", lambda c: c.update(num_experts_per_tok=3)),
     ("qwen3", "norm epsilon", lambda c: c.update(rms_norm_eps=1e-1)),
 )
 
