@@ -77,6 +77,18 @@ CONFIG_MISTAKES: tuple[tuple[str, str, Callable[[dict[str, Any]], Any]], ...] = 
     ("olmo3", "window", lambda c: c.update(sliding_window=8)),
     ("olmo3", "windowed layers", lambda c: c["layer_types"].reverse()),
     ("olmoe", "experts used", lambda c: c.update(num_experts_per_tok=3)),
+    *(
+        (f, f"no {m}", lambda c, m=m: c.pop(m))
+        for f in ("granite", "granitemoe", "granitemoeshared")
+        for m in (
+            "attention_multiplier",
+            "embedding_multiplier",
+            "logits_scaling",
+            "residual_multiplier",
+        )
+    ),
+    ("granite", "rope base", lambda c: c.update(rope_theta=10000.0)),
+    ("granitemoe", "experts used", lambda c: c.update(num_experts_per_tok=2)),
     ("qwen3", "norm epsilon", lambda c: c.update(rms_norm_eps=1e-1)),
 )
 
