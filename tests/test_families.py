@@ -89,6 +89,11 @@ CONFIG_MISTAKES: tuple[tuple[str, str, Callable[[dict[str, Any]], Any]], ...] = 
     ),
     ("granite", "rope base", lambda c: c.update(rope_theta=10000.0)),
     ("granitemoe", "experts used", lambda c: c.update(num_experts_per_tok=2)),
+    ("phi3", "long factors", lambda c: c["rope_scaling"]["long_factor"].reverse()),
+    ("phi3", "magnitude", lambda c: c.update(max_position_embeddings=1024)),
+    ("phi4", "rope base", lambda c: c.update(rope_theta=10000.0)),
+    ("phi4-mini", "short factors", lambda c: c["rope_scaling"]["short_factor"].reverse()),
+    ("phi4-mini", "magnitude", lambda c: c.update(max_position_embeddings=1024)),
     ("qwen3", "norm epsilon", lambda c: c.update(rms_norm_eps=1e-1)),
 )
 
