@@ -94,6 +94,7 @@ CONFIG_MISTAKES: tuple[tuple[str, str, Callable[[dict[str, Any]], Any]], ...] = 
     ("phi4", "rope base", lambda c: c.update(rope_theta=10000.0)),
     ("phi4-mini", "short factors", lambda c: c["rope_scaling"]["short_factor"].reverse()),
     ("phi4-mini", "magnitude", lambda c: c.update(max_position_embeddings=1024)),
+    ("qwen2moe", "experts used", lambda c: c.update(num_experts_per_tok=3)),
     ("qwen3", "norm epsilon", lambda c: c.update(rms_norm_eps=1e-1)),
 )
 
@@ -138,6 +139,7 @@ def reverse_rows(folder: Path, name: str) -> None:
     tensors, begin = safetensors_header(path)
     start, stop = (begin + offset for offset in tensors[name]["data_offsets"])
     content = np.fromfile(path, np.uint8)
-    rows = content[start:stop].reshape(tensors[name]["shape"][0], -1)
+    n_rows = next(n for n in tensors[name]["shape"] if n > 1)
+    rows = content[start:stop].reshape(n_rows, -1)
     rows[:] = rows[::-1].copy()
     content.tofile(path)
