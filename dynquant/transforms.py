@@ -250,3 +250,11 @@ def elements_of_each(source: TensorSource, start: int, stop: int, step: int = 1)
 def plus_one(source: TensorSource) -> TensorSource:
     """Return a norm's factors where the checkpoint holds their distance from one."""
     return Elementwise(source, lambda x: x + np.float32(1))
+
+
+def squeezed(source: TensorSource, dimension: int) -> TensorSource:
+    """Return a tensor without one of its dimensions, which has to be 1."""
+    shape = source.shape
+    if shape[dimension] != 1:
+        raise ValueError(f"dimension {dimension} of {shape} is not 1")
+    return Reshaped(source, (*shape[:dimension], *shape[dimension + 1 :]))

@@ -65,6 +65,14 @@ def shapes_of(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
             strict=False,
         )
     ) | {"mlp.down_proj": (hidden, ffn)}
+    if architecture == "Phi3ForCausalLM":
+        matrices = {
+            "self_attn.qkv_proj": (q + 2 * kv, hidden),
+            "self_attn.o_proj": (hidden, q),
+            "mlp.gate_up_proj": (2 * ffn, hidden),
+            "mlp.down_proj": (hidden, ffn),
+        }
+        biased = dict.fromkeys(matrices, False)
     for layer in range(config["num_hidden_layers"]):
         at = f"model.layers.{layer}."
         shapes |= {f"{at}{name}.weight": shape for name, shape in matrices.items()}

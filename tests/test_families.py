@@ -72,6 +72,29 @@ CONFIG_MISTAKES: tuple[tuple[str, str, Callable[[dict[str, Any]], Any]], ...] = 
     ("llama-3.1", "rope base", lambda c: c.update(rope_theta=10000.0)),
     ("mistral", "rope base", lambda c: c["rope_parameters"].update(rope_theta=10000.0)),
     ("qwen2", "rope base", lambda c: c.update(rope_theta=10000.0)),
+    ("olmo2", "rope base", lambda c: c.update(rope_theta=10000.0)),
+    ("olmo3", "rope scaling", lambda c: c.pop("rope_scaling")),
+    ("olmo3", "window", lambda c: c.update(sliding_window=8)),
+    ("olmo3", "windowed layers", lambda c: c["layer_types"].reverse()),
+    ("olmoe", "experts used", lambda c: c.update(num_experts_per_tok=3)),
+    *(
+        (f, f"no {m}", lambda c, m=m: c.pop(m))
+        for f in ("granite", "granitemoe", "granitemoeshared")
+        for m in (
+            "attention_multiplier",
+            "embedding_multiplier",
+            "logits_scaling",
+            "residual_multiplier",
+        )
+    ),
+    ("granite", "rope base", lambda c: c.update(rope_theta=10000.0)),
+    ("granitemoe", "experts used", lambda c: c.update(num_experts_per_tok=2)),
+    ("phi3", "long factors", lambda c: c["rope_scaling"]["long_factor"].reverse()),
+    ("phi3", "magnitude", lambda c: c.update(max_position_embeddings=1024)),
+    ("phi4", "rope base", lambda c: c.update(rope_theta=10000.0)),
+    ("phi4-mini", "short factors", lambda c: c["rope_scaling"]["short_factor"].reverse()),
+    ("phi4-mini", "magnitude", lambda c: c.update(max_position_embeddings=1024)),
+    ("qwen2moe", "experts used", lambda c: c.update(num_experts_per_tok=3)),
     ("qwen3", "norm epsilon", lambda c: c.update(rms_norm_eps=1e-1)),
 )
 
@@ -116,6 +139,7 @@ def reverse_rows(folder: Path, name: str) -> None:
     tensors, begin = safetensors_header(path)
     start, stop = (begin + offset for offset in tensors[name]["data_offsets"])
     content = np.fromfile(path, np.uint8)
-    rows = content[start:stop].reshape(tensors[name]["shape"][0], -1)
+    n_rows = next(n for n in tensors[name]["shape"] if n > 1)
+    rows = content[start:stop].reshape(n_rows, -1)
     rows[:] = rows[::-1].copy()
     content.tofile(path)

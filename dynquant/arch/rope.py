@@ -19,7 +19,7 @@ from dynquant.keys import Keys, f32, string, u32
 class Rope:
     """`rope_parameters` of transformers 5, `rope_scaling` of older ones; names as there.
 
-    rope_type: "default" (no scaling), "linear", "dynamic", "yarn", "llama3"
+    rope_type: "default" (no scaling), "linear", "dynamic", "yarn", "llama3", "longrope"
     """
 
     rope_theta: Positive
@@ -35,6 +35,8 @@ class Rope:
     attention_factor: Positive | None = None
     mscale: Positive | None = None
     mscale_all_dim: Positive | None = None
+    long_factor: tuple[Positive, ...] | None = None
+    short_factor: tuple[Positive, ...] | None = None
 
 
 # What each scaling cannot do without. "dynamic" changes nothing within max_position_embeddings,
@@ -45,6 +47,7 @@ _NEEDS = {
     "dynamic": (),
     "yarn": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+    "longrope": ("long_factor", "short_factor"),
 }
 
 
@@ -59,10 +62,13 @@ _TOP_LEVEL = ("rope_theta", "partial_rotary_factor")
 _ORIGINAL = "original_max_position_embeddings"
 
 
-def read_rope(config: Mapping[str, Any], where: str, known: tuple[str, ...]) -> Rope:
+def read_rope(
+    config: Mapping[str, Any], where: str, known: tuple[str, ...], *, partial: bool = False
+) -> Rope:
     """Return the rope settings of a config.json; raise ArchitectureError for unknown scaling.
 
-    known: the scalings that llama.cpp's graph of the family computes, besides "default".
+    known:   the scalings that llama.cpp's graph of the family computes, besides "default".
+    partial: whether it can leave a part of each head as it is
     """
     name = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
     said = config.get(name)
@@ -95,7 +101,7 @@ def read_rope(config: Mapping[str, Any], where: str, known: tuple[str, ...]) -> 
     ArchitectureError.raise_any(
         f"{where}: {key} is {getattr(rope, key)}; llama.cpp computes this architecture with {fixed}"
         for key, fixed in _FIXED[rope.rope_type].items()
-        if getattr(rope, key) != fixed
+        if getattr(rope, key) != fixed and not (partial and key in _WHOLE)
     )
     return rope
 

@@ -46,6 +46,31 @@ FAMILIES = {
         lambda folder: make_qwen_bpe(folder, ("<think>", "</think>")),
         shard_size="50KB",
     ),
+    "qwen2moe": Family(
+        transformers.Qwen2MoeConfig(
+            **COMMON,
+            vocab_size=416,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            intermediate_size=72,
+            moe_intermediate_size=24,
+            shared_expert_intermediate_size=40,
+            num_experts=5,
+            num_experts_per_tok=4,
+            bos_token_id=400,
+            eos_token_id=402,
+            rope_parameters={"rope_type": "default", "rope_theta": 1000000.0},
+        ),
+        make_qwen_bpe,
+        published={
+            "dtype": None,
+            "layer_types": None,
+            "rope_parameters": None,
+            "rope_theta": 1000000.0,
+            "torch_dtype": "bfloat16",
+        },
+    ),
     "qwen3moe": Family(
         transformers.Qwen3MoeConfig(
             **COMMON,

@@ -1,0 +1,109 @@
+"""Granite, dense and with experts: a Llama with a number to multiply with at four places."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from dynquant.arch.base import Architecture, Row, renamed
+from dynquant.arch.config import Count, Positive, read_config
+from dynquant.arch.experts import Routing, router_row, routing_keys, with_expert_count
+from dynquant.arch.families.llama import llama
+from dynquant.keys import f32
+from dynquant.transforms import rows_of_each
+
+
+@dataclass(frozen=True)
+class _Multipliers:
+    """As transformers has them where config.json leaves them out; llama.cpp's are others."""
+
+    embedding_multiplier: Positive = 1.0
+    residual_multiplier: Positive = 1.0
+    attention_multiplier: Positive = 1.0
+    logits_scaling: Positive = 1.0
+
+
+def granite(config: Mapping[str, Any], where: str) -> Architecture:
+    """Describe a Granite: llama.cpp divides the logits by the scale that it is given."""
+    dense = llama(config, where)
+    m = read_config(_Multipliers, config, where)
+    return replace(
+        dense,
+        name="granite",
+        keys=renamed(dense.keys, "granite")
+        | {
+            "granite.attention.scale": f32(m.attention_multiplier),
+            "granite.embedding_scale": f32(m.embedding_multiplier),
+            "granite.residual_scale": f32(m.residual_multiplier),
+            "granite.logit_scale": f32(m.logits_scaling),
+        },
+    )
+
+
+@dataclass(frozen=True)
+class _Experts:
+    num_experts: Count
+    num_experts_per_tok: Count
+    intermediate_size: Count
+    shared_intermediate_size: int = 0
+
+
+_IN, _OUT = "model.layers.{}.", "blk.{}."
+_GATE_UP = _IN + "block_sparse_moe.input_linear.weight"
+_EXPERTS = (
+    router_row(_IN + "block_sparse_moe.router.layer.weight"),
+    Row(_GATE_UP, _OUT + "ffn_gate_exps.weight", "experts gate_up hidden"),
+    Row(_GATE_UP, _OUT + "ffn_up_exps.weight", "experts gate_up hidden"),
+    Row(
+        _IN + "block_sparse_moe.output_linear.weight",
+        _OUT + "ffn_down_exps.weight",
+        "experts hidden ffn",
+    ),
+)
+_SHARED_GATE_UP = _IN + "shared_mlp.input_linear.weight"
+_SHARED = (
+    Row(_SHARED_GATE_UP, _OUT + "ffn_gate_shexp.weight", "shared_gate_up hidden"),
+    Row(_SHARED_GATE_UP, _OUT + "ffn_up_shexp.weight", "shared_gate_up hidden"),
+    Row(_IN + "shared_mlp.output_linear.weight", _OUT + "ffn_down_shexp.weight", "hidden shared"),
+)
+
+
+def granitemoe(config: Mapping[str, Any], where: str) -> Architecture:
+    """Describe a Granite-MoE: all experts of a layer in one tensor, gates before ups."""
+    dense = granite(config, where)
+    experts = read_config(_Experts, with_expert_count(config), where)
+    n_gates, n_shared = experts.intermediate_size, experts.shared_intermediate_size
+    routing = Routing(experts.num_experts, experts.num_experts_per_tok, shared_ffn=n_shared or None)
+    return replace(
+        dense,
+        name="granitemoe",
+        keys=renamed(dense.keys, "granitemoe") | routing_keys("granitemoe", routing),
+        rows=(
+            *(row for row in dense.rows if ".mlp." not in row.stored),
+            *_EXPERTS,
+            *(_SHARED if n_shared else ()),
+        ),
+        sizes={
+            **dense.sizes,
+            "experts": experts.num_experts,
+            "gate_up": 2 * n_gates,
+            "shared": n_shared,
+            "shared_gate_up": 2 * n_shared,
+        },
+        via={
+            **dense.via,
+            "ffn_gate_exps": partial(rows_of_each, start=0, stop=n_gates),
+            "ffn_up_exps": partial(rows_of_each, start=n_gates, stop=2 * n_gates),
+            "ffn_gate_shexp": partial(rows_of_each, start=0, stop=n_shared),
+            "ffn_up_shexp": partial(rows_of_each, start=n_shared, stop=2 * n_shared),
+        },
+    )
+
+
+FAMILIES = {
+    "GraniteForCausalLM": granite,
+    "GraniteMoeForCausalLM": granitemoe,
+    "GraniteMoeSharedForCausalLM": granitemoe,
+}
