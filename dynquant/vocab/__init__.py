@@ -12,6 +12,7 @@ from dynquant.vocab.bpe import read_bpe
 from dynquant.vocab.files import TokenizerFiles
 from dynquant.vocab.pretokenizer import is_byte_level
 from dynquant.vocab.spm import read_spm, read_spm_json
+from dynquant.vocab.wordpiece import read_wordpiece
 
 __all__ = ["read_vocab"]
 
@@ -24,13 +25,17 @@ def read_vocab(folder: Path, config: Mapping[str, Any], *, pre: str | None = Non
     pre:    llama.cpp's name of the pre-tokenizer, which settles what its rules leave open
 
     Byte-level BPE comes from tokenizer.json, or vocab.json and merges.txt; SentencePiece from
-    tokenizer.model, or a tokenizer.json made of one. Raises VocabError, before any work on
-    weights, for files that are missing, damaged or contradictory, and tokenizers not known.
+    tokenizer.model, or a tokenizer.json made of one; WordPiece from tokenizer.json or vocab.txt.
+    Raises VocabError, before any work on weights, for files that are missing, damaged or
+    contradictory, and tokenizers not known.
     """
     files = TokenizerFiles(folder, config)
     kind = files.model.get("type")
     if kind == "BPE" and is_byte_level(files.tokenizer):
         return read_bpe(files, pre)
+    if kind == "WordPiece":
+        _refuse_pre(pre, "WordPiece")
+        return read_wordpiece(files)
     if files.has("tokenizer.model"):
         _refuse_pre(pre, "SentencePiece")
         return read_spm(files)
@@ -40,12 +45,15 @@ def read_vocab(folder: Path, config: Mapping[str, Any], *, pre: str | None = Non
     if files.tokenizer:
         what = "BPE that is neither byte-level nor has byte_fallback" if kind == "BPE" else kind
         raise VocabError(
-            f"{folder / 'tokenizer.json'}: a tokenizer of kind {what!r}; byte-level BPE and"
-            " SentencePiece (tokenizer.model) are what can be converted"
+            f"{folder / 'tokenizer.json'}: a tokenizer of kind {what!r}; byte-level BPE,"
+            " SentencePiece (tokenizer.model) and WordPiece are what can be converted"
         )
     if files.has("vocab.json") and files.has("merges.txt"):
         return read_bpe(files, pre)
-    others = [n for n in ("tiktoken.model", "tekken.json", "vocab.txt") if files.has(n)]
+    if files.has("vocab.txt"):
+        _refuse_pre(pre, "WordPiece")
+        return read_wordpiece(files)
+    others = [n for n in ("tiktoken.model", "tekken.json") if files.has(n)]
     found = f" (its {others[0]} is of a kind that cannot be converted yet)" if others else ""
     raise VocabError(
         f"{folder}: no tokenizer{found}; put tokenizer.json, tokenizer.model, or vocab.json with"

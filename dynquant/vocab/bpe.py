@@ -21,7 +21,8 @@ from dynquant.vocab.files import (
 )
 from dynquant.vocab.pretokenizer import check_name, recognise
 from dynquant.vocab.pretypes import PreType
-from dynquant.vocab.special import chat_template_keys, read_special
+from dynquant.vocab.special import read_special
+from dynquant.vocab.templates import chat_template_keys
 from dynquant.vocab.tokens import Token, added_type, lay_out
 
 Merge = tuple[str, str]
@@ -54,8 +55,7 @@ def read_bpe(files: TokenizerFiles, pre: str | None) -> Keys:
     laid |= {i: Token(token.text, added_type(token)) for i, token in added.items()}
     tokens = lay_out(files.folder, laid, files.vocab_size)
 
-    ids = {token.text: i for i, token in enumerate(tokens)}
-    special = read_special(files, ids.get, len(tokens))
+    special = read_special(files, tokens)
     # llama.cpp adds a BOS by default for some names; what the tokenizer does is said for all.
     special.add.setdefault("bos", False)
     if pre is None:

@@ -108,7 +108,7 @@ def _splits(tokenizer: Json) -> tuple[str, ...]:
 
     NFC is passed over, as llama.cpp does: it expects its input to be composed.
     """
-    for rule in _steps(tokenizer.get("normalizer"), "normalizers"):
+    for rule in steps(tokenizer.get("normalizer"), "normalizers"):
         if rule.get("type") != "NFC":
             raise _UnknownRuleError
     splits: list[str] = []
@@ -135,10 +135,10 @@ def _splits(tokenizer: Json) -> tuple[str, ...]:
 
 
 def _rules(tokenizer: Json) -> list[Json]:
-    return _steps(tokenizer.get("pre_tokenizer"), "pretokenizers")
+    return steps(tokenizer.get("pre_tokenizer"), "pretokenizers")
 
 
-def _steps(value: Any, name: str) -> list[Json]:
+def steps(value: Any, name: str) -> list[Json]:
     """Return a normalizer or pre-tokenizer as the list of its steps, sequences taken apart."""
     if value is None:
         return []
@@ -146,4 +146,4 @@ def _steps(value: Any, name: str) -> list[Json]:
     step = as_object(value, where)
     if step.get("type") != "Sequence":
         return [step]
-    return [s for part in as_list(step.get(name), where) for s in _steps(part, name)]
+    return [s for part in as_list(step.get(name), where) for s in steps(part, name)]

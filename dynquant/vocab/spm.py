@@ -14,7 +14,8 @@ from dynquant.keys import Keys, boolean, f32s, i32s, string, strings
 from dynquant.vocab.bpe import Merge, read_bpe_model
 from dynquant.vocab.files import AddedToken, TokenizerFiles, as_list, as_object, some
 from dynquant.vocab.sentencepiece import read_sentencepiece
-from dynquant.vocab.special import chat_template_keys, read_special
+from dynquant.vocab.special import read_special
+from dynquant.vocab.templates import chat_template_keys
 from dynquant.vocab.tokens import ADDED_SCORE, SPACE, Token, added_type, lay_out
 
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
@@ -37,6 +38,7 @@ def read_spm(files: TokenizerFiles) -> Keys:
     return _keys(
         files,
         dict(enumerate(model.pieces)),
+        files.added_tokens,
         space_prefix=prefix if isinstance(prefix, bool) else model.add_dummy_prefix,
         model_ids=model.special_ids,
     )
@@ -50,7 +52,8 @@ def read_spm_json(files: TokenizerFiles) -> Keys:
     """
     path = files.folder / "tokenizer.json"
     vocab, merges = read_bpe_model(files)
-    VocabError.raise_any(_unlisted_merges(str(path), vocab, merges))
+    added = {token.text for token in files.added_tokens.values()}
+    VocabError.raise_any(_unlisted_merges(str(path), vocab, merges, added))
     scores = _scores(merges)
     unknown = files.model.get("unk_token")
     tokens: dict[int, Token] = {}
@@ -64,27 +67,37 @@ def read_spm_json(files: TokenizerFiles) -> Keys:
             # What no merge makes, a single letter, is never compared.
             n_scored += text not in scores
             tokens[i] = Token(text, TokenType.NORMAL, scores.get(text, -float(n_scored)))
-    return _keys(files, tokens, space_prefix=_space_prefix(files), model_ids={})
+    # Gemma lists its runs of spaces as added tokens too, spelled as they stand in no text; what
+    # takes spaces together are the merges.
+    merged = {text for text in scores if SPACE in text}
+    added_tokens = {
+        i: token
+        for i, token in files.added_tokens.items()
+        if token.special or token.text not in merged
+    }
+    return _keys(files, tokens, added_tokens, space_prefix=_space_prefix(files), model_ids={})
 
 
 def _keys(
     files: TokenizerFiles,
     pieces: Mapping[int, Token],
+    added: Mapping[int, AddedToken],
     *,
     space_prefix: bool,
     model_ids: Mapping[str, int],
 ) -> Keys:
-    missing = 256 - sum(token.type is TokenType.BYTE for token in pieces.values())
+    texts = {token.text for token in pieces.values()}
+    # Gemma spells the byte of a tab as a tab, which llama.cpp falls back to as well.
+    missing = [b for b in range(256) if not texts & {f"<0x{b:02X}>", chr(b) if b < 128 else ""}]
     if missing:
         raise VocabError(
-            f"{files.folder}: the SentencePiece model lacks pieces for {missing} of the 256 bytes"
-            " that llama.cpp falls back to; there is no GGUF for this tokenizer"
+            f"{files.folder}: the SentencePiece model lacks pieces for {len(missing)} of the 256"
+            " bytes that llama.cpp falls back to; there is no GGUF for this tokenizer"
         )
     laid = {i: _prepared(token) for i, token in pieces.items()}
-    laid |= {i: _added(token) for i, token in files.added_tokens.items()}
+    laid |= {i: _added(token) for i, token in added.items()}
     tokens = lay_out(files.folder, laid, files.vocab_size)
-    ids = {token.text: i for i, token in enumerate(tokens)}
-    special = read_special(files, ids.get, len(tokens), model_ids)
+    special = read_special(files, tokens, model_ids)
     return {
         Gguf.Tokenizer.MODEL: string("llama"),
         Gguf.Tokenizer.PRE: string("default"),
@@ -125,13 +138,18 @@ def _scores(merges: Sequence[Merge]) -> dict[str, float]:
     return scores
 
 
-def _unlisted_merges(path: str, vocab: Mapping[str, int], merges: Sequence[Merge]) -> Iterable[str]:
-    """Say which pairs llama.cpp would merge because they make a token, and the merges would not."""
+def _unlisted_merges(
+    path: str, vocab: Mapping[str, int], merges: Sequence[Merge], added: set[str]
+) -> Iterable[str]:
+    """Say which pairs llama.cpp would merge because they make a token, and the merges would not.
+
+    added: texts of added tokens, which are taken out before anything is merged
+    """
     listed = set(merges)
     unlisted = [
         f"{text[:k]} {text[k:]}"
         for text in vocab
-        if not _BYTE.fullmatch(text)
+        if not _BYTE.fullmatch(text) and text not in added
         for k in range(1, len(text))
         if text[:k] in vocab and text[k:] in vocab and (text[:k], text[k:]) not in listed
     ]
