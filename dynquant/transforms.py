@@ -250,3 +250,8 @@ def elements_of_each(source: TensorSource, start: int, stop: int, step: int = 1)
 def plus_one(source: TensorSource) -> TensorSource:
     """Return a norm's factors where the checkpoint holds their distance from one."""
     return Elementwise(source, lambda x: x + np.float32(1))
+
+
+def scaled(source: TensorSource, factor: float) -> TensorSource:
+    """Return a tensor times a number that the graph should have applied and does not."""
+    return Elementwise(source, lambda x: x * np.float32(factor))
