@@ -55,6 +55,11 @@ def i32s(values: Sequence[int]) -> KeyValue:
     return KeyValue(tuple(values), GGUFValueType.ARRAY, GGUFValueType.INT32)
 
 
+def booleans(values: Sequence[bool]) -> KeyValue:
+    """Return an array of truth values, such as one for each layer."""
+    return KeyValue(tuple(values), GGUFValueType.ARRAY, GGUFValueType.BOOL)
+
+
 def f32s(values: Sequence[float]) -> KeyValue:
     """Return an array of 32-bit floats."""
     return KeyValue(tuple(float(v) for v in values), GGUFValueType.ARRAY, GGUFValueType.FLOAT32)

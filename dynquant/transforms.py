@@ -258,3 +258,8 @@ def squeezed(source: TensorSource, dimension: int) -> TensorSource:
     if shape[dimension] != 1:
         raise ValueError(f"dimension {dimension} of {shape} is not 1")
     return Reshaped(source, (*shape[:dimension], *shape[dimension + 1 :]))
+
+
+def scaled(source: TensorSource, factor: float) -> TensorSource:
+    """Return a tensor times a number that the graph should have applied and does not."""
+    return Elementwise(source, lambda x: x * np.float32(factor))

@@ -40,18 +40,22 @@ REFERENCES = TESTS / "references"
 TINY_BOOKS = TESTS / "data" / "tiny-books"
 
 
-def randomize(model: transformers.PreTrainedModel, seed: int) -> None:
+def randomize(model: transformers.PreTrainedModel, family: Family, seed: int) -> None:
     """Give every parameter numbers so large that each one shows in the log-probabilities."""
     rng = np.random.default_rng(seed)
+    # What a router adds to its scores is no parameter to transformers.
+    buffers = [(n, b) for n, b in model.named_buffers() if n.endswith("bias")]
     with torch.no_grad():
-        for name, parameter in sorted(model.named_parameters()):
+        for name, parameter in sorted([*model.named_parameters(), *buffers]):
             noise = rng.standard_normal(parameter.shape, dtype=np.float32)
             if name.endswith("norm.weight"):
-                noise = 1 + 0.3 * noise
+                noise = family.norms + 0.3 * noise
             elif name.endswith("bias"):
                 noise = 0.5 * noise
+            elif name.endswith("embed_tokens.weight"):
+                noise = family.embedding * noise
             else:
-                noise = 0.25 * noise
+                noise = family.weights * noise
             parameter.copy_(torch.from_numpy(noise))
 
 
@@ -60,7 +64,7 @@ def make_checkpoint(folder: Path, family: Family, seed: int) -> Encode:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     model = transformers.AutoModelForCausalLM.from_config(family.config)
-    randomize(model, seed)
+    randomize(model, family, seed)
     model.to(family.dtype).save_pretrained(folder, max_shard_size=family.shard_size)
     config = json.loads((folder / "config.json").read_text("utf-8"))
     config.update(family.published)

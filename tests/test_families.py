@@ -68,6 +68,27 @@ def test_one_tensor_with_its_rows_reversed_is_noticed(family: str, tmp_path: Pat
 
 
 CONFIG_MISTAKES: tuple[tuple[str, str, Callable[[dict[str, Any]], Any]], ...] = (
+    ("gemma", "rope base", lambda c: c.update(rope_theta=100.0)),
+    ("gemma", "norm epsilon", lambda c: c.update(rms_norm_eps=1e-1)),
+    ("gemma2", "cap of attention", lambda c: c.update(attn_logit_softcapping=50.0)),
+    ("gemma2", "cap of logits", lambda c: c.update(final_logit_softcapping=30.0)),
+    ("gemma2", "query scaling", lambda c: c.update(query_pre_attn_scalar=20)),
+    ("gemma2", "window", lambda c: c.update(sliding_window=8)),
+    ("gemma2", "which layers slide", lambda c: c.update(layer_types=["sliding_attention"] * 3)),
+    ("gemma3", "cap of logits", lambda c: c.update(final_logit_softcapping=None)),
+    ("gemma3", "query scaling", lambda c: c.update(query_pre_attn_scalar=12)),
+    ("gemma3", "window", lambda c: c.update(sliding_window=8)),
+    ("gemma3", "which layers slide", lambda c: c.update(layer_types=None)),
+    (
+        "gemma3",
+        "rope scaling of global layers",
+        lambda c: c["rope_parameters"]["full_attention"].update(rope_type="default"),
+    ),
+    (
+        "gemma3",
+        "rope base of local layers",
+        lambda c: c["rope_parameters"]["sliding_attention"].update(rope_theta=10000.0),
+    ),
     ("llama-3.1", "rope scaling", lambda c: c.pop("rope_scaling")),
     ("llama-3.1", "rope base", lambda c: c.update(rope_theta=10000.0)),
     ("mistral", "rope base", lambda c: c["rope_parameters"].update(rope_theta=10000.0)),

@@ -54,6 +54,10 @@ IGNORED = {
 }
 
 
+SILU = ("silu", "swish")
+GELU = ("gelu_pytorch_tanh", "gelu_new", "gelu_fast")
+"""config.json's names of one activation each, as llama.cpp computes it: GELU by its tanh."""
+
 MAX_LAYERS = 512
 """LLAMA_MAX_LAYERS of llama.cpp."""
 
@@ -88,20 +92,29 @@ class Config:
         return self.num_key_value_heads or self.num_attention_heads
 
 
-def read_decoder(config: Mapping[str, Any], where: str, head_dim: int | None = None) -> Config:
+def read_decoder(
+    config: Mapping[str, Any],
+    where: str,
+    head_dim: int | None = None,
+    activation: tuple[str, ...] = SILU,
+) -> Config:
     """Return the config; raise ArchitectureError for what llama.cpp's graphs cannot compute.
 
-    head_dim: the family's own, for a config.json that leaves it out
+    head_dim:   the family's own, for a config.json that leaves it out
+    activation: names of the one that llama.cpp's graph of the family computes
     """
     present = {key: value for key, value in config.items() if value is not None}
     c = read_config(Config, {"head_dim": head_dim, **present}, where)
-    ArchitectureError.raise_any(_problems(c, where))
+    ArchitectureError.raise_any(_problems(c, where, activation))
     return c
 
 
-def _problems(c: Config, where: str) -> Iterator[str]:
-    if c.hidden_act not in ("silu", "swish"):
-        yield f"{where}: hidden_act is {c.hidden_act!r}; llama.cpp computes this family with 'silu'"
+def _problems(c: Config, where: str, activation: tuple[str, ...]) -> Iterator[str]:
+    if c.hidden_act not in activation:
+        yield (
+            f"{where}: hidden_act is {c.hidden_act!r}; llama.cpp computes this family with"
+            f" {activation[0]!r}"
+        )
     if c.num_attention_heads % c.n_head_kv:
         yield (
             f"{where}: num_attention_heads {c.num_attention_heads} is no multiple of"
@@ -128,11 +141,15 @@ def decoder_sizes(c: Config) -> dict[str, int]:
     }
 
 
-def decoder_keys(arch: str, c: Config, rope: Rope, head_dim: int | None) -> Keys:
+def decoder_keys(
+    arch: str, c: Config, rope: Rope, head_dim: int | None, *, layer_norm: bool = False
+) -> Keys:
     """Return the keys common to all decoders, in llama.cpp's order.
 
-    head_dim: None leaves key_length and value_length to llama.cpp, which divides.
+    head_dim:   None leaves key_length and value_length to llama.cpp, which divides.
+    layer_norm: whether norms take the mean away; their epsilon is `rms_norm_eps` all the same
     """
+    epsilon = "layer_norm_epsilon" if layer_norm else "layer_norm_rms_epsilon"
     keys = {
         "block_count": u32(c.num_hidden_layers),
         "context_length": u32(c.max_position_embeddings),
@@ -144,7 +161,7 @@ def decoder_keys(arch: str, c: Config, rope: Rope, head_dim: int | None) -> Keys
     }
     rest = {
         "rope.freq_base": f32(rope.rope_theta),
-        "attention.layer_norm_rms_epsilon": f32(c.rms_norm_eps),
+        f"attention.{epsilon}": f32(c.rms_norm_eps),
     }
     if head_dim is not None:
         rest |= {"attention.key_length": u32(head_dim), "attention.value_length": u32(head_dim)}

@@ -35,7 +35,9 @@ def load_model(folder: Path, *, pre: str | None = None) -> Model:
     general = _attempt(
         errors, lambda: general_keys(folder, checkpoint.config, architecture.name, tensors)
     )
-    vocab = _attempt(errors, lambda: read_vocab(folder, checkpoint.config, pre=pre))
+    # A family may know the number of tokens where config.json leaves it out.
+    config = {**checkpoint.config, "vocab_size": architecture.sizes["vocab"]}
+    vocab = _attempt(errors, lambda: read_vocab(folder, config, pre=pre))
     if len(errors) == 1:
         raise errors[0]
     DynquantError.raise_any(message for e in errors for message in e.messages)

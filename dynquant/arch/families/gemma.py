@@ -1,0 +1,255 @@
+"""Gemma 1, 2 and 3 (text): norms are stored as their distance from one, the activation is GELU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from math import sqrt
+from typing import Any, cast
+
+from dynquant.arch.base import Architecture, Row, Via
+from dynquant.arch.config import Count, Positive, Truth, read_config
+from dynquant.arch.decoder import (
+    ATTENTION,
+    EMBEDDING,
+    GELU,
+    IGNORED,
+    MLP,
+    OUTPUT,
+    OUTPUT_NORM,
+    QK_NORMS,
+    TIED,
+    Config,
+    decoder_keys,
+    decoder_sizes,
+    read_decoder,
+)
+from dynquant.arch.rope import read_rope
+from dynquant.arch.windows import layer_types, window_keys
+from dynquant.errors import ArchitectureError
+from dynquant.keys import Keys, f32
+from dynquant.tensors import TensorSource
+from dynquant.transforms import plus_one, scaled
+
+_LAYER, _OUT = "model.layers.{}.", "blk.{}."
+_BEFORE_AND_AFTER = (
+    *EMBEDDING,
+    *(row for row in ATTENTION if ".self_attn." in row.stored),
+    Row(_LAYER + "input_layernorm.weight", _OUT + "attn_norm.weight", "hidden"),
+    Row(_LAYER + "post_attention_layernorm.weight", _OUT + "post_attention_norm.weight", "hidden"),
+    Row(_LAYER + "pre_feedforward_layernorm.weight", _OUT + "ffn_norm.weight", "hidden"),
+    Row(_LAYER + "post_feedforward_layernorm.weight", _OUT + "post_ffw_norm.weight", "hidden"),
+    *MLP,
+    *OUTPUT_NORM,
+)
+_NORMS: dict[str, Via] = dict.fromkeys(
+    (
+        "attn_norm",
+        "attn_q_norm",
+        "attn_k_norm",
+        "post_attention_norm",
+        "ffn_norm",
+        "post_ffw_norm",
+        "output_norm",
+    ),
+    plus_one,
+)
+
+# What transformers takes where a config.json leaves it out: those of the first Gemma 3 name little
+# but the sizes.
+_COMMON = {"head_dim": 256, "rms_norm_eps": 1e-6, "tie_word_embeddings": True}
+_GEMMA2 = {**_COMMON, "sliding_window": 4096}
+_GEMMA3 = {
+    **_COMMON,
+    "max_position_embeddings": 131072,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "sliding_window": 4096,
+    "vocab_size": 262208,
+}
+
+
+def _complete(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return config.json with what it leaves out, and the activation by one name.
+
+    `hidden_act` was "gelu" in the first Gemma's and meant its tanh, as `hidden_activation` says.
+    """
+    said = {key: value for key, value in config.items() if value is not None}
+    act = said.get("hidden_activation", said.get("hidden_act", GELU[0]))
+    return {**defaults, **said, "hidden_act": act}
+
+
+def _read(config: Mapping[str, Any], where: str) -> Config:
+    c = read_decoder(config, where, activation=(*GELU, "gelu"))
+    if c.attention_bias:
+        raise ArchitectureError(
+            f"{where}: attention_bias is true; llama.cpp's Gemma has no bias on o_proj"
+        )
+    return c
+
+
+def gemma(config: Mapping[str, Any], where: str) -> Architecture:
+    """Describe a Gemma: a Llama with GELU, whose embedding is always the output matrix."""
+    config = _complete(config, _COMMON)
+    c = _read(config, where)
+    rope = read_rope(config, where, known=("linear", "dynamic"))
+    return Architecture(
+        name="gemma",
+        keys=decoder_keys("gemma", c, rope, c.n_per_head),
+        rows=EMBEDDING + ATTENTION + MLP + OUTPUT_NORM,
+        sizes=decoder_sizes(c),
+        n_layers=c.num_hidden_layers,
+        tied=TIED,
+        via=_NORMS,
+        ignored=IGNORED,
+    )
+
+
+@dataclass(frozen=True)
+class _Gemma2:
+    query_pre_attn_scalar: Positive = 256.0
+    attn_logit_softcapping: Positive = 50.0
+    final_logit_softcapping: Positive = 30.0
+    use_bidirectional_attention: Truth = False
+
+
+def gemma2(config: Mapping[str, Any], where: str) -> Architecture:
+    """Describe a Gemma 2: norms after each part too, soft caps, a window on every other layer."""
+    ArchitectureError.raise_any(
+        f"{where}: {cap} is null; llama.cpp's gemma2 always caps"
+        for cap in ("attn_logit_softcapping", "final_logit_softcapping")
+        if cap in config and config[cap] is None
+    )
+    config = _complete(config, _GEMMA2)
+    c = _read(config, where)
+    own = read_config(_Gemma2, config, where)
+    _refuse_both_ways(own.use_bidirectional_attention, where)
+    # Every layer turns alike, so that the scaling of all holds for those with a window too.
+    rope = read_rope(config, where, known=("linear", "dynamic"))
+    caps = {
+        "gemma2.attn_logit_softcapping": f32(own.attn_logit_softcapping),
+        "gemma2.final_logit_softcapping": f32(own.final_logit_softcapping),
+    }
+    slides = layer_types(config, c.num_hidden_layers, 2, where)
+    factor = _query_factor(c, own.query_pre_attn_scalar, 46)
+    return Architecture(
+        name="gemma2",
+        keys=decoder_keys("gemma2", c, rope, c.n_per_head)
+        | caps
+        | window_keys("gemma2", config, slides, 2, where),
+        rows=_BEFORE_AND_AFTER,
+        sizes=decoder_sizes(c),
+        n_layers=c.num_hidden_layers,
+        tied=TIED,
+        via=_NORMS | ({} if factor == 1 else {"attn_q": partial(scaled, factor=factor)}),
+        ignored=IGNORED,
+    )
+
+
+@dataclass(frozen=True)
+class _Gemma3:
+    query_pre_attn_scalar: Positive = 256.0
+    attn_logit_softcapping: Positive | None = None
+    final_logit_softcapping: Positive | None = None
+    use_bidirectional_attention: Truth = False
+    sliding_window_pattern: Count = 6
+
+
+def gemma3(config: Mapping[str, Any], where: str) -> Architecture:
+    """Describe a Gemma 3's text part: norms on Q and K, layers with a window turn by a base of
+    their own and without scaling.
+    """
+    config = _complete(config, _GEMMA3)
+    c = _read(config, where)
+    own = read_config(_Gemma3, config, where)
+    if own.attn_logit_softcapping is not None:
+        raise ArchitectureError(
+            f"{where}: attn_logit_softcapping is {own.attn_logit_softcapping}; llama.cpp's gemma3"
+            " does not cap attention"
+        )
+    _refuse_both_ways(own.use_bidirectional_attention, where)
+    everywhere, within = _ropes(config)
+    rope = read_rope(everywhere, where, known=("linear",))
+    local = read_rope(within, where, known=())
+    slides = layer_types(config, c.num_hidden_layers, own.sliding_window_pattern, where)
+    keys: Keys = decoder_keys("gemma3", c, rope, c.n_per_head)
+    if own.final_logit_softcapping is not None:
+        keys["gemma3.final_logit_softcapping"] = f32(own.final_logit_softcapping)
+    if any(slides):
+        keys["gemma3.rope.freq_base_swa"] = f32(local.rope_theta)
+        keys |= window_keys("gemma3", config, slides, 6, where)
+    factor = _query_factor(c, own.query_pre_attn_scalar, 62)
+    via = _NORMS | ({} if factor == 1 else {"attn_q_norm": partial(_scaled_norm, factor=factor)})
+    return Architecture(
+        name="gemma3",
+        keys=keys,
+        rows=_BEFORE_AND_AFTER + QK_NORMS + OUTPUT,
+        sizes=decoder_sizes(c),
+        n_layers=c.num_hidden_layers,
+        tied=TIED if c.tie_word_embeddings else None,
+        via=via,
+        ignored=IGNORED | _VISION,
+    )
+
+
+_VISION = {
+    r"(model\.)?(vision_tower|multi_modal_projector)\..*": (
+        "of the part that sees, which llama.cpp keeps in a file of its own (mmproj)"
+    )
+}
+
+
+def _refuse_both_ways(use_bidirectional_attention: bool, where: str) -> None:
+    if use_bidirectional_attention:
+        raise ArchitectureError(
+            f"{where}: use_bidirectional_attention is true; llama.cpp computes this architecture"
+            " with causal attention"
+        )
+
+
+def _query_factor(c: Config, scalar: float, n_layers_of_27b: int) -> float:
+    """Return what Q lacks: llama.cpp divides by sqrt(head_dim), whatever config.json says.
+
+    Of the 27B models, which it knows by their layers, it divides by sqrt(hidden_size / heads).
+    """
+    taken = c.n_per_head
+    if c.num_hidden_layers == n_layers_of_27b:
+        taken = c.hidden_size // c.num_attention_heads
+    return sqrt(taken / scalar)
+
+
+def _scaled_norm(source: TensorSource, factor: float) -> TensorSource:
+    return scaled(plus_one(source), factor)
+
+
+def _ropes(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return config.json twice: with the rope settings of layers without a window, and with one.
+
+    transformers 5 keeps both in rope_parameters; before, rope_theta and rope_scaling were of the
+    former, and rope_local_base_freq of the latter.
+    """
+    found = config.get("rope_parameters")
+    both = cast("dict[str, Any]", found) if isinstance(found, dict) else {}
+    bare = {k: v for k, v in config.items() if k not in _ROPE}
+    if "full_attention" in both or "sliding_attention" in both:
+        everywhere, within = both.get("full_attention"), both.get("sliding_attention")
+        return (
+            {**bare, "rope_theta": 1e6, "rope_parameters": everywhere},
+            {**bare, "rope_parameters": within},
+        )
+    said = {k: config[k] for k in _ROPE if config.get(k) is not None}
+    return (
+        {**bare, "rope_theta": 1e6, **said},
+        {**bare, "rope_theta": said.get("rope_local_base_freq", 10000.0)},
+    )
+
+
+_ROPE = ("rope_parameters", "rope_scaling", "rope_theta", "rope_local_base_freq")
+
+FAMILIES = {
+    "GemmaForCausalLM": gemma,
+    "Gemma2ForCausalLM": gemma2,
+    "Gemma3ForCausalLM": gemma3,
+    "Gemma3ForConditionalGeneration": gemma3,
+}
