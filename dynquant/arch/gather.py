@@ -31,6 +31,7 @@ class _Wanted:
     name: str
     shape: tuple[int, ...]
     is_stack: bool
+    may_lack: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ def gather(
         ahead = [w for w in wanted if TensorName.parse(w.name).layer in prediction.layers]
         if not any(name in stored for w in ahead for name in w.stored):
             wanted, prediction = [w for w in wanted if w not in ahead], None
+    wanted = [w for w in wanted if not w.may_lack or any(name in stored for name in w.stored)]
     ignored = _ignored(architecture, stored)
     if architecture.tied is not None:
         head, embedding = (spell(n) for n in architecture.tied)
@@ -121,6 +123,7 @@ def _expand(
         row.name.replace("{}", str(layer)),
         tuple(architecture.sizes[size] for size in row.shape.split()),
         is_stack,
+        row.may_lack,
     )
 
 

@@ -180,7 +180,7 @@ def make_plan(
         keys=keys,
         tensors=_lay_out(model.tensors, assigned, importance),
         sources={t.name: t for t in model.tensors},
-        warnings=(*assigned.warnings, *warnings),
+        warnings=(*model.deviations, *assigned.warnings, *warnings),
         ignored=model.ignored,
         imatrix=imatrix,
         importance=importance,

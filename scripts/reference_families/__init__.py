@@ -26,6 +26,7 @@ class Family:
 
     published: config keys spelled as the family's published files spell them, where transformers
                writes another form today; None removes a key
+    draw:      another number, other weights: one where the prompts use every expert
     """
 
     config: transformers.PretrainedConfig
@@ -33,6 +34,7 @@ class Family:
     dtype: torch.dtype = torch.bfloat16
     shard_size: str = "1GB"
     published: dict[str, Any] = field(default_factory=dict)
+    draw: int = 0
 
 
 def families() -> dict[str, Family]:
