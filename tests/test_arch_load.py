@@ -250,7 +250,7 @@ def test_problems_of_tensors_and_of_the_tokenizer_are_told_together(
 BAD_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "unknown": (
         {"architectures": ["FooForCausalLM"]},
-        "architecture 'FooForCausalLM' is not known; known are .*LLaMAForCausalLM, .*Qwen3ForCausal",
+        "architecture 'FooForCausalLM' is not known; known are .*LlamaForCausalLM, .*Qwen3For",
     ),
     "none": ({"architectures": None}, "names no architectures"),
     "not a list": ({"architectures": "LlamaForCausalLM"}, "names no architectures"),

@@ -99,11 +99,13 @@ class Prediction:
     layers: their numbers; their lines in the tensor table have them as `layers`
     keys:   what changes in a file that keeps them
     shared: roles of theirs that copy a tensor of the model, with its name; left out where equal
+    stored: of each of their tensors, the names in the checkpoint
     """
 
     layers: range
     keys: Keys
     shared: Mapping[str, str] = field(default_factory=dict[str, str])
+    stored: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ class Model:
     keys:       complete but for what the plan adds (general.file_type, quantization_version), and
                 for what a file changes that keeps the layers of `prediction`
     ignored:    stored tensors that the output leaves out, with the reason
-    prediction: layers that a file may leave out
+    prediction: layers that a file may leave out, among `tensors`
     deviations: what llama.cpp computes otherwise than the model's own code
     """
 

@@ -74,10 +74,9 @@ def gather(
     spell = _Spelling.of(stored, architecture.rows[0].stored)
     wanted = list(_wanted(architecture, spell))
     prediction = architecture.prediction
-    if prediction:
-        ahead = [w for w in wanted if TensorName.parse(w.name).layer in prediction.layers]
-        if not any(name in stored for w in ahead for name in w.stored):
-            wanted, prediction = [w for w in wanted if w not in ahead], None
+    ahead = [w for w in wanted if _is_ahead(w, prediction)]
+    if not any(name in stored for want in ahead for name in want.stored):
+        wanted, prediction = [w for w in wanted if w not in ahead], None
     wanted = [w for w in wanted if not w.may_lack or any(name in stored for name in w.stored)]
     ignored = _ignored(architecture, stored)
     if architecture.tied is not None:
@@ -88,7 +87,14 @@ def gather(
     problems = list(_problems(architecture, checkpoint, wanted, ignored))
     ArchitectureError.raise_any([*problems, *unusable] if problems else [])
     CheckpointError.raise_any(unusable)
+    if prediction:
+        names = {w.name: w.stored for w in wanted if _is_ahead(w, prediction)}
+        prediction = replace(prediction, stored=names)
     return (*architecture.extra, *tensors), ignored, prediction
+
+
+def _is_ahead(want: _Wanted, prediction: Prediction | None) -> bool:
+    return bool(prediction and TensorName.parse(want.name).layer in prediction.layers)
 
 
 def _ignored(architecture: Architecture, stored: Iterable[str]) -> dict[str, str]:

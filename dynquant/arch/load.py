@@ -43,8 +43,9 @@ def load_model(folder: Path, *, pre: str | None = None, mla: Mla = "split") -> M
     errors: list[DynquantError] = []
     found = _attempt(errors, lambda: gather(architecture, checkpoint))
     tensors, ignored, prediction = found or ((), {}, None)
+    own = [t for t in tensors if not prediction or t.parts.layer not in prediction.layers]
     general = _attempt(
-        errors, lambda: general_keys(folder, checkpoint.config, architecture.name, tensors)
+        errors, lambda: general_keys(folder, checkpoint.config, architecture.name, own)
     )
     vocab = _attempt(errors, lambda: read_vocab(folder, checkpoint.config, pre=pre))
     if len(errors) == 1:

@@ -271,7 +271,7 @@ def _routing(latent: _Latent, gating: int, n_leading_dense: int) -> Routing:
         expert_ffn=latent.moe_intermediate_size,
         n_shared=latent.n_shared_experts,
         weights_scale=latent.routed_scaling_factor,
-        weights_norm=latent.norm_topk_prob,
+        weights_norm=latent.norm_topk_prob or None,
         gating=gating,
         n_groups=latent.n_group if limits else None,
         n_groups_used=latent.topk_group if limits else None,
