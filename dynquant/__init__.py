@@ -20,6 +20,7 @@ from dynquant.errors import DynquantError
 
 if TYPE_CHECKING:
     from dynquant.arch.base import Model
+    from dynquant.arch.load import Mla
     from dynquant.conversion.engine import Progress
     from dynquant.importance.imatrix import Imatrix
     from dynquant.keys import KeyValue
@@ -68,16 +69,17 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-def load_model(folder: str | Path, *, pre: str | None = None) -> Model:
+def load_model(folder: str | Path, *, pre: str | None = None, mla: Mla = "split") -> Model:
     """Describe the model in a folder without reading its weights.
 
     pre: the pre-tokenizer's name in llama.cpp, where the tokenizer itself does not tell it
+    mla: how latent attention is stored: "split" as today, or "merged" as in files of early 2025
 
     Raises a kind of DynquantError with everything that stands in the way.
     """
     from dynquant.arch.load import load_model
 
-    return load_model(Path(folder), pre=pre)
+    return load_model(Path(folder), pre=pre, mla=mla)
 
 
 def load_imatrix(path: str | Path) -> Imatrix:
@@ -100,6 +102,7 @@ def convert(
     threads: int | None = None,
     force: bool = False,
     pre: str | None = None,
+    mla: Mla = "split",
     set_keys: Mapping[str, KeyValue | str] | None = None,
     progress: Callable[[Progress], None] | Literal["tqdm"] | None = None,
 ) -> Plan:
@@ -112,6 +115,7 @@ def convert(
     threads:  worker threads; None takes one for each CPU; the output does not depend on it
     force:    replace `out` if it exists
     pre:      the pre-tokenizer's name in llama.cpp, where the tokenizer itself does not tell it
+    mla:      how latent attention is stored, as in `load_model`
     set_keys: keys to change or add, as `--set KEY=VALUE` does
     progress: called with bytes and weights done, in this thread; "tqdm" draws a bar
 
@@ -125,7 +129,7 @@ def convert(
     if isinstance(recipe, (str, Path)):
         recipe = load_recipe(recipe)
     if isinstance(model, (str, Path)):
-        model = load_model(model, pre=pre)
+        model = load_model(model, pre=pre, mla=mla)
     if isinstance(imatrix, (str, Path)):
         imatrix = load_imatrix(imatrix)
     plan = make_plan(model, recipe, imatrix=imatrix, effort=effort, set_keys=set_keys)

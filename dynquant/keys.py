@@ -63,8 +63,3 @@ def booleans(values: Sequence[bool]) -> KeyValue:
 def f32s(values: Sequence[float]) -> KeyValue:
     """Return an array of 32-bit floats."""
     return KeyValue(tuple(float(v) for v in values), GGUFValueType.ARRAY, GGUFValueType.FLOAT32)
-
-
-def booleans(values: Sequence[bool]) -> KeyValue:
-    """Return an array of truth values: what holds for which layer."""
-    return KeyValue(tuple(values), GGUFValueType.ARRAY, GGUFValueType.BOOL)

@@ -247,6 +247,12 @@ def elements_of_each(source: TensorSource, start: int, stop: int, step: int = 1)
     return Reshaped(picked, picked.shape[:-1])
 
 
+def transposed(source: TensorSource) -> TensorSource:
+    """Return a tensor with each matrix turned; as F32 where its rows are blocks."""
+    whole = source if source.stored.is_float else Elementwise(source, lambda x: x)
+    return Transposed(whole)
+
+
 def plus_one(source: TensorSource) -> TensorSource:
     """Return a norm's factors where the checkpoint holds their distance from one."""
     return Elementwise(source, lambda x: x + np.float32(1))

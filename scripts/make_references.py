@@ -41,15 +41,19 @@ TINY_BOOKS = TESTS / "data" / "tiny-books"
 
 
 def randomize(model: transformers.PreTrainedModel, family: Family, seed: int) -> None:
-    """Give every parameter numbers so large that each one shows in the log-probabilities."""
+    """Give every stored tensor numbers so large that each one shows in the log-probabilities."""
     rng = np.random.default_rng(seed)
+    stored = model.state_dict()
+    tensors = dict(model.named_parameters())
     # What a router adds to its scores is no parameter to transformers.
-    buffers = [(n, b) for n, b in model.named_buffers() if n.endswith("bias")]
+    tensors |= {name: buffer for name, buffer in model.named_buffers() if name in stored}
     with torch.no_grad():
-        for name, parameter in sorted([*model.named_parameters(), *buffers]):
+        for name, parameter in sorted(tensors.items()):
             noise = rng.standard_normal(parameter.shape, dtype=np.float32)
             if name.endswith("norm.weight"):
                 noise = family.norms + 0.3 * noise
+            elif name.endswith("correction_bias"):
+                noise = 0.1 * noise  # more, and some experts would never be chosen
             elif name.endswith("bias"):
                 noise = 0.5 * noise
             elif name.endswith("embed_tokens.weight"):
@@ -130,7 +134,7 @@ def main() -> None:
         if name == "tiny-books":
             make_tiny_books()
             continue
-        seed = zlib.crc32(name.encode())
+        seed = zlib.crc32(name.encode()) + known[name].draw
         encode = make_checkpoint(REFERENCES / name, known[name], seed)
         prompts = family_prompts(encode, 400, seed)
         write_reference(name, REFERENCES / name, encode, prompts)

@@ -116,6 +116,17 @@ CONFIG_MISTAKES: tuple[tuple[str, str, Callable[[dict[str, Any]], Any]], ...] = 
     ("phi4-mini", "short factors", lambda c: c["rope_scaling"]["short_factor"].reverse()),
     ("phi4-mini", "magnitude", lambda c: c.update(max_position_embeddings=1024)),
     ("qwen2moe", "experts used", lambda c: c.update(num_experts_per_tok=3)),
+    ("deepseek-v3", "rope base", lambda c: c.update(rope_theta=100000.0)),
+    ("deepseek-v3", "rope scaling", lambda c: c.pop("rope_scaling")),
+    ("deepseek-v3", "scores", lambda c: c["rope_scaling"].update(mscale=0.5, mscale_all_dim=0.5)),
+    ("deepseek-v3", "groups", lambda c: c.update(topk_group=1)),
+    ("deepseek-v3", "all groups", lambda c: c.update(topk_group=3)),
+    ("deepseek-v3", "experts used", lambda c: c.update(num_experts_per_tok=3)),
+    ("deepseek-v3", "experts' scale", lambda c: c.update(routed_scaling_factor=1.0)),
+    ("deepseek-v3", "experts' sum", lambda c: c.update(norm_topk_prob=False)),
+    ("deepseek-v2", "experts' scale", lambda c: c.update(routed_scaling_factor=1.0)),
+    ("deepseek-v2-lite", "rope scaling", lambda c: c.pop("rope_scaling")),
+    ("deepseek-v2-lite", "scores", lambda c: c["rope_scaling"].update(mscale=1, mscale_all_dim=1)),
     ("qwen3", "norm epsilon", lambda c: c.update(rms_norm_eps=1e-1)),
 )
 

@@ -138,7 +138,7 @@ def test_a_glob_fits_the_whole_name_and_a_regular_expression_any_part(
 
 
 NOT_A_LAYER = "is not a layer; write a number (3, or -1 for the last) or a range (0-3, -4--1)"
-TOP_KEYS = "dynquant, name, description, default, rules, fallback"
+TOP_KEYS = "dynquant, name, description, default, rules, fallback, prediction_layers"
 
 FAULTS = {
     "empty": ("", ["1:1: empty; a recipe has at least `default: Q4_K`"]),

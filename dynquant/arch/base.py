@@ -72,12 +72,14 @@ class Row:
     shape:  dimensions of a stored tensor as in numpy, named as in `Architecture.sizes`, separated
             by spaces; two lines may take parts of one stored tensor (see `Architecture.via`)
     layers: the layers that have the line; None for all
+    may_lack: whether checkpoints leave it out that have all else
     """
 
     stored: str
     name: str
     shape: str
     layers: Collection[int] | None = None
+    may_lack: bool = False
 
 
 def on(layers: Collection[int], rows: Iterable[Row]) -> tuple[Row, ...]:
@@ -96,10 +98,14 @@ class Prediction:
 
     layers: their numbers; their lines in the tensor table have them as `layers`
     keys:   what changes in a file that keeps them
+    shared: roles of theirs that copy a tensor of the model, with its name; left out where equal
+    stored: of each of their tensors, the names in the checkpoint
     """
 
     layers: range
     keys: Keys
+    shared: Mapping[str, str] = field(default_factory=dict[str, str])
+    stored: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
 
 
 @dataclass(frozen=True)
@@ -114,6 +120,8 @@ class Architecture:
     via:        how rows change on the way, by role; extra: tensors that no file holds
     ignored:    patterns of stored names that the output leaves out, with the reason
     prediction: layers that a checkpoint may have beyond the model's own
+    deviations: what llama.cpp computes otherwise than the model's own code; people are told
+    merged:     the same model with keys and values of latent attention in one matrix
     """
 
     name: str
@@ -127,6 +135,8 @@ class Architecture:
     ignored: Mapping[str, str] = field(default_factory=dict[str, str])
     n_experts: int = 0
     prediction: Prediction | None = None
+    deviations: tuple[str, ...] = ()
+    merged: Architecture | None = None
 
 
 @dataclass(frozen=True)
@@ -136,7 +146,8 @@ class Model:
     keys:       complete but for what the plan adds (general.file_type, quantization_version), and
                 for what a file changes that keeps the layers of `prediction`
     ignored:    stored tensors that the output leaves out, with the reason
-    prediction: layers at the end of `tensors` that a file may leave out
+    prediction: layers that a file may leave out, among `tensors`
+    deviations: what llama.cpp computes otherwise than the model's own code
     """
 
     architecture: str
@@ -144,3 +155,4 @@ class Model:
     tensors: tuple[ModelTensor, ...]
     ignored: dict[str, str]
     prediction: Prediction | None = None
+    deviations: tuple[str, ...] = ()

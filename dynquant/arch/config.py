@@ -11,6 +11,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from dynquant.errors import ArchitectureError
 
 Count = Annotated[int, Field(strict=True, gt=0, lt=2**31)]
+Natural = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
 Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 Truth = Annotated[bool, Field(strict=True)]
 

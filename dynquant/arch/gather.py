@@ -35,6 +35,7 @@ class _Wanted:
     name: str
     shape: tuple[int, ...]
     is_stack: bool
+    may_lack: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,10 +78,10 @@ def gather(
     spell = _Spelling.of(stored, architecture.rows[0].stored)
     wanted = list(_wanted(architecture, spell))
     prediction = architecture.prediction
-    if prediction:
-        ahead = [w for w in wanted if TensorName.parse(w.name).layer in prediction.layers]
-        if not any(name in stored for w in ahead for name in w.stored):
-            wanted, prediction = [w for w in wanted if w not in ahead], None
+    ahead = [w for w in wanted if _is_ahead(w, prediction)]
+    if not any(name in stored for want in ahead for name in want.stored):
+        wanted, prediction = [w for w in wanted if w not in ahead], None
+    wanted = [w for w in wanted if not w.may_lack or any(name in stored for name in w.stored)]
     ignored = _ignored(architecture, stored)
     if architecture.tied is not None:
         head, embedding = (spell(n) for n in architecture.tied)
@@ -90,7 +91,14 @@ def gather(
     problems = list(_problems(architecture, checkpoint, wanted, ignored))
     ArchitectureError.raise_any([*problems, *unusable] if problems else [])
     CheckpointError.raise_any(unusable)
+    if prediction:
+        names = {w.name: w.stored for w in wanted if _is_ahead(w, prediction)}
+        prediction = replace(prediction, stored=names)
     return (*architecture.extra, *tensors), ignored, prediction
+
+
+def _is_ahead(want: _Wanted, prediction: Prediction | None) -> bool:
+    return bool(prediction and TensorName.parse(want.name).layer in prediction.layers)
 
 
 def _ignored(architecture: Architecture, stored: Iterable[str]) -> dict[str, str]:
@@ -125,6 +133,7 @@ def _expand(
         row.name.replace("{}", str(layer)),
         tuple(architecture.sizes[size] for size in row.shape.split()),
         is_stack,
+        row.may_lack,
     )
 
 

@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 from dynquant.arch.base import Architecture, Model
 from dynquant.arch.families import families
@@ -18,22 +18,34 @@ from dynquant.vocab import read_vocab
 
 T = TypeVar("T")
 
+Mla = Literal["split", "merged"]
 
-def load_model(folder: Path, *, pre: str | None = None) -> Model:
+
+def load_model(folder: Path, *, pre: str | None = None, mla: Mla = "split") -> Model:
     """Describe the model in a folder without reading its weights.
 
     pre: llama.cpp's name of the pre-tokenizer, where it cannot be recognised
+    mla: how latent attention is stored: "split" as today, or "merged" as in files of early 2025
 
     Raises DynquantError with everything that stands in the way: CheckpointError for the files,
     ArchitectureError for the family, VocabError for the tokenizer, or all their messages.
     """
     checkpoint = open_checkpoint(folder)
-    architecture = describe(checkpoint.config, str(folder / "config.json"))
+    where = str(folder / "config.json")
+    architecture = describe(checkpoint.config, where)
+    if mla == "merged":
+        if architecture.merged is None:
+            raise ArchitectureError(
+                f"{where}: {architecture.name} has no latent attention to be merged; leave out"
+                " --mla merged"
+            )
+        architecture = architecture.merged
     errors: list[DynquantError] = []
     found = _attempt(errors, lambda: gather(architecture, checkpoint))
     tensors, ignored, prediction = found or ((), {}, None)
+    own = [t for t in tensors if not prediction or t.parts.layer not in prediction.layers]
     general = _attempt(
-        errors, lambda: general_keys(folder, checkpoint.config, architecture.name, tensors)
+        errors, lambda: general_keys(folder, checkpoint.config, architecture.name, own)
     )
     # A family may know the number of tokens where config.json leaves it out.
     config = {**checkpoint.config, "vocab_size": architecture.sizes["vocab"]}
@@ -42,7 +54,7 @@ def load_model(folder: Path, *, pre: str | None = None) -> Model:
         raise errors[0]
     DynquantError.raise_any(message for e in errors for message in e.messages)
     keys = (general or {}) | architecture.keys | (vocab or {})
-    return Model(architecture.name, keys, tensors, ignored, prediction)
+    return Model(architecture.name, keys, tensors, ignored, prediction, architecture.deviations)
 
 
 def _attempt(errors: list[DynquantError], step: Callable[[], T]) -> T | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -63,12 +63,19 @@ _ORIGINAL = "original_max_position_embeddings"
 
 
 def read_rope(
-    config: Mapping[str, Any], where: str, known: tuple[str, ...], *, partial: bool = False
+    config: Mapping[str, Any],
+    where: str,
+    known: tuple[str, ...],
+    approximated: Collection[str] = (),
+    *,
+    partial: bool = False,
 ) -> Rope:
     """Return the rope settings of a config.json; raise ArchitectureError for unknown scaling.
 
-    known:   the scalings that llama.cpp's graph of the family computes, besides "default".
-    partial: whether it can leave a part of each head as it is
+    known:        the scalings that llama.cpp's graph of the family computes, besides "default"
+    approximated: settings that may differ from those of the graph, as all files of a family do
+                  that are used; see `deviations`
+    partial:      whether it can leave a part of each head as it is
     """
     name = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
     said = config.get(name)
@@ -101,9 +108,21 @@ def read_rope(
     ArchitectureError.raise_any(
         f"{where}: {key} is {getattr(rope, key)}; llama.cpp computes this architecture with {fixed}"
         for key, fixed in _FIXED[rope.rope_type].items()
-        if getattr(rope, key) != fixed and not (partial and key in _WHOLE)
+        if getattr(rope, key) != fixed
+        and key not in approximated
+        and not (partial and key in _WHOLE)
     )
     return rope
+
+
+def deviations(rope: Rope, where: str) -> tuple[str, ...]:
+    """Return a message for each setting in place of which llama.cpp takes a fixed one."""
+    return tuple(
+        f"{where}: {key} is {getattr(rope, key)}, in place of which llama.cpp takes {fixed} for"
+        " this architecture; rotary angles differ a little"
+        for key, fixed in _FIXED[rope.rope_type].items()
+        if getattr(rope, key) != fixed
+    )
 
 
 def scaling_keys(arch: str, rope: Rope) -> Keys:
@@ -117,6 +136,41 @@ def scaling_keys(arch: str, rope: Rope) -> Keys:
         attention = _attention_factor(rope, rope.factor) / _magnitude(rope.factor, 1.0)
         if attention != 1:
             keys["attn_factor"] = f32(attention)
+    return {f"{arch}.rope.scaling.{name}": value for name, value in keys.items()}
+
+
+def latent_scaling_keys(arch: str, rope: Rope, where: str) -> Keys:
+    """Return `<arch>.rope.scaling.*` of YaRN in latent attention, which also scales the scores.
+
+    transformers multiplies all scores with magnitude(mscale_all_dim)², sines and cosines with the
+    attention factor. llama.cpp does the first by `yarn_log_multiplier`, a tenth of mscale_all_dim
+    for deepseek2, but lets the second act on the weights that do not turn as well: so only a
+    factor of one is the same in both, and DeepSeek's own files have no other.
+
+    Raises ArchitectureError for another one.
+    """
+    if rope.rope_type != "yarn" or rope.factor is None:
+        return {}
+    if (attention := _attention_factor(rope, rope.factor)) != 1:
+        raise ArchitectureError(
+            f"{where}: YaRN multiplies sines and cosines with {attention:.4g}, from mscale"
+            f" {rope.mscale} and mscale_all_dim {rope.mscale_all_dim}; llama.cpp's latent attention"
+            " knows only 1"
+        )
+    keys = {
+        "type": string("yarn"),
+        "factor": f32(rope.factor),
+        "original_context_length": u32(rope.original_max_position_embeddings),
+    }
+    if rope.beta_fast != _FIXED["yarn"]["beta_fast"]:
+        keys["yarn_beta_fast"] = f32(rope.beta_fast)
+    if rope.beta_slow != _FIXED["yarn"]["beta_slow"]:
+        keys["yarn_beta_slow"] = f32(rope.beta_slow)
+    if rope.mscale_all_dim:
+        keys["yarn_log_multiplier"] = f32(0.1 * rope.mscale_all_dim)
+    else:
+        # Without a multiplier, llama.cpp has YaRN's usual factor, which this takes back.
+        keys["attn_factor"] = f32(1 / _magnitude(rope.factor, 1.0))
     return {f"{arch}.rope.scaling.{name}": value for name, value in keys.items()}
 
 

@@ -12,6 +12,7 @@ from dynquant.cli import console
 from dynquant.cli.options import (
     EffortOption,
     ImatrixOption,
+    MlaOption,
     ModelArgument,
     PreOption,
     RecipeOption,
@@ -43,6 +44,7 @@ def convert(
     force: Annotated[bool, typer.Option("--force", help="Replace OUT.gguf if it exists.")] = False,
     set_keys: SetOption = None,
     pre: PreOption = None,
+    mla: MlaOption = "split",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")] = False,
 ) -> None:
     """Convert a checkpoint to a GGUF file by a recipe."""
@@ -58,7 +60,7 @@ def convert(
 
     started = time.monotonic()
     plan = make_plan(
-        load_model(model, pre=pre),
+        load_model(model, pre=pre, mla=mla),
         load_recipe(recipe),
         imatrix=read_imatrix(imatrix) if imatrix else None,
         effort=effort,

@@ -38,6 +38,14 @@ PreOption = Annotated[
         help="The pre-tokenizer's name in llama.cpp, where the tokenizer does not tell it.",
     ),
 ]
+# The words of arch/load.py.
+MlaOption = Annotated[
+    Literal["split", "merged"],
+    typer.Option(
+        "--mla",
+        help="How latent attention is stored: as today, or whole as in files of early 2025.",
+    ),
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(

@@ -7,6 +7,7 @@ from dynquant.cli.options import (
     EffortOption,
     ImatrixOption,
     JsonOption,
+    MlaOption,
     ModelArgument,
     PreOption,
     RecipeOption,
@@ -23,6 +24,7 @@ def plan(
     json: JsonOption = False,
     set_keys: SetOption = None,
     pre: PreOption = None,
+    mla: MlaOption = "split",
 ) -> None:
     """Print the type, size and place that a recipe gives each tensor."""
     wanted = settings(set_keys)
@@ -34,7 +36,7 @@ def plan(
     from dynquant.report.tables import plan_tables
 
     made = make_plan(
-        load_model(model, pre=pre),
+        load_model(model, pre=pre, mla=mla),
         load_recipe(recipe),
         imatrix=read_imatrix(imatrix) if imatrix else None,
         effort=effort,

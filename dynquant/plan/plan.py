@@ -18,6 +18,7 @@ from dynquant.errors import DynquantError, ImportanceError, PlanError, RecipeErr
 from dynquant.importance.audit import Importance, audit, gaps, missing
 from dynquant.importance.imatrix import Imatrix
 from dynquant.keys import Keys, KeyValue, string, u32
+from dynquant.plan.prediction import own_layers, settle_prediction
 from dynquant.plan.settings import apply_settings, key_problems
 from dynquant.quants.search import EFFORTS, Effort
 from dynquant.quants.table import QuantType
@@ -75,6 +76,7 @@ class Plan:
     ignored:    stored tensors that the output leaves out, with the reason
     importance: what each encoder is to know of the input channels, by tensor, from the imatrix
     effort:     how much the encoders search
+    prediction: layers among the tensors that predict further ahead
     """
 
     architecture: str
@@ -87,6 +89,7 @@ class Plan:
     imatrix: Imatrix | None = None
     importance: Mapping[str, Importance] = field(default_factory=dict[str, Importance], repr=False)
     effort: Effort = "normal"
+    prediction: range = range(0)
 
     @property
     def unweighed(self) -> tuple[str, ...]:
@@ -144,6 +147,7 @@ def make_plan(
     few bits to do without importance, and where more than one of these is the case; all messages
     at once.
     """
+    model = settle_prediction(model, keep=recipe.keeps_prediction)
     misfits: list[DynquantError] = []
     problems = _tensor_problems(model.tensors)
     if effort not in EFFORTS:
@@ -152,7 +156,7 @@ def make_plan(
     known: dict[str, Importance] = {}
     warnings: tuple[str, ...] = ()
     try:
-        assigned = assign(recipe, model.tensors)
+        assigned = assign(recipe, model.tensors, own_layers(model))
     except RecipeError as e:
         misfits.append(e)
     try:
@@ -180,11 +184,12 @@ def make_plan(
         keys=keys,
         tensors=_lay_out(model.tensors, assigned, importance),
         sources={t.name: t for t in model.tensors},
-        warnings=(*assigned.warnings, *warnings),
+        warnings=(*model.deviations, *assigned.warnings, *warnings),
         ignored=model.ignored,
         imatrix=imatrix,
         importance=importance,
         effort=effort,
+        prediction=model.prediction.layers if model.prediction else range(0),
     )
 
 
@@ -331,4 +336,5 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         ],
         "warnings": list(plan.warnings),
         "ignored": dict(plan.ignored),
+        "prediction_layers": list(plan.prediction),
     }

@@ -11,11 +11,16 @@
         type: Q6_K
         optional: true               it may fit no tensor
     fallback: [IQ4_NL, Q8_0, F16]    tried in order where no block of the type divides the row
+    prediction_layers: drop          or keep: layers beyond the model's own that predict further
+                                     tokens (multi-token prediction); dropped if left out
 
 A selector holds if one of its values does; a rule fits where all its selectors hold. The fallback
 passes over types with fewer bits per weight than the one they would replace; `fallback: error`, the
 same as none, refuses rows that do not divide. A name that begins with `*` or `[` needs
 quotes, as YAML has a meaning of its own for these.
+
+Prediction layers that are kept are selected by role (`nextn.eh_proj` and others are theirs alone),
+by name, or by number: they come after the model's own layers, the last of which stays -1.
 """
 
 from __future__ import annotations
@@ -34,7 +39,7 @@ from dynquant.quants.table import QuantType, quant_type
 from dynquant.recipe.nodes import MAX_BYTES, Place, Reader, children, compose, kind, nearest
 
 VERSION = "1"
-_KEYS = ("dynquant", "name", "description", "default", "rules", "fallback")
+_KEYS = ("dynquant", "name", "description", "default", "rules", "fallback", "prediction_layers")
 _RULE_KEYS = ("role", "layers", "name", "type", "optional")
 _LAYERS = re.compile(r"(0|-?[1-9]\d{0,3})(?:-(0|-?[1-9]\d{0,3}))?")
 
@@ -109,6 +114,7 @@ class Recipe:
     path: what messages call the file; text: the file's whole text
     fallback: types to try in order where the type's block does not divide a row, those with fewer
           bits per weight passed over; empty refuses
+    keeps_prediction: whether layers that predict further ahead are written
     """
 
     name: str
@@ -119,6 +125,7 @@ class Recipe:
     default_place: Place
     rules: tuple[Rule, ...]
     fallback: tuple[QuantType, ...]
+    keeps_prediction: bool = False
 
 
 def shipped_recipes() -> dict[str, Path]:
@@ -193,10 +200,11 @@ class _RecipeReader(Reader):
         description = self.value(keys.get("description"), str.strip) or ""
         fallback = self.fallback(keys.get("fallback"))
         rules = self.rules(keys.get("rules"))
+        keeps = self.value(keys.get("prediction_layers"), _keeps) or False
         if default is None:
             return None
         place = Place.of(self.path, keys["default"].start_mark)
-        return Recipe(name, description, self.path, text, default, place, rules, fallback)
+        return Recipe(name, description, self.path, text, default, place, rules, fallback, keeps)
 
     def rules(self, node: yaml.Node | None) -> tuple[Rule, ...]:
         if node is None:
@@ -240,6 +248,12 @@ def _truth(text: str) -> bool:
     if text not in ("true", "false"):
         raise RecipeError(f"{text!r} is neither true nor false; write one of them")
     return text == "true"
+
+
+def _keeps(text: str) -> bool:
+    if text not in ("drop", "keep"):
+        raise RecipeError(f"{text!r} is neither drop nor keep; write one of them")
+    return text == "keep"
 
 
 def _role(text: str) -> str:

@@ -36,13 +36,15 @@ class Assigned:
     warnings: tuple[str, ...]
 
 
-def assign(recipe: Recipe, tensors: Sequence[ModelTensor]) -> Assigned:
+def assign(recipe: Recipe, tensors: Sequence[ModelTensor], n_layers: int | None = None) -> Assigned:
     """Give every tensor of a model its type: built-in protection, then rules, then the default.
+
+    n_layers: the model's own, from whose end negative numbers count; None takes all there are
 
     Raises RecipeError, all at once, for rules that take no tensor without being optional, and for
     rows that neither a rule's type nor the fallback divides.
     """
-    n_layers = count_layers(tensors)
+    n_layers = count_layers(tensors) if n_layers is None else n_layers
     deciding: dict[str, Rule | None] = {}
     assignments: dict[str, Assignment] = {}
     refused: list[ModelTensor] = []

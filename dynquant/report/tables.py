@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from math import prod
@@ -109,14 +109,27 @@ def plan_tables(plan: Plan, file_bytes: int) -> RenderableType:
     ]
     if plan.imatrix:
         total.append(_imatrix_line(plan, plan.imatrix))
-    ignored = [f"ignored: {name}: {reason}" for name, reason in plan.ignored.items()]
+    if plan.prediction:
+        total.append(f"layers {ranges(plan.prediction)} predict further ahead (nextn)")
     return Group(
         Text(title),
         Text(),
         tensor_table([(t, t.type.name) for t in plan.tensors]),
         Text(),
-        *map(Text, [*total, *ignored]),
+        *map(Text, [*total, *_ignored_lines(plan)]),
     )
+
+
+def _ignored_lines(plan: Plan) -> Iterator[str]:
+    """Say what is left out and why, in few lines where it is much; --json has every name."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in plan.ignored.items():
+        by_reason.setdefault(reason, []).append(name)
+    for reason, all_names in by_reason.items():
+        names = grouped(all_names)
+        more = f" and {len(names) - 1} more" if len(names) > _SHOWN_ITEMS else ""
+        for name in names[:1] if more else names:
+            yield f"ignored: {name}{more}: {reason}"
 
 
 def _imatrix_line(plan: Plan, imatrix: Imatrix) -> str:

@@ -33,6 +33,7 @@ class Family:
                writes another form today; None removes a key
     norms:     the mean of the norms' factors as stored
     weights:   the standard deviation of matrices; embedding: of the embedding
+    draw:      another number, other weights: one where the prompts use every expert
     """
 
     config: transformers.PretrainedConfig
@@ -43,6 +44,7 @@ class Family:
     norms: float = 1.0
     weights: float = 0.25
     embedding: float = 0.25
+    draw: int = 0
 
 
 def families() -> dict[str, Family]:

@@ -1,0 +1,85 @@
+"""What becomes of the layers that predict further ahead, as the recipe says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from dynquant.arch.base import Model, ModelTensor
+from dynquant.keys import Keys
+from dynquant.tensors import TensorSource, n_rows, row_bytes
+from dynquant.transforms import read_weights
+
+_CHUNK = 1 << 20
+"""Weights compared at a time."""
+
+
+def own_layers(model: Model) -> int | None:
+    """Return the number of a model's own layers where others follow them, else None."""
+    return model.prediction.layers.start if model.prediction else None
+
+
+def settle_prediction(model: Model, *, keep: bool) -> Model:
+    """Return a model with or without the layers that predict further ahead, as a file holds it.
+
+    Kept, they need other keys, and leave out what copies a tensor of the model: llama.cpp takes
+    that one in its place. To know so, both are read, up to the first difference.
+
+    Raises CheckpointError if they cannot be read.
+    """
+    ahead = model.prediction
+    if ahead is None:
+        return model
+    theirs = [t for t in model.tensors if t.parts.layer in ahead.layers]
+    if keep:
+        reasons = _copies(model, theirs, ahead.shared)
+    else:
+        reason = "predicts further ahead; the recipe drops it (prediction_layers: drop)"
+        reasons = dict.fromkeys((t.name for t in theirs), reason)
+    ignored = {name: why for tensor, why in reasons.items() for name in ahead.stored[tensor]}
+    return replace(
+        model,
+        keys=_with(model.keys, ahead.keys) if keep else model.keys,
+        tensors=tuple(t for t in model.tensors if t.name not in reasons),
+        ignored=model.ignored | ignored,
+        prediction=ahead if keep else None,
+    )
+
+
+def _copies(model: Model, theirs: list[ModelTensor], shared: Mapping[str, str]) -> dict[str, str]:
+    """Return which tensors equal the one of the model that they copy, with the reason to drop."""
+    own = {t.name: t.source for t in model.tensors}
+    return {
+        t.name: f"equal to {original}, which llama.cpp uses in its place"
+        for t in theirs
+        if (original := shared.get(t.parts.role, "")) in own and _equal(t.source, own[original])
+    }
+
+
+def _equal(a: TensorSource, b: TensorSource) -> bool:
+    if a.shape != b.shape:
+        return False
+    step = max(1, _CHUNK // a.shape[-1])
+    for start in range(0, n_rows(a.shape), step):
+        stop = min(start + step, n_rows(a.shape))
+        if a.stored == b.stored:
+            found = [np.empty((stop - start) * row_bytes(a), np.uint8) for _ in range(2)]
+            a.read(start, stop, found[0])
+            b.read(start, stop, found[1])
+        else:
+            found = [read_weights(source, start, stop) for source in (a, b)]
+        if not np.array_equal(found[0], found[1]):
+            return False
+    return True
+
+
+def _with(keys: Keys, changed: Keys) -> Keys:
+    """Return keys with some changed; those that are added follow the first one changed."""
+    found: Keys = {}
+    for name, value in keys.items():
+        found[name] = changed.get(name, value)
+        if name in changed:
+            found |= {k: v for k, v in changed.items() if k not in keys}
+    return found

@@ -1,0 +1,139 @@
+"""Latent attention split or merged; the oracles are transformers (stored) and llama.cpp."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from agreement import F32_TOLERANCE, load_reference, max_difference
+
+import dynquant
+from dynquant.arch.base import ModelTensor
+from dynquant.arch.load import describe
+from dynquant.errors import ArchitectureError
+from dynquant.transforms import Rows, Transposed, read_weights
+
+llamacpp: Any = pytest.importorskip("llamacpp", reason="needs xllamacpp", exc_type=ImportError)
+
+LATENT = ("deepseek-v2", "deepseek-v2-lite", "deepseek-v3")
+
+
+def tensors_of(name: str, **how: Any) -> dict[str, ModelTensor]:
+    model = dynquant.load_model(load_reference(name).folder, **how)
+    return {t.name: t for t in model.tensors}
+
+
+def weights(tensor: ModelTensor) -> np.ndarray:
+    return read_weights(tensor.source, 0, tensor.n_rows).reshape(tensor.shape)
+
+
+@pytest.mark.parametrize("family", LATENT)
+def test_a_merged_file_answers_as_transformers_does(family: str, tmp_path: Path) -> None:
+    reference = load_reference(family)
+    out = tmp_path / "merged.gguf"
+    dynquant.convert(reference.folder, out, recipe="f32", threads=1, mla="merged")
+    ours = llamacpp.log_probabilities(out, reference.prompts)
+    assert max_difference(reference.log_probabilities, ours) < F32_TOLERANCE
+
+
+def test_the_halves_are_those_of_each_head_and_the_keys_are_turned() -> None:
+    split, merged = (tensors_of("deepseek-v3", mla=mla) for mla in ("split", "merged"))
+    whole = weights(merged["blk.1.attn_kv_b.weight"]).reshape(4, 22 + 14, 28)
+    assert np.array_equal(weights(split["blk.1.attn_k_b.weight"]), whole[:, :22].transpose(0, 2, 1))
+    assert np.array_equal(weights(split["blk.1.attn_v_b.weight"]), whole[:, 22:])
+    assert split.keys() - merged.keys() == {
+        f"blk.{layer}.attn_{half}_b.weight" for layer in range(3) for half in "kv"
+    }
+
+
+def test_turned_keys_are_read_a_head_at_a_time() -> None:
+    source = tensors_of("deepseek-v3")["blk.1.attn_k_b.weight"].source
+    assert isinstance(source, Transposed) and isinstance(source.source, Rows)
+    assert source.source.shape == (4, 22, 28)
+
+
+def test_merged_attention_has_heads_of_keys_and_no_lengths_of_latent_ones() -> None:
+    folder = load_reference("deepseek-v3").folder
+    split, merged = (
+        {
+            key.removeprefix("deepseek2.attention."): value.value
+            for key, value in dynquant.load_model(folder, mla=mla).keys.items()
+            if key.startswith("deepseek2.attention.")
+        }
+        for mla in ("split", "merged")
+    )
+    common = {"head_count": 4, "layer_norm_rms_epsilon": 1e-6, "q_lora_rank": 20}
+    common["kv_lora_rank"] = 28
+    lengths = {"key_length_mla": 34, "value_length_mla": 14}
+    assert split == common | lengths | {"head_count_kv": 1, "key_length": 40, "value_length": 28}
+    assert merged == common | {"head_count_kv": 4, "key_length": 34, "value_length": 14}
+
+
+def test_a_family_without_latent_attention_has_nothing_to_merge() -> None:
+    with pytest.raises(ArchitectureError, match="qwen2 has no latent attention to be merged"):
+        tensors_of("qwen2", mla="merged")
+
+
+def config_of(name: str) -> dict[str, Any]:
+    return json.loads((load_reference(name).folder / "config.json").read_text("utf-8"))
+
+
+REFUSED: tuple[tuple[str, str, Callable[[dict[str, Any]], Any]], ...] = (
+    ("deepseek-v3", "scoring_func is 'softmax'", lambda c: c.update(scoring_func="softmax")),
+    ("deepseek-v3", "topk_method is 'greedy'", lambda c: c.update(topk_method="greedy")),
+    ("deepseek-v3", "rope_interleave is False", lambda c: c.update(rope_interleave=False)),
+    ("deepseek-v3", "attention_bias is True", lambda c: c.update(attention_bias=True)),
+    ("deepseek-v3", "moe_layer_freq is 2", lambda c: c.update(moe_layer_freq=2)),
+    ("deepseek-v3", "n_group 2 .* share out 9", lambda c: c.update(n_group=2)),
+    ("deepseek-v3", "n_group 9 .* share out 9", lambda c: c.update(n_group=9)),
+    ("deepseek-v3", "of 27 layers to have none", lambda c: c.update(num_hidden_layers=27)),
+    ("deepseek-v3", "knows only 1", lambda c: c["rope_scaling"].update(mscale=0.5)),
+    ("deepseek-v3", "rope_type 'linear'", lambda c: c["rope_scaling"].update(type="linear")),
+    ("deepseek-v3", "kv_lora_rank is missing", lambda c: c.update(kv_lora_rank=None)),
+    ("deepseek-v2", "norm_topk_prob is true", lambda c: c.update(norm_topk_prob=True)),
+    ("deepseek-v2", "scoring_func is 'sigmoid'", lambda c: c.update(scoring_func="sigmoid")),
+)
+
+
+@pytest.mark.parametrize(
+    ("family", "message", "change"),
+    [pytest.param(f, m, c, id=f"{f}, {m}") for f, m, c in REFUSED],
+)
+def test_what_the_graph_cannot_compute_is_refused(
+    family: str, message: str, change: Callable[[dict[str, Any]], Any]
+) -> None:
+    config = config_of(family)
+    change(config)
+    with pytest.raises(ArchitectureError, match=message):
+        describe(config, "config.json")
+
+
+def test_what_the_graph_computes_a_little_otherwise_is_said_in_the_plan(tmp_path: Path) -> None:
+    folder = shutil.copytree(load_reference("deepseek-v2").folder, tmp_path / "m")
+    config = config_of("deepseek-v2")
+    config["topk_group"] = 2
+    config["rope_scaling"]["beta_fast"] = 1.0
+    (folder / "config.json").write_text(json.dumps(config))
+    model = dynquant.load_model(folder)
+    groups, beta = model.deviations[1], model.deviations[0]
+    assert "ranks groups of experts by their best one" in groups
+    assert "beta_fast is 1.0, in place of which llama.cpp takes 32.0" in beta
+    assert model.keys["deepseek2.rope.scaling.yarn_beta_fast"].value == 1.0
+    warnings = dynquant.make_plan(model, dynquant.load_recipe("f32")).warnings
+    assert warnings == model.deviations
+    assert dynquant.load_model(load_reference("deepseek-v2").folder).deviations == ()
+
+
+def test_scores_without_a_magnitude_need_no_multiplier(tmp_path: Path) -> None:
+    config = config_of("deepseek-v3")
+    del config["rope_scaling"]["mscale"], config["rope_scaling"]["mscale_all_dim"]
+    config["rope_scaling"]["attention_factor"] = 1.0
+    keys = describe(config, "config.json").keys
+    assert "deepseek2.rope.scaling.yarn_log_multiplier" not in keys
+    factor = keys["deepseek2.rope.scaling.attn_factor"].value
+    assert factor == pytest.approx(1 / (1 + 0.1 * np.log(40)))
