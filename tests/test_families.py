@@ -17,6 +17,7 @@ import pytest
 from agreement import F32, F32_TOLERANCE, FAMILIES, Reference, load_reference, max_difference
 
 import dynquant
+from dynquant.arch.families import families
 
 llamacpp: Any = pytest.importorskip("llamacpp", reason="needs xllamacpp", exc_type=ImportError)
 
@@ -32,6 +33,14 @@ def converted(folder: Path, out: Path) -> Path:
 def log_probabilities(reference: Reference, folder: Path, out: Path) -> F32:
     result: F32 = llamacpp.log_probabilities(converted(folder, out), reference.prompts)
     return result
+
+
+def test_every_registered_family_has_a_reference() -> None:
+    known = families()
+    configs = [load_reference(f).folder / "config.json" for f in FAMILIES]
+    listed = [json.loads(path.read_text("utf-8"))["architectures"][0] for path in configs]
+    covered = {known[architecture] for architecture in listed}
+    assert [name for name, family in known.items() if family not in covered] == []
 
 
 @pytest.mark.parametrize("family", FAMILIES)
