@@ -33,6 +33,7 @@ class Family:
     dtype: torch.dtype = torch.bfloat16
     shard_size: str = "1GB"
     published: dict[str, Any] = field(default_factory=dict)
+    adapt: Callable[[transformers.PreTrainedModel], None] | None = None
 
 
 def families() -> dict[str, Family]:
