@@ -21,6 +21,7 @@ import json
 import shutil
 import sys
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -84,11 +85,19 @@ def family_prompts(encode: Encode, n_tokens: int, seed: int) -> list[list[int]]:
     return prompts + [rng.integers(3, n_tokens, n).tolist() for n in (11, 24)]
 
 
-def write_reference(name: str, folder: Path, encode: Encode, prompts: list[list[int]]) -> None:
+def write_reference(
+    name: str,
+    folder: Path,
+    encode: Encode,
+    prompts: list[list[int]],
+    adapt: Callable[[transformers.PreTrainedModel], None] | None = None,
+) -> None:
     """Write what transformers, in float32 with the plain attention, and the tokenizer say."""
     model = transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager"
     ).eval()
+    if adapt:
+        adapt(model)
     with torch.no_grad():
         logits = [model(torch.tensor([ids])).logits[0, -1] for ids in prompts]
         log_probabilities = torch.log_softmax(torch.stack(logits), dim=-1).numpy()
@@ -137,7 +146,7 @@ def main() -> None:
         seed = zlib.crc32(name.encode()) + known[name].draw
         encode = make_checkpoint(REFERENCES / name, known[name], seed)
         prompts = family_prompts(encode, 400, seed)
-        write_reference(name, REFERENCES / name, encode, prompts)
+        write_reference(name, REFERENCES / name, encode, prompts, known[name].adapt)
         size = sum(path.stat().st_size for path in (REFERENCES / name).iterdir())
         print(f"{name}: {size / 1000:.0f} kB, prompts of {[len(ids) for ids in prompts]} tokens")
 

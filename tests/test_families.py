@@ -124,6 +124,8 @@ CONFIG_MISTAKES: tuple[tuple[str, str, Callable[[dict[str, Any]], Any]], ...] = 
     ("phi4", "rope base", lambda c: c.update(rope_theta=10000.0)),
     ("phi4-mini", "short factors", lambda c: c["rope_scaling"]["short_factor"].reverse()),
     ("phi4-mini", "magnitude", lambda c: c.update(max_position_embeddings=1024)),
+    ("phimoe", "short factors", lambda c: c["rope_scaling"]["short_factor"].reverse()),
+    ("phimoe", "magnitude", lambda c: c["rope_scaling"].update(short_mscale=1, long_mscale=1)),
     ("qwen2moe", "experts used", lambda c: c.update(num_experts_per_tok=3)),
     ("deepseek-v3", "rope base", lambda c: c.update(rope_theta=100000.0)),
     ("deepseek-v3", "rope scaling", lambda c: c.pop("rope_scaling")),

@@ -45,6 +45,7 @@ class Family:
     weights: float = 0.25
     embedding: float = 0.25
     draw: int = 0
+    adapt: Callable[[transformers.PreTrainedModel], None] | None = None
 
 
 def families() -> dict[str, Family]:
