@@ -50,6 +50,8 @@ def randomize(model: transformers.PreTrainedModel, family: Family, seed: int) ->
             noise = rng.standard_normal(parameter.shape, dtype=np.float32)
             if name.endswith("norm.weight"):
                 noise = family.norms + 0.3 * noise
+            elif name.endswith("correction_bias"):
+                noise = 0.1 * noise  # more, and the same experts would be chosen always
             elif name.endswith("bias"):
                 noise = 0.5 * noise
             elif name.endswith("embed_tokens.weight"):
