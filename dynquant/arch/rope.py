@@ -68,14 +68,15 @@ def read_rope(
     known: tuple[str, ...],
     approximated: Collection[str] = (),
     *,
-    partial: bool = False,
+    partial: float | None = None,
 ) -> Rope:
     """Return the rope settings of a config.json; raise ArchitectureError for unknown scaling.
 
     known:        the scalings that llama.cpp's graph of the family computes, besides "default"
     approximated: settings that may differ from those of the graph, as all files of a family do
                   that are used; see `deviations`
-    partial:      whether it can leave a part of each head as it is
+    partial:      the family's own partial_rotary_factor, for a config.json that leaves it out; None
+                  for a family whose heads turn whole
     """
     name = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
     said = config.get(name)
@@ -86,6 +87,7 @@ def read_rope(
     # but the original context length the other way round (`standardize_rope_params`).
     settings: dict[str, Any] = {
         "rope_theta": 10000.0,
+        "partial_rotary_factor": 1.0 if partial is None else partial,
         "rope_type": found.get("type", "default"),
         **{k: config[k] for k in _TOP_LEVEL if config.get(k) is not None},
         _ORIGINAL: config.get("max_position_embeddings"),
