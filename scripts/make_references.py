@@ -53,6 +53,8 @@ def randomize(model: transformers.PreTrainedModel, seed: int) -> None:
                 noise = 1 + 0.3 * noise
             elif name.endswith("correction_bias"):
                 noise = 0.1 * noise  # more, and some experts would never be chosen
+            elif name.endswith("sinks"):
+                noise = 2 * noise
             elif name.endswith("bias"):
                 noise = 0.5 * noise
             else:
