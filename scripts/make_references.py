@@ -55,6 +55,8 @@ def randomize(model: transformers.PreTrainedModel, family: Family, seed: int) ->
                 noise = family.norms + 0.3 * noise
             elif name.endswith("correction_bias"):
                 noise = 0.1 * noise  # more, and some experts would never be chosen
+            elif name.endswith("sinks"):
+                noise = 2 * noise
             elif name.endswith("bias"):
                 noise = 0.5 * noise
             elif name.endswith("embed_tokens.weight"):

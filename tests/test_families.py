@@ -145,6 +145,10 @@ CONFIG_MISTAKES: tuple[tuple[str, str, Callable[[dict[str, Any]], Any]], ...] = 
     ("deepseek-v2", "experts' scale", lambda c: c.update(routed_scaling_factor=1.0)),
     ("deepseek-v2-lite", "rope scaling", lambda c: c.pop("rope_scaling")),
     ("deepseek-v2-lite", "scores", lambda c: c["rope_scaling"].update(mscale=1, mscale_all_dim=1)),
+    ("gpt-oss", "rope base", lambda c: c["rope_parameters"].update(rope_theta=150000.0)),
+    ("gpt-oss", "rope scaling", lambda c: c["rope_parameters"].update(factor=2.0)),
+    ("gpt-oss", "sliding window", lambda c: c.update(sliding_window=7)),
+    ("gpt-oss", "experts used", lambda c: c.update(num_experts_per_tok=2)),
     ("qwen3", "norm epsilon", lambda c: c.update(rms_norm_eps=1e-1)),
 )
 

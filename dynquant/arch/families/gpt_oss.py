@@ -1,0 +1,167 @@
+"""gpt-oss: a sink in every head, windows in every other layer, experts with biases.
+
+Gate and up rows of an expert come in turn, in one tensor of all experts: matrices of [hidden, ffn]
+in bfloat16, of [ffn, hidden] where they are stored as MXFP4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, cast
+
+from dynquant.arch.base import Architecture, Row
+from dynquant.arch.config import Count, Positive, read_config
+from dynquant.arch.decoder import (
+    ATTENTION,
+    EMBEDDING,
+    IGNORED,
+    O_BIAS,
+    OUTPUT,
+    OUTPUT_NORM,
+    QKV_BIASES,
+    Config,
+    decoder_keys,
+    decoder_sizes,
+    read_decoder,
+)
+from dynquant.arch.experts import Routing, router_row, routing_keys, with_expert_count
+from dynquant.arch.rope import deviations, read_rope
+from dynquant.errors import ArchitectureError
+from dynquant.keys import u32
+from dynquant.tensors import TensorSource
+from dynquant.transforms import elements_of_each, rows_of_each, transposed
+
+NAME = "gpt-oss"
+_IN, _OUT = "model.layers.{}.", "blk.{}."
+_EXPERTS = _IN + "mlp.experts."
+
+_RENAMED = {"blk.{}.ffn_norm.weight": "blk.{}.post_attention_norm.weight"}
+_ATTENTION = (
+    *(replace(row, name=_RENAMED.get(row.name, row.name)) for row in ATTENTION),
+    *QKV_BIASES,
+    *O_BIAS,
+    Row(_IN + "self_attn.sinks", _OUT + "attn_sinks.weight", "heads"),
+)
+_ROUTER = (
+    router_row(_IN + "mlp.router.weight"),
+    Row(_IN + "mlp.router.bias", _OUT + "ffn_gate_inp.bias", "experts"),
+)
+_BIASES = (
+    Row(_EXPERTS + "gate_up_proj_bias", _OUT + "ffn_gate_exps.bias", "experts expert_ffn_twice"),
+    Row(_EXPERTS + "gate_up_proj_bias", _OUT + "ffn_up_exps.bias", "experts expert_ffn_twice"),
+    Row(_EXPERTS + "down_proj_bias", _OUT + "ffn_down_exps.bias", "experts hidden"),
+)
+
+
+@dataclass(frozen=True)
+class _Config:
+    """What config.json says beside what all decoders have, with transformers' defaults."""
+
+    num_experts: Count
+    num_experts_per_tok: Count
+    sliding_window: Count = 128
+    swiglu_alpha: Positive = 1.702
+    swiglu_limit: Positive = 7.0
+    layer_types: tuple[str, ...] | None = None
+
+
+_DEFAULTS = {"attention_bias": True, "rms_norm_eps": 1e-5}
+_ROPE = {
+    "rope_type": "yarn",
+    "factor": 32.0,
+    "truncate": False,
+    "original_max_position_embeddings": 4096,
+}
+"""What transformers takes where config.json says nothing of the rope."""
+
+
+def gpt_oss(config: Mapping[str, Any], where: str) -> Architecture:
+    """Describe a gpt-oss, in bfloat16 or with experts stored as MXFP4."""
+    present = {key: value for key, value in config.items() if value is not None}
+    if not present.get("rope_parameters") and not present.get("rope_scaling"):
+        present["rope_parameters"] = _ROPE
+    present = {"rope_theta": 150000.0, **_DEFAULTS, **present}
+    c = read_decoder(present, where, head_dim=64)
+    own = read_config(_Config, with_expert_count(present), where)
+    ArchitectureError.raise_any(_problems(c, own, where))
+    rope = read_rope(present, where, known=("yarn",), approximated=("truncate",))
+    as_rows = _stored_as_mxfp4(config)
+    n_ffn = c.intermediate_size
+    routing = Routing(own.num_experts, own.num_experts_per_tok, expert_ffn=n_ffn)
+    return Architecture(
+        name=NAME,
+        keys=decoder_keys(NAME, c, rope, c.n_per_head)
+        | routing_keys(NAME, routing)
+        | {f"{NAME}.attention.sliding_window": u32(own.sliding_window)},
+        rows=(
+            *(*EMBEDDING, *_ATTENTION, *_ROUTER),
+            *(*_matrices(as_rows), *_BIASES),
+            *(*OUTPUT_NORM, *OUTPUT),
+        ),
+        sizes={
+            **decoder_sizes(c),
+            "heads": c.num_attention_heads,
+            "experts": own.num_experts,
+            "expert_ffn": n_ffn,
+            "expert_ffn_twice": 2 * n_ffn,
+        },
+        n_layers=c.num_hidden_layers,
+        tied=None,
+        via={
+            "ffn_gate_exps": partial(_every_other, first=0, n=2 * n_ffn, as_rows=as_rows),
+            "ffn_up_exps": partial(_every_other, first=1, n=2 * n_ffn, as_rows=as_rows),
+            "ffn_down_exps": lambda s: s if as_rows or len(s.shape) < 3 else transposed(s),
+        },
+        ignored=IGNORED,
+        n_experts=own.num_experts,
+        deviations=deviations(rope, where),
+    )
+
+
+def _problems(c: Config, own: _Config, where: str) -> Iterator[str]:
+    # Alpha and limit of the gate are constants of the graph; the other two decide its tensors.
+    for key, found, fixed in (
+        ("attention_bias", c.attention_bias, True),
+        ("tie_word_embeddings", c.tie_word_embeddings, False),
+        ("swiglu_alpha", own.swiglu_alpha, 1.702),
+        ("swiglu_limit", own.swiglu_limit, 7.0),
+    ):
+        if found != fixed:
+            yield f"{where}: {key} is {found}; llama.cpp computes this family with {fixed}"
+    kinds = ("sliding_attention", "full_attention")
+    alternate = tuple(kinds[layer % 2] for layer in range(c.num_hidden_layers))
+    if own.layer_types not in (None, alternate):
+        yield (
+            f"{where}: layer_types does not alternate between {kinds[0]!r} and {kinds[1]!r} from"
+            " the first layer on, as llama.cpp's graph does"
+        )
+
+
+def _stored_as_mxfp4(config: Mapping[str, Any]) -> bool:
+    quantized = config.get("quantization_config")
+    if not isinstance(quantized, dict):
+        return False
+    return cast("dict[str, Any]", quantized).get("quant_method") == "mxfp4"
+
+
+def _matrices(as_rows: bool) -> tuple[Row, ...]:
+    """Return the lines of the experts' matrices, of rows or of columns."""
+    into = "expert_ffn_twice hidden" if as_rows else "hidden expert_ffn_twice"
+    out = "hidden expert_ffn" if as_rows else "expert_ffn hidden"
+    return (
+        Row(_EXPERTS + "gate_up_proj", _OUT + "ffn_gate_exps.weight", f"experts {into}"),
+        Row(_EXPERTS + "gate_up_proj", _OUT + "ffn_up_exps.weight", f"experts {into}"),
+        Row(_EXPERTS + "down_proj", _OUT + "ffn_down_exps.weight", f"experts {out}"),
+    )
+
+
+def _every_other(source: TensorSource, first: int, n: int, *, as_rows: bool) -> TensorSource:
+    """Return every other row of each expert from `first` on, or every other of its n biases."""
+    if len(source.shape) < 3:
+        return elements_of_each(source, first, n, 2)
+    return rows_of_each(source if as_rows else transposed(source), first, n, 2)
+
+
+FAMILIES = {"GptOssForCausalLM": gpt_oss}
