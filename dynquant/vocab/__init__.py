@@ -11,6 +11,7 @@ from dynquant.keys import Keys
 from dynquant.vocab.bpe import read_bpe
 from dynquant.vocab.files import TokenizerFiles
 from dynquant.vocab.pretokenizer import is_byte_level
+from dynquant.vocab.ranks import read_tekken, read_tiktoken
 from dynquant.vocab.spm import read_spm, read_spm_json
 from dynquant.vocab.wordpiece import read_wordpiece
 
@@ -53,11 +54,13 @@ def read_vocab(folder: Path, config: Mapping[str, Any], *, pre: str | None = Non
     if files.has("vocab.txt"):
         _refuse_pre(pre, "WordPiece")
         return read_wordpiece(files)
-    others = [n for n in ("tiktoken.model", "tekken.json") if files.has(n)]
-    found = f" (its {others[0]} is of a kind that cannot be converted yet)" if others else ""
+    if files.has("tiktoken.model"):
+        return read_tiktoken(files, pre)
+    if files.has("tekken.json"):
+        return read_tekken(files, pre)
     raise VocabError(
-        f"{folder}: no tokenizer{found}; put tokenizer.json, tokenizer.model, or vocab.json with"
-        " merges.txt there"
+        f"{folder}: no tokenizer; put tokenizer.json, tokenizer.model, tiktoken.model, tekken.json,"
+        " vocab.txt, or vocab.json with merges.txt there"
     )
 
 
