@@ -72,6 +72,22 @@ def recognise(files: TokenizerFiles, has_bos: bool) -> PreType:
         clean_spaces=clean if isinstance(clean, bool) else None,
         has_bos=has_bos,
     )
+    return recognise_splits(path, rules, splits, traits)
+
+
+def named(name: str) -> PreType:
+    """Return the pre-tokenizer of a name that is among PRE_TYPES."""
+    return next(pre for pre in PRE_TYPES if pre.name == name)
+
+
+def recognise_splits(
+    path: Path, rules: str, splits: tuple[str, ...] | None, traits: Traits
+) -> PreType:
+    """Return the pre-tokenizer that cuts by these regexes, or raise VocabError with the rules.
+
+    path, rules: where the rules stand, and the rules as that file spells them
+    splits:      the rules as regexes, None if they cannot be
+    """
     candidates = [pre for pre in PRE_TYPES if pre.splits == splits]
     if not candidates:
         raise VocabError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from gguf import TokenType
@@ -13,22 +14,22 @@ from dynquant.errors import VocabError
 from dynquant.keys import Keys, boolean, f32s, i32s, string, strings
 from dynquant.vocab.bpe import Merge, read_bpe_model
 from dynquant.vocab.files import AddedToken, TokenizerFiles, as_list, as_object, some
-from dynquant.vocab.sentencepiece import read_sentencepiece
+from dynquant.vocab.sentencepiece import SentencePieceModel
 from dynquant.vocab.special import read_special
 from dynquant.vocab.templates import chat_template_keys
 from dynquant.vocab.tokens import ADDED_SCORE, SPACE, Token, added_type, lay_out
 
-_BYTE = re.compile("<0x[0-9A-F]{2}>")
+BYTE = re.compile("<0x[0-9A-F]{2}>")
 
 
-def read_spm(files: TokenizerFiles) -> Keys:
-    """Return the keys of a SentencePiece `tokenizer.model`.
+def read_spm(files: TokenizerFiles, path: Path, model: SentencePieceModel) -> Keys:
+    """Return the keys of a SentencePiece model that llama.cpp merges by score.
 
-    Raises VocabError for a damaged file, and for a model that llama.cpp's SentencePiece cannot
-    run: words or characters for pieces, or no pieces for single bytes.
+    path: where the model was read
+
+    Raises VocabError for a model that this cannot be: words or characters for pieces, or no pieces
+    for single bytes.
     """
-    path = files.folder / "tokenizer.model"
-    model = read_sentencepiece(path)
     if model.model_type not in ("bpe", "unigram"):
         raise VocabError(
             f"{path}: a SentencePiece model of type {model.model_type!r}, which llama.cpp does not"
@@ -59,7 +60,7 @@ def read_spm_json(files: TokenizerFiles) -> Keys:
     tokens: dict[int, Token] = {}
     n_scored = len(scores)
     for text, i in sorted(vocab.items(), key=lambda item: item[1]):
-        if _BYTE.fullmatch(text):
+        if BYTE.fullmatch(text):
             tokens[i] = Token(text, TokenType.BYTE)
         elif text == unknown:
             tokens[i] = Token(text, TokenType.UNKNOWN)
@@ -94,8 +95,8 @@ def _keys(
             f"{files.folder}: the SentencePiece model lacks pieces for {len(missing)} of the 256"
             " bytes that llama.cpp falls back to; there is no GGUF for this tokenizer"
         )
-    laid = {i: _prepared(token) for i, token in pieces.items()}
-    laid |= {i: _added(token) for i, token in added.items()}
+    laid = {i: prepared(token) for i, token in pieces.items()}
+    laid |= {i: added_piece(token) for i, token in added.items()}
     tokens = lay_out(files.folder, laid, files.vocab_size)
     special = read_special(files, tokens, model_ids)
     return {
@@ -110,15 +111,16 @@ def _keys(
     }
 
 
-def _prepared(token: Token) -> Token:
+def prepared(token: Token) -> Token:
     """Spell a user-defined piece as it stands in a text: llama.cpp finds it before it splits."""
     if token.type is TokenType.USER_DEFINED:
         return Token(token.text.replace(SPACE, " "), token.type, token.score)
     return token
 
 
-def _added(token: AddedToken) -> Token:
-    return _prepared(Token(token.text, added_type(token), ADDED_SCORE))
+def added_piece(token: AddedToken) -> Token:
+    """Return an added token as a piece."""
+    return prepared(Token(token.text, added_type(token), ADDED_SCORE))
 
 
 def _scores(merges: Sequence[Merge]) -> dict[str, float]:
@@ -149,7 +151,7 @@ def _unlisted_merges(
     unlisted = [
         f"{text[:k]} {text[k:]}"
         for text in vocab
-        if not _BYTE.fullmatch(text) and text not in added
+        if not BYTE.fullmatch(text) and text not in added
         for k in range(1, len(text))
         if text[:k] in vocab and text[k:] in vocab and (text[:k], text[k:]) not in listed
     ]

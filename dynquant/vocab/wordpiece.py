@@ -71,7 +71,7 @@ def read_wordpiece(files: TokenizerFiles) -> Keys:
         if name not in special.ids
     )
     return {
-        Gguf.Tokenizer.TOKEN_TYPE_COUNT: u32(token_type_count(files)),
+        Gguf.Tokenizer.TOKEN_TYPE_COUNT: u32(files.token_type_count),
         Gguf.Tokenizer.MODEL: string("bert"),
         Gguf.Tokenizer.PRE: string("default"),
         Gguf.Tokenizer.LIST: strings([token.text for token in tokens]),
@@ -81,15 +81,6 @@ def read_wordpiece(files: TokenizerFiles) -> Keys:
         _STRIP_ACCENTS: boolean(normalizer.strip_accents),
         **chat_template_keys(files),
     }
-
-
-def token_type_count(files: TokenizerFiles) -> int:
-    """Return the rows of the token-type embedding, 1 where config.json does not say."""
-    for config in files.configs:
-        count = config.get("type_vocab_size")
-        if isinstance(count, int):
-            return count
-    return 1
 
 
 def _phantom(text: str) -> str:
