@@ -52,7 +52,7 @@ def general_keys(
 
 def _size_label(n_weights: int, tensors: Iterable[ModelTensor]) -> str:
     """Return `8B`, or for mixtures `8x7B`: experts, and the weights of a model with one of them."""
-    stacks = [t for t in tensors if t.parts.role.endswith("_exps")]
+    stacks = [t for t in tensors if t.parts.role.endswith("_exps") and len(t.shape) > 2]
     n_stacked = sum(prod(t.shape) for t in stacks)
     one_each = sum(prod(t.shape[1:]) for t in stacks)
     n_experts = sum(t.shape[0] for t in stacks) // len(stacks) if stacks else 0
