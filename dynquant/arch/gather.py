@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
 from dynquant.arch.base import Architecture, ModelTensor, Prediction, Row, TensorName
 from dynquant.checkpoint.header import StoredTensor
 from dynquant.checkpoint.names import grouped
+from dynquant.checkpoint.packed import Packed, Weight, unpack
 from dynquant.checkpoint.safetensors import Checkpoint
 from dynquant.errors import ArchitectureError, CheckpointError
 from dynquant.quants.table import FLOATS, KEPT
@@ -72,9 +74,11 @@ def gather(
     And the layers that predict further ahead, where the checkpoint has them.
 
     Raises ArchitectureError listing all that are missing, left over or of another shape than
-    config.json says, or CheckpointError listing all whose dtype is not read as weights.
+    config.json says, or CheckpointError listing all whose dtype is not read as weights, or whose
+    parts do not make a weight.
     """
-    stored = checkpoint.tensors
+    unpacked = unpack(checkpoint)
+    stored = unpacked.tensors
     spell = _Spelling.of(stored, architecture.rows[0].stored)
     wanted = list(_wanted(architecture, spell))
     prediction = architecture.prediction
@@ -82,13 +86,14 @@ def gather(
     if not any(name in stored for want in ahead for name in want.stored):
         wanted, prediction = [w for w in wanted if w not in ahead], None
     wanted = [w for w in wanted if not w.may_lack or any(name in stored for name in w.stored)]
-    ignored = _ignored(architecture, stored)
+    ignored = unpacked.ignored | _ignored(architecture, stored)
     if architecture.tied is not None:
         head, embedding = (spell(n) for n in architecture.tied)
         wanted, tied = _tie(wanted, stored, head, embedding)
         ignored |= tied
-    tensors, unusable = _use(architecture, wanted, stored)
-    problems = list(_problems(architecture, checkpoint, wanted, ignored))
+    ignored |= _zero_biases(stored, {n for w in wanted for n in w.stored} | ignored.keys())
+    tensors, unusable = _use(architecture, checkpoint.folder, wanted, stored)
+    problems = list(_problems(architecture, checkpoint.folder, stored, wanted, ignored))
     ArchitectureError.raise_any([*problems, *unusable] if problems else [])
     CheckpointError.raise_any(unusable)
     if prediction:
@@ -138,7 +143,7 @@ def _expand(
 
 
 def _tie(
-    wanted: list[_Wanted], stored: dict[str, StoredTensor], head: str, embedding: str
+    wanted: list[_Wanted], stored: Mapping[str, Weight], head: str, embedding: str
 ) -> tuple[list[_Wanted], dict[str, str]]:
     """Drop the output matrix where the embedding stands in for it.
 
@@ -157,8 +162,30 @@ def _tie(
     return wanted, {}
 
 
-def _equal(a: StoredTensor, b: StoredTensor) -> bool:
-    """Tell whether two tensors hold the same bytes, reading up to the first difference."""
+def _zero_biases(stored: Mapping[str, Weight], known: Iterable[str]) -> dict[str, str]:
+    """Return biases that quantizers write beside every weight, if all that they hold is zero."""
+    known = set(known)
+    return {
+        name: "zero in every element, and the model has no such bias"
+        for name, bias in stored.items()
+        if name.endswith(".bias") and name not in known and isinstance(bias, StoredTensor)
+        if isinstance(stored.get(f"{name.removesuffix('bias')}weight"), Packed) and _is_zero(bias)
+    }
+
+
+def _is_zero(tensor: StoredTensor) -> bool:
+    found = np.empty(tensor.n_bytes, np.uint8)
+    tensor.file.read(tensor.offset, found)
+    return not found.any()
+
+
+def _equal(a: Weight, b: Weight) -> bool:
+    """Tell whether two tensors hold the same bytes, reading up to the first difference.
+
+    What is packed differs from all others: heads and embeddings that share weights are floats.
+    """
+    if not (isinstance(a, StoredTensor) and isinstance(b, StoredTensor)):
+        return False
     if (a.dtype, a.shape, a.n_bytes) != (b.dtype, b.shape, b.n_bytes):
         return False
     for start in range(0, a.n_bytes, _CHUNK):
@@ -171,7 +198,7 @@ def _equal(a: StoredTensor, b: StoredTensor) -> bool:
 
 
 def _use(
-    architecture: Architecture, wanted: list[_Wanted], stored: dict[str, StoredTensor]
+    architecture: Architecture, folder: Path, wanted: list[_Wanted], stored: Mapping[str, Weight]
 ) -> tuple[list[ModelTensor], list[str]]:
     """Return a tensor for each wanted one that is there, and messages for unreadable dtypes."""
     tensors: list[ModelTensor] = []
@@ -185,12 +212,12 @@ def _use(
             unusable += e.messages
             continue
         role = TensorName.parse(want.name).role
-        kept = [s for n in want.stored if (s := stored[n]).dtype in KEPT]
+        kept = next((part.stored.name for part in parts if part.stored.name in KEPT), None)
         if kept and role not in TABLES:
             unusable += [
-                f"{t.path}: {t.name} is stored as {t.dtype}, which is not read as weights;"
+                f"{folder}: {name} is stored as {kept}, which is not read as weights;"
                 f" {', '.join(FLOATS)} are"
-                for t in kept
+                for name in grouped(want.stored)
             ]
             continue
         source = stack(parts) if want.is_stack else parts[0]
@@ -201,11 +228,11 @@ def _use(
 
 def _problems(
     architecture: Architecture,
-    checkpoint: Checkpoint,
+    folder: Path,
+    stored: Mapping[str, Weight],
     wanted: list[_Wanted],
     ignored: Iterable[str],
 ) -> Iterator[str]:
-    stored, folder = checkpoint.tensors, checkpoint.folder
     known: set[str] = set()
     missing: list[str] = []
     shapes: dict[tuple[tuple[int, ...], tuple[int, ...]], list[str]] = {}

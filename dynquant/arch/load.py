@@ -85,13 +85,6 @@ def describe(config: Mapping[str, Any], where: str) -> Architecture:
             f"{where}: architecture {name!r} is not known; {hint}; if llama.cpp's"
             " convert_hf_to_gguf.py knows it, give the GGUF that it makes"
         )
-    quantized = config.get("quantization_config")
-    if quantized is not None:
-        method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized  # type: ignore[reportUnknownVariableType]
-        raise ArchitectureError(
-            f"{where}: quantization_config ({method}): quantized checkpoints are not read yet; take"
-            " the one it was made from"
-        )
     text = config.get("text_config")
     if isinstance(text, dict):
         config = {**config, **cast("dict[str, Any]", text)}

@@ -58,7 +58,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     shards: dict[str, dict[str, StoredTensor]] = {}
     wanted: dict[str, str] | None = None
     try:
-        config = _object(folder / "config.json", json.loads)
+        config = read_object(folder / "config.json")
     except CheckpointError as e:
         problems += e.messages
     try:
@@ -73,7 +73,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     return Checkpoint(folder, config, tensors)
 
 
-def _object(path: Path, loads: Callable[[str], object]) -> dict[str, Any]:
+def read_object(path: Path, loads: Callable[[str], object] = json.loads) -> dict[str, Any]:
     """Return the JSON object that a file holds."""
     try:
         found = loads(path.read_text(encoding="utf-8"))
@@ -98,7 +98,7 @@ def _weight_map(folder: Path) -> dict[str, str] | None:
         if not single:
             raise CheckpointError(_nothing(folder))
         return None
-    index = _object(path, partial(json.loads, object_pairs_hook=unique))
+    index = read_object(path, partial(json.loads, object_pairs_hook=unique))
     found = index.get("weight_map")
     if not isinstance(found, dict) or not found:
         raise CheckpointError(f"{path}: has no weight_map")

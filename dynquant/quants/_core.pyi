@@ -1,6 +1,9 @@
-"""The C core, csrc/module.c. Only codec.py calls it; ISAs and types are positions in its tables."""
+"""The C core, csrc/module.c. Only codec.py and stored.py call it.
 
-from dynquant.tensors import F32, U8
+ISAs, types, numbers and words are positions in its tables.
+"""
+
+from dynquant.arrays import F32, I32, U8
 
 ISAS: tuple[str | None, ...]
 TYPES: tuple[tuple[str, int, int], ...]
@@ -19,3 +22,37 @@ def encode(
     /,
 ) -> int: ...
 def decode(isa: int, type_index: int, blocks: U8, weights: F32, /) -> None: ...
+def decode_rows(
+    isa: int,
+    number: int,
+    bits: int,
+    codes: U8,
+    n_rows: int,
+    n_per_row: int,
+    first: int,
+    block_rows: int,
+    block_columns: int,
+    n_columns: int,
+    scale: F32,
+    zero: F32 | None,
+    zero_of_all: float,
+    groups: I32 | None,
+    weights: F32,
+    /,
+) -> None: ...
+def decode_turned(
+    isa: int,
+    kind: int,
+    bits: int,
+    words: U8,
+    width: int,
+    first: int,
+    n_rows: int,
+    n_per_row: int,
+    scale: F32 | None,
+    zero: F32 | None,
+    groups: I32 | None,
+    weights: F32,
+    /,
+) -> None: ...
+def mxfp4_of_codes(isa: int, codes: U8, scales: U8, blocks: U8, /) -> None: ...

@@ -65,6 +65,11 @@ def _isa_position(isa: str) -> int:
     return _core.ISAS.index(isa)
 
 
+def isa_in_use() -> int:
+    """Return the position of `active_isa` in the core's table."""
+    return _isa_position(active_isa())
+
+
 def encode_stored(
     rows: U8,
     stored: QuantType,
@@ -94,7 +99,7 @@ def encode_stored(
         rows = decode(rows.reshape(n_rows, -1), stored, n_per_row).view(np.uint8)
         stored = ALL["F32"]
     bad_row = _core.encode(
-        _isa_position(active_isa()),
+        isa_in_use(),
         _POSITION[qtype.name],
         _FLOAT[stored.name],
         rows,
@@ -177,7 +182,5 @@ def decode(blocks: U8, qtype: QuantType | str, n_per_row: int) -> F32:
         )
     x = np.empty((len(blocks), n_per_row), np.float32)
     if x.size:
-        _core.decode(
-            _isa_position(active_isa()), _POSITION[qtype.name], np.ascontiguousarray(blocks), x
-        )
+        _core.decode(isa_in_use(), _POSITION[qtype.name], np.ascontiguousarray(blocks), x)
     return x

@@ -32,6 +32,26 @@ struct quant_type {
 /* How a checkpoint stores weights, little-endian. The order is known to module.c's caller. */
 enum stored_type { STORED_F32, STORED_F16, STORED_BF16, N_STORED };
 
+/* Numbers that a checkpoint may hold with scales beside them, and how turned words lie (stored.h).
+ * The orders are known to module.c's caller. */
+enum number {
+    NUMBER_E4M3, NUMBER_E5M2, NUMBER_E8M0, NUMBER_I8, NUMBER_FP4, NUMBER_BITS, N_NUMBERS
+};
+enum words { WORDS_DOWN, WORDS_ACROSS, N_WORDS };
+
+/* The scale, and the zero, of each weight: element [i, j] of a matrix of n_columns columns.
+ *
+ *   rows       i = (first + r) / block_rows for row r, j = c / block_columns or groups[c]
+ *   turned     i = groups[c], j = output; n_columns is the number of outputs
+ *   zero       NULL where zero_of_all is every weight's
+ */
+struct scales {
+    const float *scale, *zero;
+    float zero_of_all;
+    const int32_t *groups;
+    int64_t first, block_rows, block_columns, n_columns;
+};
+
 /* One ISA's build of types.c. */
 struct codec {
     const char *isa;
@@ -44,6 +64,19 @@ struct codec {
     int64_t (*encode)(const struct quant_type *type, enum stored_type stored, const void *rows,
                       int64_t n_rows, int64_t n_per_row, const float *importance,
                       const struct search *search, uint8_t *blocks);
+
+    /* Rows of stored numbers -> f32; bits is the width of NUMBER_BITS. */
+    void (*decode_rows)(enum number number, int bits, const uint8_t *codes, int64_t row_bytes,
+                        int64_t n_rows, int64_t n_per_row, const struct scales *scales, float *x);
+
+    /* Outputs first.. of turned words -> rows of f32; the codes themselves where scales is NULL. */
+    void (*decode_turned)(enum words kind, int bits, const uint8_t *words, int64_t width,
+                          int64_t first, int64_t n_rows, int64_t n_per_row,
+                          const struct scales *scales, float *x);
+
+    /* Codes in order and scales -> blocks of MXFP4. */
+    void (*mxfp4_of_codes)(const uint8_t *codes, const uint8_t *scales, int64_t n_blocks,
+                           uint8_t *blocks);
 };
 
 #if defined(__x86_64__)

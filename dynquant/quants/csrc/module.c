@@ -1,32 +1,21 @@
 /* The Python face of the core: CPython's limited API, buffers in, buffers out.
  *
- * dynquant/quants/codec.py is the only caller and checks types and shapes; the checks here only
- * keep a wrong call from touching memory that is not there.
+ * codec.py and stored.py in dynquant/quants are the only callers and check types and shapes; the
+ * checks here only keep a wrong call from touching memory that is not there.
  */
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
-
-#include "codec.h"
+#include "face.h"
 
 static const int stored_size[N_STORED] = {4, 2, 2};
 
 static const struct quant_type *type_at(int isa, int type)
 {
-    if (isa < 0 || isa >= N_ISAS || !codec_runs(isa)) {
-        PyErr_SetString(PyExc_ValueError, "no such ISA on this CPU");
+    if (!codec_at(isa))
         return NULL;
-    }
     if (type < 0 || type >= codecs[isa]->n_types) {
         PyErr_SetString(PyExc_ValueError, "no such quant type");
         return NULL;
     }
     return &codecs[isa]->types[type];
-}
-
-/* Whether `length` bytes are exactly n items of `size` bytes. */
-static int holds(Py_ssize_t length, int64_t n, int64_t size)
-{
-    return n >= 0 && length % size == 0 && length / size == n;
 }
 
 PyDoc_STRVAR(encode_doc, "encode(isa, type, stored, rows, n_per_row, importance, effort,"
@@ -108,6 +97,9 @@ done:
 static PyMethodDef methods[] = {
     {"encode", encode, METH_VARARGS, encode_doc},
     {"decode", decode, METH_VARARGS, decode_doc},
+    {"decode_rows", face_decode_rows, METH_VARARGS, NULL},
+    {"decode_turned", face_decode_turned, METH_VARARGS, NULL},
+    {"mxfp4_of_codes", face_mxfp4_of_codes, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 

@@ -30,6 +30,7 @@
 #include "q5_k.h"
 #include "q6_k.h"
 #include "q8_0.h"
+#include "stored.h"
 #include "tq1_0.h"
 #include "tq2_0.h"
 
@@ -215,4 +216,7 @@ const struct codec NAME(codec_, ISA) = {
     .n_types = sizeof types / sizeof *types,
     .types = types,
     .encode = encode,
+    .decode_rows = decode_rows,
+    .decode_turned = decode_turned,
+    .mxfp4_of_codes = mxfp4_of_codes,
 };

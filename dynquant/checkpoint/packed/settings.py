@@ -1,0 +1,200 @@
+"""What config.json says of how weights were quantized, and which ways are read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from dynquant.checkpoint.safetensors import Checkpoint, read_object
+from dynquant.errors import CheckpointError
+
+MODELOPT = "hf_quant_config.json"
+"""Where NVIDIA's ModelOpt writes its settings, beside config.json or instead of it."""
+
+READ = ("fp8", "fbgemm_fp8", "compressed-tensors", "modelopt", "mxfp4", "gptq", "awq")
+"""Quantization methods by their names in config.json."""
+
+FORMATS = (
+    "dense",
+    "float-quantized",
+    "int-quantized",
+    "naive-quantized",
+    "pack-quantized",
+    "mixed-precision",
+    "mxfp4-pack-quantized",
+    "mxfp8-quantized",
+    "nvfp4-pack-quantized",
+)
+"""Formats of compressed-tensors."""
+
+_SYNONYMS = {
+    "compressed_tensors": "compressed-tensors",
+    "modelopt_fp4": "modelopt",
+    "modelopt_fp8": "modelopt",
+    "modelopt_mixed": "modelopt",
+}
+_DEQUANTIZE = "or save it again from transformers after `model.dequantize()`"
+_NOT_READ = {
+    "bitsandbytes": f"NF4, FP4 or LLM.int8() of bitsandbytes; take its base model, {_DEQUANTIZE}",
+    "aqlm": "additive codebooks",
+    "auto-round": "AutoRound's own packing; export it again with format auto_gptq or auto_awq",
+    "bitnet": "ternary weights of BitNet",
+    "eetq": f"INT8 of EETQ; take its base model, {_DEQUANTIZE}",
+    "exl2": "ExLlamaV2's mixed groups",
+    "exl3": "ExLlamaV3's trellis codes",
+    "higgs": f"lattices of HIGGS; take its base model, {_DEQUANTIZE}",
+    "hqq": f"half-quadratic quantization; take its base model, {_DEQUANTIZE}",
+    "quanto": "tensors of optimum-quanto",
+    "quip": "lattice codebooks of QuIP#",
+    "spqr": "sparse and quantized parts of SpQR",
+    "torchao": "tensor subclasses of torchao",
+    "vptq": "vector codebooks",
+}
+"""Other methods that checkpoints have: what they are, and what to do where not the usual."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A checkpoint's quantization settings.
+
+    where:  the file they are in; method: one of READ; values: as the file has them
+    blocks: rows and columns of the rectangles that share a scale, each that a group of layers has
+    e8m0:   scales stored as U8 are exponents of two
+    """
+
+    where: str
+    method: str
+    values: Mapping[str, Any]
+    blocks: tuple[tuple[int, int], ...]
+    e8m0: bool
+
+    @property
+    def weights(self) -> list[dict[str, Any]]:
+        """What is said of the weights of each group of layers."""
+        return _weights(self.values)
+
+    def number(self, key: str, *, default: int | None = None) -> int:
+        """Return an integer setting; raise CheckpointError if it is none."""
+        found = self.values.get(key, default)
+        if not isinstance(found, int) or isinstance(found, bool):
+            raise CheckpointError(
+                f"{self.where}: quantization_config: {key} is {found!r}, but {self.method} needs a"
+                " number"
+            )
+        return found
+
+
+def read_settings(checkpoint: Checkpoint) -> Settings | None:
+    """Return a checkpoint's quantization settings, or None where nothing is quantized.
+
+    Raises CheckpointError for methods and formats that are not read.
+    """
+    where, values = _values(checkpoint)
+    if values is None:
+        return None
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{where}: quantization_config is {values!r}, not an object")
+    found = cast("dict[str, Any]", values)
+    method = str(found.get("quant_method") or ("modelopt" if "quant_algo" in found else None))
+    method = _SYNONYMS.get(method.lower(), method.lower())
+    if method not in READ:
+        raise CheckpointError(f"{where}: quantization_config: {_refusal(method)}")
+    CheckpointError.raise_any(
+        f"{where}: quantization_config: {text}" for text in _unread(method, found)
+    )
+    blocks = tuple(dict.fromkeys(_blocks(where, found)))
+    named = [str(found.get(key, "")).lower() for key in ("scale_fmt", "format", "quant_algo")]
+    named += [str(group.get("format", "")).lower() for group in _groups(found)]
+    e8m0 = any(name == "ue8m0" or name.startswith(("mx", "w4a8_mx")) for name in named)
+    return Settings(where, method, found, blocks, e8m0)
+
+
+def _values(checkpoint: Checkpoint) -> tuple[str, object]:
+    """Return the settings and the file they are in; None where there are none."""
+    config = checkpoint.config
+    text = config.get("text_config")
+    nested = cast("dict[str, Any]", text) if isinstance(text, dict) else {}
+    where = str(checkpoint.folder / "config.json")
+    for place in (config, nested):
+        for key in ("quantization_config", "compression_config"):
+            if place.get(key) is not None:
+                return where, place[key]
+    path = checkpoint.folder / MODELOPT
+    return (str(path), _of_modelopt(path)) if path.exists() else (where, None)
+
+
+def _of_modelopt(path: Path) -> object:
+    found = read_object(path)
+    return found.get("quantization", found)
+
+
+def _refusal(method: str) -> str:
+    what = _NOT_READ.get(method.replace("intel/", ""), "")
+    what, _, remedy = what.partition("; ")
+    return (
+        f"quant_method {method!r}{f' ({what})' if what else ''} is not read;"
+        f" {remedy or 'take the checkpoint it was made from'}; read are {', '.join(READ)}"
+    )
+
+
+def _unread(method: str, values: Mapping[str, Any]) -> Iterator[str]:
+    """Say which variants of a method are not read."""
+    if method == "compressed-tensors":
+        names = [values.get("format"), *(group.get("format") for group in _groups(values))]
+        for name in dict.fromkeys(str(n) for n in names if n is not None):
+            if name not in FORMATS:
+                yield f"format {name!r} of compressed-tensors is not read; {', '.join(FORMATS)} are"
+        sparsity: Any = values.get("sparsity_config") or {}
+        if sparsity.get("format", "dense") != "dense":
+            yield f"sparsity format {sparsity['format']!r} is not read; take a dense checkpoint"
+    algorithm = str(values.get("quant_algo", "")).upper()
+    if method == "modelopt" and ("AWQ" in algorithm or "SQ" in algorithm):
+        yield (
+            f"quant_algo {algorithm} is not read, since it scales activations as well; take FP8,"
+            " NVFP4, or the checkpoint it was made from"
+        )
+    if method == "gptq" and (form := values.get("checkpoint_format", "gptq")) not in (
+        "gptq",
+        "gptq_v2",
+    ):
+        yield (
+            f"checkpoint_format {form!r} of GPTQ is not read; gptq and gptq_v2 are, other layouts"
+            " are made for one kernel each"
+        )
+    if method == "awq":
+        version = str(values.get("version", "gemm")).lower()
+        backend = values.get("backend", "autoawq")
+        if version != "gemm" or backend != "autoawq":
+            yield f"AWQ version {version!r} of {backend} is not read; gemm of autoawq is"
+
+
+def _groups(values: Mapping[str, Any]) -> list[dict[str, Any]]:
+    groups = values.get("config_groups")
+    if not isinstance(groups, dict):
+        return []
+    listed = cast("dict[str, Any]", groups).values()
+    return [cast("dict[str, Any]", g) for g in listed if isinstance(g, dict)]
+
+
+def _weights(values: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [g["weights"] for g in _groups(values) if isinstance(g.get("weights"), dict)]
+
+
+def _blocks(where: str, values: Mapping[str, Any]) -> Iterator[tuple[int, int]]:
+    sizes: list[object] = [values.get("weight_block_size")]
+    sizes += [weights.get("block_structure") for weights in _weights(values)]
+    for size in sizes:
+        if size is None:
+            continue
+        if isinstance(size, str) and all(n.isdecimal() for n in size.split("x")):
+            size = [int(n) for n in size.split("x")]  # "128x128", as first releases wrote it
+        match size:
+            case [int(rows), int(columns)] if rows > 0 and columns > 0:
+                yield rows, columns
+            case _:
+                raise CheckpointError(
+                    f"{where}: quantization_config: a block of {size!r} is not two sizes, as in"
+                    " [128, 128]"
+                )

@@ -1,0 +1,236 @@
+"""GPTQ and AWQ: integers in words that run along the outputs, [inputs, outputs] and not its turn.
+
+    NAME.qweight  I32, GPTQ [inputs * bits / 32, outputs], AWQ [inputs, outputs / 8]
+    NAME.qzeros   I32 [groups, outputs * bits / 32]
+    NAME.scales   [groups, outputs]
+    NAME.g_idx    I32 [inputs], the group of each input; without it groups follow each other
+
+A row of the weight is a column here. So a panel of columns is read at a time, and kept for the rows
+that follow; a whole matrix is never in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from dynquant.arrays import F32, I32, U8
+from dynquant.checkpoint.header import StoredTensor
+from dynquant.checkpoint.packed.settings import Settings
+from dynquant.checkpoint.packed.weight import Found, lacking, read_groups, widened
+from dynquant.errors import CheckpointError
+from dynquant.quants.stored import Words, decode_turned, numbers
+from dynquant.quants.table import ALL, FLOATS, QuantType
+
+PANEL_BYTES = 1 << 22
+"""Packed bytes of a panel: 8 million weights of 4 bits, some milliseconds of reading to a second of
+encoding, and pieces of kilobytes of each row of words."""
+
+PANELS_KEPT = 8
+"""Of all weights together: threads take the chunks of a tensor in order, so that most are at the
+same panel or the next."""
+
+_ALIGNMENT = 64
+"""Columns that a panel's are a multiple of: their zeros, of any width, are whole words."""
+
+GPTQ_BITS = (2, 3, 4, 8)
+_ACROSS = [0, 4, 1, 5, 2, 6, 3, 7]
+"""Nibble of a word that holds each of eight outputs; the order in which AWQ packs, turned round."""
+
+# One in each field of a word: GPTQ's first format stores every zero less one.
+_ONES = {2: 0x55555555, 4: 0x11111111, 8: 0x01010101}
+
+
+@dataclass(frozen=True, eq=False)
+class TurnedRows:
+    """Rows of a weight whose words run along the outputs: (code - zero) * scale, as F32.
+
+    shape:      [outputs, inputs]
+    groups:     the group of each input; None where they are group_size inputs each
+    less_one:   zeros are stored less one
+    """
+
+    words: StoredTensor
+    zeros: StoredTensor
+    scales: StoredTensor
+    groups: StoredTensor | None
+    group_size: int
+    kind: Words
+    bits: int
+    shape: tuple[int, ...]
+    less_one: bool
+
+    @property
+    def stored(self) -> QuantType:
+        """F32, as decoded."""
+        return ALL["F32"]
+
+    def read(self, start: int, stop: int, into: U8) -> None:
+        """Fill `into` with rows start..stop, from the panels of columns that they are of."""
+        x = into.view(np.float32).reshape(stop - start, self.shape[-1])
+        width = self.panel_width
+        for index in range(start // width, -(-stop // width)):
+            first, last = max(start, index * width), min(stop, (index + 1) * width)
+            panel = _panel(self, index)
+            decode_turned(
+                panel.words,
+                self.kind,
+                self.bits,
+                first - index * width,
+                x[first - start : last - start],
+                scale=panel.scale,
+                zero=panel.zero,
+                groups=panel.groups,
+            )
+
+    @property
+    def panel_width(self) -> int:
+        """Outputs in a panel."""
+        per_output = max(1, self.words.n_bytes // self.shape[0])
+        return max(_ALIGNMENT, PANEL_BYTES // per_output // _ALIGNMENT * _ALIGNMENT)
+
+
+@dataclass(frozen=True, eq=False)
+class _Panel:
+    """Some outputs of a weight; scale and zero are float32 [groups, outputs]."""
+
+    words: U8
+    scale: F32
+    zero: F32
+    groups: I32
+
+
+@lru_cache(PANELS_KEPT)
+def _panel(weight: TurnedRows, index: int) -> _Panel:
+    n_outputs, n_inputs = weight.shape
+    n_groups = weight.scales.shape[0]
+    first = index * weight.panel_width
+    last = min(n_outputs, first + weight.panel_width)
+    zero = _columns(weight.zeros, first, last, n_outputs)
+    if weight.groups:
+        groups = read_groups(weight.groups, n_groups)
+    else:
+        groups = np.arange(n_inputs, dtype=np.int32) // np.int32(weight.group_size)
+    scale = _columns(weight.scales, first, last, n_outputs)
+    return _Panel(
+        _columns(weight.words, first, last, n_outputs),
+        widened(scale, weight.scales.dtype, last - first),
+        _zeros(weight, zero, last - first),
+        groups,
+    )
+
+
+def _columns(tensor: StoredTensor, first: int, last: int, n_outputs: int) -> U8:
+    """Return what outputs first..last have of each row, uint8 [rows, bytes]."""
+    n_rows = tensor.shape[0]
+    size = tensor.n_bytes // n_rows
+    low, high = first * size // n_outputs, last * size // n_outputs
+    found = np.empty((n_rows, high - low), np.uint8)
+    if high - low == size:
+        tensor.file.read(tensor.offset, found.reshape(-1))
+    else:
+        for row in range(n_rows):
+            tensor.file.read(tensor.offset + row * size + low, found[row])
+    return found
+
+
+def _zeros(weight: TurnedRows, words: U8, n: int) -> F32:
+    """Return zeros, float32 [groups, n], of packed ones."""
+    if weight.less_one and weight.bits in _ONES:
+        # As GPTQModel does: a word is added to, and what overflows a field goes on into the next.
+        added = words.view("<u4") + np.uint32(_ONES[weight.bits])
+        words = added.astype("<u4").view(np.uint8)
+    zero = numbers(words, "BITS", n, weight.bits)
+    if weight.less_one and weight.bits not in _ONES:
+        zero = (zero + 1) % (1 << weight.bits)
+    if weight.kind == "across":
+        zero = zero.reshape(len(zero), -1, 8)[:, :, _ACROSS].reshape(len(zero), n)
+    return np.ascontiguousarray(zero, np.float32)
+
+
+def find_turned(tensors: Mapping[str, StoredTensor], settings: Settings, found: Found) -> None:
+    """Find all weights of GPTQ or AWQ; raise CheckpointError for bits that these do not have."""
+    is_gptq = settings.method == "gptq"
+    bits = settings.number("bits" if "bits" in settings.values else "w_bit")
+    size_key = "group_size" if "group_size" in settings.values else "q_group_size"
+    group_size = settings.number(size_key, default=-1)
+    known = GPTQ_BITS if is_gptq else (4,)
+    if bits not in known:
+        raise CheckpointError(
+            f"{settings.where}: quantization_config: {settings.method} of {bits} bits is not read;"
+            f" {', '.join(map(str, known))} are"
+        )
+    names = [".qzeros", ".scales"]
+    if is_gptq and settings.values.get("desc_act"):
+        names += [".g_idx"]
+    for name, words in tensors.items():
+        base = name.removesuffix(".qweight")
+        if base == name:
+            continue
+        if missing := lacking(names, tensors, base):
+            found.fault(name, missing, (base + n for n in names))
+            continue
+        zeros, scales = tensors[base + ".qzeros"], tensors[base + ".scales"]
+        groups = tensors.get(base + ".g_idx")
+        parts = tuple(t.name for t in (words, zeros, scales, groups) if t)
+        made = _turned(words, zeros, scales, groups, settings, bits, group_size)
+        if isinstance(made, str):
+            found.fault(f"{base}.weight", made, parts)
+        else:
+            found.add(f"{base}.weight", made, parts)
+
+
+def _turned(
+    words: StoredTensor,
+    zeros: StoredTensor,
+    scales: StoredTensor,
+    groups: StoredTensor | None,
+    settings: Settings,
+    bits: int,
+    group_size: int,
+) -> TurnedRows | str:
+    """Return the rows of one weight, or what is wrong with it."""
+    shapes = f"qweight {list(words.shape)}, qzeros {list(zeros.shape)}, scales {list(scales.shape)}"
+    if any(len(t.shape) != 2 or 0 in t.shape for t in (words, zeros, scales)):
+        return f"has {shapes}, which are not matrices"
+    dtypes = [t.dtype for t in (words, zeros, groups or zeros)]
+    if set(dtypes) != {"I32"} or scales.dtype not in FLOATS:
+        return (
+            f"has words of {', '.join(dict.fromkeys(dtypes))} and scales of {scales.dtype}; I32 and"
+            " floats are read"
+        )
+    n_groups, n_outputs = scales.shape
+    if settings.method == "awq":
+        n_inputs, fits = words.shape[0], words.shape[1] * 8 == n_outputs
+    else:
+        n_inputs = groups.shape[0] if groups else words.shape[0] * 32 // bits
+        # Some layers may have bits of their own.
+        bits = next((b for b in (bits, *GPTQ_BITS) if words.shape[0] * 32 == n_inputs * b), 0)
+        fits = bits > 0 and words.shape[1] == n_outputs
+    fits = fits and zeros.shape == (n_groups, n_outputs * bits // 32) and n_outputs * bits % 32 == 0
+    if not fits:
+        return f"has {shapes}, which do not fit together; download it again"
+    size = n_inputs if group_size < 1 else group_size
+    if groups is None and -(-n_inputs // size) != n_groups:
+        return (
+            f"has {n_inputs} inputs and scales of {n_groups} groups, which group_size {group_size}"
+            " in config.json does not make"
+        )
+    if groups and groups.shape != (n_inputs,):
+        return f"has g_idx {list(groups.shape)} for {n_inputs} inputs"
+    less_one = settings.method == "gptq" and settings.values.get("checkpoint_format") != "gptq_v2"
+    kind: Words = "across" if settings.method == "awq" else "down"
+    return TurnedRows(
+        words,
+        zeros,
+        scales,
+        groups,
+        size,
+        kind,
+        bits,
+        (n_outputs, n_inputs),
+        less_one,
+    )

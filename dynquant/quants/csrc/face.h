@@ -1,0 +1,26 @@
+/* What the files of the Python face share. */
+#pragma once
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "codec.h"
+
+static inline const struct codec *codec_at(int isa)
+{
+    if (isa >= 0 && isa < N_ISAS && codec_runs(isa))
+        return codecs[isa];
+    PyErr_SetString(PyExc_ValueError, "no such ISA on this CPU");
+    return NULL;
+}
+
+/* Whether `length` bytes are exactly n items of `size` bytes. */
+static inline int holds(Py_ssize_t length, int64_t n, int64_t size)
+{
+    return n >= 0 && length % size == 0 && length / size == n;
+}
+
+/* face_stored.c */
+PyObject *face_decode_rows(PyObject *self, PyObject *args);
+PyObject *face_decode_turned(PyObject *self, PyObject *args);
+PyObject *face_mxfp4_of_codes(PyObject *self, PyObject *args);
