@@ -96,6 +96,9 @@ CONFIG_MISTAKES: tuple[tuple[str, str, Callable[[dict[str, Any]], Any]], ...] = 
     ("phi4-mini", "magnitude", lambda c: c.update(max_position_embeddings=1024)),
     ("phimoe", "short factors", lambda c: c["rope_scaling"]["short_factor"].reverse()),
     ("phimoe", "magnitude", lambda c: c["rope_scaling"].update(short_mscale=1, long_mscale=1)),
+    ("qwen3next", "rope base", lambda c: c.update(rope_theta=10000.0)),
+    ("qwen3next", "rotated part", lambda c: c.update(partial_rotary_factor=0.5)),
+    ("qwen3next", "experts used", lambda c: c.update(num_experts_per_tok=3)),
     ("qwen2moe", "experts used", lambda c: c.update(num_experts_per_tok=3)),
     ("qwen3", "norm epsilon", lambda c: c.update(rms_norm_eps=1e-1)),
 )

@@ -114,6 +114,7 @@ class Architecture:
     via:        how rows change on the way, by role; extra: tensors that no file holds
     ignored:    patterns of stored names that the output leaves out, with the reason
     prediction: layers that a checkpoint may have beyond the model's own
+    deviations: what llama.cpp computes otherwise than the model's own code; people are told
     """
 
     name: str
@@ -127,6 +128,7 @@ class Architecture:
     ignored: Mapping[str, str] = field(default_factory=dict[str, str])
     n_experts: int = 0
     prediction: Prediction | None = None
+    deviations: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any, cast
@@ -28,6 +28,7 @@ def general_keys(
     From the front matter of README.md, generation_config.json, `_name_or_path` where it is a
     name on the Hub, and the folder's name. Never a path.
     """
+    tensors = tuple(tensors)
     n_weights = sum(prod(t.shape) for t in tensors)
     name, hub_id = _names(folder, config)
     writer = GGUFWriter(None, architecture)  # never opened: it records keys, types and order
@@ -40,7 +41,7 @@ def general_keys(
             if key in _SAMPLING and value is not None:
                 setattr(metadata, _SAMPLING[key], value)
         metadata.name = metadata.name or name or "model"
-        metadata.size_label = metadata.size_label or size_label(n_weights, n_weights, 0, 0)
+        metadata.size_label = metadata.size_label or _size_label(tensors)
         metadata.set_gguf_meta_model(writer)
         return {key: _key(v.value, v.type) for key, v in writer.kv_data[0].items()}
     except (TypeError, ValueError, AttributeError) as e:
@@ -64,6 +65,16 @@ _SAMPLING = {
     "mirostat_tau": "sampling_mirostat_tau",
     "mirostat_eta": "sampling_mirostat_eta",
 }
+
+
+def _size_label(tensors: Sequence[ModelTensor]) -> str:
+    """Return how many weights a model has; one with experts, as their number times its weights."""
+    stacks = [t for t in tensors if t.parts.role.endswith("_exps")]
+    n_weights = sum(prod(t.shape) for t in tensors)
+    n_shared = n_weights - sum(prod(t.shape) for t in stacks)
+    n_of_one = sum(prod(t.shape[1:]) for t in stacks)
+    n_experts = sum(t.shape[0] for t in stacks) // len(stacks) if stacks else 0
+    return size_label(n_weights, n_shared, n_of_one, n_experts)
 
 
 def _names(folder: Path, config: Mapping[str, Any]) -> tuple[str, str | None]:

@@ -63,12 +63,13 @@ _ORIGINAL = "original_max_position_embeddings"
 
 
 def read_rope(
-    config: Mapping[str, Any], where: str, known: tuple[str, ...], *, partial: bool = False
+    config: Mapping[str, Any], where: str, known: tuple[str, ...], partial: float | None = None
 ) -> Rope:
     """Return the rope settings of a config.json; raise ArchitectureError for unknown scaling.
 
-    known:   the scalings that llama.cpp's graph of the family computes, besides "default".
-    partial: whether it can leave a part of each head as it is
+    known:   the scalings that llama.cpp's graph of the family computes, besides "default"
+    partial: the family's own partial_rotary_factor, for a config.json that leaves it out; None for
+             a family whose heads turn whole
     """
     name = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
     said = config.get(name)
@@ -79,6 +80,7 @@ def read_rope(
     # but the original context length the other way round (`standardize_rope_params`).
     settings: dict[str, Any] = {
         "rope_theta": 10000.0,
+        "partial_rotary_factor": 1.0 if partial is None else partial,
         "rope_type": found.get("type", "default"),
         **{k: config[k] for k in _TOP_LEVEL if config.get(k) is not None},
         _ORIGINAL: config.get("max_position_embeddings"),

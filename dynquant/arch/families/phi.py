@@ -54,7 +54,7 @@ def phi3(config: Mapping[str, Any], where: str) -> Architecture:
     # As transformers has it where a config.json leaves it out.
     config = {"original_max_position_embeddings": 4096, **config}
     c = read_decoder(config, where)
-    rope = read_rope(_long(config), where, ("longrope",), partial=True)
+    rope = read_rope(_long(config), where, ("longrope",), partial=1.0)
     ArchitectureError.raise_any(heads_fill_hidden(c, where))
     n_rotated = int(c.n_per_head * rope.partial_rotary_factor)
     keys = decoder_keys("phi3", c, rope, None) | {
