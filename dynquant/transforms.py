@@ -269,3 +269,26 @@ def squeezed(source: TensorSource, dimension: int) -> TensorSource:
 def scaled(source: TensorSource, factor: float) -> TensorSource:
     """Return a tensor times a number that the graph should have applied and does not."""
     return Elementwise(source, lambda x: x * np.float32(factor))
+
+
+def parts_of_groups(
+    source: TensorSource, n_groups: int, parts: Sequence[tuple[int, int]]
+) -> TensorSource:
+    """Return some rows of each group of rows, part by part: one of all groups, then the next.
+
+    parts: where each begins and ends within a group, in the order of the result
+    """
+    each = source.shape[0] // n_groups
+    groups = np.arange(n_groups, dtype=np.int64)[:, None] * each
+    rows = np.concatenate([(groups + np.arange(*part)).reshape(-1) for part in parts])
+
+    def order(row: I64) -> I64:
+        return rows[row]
+
+    return Rows(source, (len(rows), *source.shape[1:]), order)
+
+
+def negated_exp(source: TensorSource) -> TensorSource:
+    """Return -exp(x): how fast a state decays, where the checkpoint holds the logarithm."""
+    # Through float64, so that every machine rounds to the same float32.
+    return Elementwise(source, lambda x: -np.exp(x.astype(np.float64)).astype(np.float32))

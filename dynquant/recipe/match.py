@@ -102,8 +102,10 @@ def protection(tensor: ModelTensor) -> str | None:
         return "not a weight"
     if tensor.parts.role.endswith("_norm"):
         return "norm"
-    if tensor.parts.role == "ffn_gate_inp":
+    if tensor.parts.role in ("ffn_gate_inp", "ffn_gate_inp_shexp"):
         return "router"
+    if tensor.parts.role == "ssm_conv1d":
+        return "convolution"
     return None
 
 

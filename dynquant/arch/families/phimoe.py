@@ -100,6 +100,10 @@ def phimoe(config: Mapping[str, Any], where: str) -> Architecture:
         extra=longrope_tensors(rope, c.n_per_head, where),
         ignored=IGNORED,
         n_experts=settings.num_experts,
+        deviations=(
+            f"{where}: llama.cpp computes PhiMoE otherwise than its own code: norms keep the mean,"
+            " and the chosen experts' weights sum to one",
+        ),
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 from dynquant.arch.base import Architecture, Row, renamed
@@ -29,7 +28,6 @@ from dynquant.arch.experts import (
 from dynquant.arch.families.qwen import qwen2, qwen3
 from dynquant.arch.limits import fixed, output_apart
 from dynquant.errors import ArchitectureError
-from dynquant.transforms import squeezed
 
 _BLOCK = "model.layers.{}.mlp."
 ROUTED = (
@@ -111,7 +109,6 @@ def qwen2moe(config: Mapping[str, Any], where: str) -> Architecture:
             *OUTPUT,
         ),
         sizes={**dense.sizes, **experts.sizes},
-        via={"ffn_gate_inp_shexp": partial(squeezed, dimension=0)},
         n_experts=experts.num_experts,
     )
 

@@ -1,0 +1,155 @@
+"""What the families make of configurations that llama.cpp's graphs cannot compute, or can."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from agreement import load_reference
+from checkpoints import write_holes
+
+from dynquant.arch.load import load_model
+from dynquant.errors import ArchitectureError
+
+
+def config_of(family: str) -> dict[str, Any]:
+    """The config.json of a reference."""
+    folder = load_reference(family).folder
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text("utf-8"))
+    return config
+
+
+def changed(family: str, changes: dict[str, Any], tmp_path: Path) -> Path:
+    """A reference with some of its configuration changed; a change to None takes the key out."""
+    folder = shutil.copytree(load_reference(family).folder, tmp_path / "changed")
+    config = {k: v for k, v in {**config_of(family), **changes}.items() if v is not None}
+    (folder / "config.json").write_text(json.dumps(config), "utf-8")
+    return folder
+
+
+YARN = config_of("olmo3")["rope_scaling"]
+LONG = config_of("phi3")["rope_scaling"]
+MAGNITUDES = config_of("phimoe")["rope_scaling"]
+BAD: dict[str, tuple[str, dict[str, Any], str]] = {
+    "tied embeddings": ("olmo2", {"tie_word_embeddings": True}, "tie_word_embeddings is true"),
+    "biases": ("olmo2", {"attention_bias": True}, "attention_bias is True; .* with False"),
+    "wide heads": ("olmo2", {"head_dim": 16}, "4 heads of 16 are not hidden_size 32"),
+    "too few types": ("olmo3", {"layer_types": ["full_attention"]}, "layer_types is full_att"),
+    "unknown types": ("olmo3", {"layer_types": ["a", "b", "c", "d"]}, "layer_types is a, b, c, d"),
+    "two bases": (
+        "olmo3",
+        {
+            "rope_scaling": None,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "default", "rope_theta": 10000.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+            },
+        },
+        "rope_theta is 500.0 for sliding_attention and 10000.0 for full_attention",
+    ),
+    "scaling in windows": (
+        "olmo3",
+        {
+            "rope_scaling": None,
+            "rope_parameters": {"full_attention": YARN, "sliding_attention": YARN},
+        },
+        "sliding_attention has rope_type 'yarn'",
+    ),
+    "clipping": ("olmoe", {"clip_qkv": 8.0}, "clip_qkv is 8.0"),
+    "grouped keys": ("olmoe", {"num_key_value_heads": 2}, "n_head_kv is 2"),
+    "normed weights": ("olmoe", {"norm_topk_prob": True}, "norm_topk_prob is True"),
+    "no multiplier": ("granite", {"logits_scaling": 0.0}, "logits_scaling is 0.0"),
+    "few factors": (
+        "phi3",
+        {"rope_scaling": {**LONG, "long_factor": [1.0]}},
+        "long_factor has 1 numbers, but 4 pairs are rotated",
+    ),
+    "no factors": (
+        "phi3",
+        {"rope_scaling": {"type": "longrope", "long_factor": [1.0, 1.0, 1.0, 1.0]}},
+        "short_factor is missing",
+    ),
+    "no biases": ("phimoe", {"lm_head_bias": False}, "lm_head_bias is False"),
+    "two magnitudes": (
+        "phimoe",
+        {"rope_scaling": {**MAGNITUDES, "long_mscale": 2.0}},
+        "short_mscale 1.243 is not long_mscale 2.0",
+    ),
+    "dense layers": ("qwen2moe", {"mlp_only_layers": [0]}, r"mlp_only_layers is \(0,\)"),
+    "every other layer": ("qwen2moe", {"decoder_sparse_step": 2}, "decoder_sparse_step is 2"),
+    "heads apart": ("qwen3next", {"linear_value_head_dim": 8}, "linear_value_head_dim is 8"),
+    "heads that do not divide": (
+        "qwen3next",
+        {"linear_num_value_heads": 5},
+        "linear_num_value_heads 5 is no multiple of linear_num_key_heads 2",
+    ),
+    "unknown layers": ("qwen3next", {"layer_types": ["a", "b", "c"]}, "layer_types is a, b, c"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_the_graph_cannot_compute_is_refused(case: str, tmp_path: Path) -> None:
+    family, changes, problem = BAD[case]
+    with pytest.raises(ArchitectureError, match=problem):
+        load_model(changed(family, changes, tmp_path))
+
+
+def test_rope_settings_for_each_kind_of_layer_are_those_of_full_attention(tmp_path: Path) -> None:
+    theta = {"rope_theta": 500000.0}
+    nested = {
+        "full_attention": {**YARN, **theta},
+        "sliding_attention": {"rope_type": "default", **theta},
+    }
+    changes = {"rope_scaling": None, "rope_theta": None, "rope_parameters": nested}
+    found = load_model(changed("olmo3", changes, tmp_path)).keys
+    expected = load_model(load_reference("olmo3").folder).keys
+    rope = [key for key in expected if key.startswith("olmo2.rope")]
+    assert {key: found[key] for key in rope} == {key: expected[key] for key in rope}
+
+
+@pytest.mark.parametrize("name", ["su", "yarn"])
+def test_the_first_names_of_longrope_are_known(name: str, tmp_path: Path) -> None:
+    changes = {"rope_scaling": {**LONG, "type": name}}
+    found = load_model(changed("phi3", changes, tmp_path))
+    assert [t.name for t in found.tensors[:2]] == [
+        "rope_factors_long.weight",
+        "rope_factors_short.weight",
+    ]
+
+
+def test_qwen3_next_knows_the_layer_that_predicts_ahead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dynquant.arch.load.read_vocab", lambda *_, **__: {})
+    config = config_of("qwen3next")
+    shapes = stored_shapes(load_reference("qwen3next").folder)
+    hidden = config["hidden_size"]
+    # The layer with full attention is stored a second time, under another name.
+    ahead = {
+        name.replace("model.layers.1.", "mtp.layers.0."): shape
+        for name, shape in shapes.items()
+        if name.startswith("model.layers.1.")
+    } | {
+        "mtp.fc.weight": (hidden, 2 * hidden),
+        "mtp.norm.weight": (hidden,),
+        "mtp.pre_fc_norm_embedding.weight": (hidden,),
+        "mtp.pre_fc_norm_hidden.weight": (hidden,),
+    }
+    model = load_model(write_holes(tmp_path, config, {**shapes, **ahead}))
+    assert model.prediction is not None
+    assert model.prediction.layers == range(3, 4)
+    names = {t.parts.role for t in model.tensors if t.parts.layer == 3}
+    own = {t.parts.role for t in model.tensors if t.parts.layer == 1}
+    added = {f"nextn.{name}" for name in ("eh_proj", "enorm", "hnorm", "shared_head_norm")}
+    assert names == own | added
+
+
+def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of a checkpoint's one file."""
+    content = (folder / "model.safetensors").read_bytes()
+    n = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + n])
+    return {k: tuple(v["shape"]) for k, v in header.items() if k != "__metadata__"}
