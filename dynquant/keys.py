@@ -63,3 +63,8 @@ def booleans(values: Sequence[bool]) -> KeyValue:
 def f32s(values: Sequence[float]) -> KeyValue:
     """Return an array of 32-bit floats."""
     return KeyValue(tuple(float(v) for v in values), GGUFValueType.ARRAY, GGUFValueType.FLOAT32)
+
+
+def u8s(values: bytes) -> KeyValue:
+    """Return an array of bytes."""
+    return KeyValue(tuple(values), GGUFValueType.ARRAY, GGUFValueType.UINT8)

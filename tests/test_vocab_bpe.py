@@ -269,7 +269,7 @@ def test_a_damaged_tokenizer_json_is_named(text: str, tmp_path: Path):
         read_vocab(tmp_path, CONFIG)
 
 
-@pytest.mark.parametrize("kind", ["Unigram", "WordPiece", "BPE"])
+@pytest.mark.parametrize("kind", ["Unigram", "WordLevel", "BPE"])
 def test_another_kind_of_tokenizer_json_is_named(kind: str, tmp_path: Path):
     write_json(tmp_path / "tokenizer.json", {"model": {"type": kind, "vocab": {}, "merges": []}})
     with pytest.raises(VocabError, match=rf"a tokenizer of kind .*{kind}"):

@@ -64,7 +64,7 @@ def test_tokenizer_config_names_the_special_tokens(folder: Path):
 def test_config_json_counts_where_tokenizer_config_names_none(folder: Path):
     write_json(folder / "tokenizer_config.json", {"bos_token": "<|start|>"})
     config = CONFIG | {"bos_token_id": 5, "eos_token_id": [6, 7], "pad_token_id": -1}
-    assert special(folder, config) == {"bos": 1, "eos": 6, "add_bos_token": False}
+    assert special(folder, config) == {"bos": 1, "eos": 6, "eot": 7, "add_bos_token": False}
 
 
 @pytest.mark.parametrize("name", ["bos", "eos"])

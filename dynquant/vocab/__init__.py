@@ -11,7 +11,11 @@ from dynquant.keys import Keys
 from dynquant.vocab.bpe import read_bpe
 from dynquant.vocab.files import TokenizerFiles
 from dynquant.vocab.pretokenizer import is_byte_level
+from dynquant.vocab.ranks import read_tekken, read_tiktoken
+from dynquant.vocab.sentencepiece import read_sentencepiece
 from dynquant.vocab.spm import read_spm, read_spm_json
+from dynquant.vocab.unigram import is_unigram, read_unigram, read_unigram_json
+from dynquant.vocab.wordpiece import read_wordpiece
 
 __all__ = ["read_vocab"]
 
@@ -23,33 +27,47 @@ def read_vocab(folder: Path, config: Mapping[str, Any], *, pre: str | None = Non
             padded; its *_token_id count where the tokenizer's files name no such token
     pre:    llama.cpp's name of the pre-tokenizer, which settles what its rules leave open
 
-    Byte-level BPE comes from tokenizer.json, or vocab.json and merges.txt; SentencePiece from
-    tokenizer.model, or a tokenizer.json made of one. Raises VocabError, before any work on
-    weights, for files that are missing, damaged or contradictory, and tokenizers not known.
+    Byte-level BPE comes from tokenizer.json, vocab.json and merges.txt, tiktoken.model or
+    tekken.json; SentencePiece from its model file, or a tokenizer.json made of one; WordPiece from
+    tokenizer.json or vocab.txt. Raises VocabError, before any work on weights, for files that are
+    missing, damaged or contradictory, and tokenizers not known.
     """
     files = TokenizerFiles(folder, config)
     kind = files.model.get("type")
     if kind == "BPE" and is_byte_level(files.tokenizer):
         return read_bpe(files, pre)
-    if files.has("tokenizer.model"):
+    if kind == "WordPiece":
+        _refuse_pre(pre, kind)
+        return read_wordpiece(files)
+    if kind == "Unigram":
+        _refuse_pre(pre, kind)
+        return read_unigram_json(files)
+    if files.sentencepiece:
         _refuse_pre(pre, "SentencePiece")
-        return read_spm(files)
+        model = read_sentencepiece(files.sentencepiece)
+        read = read_unigram if is_unigram(model) else read_spm
+        return read(files, files.sentencepiece, model)
     if kind == "BPE" and files.model.get("byte_fallback") is True:
         _refuse_pre(pre, "SentencePiece")
         return read_spm_json(files)
     if files.tokenizer:
         what = "BPE that is neither byte-level nor has byte_fallback" if kind == "BPE" else kind
         raise VocabError(
-            f"{folder / 'tokenizer.json'}: a tokenizer of kind {what!r}; byte-level BPE and"
-            " SentencePiece (tokenizer.model) are what can be converted"
+            f"{folder / 'tokenizer.json'}: a tokenizer of kind {what!r}; byte-level BPE,"
+            " SentencePiece, Unigram and WordPiece are what can be converted"
         )
     if files.has("vocab.json") and files.has("merges.txt"):
         return read_bpe(files, pre)
-    others = [n for n in ("tiktoken.model", "tekken.json", "vocab.txt") if files.has(n)]
-    found = f" (its {others[0]} is of a kind that cannot be converted yet)" if others else ""
+    if files.has("tiktoken.model"):
+        return read_tiktoken(files, pre)
+    if files.has("tekken.json"):
+        return read_tekken(files, pre)
+    if files.has("vocab.txt"):
+        _refuse_pre(pre, "WordPiece")
+        return read_wordpiece(files)
     raise VocabError(
-        f"{folder}: no tokenizer{found}; put tokenizer.json, tokenizer.model, or vocab.json with"
-        " merges.txt there"
+        f"{folder}: no tokenizer; put tokenizer.json, tokenizer.model, tiktoken.model, tekken.json,"
+        " vocab.txt, or vocab.json with merges.txt there"
     )
 
 

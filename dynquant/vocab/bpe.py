@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,29 @@ from dynquant.vocab.files import (
 )
 from dynquant.vocab.pretokenizer import check_name, recognise
 from dynquant.vocab.pretypes import PreType
-from dynquant.vocab.special import chat_template_keys, read_special
+from dynquant.vocab.special import Special, read_special
+from dynquant.vocab.templates import chat_template_keys
 from dynquant.vocab.tokens import Token, added_type, lay_out
 
 Merge = tuple[str, str]
 
 # A space inside a part of a merge, as byte letters have it: in a GGUF a space parts the two.
 _BYTE_SPACE = "\u0120"
+
+
+@dataclass(frozen=True)
+class BpeModel:
+    """A vocabulary and its merges, best first.
+
+    path:          the file that they come from
+    ids:           of each text, in byte letters
+    ignore_merges: whether a whole piece that is a token is that token, whatever the merges say
+    """
+
+    path: Path
+    ids: Mapping[str, int]
+    merges: Sequence[Merge]
+    ignore_merges: bool
 
 
 def read_bpe(files: TokenizerFiles, pre: str | None) -> Keys:
@@ -42,35 +59,52 @@ def read_bpe(files: TokenizerFiles, pre: str | None) -> Keys:
         check_name(pre)
     path = files.folder / ("tokenizer.json" if files.tokenizer else "vocab.json")
     vocab, merges = read_bpe_model(files)
-    added = files.added_tokens
     VocabError.raise_any(
         [
-            *_contradictions(path, vocab, files),
+            *contradictions(path, vocab, files),
             *(_unknown_parts(path, vocab, merges)),
             *(_unsupported(path, files.model)),
         ]
     )
     laid = {i: Token(text, TokenType.NORMAL) for text, i in vocab.items()}
-    laid |= {i: Token(token.text, added_type(token)) for i, token in added.items()}
+    laid |= {i: Token(token.text, added_type(token)) for i, token in files.added_tokens.items()}
     tokens = lay_out(files.folder, laid, files.vocab_size)
 
-    ids = {token.text: i for i, token in enumerate(tokens)}
-    special = read_special(files, ids.get, len(tokens))
+    special = read_special(files, tokens)
     # llama.cpp adds a BOS by default for some names; what the tokenizer does is said for all.
     special.add.setdefault("bos", False)
-    if pre is None:
-        found = recognise(files, has_bos="bos" in special.ids)
-        added_texts = {token.text for token in added.values()}
-        plain = [text for text in vocab if text not in added_texts]
-        _check_ignore_merges(path, files.model, found, vocab, merges, plain)
-        pre = found.name
+    model = BpeModel(path, vocab, merges, files.model.get("ignore_merges") is True)
+    found = recognise(files, has_bos="bos" in special.ids) if pre is None else pre
+    return bpe_keys(files, model, tokens, special, found)
+
+
+def bpe_keys(
+    files: TokenizerFiles,
+    model: BpeModel,
+    tokens: Sequence[Token],
+    special: Special,
+    pre: PreType | str,
+) -> Keys:
+    """Return the keys of a byte-level vocabulary.
+
+    pre: the pre-tokenizer that was recognised, or the name that the user gives
+
+    Raises VocabError where the pre-tokenizer that was recognised treats whole words otherwise.
+    """
+    if isinstance(pre, PreType):
+        added = {token.text for token in files.added_tokens.values()}
+        _check_ignore_merges(model, pre, [text for text in model.ids if text not in added])
+        pre = pre.name
     return {
         Gguf.Tokenizer.MODEL: string("gpt2"),
         Gguf.Tokenizer.PRE: string(pre),
         Gguf.Tokenizer.LIST: strings([token.text for token in tokens]),
         Gguf.Tokenizer.TOKEN_TYPE: i32s([int(token.type) for token in tokens]),
         Gguf.Tokenizer.MERGES: strings(
-            [f"{a.replace(' ', _BYTE_SPACE)} {b.replace(' ', _BYTE_SPACE)}" for a, b in merges]
+            [
+                f"{a.replace(' ', _BYTE_SPACE)} {b.replace(' ', _BYTE_SPACE)}"
+                for a, b in model.merges
+            ]
         ),
         **special.keys(),
         **chat_template_keys(files),
@@ -133,7 +167,7 @@ def _text_merges(path: Path) -> list[Merge]:
     return merges
 
 
-def _contradictions(path: Path, vocab: Mapping[str, int], files: TokenizerFiles) -> Iterable[str]:
+def contradictions(path: Path, vocab: Mapping[str, int], files: TokenizerFiles) -> Iterable[str]:
     """Say where an added token is not what the vocabulary has."""
     texts = {i: text for text, i in vocab.items()}
     for i, token in files.added_tokens.items():
@@ -170,27 +204,20 @@ def _unsupported(path: Path, model: Mapping[str, Any]) -> Iterable[str]:
             )
 
 
-def _check_ignore_merges(
-    path: Path,
-    model: Mapping[str, Any],
-    pre: PreType,
-    vocab: Mapping[str, int],
-    merges: Sequence[Merge],
-    plain: Iterable[str],
-) -> None:
+def _check_ignore_merges(model: BpeModel, pre: PreType, plain: Iterable[str]) -> None:
     """Raise VocabError if llama.cpp would take whole words for tokens where the tokenizer does not.
 
     The two differ only on tokens that their own merges do not lead to; where every token is what
     the merges make of its text, `ignore_merges` changes nothing.
     """
-    stated = model.get("ignore_merges") is True
-    if pre.ignore_merges == stated:
+    if pre.ignore_merges == model.ignore_merges:
         return
-    bpe = models.BPE(dict(vocab), list(merges))
+    bpe = models.BPE(dict(model.ids), list(model.merges))
     unreached = [text for text in plain if [t.value for t in bpe.tokenize(text)] != [text]]
     if unreached:
         raise VocabError(
-            f"{path}: ignore_merges is {str(stated).lower()}, but llama.cpp's {pre.name} has it"
-            f" {str(pre.ignore_merges).lower()}, and merges do not lead to {len(unreached)} tokens"
-            f" ({some(unreached)}); if that is of no concern, give --pre {pre.name}"
+            f"{model.path}: ignore_merges is {str(model.ignore_merges).lower()}, but llama.cpp's"
+            f" {pre.name} has it {str(pre.ignore_merges).lower()}, and merges do not lead to"
+            f" {len(unreached)} tokens ({some(unreached)}); if that is of no concern, give"
+            f" --pre {pre.name}"
         )

@@ -59,6 +59,17 @@ class TokenizerFiles:
         """Whether the folder has a file of this name."""
         return (self.folder / name).is_file()
 
+    @cached_property
+    def sentencepiece(self) -> Path | None:
+        """The SentencePiece model, by the names that families have for it; the newest of several.
+
+        Mistral appends a version (tokenizer.model.v3), T5 and XLM-R have names of their own.
+        """
+        names = ["tokenizer.model", "spiece.model", "sentencepiece.bpe.model"]
+        versions = sorted(self.folder.glob("tokenizer.model.v[0-9]*"), key=lambda p: p.name)
+        found = [self.folder / name for name in names if self.has(name)]
+        return next(iter([*found, *reversed(versions)]), None)
+
     def read(self, name: str) -> Json:
         """Read a JSON file that holds one object; {} if there is no such file."""
         if not self.has(name):
@@ -78,6 +89,12 @@ class TokenizerFiles:
             if isinstance(size, int) and size > 0:
                 return size
         return None
+
+    @property
+    def token_type_count(self) -> int:
+        """The rows of the token-type embedding, 1 where config.json does not say."""
+        counts = (config.get("type_vocab_size") for config in self.configs)
+        return next((count for count in counts if isinstance(count, int)), 1)
 
     @cached_property
     def added_tokens(self) -> dict[int, AddedToken]:

@@ -72,6 +72,22 @@ def recognise(files: TokenizerFiles, has_bos: bool) -> PreType:
         clean_spaces=clean if isinstance(clean, bool) else None,
         has_bos=has_bos,
     )
+    return recognise_splits(path, rules, splits, traits)
+
+
+def named(name: str) -> PreType:
+    """Return the pre-tokenizer of a name that is among PRE_TYPES."""
+    return next(pre for pre in PRE_TYPES if pre.name == name)
+
+
+def recognise_splits(
+    path: Path, rules: str, splits: tuple[str, ...] | None, traits: Traits
+) -> PreType:
+    """Return the pre-tokenizer that cuts by these regexes, or raise VocabError with the rules.
+
+    path, rules: where the rules stand, and the rules as that file spells them
+    splits:      the rules as regexes, None if they cannot be
+    """
     candidates = [pre for pre in PRE_TYPES if pre.splits == splits]
     if not candidates:
         raise VocabError(
@@ -108,7 +124,7 @@ def _splits(tokenizer: Json) -> tuple[str, ...]:
 
     NFC is passed over, as llama.cpp does: it expects its input to be composed.
     """
-    for rule in _steps(tokenizer.get("normalizer"), "normalizers"):
+    for rule in steps(tokenizer.get("normalizer"), "normalizers"):
         if rule.get("type") != "NFC":
             raise _UnknownRuleError
     splits: list[str] = []
@@ -135,10 +151,10 @@ def _splits(tokenizer: Json) -> tuple[str, ...]:
 
 
 def _rules(tokenizer: Json) -> list[Json]:
-    return _steps(tokenizer.get("pre_tokenizer"), "pretokenizers")
+    return steps(tokenizer.get("pre_tokenizer"), "pretokenizers")
 
 
-def _steps(value: Any, name: str) -> list[Json]:
+def steps(value: Any, name: str) -> list[Json]:
     """Return a normalizer or pre-tokenizer as the list of its steps, sequences taken apart."""
     if value is None:
         return []
@@ -146,4 +162,4 @@ def _steps(value: Any, name: str) -> list[Json]:
     step = as_object(value, where)
     if step.get("type") != "Sequence":
         return [step]
-    return [s for part in as_list(step.get(name), where) for s in _steps(part, name)]
+    return [s for part in as_list(step.get(name), where) for s in steps(part, name)]

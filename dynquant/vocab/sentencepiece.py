@@ -8,7 +8,8 @@ length and so many bytes, 5 is 4 bytes. Fields that are not named here are skipp
   SentencePiece   1 piece (UTF-8)   2 score (float)   3 type (default NORMAL)
   TrainerSpec     3 model_type (default unigram)   40 unk_id (0)   41 bos_id (1)   42 eos_id (2)
                   43 pad_id (-1)
-  NormalizerSpec  3 add_dummy_prefix (default true)
+  NormalizerSpec  2 precompiled_charsmap   3 add_dummy_prefix (default true)
+                  4 remove_extra_whitespaces (default true)
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ class SentencePieceModel:
         default_factory=lambda: {"unk": 0, "bos": 1, "eos": 2, "pad": -1}
     )
     add_dummy_prefix: bool = True
+    remove_extra_whitespaces: bool = True
+    charsmap: bytes = b""
 
 
 class _MalformedError(Exception):
@@ -74,8 +77,12 @@ def _read_model(data: memoryview) -> SentencePieceModel:
                     model.special_ids[_TRAINER_IDS[key]] = _integer(setting, "a special id")
         elif number == 3:
             for key, setting in _fields(_message(value, "normalizer_spec")):
-                if key == 3:
+                if key == 2:
+                    model.charsmap = bytes(_message(setting, "precompiled_charsmap"))
+                elif key == 3:
                     model.add_dummy_prefix = bool(_integer(setting, "add_dummy_prefix"))
+                elif key == 4:
+                    model.remove_extra_whitespaces = bool(_integer(setting, "a whitespace rule"))
     # The trainer writes all three, pieces first; a file cut between two fields lacks one.
     for number, part in ((1, "pieces"), (2, "trainer_spec"), (3, "normalizer_spec")):
         if number not in parts:

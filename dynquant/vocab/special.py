@@ -1,20 +1,19 @@
-"""Keys beside the list of tokens: special ids, what is added to a text, chat templates."""
+"""Keys beside the list of tokens: special ids, ends of turn, and what is put around a text."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from gguf.constants import Keys as Gguf
 
 from dynquant.errors import VocabError
-from dynquant.keys import Keys, boolean, string, strings, u32
-from dynquant.vocab.files import Json, TokenizerFiles, as_list, as_object, json_value, read_text
+from dynquant.keys import Keys, boolean, u32
+from dynquant.vocab.files import Json, TokenizerFiles, as_list, as_object, some
+from dynquant.vocab.tokens import Token
 
-# The special tokens of llama.cpp's converter, in its order. Further ends of turn llama.cpp finds by
-# their texts.
+# The special tokens of llama.cpp's converter, in its order.
 _ID_KEYS = {
     "bos": Gguf.Tokenizer.BOS_ID,
     "eos": Gguf.Tokenizer.EOS_ID,
@@ -23,12 +22,27 @@ _ID_KEYS = {
     "pad": Gguf.Tokenizer.PAD_ID,
     "mask": Gguf.Tokenizer.MASK_ID,
     "eot": Gguf.Tokenizer.EOT_ID,
+    "eom": Gguf.Tokenizer.EOM_ID,
 }
 _ADD_KEYS = {
     "bos": Gguf.Tokenizer.ADD_BOS,
     "eos": Gguf.Tokenizer.ADD_EOS,
     "sep": Gguf.Tokenizer.ADD_SEP,
 }
+
+# BERT begins a text with its classification token and ends it with its separator.
+_STAND_INS = {"bos": "cls", "eos": "sep"}
+
+# Texts of tokens that llama.cpp takes for the end of an answer whatever the keys say:
+# special_eog_ids in llama_vocab::impl::load.
+_KNOWN_ENDS = """
+    <|eot_id|> <|im_end|> <|end|> <|return|> <|call|> <|flush|> <|calls|> <end_of_turn>
+    <|endoftext|> </s> <|eom_id|> <EOT> _<EOT> [EOT] [EOS] <|end_of_text|> <end_of_utterance>
+    <eos> <turn|> <|tool_response> <｜end▁of▁sentence｜> [e~[
+"""
+KNOWN_ENDS = frozenset(_KNOWN_ENDS.split())
+
+IdOf = Callable[[str], int | None]
 
 
 @dataclass
@@ -45,36 +59,37 @@ class Special:
 
 
 def read_special(
-    files: TokenizerFiles,
-    id_of: Callable[[str], int | None],
-    n_tokens: int,
-    model_ids: Mapping[str, int] | None = None,
+    files: TokenizerFiles, tokens: Sequence[Token], model_ids: Mapping[str, int] | None = None
 ) -> Special:
     """Find the special tokens.
 
-    id_of:     the id of a token's text, None if there is none
+    tokens:    the vocabulary, by id
     model_ids: ids that the tokenizer's model states itself; they count least
 
     A token is what tokenizer_config.json names, else the id in config.json (of several ends of
     turn the first), else in `model_ids`. What is added is what tokenizer_config.json says, else
-    the template of tokenizer.json. Raises VocabError for a bos or eos id beyond the vocabulary.
+    the template of tokenizer.json. Raises VocabError for a bos or eos id beyond the vocabulary,
+    and for more ends of turn than a GGUF can name.
     """
+    id_of = {token.text: i for i, token in enumerate(tokens)}.get
     special = Special()
     wrong: list[str] = []
     for name in _ID_KEYS:
         token_id = _named(files, name, id_of)
+        if token_id is None and name in _STAND_INS:
+            token_id = _named(files, _STAND_INS[name], id_of)
         if token_id is None:
             token_id = _configured(files, name)
         if token_id is None and model_ids is not None:
             token_id = model_ids.get(name)
         if token_id is None or token_id < 0:
             continue
-        if token_id < n_tokens:
+        if token_id < len(tokens):
             special.ids[name] = token_id
         elif name in ("bos", "eos"):
             wrong.append(
                 f"{files.folder / 'config.json'}: {name}_token_id is {token_id}, but there are"
-                f" {n_tokens} tokens; tokenizer and config.json are not of one model"
+                f" {len(tokens)} tokens; tokenizer and config.json are not of one model"
             )
     VocabError.raise_any(wrong)
     _read_template(files, special, id_of)
@@ -85,10 +100,11 @@ def read_special(
     for name, added in special.add.items():
         # llama.cpp would put some token of its own choice where it is told to add one it lacks.
         special.add[name] = added and name in special.ids
+    _add_ends(files, special, tokens)
     return special
 
 
-def _named(files: TokenizerFiles, name: str, id_of: Callable[[str], int | None]) -> int | None:
+def _named(files: TokenizerFiles, name: str, id_of: IdOf) -> int | None:
     """Return the id of the token that tokenizer_config.json names."""
     entry: Any = files.tokenizer_config.get(f"{name}_token")
     if isinstance(entry, dict):
@@ -98,18 +114,44 @@ def _named(files: TokenizerFiles, name: str, id_of: Callable[[str], int | None])
 
 def _configured(files: TokenizerFiles, name: str) -> int | None:
     """Return the id in config.json; the first of a list."""
-    for config in files.configs:
-        value: Any = config.get(f"{name}_token_id")
-        if isinstance(value, list) and value:
-            value = as_list(value, "config.json")[0]
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
-    return None
+    return next((i for config in files.configs for i in _ids(config.get(f"{name}_token_id"))), None)
 
 
-def _read_template(
-    files: TokenizerFiles, special: Special, id_of: Callable[[str], int | None]
-) -> None:
+def _ids(value: Any) -> list[int]:
+    """Return the ids that a configuration gives as one number or as a list."""
+    listed = as_list(value, "config.json") if isinstance(value, list) else [value]
+    return [i for i in listed if isinstance(i, int) and not isinstance(i, bool)]
+
+
+def _add_ends(files: TokenizerFiles, special: Special, tokens: Sequence[Token]) -> None:
+    """Name the tokens at which transformers stops and llama.cpp would not.
+
+    transformers stops at generation_config.json's eos_token_id, or without it at config.json's;
+    llama.cpp at the ids named eos, eot and eom, and at texts that it knows.
+    """
+    name = "generation_config.json"
+    stops = _ids(files.read(name).get("eos_token_id"))
+    if not stops:
+        name = "config.json"
+        stops = [i for config in files.configs for i in _ids(config.get("eos_token_id"))]
+    named = {special.ids.get(end) for end in ("eos", "eot", "eom")}
+    ends = [
+        i
+        for i in dict.fromkeys(stops)
+        if 0 <= i < len(tokens) and i not in named and tokens[i].text not in KNOWN_ENDS
+    ]
+    for end in ("eot", "eom"):
+        if ends and end not in special.ids:
+            special.ids[end] = ends.pop(0)
+    if ends:
+        raise VocabError(
+            f"{files.folder / name}: eos_token_id lists more ends of turn than llama.cpp can be"
+            f" told: {some(tokens[i].text for i in ends)} found no place; remove from the list"
+            " those that end no turn"
+        )
+
+
+def _read_template(files: TokenizerFiles, special: Special, id_of: IdOf) -> None:
     """Take from tokenizer.json's post-processor what is put before and after a text."""
     if not files.tokenizer:
         return
@@ -119,9 +161,11 @@ def _read_template(
         processor = as_object(step, "tokenizer.json: 'post_processor'")
         if processor.get("type") == "RobertaProcessing":
             special.add |= {"bos": True, "eos": True, "sep": True}
+        if processor.get("type") == "BertProcessing":
+            special.add |= {"bos": True, "eos": True, "sep": False}
         if processor.get("type") != "TemplateProcessing":
             continue
-        before, after = _around(processor)
+        before, _, after = _around(processor, "single")
         if before and "bos" not in special.ids:
             _set(special, "bos", id_of(before[0]))
         special.add["bos"] = bool(before) and id_of(before[0]) == special.ids.get("bos")
@@ -133,71 +177,28 @@ def _read_template(
                 special.ids["eos"] = last
             _set(special, "eos", last)
             special.add["eos"] = last is not None
+            # Two texts: what stands between them beyond the end of the first is the separator.
+            _, between, _ = _around(processor, "pair")
+            separators = [i for text in between[len(after) :] if (i := id_of(text)) is not None]
+            if separators:
+                special.ids.setdefault("sep", separators[0])
+            if between:
+                special.add["sep"] = special.ids.get("sep") in separators
 
 
-def _around(processor: Json) -> tuple[list[str], list[str]]:
-    """Return the special tokens before and after the sequence in a template for one text."""
-    before: list[str] = []
-    after: list[str] = []
-    side = before
-    where = "tokenizer.json: 'single'"
-    for item in as_list(processor.get("single"), where):
+def _around(processor: Json, template: str) -> tuple[list[str], list[str], list[str]]:
+    """Return the special tokens before the first text of a template, between two, and after."""
+    where = f"tokenizer.json: {template!r}"
+    sides: list[list[str]] = [[]]
+    for item in as_list(processor.get(template, []), where):
         piece = as_object(item, where)
         if "Sequence" in piece:
-            side = after
+            sides.append([])
         elif "SpecialToken" in piece:
-            side.append(str(as_object(piece["SpecialToken"], where).get("id")))
-    return before, after
+            sides[-1].append(str(as_object(piece["SpecialToken"], where).get("id")))
+    return sides[0], sides[1] if len(sides) > 2 else [], sides[-1] if len(sides) > 1 else []
 
 
 def _set(special: Special, name: str, token_id: int | None) -> None:
     if token_id is not None:
         special.ids[name] = token_id
-
-
-def chat_template_keys(files: TokenizerFiles) -> Keys:
-    """Return the chat templates: chat_template.jinja, else tokenizer_config's, else …json's.
-
-    A template in a file of its own counts more than one in tokenizer_config.json, as it does for
-    transformers, which writes the one and leaves older texts in the other.
-    """
-    templates = _templates(files)
-    default = templates.pop("default", None)
-    keys = {
-        Gguf.Tokenizer.CHAT_TEMPLATE_N.format(name=name): string(text)
-        for name, text in sorted(templates.items())
-    }
-    if templates:
-        keys[Gguf.Tokenizer.CHAT_TEMPLATES] = strings(sorted(templates))
-    if default is not None:
-        keys[Gguf.Tokenizer.CHAT_TEMPLATE] = string(default)
-    return keys
-
-
-def _templates(files: TokenizerFiles) -> dict[str, str]:
-    """Return the chat templates by name, with letters, digits and `_` for a name."""
-    if files.has("chat_template.jinja"):
-        found = {"default": read_text(files.folder / "chat_template.jinja")}
-        for path in sorted((files.folder / "additional_chat_templates").glob("*.jinja")):
-            found[_plain(path.stem)] = read_text(path)
-        return found
-    value: Any = files.tokenizer_config.get("chat_template")
-    where = str(files.folder / "tokenizer_config.json")
-    if value is None and files.has("chat_template.json"):
-        where = str(files.folder / "chat_template.json")
-        value = as_object(json_value(files.folder / "chat_template.json"), where)
-        value = value.get("chat_template")
-    if isinstance(value, str):
-        return {"default": value}
-    named: dict[str, str] = {}
-    for item in as_list(value or [], f"{where}: 'chat_template'"):
-        entry = as_object(item, f"{where}: 'chat_template'")
-        name, text = entry.get("name"), entry.get("template")
-        if not isinstance(name, str) or not isinstance(text, str):
-            raise VocabError(f"{where}: a chat template without a name or a text; mend the file")
-        named[_plain(name)] = text
-    return named
-
-
-def _plain(name: str) -> str:
-    return re.sub("[^A-Za-z0-9]", "_", name)

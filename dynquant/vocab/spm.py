@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from gguf import TokenType
@@ -13,21 +14,22 @@ from dynquant.errors import VocabError
 from dynquant.keys import Keys, boolean, f32s, i32s, string, strings
 from dynquant.vocab.bpe import Merge, read_bpe_model
 from dynquant.vocab.files import AddedToken, TokenizerFiles, as_list, as_object, some
-from dynquant.vocab.sentencepiece import read_sentencepiece
-from dynquant.vocab.special import chat_template_keys, read_special
+from dynquant.vocab.sentencepiece import SentencePieceModel
+from dynquant.vocab.special import read_special
+from dynquant.vocab.templates import chat_template_keys
 from dynquant.vocab.tokens import ADDED_SCORE, SPACE, Token, added_type, lay_out
 
-_BYTE = re.compile("<0x[0-9A-F]{2}>")
+BYTE = re.compile("<0x[0-9A-F]{2}>")
 
 
-def read_spm(files: TokenizerFiles) -> Keys:
-    """Return the keys of a SentencePiece `tokenizer.model`.
+def read_spm(files: TokenizerFiles, path: Path, model: SentencePieceModel) -> Keys:
+    """Return the keys of a SentencePiece model that llama.cpp merges by score.
 
-    Raises VocabError for a damaged file, and for a model that llama.cpp's SentencePiece cannot
-    run: words or characters for pieces, or no pieces for single bytes.
+    path: where the model was read
+
+    Raises VocabError for a model that this cannot be: words or characters for pieces, or no pieces
+    for single bytes.
     """
-    path = files.folder / "tokenizer.model"
-    model = read_sentencepiece(path)
     if model.model_type not in ("bpe", "unigram"):
         raise VocabError(
             f"{path}: a SentencePiece model of type {model.model_type!r}, which llama.cpp does not"
@@ -37,6 +39,7 @@ def read_spm(files: TokenizerFiles) -> Keys:
     return _keys(
         files,
         dict(enumerate(model.pieces)),
+        files.added_tokens,
         space_prefix=prefix if isinstance(prefix, bool) else model.add_dummy_prefix,
         model_ids=model.special_ids,
     )
@@ -50,13 +53,14 @@ def read_spm_json(files: TokenizerFiles) -> Keys:
     """
     path = files.folder / "tokenizer.json"
     vocab, merges = read_bpe_model(files)
-    VocabError.raise_any(_unlisted_merges(str(path), vocab, merges))
+    added = {token.text for token in files.added_tokens.values()}
+    VocabError.raise_any(_unlisted_merges(str(path), vocab, merges, added))
     scores = _scores(merges)
     unknown = files.model.get("unk_token")
     tokens: dict[int, Token] = {}
     n_scored = len(scores)
     for text, i in sorted(vocab.items(), key=lambda item: item[1]):
-        if _BYTE.fullmatch(text):
+        if BYTE.fullmatch(text):
             tokens[i] = Token(text, TokenType.BYTE)
         elif text == unknown:
             tokens[i] = Token(text, TokenType.UNKNOWN)
@@ -64,27 +68,37 @@ def read_spm_json(files: TokenizerFiles) -> Keys:
             # What no merge makes, a single letter, is never compared.
             n_scored += text not in scores
             tokens[i] = Token(text, TokenType.NORMAL, scores.get(text, -float(n_scored)))
-    return _keys(files, tokens, space_prefix=_space_prefix(files), model_ids={})
+    # Gemma lists its runs of spaces as added tokens too, spelled as they stand in no text; what
+    # takes spaces together are the merges.
+    merged = {text for text in scores if SPACE in text}
+    added_tokens = {
+        i: token
+        for i, token in files.added_tokens.items()
+        if token.special or token.text not in merged
+    }
+    return _keys(files, tokens, added_tokens, space_prefix=_space_prefix(files), model_ids={})
 
 
 def _keys(
     files: TokenizerFiles,
     pieces: Mapping[int, Token],
+    added: Mapping[int, AddedToken],
     *,
     space_prefix: bool,
     model_ids: Mapping[str, int],
 ) -> Keys:
-    missing = 256 - sum(token.type is TokenType.BYTE for token in pieces.values())
+    texts = {token.text for token in pieces.values()}
+    # Gemma spells the byte of a tab as a tab, which llama.cpp falls back to as well.
+    missing = [b for b in range(256) if not texts & {f"<0x{b:02X}>", chr(b) if b < 128 else ""}]
     if missing:
         raise VocabError(
-            f"{files.folder}: the SentencePiece model lacks pieces for {missing} of the 256 bytes"
-            " that llama.cpp falls back to; there is no GGUF for this tokenizer"
+            f"{files.folder}: the SentencePiece model lacks pieces for {len(missing)} of the 256"
+            " bytes that llama.cpp falls back to; there is no GGUF for this tokenizer"
         )
-    laid = {i: _prepared(token) for i, token in pieces.items()}
-    laid |= {i: _added(token) for i, token in files.added_tokens.items()}
+    laid = {i: prepared(token) for i, token in pieces.items()}
+    laid |= {i: added_piece(token) for i, token in added.items()}
     tokens = lay_out(files.folder, laid, files.vocab_size)
-    ids = {token.text: i for i, token in enumerate(tokens)}
-    special = read_special(files, ids.get, len(tokens), model_ids)
+    special = read_special(files, tokens, model_ids)
     return {
         Gguf.Tokenizer.MODEL: string("llama"),
         Gguf.Tokenizer.PRE: string("default"),
@@ -97,15 +111,16 @@ def _keys(
     }
 
 
-def _prepared(token: Token) -> Token:
+def prepared(token: Token) -> Token:
     """Spell a user-defined piece as it stands in a text: llama.cpp finds it before it splits."""
     if token.type is TokenType.USER_DEFINED:
         return Token(token.text.replace(SPACE, " "), token.type, token.score)
     return token
 
 
-def _added(token: AddedToken) -> Token:
-    return _prepared(Token(token.text, added_type(token), ADDED_SCORE))
+def added_piece(token: AddedToken) -> Token:
+    """Return an added token as a piece."""
+    return prepared(Token(token.text, added_type(token), ADDED_SCORE))
 
 
 def _scores(merges: Sequence[Merge]) -> dict[str, float]:
@@ -125,13 +140,18 @@ def _scores(merges: Sequence[Merge]) -> dict[str, float]:
     return scores
 
 
-def _unlisted_merges(path: str, vocab: Mapping[str, int], merges: Sequence[Merge]) -> Iterable[str]:
-    """Say which pairs llama.cpp would merge because they make a token, and the merges would not."""
+def _unlisted_merges(
+    path: str, vocab: Mapping[str, int], merges: Sequence[Merge], added: set[str]
+) -> Iterable[str]:
+    """Say which pairs llama.cpp would merge because they make a token, and the merges would not.
+
+    added: texts of added tokens, which are taken out before anything is merged
+    """
     listed = set(merges)
     unlisted = [
         f"{text[:k]} {text[k:]}"
         for text in vocab
-        if not _BYTE.fullmatch(text)
+        if not BYTE.fullmatch(text) and text not in added
         for k in range(1, len(text))
         if text[:k] in vocab and text[k:] in vocab and (text[:k], text[k:]) not in listed
     ]

@@ -1,0 +1,205 @@
+"""Byte-level BPE told as ranks of byte strings, tiktoken's way: Kimi-K2's and Mistral's files.
+
+There are no merges in such files: any two neighbours that make a token are joined, the pair whose
+token has the least rank first.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import re
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from gguf import TokenType
+
+from dynquant.errors import VocabError
+from dynquant.keys import Keys
+from dynquant.vocab.bpe import BpeModel, Merge, bpe_keys, contradictions
+from dynquant.vocab.files import TokenizerFiles, as_id, as_list, as_object, read_text
+from dynquant.vocab.pretokenizer import Traits, check_name, named, recognise_splits
+from dynquant.vocab.special import read_special
+from dynquant.vocab.tokens import Token, added_type, lay_out
+
+# What GPT-2 writes for each byte: itself where Latin-1 has a letter or sign for it, and for the
+# others, in their order, the letters from U+0100 on.
+_PLAIN = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_OTHERS = [byte for byte in range(256) if byte not in _PLAIN]
+_LETTERS = {byte: chr(byte) for byte in _PLAIN} | {b: chr(256 + i) for i, b in enumerate(_OTHERS)}
+
+# Kimi's own class, whose code holds the rules of its pre-tokenizer, keeps this many ids after the
+# ranks for special tokens and calls those that no file names <|reserved_token_ID|>.
+_KIMI_CLASS, _KIMI_SPECIAL = "TikTokenTokenizer", 256
+
+# The special tokens that tekken.json had before it named its own, by id (mistral-common).
+_TEKKEN_SPECIAL = """
+    <unk> <s> </s> [INST] [/INST] [AVAILABLE_TOOLS] [/AVAILABLE_TOOLS] [TOOL_RESULTS]
+    [/TOOL_RESULTS] [TOOL_CALLS] [IMG] <pad> [IMG_BREAK] [IMG_END] [PREFIX] [MIDDLE] [SUFFIX]
+    [SYSTEM_PROMPT] [/SYSTEM_PROMPT] [TOOL_CONTENT]
+"""
+_TEKKEN_NAMES = {"bos": "<s>", "eos": "</s>", "unk": "<unk>", "pad": "<pad>"}
+
+
+def read_tiktoken(files: TokenizerFiles, pre: str | None) -> Keys:
+    """Return the keys of a `tiktoken.model`: a line `base64 rank` for each token.
+
+    pre: llama.cpp's name of the pre-tokenizer; None for Kimi's, the only class that is known
+
+    Raises VocabError for a damaged file, and without `pre` for another tokenizer_class.
+    """
+    path = files.folder / "tiktoken.model"
+    stated: Any = files.tokenizer_config.get("tokenizer_class")
+    if pre is not None:
+        check_name(pre)
+    elif stated != _KIMI_CLASS:
+        raise VocabError(
+            f"{path}: how a text is split stands in the code of tokenizer_class {stated!r}, which"
+            f" is not {_KIMI_CLASS} (Kimi's); if you know llama.cpp's name for it, give --pre NAME"
+        )
+    ranks = _tiktoken_ranks(path)
+    vocab = {letters(token): rank for token, rank in ranks.items()}
+    VocabError.raise_any(contradictions(path, vocab, files))
+    laid = {rank: Token(text, TokenType.NORMAL) for text, rank in vocab.items()}
+    if stated == _KIMI_CLASS:
+        first = len(ranks)
+        laid |= {
+            i: Token(f"<|reserved_token_{i}|>", TokenType.CONTROL)
+            for i in range(first, first + _KIMI_SPECIAL)
+            if files.vocab_size is None or i < files.vocab_size
+        }
+    laid |= {i: Token(token.text, added_type(token)) for i, token in files.added_tokens.items()}
+    tokens = lay_out(files.folder, laid, files.vocab_size)
+    special = read_special(files, tokens)
+    special.add.setdefault("bos", False)
+    model = BpeModel(path, vocab, merges_of_ranks(ranks), ignore_merges=True)
+    return bpe_keys(files, model, tokens, special, named("kimi-k2") if pre is None else pre)
+
+
+def read_tekken(files: TokenizerFiles, pre: str | None) -> Keys:
+    """Return the keys of Mistral's `tekken.json`, whose special tokens come before all others.
+
+    Raises VocabError for a damaged file, and for a pattern that llama.cpp does not have.
+    """
+    path = files.folder / "tekken.json"
+    if pre is not None:
+        check_name(pre)
+    tekken = files.read(path.name)
+    config = files.part(tekken, "config", path.name)
+    n_special = as_id(config.get("default_num_special_tokens"), f"{path}: special tokens")
+    size = as_id(config.get("default_vocab_size"), f"{path}: 'default_vocab_size'")
+    ranks = _tekken_ranks(path, tekken, size - n_special)
+    listed: Any = tekken.get("special_tokens")
+    texts = {i: f"<SPECIAL_{i}>" for i in range(n_special)}
+    if listed is None:
+        texts |= dict(enumerate(_TEKKEN_SPECIAL.split()[:n_special]))
+    for item in as_list(listed or [], f"{path}: 'special_tokens'"):
+        entry = as_object(item, f"{path}: 'special_tokens'")
+        texts[as_id(entry.get("rank"), f"{path}: {entry}")] = str(entry.get("token_str"))
+    vocab = {letters(token): n_special + rank for token, rank in ranks.items()}
+    laid = {i: Token(text, TokenType.NORMAL) for text, i in vocab.items()}
+    laid |= {i: Token(text, TokenType.CONTROL) for i, text in texts.items()}
+    tokens = lay_out(files.folder, laid, files.vocab_size)
+    ids = {text: i for i, text in texts.items()}
+    known = {name: ids[text] for name, text in _TEKKEN_NAMES.items() if text in ids}
+    special = read_special(files, tokens, known)
+    special.add = {"bos": "bos" in special.ids, "eos": False} | special.add
+    model = BpeModel(path, vocab, merges_of_ranks(ranks), ignore_merges=True)
+    if pre is None:
+        pattern = config.get("pattern")
+        traits = Traits(ignore_merges=True, clean_spaces=False, has_bos=True)
+        found = recognise_splits(path, json.dumps(pattern), (str(pattern),), traits)
+        return bpe_keys(files, model, tokens, special, found)
+    return bpe_keys(files, model, tokens, special, pre)
+
+
+def letters(token: bytes) -> str:
+    """Spell bytes as byte-level BPE does, a letter each."""
+    return token.decode("latin-1").translate(_LETTERS)
+
+
+def merges_of_ranks(ranks: Mapping[bytes, int]) -> list[Merge]:
+    """Return as merges, best first, what joining by rank does: one for each token of several bytes.
+
+    Inside a longer piece, joining a token's bytes goes as it goes with the token alone, unless a
+    join reaches over the token's edge; so the last two parts of a token are always the same two.
+    A token that joining does not lead to has no merge.
+    """
+    merges: list[Merge] = []
+    spelled = {token: letters(token) for token in ranks}
+    for token in sorted(ranks, key=ranks.__getitem__):
+        parts = _last_parts(ranks, token)
+        if len(parts) == 2:
+            merges.append((spelled[parts[0]], spelled[parts[1]]))
+    return merges
+
+
+def _last_parts(ranks: Mapping[bytes, int], token: bytes) -> list[bytes]:
+    """Join the bytes of a token by tokens of lesser rank, as far as that goes down to two parts."""
+    parts = [token[i : i + 1] for i in range(len(token))]
+    none = ranks[token]
+    while len(parts) > 2:
+        pairs = [ranks.get(a + b, none) for a, b in pairwise(parts)]
+        least = min(pairs)
+        if least >= none:
+            break
+        at = pairs.index(least)
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+    return parts
+
+
+def _tiktoken_ranks(path: Path) -> dict[bytes, int]:
+    found: list[tuple[str, str, int]] = []
+    wrong: list[str] = []
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if match := re.fullmatch(r"(\S+) (\d{1,9})\r?", line):
+            found.append((match[1], f"{path}:{number}", int(match[2])))
+        elif line.strip():
+            wrong.append(f"{path}:{number}: {line!r} is not a token in base64 and its rank")
+    VocabError.raise_any(wrong[:5])
+    return _ranks(path, found)
+
+
+def _tekken_ranks(path: Path, tekken: dict[str, Any], n: int) -> dict[bytes, int]:
+    """Return the ranks of the first `n` tokens; the file may hold more, for larger vocabularies."""
+    where = f"{path}: 'vocab'"
+    entries = [as_object(item, where) for item in as_list(tekken.get("vocab"), where)]
+    if len(entries) < n:
+        raise VocabError(
+            f"{where}: has {len(entries)} tokens, but the configuration beside it speaks of {n};"
+            " download the file again"
+        )
+    return _ranks(
+        path,
+        [
+            (str(entry.get("token_bytes")), where, as_id(entry.get("rank"), where))
+            for entry in entries[:n]
+        ],
+    )
+
+
+def _ranks(path: Path, entries: list[tuple[str, str, int]]) -> dict[bytes, int]:
+    """Return the rank of each token; entries are (base64, where it stands, rank)."""
+    ranks: dict[bytes, int] = {}
+    wrong: list[str] = []
+    for text, where, rank in entries:
+        try:
+            token = base64.b64decode(text, validate=True)
+        except (binascii.Error, ValueError):
+            wrong.append(f"{where}: {text!r} is not base64; download the file again")
+            continue
+        if not token or ranks.setdefault(token, rank) != rank:
+            wrong.append(f"{where}: the token {token!r} twice, or empty; download the file again")
+    missing = sum(bytes([byte]) not in ranks for byte in range(256))
+    if not wrong and missing:
+        wrong.append(f"{path}: {missing} of the 256 bytes are no tokens; download the file again")
+    if not wrong and set(ranks.values()) != set(range(len(ranks))):
+        wrong.append(
+            f"{path}: the ranks of {len(ranks)} tokens are not 0 to {len(ranks) - 1}; download the"
+            " file again"
+        )
+    VocabError.raise_any(wrong[:5])
+    return ranks

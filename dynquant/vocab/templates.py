@@ -1,0 +1,60 @@
+"""Chat templates, from all places where Hugging Face keeps them."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from gguf.constants import Keys as Gguf
+
+from dynquant.errors import VocabError
+from dynquant.keys import Keys, string, strings
+from dynquant.vocab.files import TokenizerFiles, as_list, as_object, json_value, read_text
+
+
+def chat_template_keys(files: TokenizerFiles) -> Keys:
+    """Return the chat templates: chat_template.jinja, else tokenizer_config's, else …json's.
+
+    A template in a file of its own counts more than one in tokenizer_config.json, as it does for
+    transformers, which writes the one and leaves older texts in the other.
+    """
+    templates = _templates(files)
+    default = templates.pop("default", None)
+    keys = {
+        Gguf.Tokenizer.CHAT_TEMPLATE_N.format(name=name): string(text)
+        for name, text in sorted(templates.items())
+    }
+    if templates:
+        keys[Gguf.Tokenizer.CHAT_TEMPLATES] = strings(sorted(templates))
+    if default is not None:
+        keys[Gguf.Tokenizer.CHAT_TEMPLATE] = string(default)
+    return keys
+
+
+def _templates(files: TokenizerFiles) -> dict[str, str]:
+    """Return the chat templates by name, with letters, digits and `_` for a name."""
+    if files.has("chat_template.jinja"):
+        found = {"default": read_text(files.folder / "chat_template.jinja")}
+        for path in sorted((files.folder / "additional_chat_templates").glob("*.jinja")):
+            found[_plain(path.stem)] = read_text(path)
+        return found
+    value: Any = files.tokenizer_config.get("chat_template")
+    where = str(files.folder / "tokenizer_config.json")
+    if value is None and files.has("chat_template.json"):
+        where = str(files.folder / "chat_template.json")
+        value = as_object(json_value(files.folder / "chat_template.json"), where)
+        value = value.get("chat_template")
+    if isinstance(value, str):
+        return {"default": value}
+    named: dict[str, str] = {}
+    for item in as_list(value or [], f"{where}: 'chat_template'"):
+        entry = as_object(item, f"{where}: 'chat_template'")
+        name, text = entry.get("name"), entry.get("template")
+        if not isinstance(name, str) or not isinstance(text, str):
+            raise VocabError(f"{where}: a chat template without a name or a text; mend the file")
+        named[_plain(name)] = text
+    return named
+
+
+def _plain(name: str) -> str:
+    return re.sub("[^A-Za-z0-9]", "_", name)

@@ -1,0 +1,150 @@
+"""WordPiece, BERT's vocabularies: tokenizer.json, or vocab.txt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gguf import TokenType
+from gguf.constants import Keys as Gguf
+
+from dynquant.errors import VocabError
+from dynquant.keys import Keys, boolean, i32s, string, strings, u32
+from dynquant.vocab.files import TokenizerFiles, as_id, read_text
+from dynquant.vocab.pretokenizer import steps
+from dynquant.vocab.special import read_special
+from dynquant.vocab.templates import chat_template_keys
+from dynquant.vocab.tokens import SPACE, Token, added_type, lay_out
+
+# What a vocab.txt has for special tokens where no other file names them: BertTokenizer's own.
+_DEFAULTS = {
+    "bos": "[CLS]",
+    "eos": "[SEP]",
+    "unk": "[UNK]",
+    "sep": "[SEP]",
+    "pad": "[PAD]",
+    "mask": "[MASK]",
+}
+
+_INSIDE = "##"  # begins a piece that goes on with a word
+
+# Keys that the `gguf` wheel has no name for, from src/llama-arch.cpp.
+_LOWERCASE = "tokenizer.ggml.normalizer.lowercase"
+_STRIP_ACCENTS = "tokenizer.ggml.normalizer.strip_accents"
+
+
+@dataclass(frozen=True)
+class _Normalizer:
+    """What is done to a text before it is split."""
+
+    lowercase: bool
+    strip_accents: bool
+
+
+def read_wordpiece(files: TokenizerFiles) -> Keys:
+    """Return the keys of a WordPiece tokenizer, in the form that llama.cpp calls phantom space.
+
+    There a piece that begins a word has U+2581 in front, and a piece inside a word has lost its
+    `##`: the longest piece is sought in a word with U+2581 put before it. Raises VocabError for
+    files that are damaged, and for rules that llama.cpp's WordPiece does not have.
+    """
+    path, vocab = _read_vocab(files)
+    VocabError.raise_any(_unsupported(path, files))
+    normalizer = _normalizer(path, files)
+
+    laid = {i: Token(_phantom(text), TokenType.NORMAL) for text, i in vocab.items()}
+    controls = {vocab[t]: t for t in _DEFAULTS.values() if t in vocab and not files.tokenizer}
+    laid |= {i: Token(text, TokenType.CONTROL) for i, text in controls.items()}
+    laid |= {i: Token(token.text, added_type(token)) for i, token in files.added_tokens.items()}
+    tokens = lay_out(files.folder, laid, files.vocab_size)
+
+    ids = {token.text: i for i, token in enumerate(tokens)}
+    known = {name: ids[text] for name, text in _DEFAULTS.items() if text in ids}
+    special = read_special(files, tokens, known)
+    special.add = {"bos": True, "eos": True, "sep": False} | special.add
+    VocabError.raise_any(
+        f"{path}: there is no {name} token ({_DEFAULTS[name]}), which llama.cpp's WordPiece needs;"
+        f" name it in tokenizer_config.json"
+        for name in ("bos", "sep", "unk")
+        if name not in special.ids
+    )
+    return {
+        Gguf.Tokenizer.TOKEN_TYPE_COUNT: u32(files.token_type_count),
+        Gguf.Tokenizer.MODEL: string("bert"),
+        Gguf.Tokenizer.PRE: string("default"),
+        Gguf.Tokenizer.LIST: strings([token.text for token in tokens]),
+        Gguf.Tokenizer.TOKEN_TYPE: i32s([int(token.type) for token in tokens]),
+        **special.keys(),
+        _LOWERCASE: boolean(normalizer.lowercase),
+        _STRIP_ACCENTS: boolean(normalizer.strip_accents),
+        **chat_template_keys(files),
+    }
+
+
+def _phantom(text: str) -> str:
+    return text[len(_INSIDE) :] if text.startswith(_INSIDE) else SPACE + text
+
+
+def _read_vocab(files: TokenizerFiles) -> tuple[Path, dict[str, int]]:
+    """Return where the vocabulary stands, and the ids of its texts."""
+    if files.tokenizer:
+        path = files.folder / "tokenizer.json"
+        vocab = files.part(files.model, "vocab")
+        ids = {text: as_id(i, f"{path}: {text!r}") for text, i in vocab.items()}
+    else:
+        path = files.folder / "vocab.txt"
+        # Not splitlines(): a piece may be what Unicode takes for the end of a line.
+        lines = read_text(path).removesuffix("\n").split("\n")
+        ids = {text.removesuffix("\r"): i for i, text in enumerate(lines)}
+    if not any(ids):
+        raise VocabError(f"{path}: the vocabulary is empty; download the file again")
+    return path, ids
+
+
+def _unsupported(path: Path, files: TokenizerFiles) -> list[str]:
+    """Say what the tokenizer does that llama.cpp's WordPiece does not."""
+    if not files.tokenizer:
+        return []
+    wrong: list[str] = []
+    prefix = files.model.get("continuing_subword_prefix", _INSIDE)
+    if prefix != _INSIDE:
+        wrong.append(f"{path}: continuing_subword_prefix is {prefix!r}, not {_INSIDE!r}")
+    splits = [s.get("type") for s in steps(files.tokenizer.get("pre_tokenizer"), "pretokenizers")]
+    if splits != ["BertPreTokenizer"]:
+        wrong.append(f"{path}: the pre-tokenizer is {splits}, not BertPreTokenizer")
+    return [f"{w}; llama.cpp's WordPiece has no such rule, so there is no GGUF" for w in wrong]
+
+
+def _normalizer(path: Path, files: TokenizerFiles) -> _Normalizer:
+    """Read the normalizer; without strip_accents, accents go where capitals go."""
+    where, rule = files.folder / "tokenizer_config.json", _slow_normalizer(files)
+    if files.tokenizer:
+        found = steps(files.tokenizer.get("normalizer"), "normalizers")
+        kinds = [step.get("type") for step in found]
+        if kinds not in (["BertNormalizer"], []):
+            raise VocabError(
+                f"{path}: the normalizer is {kinds}, not BertNormalizer; llama.cpp's WordPiece has"
+                " no such rule, so there is no GGUF"
+            )
+        empty = {"lowercase": False, "strip_accents": False, "handle_chinese_chars": True}
+        where, rule = path, found[0] if found else empty
+    if rule.get("handle_chinese_chars") is False:
+        raise VocabError(
+            f"{where}: Chinese characters are not split, which llama.cpp's WordPiece always does;"
+            " there is no GGUF for this tokenizer"
+        )
+    lowercase = rule.get("lowercase") is not False
+    strip: Any = rule.get("strip_accents")
+    return _Normalizer(lowercase, strip if isinstance(strip, bool) else lowercase)
+
+
+def _slow_normalizer(files: TokenizerFiles) -> Mapping[str, Any]:
+    """Say as a normalizer what tokenizer_config.json says of a vocab.txt."""
+    config = files.tokenizer_config
+    return {
+        "lowercase": config.get("do_lower_case"),
+        "strip_accents": config.get("strip_accents"),
+        "handle_chinese_chars": config.get("tokenize_chinese_chars"),
+    }
