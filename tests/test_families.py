@@ -7,6 +7,7 @@ and llama.cpp.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -65,7 +66,7 @@ def test_tokens_equal_the_familys_own_tokenizers(family: str, tmp_path: Path) ->
 def test_one_tensor_with_its_rows_reversed_is_noticed(family: str, tmp_path: Path) -> None:
     reference = load_reference(family)
     missed = {}
-    for name in stored_tensors(reference.folder):
+    for name in filter(is_in_an_early_layer, stored_tensors(reference.folder)):
         folder = shutil.copytree(reference.folder, tmp_path / "mutated", dirs_exist_ok=True)
         reverse_rows(folder, name)
         out = tmp_path / f"{name}.gguf"
@@ -105,6 +106,14 @@ CONFIG_MISTAKES: tuple[tuple[str, str, Callable[[dict[str, Any]], Any]], ...] = 
     ("glm4moe", "weights that sum to one", lambda c: c.update(norm_topk_prob=False)),
     ("glm4moe", "groups of experts", lambda c: c.update(n_group=1)),
     ("glm4moe", "experts of a token", lambda c: c.update(num_experts_per_tok=3)),
+    ("command-r", "scale of logits", lambda c: c.update(logit_scale=0.0625)),
+    ("command-r", "norm epsilon", lambda c: c.update(layer_norm_eps=1e-1)),
+    ("command-r", "rope base", lambda c: c.update(rope_theta=10000.0)),
+    ("cohere2", "scale of logits", lambda c: c.update(logit_scale=0.0625)),
+    ("cohere2", "window", lambda c: c.update(sliding_window=8)),
+    ("cohere2", "which layers slide and turn", lambda c: c.pop("sliding_window_pattern")),
+    ("starcoder2", "rope base", lambda c: c.update(rope_theta=100.0)),
+    ("starcoder2", "norm epsilon", lambda c: c.update(norm_epsilon=1e-1)),
     ("llama-3.1", "rope scaling", lambda c: c.pop("rope_scaling")),
     ("llama-3.1", "rope base", lambda c: c.update(rope_theta=10000.0)),
     ("mistral", "rope base", lambda c: c["rope_parameters"].update(rope_theta=10000.0)),
@@ -170,6 +179,12 @@ def test_another_configuration_is_noticed(
     (folder / "config.json").write_text(json.dumps(config), "utf-8")
     ours = log_probabilities(reference, folder, tmp_path / "f32.gguf")
     assert max_difference(reference.log_probabilities, ours) > VISIBLE
+
+
+def is_in_an_early_layer(name: str) -> bool:
+    """Tell whether a tensor is of the first four layers or of none: Command-R+ has 64 alike."""
+    layer = re.search(r"\.(\d+)\.", name)
+    return layer is None or int(layer[1]) < 4
 
 
 def stored_tensors(folder: Path) -> dict[str, Path]:

@@ -1,0 +1,123 @@
+"""Command-R and its successor of layers with windows: attention and MLP side by side, one norm."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dynquant.arch.base import Architecture, Row
+from dynquant.arch.config import Count, Positive, Truth, read_config
+from dynquant.arch.decoder import (
+    ATTENTION,
+    EMBEDDING,
+    IGNORED,
+    MLP,
+    OUTPUT_NORM,
+    TIED,
+    Config,
+    decoder_keys,
+    decoder_sizes,
+    read_decoder,
+)
+from dynquant.arch.rope import read_rope
+from dynquant.arch.windows import layer_types, window_keys
+from dynquant.errors import ArchitectureError
+from dynquant.keys import f32, u32
+
+_LAYER, _OUT = "model.layers.{}.", "blk.{}."
+# llama.cpp takes the embedding for the output matrix always.
+_ROWS = (
+    *EMBEDDING,
+    *(row for row in ATTENTION if "post_attention" not in row.stored),
+    *MLP,
+    *OUTPUT_NORM,
+)
+_QK_NORMS = (
+    Row(_LAYER + "self_attn.q_norm.weight", _OUT + "attn_q_norm.weight", "heads head"),
+    Row(_LAYER + "self_attn.k_norm.weight", _OUT + "attn_k_norm.weight", "kv_heads head"),
+)
+
+LAYERS_WITH_QK_NORMS = 64
+"""llama.cpp's command-r expects norms on Q and K of models with as many layers as this, and only of
+those: Command-R+."""
+
+# What transformers takes where a config.json leaves it out.
+_DEFAULTS = {"rope_theta": 500000.0, "tie_word_embeddings": True}
+
+
+@dataclass(frozen=True)
+class _Cohere:
+    logit_scale: Positive = 0.0625
+    layer_norm_eps: Positive = 1e-5
+    use_qk_norm: Truth = False
+    sliding_window_pattern: Count = 4
+    model_max_length: Count | None = None
+
+
+def _read(config: Mapping[str, Any], where: str) -> tuple[Config, _Cohere]:
+    own = read_config(_Cohere, config, where)
+    c = read_decoder({**config, "rms_norm_eps": own.layer_norm_eps}, where)
+    problems: list[str] = []
+    if c.attention_bias:
+        problems.append(
+            f"{where}: attention_bias is true; llama.cpp computes this family without biases"
+        )
+    if c.num_attention_heads * c.n_per_head != c.hidden_size:
+        problems.append(
+            f"{where}: {c.num_attention_heads} heads of {c.n_per_head} are not hidden_size"
+            f" {c.hidden_size}, which llama.cpp takes them to be"
+        )
+    ArchitectureError.raise_any(problems)
+    return c, own
+
+
+def command_r(config: Mapping[str, Any], where: str) -> Architecture:
+    """Describe a Command-R; `model_max_length` is what it was trained for, where it says so."""
+    config = {**_DEFAULTS, **config}
+    c, own = _read(config, where)
+    rope = read_rope(config, where, known=("linear", "dynamic", "yarn"))
+    if own.use_qk_norm != (c.num_hidden_layers >= LAYERS_WITH_QK_NORMS):
+        raise ArchitectureError(
+            f"{where}: use_qk_norm is {str(own.use_qk_norm).lower()} and num_hidden_layers"
+            f" {c.num_hidden_layers}; llama.cpp's command-r has norms on Q and K from"
+            f" {LAYERS_WITH_QK_NORMS} layers on, and only there"
+        )
+    keys = decoder_keys("command-r", c, rope, c.head_dim, layer_norm=True)
+    keys["command-r.logit_scale"] = f32(own.logit_scale)
+    if own.model_max_length is not None:
+        keys["command-r.context_length"] = u32(own.model_max_length)
+    return Architecture(
+        name="command-r",
+        keys=keys,
+        rows=_ROWS + (_QK_NORMS if own.use_qk_norm else ()),
+        sizes={**decoder_sizes(c), "heads": c.num_attention_heads, "kv_heads": c.n_head_kv},
+        n_layers=c.num_hidden_layers,
+        tied=TIED,
+        ignored=IGNORED,
+    )
+
+
+def cohere2(config: Mapping[str, Any], where: str) -> Architecture:
+    """Describe a Command-R7B or A: three layers with a window and rope, then one with neither."""
+    config = {"sliding_window": 4096, **_DEFAULTS, **config}
+    c, own = _read(config, where)
+    rope = read_rope(config, where, known=("linear", "dynamic", "yarn"))
+    slides = layer_types(config, c.num_hidden_layers, own.sliding_window_pattern, where)
+    return Architecture(
+        name="cohere2",
+        keys=decoder_keys("cohere2", c, rope, c.head_dim, layer_norm=True)
+        | {"cohere2.logit_scale": f32(own.logit_scale)}
+        | window_keys("cohere2", config, slides, 4, where),
+        rows=_ROWS,
+        sizes=decoder_sizes(c),
+        n_layers=c.num_hidden_layers,
+        tied=TIED,
+        ignored=IGNORED,
+    )
+
+
+FAMILIES = {
+    "CohereForCausalLM": command_r,
+    "Cohere2ForCausalLM": cohere2,
+}
