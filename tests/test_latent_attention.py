@@ -20,7 +20,7 @@ from dynquant.transforms import Rows, Transposed, read_weights
 
 llamacpp: Any = pytest.importorskip("llamacpp", reason="needs xllamacpp", exc_type=ImportError)
 
-LATENT = ("deepseek-v2", "deepseek-v2-lite", "deepseek-v3")
+LATENT = ("deepseek-v2", "deepseek-v2-lite", "deepseek-v3", "kimi-k2")
 
 
 def tensors_of(name: str, **how: Any) -> dict[str, ModelTensor]:
