@@ -72,6 +72,8 @@ CONFIG_MISTAKES: tuple[tuple[str, str, Callable[[dict[str, Any]], Any]], ...] = 
     ("llama-3.1", "rope base", lambda c: c.update(rope_theta=10000.0)),
     ("mistral", "rope base", lambda c: c["rope_parameters"].update(rope_theta=10000.0)),
     ("qwen2", "rope base", lambda c: c.update(rope_theta=10000.0)),
+    ("deepseek", "rope base", lambda c: c.update(rope_theta=500000.0)),
+    ("deepseek", "experts used", lambda c: c.update(num_experts_per_tok=2)),
     ("deepseek-v3", "rope base", lambda c: c.update(rope_theta=100000.0)),
     ("deepseek-v3", "rope scaling", lambda c: c.pop("rope_scaling")),
     ("deepseek-v3", "scores", lambda c: c["rope_scaling"].update(mscale=0.5, mscale_all_dim=0.5)),

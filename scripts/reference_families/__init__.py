@@ -11,13 +11,29 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import transformers
 from reference_tokenizers import Encode
 
 COMMON = {"hidden_size": 32, "rms_norm_eps": 1e-5, "max_position_embeddings": 512}
+
+
+class Composed(Protocol):
+    """A model put together of parts that transformers has."""
+
+    def make(self) -> transformers.PreTrainedModel:
+        """Return the model with any weights."""
+        ...
+
+    def save(self, model: transformers.PreTrainedModel, folder: Path) -> None:
+        """Write config.json and the weights as the family's published checkpoints have them."""
+        ...
+
+    def load(self, folder: Path) -> transformers.PreTrainedModel:
+        """Return the model with the weights of a folder, in float32, with the plain attention."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -27,6 +43,7 @@ class Family:
     published: config keys spelled as the family's published files spell them, where transformers
                writes another form today; None removes a key
     draw:      another number, other weights: one where the prompts use every expert
+    model:     how to make and load the model, where transformers has no class for it
     """
 
     config: transformers.PretrainedConfig
@@ -35,6 +52,7 @@ class Family:
     shard_size: str = "1GB"
     published: dict[str, Any] = field(default_factory=dict)
     draw: int = 0
+    model: Composed | None = None
 
 
 def families() -> dict[str, Family]:
