@@ -21,7 +21,6 @@ import json
 import shutil
 import sys
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -70,9 +69,14 @@ def make_checkpoint(folder: Path, family: Family, seed: int) -> Encode:
     """Write one family's checkpoint and return its tokenizer."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    model = transformers.AutoModelForCausalLM.from_config(family.config)
-    randomize(model, family, seed)
-    model.to(family.dtype).save_pretrained(folder, max_shard_size=family.shard_size)
+    if family.model:
+        model = family.model.make()
+        randomize(model, family, seed)
+        family.model.save(model.to(family.dtype), folder)
+    else:
+        model = transformers.AutoModelForCausalLM.from_config(family.config)
+        randomize(model, family, seed)
+        model.to(family.dtype).save_pretrained(folder, max_shard_size=family.shard_size)
     config = json.loads((folder / "config.json").read_text("utf-8"))
     config.update(family.published)
     removed = {key for key, value in family.published.items() if value is None}
@@ -87,19 +91,18 @@ def family_prompts(encode: Encode, n_tokens: int, seed: int) -> list[list[int]]:
     return prompts + [rng.integers(3, n_tokens, n).tolist() for n in (11, 24)]
 
 
-def write_reference(
-    name: str,
-    folder: Path,
-    encode: Encode,
-    prompts: list[list[int]],
-    adapt: Callable[[transformers.PreTrainedModel], None] | None = None,
-) -> None:
-    """Write what transformers, in float32 with the plain attention, and the tokenizer say."""
-    model = transformers.AutoModelForCausalLM.from_pretrained(
+def load(folder: Path) -> transformers.PreTrainedModel:
+    """Return a checkpoint's model in float32, with the plain attention."""
+    return transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager"
-    ).eval()
-    if adapt:
-        adapt(model)
+    )
+
+
+def write_reference(
+    name: str, model: transformers.PreTrainedModel, encode: Encode, prompts: list[list[int]]
+) -> None:
+    """Write what the model and the tokenizer say."""
+    model.eval()
     with torch.no_grad():
         logits = [model(torch.tensor([ids])).logits[0, -1] for ids in prompts]
         log_probabilities = torch.log_softmax(torch.stack(logits), dim=-1).numpy()
@@ -130,7 +133,7 @@ def make_tiny_books() -> None:
     prompts += [whole[:200], whole[60:220]]
     ends = np.linspace(8, len(whole), 40).astype(int).tolist()
     prompts += [whole[max(0, end - 128) : end] for end in ends]
-    write_reference("tiny-books", TINY_BOOKS, encode, prompts)
+    write_reference("tiny-books", load(TINY_BOOKS), encode, prompts)
 
 
 def main() -> None:
@@ -148,7 +151,11 @@ def main() -> None:
         seed = zlib.crc32(name.encode()) + known[name].draw
         encode = make_checkpoint(REFERENCES / name, known[name], seed)
         prompts = family_prompts(encode, 400, seed)
-        write_reference(name, REFERENCES / name, encode, prompts, known[name].adapt)
+        composed = known[name].model
+        model = (composed.load if composed else load)(REFERENCES / name)
+        if known[name].adapt:
+            known[name].adapt(model)
+        write_reference(name, model, encode, prompts)
         size = sum(path.stat().st_size for path in (REFERENCES / name).iterdir())
         print(f"{name}: {size / 1000:.0f} kB, prompts of {[len(ids) for ids in prompts]} tokens")
 

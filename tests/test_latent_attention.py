@@ -20,7 +20,7 @@ from dynquant.transforms import Rows, Transposed, read_weights
 
 llamacpp: Any = pytest.importorskip("llamacpp", reason="needs xllamacpp", exc_type=ImportError)
 
-LATENT = ("deepseek-v2", "deepseek-v2-lite", "deepseek-v3")
+LATENT = ("deepseek-v2", "deepseek-v2-lite", "deepseek-v3", "kimi-k2")
 
 
 def tensors_of(name: str, **how: Any) -> dict[str, ModelTensor]:
@@ -97,6 +97,11 @@ REFUSED: tuple[tuple[str, str, Callable[[dict[str, Any]], Any]], ...] = (
     ("deepseek-v3", "kv_lora_rank is missing", lambda c: c.update(kv_lora_rank=None)),
     ("deepseek-v2", "norm_topk_prob is true", lambda c: c.update(norm_topk_prob=True)),
     ("deepseek-v2", "scoring_func is 'sigmoid'", lambda c: c.update(scoring_func="sigmoid")),
+    ("deepseek", "norm_topk_prob is True", lambda c: c.update(norm_topk_prob=True)),
+    ("deepseek", "scoring_func is sigmoid", lambda c: c.update(scoring_func="sigmoid")),
+    ("deepseek", "attention_bias is True", lambda c: c.update(attention_bias=True)),
+    ("deepseek", "are not hidden_size 32", lambda c: c.update(head_dim=16)),
+    ("deepseek", "n_routed_experts is missing", lambda c: c.update(n_routed_experts=None)),
 )
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import transformers
@@ -25,6 +25,22 @@ COMMON = {"hidden_size": 32, "rms_norm_eps": 1e-5, "max_position_embeddings": 51
 GELU = {"weights": 0.15, "embedding": 0.05}
 
 
+class Composed(Protocol):
+    """A model put together of parts that transformers has."""
+
+    def make(self) -> transformers.PreTrainedModel:
+        """Return the model with any weights."""
+        ...
+
+    def save(self, model: transformers.PreTrainedModel, folder: Path) -> None:
+        """Write config.json and the weights as the family's published checkpoints have them."""
+        ...
+
+    def load(self, folder: Path) -> transformers.PreTrainedModel:
+        """Return the model with the weights of a folder, in float32, with the plain attention."""
+        ...
+
+
 @dataclass(frozen=True)
 class Family:
     """One checkpoint to make.
@@ -34,6 +50,7 @@ class Family:
     norms:     the mean of the norms' factors as stored
     weights:   the standard deviation of matrices; embedding: of the embedding
     draw:      another number, other weights: one where the prompts use every expert
+    model:     how to make and load the model, where transformers has no class for it
     """
 
     config: transformers.PretrainedConfig
@@ -46,6 +63,7 @@ class Family:
     embedding: float = 0.25
     draw: int = 0
     adapt: Callable[[transformers.PreTrainedModel], None] | None = None
+    model: Composed | None = None
 
 
 def families() -> dict[str, Family]:

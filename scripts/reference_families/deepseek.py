@@ -53,6 +53,16 @@ def published(magnitude: float, **keys: Any) -> dict[str, Any]:
     }
 
 
+# Kimi-K2 blends from one full turn on, llama.cpp from 32 turns in spite of the keys. For this
+# length and base both come to the same: of three frequencies the last is divided.
+KIMI_YARN = {
+    **yarn(1.0),
+    "beta_fast": 1.0,
+    "beta_slow": 1.0,
+    "factor": 32.0,
+    "original_max_position_embeddings": 7938,
+}
+
 FAMILIES = {
     "deepseek-v3": Family(
         transformers.DeepseekV3Config(
@@ -127,5 +137,36 @@ FAMILIES = {
         make_qwen_bpe,
         published=published(0.707, scoring_func="softmax"),
         draw=2,
+    ),
+    "kimi-k2": Family(
+        transformers.DeepseekV3Config(
+            **COMMON,
+            **ATTENTION | {"qk_rope_head_dim": 6},
+            vocab_size=416,
+            num_hidden_layers=2,
+            q_lora_rank=20,
+            first_k_dense_replace=1,
+            moe_intermediate_size=24,
+            n_routed_experts=6,
+            n_shared_experts=1,
+            num_experts_per_tok=3,
+            n_group=1,
+            topk_group=1,
+            routed_scaling_factor=2.827,
+            norm_topk_prob=True,
+            bos_token_id=400,
+            eos_token_id=402,
+            rope_parameters={"rope_theta": 50000.0, **KIMI_YARN},
+        ),
+        make_qwen_bpe,
+        published=published(1.0)
+        | {
+            "num_nextn_predict_layers": 0,
+            "rope_scaling": KIMI_YARN,
+            "rope_theta": 50000.0,
+            "scoring_func": "sigmoid",
+            "topk_method": "noaux_tc",
+        },
+        draw=1,
     ),
 }

@@ -1,0 +1,113 @@
+"""DeepSeek-MoE, for which transformers has no class: a Llama with DeepSeek-V2's experts.
+
+Attention, norms and dense layers of the published modelling code are Llama's; its experts are
+DeepSeek-V2's with `topk_method` greedy: a softmax over all experts, the best taken as they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from reference_tokenizers import make_llama3_bpe, write_json
+from safetensors.torch import load_file, save_file
+from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2Moe
+
+from reference_families import COMMON, Family
+
+CONFIG: dict[str, Any] = {
+    **COMMON,
+    "bos_token_id": 442,
+    "eos_token_id": 443,
+    "hidden_act": "silu",
+    "intermediate_size": 72,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 3,
+    "num_key_value_heads": 2,
+    "vocab_size": 448,
+}
+EXPERTS: dict[str, Any] = {
+    "moe_intermediate_size": 20,
+    "n_routed_experts": 5,
+    "n_shared_experts": 2,
+    "norm_topk_prob": False,
+    "num_experts_per_tok": 3,
+}
+PUBLISHED: dict[str, Any] = {
+    "architectures": ["DeepseekForCausalLM"],
+    "attention_bias": False,
+    "first_k_dense_replace": 1,
+    "model_type": "deepseek",
+    "moe_layer_freq": 1,
+    "rope_scaling": None,
+    "rope_theta": 10000.0,
+    "scoring_func": "softmax",
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+}
+
+
+@dataclass(frozen=True)
+class LlamaWithExperts:
+    """A Llama whose layers after the first have experts."""
+
+    def make(self) -> transformers.PreTrainedModel:
+        """Return the model with any weights."""
+        llama = transformers.LlamaConfig(**CONFIG, attn_implementation="eager")
+        experts = transformers.DeepseekV2Config(**COMMON, **EXPERTS, topk_method="greedy")
+        model = transformers.LlamaForCausalLM(llama)
+        for layer in model.model.layers[PUBLISHED["first_k_dense_replace"] :]:
+            layer.mlp = DeepseekV2Moe(experts)
+        return model
+
+    def save(self, model: transformers.PreTrainedModel, folder: Path) -> None:
+        """Write config.json and the weights, experts one by one."""
+        stored: dict[str, torch.Tensor] = {}
+        for name, x in model.state_dict().items():
+            block, found, matrix = name.partition("experts.")
+            if not found or "shared" in block:
+                stored[name] = x.contiguous()
+                continue
+            for expert, weights in enumerate(x):
+                parts = (
+                    {
+                        "gate_proj": weights[: len(weights) // 2],
+                        "up_proj": weights[len(weights) // 2 :],
+                    }
+                    if matrix == "gate_up_proj"
+                    else {matrix: weights}
+                )
+                for part, rows in parts.items():
+                    stored[f"{block}experts.{expert}.{part}.weight"] = rows.clone()
+        save_file(stored, folder / "model.safetensors", {"format": "pt"})
+        write_json(folder / "config.json", dict(sorted((CONFIG | EXPERTS | PUBLISHED).items())))
+
+    def load(self, folder: Path) -> transformers.PreTrainedModel:
+        """Return the model with the weights of a folder, in float32."""
+        stored = load_file(folder / "model.safetensors")
+        model = self.make()
+        found: dict[str, torch.Tensor] = {}
+        for name in model.state_dict():
+            block, is_stack, matrix = name.partition("experts.")
+            if not is_stack or "shared" in block:
+                found[name] = stored[name]
+                continue
+            parts = ("gate_proj", "up_proj") if matrix == "gate_up_proj" else (matrix,)
+            found[name] = torch.stack(
+                [
+                    torch.cat([stored[f"{block}experts.{n}.{part}.weight"] for part in parts])
+                    for n in range(EXPERTS["n_routed_experts"])
+                ]
+            )
+        model.load_state_dict(found)
+        return model.float()
+
+
+FAMILIES = {
+    "deepseek": Family(
+        transformers.LlamaConfig(**CONFIG), make_llama3_bpe, model=LlamaWithExperts(), draw=1
+    ),
+}
