@@ -184,8 +184,8 @@ IDLE = {
     ),
     "protected": (
         "role: output_norm, type: Q6_K",
-        "rule (role output_norm) takes no tensor: all it selects is F32 in every recipe"
-        " (one dimension)",
+        "rule (role output_norm) takes no tensor: all it selects has the same type in every"
+        " recipe (one dimension)",
     ),
 }
 

@@ -13,11 +13,15 @@ from dynquant.checkpoint.header import StoredTensor
 from dynquant.checkpoint.names import grouped
 from dynquant.checkpoint.safetensors import Checkpoint
 from dynquant.errors import ArchitectureError, CheckpointError
+from dynquant.quants.table import FLOATS, KEPT
 from dynquant.tensors import TensorSource
 from dynquant.transforms import stack
 
 HEAD = "lm_head.weight"
 """The tensor that checkpoints of tied models leave out; config.json may fail to say so."""
+
+TABLES = frozenset({"ffn_gate_tid2eid"})
+"""Roles of integer tables, which are looked up and not multiplied with."""
 
 _EXPERT = "{expert}"
 _CHUNK = 1 << 22
@@ -171,8 +175,17 @@ def _use(
         except CheckpointError as e:
             unusable += e.messages
             continue
+        role = TensorName.parse(want.name).role
+        kept = [s for n in want.stored if (s := stored[n]).dtype in KEPT]
+        if kept and role not in TABLES:
+            unusable += [
+                f"{t.path}: {t.name} is stored as {t.dtype}, which is not read as weights;"
+                f" {', '.join(FLOATS)} are"
+                for t in kept
+            ]
+            continue
         source = stack(parts) if want.is_stack else parts[0]
-        via = architecture.via.get(TensorName.parse(want.name).role)
+        via = architecture.via.get(role)
         tensors.append(ModelTensor(want.name, via(source) if via else source))
     return tensors, unusable
 

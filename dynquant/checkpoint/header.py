@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from dynquant.errors import CheckpointError
-from dynquant.quants.table import FLOATS
+from dynquant.quants.table import FLOATS, KEPT
 from dynquant.tensors import ShardFile, Stored
 
 MAX_HEADER = 100_000_000
@@ -57,8 +57,8 @@ class StoredTensor:
         return self.file.path
 
     def source(self) -> Stored:
-        """Return the rows as weights; raise CheckpointError for a dtype that is none of ours."""
-        stored = FLOATS.get(self.dtype)
+        """Return the rows in their own type; raise CheckpointError if GGUF has no such type."""
+        stored = (FLOATS | KEPT).get(self.dtype)
         if stored is None:
             raise CheckpointError(
                 f"{self.path}: {self.name} is stored as {self.dtype}, which is not read as weights;"

@@ -37,7 +37,7 @@ class QuantType:
 
     @property
     def is_float(self) -> bool:
-        """Whether every weight is stored alone, as a float: any row length fits."""
+        """Whether every weight is stored alone, as one number: any row length fits."""
         return self.block_size == 1
 
     def row_size(self, n_per_row: int) -> int:
@@ -112,6 +112,19 @@ ALL: dict[str, QuantType] = {name: _quant_type(name, description) for name, desc
 
 FLOATS = {name: ALL[name] for name in ("F32", "F16", "BF16")}
 """The types that checkpoints store weights in one by one; safetensors has the same names."""
+
+KEPT = {
+    name: _quant_type(name, description)
+    for name, description in (
+        ("I8", "8-bit integers"),
+        ("I16", "16-bit integers"),
+        ("I32", "32-bit integers: tables such as the experts of each token"),
+        ("I64", "64-bit integers"),
+        ("F64", "IEEE double precision"),
+    )
+}
+"""Types of GGUF that are copied and neither encoded nor decoded: a tensor that has one keeps it.
+safetensors has the same names."""
 
 
 def quant_type(name: str) -> QuantType:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from dynquant.arch.base import ModelTensor, TensorName
 from dynquant.errors import RecipeError
-from dynquant.quants.table import ALL, QuantType
+from dynquant.quants.table import ALL, KEPT, QuantType
 from dynquant.recipe.language import Recipe, Rule, name_pattern
 from dynquant.recipe.nodes import nearest
 
@@ -48,7 +48,8 @@ def assign(recipe: Recipe, tensors: Sequence[ModelTensor]) -> Assigned:
     refused: list[ModelTensor] = []
     for tensor in tensors:
         if reason := protection(tensor):
-            assignments[tensor.name] = Assignment(ALL["F32"], BUILT_IN + reason)
+            kept = KEPT.get(tensor.source.stored.name, ALL["F32"])
+            assignments[tensor.name] = Assignment(kept, BUILT_IN + reason)
             continue
         rule = next((r for r in recipe.rules if selects(r, tensor.parts, n_layers)), None)
         deciding[tensor.name] = rule
@@ -85,11 +86,14 @@ def count_layers(tensors: Sequence[ModelTensor]) -> int:
 
 
 def protection(tensor: ModelTensor) -> str | None:
-    """Return why a tensor stays F32 whatever the recipe says, or None where the recipe decides.
+    """Return why a tensor's type is not the recipe's, or None where the recipe decides.
 
     These are small, are used as numbers and not in matrix products, or decide what the rest
     computes; llama.cpp reads them as F32. The same tensors that llama-quantize leaves alone.
+    What no block type can be made of (KEPT) stays as it is stored.
     """
+    if tensor.source.stored.name in KEPT:
+        return "double precision" if tensor.source.stored.name == "F64" else "integers"
     if len(tensor.shape) < 2:
         return "one dimension"
     if not tensor.name.endswith(".weight"):
@@ -136,7 +140,7 @@ def _why_idle(
         return f"all it selects went to earlier rules ({', '.join(earlier)})"
     if takers:
         reasons = ", ".join(taker.removeprefix(BUILT_IN) for taker in takers)
-        return f"all it selects is F32 in every recipe ({reasons})"
+        return f"all it selects has the same type in every recipe ({reasons})"
     names = [t.parts for t in tensors]
     roles = {name.role for name in names}
     if rule.roles and roles.isdisjoint(rule.roles):
