@@ -68,16 +68,17 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-def load_model(folder: str | Path, *, pre: str | None = None) -> Model:
-    """Describe the model in a folder without reading its weights.
+def load_model(path: str | Path, *, pre: str | None = None) -> Model:
+    """Describe the model in a folder, or in a GGUF, without reading its weights.
 
-    pre: the pre-tokenizer's name in llama.cpp, where the tokenizer itself does not tell it
+    path: a folder with config.json and safetensors; a GGUF, of several shards any one
+    pre:  the pre-tokenizer's name in llama.cpp, where the tokenizer itself does not tell it
 
     Raises a kind of DynquantError with everything that stands in the way.
     """
     from dynquant.arch.load import load_model
 
-    return load_model(Path(folder), pre=pre)
+    return load_model(Path(path), pre=pre)
 
 
 def load_imatrix(path: str | Path) -> Imatrix:
@@ -97,6 +98,7 @@ def convert(
     recipe: str | Path | Recipe,
     imatrix: str | Path | Imatrix | None = None,
     effort: Effort = "normal",
+    allow_requantize: bool = False,
     threads: int | None = None,
     force: bool = False,
     pre: str | None = None,
@@ -105,10 +107,11 @@ def convert(
 ) -> Plan:
     """Convert a checkpoint to a GGUF file by a recipe, and return the plan it was made by.
 
-    model:    a folder with config.json and safetensors, or what `load_model` returned
+    model:    a folder with config.json and safetensors, a GGUF, or what `load_model` returned
     recipe:   the name of a shipped recipe, a YAML file, or what `load_recipe` returned
     imatrix:  an imatrix file of the model, or what `load_imatrix` returned; None weighs all alike
     effort:   how much the encoders search: "fast", "normal" or "best"
+    allow_requantize: let tensors that are quantized in a GGUF get another type
     threads:  worker threads; None takes one for each CPU; the output does not depend on it
     force:    replace `out` if it exists
     pre:      the pre-tokenizer's name in llama.cpp, where the tokenizer itself does not tell it
@@ -128,7 +131,14 @@ def convert(
         model = load_model(model, pre=pre)
     if isinstance(imatrix, (str, Path)):
         imatrix = load_imatrix(imatrix)
-    plan = make_plan(model, recipe, imatrix=imatrix, effort=effort, set_keys=set_keys)
+    plan = make_plan(
+        model,
+        recipe,
+        imatrix=imatrix,
+        effort=effort,
+        allow_requantize=allow_requantize,
+        set_keys=set_keys,
+    )
     report = tqdm_progress() if progress == "tqdm" else progress
     convert_plan(plan, Path(out), threads=threads, force=force, progress=report)
     return plan

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 
 from dynquant.keys import Keys
 from dynquant.tensors import TensorSource, n_rows
@@ -137,6 +138,8 @@ class Model:
                 for what a file changes that keeps the layers of `prediction`
     ignored:    stored tensors that the output leaves out, with the reason
     prediction: layers at the end of `tensors` that a file may leave out
+    files:      files that belong to the model, whether or not a tensor is read from them
+    is_gguf:    its tensors come from a GGUF, where those in blocks may have been rounded once
     """
 
     architecture: str
@@ -144,3 +147,5 @@ class Model:
     tensors: tuple[ModelTensor, ...]
     ignored: dict[str, str]
     prediction: Prediction | None = None
+    files: tuple[Path, ...] = ()
+    is_gguf: bool = False

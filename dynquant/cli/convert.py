@@ -15,6 +15,7 @@ from dynquant.cli.options import (
     ModelArgument,
     PreOption,
     RecipeOption,
+    RequantizeOption,
     SetOption,
     settings,
 )
@@ -28,6 +29,7 @@ def convert(
     recipe: RecipeOption,
     imatrix: ImatrixOption = None,
     effort: EffortOption = "normal",
+    allow_requantize: RequantizeOption = False,
     threads: Annotated[
         int | None,
         typer.Option(
@@ -62,6 +64,7 @@ def convert(
         load_recipe(recipe),
         imatrix=read_imatrix(imatrix) if imatrix else None,
         effort=effort,
+        allow_requantize=allow_requantize,
         set_keys=wanted,
     )
     for warning in plan.warnings:
