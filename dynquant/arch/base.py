@@ -14,7 +14,8 @@ from dynquant.tensors import TensorSource, n_rows
 Via = Callable[[TensorSource], TensorSource]
 """How rows change on their way from the checkpoint (transforms.py)."""
 
-_LAYERED = re.compile(r"blk\.(\d+)\.(.+)")
+_LAYERED = re.compile(r"(?:\w+\.)?blk\.(\d+)\.(.+)")
+"""Also of models in two parts: `enc.blk.3.ffn_down.weight`, `v.blk.3.attn_q.weight`."""
 
 
 @dataclass(frozen=True)
