@@ -69,17 +69,18 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-def load_model(folder: str | Path, *, pre: str | None = None, mla: Mla = "split") -> Model:
-    """Describe the model in a folder without reading its weights.
+def load_model(path: str | Path, *, pre: str | None = None, mla: Mla = "split") -> Model:
+    """Describe the model in a folder, or in a GGUF, without reading its weights.
 
-    pre: the pre-tokenizer's name in llama.cpp, where the tokenizer itself does not tell it
-    mla: how latent attention is stored: "split" as today, or "merged" as in files of early 2025
+    path: a folder with config.json and safetensors; a GGUF, of several shards any one
+    pre:  the pre-tokenizer's name in llama.cpp, where the tokenizer itself does not tell it
+    mla:  how latent attention is stored: "split" as today, or "merged" as in files of early 2025
 
     Raises a kind of DynquantError with everything that stands in the way.
     """
     from dynquant.arch.load import load_model
 
-    return load_model(Path(folder), pre=pre, mla=mla)
+    return load_model(Path(path), pre=pre, mla=mla)
 
 
 def load_imatrix(path: str | Path) -> Imatrix:
@@ -99,6 +100,7 @@ def convert(
     recipe: str | Path | Recipe,
     imatrix: str | Path | Imatrix | None = None,
     effort: Effort = "normal",
+    allow_requantize: bool = False,
     threads: int | None = None,
     force: bool = False,
     pre: str | None = None,
@@ -108,10 +110,11 @@ def convert(
 ) -> Plan:
     """Convert a checkpoint to a GGUF file by a recipe, and return the plan it was made by.
 
-    model:    a folder with config.json and safetensors, or what `load_model` returned
+    model:    a folder with config.json and safetensors, a GGUF, or what `load_model` returned
     recipe:   the name of a shipped recipe, a YAML file, or what `load_recipe` returned
     imatrix:  an imatrix file of the model, or what `load_imatrix` returned; None weighs all alike
     effort:   how much the encoders search: "fast", "normal" or "best"
+    allow_requantize: let tensors that are quantized in a GGUF get another type
     threads:  worker threads; None takes one for each CPU; the output does not depend on it
     force:    replace `out` if it exists
     pre:      the pre-tokenizer's name in llama.cpp, where the tokenizer itself does not tell it
@@ -132,7 +135,14 @@ def convert(
         model = load_model(model, pre=pre, mla=mla)
     if isinstance(imatrix, (str, Path)):
         imatrix = load_imatrix(imatrix)
-    plan = make_plan(model, recipe, imatrix=imatrix, effort=effort, set_keys=set_keys)
+    plan = make_plan(
+        model,
+        recipe,
+        imatrix=imatrix,
+        effort=effort,
+        allow_requantize=allow_requantize,
+        set_keys=set_keys,
+    )
     report = tqdm_progress() if progress == "tqdm" else progress
     convert_plan(plan, Path(out), threads=threads, force=force, progress=report)
     return plan

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,6 +24,41 @@ class KeyValue:
 
 
 Keys = dict[str, KeyValue]
+
+FORMATS = {
+    GGUFValueType.UINT8: "B",
+    GGUFValueType.INT8: "b",
+    GGUFValueType.UINT16: "H",
+    GGUFValueType.INT16: "h",
+    GGUFValueType.UINT32: "I",
+    GGUFValueType.INT32: "i",
+    GGUFValueType.FLOAT32: "f",
+    GGUFValueType.BOOL: "B",
+    GGUFValueType.UINT64: "Q",
+    GGUFValueType.INT64: "q",
+    GGUFValueType.FLOAT64: "d",
+}
+"""How struct packs a value of each type that has a size, little-endian."""
+
+
+def packed_text(text: str) -> bytes:
+    """Return a string as GGUF holds it: u64 length and bytes; surrogates are bytes of PEP 383."""
+    content = text.encode("utf-8", "surrogateescape")
+    return struct.pack("<Q", len(content)) + content
+
+
+def packed(key: KeyValue) -> bytes:
+    """Return a key's type and value as GGUF holds them; arrays may be empty."""
+    if key.sub_type is None or not isinstance(key.value, tuple):
+        return struct.pack("<I", key.type) + _packed_values((key.value,), key.type)
+    head = struct.pack("<IIQ", key.type, key.sub_type, len(key.value))
+    return head + _packed_values(key.value, key.sub_type)
+
+
+def _packed_values(values: tuple[object, ...], type_: GGUFValueType) -> bytes:
+    if type_ is GGUFValueType.STRING:
+        return b"".join(packed_text(str(v)) for v in values)
+    return struct.pack(f"<{len(values)}{FORMATS[type_]}", *values)
 
 
 def u32(value: int) -> KeyValue:

@@ -263,7 +263,7 @@ def test_a_stale_index_beside_the_single_file_is_refused(tmp_path: Path) -> None
     ("name", "advice"),
     [
         ("pytorch_model.bin", "convert it to safetensors first"),
-        ("tiny-Q4_K.gguf", "a GGUF is not a source yet"),
+        ("tiny-Q4_K.gguf", "give the name of that file to take it as the source"),
         ("adapter_model.safetensors", "merge it into its base model"),
         ("consolidated.00.pth", "convert it to safetensors first"),
         ("weights.safetensors", "one file must be named model.safetensors"),
@@ -293,9 +293,9 @@ def test_a_folder_without_config_is_refused(tmp_path: Path) -> None:
     assert "config.json: not found" in refusal(tmp_path)[0]
 
 
-def test_a_gguf_in_place_of_a_folder_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "m.gguf").write_bytes(b"GGUF")
-    assert "a GGUF is not a source yet" in refusal(tmp_path / "m.gguf")[0]
+def test_a_file_in_place_of_a_folder_is_refused(tmp_path: Path) -> None:
+    path = single(tmp_path, save(WEIGHTS)) / "model.safetensors"
+    assert "not a folder; give one with config.json" in refusal(path)[0]
 
 
 def test_names_that_differ_in_one_number_are_grouped() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter
 from gguf.quants import quantize
+from ggufs import SCALARS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,20 +18,6 @@ from dynquant.errors import CheckpointError
 from dynquant.keys import KeyValue
 from dynquant.quants import ALL
 
-SCALARS = {
-    GGUFValueType.UINT8: 255,
-    GGUFValueType.INT8: -128,
-    GGUFValueType.UINT16: 65535,
-    GGUFValueType.INT16: -32768,
-    GGUFValueType.UINT32: 2**32 - 1,
-    GGUFValueType.INT32: -(2**31),
-    GGUFValueType.FLOAT32: 0.5,
-    GGUFValueType.BOOL: True,
-    GGUFValueType.STRING: "Ġhé\n",
-    GGUFValueType.UINT64: 2**64 - 1,
-    GGUFValueType.INT64: -(2**63),
-    GGUFValueType.FLOAT64: 1e-300,
-}
 TYPES = ["F32", "F16", "BF16", "Q8_0", "Q4_0", "MXFP4", "TQ2_0"]
 
 

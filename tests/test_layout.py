@@ -9,7 +9,7 @@ import numpy as np
 from handmade import KEYS, computed_tensor, model, recipe, small_plan
 
 from dynquant.conversion.layout import lay_out
-from dynquant.keys import boolean, i32s
+from dynquant.keys import boolean, i32s, string, strings
 from dynquant.plan.plan import Plan, make_plan
 
 
@@ -30,6 +30,20 @@ def test_every_key_comes_back_with_its_type(tmp_path: Path) -> None:
         content = field.contents()
         assert (tuple(content) if isinstance(content, list) else content) == key.value
         assert field.types == [key.type] + ([key.sub_type] if key.sub_type is not None else [])
+
+
+def test_an_empty_array_is_written(tmp_path: Path) -> None:
+    plan = make_plan(model(), recipe(), set_keys={"x.none": strings([]), "x.list": i32s([1])})
+    found = read(plan, tmp_path / "x").fields
+    assert found["x.none"].parts[-1].tolist() == [0]
+    assert found["x.list"].contents() == [1]
+
+
+def test_bytes_that_are_no_utf8_are_written_as_they_are(tmp_path: Path) -> None:
+    cut = "né".encode()[:2]
+    keys = {"general.name": string(cut.decode("utf-8", "surrogateescape"))}
+    plan = make_plan(model(), recipe(), set_keys=keys)
+    assert bytes(read(plan, tmp_path / "x").fields["general.name"].parts[-1]) == cut
 
 
 def test_an_empty_text_is_written(tmp_path: Path) -> None:

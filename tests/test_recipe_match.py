@@ -149,6 +149,12 @@ def test_what_no_rule_takes_is_the_defaults():
         ("blk.0.attn_rot.scale", (8, 256), "not a weight"),
         ("blk.0.attn_q_norm.weight", (8, 256), "norm"),
         ("blk.0.ffn_gate_inp.weight", (8, 256), "router"),
+        ("blk.0.ssm_conv1d.weight", (64, 4), "small or no matrix"),
+        ("blk.0.time_mix_lerp_fused.weight", (5, 1, 1, 256), "small or no matrix"),
+        ("enc.blk.0.attn_rel_b.weight", (32, 8), "small or no matrix"),
+        ("v.patch_embd.weight", (64, 3, 14, 14), "small or no matrix"),
+        ("position_embd.weight", (64, 256), "small or no matrix"),
+        ("per_layer_model_proj.weight", (64, 256), "small or no matrix"),
     ],
 )
 def test_protected_tensor_is_f32_whatever_the_rules_say(
@@ -157,6 +163,13 @@ def test_protected_tensor_is_f32_whatever_the_rules_say(
     tensors = [*model(), ModelTensor(name, Unread(shape))]
     given = apply(rules("name: '*', type: Q6_K"), tensors).assignments[name]
     assert (given.type.name, given.rule) == ("F32", f"built-in: {why}")
+
+
+@pytest.mark.parametrize("part", ["enc", "dec", "v", "a"])
+def test_layers_of_a_model_in_two_parts_are_layers(part: str) -> None:
+    tensor = ModelTensor(f"{part}.blk.1.ffn_down.weight", Unread((8, 256)))
+    given = apply(rules("role: ffn_down, layers: 1, type: Q6_K"), [tensor]).assignments[tensor.name]
+    assert given.type.name == "Q6_K"
 
 
 IDLE = {

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 
 from dynquant.keys import Keys
 from dynquant.tensors import TensorSource, n_rows
@@ -13,7 +14,8 @@ from dynquant.tensors import TensorSource, n_rows
 Via = Callable[[TensorSource], TensorSource]
 """How rows change on their way from the checkpoint (transforms.py)."""
 
-_LAYERED = re.compile(r"blk\.(\d+)\.(.+)")
+_LAYERED = re.compile(r"(?:\w+\.)?blk\.(\d+)\.(.+)")
+"""Also of models in two parts: `enc.blk.3.ffn_down.weight`, `v.blk.3.attn_q.weight`."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,8 @@ class Model:
     ignored:    stored tensors that the output leaves out, with the reason
     prediction: layers that a file may leave out, among `tensors`
     deviations: what llama.cpp computes otherwise than the model's own code
+    files:      files that belong to the model, whether or not a tensor is read from them
+    is_gguf:    its tensors come from a GGUF, where those in blocks may have been rounded once
     """
 
     architecture: str
@@ -156,3 +160,5 @@ class Model:
     ignored: dict[str, str]
     prediction: Prediction | None = None
     deviations: tuple[str, ...] = ()
+    files: tuple[Path, ...] = ()
+    is_gguf: bool = False

@@ -1,4 +1,4 @@
-"""A folder becomes a Model: its family described, its tensors found, its keys written out."""
+"""A folder, or a GGUF, becomes a Model: its family described, its tensors and keys found."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from typing import Any, Literal, TypeVar, cast
 from dynquant.arch.base import Architecture, Model
 from dynquant.arch.families import families
 from dynquant.arch.gather import gather
+from dynquant.arch.gguf import load_gguf
 from dynquant.arch.metadata import general_keys
 from dynquant.checkpoint.safetensors import open_checkpoint
-from dynquant.errors import ArchitectureError, DynquantError
+from dynquant.errors import ArchitectureError, DynquantError, VocabError
 from dynquant.vocab import read_vocab
 
 T = TypeVar("T")
@@ -21,15 +22,39 @@ T = TypeVar("T")
 Mla = Literal["split", "merged"]
 
 
-def load_model(folder: Path, *, pre: str | None = None, mla: Mla = "split") -> Model:
-    """Describe the model in a folder without reading its weights.
+def load_model(path: Path, *, pre: str | None = None, mla: Mla = "split") -> Model:
+    """Describe the model in a folder, or in a GGUF, without reading its weights.
 
-    pre: llama.cpp's name of the pre-tokenizer, where it cannot be recognised
-    mla: how latent attention is stored: "split" as today, or "merged" as in files of early 2025
+    path: a folder with config.json and safetensors; a GGUF, of several shards any one
+    pre:  llama.cpp's name of the pre-tokenizer, where it cannot be recognised
+    mla:  how latent attention is stored: "split" as today, or "merged" as in files of early 2025
 
     Raises DynquantError with everything that stands in the way: CheckpointError for the files,
     ArchitectureError for the family, VocabError for the tokenizer, or all their messages.
     """
+    if _is_gguf(path):
+        if pre is not None:
+            raise VocabError(
+                f"{path}: a GGUF names its pre-tokenizer; leave out --pre, or change the name by"
+                f" --set tokenizer.ggml.pre={pre}"
+            )
+        if mla != "split":
+            raise ArchitectureError(
+                f"{path}: a GGUF keeps the layout that it has; leave out --mla {mla}, or give the"
+                " folder that it was made from"
+            )
+        return load_gguf(path)
+    return _of_folder(path, pre, mla)
+
+
+def _is_gguf(path: Path) -> bool:
+    """Whether to look for a GGUF; blobs of the Hub's cache have no suffix."""
+    if not path.exists():
+        return path.suffix == ".gguf"
+    return path.is_file() and path.suffix != ".safetensors"
+
+
+def _of_folder(folder: Path, pre: str | None, mla: Mla) -> Model:
     checkpoint = open_checkpoint(folder)
     where = str(folder / "config.json")
     architecture = describe(checkpoint.config, where)

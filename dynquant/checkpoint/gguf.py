@@ -22,7 +22,7 @@ from typing import BinaryIO
 from gguf import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGUFValueType
 
 from dynquant.errors import CheckpointError
-from dynquant.keys import Keys, KeyValue, Scalar
+from dynquant.keys import FORMATS, Keys, KeyValue, Scalar
 from dynquant.quants.table import ALL
 
 VERSIONS = (2, 3)
@@ -37,19 +37,6 @@ MAX_ITEMS = 1 << 24
 vocabulary in use. Below a large file's size, so that damage does not become memory."""
 
 _CHUNK = 1 << 20
-_FORMATS = {
-    GGUFValueType.UINT8: "B",
-    GGUFValueType.INT8: "b",
-    GGUFValueType.UINT16: "H",
-    GGUFValueType.INT16: "h",
-    GGUFValueType.UINT32: "I",
-    GGUFValueType.INT32: "i",
-    GGUFValueType.FLOAT32: "f",
-    GGUFValueType.BOOL: "B",
-    GGUFValueType.UINT64: "Q",
-    GGUFValueType.INT64: "q",
-    GGUFValueType.FLOAT64: "d",
-}
 _TYPES = {
     **{t.ggml_type: (t.name, t.block_size, t.type_size) for t in ALL.values()},
     **{int(t): (t.name, *sizes) for t, sizes in GGML_QUANT_SIZES.items()},
@@ -87,10 +74,14 @@ class GGUFFile:
 
 
 class _Cursor:
-    """A file read once from front to back, in chunks, and only where its size allows."""
+    """A file read once from front to back, in chunks, and only where its size allows.
 
-    def __init__(self, path: Path, file: BinaryIO) -> None:
+    others: what becomes of bytes in values that are not UTF-8, as in bytes.decode
+    """
+
+    def __init__(self, path: Path, file: BinaryIO, others: str) -> None:
         self.path = path
+        self.others = others
         self.file = file
         self.size = file.seek(0, 2)
         file.seek(0)
@@ -156,20 +147,22 @@ class _Cursor:
                     raise self.error(f"{what} has a string of {n - 8} bytes")
                 self.need(n, what)
                 end = self.at + n
-            found.append(self.buffer[self.at + 8 : end].decode("utf-8", "backslashreplace"))
+            found.append(self.buffer[self.at + 8 : end].decode("utf-8", self.others))
             self.at = end
         return tuple(found)
 
 
-def read_gguf(path: Path) -> GGUFFile:
+def read_gguf(path: Path, *, exact: bool = False) -> GGUFFile:
     """Read a GGUF file's keys and tensor table.
 
-    Bytes of a string value that are not UTF-8 become `\\xNN`: llama.cpp cuts some strings at a
-    byte. Raises CheckpointError with the file and the byte offset of what is wrong.
+    exact: bytes of a string value that are not UTF-8 (llama.cpp cuts some strings at a byte) become
+           surrogates, which `packed` makes bytes again; if not, `\\xNN`, which can be shown
+
+    Raises CheckpointError with the file and the byte offset of what is wrong.
     """
     try:
         with path.open("rb") as file:
-            return _read(_Cursor(path, file))
+            return _read(_Cursor(path, file, "surrogateescape" if exact else "backslashreplace"))
     except OSError as e:
         raise CheckpointError(f"{path}: cannot be read: {e.strerror}") from e
 
@@ -216,7 +209,7 @@ def _key(cursor: _Cursor, keys: Keys) -> tuple[str, KeyValue]:
     type_ = _type(cursor, name)
     if type_ is not GGUFValueType.ARRAY:
         if type_ is GGUFValueType.STRING:
-            return name, KeyValue(cursor.text(name, MAX_ITEMS, "backslashreplace"), type_)
+            return name, KeyValue(cursor.text(name, MAX_ITEMS, cursor.others), type_)
         return name, KeyValue(_numbers(cursor, 1, type_, name)[0], type_)
     sub_type = _type(cursor, name)
     count = cursor.count("Q", f"the length of {name}")
@@ -238,7 +231,7 @@ def _type(cursor: _Cursor, name: str) -> GGUFValueType:
 
 
 def _numbers(cursor: _Cursor, count: int, type_: GGUFValueType, what: str) -> tuple[Scalar, ...]:
-    found = cursor.numbers(count, _FORMATS[type_], what)
+    found = cursor.numbers(count, FORMATS[type_], what)
     if type_ is not GGUFValueType.BOOL:
         return found
     if any(v not in (0, 1) for v in found):

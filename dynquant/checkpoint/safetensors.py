@@ -20,7 +20,7 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
 _NOT_READ = (
-    ("*.gguf", "a GGUF is not a source yet; give the folder it was made from"),
+    ("*.gguf", "give the name of that file to take it as the source"),
     ("adapter_model.safetensors", "that is an adapter; merge it into its base model first"),
     ("consolidated*.safetensors", "that is Mistral's own layout; take the one for transformers"),
     ("pytorch_model*.bin", "convert it to safetensors first"),
@@ -49,9 +49,8 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     Raises CheckpointError with everything that is missing, contradictory or damaged.
     """
     if not folder.is_dir():
-        kind = "a GGUF is not a source yet" if folder.suffix == ".gguf" else "not a folder"
         raise CheckpointError(
-            f"{folder}: {kind}; give a folder with config.json and safetensors files"
+            f"{folder}: not a folder; give one with config.json and safetensors files, or a GGUF"
         )
     problems: list[str] = []
     config: dict[str, Any] = {}

@@ -16,6 +16,7 @@ from dynquant.cli.options import (
     ModelArgument,
     PreOption,
     RecipeOption,
+    RequantizeOption,
     SetOption,
     settings,
 )
@@ -29,6 +30,7 @@ def convert(
     recipe: RecipeOption,
     imatrix: ImatrixOption = None,
     effort: EffortOption = "normal",
+    allow_requantize: RequantizeOption = False,
     threads: Annotated[
         int | None,
         typer.Option(
@@ -64,6 +66,7 @@ def convert(
         load_recipe(recipe),
         imatrix=read_imatrix(imatrix) if imatrix else None,
         effort=effort,
+        allow_requantize=allow_requantize,
         set_keys=wanted,
     )
     for warning in plan.warnings:

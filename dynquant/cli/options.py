@@ -9,7 +9,10 @@ import typer
 
 ModelArgument = Annotated[
     Path,
-    typer.Argument(metavar="MODEL", help="Folder with config.json and safetensors."),
+    typer.Argument(
+        metavar="MODEL",
+        help="Folder with config.json and safetensors, or a GGUF (of shards, any one).",
+    ),
 ]
 RecipeOption = Annotated[
     str,
@@ -29,6 +32,13 @@ ImatrixOption = Annotated[
 EffortOption = Annotated[
     Literal["fast", "normal", "best"],
     typer.Option("--effort", help="How much the encoders search; the format is the same."),
+]
+RequantizeOption = Annotated[
+    bool,
+    typer.Option(
+        "--allow-requantize",
+        help="Let tensors that are quantized in a GGUF get another type; they lose twice.",
+    ),
 ]
 PreOption = Annotated[
     str | None,

@@ -11,6 +11,7 @@ from dynquant.cli.options import (
     ModelArgument,
     PreOption,
     RecipeOption,
+    RequantizeOption,
     SetOption,
     settings,
 )
@@ -21,6 +22,7 @@ def plan(
     recipe: RecipeOption,
     imatrix: ImatrixOption = None,
     effort: EffortOption = "normal",
+    allow_requantize: RequantizeOption = False,
     json: JsonOption = False,
     set_keys: SetOption = None,
     pre: PreOption = None,
@@ -40,6 +42,7 @@ def plan(
         load_recipe(recipe),
         imatrix=read_imatrix(imatrix) if imatrix else None,
         effort=effort,
+        allow_requantize=allow_requantize,
         set_keys=wanted,
     )
     for warning in made.warnings:

@@ -108,7 +108,10 @@ def _jobs(plan: Plan, chunk_bytes: int) -> Iterator[_Job]:
         importance = plan.importance.get(tensor.name)
         rows = n_rows(tensor.shape)
         together = rows if importance is None else rows // importance.n_matrices
-        step = max(1, chunk_bytes // row_bytes(source))
+        # Blocks that change their type are F32 on the way, which may be twenty times as long.
+        is_decoded = not (source.stored.is_float or source.stored == tensor.type)
+        row = 4 * tensor.n_per_row if is_decoded else row_bytes(source)
+        step = max(1, chunk_bytes // row)
         for matrix, first in enumerate(range(0, rows, together)):
             end = first + together
             for start in range(first, end, step):

@@ -10,6 +10,7 @@ import numpy as np
 from gguf import GGUFWriter
 from gguf.gguf_writer import WriterState
 
+from dynquant.keys import packed, packed_text
 from dynquant.plan.plan import Plan, TensorPlan, padded
 
 
@@ -30,12 +31,11 @@ class Layout:
 
 
 def lay_out(plan: Plan) -> Layout:
-    """Return the layout of a plan's file. The `gguf` package packs the keys and the table."""
+    """Return the layout of a plan's file. The `gguf` package packs the header and the table."""
     writer = GGUFWriter(None, plan.architecture)
     # The writer begins with an architecture key of its own; the plan's keys are complete.
     writer.kv_data[0].clear()
-    for name, key in plan.keys.items():
-        # Not add_string or add_array: those skip empty values without a word.
+    for name, key in plan.keys.items():  # only to be counted
         writer.add_key_value(name, key.value, key.type, key.sub_type)
     for t in plan.tensors:
         writer.add_tensor_info(
@@ -46,7 +46,9 @@ def lay_out(plan: Plan) -> Layout:
     writer.fout = [cast(Any, file)]
     writer.state = WriterState.EMPTY
     writer.write_header_to_file()
-    writer.write_kv_data_to_file()
+    # The writer has no empty arrays, nor strings whose bytes are not UTF-8; a GGUF may bring both.
+    file.write(b"".join(packed_text(name) + packed(key) for name, key in plan.keys.items()))
+    writer.state = WriterState.KV_DATA
     writer.write_ti_data_to_file()
     header = file.getvalue()
     header += bytes(padded(len(header)) - len(header))

@@ -172,9 +172,8 @@ def _source(plan: Plan, path: Path) -> str | None:
         return None
     if not stat.S_ISREG(there.st_mode):
         return None
-    reads = dict.fromkeys(
-        (p for t in plan.sources.values() for p in _files(t.source)), "a file of the model itself"
-    )
+    files = (*plan.files, *(p for t in plan.sources.values() for p in _files(t.source)))
+    reads = dict.fromkeys(files, "a file of the model itself")
     if plan.imatrix:
         reads[plan.imatrix.path] = "the imatrix"
     same = (what for p, what in reads.items() if p.exists() and os.path.samestat(p.stat(), there))

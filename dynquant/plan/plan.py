@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from math import prod
+from pathlib import Path
 from typing import Any
 
 from gguf import GGML_QUANT_VERSION, GGUF_DEFAULT_ALIGNMENT, LlamaFileType
 
 from dynquant.arch.base import Model, ModelTensor
-from dynquant.checkpoint.names import grouped
 from dynquant.errors import DynquantError, ImportanceError, PlanError, RecipeError
-from dynquant.importance.audit import Importance, audit, gaps, missing
+from dynquant.importance.audit import Importance, audit, gaps
 from dynquant.importance.imatrix import Imatrix
 from dynquant.keys import Keys, KeyValue, string, u32
+from dynquant.plan.checks import (
+    changing,
+    importance_problems,
+    is_copied,
+    requantized,
+    tensor_problems,
+)
 from dynquant.plan.prediction import own_layers, settle_prediction
 from dynquant.plan.settings import apply_settings, key_problems
 from dynquant.quants.search import EFFORTS, Effort
@@ -27,12 +34,6 @@ from dynquant.recipe.match import Assigned, assign
 
 ALIGNMENT = GGUF_DEFAULT_ALIGNMENT
 """Bytes that every tensor's offset is a multiple of: GGUF's default, which needs no key."""
-
-MAX_NAME_BYTES = 63
-"""ggml keeps a tensor's name in 64 bytes, one of them the closing zero (GGML_MAX_NAME)."""
-
-MAX_DIMS = 4
-"""ggml's limit of dimensions (GGML_MAX_DIMS)."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ class Plan:
 
     sources:    the rows of each tensor, by its name
     ignored:    stored tensors that the output leaves out, with the reason
+    files:      files of the model that must not be written, besides those of `sources`
     importance: what each encoder is to know of the input channels, by tensor, from the imatrix
     effort:     how much the encoders search
     prediction: layers among the tensors that predict further ahead
@@ -86,6 +88,7 @@ class Plan:
     sources: dict[str, ModelTensor] = field(repr=False)
     warnings: tuple[str, ...] = ()
     ignored: Mapping[str, str] = field(default_factory=dict[str, str])
+    files: tuple[Path, ...] = ()
     imatrix: Imatrix | None = None
     importance: Mapping[str, Importance] = field(default_factory=dict[str, Importance], repr=False)
     effort: Effort = "normal"
@@ -94,7 +97,11 @@ class Plan:
     @property
     def unweighed(self) -> tuple[str, ...]:
         """Names of the tensors whose encoder weighs all channels alike."""
-        return tuple(t.name for t in self.tensors if not (t.type.is_float or t.importance))
+        return tuple(
+            t.name
+            for t in self.tensors
+            if not (t.type.is_float or t.importance or is_copied(self.sources[t.name], t.type))
+        )
 
     @property
     def n_weights(self) -> int:
@@ -133,23 +140,25 @@ def make_plan(
     *,
     imatrix: Imatrix | None = None,
     effort: Effort = "normal",
+    allow_requantize: bool = False,
     set_keys: Mapping[str, KeyValue | str] | None = None,
 ) -> Plan:
     """Resolve a recipe for a model into the plan of one GGUF file.
 
     imatrix:  what weighs the errors of the encoders; without one, all channels weigh alike
     effort:   how much the encoders search: "fast", "normal" or "best"
+    allow_requantize: let tensors that are blocks in a GGUF become blocks of another type
     set_keys: keys to change or to add; text is read as `--set KEY=VALUE` reads it, in the type
               that the key has already
 
     Raises RecipeError if the recipe does not fit the model, ImportanceError if the imatrix is
     another model's, PlanError for names, shapes and keys that GGUF cannot hold, for types of too
-    few bits to do without importance, and where more than one of these is the case; all messages
-    at once.
+    few bits to do without importance, for weights that were quantized already, and where more than
+    one of these is the case; all messages at once.
     """
     model = settle_prediction(model, keep=recipe.keeps_prediction)
     misfits: list[DynquantError] = []
-    problems = _tensor_problems(model.tensors)
+    problems = tensor_problems(model.tensors)
     if effort not in EFFORTS:
         problems.append(f"{effort!r} is not an effort; take one of {', '.join(EFFORTS)}")
     assigned = Assigned({}, ())
@@ -159,12 +168,15 @@ def make_plan(
         assigned = assign(recipe, model.tensors, own_layers(model))
     except RecipeError as e:
         misfits.append(e)
+    changed = changing(model.tensors, assigned)
+    quantized = [n for n, chosen in changed.items() if not chosen.type.is_float]
+    if not allow_requantize:
+        problems += requantized(model, changed)
     try:
         known, warnings = audit(imatrix, model.tensors) if imatrix else (known, warnings)
-        problems += _importance_problems(assigned, imatrix, known)
+        problems += importance_problems(changed, imatrix, known)
     except ImportanceError as e:
         misfits.append(e)
-    quantized = [n for n, chosen in assigned.assignments.items() if not chosen.type.is_float]
     importance = {name: known[name] for name in quantized if name in known}
     weights: Counter[QuantType] = Counter()
     for t in model.tensors:
@@ -186,53 +198,12 @@ def make_plan(
         sources={t.name: t for t in model.tensors},
         warnings=(*model.deviations, *assigned.warnings, *warnings),
         ignored=model.ignored,
+        files=model.files,
         imatrix=imatrix,
         importance=importance,
         effort=effort,
         prediction=model.prediction.layers if model.prediction else range(0),
     )
-
-
-def _tensor_problems(tensors: tuple[ModelTensor, ...]) -> list[str]:
-    problems = [] if tensors else ["the model has no tensors; there is nothing to write"]
-    for name, count in Counter(t.name for t in tensors).items():
-        if count > 1:
-            problems.append(f"tensor {name!r} is there {count} times; names must differ")
-    for t in tensors:
-        if (n_bytes := len(t.name.encode())) > MAX_NAME_BYTES:
-            problems.append(
-                f"tensor {t.name!r}: the name has {n_bytes} bytes, llama.cpp reads names of at"
-                f" most {MAX_NAME_BYTES}"
-            )
-        if not 1 <= len(t.shape) <= MAX_DIMS:
-            problems.append(
-                f"tensor {t.name!r}: shape {t.shape} has {len(t.shape)} dimensions, GGUF holds 1 to"
-                f" {MAX_DIMS}"
-            )
-        elif min(t.shape) < 1:
-            problems.append(f"tensor {t.name!r}: shape {t.shape} has no weights")
-    return problems
-
-
-def _importance_problems(
-    assigned: Assigned, imatrix: Imatrix | None, known: Mapping[str, Importance]
-) -> Iterator[str]:
-    """Say, for each rule, which tensors get a type that needs the importance they do not have."""
-    groups: dict[tuple[str, str], list[str]] = {}
-    needing = [n for n, chosen in assigned.assignments.items() if chosen.type.needs_importance]
-    for name in missing(needing, known):
-        chosen = assigned.assignments[name]
-        groups.setdefault((chosen.rule, chosen.type.name), []).append(name)
-    has, remedy = (
-        (f"{imatrix.path} has", "give an imatrix that covers them")
-        if imatrix
-        else ("there is", "give the model's imatrix (--imatrix FILE)")
-    )
-    for (rule, type_name), names in groups.items():
-        yield (
-            f"{rule}: {type_name} needs importance, and {has} none for"
-            f" {', '.join(grouped(names))}; {remedy}, or take another type"
-        )
 
 
 def _lay_out(
@@ -304,10 +275,9 @@ def _quantizer_keys(
 
 def _with_ours(model_keys: Keys, ours: Keys) -> Keys:
     """Return the file's keys; what the quantizer says comes before tokenizer.*, as in llama.cpp."""
-    theirs = {k: v for k, v in model_keys.items() if k not in ours}
-    before = {k: v for k, v in theirs.items() if not k.startswith("tokenizer.")}
-    after = {k: v for k, v in theirs.items() if k.startswith("tokenizer.")}
-    return before | ours | after
+    theirs = [(k, v) for k, v in model_keys.items() if k not in ours]
+    first = next((i for i, (k, _) in enumerate(theirs) if k.startswith("tokenizer.")), len(theirs))
+    return dict(theirs[:first]) | ours | dict(theirs[first:])
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:

@@ -8,20 +8,8 @@ from collections.abc import Mapping
 
 from gguf import GGUFValueType
 
-from dynquant.keys import Keys, KeyValue, Scalar
+from dynquant.keys import FORMATS, Keys, KeyValue, Scalar
 
-_FORMATS = {
-    GGUFValueType.UINT8: "B",
-    GGUFValueType.INT8: "b",
-    GGUFValueType.UINT16: "H",
-    GGUFValueType.INT16: "h",
-    GGUFValueType.UINT32: "I",
-    GGUFValueType.INT32: "i",
-    GGUFValueType.UINT64: "Q",
-    GGUFValueType.INT64: "q",
-    GGUFValueType.FLOAT32: "f",
-    GGUFValueType.FLOAT64: "d",
-}
 _FLOATS = (GGUFValueType.FLOAT32, GGUFValueType.FLOAT64)
 _INTEGER = re.compile(r"[+-]?[0-9]+")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
@@ -112,10 +100,10 @@ def _scalars_fit(values: tuple[Scalar, ...], type_: GGUFValueType) -> bool:
         return all(isinstance(v, str) for v in values)
     if type_ is GGUFValueType.BOOL:
         return all(isinstance(v, bool) for v in values)
-    if type_ not in _FORMATS:
+    if type_ not in FORMATS:
         return False
     try:
-        struct.pack(f"<{len(values)}{_FORMATS[type_]}", *values)
+        struct.pack(f"<{len(values)}{FORMATS[type_]}", *values)
     except (struct.error, OverflowError):
         return False
     return True
@@ -127,9 +115,7 @@ def key_problems(keys: Keys) -> list[str]:
     for name, key in keys.items():
         if key.type is GGUFValueType.ARRAY:
             values = key.value if isinstance(key.value, tuple) else ()
-            if not values:
-                problems.append(f"key {name!r} is an empty array; leave it out")
-            elif key.sub_type is None or not _scalars_fit(values, key.sub_type):
+            if key.sub_type is None or not _scalars_fit(values, key.sub_type):
                 kind = key.sub_type.name if key.sub_type else "array"
                 problems.append(f"key {name!r} has values that are no {kind}")
         elif isinstance(key.value, tuple) or not _scalars_fit((key.value,), key.type):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,22 @@ from dynquant.recipe.language import Recipe, Rule, name_pattern
 from dynquant.recipe.nodes import nearest
 
 BUILT_IN = "built-in: "
+
+_SMALL = re.compile(
+    # positions, token types and relative positions: rows that are added, not multiplied
+    r"(position_embd|token_types)\.weight|.*(attn_rel_b\.weight|\.position_embd|\.rel_pos).*"
+    # convolutions over time, patches and images, whose kernels no block divides
+    r"|.*(ssm_conv1d|shortconv\.conv\.weight|\.patch_embd|\.patch_merger).*"
+    r"|.*(sam\.pos_embd|sam\.neck\.|sam\.net_).*"
+    # mixtures of Gemma 3n, of a few rows; what RWKV adds to its states; an indexer's projections
+    r"|.*(altup|laurel|per_layer_model_proj).*"
+    r"|.*time_mix_(first|[wva][0-2]|g[12]|decay_w[12]|lerp_fused)\.weight"
+    r"|.*indexer\.[qk]_proj\.weight"
+    # codebooks of sound
+    r"|.*(a\.rvq\.codebook|mm\.a\.code_embd).*"
+)
+"""Names of tensors that llama-quantize leaves alone in every model (tensor_allows_quantization in
+llama-quant.cpp): a GGUF source may be of any architecture."""
 
 
 @dataclass(frozen=True)
@@ -104,8 +121,8 @@ def protection(tensor: ModelTensor) -> str | None:
         return "norm"
     if tensor.parts.role in ("ffn_gate_inp", "ffn_gate_inp_shexp"):
         return "router"
-    if tensor.parts.role == "ssm_conv1d":
-        return "convolution"
+    if _SMALL.fullmatch(tensor.name):
+        return "small or no matrix"
     return None
 
 

@@ -32,9 +32,9 @@ def gigabytes(n_bytes: int) -> str:
 
 
 def ranges(numbers: Iterable[int]) -> str:
-    """Return sorted numbers as people write them: 0-3,5,8-9."""
+    """Return numbers as people write them, each once: 0-3,5,8-9."""
     parts: list[str] = []
-    for _, run in groupby(enumerate(sorted(numbers)), key=lambda p: p[1] - p[0]):
+    for _, run in groupby(enumerate(sorted(set(numbers))), key=lambda p: p[1] - p[0]):
         members = [n for _, n in run]
         ends = (members[0],) if len(members) == 1 else (members[0], members[-1])
         parts.append("-".join(map(str, ends)))
@@ -94,7 +94,7 @@ def tensor_table(tensors: Sequence[tuple[_Sized, str]]) -> Table:
 
 
 def _without_layer(parts: TensorName) -> str:
-    return parts.name if parts.layer is None else parts.name.split(".", 2)[2]
+    return parts.name.partition(f"blk.{parts.layer}.")[2] or parts.name
 
 
 def plan_tables(plan: Plan, file_bytes: int) -> RenderableType:

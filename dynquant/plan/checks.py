@@ -1,0 +1,92 @@
+"""What a plan is refused for, all of it at once: names, shapes, weights rounded once already."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+
+from dynquant.arch.base import Model, ModelTensor
+from dynquant.checkpoint.names import grouped
+from dynquant.importance.audit import Importance, missing
+from dynquant.importance.imatrix import Imatrix
+from dynquant.quants.table import QuantType
+from dynquant.recipe.match import Assigned, Assignment
+
+MAX_NAME_BYTES = 63
+"""ggml keeps a tensor's name in 64 bytes, one of them the closing zero (GGML_MAX_NAME)."""
+
+MAX_DIMS = 4
+"""ggml's limit of dimensions (GGML_MAX_DIMS)."""
+
+
+def is_copied(tensor: ModelTensor, qtype: QuantType) -> bool:
+    """Whether a tensor has the type already, so that its bytes are taken as they are."""
+    return tensor.source.stored == qtype
+
+
+def changing(tensors: tuple[ModelTensor, ...], assigned: Assigned) -> dict[str, Assignment]:
+    """Return the assignments of the tensors that change their type."""
+    found = [(t, assigned.assignments.get(t.name)) for t in tensors]
+    return {t.name: chosen for t, chosen in found if chosen and not is_copied(t, chosen.type)}
+
+
+def tensor_problems(tensors: tuple[ModelTensor, ...]) -> list[str]:
+    """Say which names and shapes GGUF cannot hold."""
+    problems = [] if tensors else ["the model has no tensors; there is nothing to write"]
+    for name, count in Counter(t.name for t in tensors).items():
+        if count > 1:
+            problems.append(f"tensor {name!r} is there {count} times; names must differ")
+    for t in tensors:
+        if (n_bytes := len(t.name.encode())) > MAX_NAME_BYTES:
+            problems.append(
+                f"tensor {t.name!r}: the name has {n_bytes} bytes, llama.cpp reads names of at"
+                f" most {MAX_NAME_BYTES}"
+            )
+        if not 1 <= len(t.shape) <= MAX_DIMS:
+            problems.append(
+                f"tensor {t.name!r}: shape {t.shape} has {len(t.shape)} dimensions, GGUF holds 1 to"
+                f" {MAX_DIMS}"
+            )
+        elif min(t.shape) < 1:
+            problems.append(f"tensor {t.name!r}: shape {t.shape} has no weights")
+    return problems
+
+
+def requantized(model: Model, changed: Mapping[str, Assignment]) -> Iterator[str]:
+    """Say, for each rule, which blocks of a GGUF would become something else.
+
+    Weights that are rounded twice are farther off than those that are rounded once.
+    """
+    groups: dict[tuple[str, str, str], list[str]] = {}
+    for t in model.tensors if model.is_gguf else ():
+        if t.name in changed and not t.source.stored.is_float:
+            chosen = changed[t.name]
+            key = (chosen.rule, chosen.type.name, t.source.stored.name)
+            groups.setdefault(key, []).append(t.name)
+    for (rule, wanted, stored), names in groups.items():
+        yield (
+            f"{rule}: {wanted} of weights that are {stored} already:"
+            f" {', '.join(grouped(names))}; take a GGUF in F16, BF16 or F32, or allow the loss"
+            " (--allow-requantize)"
+        )
+
+
+def importance_problems(
+    changed: Mapping[str, Assignment], imatrix: Imatrix | None, known: Mapping[str, Importance]
+) -> Iterator[str]:
+    """Say, for each rule, which tensors get a type that needs the importance they do not have."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    needing = [n for n, chosen in changed.items() if chosen.type.needs_importance]
+    for name in missing(needing, known):
+        chosen = changed[name]
+        groups.setdefault((chosen.rule, chosen.type.name), []).append(name)
+    has, remedy = (
+        (f"{imatrix.path} has", "give an imatrix that covers them")
+        if imatrix
+        else ("there is", "give the model's imatrix (--imatrix FILE)")
+    )
+    for (rule, type_name), names in groups.items():
+        yield (
+            f"{rule}: {type_name} needs importance, and {has} none for"
+            f" {', '.join(grouped(names))}; {remedy}, or take another type"
+        )
