@@ -20,6 +20,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,10 +63,13 @@ def run(command: list[str], output: Path) -> Run:
     return Run(wall, cpu, usage.ru_maxrss * 1024, output.stat().st_size)
 
 
-def ours(model: Path, output: Path, recipe: str, threads: int) -> list[Run]:
-    """Convert with dynquant, in one step."""
+def ours(
+    model: Path, output: Path, recipe: str, threads: int, more: Sequence[str] = ()
+) -> list[Run]:
+    """Convert with dynquant, in one step; more: options for it."""
     command = [sys.executable, "-m", "dynquant.cli", "convert", str(model), "-o", str(output)]
-    return [run([*command, "--recipe", recipe, "--threads", str(threads), "--force"], output)]
+    command += ["--recipe", recipe, "--threads", str(threads), "--force", *more]
+    return [run(command, output)]
 
 
 def peers(model: Path, folder: Path, tree: Path, ftype: str, threads: int) -> list[Run]:

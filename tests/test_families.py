@@ -15,7 +15,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from agreement import F32, F32_TOLERANCE, FAMILIES, Reference, load_reference, max_difference
+from agreement import (
+    F32,
+    F32_TOLERANCE,
+    FAMILIES,
+    Reference,
+    divergence,
+    load_reference,
+    max_difference,
+)
 
 import dynquant
 from dynquant.arch.families import families
@@ -49,6 +57,18 @@ def test_log_probabilities_of_the_f32_file_equal_transformers(family: str, tmp_p
     reference = load_reference(family)
     ours = log_probabilities(reference, reference.folder, tmp_path / "f32.gguf")
     assert max_difference(reference.log_probabilities, ours) < F32_TOLERANCE
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_mixed_recipe_loads_and_answers(family: str, tmp_path: Path) -> None:
+    reference, out = load_reference(family), tmp_path / "mixed.gguf"
+    plan = dynquant.convert(reference.folder, out, recipe="dynamic-4bit", threads=2)
+    assert len(plan.type_counts) > 1
+    found = llamacpp.log_probabilities(out, reference.prompts)
+    uniform = np.full_like(found, -np.log(found.shape[1]))
+    assert divergence(reference.log_probabilities, found) < divergence(
+        reference.log_probabilities, uniform
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
