@@ -4,9 +4,9 @@
     python scripts/bench_r1.py FOLDER [--threads N]
 
 Converts FOLDER with the types of recipes/deepseek-r1-iq1_s.yaml, all routed experts in IQ1_S (the
-six layers that have more bits are not among so few), and reckons from it, weight by weight, what the
-whole model takes; routed experts are 97.4% of that and less of this. Beside it ggml's IQ1_S alone in
-the same run, from weights in memory: no reading, no decoding, no intermediate file.
+six layers that have more bits are not among so few), and reckons from it, weight by weight, what
+the whole model takes; routed experts are 97.4% of that and less of this. Beside it ggml's IQ1_S
+alone in the same run, from weights in memory: no reading, no decoding, no intermediate file.
 """
 
 from __future__ import annotations

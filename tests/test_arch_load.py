@@ -255,10 +255,6 @@ BAD_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "none": ({"architectures": None}, "names no architectures"),
     "not a list": ({"architectures": "LlamaForCausalLM"}, "names no architectures"),
     "not a name": ({"architectures": [["LlamaForCausalLM"]]}, "names no architectures"),
-    "quantized": (
-        {"quantization_config": {"quant_method": "fp8"}},
-        r"quantization_config \(fp8\): quantized checkpoints are not read yet",
-    ),
     "near": (
         {"architectures": ["Qwen9ForCausalLM"]},
         "'Qwen9ForCausalLM' is not known; near it are Qwen[0-9]ForCausalLM.*convert_hf_to_gguf",
