@@ -1,16 +1,12 @@
-"""Tokenizers of other kinds for scripts/make_references.py: Gemma's, T5's, XLM-R's and BERT's."""
+"""Tokenizers in tokenizer.json of other kinds for make_references.py: SentencePiece, WordPiece."""
 
 from __future__ import annotations
 
-import base64
-import contextlib
-import io
 import json
-import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import sentencepiece
 from reference_tokenizers import PROSE, Encode, write_json
 from tokenizers import (
     AddedToken,
@@ -91,7 +87,7 @@ def save_spm_json(
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{first} $A", pair=f"{first} $A {first}:1 $B:1", special_tokens=[(first, bos)]
     )
-    tokenizer.save(str(folder / "tokenizer.json"))
+    tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
     return tokenizer
 
 
@@ -196,26 +192,44 @@ def make_spm_json(folder: Path, vocab_size: int = 448) -> Encode:
     return lambda text: tokenizer.encode(text).ids
 
 
+def frequent_pieces(normalizer: normalizers.Normalizer, n: int) -> list[str]:
+    """Return `n` pieces of the words of the prose: all letters, then what saves most letters.
+
+    The wheel's WordPiece trainer gives another vocabulary every time.
+    """
+    split = pre_tokenizers.BertPreTokenizer().pre_tokenize_str
+    counts: Counter[str] = Counter()
+    for text in PROSE:
+        for word, _ in split(normalizer.normalize_str(text)):
+            for start in range(len(word)):
+                inside = "##" if start else ""
+                counts.update(inside + word[start:end] for end in range(start + 1, len(word) + 1))
+
+    def saved(piece: str) -> tuple[int, str]:
+        letters = len(piece.removeprefix("##"))
+        return (-(letters - 1) * counts[piece] if letters > 1 else -(10**9), piece)
+
+    return sorted(counts, key=saved)[:n]
+
+
 def make_wordpiece(folder: Path, vocab_size: int = 448, *, lowercase: bool = True) -> Encode:
     """BERT: words apart, capitals and accents gone if `lowercase`, [CLS] before, [SEP] after."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    pieces = frequent_pieces(normalizer, vocab_size - len(special))
+    vocab = {text: i for i, text in enumerate(special + pieces)}
+    tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizer
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[AddedToken(t, normalized=False) for t in special],
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(PROSE, trainer)
+    tokenizer.add_special_tokens([AddedToken(text, normalized=False) for text in special])
     cls, sep = (tokenizer.token_to_id(t) for t in ("[CLS]", "[SEP]"))
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
         special_tokens=[("[CLS]", cls), ("[SEP]", sep)],
     )
-    tokenizer.save(str(folder / "tokenizer.json"))
+    tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
     texts = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     (folder / "vocab.txt").write_text("".join(f"{text}\n" for text, _ in texts), "utf-8")
     write_json(
@@ -234,91 +248,4 @@ def make_wordpiece(folder: Path, vocab_size: int = 448, *, lowercase: bool = Tru
             "unk_token": "[UNK]",
         },
     )
-    return lambda text: tokenizer.encode(text).ids
-
-
-# What the small table of replacements does, for a T5's and XLM-R's of many thousand entries: white
-# space and wide letters become plain ones, ligatures and signs fall apart.
-REPLACEMENTS = {
-    **dict.fromkeys("\t\n\r\u00a0\u3000", " "),
-    **{chr(0xFEE0 + code): chr(code) for code in range(0x21, 0x7F)},
-    "\ufb01": "fi",
-    "\u2122": "TM",
-    "\u00bd": "1\u20442",
-    "\u2026": "...",
-}
-
-
-def train_unigram(vocab_size: int, **ids: int) -> bytes:
-    """Train a SentencePiece unigram model with a table of replacements, and return it."""
-    rules = "".join(
-        f"{ord(a):X}\t{' '.join(f'{ord(c):X}' for c in b)}\n" for a, b in REPLACEMENTS.items()
-    )
-    model = io.BytesIO()
-    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-        Path("rules.tsv").write_text(rules, "utf-8")  # a relative name: the model notes it
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(PROSE),
-            model_writer=model,
-            model_type="unigram",
-            vocab_size=vocab_size,
-            normalization_rule_tsv="rules.tsv",
-            num_threads=1,
-            minloglevel=2,
-            **ids,
-        )
-    return model.getvalue()
-
-
-def charsmap_of(model: bytes) -> bytes:
-    """Return the table of replacements that a SentencePiece model holds, asked from protobuf."""
-    from sentencepiece import sentencepiece_model_pb2
-
-    proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
-    proto.ParseFromString(model)
-    return proto.normalizer_spec.precompiled_charsmap
-
-
-def make_unigram(folder: Path, vocab_size: int = 240, *, xlm_r: bool = False) -> Encode:
-    """T5's tokenizer, or XLM-R's with `xlm_r`: a model file and a tokenizer.json made of it.
-
-    XLM-R puts <s> and </s> around a text and has every piece one id further than the model file.
-    """
-    model = (
-        train_unigram(vocab_size)
-        if xlm_r
-        else train_unigram(vocab_size, pad_id=0, eos_id=1, unk_id=2, bos_id=-1)
-    )
-    (folder / ("sentencepiece.bpe.model" if xlm_r else "spiece.model")).write_bytes(model)
-    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-    pieces = [
-        (processor.id_to_piece(i), processor.get_score(i)) for i in range(processor.vocab_size())
-    ]
-    special = ["<pad>", "</s>", "<unk>"]
-    if xlm_r:
-        special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-        pieces = [*((text, 0.0) for text in special[:4]), *pieces[3:], ("<mask>", 0.0)]
-    tokenizer = Tokenizer(models.Unigram(pieces, special.index("<unk>"), False))
-    charsmap = base64.b64encode(charsmap_of(model)).decode()
-    plain = json.loads(tokenizer.to_str())
-    plain["normalizer"] = {"type": "Precompiled", "precompiled_charsmap": charsmap}
-    tokenizer = Tokenizer.from_str(json.dumps(plain))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]
-    )
-    tokenizer.decoder = decoders.Metaspace()
-    tokenizer.add_special_tokens([AddedToken(text, normalized=False) for text in special])
-    ends = [(text, tokenizer.token_to_id(text)) for text in ("<s>", "</s>") if text in special]
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>" if xlm_r else "$A </s>",
-        pair="<s> $A </s> </s> $B </s>" if xlm_r else "$A </s> $B </s>",
-        special_tokens=ends,
-    )
-    tokenizer.save(str(folder / "tokenizer.json"))
-    names = {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
-    if xlm_r:
-        names |= {"bos_token": "<s>", "cls_token": "<s>", "sep_token": "</s>"}
-        names |= {"mask_token": "<mask>"}
-    kind = "XLMRobertaTokenizer" if xlm_r else "T5Tokenizer"
-    write_json(folder / "tokenizer_config.json", {**names, "tokenizer_class": kind})
     return lambda text: tokenizer.encode(text).ids

@@ -38,7 +38,7 @@ class Reference:
     @property
     def parses_special(self) -> bool:
         """Whether its tokenizer reads the text of a control token as that token."""
-        return (self.folder / "tokenizer.json").exists()
+        return any((self.folder / n).exists() for n in ("tokenizer.json", "tiktoken.model"))
 
 
 def load_reference(name: str) -> Reference:

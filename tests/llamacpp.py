@@ -165,6 +165,8 @@ def _library() -> ctypes.CDLL:
     library.llama_model_get_vocab.restype = ctypes.c_void_p
     library.llama_model_get_vocab.argtypes = [ctypes.c_void_p]
     library.llama_vocab_n_tokens.argtypes = [ctypes.c_void_p]
+    library.llama_vocab_is_eog.argtypes = [ctypes.c_void_p, ctypes.c_int32]
+    library.llama_vocab_is_eog.restype = ctypes.c_bool
     library.llama_tokenize.argtypes = [
         ctypes.c_void_p,
         ctypes.c_char_p,
@@ -213,6 +215,13 @@ def vocabulary_size(path: Path) -> int:
     """Return the number of tokens in a GGUF's vocabulary."""
     with _vocabulary(path) as (library, vocab):
         return int(library.llama_vocab_n_tokens(vocab))
+
+
+def ends(path: Path) -> list[int]:
+    """Return the ids of the tokens at which llama.cpp takes an answer for finished."""
+    with _vocabulary(path) as (library, vocab):
+        n = library.llama_vocab_n_tokens(vocab)
+        return [i for i in range(n) if library.llama_vocab_is_eog(vocab, i)]
 
 
 def tokenize(

@@ -211,7 +211,9 @@ def test_a_value_that_is_no_id_is_named(token_id: object, tmp_path: Path):
 def test_an_id_beyond_the_embedding_is_named(config: dict[str, Any], tmp_path: Path):
     train(tmp_path, (GPT_2,))
     broken_vocab(tmp_path, "far", 2**31 - 1)
-    with pytest.raises(VocabError, match=r"'far' has id 2147483647, but .*vocab_size"):
+    with pytest.raises(
+        VocabError, match=r"701 tokens, .*'far' has id 2147483647, but .*vocab_size"
+    ):
         read_vocab(tmp_path, config)
 
 
@@ -269,7 +271,7 @@ def test_a_damaged_tokenizer_json_is_named(text: str, tmp_path: Path):
         read_vocab(tmp_path, CONFIG)
 
 
-@pytest.mark.parametrize("kind", ["Unigram", "WordLevel", "BPE"])
+@pytest.mark.parametrize("kind", ["WordLevel", "BPE"])
 def test_another_kind_of_tokenizer_json_is_named(kind: str, tmp_path: Path):
     write_json(tmp_path / "tokenizer.json", {"model": {"type": kind, "vocab": {}, "merges": []}})
     with pytest.raises(VocabError, match=rf"a tokenizer of kind .*{kind}"):
@@ -278,7 +280,4 @@ def test_another_kind_of_tokenizer_json_is_named(kind: str, tmp_path: Path):
 
 def test_a_folder_without_a_tokenizer_says_what_belongs_there(tmp_path: Path):
     with pytest.raises(VocabError, match=r"no tokenizer; put tokenizer.json, tokenizer.model"):
-        read_vocab(tmp_path, CONFIG)
-    (tmp_path / "tiktoken.model").write_text("IQ== 0\n", encoding="utf-8")
-    with pytest.raises(VocabError, match=r"its tiktoken.model is of a kind"):
         read_vocab(tmp_path, CONFIG)

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from vocab_files import edit, tokenize, train, write_json, write_model
+from vocab_files import edit, ends, tokenize, train, write_json, write_model
 
 from dynquant.errors import VocabError
 from dynquant.vocab import read_vocab
 from dynquant.vocab.pretypes import GPT_2
+from dynquant.vocab.special import KNOWN_ENDS
 
 CONFIG: dict[str, Any] = {"vocab_size": 700}
 SEQUENCE = {"Sequence": {"id": "A", "type_id": 0}}
@@ -102,6 +104,79 @@ def test_the_token_before_a_text_is_the_bos_where_none_is_named(folder: Path):
     assert special(folder) == {"bos": 1, "eos": 0, "add_bos_token": True}
 
 
+def more_ends(folder: Path, *texts: str) -> list[int]:
+    """Add special tokens after the 700 of the vocabulary; return their ids."""
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    added = [{"id": 700 + i, "content": t, "special": True, **flags} for i, t in enumerate(texts)]
+    edit(folder, "tokenizer.json", added_tokens=added)
+    return [700 + i for i in range(len(texts))]
+
+
+@pytest.mark.parametrize("where", ["generation_config.json", "config.json"])
+def test_llama_cpp_stops_at_every_token_where_transformers_does(where: str, folder: Path):
+    stops = [0, *more_ends(folder, "<|user|>", "<|observation|>", "<|im_end|>")]
+    config: dict[str, Any] = {"vocab_size": 703}
+    if where == "config.json":
+        config["eos_token_id"] = stops
+    else:
+        # What the model's configuration says counts for transformers only without the other file.
+        config["eos_token_id"] = [0, 5, 6, 7]
+        write_json(folder / where, {"eos_token_id": stops})
+    found = special(folder, config)
+    assert (found["eos"], found["eot"], found["eom"]) == (0, 700, 701)
+    model = write_model(folder / "model.gguf", read_vocab(folder, config))
+    assert ends(model) == stops
+
+
+def test_an_end_that_llama_cpp_knows_by_its_text_needs_no_key(folder: Path):
+    (known,) = more_ends(folder, "<|eot_id|>")
+    write_json(folder / "generation_config.json", {"eos_token_id": [0, known, 9999]})
+    assert special(folder, {"vocab_size": 701}) == {"bos": 1, "eos": 0, "add_bos_token": False}
+    keys = read_vocab(folder, {"vocab_size": 701})
+    assert ends(write_model(folder / "model.gguf", keys)) == [0, known]
+
+
+@pytest.mark.parametrize("text", sorted(KNOWN_ENDS - {"<|end|>"}))  # the vocabulary's own
+def test_llama_cpp_knows_the_ends_that_need_no_key(text: str, folder: Path):
+    (known,) = more_ends(folder, text)
+    model = write_model(folder / "model.gguf", read_vocab(folder, {"vocab_size": 701}))
+    assert known in ends(model)
+
+
+def test_more_ends_than_a_gguf_can_name_are_listed(folder: Path):
+    stops = more_ends(folder, "<|a|>", "<|b|>", "<|c|>", "<|d|>")
+    write_json(folder / "generation_config.json", {"eos_token_id": [0, *stops]})
+    with pytest.raises(VocabError, match=r"generation_config\.json: .*'<\|c\|>', '<\|d\|>' found"):
+        special(folder, {"vocab_size": 704})
+
+
+def test_the_classification_token_and_the_separator_stand_in_for_bos_and_eos(folder: Path):
+    write_json(folder / "tokenizer_config.json", {"cls_token": "<|start|>", "sep_token": "<|end|>"})
+    assert special(folder) == {"bos": 1, "eos": 0, "seperator": 0, "add_bos_token": False}
+
+
+@pytest.mark.parametrize(("kind", "sep"), [("BertProcessing", False), ("RobertaProcessing", True)])
+def test_processors_of_their_own_add_what_their_model_has(kind: str, sep: bool, folder: Path):
+    ends = {"sep": ["<|end|>", 0], "cls": ["<|start|>", 1]}
+    edit(folder, "tokenizer.json", post_processor={"type": kind, **ends})
+    edit(folder, "tokenizer_config.json", sep_token="<|end|>")
+    found = special(folder)
+    assert (found["add_bos_token"], found["add_eos_token"], found["add_sep_token"]) == (
+        *(True, True),
+        sep,
+    )
+
+
+def test_a_second_end_between_two_texts_is_the_separator(folder: Path):
+    template(folder, START, SEQUENCE, END)
+    second = {"Sequence": {"id": "B", "type_id": 1}}
+    post = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["post_processor"]
+    for between, sep in (([END, END], True), ([END], False)):
+        pair = [START, SEQUENCE, *between, second, END]
+        edit(folder, "tokenizer.json", post_processor=post | {"pair": pair})
+        assert special(folder)["add_sep_token"] is sep
+
+
 def test_no_bos_is_added_where_there_is_none(folder: Path):
     write_json(folder / "tokenizer_config.json", {"add_bos_token": True})
     assert special(folder) == {"add_bos_token": False}
@@ -135,8 +210,12 @@ def test_several_templates_have_their_names(folder: Path):
     }
 
 
-def test_further_template_files_have_the_names_of_their_files(folder: Path):
-    (folder / "chat_template.jinja").write_text("main", encoding="utf-8")
+@pytest.mark.parametrize("main", ["chat_template.jinja", "tokenizer_config.json"])
+def test_further_template_files_have_the_names_of_their_files(main: str, folder: Path):
+    if main.endswith("jinja"):
+        (folder / main).write_text("main", encoding="utf-8")
+    else:
+        edit(folder, main, chat_template="main")
     (folder / "additional_chat_templates").mkdir()
     (folder / "additional_chat_templates" / "rag.jinja").write_text("rag", encoding="utf-8")
     keys = read_vocab(folder, CONFIG)

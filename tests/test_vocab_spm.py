@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from gguf import TokenType
+from tokenizers import Tokenizer
 from vocab_files import (
     MARKS,
     TEXTS,
@@ -25,6 +27,7 @@ from dynquant.errors import VocabError
 from dynquant.vocab import read_vocab
 from dynquant.vocab.tokens import SPACE
 
+VOCABULARIES = Path(__file__).parent / "data" / "vocabularies"
 N = len(pieces())
 LINES = [*TEXTS, MARKS, *words(3, 10), "a" + " " * 40 + "b"]
 
@@ -186,3 +189,45 @@ def test_a_pre_tokenizer_for_sentencepiece_is_refused(tmp_path: Path):
     write_spm(tmp_path)
     with pytest.raises(VocabError, match="SentencePiece tokenizers have no pre-tokenizer"):
         read_vocab(tmp_path, {}, pre="llama-bpe")
+
+
+@pytest.mark.parametrize("scheme", ["always", "first", "never"])
+def test_a_metaspace_says_whether_a_space_stands_before_a_text(scheme: str, tmp_path: Path):
+    write_spm_json(tmp_path)
+    metaspace = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": scheme}
+    edit(tmp_path, "tokenizer.json", normalizer=None, pre_tokenizer=metaspace | {"split": False})
+    keys = read_vocab(tmp_path, {})
+    assert keys["tokenizer.ggml.add_space_prefix"].value is (scheme != "never")
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    # A text that begins with a space gets none before it from a Metaspace, and one from llama.cpp.
+    texts = [text for text in LINES if text and not text.startswith(" ")]
+    model = write_model(tmp_path / "model.gguf", keys)
+    assert tokenize(model, texts) == [tokenizer.encode(text).ids for text in texts]
+
+
+def test_gemmas_runs_of_spaces_are_merged_and_not_taken_out(tmp_path: Path):
+    shutil.copytree(VOCABULARIES / "gemma", tmp_path, dirs_exist_ok=True)
+    expected = read_vocab(tmp_path, {})
+    plain = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    runs = [SPACE * n for n in range(2, 6)]
+    listed = [{"id": plain["model"]["vocab"][run], "content": run, **flags} for run in runs]
+    edit(tmp_path, "tokenizer.json", added_tokens=plain["added_tokens"] + listed)
+    assert read_vocab(tmp_path, {}) == expected
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    texts = [f"a{' ' * n}b{' ' * n}" for n in range(1, 12)]
+    model = write_model(tmp_path / "model.gguf", expected)
+    assert tokenize(model, texts) == [tokenizer.encode(text).ids for text in texts]
+
+
+def test_gemmas_tab_stands_for_its_byte_and_line_ends_are_taken_out(tmp_path: Path):
+    shutil.copytree(VOCABULARIES / "gemma", tmp_path, dirs_exist_ok=True)
+    keys = read_vocab(tmp_path, {})
+    tokens, types = (keys[f"tokenizer.ggml.{n}"].value for n in ("tokens", "token_type"))
+    assert isinstance(tokens, tuple)
+    assert isinstance(types, tuple)
+    assert "<0x09>" not in tokens
+    assert types[tokens.index("\t")] == TokenType.NORMAL
+    assert types[tokens.index("\n\n")] == TokenType.USER_DEFINED
+    assert types[tokens.index("<start_of_turn>")] == TokenType.CONTROL
+    assert keys["tokenizer.ggml.add_space_prefix"].value is False

@@ -43,10 +43,18 @@ def shared(path: str) -> Path:
     return found
 
 
-def tokenize(model: Path, texts: Sequence[str], *, add_special: bool = True) -> list[list[int]]:
+def tokenize(
+    model: Path, texts: Sequence[str], *, add_special: bool = True, parse_special: bool = True
+) -> list[list[int]]:
     """Return llama.cpp's ids of each text, control tokens read, or skip without llama.cpp."""
     llamacpp: Any = pytest.importorskip("llamacpp", reason="needs xllamacpp", exc_type=ImportError)
-    return llamacpp.tokenize(model, texts, add_special=add_special, parse_special=True)
+    return llamacpp.tokenize(model, texts, add_special=add_special, parse_special=parse_special)
+
+
+def ends(model: Path) -> list[int]:
+    """Return the ids at which llama.cpp stops, or skip without llama.cpp."""
+    llamacpp: Any = pytest.importorskip("llamacpp", reason="needs xllamacpp", exc_type=ImportError)
+    return llamacpp.ends(model)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -35,9 +35,15 @@ def _templates(files: TokenizerFiles) -> dict[str, str]:
     """Return the chat templates by name, with letters, digits and `_` for a name."""
     if files.has("chat_template.jinja"):
         found = {"default": read_text(files.folder / "chat_template.jinja")}
-        for path in sorted((files.folder / "additional_chat_templates").glob("*.jinja")):
-            found[_plain(path.stem)] = read_text(path)
-        return found
+    else:
+        found = _configured(files)
+    for path in sorted((files.folder / "additional_chat_templates").glob("*.jinja")):
+        found[_plain(path.stem)] = read_text(path)
+    return found
+
+
+def _configured(files: TokenizerFiles) -> dict[str, str]:
+    """Return the chat templates of tokenizer_config.json, else of chat_template.json."""
     value: Any = files.tokenizer_config.get("chat_template")
     where = str(files.folder / "tokenizer_config.json")
     if value is None and files.has("chat_template.json"):

@@ -56,11 +56,12 @@ def lay_out(folder: Path, tokens: Mapping[int, Token], vocab_size: int | None) -
         what = (
             f"config.json's vocab_size is {size}"
             if vocab_size is not None
-            else f"there are {size} tokens, and config.json has no vocab_size"
+            else "config.json has no vocab_size"
         )
         raise VocabError(
-            f"{folder}: token {beyond[max(beyond)]!r} has id {max(beyond)}, but {what};"
-            " tokenizer and config.json are not of one model"
+            f"{folder}: the tokenizer has {len(tokens)} tokens, and {beyond[max(beyond)]!r} has id"
+            f" {max(beyond)}, but {what}; take both from one model, or give the embedding a row for"
+            " every token (resize_token_embeddings of transformers)"
         )
     laid = [tokens.get(i, Token(f"[PAD{i}]", TokenType.UNUSED, PAD_SCORE)) for i in range(size)]
     ids: dict[str, int] = {}
