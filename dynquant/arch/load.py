@@ -12,6 +12,7 @@ from dynquant.arch.base import Architecture, Model
 from dynquant.arch.families import families
 from dynquant.arch.gather import gather
 from dynquant.arch.metadata import general_keys
+from dynquant.arch.pooling import pooling_keys
 from dynquant.checkpoint.safetensors import open_checkpoint
 from dynquant.errors import ArchitectureError, DynquantError
 from dynquant.vocab import read_vocab
@@ -38,10 +39,11 @@ def load_model(folder: Path, *, pre: str | None = None) -> Model:
     # A family may know the number of tokens where config.json leaves it out.
     config = {**checkpoint.config, "vocab_size": architecture.sizes["vocab"]}
     vocab = _attempt(errors, lambda: read_vocab(folder, config, pre=pre))
+    pooling = _attempt(errors, lambda: pooling_keys(folder, architecture.name))
     if len(errors) == 1:
         raise errors[0]
     DynquantError.raise_any(message for e in errors for message in e.messages)
-    keys = (general or {}) | architecture.keys | (vocab or {})
+    keys = (general or {}) | architecture.keys | (pooling or {}) | (vocab or {})
     return Model(architecture.name, keys, tensors, ignored, prediction)
 
 
