@@ -149,6 +149,8 @@ def test_what_no_rule_takes_is_the_defaults():
         ("blk.0.attn_rot.scale", (8, 256), "not a weight"),
         ("blk.0.attn_q_norm.weight", (8, 256), "norm"),
         ("blk.0.ffn_gate_inp.weight", (8, 256), "router"),
+        ("position_embd.weight", (512, 256), "added to the embedding"),
+        ("token_types.weight", (2, 256), "added to the embedding"),
     ],
 )
 def test_protected_tensor_is_f32_whatever_the_rules_say(

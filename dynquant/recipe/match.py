@@ -98,6 +98,8 @@ def protection(tensor: ModelTensor) -> str | None:
         return "norm"
     if tensor.parts.role == "ffn_gate_inp":
         return "router"
+    if tensor.parts.role in ("position_embd", "token_types"):
+        return "added to the embedding"
     return None
 
 
