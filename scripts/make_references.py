@@ -7,7 +7,8 @@ For each family, tests/references/<family>/ is a checkpoint as the family is pub
 tokenizer files, its own layout), and beside it
 
     <family>.json   prompts: token ids; texts, each with its tokens by the family's own tokenizer
-    <family>.npy    float32 [n_prompts, vocab_size]: log-probabilities of the token that follows
+    <family>.npy    float32 [n_prompts, vocab_size]: log-probabilities of the token that follows;
+                    of families that embed texts, [n_prompts, hidden_size]: the mean of the tokens
 
 The configurations are in reference_families/. The weights are large, so that whatever is wrong
 shows in the log-probabilities. tiny-books has only the last two files; its checkpoint is
@@ -50,7 +51,7 @@ def randomize(model: transformers.PreTrainedModel, family: Family, seed: int) ->
     with torch.no_grad():
         for name, parameter in sorted(tensors.items()):
             noise = rng.standard_normal(parameter.shape, dtype=np.float32)
-            if name.endswith("norm.weight"):
+            if name.lower().endswith("norm.weight"):
                 noise = family.norms + 0.3 * noise
             elif name.endswith("correction_bias"):
                 noise = 0.1 * noise  # more, and some experts would never be chosen
@@ -58,11 +59,17 @@ def randomize(model: transformers.PreTrainedModel, family: Family, seed: int) ->
                 noise = 2 * noise
             elif name.endswith("bias"):
                 noise = 0.5 * noise
-            elif name.endswith("embed_tokens.weight"):
+            elif name.endswith(("embed_tokens.weight", "embeddings.weight")):
                 noise = family.embedding * noise
             else:
                 noise = family.weights * noise
             parameter.copy_(torch.from_numpy(noise))
+
+
+def model_class(config: transformers.PretrainedConfig) -> type:
+    """Return the class that makes a model of a configuration: of those that embed, without head."""
+    embeds = "bert" in config.model_type
+    return transformers.AutoModel if embeds else transformers.AutoModelForCausalLM
 
 
 def make_checkpoint(folder: Path, family: Family, seed: int) -> Encode:
@@ -74,7 +81,7 @@ def make_checkpoint(folder: Path, family: Family, seed: int) -> Encode:
         randomize(model, family, seed)
         family.model.save(model.to(family.dtype), folder)
     else:
-        model = transformers.AutoModelForCausalLM.from_config(family.config)
+        model = model_class(family.config).from_config(family.config)
         randomize(model, family, seed)
         model.to(family.dtype).save_pretrained(folder, max_shard_size=family.shard_size)
     config = json.loads((folder / "config.json").read_text("utf-8"))
@@ -93,7 +100,8 @@ def family_prompts(encode: Encode, n_tokens: int, seed: int) -> list[list[int]]:
 
 def load(folder: Path) -> transformers.PreTrainedModel:
     """Return a checkpoint's model in float32, with the plain attention."""
-    return transformers.AutoModelForCausalLM.from_pretrained(
+    config = transformers.AutoConfig.from_pretrained(folder)
+    return model_class(config).from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager"
     )
 
@@ -104,9 +112,12 @@ def write_reference(
     """Write what the model and the tokenizer say."""
     model.eval()
     with torch.no_grad():
-        logits = [model(torch.tensor([ids])).logits[0, -1] for ids in prompts]
-        log_probabilities = torch.log_softmax(torch.stack(logits), dim=-1).numpy()
-    np.save(REFERENCES / f"{name}.npy", log_probabilities.astype("<f4"))
+        outputs = [model(torch.tensor([ids])) for ids in prompts]
+        if "logits" in outputs[0]:
+            found = torch.stack([torch.log_softmax(o.logits[0, -1], dim=-1) for o in outputs])
+        else:
+            found = torch.stack([o.last_hidden_state[0].mean(dim=0) for o in outputs])
+    np.save(REFERENCES / f"{name}.npy", found.numpy().astype("<f4"))
     lines = [
         '{"prompts": [',
         ",\n".join(json.dumps(ids) for ids in prompts),

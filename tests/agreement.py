@@ -27,13 +27,19 @@ class Reference:
 
     prompts:           token ids
     tokens:            of each text, its own tokenizer's ids
-    log_probabilities: float32 [n_prompts, n_vocab], of the token after each prompt
+    log_probabilities: float32 [n_prompts, n_vocab], of the token after each prompt; if it `embeds`,
+                       [n_prompts, n_embd]: the vector of each prompt
     """
 
     folder: Path
     prompts: list[list[int]]
     tokens: dict[str, list[int]]
     log_probabilities: F32
+
+    @property
+    def embeds(self) -> bool:
+        """Whether it makes vectors of texts instead of predicting tokens."""
+        return (self.folder / "modules.json").exists()
 
     @property
     def parses_special(self) -> bool:

@@ -113,6 +113,22 @@ def log_probabilities(path: Path, prompts: Sequence[Sequence[int]]) -> F32:
         return runtime.log_probabilities(prompts)
 
 
+def embeddings(path: Path, prompts: Sequence[Sequence[int]]) -> F32:
+    """Return float32 [n_prompts, n_embd]: the vector that a model for it makes of each prompt.
+
+    Pooled as the file says, and not made of length one.
+    """
+    parameters = _parameters(path, n_ctx=512, n_threads=1)
+    parameters.embedding = True
+    server: Any = xllamacpp.Server(parameters)
+    vectors: list[F32] = []
+    for prompt in prompts:
+        answer = server.handle_embeddings({"input": list(prompt), "embd_normalize": -1})
+        (found,) = answer["data"]
+        vectors.append(np.array(found["embedding"], np.float32))
+    return np.stack(vectors)
+
+
 def generate(path: Path, prompt: str, n_tokens: int) -> str:
     """Return the likeliest continuation of a text."""
     with Runtime(path) as runtime:

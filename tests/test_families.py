@@ -33,6 +33,10 @@ llamacpp: Any = pytest.importorskip("llamacpp", reason="needs xllamacpp", exc_ty
 VISIBLE = 100 * F32_TOLERANCE
 """What one wrong tensor has to change at least, so that the comparison cannot miss it."""
 
+UNSEEN = re.compile(r"pooler\..*|encoder\.layer\.\d+\.attention\.self\.key\.bias")
+"""What no result of BERT depends on: the pooler, which llama.cpp leaves out, and what K has the
+same for all tokens, which adds the same to all scores of a token's attention."""
+
 
 def converted(folder: Path, out: Path) -> Path:
     dynquant.convert(folder, out, recipe="f32", threads=2)
@@ -40,7 +44,8 @@ def converted(folder: Path, out: Path) -> Path:
 
 
 def log_probabilities(reference: Reference, folder: Path, out: Path) -> F32:
-    result: F32 = llamacpp.log_probabilities(converted(folder, out), reference.prompts)
+    ask = llamacpp.embeddings if reference.embeds else llamacpp.log_probabilities
+    result: F32 = ask(converted(folder, out), reference.prompts)
     return result
 
 
@@ -86,7 +91,9 @@ def test_tokens_equal_the_familys_own_tokenizers(family: str, tmp_path: Path) ->
 def test_one_tensor_with_its_rows_reversed_is_noticed(family: str, tmp_path: Path) -> None:
     reference = load_reference(family)
     missed = {}
-    for name in filter(is_in_an_early_layer, stored_tensors(reference.folder)):
+    for name in stored_tensors(reference.folder):
+        if not is_in_an_early_layer(name) or UNSEEN.fullmatch(name):
+            continue
         folder = shutil.copytree(reference.folder, tmp_path / "mutated", dirs_exist_ok=True)
         reverse_rows(folder, name)
         out = tmp_path / f"{name}.gguf"
@@ -134,6 +141,8 @@ CONFIG_MISTAKES: tuple[tuple[str, str, Callable[[dict[str, Any]], Any]], ...] = 
     ("cohere2", "which layers slide and turn", lambda c: c.pop("sliding_window_pattern")),
     ("starcoder2", "rope base", lambda c: c.update(rope_theta=100.0)),
     ("starcoder2", "norm epsilon", lambda c: c.update(norm_epsilon=1e-1)),
+    ("bert", "norm epsilon", lambda c: c.update(layer_norm_eps=1e-1)),
+    ("nomic-bert", "rope base", lambda c: c["rope_parameters"].update(rope_theta=10000.0)),
     ("llama-3.1", "rope scaling", lambda c: c.pop("rope_scaling")),
     ("llama-3.1", "rope base", lambda c: c.update(rope_theta=10000.0)),
     ("mistral", "rope base", lambda c: c["rope_parameters"].update(rope_theta=10000.0)),

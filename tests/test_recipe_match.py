@@ -155,6 +155,7 @@ def test_what_no_rule_takes_is_the_defaults():
         ("v.patch_embd.weight", (64, 3, 14, 14), "small or no matrix"),
         ("position_embd.weight", (64, 256), "small or no matrix"),
         ("per_layer_model_proj.weight", (64, 256), "small or no matrix"),
+        ("token_types.weight", (2, 256), "small or no matrix"),
     ],
 )
 def test_protected_tensor_is_f32_whatever_the_rules_say(

@@ -13,6 +13,7 @@ from dynquant.arch.families import families
 from dynquant.arch.gather import gather
 from dynquant.arch.gguf import load_gguf
 from dynquant.arch.metadata import general_keys
+from dynquant.arch.pooling import pooling_keys
 from dynquant.checkpoint.safetensors import open_checkpoint
 from dynquant.errors import ArchitectureError, DynquantError, VocabError
 from dynquant.vocab import read_vocab
@@ -75,10 +76,11 @@ def _of_folder(folder: Path, pre: str | None, mla: Mla) -> Model:
     # A family may know the number of tokens where config.json leaves it out.
     config = {**checkpoint.config, "vocab_size": architecture.sizes["vocab"]}
     vocab = _attempt(errors, lambda: read_vocab(folder, config, pre=pre))
+    pooling = _attempt(errors, lambda: pooling_keys(folder, architecture.name))
     if len(errors) == 1:
         raise errors[0]
     DynquantError.raise_any(message for e in errors for message in e.messages)
-    keys = (general or {}) | architecture.keys | (vocab or {})
+    keys = (general or {}) | architecture.keys | (pooling or {}) | (vocab or {})
     return Model(architecture.name, keys, tensors, ignored, prediction, architecture.deviations)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import transformers
 from reference_tokenizers import make_sentencepiece
+from reference_vocabularies import make_gemma_bpe
 
 from reference_families import COMMON, GELU, Family
 
@@ -16,8 +17,11 @@ _WEIGHTS: dict[str, Any] = {**GELU, "norms": 0.0}
 _IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 _GEMMA3: dict[str, Any] = {
     **COMMON,
-    **_IDS,
-    "vocab_size": 400,
+    "bos_token_id": 2,
+    "eos_token_id": 1,
+    "pad_token_id": 0,
+    # More than the tokenizer has, as published.
+    "vocab_size": 452,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 12,
@@ -79,7 +83,7 @@ FAMILIES = {
         transformers.Gemma3TextConfig(
             **_GEMMA3,
             num_hidden_layers=3,
-            query_pre_attn_scalar=5,
+            query_pre_attn_scalar=2,
             final_logit_softcapping=0.7,
             layer_types=["sliding_attention", "full_attention", "sliding_attention"],
             rope_parameters={
@@ -87,7 +91,7 @@ FAMILIES = {
                 "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
             },
         ),
-        lambda folder: make_sentencepiece(folder, 400, []),
+        make_gemma_bpe,
         **_WEIGHTS,
     ),
 }

@@ -1,0 +1,195 @@
+"""BERT and Nomic-BERT: models that embed texts; every token attends to all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from dynquant.arch.base import Architecture, Row
+from dynquant.arch.config import Count, Positive, Truth, read_config
+from dynquant.arch.decoder import MAX_LAYERS
+from dynquant.errors import ArchitectureError
+from dynquant.keys import Keys, boolean, f32, u32
+
+_EMBEDDINGS = (
+    Row("model.embeddings.word_embeddings.weight", "token_embd.weight", "vocab hidden"),
+    Row("model.embeddings.token_type_embeddings.weight", "token_types.weight", "types hidden"),
+)
+_POSITIONS = (
+    Row("model.embeddings.position_embeddings.weight", "position_embd.weight", "positions hidden"),
+)
+
+
+def _both(stored: str, name: str, n_out: str, n_in: str | None = None) -> tuple[Row, Row]:
+    """Return the lines of a matrix, or of a norm, and of its bias."""
+    weight = n_out if n_in is None else f"{n_out} {n_in}"
+    return Row(f"{stored}.weight", f"{name}.weight", weight), Row(
+        f"{stored}.bias", f"{name}.bias", n_out
+    )
+
+
+_LAYER = "model.encoder.layer.{}."
+_BERT = (
+    *_EMBEDDINGS,
+    *_POSITIONS,
+    *_both("model.embeddings.LayerNorm", "token_embd_norm", "hidden"),
+    *_both(_LAYER + "attention.self.query", "blk.{}.attn_q", "hidden", "hidden"),
+    *_both(_LAYER + "attention.self.key", "blk.{}.attn_k", "hidden", "hidden"),
+    *_both(_LAYER + "attention.self.value", "blk.{}.attn_v", "hidden", "hidden"),
+    *_both(_LAYER + "attention.output.dense", "blk.{}.attn_output", "hidden", "hidden"),
+    *_both(_LAYER + "attention.output.LayerNorm", "blk.{}.attn_output_norm", "hidden"),
+    *_both(_LAYER + "intermediate.dense", "blk.{}.ffn_up", "ffn", "hidden"),
+    *_both(_LAYER + "output.dense", "blk.{}.ffn_down", "hidden", "ffn"),
+    *_both(_LAYER + "output.LayerNorm", "blk.{}.layer_output_norm", "hidden"),
+)
+_NOMIC_LAYER = "model.encoder.layers.{}."
+_NOMIC = (
+    *_EMBEDDINGS,
+    *_both("model.emb_ln", "token_embd_norm", "hidden"),
+    Row(_NOMIC_LAYER + "attn.Wqkv.weight", "blk.{}.attn_qkv.weight", "qkv hidden"),
+    Row(_NOMIC_LAYER + "attn.out_proj.weight", "blk.{}.attn_output.weight", "hidden hidden"),
+    *_both(_NOMIC_LAYER + "norm1", "blk.{}.attn_output_norm", "hidden"),
+    Row(_NOMIC_LAYER + "mlp.fc11.weight", "blk.{}.ffn_up.weight", "ffn hidden"),
+    Row(_NOMIC_LAYER + "mlp.fc12.weight", "blk.{}.ffn_gate.weight", "ffn hidden"),
+    Row(_NOMIC_LAYER + "mlp.fc2.weight", "blk.{}.ffn_down.weight", "hidden ffn"),
+    *_both(_NOMIC_LAYER + "norm2", "blk.{}.layer_output_norm", "hidden"),
+)
+_IGNORED = {
+    r"(bert\.)?embeddings\.position_ids": "the numbers from 0 on, which llama.cpp counts itself",
+    r"(bert\.)?pooler\..*": "for tasks other than embedding, which llama.cpp does not do",
+    r"cls\..*": "guesses words that are masked, which llama.cpp does not do",
+}
+
+
+@dataclass(frozen=True)
+class _Config:
+    vocab_size: Count
+    hidden_size: Count
+    intermediate_size: Count
+    num_hidden_layers: Annotated[int, Field(strict=True, gt=0, le=MAX_LAYERS)]
+    num_attention_heads: Count
+    max_position_embeddings: Count
+    type_vocab_size: Count = 2
+    layer_norm_eps: Positive = 1e-12
+    hidden_act: str = "gelu"
+    position_embedding_type: str = "absolute"
+    is_decoder: Truth = False
+
+
+def _read(config: Mapping[str, Any], where: str, activations: tuple[str, ...]) -> _Config:
+    c = read_config(_Config, config, where)
+    ArchitectureError.raise_any(_problems(c, where, activations))
+    return c
+
+
+def _problems(c: _Config, where: str, activations: tuple[str, ...]) -> Iterator[str]:
+    if c.hidden_act not in activations:
+        yield (
+            f"{where}: the activation is {c.hidden_act!r}; llama.cpp computes this family with"
+            f" {activations[0]!r}"
+        )
+    if c.hidden_size % c.num_attention_heads:
+        yield (
+            f"{where}: hidden_size {c.hidden_size} is no multiple of num_attention_heads"
+            f" {c.num_attention_heads}"
+        )
+    if c.position_embedding_type != "absolute":
+        yield (
+            f"{where}: position_embedding_type is {c.position_embedding_type!r}; llama.cpp's bert"
+            " knows 'absolute' only"
+        )
+    if c.is_decoder:
+        yield f"{where}: is_decoder is true; llama.cpp's bert lets every token attend to all"
+
+
+def _describe(name: str, c: _Config, rows: tuple[Row, ...], more: Keys) -> Architecture:
+    keys = {
+        "block_count": u32(c.num_hidden_layers),
+        "context_length": u32(c.max_position_embeddings),
+        "embedding_length": u32(c.hidden_size),
+        "feed_forward_length": u32(c.intermediate_size),
+        "attention.head_count": u32(c.num_attention_heads),
+        "attention.layer_norm_epsilon": f32(c.layer_norm_eps),
+        "attention.causal": boolean(False),
+    }
+    return Architecture(
+        name=name,
+        keys={f"{name}.{key}": value for key, value in (keys | more).items()},
+        rows=rows,
+        sizes={
+            "vocab": c.vocab_size,
+            "hidden": c.hidden_size,
+            "qkv": 3 * c.hidden_size,
+            "ffn": c.intermediate_size,
+            "positions": c.max_position_embeddings,
+            "types": c.type_vocab_size,
+        },
+        n_layers=c.num_hidden_layers,
+        tied=None,
+        ignored=_IGNORED,
+    )
+
+
+def bert(config: Mapping[str, Any], where: str) -> Architecture:
+    """Describe a BERT; its GELU is the exact one, which llama.cpp approximates by its tanh."""
+    return _describe("bert", _read(config, where, ("gelu",)), _BERT, {})
+
+
+# config.json as Nomic published it, by the names of transformers.
+_NOMIC_NAMES = {
+    "n_embd": "hidden_size",
+    "n_inner": "intermediate_size",
+    "n_layer": "num_hidden_layers",
+    "n_head": "num_attention_heads",
+    "n_positions": "max_position_embeddings",
+    "layer_norm_epsilon": "layer_norm_eps",
+    "activation_function": "hidden_act",
+}
+# What llama.cpp's graph takes for granted.
+_NOMIC_FIXED: dict[str, object] = {
+    "causal": False,
+    "mlp_fc1_bias": False,
+    "mlp_fc2_bias": False,
+    "moe_every_n_layers": 0,
+    "prenorm": False,
+    "qkv_proj_bias": False,
+    "rotary_emb_fraction": 1.0,
+    "rotary_emb_interleaved": False,
+    "rotary_emb_scale_base": None,
+}
+
+
+@dataclass(frozen=True)
+class _Nomic:
+    rope_theta: Positive = 1000.0
+    max_trained_positions: Count | None = None
+
+
+def nomic(config: Mapping[str, Any], where: str) -> Architecture:
+    """Describe a Nomic-BERT (v1, v1.5): rotary positions, Q, K and V as one, a gate in the MLP."""
+    ArchitectureError.raise_any(
+        f"{where}: {key} is {config[key]!r}; llama.cpp computes nomic-bert with {fixed!r}"
+        for key, fixed in _NOMIC_FIXED.items()
+        if config.get(key, fixed) not in (fixed, None)
+    )
+    said = {**config, **{n: config[o] for o, n in _NOMIC_NAMES.items() if o in config}}
+    ropes = config.get("rope_parameters")
+    theta = config.get("rotary_emb_base", config.get("rope_theta"))
+    if isinstance(ropes, dict):
+        theta = ropes.get("rope_theta", theta)  # pyright: ignore[reportUnknownMemberType,reportUnknownVariableType]
+    own = read_config(_Nomic, {**config, "rope_theta": theta}, where)
+    c = _read(said, where, ("swiglu", "silu"))
+    # Its positions reach further by a scaling that runtimes set when asked for it.
+    trained = min(c.max_position_embeddings, own.max_trained_positions or 2**31)
+    more = {"rope.freq_base": f32(own.rope_theta), "context_length": u32(trained)}
+    return _describe("nomic-bert", c, _NOMIC, more)
+
+
+FAMILIES = {
+    "BertModel": bert,
+    "BertForMaskedLM": bert,
+    "NomicBertModel": nomic,
+}

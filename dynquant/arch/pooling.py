@@ -1,0 +1,71 @@
+"""How a model that embeds texts makes one vector of those of the tokens: sentence-transformers'."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from dynquant.arch.config import read_config
+from dynquant.errors import ArchitectureError
+from dynquant.keys import Keys, u32
+
+# llama_pooling_type, by the names of sentence-transformers' 1_Pooling/config.json.
+_TYPES = {
+    "pooling_mode_mean_tokens": 1,
+    "pooling_mode_cls_token": 2,
+    "pooling_mode_lasttoken": 3,
+}
+_MODES = {"mean": 1, "cls": 2, "lasttoken": 3}
+_KNOWN = ("Transformer", "Pooling", "Normalize")
+
+
+@dataclass(frozen=True)
+class _Module:
+    type: str
+    path: str = ""
+
+
+@dataclass(frozen=True)
+class _Modules:
+    modules: tuple[_Module, ...]
+
+
+def pooling_keys(folder: Path, arch: str) -> Keys:
+    """Return `<arch>.pooling_type` as modules.json names it; none where there is no such file.
+
+    Raises ArchitectureError for pooling that llama.cpp has not, and for further modules: it makes
+    the vector's length one, which is sentence-transformers' `Normalize`, and nothing else.
+    """
+    path = folder / "modules.json"
+    if not path.is_file():
+        return {}
+    modules = read_config(_Modules, {"modules": _read(path)}, str(path)).modules
+    kinds = [module.type.rpartition(".")[2] for module in modules]
+    ArchitectureError.raise_any(
+        f"{path}: a module {kind!r}, which llama.cpp does not compute; it knows {', '.join(_KNOWN)}"
+        for kind in kinds
+        if kind not in _KNOWN
+    )
+    if "Pooling" not in kinds:
+        return {}
+    config_path = folder / modules[kinds.index("Pooling")].path / "config.json"
+    config = _read(config_path)
+    said = cast("dict[str, Any]", config) if isinstance(config, dict) else {}
+    found = [type_ for name, type_ in _TYPES.items() if said.get(name) is True]
+    found += [_MODES[mode] for mode in (said.get("pooling_mode"),) if mode in _MODES]
+    if len(set(found)) != 1:
+        named = [k for k, v in said.items() if k.startswith("pooling_mode") and v]
+        raise ArchitectureError(
+            f"{config_path}: pooling by {' and '.join(named) or 'nothing'}; llama.cpp pools by one"
+            " of mean, first and last token"
+        )
+    return {f"{arch}.pooling_type": u32(found[0])}
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as e:
+        raise ArchitectureError(f"{path}: {e}; download the file again") from e

@@ -1,0 +1,60 @@
+"""BERT and Nomic-BERT, which embed texts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import transformers
+from reference_tokenizers import Encode, write_json
+from reference_vocabularies import make_wordpiece
+
+from reference_families import Family
+
+_COMMON: dict[str, Any] = {
+    "hidden_size": 32,
+    "vocab_size": 448,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "type_vocab_size": 2,
+    "pad_token_id": 0,
+}
+
+
+def _tokenizer(folder: Path) -> Encode:
+    """WordPiece, and beside it what sentence-transformers keeps: the mean of all tokens."""
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (path, kind) in enumerate((("", "Transformer"), ("1_Pooling", "Pooling")))
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules, indent=2) + "\n", "utf-8")
+    (folder / "1_Pooling").mkdir()
+    pooling = {"word_embedding_dimension": 32, "pooling_mode_mean_tokens": True}
+    write_json(folder / "1_Pooling" / "config.json", pooling)
+    return make_wordpiece(folder)
+
+
+FAMILIES = {
+    "bert": Family(
+        transformers.BertConfig(
+            **_COMMON,
+            intermediate_size=88,
+            max_position_embeddings=64,
+            layer_norm_eps=1e-12,
+            hidden_act="gelu",
+        ),
+        _tokenizer,
+        weights=0.2,
+    ),
+    "nomic-bert": Family(
+        transformers.NomicBertConfig(
+            **_COMMON,
+            intermediate_size=72,
+            max_position_embeddings=512,
+            layer_norm_eps=1e-12,
+            rope_parameters={"rope_type": "default", "rope_theta": 1000.0},
+        ),
+        _tokenizer,
+    ),
+}
