@@ -70,9 +70,10 @@ def __dir__() -> list[str]:
 
 
 def load_model(path: str | Path, *, pre: str | None = None, mla: Mla = "split") -> Model:
-    """Describe the model in a folder, or in a GGUF, without reading its weights.
+    """Describe the model in a folder, in a GGUF or on the Hub, without reading its weights.
 
-    path: a folder with config.json and safetensors; a GGUF, of several shards any one
+    path: a folder with config.json and safetensors; a GGUF, of several shards any one;
+          hf://org/model[@revision], or hf://org/model/file.gguf, all of which is fetched
     pre:  the pre-tokenizer's name in llama.cpp, where the tokenizer itself does not tell it
     mla:  how latent attention is stored: "split" as today, or "merged" as in files of early 2025
 
@@ -80,7 +81,7 @@ def load_model(path: str | Path, *, pre: str | None = None, mla: Mla = "split") 
     """
     from dynquant.arch.load import load_model
 
-    return load_model(Path(path), pre=pre, mla=mla)
+    return load_model(path, pre=pre, mla=mla)
 
 
 def load_imatrix(path: str | Path) -> Imatrix:
@@ -110,7 +111,7 @@ def convert(
 ) -> Plan:
     """Convert a checkpoint to a GGUF file by a recipe, and return the plan it was made by.
 
-    model:    a folder with config.json and safetensors, a GGUF, or what `load_model` returned
+    model:    what `load_model` takes, or what it returned
     recipe:   the name of a shipped recipe, a YAML file, or what `load_recipe` returned
     imatrix:  an imatrix file of the model, or what `load_imatrix` returned; None weighs all alike
     effort:   how much the encoders search: "fast", "normal" or "best"

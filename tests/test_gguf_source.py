@@ -6,8 +6,11 @@ them.
 
 from __future__ import annotations
 
+import json
 import re
 import struct
+import subprocess
+import sys
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -353,3 +356,34 @@ def test_llama_cpp_answers_from_a_file_that_was_quantized_again(tmp_path: Path) 
     ours = llamacpp.log_probabilities(out, reference.prompts)
     assert divergence(reference.log_probabilities, ours) < 2e-2
     assert len(set(re.findall(r"[A-Za-z]+", llamacpp.generate(out, "Once upon a time", 40)))) >= 8
+
+
+# ---- commands ------------------------------------------------------------------------------------
+
+
+def command(*args: object) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "dynquant.cli", *map(str, args)]
+    return subprocess.run(line, capture_output=True, text=True)
+
+
+def test_plan_convert_and_inspect_take_a_gguf(tmp_path: Path) -> None:
+    source, out = write(tmp_path / "s.gguf", with_blocks), tmp_path / "o.gguf"
+    planned = command("plan", source, "-r", "f32", "--allow-requantize", "--json")
+    assert planned.returncode == 0, planned.stderr
+    done = command("convert", source, "-o", out, "-r", "f32", "--allow-requantize")
+    assert done.returncode == 0, done.stderr
+    inspected = json.loads(command("inspect", out, "--json").stdout)
+    wanted = json.loads(planned.stdout)["tensors"]
+    assert [t["name"] for t in inspected["tensors"]] == [t["name"] for t in wanted]
+    assert {t["type"] for t in inspected["tensors"]} == {"F32"}
+
+
+def test_commands_refuse_blocks_of_another_type_with_a_line_for_each(tmp_path: Path) -> None:
+    source = write(tmp_path / "s.gguf", with_blocks)
+    for args in (["plan", source], ["convert", source, "-o", tmp_path / "o.gguf"]):
+        done = command(*args, "-r", "bf16")
+        assert (done.returncode, done.stdout) == (1, "")
+        assert [li.rpartition("(")[2] for li in done.stderr.splitlines()] == [
+            "--allow-requantize)"
+        ] * 2
+    assert not list(tmp_path.glob("o.gguf*"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
@@ -14,8 +15,10 @@ from dynquant.arch.gather import gather
 from dynquant.arch.gguf import load_gguf
 from dynquant.arch.metadata import general_keys
 from dynquant.arch.pooling import pooling_keys
-from dynquant.checkpoint.safetensors import open_checkpoint
+from dynquant.checkpoint import hub
+from dynquant.checkpoint.safetensors import open_checkpoint, read_config, shard_files
 from dynquant.errors import ArchitectureError, DynquantError, VocabError
+from dynquant.keys import Keys
 from dynquant.vocab import read_vocab
 
 T = TypeVar("T")
@@ -23,16 +26,44 @@ T = TypeVar("T")
 Mla = Literal["split", "merged"]
 
 
-def load_model(path: Path, *, pre: str | None = None, mla: Mla = "split") -> Model:
-    """Describe the model in a folder, or in a GGUF, without reading its weights.
+def load_model(path: str | Path, *, pre: str | None = None, mla: Mla = "split") -> Model:
+    """Describe the model in a folder, in a GGUF or on the Hub, without reading its weights.
 
-    path: a folder with config.json and safetensors; a GGUF, of several shards any one
+    path: a folder with config.json and safetensors; a GGUF, of several shards any one;
+          hf://org/model[@revision], or hf://org/model/file.gguf, all of which is fetched
     pre:  llama.cpp's name of the pre-tokenizer, where it cannot be recognised
     mla:  how latent attention is stored: "split" as today, or "merged" as in files of early 2025
 
     Raises DynquantError with everything that stands in the way: CheckpointError for the files,
     ArchitectureError for the family, VocabError for the tokenizer, or all their messages.
     """
+    if hub.is_hub_name(str(path)):
+        return _of_hub(str(path), pre, mla)
+    return _on_disk(Path(path), pre, mla)
+
+
+def _of_hub(text: str, pre: str | None, mla: Mla) -> Model:
+    name = hub.parse_hub_name(text)
+    if name.file:
+        path, name = hub.fetch_gguf(name)
+    else:
+        path, name = hub.fetch_description(name)
+        # A family that is not known is refused before hundreds of gigabytes are fetched.
+        describe(read_config(path), str(path / "config.json"))
+        hub.fetch_files(name, shard_files(path))
+    model = _on_disk(path, pre, mla)
+    return replace(model, keys=_with_source(model.keys, hub.source_keys(name)))
+
+
+def _with_source(keys: Keys, source: Keys) -> Keys:
+    """Add where a model is from behind general.*; an address that the model gives itself stays."""
+    more = {k: v for k, v in source.items() if k not in keys or not k.startswith("general.")}
+    theirs = [(k, v) for k, v in keys.items() if k not in more]
+    first = next((i for i, (k, _) in enumerate(theirs) if not k.startswith("general.")), None)
+    return dict(theirs[:first]) | more | (dict(theirs[first:]) if first is not None else {})
+
+
+def _on_disk(path: Path, pre: str | None, mla: Mla) -> Model:
     if _is_gguf(path):
         if pre is not None:
             raise VocabError(

@@ -57,7 +57,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     shards: dict[str, dict[str, StoredTensor]] = {}
     wanted: dict[str, str] | None = None
     try:
-        config = read_object(folder / "config.json")
+        config = read_config(folder)
     except CheckpointError as e:
         problems += e.messages
     try:
@@ -70,6 +70,21 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     CheckpointError.raise_any(problems)
     tensors = {name: t for shard in shards.values() for name, t in shard.items()}
     return Checkpoint(folder, config, tensors)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return config.json; raise CheckpointError if it is missing or no JSON object."""
+    return read_object(folder / "config.json")
+
+
+def shard_files(folder: Path) -> list[str]:
+    """Return the names of the files that hold weights, whether or not they are there.
+
+    Raises CheckpointError for an index that is damaged.
+    """
+    if not (folder / INDEX).exists():
+        return [SINGLE]
+    return sorted(set((_weight_map(folder) or {}).values()))
 
 
 def read_object(path: Path, loads: Callable[[str], object] = json.loads) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Annotated
@@ -60,6 +61,8 @@ def convert(
     from dynquant.recipe.language import load_recipe
     from dynquant.report.tables import gigabytes, plan_tables
 
+    if quiet:
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # read when the library is imported
     started = time.monotonic()
     plan = make_plan(
         load_model(model, pre=pre, mla=mla),

@@ -8,10 +8,11 @@ from typing import Annotated, Literal
 import typer
 
 ModelArgument = Annotated[
-    Path,
+    str,
     typer.Argument(
         metavar="MODEL",
-        help="Folder with config.json and safetensors, or a GGUF (of shards, any one).",
+        help="Folder with config.json and safetensors; a GGUF (of shards, any one);"
+        " hf://ORG/MODEL[@REVISION] or hf://ORG/MODEL/FILE.gguf, fetched whole, also for a plan.",
     ),
 ]
 RecipeOption = Annotated[

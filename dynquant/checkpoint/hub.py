@@ -1,0 +1,160 @@
+"""Models on the Hugging Face Hub: hf://org/model, fetched by huggingface_hub into its own cache.
+
+The library is an optional extra and imported only when a model is named so. It finds the token
+(HF_TOKEN, or `hf auth login`), resumes what was broken off, shows progress on stderr, and answers
+from its cache where the Hub cannot be reached.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from glob import escape
+from pathlib import Path
+from typing import cast
+
+from dynquant.checkpoint.split import shard_names
+from dynquant.errors import CheckpointError
+from dynquant.keys import Keys, string
+
+DESCRIPTION = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt", "README.md")
+"""What a conversion reads beside the weights: config, tokenizer, chat templates, model card."""
+
+_ELSEWHERE = ("*/*.json", "*/*.model", "*/*.tiktoken", "*/*.txt", "*/README.md")
+"""The same in folders of the repository, which hold other forms of the model; but for templates."""
+
+_NAME = re.compile(
+    r"hf:/{1,2}"  # pathlib makes one stroke of two
+    r"(?P<repo>[\w.-]+/[\w.-]+)"
+    r"(@(?P<revision>refs/[^/@]+/[^/@]+|[^@]+?))?"
+    r"(/(?P<file>[^@]+\.gguf))?/?",
+    re.ASCII,
+)
+_SIGN_IN = "sign in (`hf auth login`, or HF_TOKEN)"
+
+
+@dataclass(frozen=True)
+class HubName:
+    """A model on the Hub, or a GGUF in it.
+
+    revision: a branch, a tag or a commit, main if not given; file: its path in the repository
+    """
+
+    repo: str
+    revision: str | None = None
+    file: str | None = None
+
+    def __str__(self) -> str:
+        at = f"@{self.revision}" if self.revision else ""
+        return f"hf://{self.repo}{at}" + (f"/{self.file}" if self.file else "")
+
+
+def is_hub_name(text: str) -> bool:
+    """Whether a model is named as one on the Hub and not as a path."""
+    return text.startswith("hf:/")
+
+
+def parse_hub_name(text: str) -> HubName:
+    """Take hf://org/model[@revision][/file.gguf] apart; raise CheckpointError for other forms."""
+    found = _NAME.fullmatch(text)
+    if found is None:
+        raise CheckpointError(
+            f"{text}: names no model on the Hub; write hf://ORG/MODEL, hf://ORG/MODEL@REVISION or"
+            " hf://ORG/MODEL/FILE.gguf"
+        )
+    return HubName(found["repo"], found["revision"], found["file"])
+
+
+def fetch_description(name: HubName) -> tuple[Path, HubName]:
+    """Fetch all but the weights; return the folder, and the name with the commit it is of.
+
+    Raises CheckpointError, as all that fetch do, in one line where the library or the Hub refuses.
+    """
+    folder = _snapshot(name, DESCRIPTION, _ELSEWHERE)
+    return folder, _pinned(name, folder)
+
+
+def fetch_files(name: HubName, files: Iterable[str]) -> Path:
+    """Fetch files by their names in the repository; return the folder that they are in.
+
+    Raises CheckpointError also for files that the repository does not have.
+    """
+    wanted = list(files)
+    folder = _snapshot(name, [escape(file) for file in wanted])
+    absent = [file for file in wanted if not (folder / file).exists()]
+    if absent:
+        raise CheckpointError(
+            f"{name}: has no {', '.join(absent)}; a GGUF in a repository is named as"
+            " hf://ORG/MODEL/FILE.gguf"
+        )
+    return folder
+
+
+def fetch_gguf(name: HubName) -> tuple[Path, HubName]:
+    """Fetch a GGUF and the shards that belong to it; return its path, and the commit's name."""
+    assert name.file is not None
+    parent, slash, last = name.file.rpartition("/")
+    folder = fetch_files(name, [parent + slash + n for n in shard_names(last) or [last]])
+    return folder / name.file, _pinned(name, folder)
+
+
+def source_keys(name: HubName) -> Keys:
+    """Return the keys that record where a model was fetched from; name: with its commit."""
+    from huggingface_hub import constants
+
+    return {
+        "general.source.repo_url": string(f"{constants.ENDPOINT}/{name.repo}"),
+        "dynquant.source": string(str(replace(name, revision=None))),
+        "dynquant.source_revision": string(name.revision or ""),
+    }
+
+
+def _pinned(name: HubName, folder: Path) -> HubName:
+    return replace(name, revision=folder.name)  # the cache names a snapshot by its commit
+
+
+def _snapshot(name: HubName, allow: Iterable[str], ignore: Iterable[str] = ()) -> Path:
+    try:
+        from huggingface_hub import (
+            errors,
+            snapshot_download,  # pyright: ignore[reportUnknownVariableType]
+        )
+    except ImportError as e:
+        raise CheckpointError(
+            f"{name}: huggingface_hub is not installed; pip install 'dynquant[hub]'"
+        ) from e
+    # Besides files and addresses: what hf_xet raises, and the HTTP library's own, whichever it is.
+    http_error = cast("type[Exception]", errors.HfHubHTTPError.__bases__[0])
+    try:
+        return Path(
+            snapshot_download(
+                name.repo,
+                revision=name.revision,
+                allow_patterns=list(allow),
+                ignore_patterns=list(ignore) or None,
+                library_name="dynquant",
+            )
+        )
+    except errors.GatedRepoError as e:
+        raise CheckpointError(
+            f"{name}: is gated; ask for access on its page, then {_SIGN_IN}"
+        ) from e
+    except errors.RepositoryNotFoundError as e:
+        raise CheckpointError(
+            f"{name}: no such model, or a private one; correct the name, or {_SIGN_IN}"
+        ) from e
+    except errors.RevisionNotFoundError as e:
+        raise CheckpointError(f"{name}: the model has no such revision") from e
+    except errors.LocalEntryNotFoundError as e:
+        raise CheckpointError(
+            f"{name}: the Hub was not reached, and not all of the model is in the cache:"
+            f" {_one_line(e.__cause__ or e)}"
+        ) from e
+    except (OSError, ValueError, RuntimeError, http_error) as e:
+        raise CheckpointError(f"{name}: could not be fetched: {_one_line(e)}") from e
+
+
+def _one_line(e: BaseException) -> str:
+    said = " ".join(str(e).split())
+    return f"{type(e).__name__}: {said}" if said else type(e).__name__
