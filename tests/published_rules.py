@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from dynquant.vocab.pretokenizer import named
+
 Rule = dict[str, Any]
 
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -101,6 +103,13 @@ FAMILIES = {
     ),
     "phi-4-mini": Published(
         _sequence(_split(O200K_SPLIT, "Removed"), _bytes(False)), "gpt-4o", config=_AS_IS
+    ),
+    # The letters are too many to repeat; test_vocab_shared.py has them from llama.cpp's vocabulary.
+    "deepseek-v2": Published(
+        _sequence(*map(_split, named("deepseek-llm").splits[:-1]), DIGITS, _bytes(False)),
+        "deepseek-llm",
+        _NO_NORMALIZER,
+        config=_AS_IS,
     ),
     "deepseek-coder": Published(
         _sequence(

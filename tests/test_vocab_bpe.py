@@ -92,6 +92,24 @@ def test_llama_cpp_takes_added_tokens_out_of_a_text_as_the_tokenizer_does(tmp_pa
     assert tokenize(model, [text], add_special=False) == [tokenizer.encode(text).ids]
 
 
+@pytest.mark.parametrize("flag", ["single_word", "lstrip", "rstrip", "normalized"])
+@pytest.mark.parametrize("special", [False, True])
+def test_what_llama_cpp_cannot_say_of_an_added_token_leaves_its_type(
+    flag: str, special: bool, tmp_path: Path
+):
+    train(tmp_path, (GPT_2,))
+    token = added(700, "<tool>", special=special) | {flag: True}
+    edit(tmp_path, "tokenizer.json", added_tokens=[token])
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    keys = read_vocab(tmp_path, {"vocab_size": 701})
+    expected = TokenType.CONTROL if special else TokenType.USER_DEFINED
+    assert values(keys, "token_type")[700] == expected
+    model = write_model(tmp_path / "model.gguf", keys)
+    text = "a\u0300?<tool>!b"  # no space and no letter beside it, so that the flags say nothing
+    assert 700 in tokenizer.encode(text).ids
+    assert tokenize(model, [text], add_special=False) == [tokenizer.encode(text).ids]
+
+
 def test_ids_without_a_token_are_padded_up_to_the_embedding(tmp_path: Path):
     train(tmp_path, (GPT_2,))
     edit(tmp_path, "tokenizer.json", added_tokens=[added(702, "<a>")])
