@@ -67,7 +67,8 @@ def _attempt(errors: list[DynquantError], step: Callable[[], T]) -> T | None:
 def describe(config: Mapping[str, Any], where: str) -> Architecture:
     """Return the architecture of a config.json; `where` begins every message.
 
-    The settings of a model that also sees or hears are those of its `text_config`.
+    The settings of a model that also sees or hears are those of its `text_config`, or
+    `language_config`.
     Raises ArchitectureError for an unknown family, and for what is not supported of a known one.
     """
     listed = config.get("architectures")
@@ -90,7 +91,7 @@ def describe(config: Mapping[str, Any], where: str) -> Architecture:
             f"{where}: quantization_config ({method}): quantized checkpoints are not read yet; take"
             " the one it was made from"
         )
-    text = config.get("text_config")
+    text = config.get("text_config") or config.get("language_config")
     if isinstance(text, dict):
         config = {**config, **cast("dict[str, Any]", text)}
     return known[name](config, where)
