@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 from agreement import F32_TOLERANCE, load_reference, max_difference
+from typer.testing import CliRunner
 
 import dynquant
 from dynquant.arch.base import ModelTensor
 from dynquant.arch.load import describe
+from dynquant.cli import app
 from dynquant.errors import ArchitectureError
 from dynquant.transforms import Rows, Transposed, read_weights
 
@@ -77,6 +79,17 @@ def test_merged_attention_has_heads_of_keys_and_no_lengths_of_latent_ones() -> N
 def test_a_family_without_latent_attention_has_nothing_to_merge() -> None:
     with pytest.raises(ArchitectureError, match="qwen2 has no latent attention to be merged"):
         tensors_of("qwen2", mla="merged")
+
+
+@pytest.mark.parametrize("command", ["plan", "convert"])
+def test_both_commands_take_the_layout(command: str, tmp_path: Path) -> None:
+    folder = str(load_reference("deepseek-v3").folder)
+    to = [] if command == "plan" else ["-o", str(tmp_path / "x.gguf"), "--dry-run"]
+    for mla, has, has_not in (("merged", "kv_b", " attn_k_b"), ("split", "attn_k_b", "kv_b")):
+        result = CliRunner().invoke(app, [command, folder, "-r", "f32", "--mla", mla, *to])
+        assert result.exit_code == 0
+        assert has in result.stdout and has_not not in result.stdout
+    assert CliRunner().invoke(app, [command, folder, "-r", "f32", "--mla", "x", *to]).exit_code == 2
 
 
 def config_of(name: str) -> dict[str, Any]:

@@ -127,7 +127,8 @@ def _attempt(errors: list[DynquantError], step: Callable[[], T]) -> T | None:
 def describe(config: Mapping[str, Any], where: str) -> Architecture:
     """Return the architecture of a config.json; `where` begins every message.
 
-    The settings of a model that also sees or hears are those of its `text_config`.
+    The settings of a model that also sees or hears are those of its `text_config`, or
+    `language_config`.
     Raises ArchitectureError for an unknown family, and for what is not supported of a known one.
     """
     listed = config.get("architectures")
@@ -143,7 +144,7 @@ def describe(config: Mapping[str, Any], where: str) -> Architecture:
             f"{where}: architecture {name!r} is not known; {hint}; if llama.cpp's"
             " convert_hf_to_gguf.py knows it, give the GGUF that it makes"
         )
-    text = config.get("text_config")
+    text = config.get("text_config") or config.get("language_config")
     if isinstance(text, dict):
         config = {**config, **cast("dict[str, Any]", text)}
     return known[name](config, where)

@@ -50,7 +50,7 @@ class TokenizerFiles:
     @cached_property
     def configs(self) -> tuple[Mapping[str, Any], ...]:
         """config.json and, in it, the configuration of the text part of a larger model."""
-        inner = self.config.get("text_config")
+        inner = self.config.get("text_config") or self.config.get("language_config")
         if isinstance(inner, Mapping):
             return self.config, cast("Mapping[str, Any]", inner)
         return (self.config,)

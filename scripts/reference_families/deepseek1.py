@@ -1,4 +1,6 @@
-"""DeepSeek-MoE, for which transformers has no class: a Llama with DeepSeek-V2's experts.
+"""DeepSeek-MoE and DeepSeek-OCR's text model: a Llama with DeepSeek-V2's experts.
+
+transformers has no class for the one, and none that ends in words for the other.
 
 Attention, norms and dense layers of the published modelling code are Llama's; its experts are
 DeepSeek-V2's with `topk_method` greedy: a softmax over all experts, the best taken as they are.
@@ -6,7 +8,7 @@ DeepSeek-V2's with `topk_method` greedy: a softmax over all experts, the best ta
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +54,17 @@ PUBLISHED: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class LlamaWithExperts:
-    """A Llama whose layers after the first have experts."""
+    """A Llama whose layers after the first have experts; published: what config.json adds."""
+
+    published: dict[str, Any]
+    config: dict[str, Any] = field(default_factory=lambda: CONFIG)
 
     def make(self) -> transformers.PreTrainedModel:
         """Return the model with any weights."""
-        llama = transformers.LlamaConfig(**CONFIG, attn_implementation="eager")
+        llama = transformers.LlamaConfig(**self.config, attn_implementation="eager")
         experts = transformers.DeepseekV2Config(**COMMON, **EXPERTS, topk_method="greedy")
         model = transformers.LlamaForCausalLM(llama)
-        for layer in model.model.layers[PUBLISHED["first_k_dense_replace"] :]:
+        for layer in model.model.layers[self.published["first_k_dense_replace"] :]:
             layer.mlp = DeepseekV2Moe(experts)
         return model
 
@@ -83,7 +88,11 @@ class LlamaWithExperts:
                 for part, rows in parts.items():
                     stored[f"{block}experts.{expert}.{part}.weight"] = rows.clone()
         save_file(stored, folder / "model.safetensors", {"format": "pt"})
-        write_json(folder / "config.json", dict(sorted((CONFIG | EXPERTS | PUBLISHED).items())))
+        write_json(folder / "config.json", self.written())
+
+    def written(self) -> dict[str, Any]:
+        """Return config.json."""
+        return dict(sorted((self.config | EXPERTS | self.published).items()))
 
     def load(self, folder: Path) -> transformers.PreTrainedModel:
         """Return the model with the weights of a folder, in float32."""
@@ -106,8 +115,45 @@ class LlamaWithExperts:
         return model.float()
 
 
+@dataclass(frozen=True)
+class InOcr(LlamaWithExperts):
+    """The text model of a DeepSeek-OCR."""
+
+    def written(self) -> dict[str, Any]:
+        """Return config.json: the text model's in a place of its own."""
+        text = super().written()
+        text["architectures"] = ["DeepseekV2ForCausalLM"]
+        return {
+            "architectures": ["DeepseekOCR2ForCausalLM"],
+            "language_config": text,
+            "model_type": "deepseek_vl_v2",
+            "torch_dtype": "bfloat16",
+        }
+
+
+OCR_CONFIG = CONFIG | {"num_key_value_heads": 4, "rms_norm_eps": 1e-6, "num_hidden_layers": 2}
+OCR_PUBLISHED = PUBLISHED | {
+    "kv_lora_rank": None,
+    "n_group": 1,
+    "q_lora_rank": None,
+    "qk_nope_head_dim": 0,
+    "qk_rope_head_dim": 0,
+    "topk_group": 1,
+    "topk_method": "greedy",
+    "use_mla": False,
+    "v_head_dim": 0,
+}
+
 FAMILIES = {
     "deepseek": Family(
-        transformers.LlamaConfig(**CONFIG), make_llama3_bpe, model=LlamaWithExperts(), draw=1
+        transformers.LlamaConfig(**CONFIG),
+        make_llama3_bpe,
+        model=LlamaWithExperts(PUBLISHED),
+        draw=1,
+    ),
+    "deepseek-ocr": Family(
+        transformers.LlamaConfig(**OCR_CONFIG),
+        make_llama3_bpe,
+        model=InOcr(OCR_PUBLISHED, OCR_CONFIG),
     ),
 }

@@ -1,4 +1,8 @@
-"""DeepSeek-MoE, the first generation: a Llama's attention, experts with shared ones beside."""
+"""DeepSeek without latent attention: DeepSeek-MoE, the first generation, and DeepSeek-OCR's text.
+
+A Llama's attention, experts with shared ones beside. DeepSeek-MoE's rotary pairs change their order
+as a Llama's do; those of the text model in DeepSeek-OCR stay.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +13,10 @@ from typing import Any
 from dynquant.arch.base import Architecture, on, renamed
 from dynquant.arch.config import Count, Natural, Truth, read_config
 from dynquant.arch.decoder import ATTENTION, EMBEDDING, MLP, OUTPUT, OUTPUT_NORM
-from dynquant.arch.experts import Routing, routing_keys
+from dynquant.arch.experts import SOFTMAX, Routing, routing_keys
 from dynquant.arch.families.deepseek import EXPERTS
 from dynquant.arch.families.llama import llama
 from dynquant.errors import ArchitectureError
-
-NAME = "deepseek"
 
 
 @dataclass(frozen=True)
@@ -27,22 +29,53 @@ class _Experts:
     moe_layer_freq: int = 1
     norm_topk_prob: Truth = False
     scoring_func: str = "softmax"
+    topk_method: str = "greedy"
     attention_bias: Truth = False
     mlp_bias: Truth = False
+    use_mla: Truth = False
 
 
 _TAKEN = {
     "moe_layer_freq": 1,
     "norm_topk_prob": False,
     "scoring_func": "softmax",
+    "topk_method": "greedy",
     "attention_bias": False,
     "mlp_bias": False,
+    "use_mla": False,
 }
-"""What llama.cpp's graph takes for granted."""
+"""What llama.cpp's graphs take for granted, or is not so in any file that they are for."""
 
 
 def deepseek(config: Mapping[str, Any], where: str) -> Architecture:
     """Describe a DeepSeek-MoE: Q and K permuted as a Llama's, the first layers dense."""
+    return _with_experts("deepseek", config, where)
+
+
+def deepseek_ocr(config: Mapping[str, Any], where: str) -> Architecture:
+    """Describe the text model of a DeepSeek-OCR; its rotary pairs stay in two halves."""
+    found = _with_experts("deepseek2-ocr", {"rms_norm_eps": 1e-6, **config}, where)
+    # The graph has both as constants: 10000, and as many heads of K and V as of Q.
+    if (base := found.keys["deepseek2-ocr.rope.freq_base"].value) != 10000:
+        raise ArchitectureError(
+            f"{where}: rope_theta is {base}; llama.cpp computes this family with 10000"
+        )
+    if found.sizes["kv"] != found.sizes["q"]:
+        raise ArchitectureError(
+            f"{where}: K and V have {found.sizes['kv']} rows, Q has {found.sizes['q']}; llama.cpp"
+            " takes them to be as many"
+        )
+    return replace(found, via={}, ignored={**_SIGHT, **found.ignored})
+
+
+_SIGHT = {
+    r"model\.((sam_model|qwen2_model|vision_model|projector)\..*|image_newline|view_seperator)": (
+        "part of what sees; the file holds the text model"
+    )
+}
+
+
+def _with_experts(name: str, config: Mapping[str, Any], where: str) -> Architecture:
     experts = read_config(_Experts, config, where)
     dense = llama(config, where)
     ArchitectureError.raise_any(_problems(experts, dense, where))
@@ -54,12 +87,13 @@ def deepseek(config: Mapping[str, Any], where: str) -> Architecture:
         expert_ffn=experts.moe_intermediate_size,
         n_shared=experts.n_shared_experts,
         weights_scale=1.0,
+        gating=SOFTMAX,
         n_leading_dense=n_dense,
     )
     return replace(
         dense,
-        name=NAME,
-        keys=renamed(dense.keys, NAME) | routing_keys(NAME, routing),
+        name=name,
+        keys=renamed(dense.keys, name) | routing_keys(name, routing),
         rows=(
             *(*EMBEDDING, *ATTENTION),
             *on(layers[:n_dense], MLP),
@@ -83,8 +117,12 @@ def _problems(experts: _Experts, dense: Architecture, where: str) -> Iterator[st
     if dense.sizes["q"] != dense.sizes["hidden"]:
         yield (
             f"{where}: heads of {dense.sizes['head']} weights, {dense.sizes['q']} in all, are not"
-            f" hidden_size {dense.sizes['hidden']}, which llama.cpp's deepseek takes them to be"
+            f" hidden_size {dense.sizes['hidden']}, which llama.cpp takes them to be"
         )
 
 
-FAMILIES = {"DeepseekForCausalLM": deepseek}
+FAMILIES = {
+    "DeepseekForCausalLM": deepseek,
+    "DeepseekOCRForCausalLM": deepseek_ocr,
+    "DeepseekOCR2ForCausalLM": deepseek_ocr,
+}
