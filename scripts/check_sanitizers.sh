@@ -4,7 +4,8 @@
 #     scripts/check_sanitizers.sh [pytest arguments]
 #
 # Builds the core in a scratch folder with the sanitizers, beside a copy of the Python files, and
-# runs tests/test_quants.py on that; the working tree and what is installed are not touched.
+# runs the tests of the core and of packed checkpoints on that; the working tree and what is
+# installed are not touched.
 # Wants cmake 3.26 (`pip install cmake` has it). PYTHON names the interpreter, of an environment in
 # which `pip install -e '.[dev]'` was done.
 set -eu
@@ -22,7 +23,7 @@ cmake -S "$root/dynquant/quants/csrc" -B "$scratch/build" -DCMAKE_BUILD_TYPE=Non
 cmake --build "$scratch/build" -j 2 >>"$scratch/log" || { cat "$scratch/log" >&2; exit 1; }
 
 mkdir "$scratch/tree"
-cp -r "$root/dynquant" "$root/tests" "$root/pyproject.toml" "$scratch/tree"
+cp -r "$root/dynquant" "$root/recipes" "$root/tests" "$root/pyproject.toml" "$scratch/tree"
 find "$scratch/tree/dynquant" -name '_core*.so' -delete
 cp "$scratch"/build/_core*.so "$scratch/tree/dynquant/quants/"
 
@@ -35,4 +36,5 @@ LD_PRELOAD="$("${CC:-gcc}" -print-file-name=libasan.so)" PYTHONMALLOC=malloc \
 sys.meta_path = [f for f in sys.meta_path if type(f).__name__ != "ScikitBuildRedirectingFinder"]
 import dynquant.quants._core as core
 assert core.__file__.startswith(sys.argv[1]), core.__file__
-sys.exit(pytest.main(sys.argv[2:]))' "$scratch/tree" -p no:cacheprovider -s tests/test_quants.py "$@"
+sys.exit(pytest.main(sys.argv[2:]))' "$scratch/tree" -p no:cacheprovider -s tests/test_quants.py \
+    tests/test_stored.py tests/test_packed.py "$@"

@@ -14,6 +14,7 @@ from checkpoints import (
     write_holes,
 )
 from gguf import MODEL_ARCH, get_tensor_name_map
+from packers import Stored, write_stored
 
 from dynquant.arch.base import Model, ModelTensor
 from dynquant.arch.load import load_model
@@ -222,12 +223,49 @@ def test_a_bias_that_config_does_not_know_is_not_lost(tmp_path: Path, architectu
     assert "model.layers.0.self_attn.q_proj.bias is no tensor of" in str(e)
 
 
-def test_every_tensor_of_an_unreadable_dtype_is_named_at_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", ["F8_E4M3", "I32"])
+def test_every_tensor_of_an_unreadable_dtype_is_named_at_once(tmp_path: Path, dtype: str) -> None:
     config = config_of("LlamaForCausalLM", num_hidden_layers=1)
-    e = refusal(write_holes(tmp_path, config, shapes_of(config), "F8_E4M3"))
+    e = refusal(write_holes(tmp_path, config, shapes_of(config), dtype))
     assert isinstance(e, CheckpointError)
     assert len(e.messages) == len(shapes_of(config))
-    assert all("is stored as F8_E4M3" in m for m in e.messages)
+    assert all(f"is stored as {dtype}" in m for m in e.messages)
+
+
+def quantized(folder: Path, bias: np.ndarray, *, scales: bool = True) -> Path:
+    """A Llama in FP8, one of whose projections has a bias that the model has not."""
+    config = config_of("LlamaForCausalLM") | {"quantization_config": {"quant_method": "fp8"}}
+    stored: Stored = {}
+    for name, x in tensors_of(config).items():
+        stored[name] = ("F32", x)
+        if name.endswith("proj.weight"):
+            stored[name] = ("F8_E4M3", np.zeros(x.shape, np.uint8))
+            stored[f"{name}_scale_inv"] = ("F32", np.ones((1, 1), np.float32))
+            if not scales and name.endswith("v_proj.weight"):
+                del stored[f"{name}_scale_inv"]
+    stored["model.layers.1.self_attn.q_proj.bias"] = ("F32", bias)
+    return write_stored(folder, config, stored)
+
+
+def test_a_bias_of_zeros_beside_a_quantized_weight_is_left_out(tmp_path: Path) -> None:
+    model = load_model(quantized(tmp_path, np.zeros(16, np.float32)))
+    (name,) = model.ignored
+    assert name == "model.layers.1.self_attn.q_proj.bias"
+    assert model.ignored[name] == "zero in every element, and the model has no such bias"
+
+
+def test_another_bias_beside_a_quantized_weight_is_not_lost(tmp_path: Path) -> None:
+    e = refusal(quantized(tmp_path, np.eye(1, 16, dtype=np.float32)[0]))
+    assert "model.layers.1.self_attn.q_proj.bias is no tensor of" in str(e)
+
+
+def test_missing_scales_are_told_by_name(tmp_path: Path) -> None:
+    e = refusal(quantized(tmp_path, np.zeros(16, np.float32), scales=False))
+    assert isinstance(e, CheckpointError)
+    assert str(e) == (
+        f"{tmp_path}: model.layers.{{0-1}}.self_attn.v_proj.weight is stored as F8_E4M3, and its"
+        " scales are missing: *_scale_inv"
+    )
 
 
 def test_problems_of_tensors_and_of_the_tokenizer_are_told_together(
