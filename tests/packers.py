@@ -258,15 +258,20 @@ FORMATS: dict[str, Format] = {
     },
     "fp8 of a tensor": Format({"quant_method": "modelopt"}, by_rows("F8_E4M3", False)),
     "fp8 e5m2": Format(compressed("naive-quantized"), by_rows("F8_E5M2", True)),
-    "fp8 of a channel": Format(compressed("float-quantized"), by_rows("F8_E4M3", True)),
-    "int8": Format(compressed("int-quantized"), by_rows("I8", True)),
+    "fp8 of a channel": Format(
+        compressed("float-quantized", strategy="channel"), by_rows("F8_E4M3", True)
+    ),
+    "int8": Format(compressed("int-quantized", strategy="channel"), by_rows("I8", True)),
     "int8 with zeros": Format(compressed("int-quantized"), by_rows("I8", True, True)),
     "nvfp4 of modelopt": Format({"quant_method": "modelopt", "quant_algo": "NVFP4"}, nvfp4(True)),
     "nvfp4": Format(compressed("nvfp4-pack-quantized"), nvfp4(False)),
     "mxfp4": Format(compressed("mxfp4-pack-quantized"), mxfp4),
-    "int4": Format(compressed("pack-quantized", num_bits=4), integers(4, 32)),
+    "int4": Format(
+        compressed("pack-quantized", num_bits=4, strategy="group", group_size=32), integers(4, 32)
+    ),
     "int4 with zeros": Format(
-        compressed("pack-quantized", num_bits=4, symmetric=False), integers(4, 16, zeros=True)
+        compressed("pack-quantized", num_bits=4, strategy="group", group_size=16, symmetric=False),
+        integers(4, 16, zeros=True),
     ),
     "int4 act order": Format(
         compressed("pack-quantized", num_bits=4), integers(4, 32, act_order=True)

@@ -19,12 +19,12 @@ from hypothesis import strategies as st
 from packers import FORMATS, Format, Stored, write_stored
 
 import dynquant
-from dynquant.arrays import F32
+from dynquant.arrays import F32, U8
 from dynquant.checkpoint.packed import Weights, turned, unpack
 from dynquant.checkpoint.safetensors import open_checkpoint
 from dynquant.quants import isas
 from dynquant.recipe.language import parse_recipe
-from dynquant.tensors import TensorSource, n_rows
+from dynquant.tensors import ShardFile, TensorSource, n_rows
 from dynquant.transforms import read_weights
 
 TESTS = Path(__file__).parent
@@ -164,3 +164,22 @@ def test_mxfp4_is_kept_bit_for_bit_where_the_recipe_keeps_it(tmp_path: Path) -> 
         in_order = np.concatenate([low, high], 1)
         pairs = in_order[:, ::2] | in_order[:, 1::2] << 4
         np.testing.assert_array_equal(pairs.reshape(-1), found[1])
+
+
+@pytest.mark.parametrize("case", ["fp8-32x32", "ct-int4-zeros", "modelopt-nvfp4", "gpt-oss"])
+def test_rows_are_read_without_the_rest(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = open_checkpoint(REFERENCES / case)
+    source = unpack(checkpoint).tensors[NAMES.get(case, "layer.weight")].source()
+    lengths: list[int] = []
+    read = ShardFile.read
+
+    def counted(file: ShardFile, offset: int, into: U8) -> None:
+        lengths.append(into.size)
+        read(file, offset, into)
+
+    monkeypatch.setattr(ShardFile, "read", counted)
+    read_weights(source, 9, 11)
+    codes, *beside = sorted(lengths, reverse=True)
+    n_bytes = max(t.n_bytes for t in checkpoint.tensors.values())
+    assert codes == 2 * n_bytes // n_rows(source.shape)
+    assert sum(beside) <= codes

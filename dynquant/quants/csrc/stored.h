@@ -19,24 +19,34 @@
 #include "floats.h"
 #include "fp4.h"
 
-/* E4M3: bias 7, no infinity, both codes of magnitude 127 are not a number. */
+/* Floats of eight bits, without branches, so that loops of them are vectors. A subnormal, which has
+ * no leading one, is made with one in the next exponent, and that one is taken away: exactly.
+ *
+ * E4M3: bias 7, no infinity, both codes of magnitude 127 are not a number. */
 static ALWAYS_INLINE float f32_of_e4m3(uint8_t code)
 {
     uint32_t sign = (uint32_t)(code & 0x80) << 24, magnitude = code & 0x7f;
-    uint32_t small = bits_of_f32((float)(int32_t)magnitude * 0x1p-9f);
-    uint32_t normal = (magnitude << 20) + (120u << 23); /* exponent bias 7 -> 127 */
-    uint32_t r = magnitude < 8 ? small : normal;
-    return f32_of_bits(sign | (magnitude == 0x7f ? 0x7fc00000 : r));
+    uint32_t is_small = (magnitude - 8) >> 31, is_nan = (magnitude + 1) >> 7;
+    uint32_t bits = (magnitude << 20) + ((120 + is_small) << 23); /* bias 7 -> 127 */
+    float r = f32_of_bits(bits) - f32_of_bits(is_small * 0x3c800000); /* 2^-6 */
+    return f32_of_bits(sign | bits_of_f32(r) | is_nan * 0x7fc00000);
 }
 
-/* E5M2 is the upper byte of an f16. */
-static ALWAYS_INLINE float f32_of_e5m2(uint8_t code) { return f32_of_f16((uint16_t)(code << 8)); }
+/* E5M2: bias 15; infinities and numbers that are none from magnitude 124 on, as in f16. */
+static ALWAYS_INLINE float f32_of_e5m2(uint8_t code)
+{
+    uint32_t sign = (uint32_t)(code & 0x80) << 24, magnitude = code & 0x7f;
+    uint32_t is_small = (magnitude - 4) >> 31, is_special = (magnitude + 4) >> 7;
+    uint32_t bits = (magnitude << 21) + ((112 + is_small + 112 * is_special) << 23);
+    float r = f32_of_bits(bits) - f32_of_bits(is_small * 0x38800000); /* 2^-14 */
+    return f32_of_bits(sign | bits_of_f32(r));
+}
 
-/* E8M0: 2^(code - 127); 255 is not a number, and 0 is subnormal in f32. */
+/* E8M0: 2^(code - 127). 0 is subnormal in f32, half of 2^-126; 255 is not a number. */
 static ALWAYS_INLINE float f32_of_e8m0(uint8_t code)
 {
-    uint32_t bits = code == 0 ? 0x00400000 : (uint32_t)code << 23;
-    return f32_of_bits(code == 255 ? 0x7fc00000 : bits);
+    uint32_t exponent = code, is_zero = (exponent - 1) >> 31, is_nan = (exponent + 1) >> 8;
+    return f32_of_bits(exponent << 23 | (is_zero | is_nan) << 22);
 }
 
 static const float fp4_levels[16] = {0.0f,  0.5f,  1.0f,  1.5f,  2.0f,  3.0f,  4.0f,  6.0f,
@@ -72,9 +82,9 @@ static ALWAYS_INLINE float number_at(enum number number, const uint8_t *row, int
 }
 
 /* Rows of one kind of number; the kind is a constant in each copy, so that its loop is vectors. */
-static ALWAYS_INLINE void rows_of(enum number number, int bits, const uint8_t *codes,
+static ALWAYS_INLINE void rows_of(enum number number, int bits, const uint8_t *restrict codes,
                                   int64_t row_bytes, int64_t n_rows, int64_t n_per_row,
-                                  const struct scales *s, float *x)
+                                  const struct scales *s, float *restrict x)
 {
     for (int64_t r = 0; r < n_rows; r++, codes += row_bytes, x += n_per_row) {
         int64_t at = (s->first + r) / s->block_rows * s->n_columns;
