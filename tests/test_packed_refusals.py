@@ -73,7 +73,7 @@ def without(tensors: Stored, ending: str) -> Stored:
 def test_other_formats_are_refused_by_name_with_what_to_do(
     tmp_path: Path, method: str, what: str, remedy: str
 ) -> None:
-    (message,) = refusal(tmp_path, {"quant_method": method}, {"a": ("F32", np.ones(1, "f4"))})
+    (message,) = refusal(tmp_path, {"quant_method": method}, {"a": ("U8", np.ones(1, "u1"))})
     assert message.startswith(
         f"config.json: quantization_config: quant_method '{method}' ({what}) is not read; {remedy}"
     )
@@ -107,8 +107,16 @@ VARIANTS = {
 
 @pytest.mark.parametrize(("settings", "text"), VARIANTS.values(), ids=VARIANTS)
 def test_variants_that_are_not_read_are_refused(tmp_path: Path, settings: Any, text: str) -> None:
-    (message,) = refusal(tmp_path, settings, {"a": ("F32", np.ones(1, "f4"))})
+    (message,) = refusal(tmp_path, settings, {"a": ("U8", np.ones(1, "u1"))})
     assert text in message
+
+
+def test_floats_are_plain_whatever_an_unread_method_left_in_the_configuration(
+    tmp_path: Path,
+) -> None:
+    plain: Stored = {"a.weight": ("F32", np.ones((2, 2), "f4"))}
+    found = weights(tmp_path, {"quant_method": "bitsandbytes", "load_in_4bit": True}, plain)
+    assert list(found.tensors) == ["a.weight"]
 
 
 FP8_PACK = fp8_blocks(32, 32)

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from dynquant.checkpoint.safetensors import Checkpoint, read_object
 from dynquant.errors import CheckpointError
+from dynquant.quants.table import FLOATS
 
 MODELOPT = "hf_quant_config.json"
 """Where NVIDIA's ModelOpt writes its settings, beside config.json or instead of it."""
@@ -99,6 +100,8 @@ def read_settings(checkpoint: Checkpoint) -> Settings | None:
     found = cast("dict[str, Any]", values)
     method = str(found.get("quant_method") or ("modelopt" if "quant_algo" in found else None))
     method = _SYNONYMS.get(method.lower(), method.lower())
+    if method not in READ and all(t.dtype in FLOATS for t in checkpoint.tensors.values()):
+        return None  # merged or dequantized since, and saved with the settings of before
     if method not in READ:
         raise CheckpointError(f"{where}: quantization_config: {_refusal(method)}")
     CheckpointError.raise_any(
