@@ -11,7 +11,7 @@ import pytest
 from agreement import load_reference
 from checkpoints import write_holes
 
-from dynquant.arch.load import load_model
+from dynquant.arch.load import describe, load_model
 from dynquant.errors import ArchitectureError
 
 
@@ -153,3 +153,21 @@ def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     n = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + n])
     return {k: tuple(v["shape"]) for k, v in header.items() if k != "__metadata__"}
+
+
+WINDOWS = (
+    ("mistral", {"sliding_window": 64}, True),
+    ("mistral", {"sliding_window": None}, False),
+    ("mistral", {"sliding_window": 512}, False),
+    ("phi3", {"sliding_window": 100}, True),
+    ("qwen2", {"sliding_window": 64}, False),
+    ("qwen2", {"sliding_window": 64, "use_sliding_window": True}, True),
+)
+
+
+@pytest.mark.parametrize(("family", "changes", "told"), WINDOWS)
+def test_a_window_that_the_runtime_does_not_have_is_told(
+    family: str, changes: dict[str, Any], told: bool
+) -> None:
+    found = describe({**config_of(family), **changes}, "config.json").deviations
+    assert ["has no window" in text for text in found] == [True] * told

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from dynquant.arch.config import Count, read_config
+from dynquant.arch.config import Count, Truth, read_config
 from dynquant.errors import ArchitectureError
 from dynquant.keys import Keys, booleans, u32
 
@@ -58,6 +58,28 @@ def window_keys(
     if slides != _every(len(slides), pattern):
         keys[f"{arch}.attention.sliding_window_pattern"] = booleans(slides)
     return keys
+
+
+@dataclass(frozen=True)
+class _Said:
+    max_position_embeddings: Count
+    sliding_window: int | None = None
+    use_sliding_window: Truth | None = None
+
+
+def window_left_out(config: Mapping[str, Any], where: str, used: bool = True) -> tuple[str, ...]:
+    """Return what to tell people of a window that llama.cpp's graph of the family does not have.
+
+    used: what a config.json means that does not say `use_sliding_window`
+    """
+    said = read_config(_Said, config, where)
+    used = used if said.use_sliding_window is None else said.use_sliding_window
+    if not used or not said.sliding_window or said.sliding_window >= said.max_position_embeddings:
+        return ()
+    return (
+        f"{where}: sliding_window is {said.sliding_window}, and llama.cpp's graph of this family"
+        " has no window: texts that are longer are answered otherwise than by the model's own code",
+    )
 
 
 def _every(n_layers: int, pattern: int) -> tuple[bool, ...]:

@@ -26,6 +26,7 @@ from dynquant.arch.decoder import (
 )
 from dynquant.arch.experts import Routing, expert_rows, router_row, routing_keys, with_expert_count
 from dynquant.arch.rope import llama3_factors, read_rope
+from dynquant.arch.windows import window_left_out
 from dynquant.keys import u32
 from dynquant.tensors import Computed
 from dynquant.transforms import interleaved_heads
@@ -57,6 +58,7 @@ def llama(config: Mapping[str, Any], where: str) -> Architecture:
         },
         extra=extra,
         ignored=IGNORED,
+        deviations=window_left_out(config, where),
     )
 
 

@@ -21,6 +21,7 @@ from dynquant.arch.decoder import (
 from dynquant.arch.limits import heads_fill_hidden
 from dynquant.arch.longrope import longrope_attention, longrope_tensors
 from dynquant.arch.rope import read_rope
+from dynquant.arch.windows import window_left_out
 from dynquant.errors import ArchitectureError
 from dynquant.keys import f32, u32
 
@@ -75,6 +76,7 @@ def phi3(config: Mapping[str, Any], where: str) -> Architecture:
         tied=TIED if c.tie_word_embeddings else None,
         extra=longrope_tensors(rope, n_rotated, where),
         ignored=IGNORED,
+        deviations=window_left_out(config, where),
     )
 
 
