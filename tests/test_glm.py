@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from agreement import TESTS
+from agreement import F32_TOLERANCE, TESTS, load_reference, max_difference
 from safetensors import safe_open
 
+import dynquant
 from dynquant.arch.load import describe, load_model
 from dynquant.errors import ArchitectureError
+from dynquant.recipe.language import parse_recipe
 
 GLM4_MOE = TESTS / "references" / "glm4moe"
 
@@ -74,6 +76,20 @@ def test_layers_that_predict_ahead_are_told_from_the_models_own(with_prediction:
     with safe_open(with_prediction / "model.safetensors", "np") as stored:
         n_stored = len([n for n in stored.keys() if ".experts." not in n])  # noqa: SIM118
     assert len([t for t in model.tensors if not t.name.endswith("_exps.weight")]) == n_stored
+
+
+@pytest.mark.parametrize("keep", ["drop", "keep"])
+def test_the_model_answers_the_same_with_them_and_without(
+    with_prediction: Path, tmp_path: Path, keep: str
+) -> None:
+    llamacpp: Any = pytest.importorskip("llamacpp", reason="needs xllamacpp", exc_type=ImportError)
+    reference = load_reference("glm4moe")
+    out = tmp_path / f"{keep}.gguf"
+    recipe = parse_recipe(f"default: F32\nprediction_layers: {keep}", "r.yaml", "r")
+    plan = dynquant.convert(with_prediction, out, recipe=recipe, threads=1)
+    assert ("blk.3.nextn.eh_proj.weight" in plan.sources) == (keep == "keep")
+    ours = llamacpp.log_probabilities(out, reference.prompts)
+    assert max_difference(reference.log_probabilities, ours) < F32_TOLERANCE
 
 
 def test_a_checkpoint_without_the_layers_that_its_config_names_is_whole() -> None:
