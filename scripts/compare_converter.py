@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("families", nargs="*", metavar="FAMILY")
     parser.add_argument("--python", default=sys.executable, help="default: this one")
     given = parser.parse_args()
-    known = sorted(p.name for p in REFERENCES.iterdir() if p.is_dir())
+    known = sorted(p.parent.name for p in REFERENCES.glob("*/config.json"))
     with tempfile.TemporaryDirectory() as folder:
         agreed = [
             compare(f, given.tree, given.python, Path(folder)) for f in given.families or known

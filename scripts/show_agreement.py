@@ -27,7 +27,7 @@ def main() -> None:
     """Print one line for each reference and recipe, then the sentences."""
     recipes = sys.argv[1:] or ["f32", "q8_0", "dynamic-4bit"]
     sentences: dict[str, str] = {}
-    print(f"{'':12}{'recipe':14}{'max |Δ log p|':>14}{'mean KL':>12}{'tokens':>10}{'kB':>8}")
+    print(f"{'':18}{'recipe':14}{'max |Δ log p|':>14}{'mean KL':>12}{'tokens':>10}{'kB':>8}")
     with tempfile.TemporaryDirectory() as folder:
         for name in (*FAMILIES, TINY_BOOKS):
             reference = load_reference(name)
@@ -47,7 +47,7 @@ def main() -> None:
                 kl = divergence(reference.log_probabilities, ours)
                 tokens = f"{n_equal}/{len(texts)}"
                 size = file.stat().st_size / 1000
-                print(f"{name:12}{recipe:14}{difference:14.1e}{kl:12.1e}{tokens:>10}{size:8.0f}")
+                print(f"{name:18}{recipe:14}{difference:14.1e}{kl:12.1e}{tokens:>10}{size:8.0f}")
     for recipe, text in sentences.items():
         print(f"\ntiny-books, {recipe}: {PROMPT}[{' '.join(text.split())}]")
 
