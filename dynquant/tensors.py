@@ -42,6 +42,19 @@ class TensorSource(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Kept:
+    """The same weights as blocks that are on disk, for a file that keeps their type.
+
+    blocks: their rows
+    factor: F32 [n_matrices], what each matrix is multiplied by besides: llama.cpp reads it from a
+            tensor of its own, NAME.scale
+    """
+
+    blocks: TensorSource
+    factor: TensorSource
+
+
 def n_rows(shape: tuple[int, ...]) -> int:
     """Return the number of rows of a shape: all its dimensions but the last."""
     return prod(shape[:-1])

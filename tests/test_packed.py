@@ -9,10 +9,12 @@ from __future__ import annotations
 import shutil
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
 import pytest
+from agreement import divergence
 from checkpoints import config_of, tensors_of
 from hypothesis import given
 from hypothesis import strategies as st
@@ -164,6 +166,51 @@ def test_mxfp4_is_kept_bit_for_bit_where_the_recipe_keeps_it(tmp_path: Path) -> 
         in_order = np.concatenate([low, high], 1)
         pairs = in_order[:, ::2] | in_order[:, 1::2] << 4
         np.testing.assert_array_equal(pairs.reshape(-1), found[1])
+
+
+@pytest.mark.parametrize("form", ["nvfp4", "nvfp4 of modelopt"])
+def test_nvfp4_is_kept_bit_for_bit_with_its_factor_beside_it(form: str, tmp_path: Path) -> None:
+    packed, plain = both_ways(tmp_path, FORMATS[form])
+    recipe = parse_recipe(
+        "default: F32\nrules: [{role: [attn_q, attn_output, ffn_gate, ffn_up], type: NVFP4}]",
+        "r.yaml",
+        "r",
+    )
+    plan = dynquant.convert(packed, tmp_path / "out.gguf", recipe=recipe, threads=2)
+    dynquant.convert(plain, tmp_path / "f32.gguf", recipe="f32", threads=2)
+    stored = {t.name: t for t in gguf.GGUFReader(tmp_path / "out.gguf").tensors}
+    floats = {t.name: t for t in gguf.GGUFReader(tmp_path / "f32.gguf").tensors}
+    factors = [name for name in stored if name.endswith(".scale")]
+    assert len(factors) == sum(t.type.name == "NVFP4" for t in plan.tensors) == 8
+    for name in factors:
+        weight = name.removesuffix("scale") + "weight"
+        decoded = gguf.quants.dequantize(stored[weight].data, stored[weight].tensor_type)
+        np.testing.assert_allclose(
+            decoded * stored[name].data, floats[weight].data, rtol=3e-7, atol=0
+        )
+
+
+def test_the_runtime_multiplies_by_the_factor(tmp_path: Path) -> None:
+    llamacpp: Any = pytest.importorskip("llamacpp", reason="needs xllamacpp", exc_type=ImportError)
+    packed, _ = both_ways(tmp_path, FORMATS["nvfp4 of modelopt"])
+    prompts = [[5, 17, 300, 40, 41], [7, 8, 9]]
+    answers = {}
+    for name, rule in (("f32", ""), ("kept", "\nrules: [{role: [ffn_up, attn_q], type: NVFP4}]")):
+        out = tmp_path / f"{name}.gguf"
+        recipe = parse_recipe(f"default: F32{rule}", "r.yaml", "r")
+        dynquant.convert(packed, out, recipe=recipe, threads=2)
+        answers[name] = llamacpp.log_probabilities(out, prompts)
+    out = tmp_path / "kept.gguf"
+    content = np.fromfile(out, np.uint8)
+    for tensor in gguf.GGUFReader(out).tensors:
+        if tensor.name.endswith(".scale"):
+            at = int(tensor.data_offset)
+            content[at : at + 4] = np.float32(1).reshape(1).view(np.uint8)
+    content.tofile(out)
+    without = llamacpp.log_probabilities(out, prompts)
+    # Beside NVFP4 the runtime rounds activations to 8 bits, so that answers are alike, not equal.
+    assert divergence(answers["f32"], answers["kept"]) < 0.05
+    assert divergence(answers["f32"], without) > 1
 
 
 @pytest.mark.parametrize("case", ["fp8-32x32", "ct-int4-zeros", "modelopt-nvfp4", "gpt-oss"])

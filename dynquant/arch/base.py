@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from dynquant.keys import Keys
-from dynquant.tensors import TensorSource, n_rows
+from dynquant.tensors import Kept, TensorSource, n_rows
 
 Via = Callable[[TensorSource], TensorSource]
 """How rows change on their way from the checkpoint (transforms.py)."""
@@ -39,10 +39,14 @@ class TensorName:
 
 @dataclass(frozen=True)
 class ModelTensor:
-    """One tensor of the output file, and where its rows come from."""
+    """One tensor of the output file, and where its rows come from.
+
+    kept: the blocks that it is stored in, where a file that keeps them has another tensor beside
+    """
 
     name: str
     source: TensorSource
+    kept: Kept | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:

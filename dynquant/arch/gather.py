@@ -9,15 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
-from dynquant.arch.base import Architecture, ModelTensor, Prediction, Row, TensorName
+from dynquant.arch.base import Architecture, ModelTensor, Prediction, Row, TensorName, Via
 from dynquant.checkpoint.header import StoredTensor
 from dynquant.checkpoint.names import grouped
 from dynquant.checkpoint.packed import Packed, Weight, unpack
 from dynquant.checkpoint.safetensors import Checkpoint
 from dynquant.errors import ArchitectureError, CheckpointError
 from dynquant.quants.table import FLOATS, KEPT
-from dynquant.tensors import TensorSource
-from dynquant.transforms import stack
+from dynquant.tensors import Kept, TensorSource
+from dynquant.transforms import Reshaped, stack
 
 HEAD = "lm_head.weight"
 """The tensor that checkpoints of tied models leave out; config.json may fail to say so."""
@@ -212,18 +212,36 @@ def _use(
             unusable += e.messages
             continue
         role = TensorName.parse(want.name).role
-        kept = next((part.stored.name for part in parts if part.stored.name in KEPT), None)
-        if kept and role not in TABLES:
+        copied = next((part.stored.name for part in parts if part.stored.name in KEPT), None)
+        if copied and role not in TABLES:
             unusable += [
-                f"{folder}: {name} is stored as {kept}, which is not read as weights;"
+                f"{folder}: {name} is stored as {copied}, which is not read as weights;"
                 f" {', '.join(FLOATS)} are"
                 for name in grouped(want.stored)
             ]
             continue
         source = stack(parts) if want.is_stack else parts[0]
         via = architecture.via.get(role)
-        tensors.append(ModelTensor(want.name, via(source) if via else source))
+        kept = _kept([stored[name] for name in want.stored], want.is_stack, via)
+        tensors.append(ModelTensor(want.name, via(source) if via else source, kept))
     return tensors, unusable
+
+
+def _kept(weights: list[Weight], is_stack: bool, via: Via | None) -> Kept | None:
+    """Return the blocks of a tensor, if all of it is in blocks and its rows are only moved."""
+    found = [w.kept for w in weights if isinstance(w, Packed) and w.kept]
+    if not found or len(found) < len(weights):
+        return None
+    if not is_stack:
+        blocks, factor = found[0].blocks, found[0].factor
+    else:
+        blocks = stack([kept.blocks for kept in found])
+        factor = Reshaped(stack([kept.factor for kept in found]), (len(found),))
+    try:
+        moved = via(blocks) if via else blocks
+    except ValueError:  # columns would have to move
+        return None
+    return Kept(moved, factor) if moved.stored == blocks.stored else None
 
 
 def _problems(

@@ -25,6 +25,7 @@ from dynquant.plan.checks import (
     requantized,
     tensor_problems,
 )
+from dynquant.plan.kept import keep_blocks
 from dynquant.plan.prediction import own_layers, settle_prediction
 from dynquant.plan.settings import apply_settings, key_problems
 from dynquant.quants.search import EFFORTS, Effort
@@ -166,6 +167,10 @@ def make_plan(
     warnings: tuple[str, ...] = ()
     try:
         assigned = assign(recipe, model.tensors, own_layers(model))
+        whole = keep_blocks(model, assigned)
+        if whole is not model:
+            model = whole
+            assigned = assign(recipe, model.tensors, own_layers(model))
     except RecipeError as e:
         misfits.append(e)
     changed = changing(model.tensors, assigned)

@@ -16,6 +16,7 @@ from math import prod
 
 from dynquant.checkpoint.header import StoredTensor
 from dynquant.checkpoint.packed.mxfp4 import Mxfp4
+from dynquant.checkpoint.packed.nvfp4 import FactorOfAll, Nvfp4, is_kept_as_blocks
 from dynquant.checkpoint.packed.rows import (
     Cells,
     CodedRows,
@@ -26,6 +27,7 @@ from dynquant.checkpoint.packed.rows import (
 )
 from dynquant.checkpoint.packed.settings import Settings
 from dynquant.checkpoint.packed.weight import WIDENED, Found, Grid, can_widen, lacking
+from dynquant.tensors import Kept
 
 Tensors = Mapping[str, StoredTensor]
 
@@ -125,7 +127,11 @@ def _fp4(
         return
     factor = Factor(of_all, prod(of_all.shape), divides)
     grid = _grid(scale, shape, cells, settings)
-    found.add(base, CodedRows(codes, shape, "FP4", cells, grid, factor=factor), parts)
+    kept = None
+    if factor.n == prod(shape[:-2]) and is_kept_as_blocks(shape, scale):
+        factors = FactorOfAll(of_all, (factor.n,), divides)
+        kept = Kept(Nvfp4(codes, scale, shape), factors)
+    found.add(base, CodedRows(codes, shape, "FP4", cells, grid, factor=factor), parts, kept)
 
 
 def _integers(

@@ -16,7 +16,7 @@ from dynquant.errors import CheckpointError
 from dynquant.quants.codec import decode
 from dynquant.quants.stored import Number, numbers
 from dynquant.quants.table import FLOATS
-from dynquant.tensors import TensorSource
+from dynquant.tensors import Kept, TensorSource
 
 
 class Weight(Protocol):
@@ -34,10 +34,14 @@ class Weight(Protocol):
 
 @dataclass(frozen=True)
 class Packed:
-    """A weight that was quantized: its rows, and the stored tensors that they are made of."""
+    """A weight that was quantized: its rows, and the stored tensors that they are made of.
+
+    kept: its blocks, where they need a factor beside them; None where `rows` are all there is
+    """
 
     rows: TensorSource
     parts: tuple[str, ...]
+    kept: Kept | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -61,9 +65,11 @@ class Found:
     consumed: set[str] = field(default_factory=set[str])
     faults: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
 
-    def add(self, name: str, rows: TensorSource, parts: Iterable[str]) -> None:
+    def add(
+        self, name: str, rows: TensorSource, parts: Iterable[str], kept: Kept | None = None
+    ) -> None:
         """Note a weight and what it is made of."""
-        self.weights[name] = Packed(rows, tuple(parts))
+        self.weights[name] = Packed(rows, tuple(parts), kept)
         self.consumed.update(self.weights[name].parts)
 
     def fault(self, name: str, text: str, parts: Iterable[str] = ()) -> None:
