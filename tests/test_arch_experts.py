@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -70,14 +69,11 @@ def mixture(n_layers: int, n_experts: int) -> tuple[dict[str, Any], dict[str, tu
     return config, shapes
 
 
-def test_seventy_thousand_tensors_are_described_in_seconds(tmp_path: Path) -> None:
+def test_seventy_thousand_tensors_are_described(tmp_path: Path) -> None:
+    """Not a benchmark: with something that looks at every tensor for every tensor it never ends."""
     config, shapes = mixture(91, 256)
     assert len(shapes) > 70_000
-    write_holes(tmp_path, config, shapes)
-    start = time.process_time()
-    model = load_model(tmp_path)
-    # Not a benchmark: something that looks at every tensor for every tensor takes hours.
-    assert time.process_time() - start < 30
+    model = load_model(write_holes(tmp_path, config, shapes))
     assert len(model.tensors) == 3 + 91 * 12
     assert {t.shape for t in model.tensors if t.parts.role == "ffn_down_exps"} == {(256, 4, 2)}
 

@@ -206,6 +206,12 @@ def test_inspect_prints_floats_as_short_as_they_were_meant(
     assert json.loads(run("inspect", tmp_path / "x.gguf", "--json").out)["keys"]["x.eps"] == 1e-5
 
 
+def test_inspect_of_a_name_on_the_hub_says_what_to_do(run: Run) -> None:
+    done = run("inspect", "hf://org/model")
+    assert done.code == 1
+    assert done.err.startswith("error: hf://org/model: inspect reads files on disk; fetch it")
+
+
 def test_inspect_of_what_is_no_gguf_is_an_error(run: Run, recipe: Path) -> None:
     done = run("inspect", recipe)
     assert (done.code, done.out) == (1, "")

@@ -12,13 +12,19 @@ from dynquant.cli.options import JsonOption
 
 
 def inspect(
-    file: Annotated[Path, typer.Argument(metavar="FILE.gguf", help="The file to read.")],
+    file: Annotated[str, typer.Argument(metavar="FILE.gguf", help="The file to read.")],
     json: JsonOption = False,
 ) -> None:
     """Print the keys and tensors of a GGUF file."""
     from dynquant.checkpoint.gguf import read_gguf
+    from dynquant.checkpoint.hub import is_hub_name
+    from dynquant.errors import CheckpointError
 
-    found = read_gguf(file)
+    if is_hub_name(file):
+        raise CheckpointError(
+            f"{file}: inspect reads files on disk; fetch it (`hf download`), or use `dynquant plan`"
+        )
+    found = read_gguf(Path(file))
     if json:
         from dynquant.report.documents import file_json
 
