@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
+from rich.console import Console
 
 from dynquant.arch.base import Model, ModelTensor
 from dynquant.keys import f32, string, strings, u32
 from dynquant.plan.plan import Plan, make_plan
 from dynquant.quants import ALL
 from dynquant.recipe.language import Recipe, parse_recipe
+from dynquant.report.tables import plan_tables
 from dynquant.tensors import Computed, ShardFile, Stored
 
 N_PER_ROW = 256
@@ -68,3 +71,15 @@ def recipe(default: str = "Q8_0", more: str = "") -> Recipe:
 
 def small_plan(default: str = "Q8_0", more: str = "") -> Plan:
     return make_plan(model(), recipe(default, more))
+
+
+def names(folder: Path) -> list[str]:
+    """What a folder holds."""
+    return sorted(p.name for p in folder.iterdir())
+
+
+def shown(plan: Plan) -> str:
+    """The plan as people see it."""
+    drawn = io.StringIO()
+    Console(file=drawn, width=200).print(plan_tables(plan, 0))
+    return drawn.getvalue()

@@ -111,3 +111,31 @@ def matrices(n_rows: int = 24, n_per_row: int = 1024) -> Iterator[tuple[str, F32
 def log_normal_importance(n_per_row: int) -> F32:
     """Return importances spread as those of real imatrix files: log-normal, sigma one."""
     return np.exp(np.random.default_rng(7).standard_normal(n_per_row)).astype(np.float32)
+
+
+def degenerate_rows() -> list[tuple[str, F32]]:
+    """Rows that break careless encoders, 512 weights each."""
+    rng = np.random.default_rng(3)
+    normal = rng.standard_normal(512).astype(np.float32)
+    outlier = (normal * 1e-3).astype(np.float32)
+    outlier[77] = 50
+    holes = normal.copy()
+    holes[32:64] = holes[256:400] = 0
+    rows = {
+        "zero": np.zeros(512),
+        "constant": np.full(512, 0.25),
+        "negative constant": np.full(512, -3.0),
+        "one outlier": outlier,
+        "zero groups inside a block": holes,
+        "subnormal": normal * 1e-41,
+        "tiny": normal * 1e-30,
+        "near f16's least": normal * 3e-8,
+        "near f16's least scale": normal * 1e-5,
+        "huge": normal * 1e30,
+        "largest floats": np.sign(normal) * np.float64(3.4e38),
+        "huge beside tiny": np.where(np.arange(512) % 7 == 0, 1e30, 1e-30),
+        "positive": np.abs(normal) + 5,
+        "negative": -np.abs(normal) - 5,
+        "signed zeros": np.where(np.arange(512) % 2 == 0, -0.0, 0.0),
+    }
+    return [(name, np.asarray(row, np.float32).reshape(1, 512)) for name, row in rows.items()]

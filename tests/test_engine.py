@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from handmade import (
     DOWN,
     computed_tensor,
     model,
+    names,
     recipe,
     small_plan,
     small_tensors,
@@ -32,8 +31,7 @@ from dynquant.arrays import F32, U8
 from dynquant.checkpoint.gguf import read_gguf
 from dynquant.conversion.engine import Progress, convert_plan
 from dynquant.conversion.layout import lay_out
-from dynquant.conversion.output import PartFile
-from dynquant.errors import CheckpointError, ConvertError, DynquantError, ImportanceError
+from dynquant.errors import CheckpointError, ConvertError, ImportanceError
 from dynquant.importance.imatrix import read_imatrix
 from dynquant.plan.plan import Plan, make_plan
 from dynquant.quants import ALL, QuantType
@@ -49,10 +47,6 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     out = tmp_path_factory.mktemp("one") / "x.gguf"
     convert_plan(small_plan(more=MIXED), out, threads=1)
     return out.read_bytes()
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(p.name for p in folder.iterdir())
 
 
 @pytest.mark.parametrize("threads", [2, 7])
@@ -336,20 +330,6 @@ def test_after_a_failure_the_next_run_replaces_the_part(expected: bytes, tmp_pat
     assert (tmp_path / "x.gguf").read_bytes() == expected
 
 
-def refused(out: Path, **options: bool) -> tuple[str, ...]:
-    with pytest.raises(ConvertError) as e:
-        convert_plan(small_plan(), out, threads=1, **options)
-    return e.value.messages
-
-
-def test_an_output_that_exists_is_kept_without_force(tmp_path: Path) -> None:
-    (tmp_path / "x.gguf").write_text("mine")
-    (message,) = refused(tmp_path / "x.gguf")
-    assert "--force" in message
-    assert (tmp_path / "x.gguf").read_text() == "mine"
-    assert names(tmp_path) == ["x.gguf"]
-
-
 def test_force_replaces_an_output_only_when_the_new_one_is_complete(tmp_path: Path) -> None:
     (tmp_path / "x.gguf").write_text("mine")
     with pytest.raises(CheckpointError):
@@ -357,115 +337,6 @@ def test_force_replaces_an_output_only_when_the_new_one_is_complete(tmp_path: Pa
     assert (tmp_path / "x.gguf").read_text() == "mine"
     convert_plan(small_plan(), tmp_path / "x.gguf", threads=1, force=True)
     assert (tmp_path / "x.gguf").read_bytes()[:4] == b"GGUF"
-
-
-def test_a_missing_output_folder_is_refused(tmp_path: Path) -> None:
-    (message,) = refused(tmp_path / "none" / "x.gguf")
-    assert str(tmp_path / "none") in message
-
-
-def test_a_folder_as_output_is_refused(tmp_path: Path) -> None:
-    (message,) = refused(tmp_path, force=True)
-    assert "is a folder" in message
-
-
-def test_a_device_as_output_is_refused() -> None:
-    (message,) = refused(Path(os.devnull), force=True)
-    assert "not a regular file" in message
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_an_output_folder_that_is_not_writable_is_refused(tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
-    (message,) = refused(tmp_path / "x.gguf")
-    assert "not writable" in message
-
-
-def test_a_folder_that_turns_out_not_writable_is_an_error_with_the_reason(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def read_only(*_: object, **__: object) -> int:
-        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-
-    monkeypatch.setattr(os, "open", read_only)
-    (message,) = refused(tmp_path / "x.gguf")
-    assert message == f"{tmp_path / 'x.gguf.part'}: cannot be made: Read-only file system"
-
-
-@pytest.mark.parametrize("name", ["w", "link"])
-def test_the_models_own_file_is_not_overwritten_even_with_force(tmp_path: Path, name: str) -> None:
-    tensor = stored_tensor(tmp_path / "w", "a.weight", weights(5, 96))
-    (tmp_path / "link").hardlink_to(tmp_path / "w")
-    plan = make_plan(model(tensor), recipe())
-    with pytest.raises(ConvertError, match="of the model itself"):
-        convert_plan(plan, tmp_path / name, threads=1, force=True)
-
-
-@pytest.mark.parametrize("threads", [0, -1])
-def test_no_threads_is_an_error_and_no_empty_output(tmp_path: Path, threads: int) -> None:
-    with pytest.raises(ConvertError, match="at least 1"):
-        convert_plan(small_plan(), tmp_path / "x.gguf", threads=threads)
-    assert names(tmp_path) == []
-
-
-def test_an_isa_that_this_cpu_lacks_is_told_before_there_is_a_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("DYNQUANT_ISA", "v9")
-    with pytest.raises(DynquantError, match="DYNQUANT_ISA='v9'"):
-        convert_plan(small_plan(), tmp_path / "x.gguf")
-    assert names(tmp_path) == []
-
-
-def test_two_runs_for_one_output_do_not_mix(tmp_path: Path) -> None:
-    part = PartFile(tmp_path / "x.gguf", 100)
-    (message,) = refused(tmp_path / "x.gguf")
-    assert "another dynquant" in message
-    part.close()
-    convert_plan(small_plan(), tmp_path / "x.gguf", threads=1)
-
-
-def no_space(*_: object) -> int:
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def test_a_disk_that_fills_up_is_told_with_the_sizes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(os, "pwrite", no_space)
-    (message,) = refused(tmp_path / "x.gguf")
-    assert f"needs {lay_out(small_plan()).file_bytes:,} bytes" in message
-    assert names(tmp_path) == ["x.gguf.part"]
-
-
-@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="this system cannot reserve space")
-def test_a_disk_without_room_is_told_before_any_work(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(os, "posix_fallocate", no_space)
-    (message,) = refused(tmp_path / "x.gguf")
-    assert "make room" in message
-    assert names(tmp_path) == []
-
-
-@pytest.fixture
-def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)],
-        capture_output=True,
-        check=False,
-    )
-    if mounted.returncode:
-        pytest.skip("a tmpfs cannot be mounted here")
-    yield tmp_path
-    subprocess.run(["umount", str(tmp_path)], check=True)
-
-
-def test_a_really_full_disk_is_told_and_left_as_it_was(tiny_disk: Path) -> None:
-    (message,) = refused(tiny_disk / "x.gguf")
-    assert "needs" in message
-    assert "65,536 free" in message
-    assert names(tiny_disk) == []
 
 
 PEAK = """

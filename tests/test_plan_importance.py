@@ -1,0 +1,173 @@
+"""What a plan knows of importance, and what it refuses without."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from handmade import DOWN, N_PER_ROW, computed_tensor, model, recipe, shown, small_plan
+from imatrices import write_counted, write_legacy
+
+from dynquant.errors import ImportanceError, PlanError
+from dynquant.importance.imatrix import Imatrix, read_imatrix
+from dynquant.keys import string, u32
+from dynquant.plan.plan import Plan, make_plan, plan_json
+from dynquant.quants.table import ALL
+
+MIXED = "rules: [{role: ffn_down, layers: 1, type: Q4_0}]"
+
+
+def imatrix(folder: Path, n_per_row: int = 2 * N_PER_ROW) -> Imatrix:
+    """An imatrix of the first of two layers, in the older format."""
+    return read_imatrix(write_legacy(folder / "x.dat", {DOWN: np.ones(n_per_row, np.float32)}))
+
+
+def weighed_plan(folder: Path, default: str = "Q4_0", more: str = "") -> Plan:
+    return make_plan(model(), recipe(default, more), imatrix=imatrix(folder))
+
+
+def test_an_imatrix_is_recorded_in_llama_cpps_keys_and_by_its_hash(tmp_path: Path) -> None:
+    keys = weighed_plan(tmp_path).keys
+    sha256 = hashlib.sha256((tmp_path / "x.dat").read_bytes()).hexdigest()
+    assert {n: k for n, k in keys.items() if "imatrix" in n} == {
+        "quantize.imatrix.file": string("x.dat"),
+        "quantize.imatrix.dataset": string("books.txt"),
+        "quantize.imatrix.entries_count": u32(1),
+        "quantize.imatrix.chunks_count": u32(7),
+        "dynquant.imatrix_sha256": string(sha256),
+    }
+    assert list(keys).index("tokenizer.ggml.model") == len(keys) - 2
+
+
+def test_what_an_imatrix_does_not_say_is_no_key(tmp_path: Path) -> None:
+    keys = {"imatrix_datasets": None, "imatrix_chunk_count": None}
+    path = write_counted(tmp_path / "x", {DOWN: (np.ones((1, 512), np.float32), [1])}, **keys)
+    made = make_plan(model(), recipe(), imatrix=read_imatrix(path)).keys
+    assert [n for n in made if n.startswith("quantize.")] == [
+        "quantize.imatrix.file",
+        "quantize.imatrix.entries_count",
+    ]
+
+
+def test_keys_of_an_imatrix_cannot_be_set(tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match=r"quantize\.imatrix\.file: this key follows from the plan"):
+        make_plan(model(), recipe(), set_keys={"quantize.imatrix.file": "mine"})
+
+
+def test_a_tensor_tells_whether_it_has_importance(tmp_path: Path) -> None:
+    plan = weighed_plan(tmp_path)
+    assert {t.name: t.importance for t in plan.tensors if t.importance} == {DOWN: "yes"}
+    assert plan.unweighed == (
+        "token_embd.weight",
+        "blk.1.ffn_down.weight",
+        "blk.1.ffn_up_exps.weight",
+    )
+    document = plan_json(plan)
+    assert document["imatrix"] == "x.dat"
+    assert [t["importance"] for t in document["tensors"]] == [None, None, "yes", None, None, None]
+
+
+def test_experts_without_data_are_counted(tmp_path: Path) -> None:
+    sums = np.ones((3, N_PER_ROW), np.float32)
+    path = write_counted(tmp_path / "x", {"blk.1.ffn_up_exps.weight": (sums, [1, 0, 1])})
+    plan = make_plan(model(), recipe(), imatrix=read_imatrix(path))
+    assert plan.tensors[4].importance == "partial: 2 of 3 experts"
+    assert any("1 of 3 experts in blk.1.ffn_up_exps.weight" in w for w in plan.warnings)
+    assert (
+        "imatrix x: importance for 1 tensors (1 of their experts without), none for"
+        " blk.{0-1}.ffn_down.weight\n"
+    ) in shown(plan)
+
+
+def test_quantized_tensors_that_lack_importance_are_warned_of(tmp_path: Path) -> None:
+    (warning,) = weighed_plan(tmp_path).warnings
+    assert "no importance for blk.1.ffn_down.weight, blk.1.ffn_up_exps.weight;" in warning
+
+
+def test_tensors_that_store_each_weight_alone_have_and_lack_no_importance(tmp_path: Path) -> None:
+    plan = weighed_plan(tmp_path, "F16")
+    assert plan.warnings == plan.unweighed == ()
+    assert {t.importance for t in plan.tensors} == {None}
+    assert not plan.importance
+
+
+def test_another_models_imatrix_is_an_importance_error(tmp_path: Path) -> None:
+    with pytest.raises(ImportanceError, match="another model's file: 96 values for the 512"):
+        make_plan(model(), recipe(), imatrix=imatrix(tmp_path, 96))
+
+
+def test_an_imatrix_and_a_recipe_that_do_not_fit_are_told_at_once(tmp_path: Path) -> None:
+    with pytest.raises(PlanError) as e:
+        make_plan(
+            model(),
+            recipe(more="rules: [{role: attn_v, type: Q4_0}]"),
+            imatrix=imatrix(tmp_path, 96),
+            set_keys={"dynquant.version": "1"},
+        )
+    assert len(e.value.messages) == 3
+
+
+NEEDING = [t.name for t in ALL.values() if t.needs_importance]
+EXPERTS = "blk.1.ffn_up_exps.weight"
+
+
+def lacking(more: str = "", default: str = "IQ2_XS", **options: Any) -> tuple[str, ...]:
+    with pytest.raises(PlanError) as e:
+        make_plan(model(), recipe(default, more), **options)
+    return e.value.messages
+
+
+@pytest.mark.parametrize("default", NEEDING)
+def test_types_that_need_importance_are_refused_without_an_imatrix(default: str) -> None:
+    assert lacking(default=default) == (
+        f"recipes/hand.yaml:1 default: {default} needs importance, and there is none for"
+        f" blk.{{0-1}}.ffn_down.weight, {EXPERTS}; give the model's imatrix (--imatrix FILE), or"
+        " take another type",
+    )
+
+
+def test_tensors_that_lack_importance_are_told_for_each_rule() -> None:
+    rule, default = lacking(MIXED.replace("Q4_0", "IQ1_S"))[::-1]
+    assert rule.startswith("recipes/hand.yaml:2: IQ1_S needs importance")
+    assert "none for blk.1.ffn_down.weight;" in rule
+    assert f"none for {DOWN}, {EXPERTS};" in default
+
+
+def test_tensors_that_an_imatrix_leaves_out_are_refused_and_no_others(tmp_path: Path) -> None:
+    (message,) = lacking(imatrix=imatrix(tmp_path))
+    assert f"and {tmp_path / 'x.dat'} has none for blk.1.ffn_down.weight, {EXPERTS};" in message
+    assert "give an imatrix that covers them" in message
+
+
+def test_the_other_types_are_planned_without_an_imatrix() -> None:
+    for name in ALL.keys() - set(NEEDING):
+        assert small_plan(name).warnings == ()
+
+
+def test_embedding_and_output_may_lack_importance_as_in_llama_quantize() -> None:
+    tensors = [computed_tensor(n, 2, N_PER_ROW) for n in ("token_embd.weight", "output.weight")]
+    assert make_plan(model(*tensors), recipe("IQ1_S")).type_counts == {"IQ1_S": 2}
+
+
+def test_experts_without_data_are_a_warning_also_for_types_that_need_importance(
+    tmp_path: Path,
+) -> None:
+    entries = {EXPERTS: (np.ones((3, N_PER_ROW), np.float32), [1, 0, 1])}
+    path = write_counted(tmp_path / "x", entries)
+    more = "rules: [{role: ffn_up_exps, type: IQ1_S}]"
+    plan = make_plan(model(), recipe("F16", more), imatrix=read_imatrix(path))
+    (warning,) = plan.warnings
+    assert f"no importance for 1 of 3 experts in {EXPERTS};" in warning
+
+
+def test_a_lack_of_importance_is_told_with_everything_else() -> None:
+    assert len(lacking(set_keys={"llama.block_count": "two"})) == 2
+
+
+def test_another_models_imatrix_is_not_also_said_to_lack_tensors(tmp_path: Path) -> None:
+    with pytest.raises(ImportanceError) as e:
+        make_plan(model(), recipe("IQ2_XS"), imatrix=imatrix(tmp_path, 96))
+    assert len(e.value.messages) == 1
