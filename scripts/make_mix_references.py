@@ -29,13 +29,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from mixes import REFERENCE, Shapes, packed
 
-# The names of `llama-quantize` without aliases (Q3_K, Q4_K and Q5_K are the _M mixes), and without
-# what quantizes nothing but Q8_0 and F16, of which dynquant has its own (BF16, F32, COPY).
+# fmt: off
 MIXES = (
-    "Q1_0 Q2_0 Q4_0 Q4_1 MXFP4_MOE Q5_0 Q5_1 IQ2_XXS IQ2_XS IQ2_S IQ2_M IQ1_S IQ1_M TQ1_0 TQ2_0"
-    " Q2_K Q2_K_S IQ3_XXS IQ3_S IQ3_M IQ3_XS Q3_K_S Q3_K_M Q3_K_L IQ4_NL IQ4_XS Q4_K_S Q4_K_M"
-    " Q5_K_S Q5_K_M Q6_K Q8_0 F16"
-).split()
+    "Q1_0", "Q2_0", "Q4_0", "Q4_1", "MXFP4_MOE", "Q5_0", "Q5_1", "IQ2_XXS", "IQ2_XS", "IQ2_S",
+    "IQ2_M", "IQ1_S", "IQ1_M", "TQ1_0", "TQ2_0", "Q2_K", "Q2_K_S", "IQ3_XXS", "IQ3_S", "IQ3_M",
+    "IQ3_XS", "Q3_K_S", "Q3_K_M", "Q3_K_L", "IQ4_NL", "IQ4_XS", "Q4_K_S", "Q4_K_M", "Q5_K_S",
+    "Q5_K_M", "Q6_K", "Q8_0", "F16",
+)
+# fmt: on
+"""The names of llama-quantize, but for aliases and what changes no type by rules (BF16, F32, COPY).
+"""
 
 _LINE = re.compile(r"\[ *\d+/ *\d+\] (\S+) +- \[.*?\], type = +(\w+), size = .*?(?:\((\w+)\))?\n")
 _REFUSAL = re.compile(r"failed to quantize: (.*)")

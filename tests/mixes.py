@@ -9,9 +9,9 @@ tensors, and for each mix the type of each tensor, without and with an imatrix:
     models.<model>.needs_imatrix     the mixes with which llama-quantize gives up without an imatrix
     models.<model>.types.<mix>       one entry, or two where an imatrix makes a difference
 
-An entry is the type of most tensors under "", and under each other type those that have it, such as
-`output attn_v:0-3,6` (a role, and of a role of the layers which of them); or the mix is refused, and
-the entry is the reason.
+An entry is the type of most tensors under "", and under each other type those that have it, such
+as `output attn_v:0-3,6` (a role, and of a role of the layers which of them); or the mix is refused,
+and the entry is the reason.
 """
 
 from __future__ import annotations
@@ -23,6 +23,14 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from dynquant.arch.base import Model, ModelTensor
+from dynquant.arrays import U8
+from dynquant.keys import f32, u32
+from dynquant.quants import ALL, QuantType
+from dynquant.recipe.facts import facts_of
+from dynquant.recipe.match import assign
+from dynquant.recipe.rules import Recipe
 
 REFERENCE = Path(__file__).parent / "references" / "mixes.json"
 
@@ -107,6 +115,7 @@ def reference() -> dict[str, Any]:
     return json.loads(REFERENCE.read_text())
 
 
+@cache
 def shapes(model: str) -> Shapes:
     """Return a model of the file."""
     stored = reference()["models"][model]
@@ -128,3 +137,39 @@ def peer_types(model: str, mix: str, *, importance: bool) -> dict[str, str] | st
 def peer_needs_imatrix(model: str, mix: str) -> bool:
     """Whether llama-quantize gives up without an imatrix."""
     return mix in reference()["models"][model]["needs_imatrix"]
+
+
+@dataclass(frozen=True)
+class Unread:
+    """A source of which only the shape is wanted."""
+
+    shape: tuple[int, ...]
+    stored: QuantType
+
+    def read(self, start: int, stop: int, into: U8) -> None:
+        raise AssertionError(f"matching read rows {start}..{stop} into {into.shape}")
+
+
+@cache
+def model(name: str) -> Model:
+    """Return a model of the file as dynquant sees it."""
+    known = shapes(name)
+    return Model(
+        architecture=known.architecture,
+        keys={
+            f"{known.architecture}.{key}": f32(value) if isinstance(value, float) else u32(value)
+            for key, value in known.keys.items()
+        },
+        tensors=tuple(
+            ModelTensor(tensor, Unread(shape, ALL["F32" if floating else "F16"]))
+            for tensor, shape, floating in known.named()
+        ),
+        ignored={},
+    )
+
+
+def our_types(name: str, recipe: Recipe, *, importance: bool) -> dict[str, str]:
+    """Return a recipe's type of each tensor, by name."""
+    built = model(name)
+    given = assign(recipe, built.tensors, facts_of(built, importance=importance))
+    return {tensor: a.type.name for tensor, a in given.assignments.items()}

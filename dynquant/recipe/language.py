@@ -117,7 +117,8 @@ def _find(name_or_path: str | Path, chain: tuple[str, ...]) -> tuple[Path, str]:
         if name is None and ALIASES.get(lower) in shipped:
             name = ALIASES[lower]
         if name is not None:
-            return shipped[name], f"recipes/{name}.yaml"
+            folder = next(p for p in shipped[name].parents if p.name == "recipes")
+            return shipped[name], f"recipes/{shipped[name].relative_to(folder).as_posix()}"
     folder = Path(chain[-1]).parent if chain else Path()
     path = Path(os.path.normpath(folder / name_or_path))
     if not path.exists():
