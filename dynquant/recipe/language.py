@@ -56,11 +56,15 @@ _BUILT_IN = Path(__file__).parent / "built-in.yaml"
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """Return the recipes that come with dynquant, by name: the installed ones, or a checkout's."""
+    """Return the recipes that come with dynquant, by name: the installed ones, or a checkout's.
+
+    The mixes of llama-quantize, in a folder of their own, come last.
+    """
     package = Path(__file__).parent.parent
     for folder in (package / "recipes", package.parent / "recipes"):
-        if found := {path.stem: path for path in sorted(folder.rglob("*.yaml"))}:
-            return found
+        own, mixes = sorted(folder.glob("*.yaml")), sorted(folder.glob("llama.cpp/*.yaml"))
+        if own:
+            return {path.stem: path for path in (*own, *mixes)}
     return {}
 
 
