@@ -7,14 +7,14 @@ issue 1107, xinference issue 2934), its bytes by class of tensors from the shape
 from __future__ import annotations
 
 from collections import Counter
-from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from checkpoints import write_holes
 from imatrices import write_legacy
+from published import DEEPSEEK_R1, SHARDS
+from sparse import header_of, n_bytes, write_sparse
 
 from dynquant.arch.base import Model
 from dynquant.arch.load import load_model
@@ -23,105 +23,13 @@ from dynquant.importance.imatrix import Imatrix, read_imatrix
 from dynquant.plan.plan import Plan, make_plan
 from dynquant.recipe.language import load_recipe
 
-HIDDEN, FFN, EXPERT_FFN, N_EXPERTS, N_HEADS = 7168, 18432, 2048, 256, 128
-Q_RANK, KV_RANK, NOPE, ROPE, VALUE, VOCAB = 1536, 512, 128, 64, 128, 129280
-N_LAYERS, N_DENSE = 61, 3
-
-# config.json of DeepSeek-R1, but that the weights here are BF16, as in its dequantized copies.
-CONFIG: dict[str, Any] = {
-    "architectures": ["DeepseekV3ForCausalLM"],
-    "attention_bias": False,
-    "first_k_dense_replace": N_DENSE,
-    "hidden_act": "silu",
-    "hidden_size": HIDDEN,
-    "intermediate_size": FFN,
-    "kv_lora_rank": KV_RANK,
-    "max_position_embeddings": 163840,
-    "moe_intermediate_size": EXPERT_FFN,
-    "moe_layer_freq": 1,
-    "n_group": 8,
-    "n_routed_experts": N_EXPERTS,
-    "n_shared_experts": 1,
-    "norm_topk_prob": True,
-    "num_attention_heads": N_HEADS,
-    "num_experts_per_tok": 8,
-    "num_hidden_layers": N_LAYERS,
-    "num_key_value_heads": N_HEADS,
-    "num_nextn_predict_layers": 1,
-    "q_lora_rank": Q_RANK,
-    "qk_nope_head_dim": NOPE,
-    "qk_rope_head_dim": ROPE,
-    "rms_norm_eps": 1e-06,
-    "rope_scaling": {
-        "beta_fast": 32,
-        "beta_slow": 1,
-        "factor": 40,
-        "mscale": 1.0,
-        "mscale_all_dim": 1.0,
-        "original_max_position_embeddings": 4096,
-        "type": "yarn",
-    },
-    "rope_theta": 10000,
-    "routed_scaling_factor": 2.5,
-    "scoring_func": "sigmoid",
-    "tie_word_embeddings": False,
-    "topk_group": 4,
-    "topk_method": "noaux_tc",
-    "v_head_dim": VALUE,
-    "vocab_size": VOCAB,
-}
-
-
-def shapes_of_r1() -> dict[str, tuple[int, ...]]:
-    """Stored names and shapes, layer 61 among them."""
-    shapes: dict[str, tuple[int, ...]] = {
-        "model.embed_tokens.weight": (VOCAB, HIDDEN),
-        "model.norm.weight": (HIDDEN,),
-        "lm_head.weight": (VOCAB, HIDDEN),
-    }
-    for layer in range(N_LAYERS + 1):
-        at = f"model.layers.{layer}."
-        shapes |= {
-            f"{at}input_layernorm.weight": (HIDDEN,),
-            f"{at}post_attention_layernorm.weight": (HIDDEN,),
-            f"{at}self_attn.q_a_proj.weight": (Q_RANK, HIDDEN),
-            f"{at}self_attn.q_a_layernorm.weight": (Q_RANK,),
-            f"{at}self_attn.q_b_proj.weight": (N_HEADS * (NOPE + ROPE), Q_RANK),
-            f"{at}self_attn.kv_a_proj_with_mqa.weight": (KV_RANK + ROPE, HIDDEN),
-            f"{at}self_attn.kv_a_layernorm.weight": (KV_RANK,),
-            f"{at}self_attn.kv_b_proj.weight": (N_HEADS * (NOPE + VALUE), KV_RANK),
-            f"{at}self_attn.o_proj.weight": (HIDDEN, N_HEADS * VALUE),
-        }
-        if layer < N_DENSE:
-            shapes |= mlp(f"{at}mlp.", FFN)
-            continue
-        shapes |= mlp(f"{at}mlp.shared_experts.", EXPERT_FFN)
-        shapes[f"{at}mlp.gate.weight"] = (N_EXPERTS, HIDDEN)
-        shapes[f"{at}mlp.gate.e_score_correction_bias"] = (N_EXPERTS,)
-        for expert in range(N_EXPERTS):
-            shapes |= mlp(f"{at}mlp.experts.{expert}.", EXPERT_FFN)
-    at = f"model.layers.{N_LAYERS}."
-    return shapes | {
-        f"{at}eh_proj.weight": (HIDDEN, 2 * HIDDEN),
-        f"{at}enorm.weight": (HIDDEN,),
-        f"{at}hnorm.weight": (HIDDEN,),
-        f"{at}embed_tokens.weight": (VOCAB, HIDDEN),
-        f"{at}shared_head.norm.weight": (HIDDEN,),
-        f"{at}shared_head.head.weight": (VOCAB, HIDDEN),
-    }
-
-
-def mlp(at: str, ffn: int) -> dict[str, tuple[int, ...]]:
-    return {
-        f"{at}gate_proj.weight": (ffn, HIDDEN),
-        f"{at}up_proj.weight": (ffn, HIDDEN),
-        f"{at}down_proj.weight": (HIDDEN, ffn),
-    }
+N_LAYERS, N_EXPERTS, N_HEADS, NOPE, KV_RANK = 61, 256, 128, 128, 512
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_holes(tmp_path_factory.mktemp("DeepSeek-R1"), CONFIG, shapes_of_r1())
+    made = tmp_path_factory.mktemp("DeepSeek-R1")
+    return write_sparse(made, DEEPSEEK_R1, header_of(DEEPSEEK_R1), SHARDS["DeepSeek-R1"])
 
 
 @pytest.fixture(scope="module")
@@ -135,9 +43,7 @@ def split(folder: Path) -> Model:
 
 
 def load(folder: Path, mla: Any) -> Model:
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("dynquant.arch.load.read_vocab", lambda *_, **__: {})
-        return load_model(folder, mla=mla)
+    return load_model(folder, mla=mla, needs_vocab=False)
 
 
 def imatrix_of(model: Model, path: Path) -> Imatrix:
@@ -164,10 +70,16 @@ def bytes_of(plan: Plan, *roles: str, of_type: str | None = None, quantized: boo
     )
 
 
-def test_the_shapes_are_those_of_the_published_checkpoint() -> None:
-    shapes = shapes_of_r1()
-    assert len(shapes) == 45_808 + 375
-    assert sum(prod(shape) for shape in shapes.values()) == 684_489_845_504
+def test_the_checkpoint_is_as_large_as_the_published_one(folder: Path) -> None:
+    header = header_of(DEEPSEEK_R1)
+    kinds = Counter(dtype for dtype, _ in header.values())
+    assert len(header) == 91_991
+    assert kinds["F8_E4M3"] == 45_808
+    assert sum(n_bytes(*tensor) for tensor in header.values()) == 688_574_839_360
+    shards = list(folder.glob("*.safetensors"))
+    assert len(shards) == 163
+    # What is more than tensors are the headers: of the published files, 11,888,393 bytes.
+    assert 10e6 < sum(shard.stat().st_size for shard in shards) - 688_574_839_360 < 12e6
 
 
 def test_merged_it_has_the_published_types_and_bytes(merged: Model, tmp_path: Path) -> None:
