@@ -21,7 +21,7 @@ def plan(
     model: ModelArgument,
     recipe: RecipeOption,
     imatrix: ImatrixOption = None,
-    effort: EffortOption = "normal",
+    effort: EffortOption = None,
     allow_requantize: RequantizeOption = False,
     json: JsonOption = False,
     set_keys: SetOption = None,
