@@ -13,7 +13,7 @@ from dynquant.keys import f32, string, strings, u32
 from dynquant.plan.plan import Plan, make_plan
 from dynquant.quants import ALL
 from dynquant.recipe.language import Recipe, parse_recipe
-from dynquant.report.tables import plan_tables
+from dynquant.report.plan_tables import plan_tables
 from dynquant.tensors import Computed, ShardFile, Stored
 
 N_PER_ROW = 256
