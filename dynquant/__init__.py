@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from dynquant.plan.plan import Plan, make_plan
     from dynquant.quants.codec import decode, encode
     from dynquant.quants.search import Effort
-    from dynquant.recipe.language import Recipe, load_recipe
+    from dynquant.recipe.language import load_recipe
+    from dynquant.recipe.rules import Recipe
     from dynquant.report.notebook import tqdm_progress
 
     __version__: str
@@ -100,7 +101,7 @@ def convert(
     *,
     recipe: str | Path | Recipe,
     imatrix: str | Path | Imatrix | None = None,
-    effort: Effort = "normal",
+    effort: Effort | None = None,
     allow_requantize: bool = False,
     threads: int | None = None,
     force: bool = False,
@@ -114,7 +115,7 @@ def convert(
     model:    what `load_model` takes, or what it returned
     recipe:   the name of a shipped recipe, a YAML file, or what `load_recipe` returned
     imatrix:  an imatrix file of the model, or what `load_imatrix` returned; None weighs all alike
-    effort:   how much the encoders search: "fast", "normal" or "best"
+    effort:   how much the encoders search: "fast", "normal" or "best"; None leaves it to the recipe
     allow_requantize: let tensors that are quantized in a GGUF get another type
     threads:  worker threads; None takes one for each CPU; the output does not depend on it
     force:    replace `out` if it exists

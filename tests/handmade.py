@@ -12,7 +12,8 @@ from dynquant.arch.base import Model, ModelTensor
 from dynquant.keys import f32, string, strings, u32
 from dynquant.plan.plan import Plan, make_plan
 from dynquant.quants import ALL
-from dynquant.recipe.language import Recipe, parse_recipe
+from dynquant.recipe.language import parse_recipe
+from dynquant.recipe.rules import Recipe
 from dynquant.report.plan_tables import plan_tables
 from dynquant.tensors import Computed, ShardFile, Stored
 

@@ -30,7 +30,7 @@ description: for the tests
 default: Q8_0
 rules:
   - {role: ffn_down, layers: 1, type: Q4_0}
-  - {role: attn_qkv, type: Q4_0, optional: true}
+  - {name: blk.1.ffn_down.weight, type: Q8_0}
 """
 
 
@@ -159,7 +159,7 @@ def test_plan_shows_roles_with_their_layers_types_and_totals(
 
 def test_warnings_are_talk(run: Run, llama: Path, recipe: Path) -> None:
     done = run("plan", llama, "--recipe", recipe, "--json")
-    assert "attn_qkv" in done.err
+    assert "blk.1.ffn_down.weight) takes no tensor" in done.err
     assert json.loads(done.out)["warnings"]
 
 

@@ -13,15 +13,11 @@ from hypothesis import strategies as st
 from dynquant.arch.base import TensorName
 from dynquant.errors import RecipeError
 from dynquant.recipe import language
-from dynquant.recipe.language import (
-    ROLES,
-    LayerRange,
-    load_recipe,
-    name_pattern,
-    parse_recipe,
-    shipped_recipes,
-)
+from dynquant.recipe.language import load_recipe, parse_recipe, shipped_recipes
+from dynquant.recipe.layers import LayerRange
 from dynquant.recipe.nodes import MAX_BYTES
+from dynquant.recipe.roles import ROLES
+from dynquant.recipe.rules import Fallback, name_pattern
 
 SEEDED = settings(deadline=None, derandomize=True)
 RULE = "default: Q4_K\nrules:\n  - "
@@ -64,9 +60,9 @@ def test_every_key_is_read():
     assert (recipe.name, recipe.description) == ("small", "for small\nmachines")
     assert (recipe.path, recipe.text) == ("r.yaml", WHOLE)
     assert (recipe.default.name, recipe.default_place.line) == ("Q4_K", 7)
-    assert [t.name for t in recipe.fallback] == ["Q8_0", "F16"]
+    assert [t.name for t in recipe.fallback.of_all] == ["Q8_0", "F16"]
     rule = recipe.rules[0]
-    assert (rule.type.name, rule.optional, rule.where) == ("Q6_K", True, "r.yaml:10")
+    assert (rule.type and rule.type.name, rule.optional, rule.where) == ("Q6_K", True, "r.yaml:10")
     assert rule.roles == ("ffn_down", "attn_v")
     assert rule.layers == (LayerRange(0, 3), LayerRange(-2, -2), LayerRange(-4, -1))
     assert rule.names == ("/^blk/",)
@@ -77,13 +73,14 @@ def test_no_is_text_and_not_false():
 
 
 def test_a_type_may_be_in_any_case():
-    assert parse(WHOLE).rules[1].type.name == "Q8_0"
+    rule = parse(WHOLE).rules[1]
+    assert rule.type is not None and rule.type.name == "Q8_0"
 
 
 def test_only_the_default_is_needed():
     recipe = parse("default: F16")
     assert (recipe.name, recipe.description, recipe.rules) == ("r", "", ())
-    assert recipe.fallback == ()
+    assert recipe.fallback == Fallback()
 
 
 @pytest.mark.parametrize(
@@ -91,7 +88,7 @@ def test_only_the_default_is_needed():
 )
 def test_fallback_is_a_type_a_list_or_error(declared: str, types: list[str]):
     recipe = parse(f"default: Q4_K\nfallback: {declared}")
-    assert [t.name for t in recipe.fallback] == types
+    assert [t.name for t in recipe.fallback.of_all] == types
 
 
 @SEEDED
@@ -137,8 +134,13 @@ def test_a_glob_fits_the_whole_name_and_a_regular_expression_any_part(
     assert bool(name_pattern(pattern).search(name)) == fits
 
 
-NOT_A_LAYER = "is not a layer; write a number (3, or -1 for the last) or a range (0-3, -4--1)"
-TOP_KEYS = "dynquant, name, description, default, rules, fallback, prediction_layers"
+NOT_A_LAYER = (
+    "is not a layer; write a number (3, or -1 for the last) or a range (0-3, -4--1, 0%-25%)"
+)
+TOP_KEYS = (
+    "dynquant, name, description, extends, for, default, importance, effort, rules, fallback,"
+    " output, metadata, prediction_layers"
+)
 
 FAULTS = {
     "empty": ("", ["1:1: empty; a recipe has at least `default: Q4_K`"]),
@@ -184,7 +186,7 @@ FAULTS = {
     ),
     "rule for everything": (
         RULE + "type: Q6_K",
-        ["3:5: rule without role, layers or name; the default is for all tensors"],
+        ["3:5: rule without role, layers, name, shape or when; the default is for all tensors"],
     ),
     "misspelt key of a rule": (
         RULE + "role: attn_v\n    tpye: Q6_K",
@@ -353,7 +355,7 @@ def test_a_missing_recipe_names_the_nearest_and_lists_the_shipped():
         load_recipe("dynamic-4bits")
     assert str(e.value) == (
         "'dynamic-4bits' is neither a shipped recipe nor a file; did you mean dynamic-4bit?"
-        f" (shipped: {', '.join(shipped_recipes())})"
+        " (`dynquant recipes` lists the shipped ones)"
     )
 
 

@@ -30,7 +30,7 @@ def convert(
     ],
     recipe: RecipeOption,
     imatrix: ImatrixOption = None,
-    effort: EffortOption = "normal",
+    effort: EffortOption = None,
     allow_requantize: RequantizeOption = False,
     threads: Annotated[
         int | None,

@@ -31,8 +31,12 @@ ImatrixOption = Annotated[
 ]
 # The words of quants/search.py, which brings numpy with it.
 EffortOption = Annotated[
-    Literal["fast", "normal", "best"],
-    typer.Option("--effort", help="How much the encoders search; the format is the same."),
+    Literal["fast", "normal", "best"] | None,
+    typer.Option(
+        "--effort",
+        help="How much the encoders search, in the same format; normal, or the recipe's own.",
+        show_default=False,
+    ),
 ]
 RequantizeOption = Annotated[
     bool,

@@ -26,7 +26,7 @@ def plan(
     model: ModelArgument,
     recipe: RecipeOption,
     imatrix: ImatrixOption = None,
-    effort: EffortOption = "normal",
+    effort: EffortOption = None,
     allow_requantize: RequantizeOption = False,
     tensors: Annotated[
         bool,

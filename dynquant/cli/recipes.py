@@ -12,12 +12,19 @@ from dynquant.cli import console
 def recipes(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="NAME", help="Print this recipe's YAML.", show_default=False),
+        typer.Argument(
+            metavar="NAME",
+            help="Print this recipe's YAML; `built-in` is what comes before all of them.",
+            show_default=False,
+        ),
     ] = None,
 ) -> None:
     """List the shipped recipes, or print one as a start for your own."""
-    from dynquant.recipe.language import load_recipe, shipped_recipes
+    from dynquant.recipe.language import built_in_text, load_recipe, shipped_recipes
 
+    if name == "built-in":
+        console.write(built_in_text())
+        return
     if name is not None:
         console.write(load_recipe(name).text)
         return

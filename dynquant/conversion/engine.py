@@ -70,6 +70,11 @@ def convert_plan(
     threads = default_threads() if threads is None else threads
     if threads < 1:
         raise ConvertError(f"threads is {threads}; at least 1 is needed")
+    if len(plan.shards) > 1:
+        raise ConvertError(
+            f"{plan.recipe.path}: asks for {len(plan.shards)} shards (output: shard_size), and one"
+            " file is all that is written; leave it out, and split the file by llama-gguf-split"
+        )
     # A DYNQUANT_ISA that this CPU does not run is told before there is a file.
     codec.active_isa()
     layout = lay_out(plan)

@@ -10,7 +10,7 @@ from dynquant.checkpoint.names import grouped
 from dynquant.importance.audit import Importance, missing
 from dynquant.importance.imatrix import Imatrix
 from dynquant.quants.table import QuantType
-from dynquant.recipe.match import Assigned, Assignment
+from dynquant.recipe.assignment import Assigned, Assignment
 
 MAX_NAME_BYTES = 63
 """ggml keeps a tensor's name in 64 bytes, one of them the closing zero (GGML_MAX_NAME)."""

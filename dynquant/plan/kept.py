@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from dynquant.arch.base import Model, ModelTensor
-from dynquant.recipe.match import Assigned
+from dynquant.recipe.assignment import Assigned
 
 
 def keep_blocks(model: Model, assigned: Assigned) -> Model:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from math import prod
 from pathlib import Path
 from typing import Any
 
-from gguf import GGML_QUANT_VERSION, GGUF_DEFAULT_ALIGNMENT, LlamaFileType
+from gguf import GGUF_DEFAULT_ALIGNMENT
 
 from dynquant.arch.base import Model, ModelTensor
 from dynquant.errors import DynquantError, ImportanceError, PlanError, RecipeError
 from dynquant.importance.audit import Importance, audit, gaps
 from dynquant.importance.imatrix import Imatrix
-from dynquant.keys import Keys, KeyValue, string, u32
+from dynquant.keys import Keys, KeyValue
 from dynquant.plan.checks import (
     changing,
     importance_problems,
@@ -25,13 +23,14 @@ from dynquant.plan.checks import (
     requantized,
     tensor_problems,
 )
-from dynquant.plan.kept import keep_blocks
-from dynquant.plan.prediction import own_layers, settle_prediction
+from dynquant.plan.keys import quantizer_keys, with_ours
+from dynquant.plan.resolve import resolve
 from dynquant.plan.settings import apply_settings, key_problems
+from dynquant.plan.shards import Shard, shards_of
 from dynquant.quants.search import EFFORTS, Effort
 from dynquant.quants.table import QuantType
-from dynquant.recipe.language import Recipe
-from dynquant.recipe.match import Assigned, assign
+from dynquant.recipe.assignment import Assigned
+from dynquant.recipe.rules import Recipe
 
 ALIGNMENT = GGUF_DEFAULT_ALIGNMENT
 """Bytes that every tensor's offset is a multiple of: GGUF's default, which needs no key."""
@@ -48,6 +47,7 @@ class TensorPlan:
     instead_of: the rule's type, where rows do not divide into its blocks and the fallback stands in
     importance: what the encoder knows of the input channels: "yes", or of which of the experts;
                 None where it weighs all alike, and for types that store each weight alone
+    note:       what the rule says of itself
     """
 
     name: str
@@ -58,6 +58,7 @@ class TensorPlan:
     rule: str
     instead_of: QuantType | None = None
     importance: str | None = None
+    note: str = ""
 
     @property
     def n_weights(self) -> int:
@@ -125,6 +126,11 @@ class Plan:
         return 8 * self.tensor_bytes / self.n_weights
 
     @property
+    def shards(self) -> tuple[Shard, ...]:
+        """The files that the recipe asks for: one, or several of its shard size."""
+        return shards_of([padded(t.n_bytes) for t in self.tensors], self.recipe.output.shard_bytes)
+
+    @property
     def type_counts(self) -> dict[str, int]:
         """Number of tensors of each type, the most frequent first."""
         return dict(Counter(t.type.name for t in self.tensors).most_common())
@@ -140,14 +146,15 @@ def make_plan(
     recipe: Recipe,
     *,
     imatrix: Imatrix | None = None,
-    effort: Effort = "normal",
+    effort: Effort | None = None,
     allow_requantize: bool = False,
     set_keys: Mapping[str, KeyValue | str] | None = None,
 ) -> Plan:
     """Resolve a recipe for a model into the plan of one GGUF file.
 
     imatrix:  what weighs the errors of the encoders; without one, all channels weigh alike
-    effort:   how much the encoders search: "fast", "normal" or "best"
+    effort:   how much the encoders search: "fast", "normal" or "best"; None leaves it to the
+              recipe, which has "normal" where it says nothing
     allow_requantize: let tensors that are blocks in a GGUF become blocks of another type
     set_keys: keys to change or to add; text is read as `--set KEY=VALUE` reads it, in the type
               that the key has already
@@ -157,28 +164,38 @@ def make_plan(
     few bits to do without importance, for weights that were quantized already, and where more than
     one of these is the case; all messages at once.
     """
-    model = settle_prediction(model, keep=recipe.keeps_prediction)
+    effort = effort or recipe.effort or "normal"
     misfits: list[DynquantError] = []
-    problems = tensor_problems(model.tensors)
+    problems: list[str] = []
+    warnings: list[str] = []
     if effort not in EFFORTS:
         problems.append(f"{effort!r} is not an effort; take one of {', '.join(EFFORTS)}")
+    if recipe.importance == "required" and imatrix is None:
+        problems.append(
+            f"{recipe.path}: needs importance (importance: required); give the model's imatrix"
+            " (--imatrix FILE)"
+        )
+    if recipe.importance == "ignored" and imatrix is not None:
+        warnings.append(
+            f"{recipe.path}: ignores the imatrix {imatrix.path.name} (importance: ignored)"
+        )
+        imatrix = None
     assigned = Assigned({}, ())
     known: dict[str, Importance] = {}
-    warnings: tuple[str, ...] = ()
+    told: tuple[str, ...] = ()
     try:
-        assigned = assign(recipe, model.tensors, own_layers(model))
-        whole = keep_blocks(model, assigned)
-        if whole is not model:
-            model = whole
-            assigned = assign(recipe, model.tensors, own_layers(model))
-    except RecipeError as e:
+        resolved = resolve(model, recipe, importance=imatrix is not None)
+        model, assigned = resolved.model, resolved.assigned
+        warnings += resolved.warnings
+    except (RecipeError, PlanError) as e:
         misfits.append(e)
+    problems = [*tensor_problems(model.tensors), *problems]
     changed = changing(model.tensors, assigned)
     quantized = [n for n, chosen in changed.items() if not chosen.type.is_float]
     if not allow_requantize:
         problems += requantized(model, changed)
     try:
-        known, warnings = audit(imatrix, model.tensors) if imatrix else (known, warnings)
+        known, told = audit(imatrix, model.tensors) if imatrix else (known, told)
         problems += importance_problems(changed, imatrix, known)
     except ImportanceError as e:
         misfits.append(e)
@@ -187,27 +204,39 @@ def make_plan(
     for t in model.tensors:
         if t.name in assigned.assignments:
             weights[assigned.assignments[t.name].type] += prod(t.shape)
-    ours = _quantizer_keys(recipe, effort, weights, imatrix)
-    keys, key_faults = apply_settings(_with_ours(model.keys, ours), set_keys or {})
+    keys = with_ours(model.keys, quantizer_keys(recipe, effort, weights, imatrix))
+    keys, key_faults = apply_settings(keys, recipe.metadata, f"{recipe.path}: metadata")
+    problems += key_faults
+    keys, key_faults = apply_settings(keys, set_keys or {}, "--set")
     problems += [*key_faults, *key_problems(keys)]
     if len(misfits) == 1 and not problems:
         raise misfits[0]
     PlanError.raise_any([*(m for e in misfits for m in e.messages), *problems])
     if imatrix:
-        warnings += tuple(gaps(imatrix, quantized, importance))
+        told += tuple(gaps(imatrix, quantized, importance))
     return Plan(
         architecture=model.architecture,
         recipe=recipe,
         keys=keys,
-        tensors=_lay_out(model.tensors, assigned, importance),
+        tensors=_lay_out(_ordered(model.tensors, recipe), assigned, importance),
         sources={t.name: t for t in model.tensors},
-        warnings=(*model.deviations, *assigned.warnings, *warnings),
+        warnings=(*model.deviations, *warnings, *told),
         ignored=model.ignored,
         files=model.files,
         imatrix=imatrix,
         importance=importance,
         effort=effort,
         prediction=model.prediction.layers if model.prediction else range(0),
+    )
+
+
+def _ordered(tensors: tuple[ModelTensor, ...], recipe: Recipe) -> tuple[ModelTensor, ...]:
+    """Return tensors in the order that the recipe wants them written in."""
+    if recipe.output.tensor_order == "model":
+        return tensors
+    # As llama-quantize writes them: those of no layer first, each layer's by name.
+    return tuple(
+        sorted(tensors, key=lambda t: (-1 if t.parts.layer is None else t.parts.layer, t.name))
     )
 
 
@@ -229,60 +258,11 @@ def _lay_out(
                 chosen.rule,
                 chosen.instead_of,
                 importance[t.name].coverage if t.name in importance else None,
+                chosen.note,
             )
         )
         offset += padded(n_bytes)
     return tuple(plans)
-
-
-def file_type(weights: Mapping[QuantType, int]) -> LlamaFileType:
-    """Return llama.cpp's file type for the quant type that holds most weights.
-
-    Float types count only where nothing is quantized: norms are F32 in every file. Of the names
-    that llama.cpp gives to mixtures, the medium one is taken (Q4_K: MOSTLY_Q4_K_M).
-    """
-    quantized = {t: n for t, n in weights.items() if not t.is_float} or weights
-    if not quantized:
-        return LlamaFileType.GUESSED
-    name = max(quantized, key=lambda t: (quantized[t], t.name)).name
-    for candidate in (f"ALL_{name}", f"MOSTLY_{name}", f"MOSTLY_{name}_M", f"MOSTLY_{name}_MOE"):
-        if candidate in LlamaFileType.__members__:
-            return LlamaFileType[candidate]
-    return LlamaFileType.GUESSED
-
-
-def _quantizer_keys(
-    recipe: Recipe, effort: Effort, weights: Mapping[QuantType, int], imatrix: Imatrix | None
-) -> Keys:
-    """Return what the quantizer says of itself."""
-    keys = {
-        "general.file_type": u32(int(file_type(weights))),
-        "general.quantization_version": u32(GGML_QUANT_VERSION),
-    }
-    # quantize.imatrix.* in the names and types of llama-quantize; its paths are not to be told.
-    if imatrix:
-        keys["quantize.imatrix.file"] = string(imatrix.path.name)
-        if imatrix.datasets:
-            keys["quantize.imatrix.dataset"] = string(imatrix.datasets[0])
-        keys["quantize.imatrix.entries_count"] = u32(len(imatrix.entries))
-        if imatrix.chunk_count is not None:
-            keys["quantize.imatrix.chunks_count"] = u32(imatrix.chunk_count)
-    keys |= {
-        "dynquant.version": string(version("dynquant")),
-        "dynquant.recipe": string(recipe.name),
-        "dynquant.recipe_sha256": string(hashlib.sha256(recipe.text.encode()).hexdigest()),
-        "dynquant.effort": string(effort),
-    }
-    if imatrix:
-        keys["dynquant.imatrix_sha256"] = string(imatrix.sha256)
-    return keys
-
-
-def _with_ours(model_keys: Keys, ours: Keys) -> Keys:
-    """Return the file's keys; what the quantizer says comes before tokenizer.*, as in llama.cpp."""
-    theirs = [(k, v) for k, v in model_keys.items() if k not in ours]
-    first = next((i for i, (k, _) in enumerate(theirs) if k.startswith("tokenizer.")), len(theirs))
-    return dict(theirs[:first]) | ours | dict(theirs[first:])
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:

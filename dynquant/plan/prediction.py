@@ -15,14 +15,13 @@ from dynquant.transforms import read_weights
 _CHUNK = 1 << 20
 """Weights compared at a time."""
 
-
-def own_layers(model: Model) -> int | None:
-    """Return the number of a model's own layers where others follow them, else None."""
-    return model.prediction.layers.start if model.prediction else None
+_DROPPED = "predicts further ahead; the recipe drops it (prediction_layers: drop)"
 
 
-def settle_prediction(model: Model, *, keep: bool) -> Model:
+def settle_prediction(model: Model, *, keep: bool, reason: str = _DROPPED) -> Model:
     """Return a model with or without the layers that predict further ahead, as a file holds it.
+
+    reason: why they are left out where they are
 
     Kept, they need other keys, and leave out what copies a tensor of the model: llama.cpp takes
     that one in its place. To know so, both are read, up to the first difference.
@@ -36,7 +35,6 @@ def settle_prediction(model: Model, *, keep: bool) -> Model:
     if keep:
         reasons = _copies(model, theirs, ahead.shared)
     else:
-        reason = "predicts further ahead; the recipe drops it (prediction_layers: drop)"
         reasons = dict.fromkeys((t.name for t in theirs), reason)
     ignored = {name: why for tensor, why in reasons.items() for name in ahead.stored[tensor]}
     return replace(

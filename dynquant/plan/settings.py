@@ -1,4 +1,7 @@
-"""Keys set by hand: `--set KEY=VALUE` read in the type that the key has, and checks of all keys."""
+"""Keys set by hand, read in the type that the key has, and checks of all keys.
+
+`--set KEY=VALUE` sets them, and a recipe's `metadata`.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +24,14 @@ _FIXED = re.compile(
 )
 
 
-def apply_settings(keys: Keys, settings: Mapping[str, KeyValue | str]) -> tuple[Keys, list[str]]:
+def apply_settings(
+    keys: Keys,
+    settings: Mapping[str, KeyValue] | Mapping[str, str] | Mapping[str, KeyValue | str],
+    where: str,
+) -> tuple[Keys, list[str]]:
     """Return the keys with the settings applied, and a message for each that cannot be.
 
+    where: what the messages begin with
     A key that is there keeps its place and, where the setting is text, its type. Another key
     comes after the last one of its group (the part before the first dot).
     """
@@ -31,16 +39,16 @@ def apply_settings(keys: Keys, settings: Mapping[str, KeyValue | str]) -> tuple[
     problems: list[str] = []
     for name, wanted in settings.items():
         if not name or name != name.strip():
-            problems.append(f"--set {name!r}: a key is text without spaces around it")
+            problems.append(f"{where} {name!r}: a key is text without spaces around it")
         elif _FIXED.fullmatch(name):
-            problems.append(f"--set {name}: this key follows from the plan and cannot be set")
+            problems.append(f"{where} {name}: this key follows from the plan and cannot be set")
         elif isinstance(wanted, KeyValue):
             changed[name] = wanted
         else:
             try:
                 changed[name] = _read(wanted, keys.get(name))
             except ValueError as e:
-                problems.append(f"--set {name}: {e}")
+                problems.append(f"{where} {name}: {e}")
     return _grouped(changed, keys), problems
 
 

@@ -2,214 +2,86 @@
 
 from __future__ import annotations
 
-import re
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-from dynquant.arch.base import ModelTensor, TensorName
+from dynquant.arch.base import ModelTensor
 from dynquant.errors import RecipeError
-from dynquant.quants.table import ALL, KEPT, QuantType
-from dynquant.recipe.language import Recipe, Rule, name_pattern
-from dynquant.recipe.nodes import nearest
-
-BUILT_IN = "built-in: "
-
-_SMALL = re.compile(
-    # positions, token types and relative positions: rows that are added, not multiplied
-    r"(position_embd|token_types)\.weight|.*(attn_rel_b\.weight|\.position_embd|\.rel_pos).*"
-    # convolutions over time, patches and images, whose kernels no block divides
-    r"|.*(ssm_conv1d|shortconv\.conv\.weight|\.patch_embd|\.patch_merger).*"
-    r"|.*(sam\.pos_embd|sam\.neck\.|sam\.net_).*"
-    # mixtures of Gemma 3n, of a few rows; what RWKV adds to its states; an indexer's projections
-    r"|.*(altup|laurel|per_layer_model_proj).*"
-    r"|.*time_mix_(first|[wva][0-2]|g[12]|decay_w[12]|lerp_fused)\.weight"
-    r"|.*indexer\.[qk]_proj\.weight"
-    # codebooks of sound
-    r"|.*(a\.rvq\.codebook|mm\.a\.code_embd).*"
-)
-"""Names of tensors that llama-quantize leaves alone in every model (tensor_allows_quantization in
-llama-quant.cpp): a GGUF source may be of any architecture."""
+from dynquant.quants.table import QuantType
+from dynquant.recipe.assignment import BUILT_IN, Assigned, Assignment
+from dynquant.recipe.facts import Facts, facts_of_tensors
+from dynquant.recipe.findings import Findings
+from dynquant.recipe.protection import Protection, protection
+from dynquant.recipe.rules import Recipe, Rule
+from dynquant.recipe.selection import Selection
 
 
-@dataclass(frozen=True)
-class Assignment:
-    """The type of one tensor, and what decided it.
+def assign(
+    recipe: Recipe,
+    tensors: Sequence[ModelTensor],
+    facts: Facts | None = None,
+    absent: Sequence[ModelTensor] = (),
+) -> Assigned:
+    """Give every tensor of a model its type: the rules, built-in protection, then the default.
 
-    rule:       `recipes/small.yaml:14`, `recipes/small.yaml:9 default`, or `built-in: <why>`
-    instead_of: the type that the rule gave, where the fallback had to replace it
-    """
-
-    type: QuantType
-    rule: str
-    instead_of: QuantType | None = None
-
-
-@dataclass(frozen=True)
-class Assigned:
-    """The assignment of every tensor by name, and what the user should hear about them."""
-
-    assignments: dict[str, Assignment]
-    warnings: tuple[str, ...]
-
-
-def assign(recipe: Recipe, tensors: Sequence[ModelTensor], n_layers: int | None = None) -> Assigned:
-    """Give every tensor of a model its type: built-in protection, then rules, then the default.
-
-    n_layers: the model's own, from whose end negative numbers count; None takes all there are
+    facts:  of the model; None takes what the tensors tell
+    absent: tensors that the file leaves out in any case, which rules that drop them may name
 
     Raises RecipeError, all at once, for rules that take no tensor without being optional, and for
     rows that neither a rule's type nor the fallback divides.
     """
-    n_layers = count_layers(tensors) if n_layers is None else n_layers
-    deciding: dict[str, Rule | None] = {}
+    facts = facts or facts_of_tensors(tensors)
+    selections = [Selection(rule, facts) for rule in recipe.rules]
+    found = Findings(recipe, selections, facts, tensors)
     assignments: dict[str, Assignment] = {}
-    refused: list[ModelTensor] = []
+    dropped: dict[str, str] = {}
     for tensor in tensors:
-        if reason := protection(tensor):
-            kept = KEPT.get(tensor.source.stored.name, ALL["F32"])
-            assignments[tensor.name] = Assignment(kept, BUILT_IN + reason)
+        guard = protection(tensor)
+        rule = next((s.rule for s in selections if takes(s, tensor, guard)), None)
+        if guard and rule is None:
+            assignments[tensor.name] = Assignment(guard.type, BUILT_IN + guard.reason)
             continue
-        rule = next((r for r in recipe.rules if selects(r, tensor.parts, n_layers)), None)
-        deciding[tensor.name] = rule
-        wanted = rule.type if rule else recipe.default
-        where = rule.where if rule else _where_default(recipe)
-        tried = (wanted, *(t for t in recipe.fallback if t.bpw >= wanted.bpw))
+        found.decided(tensor, rule, guard)
+        if rule and rule.action == "drop":
+            dropped[tensor.name] = rule.where
+            continue
+        wanted = _wanted(recipe, rule, tensor)
+        tried = (wanted, *recipe.fallback.of(wanted))
         fits = [t for t in tried if not tensor.n_per_row % t.block_size]
         if not fits:
-            refused.append(tensor)
+            found.refused(tensor, wanted)
         taken = fits[0] if fits else wanted
-        assignments[tensor.name] = Assignment(taken, where, None if taken is wanted else wanted)
-
-    used = set(deciding.values())
-    idle = [rule for rule in recipe.rules if rule not in used]
-    why = {rule: _why_idle(rule, tensors, n_layers, assignments) for rule in idle}
-    RecipeError.raise_any(
-        [
-            f"{rule.place}: rule ({rule}) takes no tensor: {why[rule]}; correct it, or say"
-            " `optional: true`"
-            for rule in idle
-            if not rule.optional
-        ]
-        + list(_refusals(recipe, refused, deciding))
-    )
-    warnings = [
-        f"{rule.where}: optional rule ({rule}) takes no tensor: {why[rule]}" for rule in idle
-    ]
-    return Assigned(assignments, (*warnings, *_replacements(recipe, tensors, assignments)))
-
-
-def count_layers(tensors: Sequence[ModelTensor]) -> int:
-    """Return the number of layers of a model: the highest one plus one."""
-    return 1 + max((-1 if t.parts.layer is None else t.parts.layer for t in tensors), default=-1)
-
-
-def protection(tensor: ModelTensor) -> str | None:
-    """Return why a tensor's type is not the recipe's, or None where the recipe decides.
-
-    These are small, are used as numbers and not in matrix products, or decide what the rest
-    computes; llama.cpp reads them as F32. The same tensors that llama-quantize leaves alone.
-    What no block type can be made of (KEPT) stays as it is stored.
-    """
-    if tensor.source.stored.name in KEPT:
-        return "double precision" if tensor.source.stored.name == "F64" else "integers"
-    if len(tensor.shape) < 2:
-        return "one dimension"
-    if not tensor.name.endswith(".weight"):
-        return "not a weight"
-    if tensor.parts.role.endswith("_norm"):
-        return "norm"
-    if tensor.parts.role in ("ffn_gate_inp", "ffn_gate_inp_shexp"):
-        return "router"
-    if _SMALL.fullmatch(tensor.name):
-        return "small or no matrix"
-    return None
-
-
-def selects(rule: Rule, name: TensorName, n_layers: int) -> bool:
-    """Whether all selectors of a rule hold for a tensor of a model of n_layers."""
-    return (
-        (not rule.roles or name.role in rule.roles)
-        and (not rule.layers or _in_layers(rule, name, n_layers))
-        and (not rule.names or _fits_name(rule, name))
-    )
-
-
-def _in_layers(rule: Rule, name: TensorName, n_layers: int) -> bool:
-    layer = name.layer
-    return layer is not None and any(r.covers(layer, n_layers) for r in rule.layers)
-
-
-def _fits_name(rule: Rule, name: TensorName) -> bool:
-    return any(name_pattern(pattern).search(name.name) for pattern in rule.names)
-
-
-def _where_default(recipe: Recipe) -> str:
-    return f"{recipe.path}:{recipe.default_place.line} default"
-
-
-def _why_idle(
-    rule: Rule,
-    tensors: Sequence[ModelTensor],
-    n_layers: int,
-    assignments: Mapping[str, Assignment],
-) -> str:
-    """Return why a rule takes no tensor: others took what it selects, or it selects nothing."""
-    takers = {assignments[t.name].rule: None for t in tensors if selects(rule, t.parts, n_layers)}
-    earlier = [taker for taker in takers if not taker.startswith(BUILT_IN)]
-    if earlier:
-        return f"all it selects went to earlier rules ({', '.join(earlier)})"
-    if takers:
-        reasons = ", ".join(taker.removeprefix(BUILT_IN) for taker in takers)
-        return f"all it selects has the same type in every recipe ({reasons})"
-    names = [t.parts for t in tensors]
-    roles = {name.role for name in names}
-    if rule.roles and roles.isdisjoint(rule.roles):
-        hint = nearest(rule.roles[0], sorted(roles)) if len(rule.roles) == 1 else ""
-        return f"the model has no {' or '.join(rule.roles)}{hint}"
-    if rule.layers and not any(_in_layers(rule, name, n_layers) for name in names):
-        return f"the model's layers are 0-{n_layers - 1}" if n_layers else "the model has no layers"
-    if rule.names and not any(_fits_name(rule, name) for name in names):
-        return "no tensor has such a name"
-    return "each selector fits some tensors, but none fits all of them"
-
-
-def _refusals(
-    recipe: Recipe, refused: Sequence[ModelTensor], deciding: Mapping[str, Rule | None]
-) -> Iterator[str]:
-    """Return a message for each rule and row length that no type divides."""
-    groups: dict[tuple[Rule | None, int], list[str]] = defaultdict(list)
-    for tensor in refused:
-        groups[deciding[tensor.name], tensor.n_per_row].append(tensor.name)
-    for (rule, n_per_row), names in groups.items():
-        place = rule.place if rule else recipe.default_place
-        wanted = rule.type if rule else recipe.default
-        tried = ", ".join(t.name for t in recipe.fallback if t.bpw >= wanted.bpw)
-        missing = f"nor does the fallback ({tried})" if tried else "and the recipe has no fallback"
-        yield (
-            f"{place}: {wanted.name}'s block of {wanted.block_size} does not divide rows of"
-            f" {n_per_row} weights, {missing}: {_some(names)}; add a fallback such as"
-            " [Q8_0, F16], or give another type"
+        assignments[tensor.name] = Assignment(
+            taken,
+            rule.where if rule else where_default(recipe),
+            None if taken is wanted else wanted,
+            rule.note if rule else "",
         )
+    errors, warnings = found.report(assignments, absent)
+    RecipeError.raise_any(errors)
+    return Assigned(assignments, warnings, dropped)
 
 
-def _replacements(
-    recipe: Recipe, tensors: Sequence[ModelTensor], assignments: Mapping[str, Assignment]
-) -> Iterator[str]:
-    """Return a message for each use that was made of the fallback, with its cost."""
-    groups: dict[tuple[QuantType, QuantType, int], list[str]] = defaultdict(list)
-    for tensor in tensors:
-        given = assignments[tensor.name]
-        if given.instead_of:
-            groups[given.instead_of, given.type, tensor.n_per_row].append(tensor.name)
-    for (wanted, taken, n_per_row), names in groups.items():
-        yield (
-            f"{recipe.path}: fallback {taken.name} instead of {wanted.name}"
-            f" ({taken.bpw - wanted.bpw:+.4g} bits per weight), whose block of"
-            f" {wanted.block_size} does not divide rows of {n_per_row} weights: {_some(names)}"
-        )
+def takes(selection: Selection, tensor: ModelTensor, guard: Protection | None) -> bool:
+    """Whether a rule takes a tensor that no earlier one took; guard: what protects the tensor."""
+    return may_take(selection.rule, guard) and selection.selects(tensor)
 
 
-def _some(names: Sequence[str]) -> str:
-    """Return one name, and how many more there are."""
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+def may_take(rule: Rule, guard: Protection | None) -> bool:
+    """Whether a rule may take a tensor at all; what is left out needs no protection."""
+    if guard is None or rule.action == "drop":
+        return True
+    return rule.override and not guard.fixed
+
+
+def where_default(recipe: Recipe) -> str:
+    """Return where a recipe's default stands, such as `recipes/small.yaml:9 default`."""
+    return f"{recipe.default_place.path}:{recipe.default_place.line} default"
+
+
+def _wanted(recipe: Recipe, rule: Rule | None, tensor: ModelTensor) -> QuantType:
+    """Return the type that a rule gives a tensor, before the fallback."""
+    if rule is None:
+        return recipe.default
+    if rule.type is not None:
+        return rule.type
+    return tensor.kept.blocks.stored if tensor.kept else tensor.source.stored

@@ -133,35 +133,52 @@ class Reader:
         """Note what is wrong at a node."""
         self.faults.append((Place.of(self.path, node.start_mark), message))
 
+    def pairs(self, node: yaml.Node, what: str) -> list[tuple[str, yaml.Node, yaml.Node]]:
+        """Return each key's word with the nodes of key and value; what is no mapping is a fault.
+
+        A key that is given twice is a fault as well, and left out the second time.
+        """
+        if not isinstance(node, yaml.MappingNode):
+            self.fault(node, f"{what} must be `key: value` lines, not {kind(node)}")
+            return []
+        given: list[tuple[yaml.Node, yaml.Node]] = node.value
+        lines: dict[str, int] = {}
+        found: list[tuple[str, yaml.Node, yaml.Node]] = []
+        for key, value in given:
+            word = str(key.value) if isinstance(key, yaml.ScalarNode) else kind(key)
+            if word in lines:
+                self.fault(key, f"key {word!r} given twice, first in line {lines[word]}")
+            else:
+                lines[word] = key.start_mark.line + 1
+                found.append((word, key, value))
+        return found
+
     def mapping(
         self, node: yaml.Node, known: tuple[str, ...], what: str
     ) -> dict[str, yaml.Node] | None:
         """Return the values by key; keys that are unknown or given twice are faults."""
-        if not isinstance(node, yaml.MappingNode):
-            self.fault(node, f"{what} must be `key: value` lines, not {kind(node)}")
-            return None
-        pairs: list[tuple[yaml.Node, yaml.Node]] = node.value
-        lines: dict[str, int] = {}
         found: dict[str, yaml.Node] = {}
-        for key, value in pairs:
-            word = str(key.value) if isinstance(key, yaml.ScalarNode) else kind(key)
-            if word in lines:
-                self.fault(key, f"key {word!r} given twice, first in line {lines[word]}")
-            elif word in known:
+        for word, key, value in self.pairs(node, what):
+            if word in known:
                 found[word] = value
             else:
                 hint = nearest(word, known) or f"; {what} may have {', '.join(known)}"
                 self.fault(key, f"unknown key {word!r}{hint}")
-            lines.setdefault(word, key.start_mark.line + 1)
-        return found
+        return found if isinstance(node, yaml.MappingNode) else None
 
     def values(self, node: yaml.Node | None, read: Callable[[str], T]) -> tuple[T, ...]:
         """Return what `read` makes of one value or of a list of them; nothing of None."""
-        nodes = children(node) if isinstance(node, yaml.SequenceNode) else [node]
-        if node is not None and not nodes:
-            self.fault(node, "empty list; give a value or leave the key out")
-        found = [self.value(one, read) for one in nodes]
+        found = [self.value(one, read) for one in self.items(node)]
         return tuple(value for value in found if value is not None)
+
+    def items(self, node: yaml.Node | None) -> list[yaml.Node]:
+        """Return the nodes of a list, or the one node that stands for a list of one."""
+        if node is None:
+            return []
+        nodes = children(node) if isinstance(node, yaml.SequenceNode) else [node]
+        if not nodes:
+            self.fault(node, "empty list; give a value or leave the key out")
+        return nodes
 
     def value(self, node: yaml.Node | None, read: Callable[[str], T]) -> T | None:
         """Return what `read` makes of a value's text; its DynquantError is a fault here."""

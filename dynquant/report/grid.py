@@ -8,25 +8,12 @@ from dataclasses import dataclass
 
 from dynquant.arch.base import TensorName
 from dynquant.plan.plan import TensorPlan
+from dynquant.recipe.roles import GROUPS
 
 SMALL = "norms, routers, biases"
 
-_GROUPS = (
-    ("attention", re.compile(r"(cross_)?attn_.*|indexer\..*")),
-    ("state", re.compile(r"(ssm|shortconv|time_mix|channel_mix)[._].*")),
-    ("shared experts", re.compile(r"ffn_.*_(shexp|chexps)")),
-    ("experts", re.compile(r"ffn_.*_exps")),
-    ("dense ffn", re.compile(r"ffn_.*")),
-    ("prediction", re.compile(r"nextn\..*")),
-    ("other", re.compile(r".*")),
-)
-"""Groups of columns, with the roles of each; the first that fits a role has it."""
-
-_SHOWN = (
-    *("attention", "state", "dense ffn", "experts", "shared experts", "prediction", "other"),
-    SMALL,
-)
-"""The groups from left to right, as activations pass through them."""
+_GROUPS = ("attention", "ssm", "dense_ffn", "experts", "shared_experts", "mtp", "other", SMALL)
+"""Groups of columns from left to right, by the words of recipes where they have one."""
 
 _FLOW = (
     *("attn_qkv", "attn_q_a", "attn_q_b", "attn_q", "attn_kv_a_mqa", "attn_kv_b"),
@@ -97,12 +84,8 @@ def column_of(name: str) -> str:
 def is_small(tensor: TensorPlan) -> bool:
     """Whether a tensor is a norm, a router, a bias or such, which recipes seldom speak of."""
     role = TensorName.parse(tensor.name).role
-    return (
-        len(tensor.shape) < 2
-        or tensor.name.endswith(".bias")
-        or role.endswith("_norm")
-        or role.startswith("ffn_gate_inp")
-    )
+    is_named_so = role in GROUPS["norms"] or role in GROUPS["router"]
+    return is_named_so or len(tensor.shape) < 2 or tensor.name.endswith(".bias")
 
 
 def make_grid(tensors: Sequence[TensorPlan]) -> Grid:
@@ -151,11 +134,14 @@ def _groups(tensors: Iterable[TensorPlan]) -> tuple[tuple[str, tuple[str, ...]],
     for column, members in by_column.items():
         group = SMALL if all(map(is_small, members)) else _group(column)
         found.setdefault(group, []).append(column)
-    return tuple((g, tuple(sorted(found[g], key=_flow))) for g in _SHOWN if g in found)
+    return tuple((g, tuple(sorted(found[g], key=_flow))) for g in _GROUPS if g in found)
 
 
 def _group(column: str) -> str:
-    return next(group for group, roles in _GROUPS if roles.fullmatch(column))
+    if column.startswith("nextn."):
+        return "mtp"
+    role = column.removeprefix("cross_")
+    return next((g for g in _GROUPS if role in GROUPS.get(g, ())), "other")
 
 
 def _flow(column: str) -> int:

@@ -10,7 +10,7 @@ from dynquant.arch.base import TensorName
 from dynquant.plan.checks import is_copied
 from dynquant.plan.plan import Plan, TensorPlan
 from dynquant.quants.table import QuantType
-from dynquant.recipe.match import BUILT_IN
+from dynquant.recipe.assignment import BUILT_IN
 from dynquant.report.grid import SMALL, column_of, is_small
 
 

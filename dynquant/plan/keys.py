@@ -1,0 +1,64 @@
+"""The keys that the quantizer adds to a model's own: what the file is, and what it was made by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import version
+
+from gguf import GGML_QUANT_VERSION, LlamaFileType
+
+from dynquant.importance.imatrix import Imatrix
+from dynquant.keys import Keys, string, u32
+from dynquant.quants.search import Effort
+from dynquant.quants.table import QuantType
+from dynquant.recipe.rules import Recipe
+
+
+def file_type(weights: Mapping[QuantType, int]) -> LlamaFileType:
+    """Return llama.cpp's file type for the quant type that holds most weights.
+
+    Float types count only where nothing is quantized: norms are F32 in every file. Of the names
+    that llama.cpp gives to mixtures, the medium one is taken (Q4_K: MOSTLY_Q4_K_M).
+    """
+    quantized = {t: n for t, n in weights.items() if not t.is_float} or weights
+    if not quantized:
+        return LlamaFileType.GUESSED
+    name = max(quantized, key=lambda t: (quantized[t], t.name)).name
+    for candidate in (f"ALL_{name}", f"MOSTLY_{name}", f"MOSTLY_{name}_M", f"MOSTLY_{name}_MOE"):
+        if candidate in LlamaFileType.__members__:
+            return LlamaFileType[candidate]
+    return LlamaFileType.GUESSED
+
+
+def quantizer_keys(
+    recipe: Recipe, effort: Effort, weights: Mapping[QuantType, int], imatrix: Imatrix | None
+) -> Keys:
+    """Return what the quantizer says of itself."""
+    keys = {
+        "general.file_type": u32(int(file_type(weights))),
+        "general.quantization_version": u32(GGML_QUANT_VERSION),
+    }
+    # quantize.imatrix.* in the names and types of llama-quantize; its paths are not to be told.
+    if imatrix:
+        keys["quantize.imatrix.file"] = string(imatrix.path.name)
+        if imatrix.datasets:
+            keys["quantize.imatrix.dataset"] = string(imatrix.datasets[0])
+        keys["quantize.imatrix.entries_count"] = u32(len(imatrix.entries))
+        if imatrix.chunk_count is not None:
+            keys["quantize.imatrix.chunks_count"] = u32(imatrix.chunk_count)
+    keys |= {
+        "dynquant.version": string(version("dynquant")),
+        "dynquant.recipe": string(recipe.name),
+        "dynquant.recipe_sha256": string(recipe.sha256),
+        "dynquant.effort": string(effort),
+    }
+    if imatrix:
+        keys["dynquant.imatrix_sha256"] = string(imatrix.sha256)
+    return keys
+
+
+def with_ours(model_keys: Keys, ours: Keys) -> Keys:
+    """Return the file's keys; what the quantizer says comes before tokenizer.*, as in llama.cpp."""
+    theirs = [(k, v) for k, v in model_keys.items() if k not in ours]
+    first = next((i for i, (k, _) in enumerate(theirs) if k.startswith("tokenizer.")), len(theirs))
+    return dict(theirs[:first]) | ours | dict(theirs[first:])

@@ -1,0 +1,210 @@
+"""A recipe as data: rules with their selectors and actions, the fallback, settings of the file."""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Literal
+
+from dynquant.errors import RecipeError
+from dynquant.quants.search import Effort
+from dynquant.quants.table import QuantType
+from dynquant.recipe.layers import LayerItem
+from dynquant.recipe.nodes import Place
+
+Action = Literal["type", "keep", "drop"]
+"""What a rule does with a tensor: give it a type, leave it in its stored one, leave it out."""
+
+Use = Literal["required", "optional", "ignored"]
+"""What a recipe makes of an imatrix."""
+
+TensorOrder = Literal["model", "layer"]
+"""In which order tensors are written: as the family's table has them, or layer by layer."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a tensor's shape must be; None asks nothing."""
+
+    row_multiple_of: int | None = None
+    min_weights: int | None = None
+    dimensions: int | None = None
+
+    def __str__(self) -> str:
+        names = ("row_multiple_of", "min_weights", "dimensions")
+        given = {name: getattr(self, name) for name in names}
+        return "{" + ", ".join(f"{k}: {v}" for k, v in given.items() if v is not None) + "}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`>= 4`: an operator and a number; `8` is `== 8`."""
+
+    operator: Literal["==", "!=", "<", "<=", ">", ">="]
+    number: int
+
+    def holds(self, value: int) -> bool:
+        """Whether the value compares so."""
+        return {
+            "==": value == self.number,
+            "!=": value != self.number,
+            "<": value < self.number,
+            "<=": value <= self.number,
+            ">": value > self.number,
+            ">=": value >= self.number,
+        }[self.operator]
+
+    def __str__(self) -> str:
+        return f"{'' if self.operator == '==' else self.operator + ' '}{self.number}"
+
+
+@dataclass(frozen=True)
+class When:
+    """What must be true of the model; an empty tuple and None ask nothing.
+
+    experts, gqa, layers: comparisons of which one is enough
+    architecture:         names of which it must be one
+    """
+
+    experts: tuple[Comparison, ...] = ()
+    gqa: tuple[Comparison, ...] = ()
+    layers: tuple[Comparison, ...] = ()
+    tied_embeddings: bool | None = None
+    importance: bool | None = None
+    architecture: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        given = {
+            "experts": " ".join(map(str, self.experts)),
+            "gqa": " ".join(map(str, self.gqa)),
+            "layers": " ".join(map(str, self.layers)),
+            "tied_embeddings": _truth(self.tied_embeddings),
+            "importance": _truth(self.importance),
+            "architecture": " ".join(self.architecture),
+        }
+        return "{" + ", ".join(f"{k}: {v}" for k, v in given.items() if v) + "}"
+
+
+def _truth(value: bool | None) -> str:
+    return "" if value is None else str(value).lower()
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What becomes of the tensors that all selectors fit; an empty selector fits every tensor.
+
+    type:      of the action "type", else None
+    optional:  it may take no tensor
+    override:  it may take tensors that the built-in rules protect
+    inherited: it comes from the recipe that this one extends
+    """
+
+    action: Action
+    type: QuantType | None
+    place: Place
+    roles: tuple[str, ...] = ()
+    layers: tuple[LayerItem, ...] = ()
+    names: tuple[str, ...] = ()
+    shape: Shape | None = None
+    when: When | None = None
+    optional: bool = False
+    override: bool = False
+    note: str = ""
+    inherited: bool = False
+
+    @property
+    def where(self) -> str:
+        """File and line, such as `recipes/small.yaml:14`."""
+        return f"{self.place.path}:{self.place.line}"
+
+    @property
+    def selectors(self) -> dict[str, str]:
+        """The selectors that are given, as text by their key."""
+        given = {
+            "role": " ".join(self.roles),
+            "layers": " ".join(map(str, self.layers)),
+            "name": " ".join(self.names),
+            "shape": str(self.shape or ""),
+            "when": str(self.when or ""),
+        }
+        return {key: text for key, text in given.items() if text}
+
+    def __str__(self) -> str:
+        return ", ".join(f"{key} {text}" for key, text in self.selectors.items())
+
+
+@dataclass(frozen=True)
+class Fallback:
+    """Types to try in order where a type's block does not divide a row; an empty chain refuses.
+
+    of_all: for the types that have no chain of their own
+    """
+
+    of_all: tuple[QuantType, ...] = ()
+    of_type: Mapping[str, tuple[QuantType, ...]] = field(
+        default_factory=dict[str, tuple[QuantType, ...]]
+    )
+
+    def of(self, wanted: QuantType) -> tuple[QuantType, ...]:
+        """Return what may stand in for a type: never fewer bits per weight than it has."""
+        chain = self.of_type.get(wanted.name, self.of_all)
+        return tuple(t for t in chain if t.bpw >= wanted.bpw)
+
+
+@dataclass(frozen=True)
+class Output:
+    """How the file is written: bytes of a shard, None for one file; the order of its tensors."""
+
+    shard_bytes: int | None = None
+    tensor_order: TensorOrder = "model"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe that was read and checked, with what it inherits.
+
+    path:      what messages call the file; text: the file's whole text
+    texts:     the texts of the recipes it extends, the nearest first
+    intended:  architectures it is meant for; empty for all
+    effort:    None leaves it to the user
+    metadata:  GGUF keys to set, with their values as text
+    keeps_prediction: whether layers that predict further ahead are written
+    """
+
+    name: str
+    description: str
+    path: str
+    text: str
+    default: QuantType
+    default_place: Place
+    rules: tuple[Rule, ...]
+    fallback: Fallback = Fallback()
+    texts: tuple[str, ...] = ()
+    intended: tuple[str, ...] = ()
+    importance: Use = "optional"
+    effort: Effort | None = None
+    output: Output = Output()
+    metadata: Mapping[str, str] = field(default_factory=dict[str, str])
+    keeps_prediction: bool = False
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the recipe's text and of those it extends, in hexadecimal."""
+        return hashlib.sha256("\0".join((self.text, *self.texts)).encode()).hexdigest()
+
+
+@cache
+def name_pattern(text: str) -> re.Pattern[str]:
+    """Return the pattern to `search` tensor names with, for a glob or a /regular expression/."""
+    if not text.startswith("/"):
+        return re.compile(r"\A" + fnmatch.translate(text))
+    if len(text) < 3 or not text.endswith("/"):
+        raise RecipeError(f"{text!r} is not a name; a regular expression stands between slashes")
+    try:
+        return re.compile(text[1:-1])
+    except re.error as e:
+        raise RecipeError(f"{text!r} is not a regular expression: {e}") from e

@@ -1,0 +1,110 @@
+"""A rule's selectors, made ready for one model."""
+
+from __future__ import annotations
+
+from math import prod
+
+from dynquant.arch.base import ModelTensor
+from dynquant.recipe.facts import Facts
+from dynquant.recipe.layers import LayerPattern
+from dynquant.recipe.roles import MTP, members
+from dynquant.recipe.rules import Comparison, Rule, When, name_pattern
+
+
+class Selection:
+    """A rule as it applies to a model: `selects` and `miss` tell of each tensor whether it fits."""
+
+    def __init__(self, rule: Rule, facts: Facts) -> None:
+        self.rule = rule
+        self.unmet = unmet(rule.when, facts) if rule.when else ""
+        self._facts = facts
+        self._roles = members(rule.roles)
+        self._layers: dict[int, bool] = {}
+        self._counted = {
+            item: facts.layers_with(item.of) if item.of else tuple(range(facts.n_layers))
+            for item in rule.layers
+            if isinstance(item, LayerPattern)
+        }
+
+    def miss(self, tensor: ModelTensor) -> str:
+        """Return the key of the first selector that a tensor does not fit; "" if it fits all."""
+        rule = self.rule
+        if self.unmet:
+            return "when"
+        if rule.roles and not self.has_role(tensor):
+            return "role"
+        if rule.layers and not self.has_layer(tensor):
+            return "layers"
+        if rule.names and not self.has_name(tensor):
+            return "name"
+        if rule.shape and self.shape_miss(tensor):
+            return "shape"
+        return ""
+
+    def selects(self, tensor: ModelTensor) -> bool:
+        """Whether all selectors hold for a tensor."""
+        return not self.miss(tensor)
+
+    def has_role(self, tensor: ModelTensor) -> bool:
+        """Whether a tensor has one of the rule's roles."""
+        parts = tensor.parts
+        return parts.role in self._roles or (
+            MTP in self.rule.roles and parts.layer in self._facts.prediction
+        )
+
+    def has_layer(self, tensor: ModelTensor) -> bool:
+        """Whether a tensor is in one of the rule's layers."""
+        layer = tensor.parts.layer
+        if layer is None:
+            return False
+        if layer not in self._layers:
+            self._layers[layer] = any(
+                item.covers(layer, self._counted[item])
+                if isinstance(item, LayerPattern)
+                else item.covers(layer, self._facts.n_layers)
+                for item in self.rule.layers
+            )
+        return self._layers[layer]
+
+    def has_name(self, tensor: ModelTensor) -> bool:
+        """Whether a tensor's name is one of the rule's."""
+        return any(name_pattern(pattern).search(tensor.name) for pattern in self.rule.names)
+
+    def shape_miss(self, tensor: ModelTensor) -> str:
+        """Return what of a tensor's shape is not as the rule asks; "" if all is."""
+        asked = self.rule.shape
+        if asked is None:
+            return ""
+        if asked.row_multiple_of and tensor.n_per_row % asked.row_multiple_of:
+            return f"rows of {tensor.n_per_row} weights"
+        if asked.min_weights and prod(tensor.shape) < asked.min_weights:
+            return f"{prod(tensor.shape):,} weights"
+        if asked.dimensions and len(tensor.shape) != asked.dimensions:
+            return f"{len(tensor.shape)} dimensions"
+        return ""
+
+
+def unmet(when: When, facts: Facts) -> str:
+    """Return the first fact that is not as asked, such as `experts is 0`; "" if all are."""
+    numbers = {
+        "experts": (when.experts, facts.n_experts),
+        "gqa": (when.gqa, facts.gqa),
+        "layers": (when.layers, facts.n_layers),
+    }
+    for key, (asked, value) in numbers.items():
+        if asked and not _any_holds(asked, value):
+            return f"{key} is {value}"
+    truths = {
+        "tied_embeddings": (when.tied_embeddings, facts.tied_embeddings),
+        "importance": (when.importance, facts.importance),
+    }
+    for key, (asked, value) in truths.items():
+        if asked is not None and asked != value:
+            return f"{key} is {str(value).lower()}"
+    if when.architecture and facts.architecture not in when.architecture:
+        return f"architecture is {facts.architecture}"
+    return ""
+
+
+def _any_holds(asked: tuple[Comparison, ...], value: int) -> bool:
+    return any(one.holds(value) for one in asked)
