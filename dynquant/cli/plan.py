@@ -48,6 +48,7 @@ def plan(
     wanted = settings(set_keys)
     from dynquant.arch.load import load_model
     from dynquant.conversion.layout import lay_out
+    from dynquant.errors import PlanError
     from dynquant.importance.imatrix import read_imatrix
     from dynquant.plan.plan import make_plan, plan_json
     from dynquant.recipe.language import load_recipe
@@ -63,6 +64,7 @@ def plan(
         effort=effort,
         allow_requantize=allow_requantize,
         set_keys=wanted,
+        draft=True,
     )
     for warning in made.warnings:
         console.talk(f"warning: {warning}")
@@ -74,3 +76,4 @@ def plan(
         console.write_json(plan_json(made) | {"file_bytes": file_bytes})
     else:
         console.show(plan_tables(made, file_bytes, each=tensors))
+    PlanError.raise_any(made.refusals)

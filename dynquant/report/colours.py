@@ -16,14 +16,14 @@ _RAMPS = {
         2.1: "#c9e581",
         3.1: "#79d28d",
         4.5: "#2eb4b0",
-        5.5: "#037eaf",
-        6.6: "#2d54a0",
-        8.5: "#412a7a",
+        5.5: "#0275a3",
+        6.6: "#284e99",
+        8.5: "#3f2777",
     },
     "dark": {
-        1.5: "#413801",
-        2.1: "#404e12",
-        3.1: "#2a673a",
+        1.5: "#534b18",
+        2.1: "#4d5c22",
+        3.1: "#336f43",
         4.5: "#057c79",
         5.5: "#50a9d9",
         6.6: "#97bbfb",
@@ -32,7 +32,7 @@ _RAMPS = {
 }
 """Colours by bits per weight, with straight lines between them in the logarithm of the bits.
 
-The lightness falls with the bits (OKLCH 0.955 to 0.36; where the page is dark it rises from 0.34 to
+The lightness falls with the bits (OKLCH 0.955 to 0.35; where the page is dark it rises from 0.41 to
 0.88), so that the order holds on grey paper; the hue goes from yellow (100) to violet (292), the
 same in both themes. Between 4.5 and 5.5 bits the lightness jumps: neither black nor white would be
 read well on what lies between.

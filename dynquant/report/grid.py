@@ -23,7 +23,7 @@ _FLOW = (
 """Roles from left to right within a group, whatever the file's order; others follow."""
 
 _EXPERTS = re.compile(r"_(exps|shexp|chexps)$")
-_LAST = re.compile(r"(\w+\.)?(output|cls)\b.*|(\w+\.)?output_norm\..*")
+_LAST = re.compile(r"(\w+\.)?(output|cls)\w*\..*")
 """Names outside the layers of what comes after them; the rest comes before."""
 
 

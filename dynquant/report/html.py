@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -18,6 +20,16 @@ from dynquant.report.summary import Share, by_reason, by_role, by_rule, by_type,
 from dynquant.report.tables import gigabytes, ranges
 
 _TEMPLATE = "plan.html.jinja"
+
+_FILTERS: dict[str, Callable[[Any], object]] = {
+    "bits": lambda bits: f"{bits:.3f}",
+    "exact": lambda bits: f"{bits:g}",
+    "gigabytes": gigabytes,
+    "grouped": grouped,
+    "ranges": ranges,
+    "shape": lambda shape: " × ".join(map(str, shape)),
+    "thousands": lambda number: f"{number:,}",
+}
 
 
 def plan_html(plan: Plan, file_bytes: int) -> str:
@@ -88,16 +100,11 @@ def _environment(scale: float) -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {
-        "bits": lambda bits: f"{bits:.3f}",
-        "exact": lambda bits: f"{bits:g}",
-        "gigabytes": gigabytes,
-        "grouped": grouped,
-        "ranges": ranges,
-        "scaled": lambda n_bytes: f"{n_bytes / scale:.2f}",
-        "shape": lambda shape: " × ".join(map(str, shape)),
-        "thousands": lambda number: f"{number:,}",
-    }
+
+    def scaled(n_bytes: int) -> str:
+        return f"{n_bytes / scale:.2f}"
+
+    environment.filters.update(_FILTERS, scaled=scaled)
     return environment
 
 

@@ -14,7 +14,7 @@ from dynquant.plan.plan import Plan, TensorPlan
 from dynquant.report.summary import Fallback, by_reason, fallbacks, needing
 from dynquant.report.tables import gigabytes, plain_table, ranges, tensor_table
 
-_SHOWN_NAMES = 6
+_SHOWN = 6
 
 
 def plan_tables(plan: Plan, file_bytes: int, *, each: bool = False) -> RenderableType:
@@ -32,7 +32,8 @@ def plan_tables(plan: Plan, file_bytes: int, *, each: bool = False) -> Renderabl
 
 
 def _each(plan: Plan) -> Table:
-    table = plain_table("tensor", "shape", "type", "bytes>", "bpw>", "importance", "rule")
+    notes = ["note"] if any(t.note for t in plan.tensors) else []
+    table = plain_table("tensor", "shape", "type", "bytes>", "bpw>", "importance", "rule", *notes)
     unweighed = frozenset(plan.unweighed)
     for t in plan.tensors:
         table.add_row(
@@ -43,6 +44,7 @@ def _each(plan: Plan) -> Table:
             f"{t.type.bpw:.3f}",
             t.importance or ("none" if t.name in unweighed else "-"),
             Text(_decided(t)),
+            *(Text(t.note) for _ in notes),
         )
     return table
 
@@ -56,6 +58,10 @@ def _decided(tensor: TensorPlan) -> str:
 def _totals(plan: Plan, file_bytes: int) -> Iterator[str]:
     yield f"tensors {gigabytes(plan.tensor_bytes)}, {plan.bits_per_weight:.3f} bits per weight"
     yield f"file    {gigabytes(file_bytes)}"
+    if len(plan.shards) > 1:
+        sizes = ", ".join(gigabytes(shard.n_bytes) for shard in plan.shards[:_SHOWN])
+        more = ", …" if len(plan.shards) > _SHOWN else ""
+        yield f"shards  {len(plan.shards)}: {sizes}{more}"
     yield f"types   {', '.join(f'{name} {count}' for name, count in plan.type_counts.items())}"
     used = fallbacks(plan)
     for fallback in used:
@@ -83,7 +89,7 @@ def _importance(plan: Plan) -> Iterator[str]:
     if needed := needing(plan):
         names = ", ".join(dict.fromkeys(t.type.name for t in needed))
         without = [t.name for t in needed if not t.importance]
-        given = f"none for {_some(without)}" if without else "there for all"
+        given = f"missing for {_some(without)}" if without else "given for all"
         yield f"importance needed by {len(needed)} tensors ({names}), {given}"
     if plan.imatrix:
         yield _imatrix(plan, plan.imatrix)
@@ -101,7 +107,7 @@ def _imatrix(plan: Plan, imatrix: Imatrix) -> str:
 def _ignored(plan: Plan) -> Iterator[str]:
     """Say what is left out and why, in few lines where it is much; --json has every name."""
     for reason, names in by_reason(plan).items():
-        if len(grouped(names)) > _SHOWN_NAMES:
+        if len(grouped(names)) > _SHOWN:
             yield f"ignored: {_some(names)}: {reason}"
         else:
             yield from (f"ignored: {name}: {reason}" for name in grouped(names))
@@ -110,6 +116,6 @@ def _ignored(plan: Plan) -> Iterator[str]:
 def _some(names: list[str] | tuple[str, ...]) -> str:
     """Return names with their numbers together; of many, the first and how many more there are."""
     lines = grouped(names)
-    if len(lines) > _SHOWN_NAMES:
+    if len(lines) > _SHOWN:
         return f"{lines[0]} and {len(lines) - 1} more"
     return ", ".join(lines)
