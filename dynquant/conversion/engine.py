@@ -72,6 +72,7 @@ def convert_plan(
     PlanError.raise_any(plan.lacks)
     if threads < 1:
         raise ConvertError(f"threads is {threads}; at least 1 is needed")
+    ConvertError.raise_any(plan.refusals)
     if len(plan.shards) > 1:
         raise ConvertError(
             f"{plan.recipe.path}: asks for {len(plan.shards)} shards (output: shard_size), and one"
