@@ -66,6 +66,12 @@ def test_that_all_of_a_parents_rule_is_taken_is_what_extending_is_for(folder: Pa
     assert apply(text, folder).warnings == ()
 
 
+def test_a_parents_rule_that_fits_nothing_is_a_warning(folder: Path) -> None:
+    (folder / "parent.yaml").write_text(PARENT.replace("attn_v", "attn_k_b"))
+    (warning,) = apply("extends: parent.yaml", folder).warnings
+    assert warning.startswith("parent.yaml:6:5: rule (role attn_k_b) takes no tensor: the model")
+
+
 def test_what_is_not_given_is_the_parents(folder: Path) -> None:
     child = load_recipe(write(folder / "child.yaml", "extends: parent.yaml"))
     parent = load_recipe("parent.yaml")

@@ -58,7 +58,7 @@ def plan(
     if html:
         check_page(html, force=force)
     made = make_plan(
-        load_model(model, pre=pre, mla=mla),
+        load_model(model, pre=pre, mla=mla, needs_vocab=False),
         load_recipe(recipe),
         imatrix=read_imatrix(imatrix) if imatrix else None,
         effort=effort,
@@ -68,7 +68,9 @@ def plan(
     )
     for warning in made.warnings:
         console.talk(f"warning: {warning}")
-    file_bytes = lay_out(made).file_bytes
+    for lack in made.lacks:
+        console.talk(f"warning: {lack}; until then no file can be written, nor its size be known")
+    file_bytes = None if made.lacks else lay_out(made).file_bytes
     if html:
         write_page(plan_html(made, file_bytes), html, force=force)
         console.talk(f"{html}: written")

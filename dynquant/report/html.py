@@ -32,8 +32,11 @@ _FILTERS: dict[str, Callable[[Any], object]] = {
 }
 
 
-def plan_html(plan: Plan, file_bytes: int) -> str:
-    """Return a plan as an HTML page, the same text for the same plan; it loads nothing."""
+def plan_html(plan: Plan, file_bytes: int | None) -> str:
+    """Return a plan as an HTML page, the same text for the same plan; it loads nothing.
+
+    file_bytes: size of the file; None where the model lacks a part of it
+    """
     scale, unit = (1e9, "GB") if plan.tensor_bytes >= 1e9 else (1e6, "MB")
     types = by_type(plan.tensors)
     grid = make_grid(plan.tensors)
@@ -46,6 +49,7 @@ def plan_html(plan: Plan, file_bytes: int) -> str:
             file_bytes=file_bytes,
             grid=grid,
             sums=[Share(role, grid.column(i)) for i, role in enumerate(grid.columns)],
+            refusals=(*plan.lacks, *plan.refusals),
             unit=unit,
             types=types,
             styles=_styles([share.tensors[0].type for share in types]),

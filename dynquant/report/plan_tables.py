@@ -17,10 +17,11 @@ from dynquant.report.tables import gigabytes, plain_table, ranges, tensor_table
 _SHOWN = 6
 
 
-def plan_tables(plan: Plan, file_bytes: int, *, each: bool = False) -> RenderableType:
+def plan_tables(plan: Plan, file_bytes: int | None, *, each: bool = False) -> RenderableType:
     """Return a plan for a person.
 
-    each: a line for each tensor, with the rule that decided, instead of one for each role and type
+    file_bytes: size of the file; None where the model lacks a part of it
+    each:       a line for each tensor, with the rule that decided, instead of one for each role
     """
     title = (
         f"{plan.architecture} by recipe {plan.recipe.name}, effort {plan.effort}:"
@@ -55,9 +56,9 @@ def _decided(tensor: TensorPlan) -> str:
     return f"{tensor.rule}, fallback for {tensor.instead_of.name}"
 
 
-def _totals(plan: Plan, file_bytes: int) -> Iterator[str]:
+def _totals(plan: Plan, file_bytes: int | None) -> Iterator[str]:
     yield f"tensors {gigabytes(plan.tensor_bytes)}, {plan.bits_per_weight:.3f} bits per weight"
-    yield f"file    {gigabytes(file_bytes)}"
+    yield f"file    {'size unknown' if file_bytes is None else gigabytes(file_bytes)}"
     if len(plan.shards) > 1:
         sizes = ", ".join(gigabytes(shard.n_bytes) for shard in plan.shards[:_SHOWN])
         more = ", …" if len(plan.shards) > _SHOWN else ""
