@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -244,3 +245,10 @@ def test_a_page_is_no_model_and_no_folder(tmp_path: Path) -> None:
         check_page(tmp_path / "folder.html", force=True)
     with pytest.raises(ReportError, match="is not a folder"):
         check_page(tmp_path / "nowhere" / "plan.html", force=True)
+
+
+def test_what_the_model_lacks_is_on_the_page() -> None:
+    plan = replace(small_plan(), lacks=("somewhere: no tokenizer; add one",))
+    page = read_page(plan_html(plan, None))
+    assert "not to be converted: somewhere: no tokenizer; add one" in page.text
+    assert "file size unknown" in page.text

@@ -15,7 +15,7 @@ from pages import read_page
 from rich.console import Console
 
 from dynquant.conversion.engine import convert_plan
-from dynquant.errors import ConvertError, PlanError
+from dynquant.errors import PlanError
 from dynquant.plan.plan import Plan, make_plan
 from dynquant.recipe.rules import Output
 from dynquant.report.plan_tables import plan_tables
@@ -117,7 +117,7 @@ def test_a_draft_says_what_importance_is_missing_and_is_not_converted(tmp_path: 
     plan = make_plan(model(), recipe("IQ1_S"), draft=True)
     assert plan.refusals == e.value.messages
     assert "importance needed by 4 tensors (IQ1_S), missing for token_embd.weight" in shown(plan)
-    with pytest.raises(ConvertError, match="IQ1_S needs importance"):
+    with pytest.raises(PlanError, match="IQ1_S needs importance"):
         convert_plan(plan, tmp_path / "out.gguf")
     assert not list(tmp_path.iterdir())
 

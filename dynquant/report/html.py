@@ -49,6 +49,7 @@ def plan_html(plan: Plan, file_bytes: int | None) -> str:
             file_bytes=file_bytes,
             grid=grid,
             sums=[Share(role, grid.column(i)) for i, role in enumerate(grid.columns)],
+            refusals=(*plan.lacks, *plan.refusals),
             unit=unit,
             types=types,
             styles=_styles([share.tensors[0].type for share in types]),

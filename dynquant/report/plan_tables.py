@@ -21,7 +21,7 @@ def plan_tables(plan: Plan, file_bytes: int | None, *, each: bool = False) -> Re
     """Return a plan for a person.
 
     file_bytes: size of the file; None where the model lacks a part of it
-    each: a line for each tensor, with the rule that decided, instead of one for each role and type
+    each:       a line for each tensor, with the rule that decided, instead of one for each role
     """
     title = (
         f"{plan.architecture} by recipe {plan.recipe.name}, effort {plan.effort}:"
