@@ -50,8 +50,9 @@ def plan(
     from dynquant.conversion.layout import lay_out
     from dynquant.errors import PlanError
     from dynquant.importance.imatrix import read_imatrix
-    from dynquant.plan.plan import make_plan, plan_json
+    from dynquant.plan.plan import make_plan
     from dynquant.recipe.language import load_recipe
+    from dynquant.report.documents import plan_json
     from dynquant.report.html import check_page, plan_html, write_page
     from dynquant.report.plan_tables import plan_tables
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import Any
 
 from gguf import GGUF_DEFAULT_ALIGNMENT
 
@@ -275,36 +274,3 @@ def _lay_out(
         )
         offset += padded(n_bytes)
     return tuple(plans)
-
-
-def plan_json(plan: Plan) -> dict[str, Any]:
-    """Return the plan as `dynquant plan --json` prints it; scripts rely on this form."""
-    return {
-        "architecture": plan.architecture,
-        "recipe": plan.recipe.name,
-        "effort": plan.effort,
-        "imatrix": plan.imatrix.path.name if plan.imatrix else None,
-        "tensor_bytes": plan.tensor_bytes,
-        "bits_per_weight": plan.bits_per_weight,
-        "weights": plan.n_weights,
-        "type_counts": plan.type_counts,
-        "tensors": [
-            {
-                "name": t.name,
-                "shape": list(t.shape),
-                "type": t.type.name,
-                "bytes": t.n_bytes,
-                "offset": t.offset,
-                "rule": t.rule,
-                "instead_of": t.instead_of.name if t.instead_of else None,
-                "importance": t.importance,
-            }
-            for t in plan.tensors
-        ],
-        "warnings": list(plan.warnings),
-        "ignored": dict(plan.ignored),
-        "prediction_layers": list(plan.prediction),
-        "lacks": list(plan.lacks),
-        "shards": [{"tensors": s.stop - s.start, "bytes": s.n_bytes} for s in plan.shards],
-        "refusals": list(plan.refusals),
-    }
