@@ -19,8 +19,8 @@ from handmade import (
 )
 
 from dynquant.conversion.engine import convert_plan
+from dynquant.conversion.journal import Journal
 from dynquant.conversion.layout import lay_out
-from dynquant.conversion.output import PartFile
 from dynquant.errors import ConvertError, DynquantError
 from dynquant.plan.plan import make_plan
 
@@ -98,10 +98,10 @@ def test_an_isa_that_this_cpu_lacks_is_told_before_there_is_a_file(
 
 
 def test_two_runs_for_one_output_do_not_mix(tmp_path: Path) -> None:
-    part = PartFile(tmp_path / "x.gguf", 100)
+    journal = Journal(tmp_path / "x.gguf")
     (message,) = refused(tmp_path / "x.gguf")
     assert "another dynquant" in message
-    part.close()
+    journal.close()
     convert_plan(small_plan(), tmp_path / "x.gguf", threads=1)
 
 
@@ -114,8 +114,8 @@ def test_a_disk_that_fills_up_is_told_with_the_sizes(
 ) -> None:
     monkeypatch.setattr(os, "pwrite", no_space)
     (message,) = refused(tmp_path / "x.gguf")
-    assert f"needs {lay_out(small_plan()).file_bytes:,} bytes" in message
-    assert names(tmp_path) == ["x.gguf.part"]
+    assert f"needs {lay_out(small_plan()).n_bytes:,} bytes" in message
+    assert names(tmp_path) == ["x.gguf.journal", "x.gguf.part"]
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="this system cannot reserve space")

@@ -214,7 +214,7 @@ def test_an_imatrix_that_becomes_shorter_stops_the_run(tmp_path: Path) -> None:
     os.truncate(tmp_path / "i.gguf", 1000)
     with pytest.raises(ImportanceError, match=r"i\.gguf: ends at byte \d+"):
         convert_plan(plan, tmp_path / "x.gguf", threads=2)
-    assert names(tmp_path) == ["i.gguf", "x.gguf.part"]
+    assert names(tmp_path) == ["i.gguf", "x.gguf.journal", "x.gguf.part"]
 
 
 def test_the_imatrix_is_not_overwritten_even_with_force(tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ def test_padding_is_zero_also_after_an_old_part(tmp_path: Path) -> None:
     plan = small_plan()
     convert_plan(plan, tmp_path / "x.gguf", threads=2)
     content = (tmp_path / "x.gguf").read_bytes()
-    layout = lay_out(plan)
+    (layout,) = lay_out(plan).files
     for t in plan.tensors:
         end = layout.position(t) + t.n_bytes
         assert not any(content[end : end + -end % 32])
@@ -278,7 +278,7 @@ def test_a_weight_that_is_not_finite_is_named_by_tensor_and_row(
     with pytest.raises(ConvertError) as e:
         convert_plan(plan, tmp_path / "x.gguf", threads=2, chunk_bytes=4 * 96 * 4)
     assert e.value.messages[0].startswith("tensor 'b.weight' (stored as F32): row 17 holds")
-    assert names(tmp_path) == ["x.gguf.part"]
+    assert names(tmp_path) == ["x.gguf.journal", "x.gguf.part"]
 
 
 @dataclass(frozen=True)
@@ -319,7 +319,7 @@ def test_an_error_in_the_callback_stops_the_run(tmp_path: Path) -> None:
     with pytest.raises(KeyError):
         convert_plan(small_plan(), tmp_path / "x.gguf", threads=2, progress=give_up)
     assert threading.active_count() == before
-    assert names(tmp_path) == ["x.gguf.part"]
+    assert names(tmp_path) == ["x.gguf.journal", "x.gguf.part"]
 
 
 def test_after_a_failure_the_next_run_replaces_the_part(expected: bytes, tmp_path: Path) -> None:

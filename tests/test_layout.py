@@ -14,7 +14,7 @@ from dynquant.plan.plan import Plan, make_plan
 
 
 def read(plan: Plan, path: Path) -> gguf.GGUFReader:
-    layout = lay_out(plan)
+    (layout,) = lay_out(plan).files
     path.write_bytes(layout.header + bytes(layout.file_bytes - len(layout.header)))
     return gguf.GGUFReader(path)
 
@@ -53,7 +53,7 @@ def test_an_empty_text_is_written(tmp_path: Path) -> None:
 
 def test_every_tensor_comes_back_with_shape_type_and_place(tmp_path: Path) -> None:
     plan = small_plan(more="rules: [{role: ffn_down, type: Q4_K}]")
-    layout = lay_out(plan)
+    (layout,) = lay_out(plan).files
     found = read(plan, tmp_path / "x").tensors
     assert [t.name for t in found] == [t.name for t in plan.tensors]
     for there, planned in zip(found, plan.tensors, strict=True):
@@ -66,11 +66,11 @@ def test_every_tensor_comes_back_with_shape_type_and_place(tmp_path: Path) -> No
 def test_the_data_section_begins_aligned_whatever_the_keys() -> None:
     for length in range(40):
         plan = make_plan(model(), recipe(), set_keys={"general.name": "n" * length})
-        assert len(lay_out(plan).header) % 32 == 0
+        assert len(lay_out(plan).files[0].header) % 32 == 0
 
 
 def test_the_last_tensor_is_padded() -> None:
-    layout = lay_out(small_plan())
+    (layout,) = lay_out(small_plan()).files
     last = small_plan().tensors[-1]
     assert last.n_bytes % 32
     assert layout.file_bytes == layout.position(last) + (last.n_bytes + 31) // 32 * 32
@@ -91,5 +91,5 @@ def test_the_header_is_the_bytes_that_gguf_itself_writes(tmp_path: Path) -> None
     writer.write_tensors_to_file()
     writer.close()
     theirs = (tmp_path / "theirs").read_bytes()
-    layout = lay_out(plan)
+    (layout,) = lay_out(plan).files
     assert theirs == layout.header + bytes(layout.file_bytes - len(layout.header))

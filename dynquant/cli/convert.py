@@ -76,9 +76,9 @@ def convert(
     for warning in plan.warnings:
         console.talk(f"warning: {warning}", quiet=quiet)
     if dry_run:
-        file_bytes = lay_out(plan).file_bytes
-        check_output(plan, out, file_bytes, force=force)
-        console.show(plan_tables(plan, file_bytes))
+        layout = lay_out(plan)
+        check_output(plan, out, layout, force=force)
+        console.show(plan_tables(plan, layout.n_bytes))
         console.talk(f"{out}: not written, this is a dry run", quiet=quiet)
         return
     threads = threads or default_threads()

@@ -71,7 +71,7 @@ def plan(
         console.talk(f"warning: {warning}")
     for lack in made.lacks:
         console.talk(f"warning: {lack}; until then no file can be written, nor its size be known")
-    file_bytes = None if made.lacks else lay_out(made).file_bytes
+    file_bytes = None if made.lacks else lay_out(made).n_bytes
     if html:
         write_page(plan_html(made, file_bytes), html, force=force)
         console.talk(f"{html}: written")

@@ -1,41 +1,69 @@
-"""From a plan to its file: chunks of rows, read, encoded and written by several threads."""
+"""From a plan to its files: chunks of rows, read, encoded and written by several threads."""
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import xxhash
 
 from dynquant.arrays import U8
+from dynquant.conversion.digest import Digests
+from dynquant.conversion.identity import identity_of
+from dynquant.conversion.jobs import Done, Job, jobs
+from dynquant.conversion.journal import COMPLETE, Journal, journal_path, refuse_changed
 from dynquant.conversion.layout import Layout, lay_out
-from dynquant.conversion.output import PartFile, check_output
+from dynquant.conversion.output import PartFiles, check_output, sync_folder
 from dynquant.errors import ConvertError, PlanError
-from dynquant.importance.audit import Importance
-from dynquant.plan.plan import Plan, TensorPlan
+from dynquant.plan.plan import Plan
 from dynquant.quants import codec
 from dynquant.quants.search import Search
-from dynquant.tensors import TensorSource, n_rows, row_bytes
+from dynquant.tensors import n_rows, row_bytes
 
 CHUNK_BYTES = 1 << 20
 """Stored bytes of the rows that are encoded at a time: they stay in a core's cache from the read
 to the encoder, and the tens of microseconds that Python adds are lost in the milliseconds of the
 encoder."""
 
+SYNC_SECONDS = 2.0
+"""Between two times that what is written is put on the disk and noted in the journal: what a crash
+costs, at most, besides the chunk that each thread is at."""
+
 _REPORT_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a conversion is: bytes of tensors in the output, and weights."""
+    """How far a conversion is: bytes of tensors in the output, and weights.
+
+    bytes_resumed: of the bytes done, those that an earlier run had written
+    """
 
     bytes_done: int
     bytes_total: int
     weights_done: int
     weights_total: int
+    bytes_resumed: int = 0
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A finished output.
+
+    paths:   its files, one or several shards
+    sha256:  of each file; xxh64: of each tensor's bytes, in the order of the plan, as
+             llama-gguf-hash prints it
+    resumed: bytes of tensors that an earlier run had written
+    """
+
+    paths: tuple[Path, ...]
+    sha256: tuple[str, ...]
+    xxh64: tuple[str, ...]
+    resumed: int
 
 
 def default_threads() -> int:
@@ -51,77 +79,114 @@ def convert_plan(
     *,
     threads: int | None = None,
     force: bool = False,
+    restart: bool = False,
     progress: Callable[[Progress], None] | None = None,
     chunk_bytes: int = CHUNK_BYTES,
-) -> None:
-    """Write a plan's file, under its name only when it is complete.
+    sync_seconds: float = SYNC_SECONDS,
+) -> Converted:
+    """Write a plan's files, under their names only when all are complete.
 
-    threads:     worker threads; None takes one for each CPU
-    progress:    called in the calling thread, about ten times a second and at both ends
-    chunk_bytes: stored bytes to read at a time, at least one row; the output does not depend on it
+    threads:      worker threads; None takes one for each CPU
+    force:        replace files that exist
+    restart:      begin anew where an earlier run was broken off, instead of going on
+    progress:     called in the calling thread, about ten times a second and at both ends
+    chunk_bytes:  stored bytes to read at a time, at least one row; the output does not depend on it
+    sync_seconds: between two syncs of what is written
 
-    A failure or an interrupt leaves `OUT.part` behind, which the next run replaces. Memory is one
-    chunk and its blocks for each thread, and the keys.
+    A failure or an interrupt leaves `.part` files and a journal behind, from which the next run of
+    the same conversion goes on. Memory is one chunk and its blocks for each thread, blocks that
+    wait to be hashed in order (64 MiB at most), and the keys.
 
     Raises PlanError for a plan that lacks something, ConvertError if the output cannot be written,
-    CheckpointError if the model cannot be read, ImportanceError if the imatrix changed since it
-    was, ConvertError with tensor and row for a weight that is not finite.
+    or if what is there is of another conversion, CheckpointError if the model cannot be read,
+    ImportanceError if the imatrix changed since it was, ConvertError with tensor and row for a
+    weight that is not finite.
     """
     threads = default_threads() if threads is None else threads
     PlanError.raise_any((*plan.lacks, *plan.refusals))
     if threads < 1:
         raise ConvertError(f"threads is {threads}; at least 1 is needed")
-    if len(plan.shards) > 1:
-        raise ConvertError(
-            f"{plan.recipe.path}: asks for {len(plan.shards)} shards (output: shard_size), and one"
-            " file is all that is written; leave it out, and split the file by llama-gguf-split"
-        )
     # A DYNQUANT_ISA that this CPU does not run is told before there is a file.
     codec.active_isa()
     layout = lay_out(plan)
-    check_output(plan, out, layout.file_bytes, force=force)
-    part = PartFile(out, layout.file_bytes)
-    run = _Run(plan, layout, part, chunk_bytes)
-    workers = [
-        threading.Thread(target=run.work, name=f"dynquant-{i}", daemon=True) for i in range(threads)
-    ]
+    parts = PartFiles(layout.paths(out), [file.file_bytes for file in layout.files])
+    is_new = not journal_path(out).exists()
+    if is_new:
+        check_output(plan, out, layout, force=force)
+    journal = Journal(out)
+    workers: list[threading.Thread] = []
     try:
-        part.write(layout.header, 0)
+        try:
+            done = _begin(plan, out, layout, parts, journal, force=force, restart=restart)
+        except BaseException:
+            if is_new:
+                journal.remove()
+            raise
+        run = _Run(plan, layout, parts, journal, chunk_bytes, done, sync_seconds)
+        workers += [
+            threading.Thread(target=run.work, name=f"dynquant-{i}", daemon=True)
+            for i in range(threads)
+        ]
         run.watch(workers, progress)
-        part.finish()
+        parts.sync()
+        journal.add([COMPLETE])
+        parts.finish()
+        journal.remove()
+        sync_folder(out.parent)
+        return run.converted()
     finally:
         # A second interrupt ends the wait for a worker; the file must not be closed under it.
         if not any(w.is_alive() for w in workers):
-            part.close()
+            parts.close()
+            journal.close()
 
 
-@dataclass(frozen=True)
-class _Job:
-    """Rows start..stop of one tensor, all of one matrix where its matrices differ in importance."""
+def _begin(
+    plan: Plan,
+    out: Path,
+    layout: Layout,
+    parts: PartFiles,
+    journal: Journal,
+    *,
+    force: bool,
+    restart: bool,
+) -> dict[int, list[Done]]:
+    """Make the files, or open those of an earlier run; return the rows that are there.
 
-    tensor: TensorPlan
-    source: TensorSource
-    start: int
-    stop: int
-    importance: Importance | None
-    matrix: int
+    What the journal tells is there, since a crash takes nothing away that was synced; the checksums
+    are looked at all the same, when the rows are hashed.
+    """
+    before, records = journal.read()
+    is_complete = COMPLETE in records
+    if not is_complete or restart:
+        check_output(plan, out, layout, force=force)
+    identity = identity_of(plan, layout)
+    if before is not None and records and not restart:
+        refuse_changed(journal.path, before, identity)
+        if parts.are_there(named=is_complete):
+            parts.open()
+            return _by_tensor(records, plan)
+    parts.make()
+    for number, file in enumerate(layout.files):
+        parts.write(number, file.header, 0)
+    parts.sync()
+    journal.begin(identity)
+    sync_folder(out.parent)
+    return {}
 
 
-def _jobs(plan: Plan, chunk_bytes: int) -> Iterator[_Job]:
-    """Yield the work, largest tensors first: at the end only small ones are left to wait for."""
-    for tensor in sorted(plan.tensors, key=lambda t: t.n_weights, reverse=True):
-        source = plan.sources[tensor.name].source
-        importance = plan.importance.get(tensor.name)
-        rows = n_rows(tensor.shape)
-        together = rows if importance is None else rows // importance.n_matrices
-        # Blocks that change their type are F32 on the way, which may be twenty times as long.
-        is_decoded = not (source.stored.is_float or source.stored == tensor.type)
-        row = 4 * tensor.n_per_row if is_decoded else row_bytes(source)
-        step = max(1, chunk_bytes // row)
-        for matrix, first in enumerate(range(0, rows, together)):
-            end = first + together
-            for start in range(first, end, step):
-                yield _Job(tensor, source, start, min(start + step, end), importance, matrix)
+def _by_tensor(records: Sequence[Done], plan: Plan) -> dict[int, list[Done]]:
+    """Return the rows that are there by tensor, in order; what overlaps or reaches out is left."""
+    found: dict[int, list[Done]] = {}
+    for record in sorted(records, key=lambda r: (r.tensor, r.start)):
+        if record.tensor >= len(plan.tensors) or record.start >= record.stop:
+            continue
+        those = found.setdefault(record.tensor, [])
+        if record.stop > n_rows(plan.tensors[record.tensor].shape):
+            continue
+        if not those or those[-1].stop <= record.start:
+            those.append(record)
+    return found
 
 
 class _Scratch:
@@ -140,60 +205,108 @@ class _Scratch:
 class _Run:
     """One conversion: the jobs that are left, what is done, and the first failure."""
 
-    def __init__(self, plan: Plan, layout: Layout, part: PartFile, chunk_bytes: int) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        layout: Layout,
+        parts: PartFiles,
+        journal: Journal,
+        chunk_bytes: int,
+        done: Mapping[int, Sequence[Done]],
+        sync_seconds: float,
+    ) -> None:
+        self._plan = plan
         self._layout = layout
-        self._part = part
+        self._parts = parts
+        self._journal = journal
+        self._sync_seconds = sync_seconds
         self._totals = (plan.tensor_bytes, plan.n_weights)
         self._lock = threading.Lock()
-        self._jobs = _jobs(plan, chunk_bytes)
+        self._jobs: Iterator[Job] = jobs(plan, chunk_bytes, done)
         self._search = Search(plan.effort)
+        self._digests = Digests(layout, len(plan.tensors))
+        self._ended = threading.Event()
         self._stopped = False
         self._failure: BaseException | None = None
         self._bytes_done = 0
         self._weights_done = 0
+        self._resumed = 0
+        self._unsaved: list[Done] = []
 
     def watch(
         self, workers: list[threading.Thread], progress: Callable[[Progress], None] | None
     ) -> None:
         """Run the workers to the end, report progress, and raise what went wrong."""
+        saver = threading.Thread(target=self._save, name="dynquant-journal", daemon=True)
         try:
             self._report(progress)
-            for w in workers:
+            for w in (*workers, saver):
                 w.start()
             for w in workers:
                 while w.is_alive():
                     w.join(_REPORT_SECONDS)
                     self._report(progress)
         finally:
-            self._stopped = True
+            self._stop()
             for w in workers:
                 if w.ident is not None:
                     w.join()
+            self._ended.set()
+            if saver.ident is not None:
+                saver.join()
         if self._failure is not None:
             raise self._failure
         assert self._bytes_done == self._totals[0], "a run that ends without failure wrote all rows"
         self._report(progress)
 
+    def converted(self) -> Converted:
+        """Return what was made, after `watch`."""
+        digests = self._digests
+        return Converted(
+            self._parts.paths, tuple(digests.files()), tuple(digests.tensors()), self._resumed
+        )
+
     def work(self) -> None:
         """Do jobs until none is left or one has failed; the body of each thread."""
-        stored, blocks = _Scratch(), _Scratch()
+        stored = _Scratch()
         try:
             while (job := self._next()) is not None:
-                self._do(job, stored, blocks)
+                blocks = self._again(job) if job.done else None
+                if blocks is None:
+                    blocks = self._do(job, stored)
+                self._digests.add(job, blocks)
         except BaseException as e:  # raised again, once, in the thread that watches
-            with self._lock:
-                self._failure = self._failure or e
-                self._stopped = True
+            self._fail(e)
 
-    def _next(self) -> _Job | None:
+    def _next(self) -> Job | None:
         with self._lock:
             return None if self._stopped else next(self._jobs, None)
 
-    def _do(self, job: _Job, stored: _Scratch, blocks: _Scratch) -> None:
-        tensor, rows = job.tensor, job.stop - job.start
-        row_size = tensor.type.row_size(tensor.n_per_row)
-        taken = stored(rows * row_bytes(job.source))
-        made = blocks(rows * row_size)
+    def _fail(self, failure: BaseException) -> None:
+        with self._lock:
+            self._failure = self._failure or failure
+        self._stop()
+
+    def _stop(self) -> None:
+        self._stopped = True
+        self._digests.stop()
+
+    def _again(self, job: Job) -> U8 | None:
+        """Return blocks of an earlier run; None where they are not as it left them."""
+        blocks = np.empty(job.n_bytes, np.uint8)
+        self._parts.read(job.tensor.shard, blocks.data, self._position(job))
+        if job.done is None or xxhash.xxh3_64_intdigest(blocks.data) != job.done.checksum:
+            return None
+        with self._lock:
+            self._resumed += len(blocks)
+        self._count(job)
+        return blocks
+
+    def _do(self, job: Job, stored: _Scratch) -> U8:
+        """Read, encode and write the rows of a job; return their blocks."""
+        tensor = job.tensor
+        taken = stored(job.n_rows * row_bytes(job.source))
+        blocks = np.empty(job.n_bytes, np.uint8)
         job.source.read(job.start, job.stop, taken)
         importance = None if job.importance is None else job.importance.of(job.matrix)
         try:
@@ -202,7 +315,7 @@ class _Run:
                 job.source.stored,
                 tensor.n_per_row,
                 tensor.type,
-                made,
+                blocks,
                 importance,
                 self._search,
             )
@@ -212,13 +325,38 @@ class _Run:
                 f" {job.start + e.row} holds a number that is not finite (NaN or infinity); the"
                 " checkpoint is damaged or its training overflowed, take another copy of it"
             ) from e
-        self._part.write(made.data, self._layout.position(tensor) + job.start * row_size)
+        self._parts.write(tensor.shard, blocks.data, self._position(job))
+        checksum = xxhash.xxh3_64_intdigest(blocks.data)
         with self._lock:
-            self._bytes_done += len(made)
-            self._weights_done += rows * tensor.n_per_row
+            self._unsaved.append(Done(job.index, job.start, job.stop, checksum))
+        self._count(job)
+        return blocks
+
+    def _position(self, job: Job) -> int:
+        file = self._layout.files[job.tensor.shard]
+        return file.position(job.tensor) + job.start * job.row_size
+
+    def _count(self, job: Job) -> None:
+        with self._lock:
+            self._bytes_done += job.n_bytes
+            self._weights_done += job.n_rows * job.tensor.n_per_row
+
+    def _save(self) -> None:
+        """Note now and then which rows are safe, and once more at the end; the body of a thread."""
+        is_last = False
+        try:
+            while not is_last:
+                is_last = self._ended.wait(self._sync_seconds)
+                with self._lock:
+                    written, self._unsaved = self._unsaved, []
+                if written:
+                    self._parts.sync()
+                    self._journal.add(written)
+        except BaseException as e:  # raised in the thread that watches
+            self._fail(e)
 
     def _report(self, progress: Callable[[Progress], None] | None) -> None:
         if progress is not None:
             with self._lock:
-                done = self._bytes_done, self._weights_done
-            progress(Progress(done[0], self._totals[0], done[1], self._totals[1]))
+                done = self._bytes_done, self._weights_done, self._resumed
+            progress(Progress(done[0], self._totals[0], done[1], self._totals[1], done[2]))

@@ -1,28 +1,32 @@
-"""A GGUF file's bytes before its tensors: magic, keys and tensor table; and the file's size."""
+"""Where everything of an output lies: each file's bytes before its tensors, and its size."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from gguf import GGUFWriter
+from gguf import GGUFValueType, GGUFWriter
 from gguf.gguf_writer import WriterState
 
-from dynquant.keys import packed, packed_text
+from dynquant.keys import Keys, KeyValue, packed, packed_text
 from dynquant.plan.plan import Plan, TensorPlan, padded
 
 
 @dataclass(frozen=True)
-class Layout:
+class FileLayout:
     """Where everything of one output file lies.
 
     header:     all bytes before the data section, padded to the alignment
+    tensors:    in the order of the data section
     file_bytes: size of the whole file; the last tensor is padded like the others, as ggml expects
     """
 
     header: bytes = field(repr=False)
+    tensors: tuple[TensorPlan, ...] = field(repr=False)
     file_bytes: int
 
     def position(self, tensor: TensorPlan) -> int:
@@ -30,14 +34,60 @@ class Layout:
         return len(self.header) + tensor.offset
 
 
+@dataclass(frozen=True)
+class Layout:
+    """The files of an output, one or several."""
+
+    files: tuple[FileLayout, ...]
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all files."""
+        return sum(file.file_bytes for file in self.files)
+
+    def paths(self, out: Path) -> tuple[Path, ...]:
+        """Return the names of the files: `out` itself, or shards named as llama.cpp names them."""
+        n = len(self.files)
+        if n == 1:
+            return (out,)
+        stem = out.name.removesuffix(".gguf")
+        return tuple(out.with_name(f"{stem}-{i:05}-of-{n:05}.gguf") for i in range(1, n + 1))
+
+
 def lay_out(plan: Plan) -> Layout:
-    """Return the layout of a plan's file. The `gguf` package packs the header and the table."""
-    writer = GGUFWriter(None, plan.architecture)
+    """Return the layout of a plan's files.
+
+    Of several, the first has the model's keys; each has those that say which one it is.
+    """
+    n = len(plan.shards)
+    files: list[FileLayout] = []
+    for number, shard in enumerate(plan.shards):
+        keys = plan.keys if number == 0 else {}
+        if n > 1:
+            keys = keys | _split_keys(number, n, len(plan.tensors))
+        tensors = plan.tensors[shard.start : shard.stop]
+        header = _header(plan.architecture, keys, tensors)
+        files.append(FileLayout(header, tensors, len(header) + shard.n_bytes))
+    return Layout(tuple(files))
+
+
+def _split_keys(number: int, count: int, n_tensors: int) -> Keys:
+    """Return what a shard says of itself, in the types of llama-gguf-split."""
+    return {
+        "split.no": KeyValue(number, GGUFValueType.UINT16),
+        "split.count": KeyValue(count, GGUFValueType.UINT16),
+        "split.tensors.count": KeyValue(n_tensors, GGUFValueType.INT32),
+    }
+
+
+def _header(architecture: str, keys: Keys, tensors: Sequence[TensorPlan]) -> bytes:
+    """Return magic, keys and tensor table; the `gguf` package packs them."""
+    writer = GGUFWriter(None, architecture)
     # The writer begins with an architecture key of its own; the plan's keys are complete.
     writer.kv_data[0].clear()
-    for name, key in plan.keys.items():  # only to be counted
+    for name, key in keys.items():  # only to be counted
         writer.add_key_value(name, key.value, key.type, key.sub_type)
-    for t in plan.tensors:
+    for t in tensors:
         writer.add_tensor_info(
             t.name, t.shape, np.dtype(np.float32), t.n_bytes, raw_dtype=cast(Any, t.type.ggml_type)
         )
@@ -47,9 +97,8 @@ def lay_out(plan: Plan) -> Layout:
     writer.state = WriterState.EMPTY
     writer.write_header_to_file()
     # The writer has no empty arrays, nor strings whose bytes are not UTF-8; a GGUF may bring both.
-    file.write(b"".join(packed_text(name) + packed(key) for name, key in plan.keys.items()))
+    file.write(b"".join(packed_text(name) + packed(key) for name, key in keys.items()))
     writer.state = WriterState.KV_DATA
     writer.write_ti_data_to_file()
     header = file.getvalue()
-    header += bytes(padded(len(header)) - len(header))
-    return Layout(header, len(header) + plan.data_bytes)
+    return header + bytes(padded(len(header)) - len(header))

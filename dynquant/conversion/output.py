@@ -1,4 +1,4 @@
-"""The output file while it is made: `OUT.gguf.part` at final size, renamed when it is complete."""
+"""The output files while they are made: `.part` at final size, renamed when all are complete."""
 
 from __future__ import annotations
 
@@ -7,96 +7,154 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Generator, Iterable
-from dataclasses import fields, is_dataclass
+from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import Any, cast
 
+from dynquant.conversion.identity import source_files
+from dynquant.conversion.layout import Layout
 from dynquant.errors import ConvertError
 from dynquant.plan.plan import Plan
-from dynquant.tensors import ShardFile
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def part_path(out: Path) -> Path:
-    """Return the name of an output while it is incomplete."""
+    """Return the name of an output file while it is incomplete."""
     return out.with_name(out.name + ".part")
 
 
-def check_output(plan: Plan, out: Path, n_bytes: int, *, force: bool) -> None:
-    """Raise ConvertError, with all reasons, if a plan's file of n_bytes cannot become `out`."""
+def check_output(plan: Plan, out: Path, layout: Layout, *, force: bool) -> None:
+    """Raise ConvertError, with all reasons, if a plan's files cannot become `out` or its shards."""
     problems: list[str] = []
     folder = out.parent
+    paths = layout.paths(out)
+    reads = _read_files(plan)
     if not folder.is_dir():
         problems.append(f"{folder}: is not a folder; make it first, or name another output")
     elif not os.access(folder, os.W_OK | os.X_OK):
         problems.append(f"{folder}: is not writable; name an output in another folder")
     else:
-        # A .part from an earlier run is replaced, so that its blocks count as free.
-        free = _free_bytes(folder) + _allocated_bytes(part_path(out))
-        if free < n_bytes:
-            problems.append(_full(out, n_bytes, free))
-    if out.is_dir():
-        problems.append(f"{out}: is a folder; name the file to write")
-    elif what := _source(plan, out):
-        problems.append(f"{out}: is {what}; name another output")
-    elif os.path.lexists(out):
-        if not out.is_file():
-            problems.append(f"{out}: is not a regular file; name another output")
-        elif not force:
-            problems.append(f"{out}: exists; --force replaces it, or name another output")
-    if what := _source(plan, part_path(out)):
-        problems.append(f"{part_path(out)}: is {what}; name another output")
+        # A .part from an earlier run is gone on with or replaced, so that its blocks count as free.
+        free = _free_bytes(folder) + sum(_allocated_bytes(part_path(p)) for p in paths)
+        if free < layout.n_bytes:
+            problems.append(_full(out, layout.n_bytes, free))
+    for path in paths:
+        if path.is_dir():
+            problems.append(f"{path}: is a folder; name the file to write")
+        elif what := reads.get(_inode(path)):
+            problems.append(f"{path}: is {what}; name another output")
+        elif os.path.lexists(path):
+            if not path.is_file():
+                problems.append(f"{path}: is not a regular file; name another output")
+            elif not force:
+                problems.append(f"{path}: exists; --force replaces it, or name another output")
+        if what := reads.get(_inode(part_path(path))):
+            problems.append(f"{part_path(path)}: is {what}; name another output")
     ConvertError.raise_any(problems)
 
 
-class PartFile:
-    """`OUT.gguf.part`, locked, of final size, zero at first; ranges are written in any order."""
+class PartFiles:
+    """The `.part` files of an output, of final size; ranges are written and read in any order."""
 
-    def __init__(self, out: Path, n_bytes: int) -> None:
-        """Make the file; raise ConvertError if it cannot be made or the disk has no room for it."""
-        self.out = out
-        self.path = part_path(out)
-        self.n_bytes = n_bytes
-        with _told(self.path, "cannot be made"):
-            self._fd = _open_locked(self.path)
+    def __init__(self, paths: Sequence[Path], sizes: Sequence[int]) -> None:
+        self.paths = tuple(paths)
+        self.sizes = tuple(sizes)
+        self.parts = tuple(map(part_path, paths))
+        self._fds: list[int] = []
+
+    def are_there(self, *, named: bool) -> bool:
+        """Whether all have their final sizes, as an earlier run leaves them.
+
+        named: some may have their final names already
+        """
+        for part, path, size in zip(self.parts, self.paths, self.sizes, strict=True):
+            there = path if named and not part.exists() else part
+            if not there.is_file() or there.stat().st_size != size:
+                return False
+        return True
+
+    def open(self) -> None:
+        """Open those of an earlier run, to go on with them; those that are named, to read."""
+        for part, path in zip(self.parts, self.paths, strict=True):
+            flags = os.O_CLOEXEC | os.O_NOFOLLOW
+            with told(part, "cannot be opened"):
+                if part.exists():
+                    self._fds.append(os.open(part, os.O_RDWR | flags))
+                else:
+                    self._fds.append(os.open(path, os.O_RDONLY | flags))
+
+    def make(self) -> None:
+        """Make them anew, all zero; where the disk has no room for them, none is left."""
         try:
-            with _told(self.path, "cannot be made", n_bytes):
-                os.ftruncate(self._fd, 0)
-                _reserve(self._fd, n_bytes)
+            for part, size in zip(self.parts, self.sizes, strict=True):
+                part.unlink(missing_ok=True)
+                flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+                with told(part, "cannot be made", size):
+                    self._fds.append(os.open(part, flags, 0o666))
+                    _reserve(self._fds[-1], size)
         except ConvertError:
-            self.path.unlink(missing_ok=True)
-            self.close()
+            for part in self.parts[: len(self._fds)]:
+                part.unlink(missing_ok=True)
             raise
 
-    def write(self, blocks: memoryview | bytes, position: int) -> None:
+    def write(self, file: int, blocks: memoryview | bytes, position: int) -> None:
         """Write all of `blocks` at a position; callable from several threads at once."""
         view = memoryview(blocks)
         done = 0
-        with _told(self.path, "cannot be written", self.n_bytes):
+        with told(self.parts[file], "cannot be written", self.sizes[file]):
             while done < len(view):
-                done += os.pwrite(self._fd, view[done:], position + done)
+                done += os.pwrite(self._fds[file], view[done:], position + done)
+
+    def read(self, file: int, into: memoryview, position: int) -> None:
+        """Fill `into` with what was written at a position."""
+        done = 0
+        with told(self.parts[file], "cannot be read"):
+            while done < len(into):
+                n = os.preadv(self._fds[file], [into[done:]], position + done)
+                if n == 0:
+                    raise ConvertError(f"{self.parts[file]}: became shorter while it was written")
+                done += n
+
+    def sync(self) -> None:
+        """Put on the disk what was written."""
+        for fd, part, size in zip(self._fds, self.parts, self.sizes, strict=True):
+            with told(part, "cannot be finished", size):
+                os.fsync(fd)
 
     def finish(self) -> None:
-        """Put everything on the disk, then give the file its name."""
-        with _told(self.path, "cannot be finished", self.n_bytes):
-            os.fsync(self._fd)
-            self.path.replace(self.out)
-            folder = os.open(self.out.parent, os.O_RDONLY)
-            try:
-                # Some network file systems cannot sync a folder; the file itself is safe there.
-                with contextlib.suppress(OSError):
-                    os.fsync(folder)
-            finally:
-                os.close(folder)
+        """Give the files their names, the first one last: until then no runtime loads any.
+
+        What has the name of the first is taken away before the others get theirs, so that at no
+        time old files and new ones look like one model.
+        """
+        first, *others = zip(self.parts, self.paths, strict=True)
+        with told(first[0], "cannot be finished"):
+            if others:
+                first[1].unlink(missing_ok=True)
+            for part, path in (*others, first):
+                if part.exists():  # an earlier run may have come so far
+                    part.replace(path)
+            sync_folder(first[1].parent)
 
     def close(self) -> None:
-        """Close the file and its lock; what is not finished stays behind as `.part`."""
-        os.close(self._fd)
+        """Close the files; what is not finished stays behind as `.part`."""
+        while self._fds:
+            os.close(self._fds.pop())
 
 
-def _open_locked(path: Path) -> int:
+def sync_folder(folder: Path) -> None:
+    """Put the names of a folder on the disk."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        # Some network file systems cannot sync a folder; the files themselves are safe there.
+        with contextlib.suppress(OSError):
+            os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def locked_file(path: Path) -> int:
+    """Open or make a file that nobody else has locked; raise ConvertError if somebody has."""
     while True:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         try:
@@ -110,7 +168,7 @@ def _open_locked(path: Path) -> int:
         except BaseException:
             os.close(fd)
             raise
-        # The run that held the lock renamed the file in the meantime: this is its finished output.
+        # The run that held the lock took the file away in the meantime: it has finished.
         os.close(fd)
 
 
@@ -134,7 +192,7 @@ def _reserve(fd: int, n_bytes: int) -> None:
 
 
 @contextlib.contextmanager
-def _told(path: Path, what: str, n_bytes: int = 0) -> Generator[None]:
+def told(path: Path, what: str, n_bytes: int = 0) -> Generator[None]:
     """Turn an OSError into a ConvertError that names the file and, on a full disk, the sizes."""
     try:
         yield
@@ -164,29 +222,20 @@ def _allocated_bytes(path: Path) -> int:
         return 0
 
 
-def _source(plan: Plan, path: Path) -> str | None:
-    """Return what a path is to the plan, where it is a file that the conversion reads."""
+def _read_files(plan: Plan) -> dict[tuple[int, int] | None, str]:
+    """Return what the conversion reads, by device and inode, so that links are what they name."""
+    reads = dict.fromkeys((*plan.files, *source_files(plan)), "a file of the model itself")
+    if plan.imatrix:
+        reads[plan.imatrix.path] = "the imatrix"
+    found = {_inode(path): what for path, what in reads.items()}
+    found.pop(None, None)
+    return found
+
+
+def _inode(path: Path) -> tuple[int, int] | None:
+    """Return device and inode of a regular file, None of what is none."""
     try:
         there = path.stat()
     except OSError:
         return None
-    if not stat.S_ISREG(there.st_mode):
-        return None
-    files = (*plan.files, *(p for t in plan.sources.values() for p in _files(t.source)))
-    reads = dict.fromkeys(files, "a file of the model itself")
-    if plan.imatrix:
-        reads[plan.imatrix.path] = "the imatrix"
-    same = (what for p, what in reads.items() if p.exists() and os.path.samestat(p.stat(), there))
-    return next(same, None)
-
-
-def _files(source: object) -> Iterable[Path]:
-    """Yield the files that a source reads, whatever it is made of."""
-    if isinstance(source, ShardFile):
-        yield source.path
-    elif is_dataclass(source):
-        for f in fields(source):
-            yield from _files(getattr(source, f.name))
-    elif isinstance(source, (list, tuple)):
-        for part in cast(Iterable[Any], source):
-            yield from _files(part)
+    return (there.st_dev, there.st_ino) if stat.S_ISREG(there.st_mode) else None

@@ -25,7 +25,7 @@ from dynquant.plan.checks import (
 from dynquant.plan.keys import quantizer_keys, with_ours
 from dynquant.plan.resolve import resolve
 from dynquant.plan.settings import apply_settings, key_problems
-from dynquant.plan.shards import Shard, shards_of
+from dynquant.plan.shards import Shard, Split, shards_of
 from dynquant.quants.search import EFFORTS, Effort
 from dynquant.quants.table import QuantType
 from dynquant.recipe.assignment import Assigned
@@ -40,13 +40,14 @@ class TensorPlan:
     """One tensor of the output.
 
     shape:      as in numpy, slowest dimension first
-    offset:     bytes from the start of the file's data section
+    offset:     bytes from the start of its file's data section
     n_bytes:    bytes of all its blocks, without the padding that follows
     rule:       where its type comes from, as people look it up ("recipes/small.yaml:14")
     instead_of: the rule's type, where rows do not divide into its blocks and the fallback stands in
     importance: what the encoder knows of the input channels: "yes", or of which of the experts;
                 None where it weighs all alike, and for types that store each weight alone
     note:       what the rule says of itself
+    shard:      the file that it is in, counted from 0
     """
 
     name: str
@@ -58,6 +59,7 @@ class TensorPlan:
     instead_of: QuantType | None = None
     importance: str | None = None
     note: str = ""
+    shard: int = 0
 
     @property
     def n_weights(self) -> int:
@@ -72,8 +74,9 @@ class TensorPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """A whole output file as data: `keys` and `tensors` in the order they are written in.
+    """A whole output as data: `keys` and `tensors` in the order they are written in.
 
+    shards:     its files, one or several
     sources:    the rows of each tensor, by its name
     ignored:    stored tensors that the output leaves out, with the reason
     files:      files of the model that must not be written, besides those of `sources`
@@ -88,6 +91,7 @@ class Plan:
     recipe: Recipe
     keys: Keys
     tensors: tuple[TensorPlan, ...]
+    shards: tuple[Shard, ...]
     sources: dict[str, ModelTensor] = field(repr=False)
     warnings: tuple[str, ...] = ()
     ignored: Mapping[str, str] = field(default_factory=dict[str, str])
@@ -120,18 +124,13 @@ class Plan:
 
     @property
     def data_bytes(self) -> int:
-        """Bytes of the data section: the tensors, each padded to the alignment."""
-        return sum(padded(t.n_bytes) for t in self.tensors)
+        """Bytes of the data sections: the tensors, each padded to the alignment."""
+        return sum(shard.n_bytes for shard in self.shards)
 
     @property
     def bits_per_weight(self) -> float:
         """Mean bits of a weight over all tensors."""
         return 8 * self.tensor_bytes / self.n_weights
-
-    @property
-    def shards(self) -> tuple[Shard, ...]:
-        """The files that the recipe asks for: one, or several of its shard size."""
-        return shards_of([padded(t.n_bytes) for t in self.tensors], self.recipe.output.shard_bytes)
 
     @property
     def type_counts(self) -> dict[str, int]:
@@ -152,6 +151,7 @@ def make_plan(
     effort: Effort | None = None,
     allow_requantize: bool = False,
     set_keys: Mapping[str, KeyValue | str] | None = None,
+    split: Split | None = None,
     draft: bool = False,
 ) -> Plan:
     """Resolve a recipe for a model into the plan of one GGUF file.
@@ -162,6 +162,7 @@ def make_plan(
     allow_requantize: let tensors that are blocks in a GGUF become blocks of another type
     set_keys: keys to change or to add; text is read as `--set KEY=VALUE` reads it, in the type
               that the key has already
+    split:    how to cut the output into files; None leaves it to the recipe
     draft:    return the plan also where importance is missing that it needs; its `refusals` say
               so, and it cannot be converted
 
@@ -223,11 +224,18 @@ def make_plan(
     PlanError.raise_any([*(m for e in misfits for m in e.messages), *problems])
     if imatrix:
         told += tuple(gaps(imatrix, quantized, importance))
+    tensors, shards = _lay_out(
+        _ordered(model.tensors, recipe),
+        assigned,
+        importance,
+        split or Split(recipe.output.shard_bytes),
+    )
     return Plan(
         architecture=model.architecture,
         recipe=recipe,
         keys=keys,
-        tensors=_lay_out(_ordered(model.tensors, recipe), assigned, importance),
+        tensors=tensors,
+        shards=shards,
         sources={t.name: t for t in model.tensors},
         warnings=(*model.deviations, *warnings, *told),
         ignored=model.ignored,
@@ -252,25 +260,33 @@ def _ordered(tensors: tuple[ModelTensor, ...], recipe: Recipe) -> tuple[ModelTen
 
 
 def _lay_out(
-    tensors: tuple[ModelTensor, ...], assigned: Assigned, importance: Mapping[str, Importance]
-) -> tuple[TensorPlan, ...]:
+    tensors: tuple[ModelTensor, ...],
+    assigned: Assigned,
+    importance: Mapping[str, Importance],
+    split: Split,
+) -> tuple[tuple[TensorPlan, ...], tuple[Shard, ...]]:
+    """Return every tensor with its place, and the files that they are in."""
+    types = [assigned.assignments[t.name].type for t in tensors]
+    sizes = [t.n_rows * q.row_size(t.n_per_row) for t, q in zip(tensors, types, strict=True)]
+    shards = shards_of([padded(n) for n in sizes], split)
     plans: list[TensorPlan] = []
-    offset = 0
-    for t in tensors:
-        chosen = assigned.assignments[t.name]
-        n_bytes = t.n_rows * chosen.type.row_size(t.n_per_row)
-        plans.append(
-            TensorPlan(
-                t.name,
-                t.shape,
-                chosen.type,
-                offset,
-                n_bytes,
-                chosen.rule,
-                chosen.instead_of,
-                importance[t.name].coverage if t.name in importance else None,
-                chosen.note,
+    for number, shard in enumerate(shards):
+        offset = 0
+        for i in range(shard.start, shard.stop):
+            t, chosen = tensors[i], assigned.assignments[tensors[i].name]
+            plans.append(
+                TensorPlan(
+                    t.name,
+                    t.shape,
+                    types[i],
+                    offset,
+                    sizes[i],
+                    chosen.rule,
+                    chosen.instead_of,
+                    importance[t.name].coverage if t.name in importance else None,
+                    chosen.note,
+                    number,
+                )
             )
-        )
-        offset += padded(n_bytes)
-    return tuple(plans)
+            offset += padded(sizes[i])
+    return tuple(plans), shards

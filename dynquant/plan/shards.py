@@ -1,9 +1,17 @@
-"""How a file is cut into shards: whole tensors, in their order, up to a size."""
+"""How a model is cut into files: whole tensors, in their order, up to a size or a number."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Split:
+    """Most bytes of tensors in a file, and most tensors; None is no limit."""
+
+    max_bytes: int | None = None
+    max_tensors: int | None = None
 
 
 @dataclass(frozen=True)
@@ -15,19 +23,22 @@ class Shard:
     n_bytes: int
 
 
-def shards_of(sizes: Sequence[int], most: int | None) -> tuple[Shard, ...]:
+def shards_of(sizes: Sequence[int], split: Split) -> tuple[Shard, ...]:
     """Return the shards of tensors of these padded sizes.
 
-    most: bytes of a shard; None for one file
-
-    A tensor that is larger than that has a shard for itself. Keys are not counted, as
+    A tensor that is larger than the limit has a shard for itself. Keys are not counted, as
     llama-gguf-split does not count them.
     """
-    found: list[Shard] = []
+    return tuple(_cut(sizes, split))
+
+
+def _cut(sizes: Sequence[int], split: Split) -> Iterator[Shard]:
     start, n_bytes = 0, 0
     for i, size in enumerate(sizes):
-        if most is not None and i > start and n_bytes + size > most:
-            found.append(Shard(start, i, n_bytes))
+        is_long = split.max_bytes is not None and n_bytes + size > split.max_bytes
+        is_many = split.max_tensors is not None and i - start >= split.max_tensors
+        if i > start and (is_long or is_many):
+            yield Shard(start, i, n_bytes)
             start, n_bytes = i, 0
         n_bytes += size
-    return (*found, Shard(start, len(sizes), n_bytes))
+    yield Shard(start, len(sizes), n_bytes)
