@@ -120,6 +120,7 @@ def convert_plan(
             done = _begin(plan, out, layout, parts, journal, force=force, restart=restart)
         except BaseException:
             if is_new:
+                parts.remove()
                 journal.remove()
             raise
         run = _Run(plan, layout, parts, journal, chunk_bytes, done, sync_seconds)

@@ -93,9 +93,13 @@ class PartFiles:
                     self._fds.append(os.open(part, flags, 0o666))
                     _reserve(self._fds[-1], size)
         except ConvertError:
-            for part in self.parts[: len(self._fds)]:
-                part.unlink(missing_ok=True)
+            self.remove()
             raise
+
+    def remove(self) -> None:
+        """Take away those that were made; there is nothing in them yet."""
+        for part in self.parts[: len(self._fds)]:
+            part.unlink(missing_ok=True)
 
     def write(self, file: int, blocks: memoryview | bytes, position: int) -> None:
         """Write all of `blocks` at a position; callable from several threads at once."""
