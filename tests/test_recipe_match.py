@@ -15,8 +15,8 @@ from dynquant.arch.base import ModelTensor
 from dynquant.arrays import U8
 from dynquant.errors import RecipeError
 from dynquant.quants import ALL, QuantType
-from dynquant.recipe.language import parse_recipe
 from dynquant.recipe.assignment import Assigned
+from dynquant.recipe.language import parse_recipe
 from dynquant.recipe.match import assign
 
 

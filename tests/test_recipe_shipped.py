@@ -11,8 +11,8 @@ import pytest
 from dynquant.arch.base import ModelTensor
 from dynquant.arrays import U8
 from dynquant.quants import ALL, QuantType
-from dynquant.recipe.language import load_recipe, shipped_recipes
 from dynquant.recipe.assignment import Assigned
+from dynquant.recipe.language import load_recipe, shipped_recipes
 from dynquant.recipe.match import assign
 
 RECIPES = ("bf16", "dynamic-4bit", "dynamic-6bit", "f32", "q8_0")

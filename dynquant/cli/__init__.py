@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from dynquant.cli import console, convert, inspect, plan, recipes, types
+from dynquant.cli import console, convert, inspect, plan, recipe, recipes, types
 from dynquant.errors import DynquantError
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app = typer.Typer(
 )
 for command in (convert.convert, plan.plan, inspect.inspect, types.types, recipes.recipes):
     app.command()(command)
+app.add_typer(recipe.app)
 
 
 def _version(wanted: bool) -> None:

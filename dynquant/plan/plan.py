@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -23,17 +23,13 @@ from dynquant.plan.checks import (
     requantized,
     tensor_problems,
 )
-from dynquant.plan.drops import leave_out
-from dynquant.plan.kept import keep_blocks
 from dynquant.plan.keys import quantizer_keys, with_ours
-from dynquant.plan.prediction import settle_prediction
+from dynquant.plan.resolve import resolve
 from dynquant.plan.settings import apply_settings, key_problems
 from dynquant.plan.shards import Shard, shards_of
 from dynquant.quants.search import EFFORTS, Effort
 from dynquant.quants.table import QuantType
 from dynquant.recipe.assignment import Assigned
-from dynquant.recipe.facts import facts_of
-from dynquant.recipe.match import assign
 from dynquant.recipe.rules import Recipe
 
 ALIGNMENT = GGUF_DEFAULT_ALIGNMENT
@@ -169,15 +165,9 @@ def make_plan(
     one of these is the case; all messages at once.
     """
     effort = effort or recipe.effort or "normal"
-    warnings = list(_misuses(model, recipe, imatrix))
-    imatrix = None if recipe.importance == "ignored" else imatrix
-    facts = facts_of(model, importance=imatrix is not None)
-    whole = model
-    model = settle_prediction(whole, keep=recipe.keeps_prediction)
-    there = {t.name for t in model.tensors}
-    absent = [t for t in whole.tensors if t.name not in there]
     misfits: list[DynquantError] = []
-    problems = tensor_problems(model.tensors)
+    problems: list[str] = []
+    warnings: list[str] = []
     if effort not in EFFORTS:
         problems.append(f"{effort!r} is not an effort; take one of {', '.join(EFFORTS)}")
     if recipe.importance == "required" and imatrix is None:
@@ -185,19 +175,21 @@ def make_plan(
             f"{recipe.path}: needs importance (importance: required); give the model's imatrix"
             " (--imatrix FILE)"
         )
+    if recipe.importance == "ignored" and imatrix is not None:
+        warnings.append(
+            f"{recipe.path}: ignores the imatrix {imatrix.path.name} (importance: ignored)"
+        )
+        imatrix = None
     assigned = Assigned({}, ())
     known: dict[str, Importance] = {}
     told: tuple[str, ...] = ()
     try:
-        assigned = assign(recipe, model.tensors, facts, absent)
-        model, more = leave_out(model, assigned.dropped)
-        warnings += more
-        settled = keep_blocks(model, assigned)
-        if settled is not model:
-            model = settled
-            assigned = assign(recipe, model.tensors, facts, absent)
+        resolved = resolve(model, recipe, importance=imatrix is not None)
+        model, assigned = resolved.model, resolved.assigned
+        warnings += resolved.warnings
     except (RecipeError, PlanError) as e:
         misfits.append(e)
+    problems = [*tensor_problems(model.tensors), *problems]
     changed = changing(model.tensors, assigned)
     quantized = [n for n, chosen in changed.items() if not chosen.type.is_float]
     if not allow_requantize:
@@ -228,7 +220,7 @@ def make_plan(
         keys=keys,
         tensors=_lay_out(_ordered(model.tensors, recipe), assigned, importance),
         sources={t.name: t for t in model.tensors},
-        warnings=(*model.deviations, *warnings, *assigned.warnings, *told),
+        warnings=(*model.deviations, *warnings, *told),
         ignored=model.ignored,
         files=model.files,
         imatrix=imatrix,
@@ -236,17 +228,6 @@ def make_plan(
         effort=effort,
         prediction=model.prediction.layers if model.prediction else range(0),
     )
-
-
-def _misuses(model: Model, recipe: Recipe, imatrix: Imatrix | None) -> Iterator[str]:
-    """Say where a recipe is used otherwise than its author meant it."""
-    if recipe.intended and model.architecture not in recipe.intended:
-        yield (
-            f"{recipe.path}: is meant for {', '.join(recipe.intended)}, and the model is"
-            f" {model.architecture}"
-        )
-    if recipe.importance == "ignored" and imatrix is not None:
-        yield f"{recipe.path}: ignores the imatrix {imatrix.path.name} (importance: ignored)"
 
 
 def _ordered(tensors: tuple[ModelTensor, ...], recipe: Recipe) -> tuple[ModelTensor, ...]:

@@ -123,7 +123,7 @@ def _find(name_or_path: str | Path, chain: tuple[str, ...]) -> tuple[Path, str]:
     if not path.exists():
         raise ExtendsError(
             f"{str(name_or_path)!r} is neither a shipped recipe nor a file"
-            f"{nearest(path.stem, shipped)} (shipped: {', '.join(shipped)})"
+            f"{nearest(path.stem, shipped)} (`dynquant recipes` lists the shipped ones)"
         )
     return path, str(path if chain else name_or_path)
 

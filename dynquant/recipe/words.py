@@ -23,13 +23,13 @@ T = TypeVar("T", bound=str)
 VERSION = "1"
 """Of the language."""
 
-_LAYERS = re.compile(r"(0|-?[1-9]\d{0,3})(?:-(0|-?[1-9]\d{0,3}))?")
+LAYERS = re.compile(r"(0|-?[1-9]\d{0,3})(?:-(0|-?[1-9]\d{0,3}))?")
 _PERCENT = r"(\d{1,3}(?:\.\d{1,6})?)%"
-_PERCENTS = re.compile(f"{_PERCENT}-{_PERCENT}")
-_BOUND = re.compile(rf"{_PERCENT}(?:\+(\d{{1,4}}))?|(0|[1-9]\d{{0,3}})")
-_COMPARISON = re.compile(r"(==|!=|<=|>=|<|>)? ?(0|[1-9]\d{0,5})")
+PERCENTS = re.compile(f"{_PERCENT}-{_PERCENT}")
+BOUND = re.compile(rf"{_PERCENT}(?:\+(\d{{1,4}}))?|(0|[1-9]\d{{0,3}})")
+COMPARISON = re.compile(r"(==|!=|<=|>=|<|>)? ?(0|[1-9]\d{0,5})")
 _COUNT = re.compile(r"[1-9]\d{0,14}")
-_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?(GB|GiB|MB|MiB|G|M)?")
+SIZE = re.compile(r"(\d+(?:\.\d+)?) ?(GB|GiB|MB|MiB|G|M)?")
 
 # As llama-gguf-split reads --split-max-size: G and M are decimal.
 _UNITS = {None: 1, "M": 10**6, "MB": 10**6, "MiB": 2**20, "G": 10**9, "GB": 10**9, "GiB": 2**30}
@@ -96,12 +96,12 @@ def tensor_order(text: str) -> TensorOrder:
 
 def layer_range(text: str) -> LayerRange | PercentRange:
     """Read `3`, `-1`, `0-3`, `-4--1` or `0%-12.5%`."""
-    if found := _PERCENTS.fullmatch(text):
+    if found := PERCENTS.fullmatch(text):
         first, last = Fraction(found[1]), Fraction(found[2])
         if not first < last <= 100:
             raise RecipeError(f"{text!r} is no part of the depth; write one such as 0%-12.5%")
         return PercentRange(first, last)
-    found = _LAYERS.fullmatch(text)
+    found = LAYERS.fullmatch(text)
     if not found:
         raise RecipeError(
             f"{text!r} is not a layer; write a number (3, or -1 for the last) or a range"
@@ -115,7 +115,7 @@ def layer_range(text: str) -> LayerRange | PercentRange:
 
 def bound(text: str) -> Bound:
     """Read a position or a number of layers: `3`, `12.5%`, `12.5%+2`."""
-    found = _BOUND.fullmatch(text)
+    found = BOUND.fullmatch(text)
     if not found or (found[1] and Fraction(found[1]) > 100):
         raise RecipeError(f"{text!r} is not a number of layers; write 3, 12.5% or 12.5%+2")
     if found[3]:
@@ -132,7 +132,7 @@ def count(text: str) -> int:
 
 def comparison(text: str) -> Comparison:
     """Read `8`, or `>= 4` and the like."""
-    found = _COMPARISON.fullmatch(text)
+    found = COMPARISON.fullmatch(text)
     if not found:
         raise RecipeError(f"{text!r} is not a condition; write a number, or one such as '>= 4'")
     for operator in ("==", "!=", "<", "<=", ">", ">="):
@@ -143,7 +143,7 @@ def comparison(text: str) -> Comparison:
 
 def size(text: str) -> int:
     """Read bytes: `50GB`, `46.5GiB`, `800M`."""
-    found = _SIZE.fullmatch(text)
+    found = SIZE.fullmatch(text)
     n_bytes = int(Fraction(found[1]) * _UNITS[found[2]]) if found else 0
     if n_bytes < 1:
         raise RecipeError(f"{text!r} is not a size; write one such as 50GB or 46GiB")

@@ -78,7 +78,7 @@ def tensor_table(tensors: Sequence[tuple[_Sized, str]]) -> Table:
         if parts.layer is not None:
             row.layers.append(parts.layer)
     total = sum(r.n_bytes for r in rows.values())
-    table = _table("role", "layers", "count>", "type", "weights>", "bytes>", "bpw>", "share>")
+    table = plain_table("role", "layers", "count>", "type", "weights>", "bytes>", "bpw>", "share>")
     for (role, type_name), row in sorted(rows.items(), key=lambda item: order[item[0][0]]):
         table.add_row(
             role,
@@ -143,7 +143,7 @@ def _imatrix_line(plan: Plan, imatrix: Imatrix) -> str:
 
 def file_tables(file: GGUFFile) -> RenderableType:
     """Return a GGUF file for a person: its keys, long values shortened, and its tensors."""
-    keys = _table("key", "type", "value")
+    keys = plain_table("key", "type", "value")
     for name, key in file.keys.items():
         keys.add_row(name, key_type(key), Text(_shortened(key)))
     n_bytes = sum(t.n_bytes for t in file.tensors)
@@ -176,7 +176,7 @@ def _cut(text: str) -> str:
 
 def type_table(types: Iterable[QuantType]) -> Table:
     """Return the quant types for a person."""
-    table = _table("type", "bpw>", "block>", "bytes>", "imatrix", "description")
+    table = plain_table("type", "bpw>", "block>", "bytes>", "imatrix", "description")
     for t in types:
         needs = "needed" if t.needs_importance else ""
         table.add_row(
@@ -187,13 +187,13 @@ def type_table(types: Iterable[QuantType]) -> Table:
 
 def recipe_table(recipes: Iterable[tuple[str, str]]) -> Table:
     """Return recipes, given as names and descriptions, for a person."""
-    table = _table("recipe", "description")
+    table = plain_table("recipe", "description")
     for name, description in recipes:
         table.add_row(name, Text(description.strip()))
     return table
 
 
-def _table(*columns: str) -> Table:
+def plain_table(*columns: str) -> Table:
     """Return an empty table without borders; a column name that ends in > is set to the right."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for name in columns:

@@ -1,0 +1,16 @@
+"""`dynquant recipe ...`: writing recipes, checking them, and seeing what they do."""
+
+from __future__ import annotations
+
+import typer
+
+from dynquant.cli.recipe import check, diff, explain, schema
+
+app = typer.Typer(
+    name="recipe",
+    help="Write, check and compare recipes.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+for command in (check.check, explain.explain, diff.diff, schema.schema):
+    app.command()(command)

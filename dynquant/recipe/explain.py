@@ -1,0 +1,76 @@
+"""Why a tensor has its type: every rule of a recipe as it was tried for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from dynquant.arch.base import ModelTensor
+from dynquant.recipe.assignment import BUILT_IN
+from dynquant.recipe.facts import Facts
+from dynquant.recipe.match import may_take, where_default
+from dynquant.recipe.protection import protection
+from dynquant.recipe.rules import Recipe, Rule
+from dynquant.recipe.selection import Selection
+
+Verdict = Literal["takes", "misses", "protected", "unreached"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One rule, tried for one tensor.
+
+    where:   its place, or `built-in`
+    says:    its selectors; action: what it does, such as `Q6_K` or `drop`
+    verdict: "unreached" for a rule that would take the tensor had an earlier one not
+    why:     of what does not fit: what the tensor or the model has instead
+    """
+
+    where: str
+    says: str
+    action: str
+    verdict: Verdict
+    why: str = ""
+
+
+def explain(recipe: Recipe, tensor: ModelTensor, facts: Facts) -> tuple[Step, ...]:
+    """Return the rules of a recipe in their order, each with what it makes of the tensor.
+
+    The last steps are the built-in protection, if there is one, or the default.
+    """
+    guard = protection(tensor)
+    steps: list[Step] = []
+    taken = False
+    for rule in recipe.rules:
+        selection = Selection(rule, facts)
+        if miss := selection.miss(tensor):
+            verdict, why = "misses", _why(selection, miss, tensor)
+        elif not may_take(rule, guard):
+            assert guard is not None, "only protected tensors may not be taken"
+            verdict, why = "protected", f"{guard.reason}; the rule has no `override: true`"
+        else:
+            verdict, why, taken = ("unreached" if taken else "takes"), "", True
+        steps.append(Step(rule.where, str(rule), _action(rule), verdict, why))
+    verdict = "unreached" if taken else "takes"
+    if guard:
+        steps.append(Step(BUILT_IN.rstrip(": "), guard.reason, guard.type.name, verdict))
+    else:
+        where = where_default(recipe).removesuffix(" default")
+        steps.append(Step(where, "default", recipe.default.name, verdict))
+    return tuple(steps)
+
+
+def _action(rule: Rule) -> str:
+    return rule.type.name if rule.type else rule.action
+
+
+def _why(selection: Selection, miss: str, tensor: ModelTensor) -> str:
+    """Return what the first selector that does not hold found instead."""
+    layer = tensor.parts.layer
+    return {
+        "when": selection.unmet,
+        "role": f"role is {tensor.parts.role}",
+        "layers": "in no layer" if layer is None else f"layer is {layer}",
+        "name": "name is another",
+        "shape": selection.shape_miss(tensor),
+    }[miss]

@@ -1,0 +1,115 @@
+"""Why tensors have their types, for a person and for scripts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from dynquant.arch.base import ModelTensor
+from dynquant.checkpoint.names import grouped
+from dynquant.errors import RecipeError
+from dynquant.plan.resolve import Resolved
+from dynquant.recipe.assignment import Assignment
+from dynquant.recipe.explain import Step, explain
+from dynquant.recipe.nodes import nearest
+from dynquant.recipe.rules import Recipe, name_pattern
+from dynquant.report.tables import gigabytes, plain_table
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A tensor, what it gets (None: it is left out), and the rules that were tried for it."""
+
+    tensor: ModelTensor
+    given: Assignment | None
+    steps: tuple[Step, ...]
+
+
+def explanations(
+    recipe: Recipe, resolved: Resolved, patterns: Sequence[str]
+) -> tuple[Explanation, ...]:
+    """Explain the tensors that names, globs or /regular expressions/ pick.
+
+    A name without its `.weight` will do.
+    Raises RecipeError with each pattern that picks nothing, and the nearest name.
+    """
+    tensors = {t.name: t for t in resolved.model.tensors}
+    picked: dict[str, None] = {}
+    problems: list[str] = []
+    for pattern in patterns:
+        search = name_pattern(pattern).search
+        found = [n for n in tensors if search(n) or n == f"{pattern}.weight"]
+        if not found:
+            hint = nearest(pattern, tensors)
+            problems.append(f"the file has no tensor {pattern!r}{hint}")
+        picked |= dict.fromkeys(found)
+    RecipeError.raise_any(problems)
+    assignments = resolved.assigned.assignments
+    return tuple(
+        Explanation(
+            tensors[name], assignments.get(name), explain(recipe, tensors[name], resolved.facts)
+        )
+        for name in picked
+    )
+
+
+def explained_tables(explained: Sequence[Explanation]) -> list[RenderableType]:
+    """Return explanations for a person; tensors that are explained by the same steps together."""
+    together: dict[tuple[Assignment | None, tuple[Step, ...]], list[ModelTensor]] = {}
+    for e in explained:
+        together.setdefault((e.given, e.steps), []).append(e.tensor)
+    found: list[RenderableType] = []
+    for (given, steps), tensors in together.items():
+        table = plain_table("", "rule", "selects", "gives", "")
+        for step in steps:
+            mark = {"takes": "=>", "unreached": "", "misses": "", "protected": ""}[step.verdict]
+            why = step.why
+            if step.verdict == "unreached":
+                why = "an earlier one decides"
+            table.add_row(mark, step.where, Text(step.says), step.action, Text(why))
+        found += [Text("\n".join(_head(tensors, given))), table, Text()]
+    return found[:-1]
+
+
+def _head(tensors: Sequence[ModelTensor], given: Assignment | None) -> Iterator[str]:
+    yield ", ".join(grouped(t.name for t in tensors))
+    if given is None:
+        return
+    n_bytes = sum(t.n_rows * given.type.row_size(t.n_per_row) for t in tensors)
+    line = f"{given.type.name}, {given.type.bpw:g} bits per weight, {gigabytes(n_bytes)}"
+    if given.instead_of:
+        line += (
+            f"; the fallback instead of {given.instead_of.name}, whose block of"
+            f" {given.instead_of.block_size} does not divide rows of {tensors[0].n_per_row} weights"
+        )
+    yield line
+    if given.note:
+        yield given.note
+
+
+def explained_json(explained: Sequence[Explanation]) -> list[dict[str, Any]]:
+    """Return explanations as `dynquant recipe explain --json` prints them."""
+    return [
+        {
+            "name": e.tensor.name,
+            "shape": list(e.tensor.shape),
+            "type": e.given.type.name if e.given else None,
+            "instead_of": e.given.instead_of.name if e.given and e.given.instead_of else None,
+            "rule": e.given.rule if e.given else None,
+            "steps": [
+                {
+                    "where": s.where,
+                    "selects": s.says,
+                    "gives": s.action,
+                    "verdict": s.verdict,
+                    "why": s.why,
+                }
+                for s in e.steps
+            ],
+        }
+        for e in explained
+    ]
