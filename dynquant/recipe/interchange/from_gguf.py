@@ -5,36 +5,23 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
 from dynquant.arch.base import ModelTensor
-from dynquant.arrays import U8
 from dynquant.checkpoint.names import grouped
 from dynquant.checkpoint.split import Shards, open_gguf
 from dynquant.errors import RecipeError
-from dynquant.quants.table import ALL, KEPT, QuantType
+from dynquant.quants.table import ALL, KEPT
 from dynquant.recipe.facts import Facts, facts_of_tensors
 from dynquant.recipe.interchange.compaction import Column, Taken, compact
 from dynquant.recipe.interchange.grouping import named_roles
+from dynquant.recipe.interchange.header import Header
 from dynquant.recipe.interchange.written import WrittenRule, quoted, recipe_text
 from dynquant.recipe.language import parse_recipe
 from dynquant.recipe.match import assign
 from dynquant.recipe.protection import protection
 from dynquant.recipe.roles import ROLES
-
-
-@dataclass(frozen=True)
-class Header:
-    """A tensor of which only name, shape and type are known, as the source of a ModelTensor."""
-
-    shape: tuple[int, ...]
-    stored: QuantType
-
-    def read(self, start: int, stop: int, into: U8) -> None:
-        """Nothing is there to be read: a recipe needs no rows."""
-        raise AssertionError(f"rows {start}..{stop} of a header, into {into.nbytes} bytes")
 
 
 def recipe_of_gguf(path: Path) -> str:

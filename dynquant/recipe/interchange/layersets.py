@@ -51,6 +51,15 @@ Item = Span | Every
 """What a list of layers is made of."""
 
 
+def numbers(layers: Collection[int]) -> str:
+    """Return numbers as ranges, `3-8, 10`."""
+    return ", ".join(map(str, _spans(frozenset(layers), _between(layers))))
+
+
+def _between(layers: Collection[int]) -> frozenset[int]:
+    return frozenset(range(max(layers, default=0))).difference(layers)
+
+
 def length(items: Collection[Item]) -> int:
     """Return the letters that items take in a recipe."""
     return sum(len(str(item)) + 2 for item in items)

@@ -21,6 +21,7 @@ class WrittenRule:
     layers: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
     override: bool = False
+    optional: bool = False
 
     def lines(self) -> Iterator[str]:
         """Yield the rule's lines, as they stand under `rules:`."""
@@ -36,6 +37,8 @@ class WrittenRule:
         yield f"{dash}type: {self.type}"
         if self.override:
             yield "    override: true"
+        if self.optional:
+            yield "    optional: true"
 
 
 def recipe_text(
