@@ -70,19 +70,23 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-def load_model(path: str | Path, *, pre: str | None = None, mla: Mla = "split") -> Model:
+def load_model(
+    path: str | Path, *, pre: str | None = None, mla: Mla = "split", needs_vocab: bool = True
+) -> Model:
     """Describe the model in a folder, in a GGUF or on the Hub, without reading its weights.
 
     path: a folder with config.json and safetensors; a GGUF, of several shards any one;
           hf://org/model[@revision], or hf://org/model/file.gguf, all of which is fetched
     pre:  the pre-tokenizer's name in llama.cpp, where the tokenizer itself does not tell it
     mla:  how latent attention is stored: "split" as today, or "merged" as in files of early 2025
+    needs_vocab: whether tokenizer files must be there; without them a model can be planned, and
+          `convert` refuses it
 
     Raises a kind of DynquantError with everything that stands in the way.
     """
     from dynquant.arch.load import load_model
 
-    return load_model(path, pre=pre, mla=mla)
+    return load_model(path, pre=pre, mla=mla, needs_vocab=needs_vocab)
 
 
 def load_imatrix(path: str | Path) -> Imatrix:

@@ -36,6 +36,10 @@ class VocabError(DynquantError):
     """The tokenizer files are missing, contradictory or of an unknown kind."""
 
 
+class NoVocabError(VocabError):
+    """There are no tokenizer files: enough for a plan, not for a file."""
+
+
 class ImportanceError(DynquantError):
     """The imatrix is damaged, or another model's."""
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import struct
-from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
+from sparse import write_sparse
 
 BASE: dict[str, Any] = {
     "vocab_size": 24,
@@ -101,16 +100,5 @@ def write_checkpoint(folder: Path, config: dict[str, Any], tensors: dict[str, np
 def write_holes(
     folder: Path, config: dict[str, Any], shapes: dict[str, tuple[int, ...]], dtype: str = "BF16"
 ) -> Path:
-    """A checkpoint of any size without any weights: after the header, the file is a hole."""
-    itemsize = {"BF16": 2, "F32": 4, "F8_E4M3": 1, "I32": 4}[dtype]
-    header: dict[str, Any] = {}
-    end = 0
-    for name, shape in shapes.items():
-        start, end = end, end + prod(shape) * itemsize
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    (folder / "config.json").write_text(json.dumps(config))
-    with (folder / "model.safetensors").open("wb") as f:
-        f.write(struct.pack("<Q", len(text)) + text)
-        f.truncate(8 + len(text) + end)
-    return folder
+    """A checkpoint of any size in one file without any weights: after the header is a hole."""
+    return write_sparse(folder, config, {name: (dtype, shape) for name, shape in shapes.items()})

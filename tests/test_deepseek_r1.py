@@ -1,20 +1,21 @@
-"""The recipe deepseek-r1-iq1_s on DeepSeek-R1's real shapes, beside the file it is modelled on.
+"""The recipes for DeepSeek-R1 on its real shapes, beside the files that they are modelled on.
 
-The oracle is the published file: its counts of types and its size as loaders print them (gpustack
-issue 1107, xinference issue 2934), its bytes by class of tensors from the shapes.
+The oracles are the published files: counts of types and sizes as loaders print them (UD-IQ1_S:
+gpustack issue 1107, xinference issue 2934; UD-Q2_K_XL: ik_llama.cpp discussion 258), the sizes of
+the other two, and the bytes by class of tensors from the shapes.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from checkpoints import write_holes
 from imatrices import write_legacy
+from published import DEEPSEEK_R1, SHARDS
+from sparse import header_of, n_bytes, write_sparse
 
 from dynquant.arch.base import Model
 from dynquant.arch.load import load_model
@@ -23,105 +24,14 @@ from dynquant.importance.imatrix import Imatrix, read_imatrix
 from dynquant.plan.plan import Plan, make_plan
 from dynquant.recipe.language import load_recipe
 
-HIDDEN, FFN, EXPERT_FFN, N_EXPERTS, N_HEADS = 7168, 18432, 2048, 256, 128
-Q_RANK, KV_RANK, NOPE, ROPE, VALUE, VOCAB = 1536, 512, 128, 64, 128, 129280
-N_LAYERS, N_DENSE = 61, 3
-
-# config.json of DeepSeek-R1, but that the weights here are BF16, as in its dequantized copies.
-CONFIG: dict[str, Any] = {
-    "architectures": ["DeepseekV3ForCausalLM"],
-    "attention_bias": False,
-    "first_k_dense_replace": N_DENSE,
-    "hidden_act": "silu",
-    "hidden_size": HIDDEN,
-    "intermediate_size": FFN,
-    "kv_lora_rank": KV_RANK,
-    "max_position_embeddings": 163840,
-    "moe_intermediate_size": EXPERT_FFN,
-    "moe_layer_freq": 1,
-    "n_group": 8,
-    "n_routed_experts": N_EXPERTS,
-    "n_shared_experts": 1,
-    "norm_topk_prob": True,
-    "num_attention_heads": N_HEADS,
-    "num_experts_per_tok": 8,
-    "num_hidden_layers": N_LAYERS,
-    "num_key_value_heads": N_HEADS,
-    "num_nextn_predict_layers": 1,
-    "q_lora_rank": Q_RANK,
-    "qk_nope_head_dim": NOPE,
-    "qk_rope_head_dim": ROPE,
-    "rms_norm_eps": 1e-06,
-    "rope_scaling": {
-        "beta_fast": 32,
-        "beta_slow": 1,
-        "factor": 40,
-        "mscale": 1.0,
-        "mscale_all_dim": 1.0,
-        "original_max_position_embeddings": 4096,
-        "type": "yarn",
-    },
-    "rope_theta": 10000,
-    "routed_scaling_factor": 2.5,
-    "scoring_func": "sigmoid",
-    "tie_word_embeddings": False,
-    "topk_group": 4,
-    "topk_method": "noaux_tc",
-    "v_head_dim": VALUE,
-    "vocab_size": VOCAB,
-}
-
-
-def shapes_of_r1() -> dict[str, tuple[int, ...]]:
-    """Stored names and shapes, layer 61 among them."""
-    shapes: dict[str, tuple[int, ...]] = {
-        "model.embed_tokens.weight": (VOCAB, HIDDEN),
-        "model.norm.weight": (HIDDEN,),
-        "lm_head.weight": (VOCAB, HIDDEN),
-    }
-    for layer in range(N_LAYERS + 1):
-        at = f"model.layers.{layer}."
-        shapes |= {
-            f"{at}input_layernorm.weight": (HIDDEN,),
-            f"{at}post_attention_layernorm.weight": (HIDDEN,),
-            f"{at}self_attn.q_a_proj.weight": (Q_RANK, HIDDEN),
-            f"{at}self_attn.q_a_layernorm.weight": (Q_RANK,),
-            f"{at}self_attn.q_b_proj.weight": (N_HEADS * (NOPE + ROPE), Q_RANK),
-            f"{at}self_attn.kv_a_proj_with_mqa.weight": (KV_RANK + ROPE, HIDDEN),
-            f"{at}self_attn.kv_a_layernorm.weight": (KV_RANK,),
-            f"{at}self_attn.kv_b_proj.weight": (N_HEADS * (NOPE + VALUE), KV_RANK),
-            f"{at}self_attn.o_proj.weight": (HIDDEN, N_HEADS * VALUE),
-        }
-        if layer < N_DENSE:
-            shapes |= mlp(f"{at}mlp.", FFN)
-            continue
-        shapes |= mlp(f"{at}mlp.shared_experts.", EXPERT_FFN)
-        shapes[f"{at}mlp.gate.weight"] = (N_EXPERTS, HIDDEN)
-        shapes[f"{at}mlp.gate.e_score_correction_bias"] = (N_EXPERTS,)
-        for expert in range(N_EXPERTS):
-            shapes |= mlp(f"{at}mlp.experts.{expert}.", EXPERT_FFN)
-    at = f"model.layers.{N_LAYERS}."
-    return shapes | {
-        f"{at}eh_proj.weight": (HIDDEN, 2 * HIDDEN),
-        f"{at}enorm.weight": (HIDDEN,),
-        f"{at}hnorm.weight": (HIDDEN,),
-        f"{at}embed_tokens.weight": (VOCAB, HIDDEN),
-        f"{at}shared_head.norm.weight": (HIDDEN,),
-        f"{at}shared_head.head.weight": (VOCAB, HIDDEN),
-    }
-
-
-def mlp(at: str, ffn: int) -> dict[str, tuple[int, ...]]:
-    return {
-        f"{at}gate_proj.weight": (ffn, HIDDEN),
-        f"{at}up_proj.weight": (ffn, HIDDEN),
-        f"{at}down_proj.weight": (HIDDEN, ffn),
-    }
+N_LAYERS, N_EXPERTS, N_HEADS, NOPE, KV_RANK = 61, 256, 128, 128, 512
+TOTAL_BYTES = 688_574_839_360
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_holes(tmp_path_factory.mktemp("DeepSeek-R1"), CONFIG, shapes_of_r1())
+    made = tmp_path_factory.mktemp("DeepSeek-R1")
+    return write_sparse(made, DEEPSEEK_R1, header_of(DEEPSEEK_R1), SHARDS["DeepSeek-R1"])
 
 
 @pytest.fixture(scope="module")
@@ -135,53 +45,83 @@ def split(folder: Path) -> Model:
 
 
 def load(folder: Path, mla: Any) -> Model:
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("dynquant.arch.load.read_vocab", lambda *_, **__: {})
-        return load_model(folder, mla=mla)
+    return load_model(folder, mla=mla, needs_vocab=False)
 
 
-def imatrix_of(model: Model, path: Path) -> Imatrix:
+@pytest.fixture(scope="module")
+def imatrix(merged: Model, split: Model, tmp_path_factory: pytest.TempPathFactory) -> Imatrix:
     """Importance for all that a calibration run would see; for stacks, the same for all experts."""
     means = {
         t.name: np.ones(t.n_per_row, np.float32)
-        for t in model.tensors
+        for t in (*merged.tensors, *split.tensors)
         if len(t.shape) > 1 and t.parts.layer not in (None, N_LAYERS)
     }
-    return read_imatrix(write_legacy(path, means))
+    return read_imatrix(write_legacy(tmp_path_factory.mktemp("imatrix") / "r1.dat", means))
 
 
-def plan_of(model: Model, path: Path) -> Plan:
-    return make_plan(model, load_recipe("deepseek-r1-iq1_s"), imatrix=imatrix_of(model, path))
+def plan_of(model: Model, imatrix: Imatrix, recipe: str = "deepseek-r1-iq1_s") -> Plan:
+    return make_plan(model, load_recipe(recipe), imatrix=imatrix)
 
 
-def bytes_of(plan: Plan, *roles: str, of_type: str | None = None, quantized: bool = True) -> int:
+def own_warnings(plan: Plan) -> list[str]:
+    """Warnings but for the names of the other layout, which the one imatrix has as well."""
+    return [w for w in plan.warnings if "not in the model, not used" not in w]
+
+
+def bytes_of(plan: Plan, *roles: str, of_type: str | None = None) -> int:
     return sum(
         t.n_bytes
         for t in plan.tensors
-        if plan.sources[t.name].parts.role in roles
-        and of_type in (None, t.type.name)
-        and (t.type.name != "F32") == quantized
+        if plan.sources[t.name].parts.role in roles and of_type in (None, t.type.name)
     )
 
 
-def test_the_shapes_are_those_of_the_published_checkpoint() -> None:
-    shapes = shapes_of_r1()
-    assert len(shapes) == 45_808 + 375
-    assert sum(prod(shape) for shape in shapes.values()) == 684_489_845_504
+def layers_of(plan: Plan, role: str, of_type: str) -> list[int | None]:
+    parts = [(plan.sources[t.name].parts, t.type.name) for t in plan.tensors]
+    return [p.layer for p, type_name in parts if (p.role, type_name) == (role, of_type)]
 
 
-def test_merged_it_has_the_published_types_and_bytes(merged: Model, tmp_path: Path) -> None:
-    plan = plan_of(merged, tmp_path / "r1.dat")
-    assert plan.type_counts == {
-        "F32": 361,
-        "Q4_K": 190,
-        "Q6_K": 184,
-        "IQ1_S": 168,
-        "Q5_K": 116,
-        "IQ2_XXS": 6,
-    }
+def test_the_checkpoint_is_as_large_as_the_published_one(folder: Path) -> None:
+    header = header_of(DEEPSEEK_R1)
+    kinds = Counter(dtype for dtype, _ in header.values())
+    assert len(header) == 91_991
+    assert kinds["F8_E4M3"] == 45_808
+    assert sum(n_bytes(*tensor) for tensor in header.values()) == TOTAL_BYTES
+    shards = list(folder.glob("*.safetensors"))
+    assert len(shards) == 163
+    # What is more than tensors are the headers: of the published files, 11,888,393 bytes.
+    assert 10e6 < sum(shard.stat().st_size for shard in shards) - TOTAL_BYTES < 12e6
+
+
+OLD_CLASSES = {"F32": 361, "Q4_K": 190, "Q6_K": 184, "Q5_K": 116}
+PUBLISHED: dict[str, tuple[dict[str, int], int]] = {
+    "deepseek-r1-iq1_s": (OLD_CLASSES | {"IQ1_S": 168, "IQ2_XXS": 6}, 140_226_135_552),
+    "deepseek-r1-iq1_m": (OLD_CLASSES | {"IQ1_S": 116, "Q2_K": 55, "Q3_K": 3}, 168_910_980_608),
+    "deepseek-r1-iq2_xxs": (
+        OLD_CLASSES | {"IQ2_XXS": 116, "Q2_K": 55, "Q3_K": 3},
+        196_157_179_392,
+    ),
+    "deepseek-r1-q2_k_xl": (
+        {"F32": 361, "Q4_K": 306, "Q6_K": 184, "Q2_K": 171, "Q3_K": 3},
+        226_596_292_096,
+    ),
+}
+
+
+@pytest.mark.parametrize("recipe", PUBLISHED)
+def test_merged_it_has_the_published_types_and_bytes(
+    recipe: str, merged: Model, imatrix: Imatrix
+) -> None:
+    counts, tensor_bytes = PUBLISHED[recipe]
+    plan = plan_of(merged, imatrix, recipe)
+    assert plan.type_counts == counts
+    assert plan.tensor_bytes == tensor_bytes
     assert plan.n_weights == 671_026_419_200
-    assert plan.tensor_bytes == 140_226_135_552
+    assert own_warnings(plan) == []
+
+
+def test_loaders_would_print_the_published_file_s_lines(merged: Model, imatrix: Imatrix) -> None:
+    plan = plan_of(merged, imatrix)
     assert plan.keys["general.file_type"].value == 24  # LLAMA_FTYPE_MOSTLY_IQ1_S
     assert f"{plan.bits_per_weight:.2f}" == "1.67"
     assert f"{plan.tensor_bytes / 2**30:.2f}" == "130.60"
@@ -203,34 +143,71 @@ BUDGET = {
 }
 
 
-def test_merged_each_class_has_its_share_of_the_bytes(merged: Model, tmp_path: Path) -> None:
-    plan = plan_of(merged, tmp_path / "r1.dat")
+def test_merged_each_class_has_its_share_of_the_bytes(merged: Model, imatrix: Imatrix) -> None:
+    plan = plan_of(merged, imatrix)
     assert {roles: bytes_of(plan, *roles) for roles in BUDGET} == BUDGET
     assert bytes_of(plan, "ffn_down_exps", of_type="IQ1_S") == 38_168_166_400
     assert bytes_of(plan, "ffn_down_exps", of_type="IQ2_XXS") == 5_813_305_344
     assert sum(t.n_bytes for t in plan.tensors if t.type.name == "F32") == 429_807_616
-    assert plan.warnings == ()
 
 
-def test_split_only_the_keys_half_changes_and_the_plan_says_so(
-    split: Model, merged: Model, tmp_path: Path
+@pytest.mark.parametrize(
+    ("recipe", "type_name", "layers"),
+    [
+        ("deepseek-r1-iq1_s", "IQ2_XXS", [3, 4, 5, 6, 7, 8]),
+        ("deepseek-r1-iq1_m", "Q3_K", [3, 4, 5]),
+        ("deepseek-r1-iq2_xxs", "Q3_K", [3, 4, 5]),
+        ("deepseek-r1-q2_k_xl", "Q3_K", [3, 4, 5]),
+        ("deepseek-r1-dq3_k_m", "Q6_K", [3, 4]),
+        ("deepseek-r1-dq3_k_m", "Q4_K", list(range(5, 61, 5))),
+    ],
+)
+def test_the_layers_that_have_more_bits(
+    recipe: str, type_name: str, layers: list[int], merged: Model, imatrix: Imatrix
 ) -> None:
-    plan, whole = plan_of(split, tmp_path / "s.dat"), plan_of(merged, tmp_path / "m.dat")
+    assert layers_of(plan_of(merged, imatrix, recipe), "ffn_down_exps", type_name) == layers
+
+
+@pytest.mark.parametrize("recipe", [*PUBLISHED, "deepseek-r1-dq3_k_m"])
+def test_split_only_the_keys_half_changes(
+    recipe: str, split: Model, merged: Model, imatrix: Imatrix
+) -> None:
+    plan, whole = plan_of(split, imatrix, recipe), plan_of(merged, imatrix, recipe)
     half = N_LAYERS * N_HEADS * NOPE * KV_RANK
     assert Counter(plan.type_counts) - Counter(whole.type_counts) == {"Q8_0": N_LAYERS}
     assert plan.n_weights == whole.n_weights
-    assert plan.tensor_bytes - whole.tensor_bytes == half * (8.5 - 6.5625) / 8
-    assert [w for w in plan.warnings if "fallback Q8_0 instead of Q6_K" in w] == list(plan.warnings)
+    assert plan.tensor_bytes - whole.tensor_bytes == half * (8.5 - 6.5625) / 8 == 123_928_576
+    assert own_warnings(plan) == []
 
 
-def test_without_an_imatrix_it_is_refused(split: Model) -> None:
-    with pytest.raises(PlanError, match="IQ1_S needs importance") as e:
-        make_plan(split, load_recipe("deepseek-r1-iq1_s"))
-    assert any("IQ2_XXS needs importance" in message for message in e.value.messages)
+def test_unicoms_rule_has_the_shares_and_the_size_of_its_paper(
+    merged: Model, imatrix: Imatrix
+) -> None:
+    # arXiv 2505.02390: 75.9%, 20.7% and 3.4% of ffn_down_exps; 281 GiB and 3.59 bits per weight,
+    # sizes rounded up (of UD-Q2_K_XL 212 GiB, which are 211.03).
+    plan = plan_of(merged, imatrix, "deepseek-r1-dq3_k_m")
+    counts = Counter(
+        t.type.name for t in plan.tensors if plan.sources[t.name].parts.role == "ffn_down_exps"
+    )
+    shares = {name: f"{count / 58:.1%}" for name, count in counts.items()}
+    assert shares == {"Q3_K": "75.9%", "Q4_K": "20.7%", "Q6_K": "3.4%"}
+    assert f"{plan.bits_per_weight:.2f}" == "3.59"
+    assert -(-plan.tensor_bytes // 2**30) == 281
 
 
-def test_layer_61_is_dropped_whole(split: Model, tmp_path: Path) -> None:
-    plan = plan_of(split, tmp_path / "r1.dat")
+@pytest.mark.parametrize("recipe", [r for r in PUBLISHED if r != "deepseek-r1-q2_k_xl"])
+def test_those_with_iq_types_refuse_to_do_without_an_imatrix(recipe: str, split: Model) -> None:
+    with pytest.raises(PlanError, match=f"{recipe}.yaml: needs importance"):
+        make_plan(split, load_recipe(recipe))
+
+
+@pytest.mark.parametrize("recipe", ["deepseek-r1-q2_k_xl", "deepseek-r1-dq3_k_m"])
+def test_those_with_k_types_need_none(recipe: str, split: Model) -> None:
+    assert make_plan(split, load_recipe(recipe)).warnings == ()
+
+
+def test_layer_61_is_dropped_whole(split: Model, imatrix: Imatrix) -> None:
+    plan = plan_of(split, imatrix)
     assert len(plan.ignored) == 3 * N_EXPERTS + 9 + 5 + 6
     assert all(name.startswith("model.layers.61.") for name in plan.ignored)
     assert plan.keys["deepseek2.block_count"].value == N_LAYERS

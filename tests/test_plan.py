@@ -9,11 +9,15 @@ import pytest
 from gguf import GGUFValueType
 from handmade import KEYS, N_PER_ROW, computed_tensor, model, recipe, shown, small_plan
 
+from dynquant.arch.load import load_model
 from dynquant.errors import DynquantError, PlanError, RecipeError
 from dynquant.keys import KeyValue, f32, i32s, string, u32
 from dynquant.plan.plan import make_plan, plan_json
 from dynquant.quants.search import EFFORTS, Effort
 from dynquant.quants.table import ALL
+from dynquant.recipe.language import load_recipe
+
+TINY_BOOKS = Path(__file__).parent / "data" / "tiny-books"
 
 MIXED = "rules: [{role: ffn_down, layers: 1, type: Q4_0}]"
 
@@ -85,6 +89,14 @@ def test_file_type_is_llama_cpps_of_the_quants_with_most_weights(
     default: str, more: str, number: int
 ) -> None:
     assert small_plan(default, more).keys["general.file_type"] == u32(number)
+
+
+@pytest.mark.parametrize(
+    ("name", "number"), [("Q3_K_L", 13), ("Q4_K_S", 14), ("Q5_K_M", 17), ("Q6_K", 18)]
+)
+def test_file_type_of_a_mix_is_its_own(name: str, number: int) -> None:
+    plan = make_plan(load_model(TINY_BOOKS), load_recipe(name))
+    assert plan.keys["general.file_type"] == u32(number)
 
 
 @pytest.mark.parametrize("effort", EFFORTS)

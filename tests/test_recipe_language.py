@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+from every_key import EVERY_KEY
 from gguf import MODEL_ARCH, MODEL_TENSORS, TENSOR_NAMES
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -53,6 +54,32 @@ rules:
 
 fallback: [Q8_0, F16]
 """
+
+
+def test_a_recipe_says_all_of_this():
+    recipe = parse(EVERY_KEY)
+    assert (recipe.intended, recipe.importance, recipe.effort) == (
+        ("llama", "qwen3moe"),
+        "required",
+        "best",
+    )
+    first, second, third = recipe.rules
+    assert first.selectors == {
+        "role": "experts attn_v",
+        "layers": "0-3 75%-100% {every: 4, from: 12.5%+2, of: experts}"
+        " {in: 0-9, first: 3, last: 50%}",
+        "name": "*.weight",
+        "shape": "{row_multiple_of: 256, min_weights: 4096, dimensions: 3}",
+        "when": "{experts: 8 >= 64, gqa: != 1, layers: < 99, tied_embeddings: false,"
+        " importance: true, architecture: llama qwen3moe}",
+    }
+    assert (first.optional, first.override, first.note) == (True, False, "so that there is one")
+    assert (second.action, third.action, second.type) == ("drop", "keep", None)
+    chains = {name: [t.name for t in chain] for name, chain in recipe.fallback.of_type.items()}
+    assert chains == {"IQ1_S": ["IQ4_NL", "F16"], "Q6_K": ["Q8_0"], "IQ2_S": []}
+    assert (recipe.output.shard_bytes, recipe.output.tensor_order) == (50_000_000_000, "layer")
+    assert recipe.metadata == {"general.name": "Whole", "general.size_label": "7B"}
+    assert recipe.keeps_prediction
 
 
 def test_every_key_is_read():

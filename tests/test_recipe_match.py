@@ -4,31 +4,18 @@ from __future__ import annotations
 
 import re
 import time
-from dataclasses import dataclass
 
 import pytest
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from unread import Unread
 
 from dynquant.arch.base import ModelTensor
-from dynquant.arrays import U8
 from dynquant.errors import RecipeError
-from dynquant.quants import ALL, QuantType
 from dynquant.recipe.assignment import Assigned
 from dynquant.recipe.language import parse_recipe
 from dynquant.recipe.match import assign
-
-
-@dataclass(frozen=True)
-class Unread:
-    """A source of which only the shape is wanted."""
-
-    shape: tuple[int, ...]
-    stored: QuantType = ALL["BF16"]
-
-    def read(self, start: int, stop: int, into: U8) -> None:
-        raise AssertionError(f"matching read rows {start}..{stop} into {into.shape}")
 
 
 def model(n_layers: int = 4, n_per_row: int = 256) -> list[ModelTensor]:

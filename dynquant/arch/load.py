@@ -17,7 +17,7 @@ from dynquant.arch.metadata import general_keys
 from dynquant.arch.pooling import pooling_keys
 from dynquant.checkpoint import hub
 from dynquant.checkpoint.safetensors import open_checkpoint, read_config, shard_files
-from dynquant.errors import ArchitectureError, DynquantError, VocabError
+from dynquant.errors import ArchitectureError, DynquantError, NoVocabError, VocabError
 from dynquant.keys import Keys
 from dynquant.vocab import read_vocab
 
@@ -26,23 +26,27 @@ T = TypeVar("T")
 Mla = Literal["split", "merged"]
 
 
-def load_model(path: str | Path, *, pre: str | None = None, mla: Mla = "split") -> Model:
+def load_model(
+    path: str | Path, *, pre: str | None = None, mla: Mla = "split", needs_vocab: bool = True
+) -> Model:
     """Describe the model in a folder, in a GGUF or on the Hub, without reading its weights.
 
     path: a folder with config.json and safetensors; a GGUF, of several shards any one;
           hf://org/model[@revision], or hf://org/model/file.gguf, all of which is fetched
     pre:  llama.cpp's name of the pre-tokenizer, where it cannot be recognised
     mla:  how latent attention is stored: "split" as today, or "merged" as in files of early 2025
+    needs_vocab: whether tokenizer files must be there; a plan does without, and the model says so
+          in `lacks`
 
     Raises DynquantError with everything that stands in the way: CheckpointError for the files,
     ArchitectureError for the family, VocabError for the tokenizer, or all their messages.
     """
     if hub.is_hub_name(str(path)):
-        return _of_hub(str(path), pre, mla)
-    return _on_disk(Path(path), pre, mla)
+        return _of_hub(str(path), pre, mla, needs_vocab)
+    return _on_disk(Path(path), pre, mla, needs_vocab)
 
 
-def _of_hub(text: str, pre: str | None, mla: Mla) -> Model:
+def _of_hub(text: str, pre: str | None, mla: Mla, needs_vocab: bool) -> Model:
     name = hub.parse_hub_name(text)
     if name.file:
         path, name = hub.fetch_gguf(name)
@@ -51,7 +55,7 @@ def _of_hub(text: str, pre: str | None, mla: Mla) -> Model:
         # A family that is not known is refused before hundreds of gigabytes are fetched.
         describe(read_config(path), str(path / "config.json"))
         hub.fetch_files(name, shard_files(path))
-    model = _on_disk(path, pre, mla)
+    model = _on_disk(path, pre, mla, needs_vocab)
     return replace(model, keys=_with_source(model.keys, hub.source_keys(name)))
 
 
@@ -63,7 +67,7 @@ def _with_source(keys: Keys, source: Keys) -> Keys:
     return dict(theirs[:first]) | more | (dict(theirs[first:]) if first is not None else {})
 
 
-def _on_disk(path: Path, pre: str | None, mla: Mla) -> Model:
+def _on_disk(path: Path, pre: str | None, mla: Mla, needs_vocab: bool) -> Model:
     if _is_gguf(path):
         if pre is not None:
             raise VocabError(
@@ -76,7 +80,7 @@ def _on_disk(path: Path, pre: str | None, mla: Mla) -> Model:
                 " folder that it was made from"
             )
         return load_gguf(path)
-    return _of_folder(path, pre, mla)
+    return _of_folder(path, pre, mla, needs_vocab)
 
 
 def _is_gguf(path: Path) -> bool:
@@ -86,7 +90,7 @@ def _is_gguf(path: Path) -> bool:
     return path.is_file() and path.suffix != ".safetensors"
 
 
-def _of_folder(folder: Path, pre: str | None, mla: Mla) -> Model:
+def _of_folder(folder: Path, pre: str | None, mla: Mla, needs_vocab: bool) -> Model:
     checkpoint = open_checkpoint(folder)
     where = str(folder / "config.json")
     architecture = describe(checkpoint.config, where)
@@ -106,13 +110,29 @@ def _of_folder(folder: Path, pre: str | None, mla: Mla) -> Model:
     )
     # A family may know the number of tokens where config.json leaves it out.
     config = {**checkpoint.config, "vocab_size": architecture.sizes["vocab"]}
-    vocab = _attempt(errors, lambda: read_vocab(folder, config, pre=pre))
+    lacks: tuple[str, ...] = ()
+    vocab: Keys | None = None
+    try:
+        vocab = read_vocab(folder, config, pre=pre)
+    except VocabError as e:
+        if isinstance(e, NoVocabError) and not needs_vocab:
+            lacks = e.messages
+        else:
+            errors.append(e)
     pooling = _attempt(errors, lambda: pooling_keys(folder, architecture.name))
     if len(errors) == 1:
         raise errors[0]
     DynquantError.raise_any(message for e in errors for message in e.messages)
     keys = (general or {}) | architecture.keys | (pooling or {}) | (vocab or {})
-    return Model(architecture.name, keys, tensors, ignored, prediction, architecture.deviations)
+    return Model(
+        architecture.name,
+        keys,
+        tensors,
+        ignored,
+        prediction,
+        architecture.deviations,
+        lacks=lacks,
+    )
 
 
 def _attempt(errors: list[DynquantError], step: Callable[[], T]) -> T | None:

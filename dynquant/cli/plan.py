@@ -38,7 +38,7 @@ def plan(
     from dynquant.report.tables import plan_tables
 
     made = make_plan(
-        load_model(model, pre=pre, mla=mla),
+        load_model(model, pre=pre, mla=mla, needs_vocab=False),
         load_recipe(recipe),
         imatrix=read_imatrix(imatrix) if imatrix else None,
         effort=effort,
@@ -47,7 +47,9 @@ def plan(
     )
     for warning in made.warnings:
         console.talk(f"warning: {warning}")
-    file_bytes = lay_out(made).file_bytes
+    for lack in made.lacks:
+        console.talk(f"warning: {lack}; until then no file can be written, nor its size be known")
+    file_bytes = None if made.lacks else lay_out(made).file_bytes
     if json:
         console.write_json(plan_json(made) | {"file_bytes": file_bytes})
     else:

@@ -30,5 +30,4 @@ def recipes(
         return
     from dynquant.report.tables import recipe_table
 
-    shipped = sorted(shipped_recipes())
-    console.show(recipe_table((r, load_recipe(r).description) for r in shipped))
+    console.show(recipe_table((r, load_recipe(r).description) for r in shipped_recipes()))

@@ -13,7 +13,7 @@ import numpy as np
 from dynquant.arrays import U8
 from dynquant.conversion.layout import Layout, lay_out
 from dynquant.conversion.output import PartFile, check_output
-from dynquant.errors import ConvertError
+from dynquant.errors import ConvertError, PlanError
 from dynquant.importance.audit import Importance
 from dynquant.plan.plan import Plan, TensorPlan
 from dynquant.quants import codec
@@ -63,11 +63,13 @@ def convert_plan(
     A failure or an interrupt leaves `OUT.part` behind, which the next run replaces. Memory is one
     chunk and its blocks for each thread, and the keys.
 
-    Raises ConvertError if the output cannot be written, CheckpointError if the model cannot be
+    Raises PlanError for a plan of a model that lacks something, ConvertError if the output cannot
+    be written, CheckpointError if the model cannot be
     read, ImportanceError if the imatrix changed since it was, ConvertError with tensor and row for
     a weight that is not finite.
     """
     threads = default_threads() if threads is None else threads
+    PlanError.raise_any(plan.lacks)
     if threads < 1:
         raise ConvertError(f"threads is {threads}; at least 1 is needed")
     if len(plan.shards) > 1:

@@ -11,10 +11,13 @@ from dynquant.errors import PlanError
 from dynquant.plan.prediction import settle_prediction
 
 
-def leave_out(model: Model, dropped: Mapping[str, str]) -> tuple[Model, tuple[str, ...]]:
+def leave_out(
+    model: Model, dropped: Mapping[str, str], whole: Model
+) -> tuple[Model, tuple[str, ...]]:
     """Return a model without some tensors, and what the user is to be warned of.
 
     dropped: names of tensors, with the place of the rule that drops them
+    whole:   the model before its layers that predict further ahead were settled
 
     Raises PlanError where layers that predict further ahead would lose only some of their tensors:
     a file's keys count these layers, and runtimes look for all of them.
@@ -31,7 +34,7 @@ def leave_out(model: Model, dropped: Mapping[str, str]) -> tuple[Model, tuple[st
             f" all of them (role: mtp) or none; left are {', '.join(left)}"
         )
     if gone:
-        model = settle_prediction(model, keep=False, reason=f"dropped by {dropped[gone[0]]}")
+        model = settle_prediction(whole, keep=False, reason=f"dropped by {dropped[gone[0]]}")
     others = {t.name: dropped[t.name] for t in model.tensors if t.name in dropped}
     if not others:
         return model, ()

@@ -14,12 +14,14 @@ from dynquant.quants.table import QuantType
 from dynquant.recipe.rules import Recipe
 
 
-def file_type(weights: Mapping[QuantType, int]) -> LlamaFileType:
-    """Return llama.cpp's file type for the quant type that holds most weights.
+def file_type(recipe: Recipe, weights: Mapping[QuantType, int]) -> LlamaFileType:
+    """Return llama.cpp's file type: the mix that the recipe is, or else the type of most weights.
 
     Float types count only where nothing is quantized: norms are F32 in every file. Of the names
     that llama.cpp gives to mixtures, the medium one is taken (Q4_K: MOSTLY_Q4_K_M).
     """
+    if f"MOSTLY_{recipe.name}" in LlamaFileType.__members__:
+        return LlamaFileType[f"MOSTLY_{recipe.name}"]
     quantized = {t: n for t, n in weights.items() if not t.is_float} or weights
     if not quantized:
         return LlamaFileType.GUESSED
@@ -35,7 +37,7 @@ def quantizer_keys(
 ) -> Keys:
     """Return what the quantizer says of itself."""
     keys = {
-        "general.file_type": u32(int(file_type(weights))),
+        "general.file_type": u32(int(file_type(recipe, weights))),
         "general.quantization_version": u32(GGML_QUANT_VERSION),
     }
     # quantize.imatrix.* in the names and types of llama-quantize; its paths are not to be told.

@@ -81,6 +81,7 @@ class Plan:
     importance: what each encoder is to know of the input channels, by tensor, from the imatrix
     effort:     how much the encoders search
     prediction: layers among the tensors that predict further ahead
+    lacks:      why it cannot be carried out, as in `Model`; its tensors and their sizes hold
     """
 
     architecture: str
@@ -95,6 +96,7 @@ class Plan:
     importance: Mapping[str, Importance] = field(default_factory=dict[str, Importance], repr=False)
     effort: Effort = "normal"
     prediction: range = range(0)
+    lacks: tuple[str, ...] = ()
 
     @property
     def unweighed(self) -> tuple[str, ...]:
@@ -227,6 +229,7 @@ def make_plan(
         importance=importance,
         effort=effort,
         prediction=model.prediction.layers if model.prediction else range(0),
+        lacks=model.lacks,
     )
 
 
@@ -292,4 +295,5 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "warnings": list(plan.warnings),
         "ignored": dict(plan.ignored),
         "prediction_layers": list(plan.prediction),
+        "lacks": list(plan.lacks),
     }

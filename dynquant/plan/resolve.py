@@ -41,7 +41,7 @@ def resolve(model: Model, recipe: Recipe, *, importance: bool) -> Resolved:
     there = {t.name for t in settled.tensors}
     absent = [t for t in model.tensors if t.name not in there]
     assigned = assign(recipe, settled.tensors, facts, absent)
-    left, warnings = leave_out(settled, assigned.dropped)
+    left, warnings = leave_out(settled, assigned.dropped, model)
     blocks = keep_blocks(left, assigned)
     if blocks is not left:
         assigned = assign(recipe, blocks.tensors, facts, absent)

@@ -12,7 +12,7 @@ from dynquant.recipe.assignment import BUILT_IN, Assignment
 from dynquant.recipe.facts import Facts
 from dynquant.recipe.nodes import nearest
 from dynquant.recipe.protection import Protection
-from dynquant.recipe.roles import members
+from dynquant.recipe.roles import GROUPS
 from dynquant.recipe.rules import Recipe, Rule
 from dynquant.recipe.selection import Selection
 
@@ -69,7 +69,10 @@ class Findings:
             earlier = list(dict.fromkeys(r.where for n in selected if (r := self._takers.get(n))))
             if not earlier:
                 why = self._why_idle(selection, selected, assignments)
-                errors.append(f"{rule.place}: rule ({rule}) takes no tensor: {why}")
+                # Whoever extends a recipe cannot correct it.
+                (warnings if rule.inherited else errors).append(
+                    f"{rule.place}: rule ({rule}) takes no tensor: {why}"
+                )
             elif not rule.inherited:
                 warnings.append(
                     f"{rule.where}: rule ({rule}) takes no tensor: all it selects went to earlier"
@@ -90,18 +93,23 @@ class Findings:
                 f"all it selects is protected ({', '.join(reasons)}); say `override: true` if you"
                 " mean it"
             )
-        roles = {t.parts.role for t in self._tensors}
         if rule.roles and not any(map(selection.has_role, self._tensors)):
-            hint = nearest(rule.roles[0], sorted(roles)) if len(rule.roles) == 1 else ""
-            if members(rule.roles) - {*rule.roles}:
-                hint = ""  # a group is not misspelt
-            return f"the model has no {' or '.join(rule.roles)}{hint}{remedy}"
+            return f"the model has no {' or '.join(rule.roles)}{self._kin(rule)}{remedy}"
         if rule.layers and not any(map(selection.has_layer, self._tensors)):
             layers = f"the model's layers are 0-{n_layers - 1}" if n_layers else "it has no layers"
             return layers + remedy
         if rule.names and not any(map(selection.has_name, self._tensors)):
             return f"no tensor has such a name{remedy}"
         return f"each selector fits some tensors, but none fits all of them{remedy}"
+
+    def _kin(self, rule: Rule) -> str:
+        """Return a hint at the role that a model has instead: ffn_down for ffn_down_exps."""
+        if len(rule.roles) > 1:
+            return ""
+        (role,) = rule.roles
+        there = sorted({t.parts.role for t in self._tensors} - GROUPS["norms"])
+        kin = [r for r in there if r.startswith(f"{role}_") or role.startswith(f"{r}_")]
+        return nearest(role, kin)
 
     def _refusals(self) -> Iterator[str]:
         """Say, for each rule and row length, that no type divides it."""

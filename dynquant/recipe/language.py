@@ -56,11 +56,15 @@ _BUILT_IN = Path(__file__).parent / "built-in.yaml"
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """Return the recipes that come with dynquant, by name: the installed ones, or a checkout's."""
+    """Return the recipes that come with dynquant, by name: the installed ones, or a checkout's.
+
+    The mixes of llama-quantize, in a folder of their own, come last.
+    """
     package = Path(__file__).parent.parent
     for folder in (package / "recipes", package.parent / "recipes"):
-        if found := {path.stem: path for path in sorted(folder.rglob("*.yaml"))}:
-            return found
+        own, mixes = sorted(folder.glob("*.yaml")), sorted(folder.glob("llama.cpp/*.yaml"))
+        if own:
+            return {path.stem: path for path in (*own, *mixes)}
     return {}
 
 
@@ -117,7 +121,8 @@ def _find(name_or_path: str | Path, chain: tuple[str, ...]) -> tuple[Path, str]:
         if name is None and ALIASES.get(lower) in shipped:
             name = ALIASES[lower]
         if name is not None:
-            return shipped[name], f"recipes/{name}.yaml"
+            folder = next(p for p in shipped[name].parents if p.name == "recipes")
+            return shipped[name], f"recipes/{shipped[name].relative_to(folder).as_posix()}"
     folder = Path(chain[-1]).parent if chain else Path()
     path = Path(os.path.normpath(folder / name_or_path))
     if not path.exists():

@@ -97,15 +97,18 @@ def _without_layer(parts: TensorName) -> str:
     return parts.name.partition(f"blk.{parts.layer}.")[2] or parts.name
 
 
-def plan_tables(plan: Plan, file_bytes: int) -> RenderableType:
-    """Return a plan for a person: where the bytes go, and what is left out."""
+def plan_tables(plan: Plan, file_bytes: int | None) -> RenderableType:
+    """Return a plan for a person: where the bytes go, and what is left out.
+
+    file_bytes: size of the file; None where the model lacks a part of it
+    """
     title = (
         f"{plan.architecture} by recipe {plan.recipe.name}, effort {plan.effort}:"
         f" {len(plan.tensors)} tensors, {plan.n_weights:,} weights"
     )
     total = [
         f"tensors {gigabytes(plan.tensor_bytes)}, {plan.bits_per_weight:.3f} bits per weight",
-        f"file    {gigabytes(file_bytes)}",
+        f"file    {'size unknown' if file_bytes is None else gigabytes(file_bytes)}",
     ]
     if plan.imatrix:
         total.append(_imatrix_line(plan, plan.imatrix))

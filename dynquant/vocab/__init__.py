@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dynquant.errors import VocabError
+from dynquant.errors import NoVocabError, VocabError
 from dynquant.keys import Keys
 from dynquant.vocab.bpe import read_bpe
 from dynquant.vocab.files import TokenizerFiles
@@ -30,7 +30,7 @@ def read_vocab(folder: Path, config: Mapping[str, Any], *, pre: str | None = Non
     Byte-level BPE comes from tokenizer.json, vocab.json and merges.txt, tiktoken.model or
     tekken.json; SentencePiece from its model file, or a tokenizer.json made of one; WordPiece from
     tokenizer.json or vocab.txt. Raises VocabError, before any work on weights, for files that are
-    missing, damaged or contradictory, and tokenizers not known.
+    damaged or contradictory, and tokenizers not known; NoVocabError where there are none.
     """
     files = TokenizerFiles(folder, config)
     kind = files.model.get("type")
@@ -65,7 +65,7 @@ def read_vocab(folder: Path, config: Mapping[str, Any], *, pre: str | None = Non
     if files.has("vocab.txt"):
         _refuse_pre(pre, "WordPiece")
         return read_wordpiece(files)
-    raise VocabError(
+    raise NoVocabError(
         f"{folder}: no tokenizer; put tokenizer.json, tokenizer.model, tiktoken.model, tekken.json,"
         " vocab.txt, or vocab.json with merges.txt there"
     )

@@ -62,10 +62,13 @@ def find_scaled(tensors: Tensors, settings: Settings, found: Found) -> None:
 
 
 def _scale_of(tensors: Tensors, base: str) -> StoredTensor | None:
-    names = [base + suffix for suffix in SCALES]
-    if base.endswith(".weight"):  # as DeepSeek-V4 and Mistral name them
-        names += [base.removesuffix("weight") + other for other in ("scale", "qscale_weight")]
-    return next((tensors[n] for n in names if n in tensors), None)
+    for suffix in SCALES:
+        if found := tensors.get(base + suffix):
+            return found
+    if not base.endswith(".weight"):
+        return None
+    stem = base.removesuffix("weight")  # as DeepSeek-V4 and Mistral name them
+    return tensors.get(stem + "scale") or tensors.get(stem + "qscale_weight")
 
 
 def _numbers(

@@ -1,0 +1,32 @@
+"""A recipe that has every key of the language, for the reader and for the schema."""
+
+EVERY_KEY = """\
+dynquant: 1
+name: whole
+description: has every key
+for: [llama, qwen3moe]
+default: Q4_K
+importance: required
+effort: best
+rules:
+  - role: [experts, attn_v]
+    layers:
+      - 0-3
+      - 75%-100%
+      - {every: 4, from: 12.5%+2, of: experts}
+      - {in: [0-9], first: 3, last: 50%}
+    name: "*.weight"
+    shape: {row_multiple_of: 256, min_weights: 4096, dimensions: 3}
+    when: {experts: [8, ">= 64"], gqa: "!= 1", layers: "< 99", tied_embeddings: false,
+           importance: true, architecture: [llama, qwen3moe]}
+    type: Q6_K
+    optional: true
+    override: false
+    note: so that there is one
+  - {role: mtp, drop: true, optional: true}
+  - {role: output, keep: true}
+fallback: {IQ1_S: [IQ4_NL, F16], q6_k: Q8_0, IQ2_S: error, any: [Q8_0, F16]}
+output: {shard_size: 50GB, tensor_order: layer}
+metadata: {general.name: Whole, general.size_label: 7B}
+prediction_layers: keep
+"""

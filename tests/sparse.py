@@ -1,0 +1,193 @@
+"""Checkpoints of any size whose weights are holes in their files: headers are all there is to read.
+
+What a tensor's shape is, published code says for DeepSeek-V3 and its relatives (Linear, Norm and
+Gate of DeepSeek-V3's inference/model.py), and the architecture's own table for other families.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator, Mapping
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from dynquant.arch.base import Architecture
+from dynquant.arch.load import describe
+
+Config = Mapping[str, Any]
+Shape = tuple[int, ...]
+Shapes = dict[str, Shape]
+Header = dict[str, tuple[str, Shape]]
+"""Dtype and shape by stored name."""
+
+SIZES = {"BF16": 2, "F16": 2, "F32": 4, "I32": 4, "U8": 1, "F8_E4M3": 1}
+"""Bytes of a number."""
+
+INDEX = "model.safetensors.index.json"
+LATENT = ("DeepseekV3ForCausalLM", "KimiK2ForCausalLM")
+
+
+def shapes_of(config: Config) -> Shapes:
+    """Return stored names and shapes, layers that predict further ahead among them."""
+    if config["architectures"][0] in LATENT:
+        return shapes_of_deepseek(config)
+    architecture = describe(config, "config.json")
+    tied = architecture.tied[:1] if architecture.tied else ()
+    return {name: shape for name, shape in table(architecture).items() if name not in tied}
+
+
+def table(architecture: Architecture) -> Shapes:
+    """Return the shape of each stored name of an architecture."""
+    found: Shapes = {}
+    for row in architecture.rows:
+        layers = range(architecture.n_layers) if row.layers is None else row.layers
+        shape = tuple(architecture.sizes[size] for size in row.shape.split())
+        for layer in layers if "{}" in row.stored else (0,):
+            name = row.stored.replace("{}", str(layer))
+            for expert in range(architecture.n_experts) if "{expert}" in name else (0,):
+                found[name.replace("{expert}", str(expert))] = shape
+    return found
+
+
+def shapes_of_deepseek(config: Config) -> Shapes:
+    """Return the shapes of a DeepSeek-V3, R1 or Kimi-K2."""
+    hidden, vocab = config["hidden_size"], config["vocab_size"]
+    n_layers, n_experts = config["num_hidden_layers"], config["n_routed_experts"]
+    ahead = range(n_layers, n_layers + config.get("num_nextn_predict_layers", 0))
+    shapes: Shapes = {
+        "model.embed_tokens.weight": (vocab, hidden),
+        "model.norm.weight": (hidden,),
+        "lm_head.weight": (vocab, hidden),
+    }
+    for layer in (*range(n_layers), *ahead):
+        at = f"model.layers.{layer}."
+        shapes |= _attention(f"{at}self_attn.", config)
+        shapes |= {f"{at}{name}_layernorm.weight": (hidden,) for name in ("input", _POST)}
+        if layer < config["first_k_dense_replace"]:
+            shapes |= _mlp(f"{at}mlp.", hidden, config["intermediate_size"])
+            continue
+        ffn = config["moe_intermediate_size"]
+        shapes |= _mlp(f"{at}mlp.shared_experts.", hidden, config["n_shared_experts"] * ffn)
+        shapes[f"{at}mlp.gate.weight"] = (n_experts, hidden)
+        shapes[f"{at}mlp.gate.e_score_correction_bias"] = (n_experts,)
+        for expert in range(n_experts):
+            shapes |= _mlp(f"{at}mlp.experts.{expert}.", hidden, ffn)
+    for layer in ahead:
+        at = f"model.layers.{layer}."
+        shapes |= {
+            f"{at}eh_proj.weight": (hidden, 2 * hidden),
+            f"{at}enorm.weight": (hidden,),
+            f"{at}hnorm.weight": (hidden,),
+            f"{at}embed_tokens.weight": (vocab, hidden),
+            f"{at}shared_head.norm.weight": (hidden,),
+            f"{at}shared_head.head.weight": (vocab, hidden),
+        }
+    return shapes
+
+
+_POST = "post_attention"
+
+
+def _attention(at: str, config: Config) -> Shapes:
+    hidden, n_heads = config["hidden_size"], config["num_attention_heads"]
+    q_rank, kv_rank = config["q_lora_rank"], config["kv_lora_rank"]
+    nope, rope = config["qk_nope_head_dim"], config["qk_rope_head_dim"]
+    value = config["v_head_dim"]
+    return {
+        f"{at}q_a_proj.weight": (q_rank, hidden),
+        f"{at}q_a_layernorm.weight": (q_rank,),
+        f"{at}q_b_proj.weight": (n_heads * (nope + rope), q_rank),
+        f"{at}kv_a_proj_with_mqa.weight": (kv_rank + rope, hidden),
+        f"{at}kv_a_layernorm.weight": (kv_rank,),
+        f"{at}kv_b_proj.weight": (n_heads * (nope + value), kv_rank),
+        f"{at}o_proj.weight": (hidden, n_heads * value),
+    }
+
+
+def _mlp(at: str, hidden: int, ffn: int) -> Shapes:
+    return {
+        f"{at}gate_proj.weight": (ffn, hidden),
+        f"{at}up_proj.weight": (ffn, hidden),
+        f"{at}down_proj.weight": (hidden, ffn),
+    }
+
+
+def header_of(config: Config) -> Header:
+    """Return what a published checkpoint of the configuration holds.
+
+    In FP8 with block scales where its quantization_config says so, else in its torch_dtype.
+    Raises ValueError for other ways of quantizing.
+    """
+    dtype = {"float16": "F16", "float32": "F32"}.get(str(config.get("torch_dtype")), "BF16")
+    settings = config.get("quantization_config")
+    block = settings.get("weight_block_size") if settings else None
+    if settings and (settings.get("quant_method") != "fp8" or not block):
+        raise ValueError("quantization_config: only fp8 with weight_block_size is written")
+    found: Header = {}
+    for name, shape in shapes_of(config).items():
+        found |= _stored(name, shape, dtype, block)
+    return found
+
+
+def _stored(name: str, shape: Shape, dtype: str, block: list[int] | None) -> Header:
+    if name.endswith("e_score_correction_bias"):
+        return {name: ("F32", shape)}
+    # Not eh_proj: no matrix outside attention and MLP is FP8.
+    if block and name.endswith(("_proj.weight", "_proj_with_mqa.weight")) and ".eh_" not in name:
+        scales = tuple(-(-n // size) for n, size in zip(shape, block, strict=True))
+        return {name: ("F8_E4M3", shape), f"{name}_scale_inv": ("F32", scales)}
+    return {name: (dtype, shape)}
+
+
+def n_bytes(dtype: str, shape: Shape) -> int:
+    """Return the bytes of a tensor."""
+    return prod(shape) * SIZES[dtype]
+
+
+def write_sparse(folder: Path, config: Config, tensors: Header, n_shards: int = 1) -> Path:
+    """Write config.json, shards of about equal size in the order of the tensors, and their index.
+
+    A shard is its header and then a hole: the disk holds a few kilobytes of it.
+    """
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    total = sum(n_bytes(*tensor) for tensor in tensors.values())
+    if n_shards == 1:
+        write_header(folder / "model.safetensors", tensors)
+        return folder
+    shards = list(_shards(tensors, total, n_shards))
+    files = [f"model-{i + 1:05}-of-{len(shards):06}.safetensors" for i in range(len(shards))]
+    for file, shard in zip(files, shards, strict=True):
+        write_header(folder / file, shard)
+    weight_map = {n: file for file, shard in zip(files, shards, strict=True) for n in shard}
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / INDEX).write_text(json.dumps(index))
+    return folder
+
+
+def _shards(tensors: Header, total: int, n_shards: int) -> Iterator[Header]:
+    """Yield n_shards parts, or fewer where one tensor is larger than a part."""
+    shard: Header = {}
+    end = first = 0
+    for name, tensor in tensors.items():
+        if shard and (number := end * n_shards // total) > first:
+            yield shard
+            shard, first = {}, number
+        shard[name] = tensor
+        end += n_bytes(*tensor)
+    yield shard
+
+
+def write_header(path: Path, tensors: Header) -> None:
+    """Write a safetensors file whose tensors are a hole after its header."""
+    entries: dict[str, Any] = {}
+    end = 0
+    for name, (dtype, shape) in tensors.items():
+        start, end = end, end + n_bytes(dtype, shape)
+        entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + end)
