@@ -23,7 +23,7 @@ def recipe_of_custom_q(text: str, path: str, base: Base) -> str:
         items = [Item(item, path, "line", number) for number, item in texts]
     else:
         items = [Item(item, path, "item", i) for i, (_, item) in enumerate(texts, 1)]
-    return recipe_of(read_items(items), base, f"{path} (custom-q)")
+    return recipe_of(read_items(items), base, path, "--custom-q")
 
 
 def _says_something(line: str) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from dynquant.errors import EncodeError, RecipeError
 from dynquant.quants.table import QuantType, quant_type, unknown_type
@@ -128,11 +129,15 @@ def _unknown(items: Sequence[Item]) -> str:
 
 
 def recipe_of(
-    typed: Sequence[Typed], base: Base, source: str, fallback: Iterable[tuple[str, str]] = ()
+    typed: Sequence[Typed],
+    base: Base,
+    path: str,
+    form: str,
+    fallback: Iterable[tuple[str, str]] = (),
 ) -> str:
     """Return the YAML of a recipe that gives every matrix the type that a list gives it.
 
-    source:   where the list is from, for the recipe's head
+    path:     what messages call the list; form: whose it is, for the recipe's head
     fallback: what the tool does where rows do not divide, as the recipe says it; not if it extends
 
     Raises RecipeError where nothing decides what no pattern takes, or where the recipe to extend
@@ -141,11 +146,11 @@ def recipe_of(
     typed, default, unreached = _cut(typed, base)
     if default is None and base.extends is None:
         raise RecipeError(
-            f"{source}: nothing says the type of tensors that no pattern takes; give --default TYPE"
+            f"{path}: nothing says the type of tensors that no pattern takes; give --default TYPE"
             " or --extends RECIPE"
         )
     rules, protected = _rules(typed)
-    comments = [f"The types of {source}: {_patterns(len(typed))}."]
+    comments = [f"The types of {Path(path).name} ({form}): {_patterns(len(typed))}."]
     if protected:
         comments.append(
             f"Left out: {_patterns(protected)} for norms, routers and biases, F32 in every recipe."

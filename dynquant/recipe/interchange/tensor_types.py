@@ -46,7 +46,7 @@ def recipe_of_tensor_types(text: str, path: str, base: Base) -> str:
         for word in line.split()
     ]
     typed = read_items(items, lower=True)
-    return recipe_of(typed, base, f"{path} (tensor-type-file)", _fallback(typed, base))
+    return recipe_of(typed, base, path, "--tensor-type-file", _fallback(typed, base))
 
 
 def _fallback(typed: Sequence[Typed], base: Base) -> Iterator[tuple[str, str]]:

@@ -24,4 +24,4 @@ def recipe_of_thireus(text: str, path: str, base: Base) -> str:
         for number, line in enumerate(text.splitlines(), 1)
         if line.strip() and not line.lstrip().startswith("#")
     ]
-    return recipe_of(read_items(items), base, f"{path} (Thireus)")
+    return recipe_of(read_items(items), base, path, "GGUF-Tool-Suite")
