@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import mixes
 import pytest
 from ggufs import add, write
 from handmade import weights
@@ -82,6 +83,19 @@ def test_a_shipped_recipe_comes_back_with_no_more_rules_than_took_part(
     assert types_by(again, shapes) == types
     assert len(again.rules) <= len(used) + len(replaced)
     assert max(map(len, text.splitlines())) <= 100
+
+
+@pytest.mark.parametrize("mix", mixes.reference()["models"]["Llama-3.1-8B"]["types"])
+def test_what_llama_quantize_makes_of_published_models_is_told_in_eight_rules(mix: str) -> None:
+    """The types are llama.cpp's own answers (tests/mixes.py), in patterns that it counts out."""
+    for model in mixes.reference()["models"]:
+        types = mixes.peer_types(model, mix, importance=True)
+        if isinstance(types, str):
+            continue
+        shapes = {name: shape for name, shape, _ in mixes.shapes(model).named()}
+        again, text = back(shapes, types)
+        assert types_by(again, shapes) == types, model
+        assert len(again.rules) <= 8, text
 
 
 @pytest.mark.parametrize(
