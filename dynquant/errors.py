@@ -56,5 +56,9 @@ class EncodeError(DynquantError):
     """Weights that no block can hold: a row of the wrong length, a number that is not finite."""
 
 
+class ReportError(DynquantError):
+    """A report cannot be written where it was asked for."""
+
+
 class ConvertError(DynquantError):
     """Reading the source or writing the output failed."""

@@ -14,7 +14,7 @@ from dynquant.plan.plan import Plan, make_plan
 from dynquant.quants import ALL
 from dynquant.recipe.language import parse_recipe
 from dynquant.recipe.rules import Recipe
-from dynquant.report.tables import plan_tables
+from dynquant.report.plan_tables import plan_tables
 from dynquant.tensors import Computed, ShardFile, Stored
 
 N_PER_ROW = 256

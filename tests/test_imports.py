@@ -112,7 +112,7 @@ def loaded_by(code: str) -> set[str]:
 @pytest.mark.parametrize("code", ["import dynquant", "import dynquant.cli"])
 def test_starting_up_imports_nothing_heavy(code: str) -> None:
     heavy = {"numpy", "gguf", "yaml", "tokenizers", "safetensors", "tqdm", "rich", "torch"}
-    heavy |= {"huggingface_hub"}
+    heavy |= {"huggingface_hub", "jinja2"}
     assert not loaded_by(code) & heavy
 
 

@@ -12,10 +12,11 @@ from handmade import KEYS, N_PER_ROW, computed_tensor, model, recipe, shown, sma
 from dynquant.arch.load import load_model
 from dynquant.errors import DynquantError, PlanError, RecipeError
 from dynquant.keys import KeyValue, f32, i32s, string, u32
-from dynquant.plan.plan import make_plan, plan_json
+from dynquant.plan.plan import make_plan
 from dynquant.quants.search import EFFORTS, Effort
 from dynquant.quants.table import ALL
 from dynquant.recipe.language import load_recipe
+from dynquant.report.documents import plan_json
 
 TINY_BOOKS = Path(__file__).parent / "data" / "tiny-books"
 

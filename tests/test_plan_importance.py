@@ -14,8 +14,9 @@ from imatrices import write_counted, write_legacy
 from dynquant.errors import ImportanceError, PlanError
 from dynquant.importance.imatrix import Imatrix, read_imatrix
 from dynquant.keys import string, u32
-from dynquant.plan.plan import Plan, make_plan, plan_json
+from dynquant.plan.plan import Plan, make_plan
 from dynquant.quants.table import ALL
+from dynquant.report.documents import plan_json
 
 MIXED = "rules: [{role: ffn_down, layers: 1, type: Q4_0}]"
 

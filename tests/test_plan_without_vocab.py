@@ -13,7 +13,7 @@ import dynquant
 from dynquant.cli.plan import plan as plan_command
 from dynquant.conversion.engine import convert_plan
 from dynquant.errors import NoVocabError, PlanError, VocabError
-from dynquant.plan.plan import plan_json
+from dynquant.report.documents import plan_json
 
 
 @pytest.fixture

@@ -9,15 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
-from dynquant.arch.load import load_model
 from dynquant.cli import app
-from dynquant.plan.plan import make_plan
-from dynquant.recipe.language import load_recipe
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+OURS = ("dynquant ", "python scripts/")
 COMMANDS = [
     command.strip()
     for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
@@ -30,30 +29,70 @@ def code(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
+BAD = """\
+dynquant: 1
+default: q4km
+rules:
+  - role: ffn_dwon
+    layers: 9-3
+    type: Q6_K
+falback: F16
+"""
+"""The recipe whose faults the page shows."""
+
+
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A folder from which README's paths lead where they should, and outputs go nowhere else."""
-    (tmp_path / "tests").symlink_to(ROOT / "tests")
+    """A folder from which README's paths lead where they should, and outputs go nowhere else.
+
+    Its recipes are there under the names that their first lines tell.
+    """
+    for folder in ("tests", "scripts"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    for recipe in code("yaml"):
+        name = recipe.splitlines()[0].removeprefix("# ")
+        assert name.endswith(".yaml")
+        (tmp_path / name).write_text(recipe)
+    (tmp_path / "bad.yaml").write_text(BAD)
     return tmp_path
 
 
-def test_every_dynquant_command_runs_in_the_order_of_the_page(checkout: Path) -> None:
-    ours = [shlex.split(c) for c in COMMANDS if c.startswith("dynquant ")]
-    assert len(ours) > 5
+def run(command: str, checkout: Path) -> subprocess.CompletedProcess[str]:
+    program, *words = shlex.split(command)
+    # A script's own redirection, which needs no shell.
+    out = words.pop() if words[-2:-1] == [">"] else None
+    if out:
+        words.pop()
+    module = ["-m", "dynquant.cli"] if program == "dynquant" else []
+    done = subprocess.run(
+        [sys.executable, *module, *words], cwd=checkout, capture_output=True, text=True
+    )
+    if out:
+        (checkout / out).write_text(done.stdout)
+    return done
+
+
+def test_every_command_of_ours_runs_in_the_order_of_the_page(checkout: Path) -> None:
+    ours = [c for c in COMMANDS if c.startswith(OURS)]
+    assert len(ours) > 20
     for command in ours:
-        done = subprocess.run(
-            [sys.executable, "-m", "dynquant.cli", *command[1:]],
-            cwd=checkout,
-            capture_output=True,
-            text=True,
-        )
+        done = run(command, checkout)
         assert done.returncode == 0, (command, done.stderr)
     assert (checkout / "tiny-books.gguf").stat().st_size > 1_000_000
 
 
+def test_the_errors_shown_are_those_that_are_told(checkout: Path) -> None:
+    shown = re.findall(r"^error: (\w+\.yaml):.*$", README, re.MULTILINE)
+    assert set(shown) == {"bad.yaml", "second.yaml"}
+    for name in sorted(set(shown)):
+        done = run(f"dynquant recipe check {name} tests/data/tiny-books", checkout)
+        expected = re.findall(rf"^error: {name}:.*\n", README, re.MULTILINE)
+        assert (done.returncode, done.stderr) == (1, "".join(expected))
+
+
 def test_every_other_command_is_run_by_the_gate() -> None:
     gate = (ROOT / ".ci" / "run").read_text()
-    others = {c for c in COMMANDS if not c.startswith("dynquant ")}
+    others = {c for c in COMMANDS if not c.startswith(OURS)}
     assert len(others) > 3
     assert {c for c in others if c not in gate} == set()
 
@@ -64,25 +103,26 @@ def test_python_examples_run(checkout: Path) -> None:
     assert (checkout / "tiny-books.gguf").exists()
 
 
-def test_the_recipe_example_applies_to_the_model(tmp_path: Path) -> None:
-    (example,) = code("yaml")
-    path = tmp_path / "small.yaml"
-    path.write_text(example)
-    plan = make_plan(load_model(ROOT / "tests" / "data" / "tiny-books"), load_recipe(path))
-    assert {name for name, count in plan.type_counts.items() if count} >= {"Q4_K", "Q5_K", "Q6_K"}
+PROGRAM = get_command(app)
+COMMAND_NAMES = [
+    [name, *more]
+    for name, command in PROGRAM.commands.items()
+    for more in ([[sub] for sub in getattr(command, "commands", ())] or [[]])
+]
+
+
+def options(name: list[str]) -> set[str]:
+    shown = CliRunner().invoke(app, [*name, "--help"]).output
+    return set(re.findall(r"(--[a-z][a-z-]+)", shown)) - {"--help"}
 
 
 def test_every_command_is_in_the_page() -> None:
-    names = [command.name or command.callback.__name__ for command in app.registered_commands]
-    assert names
-    for name in names:
-        assert re.search(rf"^dynquant {name}\b", README, re.MULTILINE), name
+    assert len(COMMAND_NAMES) > 8
+    for name in COMMAND_NAMES:
+        assert re.search(rf"^dynquant {' '.join(name)}\b", README, re.MULTILINE), name
 
 
-def test_every_option_of_convert_is_in_the_page_and_exists() -> None:
+def test_every_option_of_convert_is_in_the_page_and_all_that_are_exist() -> None:
     listed = set(re.findall(r"`(--[a-z-]+)", README)) | {"--out", "--recipe"}
-    shown = CliRunner().invoke(app, ["convert", "--help"]).output
-    existing = set(re.findall(r"(--[a-z][a-z-]+)", shown)) - {"--help"}
-    assert existing <= listed
-    of_other_commands = {"--json"}
-    assert listed <= existing | of_other_commands
+    assert options(["convert"]) <= listed
+    assert listed <= set().union(*map(options, COMMAND_NAMES))

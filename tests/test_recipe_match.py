@@ -177,7 +177,8 @@ IDLE = {
     ),
     "name": (
         "name: ffn_down, type: Q6_K",
-        "rule (name ffn_down) takes no tensor: no tensor has such a name",
+        "rule (name ffn_down) takes no tensor: no tensor has such a name (names are whole:"
+        " '*ffn_down*' takes all that hold this)",
     ),
     "together": (
         "role: output, layers: 0, type: Q6_K",

@@ -59,7 +59,8 @@ def convert(
     from dynquant.importance.imatrix import read_imatrix
     from dynquant.plan.plan import make_plan
     from dynquant.recipe.language import load_recipe
-    from dynquant.report.tables import gigabytes, plan_tables
+    from dynquant.report.plan_tables import plan_tables
+    from dynquant.report.tables import gigabytes
 
     if quiet:
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # read when the library is imported

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
 from dynquant.cli import console
 from dynquant.cli.options import (
     EffortOption,
@@ -23,7 +28,18 @@ def plan(
     imatrix: ImatrixOption = None,
     effort: EffortOption = None,
     allow_requantize: RequantizeOption = False,
+    tensors: Annotated[
+        bool,
+        typer.Option("--tensors", help="Print a line for each tensor, with the rule that decided."),
+    ] = False,
     json: JsonOption = False,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            "--html", metavar="PLAN.html", help="Draw the plan on a page for a browser, too."
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace PLAN.html if it exists.")] = False,
     set_keys: SetOption = None,
     pre: PreOption = None,
     mla: MlaOption = "split",
@@ -32,11 +48,16 @@ def plan(
     wanted = settings(set_keys)
     from dynquant.arch.load import load_model
     from dynquant.conversion.layout import lay_out
+    from dynquant.errors import PlanError
     from dynquant.importance.imatrix import read_imatrix
-    from dynquant.plan.plan import make_plan, plan_json
+    from dynquant.plan.plan import make_plan
     from dynquant.recipe.language import load_recipe
-    from dynquant.report.tables import plan_tables
+    from dynquant.report.documents import plan_json
+    from dynquant.report.html import check_page, plan_html, write_page
+    from dynquant.report.plan_tables import plan_tables
 
+    if html:
+        check_page(html, force=force)
     made = make_plan(
         load_model(model, pre=pre, mla=mla, needs_vocab=False),
         load_recipe(recipe),
@@ -44,13 +65,18 @@ def plan(
         effort=effort,
         allow_requantize=allow_requantize,
         set_keys=wanted,
+        draft=True,
     )
     for warning in made.warnings:
         console.talk(f"warning: {warning}")
     for lack in made.lacks:
         console.talk(f"warning: {lack}; until then no file can be written, nor its size be known")
     file_bytes = None if made.lacks else lay_out(made).file_bytes
+    if html:
+        write_page(plan_html(made, file_bytes), html, force=force)
+        console.talk(f"{html}: written")
     if json:
         console.write_json(plan_json(made) | {"file_bytes": file_bytes})
     else:
-        console.show(plan_tables(made, file_bytes))
+        console.show(plan_tables(made, file_bytes, each=tensors))
+    PlanError.raise_any(made.refusals)

@@ -63,13 +63,12 @@ def convert_plan(
     A failure or an interrupt leaves `OUT.part` behind, which the next run replaces. Memory is one
     chunk and its blocks for each thread, and the keys.
 
-    Raises PlanError for a plan of a model that lacks something, ConvertError if the output cannot
-    be written, CheckpointError if the model cannot be
-    read, ImportanceError if the imatrix changed since it was, ConvertError with tensor and row for
-    a weight that is not finite.
+    Raises PlanError for a plan that lacks something, ConvertError if the output cannot be written,
+    CheckpointError if the model cannot be read, ImportanceError if the imatrix changed since it
+    was, ConvertError with tensor and row for a weight that is not finite.
     """
     threads = default_threads() if threads is None else threads
-    PlanError.raise_any(plan.lacks)
+    PlanError.raise_any((*plan.lacks, *plan.refusals))
     if threads < 1:
         raise ConvertError(f"threads is {threads}; at least 1 is needed")
     if len(plan.shards) > 1:

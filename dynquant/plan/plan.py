@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import Any
 
 from gguf import GGUF_DEFAULT_ALIGNMENT
 
@@ -82,6 +81,7 @@ class Plan:
     effort:     how much the encoders search
     prediction: layers among the tensors that predict further ahead
     lacks:      why it cannot be carried out, as in `Model`; its tensors and their sizes hold
+    refusals:   why the file is not to be written, of a draft: importance that is missing
     """
 
     architecture: str
@@ -97,6 +97,7 @@ class Plan:
     effort: Effort = "normal"
     prediction: range = range(0)
     lacks: tuple[str, ...] = ()
+    refusals: tuple[str, ...] = ()
 
     @property
     def unweighed(self) -> tuple[str, ...]:
@@ -151,6 +152,7 @@ def make_plan(
     effort: Effort | None = None,
     allow_requantize: bool = False,
     set_keys: Mapping[str, KeyValue | str] | None = None,
+    draft: bool = False,
 ) -> Plan:
     """Resolve a recipe for a model into the plan of one GGUF file.
 
@@ -160,6 +162,8 @@ def make_plan(
     allow_requantize: let tensors that are blocks in a GGUF become blocks of another type
     set_keys: keys to change or to add; text is read as `--set KEY=VALUE` reads it, in the type
               that the key has already
+    draft:    return the plan also where importance is missing that it needs; its `refusals` say
+              so, and it cannot be converted
 
     Raises RecipeError if the recipe does not fit the model, ImportanceError if the imatrix is
     another model's, PlanError for names, shapes and keys that GGUF cannot hold, for types of too
@@ -169,11 +173,12 @@ def make_plan(
     effort = effort or recipe.effort or "normal"
     misfits: list[DynquantError] = []
     problems: list[str] = []
+    refusals: list[str] = []
     warnings: list[str] = []
     if effort not in EFFORTS:
         problems.append(f"{effort!r} is not an effort; take one of {', '.join(EFFORTS)}")
     if recipe.importance == "required" and imatrix is None:
-        problems.append(
+        refusals.append(
             f"{recipe.path}: needs importance (importance: required); give the model's imatrix"
             " (--imatrix FILE)"
         )
@@ -198,7 +203,7 @@ def make_plan(
         problems += requantized(model, changed)
     try:
         known, told = audit(imatrix, model.tensors) if imatrix else (known, told)
-        problems += importance_problems(changed, imatrix, known)
+        refusals += importance_problems(changed, imatrix, known)
     except ImportanceError as e:
         misfits.append(e)
     importance = {name: known[name] for name in quantized if name in known}
@@ -211,6 +216,8 @@ def make_plan(
     problems += key_faults
     keys, key_faults = apply_settings(keys, set_keys or {}, "--set")
     problems += [*key_faults, *key_problems(keys)]
+    if not draft:
+        problems += refusals
     if len(misfits) == 1 and not problems:
         raise misfits[0]
     PlanError.raise_any([*(m for e in misfits for m in e.messages), *problems])
@@ -230,6 +237,7 @@ def make_plan(
         effort=effort,
         prediction=model.prediction.layers if model.prediction else range(0),
         lacks=model.lacks,
+        refusals=tuple(refusals),
     )
 
 
@@ -266,34 +274,3 @@ def _lay_out(
         )
         offset += padded(n_bytes)
     return tuple(plans)
-
-
-def plan_json(plan: Plan) -> dict[str, Any]:
-    """Return the plan as `dynquant plan --json` prints it; scripts rely on this form."""
-    return {
-        "architecture": plan.architecture,
-        "recipe": plan.recipe.name,
-        "effort": plan.effort,
-        "imatrix": plan.imatrix.path.name if plan.imatrix else None,
-        "tensor_bytes": plan.tensor_bytes,
-        "bits_per_weight": plan.bits_per_weight,
-        "weights": plan.n_weights,
-        "type_counts": plan.type_counts,
-        "tensors": [
-            {
-                "name": t.name,
-                "shape": list(t.shape),
-                "type": t.type.name,
-                "bytes": t.n_bytes,
-                "offset": t.offset,
-                "rule": t.rule,
-                "instead_of": t.instead_of.name if t.instead_of else None,
-                "importance": t.importance,
-            }
-            for t in plan.tensors
-        ],
-        "warnings": list(plan.warnings),
-        "ignored": dict(plan.ignored),
-        "prediction_layers": list(plan.prediction),
-        "lacks": list(plan.lacks),
-    }

@@ -99,12 +99,14 @@ class Findings:
             layers = f"the model's layers are 0-{n_layers - 1}" if n_layers else "it has no layers"
             return layers + remedy
         if rule.names and not any(map(selection.has_name, self._tensors)):
-            return f"no tensor has such a name{remedy}"
+            part = next((n for n in rule.names if any(n in t.name for t in self._tensors)), None)
+            whole = f" (names are whole: '*{part}*' takes all that hold this)" if part else ""
+            return f"no tensor has such a name{whole}{remedy}"
         return f"each selector fits some tensors, but none fits all of them{remedy}"
 
     def _kin(self, rule: Rule) -> str:
         """Return a hint at the role that a model has instead: ffn_down for ffn_down_exps."""
-        if len(rule.roles) > 1:
+        if len(rule.roles) != 1:
             return ""
         (role,) = rule.roles
         there = sorted({t.parts.role for t in self._tensors} - GROUPS["norms"])

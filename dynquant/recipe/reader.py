@@ -203,9 +203,9 @@ class RecipeReader(Reader):
         if not keys:
             return None
         if "from" in keys and "every" not in keys:
-            self.fault(keys["from"], "from without every; write `in` with a range")
+            self.fault(keys["from"], "`from` without `every`; write `in` with a range")
         if keys.keys() == {"of"}:
-            self.fault(node, "of counts the layers that others pick; add in, first, last or every")
+            self.fault(node, "`of` says what is counted; add `in`, `first`, `last` or `every`")
         return LayerPattern(
             inside=self.values(keys.get("in"), words.layer_range),
             first=self.value(keys.get("first"), words.bound),

@@ -1,4 +1,4 @@
-"""JSON documents about GGUF files and quant types, for scripts; a plan's is `plan_json`."""
+"""JSON documents about plans, GGUF files and quant types, for scripts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,41 @@ from gguf import GGUFValueType
 
 from dynquant.checkpoint.gguf import GGUFFile
 from dynquant.keys import KeyValue, Scalar
+from dynquant.plan.plan import Plan
 from dynquant.quants.table import QuantType
+
+
+def plan_json(plan: Plan) -> dict[str, Any]:
+    """Return the plan as `dynquant plan --json` prints it; scripts rely on this form."""
+    return {
+        "architecture": plan.architecture,
+        "recipe": plan.recipe.name,
+        "effort": plan.effort,
+        "imatrix": plan.imatrix.path.name if plan.imatrix else None,
+        "tensor_bytes": plan.tensor_bytes,
+        "bits_per_weight": plan.bits_per_weight,
+        "weights": plan.n_weights,
+        "type_counts": plan.type_counts,
+        "tensors": [
+            {
+                "name": t.name,
+                "shape": list(t.shape),
+                "type": t.type.name,
+                "bytes": t.n_bytes,
+                "offset": t.offset,
+                "rule": t.rule,
+                "instead_of": t.instead_of.name if t.instead_of else None,
+                "importance": t.importance,
+            }
+            for t in plan.tensors
+        ],
+        "warnings": list(plan.warnings),
+        "ignored": dict(plan.ignored),
+        "prediction_layers": list(plan.prediction),
+        "lacks": list(plan.lacks),
+        "shards": [{"tensors": s.stop - s.start, "bytes": s.n_bytes} for s in plan.shards],
+        "refusals": list(plan.refusals),
+    }
 
 
 def file_json(file: GGUFFile) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""What a plan, a file and the quant types look like to a person: rich tables."""
+"""What files, quant types and recipes look like to a person: rich tables."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from math import prod
@@ -14,11 +14,9 @@ from rich.text import Text
 
 from dynquant.arch.base import TensorName
 from dynquant.checkpoint.gguf import GGUFFile
-from dynquant.checkpoint.names import grouped
-from dynquant.importance.imatrix import Imatrix
 from dynquant.keys import KeyValue
-from dynquant.plan.plan import Plan
 from dynquant.quants.table import QuantType
+from dynquant.report.grid import column_of
 
 _SHOWN_ITEMS = 6
 _SHOWN_CHARACTERS = 72
@@ -67,16 +65,14 @@ def tensor_table(tensors: Sequence[tuple[_Sized, str]]) -> Table:
     rows: dict[tuple[str, str], _Row] = {}
     order: dict[str, int] = {}
     for tensor, type_name in tensors:
-        parts = TensorName.parse(tensor.name)
-        # A bias lies beside the weight it belongs to, and under its own name.
-        role = parts.role if parts.name.endswith(".weight") else _without_layer(parts)
+        role, layer = column_of(tensor.name), TensorName.parse(tensor.name).layer
         order.setdefault(role, len(order))
         row = rows.setdefault((role, type_name), _Row(0, [], 0, 0))
         row.count += 1
         row.weights += prod(tensor.shape)
         row.n_bytes += tensor.n_bytes
-        if parts.layer is not None:
-            row.layers.append(parts.layer)
+        if layer is not None:
+            row.layers.append(layer)
     total = sum(r.n_bytes for r in rows.values())
     table = plain_table("role", "layers", "count>", "type", "weights>", "bytes>", "bpw>", "share>")
     for (role, type_name), row in sorted(rows.items(), key=lambda item: order[item[0][0]]):
@@ -91,57 +87,6 @@ def tensor_table(tensors: Sequence[tuple[_Sized, str]]) -> Table:
             f"{row.n_bytes / total:.1%}" if total else "-",
         )
     return table
-
-
-def _without_layer(parts: TensorName) -> str:
-    return parts.name.partition(f"blk.{parts.layer}.")[2] or parts.name
-
-
-def plan_tables(plan: Plan, file_bytes: int | None) -> RenderableType:
-    """Return a plan for a person: where the bytes go, and what is left out.
-
-    file_bytes: size of the file; None where the model lacks a part of it
-    """
-    title = (
-        f"{plan.architecture} by recipe {plan.recipe.name}, effort {plan.effort}:"
-        f" {len(plan.tensors)} tensors, {plan.n_weights:,} weights"
-    )
-    total = [
-        f"tensors {gigabytes(plan.tensor_bytes)}, {plan.bits_per_weight:.3f} bits per weight",
-        f"file    {'size unknown' if file_bytes is None else gigabytes(file_bytes)}",
-    ]
-    if plan.imatrix:
-        total.append(_imatrix_line(plan, plan.imatrix))
-    if plan.prediction:
-        total.append(f"layers {ranges(plan.prediction)} predict further ahead (nextn)")
-    return Group(
-        Text(title),
-        Text(),
-        tensor_table([(t, t.type.name) for t in plan.tensors]),
-        Text(),
-        *map(Text, [*total, *_ignored_lines(plan)]),
-    )
-
-
-def _ignored_lines(plan: Plan) -> Iterator[str]:
-    """Say what is left out and why, in few lines where it is much; --json has every name."""
-    by_reason: dict[str, list[str]] = {}
-    for name, reason in plan.ignored.items():
-        by_reason.setdefault(reason, []).append(name)
-    for reason, all_names in by_reason.items():
-        names = grouped(all_names)
-        more = f" and {len(names) - 1} more" if len(names) > _SHOWN_ITEMS else ""
-        for name in names[:1] if more else names:
-            yield f"ignored: {name}{more}: {reason}"
-
-
-def _imatrix_line(plan: Plan, imatrix: Imatrix) -> str:
-    """Say how much of the plan an imatrix weighs; that the embedding is without goes unsaid."""
-    line = f"imatrix {imatrix.path.name}: importance for {len(plan.importance)} tensors"
-    if without := sum(len(i.without) for i in plan.importance.values()):
-        line += f" ({without} of their experts without)"
-    missing = [n for n in plan.unweighed if n != "token_embd.weight"]
-    return f"{line}, none for {', '.join(grouped(missing))}" if missing else line
 
 
 def file_tables(file: GGUFFile) -> RenderableType:

@@ -42,7 +42,7 @@ def check(
     if imatrix:
         read_imatrix(imatrix)  # so that a file that is none is told
     given = imatrix is not None or read.importance == "required"
-    found = resolve(load_model(model, mla=mla), read, importance=given)
+    found = resolve(load_model(model, mla=mla, needs_vocab=False), read, importance=given)
     if strict:
         RecipeError.raise_any(found.warnings)
     for warning in found.warnings:

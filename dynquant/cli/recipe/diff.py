@@ -38,7 +38,9 @@ def diff(
     recipes = [side for side in (before, after) if not side.endswith(".gguf")]
     if recipes and model is None:
         raise RecipeError(f"{recipes[0]}: a recipe is compared on a model; name one after A and B")
-    loaded = load_model(model, mla=mla) if model is not None and recipes else None
+    loaded = (
+        load_model(model, mla=mla, needs_vocab=False) if model is not None and recipes else None
+    )
     sides = [_tensors(side, loaded, imatrix is not None) for side in (before, after)]
     if json:
         console.write_json(changed_json(*sides))

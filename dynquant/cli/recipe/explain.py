@@ -34,7 +34,7 @@ def explain(
 
     read = load_recipe(recipe)
     given = imatrix is not None or read.importance == "required"
-    found = resolve(load_model(model, mla=mla), read, importance=given)
+    found = resolve(load_model(model, mla=mla, needs_vocab=False), read, importance=given)
     explained = explanations(read, found, tensors)
     if json:
         console.write_json(explained_json(explained))

@@ -1,0 +1,125 @@
+"""A plan as one page that needs nothing else: `dynquant plan --html`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from dynquant.checkpoint.names import grouped
+from dynquant.errors import ReportError
+from dynquant.plan.plan import Plan
+from dynquant.quants.table import QuantType
+from dynquant.report.colours import THEMES, css, ink, shade
+from dynquant.report.grid import make_grid
+from dynquant.report.summary import Share, by_reason, by_role, by_rule, by_type, fallbacks
+from dynquant.report.tables import gigabytes, ranges
+
+_TEMPLATE = "plan.html.jinja"
+
+_FILTERS: dict[str, Callable[[Any], object]] = {
+    "bits": lambda bits: f"{bits:.3f}",
+    "exact": lambda bits: f"{bits:g}",
+    "gigabytes": gigabytes,
+    "grouped": grouped,
+    "ranges": ranges,
+    "shape": lambda shape: " × ".join(map(str, shape)),
+    "thousands": lambda number: f"{number:,}",
+}
+
+
+def plan_html(plan: Plan, file_bytes: int | None) -> str:
+    """Return a plan as an HTML page, the same text for the same plan; it loads nothing.
+
+    file_bytes: size of the file; None where the model lacks a part of it
+    """
+    scale, unit = (1e9, "GB") if plan.tensor_bytes >= 1e9 else (1e6, "MB")
+    types = by_type(plan.tensors)
+    grid = make_grid(plan.tensors)
+    return (
+        _environment(scale)
+        .get_template(_TEMPLATE)
+        .render(
+            plan=plan,
+            model=_model_name(plan),
+            file_bytes=file_bytes,
+            grid=grid,
+            sums=[Share(role, grid.column(i)) for i, role in enumerate(grid.columns)],
+            refusals=(*plan.lacks, *plan.refusals),
+            unit=unit,
+            types=types,
+            styles=_styles([share.tensors[0].type for share in types]),
+            kinds={share.name: f"k{i}" for i, share in enumerate(types)},
+            roles=by_role(plan.tensors),
+            rules=by_rule(plan.tensors),
+            fallbacks=fallbacks(plan),
+            unweighed=frozenset(plan.unweighed),
+            ignored=by_reason(plan),
+            version=plan.keys["dynquant.version"].value,
+        )
+    )
+
+
+def check_page(out: Path, *, force: bool) -> None:
+    """Raise ReportError if a page cannot become `out`."""
+    problems: list[str] = []
+    if out.suffix.lower() not in (".html", ".htm"):
+        problems.append(f"{out}: a page's name ends in .html; name another file")
+    if not out.parent.is_dir():
+        problems.append(f"{out.parent}: is not a folder; make it first, or name another file")
+    elif os.path.lexists(out):
+        if not out.is_file():
+            problems.append(f"{out}: is not a regular file; name another one")
+        elif not force:
+            problems.append(f"{out}: exists; --force replaces it, or name another file")
+    ReportError.raise_any(problems)
+
+
+def write_page(page: str, out: Path, *, force: bool) -> None:
+    """Write a page, under its name only when it is complete.
+
+    Raises ReportError if the file exists, without `force`, and if it cannot be written.
+    """
+    check_page(out, force=force)
+    part = out.with_name(out.name + ".part")
+    try:
+        part.write_text(page, encoding="utf-8", newline="\n")
+        part.replace(out)
+    except OSError as e:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise ReportError(f"{out}: cannot be written: {e.strerror}; name another file") from e
+
+
+def _environment(scale: float) -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+
+    def scaled(n_bytes: int) -> str:
+        return f"{n_bytes / scale:.2f}"
+
+    environment.filters.update(_FILTERS, scaled=scaled)
+    return environment
+
+
+def _model_name(plan: Plan) -> str:
+    key = plan.keys.get("general.name")
+    return key.value if key and isinstance(key.value, str) and key.value else plan.architecture
+
+
+def _styles(types: list[QuantType]) -> dict[str, list[tuple[str, str]]]:
+    """Return the ground and the ink of each type, for each theme."""
+    return {
+        theme: [(css(ground), css(ink(ground))) for t in types for ground in [shade(t, theme)]]
+        for theme in THEMES
+    }

@@ -1,0 +1,122 @@
+"""What a plan looks like to a person: where its bytes go, and what there is to know of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from dynquant.checkpoint.names import grouped
+from dynquant.importance.imatrix import Imatrix
+from dynquant.plan.plan import Plan, TensorPlan
+from dynquant.report.summary import Fallback, by_reason, fallbacks, needing
+from dynquant.report.tables import gigabytes, plain_table, ranges, tensor_table
+
+_SHOWN = 6
+
+
+def plan_tables(plan: Plan, file_bytes: int | None, *, each: bool = False) -> RenderableType:
+    """Return a plan for a person.
+
+    file_bytes: size of the file; None where the model lacks a part of it
+    each:       a line for each tensor, with the rule that decided, instead of one for each role
+    """
+    title = (
+        f"{plan.architecture} by recipe {plan.recipe.name}, effort {plan.effort}:"
+        f" {len(plan.tensors)} tensors, {plan.n_weights:,} weights"
+    )
+    tensors = _each(plan) if each else tensor_table([(t, t.type.name) for t in plan.tensors])
+    lines = [*_totals(plan, file_bytes), *_importance(plan), *_ignored(plan)]
+    return Group(Text(title), Text(), tensors, Text(), *map(Text, lines))
+
+
+def _each(plan: Plan) -> Table:
+    notes = ["note"] if any(t.note for t in plan.tensors) else []
+    table = plain_table("tensor", "shape", "type", "bytes>", "bpw>", "importance", "rule", *notes)
+    unweighed = frozenset(plan.unweighed)
+    for t in plan.tensors:
+        table.add_row(
+            Text(t.name),
+            "x".join(map(str, t.shape)),
+            t.type.name,
+            f"{t.n_bytes:,}",
+            f"{t.type.bpw:.3f}",
+            t.importance or ("none" if t.name in unweighed else "-"),
+            Text(_decided(t)),
+            *(Text(t.note) for _ in notes),
+        )
+    return table
+
+
+def _decided(tensor: TensorPlan) -> str:
+    if tensor.instead_of is None:
+        return tensor.rule
+    return f"{tensor.rule}, fallback for {tensor.instead_of.name}"
+
+
+def _totals(plan: Plan, file_bytes: int | None) -> Iterator[str]:
+    yield f"tensors {gigabytes(plan.tensor_bytes)}, {plan.bits_per_weight:.3f} bits per weight"
+    yield f"file    {'size unknown' if file_bytes is None else gigabytes(file_bytes)}"
+    if len(plan.shards) > 1:
+        sizes = ", ".join(gigabytes(shard.n_bytes) for shard in plan.shards[:_SHOWN])
+        more = ", …" if len(plan.shards) > _SHOWN else ""
+        yield f"shards  {len(plan.shards)}: {sizes}{more}"
+    yield f"types   {', '.join(f'{name} {count}' for name, count in plan.type_counts.items())}"
+    used = fallbacks(plan)
+    for fallback in used:
+        yield _fallback(fallback)
+    if len(used) > 1:
+        extra = sum(f.extra_bytes for f in used)
+        yield (
+            f"fallbacks: {sum(len(f.names) for f in used)} tensors, {gigabytes(extra)} more in all,"
+            f" {8 * extra / plan.n_weights:+.4f} bits per weight of the whole"
+        )
+    if plan.prediction:
+        yield f"layers {ranges(plan.prediction)} predict further ahead (nextn)"
+
+
+def _fallback(used: Fallback) -> str:
+    return (
+        f"fallback {used.taken.name} instead of {used.wanted.name}: {len(used.names)} tensors,"
+        f" {used.extra_bits:+.4g} bits per weight, {gigabytes(used.extra_bytes)} more:"
+        f" {_some(used.names)}"
+    )
+
+
+def _importance(plan: Plan) -> Iterator[str]:
+    """Say which types need importance, how much an imatrix gives, and what it leaves out."""
+    if needed := needing(plan):
+        names = ", ".join(dict.fromkeys(t.type.name for t in needed))
+        without = [t.name for t in needed if not t.importance]
+        given = f"missing for {_some(without)}" if without else "given for all"
+        yield f"importance needed by {len(needed)} tensors ({names}), {given}"
+    if plan.imatrix:
+        yield _imatrix(plan, plan.imatrix)
+
+
+def _imatrix(plan: Plan, imatrix: Imatrix) -> str:
+    """Say how much of the plan an imatrix weighs; that the embedding is without goes unsaid."""
+    line = f"imatrix {imatrix.path.name}: importance for {len(plan.importance)} tensors"
+    if without := sum(len(i.without) for i in plan.importance.values()):
+        line += f" ({without} of their experts without)"
+    missing = [n for n in plan.unweighed if n != "token_embd.weight"]
+    return f"{line}, none for {', '.join(grouped(missing))}" if missing else line
+
+
+def _ignored(plan: Plan) -> Iterator[str]:
+    """Say what is left out and why, in few lines where it is much; --json has every name."""
+    for reason, names in by_reason(plan).items():
+        if len(grouped(names)) > _SHOWN:
+            yield f"ignored: {_some(names)}: {reason}"
+        else:
+            yield from (f"ignored: {name}: {reason}" for name in grouped(names))
+
+
+def _some(names: list[str] | tuple[str, ...]) -> str:
+    """Return names with their numbers together; of many, the first and how many more there are."""
+    lines = grouped(names)
+    if len(lines) > _SHOWN:
+        return f"{lines[0]} and {len(lines) - 1} more"
+    return ", ".join(lines)

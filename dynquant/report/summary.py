@@ -1,0 +1,134 @@
+"""What a plan comes to: bytes by role, by type and by rule, and what fallbacks cost."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from dynquant.arch.base import TensorName
+from dynquant.plan.checks import is_copied
+from dynquant.plan.plan import Plan, TensorPlan
+from dynquant.quants.table import QuantType
+from dynquant.recipe.assignment import BUILT_IN
+from dynquant.report.grid import SMALL, column_of, is_small
+
+
+@dataclass(frozen=True)
+class Fallback:
+    """Tensors whose rows the rule's type does not divide, and the type that stands in for it."""
+
+    wanted: QuantType
+    taken: QuantType
+    names: tuple[str, ...]
+    n_weights: int
+
+    @property
+    def extra_bits(self) -> float:
+        """Bits per weight that the fallback takes more."""
+        return self.taken.bpw - self.wanted.bpw
+
+    @property
+    def extra_bytes(self) -> int:
+        """Bytes that the fallback takes more than the rule's type would, if it divided the rows."""
+        return round(self.n_weights * self.extra_bits / 8)
+
+
+@dataclass(frozen=True)
+class Share:
+    """Tensors that have something in common, and how they are made up of types."""
+
+    name: str
+    tensors: tuple[TensorPlan, ...]
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all of them."""
+        return sum(t.n_bytes for t in self.tensors)
+
+    @property
+    def n_weights(self) -> int:
+        """Weights of all of them."""
+        return sum(t.n_weights for t in self.tensors)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Mean bits of a weight."""
+        return 8 * self.n_bytes / self.n_weights
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Their roles, each once."""
+        return tuple(dict.fromkeys(column_of(t.name) for t in self.tensors))
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Their layers; none for tensors outside the layers."""
+        parsed = (TensorName.parse(t.name).layer for t in self.tensors)
+        return tuple(layer for layer in parsed if layer is not None)
+
+    @property
+    def by_type(self) -> tuple[Share, ...]:
+        """The same tensors for each type, the one of fewest bits first."""
+        return by_type(self.tensors)
+
+
+def fallbacks(plan: Plan) -> tuple[Fallback, ...]:
+    """Return each use of the recipe's fallback."""
+    groups: dict[tuple[QuantType, QuantType], list[TensorPlan]] = {}
+    for t in plan.tensors:
+        if t.instead_of:
+            groups.setdefault((t.instead_of, t.type), []).append(t)
+    return tuple(
+        Fallback(wanted, taken, tuple(t.name for t in found), sum(t.n_weights for t in found))
+        for (wanted, taken), found in groups.items()
+    )
+
+
+def needing(plan: Plan) -> tuple[TensorPlan, ...]:
+    """Return the tensors whose type has too few bits to do without importance."""
+    return tuple(
+        t
+        for t in plan.tensors
+        if t.type.needs_importance and not is_copied(plan.sources[t.name], t.type)
+    )
+
+
+def by_reason(plan: Plan) -> dict[str, list[str]]:
+    """Return the stored tensors that a plan leaves out, by the reason."""
+    reasons: dict[str, list[str]] = {}
+    for name, reason in plan.ignored.items():
+        reasons.setdefault(reason, []).append(name)
+    return reasons
+
+
+def by_type(tensors: Iterable[TensorPlan]) -> tuple[Share, ...]:
+    """Return the tensors of each type, the type of fewest bits first."""
+    shares = _shares(tensors, lambda t: t.type.name)
+    return tuple(sorted(shares, key=lambda s: (s.tensors[0].type.bpw, s.name)))
+
+
+def by_role(tensors: Iterable[TensorPlan]) -> tuple[Share, ...]:
+    """Return the tensors of each role, the largest first; norms and such together, last."""
+    shares = _shares(tensors, lambda t: SMALL if is_small(t) else column_of(t.name))
+    return tuple(sorted(shares, key=lambda s: (s.name == SMALL, -s.n_bytes)))
+
+
+def by_rule(tensors: Iterable[TensorPlan]) -> tuple[Share, ...]:
+    """Return the tensors of each rule in the order of the recipe; built-in rules come last."""
+    return tuple(sorted(_shares(tensors, lambda t: t.rule), key=lambda s: _line(s.name)))
+
+
+def _shares(tensors: Iterable[TensorPlan], key: Callable[[TensorPlan], str]) -> tuple[Share, ...]:
+    groups: dict[str, list[TensorPlan]] = {}
+    for t in tensors:
+        groups.setdefault(key(t), []).append(t)
+    return tuple(Share(name, tuple(found)) for name, found in groups.items())
+
+
+def _line(rule: str) -> tuple[bool, bool, str, int]:
+    """Return what orders rules: lines of a file as numbers, the default behind its file's rules."""
+    place = re.fullmatch(r"(.*):(\d+)( default)?", rule)
+    if place is None or rule.startswith(BUILT_IN):
+        return (True, False, rule, 0)
+    return (False, bool(place[3]), place[1], int(place[2]))
