@@ -7,8 +7,10 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import jsonschema
 import mixes
 import pytest
+import yaml
 from ggufs import add, write
 from handmade import weights
 from headers import Shapes, dense, latent_experts, tensors_of, two_parts
@@ -23,8 +25,10 @@ from dynquant.recipe.language import load_recipe, parse_recipe, shipped_recipes
 from dynquant.recipe.match import assign
 from dynquant.recipe.protection import protection
 from dynquant.recipe.rules import Recipe
+from dynquant.recipe.schema import recipe_schema
 
 Types = dict[str, str]
+VALIDATOR = jsonschema.Draft7Validator(recipe_schema())
 
 
 def types_by(recipe: Recipe, shapes: Shapes) -> Types:
@@ -186,6 +190,7 @@ def test_any_types_come_back(model: tuple[Shapes, Types]) -> None:
     again, text = back(shapes, types)
     assert types_by(again, shapes) == types
     assert not re.search(r"blk\\\.\d", text), "no tensor is named, whatever the types"
+    assert VALIDATOR.is_valid(yaml.safe_load(text))
 
 
 def test_parts_of_a_model_are_told_apart_by_name() -> None:
@@ -272,7 +277,9 @@ def test_a_long_list_of_roles_stays_within_a_hundred_columns() -> None:
     assert max(map(len, text.splitlines())) <= 100
 
 
-def test_a_file_name_cannot_add_a_line() -> None:
-    text = recipe_of_types([("output.weight", (4, 64), "Q8_0")], "a\ndefault: Q4_0.gguf")
-    assert parse_recipe(text, "r", "r").name == "a\ndefault: Q4_0"
-    assert parse_recipe(text, "r", "r").default.name == "Q8_0"
+@pytest.mark.parametrize("stem", ["a\ndefault: Q4_0", "true", "4.5", "it's: #1", "\x7f", "\u4f60"])
+def test_any_file_name_can_be_a_recipe_name(stem: str) -> None:
+    text = recipe_of_types([("output.weight", (4, 64), "Q8_0")], f"{stem}.gguf")
+    recipe = parse_recipe(text, "r", "r")
+    assert (recipe.name, recipe.default.name) == (stem, "Q8_0")
+    assert VALIDATOR.is_valid(yaml.safe_load(text))

@@ -6,7 +6,9 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import jsonschema
 import pytest
+import yaml
 from headers import Shapes, dense, latent_experts, tensors_of, two_parts
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,7 +23,9 @@ from dynquant.recipe.language import parse_recipe
 from dynquant.recipe.match import assign
 from dynquant.recipe.protection import protection
 from dynquant.recipe.rules import Recipe
+from dynquant.recipe.schema import recipe_schema
 
+VALIDATOR = jsonschema.Draft7Validator(recipe_schema())
 Q4 = Base(ALL["Q4_K"])
 MODELS = [latent_experts(61, 3), latent_experts(4, 0), dense(12), dense(2, tied=True)]
 
@@ -201,6 +205,7 @@ def test_every_tensor_gets_the_type_of_the_first_pattern_found(
     ):
         recipe = parse_recipe(text, "r.yaml", "r")
         assert types_by(recipe, shapes) == first_match(words, shapes, "Q4_K")
+        assert VALIDATOR.is_valid(yaml.safe_load(text))
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)

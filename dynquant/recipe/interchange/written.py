@@ -6,6 +6,10 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import yaml
+
+from dynquant.recipe.schema import EDITOR_LINE
+
 _COLUMNS = 100
 
 # What YAML reads as text without quotes, whatever stands around it in a list.
@@ -51,7 +55,7 @@ def recipe_text(
 
     comments: lines that head it; keys, more: what stands before and after the rules, as YAML
     """
-    lines = ["# yaml-language-server: $schema=recipe.schema.json"]
+    lines = [EDITOR_LINE]
     lines += [f"# {_printable(line)}".rstrip() for line in comments]
     lines += ["dynquant: 1", *(f"{key}: {value}" for key, value in keys)]
     if rules:
@@ -65,7 +69,7 @@ def recipe_text(
 
 def quoted(text: str) -> str:
     """Return text as a YAML scalar, in quotes where it needs some."""
-    if _PLAIN.fullmatch(text):
+    if _PLAIN.fullmatch(text) and yaml.safe_load(text) == text:  # `true` is none
         return text
     if text.isprintable():
         return "'" + text.replace("'", "''") + "'"
