@@ -41,7 +41,7 @@ def export(
     if imatrix:
         read_imatrix(imatrix)  # so that a file that is none is told
     given = imatrix is not None or read.importance == "required"
-    found = resolve(load_model(model, mla=mla), read, importance=given)
+    found = resolve(load_model(model, mla=mla, needs_vocab=False), read, importance=given)
     for warning in found.warnings:
         console.talk(f"warning: {warning}")
     types = {name: given.type for name, given in found.assigned.assignments.items()}
