@@ -75,7 +75,7 @@ def any_types(draw: st.DrawFn) -> tuple[Shapes, dict[str, QuantType]]:
     }
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(any_types())
 def test_any_types_can_be_exported(model: tuple[Shapes, dict[str, QuantType]]) -> None:
     shapes, types = model

@@ -66,7 +66,7 @@ MADE = [
     (name, model)
     for name in sorted(shipped_recipes())
     for model in MODELS
-    if not load_recipe(name).intended or model == "latent attention"
+    if model == "latent attention" or not (load_recipe(name).intended or "-moe-" in name)
 ]
 
 
@@ -183,7 +183,7 @@ def assigned(draw: st.DrawFn) -> tuple[Shapes, Types]:
     return shapes, types
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=80, deadline=None, derandomize=True)
 @given(assigned())
 def test_any_types_come_back(model: tuple[Shapes, Types]) -> None:
     shapes, types = model

@@ -193,7 +193,7 @@ def lists(draw: st.DrawFn) -> list[str]:
     return words
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(lists(), st.sampled_from(MODELS))
 def test_every_tensor_gets_the_type_of_the_first_pattern_found(
     words: list[str], shapes: Shapes
