@@ -5,8 +5,8 @@
 
 CONFIG is a config.json of any family that dynquant knows, or the name of a published model
 (tests/published.py). Names, dtypes, shapes and places are those of the published checkpoint, for
-DeepSeek-R1 91,991 tensors of 688.6 GB in 163 files; the disk holds the headers, 11 MB. There is no
-tokenizer: `dynquant plan` does without, `dynquant convert` refuses the folder.
+DeepSeek-R1 91,991 tensors of 688.6 GB in 163 files; the disk holds headers and index, 21 MB.
+There is no tokenizer: `dynquant plan` does without, `dynquant convert` refuses the folder.
 """
 
 from __future__ import annotations

@@ -6,7 +6,13 @@ Hugging Face (of safetensors), without layers that predict further ahead and sca
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
+
+from unread import Unread
+
+from dynquant.arch.base import Architecture, Model, ModelTensor, TensorName
+from dynquant.arch.load import describe
 
 Config = dict[str, Any]
 
@@ -327,3 +333,26 @@ WEIGHTS = {
 
 SHARDS = {"DeepSeek-R1": 163, "Kimi-K2": 61}
 """Files that a checkpoint is published in, of those that scripts make whole."""
+
+
+def model_of(config: Config) -> Model:
+    """Return the model of a configuration by names and shapes, without what predicts ahead."""
+    architecture = describe(config, "config.json")
+    tensors = tuple(_tensors(architecture))
+    return Model(architecture.name, architecture.keys, tensors, {})
+
+
+def _tensors(architecture: Architecture) -> Iterator[ModelTensor]:
+    tied = architecture.tied[:1] if architecture.tied else ()
+    for row in architecture.rows:
+        if row.stored in tied:
+            continue
+        shape = tuple(architecture.sizes[size] for size in row.shape.split())
+        if "{expert}" in row.stored:
+            shape = (architecture.n_experts, *shape)
+        layers = range(architecture.n_layers) if row.layers is None else row.layers
+        for layer in layers if "{}" in row.name else (0,):
+            if layer < architecture.n_layers:
+                name = row.name.replace("{}", str(layer))
+                via = architecture.via.get(TensorName.parse(name).role)
+                yield ModelTensor(name, via(Unread(shape)) if via else Unread(shape))

@@ -7,28 +7,25 @@ from dataclasses import dataclass
 from math import prod
 
 import pytest
+from unread import Unread
 
 from dynquant.arch.base import ModelTensor
-from dynquant.arrays import U8
-from dynquant.quants import ALL, QuantType
 from dynquant.recipe.assignment import Assigned
 from dynquant.recipe.language import load_recipe, shipped_recipes
 from dynquant.recipe.match import assign
 
-RECIPES = ("bf16", "dynamic-4bit", "dynamic-6bit", "f16", "f32", "q8_0")
-ONE_MODEL = ("deepseek-r1-iq1_s",)
-"""Those for one model, on whose shapes they have tests of their own."""
-
-
-@dataclass(frozen=True)
-class Unread:
-    """A source of which only the shape is wanted."""
-
-    shape: tuple[int, ...]
-    stored: QuantType = ALL["BF16"]
-
-    def read(self, start: int, stop: int, into: U8) -> None:
-        raise AssertionError(f"matching read rows {start}..{stop} into {into.shape}")
+RECIPES = (
+    "bf16",
+    *(f"dynamic-{bits}bit" for bits in (2, 3, 4, 5, 6)),
+    "f16",
+    "f32",
+    "q8_0",
+)
+ELSEWHERE = (
+    *(f"deepseek-r1-{name}" for name in ("dq3_k_m", "iq1_m", "iq1_s", "iq2_xxs", "q2_k_xl")),
+    *(f"dynamic-moe-{bits}bit" for bits in ("1.58", "2", "3")),
+)
+"""Those that dense models are not for: test_deepseek_r1.py and test_recipe_sizes.py apply them."""
 
 
 @dataclass(frozen=True)
@@ -97,10 +94,10 @@ def bits_per_weight(recipe: str, model: Dense) -> float:
 
 def test_exactly_these_recipes_are_shipped_beside_the_mixes():
     own = [name for name, path in shipped_recipes().items() if path.parent.name == "recipes"]
-    assert sorted(own) == sorted(RECIPES + ONE_MODEL)
+    assert sorted(own) == sorted(RECIPES + ELSEWHERE)
 
 
-@pytest.mark.parametrize("name", RECIPES + ONE_MODEL)
+@pytest.mark.parametrize("name", RECIPES + ELSEWHERE)
 def test_recipe_is_named_as_its_file_and_described(name: str):
     recipe = load_recipe(name)
     assert (recipe.name, recipe.path) == (name, f"recipes/{name}.yaml")

@@ -24,13 +24,18 @@ import dynquant
 
 llamacpp: Any = pytest.importorskip("llamacpp", reason="needs xllamacpp", exc_type=ImportError)
 
-KL_CEILINGS = {"q8_0": 5e-4, "dynamic-4bit": 1.1e-2}
+KL_CEILINGS = {
+    "q8_0": 5e-4,
+    "dynamic-5bit": 3.5e-3,
+    "dynamic-4bit": 1.1e-2,
+    "dynamic-3bit": 4.5e-2,
+}
 """Mean KL(transformers || ours) over the prompts' last tokens, in nats; may only go down.
 
-They tell a recipe from a worse one: all Q4_K gives 1.6e-2, all Q4_0 2.6e-2. They cannot tell
-encoders of one quality apart: settings of Q4_K and Q5_K whose KL over 49,000 tokens and six
-permutations of the model (as scripts/compare_objectives.py makes them) is 1.35e-2 to 1.37e-2 give
-7.1e-3 to 8.8e-3 here, and ggml's encoders, with 1.45e-2 there, 6.6e-3.
+They tell a recipe from a worse one: all Q4_K gives 1.6e-2, all Q4_0 2.6e-2, Q5_K_S 3.8e-3, Q3_K_S
+5.2e-2. They cannot tell encoders of one quality apart: settings of Q4_K and Q5_K whose KL over
+49,000 tokens and six permutations of the model (as scripts/compare_objectives.py makes them) is
+1.35e-2 to 1.37e-2 give 7.1e-3 to 8.8e-3 here, and ggml's encoders, with 1.45e-2 there, 6.6e-3.
 """
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from dynquant.cli.recipe import check, diff, explain, schema
+from dynquant.cli.recipe import check, diff, explain, export, from_gguf, import_, schema
 
 app = typer.Typer(
     name="recipe",
@@ -14,3 +14,6 @@ app = typer.Typer(
 )
 for command in (check.check, explain.explain, diff.diff, schema.schema):
     app.command()(command)
+app.command("from-gguf")(from_gguf.from_gguf)
+app.command("import")(import_.import_)
+app.command("export")(export.export)

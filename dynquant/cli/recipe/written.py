@@ -1,0 +1,65 @@
+"""What commands that write a text file share: options, reading, and never replacing unasked."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dynquant.cli import console
+
+OutOption = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", metavar="OUT", help="The file to write; stdout if not given."),
+]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")]
+
+_MAX_BYTES = 1 << 20
+"""Of a list that is read: the longest published ones have a tenth of it."""
+
+
+def write_text(text: str, out: Path | None, *, force: bool) -> None:
+    """Write text to a file, whole or not at all, or to stdout.
+
+    Raises RecipeError where the file exists and force is not given, or cannot be written.
+    """
+    from dynquant.errors import RecipeError
+
+    if out is None:
+        console.write(text)
+        return
+    if out.exists() and not force:
+        raise RecipeError(f"{out}: exists; --force replaces it, or name another output")
+    part = out.with_name(f"{out.name}.part")
+    try:
+        part.write_text(text, "utf-8")
+        part.replace(out)
+    except OSError as e:
+        raise RecipeError(f"{out}: cannot be written: {e.strerror}") from e
+
+
+def read_text(file: str) -> tuple[str, str]:
+    """Return the text of a file, or of stdin for `-`, and what messages call it.
+
+    Raises RecipeError where it cannot be read or is no text.
+    """
+    from dynquant.errors import RecipeError
+
+    shown = "stdin" if file == "-" else file
+    try:
+        if file == "-":
+            content = sys.stdin.buffer.read(_MAX_BYTES + 1)
+        else:
+            with Path(file).open("rb") as opened:
+                content = opened.read(_MAX_BYTES + 1)
+    except OSError as e:
+        raise RecipeError(f"{shown}: cannot be read: {e.strerror}") from e
+    if len(content) > _MAX_BYTES:
+        raise RecipeError(f"{shown}: more than {_MAX_BYTES} bytes; this is no list of types")
+    try:
+        return content.decode("utf-8-sig"), shown
+    except UnicodeDecodeError as e:
+        line = content.count(b"\n", 0, e.start) + 1
+        raise RecipeError(f"{shown}:{line}: not UTF-8 text; save it as UTF-8") from e

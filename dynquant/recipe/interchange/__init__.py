@@ -1,0 +1,1 @@
+"""Recipes from and to what others write: a GGUF's types, and lists of PATTERN=TYPE."""

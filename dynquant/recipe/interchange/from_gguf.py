@@ -1,0 +1,188 @@
+"""The recipe that a GGUF's types follow: a short one that gives each tensor the type it has."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from math import prod
+from pathlib import Path
+
+from dynquant.arch.base import ModelTensor
+from dynquant.checkpoint.names import grouped
+from dynquant.checkpoint.split import Shards, open_gguf
+from dynquant.errors import RecipeError
+from dynquant.quants.table import ALL, KEPT
+from dynquant.recipe.facts import Facts, facts_of_tensors
+from dynquant.recipe.interchange.compaction import Column, Taken, compact
+from dynquant.recipe.interchange.grouping import named_roles
+from dynquant.recipe.interchange.header import Header
+from dynquant.recipe.interchange.written import WrittenRule, quoted, recipe_text
+from dynquant.recipe.language import parse_recipe
+from dynquant.recipe.match import assign
+from dynquant.recipe.protection import protection
+from dynquant.recipe.roles import ROLES
+
+
+def recipe_of_gguf(path: Path) -> str:
+    """Return the YAML of a recipe that gives every tensor of a GGUF's model the type it has there.
+
+    path: the file, or any of its shards
+
+    Raises CheckpointError for a damaged file, RecipeError with all tensors of types that cannot be
+    written.
+    """
+    shards = open_gguf(path)
+    tensors = ((t.name, t.shape, t.type_name) for _, t in shards.tensors())
+    return recipe_of_types(tensors, shards.path.name, prediction=_prediction(shards))
+
+
+def recipe_of_types(
+    tensors: Iterable[tuple[str, tuple[int, ...], str]],
+    file: str,
+    *,
+    prediction: range = range(0),
+) -> str:
+    """Return the YAML of a recipe that gives tensors their types, as short as it can be said.
+
+    tensors:    name, shape (slowest dimension first) and type of each
+    file:       what the types are from; the recipe's name is its stem
+    prediction: layers that predict further ahead; patterns do not count them
+
+    Raises RecipeError, all at once, for types that cannot be written.
+    """
+    listed = list(tensors)
+    types = {name: type_name for name, _, type_name in listed}
+    RecipeError.raise_any(_unwritable(types, file))
+    known = ALL | KEPT
+    headers = [ModelTensor(n, Header(shape, known[t])) for n, shape, t in listed]
+    columns = _columns(headers, types)
+    default = _most_frequent([t for t in headers if not protection(t)], types)
+    facts = facts_of_tensors(headers, prediction)
+    found = compact(columns, default, facts.n_layers)
+    rules = [_written(*each) for each in named_roles(found, columns, facts.n_layers)]
+    n_bits = sum(8 * t.n_rows * known[types[t.name]].row_size(t.n_per_row) for t in headers)
+    bpw = n_bits / max(1, sum(prod(t.shape) for t in headers))
+    comments = [f"The types of {file}: {len(headers)} tensors, {bpw:.3f} bits per weight."]
+    keys = [("name", quoted(file.removesuffix(".gguf"))), ("default", default)]
+    ahead = any(t.parts.layer in prediction for t in headers)
+    more = [("prediction_layers", "keep")] if ahead else []
+    text = recipe_text(comments, keys, rules, more)
+    if wrong := _wrong(text, headers, types, facts):
+        rules = [*_by_name(wrong, types), *rules]
+        text = recipe_text(comments, keys, rules, more)
+        wrong = _wrong(text, headers, types, facts)
+    assert not wrong, f"the recipe of {file} gives other types to {[t.name for t in wrong]}"
+    return text
+
+
+def _wrong(
+    text: str, tensors: Sequence[ModelTensor], types: dict[str, str], facts: Facts
+) -> list[ModelTensor]:
+    """Return the tensors to which a recipe gives another type than theirs."""
+    given = assign(parse_recipe(text, "recipe", "recipe"), tensors, facts).assignments
+    return [t for t in tensors if given[t.name].type.name != types[t.name]]
+
+
+def _by_name(tensors: Sequence[ModelTensor], types: dict[str, str]) -> Iterator[WrittenRule]:
+    """Yield rules for tensors that no other selector tells apart."""
+    by_type: dict[tuple[str, bool], list[str]] = {}
+    for t in tensors:
+        key = (types[t.name], protection(t) is not None)
+        by_type.setdefault(key, []).append(f"/^{re.escape(t.name)}$/")
+    for (type_name, guarded), names in by_type.items():
+        yield WrittenRule(type_name, names=tuple(names), override=guarded)
+
+
+def _written(rule: Taken, roles: tuple[str, ...]) -> WrittenRule:
+    names = tuple(dict.fromkeys(column.name for column in rule.columns if column.name))
+    layers = tuple(map(str, rule.items or ()))
+    return WrittenRule(rule.type, roles, layers, names, rule.columns[0].override)
+
+
+def _prediction(shards: Shards) -> range:
+    """Return the layers that predict further ahead, by the file's keys."""
+    architecture = shards.keys.get("general.architecture")
+    numbers: list[int] = []
+    for key in ("nextn_predict_layers", "block_count"):
+        found = architecture and shards.keys.get(f"{architecture.value}.{key}")
+        numbers.append(found.value if found and isinstance(found.value, int) else 0)
+    ahead, end = numbers
+    return range(end - ahead, end) if 0 < ahead < end else range(0)
+
+
+def _unwritable(types: dict[str, str], file: str) -> Iterator[str]:
+    """Say, for each type that no encoder makes, which tensors have it."""
+    names: dict[str, list[str]] = {}
+    for name, type_name in types.items():
+        if type_name not in ALL and type_name not in KEPT:
+            names.setdefault(type_name, []).append(name)
+    for type_name, some in names.items():
+        shown = grouped(some)
+        more = f" and {len(shown) - 4} more" if len(shown) > 4 else ""
+        yield (
+            f"{file}: {', '.join(shown[:4])}{more} ({len(some)} tensors): no encoder makes"
+            f" {type_name}; no recipe can ask for it (`dynquant types` lists what can be written)"
+        )
+
+
+def _most_frequent(tensors: Sequence[ModelTensor], types: dict[str, str]) -> str:
+    """Return the type of most tensors; of several, the one of most weights."""
+    counts = Counter(types[t.name] for t in tensors)
+    weights = Counter[str]()
+    for t in tensors:
+        weights[types[t.name]] += prod(t.shape)
+    return max(counts, key=lambda t: (counts[t], weights[t], t), default="F32")
+
+
+def _columns(tensors: Sequence[ModelTensor], types: dict[str, str]) -> list[Column]:
+    """Return what rules can take: roles, and parts of roles where a role is not enough.
+
+    Of protected tensors, those that have another type than their protection gives; those of fixed
+    types are no recipe's.
+    """
+    by_role: dict[tuple[str, bool], list[ModelTensor]] = {}
+    free_roles = {t.parts.role for t in tensors if not protection(t)}
+    for t in tensors:
+        guard = protection(t)
+        if not (guard and guard.fixed):
+            by_role.setdefault((t.parts.role, bool(guard)), []).append(t)
+    columns: list[Column] = []
+    for (role, guarded), some in by_role.items():
+        if guarded and all(types[t.name] == "F32" for t in some):
+            continue
+        alone = not (guarded and role in free_roles)
+        for name, part in _parts(role, some, types, alone=alone).items():
+            cells = {t.parts.layer: types[t.name] for t in part}
+            if not guarded or set(cells.values()) != {"F32"}:
+                some_role = role if role in ROLES else ""
+                columns.append(Column(some_role, tuple(cells.items()), name, guarded))
+    return columns
+
+
+def _parts(
+    role: str, tensors: list[ModelTensor], types: dict[str, str], *, alone: bool
+) -> dict[str, list[ModelTensor]]:
+    """Return the tensors of a role by the name that tells them from the others of it.
+
+    "" where the role is enough: its tensors of a layer have one type, and no tensor of it is of
+    another kind. A model of two parts has `enc.blk.0.attn_q.weight` and `dec.blk.0.attn_q.weight`,
+    and a matrix may have a bias beside it.
+    """
+    if role in ROLES and alone and _agree(tensors, types):
+        return {"": tensors}
+    parts: dict[str, list[ModelTensor]] = {}
+    for t in tensors:
+        head, at, tail = t.name.partition(f"blk.{t.parts.layer}.")
+        if role in ROLES:
+            glob = f"{head}blk.*.{tail}" if at else t.name
+        else:
+            number = r"blk\.\d+\." if at else ""
+            glob = f"/^{re.escape(head)}{number}{re.escape(tail)}$/"
+        parts.setdefault(glob, []).append(t)
+    return parts
+
+
+def _agree(tensors: Iterable[ModelTensor], types: dict[str, str]) -> bool:
+    cells: dict[int | None, str] = {}
+    return all(cells.setdefault(t.parts.layer, types[t.name]) == types[t.name] for t in tensors)

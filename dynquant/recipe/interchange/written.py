@@ -1,0 +1,98 @@
+"""Recipes as text: rules written the way people write them, and nothing that needs no saying."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import yaml
+
+from dynquant.recipe.schema import EDITOR_LINE
+
+_COLUMNS = 100
+
+# What YAML reads as text without quotes, whatever stands around it in a list.
+_PLAIN = re.compile(r"[A-Za-z_][\w. -]*(?<! )")
+
+
+@dataclass(frozen=True)
+class WrittenRule:
+    """A rule as it is to be written; layers: items of the list, in the language's words."""
+
+    type: str
+    roles: tuple[str, ...] = ()
+    layers: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    override: bool = False
+    optional: bool = False
+
+    def lines(self) -> Iterator[str]:
+        """Yield the rule's lines, as they stand under `rules:`."""
+        dash = "  - "
+        for key, values in (
+            ("role", tuple(map(quoted, self.roles))),
+            ("layers", self.layers),
+            ("name", tuple(map(quoted, self.names))),
+        ):
+            if values:
+                yield from _wrapped(f"{dash}{key}: ", values)
+                dash = "    "
+        yield f"{dash}type: {self.type}"
+        if self.override:
+            yield "    override: true"
+        if self.optional:
+            yield "    optional: true"
+
+
+def recipe_text(
+    comments: Iterable[str],
+    keys: Iterable[tuple[str, str]],
+    rules: Sequence[WrittenRule],
+    more: Iterable[tuple[str, str]] = (),
+) -> str:
+    """Return a recipe's YAML.
+
+    comments: lines that head it; keys, more: what stands before and after the rules, as YAML
+    """
+    lines = [EDITOR_LINE]
+    lines += [f"# {_printable(line)}".rstrip() for line in comments]
+    lines += ["dynquant: 1", *(f"{key}: {value}" for key, value in keys)]
+    if rules:
+        lines += ["", "rules:"]
+        for rule in rules:
+            lines += [*rule.lines(), ""]
+        lines.pop()
+    rest = [f"{key}: {value}" for key, value in more]
+    return "\n".join([*lines, *([""] if rest else []), *rest]) + "\n"
+
+
+def quoted(text: str) -> str:
+    """Return text as a YAML scalar, in quotes where it needs some."""
+    if _PLAIN.fullmatch(text) and yaml.safe_load(text) == text:  # `true` is none
+        return text
+    if text.isprintable():
+        return "'" + text.replace("'", "''") + "'"
+    escaped = (c if c.isprintable() and c not in '"\\' else f"\\U{ord(c):08x}" for c in text)
+    return '"' + "".join(escaped) + '"'
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def _wrapped(start: str, values: Sequence[str]) -> Iterator[str]:
+    """Yield one value, or a list of several in as many lines as it needs."""
+    if len(values) == 1 and not values[0].startswith("{"):
+        yield start + values[0]
+        return
+    line, indent = start + "[", " " * (len(start) + 1)
+    for i, value in enumerate(values):
+        end = "]" if i == len(values) - 1 else ","
+        if i and len(line) + 1 + len(value) + len(end) > _COLUMNS:
+            yield line
+            line = indent
+        elif i:
+            line += " "
+        line += value + end
+    yield line
