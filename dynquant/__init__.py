@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from dynquant.importance.imatrix import Imatrix
     from dynquant.keys import KeyValue
     from dynquant.plan.plan import Plan, make_plan
+    from dynquant.plan.shards import Split
     from dynquant.quants.codec import decode, encode
     from dynquant.quants.search import Effort
     from dynquant.recipe.language import load_recipe
@@ -112,6 +113,8 @@ def convert(
     pre: str | None = None,
     mla: Mla = "split",
     set_keys: Mapping[str, KeyValue | str] | None = None,
+    split: Split | None = None,
+    restart: bool = False,
     progress: Callable[[Progress], None] | Literal["tqdm"] | None = None,
 ) -> Plan:
     """Convert a checkpoint to a GGUF file by a recipe, and return the plan it was made by.
@@ -126,6 +129,8 @@ def convert(
     pre:      the pre-tokenizer's name in llama.cpp, where the tokenizer itself does not tell it
     mla:      how latent attention is stored, as in `load_model`
     set_keys: keys to change or add, as `--set KEY=VALUE` does
+    split:    how to cut the output into shards; None leaves it to the recipe
+    restart:  begin anew where an earlier run was broken off, instead of going on
     progress: called with bytes and weights done, in this thread; "tqdm" draws a bar
 
     Raises a kind of DynquantError for everything that the caller can mend.
@@ -148,7 +153,8 @@ def convert(
         effort=effort,
         allow_requantize=allow_requantize,
         set_keys=set_keys,
+        split=split,
     )
     report = tqdm_progress() if progress == "tqdm" else progress
-    convert_plan(plan, Path(out), threads=threads, force=force, progress=report)
+    convert_plan(plan, Path(out), threads=threads, force=force, restart=restart, progress=report)
     return plan

@@ -19,7 +19,10 @@ from dynquant.cli.options import (
     RecipeOption,
     RequantizeOption,
     SetOption,
+    SplitSizeOption,
+    SplitTensorsOption,
     settings,
+    split_of,
 )
 
 
@@ -48,14 +51,24 @@ def convert(
     set_keys: SetOption = None,
     pre: PreOption = None,
     mla: MlaOption = "split",
+    split_max_size: SplitSizeOption = None,
+    split_max_tensors: SplitTensorsOption = None,
+    restart: Annotated[
+        bool,
+        typer.Option(
+            "--restart", help="Begin anew where an earlier run was broken off, not go on."
+        ),
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")] = False,
 ) -> None:
     """Convert a checkpoint to a GGUF file by a recipe."""
     wanted = settings(set_keys)
+    split = split_of(split_max_size, split_max_tensors)
     from dynquant.arch.load import load_model
     from dynquant.conversion.engine import convert_plan, default_threads
+    from dynquant.conversion.journal import journal_path
     from dynquant.conversion.layout import lay_out
-    from dynquant.conversion.output import check_output, part_path
+    from dynquant.conversion.output import check_output
     from dynquant.importance.imatrix import read_imatrix
     from dynquant.plan.plan import make_plan
     from dynquant.recipe.language import load_recipe
@@ -72,6 +85,7 @@ def convert(
         effort=effort,
         allow_requantize=allow_requantize,
         set_keys=wanted,
+        split=split,
     )
     for warning in plan.warnings:
         console.talk(f"warning: {warning}", quiet=quiet)
@@ -84,14 +98,22 @@ def convert(
     threads = threads or default_threads()
     try:
         with console.progress_of(out.name, quiet=quiet) as progress:
-            convert_plan(plan, out, threads=threads, force=force, progress=progress)
+            made = convert_plan(
+                plan, out, threads=threads, force=force, restart=restart, progress=progress
+            )
     except (KeyboardInterrupt, SystemExit):
-        console.talk(f"interrupted; {part_path(out)} is incomplete, the next run replaces it")
+        console.talk(
+            f"interrupted; the same command goes on from {journal_path(out)}, --restart begins anew"
+        )
         raise
     seconds = time.monotonic() - started
+    size = gigabytes(sum(path.stat().st_size for path in made.paths))
+    rest = 1 - made.resumed / plan.tensor_bytes
+    resumed = f", {gigabytes(made.resumed)} of it written before" if made.resumed else ""
+    shards = f" in {len(made.paths)} shards" if len(made.paths) > 1 else ""
     console.talk(
-        f"{out}: {gigabytes(out.stat().st_size)}, {plan.bits_per_weight:.3f} bits per weight, in"
+        f"{out}: {size}{shards}, {plan.bits_per_weight:.3f} bits per weight, in"
         f" {console.duration(seconds)} on {threads} threads"
-        f" ({plan.n_weights / seconds / 1e6:.1f} million weights/s)",
+        f" ({plan.n_weights * rest / seconds / 1e6:.1f} million weights/s){resumed}",
         quiet=quiet,
     )

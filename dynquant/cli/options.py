@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from dynquant.plan.shards import Split
 
 ModelArgument = Annotated[
     str,
@@ -61,6 +64,25 @@ MlaOption = Annotated[
         help="How latent attention is stored: as today, or whole as in files of early 2025.",
     ),
 ]
+SplitSizeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--split-max-size",
+        metavar="SIZE",
+        help="Cut the output into shards of at most SIZE of tensors: 48G, 800M, 46GiB.",
+        show_default=False,
+    ),
+]
+SplitTensorsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--split-max-tensors",
+        metavar="N",
+        min=1,
+        help="Cut the output into shards of at most N tensors.",
+        show_default=False,
+    ),
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -70,6 +92,20 @@ SetOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+
+def split_of(max_size: str | None, max_tensors: int | None) -> Split | None:
+    """Return how to cut the output as the options say; None leaves it to the recipe."""
+    if max_size is None and max_tensors is None:
+        return None
+    from dynquant.errors import RecipeError
+    from dynquant.plan.shards import Split
+    from dynquant.recipe.words import size
+
+    try:
+        return Split(None if max_size is None else size(max_size), max_tensors)
+    except RecipeError as e:
+        raise typer.BadParameter(str(e), param_hint="--split-max-size") from e
 
 
 def settings(given: list[str] | None) -> dict[str, str]:

@@ -18,7 +18,10 @@ from dynquant.cli.options import (
     RecipeOption,
     RequantizeOption,
     SetOption,
+    SplitSizeOption,
+    SplitTensorsOption,
     settings,
+    split_of,
 )
 
 
@@ -43,9 +46,12 @@ def plan(
     set_keys: SetOption = None,
     pre: PreOption = None,
     mla: MlaOption = "split",
+    split_max_size: SplitSizeOption = None,
+    split_max_tensors: SplitTensorsOption = None,
 ) -> None:
     """Print the type, size and place that a recipe gives each tensor."""
     wanted = settings(set_keys)
+    split = split_of(split_max_size, split_max_tensors)
     from dynquant.arch.load import load_model
     from dynquant.conversion.layout import lay_out
     from dynquant.errors import PlanError
@@ -65,6 +71,7 @@ def plan(
         effort=effort,
         allow_requantize=allow_requantize,
         set_keys=wanted,
+        split=split,
         draft=True,
     )
     for warning in made.warnings:
