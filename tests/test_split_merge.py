@@ -41,7 +41,7 @@ def whole(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("how", "count"),
-    [(("--max-tensors", 4), 3), (("--max-tensors", 99), 1), (("--max-size", "2000"), 10)],
+    [(("--max-tensors", 4), 3), (("--max-tensors", 99), 1), (("--max-size", "2000"), 5)],
 )
 def test_shards_hold_every_tensor_and_the_first_every_key(
     whole: Path, tmp_path: Path, how: tuple[str, Any], count: int
