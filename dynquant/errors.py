@@ -62,3 +62,7 @@ class ReportError(DynquantError):
 
 class ConvertError(DynquantError):
     """Reading the source or writing the output failed."""
+
+
+class ManifestError(DynquantError):
+    """A manifest cannot be read, or contradicts itself."""

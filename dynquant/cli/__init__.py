@@ -13,7 +13,17 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from dynquant.cli import console, convert, inspect, plan, recipe, recipes, split, types
+from dynquant.cli import (
+    console,
+    convert,
+    inspect,
+    manifest,
+    plan,
+    recipe,
+    recipes,
+    split,
+    types,
+)
 from dynquant.errors import DynquantError
 
 app = typer.Typer(
@@ -31,6 +41,7 @@ for command in (
     inspect.inspect,
     split.split,
     split.merge,
+    manifest.manifest,
     types.types,
     recipes.recipes,
 ):

@@ -13,12 +13,14 @@ from dynquant.cli import console
 from dynquant.cli.options import (
     EffortOption,
     ImatrixOption,
+    ManifestOption,
     MlaOption,
     ModelArgument,
     PreOption,
     RecipeOption,
     RequantizeOption,
     SetOption,
+    SourceHashesOption,
     SplitSizeOption,
     SplitTensorsOption,
     settings,
@@ -59,6 +61,8 @@ def convert(
             "--restart", help="Begin anew where an earlier run was broken off, not go on."
         ),
     ] = False,
+    no_manifest: ManifestOption = False,
+    source_hashes: SourceHashesOption = "auto",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")] = False,
 ) -> None:
     """Convert a checkpoint to a GGUF file by a recipe."""
@@ -99,7 +103,13 @@ def convert(
     try:
         with console.progress_of(out.name, quiet=quiet) as progress:
             made = convert_plan(
-                plan, out, threads=threads, force=force, restart=restart, progress=progress
+                plan,
+                out,
+                threads=threads,
+                force=force,
+                restart=restart,
+                manifest=None if no_manifest else source_hashes,
+                progress=progress,
             )
     except (KeyboardInterrupt, SystemExit):
         console.talk(

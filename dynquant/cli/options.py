@@ -91,6 +91,18 @@ SetOption = Annotated[
         help="Set a key of the file; it keeps the type it has. May be repeated.",
     ),
 ]
+ManifestOption = Annotated[
+    bool, typer.Option("--no-manifest", help="Write no OUT.gguf.manifest.json beside the output.")
+]
+# The words of conversion/sources.py.
+SourceHashesOption = Annotated[
+    Literal["auto", "read", "none"],
+    typer.Option(
+        "--source-hashes",
+        help="The manifest's sha256 of source files: the Hub's own where it is known, else read;"
+        " always read; or none.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
