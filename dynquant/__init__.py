@@ -115,6 +115,7 @@ def convert(
     set_keys: Mapping[str, KeyValue | str] | None = None,
     split: Split | None = None,
     restart: bool = False,
+    verify_sample: int = 8,
     progress: Callable[[Progress], None] | Literal["tqdm"] | None = None,
 ) -> Plan:
     """Convert a checkpoint to a GGUF file by a recipe, and return the plan it was made by.
@@ -131,6 +132,7 @@ def convert(
     set_keys: keys to change or add, as `--set KEY=VALUE` does
     split:    how to cut the output into shards; None leaves it to the recipe
     restart:  begin anew where an earlier run was broken off, instead of going on
+    verify_sample: ranges of rows that are encoded again at the end and compared; 0 for none
     progress: called with bytes and weights done, in this thread; "tqdm" draws a bar
 
     Raises a kind of DynquantError for everything that the caller can mend.
@@ -156,5 +158,13 @@ def convert(
         split=split,
     )
     report = tqdm_progress() if progress == "tqdm" else progress
-    convert_plan(plan, Path(out), threads=threads, force=force, restart=restart, progress=report)
+    convert_plan(
+        plan,
+        Path(out),
+        threads=threads,
+        force=force,
+        restart=restart,
+        verify_sample=verify_sample,
+        progress=report,
+    )
     return plan

@@ -62,3 +62,7 @@ class ReportError(DynquantError):
 
 class ConvertError(DynquantError):
     """Reading the source or writing the output failed."""
+
+
+class VerificationError(DynquantError):
+    """A file is not what it ought to be, or cannot be compared with its source."""

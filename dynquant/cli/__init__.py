@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from dynquant.cli import console, convert, inspect, plan, recipe, recipes, types
+from dynquant.cli import console, convert, inspect, plan, recipe, recipes, types, verify
 from dynquant.errors import DynquantError
 
 app = typer.Typer(
@@ -25,7 +25,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (convert.convert, plan.plan, inspect.inspect, types.types, recipes.recipes):
+for command in (
+    convert.convert,
+    plan.plan,
+    verify.verify,
+    inspect.inspect,
+    types.types,
+    recipes.recipes,
+):
     app.command()(command)
 app.add_typer(recipe.app)
 

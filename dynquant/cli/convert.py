@@ -59,6 +59,15 @@ def convert(
             "--restart", help="Begin anew where an earlier run was broken off, not go on."
         ),
     ] = False,
+    verify_sample: Annotated[
+        int,
+        typer.Option(
+            "--verify-sample",
+            min=0,
+            metavar="N",
+            help="Ranges of rows to encode again at the end, and to compare; 0 for none.",
+        ),
+    ] = 8,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")] = False,
 ) -> None:
     """Convert a checkpoint to a GGUF file by a recipe."""
@@ -99,7 +108,13 @@ def convert(
     try:
         with console.progress_of(out.name, quiet=quiet) as progress:
             made = convert_plan(
-                plan, out, threads=threads, force=force, restart=restart, progress=progress
+                plan,
+                out,
+                threads=threads,
+                force=force,
+                restart=restart,
+                verify_sample=verify_sample,
+                progress=progress,
             )
     except (KeyboardInterrupt, SystemExit):
         console.talk(

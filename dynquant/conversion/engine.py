@@ -18,6 +18,7 @@ from dynquant.conversion.jobs import Done, Job, jobs
 from dynquant.conversion.journal import COMPLETE, Journal, journal_path, refuse_changed
 from dynquant.conversion.layout import Layout, lay_out
 from dynquant.conversion.output import PartFiles, check_output, sync_folder
+from dynquant.conversion.sample import SAMPLES, check_sample
 from dynquant.errors import ConvertError, PlanError
 from dynquant.plan.plan import Plan
 from dynquant.quants import codec
@@ -80,6 +81,7 @@ def convert_plan(
     threads: int | None = None,
     force: bool = False,
     restart: bool = False,
+    verify_sample: int = SAMPLES,
     progress: Callable[[Progress], None] | None = None,
     chunk_bytes: int = CHUNK_BYTES,
     sync_seconds: float = SYNC_SECONDS,
@@ -89,6 +91,7 @@ def convert_plan(
     threads:      worker threads; None takes one for each CPU
     force:        replace files that exist
     restart:      begin anew where an earlier run was broken off, instead of going on
+    verify_sample: ranges of rows that are encoded again at the end and compared; 0 for none
     progress:     called in the calling thread, about ten times a second and at both ends
     chunk_bytes:  stored bytes to read at a time, at least one row; the output does not depend on it
     sync_seconds: between two syncs of what is written
@@ -100,7 +103,7 @@ def convert_plan(
     Raises PlanError for a plan that lacks something, ConvertError if the output cannot be written,
     or if what is there is of another conversion, CheckpointError if the model cannot be read,
     ImportanceError if the imatrix changed since it was, ConvertError with tensor and row for a
-    weight that is not finite.
+    weight that is not finite, and for rows of the sample that are not the same a second time.
     """
     threads = default_threads() if threads is None else threads
     PlanError.raise_any((*plan.lacks, *plan.refusals))
@@ -129,6 +132,7 @@ def convert_plan(
             for i in range(threads)
         ]
         run.watch(workers, progress)
+        check_sample(plan, layout, parts, verify_sample)
         parts.sync()
         journal.add([COMPLETE])
         parts.finish()
