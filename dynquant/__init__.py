@@ -117,6 +117,7 @@ def convert(
     split: Split | None = None,
     restart: bool = False,
     manifest: SourceHashes | None = "auto",
+    verify_sample: int = 8,
     progress: Callable[[Progress], None] | Literal["tqdm"] | None = None,
 ) -> Plan:
     """Convert a checkpoint to a GGUF file by a recipe, and return the plan it was made by.
@@ -136,6 +137,7 @@ def convert(
     manifest: the file beside the output that tells what was made of what; of each source file it
               has the sha256: "auto" takes the Hub's own where it is known and reads the others,
               "read" reads all, "none" takes none; None writes no manifest
+    verify_sample: ranges of rows that are encoded again at the end and compared; 0 for none
     progress: called with bytes and weights done, in this thread; "tqdm" draws a bar
 
     Raises a kind of DynquantError for everything that the caller can mend.
@@ -168,6 +170,7 @@ def convert(
         force=force,
         restart=restart,
         manifest=manifest,
+        verify_sample=verify_sample,
         progress=report,
     )
     return plan

@@ -66,3 +66,7 @@ class ConvertError(DynquantError):
 
 class ManifestError(DynquantError):
     """A manifest cannot be read, or contradicts itself."""
+
+
+class VerificationError(DynquantError):
+    """A file is not what it ought to be, or cannot be compared with its source."""

@@ -28,6 +28,7 @@ ROOMS = (
     "recipe",
     "plan",
     "conversion",
+    "verification",
     "evaluate",
     "report",
     "cli",

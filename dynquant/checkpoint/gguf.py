@@ -64,13 +64,17 @@ class GGUFTensor:
 
 @dataclass(frozen=True)
 class GGUFFile:
-    """What a GGUF file says of itself; its data begin at byte `data_offset`."""
+    """What a GGUF file says of itself; its data begin at byte `data_offset`.
+
+    table_end: byte after the tensor table; from there to the data is padding
+    """
 
     path: Path
     keys: Keys
     tensors: tuple[GGUFTensor, ...]
     data_offset: int
     alignment: int
+    table_end: int
 
 
 class _Cursor:
@@ -193,12 +197,13 @@ def _read(cursor: _Cursor) -> GGUFFile:
     for _ in range(n_tensors):
         tensor = _tensor(cursor, alignment, tensors)
         tensors[tensor.name] = tensor
-    data_offset = -(-cursor.offset // alignment) * alignment
+    table_end = cursor.offset
+    data_offset = -(-table_end // alignment) * alignment
     CheckpointError.raise_any(
         f"{cursor.path}: byte {data_offset + offset}: {what}"
         for offset, what in _places(list(tensors.values()), cursor.size - data_offset)
     )
-    return GGUFFile(cursor.path, keys, tuple(tensors.values()), data_offset, alignment)
+    return GGUFFile(cursor.path, keys, tuple(tensors.values()), data_offset, alignment, table_end)
 
 
 def _key(cursor: _Cursor, keys: Keys) -> tuple[str, KeyValue]:

@@ -23,6 +23,7 @@ from dynquant.cli import (
     recipes,
     split,
     types,
+    verify,
 )
 from dynquant.errors import DynquantError
 
@@ -38,6 +39,7 @@ app = typer.Typer(
 for command in (
     convert.convert,
     plan.plan,
+    verify.verify,
     inspect.inspect,
     split.split,
     split.merge,

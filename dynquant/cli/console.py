@@ -87,6 +87,34 @@ def progress_of(name: str, *, quiet: bool) -> Generator[Callable[[Progress], Non
 
 
 @contextlib.contextmanager
+def steps_of(what: str, *, quiet: bool) -> Generator[Callable[[int, int], None] | None]:
+    """Give a callback of bytes done and in all: a bar on a terminal, else a line now and then."""
+    if quiet:
+        yield None
+    elif sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import Progress as Bar
+
+        with Bar(console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(what, total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+    else:
+        yield _log_steps(what)
+
+
+def _log_steps(what: str) -> Callable[[int, int], None]:
+    told = time.monotonic()
+
+    def report(done: int, total: int) -> None:
+        nonlocal told
+        if time.monotonic() - told >= _LOG_SECONDS:
+            told = time.monotonic()
+            talk(f"{what}: {done / total:.0%} of {total / 1e9:.2f} GB")
+
+    return report
+
+
+@contextlib.contextmanager
 def _bar(name: str) -> Generator[Callable[[Progress], None]]:
     from rich import progress as rich
     from rich.console import Console

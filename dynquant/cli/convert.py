@@ -63,6 +63,15 @@ def convert(
     ] = False,
     no_manifest: ManifestOption = False,
     source_hashes: SourceHashesOption = "auto",
+    verify_sample: Annotated[
+        int,
+        typer.Option(
+            "--verify-sample",
+            min=0,
+            metavar="N",
+            help="Ranges of rows to encode again at the end, and to compare; 0 for none.",
+        ),
+    ] = 8,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")] = False,
 ) -> None:
     """Convert a checkpoint to a GGUF file by a recipe."""
@@ -109,6 +118,7 @@ def convert(
                 force=force,
                 restart=restart,
                 manifest=None if no_manifest else source_hashes,
+                verify_sample=verify_sample,
                 progress=progress,
             )
     except (KeyboardInterrupt, SystemExit):

@@ -21,6 +21,7 @@ from dynquant.conversion.manifest import manifest_path, manifest_text
 from dynquant.conversion.output import PartFiles, check_output, sync_folder
 from dynquant.conversion.provenance import Figures, manifest_of
 from dynquant.conversion.sources import SourceDigests, SourceHashes
+from dynquant.conversion.sample import SAMPLES, check_sample
 from dynquant.errors import ConvertError, PlanError
 from dynquant.plan.plan import Plan
 from dynquant.quants import codec
@@ -88,6 +89,7 @@ def convert_plan(
     force: bool = False,
     restart: bool = False,
     manifest: SourceHashes | None = None,
+    verify_sample: int = SAMPLES,
     progress: Callable[[Progress], None] | None = None,
     chunk_bytes: int = CHUNK_BYTES,
     sync_seconds: float = SYNC_SECONDS,
@@ -98,6 +100,7 @@ def convert_plan(
     force:        replace files that exist
     restart:      begin anew where an earlier run was broken off, instead of going on
     manifest:     write one, with hashes of the source files that are found so; None for none
+    verify_sample: ranges of rows that are encoded again at the end and compared; 0 for none
     progress:     called in the calling thread, about ten times a second and at both ends
     chunk_bytes:  stored bytes to read at a time, at least one row; the output does not depend on it
     sync_seconds: between two syncs of what is written
@@ -109,7 +112,7 @@ def convert_plan(
     Raises PlanError for a plan that lacks something, ConvertError if the output cannot be written,
     or if what is there is of another conversion, CheckpointError if the model cannot be read,
     ImportanceError if the imatrix changed since it was, ConvertError with tensor and row for a
-    weight that is not finite.
+    weight that is not finite, and for rows of the sample that are not the same a second time.
     """
     threads = default_threads() if threads is None else threads
     PlanError.raise_any((*plan.lacks, *plan.refusals))
@@ -139,6 +142,7 @@ def convert_plan(
             for i in range(threads)
         ]
         run.watch(workers, progress)
+        check_sample(plan, layout, parts, verify_sample)
         made = run.converted()
         text = manifest and _manifest_text(plan, layout, made, sources)
         parts.sync()

@@ -1,0 +1,121 @@
+"""The tensors of a GGUF with the rows of a source that they should be made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from dynquant.arch.base import Model, ModelTensor
+from dynquant.checkpoint.gguf import GGUFFile, GGUFTensor
+from dynquant.checkpoint.names import grouped
+from dynquant.checkpoint.split import Shards
+from dynquant.importance.audit import Importance, audit
+from dynquant.importance.imatrix import Imatrix
+from dynquant.quants.table import ALL, KEPT, QuantType
+from dynquant.tensors import n_rows
+from dynquant.verification.findings import Fault
+from dynquant.verification.maker import Maker
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A tensor of the file, its rows in the source, and how they become its blocks.
+
+    is_sure: whether other bytes than ours are wrong: not where another encoder made them
+    """
+
+    file: GGUFFile
+    tensor: GGUFTensor
+    source: ModelTensor
+    qtype: QuantType
+    importance: Importance | None
+    is_sure: bool
+
+    @property
+    def together(self) -> int:
+        """Rows of one matrix, where its matrices differ in importance; else all."""
+        rows = n_rows(self.tensor.shape)
+        return rows // self.importance.n_matrices if self.importance else rows
+
+    @property
+    def row_size(self) -> int:
+        """Bytes of a row in the file."""
+        return self.qtype.row_size(self.source.n_per_row)
+
+
+class Pairing:
+    """Finds the source of each tensor, and says of which there is none."""
+
+    def __init__(self, shards: Shards, model: Model, maker: Maker, imatrix: Imatrix | None) -> None:
+        self.faults: list[Fault] = []
+        self.unchecked: list[str] = []
+        self._maker = maker
+        self._model = model
+        self._path = shards.path
+        self._files = {t.name: (file, t) for file, t in shards.tensors()}
+        self._sources = dict(_sources(model, self._files))
+        here = [t for n, t in self._sources.items() if n in self._files]
+        self._importance = audit(imatrix, here)[0] if imatrix and here else {}
+
+    def pair(self, name: str) -> Pair | None:
+        """Return a tensor with its source, or note why there is no comparing it."""
+        file, tensor = self._files[name]
+        at = file.data_offset + tensor.offset
+        source = self._sources.get(name)
+        qtype = (ALL | KEPT).get(tensor.type_name)
+        if source is None:
+            if self._maker.version:
+                self.faults.append(Fault("is not in the source", file.path, name, at))
+            else:
+                self.unchecked.append(f"{name}: is not in the source")
+            return None
+        if source.shape != (tensor.shape or (1,)):
+            self.faults.append(
+                Fault(
+                    f"has shape {list(tensor.shape)}, and {list(source.shape)} in the source",
+                    file.path,
+                    name,
+                    at,
+                )
+            )
+            return None
+        stored = source.source.stored
+        if (
+            qtype is None
+            or (qtype.name in KEPT) != (stored.name in KEPT)
+            or (qtype.name in KEPT and qtype != stored)
+        ):
+            self.faults.append(
+                Fault(
+                    f"is {tensor.type_name}, and {stored.name} in the source", file.path, name, at
+                )
+            )
+            return None
+        is_exact = qtype.is_float or qtype == stored
+        if self._maker.version is None and not is_exact:
+            return None
+        importance = None if is_exact else self._importance.get(name)
+        is_sure = is_exact or self._maker.is_ours
+        return Pair(file, tensor, source, qtype, importance, is_sure)
+
+    def left_out(self) -> Iterator[str]:
+        """Say what the source has and the file has not; layers that predict ahead are optional."""
+        ahead = self._model.prediction.layers if self._model.prediction else range(0)
+        left = [
+            t.name
+            for t in self._model.tensors
+            if t.name not in self._files and t.parts.layer not in ahead
+        ]
+        if left:
+            yield f"{self._path}: {', '.join(grouped(left))} of the source is not in the file"
+
+
+def _sources(model: Model, names: Mapping[str, object]) -> Iterator[tuple[str, ModelTensor]]:
+    """Yield the tensors that a file may have, by name; stored blocks where it has their factor."""
+    for tensor in model.tensors:
+        factor = tensor.name.removesuffix("weight") + "scale"
+        if tensor.kept is not None and factor in names:
+            yield tensor.name, ModelTensor(tensor.name, tensor.kept.blocks)
+            yield factor, ModelTensor(factor, tensor.kept.factor)
+        else:
+            yield tensor.name, replace(tensor, kept=None)
