@@ -20,8 +20,8 @@ from dynquant.conversion.layout import Layout, lay_out
 from dynquant.conversion.manifest import manifest_path, manifest_text
 from dynquant.conversion.output import PartFiles, check_output, sync_folder
 from dynquant.conversion.provenance import Figures, manifest_of
-from dynquant.conversion.sources import SourceDigests, SourceHashes
 from dynquant.conversion.sample import SAMPLES, check_sample
+from dynquant.conversion.sources import SourceDigests, SourceHashes
 from dynquant.errors import ConvertError, PlanError
 from dynquant.plan.plan import Plan
 from dynquant.quants import codec
