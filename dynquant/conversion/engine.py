@@ -25,6 +25,7 @@ from dynquant.conversion.sources import SourceDigests, SourceHashes
 from dynquant.errors import ConvertError, PlanError
 from dynquant.plan.plan import Plan
 from dynquant.quants import codec
+from dynquant.quants.error import NO_ERROR, ErrorSums, TensorError, keeps_weights
 from dynquant.quants.search import Search
 from dynquant.tensors import n_rows, row_bytes
 
@@ -65,12 +66,14 @@ class Converted:
     paths:   its files, one or several shards
     sha256:  of each file; xxh64: of each tensor's bytes, in the order of the plan, as
              llama-gguf-hash prints it
+    errors:  what each tensor lost, in the same order; None where its weights are as they were
     resumed: bytes of tensors that an earlier run had written
     """
 
     paths: tuple[Path, ...]
     sha256: tuple[str, ...]
     xxh64: tuple[str, ...]
+    errors: tuple[TensorError | None, ...]
     resumed: int
 
 
@@ -299,9 +302,19 @@ class _Run:
 
     def converted(self) -> Converted:
         """Return what was made, after `watch`."""
-        digests = self._digests
+        digests, plan = self._digests, self._plan
+        errors = (
+            None
+            if keeps_weights(plan.sources[tensor.name].source.stored, tensor.type)
+            else sums.figures()
+            for tensor, sums in zip(plan.tensors, digests.sums(), strict=True)
+        )
         return Converted(
-            self._parts.paths, tuple(digests.files()), tuple(digests.tensors()), self._resumed
+            self._parts.paths,
+            tuple(digests.files()),
+            tuple(digests.tensors()),
+            tuple(errors),
+            self._resumed,
         )
 
     def work(self) -> None:
@@ -309,10 +322,8 @@ class _Run:
         stored = _Scratch()
         try:
             while (job := self._next()) is not None:
-                blocks = self._again(job) if job.done else None
-                if blocks is None:
-                    blocks = self._do(job, stored)
-                self._digests.add(job, blocks)
+                blocks, sums = self._again(job) or self._do(job, stored)
+                self._digests.add(job, blocks, sums)
         except BaseException as e:  # raised again, once, in the thread that watches
             self._fail(e)
 
@@ -337,19 +348,21 @@ class _Run:
         self._digests.stop()
         self._sources.stop()
 
-    def _again(self, job: Job) -> U8 | None:
-        """Return blocks of an earlier run; None where they are not as it left them."""
+    def _again(self, job: Job) -> tuple[U8, ErrorSums] | None:
+        """Return blocks of an earlier run, and their errors; None where they are not as it left."""
+        if job.done is None:
+            return None
         blocks = np.empty(job.n_bytes, np.uint8)
         self._parts.read(job.tensor.shard, blocks.data, self._position(job))
-        if job.done is None or xxhash.xxh3_64_intdigest(blocks.data) != job.done.checksum:
+        if xxhash.xxh3_64_intdigest(blocks.data) != job.done.checksum:
             return None
         with self._lock:
             self._resumed += len(blocks)
         self._count(job)
-        return blocks
+        return blocks, job.done.sums
 
-    def _do(self, job: Job, stored: _Scratch) -> U8:
-        """Read, encode and write the rows of a job; return their blocks."""
+    def _do(self, job: Job, stored: _Scratch) -> tuple[U8, ErrorSums]:
+        """Read, encode and write the rows of a job; return their blocks and errors."""
         tensor = job.tensor
         taken = stored(job.n_rows * row_bytes(job.source))
         blocks = np.empty(job.n_bytes, np.uint8)
@@ -371,12 +384,17 @@ class _Run:
                 f" {job.start + e.row} holds a number that is not finite (NaN or infinity); the"
                 " checkpoint is damaged or its training overflowed, take another copy of it"
             ) from e
+        sums = NO_ERROR
+        if not keeps_weights(job.source.stored, tensor.type):
+            sums = codec.error_sums(
+                taken, job.source.stored, tensor.n_per_row, tensor.type, blocks, importance
+            )
         self._parts.write(tensor.shard, blocks.data, self._position(job))
         checksum = xxhash.xxh3_64_intdigest(blocks.data)
         with self._lock:
-            self._unsaved.append(Done(job.index, job.start, job.stop, checksum))
+            self._unsaved.append(Done(job.index, job.start, job.stop, checksum, sums))
         self._count(job)
-        return blocks
+        return blocks, sums
 
     def _position(self, job: Job) -> int:
         file = self._layout.files[job.tensor.shard]
