@@ -13,16 +13,17 @@ import xxhash
 
 from dynquant.arrays import U8
 from dynquant.conversion.digest import Digests
-from dynquant.conversion.identity import identity_of
+from dynquant.conversion.identity import refuse_written, versions_of
 from dynquant.conversion.jobs import Done, Job, jobs
-from dynquant.conversion.journal import COMPLETE, Journal, journal_path, refuse_changed
+from dynquant.conversion.journal import COMPLETE, Journal, journal_path
 from dynquant.conversion.layout import Layout, lay_out
 from dynquant.conversion.output import PartFiles, check_output, sync_folder
+from dynquant.conversion.resume import begin
 from dynquant.errors import ConvertError, PlanError
 from dynquant.plan.plan import Plan
 from dynquant.quants import codec
 from dynquant.quants.search import Search
-from dynquant.tensors import n_rows, row_bytes
+from dynquant.tensors import row_bytes
 
 CHUNK_BYTES = 1 << 20
 """Stored bytes of the rows that are encoded at a time: they stay in a core's cache from the read
@@ -108,27 +109,18 @@ def convert_plan(
         raise ConvertError(f"threads is {threads}; at least 1 is needed")
     # A DYNQUANT_ISA that this CPU does not run is told before there is a file.
     codec.active_isa()
+    sources = versions_of(plan)
     layout = lay_out(plan)
     parts = PartFiles(layout.paths(out), [file.file_bytes for file in layout.files])
-    is_new = not journal_path(out).exists()
-    if is_new:
+    if not journal_path(out).exists():
         check_output(plan, out, layout, force=force)
     journal = Journal(out)
-    workers: list[threading.Thread] = []
+    run: _Run | None = None
     try:
-        try:
-            done = _begin(plan, out, layout, parts, journal, force=force, restart=restart)
-        except BaseException:
-            if is_new:
-                parts.remove()
-                journal.remove()
-            raise
+        done = begin(plan, out, layout, parts, journal, force=force, restart=restart)
         run = _Run(plan, layout, parts, journal, chunk_bytes, done, sync_seconds)
-        workers += [
-            threading.Thread(target=run.work, name=f"dynquant-{i}", daemon=True)
-            for i in range(threads)
-        ]
-        run.watch(workers, progress)
+        run.watch(threads, progress)
+        refuse_written(sources, versions_of(plan))
         parts.sync()
         journal.add([COMPLETE])
         parts.finish()
@@ -136,58 +128,10 @@ def convert_plan(
         sync_folder(out.parent)
         return run.converted()
     finally:
-        # A second interrupt ends the wait for a worker; the file must not be closed under it.
-        if not any(w.is_alive() for w in workers):
+        # A second interrupt ends the wait for a thread; the files must not be closed under it.
+        if run is None or not run.is_alive:
             parts.close()
             journal.close()
-
-
-def _begin(
-    plan: Plan,
-    out: Path,
-    layout: Layout,
-    parts: PartFiles,
-    journal: Journal,
-    *,
-    force: bool,
-    restart: bool,
-) -> dict[int, list[Done]]:
-    """Make the files, or open those of an earlier run; return the rows that are there.
-
-    What the journal tells is there, since a crash takes nothing away that was synced; the checksums
-    are looked at all the same, when the rows are hashed.
-    """
-    before, records = journal.read()
-    is_complete = COMPLETE in records
-    if not is_complete or restart:
-        check_output(plan, out, layout, force=force)
-    identity = identity_of(plan, layout)
-    if before is not None and records and not restart:
-        refuse_changed(journal.path, before, identity)
-        if parts.are_there(named=is_complete):
-            parts.open()
-            return _by_tensor(records, plan)
-    parts.make()
-    for number, file in enumerate(layout.files):
-        parts.write(number, file.header, 0)
-    parts.sync()
-    journal.begin(identity)
-    sync_folder(out.parent)
-    return {}
-
-
-def _by_tensor(records: Sequence[Done], plan: Plan) -> dict[int, list[Done]]:
-    """Return the rows that are there by tensor, in order; what overlaps or reaches out is left."""
-    found: dict[int, list[Done]] = {}
-    for record in sorted(records, key=lambda r: (r.tensor, r.start)):
-        if record.tensor >= len(plan.tensors) or record.start >= record.stop:
-            continue
-        those = found.setdefault(record.tensor, [])
-        if record.stop > n_rows(plan.tensors[record.tensor].shape):
-            continue
-        if not those or those[-1].stop <= record.start:
-            those.append(record)
-    return found
 
 
 class _Scratch:
@@ -233,16 +177,25 @@ class _Run:
         self._weights_done = 0
         self._resumed = 0
         self._unsaved: list[Done] = []
+        self._threads: list[threading.Thread] = []
 
-    def watch(
-        self, workers: list[threading.Thread], progress: Callable[[Progress], None] | None
-    ) -> None:
+    @property
+    def is_alive(self) -> bool:
+        """Whether a thread of it still runs."""
+        return any(t.is_alive() for t in self._threads)
+
+    def watch(self, n_workers: int, progress: Callable[[Progress], None] | None) -> None:
         """Run the workers to the end, report progress, and raise what went wrong."""
+        workers = [
+            threading.Thread(target=self.work, name=f"dynquant-{i}", daemon=True)
+            for i in range(n_workers)
+        ]
         saver = threading.Thread(target=self._save, name="dynquant-journal", daemon=True)
+        self._threads = [*workers, saver]
         try:
             self._report(progress)
-            for w in (*workers, saver):
-                w.start()
+            for t in self._threads:
+                t.start()
             for w in workers:
                 while w.is_alive():
                     w.join(_REPORT_SECONDS)
