@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from dynquant.importance.imatrix import read_imatrix
 from dynquant.keys import string
 from dynquant.plan.plan import Plan, make_plan
 from dynquant.plan.shards import Split
+from dynquant.quants.error import TensorError
 from dynquant.recipe.language import load_recipe
 
 VALIDATOR = jsonschema.Draft202012Validator(manifest_schema())
@@ -218,19 +219,13 @@ def test_how_latent_attention_is_stored_is_told(tmp_path: Path, role: str) -> No
     assert found["mla"] == {"attn_k_b": "split", "attn_kv_b": "merged"}[role]
 
 
-@dataclass(frozen=True)
-class Figures:
-    weighted: float
-    one_minus_cos2: float
-    max: float
-
-
 def test_errors_are_told_to_six_digits(tmp_path: Path) -> None:
     plan = stored_plan(tmp_path)
     done = convert_plan(plan, tmp_path / "x.gguf", threads=1)
     n = len(plan.tensors)
-    errors = [Figures(1.23456789e-5, -1e-17, 0.25), None, Figures(float("nan"), 0, 0)]
-    found = manifest_of(plan, lay_out(plan), done, [], [*errors, *[None] * (n - 3)])
+    errors = [TensorError(1.23456789e-5, -1e-17, 0.25), None, TensorError(float("nan"), 0, 0)]
+    done = replace(done, errors=(*errors, *[None] * (n - 3)))
+    found = manifest_of(plan, lay_out(plan), done, [])
     told = found.model_dump()["tensors"]
     assert told[0]["error"] == {"weighted": 1.23457e-5, "one_minus_cos2": 0.0, "max": 0.25}
     assert [t["error"] for t in told[1:]] == [None] * (n - 1)

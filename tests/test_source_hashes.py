@@ -194,7 +194,7 @@ def test_a_source_that_changes_meanwhile_is_told_and_no_output_is_left(tmp_path:
     def touch(_: object) -> None:
         os.utime(path, (1, 1))
 
-    with pytest.raises(CheckpointError, match=r"model-1: changed while it was converted"):
+    with pytest.raises(CheckpointError, match=r"model-1: was written while it was read"):
         convert_plan(plan, tmp_path / "x.gguf", threads=1, progress=touch, manifest="auto")
     assert not (tmp_path / "x.gguf").exists()
     with pytest.raises(ConvertError, match="--restart"):

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+import os
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, TypeVar, cast
+
+import numpy as np
 
 from dynquant.conversion.layout import Layout
 from dynquant.errors import CheckpointError
 from dynquant.plan.plan import Plan
-from dynquant.tensors import ShardFile
+from dynquant.tensors import Computed, ShardFile
+
+T = TypeVar("T")
 
 _GGUF_HEAD = 1 << 20
 _MOST = 256 << 20
@@ -31,6 +37,8 @@ def identity_of(plan: Plan, layout: Layout) -> dict[str, Any]:
         "imatrix": plan.imatrix.sha256 if plan.imatrix else None,
         "shards": len(layout.files),
         "plan": hashlib.sha256(b"".join(file.header for file in layout.files)).hexdigest(),
+        "computed": _computed(plan),
+        "config": {path.name: _hash_of(path) for path in _configs(plan)},
         "source": {path.name: source_of(path) for path in source_files(plan)},
     }
     return found
@@ -42,30 +50,82 @@ def source_files(plan: Plan) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def readers_of(source: object) -> Iterable[ShardFile]:
+def readers_of(source: object) -> Iterator[ShardFile]:
     """Yield the files that a source reads, whatever it is made of."""
-    if isinstance(source, ShardFile):
+    return _leaves(source, ShardFile)
+
+
+def versions_of(plan: Plan) -> dict[Path, tuple[int, int]]:
+    """Return size and time of change of each file that a plan's tensors are read from."""
+    found: dict[Path, tuple[int, int]] = {}
+    for path in source_files(plan):
+        with _read(path) as file:
+            there = os.fstat(file.fileno())
+        found[path] = (there.st_size, there.st_mtime_ns)
+    return found
+
+
+def refuse_written(
+    before: Mapping[Path, tuple[int, int]], now: Mapping[Path, tuple[int, int]]
+) -> None:
+    """Raise CheckpointError if a source is not what it was when the run began."""
+    CheckpointError.raise_any(
+        f"{path}: was written while it was read; convert it anew (--restart) when it is complete"
+        for path, version in before.items()
+        if now.get(path) != version
+    )
+
+
+def _leaves(source: object, kind: type[T]) -> Iterator[T]:
+    """Yield all of one kind that a source is made of, whatever it is."""
+    if isinstance(source, kind):
         yield source
     elif is_dataclass(source):
         for f in fields(source):
-            yield from readers_of(getattr(source, f.name))
+            yield from _leaves(getattr(source, f.name), kind)
     elif isinstance(source, (list, tuple)):
-        for part in cast(Iterable[Any], source):
-            yield from readers_of(part)
+        for part in cast(Iterable[object], source):
+            yield from _leaves(part, kind)
+
+
+def _computed(plan: Plan) -> str:
+    """Return the hash of all weights that no file holds."""
+    digest = hashlib.sha256()
+    for tensor in plan.sources.values():
+        for part in _leaves(tensor.source, Computed):
+            digest.update(np.ascontiguousarray(part.values, "<f4").data)
+    return digest.hexdigest()
+
+
+def _configs(plan: Plan) -> list[Path]:
+    """Return the settings beside the shards: numbers of theirs are in weights, such as scales."""
+    folders = dict.fromkeys(path.parent for path in source_files(plan))
+    return [path for folder in folders if (path := folder / "config.json").is_file()]
+
+
+def _hash_of(path: Path) -> str:
+    with _read(path) as file:
+        return hashlib.sha256(file.read(_MOST)).hexdigest()
+
+
+@contextmanager
+def _read(path: Path) -> Generator[BinaryIO]:
+    try:
+        with path.open("rb") as file:
+            yield file
+    except OSError as e:
+        raise CheckpointError(f"{path}: cannot be read: {e.strerror}") from e
 
 
 def source_of(path: Path) -> dict[str, Any]:
     """Return what tells one version of a file from another without reading all of it."""
-    try:
-        there = path.stat()
-        with path.open("rb") as file:
-            # A safetensors file begins with the length of its header; keys and table of a GGUF are
-            # longer only where the vocabulary is.
-            n = int.from_bytes(file.read(8), "little") + 8 if path.suffix == ".safetensors" else 0
-            file.seek(0)
-            header = file.read(min(n or _GGUF_HEAD, _MOST))
-    except OSError as e:
-        raise CheckpointError(f"{path}: cannot be read: {e.strerror}") from e
+    with _read(path) as file:
+        there = os.fstat(file.fileno())
+        # A safetensors file begins with the length of its header; keys and table of a GGUF are
+        # longer only where the vocabulary is.
+        n = int.from_bytes(file.read(8), "little") + 8 if path.suffix == ".safetensors" else 0
+        file.seek(0)
+        header = file.read(min(n or _GGUF_HEAD, _MOST))
     return {
         "bytes": there.st_size,
         "header": hashlib.sha256(header).hexdigest(),

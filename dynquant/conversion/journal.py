@@ -3,9 +3,9 @@
 `OUT.gguf.journal` lies beside the `.part` files and is there only while they are. It begins with a
 line of JSON, the identity of the conversion, and goes on with records of one size, each with a
 checksum of its own, so that one that was torn by a crash is known as such and all after it are
-dropped.
+dropped; what is added comes in their place.
 
-    line     the identity, JSON in UTF-8
+    line     the identity, JSON in UTF-8, its first member the version of this format
     records  u32 number of the tensor, u64 first row, u64 last row + 1, u64 xxh3_64 of the blocks,
              five f64 sums of errors, u32 crc32 of the record so far; little-endian
 
@@ -20,18 +20,21 @@ import json
 import os
 import struct
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from dynquant.conversion.jobs import Done
-from dynquant.conversion.output import locked_file, told
+from dynquant.conversion.output import locked_file, sync_file, told
 from dynquant.errors import ConvertError
 from dynquant.quants.error import NO_ERROR, ErrorSums
 
 _RECORD = struct.Struct(f"<IQQQ{len(NO_ERROR)}d")
 _CHECK = struct.Struct("<I")
 _SIZE = _RECORD.size + _CHECK.size
+
+_VERSION = {"dynquant journal": 1}
+_BEGIN = b'{"dynquant journal":'
 
 _MAX_IDENTITY = 64 << 20
 """Bytes of an identity that is read: R1's, of 163 shards and 1,025 tensors, has 0.1 MB."""
@@ -48,47 +51,59 @@ def journal_path(out: Path) -> Path:
 
 
 class Journal:
-    """The journal of one output, locked: nobody else writes the same one meanwhile."""
+    """The journal of one output, locked: nobody else writes the same one meanwhile.
+
+    is_new: it was made, or was empty
+    """
 
     def __init__(self, out: Path) -> None:
         """Open or make it; raise ConvertError if another run has it."""
         self.path = journal_path(out)
         with told(self.path, "cannot be made"):
             self._fd = locked_file(self.path)
+            self.is_new = os.fstat(self._fd).st_size == 0
+        self._end = 0
 
-    def read(self) -> tuple[Identity | None, list[Done]]:
-        """Return the identity and the rows that are done; None and nothing of a new journal."""
+    def read(self, *, anew: bool = False) -> tuple[Identity | None, list[Done]]:
+        """Return the identity and the rows that are done; None and nothing of an empty journal.
+
+        anew: to be overwritten anyway
+
+        Raises ConvertError if the file is something else than a journal, which is left alone.
+        """
         with told(self.path, "cannot be read"):
-            size = os.fstat(self._fd).st_size
-            head = os.pread(self._fd, min(size, _MAX_IDENTITY), 0)
+            head = _read(self._fd, 0, _MAX_IDENTITY)
         line, newline, _ = head.partition(b"\n")
-        if not newline:
-            return None, []
-        try:
-            identity = json.loads(line)
-        except ValueError:
-            return None, []
-        if not isinstance(identity, dict):
+        if not _may_be_ours(head) and not anew:
+            raise ConvertError(
+                f"{self.path}: is not a journal of a conversion; move it away, or begin anew"
+                " (--restart)"
+            )
+        identity = _identity_in(line) if newline else None
+        if identity is None:
             return None, []
         records: list[Done] = []
-        position = len(line) + 1
+        self._end = len(line) + 1
         with told(self.path, "cannot be read"):
-            while len(content := os.pread(self._fd, _SIZE * 65536, position)) >= _SIZE:
-                for start in range(0, len(content) - _SIZE + 1, _SIZE):
-                    record = content[start : start + _RECORD.size]
-                    (check,) = _CHECK.unpack_from(content, start + _RECORD.size)
-                    if zlib.crc32(record) != check:
-                        return identity, records  # type: ignore[reportUnknownVariableType]
-                    tensor, first, stop, checksum, *sums = _RECORD.unpack(record)
-                    records.append(Done(tensor, first, stop, checksum, ErrorSums(*sums)))
-                position += len(content) // _SIZE * _SIZE
-        return identity, records  # type: ignore[reportUnknownVariableType]
+            while content := _read(self._fd, self._end, _SIZE * 65536):
+                found = list(_records(content))
+                records += found
+                self._end += _SIZE * len(found)
+                if _SIZE * len(found) < len(content):
+                    break
+        return identity, records
+
+    def clear(self) -> None:
+        """Forget, also after a power loss, what it says: the files it tells of are to go."""
+        with told(self.path, "cannot be written"):
+            self._end = 0
+            self._append(b"")
 
     def begin(self, identity: Mapping[str, Any], done: Iterable[Done] = ()) -> None:
         """Write the journal anew: an identity, and the rows that are known to be there."""
-        line = json.dumps(identity, sort_keys=True, separators=(",", ":")).encode() + b"\n"
+        line = json.dumps(_VERSION | dict(identity), separators=(",", ":")).encode() + b"\n"
         with told(self.path, "cannot be written"):
-            os.ftruncate(self._fd, 0)
+            self._end = 0
             self._append(line + b"".join(map(_packed, done)))
 
     def add(self, done: Iterable[Done]) -> None:
@@ -97,20 +112,58 @@ class Journal:
             self._append(b"".join(map(_packed, done)))
 
     def _append(self, content: bytes) -> None:
-        end = os.fstat(self._fd).st_size
-        view = memoryview(content)
+        """Put content behind what is whole, in the place of what is not, and sync."""
+        os.ftruncate(self._fd, self._end)
+        view, position = memoryview(content), self._end
         while view:
-            n = os.pwrite(self._fd, view, end)
-            view, end = view[n:], end + n
-        os.fsync(self._fd)
+            n = os.pwrite(self._fd, view, position)
+            view, position = view[n:], position + n
+        sync_file(self._fd)
+        self._end = position
 
     def remove(self) -> None:
-        """Take the journal away; the output is whole."""
-        self.path.unlink(missing_ok=True)
+        """Take the journal away."""
+        with told(self.path, "cannot be removed"):
+            self.path.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Close the journal, and give the lock back; what it says stays."""
         os.close(self._fd)
+
+
+def _read(fd: int, position: int, n_bytes: int) -> bytes:
+    """Return n_bytes at a position, or what there is of them; reads may be short."""
+    found = b""
+    while more := os.pread(fd, n_bytes - len(found), position + len(found)):
+        found += more
+    return found
+
+
+def _may_be_ours(head: bytes) -> bool:
+    """Whether a file that begins so is a journal, or what a crash may make of a new one."""
+    begun = head[: len(_BEGIN)]
+    return _BEGIN.startswith(begun) or not any(head[:4096])
+
+
+def _identity_in(line: bytes) -> Identity | None:
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(found, dict):
+        return None
+    identity = cast(Identity, found)
+    return {k: v for k, v in identity.items() if _VERSION.get(k) != v}
+
+
+def _records(content: bytes) -> Iterator[Done]:
+    """Yield the records of a journal up to the first that is not whole."""
+    for start in range(0, len(content) - _SIZE + 1, _SIZE):
+        (check,) = _CHECK.unpack_from(content, start + _RECORD.size)
+        if zlib.crc32(content[start : start + _RECORD.size]) != check:
+            return
+        tensor, first, stop, checksum, *sums = _RECORD.unpack_from(content, start)
+        yield Done(tensor, first, stop, checksum, ErrorSums(*sums))
 
 
 def _packed(done: Done) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -33,6 +33,13 @@ class FileLayout:
         """Return the file offset of a tensor's first byte."""
         return len(self.header) + tensor.offset
 
+    def between(self) -> Iterator[tuple[int, bytes]]:
+        """Yield where bytes are that belong to no tensor, and what they are: header and padding."""
+        yield 0, self.header
+        for tensor in self.tensors:
+            if n := padded(tensor.n_bytes) - tensor.n_bytes:
+                yield self.position(tensor) + tensor.n_bytes, bytes(n)
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -47,11 +54,15 @@ class Layout:
 
     def paths(self, out: Path) -> tuple[Path, ...]:
         """Return the names of the files: `out` itself, or shards named as llama.cpp names them."""
-        n = len(self.files)
-        if n == 1:
-            return (out,)
-        stem = out.name.removesuffix(".gguf")
-        return tuple(out.with_name(f"{stem}-{i:05}-of-{n:05}.gguf") for i in range(1, n + 1))
+        return shard_paths(out, len(self.files))
+
+
+def shard_paths(out: Path, n: int) -> tuple[Path, ...]:
+    """Return the names of the n files of an output: `out` itself, or as llama.cpp names shards."""
+    if n == 1:
+        return (out,)
+    stem = out.name.removesuffix(".gguf")
+    return tuple(out.with_name(f"{stem}-{i:05}-of-{n:05}.gguf") for i in range(1, n + 1))
 
 
 def lay_out(plan: Plan) -> Layout:

@@ -62,6 +62,7 @@ class PartFiles:
         self.sizes = tuple(sizes)
         self.parts = tuple(map(part_path, paths))
         self._fds: list[int] = []
+        self._named: set[int] = set()
 
     def are_there(self, *, named: bool) -> bool:
         """Whether all have their final sizes, as an earlier run leaves them.
@@ -76,22 +77,38 @@ class PartFiles:
 
     def open(self) -> None:
         """Open those of an earlier run, to go on with them; those that are named, to read."""
-        for part, path in zip(self.parts, self.paths, strict=True):
+        for number, (part, path) in enumerate(zip(self.parts, self.paths, strict=True)):
             flags = os.O_CLOEXEC | os.O_NOFOLLOW
             with told(part, "cannot be opened"):
                 if part.exists():
                     self._fds.append(os.open(part, os.O_RDWR | flags))
+                    _lock(self._fds[-1], part)
                 else:
+                    self._named.add(number)
                     self._fds.append(os.open(path, os.O_RDONLY | flags))
+
+    def have_between(self, layout: Layout) -> bool:
+        """Whether what no row covers, headers and padding, is there as it was written."""
+        return all(
+            self._holds(number, position, wanted)
+            for number, file in enumerate(layout.files)
+            for position, wanted in file.between()
+        )
+
+    def _holds(self, file: int, position: int, wanted: bytes) -> bool:
+        found = bytearray(len(wanted))
+        self.read(file, memoryview(found), position)
+        return bytes(found) == wanted
 
     def make(self) -> None:
         """Make them anew, all zero; where the disk has no room for them, none is left."""
         try:
             for part, size in zip(self.parts, self.sizes, strict=True):
-                part.unlink(missing_ok=True)
                 flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
                 with told(part, "cannot be made", size):
+                    take_away(part)
                     self._fds.append(os.open(part, flags, 0o666))
+                    _lock(self._fds[-1], part)
                     _reserve(self._fds[-1], size)
         except ConvertError:
             self.remove()
@@ -104,6 +121,11 @@ class PartFiles:
 
     def write(self, file: int, blocks: memoryview | bytes, position: int) -> None:
         """Write all of `blocks` at a position; callable from several threads at once."""
+        if file in self._named:
+            raise ConvertError(
+                f"{self.paths[file]}: is not as the run that was broken off left it; begin anew"
+                " (--restart --force), or name another output"
+            )
         view = memoryview(blocks)
         done = 0
         with told(self.parts[file], "cannot be written", self.sizes[file]):
@@ -124,7 +146,7 @@ class PartFiles:
         """Put on the disk what was written."""
         for fd, part, size in zip(self._fds, self.parts, self.sizes, strict=True):
             with told(part, "cannot be finished", size):
-                os.fsync(fd)
+                sync_file(fd)
 
     def finish(self, manifest: Path, text: str | None) -> None:
         """Give the files their names, the first one last: until then no runtime loads any.
@@ -142,8 +164,11 @@ class PartFiles:
         if text is not None:
             _write_whole(part_path(manifest), text)
         with told(part, "cannot be finished"):
+            # An earlier run may have come so far; the folder is synced after each step, since a
+            # power loss may otherwise keep a later one and lose an earlier one.
             if others and part.exists():
                 path.unlink(missing_ok=True)
+                sync_folder(folder)
             for other, its_path in others:
                 if other.exists():
                     other.replace(its_path)
@@ -159,19 +184,42 @@ class PartFiles:
 
     def close(self) -> None:
         """Close the files; what is not finished stays behind as `.part`."""
+        self._named.clear()
         while self._fds:
             os.close(self._fds.pop())
 
 
+def take_away(part: Path) -> None:
+    """Remove an old `.part`; raise ConvertError if another run has it (of shards named alike)."""
+    with contextlib.suppress(OSError):
+        fd = os.open(part, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            _lock(fd, part)
+        finally:
+            os.close(fd)
+    part.unlink(missing_ok=True)
+
+
+def sync_file(fd: int) -> None:
+    """Put on the disk what was written to a file, also what the drive itself still holds back."""
+    # fsync(2) of macOS leaves it in the drive's cache, and names this instead.
+    full = getattr(fcntl, "F_FULLFSYNC", None)
+    if full is None:
+        os.fsync(fd)
+    else:
+        fcntl.fcntl(fd, full)
+
+
 def sync_folder(folder: Path) -> None:
     """Put the names of a folder on the disk."""
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        # Some network file systems cannot sync a folder; the files themselves are safe there.
-        with contextlib.suppress(OSError):
+    # Some network file systems cannot sync a folder, and one that may not be listed cannot be
+    # opened; the files themselves are safe.
+    with contextlib.suppress(OSError):
+        fd = os.open(folder, os.O_RDONLY)
+        try:
             os.fsync(fd)
-    finally:
-        os.close(fd)
+        finally:
+            os.close(fd)
 
 
 def locked_file(path: Path) -> int:
@@ -179,9 +227,7 @@ def locked_file(path: Path) -> int:
     while True:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         try:
-            # Where locks are not to be had (some network file systems) there are none.
-            with contextlib.suppress(OSError):
-                _lock(fd, path)
+            _lock(fd, path)
             if os.path.samestat(os.fstat(fd), path.lstat()):
                 return fd
         except FileNotFoundError:
@@ -205,10 +251,13 @@ def _write_whole(path: Path, text: str) -> None:
 
 
 def _lock(fd: int, path: Path) -> None:
+    """Lock a file until it is closed; where locks are not to be had (network disks) it is not."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as e:
         raise ConvertError(f"{path}: another dynquant is writing it; wait, or stop that one") from e
+    except OSError:
+        return
 
 
 def _reserve(fd: int, n_bytes: int) -> None:
@@ -235,6 +284,8 @@ def told(path: Path, what: str, n_bytes: int = 0) -> Generator[None]:
 
 
 def _full(path: Path, needed: int, free: int) -> str:
+    if not needed:
+        return f"{path}: the disk is full ({free:,} bytes free); make room, and run it again"
     return (
         f"{path}: needs {needed:,} bytes, but the disk has {free:,} free; make room, or name an"
         " output on another disk"

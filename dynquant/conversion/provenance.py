@@ -6,8 +6,9 @@ import math
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal
 
+from dynquant.conversion.converted import Converted
 from dynquant.conversion.layout import Layout
 from dynquant.conversion.manifest import (
     Errors,
@@ -25,32 +26,11 @@ from dynquant.conversion.manifest import (
 from dynquant.keys import Keys
 from dynquant.plan.plan import Plan
 from dynquant.quants import codec
+from dynquant.quants.error import TensorError
 from dynquant.recipe.rules import Recipe
-
-if TYPE_CHECKING:
-    from dynquant.conversion.engine import Converted
 
 _DIGITS = 6
 """Of an error figure: the sums behind it are added in an order that a resumed run changes."""
-
-
-class Figures(Protocol):
-    """What is known of a tensor's errors, in the words of `Errors`."""
-
-    @property
-    def weighted(self) -> float:
-        """As in `Errors`."""
-        ...
-
-    @property
-    def one_minus_cos2(self) -> float:
-        """As in `Errors`."""
-        ...
-
-    @property
-    def max(self) -> float:
-        """As in `Errors`."""
-        ...
 
 
 def manifest_of(
@@ -58,12 +38,8 @@ def manifest_of(
     layout: Layout,
     made: Converted,
     sources: Sequence[Source],
-    errors: Sequence[Figures | None] | None = None,
 ) -> Manifest:
-    """Return the manifest of an output.
-
-    errors: of each tensor, in the order of the plan; None where they were not measured
-    """
+    """Return the manifest of an output."""
     short = _short_names(plan.recipe)
     return Manifest(
         manifest=1,
@@ -103,9 +79,7 @@ def manifest_of(
                 importance=t.importance,
                 error=_errors(figures),
             )
-            for t, xxh64, figures in zip(
-                plan.tensors, made.xxh64, errors or [None] * len(plan.tensors), strict=True
-            )
+            for t, xxh64, figures in zip(plan.tensors, made.xxh64, made.errors, strict=True)
         ],
         ignored={plain(name): short(reason) for name, reason in plan.ignored.items()},
     )
@@ -141,7 +115,7 @@ def _key(keys: Keys, name: str) -> str | None:
     return plain(found.value) if found and isinstance(found.value, str) else None
 
 
-def _errors(figures: Figures | None) -> Errors | None:
+def _errors(figures: TensorError | None) -> Errors | None:
     if figures is None:
         return None
     found = figures.weighted, figures.one_minus_cos2, figures.max

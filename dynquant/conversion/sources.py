@@ -20,7 +20,6 @@ import numpy as np
 from dynquant.checkpoint.hub import known_sha256
 from dynquant.conversion.identity import readers_of, source_files, source_of
 from dynquant.conversion.manifest import Source, plain
-from dynquant.errors import CheckpointError
 from dynquant.plan.plan import Plan
 from dynquant.tensors import ShardFile
 
@@ -46,7 +45,6 @@ class _File:
     start: int
     n_bytes: int
     header: str
-    modified: int
     sha256: str | None = None
     known_from: Literal["read", "hub"] | None = None
     readers: list[ShardFile] = field(default_factory=list[ShardFile])
@@ -64,7 +62,7 @@ class SourceDigests:
         start = 0
         for path in source_files(plan):
             facts = source_of(path)
-            file = _File(path, start, facts["bytes"], facts["header"], facts["modified"])
+            file = _File(path, start, facts["bytes"], facts["header"])
             start += file.n_bytes
             self._files[path] = file
             if wanted == "auto" and (known := known_sha256(path)):
@@ -127,16 +125,7 @@ class SourceDigests:
         self._stopped.set()
 
     def sources(self) -> list[Source]:
-        """Return what is known of each file, in the order of first use, when all threads ended.
-
-        Raises CheckpointError, with all names, for files that changed meanwhile.
-        """
-        CheckpointError.raise_any(
-            f"{file.path}: changed while it was converted; keep it as it is, and begin anew"
-            " (--restart)"
-            for file in self._files.values()
-            if not _is_same(file)
-        )
+        """Return what is known of each file, in the order of first use, when all threads ended."""
         return [
             Source(
                 name=plain(file.path.name),
@@ -147,11 +136,3 @@ class SourceDigests:
             )
             for file in self._files.values()
         ]
-
-
-def _is_same(file: _File) -> bool:
-    try:
-        there = file.path.stat()
-    except OSError:
-        return False
-    return (there.st_size, there.st_mtime_ns) == (file.n_bytes, file.modified)

@@ -1,0 +1,106 @@
+"""Where a conversion begins: anew, or where an earlier run of it was broken off.
+
+What is believed after a crash, and why it may be:
+
+1. The journal is locked, so that nobody else touches the files.
+2. To begin anew, the journal is emptied and synced before the old `.part` files go: no record of
+   old blocks is ever beside new files.
+3. The files are made, their headers written and synced; then the journal gets its identity, and the
+   folder is synced. A journal without identity, or without records, is worth nothing.
+4. Blocks are written, the files synced, the journal appended to and synced (engine.py). A record
+   that is whole tells of blocks that were safe before it.
+5. When all is there and synced, COMPLETE is noted; only then do files get their names (output.py),
+   and the journal goes last.
+
+What a run finds of an earlier one is looked at all the same: headers and padding are compared, each
+range of rows is read back and its checksum with it, since it has to be hashed anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from dynquant.conversion.identity import identity_of
+from dynquant.conversion.jobs import Done
+from dynquant.conversion.journal import COMPLETE, Identity, Journal, refuse_changed
+from dynquant.conversion.layout import Layout, shard_paths
+from dynquant.conversion.output import PartFiles, check_output, part_path, sync_folder
+from dynquant.plan.plan import Plan
+from dynquant.tensors import n_rows
+
+
+def begin(
+    plan: Plan,
+    out: Path,
+    layout: Layout,
+    parts: PartFiles,
+    journal: Journal,
+    *,
+    force: bool,
+    restart: bool,
+) -> dict[int, list[Done]]:
+    """Make the files, or open those of an earlier run; return the rows that are there, by tensor.
+
+    Raises ConvertError where an earlier run was of another conversion, and if the output cannot be
+    written; what was there is left then, and nothing is added to it.
+    """
+    try:
+        before, records = journal.read(anew=restart)
+        identity = identity_of(plan, layout)
+        if before is not None and records and not restart:
+            refuse_changed(journal.path, before, identity)
+            is_complete = COMPLETE in records
+            if parts.are_there(named=is_complete):
+                if not is_complete:
+                    check_output(plan, out, layout, force=force)
+                parts.open()
+                if parts.have_between(layout):
+                    return _by_tensor(records, plan)
+                parts.close()
+        check_output(plan, out, layout, force=force)
+    except BaseException:
+        if journal.is_new:
+            journal.remove()
+        raise
+    try:
+        journal.clear()
+        for path in _old_parts(out, before):
+            path.unlink(missing_ok=True)
+        parts.make()
+        for number, file in enumerate(layout.files):
+            parts.write(number, file.header, 0)
+        parts.sync()
+        journal.begin(identity)
+    except BaseException:
+        parts.remove()
+        journal.remove()
+        raise
+    sync_folder(out.parent)
+    return {}
+
+
+def _old_parts(out: Path, before: Identity | None) -> list[Path]:
+    """Return the `.part` files of an earlier run, which may have cut its output otherwise."""
+    count = before.get("shards") if before else None
+    if not isinstance(count, int) or not 0 < count < 2**16:
+        return []
+    return [part_path(path) for path in shard_paths(out, count)]
+
+
+def _by_tensor(records: Sequence[Done], plan: Plan) -> dict[int, list[Done]]:
+    """Return the rows that are there by tensor, in order; what overlaps or reaches out is left.
+
+    Of two records of the same rows the later one holds: the earlier was not found true.
+    """
+    latest = {(r.tensor, r.start, r.stop): r for r in records}
+    found: dict[int, list[Done]] = {}
+    for record in sorted(latest.values(), key=lambda r: (r.tensor, r.start, r.stop)):
+        if record.tensor >= len(plan.tensors) or record.start >= record.stop:
+            continue
+        if record.stop > n_rows(plan.tensors[record.tensor].shape):
+            continue
+        those = found.setdefault(record.tensor, [])
+        if not those or those[-1].stop <= record.start:
+            those.append(record)
+    return found
