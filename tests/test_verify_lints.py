@@ -209,6 +209,13 @@ def test_nothing_is_claimed_of_an_architecture_that_nobody_knows(tmp_path: Path)
     assert "architecture 'strange' needs" in found.unchecked[-1]
 
 
+def test_a_file_without_an_architecture_is_told(tmp_path: Path) -> None:
+    path = written(tmp_path / "x.gguf", llama())
+    path.write_bytes(path.read_bytes().replace(b"general.architecture", b"general.architectura"))
+    (fault,) = verify(path).faults
+    assert fault.what == "general.architecture is missing; llama.cpp asks for it"
+
+
 def test_a_vocabulary_and_an_imatrix_lack_nothing(tmp_path: Path) -> None:
     assert verify(write(tmp_path / "v.gguf", lambda w: w.add_tokenizer_model("gpt2"))).is_sound
     path = write(
