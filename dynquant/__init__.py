@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from dynquant.arch.base import Model
     from dynquant.arch.load import Mla
     from dynquant.conversion.engine import Progress
+    from dynquant.conversion.sources import SourceHashes
     from dynquant.importance.imatrix import Imatrix
     from dynquant.keys import KeyValue
     from dynquant.plan.plan import Plan, make_plan
@@ -115,6 +116,7 @@ def convert(
     set_keys: Mapping[str, KeyValue | str] | None = None,
     split: Split | None = None,
     restart: bool = False,
+    manifest: SourceHashes | None = "auto",
     verify_sample: int = 8,
     progress: Callable[[Progress], None] | Literal["tqdm"] | None = None,
 ) -> Plan:
@@ -132,6 +134,9 @@ def convert(
     set_keys: keys to change or add, as `--set KEY=VALUE` does
     split:    how to cut the output into shards; None leaves it to the recipe
     restart:  begin anew where an earlier run was broken off, instead of going on
+    manifest: the file beside the output that tells what was made of what; of each source file it
+              has the sha256: "auto" takes the Hub's own where it is known and reads the others,
+              "read" reads all, "none" takes none; None writes no manifest
     verify_sample: ranges of rows that are encoded again at the end and compared; 0 for none
     progress: called with bytes and weights done, in this thread; "tqdm" draws a bar
 
@@ -164,6 +169,7 @@ def convert(
         threads=threads,
         force=force,
         restart=restart,
+        manifest=manifest,
         verify_sample=verify_sample,
         progress=report,
     )

@@ -64,5 +64,9 @@ class ConvertError(DynquantError):
     """Reading the source or writing the output failed."""
 
 
+class ManifestError(DynquantError):
+    """A manifest cannot be read, or contradicts itself."""
+
+
 class VerificationError(DynquantError):
     """A file is not what it ought to be, or cannot be compared with its source."""

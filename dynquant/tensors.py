@@ -66,10 +66,14 @@ def row_bytes(source: TensorSource) -> int:
 
 
 class ShardFile:
-    """A file that many tensors read from; opened at the first read, closed with its last reader."""
+    """A file that many tensors read from; opened at the first read, closed with its last reader.
+
+    reached: where the furthest read ended, in bytes; a thread may be ahead of what it tells
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.reached = 0
         self._lock = threading.Lock()
         self._fd: int | None = None
 
@@ -96,6 +100,7 @@ class ShardFile:
                 done += n
         except OSError as e:
             raise CheckpointError(f"{self.path}: read at byte {offset + done}: {e.strerror}") from e
+        self.reached = max(self.reached, offset + done)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import gguf
 import numpy as np
 import pytest
+from handmade import names
 from imatrices import write_legacy
 
 from dynquant.cli import main
@@ -24,7 +25,7 @@ from dynquant.quants.search import EFFORTS
 from dynquant.quants.table import ALL
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ("convert", "plan", "inspect", "types", "recipes")
+COMMANDS = ("convert", "plan", "inspect", "manifest", "types", "recipes")
 RECIPE = """\
 description: for the tests
 default: Q8_0
@@ -106,6 +107,9 @@ def test_help_is_data(run: Run, args: list[str]) -> None:
         ["plan", "m", "--recipe", "q8_0", "--set", "=1"],
         ["plan", "m"],
         ["inspect"],
+        ["manifest"],
+        ["manifest", "x.gguf", "--schema"],
+        ["convert", "m", "-o", "x.gguf", "--recipe", "q8_0", "--source-hashes", "some"],
         ["types", "--yaml"],
     ],
 )
@@ -406,7 +410,7 @@ main()
 
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupt_half_way_leaves_only_the_part_which_the_next_run_replaces(
+def test_an_interrupt_half_way_leaves_what_the_next_run_goes_on_from(
     run: Run, llama: Path, recipe: Path, tmp_path: Path, sent: signal.Signals, code: int
 ) -> None:
     folder = tmp_path / "out"
@@ -431,6 +435,6 @@ def test_an_interrupt_half_way_leaves_only_the_part_which_the_next_run_replaces(
     assert time.monotonic() - started < 2
     assert "Traceback" not in talk
     assert talk.splitlines()[-1].startswith("interrupted; ")
-    assert [p.name for p in folder.iterdir()] == ["x.gguf.part"]
+    assert names(folder) == ["x.gguf.journal", "x.gguf.part"]
     assert run(*arguments).code == 0
-    assert [p.name for p in folder.iterdir()] == ["x.gguf"]
+    assert names(folder) == ["x.gguf", "x.gguf.manifest.json"]

@@ -31,6 +31,7 @@ _NAME = re.compile(
     r"(/(?P<file>[^@]+\.gguf))?/?",
     re.ASCII,
 )
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _SIGN_IN = "sign in (`hf auth login`, or HF_TOKEN)"
 
 
@@ -108,6 +109,39 @@ def source_keys(name: HubName) -> Keys:
         "dynquant.source": string(str(replace(name, revision=None))),
         "dynquant.source_revision": string(name.revision or ""),
     }
+
+
+def known_sha256(path: Path) -> str | None:
+    """Return the sha256 that the Hub gave a file that lies as it was fetched, None of all others.
+
+    In the library's cache a file is a link to one that is named by its content; beside files that
+    `hf download --local-dir` fetched lies their ETag, which counts as long as they are not written
+    to. Both are the sha256 of large files, and a git hash of small ones.
+    """
+    try:
+        target = path.resolve()
+        if path.is_symlink() and target.parent.name == "blobs" and _SHA256.fullmatch(target.name):
+            return target.name
+        place = path.absolute()
+        for folder in place.parents[:2]:
+            beside = folder / ".cache/huggingface/download" / place.relative_to(folder)
+            metadata = beside.with_name(beside.name + ".metadata")
+            if metadata.is_file():
+                return _fetched_sha256(metadata, path.stat().st_mtime)
+    except (OSError, ValueError):
+        pass  # what cannot be read does not tell it
+    return None
+
+
+def _fetched_sha256(metadata: Path, modified: float) -> str | None:
+    """Return the ETag if it is a sha256 and was noted after the file was written.
+
+    The lines are commit, ETag and time; a second's difference is let pass, as by the library.
+    """
+    with metadata.open(encoding="utf-8") as file:
+        _, etag, noted, *_ = file.read(4096).split("\n")
+    is_current = modified - 1 <= float(noted)
+    return etag if is_current and _SHA256.fullmatch(etag) else None
 
 
 def _pinned(name: HubName, folder: Path) -> HubName:

@@ -13,7 +13,18 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from dynquant.cli import console, convert, inspect, plan, recipe, recipes, types, verify
+from dynquant.cli import (
+    console,
+    convert,
+    inspect,
+    manifest,
+    plan,
+    recipe,
+    recipes,
+    split,
+    types,
+    verify,
+)
 from dynquant.errors import DynquantError
 
 app = typer.Typer(
@@ -30,6 +41,9 @@ for command in (
     plan.plan,
     verify.verify,
     inspect.inspect,
+    split.split,
+    split.merge,
+    manifest.manifest,
     types.types,
     recipes.recipes,
 ):

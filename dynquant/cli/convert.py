@@ -13,12 +13,14 @@ from dynquant.cli import console
 from dynquant.cli.options import (
     EffortOption,
     ImatrixOption,
+    ManifestOption,
     MlaOption,
     ModelArgument,
     PreOption,
     RecipeOption,
     RequantizeOption,
     SetOption,
+    SourceHashesOption,
     SplitSizeOption,
     SplitTensorsOption,
     settings,
@@ -59,6 +61,8 @@ def convert(
             "--restart", help="Begin anew where an earlier run was broken off, not go on."
         ),
     ] = False,
+    no_manifest: ManifestOption = False,
+    source_hashes: SourceHashesOption = "auto",
     verify_sample: Annotated[
         int,
         typer.Option(
@@ -113,6 +117,7 @@ def convert(
                 threads=threads,
                 force=force,
                 restart=restart,
+                manifest=None if no_manifest else source_hashes,
                 verify_sample=verify_sample,
                 progress=progress,
             )

@@ -91,11 +91,28 @@ SetOption = Annotated[
         help="Set a key of the file; it keeps the type it has. May be repeated.",
     ),
 ]
+ManifestOption = Annotated[
+    bool, typer.Option("--no-manifest", help="Write no OUT.gguf.manifest.json beside the output.")
+]
+# The words of conversion/sources.py.
+SourceHashesOption = Annotated[
+    Literal["auto", "read", "none"],
+    typer.Option(
+        "--source-hashes",
+        help="The manifest's sha256 of source files: the Hub's own where it is known, else read;"
+        " always read; or none.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
-def split_of(max_size: str | None, max_tensors: int | None) -> Split | None:
-    """Return how to cut the output as the options say; None leaves it to the recipe."""
+def split_of(
+    max_size: str | None, max_tensors: int | None, option: str = "--split-max-size"
+) -> Split | None:
+    """Return how to cut the output as the options say, None where they say nothing.
+
+    option: the one that max_size is of, for messages
+    """
     if max_size is None and max_tensors is None:
         return None
     from dynquant.errors import RecipeError
@@ -105,7 +122,7 @@ def split_of(max_size: str | None, max_tensors: int | None) -> Split | None:
     try:
         return Split(None if max_size is None else size(max_size), max_tensors)
     except RecipeError as e:
-        raise typer.BadParameter(str(e), param_hint="--split-max-size") from e
+        raise typer.BadParameter(str(e), param_hint=option) from e
 
 
 def settings(given: list[str] | None) -> dict[str, str]:

@@ -1,27 +1,30 @@
-"""Hashes of what is written, taken while it is written, in order, whatever order it comes in."""
+"""Hashes and errors of what is written, put together in order, whatever order it comes in."""
 
 from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Sequence
 
 import xxhash
 
 from dynquant.arrays import U8
 from dynquant.conversion.jobs import Job
 from dynquant.conversion.layout import Layout
+from dynquant.quants.error import NO_ERROR, ErrorSums
 
 _MOST_HELD = 64 << 20
 """Bytes of blocks that wait for others before them; more, and who brings them waits, too."""
 
 
 class Digests:
-    """The xxh64 of each tensor and the sha256 of each file; callable from several threads at once.
+    """The xxh64 and the error sums of each tensor, and the sha256 of each file.
+
+    Callable from several threads at once.
 
     Blocks come in the order in which threads finish them, and are hashed in the order of the files.
     Who brings the blocks that are next hashes them and those that wait behind them; others go on.
-    xxh64 is what llama-gguf-hash prints of tensors.
+    xxh64 is what llama-gguf-hash prints of tensors. Sums of doubles are as strict about their order
+    as hashes are.
     """
 
     def __init__(self, layout: Layout, n_tensors: int) -> None:
@@ -29,19 +32,16 @@ class Digests:
         self._tensors = [xxhash.xxh64() for _ in range(n_tensors)]
         self._files = [hashlib.sha256(file.header) for file in layout.files]
         self._ends = [len(file.header) for file in layout.files]
-        self._sums: list[list[float]] = [[] for _ in range(n_tensors)]
-        self._waiting: dict[int, tuple[Job, U8, Sequence[float]]] = {}
+        self._sums = [NO_ERROR] * n_tensors
+        self._waiting: dict[int, tuple[Job, U8, ErrorSums]] = {}
         self._held = 0
         self._next = 0
         self._is_hashing = False
         self._is_stopped = False
         self._change = threading.Condition()
 
-    def add(self, job: Job, blocks: U8, sums: Sequence[float] = ()) -> None:
-        """Take the blocks of a job, which nobody changes from then on.
-
-        sums: of its errors; the last is a maximum
-        """
+    def add(self, job: Job, blocks: U8, sums: ErrorSums) -> None:
+        """Take the blocks of a job, which nobody changes from then on, and their error sums."""
         with self._change:
             self._waiting[job.number] = (job, blocks, sums)
             self._held += len(blocks)
@@ -69,22 +69,17 @@ class Digests:
             self._is_stopped = True
             self._change.notify_all()
 
-    def _hash(self, job: Job, blocks: U8, sums: Sequence[float]) -> None:
+    def _hash(self, job: Job, blocks: U8, sums: ErrorSums) -> None:
         number = job.tensor.shard
         position = self._layout.files[number].position(job.tensor) + job.start * job.row_size
         self._files[number].update(bytes(position - self._ends[number]))
         self._files[number].update(blocks.data)
         self._ends[number] = position + len(blocks)
         self._tensors[job.index].update(blocks.data)
-        if sums:
-            so_far = self._sums[job.index] or [0.0] * len(sums)
-            *added, largest = (a + b for a, b in zip(so_far, sums, strict=True))
-            del largest
-            self._sums[job.index] = [*added, max(so_far[-1], sums[-1])]
+        self._sums[job.index] = self._sums[job.index].joined(sums)
 
-    @property
-    def sums(self) -> list[list[float]]:
-        """Of each tensor, the sums of its errors; the last is a maximum."""
+    def sums(self) -> list[ErrorSums]:
+        """Return the sums of each tensor's errors, when all rows have come."""
         return self._sums
 
     def tensors(self) -> list[str]:

@@ -17,11 +17,15 @@ from dynquant.conversion.identity import identity_of
 from dynquant.conversion.jobs import Done, Job, jobs
 from dynquant.conversion.journal import COMPLETE, Journal, journal_path, refuse_changed
 from dynquant.conversion.layout import Layout, lay_out
+from dynquant.conversion.manifest import manifest_path, manifest_text
 from dynquant.conversion.output import PartFiles, check_output, sync_folder
+from dynquant.conversion.provenance import Figures, manifest_of
 from dynquant.conversion.sample import SAMPLES, check_sample
+from dynquant.conversion.sources import SourceDigests, SourceHashes
 from dynquant.errors import ConvertError, PlanError
 from dynquant.plan.plan import Plan
 from dynquant.quants import codec
+from dynquant.quants.error import NO_ERROR, ErrorSums, TensorError, keeps_weights
 from dynquant.quants.search import Search
 from dynquant.tensors import n_rows, row_bytes
 
@@ -35,6 +39,10 @@ SYNC_SECONDS = 2.0
 costs, at most, besides the chunk that each thread is at."""
 
 _REPORT_SECONDS = 0.1
+
+_ENCODERS_PER_HASHER = 4
+"""Threads that encode for each that hashes source files: sha256 takes 1.7 GB/s of stored weights
+(SHA-NI), and an encoder of Q8_0 0.5 GB/s."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +66,14 @@ class Converted:
     paths:   its files, one or several shards
     sha256:  of each file; xxh64: of each tensor's bytes, in the order of the plan, as
              llama-gguf-hash prints it
+    errors:  what each tensor lost, in the same order; None where its weights are as they were
     resumed: bytes of tensors that an earlier run had written
     """
 
     paths: tuple[Path, ...]
     sha256: tuple[str, ...]
     xxh64: tuple[str, ...]
+    errors: tuple[TensorError | None, ...]
     resumed: int
 
 
@@ -81,6 +91,7 @@ def convert_plan(
     threads: int | None = None,
     force: bool = False,
     restart: bool = False,
+    manifest: SourceHashes | None = None,
     verify_sample: int = SAMPLES,
     progress: Callable[[Progress], None] | None = None,
     chunk_bytes: int = CHUNK_BYTES,
@@ -91,6 +102,7 @@ def convert_plan(
     threads:      worker threads; None takes one for each CPU
     force:        replace files that exist
     restart:      begin anew where an earlier run was broken off, instead of going on
+    manifest:     write one, with hashes of the source files that are found so; None for none
     verify_sample: ranges of rows that are encoded again at the end and compared; 0 for none
     progress:     called in the calling thread, about ten times a second and at both ends
     chunk_bytes:  stored bytes to read at a time, at least one row; the output does not depend on it
@@ -126,19 +138,22 @@ def convert_plan(
                 parts.remove()
                 journal.remove()
             raise
-        run = _Run(plan, layout, parts, journal, chunk_bytes, done, sync_seconds)
+        sources = SourceDigests(plan, manifest or "none", _first_left(plan, done))
+        run = _Run(plan, layout, parts, journal, chunk_bytes, done, sync_seconds, sources)
         workers += [
             threading.Thread(target=run.work, name=f"dynquant-{i}", daemon=True)
             for i in range(threads)
         ]
         run.watch(workers, progress)
         check_sample(plan, layout, parts, verify_sample)
+        made = run.converted()
+        text = manifest and _manifest_text(plan, layout, made, sources)
         parts.sync()
         journal.add([COMPLETE])
-        parts.finish()
+        parts.finish(manifest_path(out), text)
         journal.remove()
         sync_folder(out.parent)
-        return run.converted()
+        return made
     finally:
         # A second interrupt ends the wait for a worker; the file must not be closed under it.
         if not any(w.is_alive() for w in workers):
@@ -194,6 +209,19 @@ def _by_tensor(records: Sequence[Done], plan: Plan) -> dict[int, list[Done]]:
     return found
 
 
+def _first_left(plan: Plan, done: Mapping[int, Sequence[Done]]) -> int | None:
+    """Return the number of the first tensor of which rows are to be read, if there is one."""
+    for number, tensor in enumerate(plan.tensors):
+        if sum(d.stop - d.start for d in done.get(number, ())) < n_rows(tensor.shape):
+            return number
+    return None
+
+
+def _manifest_text(plan: Plan, layout: Layout, made: Converted, sources: SourceDigests) -> str:
+    errors: Sequence[Figures | None] | None = getattr(made, "errors", None)
+    return manifest_text(manifest_of(plan, layout, made, sources.sources(), errors))
+
+
 class _Scratch:
     """A buffer that is kept from job to job and grows to the largest."""
 
@@ -219,11 +247,13 @@ class _Run:
         chunk_bytes: int,
         done: Mapping[int, Sequence[Done]],
         sync_seconds: float,
+        sources: SourceDigests,
     ) -> None:
         self._plan = plan
         self._layout = layout
         self._parts = parts
         self._journal = journal
+        self._sources = sources
         self._sync_seconds = sync_seconds
         self._totals = (plan.tensor_bytes, plan.n_weights)
         self._lock = threading.Lock()
@@ -243,17 +273,23 @@ class _Run:
     ) -> None:
         """Run the workers to the end, report progress, and raise what went wrong."""
         saver = threading.Thread(target=self._save, name="dynquant-journal", daemon=True)
+        hashers = [
+            threading.Thread(target=self._hash_sources, name=f"dynquant-hash-{i}", daemon=True)
+            for i in range(-(-len(workers) // _ENCODERS_PER_HASHER))
+        ]
         try:
             self._report(progress)
-            for w in (*workers, saver):
+            for w in (*workers, *hashers, saver):
                 w.start()
-            for w in workers:
+            for w in (*workers, *hashers):
                 while w.is_alive():
                     w.join(_REPORT_SECONDS)
                     self._report(progress)
+                    if not any(worker.is_alive() for worker in workers):
+                        self._sources.release()
         finally:
             self._stop()
-            for w in workers:
+            for w in (*workers, *hashers):
                 if w.ident is not None:
                     w.join()
             self._ended.set()
@@ -266,9 +302,19 @@ class _Run:
 
     def converted(self) -> Converted:
         """Return what was made, after `watch`."""
-        digests = self._digests
+        digests, plan = self._digests, self._plan
+        errors = (
+            None
+            if keeps_weights(plan.sources[tensor.name].source.stored, tensor.type)
+            else sums.figures()
+            for tensor, sums in zip(plan.tensors, digests.sums(), strict=True)
+        )
         return Converted(
-            self._parts.paths, tuple(digests.files()), tuple(digests.tensors()), self._resumed
+            self._parts.paths,
+            tuple(digests.files()),
+            tuple(digests.tensors()),
+            tuple(errors),
+            self._resumed,
         )
 
     def work(self) -> None:
@@ -276,10 +322,15 @@ class _Run:
         stored = _Scratch()
         try:
             while (job := self._next()) is not None:
-                blocks = self._again(job) if job.done else None
-                if blocks is None:
-                    blocks = self._do(job, stored)
-                self._digests.add(job, blocks)
+                blocks, sums = self._again(job) or self._do(job, stored)
+                self._digests.add(job, blocks, sums)
+        except BaseException as e:  # raised again, once, in the thread that watches
+            self._fail(e)
+
+    def _hash_sources(self) -> None:
+        """Hash files that are read; the body of some threads."""
+        try:
+            self._sources.work()
         except BaseException as e:  # raised again, once, in the thread that watches
             self._fail(e)
 
@@ -295,20 +346,23 @@ class _Run:
     def _stop(self) -> None:
         self._stopped = True
         self._digests.stop()
+        self._sources.stop()
 
-    def _again(self, job: Job) -> U8 | None:
-        """Return blocks of an earlier run; None where they are not as it left them."""
+    def _again(self, job: Job) -> tuple[U8, ErrorSums] | None:
+        """Return blocks of an earlier run, and their errors; None where they are not as it left."""
+        if job.done is None:
+            return None
         blocks = np.empty(job.n_bytes, np.uint8)
         self._parts.read(job.tensor.shard, blocks.data, self._position(job))
-        if job.done is None or xxhash.xxh3_64_intdigest(blocks.data) != job.done.checksum:
+        if xxhash.xxh3_64_intdigest(blocks.data) != job.done.checksum:
             return None
         with self._lock:
             self._resumed += len(blocks)
         self._count(job)
-        return blocks
+        return blocks, job.done.sums
 
-    def _do(self, job: Job, stored: _Scratch) -> U8:
-        """Read, encode and write the rows of a job; return their blocks."""
+    def _do(self, job: Job, stored: _Scratch) -> tuple[U8, ErrorSums]:
+        """Read, encode and write the rows of a job; return their blocks and errors."""
         tensor = job.tensor
         taken = stored(job.n_rows * row_bytes(job.source))
         blocks = np.empty(job.n_bytes, np.uint8)
@@ -330,12 +384,17 @@ class _Run:
                 f" {job.start + e.row} holds a number that is not finite (NaN or infinity); the"
                 " checkpoint is damaged or its training overflowed, take another copy of it"
             ) from e
+        sums = NO_ERROR
+        if not keeps_weights(job.source.stored, tensor.type):
+            sums = codec.error_sums(
+                taken, job.source.stored, tensor.n_per_row, tensor.type, blocks, importance
+            )
         self._parts.write(tensor.shard, blocks.data, self._position(job))
         checksum = xxhash.xxh3_64_intdigest(blocks.data)
         with self._lock:
-            self._unsaved.append(Done(job.index, job.start, job.stop, checksum))
+            self._unsaved.append(Done(job.index, job.start, job.stop, checksum, sums))
         self._count(job)
-        return blocks
+        return blocks, sums
 
     def _position(self, job: Job) -> int:
         file = self._layout.files[job.tensor.shard]

@@ -31,30 +31,30 @@ def identity_of(plan: Plan, layout: Layout) -> dict[str, Any]:
         "imatrix": plan.imatrix.sha256 if plan.imatrix else None,
         "shards": len(layout.files),
         "plan": hashlib.sha256(b"".join(file.header for file in layout.files)).hexdigest(),
-        "source": {path.name: _source_of(path) for path in source_files(plan)},
+        "source": {path.name: source_of(path) for path in source_files(plan)},
     }
     return found
 
 
 def source_files(plan: Plan) -> list[Path]:
     """Return the files that a plan's tensors are read from, each once, in order of first use."""
-    found = (p for t in plan.sources.values() for p in files_of(t.source))
+    found = (f.path for t in plan.tensors for f in readers_of(plan.sources[t.name].source))
     return list(dict.fromkeys(found))
 
 
-def files_of(source: object) -> Iterable[Path]:
+def readers_of(source: object) -> Iterable[ShardFile]:
     """Yield the files that a source reads, whatever it is made of."""
     if isinstance(source, ShardFile):
-        yield source.path
+        yield source
     elif is_dataclass(source):
         for f in fields(source):
-            yield from files_of(getattr(source, f.name))
+            yield from readers_of(getattr(source, f.name))
     elif isinstance(source, (list, tuple)):
         for part in cast(Iterable[Any], source):
-            yield from files_of(part)
+            yield from readers_of(part)
 
 
-def _source_of(path: Path) -> dict[str, Any]:
+def source_of(path: Path) -> dict[str, Any]:
     """Return what tells one version of a file from another without reading all of it."""
     try:
         there = path.stat()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from dynquant.importance.audit import Importance
 from dynquant.plan.plan import Plan, TensorPlan
+from dynquant.quants.error import NO_ERROR, ErrorSums
 from dynquant.tensors import TensorSource, n_rows, row_bytes
 
 
@@ -14,14 +15,14 @@ from dynquant.tensors import TensorSource, n_rows, row_bytes
 class Done:
     """Rows start..stop of a tensor that an earlier run has written, and what their blocks hash to.
 
-    tensor: its number in the plan; sums: of the errors, as `Errors` has them
+    tensor: its number in the plan; sums: of their errors
     """
 
     tensor: int
     start: int
     stop: int
     checksum: int
-    sums: tuple[float, ...] = ()
+    sums: ErrorSums = NO_ERROR
 
 
 @dataclass(frozen=True)

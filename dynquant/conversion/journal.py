@@ -27,9 +27,9 @@ from typing import Any
 from dynquant.conversion.jobs import Done
 from dynquant.conversion.output import locked_file, told
 from dynquant.errors import ConvertError
+from dynquant.quants.error import NO_ERROR, ErrorSums
 
-N_SUMS = 5
-_RECORD = struct.Struct(f"<IQQQ{N_SUMS}d")
+_RECORD = struct.Struct(f"<IQQQ{len(NO_ERROR)}d")
 _CHECK = struct.Struct("<I")
 _SIZE = _RECORD.size + _CHECK.size
 
@@ -38,7 +38,7 @@ _MAX_IDENTITY = 64 << 20
 
 Identity = dict[str, Any]
 
-COMPLETE = Done(2**32 - 1, 0, 0, 0, (0.0,) * N_SUMS)
+COMPLETE = Done(2**32 - 1, 0, 0, 0)
 """The record that all rows are there and synced: what is left is to give the files their names."""
 
 
@@ -80,7 +80,7 @@ class Journal:
                     if zlib.crc32(record) != check:
                         return identity, records  # type: ignore[reportUnknownVariableType]
                     tensor, first, stop, checksum, *sums = _RECORD.unpack(record)
-                    records.append(Done(tensor, first, stop, checksum, tuple(sums)))
+                    records.append(Done(tensor, first, stop, checksum, ErrorSums(*sums)))
                 position += len(content) // _SIZE * _SIZE
         return identity, records  # type: ignore[reportUnknownVariableType]
 
@@ -114,8 +114,7 @@ class Journal:
 
 
 def _packed(done: Done) -> bytes:
-    sums = (*done.sums, *[0.0] * (N_SUMS - len(done.sums)))
-    record = _RECORD.pack(done.tensor, done.start, done.stop, done.checksum, *sums)
+    record = _RECORD.pack(done.tensor, done.start, done.stop, done.checksum, *done.sums)
     return record + _CHECK.pack(zlib.crc32(record))
 
 

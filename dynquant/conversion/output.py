@@ -12,6 +12,7 @@ from pathlib import Path
 
 from dynquant.conversion.identity import source_files
 from dynquant.conversion.layout import Layout
+from dynquant.conversion.manifest import manifest_path
 from dynquant.errors import ConvertError
 from dynquant.plan.plan import Plan
 
@@ -38,7 +39,7 @@ def check_output(plan: Plan, out: Path, layout: Layout, *, force: bool) -> None:
         free = _free_bytes(folder) + sum(_allocated_bytes(part_path(p)) for p in paths)
         if free < layout.n_bytes:
             problems.append(_full(out, layout.n_bytes, free))
-    for path in paths:
+    for path in (*paths, manifest_path(out)):
         if path.is_dir():
             problems.append(f"{path}: is a folder; name the file to write")
         elif what := reads.get(_inode(path)):
@@ -125,20 +126,36 @@ class PartFiles:
             with told(part, "cannot be finished", size):
                 os.fsync(fd)
 
-    def finish(self) -> None:
+    def finish(self, manifest: Path, text: str | None) -> None:
         """Give the files their names, the first one last: until then no runtime loads any.
 
         What has the name of the first is taken away before the others get theirs, so that at no
-        time old files and new ones look like one model.
+        time old files and new ones look like one model. The manifest has its name before the first
+        file has: an output that looks whole has its own.
+
+        text: of the manifest; None for none, also no old one
+
+        Whatever a run that broke off here has done is left so, and the rest is done.
         """
-        first, *others = zip(self.parts, self.paths, strict=True)
-        with told(first[0], "cannot be finished"):
-            if others:
-                first[1].unlink(missing_ok=True)
-            for part, path in (*others, first):
-                if part.exists():  # an earlier run may have come so far
-                    part.replace(path)
-            sync_folder(first[1].parent)
+        folder = manifest.parent
+        (part, path), *others = zip(self.parts, self.paths, strict=True)
+        if text is not None:
+            _write_whole(part_path(manifest), text)
+        with told(part, "cannot be finished"):
+            if others and part.exists():
+                path.unlink(missing_ok=True)
+            for other, its_path in others:
+                if other.exists():
+                    other.replace(its_path)
+            if text is None:
+                part_path(manifest).unlink(missing_ok=True)
+                manifest.unlink(missing_ok=True)
+            else:
+                part_path(manifest).replace(manifest)
+            sync_folder(folder)
+            if part.exists():
+                part.replace(path)
+            sync_folder(folder)
 
     def close(self) -> None:
         """Close the files; what is not finished stays behind as `.part`."""
@@ -174,6 +191,17 @@ def locked_file(path: Path) -> int:
             raise
         # The run that held the lock took the file away in the meantime: it has finished.
         os.close(fd)
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Write a file and put it on the disk; what has its name is taken away."""
+    content = text.encode()
+    with told(path, "cannot be written", len(content)):
+        path.unlink(missing_ok=True)
+        with path.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def _lock(fd: int, path: Path) -> None:

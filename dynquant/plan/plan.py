@@ -28,7 +28,7 @@ from dynquant.plan.settings import apply_settings, key_problems
 from dynquant.plan.shards import Shard, Split, shards_of
 from dynquant.quants.search import EFFORTS, Effort
 from dynquant.quants.table import QuantType
-from dynquant.recipe.assignment import Assigned
+from dynquant.recipe.assignment import Assigned, Assignment
 from dynquant.recipe.rules import Recipe
 
 ALIGNMENT = GGUF_DEFAULT_ALIGNMENT
@@ -224,9 +224,9 @@ def make_plan(
     PlanError.raise_any([*(m for e in misfits for m in e.messages), *problems])
     if imatrix:
         told += tuple(gaps(imatrix, quantized, importance))
-    tensors, shards = _lay_out(
+    tensors, shards = lay_out_tensors(
         _ordered(model.tensors, recipe),
-        assigned,
+        assigned.assignments,
         importance,
         split or Split(recipe.output.shard_bytes),
     )
@@ -259,21 +259,21 @@ def _ordered(tensors: tuple[ModelTensor, ...], recipe: Recipe) -> tuple[ModelTen
     )
 
 
-def _lay_out(
+def lay_out_tensors(
     tensors: tuple[ModelTensor, ...],
-    assigned: Assigned,
+    assignments: Mapping[str, Assignment],
     importance: Mapping[str, Importance],
     split: Split,
 ) -> tuple[tuple[TensorPlan, ...], tuple[Shard, ...]]:
     """Return every tensor with its place, and the files that they are in."""
-    types = [assigned.assignments[t.name].type for t in tensors]
+    types = [assignments[t.name].type for t in tensors]
     sizes = [t.n_rows * q.row_size(t.n_per_row) for t, q in zip(tensors, types, strict=True)]
     shards = shards_of([padded(n) for n in sizes], split)
     plans: list[TensorPlan] = []
     for number, shard in enumerate(shards):
         offset = 0
         for i in range(shard.start, shard.stop):
-            t, chosen = tensors[i], assigned.assignments[tensors[i].name]
+            t, chosen = tensors[i], assignments[tensors[i].name]
             plans.append(
                 TensorPlan(
                     t.name,

@@ -22,6 +22,16 @@ def encode(
     /,
 ) -> int: ...
 def decode(isa: int, type_index: int, blocks: U8, weights: F32, /) -> None: ...
+def errors(
+    isa: int,
+    original: int,
+    rows: U8,
+    type_index: int,
+    blocks: U8,
+    n_per_row: int,
+    importance: F32 | None,
+    /,
+) -> tuple[float, float, float, float, float]: ...
 def decode_rows(
     isa: int,
     number: int,

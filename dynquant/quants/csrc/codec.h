@@ -52,6 +52,10 @@ struct scales {
     int64_t first, block_rows, block_columns, n_columns;
 };
 
+/* How far decoded weights y are from the original ones x: sums over weights with importance w of
+ * w (x - y)^2, w x^2, w x y and w y^2, and the largest |x - y|. */
+struct errors { double difference, original, product, decoded, largest; };
+
 /* One ISA's build of types.c. */
 struct codec {
     const char *isa;
@@ -64,6 +68,13 @@ struct codec {
     int64_t (*encode)(const struct quant_type *type, enum stored_type stored, const void *rows,
                       int64_t n_rows, int64_t n_per_row, const float *importance,
                       const struct search *search, uint8_t *blocks);
+
+    /* n weights as one type and the blocks of another -> how far they are apart. n is a multiple of
+     * both block sizes; importance as for encode. One call's sums are the same on every ISA; those of
+     * two calls are not, to the last bit, what one call for all would give. */
+    struct errors (*errors)(const struct quant_type *original, const uint8_t *rows,
+                            const struct quant_type *type, const uint8_t *blocks, int64_t n,
+                            int64_t n_per_row, const float *importance);
 
     /* Rows of stored numbers -> f32; bits is the width of NUMBER_BITS. */
     void (*decode_rows)(enum number number, int bits, const uint8_t *codes, int64_t row_bytes,

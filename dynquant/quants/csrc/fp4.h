@@ -7,6 +7,8 @@
 #pragma once
 
 #include "fit.h"
+#include "packing.h"
+#include "weights.h"
 
 /* The magnitude nearest to a >= 0. Levels are 1/2 apart up to 2, then 1, then 2: numbers of 2^22 to
  * 2^25 have just these last places, so adding one of them and taking it away rounds (ROUNDER). */
@@ -47,13 +49,12 @@ static ALWAYS_INLINE void pack_fp4(const struct groups *g, int n, f32x16 s, uint
 }
 
 /* Twice the value of each code: with half the scale, the numbers that a decoder multiplies. */
-static const int8_t fp4_doubled[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+static const float fp4_doubled[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
 
-/* The inverse of pack_fp4, for one group. */
+/* The inverse of pack_fp4, for one group; n is 16 or 32. */
 static inline void unpack_fp4(const uint8_t *bytes, int n, float half_scale, float *x)
 {
-    for (int i = 0; i < n / 2; i++) {
-        x[i] = half_scale * fp4_doubled[bytes[i] & 15];
-        x[n / 2 + i] = half_scale * fp4_doubled[bytes[i] >> 4];
-    }
+    uint8_t codes[MAX_GROUP];
+    unpack_nibbles(bytes, codes, n / 2);
+    level_weights(codes, n, half_scale, fp4_doubled, x);
 }

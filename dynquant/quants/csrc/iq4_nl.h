@@ -10,6 +10,7 @@
 #include "iq4_levels.h"
 #include "one_scale.h"
 #include "packing.h"
+#include "weights.h"
 
 struct block_iq4_nl { uint16_t d; uint8_t qs[16]; };
 static_assert(sizeof(struct block_iq4_nl) == 18, "IQ4_NL is 18 bytes a block");
@@ -38,8 +39,7 @@ static void decode_iq4_nl(const struct block_iq4_nl *block, float *x)
     float d = f32_of_f16(block->d);
     uint8_t q[32];
     unpack_nibbles(block->qs, q, 16);
-    for (int i = 0; i < 32; i++)
-        x[i] = d * iq4_levels[q[i]];
+    level_weights(q, 32, d, iq4_levels, x);
 }
 
 static void regain_iq4_nl(struct block_iq4_nl *block, float factor)

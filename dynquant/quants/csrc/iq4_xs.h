@@ -14,6 +14,7 @@
 #include "iq4_levels.h"
 #include "packing.h"
 #include "scaled_k.h"
+#include "weights.h"
 
 struct block_iq4_xs { uint16_t d, scales_h; uint8_t scales_l[4], qs[128]; };
 static_assert(sizeof(struct block_iq4_xs) == 136, "IQ4_XS is 136 bytes a block");
@@ -49,11 +50,9 @@ static void decode_iq4_xs(const struct block_iq4_xs *block, float *x)
     float d = f32_of_f16(block->d);
     for (int j = 0; j < 8; j++) {
         int low = block->scales_l[j / 2] >> 4 * (j % 2) & 15, high = block->scales_h >> 2 * j & 3;
-        float scale = d * (float)((low | high << 4) - 32);
         uint8_t q[32];
         unpack_nibbles(block->qs + 16 * j, q, 16);
-        for (int i = 0; i < 32; i++)
-            x[32 * j + i] = scale * iq4_levels[q[i]];
+        level_weights(q, 32, d * (float)((low | high << 4) - 32), iq4_levels, x + 32 * j);
     }
 }
 

@@ -33,6 +33,15 @@ static inline part part_most(part a, part b) { return _mm512_max_ps(a, b); }
 static inline part_mask part_below(part a, part b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
 static inline part part_choose(part_mask m, part a, part b) { return _mm512_mask_blend_ps(m, b, a); }
 static inline part part_absolute(part a) { return _mm512_abs_ps(a); }
+static inline part part_bytes(const uint8_t *a)
+{
+    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)a)));
+}
+static inline part part_look_up(const float *table, const uint8_t *a)
+{
+    __m512i index = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)a));
+    return _mm512_permutexvar_ps(index, _mm512_loadu_ps(table));
+}
 
 #elif defined(__AVX2__)
 
@@ -48,6 +57,18 @@ static inline part part_most(part a, part b) { return _mm256_max_ps(a, b); }
 static inline part_mask part_below(part a, part b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
 static inline part part_choose(part_mask m, part a, part b) { return _mm256_blendv_ps(b, a, m); }
 static inline part part_absolute(part a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
+static inline part part_bytes(const uint8_t *a)
+{
+    return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)a)));
+}
+static inline part part_look_up(const float *table, const uint8_t *a)
+{
+    /* Only the low three bits of an index count; bit 3, moved to the sign, chooses between halves. */
+    __m256i index = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)a));
+    part low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), index);
+    part high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table + 8), index);
+    return _mm256_blendv_ps(low, high, (part)_mm256_slli_epi32(index, 28));
+}
 
 #else /* SSE2, NEON and whatever else has four f32 in a register */
 
@@ -66,6 +87,14 @@ static inline part part_most(part a, part b) { return part_choose(part_below(b, 
 static inline part part_absolute(part a)
 {
     return (part)((part_mask)a & (part_mask){INT32_MAX, INT32_MAX, INT32_MAX, INT32_MAX});
+}
+static inline part part_bytes(const uint8_t *a)
+{
+    return __builtin_convertvector((part_mask){a[0], a[1], a[2], a[3]}, part);
+}
+static inline part part_look_up(const float *table, const uint8_t *a)
+{
+    return (part){table[a[0]], table[a[1]], table[a[2]], table[a[3]]};
 }
 
 #endif
@@ -103,6 +132,17 @@ static inline f32x16 load(const float *a)
 }
 
 static inline void store(float *a, f32x16 r) { memcpy(a, &r, sizeof r); }
+
+/* Sixteen bytes as numbers 0..255; the numbers of a table of sixteen at places 0..15. */
+static inline f32x16 load_bytes(const uint8_t *a)
+{
+    EACH_PART(f32x16, part_bytes(a + k * (LANES / PARTS)));
+}
+
+static inline f32x16 look_up(const float *table, const uint8_t *a)
+{
+    EACH_PART(f32x16, part_look_up(table, a + k * (LANES / PARTS)));
+}
 
 /* a / b, or zero where b is zero. */
 static inline f32x16 quotient_or_zero(f32x16 a, f32x16 b)

@@ -94,9 +94,50 @@ done:
     return result;
 }
 
+PyDoc_STRVAR(errors_doc, "errors(isa, original, rows, type, blocks, n_per_row, importance) ->"
+                         " tuple\n\nThe five sums of struct errors.");
+
+static PyObject *errors(PyObject *self, PyObject *args)
+{
+    int isa, original_index, type_index;
+    long long n_per_row;
+    Py_buffer rows, blocks, importance = {0};
+    (void)self;
+    if (!PyArg_ParseTuple(args, "iiy*iy*Lz*", &isa, &original_index, &rows, &type_index, &blocks,
+                          &n_per_row, &importance))
+        return NULL;
+
+    PyObject *result = NULL;
+    const struct quant_type *original = type_at(isa, original_index);
+    const struct quant_type *type = original ? type_at(isa, type_index) : NULL;
+    if (!type)
+        goto done;
+    int64_t n_blocks = blocks.len / type->type_size, n = n_blocks * type->block_size;
+    if (blocks.len % type->type_size || n_per_row <= 0 || n % n_per_row ||
+        n_per_row % type->block_size || n_per_row % original->block_size ||
+        !holds(rows.len, n / original->block_size, original->type_size) ||
+        (importance.buf && !holds(importance.len, n_per_row, sizeof(float)))) {
+        PyErr_SetString(PyExc_ValueError, "rows, blocks, importance do not fit together");
+        goto done;
+    }
+    struct errors sums;
+    Py_BEGIN_ALLOW_THREADS
+    sums = codecs[isa]->errors(original, rows.buf, type, blocks.buf, n, n_per_row, importance.buf);
+    Py_END_ALLOW_THREADS
+    result = Py_BuildValue("(ddddd)", sums.difference, sums.original, sums.product, sums.decoded,
+                           sums.largest);
+done:
+    PyBuffer_Release(&rows);
+    PyBuffer_Release(&blocks);
+    if (importance.obj)
+        PyBuffer_Release(&importance);
+    return result;
+}
+
 static PyMethodDef methods[] = {
     {"encode", encode, METH_VARARGS, encode_doc},
     {"decode", decode, METH_VARARGS, decode_doc},
+    {"errors", errors, METH_VARARGS, errors_doc},
     {"decode_rows", face_decode_rows, METH_VARARGS, NULL},
     {"decode_turned", face_decode_turned, METH_VARARGS, NULL},
     {"mxfp4_of_codes", face_mxfp4_of_codes, METH_VARARGS, NULL},

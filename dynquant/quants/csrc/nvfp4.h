@@ -103,9 +103,11 @@ static void encode_nvfp4(const float *x, const float *w, struct block_nvfp4 *blo
 
 static void decode_nvfp4(const struct block_nvfp4 *block, float *x)
 {
+    uint8_t q[64];
+    for (int j = 0; j < 4; j++)
+        unpack_nibbles(block->qs + 8 * j, q + 16 * j, 8);
     for (int j = 0; j < 4; j++) {
-        int32_t d = block->d[j] & 127;
-        float scale = block->d[j] == 127 ? 0 : f32_of_ue4m3(d);
-        unpack_fp4(block->qs + 8 * j, 16, 0.5f * scale, x + 16 * j);
+        float scale = block->d[j] == 127 ? 0 : f32_of_ue4m3(block->d[j] & 127);
+        level_weights(q + 16 * j, 16, 0.5f * scale, fp4_doubled, x + 16 * j);
     }
 }

@@ -8,6 +8,8 @@
  * There is no zero: a block of zeros has d = 0. Source: block_q1_0 in ggml-common.h. Little-endian.
  */
 #include "groups.h"
+#include "packing.h"
+#include "weights.h"
 
 struct block_q1_0 { uint16_t d; uint8_t qs[16]; };
 static_assert(sizeof(struct block_q1_0) == 18, "Q1_0 is 18 bytes a block");
@@ -75,8 +77,10 @@ static void encode_q1_0(const float *x, const float *w, struct block_q1_0 *block
 static void decode_q1_0(const struct block_q1_0 *block, float *x)
 {
     float d = f32_of_f16(block->d);
-    for (int i = 0; i < 128; i++)
-        x[i] = block->qs[i / 8] >> i % 8 & 1 ? d : -d;
+    uint64_t twice[16];
+    for (int k = 0; k < 16; k++)
+        twice[k] = bytes_of_bits(block->qs[k]) << 1;
+    scaled_weights((const uint8_t *)twice, 128, d, 1, x);
 }
 
 static void regain_q1_0(struct block_q1_0 *block, float factor)

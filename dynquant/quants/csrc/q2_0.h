@@ -13,7 +13,9 @@
  * and one of x / 3 with three times the importance. Sort the steps of all weights; one of the sets
  * of the largest gains most, A^2 / B. For d < 0 the second steps are those of the negative weights.
  */
+#include "packing.h"
 #include "sort.h"
+#include "weights.h"
 
 struct block_q2_0 { uint16_t d; uint8_t qs[16]; };
 static_assert(sizeof(struct block_q2_0) == 18, "Q2_0 is 18 bytes a block");
@@ -118,8 +120,10 @@ static void encode_q2_0(const float *x, const float *w, struct block_q2_0 *block
 static void decode_q2_0(const struct block_q2_0 *block, float *x)
 {
     float d = f32_of_f16(block->d);
-    for (int i = 0; i < Q2_BLOCK; i++)
-        x[i] = d * (float)((block->qs[i / 4] >> 2 * (i % 4) & 3) - 1);
+    uint32_t q[Q2_BLOCK / 4];
+    for (int k = 0; k < Q2_BLOCK / 4; k++)
+        q[k] = bytes_of_pairs(block->qs[k]);
+    scaled_weights((const uint8_t *)q, Q2_BLOCK, d, 1, x);
 }
 
 static void regain_q2_0(struct block_q2_0 *block, float factor)

@@ -12,6 +12,7 @@
  */
 #include "affine_k.h"
 #include "packing.h"
+#include "weights.h"
 
 struct block_q2_k { uint8_t scales[16], qs[64]; uint16_t d, dmin; };
 static_assert(sizeof(struct block_q2_k) == 84, "Q2_K is 84 bytes a block");
@@ -44,9 +45,9 @@ static void decode_q2_k(const struct block_q2_k *block, float *x)
     uint8_t q[256] = {0};
     for (int h = 0; h < 2; h++)
         add_pairs(block->qs + 32 * h, q + 128 * h, 0);
-    for (int i = 0; i < 256; i++) {
-        uint8_t scales = block->scales[i / 16];
-        x[i] = d * (float)(scales & 15) * (float)q[i] - dmin * (float)(scales >> 4);
+    for (int g = 0; g < 16; g++) {
+        float scale = (float)(block->scales[g] & 15), min = (float)(block->scales[g] >> 4);
+        affine_weights(q + 16 * g, 16, d * scale, -(dmin * min), x + 16 * g);
     }
 }
 

@@ -14,6 +14,7 @@
  */
 #include "packing.h"
 #include "scaled_k.h"
+#include "weights.h"
 
 struct block_q3_k { uint8_t hmask[32], qs[64], scales[12]; uint16_t d; };
 static_assert(sizeof(struct block_q3_k) == 110, "Q3_K is 110 bytes a block");
@@ -51,11 +52,10 @@ static void decode_q3_k(const struct block_q3_k *block, float *x)
     for (int h = 0; h < 2; h++)
         add_pairs(block->qs + 32 * h, q + 128 * h, 0);
     add_planes(block->hmask, q, 2);
-    for (int i = 0; i < 256; i++) {
-        int j = i / 16;
-        int low = block->scales[j % 8] >> 4 * (j / 8) & 15;
-        int high = block->scales[8 + j % 4] >> 2 * (j / 4) & 3;
-        x[i] = d * (float)((low | high << 4) - 32) * (float)(q[i] - 4);
+    for (int g = 0; g < 16; g++) {
+        int low = block->scales[g % 8] >> 4 * (g / 8) & 15;
+        int high = block->scales[8 + g % 4] >> 2 * (g / 4) & 3;
+        scaled_weights(q + 16 * g, 16, d * (float)((low | high << 4) - 32), 4, x + 16 * g);
     }
 }
 

@@ -9,6 +9,7 @@
  */
 #include "one_scale.h"
 #include "packing.h"
+#include "weights.h"
 
 struct block_q4_0 { uint16_t d; uint8_t qs[16]; };
 static_assert(sizeof(struct block_q4_0) == 18, "Q4_0 is 18 bytes a block");
@@ -37,8 +38,7 @@ static void decode_q4_0(const struct block_q4_0 *block, float *x)
     float d = f32_of_f16(block->d);
     uint8_t q[32];
     unpack_nibbles(block->qs, q, 16);
-    for (int i = 0; i < 32; i++)
-        x[i] = d * (float)(q[i] - 8);
+    scaled_weights(q, 32, d, 8, x);
 }
 
 static void regain_q4_0(struct block_q4_0 *block, float factor)

@@ -10,6 +10,7 @@
  */
 #include "packing.h"
 #include "scale_and_min.h"
+#include "weights.h"
 
 struct block_q4_1 { uint16_t d, m; uint8_t qs[16]; };
 static_assert(sizeof(struct block_q4_1) == 20, "Q4_1 is 20 bytes a block");
@@ -38,8 +39,7 @@ static void decode_q4_1(const struct block_q4_1 *block, float *x)
     float d = f32_of_f16(block->d), m = f32_of_f16(block->m);
     uint8_t q[32];
     unpack_nibbles(block->qs, q, 16);
-    for (int i = 0; i < 32; i++)
-        x[i] = d * (float)q[i] + m;
+    affine_weights(q, 32, d, m, x);
 }
 
 static void regain_q4_1(struct block_q4_1 *block, float factor)

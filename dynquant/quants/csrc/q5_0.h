@@ -11,6 +11,7 @@
  */
 #include "one_scale.h"
 #include "packing.h"
+#include "weights.h"
 
 struct block_q5_0 { uint16_t d; uint8_t qh[4], qs[16]; };
 static_assert(sizeof(struct block_q5_0) == 22, "Q5_0 is 22 bytes a block");
@@ -40,8 +41,7 @@ static void decode_q5_0(const struct block_q5_0 *block, float *x)
     uint8_t q[32];
     unpack_nibbles(block->qs, q, 16);
     add_fifth_bits(block->qh, q);
-    for (int i = 0; i < 32; i++)
-        x[i] = d * (float)(q[i] - 16);
+    scaled_weights(q, 32, d, 16, x);
 }
 
 static void regain_q5_0(struct block_q5_0 *block, float factor)

@@ -12,6 +12,7 @@
  */
 #include "packing.h"
 #include "scale_and_min.h"
+#include "weights.h"
 
 struct block_q5_1 { uint16_t d, m; uint8_t qh[4], qs[16]; };
 static_assert(sizeof(struct block_q5_1) == 24, "Q5_1 is 24 bytes a block");
@@ -42,8 +43,7 @@ static void decode_q5_1(const struct block_q5_1 *block, float *x)
     uint8_t q[32];
     unpack_nibbles(block->qs, q, 16);
     add_fifth_bits(block->qh, q);
-    for (int i = 0; i < 32; i++)
-        x[i] = d * (float)q[i] + m;
+    affine_weights(q, 32, d, m, x);
 }
 
 static void regain_q5_1(struct block_q5_1 *block, float factor)

@@ -14,6 +14,7 @@
 #include "affine_k.h"
 #include "packing.h"
 #include "scales_6bit.h"
+#include "weights.h"
 
 struct block_q5_k { uint16_t d, dmin; uint8_t scales[12], qh[32], qs[128]; };
 static_assert(sizeof(struct block_q5_k) == 176, "Q5_K is 176 bytes a block");
@@ -51,8 +52,8 @@ static void decode_q5_k(const struct block_q5_k *block, float *x)
     for (int j = 0; j < 4; j++)
         unpack_nibbles(block->qs + 32 * j, q + 64 * j, 32);
     add_planes(block->qh, q, 4);
-    for (int i = 0; i < 256; i++)
-        x[i] = d * ls[i / 32] * (float)q[i] - dmin * lm[i / 32];
+    for (int g = 0; g < 8; g++)
+        affine_weights(q + 32 * g, 32, d * ls[g], -(dmin * lm[g]), x + 32 * g);
 }
 
 static void regain_q5_k(struct block_q5_k *block, float factor)

@@ -16,6 +16,7 @@
  */
 #include "packing.h"
 #include "scaled_k.h"
+#include "weights.h"
 
 struct block_q6_k { uint8_t ql[128], qh[64]; int8_t scales[16]; uint16_t d; };
 static_assert(sizeof(struct block_q6_k) == 210, "Q6_K is 210 bytes a block");
@@ -49,8 +50,8 @@ static void decode_q6_k(const struct block_q6_k *block, float *x)
         unpack_nibbles(block->ql + 64 * h, q + 128 * h, 64);
         add_pairs(block->qh + 32 * h, q + 128 * h, 4);
     }
-    for (int i = 0; i < 256; i++)
-        x[i] = d * block->scales[i / 16] * (float)(q[i] - 32);
+    for (int g = 0; g < 16; g++)
+        scaled_weights(q + 16 * g, 16, d * block->scales[g], 32, x + 16 * g);
 }
 
 static void regain_q6_k(struct block_q6_k *block, float factor)

@@ -4,6 +4,7 @@
 #include <stddef.h>
 
 #include "codec.h"
+#include "errors.h"
 #include "floats.h"
 
 #include "iq1_m.h"
@@ -206,6 +207,31 @@ static int64_t encode(const struct quant_type *type, enum stored_type stored, co
     return -1;
 }
 
+static struct errors errors(const struct quant_type *original, const uint8_t *rows,
+                            const struct quant_type *type, const uint8_t *blocks, int64_t n,
+                            int64_t n_per_row, const float *importance)
+{
+    struct lane_errors total = {0};
+    for (int64_t at = 0; at < n; at += ERROR_BATCH) {
+        int64_t m = n - at < ERROR_BATCH ? n - at : ERROR_BATCH;
+        f32x16 in_x[ERROR_BATCH / LANES], in_y[ERROR_BATCH / LANES], in_w[ERROR_BATCH / LANES];
+        float *x = (float *)in_x, *y = (float *)in_y, *w = (float *)in_w;
+        original->decode(rows, x, m / original->block_size);
+        type->decode(blocks, y, m / type->block_size);
+        rows += m / original->block_size * original->type_size;
+        blocks += m / type->block_size * type->type_size;
+        if (importance)
+            importance_of_run(importance, n_per_row, at, m, w);
+        for (; m % LANES; m++)
+            x[m] = y[m] = w[m] = 0;
+        if (importance)
+            add_batch(&total, in_x, in_y, in_w, 1, (int)(m / LANES));
+        else
+            add_batch(&total, in_x, in_y, NULL, 0, (int)(m / LANES));
+    }
+    return all_errors(&total);
+}
+
 #define NAME_(prefix, isa) prefix##isa
 #define NAME(prefix, isa) NAME_(prefix, isa)
 #define TEXT_(isa) #isa
@@ -216,6 +242,7 @@ const struct codec NAME(codec_, ISA) = {
     .n_types = sizeof types / sizeof *types,
     .types = types,
     .encode = encode,
+    .errors = errors,
     .decode_rows = decode_rows,
     .decode_turned = decode_turned,
     .mxfp4_of_codes = mxfp4_of_codes,

@@ -1,0 +1,165 @@
+"""From a conversion that is done to its manifest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from dynquant.conversion.layout import Layout
+from dynquant.conversion.manifest import (
+    Errors,
+    ImportancePart,
+    Maker,
+    Manifest,
+    ModelPart,
+    OutputFile,
+    OutputPart,
+    RecipePart,
+    Source,
+    Tensor,
+    plain,
+)
+from dynquant.keys import Keys
+from dynquant.plan.plan import Plan
+from dynquant.quants import codec
+from dynquant.recipe.rules import Recipe
+
+if TYPE_CHECKING:
+    from dynquant.conversion.engine import Converted
+
+_DIGITS = 6
+"""Of an error figure: the sums behind it are added in an order that a resumed run changes."""
+
+
+class Figures(Protocol):
+    """What is known of a tensor's errors, in the words of `Errors`."""
+
+    @property
+    def weighted(self) -> float:
+        """As in `Errors`."""
+        ...
+
+    @property
+    def one_minus_cos2(self) -> float:
+        """As in `Errors`."""
+        ...
+
+    @property
+    def max(self) -> float:
+        """As in `Errors`."""
+        ...
+
+
+def manifest_of(
+    plan: Plan,
+    layout: Layout,
+    made: Converted,
+    sources: Sequence[Source],
+    errors: Sequence[Figures | None] | None = None,
+) -> Manifest:
+    """Return the manifest of an output.
+
+    errors: of each tensor, in the order of the plan; None where they were not measured
+    """
+    short = _short_names(plan.recipe)
+    return Manifest(
+        manifest=1,
+        dynquant=Maker(version=version("dynquant"), isa=codec.active_isa()),
+        output=OutputPart(
+            architecture=plain(plan.architecture),
+            weights=plan.n_weights,
+            tensor_bytes=plan.tensor_bytes,
+            bits_per_weight=plan.bits_per_weight,
+            type_counts=plan.type_counts,
+            files=[
+                OutputFile(name=plain(path.name), bytes=file.file_bytes, sha256=sha256)
+                for path, file, sha256 in zip(made.paths, layout.files, made.sha256, strict=True)
+            ],
+        ),
+        recipe=RecipePart(
+            name=plain(plan.recipe.name),
+            sha256=plan.recipe.sha256,
+            text=plan.recipe.text,
+            extends=list(plan.recipe.texts),
+        ),
+        effort=plan.effort,
+        importance=_importance(plan),
+        sources=list(sources),
+        model=_model(plan),
+        tensors=[
+            Tensor(
+                name=plain(t.name),
+                type=t.type.name,
+                shape=list(t.shape),
+                bytes=t.n_bytes,
+                file=t.shard,
+                offset=layout.files[t.shard].position(t),
+                xxh64=xxh64,
+                rule=short(t.rule),
+                instead_of=t.instead_of.name if t.instead_of else None,
+                importance=t.importance,
+                error=_errors(figures),
+            )
+            for t, xxh64, figures in zip(
+                plan.tensors, made.xxh64, errors or [None] * len(plan.tensors), strict=True
+            )
+        ],
+        ignored={plain(name): short(reason) for name, reason in plan.ignored.items()},
+    )
+
+
+def _importance(plan: Plan) -> ImportancePart | None:
+    if plan.imatrix is None:
+        return None
+    return ImportancePart(
+        file=plain(plan.imatrix.path.name),
+        sha256=plan.imatrix.sha256,
+        datasets=[plain(name) for name in plan.imatrix.datasets],
+        chunks=plan.imatrix.chunk_count,
+    )
+
+
+def _model(plan: Plan) -> ModelPart:
+    roles = {t.name.split(".")[-2] for t in plan.tensors if "." in t.name}
+    mla: Literal["split", "merged"] | None = None
+    if "attn_k_b" in roles:
+        mla = "split"
+    elif "attn_kv_b" in roles:
+        mla = "merged"
+    commit = _key(plan.keys, "dynquant.source_revision") or ""
+    is_commit = 7 <= len(commit) <= 64 and not set(commit) - set("0123456789abcdef")
+    return ModelPart(
+        repository=_key(plan.keys, "dynquant.source"), commit=commit if is_commit else None, mla=mla
+    )
+
+
+def _key(keys: Keys, name: str) -> str | None:
+    found = keys.get(name)
+    return plain(found.value) if found and isinstance(found.value, str) else None
+
+
+def _errors(figures: Figures | None) -> Errors | None:
+    if figures is None:
+        return None
+    found = figures.weighted, figures.one_minus_cos2, figures.max
+    if not all(map(math.isfinite, found)):
+        return None
+    weighted, one_minus_cos2, largest = (max(0.0, float(f"{f:.{_DIGITS}g}")) for f in found)
+    return Errors(weighted=weighted, one_minus_cos2=one_minus_cos2, max=largest)
+
+
+def _short_names(recipe: Recipe) -> Callable[[str], str]:
+    """Return what leaves folders out of the places that rules tell: they are of one machine."""
+    places = {recipe.path, recipe.default_place.path, *(r.place.path for r in recipe.rules)}
+    # The longest first: one path may be the end of another.
+    names = [(p, Path(p).name) for p in sorted(places, key=lambda p: (-len(p), p))]
+
+    def short(text: str) -> str:
+        for path, name in names:
+            text = text.replace(f"{path}:", f"{name}:")
+        return plain(text)
+
+    return short

@@ -1,0 +1,95 @@
+/* How far the weights of one quant type are from those of another: the sums behind the figures of a
+ * manifest. x is the original, y what the blocks decode to, w the importance.
+ *
+ * Sums are made of w (x - y)^2, w x^2 and w x (x - y), and the others follow (see all_errors):
+ *
+ *   w x y = w x^2 - w x (x - y)        w y^2 = w x^2 - 2 w x (x - y) + w (x - y)^2
+ *
+ * What f32 rounds off is then small beside the difference, which may be a thousandth of x; in sums of
+ * x y and y^2 made apart, the angle between x and y would be lost in it.
+ *
+ * A lane sums in f32 over its 64 weights of a batch, and in f64 from batch to batch; the lanes are
+ * added in their order at the end. Weights and importances of a batch are normalised by powers of two,
+ * as in groups.h: no square overflows and none vanishes, whatever the units of the model.
+ */
+#pragma once
+
+#include "groups.h"
+
+/* Weights compared at a time: a multiple of every block size and of LANES; 3 x 4 KiB of stack. */
+#define ERROR_BATCH 1024
+
+/* Of w (x - y)^2, w x^2, w x (x - y), lane by lane; and the largest |x - y|. */
+struct lane_errors {
+    double difference[LANES], original[LANES], product[LANES];
+    float largest;
+};
+
+static inline float largest_lane(f32x16 a)
+{
+    float lane[LANES], largest;
+    store(lane, a);
+    largest = lane[0];
+    for (int l = 1; l < LANES; l++)
+        largest = lane[l] > largest ? lane[l] : largest;
+    return largest;
+}
+
+static inline void add_lanes(double *total, f32x16 a, double unit)
+{
+    float lane[LANES];
+    store(lane, a);
+    for (int l = 0; l < LANES; l++)
+        total[l] += (double)lane[l] * unit;
+}
+
+/* Add a batch of n times LANES weights; has_importance 0: all importances are one. */
+static ALWAYS_INLINE void add_batch(struct lane_errors *total, const f32x16 *x, const f32x16 *y,
+                                    const f32x16 *w, int has_importance, int n)
+{
+    f32x16 most_x = splat(0), most_d = splat(0), most_w = splat(has_importance ? 0 : 1);
+    for (int i = 0; i < n; i++) {
+        most_x = most(absolute(x[i]), most_x);
+        most_d = most(absolute(sub(x[i], y[i])), most_d);
+        if (has_importance)
+            most_w = most(w[i], most_w);
+    }
+    float unit = power_of_two_below(largest_lane(most(most_x, most_d)));
+    float w_unit = power_of_two_below(largest_lane(most_w));
+    f32x16 inverse = splat(inverse_of_power(unit)), w_inverse = splat(inverse_of_power(w_unit));
+    f32x16 difference = splat(0), original = splat(0), product = splat(0);
+    for (int i = 0; i < n; i++) {
+        f32x16 a = mul(x[i], inverse), d = mul(sub(x[i], y[i]), inverse), wa = a, wd = d;
+        if (has_importance) {
+            f32x16 weight = mul(w[i], w_inverse);
+            wa = mul(weight, a);
+            wd = mul(weight, d);
+        }
+        difference = add(difference, mul(wd, d));
+        original = add(original, mul(wa, a));
+        product = add(product, mul(wa, d));
+    }
+    double square = (double)unit * unit * w_unit;
+    add_lanes(total->difference, difference, square);
+    add_lanes(total->original, original, square);
+    add_lanes(total->product, product, square);
+    float largest = largest_lane(most_d);
+    total->largest = largest > total->largest ? largest : total->largest;
+}
+
+static inline double sum_of_lanes(const double *lane)
+{
+    double sum = 0;
+    for (int l = 0; l < LANES; l++)
+        sum += lane[l];
+    return sum;
+}
+
+/* The sums of codec.h, from all lanes. */
+static inline struct errors all_errors(const struct lane_errors *total)
+{
+    double difference = sum_of_lanes(total->difference), original = sum_of_lanes(total->original);
+    double product = sum_of_lanes(total->product);
+    return (struct errors){difference, original, original - product,
+                           original - 2 * product + difference, total->largest};
+}
