@@ -107,7 +107,7 @@ def check_sample(plan: Plan, layout: Layout, parts: PartFiles, n: int) -> None:
         together = rows // importance.n_matrices if importance else rows
         candidates.append(Candidate(tensor.type.name, rows, tensor.n_per_row, together))
     seed = b"".join(hashlib.sha256(file.header).digest() for file in layout.files)
-    problems: list[str] = []
+    problems: dict[str, str] = {}
     for drawn in draw(candidates, n, seed):
         tensor = plan.tensors[drawn.index]
         importance = plan.importance.get(tensor.name)
@@ -122,7 +122,7 @@ def check_sample(plan: Plan, layout: Layout, parts: PartFiles, n: int) -> None:
                 Search(plan.effort),
             )
         except codec.NotFiniteError as e:
-            problems.append(
+            problems[tensor.name] = (
                 f"tensor {tensor.name!r}: row {drawn.start + e.row} of the model holds a number"
                 " that is not finite, which it did not before; its disk or the memory is faulty"
             )
@@ -132,10 +132,11 @@ def check_sample(plan: Plan, layout: Layout, parts: PartFiles, n: int) -> None:
         parts.read(tensor.shard, there.reshape(-1).data, position)
         wrong = (there != blocks).any(axis=1)
         if wrong.any():
-            problems.append(
+            message = (
                 f"{parts.parts[tensor.shard]}: tensor {tensor.name!r}: row"
                 f" {drawn.start + int(wrong.argmax())} is not what it is encoded to a second time"
-                f" (of rows {drawn.start} to {drawn.stop - 1}, {int(wrong.sum())} are not); memory"
+                f" ({int(wrong.sum())} of rows {drawn.start} to {drawn.stop - 1} are not); memory"
                 " or disk is faulty, or the model changed meanwhile: begin anew (--restart)"
             )
-    ConvertError.raise_any(dict.fromkeys(problems))
+            problems.setdefault(tensor.name, message)
+    ConvertError.raise_any(problems.values())

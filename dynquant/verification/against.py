@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -19,8 +18,9 @@ from dynquant.conversion.sample import Candidate, Range, draw, encoded
 from dynquant.errors import VerificationError
 from dynquant.importance.imatrix import Imatrix
 from dynquant.quants.codec import NotFiniteError
-from dynquant.quants.search import Effort, Search
+from dynquant.quants.search import Search
 from dynquant.tensors import ShardFile
+from dynquant.verification.ahead import in_order
 from dynquant.verification.findings import Compared, Fault
 from dynquant.verification.lints import value_of
 from dynquant.verification.maker import Maker, load_source
@@ -78,48 +78,77 @@ def compare(
     pairs = [pair for name in wanted if (pair := pairing.pair(name)) is not None]
     if sample is None and tensors is None:
         sample = SAMPLES
-    ranges = _whole(pairs) if sample is None else _drawn(shards, pairs, sample)
-    outcomes = _run(pairs, ranges, maker.effort, threads or default_threads(), progress)
+    tally = _Tally(pairs)
+    if sample is None:
+        ranges, total = _whole(pairs), sum(p.tensor.n_bytes for p in pairs)
+    else:
+        ranges = _drawn(shards, pairs, sample)
+        total = sum((r.stop - r.start) * pairs[r.index].row_size for r in ranges)
+    readers = {p.file.path: ShardFile(p.file.path) for p in pairs}
+    search = Search(maker.effort)
+
+    def look(taken: Range) -> _Outcome:
+        return _compared(pairs[taken.index], taken, readers, search)
+
+    for taken, outcome in in_order(ranges, look, threads or default_threads()):
+        tally.add(taken, outcome)
+        if progress is not None:
+            progress(tally.n_bytes, total)
     faults = [*pairing.faults]
     unsure: list[str] = []
-    of_pair: dict[int, list[_Outcome]] = {}
-    for range_, outcome in zip(ranges, outcomes, strict=True):
-        of_pair.setdefault(range_.index, []).append(outcome)
-    for index, here in of_pair.items():
-        pair = pairs[index]
-        fault = _fault(pair, here, model, maker)
-        if fault is None:
-            continue
-        if pair.is_sure:
-            faults.append(fault)
+    for index, outcome in tally.wrong.items():
+        if pairs[index].is_sure:
+            faults.append(_fault(pairs[index], outcome, model, maker))
         else:
-            unsure.append(pair.tensor.name)
-    n_bytes = sum((r.stop - r.start) * pairs[r.index].row_size for r in ranges)
-    compared = {pairs[r.index].tensor.name for r in ranges} - set(unsure)
+            unsure.append(pairs[index].tensor.name)
     unchecked = [*maker.unchecked(), *pairing.unchecked]
     if unsure:
         unchecked.append(
             f"{', '.join(grouped(unsure))}: other bytes than this dynquant makes, which"
             f" {maker.described} may have made rightly"
         )
-    what = "whole" if sample is None else f"in {len(ranges)} ranges of rows"
+    what = "whole" if sample is None else f"in {tally.n_ranges} ranges of rows"
+    n_compared = len(tally.seen) - len(unsure)
     return Compared(
         tuple(faults),
         tuple(pairing.left_out()) if tensors is None else (),
-        (f"against {model}: {len(compared)} tensors {what}, {n_bytes / 1e6:.1f} MB encoded again",),
+        (f"against {model}: {n_compared} tensors {what}, {total / 1e6:.1f} MB encoded again",),
         tuple(unchecked),
     )
 
 
-def _whole(pairs: Sequence[Pair]) -> list[Range]:
-    found: list[Range] = []
+class _Tally:
+    """What the ranges say of each tensor, taken in order.
+
+    wrong: of tensors that differ, by number: how many rows, and the first of them
+    """
+
+    def __init__(self, pairs: Sequence[Pair]) -> None:
+        self._pairs = pairs
+        self.wrong: dict[int, _Outcome] = {}
+        self.seen: set[int] = set()
+        self.n_ranges = 0
+        self.n_bytes = 0
+
+    def add(self, taken: Range, outcome: _Outcome) -> None:
+        """Count a range."""
+        self.seen.add(taken.index)
+        self.n_ranges += 1
+        self.n_bytes += (taken.stop - taken.start) * self._pairs[taken.index].row_size
+        if outcome.n_wrong:
+            before = self.wrong.get(taken.index)
+            n_wrong = outcome.n_wrong + (before.n_wrong if before else 0)
+            self.wrong[taken.index] = replace(before or outcome, n_wrong=n_wrong)
+
+
+def _whole(pairs: Sequence[Pair]) -> Iterator[Range]:
+    """Yield all rows, none of two matrices that differ in importance in one range."""
     for index, pair in enumerate(pairs):
         rows, together = pair.source.n_rows, pair.together
         step = max(1, _WEIGHTS // pair.source.n_per_row)
         for first in range(0, rows, together):
             for start in range(first, first + together, step):
-                found.append(Range(index, start, min(start + step, first + together)))
-    return found
+                yield Range(index, start, min(start + step, first + together))
 
 
 def _drawn(shards: Shards, pairs: Sequence[Pair], n: int) -> list[Range]:
@@ -133,32 +162,6 @@ def _drawn(shards: Shards, pairs: Sequence[Pair], n: int) -> list[Range]:
         Candidate(p.qtype.name, p.source.n_rows, p.source.n_per_row, p.together) for p in pairs
     ]
     return draw(candidates, n, seed.digest())
-
-
-def _run(
-    pairs: Sequence[Pair],
-    ranges: Sequence[Range],
-    effort: Effort,
-    threads: int,
-    progress: Callable[[int, int], None] | None,
-) -> list[_Outcome]:
-    """Compare the ranges, in threads; return what each says, in their order."""
-    readers = {p.file.path: ShardFile(p.file.path) for p in pairs}
-    search = Search(effort)
-    sizes = [(r.stop - r.start) * pairs[r.index].row_size for r in ranges]
-    total, done = sum(sizes), 0
-    outcomes: list[_Outcome] = []
-    with ThreadPoolExecutor(threads, "dynquant-verify") as pool:
-        try:
-            work = [pool.submit(_compared, pairs[r.index], r, readers, search) for r in ranges]
-            for future, size in zip(work, sizes, strict=True):
-                outcomes.append(future.result())
-                done += size
-                if progress is not None:
-                    progress(done, total)
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-    return outcomes
 
 
 def _compared(
@@ -179,18 +182,14 @@ def _compared(
     return _Outcome(n_wrong, taken.start + int(wrong.argmax()) if n_wrong else 0)
 
 
-def _fault(pair: Pair, outcomes: Sequence[_Outcome], model: str, maker: Maker) -> Fault | None:
+def _fault(pair: Pair, outcome: _Outcome, model: str, maker: Maker) -> Fault:
     """Say where a tensor differs first."""
-    bad = [o for o in outcomes if o.n_wrong]
-    if not bad:
-        return None
-    first = min(bad, key=lambda o: o.first)
-    total = sum(o.n_wrong for o in bad)
+    row, n = outcome.first, outcome.n_wrong
     effort = "" if pair.qtype.is_float else f", effort {maker.effort}"
-    more = f"; {total:,} of the rows compared differ" if total > 1 else ""
-    what = first.failure or (
-        f"row {first.first} of {pair.source.n_rows} is not what {model} gives as {pair.qtype.name}"
-        f"{effort}{more}"
+    more = f"; {n:,} of the rows compared differ" if n > 1 else ""
+    what = outcome.failure or (
+        f"row {row} of {pair.source.n_rows} is not what {model} gives as {pair.qtype.name}{effort}"
+        f"{more}"
     )
-    at = pair.file.data_offset + pair.tensor.offset + first.first * pair.row_size
+    at = pair.file.data_offset + pair.tensor.offset + row * pair.row_size
     return Fault(what, pair.file.path, pair.tensor.name, at)

@@ -39,10 +39,8 @@ _SCALE = "a scale that is not finite"
 
 # The byte of five ternary digits, or of four and a zero, is the number they make, as a fraction of
 # 243 in 256ths, rounded up (csrc/tq1_0.h).
-_FIVE_DIGITS = np.zeros(256, np.bool_)
-_FIVE_DIGITS[[-(-256 * v // 243) for v in range(243)]] = True
-_FOUR_DIGITS = np.zeros(256, np.bool_)
-_FOUR_DIGITS[[-(-256 * v // 243) for v in range(0, 243, 3)]] = True
+_FIVE_DIGITS = bytes(-(-256 * v // 243) for v in range(243))
+_FOUR_DIGITS = bytes(-(-256 * v // 243) for v in range(0, 243, 3))
 
 
 @dataclass(frozen=True)
@@ -95,8 +93,12 @@ def _nvfp4_scale(blocks: U8) -> Mask:
 
 
 def _tq1_0_codes(blocks: U8) -> Mask:
-    made = np.concatenate((_FIVE_DIGITS[blocks[:, :48]], _FOUR_DIGITS[blocks[:, 48:52]]), axis=1)
-    return np.any(~made, axis=1, keepdims=True)[:, 0]
+    wrong = np.zeros(len(blocks), np.bool_)
+    for codes, made in ((blocks[:, :48], _FIVE_DIGITS), (blocks[:, 48:52], _FOUR_DIGITS)):
+        # Most often there is nothing to find, and this is the quickest way to know.
+        if codes.tobytes().translate(None, made):
+            wrong |= np.any(~np.isin(codes, list(made)), axis=1, keepdims=True)[:, 0]
+    return wrong
 
 
 def _tq2_0_codes(blocks: U8) -> Mask:

@@ -58,9 +58,11 @@ class Manifest:
 
 def manifest_path(path: Path) -> Path:
     """Return the name of the manifest of a GGUF, given its file or any of its shards."""
+    own = path.with_name(f"{path.name}.manifest.json")
     shard = NAME.fullmatch(path.name)
-    name = f"{shard['prefix']}.gguf" if shard else path.name
-    return path.with_name(f"{name}.manifest.json")
+    if shard is None or own.exists():
+        return own
+    return path.with_name(f"{shard['prefix']}.gguf.manifest.json")
 
 
 def read_manifest(path: Path) -> Manifest:

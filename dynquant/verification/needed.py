@@ -48,9 +48,12 @@ def needed_faults(shards: Shards) -> Iterator[Fault]:
     name = value_of(shards, "general.architecture")
     kind = value_of(shards, "general.type")
     tensors = [t for _, t in shards.tensors()]
-    if not isinstance(name, str) or name not in _ARCHITECTURES or not tensors:
+    if kind not in (None, "model") or not tensors:
         return
-    if kind not in (None, "model") or MODEL_TENSOR.TOKEN_EMBD not in _tensors_of(name):
+    if not isinstance(name, str):
+        yield Fault("general.architecture is missing; llama.cpp asks for it", shards.path)
+        return
+    if name not in _ARCHITECTURES or MODEL_TENSOR.TOKEN_EMBD not in _tensors_of(name):
         return
     names = {t.name for t in tensors}
     if name in _EMBEDDED_ELSEWHERE:
@@ -66,6 +69,8 @@ def needed_faults(shards: Shards) -> Iterator[Fault]:
 def needed_unchecked(shards: Shards) -> Iterator[str]:
     """Say for which files it is not known what they need."""
     name = value_of(shards, "general.architecture")
+    if not isinstance(name, str):
+        return
     if name not in _ARCHITECTURES:
         yield f"which tensors the architecture {name!r} needs: the gguf package does not know it"
     elif name not in _ALIKE:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from math import prod
 
@@ -19,15 +17,13 @@ from dynquant.checkpoint.split import Shards
 from dynquant.quants.codec import decode
 from dynquant.quants.table import ALL, KEPT
 from dynquant.tensors import ShardFile
+from dynquant.verification.ahead import in_order
 from dynquant.verification.blocks import BadBlocks, bad_blocks
 from dynquant.verification.findings import Fault
 from dynquant.verification.structure import padded_end
 
 _CHUNK = 2 << 20
 """Bytes looked at at a time: they are still in a core's cache when they are hashed."""
-
-_AHEAD = 2
-"""Chunks that are read ahead of the hashes, for each thread."""
 
 _TYPES = ALL | KEPT
 
@@ -109,32 +105,13 @@ def scan(
         return _seen(stretch, content, known)
 
     done = 0
-    waiting: deque[tuple[Stretch, Future[_Seen]]] = deque()
-    with ThreadPoolExecutor(threads, "dynquant-verify") as pool:
-        try:
-            for stretch in _all(shards, sizes):
-                waiting.append((stretch, pool.submit(look, stretch)))
-                while len(waiting) > threads * _AHEAD:
-                    done += _next(waiting, tally, progress, done)
-            while waiting:
-                done += _next(waiting, tally, progress, done)
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    for stretch, seen in in_order(_all(shards, sizes), look, threads):
+        tally.add(stretch, seen)
+        done += stretch.n_bytes
+        if progress is not None:
+            progress(done)
     tally.finish(known)
     return found
-
-
-def _next(
-    waiting: deque[tuple[Stretch, Future[_Seen]]],
-    tally: _Tally,
-    progress: Callable[[int], None] | None,
-    done: int,
-) -> int:
-    stretch, future = waiting.popleft()
-    tally.add(stretch, future.result())
-    if progress is not None:
-        progress(done + stretch.n_bytes)
-    return stretch.n_bytes
 
 
 def _seen(stretch: Stretch, content: U8, known: set[tuple[str, int]]) -> _Seen:
