@@ -19,6 +19,7 @@ from dynquant.conversion.journal import COMPLETE, Journal, journal_path
 from dynquant.conversion.layout import Layout, lay_out
 from dynquant.conversion.output import PartFiles, check_output, sync_folder
 from dynquant.conversion.resume import begin
+from dynquant.conversion.threads import Worker, start
 from dynquant.errors import ConvertError, PlanError
 from dynquant.plan.plan import Plan
 from dynquant.quants import codec
@@ -177,37 +178,31 @@ class _Run:
         self._weights_done = 0
         self._resumed = 0
         self._unsaved: list[Done] = []
-        self._threads: list[threading.Thread] = []
+        self._threads: list[Worker] = []
 
     @property
     def is_alive(self) -> bool:
         """Whether a thread of it still runs."""
-        return any(t.is_alive() for t in self._threads)
+        return any(t.is_alive for t in self._threads)
 
     def watch(self, n_workers: int, progress: Callable[[Progress], None] | None) -> None:
         """Run the workers to the end, report progress, and raise what went wrong."""
-        workers = [
-            threading.Thread(target=self.work, name=f"dynquant-{i}", daemon=True)
-            for i in range(n_workers)
-        ]
-        saver = threading.Thread(target=self._save, name="dynquant-journal", daemon=True)
+        workers = [Worker(self.work, f"dynquant-{i}") for i in range(n_workers)]
+        saver = Worker(self._save, "dynquant-journal")
         self._threads = [*workers, saver]
         try:
             self._report(progress)
-            for t in self._threads:
-                t.start()
+            start(self._threads)
             for w in workers:
-                while w.is_alive():
-                    w.join(_REPORT_SECONDS)
+                while w.is_alive:
+                    w.wait(_REPORT_SECONDS)
                     self._report(progress)
         finally:
             self._stop()
             for w in workers:
-                if w.ident is not None:
-                    w.join()
+                w.wait()
             self._ended.set()
-            if saver.ident is not None:
-                saver.join()
+            saver.wait()
         if self._failure is not None:
             raise self._failure
         assert self._bytes_done == self._totals[0], "a run that ends without failure wrote all rows"
