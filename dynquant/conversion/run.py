@@ -16,6 +16,7 @@ from dynquant.conversion.journal import Journal
 from dynquant.conversion.layout import Layout
 from dynquant.conversion.output import PartFiles
 from dynquant.conversion.sources import SourceDigests
+from dynquant.conversion.threads import Worker, start
 from dynquant.errors import ConvertError
 from dynquant.plan.plan import Plan
 from dynquant.quants import codec
@@ -89,43 +90,35 @@ class Run:
         self._weights_done = 0
         self._resumed = 0
         self._unsaved: list[Done] = []
-        self._threads: list[threading.Thread] = []
+        self._threads: list[Worker] = []
 
     @property
     def is_alive(self) -> bool:
         """Whether a thread of it still runs."""
-        return any(t.is_alive() for t in self._threads)
+        return any(t.is_alive for t in self._threads)
 
     def watch(self, n_workers: int, progress: Callable[[Progress], None] | None) -> None:
         """Run the workers to the end, report progress, and raise what went wrong."""
-        workers = [
-            threading.Thread(target=self.work, name=f"dynquant-{i}", daemon=True)
-            for i in range(n_workers)
-        ]
-        saver = threading.Thread(target=self._save, name="dynquant-journal", daemon=True)
-        hashers = [
-            threading.Thread(target=self._hash_sources, name=f"dynquant-hash-{i}", daemon=True)
-            for i in range(-(-len(workers) // _ENCODERS_PER_HASHER))
-        ]
+        n_hashers = -(-n_workers // _ENCODERS_PER_HASHER)
+        workers = [Worker(self.work, f"dynquant-{i}") for i in range(n_workers)]
+        hashers = [Worker(self._hash_sources, f"dynquant-hash-{i}") for i in range(n_hashers)]
+        saver = Worker(self._save, "dynquant-journal")
         self._threads = [*workers, *hashers, saver]
         try:
             self._report(progress)
-            for t in self._threads:
-                t.start()
+            start(self._threads)
             for w in (*workers, *hashers):
-                while w.is_alive():
-                    w.join(_REPORT_SECONDS)
+                while w.is_alive:
+                    w.wait(_REPORT_SECONDS)
                     self._report(progress)
-                    if not any(worker.is_alive() for worker in workers):
+                    if not any(worker.is_alive for worker in workers):
                         self._sources.release()
         finally:
             self._stop()
             for w in (*workers, *hashers):
-                if w.ident is not None:
-                    w.join()
+                w.wait()
             self._ended.set()
-            if saver.ident is not None:
-                saver.join()
+            saver.wait()
         if self._failure is not None:
             raise self._failure
         assert self._bytes_done == self._totals[0], "a run that ends without failure wrote all rows"
