@@ -62,3 +62,11 @@ class ReportError(DynquantError):
 
 class ConvertError(DynquantError):
     """Reading the source or writing the output failed."""
+
+
+class ReleaseError(DynquantError):
+    """A finished file and its manifest do not make a release, or it cannot be written."""
+
+
+class GateError(DynquantError):
+    """The output is larger, or loses more, than was asked for."""

@@ -30,6 +30,7 @@ ROOMS = (
     "conversion",
     "evaluate",
     "report",
+    "release",
     "cli",
     "__init__",
 )
