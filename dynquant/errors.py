@@ -64,6 +64,10 @@ class ConvertError(DynquantError):
     """Reading the source or writing the output failed."""
 
 
+class ManifestError(DynquantError):
+    """A manifest cannot be read, or contradicts itself."""
+
+
 class ReleaseError(DynquantError):
     """A finished file and its manifest do not make a release, or it cannot be written."""
 

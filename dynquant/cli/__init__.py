@@ -1,6 +1,7 @@
 """The command line: one module a command; stdout is data, stderr is talk.
 
 Exit codes: 0 done · 1 a problem the user can mend, one `error:` line for each · 2 wrong usage ·
+3 a gate does not hold: the output is larger (--max-size) or loses more (--max-error) than allowed ·
 130 interrupted · 143 terminated · 141 the reader of stdout went away.
 """
 
@@ -13,8 +14,8 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from dynquant.cli import console, convert, inspect, plan, recipe, recipes, types
-from dynquant.errors import DynquantError
+from dynquant.cli import console, convert, inspect, plan, recipe, recipes, release, types
+from dynquant.errors import DynquantError, GateError
 
 app = typer.Typer(
     name="dynquant",
@@ -25,7 +26,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (convert.convert, plan.plan, inspect.inspect, types.types, recipes.recipes):
+for command in (
+    convert.convert,
+    plan.plan,
+    inspect.inspect,
+    release.release,
+    types.types,
+    recipes.recipes,
+):
     app.command()(command)
 app.add_typer(recipe.app)
 
@@ -57,9 +65,10 @@ def main() -> NoReturn:
     """Run the command line and exit."""
     signal.signal(signal.SIGTERM, _terminate)
     console.print_anything()
+    console.log_as("text")
     try:
         app(prog_name="dynquant")
     except DynquantError as e:
         console.fail(e)
-        sys.exit(1)
+        sys.exit(3 if isinstance(e, GateError) else 1)
     sys.exit(0)

@@ -15,12 +15,13 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from dynquant.checkpoint.gguf import GGUFTensor
 from dynquant.checkpoint.names import grouped
-from dynquant.checkpoint.split import Shards, open_gguf
+from dynquant.checkpoint.split import NAME, Shards, open_gguf
+from dynquant.conversion.manifest import Errors, Manifest, manifest_path, read_manifest
 from dynquant.errors import CheckpointError, ReleaseError
 from dynquant.keys import Keys
 from dynquant.plan.plan import TensorPlan
 from dynquant.quants.table import ALL, KEPT, QuantType
-from dynquant.release.manifest import Error, Manifest, manifest_path, mean_error, read_manifest
+from dynquant.release.errors import Loss, loss_of
 from dynquant.report.picture import Picture, model_name, text_of
 
 UNKNOWN_RULE = "not recorded"
@@ -51,7 +52,7 @@ class Finished:
     @property
     def stem(self) -> str:
         """The name without `.gguf` and without the number of a shard."""
-        return manifest_path(self.path).name.removesuffix(".manifest.json").removesuffix(".gguf")
+        return _asked(self.path).name.removesuffix(".gguf")
 
     @property
     def name(self) -> str:
@@ -74,7 +75,11 @@ class Finished:
     def repository(self) -> str | None:
         """The source's name on the Hub, ORG/NAME; None where it is not known."""
         told = self.manifest.model.repository if self.manifest else None
-        keys = ("dynquant.source", "general.source.repo_url", "general.source.huggingface.repository")
+        keys = (
+            "dynquant.source",
+            "general.source.repo_url",
+            "general.source.huggingface.repository",
+        )
         for text in (told, *(text_of(self.keys, key) for key in keys)):
             if text and (found := _HUB.fullmatch(text)):
                 return found[1]
@@ -103,15 +108,15 @@ class Finished:
         return dict(Counter(t.type.name for t in self.tensors).most_common())
 
     @cached_property
-    def errors(self) -> Mapping[str, Error]:
+    def errors(self) -> Mapping[str, Errors]:
         """What was measured, by tensor."""
         listed = self.manifest.tensors if self.manifest else ()
         return {t.name: t.error for t in listed if t.error is not None}
 
     @property
-    def error(self) -> float | None:
-        """The mean weighted error of its weights; None where it was not measured."""
-        return mean_error(self.manifest.tensors) if self.manifest else None
+    def loss(self) -> Loss | None:
+        """The errors of all its tensors; None where they were not measured."""
+        return loss_of(self.tensors, self.errors)
 
     def sha256(self, say: Callable[[str], None] | None = None) -> tuple[str, ...]:
         """Return the SHA-256 of each file: the manifest's, or computed from what is on the disk.
@@ -132,13 +137,14 @@ def open_finished(path: Path) -> Finished:
 
     path: the file, any of its shards, or the name they were made by (OUT.gguf)
 
-    Raises ReleaseError for a manifest that is another file's, or damaged, and CheckpointError for
-    a file that is no GGUF or not complete.
+    Raises ReleaseError for a manifest that is another file's, ManifestError for a damaged one, and
+    CheckpointError for a file that is no GGUF or not complete.
     """
     shards = open_gguf(_first_of(path))
     paths = tuple(f.path for f in shards.files)
-    beside = manifest_path(paths[0])
-    manifest = read_manifest(beside) if beside.exists() else None
+    candidates = (manifest_path(paths[0]), manifest_path(_asked(paths[0])))
+    beside = next((p for p in candidates if p.exists()), None)
+    manifest = read_manifest(beside) if beside else None
     sizes = tuple(p.stat().st_size for p in paths)
     if manifest:
         ReleaseError.raise_any(
@@ -146,7 +152,12 @@ def open_finished(path: Path) -> Finished:
             for what in _disagreements(manifest, shards, sizes)
         )
     found = Finished(
-        paths, sizes, shards.keys, _tensors(shards, manifest), manifest, beside if manifest else None
+        paths,
+        sizes,
+        shards.keys,
+        _tensors(shards, manifest),
+        manifest,
+        beside,
     )
     if not found.tensors:
         raise ReleaseError(f"{path}: has no tensors; name the GGUF of a model")
@@ -171,9 +182,7 @@ def picture_of_file(made: Finished) -> Picture:
         n_shards=len(made.paths),
         file_bytes=made.file_bytes,
         version=made_by(made),
-        unweighed=frozenset(
-            t.name for t in made.tensors if not (t.type.is_float or t.importance)
-        ),
+        unweighed=frozenset(t.name for t in made.tensors if not (t.type.is_float or t.importance)),
         ignored=manifest.ignored if manifest else {},
     )
 
@@ -189,11 +198,19 @@ def _first_of(path: Path) -> Path:
     """Return a file to open: the path, or the first of the shards that were made under its name."""
     if path.exists() or path.suffix != ".gguf":
         return path
-    found = sorted(path.parent.glob(f"{_literal(path.stem)}-00001-of-[0-9][0-9][0-9][0-9][0-9].gguf"))
+    found = sorted(
+        path.parent.glob(f"{_literal(path.stem)}-00001-of-[0-9][0-9][0-9][0-9][0-9].gguf")
+    )
     if len(found) > 1:
         listed = ", ".join(p.name for p in found)
         raise ReleaseError(f"{path}: there are several: {listed}; name one of them")
     return found[0] if found else path
+
+
+def _asked(path: Path) -> Path:
+    """Return the name that a file was made by: OUT.gguf of all its shards."""
+    found = NAME.fullmatch(path.name)
+    return path.with_name(f"{found['prefix']}.gguf") if found else path
 
 
 def _literal(text: str) -> str:
@@ -212,17 +229,17 @@ def _read_sha256(path: Path, say: Callable[[str], None] | None) -> str:
 
 def _disagreements(manifest: Manifest, shards: Shards, sizes: tuple[int, ...]) -> Iterator[str]:
     """Say where a manifest and the headers differ: files, sizes, and the tensor table."""
-    told = [(f.name, f.n_bytes) for f in manifest.output.files]
+    told = [(f.name, f.bytes) for f in manifest.output.files]
     there = [(f.path.name, n) for f, n in zip(shards.files, sizes, strict=True)]
     if told != there:
         wrong = [f"{name} of {n:,} bytes" for name, n in there if (name, n) not in told]
         yield f"does not know {', '.join(wrong)}" if wrong else "lists other files"
     numbers = {id(f): i for i, f in enumerate(shards.files)}
     table = {
-        t.name: (t.type_name, t.shape, t.n_bytes, numbers[id(f)], t.offset)
+        t.name: (t.type_name, [*t.shape], t.n_bytes, numbers[id(f)], f.data_offset + t.offset)
         for f, t in shards.tensors()
     }
-    listed = {t.name: (t.type, t.shape, t.n_bytes, t.file, t.offset) for t in manifest.tensors}
+    listed = {t.name: (t.type, t.shape, t.bytes, t.file, t.offset) for t in manifest.tensors}
     if differ := [n for n in dict.fromkeys((*table, *listed)) if table.get(n) != listed.get(n)]:
         names = grouped(differ)
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
