@@ -10,12 +10,12 @@ import hashlib
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from handmade import KEYS, names, small_tensors
+from inprocess import run
 from manifests import IMATRIX, write_manifest
 from markdown_it import MarkdownIt  # rich brings it
 from pages import read_page
@@ -377,18 +377,14 @@ def test_the_page_of_the_plan_has_every_tensor_and_the_recipe(made: Finished) ->
 # The command
 
 
-def run(*args: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "dynquant.cli", "release", *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True)
-
-
 def test_the_command_prints_what_it_wrote(made: Finished, tmp_path: Path) -> None:
-    done = run(made.path, "--folder", tmp_path / "out", "--license", "mit", "--base-model", "a/b")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert {Path(line) for line in done.stdout.splitlines()} == set((tmp_path / "out").iterdir())
-    again = run(made.path, "--folder", tmp_path / "out", "--json")
-    assert (again.returncode, again.stdout) == (1, "")
-    found = json.loads(run(made.path, "--folder", tmp_path / "out", "--json", "--force").stdout)
+    to = ("--folder", tmp_path / "out")
+    done = run("release", made.path, *to, "--license", "mit", "--base-model", "a/b")
+    assert (done.code, done.err) == (0, "")
+    assert {Path(line) for line in done.out.splitlines()} == set((tmp_path / "out").iterdir())
+    again = run("release", made.path, *to, "--json")
+    assert (again.code, again.out) == (1, "")
+    found = json.loads(run("release", made.path, *to, "--json", "--force").out)
     (model,) = found["models"]
     assert model["bytes"] == made.path.stat().st_size
     assert model["error"] == pytest.approx(0.01)
