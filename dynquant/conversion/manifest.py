@@ -8,6 +8,7 @@ published schema and its reader at once (`dynquant manifest --schema`).
 from __future__ import annotations
 
 import json
+import stat
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -256,6 +257,9 @@ def read_manifest(path: Path) -> Manifest:
     Raises ManifestError for a file that is none, with the places of what is wrong.
     """
     try:
+        # What is no file (a pipe, a device) may never end, or never begin.
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ManifestError(f"{path}: is no regular file; name another")
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
     except OSError as e:
@@ -299,6 +303,8 @@ def _faults(error: ValidationError, where: str) -> list[str]:
         what = what.replace("String", "it", 1) if what.startswith("String ") else what
         if problem["type"] == "missing":
             told.append(f"{where}: {_cut(key)} is missing")
+        elif problem["type"] == "extra_forbidden":
+            told.append(f"{where}: {_cut(key)} is no part of a manifest")
         elif problem["type"] == "value_error":
             told.append(f"{where}: {what}; take another copy of it")
         else:
