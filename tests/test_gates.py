@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 from handmade import names
+from handmade_manifests import write_manifest
 from inprocess import Done, run
-from manifests import write_manifest
 
 from dynquant.errors import GateError
 from dynquant.release.finished import open_finished

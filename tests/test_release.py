@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import yaml
 from handmade import KEYS, names, small_tensors
+from handmade_manifests import IMATRIX, write_manifest
 from inprocess import run
-from manifests import IMATRIX, write_manifest
 from markdown_it import MarkdownIt  # rich brings it
 from pages import read_page
 
@@ -322,7 +322,7 @@ def test_the_card_tells_sources_imatrix_and_how_to_verify(tmp_path: Path) -> Non
         "1" * 64,
         "2" * 64,
         "`model.safetensors`",
-        f"dynquant verify x.gguf --against hf://a/b@{'c' * 40} --imatrix i.gguf --sample 20\n",
+        f"dynquant verify x.gguf --against hf://a/b@{'c' * 40} --imatrix i.gguf\n",
         "sha256sum --check --ignore-missing SHA256SUMS\n",
         "pip install dynquant==0.1.0\n",
         "llama-server -m x.gguf --port 8080\n",

@@ -112,12 +112,13 @@ def _verifying(made: Sequence[Finished], base_model: str | None) -> Iterator[str
         weighed = f" --imatrix {shlex.quote(importance.file)}" if importance else ""
         name = shlex.quote(first.path.name)
         against = f"--against {shlex.quote(source)}"
-        lines.append(f"dynquant verify {name} {against}{weighed} --sample 20")
+        layout = " --mla merged" if first.manifest.model.mla == "merged" else ""
+        lines.append(f"dynquant verify {name} {against}{weighed}{layout}")
     yield from block(lines, "sh")
     yield ""
     if source and first.manifest:
         yield (
-            "The last line encodes tensors once more from the source and compares every byte: the"
+            "The last line encodes rows once more from the source and compares every byte: the"
             " same version gives the same bytes on every machine."
         )
         yield ""
