@@ -322,7 +322,7 @@ def test_the_card_tells_sources_imatrix_and_how_to_verify(tmp_path: Path) -> Non
         "1" * 64,
         "2" * 64,
         "`model.safetensors`",
-        f"dynquant verify x.gguf --against hf://a/b@{'c' * 40} --imatrix i.gguf\n",
+        f"dynquant verify x.gguf \\\n  --against hf://a/b@{'c' * 40} --imatrix i.gguf\n",
         "sha256sum --check --ignore-missing SHA256SUMS\n",
         "pip install dynquant==0.1.0\n",
         "llama-server -m x.gguf --port 8080\n",

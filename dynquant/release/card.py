@@ -113,7 +113,7 @@ def _verifying(made: Sequence[Finished], base_model: str | None) -> Iterator[str
         name = shlex.quote(first.path.name)
         against = f"--against {shlex.quote(source)}"
         layout = " --mla merged" if first.manifest.model.mla == "merged" else ""
-        lines.append(f"dynquant verify {name} {against}{weighed}{layout}")
+        lines.append(f"dynquant verify {name} \\\n  {against}{weighed}{layout}")
     yield from block(lines, "sh")
     yield ""
     if source and first.manifest:
@@ -138,22 +138,31 @@ def _types(made: Sequence[Finished]) -> Iterator[str]:
 def _sources(made: Sequence[Finished], beside: Beside, base_model: str | None) -> Iterator[str]:
     yield "## What it was made from"
     yield ""
+    told: list[str] = []
     for m in made:
+        source = list(_source(m, base_model))
+        if source != told:
+            yield from source
+        told = source
         if len(made) > 1:
-            yield f"### {text(m.stem)}: made from"
+            yield f"### {text(m.stem)}: made by"
             yield ""
-        yield from (f"- {line}" for line in _made_from(m, beside, base_model))
+        yield from (f"- {line}" for line in _made_by(m, beside))
         yield ""
-        if m.manifest and m.manifest.sources:
-            yield from _source_table(m.manifest)
-            yield ""
 
 
-def _made_from(made: Finished, beside: Beside, base_model: str | None) -> Iterator[str]:
+def _source(made: Finished, base_model: str | None) -> Iterator[str]:
+    name = _source_name(made, base_model)
+    if name:
+        yield f"Source: {code(name)}"
+        yield ""
+    if made.manifest and made.manifest.sources:
+        yield from _source_table(made.manifest)
+        yield ""
+
+
+def _made_by(made: Finished, beside: Beside) -> Iterator[str]:
     manifest = made.manifest
-    source = _source_name(made, base_model)
-    if source:
-        yield f"source: {code(source)}"
     yield f"recipe: {_link(made.recipe, beside.recipes.get(made.stem))}" + (
         f", SHA-256 {code(manifest.recipe.sha256)}" if manifest else ""
     )

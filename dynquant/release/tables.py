@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from decimal import Decimal
 
 from dynquant.release.errors import Loss, loss_of
 from dynquant.release.finished import Finished
@@ -19,7 +20,10 @@ ERROR_WORDS = (
 
 def figure(value: float | None) -> str:
     """Return an error as people compare it, with three digits; a dash where nobody measured."""
-    return "–" if value is None else f"{value:.3g}"
+    if value is None:
+        return "–"
+    text_ = f"{value:.3g}"
+    return f"{Decimal(text_):f}" if value > 1e-8 else text_
 
 
 def file_table(made: Sequence[Finished]) -> list[str]:
