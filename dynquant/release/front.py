@@ -1,7 +1,7 @@
 """The front matter of a model card: what the Hugging Face Hub reads of it.
 
-Source: modelcard.md and docs/hub/model-cards.md in huggingface/hub-docs. `quantized_by` is no field of
-the Hub's, but what those who publish GGUFs write.
+Source: modelcard.md and docs/hub/model-cards.md in huggingface/hub-docs. `quantized_by` is no field
+of the Hub's, but what those who publish GGUFs write.
 """
 
 from __future__ import annotations
