@@ -17,6 +17,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from dynquant.cli import app
+from dynquant.release.finished import open_finished
 
 ROOT = Path(__file__).parent.parent
 GITHUB = ROOT / ".github"
@@ -150,10 +151,10 @@ def ours(path: Path, skipped: set[str]) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def has_manifests(tmp_path_factory: pytest.TempPathFactory) -> bool:
+def measures(tmp_path_factory: pytest.TempPathFactory) -> bool:
     out = tmp_path_factory.mktemp("probe") / "x.gguf"
     run("convert", ROOT / "tests" / "data" / "tiny-books", "-o", out, "-r", "q8_0")
-    return out.with_name("x.gguf.manifest.json").exists()
+    return open_finished(out).loss is not None
 
 
 def example(*options: str, workspace: Path) -> subprocess.CompletedProcess[str]:
@@ -162,12 +163,12 @@ def example(*options: str, workspace: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_example_runs_here_with_the_steps_that_the_files_have(
-    tmp_path: Path, has_manifests: bool
+    tmp_path: Path, measures: bool
 ) -> None:
     skipped = {"Install dynquant"} | (set() if known("verify") else {"Verify"})
     options = [word for name in skipped for word in ("--skip", name)]
-    # Without manifests no error is known, and the gate would not let it pass.
-    options += [] if has_manifests else ["--with", "max-error="]
+    # Where no error is measured, the gate would not let it pass.
+    options += [] if measures else ["--with", "max-error="]
     done = example(*options, workspace=tmp_path)
     assert done.returncode == 0, done.stderr
     said = re.findall(r"^== ([^:\n]+)$", done.stdout, re.MULTILINE)
