@@ -70,3 +70,11 @@ class ManifestError(DynquantError):
 
 class VerificationError(DynquantError):
     """A file is not what it ought to be, or cannot be compared with its source."""
+
+
+class ReleaseError(DynquantError):
+    """A finished file and its manifest do not make a release, or it cannot be written."""
+
+
+class GateError(DynquantError):
+    """The output is larger, or loses more, than was asked for."""

@@ -31,6 +31,7 @@ ROOMS = (
     "verification",
     "evaluate",
     "report",
+    "release",
     "cli",
     "__init__",
 )

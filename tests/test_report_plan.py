@@ -61,7 +61,7 @@ def test_a_column_of_notes_is_there_where_rules_have_some() -> None:
 
 
 def test_a_fallback_is_counted_with_its_cost() -> None:
-    used = {f.wanted.name: f for f in fallbacks(odd_plan())}
+    used = {f.wanted.name: f for f in fallbacks(odd_plan().tensors)}
     assert used["Q6_K"].names == ("blk.0.ffn_down.weight", "blk.1.ffn_down.weight")
     # Q8_0 is 34 bytes for 32 weights, Q6_K 210 for 256, Q4_K 144 for 256.
     assert used["Q6_K"].extra_bytes == round(2 * 128 * (34 / 32 - 210 / 256))

@@ -1,6 +1,7 @@
 """The command line: one module a command; stdout is data, stderr is talk.
 
 Exit codes: 0 done · 1 a problem the user can mend, one `error:` line for each · 2 wrong usage ·
+3 a gate does not hold: the output is larger (--max-size) or loses more (--max-error) than allowed ·
 130 interrupted · 143 terminated · 141 the reader of stdout went away.
 """
 
@@ -21,11 +22,12 @@ from dynquant.cli import (
     plan,
     recipe,
     recipes,
+    release,
     split,
     types,
     verify,
 )
-from dynquant.errors import DynquantError
+from dynquant.errors import DynquantError, GateError
 
 app = typer.Typer(
     name="dynquant",
@@ -40,10 +42,11 @@ for command in (
     convert.convert,
     plan.plan,
     verify.verify,
+    release.release,
+    manifest.manifest,
     inspect.inspect,
     split.split,
     split.merge,
-    manifest.manifest,
     types.types,
     recipes.recipes,
 ):
@@ -78,9 +81,10 @@ def main() -> NoReturn:
     """Run the command line and exit."""
     signal.signal(signal.SIGTERM, _terminate)
     console.print_anything()
+    console.log_as("text")
     try:
         app(prog_name="dynquant")
     except DynquantError as e:
         console.fail(e)
-        sys.exit(1)
+        sys.exit(3 if isinstance(e, GateError) else 1)
     sys.exit(0)

@@ -1,4 +1,15 @@
-"""What commands say and how: data to stdout, talk to stderr, progress for terminals and logs."""
+"""What commands say and how: data to stdout, talk to stderr, progress for terminals and logs.
+
+As `--log-format json`, stderr has one JSON document on a line for each event, in ASCII. Each has
+"event" and "seconds" since the command began; the others are figures, sizes in bytes:
+
+    start     command, and what it was asked for
+    progress  bytes, total_bytes, weights, total_weights, resumed_bytes, bytes_per_second
+    message   message: what people are told
+    warning   message
+    error     message; one for each that stands in the way
+    done      what was made
+"""
 
 from __future__ import annotations
 
@@ -9,7 +20,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -17,11 +28,26 @@ if TYPE_CHECKING:
     from dynquant.conversion.engine import Progress
     from dynquant.errors import DynquantError
 
+LogFormat = Literal["text", "json"]
+
 _LOG_SECONDS = 10.0
 """Between two lines of progress where no terminal is: a CI log stays readable for an hour's run."""
 
 _WIDE = 1000
 """Columns where no terminal is: a line of a table stays a line, for grep and awk."""
+
+
+class _Log:
+    """How stderr is written in this run, and when the run began."""
+
+    format: LogFormat = "text"
+    started: float = 0.0
+
+
+def log_as(format_: LogFormat) -> None:
+    """Write stderr for people ("text") or for programs ("json"); the clock of events starts."""
+    _Log.format = format_
+    _Log.started = time.monotonic()
 
 
 def print_anything() -> None:
@@ -62,16 +88,37 @@ def show(*tables: RenderableType) -> None:
 
 def talk(text: str, *, quiet: bool = False) -> None:
     """Write a line to stderr; nobody listening is no reason to stop."""
+    if not quiet and not event("message", message=text):
+        _to_stderr(text)
+
+
+def warn(text: str, *, quiet: bool = False) -> None:
+    """Write a warning to stderr."""
+    if not quiet and not event("warning", message=text):
+        _to_stderr(f"warning: {text}")
+
+
+def event(name: str, *, quiet: bool = False, **figures: Any) -> bool:
+    """Write an event as a line of JSON, where that is wanted; return whether it is."""
+    if _Log.format != "json":
+        return False
     if not quiet:
-        with contextlib.suppress(OSError):
-            sys.stderr.write(text + "\n")
-            sys.stderr.flush()
+        seconds = round(time.monotonic() - _Log.started, 3)
+        _to_stderr(json.dumps({"event": name, "seconds": seconds} | figures, allow_nan=False))
+    return True
+
+
+def _to_stderr(line: str) -> None:
+    with contextlib.suppress(OSError):
+        sys.stderr.write(line + "\n")
+        sys.stderr.flush()
 
 
 def fail(error: DynquantError) -> None:
     """Write an error to stderr, a line for each of its messages."""
     for message in error.messages:
-        talk(f"error: {message}")
+        if not event("error", message=message):
+            _to_stderr(f"error: {message}")
 
 
 @contextlib.contextmanager
@@ -79,6 +126,8 @@ def progress_of(name: str, *, quiet: bool) -> Generator[Callable[[Progress], Non
     """Give a callback that shows progress: a bar on a terminal, else a line now and then."""
     if quiet:
         yield None
+    elif _Log.format == "json":
+        yield _events()
     elif sys.stderr.isatty():
         with _bar(name) as report:
             yield report
@@ -157,6 +206,32 @@ def _log(name: str) -> Callable[[Progress], None]:
             f"{name}: {progress.bytes_done / total:.0%},"
             f" {progress.bytes_done / scale:.2f} of {total / scale:.2f} {unit},"
             f" {rate / 1e6:.0f} MB/s, {duration(left)} left"
+        )
+
+    return report
+
+
+def _events() -> Callable[[Progress], None]:
+    started = time.monotonic()
+    told = -_LOG_SECONDS
+    last = -1
+
+    def report(progress: Progress) -> None:
+        nonlocal told, last
+        spent = time.monotonic() - started
+        is_due = spent - told >= _LOG_SECONDS or progress.bytes_done == progress.bytes_total
+        if not is_due or progress.bytes_done == last:
+            return
+        told, last = spent, progress.bytes_done
+        fresh = progress.bytes_done - progress.bytes_resumed
+        event(
+            "progress",
+            bytes=progress.bytes_done,
+            total_bytes=progress.bytes_total,
+            weights=progress.weights_done,
+            total_weights=progress.weights_total,
+            resumed_bytes=progress.bytes_resumed,
+            bytes_per_second=round(fresh / spent) if spent else None,
         )
 
     return report

@@ -13,7 +13,9 @@ from dynquant.cli import console
 from dynquant.cli.options import (
     EffortOption,
     ImatrixOption,
+    LogFormatOption,
     ManifestOption,
+    MaxSizeOption,
     MlaOption,
     ModelArgument,
     PreOption,
@@ -24,6 +26,7 @@ from dynquant.cli.options import (
     SplitSizeOption,
     SplitTensorsOption,
     settings,
+    size_of,
     split_of,
 )
 
@@ -72,11 +75,34 @@ def convert(
             help="Ranges of rows to encode again at the end, and to compare; 0 for none.",
         ),
     ] = 8,
+    max_size: MaxSizeOption = None,
+    max_error: Annotated[
+        float | None,
+        typer.Option(
+            "--max-error",
+            metavar="E",
+            min=0.0,
+            help="Exit with 3 if the weighted relative error of all weights is larger: 0.02.",
+            show_default=False,
+        ),
+    ] = None,
+    summary: Annotated[
+        Path | None,
+        typer.Option(
+            "--summary",
+            metavar="FILE.md",
+            help="Add what was made to FILE.md, as the summary of a CI job.",
+            show_default=False,
+        ),
+    ] = None,
+    log_format: LogFormatOption = "text",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")] = False,
 ) -> None:
     """Convert a checkpoint to a GGUF file by a recipe."""
+    console.log_as(log_format)
     wanted = settings(set_keys)
     split = split_of(split_max_size, split_max_tensors)
+    most_bytes = size_of(max_size, "--max-size")
     from dynquant.arch.load import load_model
     from dynquant.conversion.engine import convert_plan, default_threads
     from dynquant.conversion.journal import journal_path
@@ -85,12 +111,16 @@ def convert(
     from dynquant.importance.imatrix import read_imatrix
     from dynquant.plan.plan import make_plan
     from dynquant.recipe.language import load_recipe
+    from dynquant.release.finished import open_finished
+    from dynquant.release.gates import check_gate, error_gate, size_gate
+    from dynquant.release.summary import add_summary, refused_summary, summary_of
     from dynquant.report.plan_tables import plan_tables
     from dynquant.report.tables import gigabytes
 
-    if quiet:
+    if quiet or log_format == "json":
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # read when the library is imported
     started = time.monotonic()
+    console.event("start", quiet=quiet, command="convert", model=model, recipe=recipe, out=str(out))
     plan = make_plan(
         load_model(model, pre=pre, mla=mla),
         load_recipe(recipe),
@@ -101,9 +131,14 @@ def convert(
         split=split,
     )
     for warning in plan.warnings:
-        console.talk(f"warning: {warning}", quiet=quiet)
+        console.warn(warning, quiet=quiet)
+    layout = lay_out(plan)
+    gates = [size_gate(layout.n_bytes, most_bytes)] if most_bytes is not None else []
+    if summary and not all(gate.holds for gate in gates):
+        add_summary(summary, refused_summary(out.name, gates))
+    for gate in gates:
+        check_gate(gate, str(out), "nothing was written: take fewer bits, or allow more")
     if dry_run:
-        layout = lay_out(plan)
         check_output(plan, out, layout, force=force)
         console.show(plan_tables(plan, layout.n_bytes))
         console.talk(f"{out}: not written, this is a dry run", quiet=quiet)
@@ -127,13 +162,38 @@ def convert(
         )
         raise
     seconds = time.monotonic() - started
-    size = gigabytes(sum(path.stat().st_size for path in made.paths))
+    finished = open_finished(made.paths[0])
+    if max_error is not None:
+        gates.append(error_gate(finished.loss, max_error))
+    if summary:
+        add_summary(summary, summary_of(finished, made.sha256, gates))
     rest = 1 - made.resumed / plan.tensor_bytes
-    resumed = f", {gigabytes(made.resumed)} of it written before" if made.resumed else ""
-    shards = f" in {len(made.paths)} shards" if len(made.paths) > 1 else ""
-    console.talk(
-        f"{out}: {size}{shards}, {plan.bits_per_weight:.3f} bits per weight, in"
-        f" {console.duration(seconds)} on {threads} threads"
-        f" ({plan.n_weights * rest / seconds / 1e6:.1f} million weights/s){resumed}",
+    rate = plan.n_weights * rest / seconds
+    if not console.event(
+        "done",
         quiet=quiet,
-    )
+        out=str(out),
+        files=[
+            {"name": path.name, "bytes": n_bytes, "sha256": sha256}
+            for path, n_bytes, sha256 in zip(
+                finished.paths, finished.sizes, made.sha256, strict=True
+            )
+        ],
+        bytes=finished.file_bytes,
+        bits_per_weight=plan.bits_per_weight,
+        error=finished.loss.weighted if finished.loss else None,
+        threads=threads,
+        weights_per_second=round(rate),
+        resumed_bytes=made.resumed,
+    ):
+        size = gigabytes(finished.file_bytes)
+        resumed = f", {gigabytes(made.resumed)} of it written before" if made.resumed else ""
+        shards = f" in {len(made.paths)} shards" if len(made.paths) > 1 else ""
+        console.talk(
+            f"{out}: {size}{shards}, {plan.bits_per_weight:.3f} bits per weight, in"
+            f" {console.duration(seconds)} on {threads} threads"
+            f" ({rate / 1e6:.1f} million weights/s){resumed}",
+            quiet=quiet,
+        )
+    for gate in gates:
+        check_gate(gate, str(out), "it is complete, but not what was asked for")

@@ -103,6 +103,22 @@ SourceHashesOption = Annotated[
         " always read; or none.",
     ),
 ]
+MaxSizeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--max-size",
+        metavar="SIZE",
+        help="Exit with 3, before anything is written, if the files are larger: 48GB, 46GiB.",
+        show_default=False,
+    ),
+]
+# The words of console.py.
+LogFormatOption = Annotated[
+    Literal["text", "json"],
+    typer.Option(
+        "--log-format", help="How stderr is written: for people, or a JSON line an event."
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
@@ -115,12 +131,20 @@ def split_of(
     """
     if max_size is None and max_tensors is None:
         return None
-    from dynquant.errors import RecipeError
     from dynquant.plan.shards import Split
+
+    return Split(size_of(max_size, option), max_tensors)
+
+
+def size_of(text: str | None, option: str) -> int | None:
+    """Return the bytes that an option asks for; a text that is no size is wrong usage."""
+    if text is None:
+        return None
+    from dynquant.errors import RecipeError
     from dynquant.recipe.words import size
 
     try:
-        return Split(None if max_size is None else size(max_size), max_tensors)
+        return size(text)
     except RecipeError as e:
         raise typer.BadParameter(str(e), param_hint=option) from e
 

@@ -12,6 +12,8 @@ from dynquant.cli.options import (
     EffortOption,
     ImatrixOption,
     JsonOption,
+    LogFormatOption,
+    MaxSizeOption,
     MlaOption,
     ModelArgument,
     PreOption,
@@ -21,6 +23,7 @@ from dynquant.cli.options import (
     SplitSizeOption,
     SplitTensorsOption,
     settings,
+    size_of,
     split_of,
 )
 
@@ -48,22 +51,28 @@ def plan(
     mla: MlaOption = "split",
     split_max_size: SplitSizeOption = None,
     split_max_tensors: SplitTensorsOption = None,
+    max_size: MaxSizeOption = None,
+    log_format: LogFormatOption = "text",
 ) -> None:
     """Print the type, size and place that a recipe gives each tensor."""
+    console.log_as(log_format)
     wanted = settings(set_keys)
     split = split_of(split_max_size, split_max_tensors)
+    most_bytes = size_of(max_size, "--max-size")
     from dynquant.arch.load import load_model
     from dynquant.conversion.layout import lay_out
     from dynquant.errors import PlanError
     from dynquant.importance.imatrix import read_imatrix
     from dynquant.plan.plan import make_plan
     from dynquant.recipe.language import load_recipe
+    from dynquant.release.gates import check_gate, size_gate
     from dynquant.report.documents import plan_json
     from dynquant.report.html import check_page, plan_html, write_page
     from dynquant.report.plan_tables import plan_tables
 
     if html:
         check_page(html, force=force)
+    console.event("start", command="plan", model=model, recipe=recipe)
     made = make_plan(
         load_model(model, pre=pre, mla=mla, needs_vocab=False),
         load_recipe(recipe),
@@ -75,9 +84,9 @@ def plan(
         draft=True,
     )
     for warning in made.warnings:
-        console.talk(f"warning: {warning}")
+        console.warn(warning)
     for lack in made.lacks:
-        console.talk(f"warning: {lack}; until then no file can be written, nor its size be known")
+        console.warn(f"{lack}; until then no file can be written, nor its size be known")
     file_bytes = None if made.lacks else lay_out(made).n_bytes
     if html:
         write_page(plan_html(made, file_bytes), html, force=force)
@@ -86,4 +95,15 @@ def plan(
         console.write_json(plan_json(made) | {"file_bytes": file_bytes})
     else:
         console.show(plan_tables(made, file_bytes, each=tensors))
+    console.event(
+        "done",
+        file_bytes=file_bytes,
+        tensor_bytes=made.tensor_bytes,
+        bits_per_weight=made.bits_per_weight,
+        type_counts=made.type_counts,
+    )
     PlanError.raise_any(made.refusals)
+    if most_bytes is not None:
+        # Keys are missing where the size of the file is not known; the tensors are most of it.
+        gate = size_gate(made.data_bytes if file_bytes is None else file_bytes, most_bytes)
+        check_gate(gate, model, "take a recipe of fewer bits, or allow more")

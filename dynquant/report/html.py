@@ -16,6 +16,7 @@ from dynquant.plan.plan import Plan
 from dynquant.quants.table import QuantType
 from dynquant.report.colours import THEMES, css, ink, shade
 from dynquant.report.grid import make_grid
+from dynquant.report.picture import Picture, picture_of
 from dynquant.report.summary import Share, by_reason, by_role, by_rule, by_type, fallbacks
 from dynquant.report.tables import gigabytes, ranges
 
@@ -37,29 +38,29 @@ def plan_html(plan: Plan, file_bytes: int | None) -> str:
 
     file_bytes: size of the file; None where the model lacks a part of it
     """
-    scale, unit = (1e9, "GB") if plan.tensor_bytes >= 1e9 else (1e6, "MB")
-    types = by_type(plan.tensors)
-    grid = make_grid(plan.tensors)
+    return page_of(picture_of(plan, file_bytes))
+
+
+def page_of(picture: Picture) -> str:
+    """Return an HTML page of a plan, or of the file made by it; the same text for the same."""
+    scale, unit = (1e9, "GB") if picture.tensor_bytes >= 1e9 else (1e6, "MB")
+    types = by_type(picture.tensors)
+    grid = make_grid(picture.tensors)
     return (
         _environment(scale)
         .get_template(_TEMPLATE)
         .render(
-            plan=plan,
-            model=_model_name(plan),
-            file_bytes=file_bytes,
+            plan=picture,
             grid=grid,
             sums=[Share(role, grid.column(i)) for i, role in enumerate(grid.columns)],
-            refusals=(*plan.lacks, *plan.refusals),
             unit=unit,
             types=types,
             styles=_styles([share.tensors[0].type for share in types]),
             kinds={share.name: f"k{i}" for i, share in enumerate(types)},
-            roles=by_role(plan.tensors),
-            rules=by_rule(plan.tensors),
-            fallbacks=fallbacks(plan),
-            unweighed=frozenset(plan.unweighed),
-            ignored=by_reason(plan),
-            version=plan.keys["dynquant.version"].value,
+            roles=by_role(picture.tensors),
+            rules=by_rule(picture.tensors),
+            fallbacks=fallbacks(picture.tensors),
+            ignored=by_reason(picture.ignored),
         )
     )
 
@@ -110,11 +111,6 @@ def _environment(scale: float) -> Environment:
 
     environment.filters.update(_FILTERS, scaled=scaled)
     return environment
-
-
-def _model_name(plan: Plan) -> str:
-    key = plan.keys.get("general.name")
-    return key.value if key and isinstance(key.value, str) and key.value else plan.architecture
 
 
 def _styles(types: list[QuantType]) -> dict[str, list[tuple[str, str]]]:

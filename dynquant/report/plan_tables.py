@@ -64,7 +64,7 @@ def _totals(plan: Plan, file_bytes: int | None) -> Iterator[str]:
         more = ", …" if len(plan.shards) > _SHOWN else ""
         yield f"shards  {len(plan.shards)}: {sizes}{more}"
     yield f"types   {', '.join(f'{name} {count}' for name, count in plan.type_counts.items())}"
-    used = fallbacks(plan)
+    used = fallbacks(plan.tensors)
     for fallback in used:
         yield _fallback(fallback)
     if len(used) > 1:
@@ -107,7 +107,7 @@ def _imatrix(plan: Plan, imatrix: Imatrix) -> str:
 
 def _ignored(plan: Plan) -> Iterator[str]:
     """Say what is left out and why, in few lines where it is much; --json has every name."""
-    for reason, names in by_reason(plan).items():
+    for reason, names in by_reason(plan.ignored).items():
         if len(grouped(names)) > _SHOWN:
             yield f"ignored: {_some(names)}: {reason}"
         else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from dynquant.arch.base import TensorName
@@ -73,10 +73,10 @@ class Share:
         return by_type(self.tensors)
 
 
-def fallbacks(plan: Plan) -> tuple[Fallback, ...]:
+def fallbacks(tensors: Iterable[TensorPlan]) -> tuple[Fallback, ...]:
     """Return each use of the recipe's fallback."""
     groups: dict[tuple[QuantType, QuantType], list[TensorPlan]] = {}
-    for t in plan.tensors:
+    for t in tensors:
         if t.instead_of:
             groups.setdefault((t.instead_of, t.type), []).append(t)
     return tuple(
@@ -94,10 +94,10 @@ def needing(plan: Plan) -> tuple[TensorPlan, ...]:
     )
 
 
-def by_reason(plan: Plan) -> dict[str, list[str]]:
-    """Return the stored tensors that a plan leaves out, by the reason."""
+def by_reason(ignored: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return the stored tensors that are left out, given with the reason, by the reason."""
     reasons: dict[str, list[str]] = {}
-    for name, reason in plan.ignored.items():
+    for name, reason in ignored.items():
         reasons.setdefault(reason, []).append(name)
     return reasons
 

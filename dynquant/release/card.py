@@ -1,0 +1,207 @@
+"""The model card: README.md of a repository with GGUFs, for people and for the Hub."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from urllib.parse import quote
+
+from dynquant.conversion.manifest import Manifest
+from dynquant.release.finished import Finished, made_by
+from dynquant.release.front import imatrix_of
+from dynquant.release.markdown import block, code, table, text
+from dynquant.release.sums import SUMS
+from dynquant.release.tables import ERROR_WORDS, figure, file_table, role_table
+from dynquant.report.tables import gigabytes
+
+_SHOWN = 8
+"""Source files that are listed; the manifest has all."""
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Names of what lies beside the GGUFs, by the GGUF's stem where each has its own."""
+
+    recipes: Mapping[str, str]
+    manifests: Mapping[str, str]
+    pages: Mapping[str, str]
+
+
+def card_body(
+    made: Sequence[Finished],
+    beside: Beside,
+    *,
+    base_model: str | None,
+    repository: str | None,
+) -> str:
+    """Return the card without its front matter.
+
+    base_model: ORG/NAME of the source; repository: ORG/NAME where the files will be; None: unknown
+    """
+    lines = [
+        *_head(made, base_model),
+        *_files(made),
+        *_running(made, repository),
+        *_verifying(made, base_model),
+        *_types(made),
+        *_sources(made, beside, base_model),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _head(made: Sequence[Finished], base_model: str | None) -> Iterator[str]:
+    first = made[0]
+    yield f"# {text(first.name)} as GGUF"
+    yield ""
+    whose = f"[{text(base_model)}](https://huggingface.co/{base_model})" if base_model else ""
+    source = f" of {whose}" if whose else ""
+    by = f"dynquant {made_by(first)}" if made_by(first) != "unknown" else "an unknown program"
+    yield (
+        f"Quantized GGUF files{source} for llama.cpp and what is built on it, made by {text(by)}:"
+        " every tensor has the type that a recipe gave it"
+        + (", and the recipe is here." if first.manifest else ".")
+    )
+    yield ""
+
+
+def _files(made: Sequence[Finished]) -> Iterator[str]:
+    yield "## Files"
+    yield ""
+    yield from file_table(made)
+    yield ""
+    if any(m.loss for m in made):
+        yield ERROR_WORDS
+        yield ""
+
+
+def _running(made: Sequence[Finished], repository: str | None) -> Iterator[str]:
+    first = made[0]
+    name = shlex.quote(first.path.name)
+    yield "## How to run"
+    yield ""
+    lines: list[str] = []
+    if repository:
+        pattern = shlex.quote(f"{first.stem}*.gguf")
+        lines.append(f"hf download {repository} --include {pattern} --local-dir .")
+    if f"{first.architecture}.pooling_type" in first.keys:
+        lines.append(f"llama-embedding -m {name} -p 'a text'")
+    else:
+        lines.append(f"llama-cli -m {name} -p 'a question'")
+    lines.append(f"llama-server -m {name} --port 8080")
+    yield from block(lines, "sh")
+    yield ""
+    if len(first.paths) > 1:
+        yield "llama.cpp is given the first shard and finds the others beside it."
+        yield ""
+
+
+def _verifying(made: Sequence[Finished], base_model: str | None) -> Iterator[str]:
+    first = made[0]
+    yield "## How to verify"
+    yield ""
+    version = f"=={made_by(first)}" if made_by(first) != "unknown" else ""
+    lines = [
+        f"sha256sum --check --ignore-missing {SUMS}",
+        f"pip install dynquant{version}",
+        f"dynquant verify {shlex.quote(first.path.name)}",
+    ]
+    source = _source_name(first, base_model)
+    if source and first.manifest:
+        importance = first.manifest.importance
+        weighed = f" --imatrix {shlex.quote(importance.file)}" if importance else ""
+        name = shlex.quote(first.path.name)
+        against = f"--against {shlex.quote(source)}"
+        layout = " --mla merged" if first.manifest.model.mla == "merged" else ""
+        lines.append(f"dynquant verify {name} \\\n  {against}{weighed}{layout}")
+    yield from block(lines, "sh")
+    yield ""
+    if source and first.manifest:
+        yield (
+            "The last line encodes rows once more from the source and compares every byte: the"
+            " same version gives the same bytes on every machine."
+        )
+        yield ""
+
+
+def _types(made: Sequence[Finished]) -> Iterator[str]:
+    yield "## Types by role"
+    yield ""
+    for m in made:
+        if len(made) > 1:
+            yield f"### {text(m.stem)}"
+            yield ""
+        yield from role_table(m)
+        yield ""
+
+
+def _sources(made: Sequence[Finished], beside: Beside, base_model: str | None) -> Iterator[str]:
+    yield "## What it was made from"
+    yield ""
+    told: list[str] = []
+    for m in made:
+        source = list(_source(m, base_model))
+        if source != told:
+            yield from source
+        told = source
+        if len(made) > 1:
+            yield f"### {text(m.stem)}: made by"
+            yield ""
+        yield from (f"- {line}" for line in _made_by(m, beside))
+        yield ""
+
+
+def _source(made: Finished, base_model: str | None) -> Iterator[str]:
+    name = _source_name(made, base_model)
+    if name:
+        yield f"Source: {code(name)}"
+        yield ""
+    if made.manifest and made.manifest.sources:
+        yield from _source_table(made.manifest)
+        yield ""
+
+
+def _made_by(made: Finished, beside: Beside) -> Iterator[str]:
+    manifest = made.manifest
+    yield f"recipe: {_link(made.recipe, beside.recipes.get(made.stem))}" + (
+        f", SHA-256 {code(manifest.recipe.sha256)}" if manifest else ""
+    )
+    if manifest and manifest.importance:
+        of = manifest.importance
+        sets = f", computed on {text(', '.join(of.datasets))}" if of.datasets else ""
+        chunks = f" ({of.chunks} chunks)" if of.chunks is not None else ""
+        yield f"imatrix: {code(of.file)}{sets}{chunks}, SHA-256 {code(of.sha256)}"
+    else:
+        yield f"imatrix: {text(imatrix_of(made) or 'none')}"
+    if manifest:
+        yield f"effort {manifest.effort}, dynquant {text(manifest.dynquant.version)}"
+        if manifest.model.mla:
+            yield f"latent attention {manifest.model.mla} (`--mla {manifest.model.mla}`)"
+    if made.loss:
+        yield f"error over all weights: {figure(made.loss.weighted)}"
+    if name := beside.manifests.get(made.stem):
+        yield f"every tensor with its place, hash, rule and error: {_link('the manifest', name)}"
+    if name := beside.pages.get(made.stem):
+        yield f"every tensor by layer and role, in a browser: {_link('the plan', name)}"
+
+
+def _source_table(manifest: Manifest) -> list[str]:
+    listed = manifest.sources[:_SHOWN]
+    rows = [
+        (code(s.name), gigabytes(s.bytes), code(s.sha256 or f"header {s.header_sha256}"))
+        for s in listed
+    ]
+    lines = table(("source file", "size>", "SHA-256"), rows)
+    more = len(manifest.sources) - len(listed)
+    return [*lines, "", f"and {more} more, in the manifest"] if more else lines
+
+
+def _source_name(made: Finished, base_model: str | None) -> str | None:
+    """Return the source as `dynquant convert` takes it, with its commit where that is known."""
+    name = made.repository or base_model
+    commit = made.manifest.model.commit if made.manifest and made.repository else None
+    return f"hf://{name}" + (f"@{commit}" if commit else "") if name else None
+
+
+def _link(words: str, name: str | None) -> str:
+    return f"[{text(words)}](<{quote(name)}>)" if name else text(words)

@@ -1,0 +1,306 @@
+"""A finished GGUF, of one file or of shards, with its manifest where there is one."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import prod
+from pathlib import Path
+
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+from dynquant.checkpoint.gguf import GGUFTensor
+from dynquant.checkpoint.names import grouped
+from dynquant.checkpoint.split import NAME, Shards, open_gguf
+from dynquant.conversion.manifest import Errors, Manifest, manifest_path, read_manifest
+from dynquant.errors import CheckpointError, ReleaseError
+from dynquant.keys import Keys
+from dynquant.plan.plan import TensorPlan
+from dynquant.quants.table import ALL, KEPT, QuantType
+from dynquant.release.errors import Loss, loss_of
+from dynquant.report.picture import Picture, model_name, text_of
+
+UNKNOWN_RULE = "not recorded"
+
+_HUB = re.compile(r"(?:https?://huggingface\.co|hf:/)/([\w.-]+/[\w.-]+?)(?:[@/].*)?", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A GGUF that is complete.
+
+    paths:    its files, in order; sizes: their bytes
+    tensors:  as planned, in order; of a file without manifest the rules are not known
+    """
+
+    paths: tuple[Path, ...]
+    sizes: tuple[int, ...]
+    keys: Keys = field(repr=False)
+    tensors: tuple[TensorPlan, ...] = field(repr=False)
+    manifest: Manifest | None = field(default=None, repr=False)
+    manifest_path: Path | None = None
+
+    @property
+    def path(self) -> Path:
+        """The first file, which runtimes are given."""
+        return self.paths[0]
+
+    @property
+    def stem(self) -> str:
+        """The name without `.gguf` and without the number of a shard."""
+        return _asked(self.path).name.removesuffix(".gguf")
+
+    @property
+    def name(self) -> str:
+        """What people call the model."""
+        return model_name(self.keys, self.architecture)
+
+    @property
+    def architecture(self) -> str:
+        """Its general.architecture."""
+        return text_of(self.keys, "general.architecture") or "unknown"
+
+    @property
+    def recipe(self) -> str:
+        """The recipe's name, as far as it is known."""
+        if self.manifest:
+            return self.manifest.recipe.name
+        return text_of(self.keys, "dynquant.recipe") or "unknown"
+
+    @property
+    def repository(self) -> str | None:
+        """The source's name on the Hub, ORG/NAME; None where it is not known."""
+        told = self.manifest.model.repository if self.manifest else None
+        keys = (
+            "dynquant.source",
+            "general.source.repo_url",
+            "general.source.huggingface.repository",
+        )
+        for text in (told, *(text_of(self.keys, key) for key in keys)):
+            if text and (found := _HUB.fullmatch(text)):
+                return found[1]
+            if text and re.fullmatch(r"[\w.-]+/[\w.-]+", text, re.ASCII):
+                return text
+        return None
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of all files."""
+        return sum(self.sizes)
+
+    @property
+    def n_weights(self) -> int:
+        """Weights of all tensors."""
+        return sum(t.n_weights for t in self.tensors)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Mean bits of a weight over all tensors."""
+        return 8 * sum(t.n_bytes for t in self.tensors) / self.n_weights
+
+    @property
+    def type_counts(self) -> dict[str, int]:
+        """Number of tensors of each type, the most frequent first."""
+        return dict(Counter(t.type.name for t in self.tensors).most_common())
+
+    @cached_property
+    def errors(self) -> Mapping[str, Errors]:
+        """What was measured, by tensor."""
+        listed = self.manifest.tensors if self.manifest else ()
+        return {t.name: t.error for t in listed if t.error is not None}
+
+    @property
+    def loss(self) -> Loss | None:
+        """The errors of all its tensors; None where they were not measured."""
+        return loss_of(self.tensors, self.errors)
+
+    def sha256(self, say: Callable[[str], None] | None = None) -> tuple[str, ...]:
+        """Return the SHA-256 of each file: the manifest's, or computed from what is on the disk.
+
+        A file that is younger than its manifest is read. say: told of each that is.
+        """
+        known: dict[str, str] = {}
+        if self.manifest and self.manifest_path:
+            made = self.manifest_path.stat().st_mtime_ns
+            younger = {p.name for p in self.paths if p.stat().st_mtime_ns > made}
+            files = self.manifest.output.files
+            known = {f.name: f.sha256 for f in files if f.name not in younger}
+        return tuple(known.get(path.name) or _read_sha256(path, say) for path in self.paths)
+
+
+def open_finished(path: Path) -> Finished:
+    """Describe a finished GGUF from its header and its manifest.
+
+    path: the file, any of its shards, or the name they were made by (OUT.gguf)
+
+    Raises ReleaseError for a manifest that is another file's, ManifestError for a damaged one, and
+    CheckpointError for a file that is no GGUF or not complete.
+    """
+    shards = open_gguf(_first_of(path))
+    paths = tuple(f.path for f in shards.files)
+    candidates = (manifest_path(paths[0]), manifest_path(_asked(paths[0])))
+    beside = next((p for p in candidates if p.exists()), None)
+    manifest = read_manifest(beside) if beside else None
+    sizes = tuple(p.stat().st_size for p in paths)
+    if manifest:
+        ReleaseError.raise_any(
+            f"{beside}: {what}; it is another file's, or the file was changed: convert again"
+            for what in _disagreements(manifest, shards, sizes)
+        )
+    found = Finished(
+        paths,
+        sizes,
+        shards.keys,
+        _tensors(shards, manifest),
+        manifest,
+        beside,
+    )
+    if not found.tensors:
+        raise ReleaseError(f"{path}: has no tensors; name the GGUF of a model")
+    return found
+
+
+def picture_of_file(made: Finished) -> Picture:
+    """Return what the page of a plan shows, of a file that was made by one."""
+    manifest = made.manifest
+    importance = manifest.importance if manifest else None
+    rules = {t.rule.rpartition(":")[0] for t in made.tensors if not t.type.is_float}
+    return Picture(
+        model=made.name,
+        architecture=made.architecture,
+        recipe=made.recipe,
+        description="",
+        recipe_path=min(rules, default="") or made.recipe,
+        recipe_text=manifest.recipe.text if manifest else "",
+        effort=manifest.effort if manifest else text_of(made.keys, "dynquant.effort") or "unknown",
+        imatrix=importance.file if importance else text_of(made.keys, "quantize.imatrix.file"),
+        tensors=made.tensors,
+        n_shards=len(made.paths),
+        file_bytes=made.file_bytes,
+        version=made_by(made),
+        unweighed=frozenset(t.name for t in made.tensors if not (t.type.is_float or t.importance)),
+        ignored=manifest.ignored if manifest else {},
+    )
+
+
+def made_by(made: Finished) -> str:
+    """Return the version of dynquant that made a file."""
+    if made.manifest:
+        return made.manifest.dynquant.version
+    return text_of(made.keys, "dynquant.version") or "unknown"
+
+
+def _first_of(path: Path) -> Path:
+    """Return a file to open: the path, or the first of the shards that were made under its name."""
+    if path.exists() or path.suffix != ".gguf":
+        return path
+    found = sorted(
+        path.parent.glob(f"{_literal(path.stem)}-00001-of-[0-9][0-9][0-9][0-9][0-9].gguf")
+    )
+    if len(found) > 1:
+        listed = ", ".join(p.name for p in found)
+        raise ReleaseError(f"{path}: there are several: {listed}; name one of them")
+    return found[0] if found else path
+
+
+def _asked(path: Path) -> Path:
+    """Return the name that a file was made by: OUT.gguf of all its shards."""
+    found = NAME.fullmatch(path.name)
+    return path.with_name(f"{found['prefix']}.gguf") if found else path
+
+
+def _literal(text: str) -> str:
+    return re.sub(r"([*?[])", r"[\1]", text)
+
+
+def _read_sha256(path: Path, say: Callable[[str], None] | None) -> str:
+    if say:
+        say(f"{path}: no hash of it is known; reading {path.stat().st_size:,} bytes")
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as e:
+        raise CheckpointError(f"{path}: cannot be read: {e.strerror}") from e
+
+
+def _disagreements(manifest: Manifest, shards: Shards, sizes: tuple[int, ...]) -> Iterator[str]:
+    """Say where a manifest and the headers differ: files, sizes, and the tensor table."""
+    told = [(f.name, f.bytes) for f in manifest.output.files]
+    there = [(f.path.name, n) for f, n in zip(shards.files, sizes, strict=True)]
+    if told != there:
+        wrong = [f"{name} of {n:,} bytes" for name, n in there if (name, n) not in told]
+        yield f"does not know {', '.join(wrong)}" if wrong else "lists other files"
+    numbers = {id(f): i for i, f in enumerate(shards.files)}
+    table = {
+        t.name: (t.type_name, [*t.shape], t.n_bytes, numbers[id(f)], f.data_offset + t.offset)
+        for f, t in shards.tensors()
+    }
+    listed = {t.name: (t.type, t.shape, t.bytes, t.file, t.offset) for t in manifest.tensors}
+    if differ := [n for n in dict.fromkeys((*table, *listed)) if table.get(n) != listed.get(n)]:
+        names = grouped(differ)
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        yield f"tells otherwise of {names[0]}{more}"
+
+
+def _tensors(shards: Shards, manifest: Manifest | None) -> tuple[TensorPlan, ...]:
+    told = {t.name: t for t in manifest.tensors} if manifest else {}
+    found: list[TensorPlan] = []
+    for number, file in enumerate(shards.files):
+        for t in file.tensors:
+            known = told.get(t.name)
+            wanted = known.instead_of if known else None
+            found.append(
+                TensorPlan(
+                    name=t.name,
+                    shape=t.shape,
+                    type=_type_of(t),
+                    offset=t.offset,
+                    n_bytes=t.n_bytes,
+                    rule=(known.rule if known else None) or UNKNOWN_RULE,
+                    instead_of=ALL.get(wanted) if wanted else None,
+                    importance=known.importance if known else None,
+                    shard=number,
+                )
+            )
+    return tuple(found)
+
+
+def _type_of(tensor: GGUFTensor) -> QuantType:
+    """Return a tensor's type; one that the gguf package alone knows has no description."""
+    found = (ALL | KEPT).get(tensor.type_name)
+    if found is not None:
+        return found
+    block_size, type_size = GGML_QUANT_SIZES[GGMLQuantizationType(tensor.ggml_type)]
+    return QuantType(tensor.type_name, tensor.ggml_type, block_size, type_size, "")
+
+
+def check_same_model(made: list[Finished]) -> None:
+    """Raise ReleaseError for files that are not of one model, or have one name."""
+    first = made[0]
+    problems: list[str] = []
+    for other in made[1:]:
+        what = [
+            f"{name} {theirs!r} is not {ours!r}"
+            for name, theirs, ours in (
+                ("architecture", other.architecture, first.architecture),
+                ("source", other.repository, first.repository),
+                ("embedding", _embedding(other), _embedding(first)),
+            )
+            if theirs != ours
+        ]
+        if what:
+            problems.append(
+                f"{other.path}: is another model than {first.path}: {', '.join(what)}; release it"
+                " alone"
+            )
+    names = Counter(p.name for m in made for p in m.paths)
+    problems += [f"{n}: is given twice; name each file once" for n, k in names.items() if k > 1]
+    ReleaseError.raise_any(problems)
+
+
+def _embedding(made: Finished) -> int | None:
+    return next((prod(t.shape) for t in made.tensors if t.name == "token_embd.weight"), None)

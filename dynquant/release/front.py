@@ -1,0 +1,78 @@
+"""The front matter of a model card: what the Hugging Face Hub reads of it.
+
+Source: modelcard.md and docs/hub/model-cards.md in huggingface/hub-docs. `quantized_by` is no field
+of the Hub's, but what those who publish GGUFs write.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from dynquant.errors import ReleaseError
+from dynquant.keys import Keys
+from dynquant.release.finished import Finished
+from dynquant.report.picture import text_of
+
+_HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*", re.ASCII)
+
+
+def hub_id(text: str, option: str) -> str:
+    """Return ORG/NAME as it is; raise ReleaseError for a text of another form."""
+    if not _HUB_ID.fullmatch(text):
+        raise ReleaseError(f"{option} {text!r}: is not a name on the Hub; write ORG/NAME")
+    return text
+
+
+def front_matter(
+    made: Sequence[Finished],
+    *,
+    license_: str | None,
+    base_model: str | None,
+    repository: str | None,
+) -> str:
+    """Return YAML between its lines of dashes; what is not known is left out.
+
+    license_:   of the files; None takes the source's, which its README told the converter
+    base_model: ORG/NAME of the source; repository: where the files will be
+    """
+    keys = made[0].keys
+    found: dict[str, Any] = {}
+    if languages := _texts(keys, "general.languages"):
+        found["language"] = languages
+    if chosen := license_ or text_of(keys, "general.license"):
+        found["license"] = chosen
+        if license_ is None:
+            for key in ("name", "link"):
+                if more := text_of(keys, f"general.license.{key}"):
+                    found[f"license_{key}"] = more
+    if base_model:
+        found |= {"base_model": base_model, "base_model_relation": "quantized"}
+    if repository:
+        found["quantized_by"] = repository.partition("/")[0]
+    found["library_name"] = "gguf"
+    found["pipeline_tag"] = "feature-extraction" if _embeds(made[0]) else "text-generation"
+    has_imatrix = any(imatrix_of(m) for m in made)
+    found["tags"] = ["gguf", "dynquant", *(["imatrix"] if has_imatrix else [])]
+    body = yaml.safe_dump(found, sort_keys=False, allow_unicode=True, width=10_000)
+    return f"---\n{body}---\n"
+
+
+def imatrix_of(made: Finished) -> str | None:
+    """Return the name of the imatrix that a file was made with."""
+    if made.manifest:
+        return made.manifest.importance.file if made.manifest.importance else None
+    return text_of(made.keys, "quantize.imatrix.file")
+
+
+def _embeds(made: Finished) -> bool:
+    """Whether a model answers with an embedding: llama.cpp pools its outputs."""
+    return f"{made.architecture}.pooling_type" in made.keys
+
+
+def _texts(keys: Keys, name: str) -> list[str]:
+    key = keys.get(name)
+    return [str(v) for v in key.value] if key is not None and isinstance(key.value, tuple) else []

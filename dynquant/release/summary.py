@@ -1,0 +1,60 @@
+"""The summary of a CI job, in Markdown: what was made, how large and how good it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from dynquant.errors import ReleaseError
+from dynquant.release.finished import Finished
+from dynquant.release.gates import Gate
+from dynquant.release.markdown import code, table, text
+from dynquant.release.tables import ERROR_WORDS, file_table, role_table
+from dynquant.report.tables import gigabytes
+
+
+def summary_of(made: Finished, sha256: Sequence[str], gates: Sequence[Gate] = ()) -> str:
+    """Return the summary of a conversion, a section to be put behind others.
+
+    sha256: of each file
+    """
+    hashes = zip(made.paths, made.sizes, sha256, strict=True)
+    lines = [
+        f"## {text(made.stem)}",
+        "",
+        *file_table([made]),
+        "",
+        *_gates(gates),
+        *role_table(made),
+        "",
+        *([ERROR_WORDS, ""] if made.loss else []),
+        *table(
+            ("file", "size>", "SHA-256"),
+            ((code(path.name), gigabytes(n), code(h)) for path, n, h in hashes),
+        ),
+    ]
+    return "\n".join(lines) + "\n\n"
+
+
+def refused_summary(name: str, gates: Sequence[Gate]) -> str:
+    """Return the summary of a conversion that a gate stopped before it began."""
+    return "\n".join([f"## {text(name)}: not written", "", *_gates(gates)]) + "\n"
+
+
+def add_summary(path: Path, section: str) -> None:
+    """Add a section to a file, which is made if it is not there.
+
+    Raises ReleaseError if it cannot be written.
+    """
+    try:
+        with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(section)
+    except OSError as e:
+        raise ReleaseError(f"{path}: cannot be written: {e.strerror}; name another file") from e
+
+
+def _gates(gates: Sequence[Gate]) -> list[str]:
+    if not gates:
+        return []
+    rows = [(g.what, g.limit, g.found, "holds" if g.holds else "**does not hold**") for g in gates]
+    return [*table(("gate", "at most>", "found>", ""), rows), ""]
