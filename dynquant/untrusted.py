@@ -13,8 +13,9 @@ import os
 import re
 import stat
 from collections.abc import Callable
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 MAX_CONFIG = 1 << 24
 """Bytes of a config.json and its like: 16 MiB. Long ones list quantized layers, in 1 MB."""
@@ -37,7 +38,7 @@ class RepeatedKeyError(ValueError):
     """A JSON object that has one key twice."""
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """Open a file to read its bytes; raise OSError for what is no regular file, without waiting."""
     # Without O_NONBLOCK, opening a pipe waits until somebody writes into it.
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -123,8 +124,11 @@ def is_inside(folder: Path, path: Path) -> bool:
 
     A snapshot in the Hub's cache consists of links into `blobs`, two folders up.
     """
-    # Not Path.resolve, which raises RuntimeError where links go round.
-    root, real = Path(os.path.realpath(folder)), Path(os.path.realpath(path))
+    try:
+        # Not Path.resolve, which raises RuntimeError where links go round.
+        root, real = Path(os.path.realpath(folder)), Path(os.path.realpath(path))
+    except ValueError:  # a zero byte
+        return False
     if real.is_relative_to(root):
         return True
     blobs = root.parent.parent / "blobs"

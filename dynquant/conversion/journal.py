@@ -27,13 +27,17 @@ from typing import Any
 from dynquant.conversion.jobs import Done
 from dynquant.conversion.output import locked_file, told
 from dynquant.errors import ConvertError
+from dynquant.untrusted import parse_json
 
 N_SUMS = 5
 _RECORD = struct.Struct(f"<IQQQ{N_SUMS}d")
 _CHECK = struct.Struct("<I")
 _SIZE = _RECORD.size + _CHECK.size
 
-_MAX_IDENTITY = 64 << 20
+_MAX_RECORDS = 1 << 22
+"""Records that are read: as many chunks of a megabyte are 4 TB. What follows is made again."""
+
+_MAX_IDENTITY = 8 << 20
 """Bytes of an identity that is read: R1's, of 163 shards and 1,025 tensors, has 0.1 MB."""
 
 Identity = dict[str, Any]
@@ -65,7 +69,7 @@ class Journal:
         if not newline:
             return None, []
         try:
-            identity = json.loads(line)
+            identity = parse_json(line.decode())
         except ValueError:
             return None, []
         if not isinstance(identity, dict):
@@ -74,6 +78,8 @@ class Journal:
         position = len(line) + 1
         with told(self.path, "cannot be read"):
             while len(content := os.pread(self._fd, _SIZE * 65536, position)) >= _SIZE:
+                if len(records) >= _MAX_RECORDS:
+                    break
                 for start in range(0, len(content) - _SIZE + 1, _SIZE):
                     record = content[start : start + _RECORD.size]
                     (check,) = _CHECK.unpack_from(content, start + _RECORD.size)

@@ -185,13 +185,13 @@ def contradictions(path: Path, vocab: Mapping[str, int], files: TokenizerFiles) 
     for i, token in files.added_tokens.items():
         if texts.get(i, token.text) != token.text:
             yield (
-                f"{path}: id {i} is {shown(texts[i])} in the vocabulary and {shown(token.text)} among the"
-                " added tokens; remove the wrong one"
+                f"{path}: id {i} is {shown(texts[i])} in the vocabulary and {shown(token.text)}"
+                " among the added tokens; remove the wrong one"
             )
         elif vocab.get(token.text, i) != i:
             yield (
-                f"{path}: {shown(token.text)} has id {vocab[token.text]} in the vocabulary and {i} among"
-                " the added tokens; remove the wrong one"
+                f"{path}: {shown(token.text)} has id {vocab[token.text]} in the vocabulary and {i}"
+                " among the added tokens; remove the wrong one"
             )
 
 
@@ -211,8 +211,8 @@ def _unsupported(path: Path, model: Mapping[str, Any]) -> Iterable[str]:
     for name in ("continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(name):
             yield (
-                f"{path}: {name} is {shown(model[name])}, which llama.cpp's BPE does not have; there is"
-                " no GGUF for this tokenizer"
+                f"{path}: {name} is {shown(model[name])}, which llama.cpp's BPE does not have;"
+                " there is no GGUF for this tokenizer"
             )
 
 

@@ -186,8 +186,8 @@ def read_bytes(path: Path, folder: Path | None = None) -> bytes:
     try:
         if not is_inside(folder or path.parent, path):
             raise VocabError(
-                f"{path}: is a link to {os.path.realpath(path)}, outside of the folder; put the file itself"
-                " there"
+                f"{path}: is a link to {os.path.realpath(path)}, outside of the folder; put the"
+                " file itself there"
             )
         return read_regular(path, MAX_TOKENIZER)
     except OSError as e:

@@ -165,8 +165,8 @@ def _unlisted_merges(
         n = len(first) + sum(1 for _ in unlisted)
         yield (
             f"{path}: BPE with byte_fallback, not from SentencePiece: {n} pairs that"
-            f" make a token are no merges ({', '.join(map(shown, first))}), and llama.cpp would merge them;"
-            " put the tokenizer.model of the model beside it"
+            f" make a token are no merges ({', '.join(map(shown, first))}), and llama.cpp would"
+            " merge them; put the tokenizer.model of the model beside it"
         )
 
 

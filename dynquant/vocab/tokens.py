@@ -51,8 +51,8 @@ def lay_out(folder: Path, tokens: Mapping[int, Token], vocab_size: int | None) -
     vocab_size: rows of the model's embedding, which needs a token each; None for as many as there
                 are tokens
 
-    Raises VocabError for ids beyond the embedding, for more than MAX_TOKENS, and for a text that two ids have: llama.cpp
-    aborts on it.
+    Raises VocabError for ids beyond the embedding, for more than MAX_TOKENS, and for a text that
+    two ids have: llama.cpp aborts on it.
     """
     size = vocab_size if vocab_size is not None else len(tokens)
     if size > MAX_TOKENS:
@@ -67,9 +67,9 @@ def lay_out(folder: Path, tokens: Mapping[int, Token], vocab_size: int | None) -
             else "config.json has no vocab_size"
         )
         raise VocabError(
-            f"{folder}: the tokenizer has {len(tokens)} tokens, and {shown(beyond[max(beyond)])} has id"
-            f" {max(beyond)}, but {what}; take both from one model, or give the embedding a row for"
-            " every token (resize_token_embeddings of transformers)"
+            f"{folder}: the tokenizer has {len(tokens)} tokens, and {shown(beyond[max(beyond)])}"
+            f" has id {max(beyond)}, but {what}; take both from one model, or give the embedding a"
+            " row for every token (resize_token_embeddings of transformers)"
         )
     laid = [tokens.get(i, Token(f"[PAD{i}]", TokenType.UNUSED, PAD_SCORE)) for i in range(size)]
     ids: dict[str, int] = {}

@@ -197,8 +197,8 @@ def _read_rules(path: Path, files: TokenizerFiles) -> _Rules:
             case _:
                 unknown.append(step)
     VocabError.raise_any(
-        f"{path}: the rule {shown(step)} is none of llama.cpp's unigram; take tokenizer.json away if the"
-        " SentencePiece model of the tokenizer lies beside it"
+        f"{path}: the rule {shown(step)} is none of llama.cpp's unigram; take tokenizer.json away"
+        " if the SentencePiece model of the tokenizer lies beside it"
         for step in unknown
     )
     return _Rules(charsmap, prefix, merge)
