@@ -33,7 +33,7 @@ def recipe_of_gguf(path: Path) -> str:
     written.
     """
     shards = open_gguf(path)
-    tensors = ((t.name, t.shape, t.type_name) for _, t in shards.tensors())
+    tensors = ((t.name, t.shape or (1,), t.type_name) for _, t in shards.tensors())
     return recipe_of_types(tensors, shards.path.name, prediction=_prediction(shards))
 
 
