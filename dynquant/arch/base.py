@@ -14,8 +14,9 @@ from dynquant.tensors import Kept, TensorSource, n_rows
 Via = Callable[[TensorSource], TensorSource]
 """How rows change on their way from the checkpoint (transforms.py)."""
 
-_LAYERED = re.compile(r"(?:\w+\.)?blk\.(\d+)\.(.+)")
-"""Also of models in two parts: `enc.blk.3.ffn_down.weight`, `v.blk.3.attn_q.weight`."""
+_LAYERED = re.compile(r"(?:\w+\.)?blk\.([0-9]{1,4})\.(.+)")
+"""Four digits, as in recipes: llama.cpp has 512 layers at most, and layers are counted up to the
+last. Also of models in two parts: `enc.blk.3.ffn_down.weight`, `v.blk.3.attn_q.weight`."""
 
 
 @dataclass(frozen=True)

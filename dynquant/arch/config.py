@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from functools import cache
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, cast
 
 from pydantic import Field, TypeAdapter, ValidationError
 
 from dynquant.errors import ArchitectureError
+from dynquant.untrusted import shown
 
 Count = Annotated[int, Field(strict=True, gt=0, lt=2**31)]
 Natural = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
-Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
+LayersCount = Annotated[int, Field(strict=True, gt=0, le=512)]
+"""LLAMA_MAX_LAYERS of llama.cpp."""
+
+ExpertsCount = Annotated[int, Field(strict=True, gt=0, le=512)]
+"""LLAMA_MAX_EXPERTS of llama.cpp."""
+
+AheadCount = Annotated[int, Field(strict=True, ge=0, le=512)]
+"""Layers that predict further ahead; real models have up to three."""
+
+Positive = Annotated[float, Field(strict=True, gt=0, le=3e38)]
+"""A float32, as the keys hold it."""
+
+_MAX_ITEMS = 1 << 16
+"""Of a list: the longest are of layers, or of halves of a head."""
+
 Truth = Annotated[bool, Field(strict=True)]
 
 T = TypeVar("T")
@@ -30,6 +45,12 @@ def read_config(form: type[T], values: Mapping[str, Any], where: str) -> T:
     holds what it cannot hold; where: what a message begins with.
     """
     present = {key: value for key, value in values.items() if value is not None}
+    # Every item of the wrong kind would be a problem of its own.
+    ArchitectureError.raise_any(
+        f"{where}: {key} has {len(cast(Sized, value))} entries; at most {_MAX_ITEMS} are read"
+        for key, value in present.items()
+        if isinstance(value, list | dict) and len(cast(Sized, value)) > _MAX_ITEMS
+    )
     try:
         return _adapter(form).validate_python(present)
     except ValidationError as e:
@@ -40,5 +61,5 @@ def read_config(form: type[T], values: Mapping[str, Any], where: str) -> T:
                 messages.append(f"{where}: {key} is missing")
             else:
                 what = problem["msg"].removeprefix("Input ").lower()
-                messages.append(f"{where}: {key} is {problem['input']!r}, but {what}")
+                messages.append(f"{where}: {key} is {shown(problem['input'])}, but {what}")
         raise ArchitectureError(*messages) from e

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
-
-from pydantic import Field
+from typing import Any
 
 from dynquant.arch.base import Row
-from dynquant.arch.config import Count, Positive, Truth, read_config
+from dynquant.arch.config import Count, LayersCount, Positive, Truth, read_config
 from dynquant.arch.rope import Rope, scaling_keys
 from dynquant.errors import ArchitectureError
 from dynquant.keys import Keys, boolean, f32, u32
@@ -58,9 +56,6 @@ SILU = ("silu", "swish")
 GELU = ("gelu_pytorch_tanh", "gelu_new", "gelu_fast")
 """config.json's names of one activation each, as llama.cpp computes it: GELU by its tanh."""
 
-MAX_LAYERS = 512
-"""LLAMA_MAX_LAYERS of llama.cpp."""
-
 
 @dataclass(frozen=True)
 class Config:
@@ -69,7 +64,7 @@ class Config:
     vocab_size: Count
     hidden_size: Count
     intermediate_size: Count
-    num_hidden_layers: Annotated[int, Field(strict=True, gt=0, le=MAX_LAYERS)]
+    num_hidden_layers: LayersCount
     num_attention_heads: Count
     max_position_embeddings: Count
     rms_norm_eps: Positive

@@ -15,8 +15,16 @@ from gguf.utility import size_label
 from dynquant.arch.base import ModelTensor
 from dynquant.errors import CheckpointError
 from dynquant.keys import Keys, KeyValue, f32, string, strings, u32
+from dynquant.untrusted import MAX_CONFIG, is_inside, parse_json, read_regular
 
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
+_MAX_FRONT_MATTER = 1 << 18
+"""Letters; the longest list datasets and languages, in some thousands."""
+
+_MAX_DEPTH = 16
+"""Of lists and mappings in front matter: evaluation results, the deepest, have six."""
+
+_MAX_SAID = 500
 _HUB_CACHE = re.compile(r"models--(.+)/snapshots/[0-9a-f]+")
 
 
@@ -44,9 +52,10 @@ def general_keys(
         metadata.size_label = metadata.size_label or _size_label(n_weights, tensors)
         metadata.set_gguf_meta_model(writer)
         return {key: _key(v.value, v.type) for key, v in writer.kv_data[0].items()}
-    except (TypeError, ValueError, AttributeError) as e:
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as e:
         raise CheckpointError(
-            f"{folder}: the front matter of README.md or generation_config.json: {e}"
+            f"{folder}: the front matter of README.md or generation_config.json:"
+            f" {str(e)[:_MAX_SAID]}"
         ) from e
 
 
@@ -88,18 +97,65 @@ def _names(folder: Path, config: Mapping[str, Any]) -> tuple[str, str | None]:
     return absolute.name, said if isinstance(said, str) and _HUB_ID.fullmatch(said) else None
 
 
+class _Aliases(yaml.MarkedYAMLError):
+    """An alias, with which a few lines can stand for as many words as there are atoms."""
+
+
+class _FrontMatter(yaml.SafeLoader):
+    """YAML without aliases, no deeper than a model card is."""
+
+    _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event = cast(yaml.Event, self.peek_event())  # pyright: ignore[reportUnknownMemberType]
+        if isinstance(event, yaml.AliasEvent):
+            raise _Aliases(problem="an alias", problem_mark=event.start_mark)
+        if self._depth == _MAX_DEPTH:
+            raise _Aliases(problem="nested too deep", problem_mark=event.start_mark)
+        self._depth += 1
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+
 def _model_card(folder: Path) -> dict[str, Any]:
+    """Return the front matter of README.md, read as Metadata.load_model_card of gguf reads it."""
+    path = folder / "README.md"
+    if not path.is_file():
+        return {}
     try:
-        return Metadata.load_model_card(folder)
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as e:
+        lines = _text(folder, path).splitlines()
+        if not lines or lines[0] != "---":
+            return {}
+        end = lines.index("---", 1) if "---" in lines[1:] else len(lines)
+        # The language no is no truth value, and tabs are somebody's spaces.
+        text = "\n".join(lines[1:end]).replace("\t", "  ") + "\n"
+        text = text.replace("- no\n", '- "no"\n')
+        if len(text) > _MAX_FRONT_MATTER:
+            raise ValueError(f"{len(text)} letters; at most {_MAX_FRONT_MATTER} are read")
+        found: object = yaml.load(text, _FrontMatter)  # a SafeLoader
+    except (yaml.YAMLError, ValueError, OSError, RecursionError) as e:
         why = " ".join(str(e).split())
-        raise CheckpointError(f"{folder / 'README.md'}: front matter is not YAML: {why}") from e
+        raise CheckpointError(f"{path}: front matter is not YAML: {why}") from e
+    return cast("dict[str, Any]", found) if isinstance(found, dict) else {}
 
 
 def _generation_config(folder: Path) -> dict[str, Any]:
-    # Whatever JSON the file holds, whatever the annotation says.
-    found = cast("object", Metadata.load_generation_config(folder))
+    path = folder / "generation_config.json"
+    if not path.is_file():
+        return {}
+    try:
+        found = parse_json(_text(folder, path))
+    except (ValueError, OSError):
+        return {}  # as gguf does: not all models have a valid one
     return cast("dict[str, Any]", found) if isinstance(found, dict) else {}
+
+
+def _text(folder: Path, path: Path) -> str:
+    """Return a file of the folder, of which parts are written into the output."""
+    if not is_inside(folder, path):
+        raise ValueError("a link out of the folder; put the file itself there")
+    return read_regular(path, MAX_CONFIG).decode("utf-8")
 
 
 def _key(value: Any, type_: GGUFValueType) -> KeyValue:

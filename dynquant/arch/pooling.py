@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -10,6 +9,7 @@ from typing import Any, cast
 from dynquant.arch.config import read_config
 from dynquant.errors import ArchitectureError
 from dynquant.keys import Keys, u32
+from dynquant.untrusted import MAX_CONFIG, is_inside, parse_json, read_regular, shown
 
 # llama_pooling_type, by the names of sentence-transformers' 1_Pooling/config.json.
 _TYPES = {
@@ -44,17 +44,21 @@ def pooling_keys(folder: Path, arch: str) -> Keys:
     modules = read_config(_Modules, {"modules": _read(path)}, str(path)).modules
     kinds = [module.type.rpartition(".")[2] for module in modules]
     ArchitectureError.raise_any(
-        f"{path}: a module {kind!r}, which llama.cpp does not compute; it knows {', '.join(_KNOWN)}"
+        f"{path}: a module {shown(kind)}, which llama.cpp does not compute; it knows"
+        f" {', '.join(_KNOWN)}"
         for kind in kinds
         if kind not in _KNOWN
     )
     if "Pooling" not in kinds:
         return {}
     config_path = folder / modules[kinds.index("Pooling")].path / "config.json"
+    if not is_inside(folder, config_path):
+        raise ArchitectureError(f"{path}: {shown(str(config_path))} is not in this folder")
     config = _read(config_path)
     said = cast("dict[str, Any]", config) if isinstance(config, dict) else {}
     found = [type_ for name, type_ in _TYPES.items() if said.get(name) is True]
-    found += [_MODES[mode] for mode in (said.get("pooling_mode"),) if mode in _MODES]
+    mode: object = said.get("pooling_mode")
+    found += [_MODES[mode]] if isinstance(mode, str) and mode in _MODES else []
     if len(set(found)) != 1:
         named = [k for k, v in said.items() if k.startswith("pooling_mode") and v]
         raise ArchitectureError(
@@ -66,6 +70,6 @@ def pooling_keys(folder: Path, arch: str) -> Keys:
 
 def _read(path: Path) -> Any:
     try:
-        return json.loads(path.read_text("utf-8"))
+        return parse_json(read_regular(path, MAX_CONFIG).decode("utf-8"))
     except (OSError, ValueError) as e:
         raise ArchitectureError(f"{path}: {e}; download the file again") from e

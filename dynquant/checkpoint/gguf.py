@@ -24,6 +24,7 @@ from gguf import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGUFValueType
 from dynquant.errors import CheckpointError
 from dynquant.keys import FORMATS, Keys, KeyValue, Scalar
 from dynquant.quants.table import ALL
+from dynquant.untrusted import open_regular, shown
 
 VERSIONS = (2, 3)
 MAX_NAME = 63
@@ -35,6 +36,15 @@ MAX_DIMS = 4
 MAX_ITEMS = 1 << 24
 """Items of an array, or bytes of a string, that a header can reasonably have: 60 times the largest
 vocabulary in use. Below a large file's size, so that damage does not become memory."""
+
+MAX_HEADER = 1 << 28
+"""Bytes of keys and tensor table together: 256 MiB, ten times those of the largest vocabulary."""
+
+MAX_ENTRIES = 1 << 20
+"""Keys, and tensors, of a file; the largest models have some thousands."""
+
+MAX_ALIGNMENT = 1 << 16
+"""Of the data: 32 in all files in use; what is written is padded to it."""
 
 _CHUNK = 1 << 20
 _TYPES = {
@@ -92,6 +102,7 @@ class _Cursor:
         self.buffer = b""
         self.start = 0  # of the buffer in the file
         self.at = 0  # in the buffer
+        self.values = 0  # that were read
 
     @property
     def offset(self) -> int:
@@ -106,6 +117,8 @@ class _Cursor:
         left = self.size - self.offset
         if n > left:
             raise self.error(f"{what} of {n} bytes, but the file ends after {left}")
+        if self.offset + n > MAX_HEADER:
+            raise self.error(f"keys and tensor table of more than {MAX_HEADER} bytes", 0)
         if self.at + n > len(self.buffer):
             rest = self.buffer[self.at :]
             self.start, self.at = self.offset, 0
@@ -113,8 +126,15 @@ class _Cursor:
             if len(self.buffer) < n:
                 raise self.error("the file became shorter while it was read")
 
+    def spend(self, count: int, what: str) -> None:
+        """Count values; raise if all arrays of the file together have more than one should."""
+        self.values += count
+        if self.values > MAX_ITEMS + 8 * MAX_ENTRIES:  # the table has up to seven a tensor
+            raise self.error(f"{what}, after {self.values - count} values; this is no header")
+
     def numbers(self, count: int, letter: str, what: str) -> tuple[Scalar, ...]:
         n = count * struct.calcsize(f"<{letter}")
+        self.spend(count, what)
         self.need(n, what)
         found = struct.unpack_from(f"<{count}{letter}", self.buffer, self.at)
         self.at += n
@@ -139,6 +159,7 @@ class _Cursor:
         """Read strings; written out because a vocabulary has 10^5 of them."""
         if count * 8 > self.size - self.offset:
             raise self.error(f"{what} of {count} strings does not fit into the file")
+        self.spend(count, what)
         found: list[str] = []
         length = struct.Struct("<Q").unpack_from
         for _ in range(count):
@@ -165,7 +186,7 @@ def read_gguf(path: Path, *, exact: bool = False) -> GGUFFile:
     Raises CheckpointError with the file and the byte offset of what is wrong.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return _read(_Cursor(path, file, "surrogateescape" if exact else "backslashreplace"))
     except OSError as e:
         raise CheckpointError(f"{path}: cannot be read: {e.strerror}") from e
@@ -188,6 +209,8 @@ def _read(cursor: _Cursor) -> GGUFFile:
     n_tensors, n_keys = cursor.count("Q", "a count"), cursor.count("Q", "a count")
     if n_keys * _MIN_KEY + n_tensors * _MIN_TENSOR > cursor.size:
         raise cursor.error(f"{n_tensors} tensors and {n_keys} keys do not fit into the file", 8)
+    if max(n_keys, n_tensors) > MAX_ENTRIES:
+        raise cursor.error(f"{n_tensors} tensors and {n_keys} keys; at most {MAX_ENTRIES}", 8)
     keys: Keys = {}
     for _ in range(n_keys):
         name, value = _key(cursor, keys)
@@ -210,7 +233,10 @@ def _key(cursor: _Cursor, keys: Keys) -> tuple[str, KeyValue]:
     at = cursor.offset
     name = cursor.text("a key", 65535)
     if not name or name in keys:
-        raise cursor.error(f"key {name!r} appears twice" if name else "a key without a name", at)
+        what = f"key {shown(name)} appears twice" if name else "a key without a name"
+        raise cursor.error(what, at)
+    if not name.isprintable():
+        raise cursor.error(f"key {shown(name)} is not printable", at)
     type_ = _type(cursor, name)
     if type_ is not GGUFValueType.ARRAY:
         if type_ is GGUFValueType.STRING:
@@ -248,9 +274,11 @@ def _alignment(cursor: _Cursor, keys: Keys) -> int:
     found = keys.get("general.alignment", KeyValue(GGUF_DEFAULT_ALIGNMENT, GGUFValueType.UINT32))
     value = found.value
     if found.type is not GGUFValueType.UINT32 or not isinstance(value, int) or value < 1:
-        raise cursor.error(f"general.alignment {value!r} is not a positive u32")
-    if value & (value - 1):
-        raise cursor.error(f"general.alignment {value} is not a power of two")
+        raise cursor.error(f"general.alignment {shown(value)} is not a positive u32")
+    if value & (value - 1) or value > MAX_ALIGNMENT:
+        raise cursor.error(
+            f"general.alignment {value} is not a power of two, at most {MAX_ALIGNMENT}"
+        )
     return value
 
 
@@ -259,6 +287,8 @@ def _tensor(cursor: _Cursor, alignment: int, tensors: dict[str, GGUFTensor]) -> 
     name = cursor.text("a tensor's name", MAX_NAME)
     if name in tensors:
         raise cursor.error(f"tensor {name!r} appears twice", at)
+    if not name.isprintable():
+        raise cursor.error(f"{name!r} is not a printable name", at)
     n_dims = cursor.count("I", f"the dimensions of {name}")
     if n_dims > MAX_DIMS:
         raise cursor.error(f"{name} has {n_dims} dimensions; ggml has at most {MAX_DIMS}", at)

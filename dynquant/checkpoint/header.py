@@ -10,7 +10,6 @@ without holes or overlaps (https://github.com/huggingface/safetensors, "Format")
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
@@ -20,9 +19,16 @@ from typing import Any, BinaryIO, cast
 from dynquant.errors import CheckpointError
 from dynquant.quants.table import FLOATS, KEPT
 from dynquant.tensors import ShardFile, Stored
+from dynquant.untrusted import RepeatedKeyError, open_regular, parse_json, shown, unique
 
 MAX_HEADER = 100_000_000
 """Bytes of the longest header the safetensors library reads (MAX_HEADER_SIZE in tensor.rs)."""
+
+MAX_NAME = 1024
+"""Letters of a tensor's name; the longest of models in use have about a hundred."""
+
+MAX_DIMS = 8
+"""Of a shape; the weights that are read have at most four."""
 
 _BITS = {
     **dict.fromkeys(("F4",), 4),
@@ -67,27 +73,13 @@ class StoredTensor:
         return Stored(self.file, self.offset, self.shape, stored)
 
 
-class RepeatedKeyError(ValueError):
-    """A JSON object that has one key twice."""
-
-
-def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Build a JSON object; raise RepeatedKeyError where json would keep the last of two."""
-    made: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in made:
-            raise RepeatedKeyError(f"{key!r} appears twice")
-        made[key] = value
-    return made
-
-
 def read_header(path: Path) -> dict[str, StoredTensor]:
     """Return a safetensors file's tensors, in the order of their data.
 
     Raises CheckpointError naming the file, with all that is wrong with its tensors.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             size = file.seek(0, 2)
             file.seek(0)
             header, start = _header(path, file, size)
@@ -99,9 +91,9 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     for name, entry in header.items():
         if name == "__metadata__":
             continue
-        made = _entry(shard, name, entry, start) if name.isprintable() else "not a printable name"
+        made = _misnamed(name) or _entry(shard, name, entry, start)
         if isinstance(made, str):
-            problems.append(f"{path}: {name!r}: {made}")
+            problems.append(f"{path}: {shown(name)}: {made}")
         else:
             tensors.append(made)
     CheckpointError.raise_any(problems)
@@ -127,14 +119,20 @@ def _header(path: Path, file: BinaryIO, size: int) -> tuple[dict[str, Any], int]
             f"{path}: ends inside its header, {8 + length - size} bytes too early; copy it again"
         )
     try:
-        header = json.loads(file.read(length).decode(), object_pairs_hook=unique)
+        header = parse_json(file.read(length).decode(), unique)
     except RepeatedKeyError as e:
         raise CheckpointError(f"{path}: header: {e}") from e
-    except (ValueError, RecursionError) as e:
+    except ValueError as e:
         raise CheckpointError(f"{path}: the header is not JSON: {e}") from e
     if not isinstance(header, dict):
         raise CheckpointError(f"{path}: the header is not a JSON object")
     return cast("dict[str, Any]", header), 8 + length
+
+
+def _misnamed(name: str) -> str | None:
+    if len(name) > MAX_NAME:
+        return f"a name of {len(name)} letters; at most {MAX_NAME} are read"
+    return None if name.isprintable() else "not a printable name"
 
 
 def _entry(shard: ShardFile, name: str, entry: object, start: int) -> StoredTensor | str:
@@ -146,9 +144,9 @@ def _entry(shard: ShardFile, name: str, entry: object, start: int) -> StoredTens
     if not isinstance(dtype, str):
         return "has no dtype"
     if shape is None:
-        return f"shape {fields.get('shape')!r} is not a list of sizes"
+        return f"shape {shown(fields.get('shape'))} is not a list of sizes"
     if offsets is None or len(offsets) != 2 or offsets[0] > offsets[1]:
-        return f"data_offsets {fields.get('data_offsets')!r} are not a start and an end"
+        return f"data_offsets {shown(fields.get('data_offsets'))} are not a start and an end"
     n_bytes = offsets[1] - offsets[0]
     bits = _BITS.get(dtype)
     if bits is not None and prod(shape) * bits != 8 * n_bytes:
@@ -160,10 +158,13 @@ def _entry(shard: ShardFile, name: str, entry: object, start: int) -> StoredTens
 
 
 def _counts(value: object) -> tuple[int, ...] | None:
+    """Return sizes or offsets; None for what is none, or so large or many that no file has them."""
     if not isinstance(value, list):
         return None
     items = cast("list[object]", value)
-    counts = tuple(i for i in items if type(i) is int and i >= 0)
+    if len(items) > MAX_DIMS:
+        return None
+    counts = tuple(i for i in items if type(i) is int and 0 <= i < 1 << 63)
     return counts if len(counts) == len(items) else None
 
 

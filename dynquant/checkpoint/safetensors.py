@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, TypeVar, cast
 
-from dynquant.checkpoint.header import RepeatedKeyError, StoredTensor, read_header, unique
+from dynquant.checkpoint.header import StoredTensor, read_header
 from dynquant.checkpoint.names import grouped
 from dynquant.errors import CheckpointError
+from dynquant.untrusted import (
+    MAX_CONFIG,
+    MAX_INDEX,
+    Pairs,
+    RepeatedKeyError,
+    parse_json,
+    read_regular,
+    shown,
+    unique,
+)
 
 V = TypeVar("V", bound=str | tuple[str, ...])
 _PATHS = (PurePosixPath, PureWindowsPath)
+
+_MAX_FILE_NAME = 255
+"""NAME_MAX of Linux: a longer name is an error to the system, not a file that is missing."""
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -87,17 +98,22 @@ def shard_files(folder: Path) -> list[str]:
     return sorted(set((_weight_map(folder) or {}).values()))
 
 
-def read_object(path: Path, loads: Callable[[str], object] = json.loads) -> dict[str, Any]:
-    """Return the JSON object that a file holds."""
+def read_object(
+    path: Path, at_most: int = MAX_CONFIG, pairs: Pairs | None = None
+) -> dict[str, Any]:
+    """Return the JSON object that a file of so many bytes at most holds; pairs: as in parse_json.
+
+    Raises CheckpointError with the file.
+    """
     try:
-        found = loads(path.read_text(encoding="utf-8"))
+        found = parse_json(read_regular(path, at_most).decode("utf-8"), pairs)
     except FileNotFoundError as e:
         raise CheckpointError(f"{path}: not found; a checkpoint folder needs it") from e
     except OSError as e:
         raise CheckpointError(f"{path}: cannot be read: {e.strerror}") from e
     except RepeatedKeyError as e:
         raise CheckpointError(f"{path}: {e}") from e
-    except (ValueError, RecursionError) as e:
+    except ValueError as e:
         raise CheckpointError(f"{path}: not JSON: {e}") from e
     if not isinstance(found, dict):
         raise CheckpointError(f"{path}: not a JSON object")
@@ -112,15 +128,15 @@ def _weight_map(folder: Path) -> dict[str, str] | None:
         if not single:
             raise CheckpointError(_nothing(folder))
         return None
-    index = read_object(path, partial(json.loads, object_pairs_hook=unique))
+    index = read_object(path, MAX_INDEX, unique)
     found = index.get("weight_map")
     if not isinstance(found, dict) or not found:
         raise CheckpointError(f"{path}: has no weight_map")
     weight_map = cast("dict[str, object]", found)
     # Each name once: an index names its files a thousand times each.
     names = {shard for shard in weight_map.values() if isinstance(shard, str)}
-    bad = {repr(shard) for shard in weight_map.values() if not isinstance(shard, str)}
-    bad |= {repr(shard) for shard in names if not _is_inside(shard)}
+    bad = {shown(shard) for shard in weight_map.values() if not isinstance(shard, str)}
+    bad |= {shown(shard) for shard in names if not _is_inside(shard)}
     CheckpointError.raise_any(
         f"{path}: {shard} is not the name of a file in this folder" for shard in sorted(bad)
     )
@@ -133,7 +149,7 @@ def _weight_map(folder: Path) -> dict[str, str] | None:
 
 def _is_inside(name: str) -> bool:
     """Tell whether a shard's name stays in the folder; what a link there points at is free."""
-    if not name or "\0" in name:
+    if not name or not name.isprintable() or len(name) > _MAX_FILE_NAME:
         return False
     return not any(p(name).is_absolute() or ".." in p(name).parts or p(name).drive for p in _PATHS)
 

@@ -16,6 +16,7 @@ from dynquant.checkpoint.gguf import GGUFFile, GGUFTensor, read_gguf
 from dynquant.checkpoint.names import grouped
 from dynquant.errors import CheckpointError
 from dynquant.keys import Keys
+from dynquant.untrusted import shown
 
 NAME = re.compile(r"(?P<prefix>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
 
@@ -62,7 +63,7 @@ def _number(file: GGUFFile, key: str) -> int | None:
     if found is None:
         return None
     if not isinstance(found.value, int) or found.value < 0:
-        raise CheckpointError(f"{file.path}: {key} is {found.value!r}, not a number of shards")
+        raise CheckpointError(f"{file.path}: {key} is {shown(found.value)}, not a number of shards")
     return found.value
 
 
@@ -91,6 +92,7 @@ def _read_all(named: GGUFFile, count: int) -> tuple[GGUFFile, ...]:
             f"{path}: is one of {count} shards, and {len(absent)} are missing beside it"
             f" ({', '.join(absent)}); download them again"
         )
+    CheckpointError.raise_any(_same(path.parent, names))
     files: list[GGUFFile] = []
     problems: list[str] = []
     for name in names:
@@ -101,6 +103,16 @@ def _read_all(named: GGUFFile, count: int) -> tuple[GGUFFile, ...]:
             problems += e.messages
     CheckpointError.raise_any(problems)
     return tuple(files)
+
+
+def _same(folder: Path, names: list[str]) -> Iterator[str]:
+    """Say which names are links to one file: ten thousand of them would be read as many times."""
+    seen: dict[tuple[int, int], str] = {}
+    for name in names:
+        there = (folder / name).stat()
+        first = seen.setdefault((there.st_dev, there.st_ino), name)
+        if first != name:
+            yield f"{folder / name}: is the same file as {first}; download the shards again"
 
 
 def _disagreements(files: tuple[GGUFFile, ...]) -> Iterator[str]:

@@ -28,6 +28,7 @@ from dynquant.conversion.jobs import Done
 from dynquant.conversion.output import locked_file, sync_file, told
 from dynquant.errors import ConvertError
 from dynquant.quants.error import NO_ERROR, ErrorSums
+from dynquant.untrusted import parse_json
 
 _RECORD = struct.Struct(f"<IQQQ{len(NO_ERROR)}d")
 _CHECK = struct.Struct("<I")
@@ -36,7 +37,10 @@ _SIZE = _RECORD.size + _CHECK.size
 _VERSION = {"dynquant journal": 1}
 _BEGIN = b'{"dynquant journal":'
 
-_MAX_IDENTITY = 64 << 20
+_MAX_RECORDS = 1 << 22
+"""Records that are read: as many chunks of a megabyte are 4 TB. What follows is made again."""
+
+_MAX_IDENTITY = 8 << 20
 """Bytes of an identity that is read: R1's, of 163 shards and 1,025 tensors, has 0.1 MB."""
 
 Identity = dict[str, Any]
@@ -89,7 +93,7 @@ class Journal:
                 found = list(_records(content))
                 records += found
                 self._end += _SIZE * len(found)
-                if _SIZE * len(found) < len(content):
+                if _SIZE * len(found) < len(content) or len(records) >= _MAX_RECORDS:
                     break
         return identity, records
 
@@ -147,8 +151,8 @@ def _may_be_ours(head: bytes) -> bool:
 
 def _identity_in(line: bytes) -> Identity | None:
     try:
-        found = json.loads(line)
-    except (ValueError, RecursionError):
+        found = parse_json(line.decode())
+    except ValueError:
         return None
     if not isinstance(found, dict):
         return None

@@ -30,8 +30,12 @@ from dynquant.importance.entry import Entry, Found
 from dynquant.importance.legacy import read_legacy
 from dynquant.keys import string, strings, u32
 from dynquant.tensors import ShardFile
+from dynquant.untrusted import open_regular, shown
 
 SUMS, COUNTS = ".in_sum2", ".counts"
+MAX_ROWS = 1 << 16
+"""Of a tensor's sums: one for each expert, of which llama.cpp has 512 at most."""
+
 _PIECE = 1 << 18  # values that are checked at a time: a megabyte
 
 
@@ -57,7 +61,7 @@ def read_imatrix(path: Path) -> Imatrix:
     all tensors that have a value which cannot be a mean square.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             is_gguf = file.read(4) == b"GGUF"
             file.seek(0)
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -77,7 +81,9 @@ def _of_gguf(file: GGUFFile) -> Found:
     counts = {t.name.removesuffix(COUNTS): t for t in file.tensors if t.name.endswith(COUNTS)}
     kind = file.keys.get("general.type")
     if (kind is not None and kind.value != "imatrix") or not (sums or counts):
-        has = f"general.type is {kind.value!r}" if kind is not None else f"no tensor is a {SUMS}"
+        has = (
+            f"general.type is {shown(kind.value)}" if kind is not None else f"no tensor is a {SUMS}"
+        )
         raise ImportanceError(f"{file.path}: a GGUF, but not an imatrix: {has}")
     ImportanceError.raise_any(
         [
@@ -113,6 +119,8 @@ def _misfits(
                 yield f"{at} is no tensor's name"
             elif t.type_name != "F32" or not t.shape:
                 yield f"{at} is {t.type_name} {list(t.shape)}; an imatrix has rows of F32"
+            elif t is counts[name] and prod(t.shape) > MAX_ROWS:
+                yield f"{at} has {prod(t.shape)} rows, and a tensor at most {MAX_ROWS} experts"
             elif t is counts[name] and prod(t.shape) != prod(sums[name].shape[:-1]):
                 yield f"{at} {list(t.shape)} is not a count for each row of {sums[name].name!r}"
 
@@ -130,7 +138,9 @@ def _chunk_count(file: GGUFFile) -> int | None:
     if found is None:
         return None
     if type(found.value) is not int or not 0 <= found.value < 1 << 32:
-        raise ImportanceError(f"{file.path}: imatrix.chunk_count is {found.value!r}, not a count")
+        raise ImportanceError(
+            f"{file.path}: imatrix.chunk_count is {shown(found.value)}, not a count"
+        )
     return found.value
 
 

@@ -9,6 +9,9 @@ from dynquant.arch.base import Model, ModelTensor
 from dynquant.keys import Keys
 from dynquant.recipe.roles import members
 
+_MAX_LAYERS = 10_000
+"""What names of tensors can tell, in four digits."""
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -73,7 +76,12 @@ def _prediction(model: Model) -> range:
         return model.prediction.layers
     n = _first(model.keys, f"{model.architecture}.nextn_predict_layers")
     end = _first(model.keys, f"{model.architecture}.block_count")
-    return range(end - n, end) if 0 < n < end else range(0)
+    return ahead(n, end)
+
+
+def ahead(n: int, end: int) -> range:
+    """Return the last n of a GGUF's layers; none where its keys tell numbers that no model has."""
+    return range(end - n, end) if 0 < n < end <= _MAX_LAYERS else range(0)
 
 
 def _gqa(model: Model) -> int:

@@ -52,6 +52,9 @@ from dynquant.recipe.rules import Recipe, Rule
 ALIASES = {"q3_k": "Q3_K_M", "q4_k": "Q4_K_M", "q5_k": "Q5_K_M"}
 """Other names of shipped recipes, in lower case: those that llama-quantize takes for its mixes."""
 
+MAX_CHAIN = 64
+"""Recipes that extend each other; two or three say what there is to say."""
+
 _BUILT_IN = Path(__file__).parent / "built-in.yaml"
 
 
@@ -108,6 +111,11 @@ def _load(name_or_path: str | Path, chain: tuple[str, ...]) -> Recipe:
     if shown in chain:
         circle = " -> ".join((*chain[chain.index(shown) :], shown))
         raise ExtendsError(f"{str(name_or_path)!r} goes round in a circle: {circle}; take one out")
+    if len(chain) == MAX_CHAIN:
+        raise ExtendsError(
+            f"{str(name_or_path)!r} comes after {MAX_CHAIN} recipes that each extend the next; put"
+            " some of them together"
+        )
     return _parse(_read(path, shown), shown, path.stem, (*chain, shown))
 
 
@@ -125,12 +133,20 @@ def _find(name_or_path: str | Path, chain: tuple[str, ...]) -> tuple[Path, str]:
             return shipped[name], f"recipes/{shipped[name].relative_to(folder).as_posix()}"
     folder = Path(chain[-1]).parent if chain else Path()
     path = Path(os.path.normpath(folder / name_or_path))
-    if not path.exists():
+    # What a person names may be a pipe (`<(...)` of a shell), what a recipe names is a file.
+    if not _is_there(path) or (chain and not path.is_file()):
         raise ExtendsError(
             f"{str(name_or_path)!r} is neither a shipped recipe nor a file"
             f"{nearest(path.stem, shipped)} (`dynquant recipes` lists the shipped ones)"
         )
     return path, str(path if chain else name_or_path)
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name too long for the system
+        return False
 
 
 def _read(path: Path, shown: str) -> str:

@@ -13,6 +13,7 @@ from typing import Literal
 from dynquant.errors import RecipeError
 from dynquant.quants.search import Effort
 from dynquant.quants.table import QuantType
+from dynquant.recipe.expressions import Expression, expression
 from dynquant.recipe.layers import LayerItem
 from dynquant.recipe.nodes import Place
 
@@ -198,13 +199,10 @@ class Recipe:
 
 
 @cache
-def name_pattern(text: str) -> re.Pattern[str]:
+def name_pattern(text: str) -> Expression:
     """Return the pattern to `search` tensor names with, for a glob or a /regular expression/."""
     if not text.startswith("/"):
         return re.compile(r"\A" + fnmatch.translate(text))
     if len(text) < 3 or not text.endswith("/"):
         raise RecipeError(f"{text!r} is not a name; a regular expression stands between slashes")
-    try:
-        return re.compile(text[1:-1])
-    except re.error as e:
-        raise RecipeError(f"{text!r} is not a regular expression: {e}") from e
+    return expression(text)

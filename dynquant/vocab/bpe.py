@@ -13,6 +13,7 @@ from tokenizers import models
 
 from dynquant.errors import VocabError
 from dynquant.keys import Keys, i32s, string, strings
+from dynquant.untrusted import shown
 from dynquant.vocab.files import (
     TokenizerFiles,
     as_id,
@@ -27,6 +28,10 @@ from dynquant.vocab.templates import chat_template_keys
 from dynquant.vocab.tokens import Token, added_type, lay_out
 
 Merge = tuple[str, str]
+
+MAX_LETTERS = 4096
+"""Of a token in a vocabulary with merges: every way to part it in two is looked at. The longest in
+use, rows of spaces or signs, have some hundreds."""
 
 # A space inside a part of a merge, as byte letters have it: in a GGUF a space parts the two.
 _BYTE_SPACE = "\u0120"
@@ -121,12 +126,17 @@ def read_bpe_model(files: TokenizerFiles) -> tuple[dict[str, int], list[Merge]]:
         path = files.folder / "vocab.json"
         vocab = files.read("vocab.json")
         merges = _text_merges(files.folder / "merges.txt")
-    ids = {text: as_id(i, f"{path}: {text!r}") for text, i in vocab.items()}
+    ids = {text: as_id(i, f"{path}: {shown(text)}") for text, i in vocab.items()}
     if not ids:
         raise VocabError(f"{path}: the vocabulary is empty; download the file again")
+    VocabError.raise_any(
+        f"{path}: {shown(text)} has {len(text)} letters; at most {MAX_LETTERS} are read"
+        for text in ids
+        if len(text) > MAX_LETTERS
+    )
     texts: dict[int, str] = {}
     twice = [
-        f"{path}: {text!r} and {texts[i]!r} both have id {i}; remove the wrong one"
+        f"{path}: {shown(text)} and {shown(texts[i])} both have id {i}; remove the wrong one"
         for text, i in ids.items()
         if texts.setdefault(i, text) != text
     ]
@@ -161,7 +171,9 @@ def _text_merges(path: Path) -> list[Merge]:
             continue
         left, _, right = line.partition(" ")
         if not left or not right or " " in right:
-            wrong.append(f"{path}:{number}: {line!r} is not a merge of two parts; mend the file")
+            wrong.append(
+                f"{path}:{number}: {shown(line)} is not a merge of two parts; mend the file"
+            )
         merges.append((left, right))
     VocabError.raise_any(wrong[:5])
     return merges
@@ -173,13 +185,13 @@ def contradictions(path: Path, vocab: Mapping[str, int], files: TokenizerFiles) 
     for i, token in files.added_tokens.items():
         if texts.get(i, token.text) != token.text:
             yield (
-                f"{path}: id {i} is {texts[i]!r} in the vocabulary and {token.text!r} among the"
-                " added tokens; remove the wrong one"
+                f"{path}: id {i} is {shown(texts[i])} in the vocabulary and {shown(token.text)}"
+                " among the added tokens; remove the wrong one"
             )
         elif vocab.get(token.text, i) != i:
             yield (
-                f"{path}: {token.text!r} has id {vocab[token.text]} in the vocabulary and {i} among"
-                " the added tokens; remove the wrong one"
+                f"{path}: {shown(token.text)} has id {vocab[token.text]} in the vocabulary and {i}"
+                " among the added tokens; remove the wrong one"
             )
 
 
@@ -199,8 +211,8 @@ def _unsupported(path: Path, model: Mapping[str, Any]) -> Iterable[str]:
     for name in ("continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(name):
             yield (
-                f"{path}: {name} is {model[name]!r}, which llama.cpp's BPE does not have; there is"
-                " no GGUF for this tokenizer"
+                f"{path}: {name} is {shown(model[name])}, which llama.cpp's BPE does not have;"
+                " there is no GGUF for this tokenizer"
             )
 
 

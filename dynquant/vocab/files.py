@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import os
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +11,14 @@ from pathlib import Path
 from typing import Any, cast
 
 from dynquant.errors import VocabError
+from dynquant.untrusted import (
+    MAX_TOKENIZER,
+    RepeatedKeyError,
+    is_inside,
+    parse_json,
+    read_regular,
+    shown,
+)
 
 Json = dict[str, Any]
 
@@ -86,7 +95,7 @@ class TokenizerFiles:
         """The rows of the model's embedding, from config.json."""
         for config in self.configs:
             size = config.get("vocab_size")
-            if isinstance(size, int) and size > 0:
+            if type(size) is int and size > 0:
                 return size
         return None
 
@@ -94,7 +103,7 @@ class TokenizerFiles:
     def token_type_count(self) -> int:
         """The rows of the token-type embedding, 1 where config.json does not say."""
         counts = (config.get("type_vocab_size") for config in self.configs)
-        return next((count for count in counts if isinstance(count, int)), 1)
+        return next((n for n in counts if type(n) is int and 0 < n < 2**31), 1)
 
     @cached_property
     def added_tokens(self) -> dict[int, AddedToken]:
@@ -133,7 +142,7 @@ class TokenizerFiles:
         where = f"{self.folder / file}: 'added_tokens_decoder'"
         for key, item in self.part(self.tokenizer_config, "added_tokens_decoder", file).items():
             entry = as_object(item, where)
-            token_id = int(key) if key.isdecimal() else -1
+            token_id = int(key) if key.isdecimal() and len(key) <= 10 else -1
             yield file, as_id(token_id, f"{where}, key {key!r}"), _added_token(entry, where)
         file = "added_tokens.json"
         for text, token_id in self.read(file).items():
@@ -144,7 +153,7 @@ class TokenizerFiles:
 def _added_token(entry: Json, where: str) -> AddedToken:
     text = entry.get("content")
     if not isinstance(text, str):
-        raise VocabError(f"{where}: 'content' is {text!r}, not a text; mend the file")
+        raise VocabError(f"{where}: 'content' is {shown(text)}, not a text; mend the file")
     return AddedToken(text, special=entry.get("special") is True)
 
 
@@ -154,23 +163,41 @@ def json_value(path: Path) -> Any:
     def once(pairs: list[tuple[str, Any]]) -> Json:
         found = dict(pairs)
         if len(found) != len(pairs):
-            keys = [key for key, _ in pairs]
-            twice = sorted({key for key in found if keys.count(key) > 1})
-            raise VocabError(f"{path}: {some(twice)} twice in one object; mend the file")
+            counts = Counter(key for key, _ in pairs)
+            twice = sorted(key for key, n in counts.items() if n > 1)
+            raise RepeatedKeyError(f"{some(twice)} twice in one object; mend the file")
         return found
 
+    text = read_text(path)
     try:
-        return json.loads(read_text(path), object_pairs_hook=once)
-    except (ValueError, RecursionError) as e:
+        return parse_json(text, once)
+    except RepeatedKeyError as e:
+        raise VocabError(f"{path}: {e}") from e
+    except ValueError as e:
         raise VocabError(f"{path}: not JSON: {e}; download the file again") from e
 
 
-def read_text(path: Path) -> str:
-    """Read a UTF-8 file; raise VocabError if it cannot be read."""
+def read_bytes(path: Path, folder: Path | None = None) -> bytes:
+    """Read a file of a model folder, its own if none is given; links stay in it.
+
+    What is read is written into the output: a link out of the folder would publish a file that is
+    none of the model. Raises VocabError if it cannot be read.
+    """
     try:
-        return path.read_bytes().decode("utf-8")
+        if not is_inside(folder or path.parent, path):
+            raise VocabError(
+                f"{path}: is a link to {os.path.realpath(path)}, outside of the folder; put the"
+                " file itself there"
+            )
+        return read_regular(path, MAX_TOKENIZER)
     except OSError as e:
         raise VocabError(f"{path}: {e.strerror}") from e
+
+
+def read_text(path: Path, folder: Path | None = None) -> str:
+    """Read a UTF-8 file as `read_bytes` does."""
+    try:
+        return read_bytes(path, folder).decode("utf-8")
     except UnicodeDecodeError as e:
         raise VocabError(f"{path}: not UTF-8 at byte {e.start}; download the file again") from e
 
@@ -178,30 +205,26 @@ def read_text(path: Path) -> str:
 def as_object(value: Any, where: str) -> Json:
     """Return a JSON object, or raise VocabError."""
     if not isinstance(value, dict):
-        raise VocabError(f"{where}: {_short(value)} where an object is expected; mend the file")
+        raise VocabError(f"{where}: {shown(value)} where an object is expected; mend the file")
     return cast("Json", value)
 
 
 def as_list(value: Any, where: str) -> list[Any]:
     """Return a JSON list, or raise VocabError."""
     if not isinstance(value, list):
-        raise VocabError(f"{where}: {_short(value)} where a list is expected; mend the file")
+        raise VocabError(f"{where}: {shown(value)} where a list is expected; mend the file")
     return cast("list[Any]", value)
 
 
 def as_id(value: Any, where: str) -> int:
     """Return a token id, or raise VocabError."""
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**31:
-        raise VocabError(f"{where}: {_short(value)} is not a token id; mend the file")
+        raise VocabError(f"{where}: {shown(value)} is not a token id; mend the file")
     return value
 
 
 def some(values: Iterable[object], n: int = 5) -> str:
     """Quote the first few values and count the rest."""
-    every = [repr(v) for v in values]
-    return ", ".join(every[:n]) + (f" and {len(every) - n} more" if len(every) > n else "")
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    every = list(values)
+    quoted = ", ".join(map(shown, every[:n]))
+    return quoted + (f" and {len(every) - n} more" if len(every) > n else "")

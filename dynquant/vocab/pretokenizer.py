@@ -40,6 +40,10 @@ class Traits:
         )
 
 
+_MAX_RULES = 4000
+"""Letters of rules that a message quotes; the longest in use have 900."""
+
+
 class _UnknownRuleError(Exception):
     """A rule that no sequence of regexes expresses."""
 
@@ -91,8 +95,8 @@ def recognise_splits(
     candidates = [pre for pre in PRE_TYPES if pre.splits == splits]
     if not candidates:
         raise VocabError(
-            f"{path}: no known pre-tokenizer of llama.cpp has its rules, {rules}; if you know its"
-            f" name, give it with --pre NAME (one of {', '.join(NAMES)})"
+            f"{path}: no known pre-tokenizer of llama.cpp has its rules, {rules[:_MAX_RULES]}; if"
+            f" you know its name, give it with --pre NAME (one of {', '.join(NAMES)})"
         )
     return min(candidates, key=traits.disagreements)
 

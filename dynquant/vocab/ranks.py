@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import base64
 import binascii
+import heapq
 import json
 import re
 from collections.abc import Mapping
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,12 @@ from gguf import TokenType
 
 from dynquant.errors import VocabError
 from dynquant.keys import Keys
+from dynquant.untrusted import shown
 from dynquant.vocab.bpe import BpeModel, Merge, bpe_keys, contradictions
 from dynquant.vocab.files import TokenizerFiles, as_id, as_list, as_object, read_text
 from dynquant.vocab.pretokenizer import Traits, check_name, named, recognise_splits
 from dynquant.vocab.special import read_special
-from dynquant.vocab.tokens import Token, added_type, lay_out
+from dynquant.vocab.tokens import MAX_TOKENS, Token, added_type, lay_out
 
 # What GPT-2 writes for each byte: itself where Latin-1 has a letter or sign for it, and for the
 # others, in their order, the letters from U+0100 on.
@@ -91,6 +92,11 @@ def read_tekken(files: TokenizerFiles, pre: str | None) -> Keys:
     config = files.part(tekken, "config", path.name)
     n_special = as_id(config.get("default_num_special_tokens"), f"{path}: special tokens")
     size = as_id(config.get("default_vocab_size"), f"{path}: 'default_vocab_size'")
+    if not n_special <= size <= MAX_TOKENS:
+        raise VocabError(
+            f"{path}: 'default_num_special_tokens' is {n_special} of {size} tokens in all; at most"
+            f" {MAX_TOKENS} are read"
+        )
     ranks = _tekken_ranks(path, tekken, size - n_special)
     listed: Any = tekken.get("special_tokens")
     texts = {i: f"<SPECIAL_{i}>" for i in range(n_special)}
@@ -98,7 +104,7 @@ def read_tekken(files: TokenizerFiles, pre: str | None) -> Keys:
         texts |= dict(enumerate(_TEKKEN_SPECIAL.split()[:n_special]))
     for item in as_list(listed or [], f"{path}: 'special_tokens'"):
         entry = as_object(item, f"{path}: 'special_tokens'")
-        texts[as_id(entry.get("rank"), f"{path}: {entry}")] = str(entry.get("token_str"))
+        texts[as_id(entry.get("rank"), f"{path}: {shown(entry)}")] = str(entry.get("token_str"))
     vocab = {letters(token): n_special + rank for token, rank in ranks.items()}
     laid = {i: Token(text, TokenType.NORMAL) for text, i in vocab.items()}
     laid |= {i: Token(text, TokenType.CONTROL) for i, text in texts.items()}
@@ -138,17 +144,41 @@ def merges_of_ranks(ranks: Mapping[bytes, int]) -> list[Merge]:
 
 
 def _last_parts(ranks: Mapping[bytes, int], token: bytes) -> list[bytes]:
-    """Join the bytes of a token by tokens of lesser rank, as far as that goes down to two parts."""
-    parts = [token[i : i + 1] for i in range(len(token))]
-    none = ranks[token]
-    while len(parts) > 2:
-        pairs = [ranks.get(a + b, none) for a, b in pairwise(parts)]
-        least = min(pairs)
-        if least >= none:
-            break
-        at = pairs.index(least)
-        parts[at : at + 2] = [parts[at] + parts[at + 1]]
-    return parts
+    """Join the bytes of a token by tokens of lesser rank, as far as that goes down to two parts.
+
+    Where several pairs have the least rank the first is joined. A heap finds it, as a file may have
+    a token of a million bytes.
+    """
+    n, none = len(token), ranks[token]
+    ends = list(range(1, n + 1))  # of the part that begins at a byte
+    begins = list(range(-1, n))  # of the part before the one at a byte
+    n_parts = n
+
+    def pair(at: int) -> tuple[int, int, int] | None:
+        """Return rank, begin and end of a part with the next one, where that is a token."""
+        if at < 0 or ends[at] >= n:
+            return None
+        rank = ranks.get(token[at : ends[ends[at]]], none)
+        return (rank, at, ends[ends[at]]) if rank < none else None
+
+    heap = [found for at in range(n - 1) if (found := pair(at))]
+    heapq.heapify(heap)
+    alive = [True] * n
+    while heap and n_parts > 2:
+        _, at, end = heapq.heappop(heap)
+        middle = ends[at]
+        if not alive[at] or middle >= n or ends[middle] != end:
+            continue  # one of the two was joined with another meanwhile
+        alive[middle] = False
+        ends[at] = end
+        if end < n:
+            begins[end] = at
+        n_parts -= 1
+        for begin in (begins[at], at):
+            if (found := pair(begin)) is not None:
+                heapq.heappush(heap, found)
+    starts = [at for at in range(n) if alive[at]]
+    return [token[at : ends[at]] for at in starts]
 
 
 def _tiktoken_ranks(path: Path) -> dict[bytes, int]:
@@ -158,7 +188,7 @@ def _tiktoken_ranks(path: Path) -> dict[bytes, int]:
         if match := re.fullmatch(r"(\S+) (\d{1,9})\r?", line):
             found.append((match[1], f"{path}:{number}", int(match[2])))
         elif line.strip():
-            wrong.append(f"{path}:{number}: {line!r} is not a token in base64 and its rank")
+            wrong.append(f"{path}:{number}: {shown(line)} is not a token in base64 and its rank")
     VocabError.raise_any(wrong[:5])
     return _ranks(path, found)
 
@@ -189,10 +219,12 @@ def _ranks(path: Path, entries: list[tuple[str, str, int]]) -> dict[bytes, int]:
         try:
             token = base64.b64decode(text, validate=True)
         except (binascii.Error, ValueError):
-            wrong.append(f"{where}: {text!r} is not base64; download the file again")
+            wrong.append(f"{where}: {shown(text)} is not base64; download the file again")
             continue
         if not token or ranks.setdefault(token, rank) != rank:
-            wrong.append(f"{where}: the token {token!r} twice, or empty; download the file again")
+            wrong.append(
+                f"{where}: the token {shown(token)} twice, or empty; download the file again"
+            )
     missing = sum(bytes([byte]) not in ranks for byte in range(256))
     if not wrong and missing:
         wrong.append(f"{path}: {missing} of the 256 bytes are no tokens; download the file again")

@@ -22,6 +22,8 @@ from pathlib import Path
 from gguf import TokenType
 
 from dynquant.errors import VocabError
+from dynquant.untrusted import shown
+from dynquant.vocab.files import read_bytes
 from dynquant.vocab.tokens import Token
 
 _MODEL_TYPES = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
@@ -49,11 +51,7 @@ class _MalformedError(Exception):
 def read_sentencepiece(path: Path) -> SentencePieceModel:
     """Read a `tokenizer.model`; raise VocabError if it is not a whole SentencePiece model."""
     try:
-        data = path.read_bytes()
-    except OSError as e:
-        raise VocabError(f"{path}: {e.strerror}") from e
-    try:
-        model = _read_model(memoryview(data))
+        model = _read_model(memoryview(read_bytes(path)))
     except _MalformedError as e:
         raise VocabError(
             f"{path}: not a whole SentencePiece model: {e}; download the file again"
@@ -103,12 +101,14 @@ def _read_piece(data: memoryview, token_id: int) -> Token:
             if len(raw) != 4:
                 raise _MalformedError(f"piece {token_id} has a score of {len(raw)} bytes")
             (score,) = struct.unpack("<f", raw)
+            if score != score:
+                raise _MalformedError(f"piece {token_id} has a score that is not a number")
         elif number == 3:
             kind = _integer(value, "a piece's type")
     try:
         return Token(text, TokenType(kind), score)
     except ValueError as e:
-        raise _MalformedError(f"piece {token_id}, {text!r}, is of unknown type {kind}") from e
+        raise _MalformedError(f"piece {token_id}, {shown(text)}, is of unknown type {kind}") from e
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:

@@ -120,7 +120,7 @@ def _configured(files: TokenizerFiles, name: str) -> int | None:
 def _ids(value: Any) -> list[int]:
     """Return the ids that a configuration gives as one number or as a list."""
     listed = as_list(value, "config.json") if isinstance(value, list) else [value]
-    return [i for i in listed if isinstance(i, int) and not isinstance(i, bool)]
+    return [i for i in listed if type(i) is int and abs(i) < 2**31]
 
 
 def _add_ends(files: TokenizerFiles, special: Special, tokens: Sequence[Token]) -> None:

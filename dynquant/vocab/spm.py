@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,15 @@ from gguf.constants import Keys as Gguf
 
 from dynquant.errors import VocabError
 from dynquant.keys import Keys, boolean, f32s, i32s, string, strings
+from dynquant.untrusted import shown
 from dynquant.vocab.bpe import Merge, read_bpe_model
-from dynquant.vocab.files import AddedToken, TokenizerFiles, as_list, as_object, some
+from dynquant.vocab.files import AddedToken, TokenizerFiles, as_list, as_object
 from dynquant.vocab.sentencepiece import SentencePieceModel
 from dynquant.vocab.special import read_special
 from dynquant.vocab.templates import chat_template_keys
 from dynquant.vocab.tokens import ADDED_SCORE, SPACE, Token, added_type, lay_out
+
+_SHOWN_PAIRS = 5
 
 BYTE = re.compile("<0x[0-9A-F]{2}>")
 
@@ -148,18 +152,21 @@ def _unlisted_merges(
     added: texts of added tokens, which are taken out before anything is merged
     """
     listed = set(merges)
-    unlisted = [
-        f"{text[:k]} {text[k:]}"
+    unlisted = (
+        (text, k)
         for text in vocab
         if not BYTE.fullmatch(text) and text not in added
         for k in range(1, len(text))
         if text[:k] in vocab and text[k:] in vocab and (text[:k], text[k:]) not in listed
-    ]
-    if unlisted:
+    )
+    # Some are enough for the message: there can be a thousand times as many as there are letters.
+    first = [f"{text[:k]} {text[k:]}" for text, k in islice(unlisted, _SHOWN_PAIRS)]
+    if first:
+        n = len(first) + sum(1 for _ in unlisted)
         yield (
-            f"{path}: BPE with byte_fallback, not from SentencePiece: {len(unlisted)} pairs that"
-            f" make a token are no merges ({some(unlisted)}), and llama.cpp would merge them;"
-            " put the tokenizer.model of the model beside it"
+            f"{path}: BPE with byte_fallback, not from SentencePiece: {n} pairs that"
+            f" make a token are no merges ({', '.join(map(shown, first))}), and llama.cpp would"
+            " merge them; put the tokenizer.model of the model beside it"
         )
 
 

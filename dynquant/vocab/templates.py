@@ -38,7 +38,7 @@ def _templates(files: TokenizerFiles) -> dict[str, str]:
     else:
         found = _configured(files)
     for path in sorted((files.folder / "additional_chat_templates").glob("*.jinja")):
-        found[_plain(path.stem)] = read_text(path)
+        found[_plain(path.stem)] = read_text(path, files.folder)
     return found
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from gguf import TokenType
 
 from dynquant.errors import VocabError
+from dynquant.untrusted import shown
 from dynquant.vocab.files import AddedToken, some
 
 SPACE = "\u2581"  # stands for a space in SentencePiece's tokens
@@ -21,6 +22,9 @@ _STEERING_BRACKETS = (("<|", "|>"), ("<\uff5c", "\uff5c>"), ("<unused", ">"))
 # llama.cpp's scores of what the tokenizer's model does not score; no merge ever reads them.
 ADDED_SCORE = -1000.0
 PAD_SCORE = -10000.0
+
+MAX_TOKENS = 1 << 21
+"""Eight times the largest vocabulary in use: what a config.json may ask to be padded to."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +51,14 @@ def lay_out(folder: Path, tokens: Mapping[int, Token], vocab_size: int | None) -
     vocab_size: rows of the model's embedding, which needs a token each; None for as many as there
                 are tokens
 
-    Raises VocabError for ids beyond the embedding, and for a text that two ids have: llama.cpp
-    aborts on it.
+    Raises VocabError for ids beyond the embedding, for more than MAX_TOKENS, and for a text that
+    two ids have: llama.cpp aborts on it.
     """
     size = vocab_size if vocab_size is not None else len(tokens)
+    if size > MAX_TOKENS:
+        raise VocabError(
+            f"{folder}: a vocabulary of {shown(size)} tokens; at most {MAX_TOKENS} are written"
+        )
     beyond = {token_id: token.text for token_id, token in tokens.items() if token_id >= size}
     if beyond:
         what = (
@@ -59,9 +67,9 @@ def lay_out(folder: Path, tokens: Mapping[int, Token], vocab_size: int | None) -
             else "config.json has no vocab_size"
         )
         raise VocabError(
-            f"{folder}: the tokenizer has {len(tokens)} tokens, and {beyond[max(beyond)]!r} has id"
-            f" {max(beyond)}, but {what}; take both from one model, or give the embedding a row for"
-            " every token (resize_token_embeddings of transformers)"
+            f"{folder}: the tokenizer has {len(tokens)} tokens, and {shown(beyond[max(beyond)])}"
+            f" has id {max(beyond)}, but {what}; take both from one model, or give the embedding a"
+            " row for every token (resize_token_embeddings of transformers)"
         )
     laid = [tokens.get(i, Token(f"[PAD{i}]", TokenType.UNUSED, PAD_SCORE)) for i in range(size)]
     ids: dict[str, int] = {}

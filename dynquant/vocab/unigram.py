@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from gguf import TokenType
 from gguf.constants import Keys as Gguf
 
 from dynquant.errors import VocabError
 from dynquant.keys import Keys, boolean, f32s, i32s, string, strings, u8s, u32
+from dynquant.untrusted import shown
 from dynquant.vocab.files import Json, TokenizerFiles, as_id, as_list, some
 from dynquant.vocab.pretokenizer import steps
 from dynquant.vocab.sentencepiece import SentencePieceModel
@@ -32,6 +34,8 @@ _FAIRSEQ_CLASSES = ("XLMRobertaTokenizer",)
 _FAIRSEQ_TYPES = ("xlm-roberta",)
 _FAIRSEQ = {"<s>": "bos", "<pad>": "pad", "</s>": "eos", "<unk>": "unk"}
 _MASK = "<mask>"
+
+_MAX_SCORE = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ def read_unigram_json(files: TokenizerFiles) -> Keys:
     wrong: list[Any] = []
     for item in as_list(files.model.get("vocab"), where):
         match item:
-            case [str(text), float() | int() as score]:
+            case [str(text), float() | int() as score] if abs(score) <= _MAX_SCORE:  # no NaN
                 entries.append((text, float(score)))
             case _:
                 wrong.append(item)
@@ -193,8 +197,8 @@ def _read_rules(path: Path, files: TokenizerFiles) -> _Rules:
             case _:
                 unknown.append(step)
     VocabError.raise_any(
-        f"{path}: the rule {step} is none of llama.cpp's unigram; take tokenizer.json away if the"
-        " SentencePiece model of the tokenizer lies beside it"
+        f"{path}: the rule {shown(step)} is none of llama.cpp's unigram; take tokenizer.json away"
+        " if the SentencePiece model of the tokenizer lies beside it"
         for step in unknown
     )
     return _Rules(charsmap, prefix, merge)

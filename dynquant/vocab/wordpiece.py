@@ -12,6 +12,7 @@ from gguf.constants import Keys as Gguf
 
 from dynquant.errors import VocabError
 from dynquant.keys import Keys, boolean, i32s, string, strings, u32
+from dynquant.untrusted import shown
 from dynquant.vocab.files import TokenizerFiles, as_id, read_text
 from dynquant.vocab.pretokenizer import steps
 from dynquant.vocab.special import read_special
@@ -92,7 +93,7 @@ def _read_vocab(files: TokenizerFiles) -> tuple[Path, dict[str, int]]:
     if files.tokenizer:
         path = files.folder / "tokenizer.json"
         vocab = files.part(files.model, "vocab")
-        ids = {text: as_id(i, f"{path}: {text!r}") for text, i in vocab.items()}
+        ids = {text: as_id(i, f"{path}: {shown(text)}") for text, i in vocab.items()}
     else:
         path = files.folder / "vocab.txt"
         # Not splitlines(): a piece may be what Unicode takes for the end of a line.
@@ -110,7 +111,7 @@ def _unsupported(path: Path, files: TokenizerFiles) -> list[str]:
     wrong: list[str] = []
     prefix = files.model.get("continuing_subword_prefix", _INSIDE)
     if prefix != _INSIDE:
-        wrong.append(f"{path}: continuing_subword_prefix is {prefix!r}, not {_INSIDE!r}")
+        wrong.append(f"{path}: continuing_subword_prefix is {shown(prefix)}, not {_INSIDE!r}")
     splits = [s.get("type") for s in steps(files.tokenizer.get("pre_tokenizer"), "pretokenizers")]
     if splits != ["BertPreTokenizer"]:
         wrong.append(f"{path}: the pre-tokenizer is {splits}, not BertPreTokenizer")

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
-
-from pydantic import Field
+from typing import Any
 
 from dynquant.arch.base import Architecture, Row
-from dynquant.arch.config import Count, Positive, Truth, read_config
-from dynquant.arch.decoder import MAX_LAYERS
+from dynquant.arch.config import Count, LayersCount, Positive, Truth, read_config
 from dynquant.errors import ArchitectureError
 from dynquant.keys import Keys, boolean, f32, u32
 
@@ -69,7 +66,7 @@ class _Config:
     vocab_size: Count
     hidden_size: Count
     intermediate_size: Count
-    num_hidden_layers: Annotated[int, Field(strict=True, gt=0, le=MAX_LAYERS)]
+    num_hidden_layers: LayersCount
     num_attention_heads: Count
     max_position_embeddings: Count
     type_vocab_size: Count = 2

@@ -12,7 +12,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dynquant.arch.base import Architecture, Row, Via, on
-from dynquant.arch.config import Count, Natural, Positive, Truth, read_config
+from dynquant.arch.config import (
+    AheadCount,
+    Count,
+    ExpertsCount,
+    Natural,
+    Positive,
+    Truth,
+    read_config,
+)
 from dynquant.arch.decoder import (
     EMBEDDING,
     IGNORED,
@@ -80,7 +88,7 @@ class _Latent:
     qk_nope_head_dim: Count
     qk_rope_head_dim: Count
     v_head_dim: Count
-    n_routed_experts: Count
+    n_routed_experts: ExpertsCount
     n_shared_experts: Count
     num_experts_per_tok: Count
     moe_intermediate_size: Count
@@ -92,7 +100,7 @@ class _Latent:
     norm_topk_prob: Truth = False
     moe_layer_freq: int = 1
     rope_interleave: Truth = True
-    num_nextn_predict_layers: Natural = 1
+    num_nextn_predict_layers: AheadCount = 1
 
 
 # The rules by which each generation chooses experts: `scoring_func` and `topk_method`, which a

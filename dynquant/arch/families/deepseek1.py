@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dynquant.arch.base import Architecture, on, renamed
-from dynquant.arch.config import Count, Natural, Truth, read_config
+from dynquant.arch.config import Count, ExpertsCount, Natural, Truth, read_config
 from dynquant.arch.decoder import ATTENTION, EMBEDDING, MLP, OUTPUT, OUTPUT_NORM
 from dynquant.arch.experts import SOFTMAX, Routing, routing_keys
 from dynquant.arch.families.deepseek import EXPERTS
@@ -21,7 +21,7 @@ from dynquant.errors import ArchitectureError
 
 @dataclass(frozen=True)
 class _Experts:
-    n_routed_experts: Count
+    n_routed_experts: ExpertsCount
     n_shared_experts: Count
     num_experts_per_tok: Count
     moe_intermediate_size: Count

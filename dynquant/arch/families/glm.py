@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from dynquant.arch.base import Architecture, Prediction, Row, on
-from dynquant.arch.config import Count, Positive, Truth, read_config
+from dynquant.arch.config import (
+    AheadCount,
+    Count,
+    ExpertsCount,
+    Natural,
+    Positive,
+    Truth,
+    read_config,
+)
 from dynquant.arch.decoder import (
     ATTENTION,
     EMBEDDING,
@@ -112,17 +120,17 @@ def glm4(config: Mapping[str, Any], where: str) -> Architecture:
 
 @dataclass(frozen=True)
 class _Experts:
-    num_experts: Count
+    num_experts: ExpertsCount
     num_experts_per_tok: Count
     moe_intermediate_size: Count
     n_shared_experts: Count = 1
-    first_k_dense_replace: int = 1
+    first_k_dense_replace: Natural = 1
     routed_scaling_factor: Positive = 1.0
     norm_topk_prob: Truth = True
     n_group: Count = 1
     topk_group: Count = 1
     use_qk_norm: Truth = False
-    num_nextn_predict_layers: int = 0
+    num_nextn_predict_layers: AheadCount = 0
 
 
 def glm4moe(config: Mapping[str, Any], where: str) -> Architecture:

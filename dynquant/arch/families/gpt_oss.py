@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, cast
 
 from dynquant.arch.base import Architecture, Row
-from dynquant.arch.config import Count, Positive, read_config
+from dynquant.arch.config import Count, ExpertsCount, Positive, read_config
 from dynquant.arch.decoder import (
     ATTENTION,
     EMBEDDING,
@@ -59,7 +59,7 @@ _BIASES = (
 class _Config:
     """What config.json says beside what all decoders have, with transformers' defaults."""
 
-    num_experts: Count
+    num_experts: ExpertsCount
     num_experts_per_tok: Count
     sliding_window: Count = 128
     swiglu_alpha: Positive = 1.702

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from dynquant.arch.base import Architecture, Row, renamed
-from dynquant.arch.config import Count, Positive, read_config
+from dynquant.arch.config import Count, ExpertsCount, Natural, Positive, read_config
 from dynquant.arch.experts import Routing, router_row, routing_keys, with_expert_count
 from dynquant.arch.families.llama import llama
 from dynquant.keys import f32
@@ -44,10 +44,10 @@ def granite(config: Mapping[str, Any], where: str) -> Architecture:
 
 @dataclass(frozen=True)
 class _Experts:
-    num_experts: Count
+    num_experts: ExpertsCount
     num_experts_per_tok: Count
     intermediate_size: Count
-    shared_intermediate_size: int = 0
+    shared_intermediate_size: Natural = 0
 
 
 _IN, _OUT = "model.layers.{}.", "blk.{}."

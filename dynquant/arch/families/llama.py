@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from dynquant.arch.base import Architecture, ModelTensor
-from dynquant.arch.config import Count, read_config
+from dynquant.arch.config import Count, ExpertsCount, read_config
 from dynquant.arch.decoder import (
     ATTENTION,
     EMBEDDING,
@@ -64,7 +64,7 @@ def llama(config: Mapping[str, Any], where: str) -> Architecture:
 
 @dataclass(frozen=True)
 class _Experts:
-    num_experts: Count
+    num_experts: ExpertsCount
     num_experts_per_tok: Count
 
 

@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Any, cast
 
 from dynquant.arch.base import Architecture, Row, renamed
-from dynquant.arch.config import Count, Truth, read_config
+from dynquant.arch.config import Count, ExpertsCount, LayersCount, Truth, read_config
 from dynquant.arch.decoder import (
     ATTENTION,
     EMBEDDING,
@@ -71,7 +71,7 @@ def olmo2(config: Mapping[str, Any], where: str) -> Architecture:
 
 @dataclass(frozen=True)
 class _Windows:
-    num_hidden_layers: Count
+    num_hidden_layers: LayersCount
     sliding_window: Count = 4096
     layer_types: tuple[str, ...] | None = None
 
@@ -127,7 +127,7 @@ def _one_rope(config: Mapping[str, Any], where: str) -> Mapping[str, Any]:
 
 @dataclass(frozen=True)
 class _Experts:
-    num_experts: Count
+    num_experts: ExpertsCount
     num_experts_per_tok: Count
     norm_topk_prob: Truth = False
     clip_qkv: float | None = None

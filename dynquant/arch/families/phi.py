@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from dynquant.arch.base import Architecture, Row
-from dynquant.arch.config import read_config
+from dynquant.arch.config import Natural, read_config
 from dynquant.arch.decoder import (
     EMBEDDING,
     IGNORED,
@@ -43,7 +43,7 @@ _FUSED = (
 class _Window:
     """As many tokens as a layer sees; 0 says that it sees all, which null means in config.json."""
 
-    sliding_window: int = 0
+    sliding_window: Natural = 0
 
 
 def phi3(config: Mapping[str, Any], where: str) -> Architecture:

@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Any, cast
 
 from dynquant.arch.base import Architecture, Row
-from dynquant.arch.config import Count, Positive, Truth, read_config
+from dynquant.arch.config import Count, ExpertsCount, Natural, Positive, Truth, read_config
 from dynquant.arch.decoder import (
     ATTENTION,
     EMBEDDING,
@@ -42,9 +42,9 @@ _BIASES = (
 
 @dataclass(frozen=True)
 class _Settings:
-    num_experts: Count
+    num_experts: ExpertsCount
     num_experts_per_tok: Count = 2
-    sliding_window: int = 0
+    sliding_window: Natural = 0
     attention_bias: Truth = False
     lm_head_bias: Truth = False
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dynquant.arch.base import Architecture, Row, renamed
-from dynquant.arch.config import Count, Truth, read_config
+from dynquant.arch.config import Count, ExpertsCount, Truth, read_config
 from dynquant.arch.decoder import (
     ATTENTION,
     EMBEDDING,
@@ -45,7 +45,7 @@ SHARED = (
 class Experts:
     """What config.json says of a Qwen's experts."""
 
-    num_experts: Count
+    num_experts: ExpertsCount
     num_experts_per_tok: Count
     moe_intermediate_size: Count
     shared_expert_intermediate_size: Count | None = None

@@ -12,17 +12,22 @@ from collections.abc import Iterator
 # \D and \S and their like are among them, but llama-quantize lower-cases patterns.
 _SAME_ESCAPES = frozenset("dDwWsSbBfnrtv0xu")
 
+MAX_LETTERS = 4096
+"""Of a pattern; the longest of published lists, for one part of a name in many layers, have 200."""
+
 _QUANTIFIER = re.compile(r"\{\d+(,\d*)?\}")
 _CLASS = re.compile(r"\[\^?(?P<content>(?:\\.|[^\]\\])*)\]")
 
 
 def differences(pattern: str) -> list[str]:
     """Return what in a pattern is not the same in both languages, or is wrong in Python's."""
+    if len(pattern) > MAX_LETTERS:
+        return [f"it has {len(pattern)} letters, and at most {MAX_LETTERS} are read"]
     found = list(dict.fromkeys(_differences(pattern)))
     if not found:
         try:
             re.compile(pattern)
-        except re.error as e:
+        except (re.error, OverflowError, RecursionError) as e:
             found.append(f"it is no regular expression: {e}")
     return found
 

@@ -13,7 +13,7 @@ from dynquant.checkpoint.names import grouped
 from dynquant.checkpoint.split import Shards, open_gguf
 from dynquant.errors import RecipeError
 from dynquant.quants.table import ALL, KEPT
-from dynquant.recipe.facts import Facts, facts_of_tensors
+from dynquant.recipe.facts import Facts, ahead, facts_of_tensors
 from dynquant.recipe.interchange.compaction import Column, Taken, compact
 from dynquant.recipe.interchange.grouping import named_roles
 from dynquant.recipe.interchange.header import Header
@@ -33,7 +33,7 @@ def recipe_of_gguf(path: Path) -> str:
     written.
     """
     shards = open_gguf(path)
-    tensors = ((t.name, t.shape, t.type_name) for _, t in shards.tensors())
+    tensors = ((t.name, t.shape or (1,), t.type_name) for _, t in shards.tensors())
     return recipe_of_types(tensors, shards.path.name, prediction=_prediction(shards))
 
 
@@ -65,8 +65,8 @@ def recipe_of_types(
     bpw = n_bits / max(1, sum(prod(t.shape) for t in headers))
     comments = [f"The types of {file}: {len(headers)} tensors, {bpw:.3f} bits per weight."]
     keys = [("name", quoted(file.removesuffix(".gguf"))), ("default", default)]
-    ahead = any(t.parts.layer in prediction for t in headers)
-    more = [("prediction_layers", "keep")] if ahead else []
+    predicts = any(t.parts.layer in prediction for t in headers)
+    more = [("prediction_layers", "keep")] if predicts else []
     text = recipe_text(comments, keys, rules, more)
     if wrong := _wrong(text, headers, types, facts):
         rules = [*_by_name(wrong, types), *rules]
@@ -107,8 +107,7 @@ def _prediction(shards: Shards) -> range:
     for key in ("nextn_predict_layers", "block_count"):
         found = architecture and shards.keys.get(f"{architecture.value}.{key}")
         numbers.append(found.value if found and isinstance(found.value, int) else 0)
-    ahead, end = numbers
-    return range(end - ahead, end) if 0 < ahead < end else range(0)
+    return ahead(*numbers)
 
 
 def _unwritable(types: dict[str, str], file: str) -> Iterator[str]:

@@ -15,7 +15,9 @@ from functools import cache
 from gguf import TENSOR_NAMES
 
 from dynquant.arch.base import ModelTensor
+from dynquant.errors import RecipeError
 from dynquant.quants.table import ALL
+from dynquant.recipe.expressions import expression
 from dynquant.recipe.interchange.header import Header
 from dynquant.recipe.interchange.layersets import numbers
 from dynquant.recipe.protection import protection
@@ -99,7 +101,7 @@ def meaning(pattern: str, *, parts: bool = False) -> Meaning | None:
 
 def _hits(pattern: str, layer: int, *, parts: bool) -> list[_Known]:
     """Return the names that a pattern is found in, for one layer."""
-    searched = re.compile(pattern)
+    searched = expression(f"/{pattern}/")
     found = (k for k in _names(parts=parts))
     return [k for k in found if searched.search(k.name.replace("{bid}", str(layer)))]
 
@@ -109,12 +111,13 @@ def _layers(text: str) -> frozenset[int]:
     if text in (".*", ".+"):
         return frozenset(range(MAX_LAYERS))
     try:
-        number = re.compile(text)
-    except re.error:
+        re.compile(text)
+        number = expression(f"/^(?:{text})$/")
+    except (re.error, RecipeError, OverflowError, RecursionError):
         return frozenset()
     if _depth_of_bars(text) == 0:
         return frozenset()
-    return frozenset(n for n in range(MAX_LAYERS) if number.fullmatch(str(n)))
+    return frozenset(n for n in range(MAX_LAYERS) if number.search(str(n)))
 
 
 def _depth_of_bars(text: str) -> int | None:
