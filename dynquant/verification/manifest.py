@@ -1,157 +1,59 @@
-"""What a manifest says of a GGUF, `OUT.gguf.manifest.json`, and whether the file is that.
-
-Only what can be compared with the file is read: names, sizes, places, types, shapes, checksums, and
-what the file's own keys repeat. A manifest is a stranger's: nothing in it is followed as a path.
-"""
+"""Whether a GGUF is what the manifest beside it says (`OUT.gguf.manifest.json`)."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from dynquant.checkpoint.names import grouped
 from dynquant.checkpoint.split import NAME, Shards
-from dynquant.errors import VerificationError
+from dynquant.conversion.manifest import Manifest, manifest_path
 from dynquant.verification.findings import Fault
 from dynquant.verification.scan import Scanned
 
-_MOST = 256 << 20
-"""Bytes of a manifest that is read: R1's has under one megabyte."""
 
-_VERSION = 1
-
-
-@dataclass(frozen=True)
-class FileEntry:
-    """A file as the manifest has it."""
-
-    name: str
-    n_bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class TensorEntry:
-    """A tensor as the manifest has it; offset: of its first byte, from the start of its file."""
-
-    name: str
-    type_name: str
-    shape: tuple[int, ...]
-    n_bytes: int
-    file: int
-    offset: int
-    xxh64: str
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What is compared; keys: what the GGUF's keys should say, by key."""
-
-    path: Path
-    files: tuple[FileEntry, ...]
-    tensors: tuple[TensorEntry, ...]
-    keys: dict[str, str]
-
-
-def manifest_path(path: Path) -> Path:
-    """Return the name of the manifest of a GGUF, given its file or any of its shards."""
-    own = path.with_name(f"{path.name}.manifest.json")
+def place_of(path: Path) -> Path:
+    """Return where the manifest of a GGUF is, given its file or any of its shards."""
+    own = manifest_path(path)
     shard = NAME.fullmatch(path.name)
     if shard is None or own.exists():
         return own
-    return path.with_name(f"{shard['prefix']}.gguf.manifest.json")
+    return manifest_path(path.with_name(f"{shard['prefix']}.gguf"))
 
 
-def read_manifest(path: Path) -> Manifest:
-    """Read a manifest; raise VerificationError for one that is damaged or of another version."""
-    try:
-        with path.open("rb") as file:
-            content = file.read(_MOST + 1)
-        if len(content) > _MOST:
-            raise VerificationError(f"{path}: is longer than {_MOST} bytes; not a manifest")
-        found: Any = json.loads(content)
-    except OSError as e:
-        raise VerificationError(f"{path}: cannot be read: {e.strerror}") from e
-    except (ValueError, RecursionError) as e:
-        raise VerificationError(f"{path}: is not JSON: {e}; take another copy of it") from e
-    version = found.get("manifest") if isinstance(found, dict) else None  # type: ignore[reportUnknownMemberType]
-    if version != _VERSION:
-        raise VerificationError(
-            f"{path}: is of version {version!r}; this dynquant reads {_VERSION}"
-        )
-    try:
-        return _manifest(path, cast("dict[str, Any]", found))
-    except (KeyError, TypeError, AttributeError) as e:
-        raise VerificationError(
-            f"{path}: is not as a manifest is ({type(e).__name__}: {e}); take another copy of it"
-        ) from e
-
-
-def _manifest(path: Path, found: dict[str, Any]) -> Manifest:
-    files = tuple(
-        FileEntry(_text(f["name"]), _count(f["bytes"]), _text(f["sha256"]))
-        for f in found["output"]["files"]
-    )
-    tensors = tuple(
-        TensorEntry(
-            _text(t["name"]),
-            _text(t["type"]),
-            tuple(_count(d) for d in t["shape"]),
-            _count(t["bytes"]),
-            _count(t["file"]),
-            _count(t["offset"]),
-            _text(t["xxh64"]),
-        )
-        for t in found["tensors"]
-    )
+def _keys(manifest: Manifest) -> dict[str, str]:
+    """Return what the GGUF's own keys should say."""
     keys = {
-        "general.architecture": _text(found["output"]["architecture"]),
-        "dynquant.version": _text(found["dynquant"]["version"]),
-        "dynquant.recipe_sha256": _text(found["recipe"]["sha256"]),
-        "dynquant.effort": _text(found["effort"]),
+        "general.architecture": manifest.output.architecture,
+        "dynquant.version": manifest.dynquant.version,
+        "dynquant.recipe_sha256": manifest.recipe.sha256,
+        "dynquant.effort": manifest.effort,
     }
-    if found["importance"] is not None:
-        keys["dynquant.imatrix_sha256"] = _text(found["importance"]["sha256"])
-    return Manifest(path, files, tensors, keys)
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no text")
-    return value
-
-
-def _count(value: object) -> int:
-    if type(value) is not int or value < 0:
-        raise TypeError(f"{value!r} is no count")
-    return value
+    if manifest.importance is not None:
+        keys["dynquant.imatrix_sha256"] = manifest.importance.sha256
+    return keys
 
 
 def manifest_faults(
-    manifest: Manifest, shards: Shards, sizes: list[int], scanned: Scanned
+    manifest: Manifest, name: str, shards: Shards, sizes: list[int], scanned: Scanned
 ) -> Iterator[Fault]:
-    """Say where files, tensors and checksums are not those of the manifest."""
-    of = f"the manifest {manifest.path.name}"
-    for key, value in manifest.keys.items():
+    """Say where files, tensors and checksums are not those of a manifest; name: of its file."""
+    of = f"the manifest {name}"
+    files = manifest.output.files
+    for key, value in _keys(manifest).items():
         has = shards.keys.get(key)
         if has is None or has.value != value:
             says = "is not there" if has is None else f"is {has.value!r}"
             yield Fault(f"{key} {says}, and {value!r} in {of}", shards.path)
-    if len(manifest.files) != len(shards.files):
-        yield Fault(
-            f"is one of {len(shards.files)} files, and {of} has {len(manifest.files)}", shards.path
-        )
+    if len(files) != len(shards.files):
+        yield Fault(f"is one of {len(shards.files)} files, and {of} has {len(files)}", shards.path)
     found = list(_tensor_faults(manifest, shards, scanned, of))
     yield from found
     faulty = {fault.file for fault in (*found, *scanned.faults)}
-    for file, entry, size, sha256 in zip(
-        shards.files, manifest.files, sizes, scanned.sha256, strict=False
-    ):
-        if size != entry.n_bytes:
-            yield Fault(f"is {size:,} bytes long, and {entry.n_bytes:,} in {of}", file.path)
+    for file, entry, size, sha256 in zip(shards.files, files, sizes, scanned.sha256, strict=False):
+        if size != entry.bytes:
+            yield Fault(f"is {size:,} bytes long, and {entry.bytes:,} in {of}", file.path)
         elif sha256 != entry.sha256:
             where = (
                 ""
@@ -180,7 +82,7 @@ def _tensor_faults(
         file = shards.files[number]
         at = file.data_offset + tensor.offset
         has = (tensor.type_name, tensor.shape, tensor.n_bytes, number, at)
-        wanted = (entry.type_name, entry.shape, entry.n_bytes, entry.file, entry.offset)
+        wanted = (entry.type, tuple(entry.shape), entry.bytes, entry.file, entry.offset)
         names = ("type", "shape", "bytes", "file", "offset")
         for what, a, b in zip(names, has, wanted, strict=True):
             if a != b:

@@ -7,16 +7,12 @@ from pathlib import Path
 
 from dynquant.checkpoint.split import Shards, open_gguf, shard_names
 from dynquant.conversion.engine import default_threads
-from dynquant.errors import CheckpointError, VerificationError
+from dynquant.conversion.manifest import Manifest, read_manifest
+from dynquant.errors import CheckpointError, ManifestError
 from dynquant.quants.table import ALL, KEPT
 from dynquant.verification.findings import Fault, Verified
 from dynquant.verification.lints import lint_faults, lint_warnings
-from dynquant.verification.manifest import (
-    Manifest,
-    manifest_faults,
-    manifest_path,
-    read_manifest,
-)
+from dynquant.verification.manifest import manifest_faults, place_of
 from dynquant.verification.needed import needed_faults, needed_unchecked
 from dynquant.verification.scan import scan
 from dynquant.verification.structure import structure_faults, structure_warnings
@@ -58,7 +54,7 @@ def verify(
     faults += (fault for file, size in pairs for fault in structure_faults(file, size))
     faults += found.faults
     if manifest is not None:
-        faults += manifest_faults(manifest, shards, sizes, found)
+        faults += manifest_faults(manifest, place_of(path).name, shards, sizes, found)
     faults += [*lint_faults(shards), *needed_faults(shards)]
     warnings = [text for file, size in pairs for text in structure_warnings(file, size)]
     warnings += lint_warnings(shards, found.zero)
@@ -85,19 +81,19 @@ def first_file(path: Path) -> Path:
 
 def _manifest(path: Path) -> tuple[Manifest | None, list[Fault]]:
     """Return the manifest beside a file, or why it cannot be read."""
-    place = manifest_path(path)
+    place = place_of(path)
     if not place.exists():
         return None, []
     try:
         return read_manifest(place), []
-    except VerificationError as e:
+    except ManifestError as e:
         return None, [Fault(message) for message in e.messages]
 
 
 def _other_names(manifest: Manifest, shards: Shards) -> Iterator[str]:
-    for file, entry in zip(shards.files, manifest.files, strict=False):
+    for file, entry in zip(shards.files, manifest.output.files, strict=False):
         if file.path.name != entry.name:
-            yield f"{file.path}: the manifest {manifest.path.name} calls it {entry.name}"
+            yield f"{file.path}: its manifest calls it {entry.name}"
 
 
 def _checked(shards: Shards, manifest: Manifest | None) -> Iterator[str]:
@@ -106,8 +102,8 @@ def _checked(shards: Shards, manifest: Manifest | None) -> Iterator[str]:
     yield f"blocks of {n} tensors: scales that are numbers, codes that their types have"
     if manifest is not None:
         yield (
-            f"manifest: sha256 of {len(manifest.files)} files, xxh64, type, shape and place of"
-            f" {len(manifest.tensors)} tensors"
+            f"manifest: sha256 of {len(manifest.output.files)} files, xxh64, type, shape and place"
+            f" of {len(manifest.tensors)} tensors"
         )
 
 
