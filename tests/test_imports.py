@@ -18,6 +18,7 @@ ROOMS = (
     "errors",
     "keys",
     "arrays",
+    "untrusted",
     "quants",
     "tensors",
     "transforms",
