@@ -15,9 +15,10 @@ from dynquant.arrays import U8
 from dynquant.conversion.digest import Digests
 from dynquant.conversion.identity import refuse_written, versions_of
 from dynquant.conversion.jobs import Done, Job, jobs
-from dynquant.conversion.journal import COMPLETE, Journal, journal_path
+from dynquant.conversion.journal import Journal, journal_path
 from dynquant.conversion.layout import Layout, lay_out
 from dynquant.conversion.output import PartFiles, check_output, sync_folder
+from dynquant.conversion.records import COMPLETE
 from dynquant.conversion.resume import begin
 from dynquant.conversion.threads import Worker, start
 from dynquant.errors import ConvertError, PlanError
