@@ -18,6 +18,7 @@ from dynquant.checkpoint.packed.settings import MODELOPT
 from dynquant.conversion.layout import Layout
 from dynquant.errors import CheckpointError
 from dynquant.plan.plan import Plan
+from dynquant.quants.table import QuantType
 from dynquant.tensors import Computed, ShardFile
 
 T = TypeVar("T")
@@ -67,7 +68,9 @@ def _leaves(plan: Plan, kind: type[T]) -> Iterator[T]:
 @cache
 def _members(kind: type) -> tuple[str, ...]:
     """Return the fields of a kind of source, the last first; of anything else nothing."""
-    return tuple(f.name for f in reversed(fields(kind))) if is_dataclass(kind) else ()
+    if kind is QuantType or not is_dataclass(kind):
+        return ()
+    return tuple(f.name for f in reversed(fields(kind)))
 
 
 def versions_of(plan: Plan) -> dict[Path, tuple[int, int]]:
