@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -337,45 +335,3 @@ def test_force_replaces_an_output_only_when_the_new_one_is_complete(tmp_path: Pa
     assert (tmp_path / "x.gguf").read_text() == "mine"
     convert_plan(small_plan(), tmp_path / "x.gguf", threads=1, force=True)
     assert (tmp_path / "x.gguf").read_bytes()[:4] == b"GGUF"
-
-
-PEAK = """
-import sys
-from pathlib import Path
-from handmade import model, recipe
-from dynquant.arch.base import ModelTensor
-from dynquant.conversion.engine import convert_plan
-from dynquant.plan.plan import make_plan
-from dynquant.quants import ALL
-from dynquant.tensors import ShardFile, Stored
-
-def peak():
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) * 1024
-
-folder = Path(sys.argv[1])
-shape = (8, 4096, 1024)
-with open(folder / "w", "wb") as f:
-    f.truncate(8 * 4096 * 1024 * 2)
-source = Stored(ShardFile(folder / "w"), 0, shape, ALL["BF16"])
-plan = make_plan(model(ModelTensor("blk.0.ffn_up_exps.weight", source)), recipe("Q8_0"))
-before = peak()
-convert_plan(plan, folder / "x.gguf", threads=2)
-print(peak() - before)
-"""
-
-
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
-def test_memory_does_not_grow_with_the_largest_tensor(tmp_path: Path) -> None:
-    # 67 MB stored, 35 MB written; a whole one would show, two threads' chunks do not.
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    }
-    grown = subprocess.run(
-        [sys.executable, "-c", PEAK, str(tmp_path)],
-        capture_output=True,
-        check=True,
-        text=True,
-        env=environment,
-    )
-    assert int(grown.stdout) < 20_000_000

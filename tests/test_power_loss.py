@@ -16,8 +16,8 @@ import pytest
 from crashes import QUICK, Disk, gone_on, held, looks_whole, made, restored, sharded_plan
 
 from dynquant.conversion.engine import convert_plan
-from dynquant.conversion.journal import COMPLETE
 from dynquant.conversion.layout import FileLayout, lay_out
+from dynquant.conversion.records import COMPLETE
 from dynquant.plan.plan import Plan, TensorPlan
 
 Content = dict[str, bytes]

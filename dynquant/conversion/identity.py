@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
 import numpy as np
 
+from dynquant.checkpoint.packed.settings import MODELOPT
 from dynquant.conversion.layout import Layout
 from dynquant.errors import CheckpointError
 from dynquant.plan.plan import Plan
-from dynquant.tensors import Computed, ShardFile
+from dynquant.quants.table import QuantType
+from dynquant.tensors import Computed, ShardFile, TensorSource
 
 T = TypeVar("T")
 
@@ -30,7 +33,8 @@ def identity_of(plan: Plan, layout: Layout) -> dict[str, Any]:
 
     layout: the headers hold all keys, names, shapes, types and places
     """
-    found: dict[str, Any] = {
+    sources = source_files(plan)
+    return {
         "dynquant version": version("dynquant"),
         "recipe": plan.recipe.sha256,
         "effort": plan.effort,
@@ -38,21 +42,41 @@ def identity_of(plan: Plan, layout: Layout) -> dict[str, Any]:
         "shards": len(layout.files),
         "plan": hashlib.sha256(b"".join(file.header for file in layout.files)).hexdigest(),
         "computed": _computed(plan),
-        "config": {path.name: _hash_of(path) for path in _configs(plan)},
-        "source": {path.name: source_of(path) for path in source_files(plan)},
+        "config": {path.name: _hash_of(path) for path in _configs(sources)},
+        "source": {path.name: source_of(path) for path in sources},
     }
-    return found
 
 
 def source_files(plan: Plan) -> list[Path]:
     """Return the files that a plan's tensors are read from, each once, in order of first use."""
-    found = (f.path for t in plan.tensors for f in readers_of(plan.sources[t.name].source))
-    return list(dict.fromkeys(found))
+    sources = [plan.sources[t.name].source for t in plan.tensors]
+    return list(dict.fromkeys(file.path for file in _leaves(sources, ShardFile)))
 
 
-def readers_of(source: object) -> Iterator[ShardFile]:
+def readers_of(source: TensorSource) -> Iterator[ShardFile]:
     """Yield the files that a source reads, whatever it is made of."""
-    return _leaves(source, ShardFile)
+    return _leaves([source], ShardFile)
+
+
+def _leaves(sources: Sequence[TensorSource], kind: type[T]) -> Iterator[T]:
+    """Yield all of one kind that sources are made of, whatever they are."""
+    left: list[object] = list(reversed(sources))
+    while left:
+        part = left.pop()
+        if isinstance(part, kind):
+            yield part
+        elif isinstance(part, (list, tuple)):
+            left += reversed(cast(Sequence[object], part))
+        else:
+            left += [getattr(part, name) for name in _members(type(part))]
+
+
+@cache
+def _members(kind: type) -> tuple[str, ...]:
+    """Return the fields of a kind of source, the last first; of anything else nothing."""
+    if kind is QuantType or not is_dataclass(kind):
+        return ()
+    return tuple(f.name for f in reversed(fields(kind)))
 
 
 def versions_of(plan: Plan) -> dict[Path, tuple[int, int]]:
@@ -76,31 +100,18 @@ def refuse_written(
     )
 
 
-def _leaves(source: object, kind: type[T]) -> Iterator[T]:
-    """Yield all of one kind that a source is made of, whatever it is."""
-    if isinstance(source, kind):
-        yield source
-    elif is_dataclass(source):
-        for f in fields(source):
-            yield from _leaves(getattr(source, f.name), kind)
-    elif isinstance(source, (list, tuple)):
-        for part in cast(Iterable[object], source):
-            yield from _leaves(part, kind)
-
-
 def _computed(plan: Plan) -> str:
     """Return the hash of all weights that no file holds."""
     digest = hashlib.sha256()
-    for tensor in plan.sources.values():
-        for part in _leaves(tensor.source, Computed):
-            digest.update(np.ascontiguousarray(part.values, "<f4").data)
+    for part in _leaves([t.source for t in plan.sources.values()], Computed):
+        digest.update(np.ascontiguousarray(part.values, "<f4").data)
     return digest.hexdigest()
 
 
-def _configs(plan: Plan) -> list[Path]:
+def _configs(sources: Sequence[Path]) -> list[Path]:
     """Return the settings beside the shards: numbers of theirs are in weights, such as scales."""
-    folders = dict.fromkeys(path.parent for path in source_files(plan))
-    return [path for folder in folders if (path := folder / "config.json").is_file()]
+    folders = dict.fromkeys(path.parent for path in sources)
+    return [p for f in folders for p in (f / "config.json", f / MODELOPT) if p.is_file()]
 
 
 def _hash_of(path: Path) -> str:

@@ -6,8 +6,7 @@ checksum of its own, so that one that was torn by a crash is known as such and a
 dropped; what is added comes in their place.
 
     line     the identity, JSON in UTF-8, its first member the version of this format
-    records  u32 number of the tensor, u64 first row, u64 last row + 1, u64 xxh3_64 of the blocks,
-             five f64 sums of errors, u32 crc32 of the record so far; little-endian
+    records  see records.py
 
 A record is appended when the rows are safe: the files are synced first, the journal after them. So
 what a record tells survives a power loss, and what is lost are the rows of the seconds since the
@@ -18,35 +17,26 @@ from __future__ import annotations
 
 import json
 import os
-import struct
-import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 from dynquant.conversion.jobs import Done
 from dynquant.conversion.output import locked_file, sync_file, told
+from dynquant.conversion.records import SIZE, Records, n_whole, packed
 from dynquant.errors import ConvertError
-from dynquant.quants.error import NO_ERROR, ErrorSums
 from dynquant.untrusted import parse_json
-
-_RECORD = struct.Struct(f"<IQQQ{len(NO_ERROR)}d")
-_CHECK = struct.Struct("<I")
-_SIZE = _RECORD.size + _CHECK.size
 
 _VERSION = {"dynquant journal": 1}
 _BEGIN = b'{"dynquant journal":'
 
-_MAX_RECORDS = 1 << 22
-"""Records that are read: as many chunks of a megabyte are 4 TB. What follows is made again."""
+_PIECE = SIZE << 14
+"""Bytes that are read at a time, whole records."""
 
-_MAX_IDENTITY = 8 << 20
+_MAX_IDENTITY = 64 << 20
 """Bytes of an identity that is read: R1's, of 163 shards and 1,025 tensors, has 0.1 MB."""
 
 Identity = dict[str, Any]
-
-COMPLETE = Done(2**32 - 1, 0, 0, 0)
-"""The record that all rows are there and synced: what is left is to give the files their names."""
 
 
 def journal_path(out: Path) -> Path:
@@ -68,7 +58,7 @@ class Journal:
             self.is_new = os.fstat(self._fd).st_size == 0
         self._end = 0
 
-    def read(self, *, anew: bool = False) -> tuple[Identity | None, list[Done]]:
+    def read(self, *, anew: bool = False) -> tuple[Identity | None, Records]:
         """Return the identity and the rows that are done; None and nothing of an empty journal.
 
         anew: to be overwritten anyway
@@ -76,7 +66,11 @@ class Journal:
         Raises ConvertError if the file is something else than a journal, which is left alone.
         """
         with told(self.path, "cannot be read"):
-            head = _read(self._fd, 0, _MAX_IDENTITY)
+            head = _read(self._fd, 0, _PIECE)
+            while b"\n" not in head and len(head) < _MAX_IDENTITY:
+                if not (more := _read(self._fd, len(head), _PIECE)):
+                    break
+                head += more
         line, newline, _ = head.partition(b"\n")
         if not _may_be_ours(head) and not anew:
             raise ConvertError(
@@ -85,17 +79,15 @@ class Journal:
             )
         identity = _identity_in(line) if newline else None
         if identity is None:
-            return None, []
-        records: list[Done] = []
-        self._end = len(line) + 1
+            return None, Records()
+        begin = self._end = len(line) + 1
         with told(self.path, "cannot be read"):
-            while content := _read(self._fd, self._end, _SIZE * 65536):
-                found = list(_records(content))
-                records += found
-                self._end += _SIZE * len(found)
-                if _SIZE * len(found) < len(content) or len(records) >= _MAX_RECORDS:
+            while content := _read(self._fd, self._end, _PIECE):
+                n = n_whole(content)
+                self._end += SIZE * n
+                if SIZE * n < len(content):
                     break
-        return identity, records
+            return identity, Records(_read(self._fd, begin, self._end - begin))
 
     def clear(self) -> None:
         """Forget, also after a power loss, what it says: the files it tells of are to go."""
@@ -108,12 +100,12 @@ class Journal:
         line = json.dumps(_VERSION | dict(identity), separators=(",", ":")).encode() + b"\n"
         with told(self.path, "cannot be written"):
             self._end = 0
-            self._append(line + b"".join(map(_packed, done)))
+            self._append(line + b"".join(map(packed, done)))
 
     def add(self, done: Iterable[Done]) -> None:
         """Append rows whose blocks are safe on the disk."""
         with told(self.path, "cannot be written"):
-            self._append(b"".join(map(_packed, done)))
+            self._append(b"".join(map(packed, done)))
 
     def _append(self, content: bytes) -> None:
         """Put content behind what is whole, in the place of what is not, and sync."""
@@ -158,21 +150,6 @@ def _identity_in(line: bytes) -> Identity | None:
         return None
     identity = cast(Identity, found)
     return {k: v for k, v in identity.items() if _VERSION.get(k) != v}
-
-
-def _records(content: bytes) -> Iterator[Done]:
-    """Yield the records of a journal up to the first that is not whole."""
-    for start in range(0, len(content) - _SIZE + 1, _SIZE):
-        (check,) = _CHECK.unpack_from(content, start + _RECORD.size)
-        if zlib.crc32(content[start : start + _RECORD.size]) != check:
-            return
-        tensor, first, stop, checksum, *sums = _RECORD.unpack_from(content, start)
-        yield Done(tensor, first, stop, checksum, ErrorSums(*sums))
-
-
-def _packed(done: Done) -> bytes:
-    record = _RECORD.pack(done.tensor, done.start, done.stop, done.checksum, *done.sums)
-    return record + _CHECK.pack(zlib.crc32(record))
 
 
 def changed(before: Mapping[str, Any], now: Mapping[str, Any], where: str = "") -> list[str]:

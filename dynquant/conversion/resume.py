@@ -18,12 +18,12 @@ range of rows is read back and its checksum with it, since it has to be hashed a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dynquant.conversion.identity import identity_of
 from dynquant.conversion.jobs import Done
-from dynquant.conversion.journal import COMPLETE, Identity, Journal, refuse_changed
+from dynquant.conversion.journal import Identity, Journal, refuse_changed
 from dynquant.conversion.layout import Layout, shard_paths
 from dynquant.conversion.output import PartFiles, check_output, part_path, sync_folder
 from dynquant.plan.plan import Plan
@@ -39,7 +39,7 @@ def begin(
     *,
     force: bool,
     restart: bool,
-) -> dict[int, list[Done]]:
+) -> Mapping[int, Sequence[Done]]:
     """Make the files, or open those of an earlier run; return the rows that are there, by tensor.
 
     Raises ConvertError where an earlier run was of another conversion, and if the output cannot be
@@ -50,13 +50,13 @@ def begin(
         identity = identity_of(plan, layout)
         if before is not None and records and not restart:
             refuse_changed(journal.path, before, identity)
-            is_complete = COMPLETE in records
+            is_complete = records.are_complete
             if parts.are_there(named=is_complete):
                 if not is_complete:
                     check_output(plan, out, layout, force=force)
                 parts.open()
                 if parts.have_between(layout):
-                    return _by_tensor(records, plan)
+                    return records.by_tensor([n_rows(t.shape) for t in plan.tensors])
                 parts.close()
         check_output(plan, out, layout, force=force)
     except BaseException:
@@ -86,21 +86,3 @@ def _old_parts(out: Path, before: Identity | None) -> list[Path]:
     if not isinstance(count, int) or not 0 < count < 2**16:
         return []
     return [part_path(path) for path in shard_paths(out, count)]
-
-
-def _by_tensor(records: Sequence[Done], plan: Plan) -> dict[int, list[Done]]:
-    """Return the rows that are there by tensor, in order; what overlaps or reaches out is left.
-
-    Of two records of the same rows the later one holds: the earlier was not found true.
-    """
-    latest = {(r.tensor, r.start, r.stop): r for r in records}
-    found: dict[int, list[Done]] = {}
-    for record in sorted(latest.values(), key=lambda r: (r.tensor, r.start, r.stop)):
-        if record.tensor >= len(plan.tensors) or record.start >= record.stop:
-            continue
-        if record.stop > n_rows(plan.tensors[record.tensor].shape):
-            continue
-        those = found.setdefault(record.tensor, [])
-        if not those or those[-1].stop <= record.start:
-            those.append(record)
-    return found

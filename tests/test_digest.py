@@ -1,0 +1,117 @@
+"""Hashes do not depend on who brings blocks when; oracle: hashlib and xxhash over the whole."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import threading
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import xxhash
+from crashes import sharded_plan
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dynquant.arrays import U8
+from dynquant.conversion import digest
+from dynquant.conversion.digest import Digests
+from dynquant.conversion.jobs import Job, jobs
+from dynquant.conversion.layout import lay_out
+
+PLAN = sharded_plan()
+LAYOUT = lay_out(PLAN)
+
+
+def blocks_of(job: Job) -> U8:
+    return np.random.default_rng(job.number).integers(0, 256, job.n_bytes).astype(np.uint8)
+
+
+def work(chunk_bytes: int = 4096) -> list[tuple[Job, U8]]:
+    return [(job, blocks_of(job)) for job in jobs(PLAN, chunk_bytes, {})]
+
+
+def whole(found: Sequence[tuple[Job, U8]]) -> tuple[list[str], list[str]]:
+    """The hashes of files that hold the blocks, and of the tensors."""
+    files = [bytearray(f.header.ljust(f.file_bytes, b"\0")) for f in LAYOUT.files]
+    tensors = [b""] * len(PLAN.tensors)
+    for job, blocks in found:
+        at = LAYOUT.files[job.tensor.shard].position(job.tensor) + job.start * job.row_size
+        files[job.tensor.shard][at : at + len(blocks)] = blocks.tobytes()
+        tensors[job.index] += blocks.tobytes()
+    return (
+        [hashlib.sha256(f).hexdigest() for f in files],
+        [xxhash.xxh64_hexdigest(t) for t in tensors],
+    )
+
+
+def brought(digests: Digests, found: Sequence[tuple[Job, U8]], n_threads: int) -> None:
+    """Bring blocks from several threads, each in its turn, as a conversion does."""
+    left = iter(found)
+    lock = threading.Lock()
+
+    def bring() -> None:
+        while True:
+            with lock:
+                one = next(left, None)
+            if one is None:
+                return
+            digests.add(*one)
+
+    threads = [threading.Thread(target=bring) for _ in range(n_threads)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join(20)
+        assert not t.is_alive()
+
+
+@settings(max_examples=30)
+@given(seed=st.integers(0, 2**32), chunk_bytes=st.integers(1, 40_000))
+def test_any_order_gives_the_hashes_of_the_whole(seed: int, chunk_bytes: int) -> None:
+    found = work(chunk_bytes)
+    digests = Digests(LAYOUT, len(PLAN.tensors))
+    brought(digests, random.Random(seed).sample(found, len(found)), 1)
+    assert (digests.files(), digests.tensors()) == whole(found)
+
+
+@pytest.mark.parametrize("n_threads", [1, 2, 7])
+def test_threads_that_wait_for_each_other_give_them_too(
+    n_threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # So few bytes may wait that threads stop at every turn.
+    monkeypatch.setattr(digest, "_MOST_HELD", 3000)
+    found = work()
+    digests = Digests(LAYOUT, len(PLAN.tensors))
+    brought(digests, found, n_threads)
+    assert (digests.files(), digests.tensors()) == whole(found)
+
+
+def test_who_brings_more_than_may_wait_waits_until_the_first_has_come(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(digest, "_MOST_HELD", 0)
+    (first, second, *_) = work()
+    digests = Digests(LAYOUT, len(PLAN.tensors))
+    thread = threading.Thread(target=digests.add, args=second)
+    thread.start()
+    time.sleep(0.05)
+    assert thread.is_alive()
+    digests.add(*first)
+    thread.join(20)
+    assert not thread.is_alive()
+
+
+def test_a_stop_lets_go_whoever_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(digest, "_MOST_HELD", 0)
+    (_, *others) = work()
+    digests = Digests(LAYOUT, len(PLAN.tensors))
+    threads = [threading.Thread(target=digests.add, args=one) for one in others[:5]]
+    for t in threads:
+        t.start()
+    digests.stop()
+    for t in threads:
+        t.join(20)
+        assert not t.is_alive()

@@ -1,0 +1,84 @@
+"""Every row is done once, in order, and with the importance of its own matrix; oracle: counting."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from handmade import model, recipe, weights
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from imatrices import write_counted
+
+from dynquant.arch.base import ModelTensor
+from dynquant.conversion.jobs import Done, Job, jobs
+from dynquant.importance.imatrix import read_imatrix
+from dynquant.plan.plan import Plan, make_plan
+from dynquant.tensors import Computed
+
+EXPERTS = "blk.0.ffn_up_exps.weight"
+N_EXPERTS, N_ROWS = 5, 23
+
+
+def experts_plan(folder: Path | None) -> Plan:
+    """A norm and a stack of experts, which have importance of their own if there is a folder."""
+    tensors = (
+        ModelTensor("blk.0.attn_norm.weight", Computed(weights(40))),
+        ModelTensor(EXPERTS, Computed(weights(N_EXPERTS, N_ROWS, 64))),
+    )
+    imatrix = None
+    if folder:
+        means = np.ones((N_EXPERTS, 64), np.float32)
+        imatrix = read_imatrix(write_counted(folder / "i", {EXPERTS: (means, [1] * N_EXPERTS)}))
+    return make_plan(model(*tensors), recipe("Q4_0"), imatrix=imatrix)
+
+
+@st.composite
+def done_ranges(draw: st.DrawFn) -> list[Done]:
+    """Ranges that an earlier run may have done: in order, none over the end of a matrix."""
+    cuts = draw(st.sets(st.integers(0, N_EXPERTS * N_ROWS), max_size=12))
+    edges = sorted(cuts | {i * N_ROWS for i in range(N_EXPERTS + 1)})
+    pairs = pairwise(edges)
+    return [Done(1, a, b, 7) for a, b in pairs if draw(st.booleans())]
+
+
+def covered(found: Sequence[Job]) -> None:
+    assert [job.number for job in found] == list(range(len(found)))
+    for index, n in ((0, 1), (1, N_EXPERTS * N_ROWS)):
+        rows = [row for j in found if j.index == index for row in range(j.start, j.stop)]
+        assert rows == list(range(n))
+
+
+@settings(max_examples=60)
+@given(chunk_bytes=st.integers(1, 20_000), done=done_ranges())
+def test_every_row_comes_once_in_order_and_what_is_done_as_it_was_done(
+    chunk_bytes: int, done: list[Done]
+) -> None:
+    found = list(jobs(PLAIN, chunk_bytes, {1: done}))
+    covered(found)
+    assert [job.done for job in found if job.done] == done
+    for job in found:
+        if job.done:
+            assert (job.done.start, job.done.stop) == (job.start, job.stop)
+        else:
+            assert job.n_rows == 1 or job.n_rows * 64 * 4 <= chunk_bytes
+
+
+def test_no_range_crosses_matrices_that_differ_in_importance(tmp_path: Path) -> None:
+    plan = experts_plan(tmp_path)
+
+    @settings(max_examples=60)
+    @given(chunk_bytes=st.integers(1, 20_000), done=done_ranges())
+    def check(chunk_bytes: int, done: list[Done]) -> None:
+        found = list(jobs(plan, chunk_bytes, {1: done}))
+        covered(found)
+        for job in found:
+            if job.index == 1:
+                assert job.start // N_ROWS == (job.stop - 1) // N_ROWS == job.matrix
+
+    check()
+
+
+PLAIN = experts_plan(None)
