@@ -69,9 +69,17 @@ def talk(text: str, *, quiet: bool = False) -> None:
 
 
 def fail(error: DynquantError) -> None:
-    """Write an error to stderr, a line for each of its messages."""
+    """Write an error to stderr, a line for each of its messages.
+
+    Control characters, which a file's names may have, are spelled out: a terminal obeys them.
+    """
     for message in error.messages:
-        talk(f"error: {message}")
+        lines = message.split("\n")
+        talk("error: " + "\n".join(map(_harmless, lines)))
+
+
+def _harmless(text: str) -> str:
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 @contextlib.contextmanager
