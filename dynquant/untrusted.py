@@ -23,8 +23,8 @@ MAX_CONFIG = 1 << 24
 MAX_INDEX = 1 << 26
 """Bytes of an index of shards: 64 MiB. That of a model of 10^12 weights has 14 MB."""
 
-MAX_TOKENIZER = 1 << 28
-"""Bytes of a tokenizer's file: 256 MiB. Gemma's tokenizer.json, of the longest, has 33 MB."""
+MAX_TOKENIZER = 1 << 27
+"""Bytes of a tokenizer's file: 128 MiB. Gemma's tokenizer.json, of the longest, has 33 MB."""
 
 MAX_DEPTH = 64
 """Of lists and objects in JSON: the deepest file of a checkpoint has about ten."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from copy import deepcopy
 from random import Random
 from typing import Any
 
@@ -93,11 +94,11 @@ def _changed_value(root: Any, random: Random) -> Any:
             for _ in range(random.choice((1, 3, 80))):
                 holder[key] = [holder[key]]
         case 2:
-            holder[key] = json.loads(json.dumps(_elsewhere(root, random)))
+            holder[key] = deepcopy(_elsewhere(root, random))
         case 3 if isinstance(holder, dict):
-            holder[random.choice(("", "a", "type", "../x", "\x1b"))] = holder[key]
+            holder[random.choice(("", "a", "type", "../x", "\x1b"))] = deepcopy(holder[key])
         case _:
-            holder[key] = random.choice(VALUES)
+            holder[key] = deepcopy(random.choice(VALUES))
     return parent[0]
 
 

@@ -52,6 +52,9 @@ IGNORED = {
 }
 
 
+MAX_HEAD = 1 << 16
+"""Weights of a head, half of which have a rope factor each; the widest in use have 512."""
+
 SILU = ("silu", "swish")
 GELU = ("gelu_pytorch_tanh", "gelu_new", "gelu_fast")
 """config.json's names of one activation each, as llama.cpp computes it: GELU by its tanh."""
@@ -120,6 +123,8 @@ def _problems(c: Config, where: str, activation: tuple[str, ...]) -> Iterator[st
             f"{where}: hidden_size {c.hidden_size} is no multiple of num_attention_heads"
             f" {c.num_attention_heads}, and head_dim is missing"
         )
+    elif c.n_per_head > MAX_HEAD:
+        yield f"{where}: heads of {c.n_per_head} weights; at most {MAX_HEAD} are read"
     elif c.n_per_head % 2:
         yield f"{where}: heads of {c.n_per_head} weights are odd; rotary embeddings turn pairs"
 

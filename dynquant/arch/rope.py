@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import numpy as np
+from pydantic import Field
 
 from dynquant.arch.config import Count, Positive, Truth, read_config
 from dynquant.arrays import F32
@@ -24,8 +25,8 @@ class Rope:
 
     rope_theta: Positive
     rope_type: str
-    original_max_position_embeddings: Count
-    partial_rotary_factor: Positive = 1.0
+    original_max_position_embeddings: Annotated[Count, Field(gt=1)]  # its logarithm divides
+    partial_rotary_factor: Annotated[Positive, Field(le=1)] = 1.0
     factor: Positive | None = None
     low_freq_factor: Positive | None = None
     high_freq_factor: Positive | None = None

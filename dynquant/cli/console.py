@@ -115,10 +115,17 @@ def _to_stderr(line: str) -> None:
 
 
 def fail(error: DynquantError) -> None:
-    """Write an error to stderr, a line for each of its messages."""
+    """Write an error to stderr, a line for each of its messages.
+
+    Control characters, which a file's names may have, are spelled out: a terminal obeys them.
+    """
     for message in error.messages:
         if not event("error", message=message):
-            _to_stderr(f"error: {message}")
+            _to_stderr("error: " + "\n".join(map(_harmless, message.split("\n"))))
+
+
+def _harmless(text: str) -> str:
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 @contextlib.contextmanager

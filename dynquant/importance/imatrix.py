@@ -33,6 +33,9 @@ from dynquant.tensors import ShardFile
 from dynquant.untrusted import open_regular, shown
 
 SUMS, COUNTS = ".in_sum2", ".counts"
+MAX_BYTES = 1 << 34
+"""Of a file: 16 GiB, some ten times the imatrix of a model of 10^12 weights."""
+
 MAX_ROWS = 1 << 16
 """Of a tensor's sums: one for each expert, of which llama.cpp has 512 at most."""
 
@@ -62,6 +65,10 @@ def read_imatrix(path: Path) -> Imatrix:
     """
     try:
         with open_regular(path) as file:
+            size = file.seek(0, 2)
+            if size > MAX_BYTES:
+                raise ImportanceError(f"{path}: {size} bytes; at most {MAX_BYTES} are read")
+            file.seek(0)
             is_gguf = file.read(4) == b"GGUF"
             file.seek(0)
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()

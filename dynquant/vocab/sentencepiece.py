@@ -24,7 +24,7 @@ from gguf import TokenType
 from dynquant.errors import VocabError
 from dynquant.untrusted import shown
 from dynquant.vocab.files import read_bytes
-from dynquant.vocab.tokens import Token
+from dynquant.vocab.tokens import MAX_TOKENS, Token
 
 _MODEL_TYPES = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
 _TRAINER_IDS = {40: "unk", 41: "bos", 42: "eos", 43: "pad"}
@@ -65,6 +65,8 @@ def _read_model(data: memoryview) -> SentencePieceModel:
     for number, value in _fields(data):
         parts.add(number)
         if number == 1:
+            if len(model.pieces) == MAX_TOKENS:
+                raise _MalformedError(f"more than {MAX_TOKENS} pieces")
             model.pieces.append(_read_piece(_message(value, "piece"), len(model.pieces)))
         elif number == 2:
             for key, setting in _fields(_message(value, "trainer_spec")):
