@@ -20,6 +20,7 @@ from dynquant.conversion import digest
 from dynquant.conversion.digest import Digests
 from dynquant.conversion.jobs import Job, jobs
 from dynquant.conversion.layout import lay_out
+from dynquant.quants.error import NO_ERROR, ErrorSums
 
 PLAN = sharded_plan()
 LAYOUT = lay_out(PLAN)
@@ -29,15 +30,18 @@ def blocks_of(job: Job) -> U8:
     return np.random.default_rng(job.number).integers(0, 256, job.n_bytes).astype(np.uint8)
 
 
-def work(chunk_bytes: int = 4096) -> list[tuple[Job, U8]]:
-    return [(job, blocks_of(job)) for job in jobs(PLAN, chunk_bytes, {})]
+Brought = tuple[Job, U8, ErrorSums]
 
 
-def whole(found: Sequence[tuple[Job, U8]]) -> tuple[list[str], list[str]]:
+def work(chunk_bytes: int = 4096) -> list[Brought]:
+    return [(job, blocks_of(job), NO_ERROR) for job in jobs(PLAN, chunk_bytes, {})]
+
+
+def whole(found: Sequence[Brought]) -> tuple[list[str], list[str]]:
     """The hashes of files that hold the blocks, and of the tensors."""
     files = [bytearray(f.header.ljust(f.file_bytes, b"\0")) for f in LAYOUT.files]
     tensors = [b""] * len(PLAN.tensors)
-    for job, blocks in found:
+    for job, blocks, _ in found:
         at = LAYOUT.files[job.tensor.shard].position(job.tensor) + job.start * job.row_size
         files[job.tensor.shard][at : at + len(blocks)] = blocks.tobytes()
         tensors[job.index] += blocks.tobytes()
@@ -47,7 +51,7 @@ def whole(found: Sequence[tuple[Job, U8]]) -> tuple[list[str], list[str]]:
     )
 
 
-def brought(digests: Digests, found: Sequence[tuple[Job, U8]], n_threads: int) -> None:
+def brought(digests: Digests, found: Sequence[Brought], n_threads: int) -> None:
     """Bring blocks from several threads, each in its turn, as a conversion does."""
     left = iter(found)
     lock = threading.Lock()
