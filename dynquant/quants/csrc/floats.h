@@ -34,14 +34,18 @@ static inline uint16_t f16_of_f32(float a)
     return (uint16_t)(sign | (magnitude < 0x477ff000 ? r : 0x7bff)); /* 0x477ff000 = 65520 */
 }
 
+/* The exponent's bias goes from 15 to 127, and from 31, infinity, to 255. Below 2^-14 the fraction
+ * stands behind a one that is not there: with exponent 2^-14 it reads 2^-14 too much. That is taken
+ * away from all, or zero is, so that no operation hangs on a branch and loops become vectors. */
 static inline float f32_of_f16(uint16_t h)
 {
     uint32_t sign = (uint32_t)(h & 0x8000) << 16, magnitude = h & 0x7fff;
-    uint32_t small = bits_of_f32((float)(int32_t)magnitude * 0x1p-24f);
-    uint32_t normal = (magnitude << 13) + 0x38000000;
-    uint32_t infinite = (magnitude << 13) + 0x70000000;
-    uint32_t r = magnitude < 0x400 ? small : magnitude < 0x7c00 ? normal : infinite;
-    return f32_of_bits(sign | r);
+    uint32_t is_small = magnitude < 0x400 ? UINT32_MAX : 0;
+    uint32_t is_infinite = magnitude >= 0x7c00 ? UINT32_MAX : 0;
+    uint32_t bits = (magnitude << 13) + 0x38000000;
+    bits += (is_small & 0x00800000) + (is_infinite & 0x38000000);
+    float a = f32_of_bits(bits) - f32_of_bits(is_small & 0x38800000); /* 2^-14 */
+    return f32_of_bits(sign | bits_of_f32(a));
 }
 
 static inline float f32_of_bf16(uint16_t h) { return f32_of_bits((uint32_t)h << 16); }
