@@ -47,7 +47,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, default=Path("findings"))
     given = parser.parse_args()
-    print(f"{'reader':<15}{'executions':>11}{'refused':>9}{'findings':>9}  slowest   peak", flush=True)
+    print(
+        f"{'reader':<15}{'executions':>11}{'refused':>9}{'findings':>9}  slowest   peak", flush=True
+    )
     failed = False
     for name in given.targets or TARGETS:
         process = multiprocessing.get_context("fork").Process(

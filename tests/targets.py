@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -29,15 +30,15 @@ from dynquant.conversion.layout import lay_out
 from dynquant.errors import DynquantError
 from dynquant.importance.imatrix import read_imatrix
 from dynquant.plan.plan import make_plan
+from dynquant.quants.table import quant_type
+from dynquant.recipe.facts import facts_of
 from dynquant.recipe.interchange.custom_q import recipe_of_custom_q
 from dynquant.recipe.interchange.from_gguf import recipe_of_gguf
 from dynquant.recipe.interchange.items import Base
 from dynquant.recipe.interchange.tensor_types import recipe_of_tensor_types
-from dynquant.recipe.facts import facts_of
 from dynquant.recipe.language import load_recipe, parse_recipe
 from dynquant.recipe.match import assign
 from dynquant.recipe.rules import Recipe
-from dynquant.quants.table import quant_type
 from dynquant.tensors import row_bytes
 from dynquant.vocab import read_vocab
 
@@ -216,6 +217,9 @@ def _journals() -> list[Files]:
         return [{"m.journal": journal.path.read_bytes()}]
 
 
+_CARDS = ("README.md", "generation_config.json", "modules.json", "Pooling/config.json")
+
+
 @cache
 def _cards() -> list[Files]:
     card = b"""\
@@ -259,10 +263,9 @@ def _read_tensors(folder: Path) -> None:
 
 def _read_gguf(folder: Path) -> None:
     path = min(folder.glob("*.gguf"))
-    try:
+    with suppress(DynquantError):
         recipe_of_gguf(path)
-    finally:
-        _plan(load_model(path))
+    _plan(load_model(path))
 
 
 def _read_vocab(folder: Path) -> None:
@@ -321,7 +324,12 @@ TARGETS = {
         Target("config", _references, ("config.json",), _read_model),
         Target("packed", _packed, ("config.json", ".safetensors"), _read_packed),
         Target("tokenizer", _vocabularies, (".json", ".model", ".txt"), _read_vocab),
-        Target("model card", _cards, ("README.md", "generation_config.json", "modules.json", "Pooling/config.json"), _read_model),
+        Target(
+            "model card",
+            _cards,
+            ("README.md", "generation_config.json", "modules.json", "Pooling/config.json"),
+            _read_model,
+        ),
         Target("recipe", _recipes, (".yaml",), _read_recipe),
         Target("list of types", _lists, (".txt",), _read_list),
         Target("journal", _journals, (".journal",), _read_journal),
