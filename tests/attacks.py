@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from shutil import copytree
 from typing import Any
 
@@ -110,10 +111,10 @@ def array(sub_type: int, count: int, values: bytes = b"") -> bytes:
 ARCHITECTURE = key(b"general.architecture", 8, text(b"llama"))
 
 
-def row(name: bytes, dims: tuple[int, ...] = (32,), offset: int = 0) -> bytes:
-    """Return a line of the tensor table, of F32."""
+def row(name: bytes, dims: tuple[int, ...] = (32,), offset: int = 0, type_: int = 0) -> bytes:
+    """Return a line of the tensor table, of F32 unless another type is given."""
     shape = struct.pack(f"<I{len(dims)}Q", len(dims), *dims)
-    return text(name) + shape + struct.pack("<IQ", 0, offset)
+    return text(name) + shape + struct.pack("<IQ", type_, offset)
 
 
 def gguf(keys: list[bytes], rows: list[bytes], data: bytes = b"") -> bytes:
@@ -326,6 +327,16 @@ def layers_ahead_without_end(at: Path) -> None:
     ]
     name = b"blk.0.attn_q.weight"
     (at / "m.gguf").write_bytes(gguf([ARCHITECTURE, *keys], [row(name, (32, 2))], bytes(256)))
+
+
+@on("gguf")
+def types_that_follow_no_rule(at: Path) -> None:
+    """100 roles of 4 layers, their types at random: the shortest recipe of them takes minutes"""
+    random = Random(0)
+    names = [b"blk.%d.r%d.weight" % (i, r) for i in range(4) for r in range(100)]
+    # F32, F16 and BF16 by their numbers in ggml.h
+    rows = [row(n, (32, 2), 256 * i, random.choice((0, 1, 30))) for i, n in enumerate(names)]
+    (at / "m.gguf").write_bytes(gguf([ARCHITECTURE], rows, bytes(256 * 400)))
 
 
 @on("gguf")
