@@ -608,9 +608,9 @@ def an_id_to_be_padded_to(at: Path) -> None:
 
 @on("tokenizer", "VocabError", "at most 1048576 are read")
 def two_thousand_million_special_tokens(at: Path) -> None:
-    """tekken.json with default_num_special_tokens 2^31 - 1"""
+    """tekken.json with default_num_special_tokens 2^31 - 385, and 384 tokens after them"""
     found = tokenizer(at, "tekken", "tekken.json")
-    found["config"] |= {"default_num_special_tokens": 2**31 - 1, "default_vocab_size": 2**31 - 1}
+    found["config"] |= {"default_num_special_tokens": 2**31 - 385, "default_vocab_size": 2**31 - 1}
     save(at, found, "tekken.json")
 
 
@@ -635,7 +635,8 @@ def a_piece_of_two_to_the_63_bytes(at: Path) -> None:
 def a_piece_whose_score_is_no_number(at: Path) -> None:
     """a SentencePiece model with a score of NaN, which llama.cpp would sort by"""
     piece = b"\x0a\x01a\x15" + struct.pack("<f", float("nan"))
-    (at / "tokenizer.model").write_bytes(b"\x0a" + bytes([len(piece)]) + piece)
+    rest = b"\x12\x00\x1a\x00"  # a trainer and a normalizer that say nothing
+    (at / "tokenizer.model").write_bytes(b"\x0a" + bytes([len(piece)]) + piece + rest)
 
 
 @on("tokenizer", "VocabError", "outside of the folder")
@@ -798,7 +799,7 @@ def a_pattern_of_a_hundred_thousand_letters(at: Path) -> None:
 
 @on("list of types", "RecipeError", "takes no tensor")
 def patterns_of_a_list_that_take_for_ever(at: Path) -> None:
-    """(.|.) fifty times, which is searched in every name that GGUF knows"""
+    """(.|.) fifty times and zz, which is searched in every name that GGUF knows"""
     (at / "types.txt").write_text("attn_q=q8_0\na" + "(.|.)" * 50 + "x=q4_k")
 
 
