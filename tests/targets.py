@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -216,6 +217,9 @@ def _journals() -> list[Files]:
         return [{"m.journal": journal.path.read_bytes()}]
 
 
+_CARDS = ("README.md", "generation_config.json", "modules.json", "Pooling/config.json")
+
+
 @cache
 def _cards() -> list[Files]:
     card = b"""\
@@ -259,10 +263,9 @@ def _read_tensors(folder: Path) -> None:
 
 def _read_gguf(folder: Path) -> None:
     path = min(folder.glob("*.gguf"))
-    try:
+    with suppress(DynquantError):
         recipe_of_gguf(path)
-    finally:
-        _plan(load_model(path))
+    _plan(load_model(path))
 
 
 def _read_vocab(folder: Path) -> None:

@@ -37,8 +37,8 @@ MAX_ITEMS = 1 << 24
 """Items of an array, or bytes of a string, that a header can reasonably have: 60 times the largest
 vocabulary in use. Below a large file's size, so that damage does not become memory."""
 
-MAX_HEADER = 1 << 28
-"""Bytes of keys and tensor table together: 256 MiB, ten times those of the largest vocabulary."""
+MAX_HEADER = 1 << 27
+"""Bytes of keys and tensor table together: 128 MiB, ten times those of the largest vocabulary."""
 
 MAX_ENTRIES = 1 << 20
 """Keys, and tensors, of a file; the largest models have some thousands."""

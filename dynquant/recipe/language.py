@@ -44,6 +44,7 @@ import os
 from functools import cache
 from pathlib import Path
 
+from dynquant import untrusted
 from dynquant.errors import RecipeError
 from dynquant.recipe.nodes import MAX_BYTES, compose, nearest
 from dynquant.recipe.reader import ExtendsError, RecipeReader
@@ -110,11 +111,13 @@ def _load(name_or_path: str | Path, chain: tuple[str, ...]) -> Recipe:
     path, shown = _find(name_or_path, chain)
     if shown in chain:
         circle = " -> ".join((*chain[chain.index(shown) :], shown))
-        raise ExtendsError(f"{str(name_or_path)!r} goes round in a circle: {circle}; take one out")
+        raise ExtendsError(
+            f"{untrusted.shown(str(name_or_path))} goes round in a circle: {circle}; take one out"
+        )
     if len(chain) == MAX_CHAIN:
         raise ExtendsError(
-            f"{str(name_or_path)!r} comes after {MAX_CHAIN} recipes that each extend the next; put"
-            " some of them together"
+            f"{untrusted.shown(str(name_or_path))} comes after {MAX_CHAIN} recipes that each extend"
+            " the next; put some of them together"
         )
     return _parse(_read(path, shown), shown, path.stem, (*chain, shown))
 
@@ -136,7 +139,7 @@ def _find(name_or_path: str | Path, chain: tuple[str, ...]) -> tuple[Path, str]:
     # What a person names may be a pipe (`<(...)` of a shell), what a recipe names is a file.
     if not _is_there(path) or (chain and not path.is_file()):
         raise ExtendsError(
-            f"{str(name_or_path)!r} is neither a shipped recipe nor a file"
+            f"{untrusted.shown(str(name_or_path))} is neither a shipped recipe nor a file"
             f"{nearest(path.stem, shipped)} (`dynquant recipes` lists the shipped ones)"
         )
     return path, str(path if chain else name_or_path)

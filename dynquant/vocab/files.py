@@ -120,13 +120,13 @@ class TokenizerFiles:
             known = found.setdefault(token_id, token)
             if known.text != token.text:
                 wrong.append(
-                    f"{self.folder / file}: id {token_id} is {token.text!r}, but another file (or"
-                    f" entry) says {known.text!r}; remove the wrong one"
+                    f"{self.folder / file}: id {token_id} is {shown(token.text)}, but another file"
+                    f" (or entry) says {shown(known.text)}; remove the wrong one"
                 )
             elif ids.setdefault(token.text, token_id) != token_id:
                 wrong.append(
-                    f"{self.folder / file}: {token.text!r} has id {token_id}, but another file (or"
-                    f" entry) says {ids[token.text]}; remove the wrong one"
+                    f"{self.folder / file}: {shown(token.text)} has id {token_id}, but another file"
+                    f" (or entry) says {ids[token.text]}; remove the wrong one"
                 )
         VocabError.raise_any(wrong)
         size = self.vocab_size
@@ -143,10 +143,10 @@ class TokenizerFiles:
         for key, item in self.part(self.tokenizer_config, "added_tokens_decoder", file).items():
             entry = as_object(item, where)
             token_id = int(key) if key.isdecimal() and len(key) <= 10 else -1
-            yield file, as_id(token_id, f"{where}, key {key!r}"), _added_token(entry, where)
+            yield file, as_id(token_id, f"{where}, key {shown(key)}"), _added_token(entry, where)
         file = "added_tokens.json"
         for text, token_id in self.read(file).items():
-            where = f"{self.folder / file}: {text!r}"
+            where = f"{self.folder / file}: {shown(text)}"
             yield file, as_id(token_id, where), AddedToken(text, special=False)
 
 

@@ -23,8 +23,9 @@ _STEERING_BRACKETS = (("<|", "|>"), ("<\uff5c", "\uff5c>"), ("<unused", ">"))
 ADDED_SCORE = -1000.0
 PAD_SCORE = -10000.0
 
-MAX_TOKENS = 1 << 21
-"""Eight times the largest vocabulary in use: what a config.json may ask to be padded to."""
+MAX_TOKENS = 1 << 20
+"""Of a vocabulary, with those that a config.json asks to be padded to; the largest in use has
+900,000."""
 
 
 @dataclass(frozen=True)

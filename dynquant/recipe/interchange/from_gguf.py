@@ -17,6 +17,7 @@ from dynquant.recipe.facts import Facts, ahead, facts_of_tensors
 from dynquant.recipe.interchange.compaction import Column, Taken, compact
 from dynquant.recipe.interchange.grouping import named_roles
 from dynquant.recipe.interchange.header import Header
+from dynquant.recipe.interchange.patterns import MAX_LAYERS
 from dynquant.recipe.interchange.written import WrittenRule, quoted, recipe_text
 from dynquant.recipe.language import parse_recipe
 from dynquant.recipe.match import assign
@@ -56,6 +57,11 @@ def recipe_of_types(
     RecipeError.raise_any(_unwritable(types, file))
     known = ALL | KEPT
     headers = [ModelTensor(n, Header(shape, known[t])) for n, shape, t in listed]
+    beyond = [t.name for t in headers if (t.parts.layer or 0) >= MAX_LAYERS]
+    RecipeError.raise_any(
+        f"{file}: {name}: a layer beyond the {MAX_LAYERS} that llama.cpp has at most"
+        for name in grouped(beyond)
+    )
     columns = _columns(headers, types)
     default = _most_frequent([t for t in headers if not protection(t)], types)
     facts = facts_of_tensors(headers, prediction)

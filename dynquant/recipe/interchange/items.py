@@ -18,6 +18,7 @@ from dynquant.recipe.interchange.layersets import numbers
 from dynquant.recipe.interchange.patterns import EVERYTHING, meaning, names_parts
 from dynquant.recipe.interchange.written import WrittenRule, quoted, recipe_text
 from dynquant.recipe.language import parse_recipe
+from dynquant.untrusted import shown
 
 # iq4_ks, iq2_kt, q6_0 and the interleaved ones (_r4, _r8): ggml.h of ik_llama.cpp.
 _IK_TYPE = re.compile(r"iq\d_(k|ks|kss|kl|kt|bn)(_r\d+)?|\w+_r\d+|q6_0|q8_kv", re.IGNORECASE)
@@ -95,20 +96,20 @@ def read_items(items: Sequence[Item], *, lower: bool = False) -> list[Typed]:
 
 
 def _faults(item: Item, *, lower: bool) -> Iterator[str]:
-    shown = repr(item.text if len(item.text) <= 80 else item.text[:77] + "...")
+    quoted = repr(item.text if len(item.text) <= 80 else item.text[:77] + "...")
     if "=" not in item.text:
-        yield f"{shown} is not PATTERN=TYPE; it has no ="
+        yield f"{quoted} is not PATTERN=TYPE; it has no ="
         return
     if not item.pattern:
-        yield f"{shown} has no pattern; write one before the ="
+        yield f"{quoted} has no pattern; write one before the ="
     if not item.type:
-        yield f"{shown} has no type; write one after the ="
+        yield f"{quoted} has no type; write one after the ="
     for difference in differences(item.pattern):
-        yield f"{item.pattern!r} cannot be taken over: {difference}"
+        yield f"{shown(item.pattern)} cannot be taken over: {difference}"
     if lower and (found := re.search(r"\\[A-Z]", item.pattern)):
         yield (
-            f"{item.pattern!r} cannot be taken over: llama-quantize makes patterns lower-case, and"
-            f" {found[0]} becomes {found[0].lower()}; write what it stands for as a class"
+            f"{shown(item.pattern)} cannot be taken over: llama-quantize makes patterns lower-case,"
+            f" and {found[0]} becomes {found[0].lower()}; write what it stands for as a class"
         )
 
 
