@@ -22,6 +22,8 @@ class Digests:
     Blocks come in the order in which threads finish them, and are hashed in the order of the files.
     Who brings the blocks that are next hashes them and those that wait behind them; others go on.
     xxh64 is what llama-gguf-hash prints of tensors.
+
+    tensor: that all before it are hashed; they have been read
     """
 
     def __init__(self, layout: Layout, n_tensors: int) -> None:
@@ -33,6 +35,7 @@ class Digests:
         self._waiting: dict[int, tuple[Job, U8, Sequence[float]]] = {}
         self._held = 0
         self._next = 0
+        self.tensor = 0
         self._is_hashing = False
         self._is_stopped = False
         self._change = threading.Condition()
@@ -76,6 +79,7 @@ class Digests:
         self._files[number].update(blocks.data)
         self._ends[number] = position + len(blocks)
         self._tensors[job.index].update(blocks.data)
+        self.tensor = job.index
         if sums:
             so_far = self._sums[job.index] or [0.0] * len(sums)
             *added, largest = (a + b for a, b in zip(so_far, sums, strict=True))

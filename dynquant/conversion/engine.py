@@ -18,6 +18,7 @@ from dynquant.conversion.jobs import Done, Job, jobs
 from dynquant.conversion.journal import Journal, journal_path
 from dynquant.conversion.layout import Layout, lay_out
 from dynquant.conversion.output import PartFiles, check_output, sync_folder
+from dynquant.conversion.pagecache import PageCache
 from dynquant.conversion.records import COMPLETE
 from dynquant.conversion.resume import begin
 from dynquant.conversion.threads import Worker, start
@@ -97,7 +98,8 @@ def convert_plan(
     sync_seconds: between two syncs of what is written
 
     A failure or an interrupt leaves `.part` files and a journal behind, from which the next run of
-    the same conversion goes on. Memory is one chunk and its blocks for each thread, blocks that
+    the same conversion goes on. Of a model larger than half of the memory the page cache keeps
+    nothing that is done with. Memory is one chunk and its blocks for each thread, blocks that
     wait to be hashed in order (64 MiB at most), and the keys.
 
     Raises PlanError for a plan that lacks something, ConvertError if the output cannot be written,
@@ -120,7 +122,8 @@ def convert_plan(
     run: _Run | None = None
     try:
         done = begin(plan, out, layout, parts, journal, force=force, restart=restart)
-        run = _Run(plan, layout, parts, journal, chunk_bytes, done, sync_seconds)
+        n_read = sum(n_bytes for n_bytes, _ in sources.values())
+        run = _Run(plan, layout, parts, journal, chunk_bytes, done, sync_seconds, n_read)
         run.watch(threads, progress)
         refuse_written(sources, versions_of(plan))
         parts.sync()
@@ -161,6 +164,7 @@ class _Run:
         chunk_bytes: int,
         done: Mapping[int, Sequence[Done]],
         sync_seconds: float,
+        n_read: int,
     ) -> None:
         self._plan = plan
         self._layout = layout
@@ -172,6 +176,7 @@ class _Run:
         self._jobs: Iterator[Job] = jobs(plan, chunk_bytes, done)
         self._search = Search(plan.effort)
         self._digests = Digests(layout, len(plan.tensors))
+        self._cache = PageCache(plan, n_read)
         self._ended = threading.Event()
         self._stopped = False
         self._failure: BaseException | None = None
@@ -302,6 +307,9 @@ class _Run:
                 if written:
                     self._parts.sync()
                     self._journal.add(written)
+                if self._cache.is_scarce:
+                    self._cache.passed(self._digests.tensor)
+                    self._parts.forget()
         except BaseException as e:  # raised in the thread that watches
             self._fail(e)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from functools import cache
@@ -49,12 +49,21 @@ def identity_of(plan: Plan, layout: Layout) -> dict[str, Any]:
 
 def source_files(plan: Plan) -> list[Path]:
     """Return the files that a plan's tensors are read from, each once, in order of first use."""
-    return list(dict.fromkeys(file.path for file in _leaves(plan, ShardFile)))
+    return list(dict.fromkeys(file.path for file in shard_files(_sources(plan))))
 
 
-def _leaves(plan: Plan, kind: type[T]) -> Iterator[T]:
-    """Yield all of one kind that a plan's sources are made of, whatever they are."""
-    left: list[object] = [tensor.source for tensor in reversed(plan.sources.values())]
+def shard_files(sources: Iterable[object]) -> Iterator[ShardFile]:
+    """Yield the files that sources read from, as often as they do."""
+    return _leaves(sources, ShardFile)
+
+
+def _sources(plan: Plan) -> list[object]:
+    return [tensor.source for tensor in plan.sources.values()]
+
+
+def _leaves(sources: Iterable[object], kind: type[T]) -> Iterator[T]:
+    """Yield all of one kind that sources are made of, whatever they are."""
+    left = [*sources][::-1]
     while left:
         part = left.pop()
         if isinstance(part, kind):
@@ -97,7 +106,7 @@ def refuse_written(
 def _computed(plan: Plan) -> str:
     """Return the hash of all weights that no file holds."""
     digest = hashlib.sha256()
-    for part in _leaves(plan, Computed):
+    for part in _leaves(_sources(plan), Computed):
         digest.update(np.ascontiguousarray(part.values, "<f4").data)
     return digest.hexdigest()
 
