@@ -188,8 +188,8 @@ def test_four_times_as_many_tensors_take_no_more_than_about_four_times_as_long(
     tmp_path: Path,
 ) -> None:
     # Work that grows with the square takes sixteen times as long.
-    few = min(seconds_for(1000, tmp_path / d) for d in made_folders(tmp_path, 2))
-    many = min(seconds_for(4000, tmp_path / d) for d in made_folders(tmp_path, 2, "m"))
+    few = min(seconds_for(500, tmp_path / d) for d in made_folders(tmp_path, 2))
+    many = min(seconds_for(2000, tmp_path / d) for d in made_folders(tmp_path, 2, "m"))
     assert many < 9 * few
 
 
