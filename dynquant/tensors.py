@@ -102,6 +102,12 @@ class ShardFile:
             raise CheckpointError(f"{self.path}: read at byte {offset + done}: {e.strerror}") from e
         self.reached = max(self.reached, offset + done)
 
+    def forget(self) -> None:
+        """Let the system use the memory for others that holds what was read."""
+        with self._lock:
+            if self._fd is not None:
+                os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
 
 @dataclass(frozen=True)
 class Stored:

@@ -25,6 +25,8 @@ class Digests:
     Who brings the blocks that are next hashes them and those that wait behind them; others go on.
     xxh64 is what llama-gguf-hash prints of tensors. Sums of doubles are as strict about their order
     as hashes are.
+
+    reached: the number of the tensor that is hashed; those before it have been read
     """
 
     def __init__(self, layout: Layout, n_tensors: int) -> None:
@@ -36,6 +38,7 @@ class Digests:
         self._waiting: dict[int, tuple[Job, U8, ErrorSums]] = {}
         self._held = 0
         self._next = 0
+        self.reached = 0
         self._is_hashing = False
         self._is_stopped = False
         self._change = threading.Condition()
@@ -77,6 +80,7 @@ class Digests:
         self._ends[number] = position + len(blocks)
         self._tensors[job.index].update(blocks.data)
         self._sums[job.index] = self._sums[job.index].joined(sums)
+        self.reached = job.index
 
     def sums(self) -> list[ErrorSums]:
         """Return the sums of each tensor's errors, when all rows have come."""

@@ -67,7 +67,8 @@ def convert_plan(
     sync_seconds: between two syncs of what is written
 
     A failure or an interrupt leaves `.part` files and a journal behind, from which the next run of
-    the same conversion goes on. Memory is one chunk and its blocks for each thread, blocks that
+    the same conversion goes on. Of a model larger than half of the memory the page cache keeps
+    nothing that is done with. Memory is one chunk and its blocks for each thread, blocks that
     wait to be hashed in order (64 MiB at most), and the keys.
 
     Raises PlanError for a plan that lacks something, ConvertError if the output cannot be written,

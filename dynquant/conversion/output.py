@@ -148,6 +148,11 @@ class PartFiles:
             with told(part, "cannot be finished", size):
                 sync_file(fd)
 
+    def forget(self) -> None:
+        """Let the system use the memory for others that holds what is on the disk."""
+        for fd in self._fds:
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
     def finish(self, manifest: Path, text: str | None) -> None:
         """Give the files their names, the first one last: until then no runtime loads any.
 

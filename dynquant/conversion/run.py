@@ -15,6 +15,7 @@ from dynquant.conversion.jobs import Done, Job, jobs
 from dynquant.conversion.journal import Journal
 from dynquant.conversion.layout import Layout
 from dynquant.conversion.output import PartFiles
+from dynquant.conversion.pagecache import PageCache
 from dynquant.conversion.sources import SourceDigests
 from dynquant.conversion.threads import Worker, start
 from dynquant.errors import ConvertError
@@ -83,6 +84,7 @@ class Run:
         self._jobs: Iterator[Job] = jobs(plan, chunk_bytes, done)
         self._search = Search(plan.effort)
         self._digests = Digests(layout, len(plan.tensors))
+        self._cache = PageCache(plan, sources)
         self._ended = threading.Event()
         self._stopped = False
         self._failure: BaseException | None = None
@@ -233,6 +235,9 @@ class Run:
                 if written:
                     self._parts.sync()
                     self._journal.add(written)
+                if self._cache.is_scarce:
+                    self._cache.passed(self._digests.reached)
+                    self._parts.forget()
         except BaseException as e:  # raised in the thread that watches
             self._fail(e)
 

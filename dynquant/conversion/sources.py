@@ -51,7 +51,10 @@ class _File:
 
 
 class SourceDigests:
-    """The hashes of a plan's source files; `work` runs in one thread or in several."""
+    """The hashes of a plan's source files; `work` runs in one thread or in several.
+
+    n_bytes: of all files
+    """
 
     def __init__(self, plan: Plan, wanted: SourceHashes, first: int | None) -> None:
         """Look at the files.
@@ -71,7 +74,9 @@ class SourceDigests:
             for reader in readers_of(plan.sources[t.name].source):
                 if reader not in (readers := self._files[reader.path].readers):
                     readers.append(reader)
+        self.n_bytes = start
         unknown = [] if wanted == "none" else [f for f in self._files.values() if not f.sha256]
+        self._unread = {f.path for f in unknown}
         self._left = iter(unknown)
         self._floor = self._start_of(plan, first)
         self._lock = threading.Lock()
@@ -107,6 +112,11 @@ class SourceDigests:
             reader.read(position, wanted)
             digest.update(wanted.data)
         file.sha256, file.known_from = digest.hexdigest(), "read"
+        self._unread.remove(file.path)
+
+    def is_reading(self, path: Path) -> bool:
+        """Whether a file is still to be hashed, or being so."""
+        return path in self._unread
 
     def _reached(self) -> float:
         """Return how far the encoders are in all files, one after the other."""
