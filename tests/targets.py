@@ -63,11 +63,12 @@ class Target:
         """Return files of the corpus of which one is changed."""
         files = dict(random.choice(self.corpus()))
         name = random.choice([n for n in files if n.endswith(self.mutable)])
-        files[name] = _mutant(name, files[name], random)
+        files[name] = mutant(name, files[name], random)
         return files
 
 
-def _mutant(name: str, content: bytes, random: Random) -> bytes:
+def mutant(name: str, content: bytes, random: Random) -> bytes:
+    """Return a file's content, changed in one of the ways that its kind has."""
     if name.endswith(".json") and random.random() < 0.7:
         return mutated_json(content, random)
     if name.endswith(".safetensors") and random.random() < 0.7:
