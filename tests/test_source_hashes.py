@@ -44,7 +44,8 @@ def plan_of(*paths: Path) -> Plan:
 
 def found(plan: Plan, how: Any = "auto") -> list[Source]:
     digests = SourceDigests(plan, how, None)
-    digests.work()
+    while digests.step(np.empty(sources.PIECE, np.uint8)):
+        pass
     return digests.sources()
 
 
@@ -123,7 +124,7 @@ def large(folder: Path, n: int, pieces: int = 8) -> list[Path]:
 
 
 class Hashing:
-    """The hashing of a plan, in a thread, and where it is."""
+    """The hashing of a plan, and the pieces that it read."""
 
     def __init__(self, plan: Plan, monkeypatch: pytest.MonkeyPatch, first: int | None = 0) -> None:
         self.at: list[tuple[str, int]] = []
@@ -131,27 +132,18 @@ class Hashing:
 
         def noted(file: ShardFile, offset: int, into: U8) -> None:
             read(file, offset, into)
-            if threading.current_thread() is self.thread:
+            if len(into) == sources.PIECE:
                 self.at.append((file.path.name, offset >> 20))
 
         monkeypatch.setattr(ShardFile, "read", noted)
         monkeypatch.setattr(sources, "AHEAD", 3 << 20)
         self.digests = SourceDigests(plan, "read", first)
-        self.thread = threading.Thread(target=self.digests.work, daemon=True)
-        self.thread.start()
 
     def rest(self) -> tuple[str, int]:
-        """Return the last piece that is read before it waits."""
-        before = -1
-        while before != len(self.at):
-            before = len(self.at)
-            time.sleep(0.05)
+        """Return the last piece that is read before others have to come."""
+        while self.digests.step(np.empty(sources.PIECE, np.uint8)):
+            pass
         return self.at[-1]
-
-    def end(self) -> None:
-        self.digests.release()
-        self.thread.join(timeout=10)
-        assert not self.thread.is_alive()
 
 
 def test_hashing_is_ahead_of_the_encoders_by_no_more_than_it_may_be(
@@ -161,11 +153,12 @@ def test_hashing_is_ahead_of_the_encoders_by_no_more_than_it_may_be(
     hashing = Hashing(plan, monkeypatch)
     readers = [t.source.file for t in plan.sources.values() if isinstance(t.source, Stored)]
     assert hashing.rest() == ("model-0", 3)
-    readers[0].read(1 << 20, np.empty(1 << 20, np.uint8))
+    readers[0].read((2 << 20) - 1, np.empty(1, np.uint8))
     assert hashing.rest() == ("model-0", 5)
-    readers[0].read(7 << 20, np.empty(1 << 20, np.uint8))
+    readers[0].read((8 << 20) - 1, np.empty(1, np.uint8))
     assert hashing.rest() == ("model-1", 3)
-    hashing.end()
+    hashing.digests.release()
+    assert hashing.rest() == ("model-1", 7)
     assert hashing.at == [(f"model-{i}", piece) for i in (0, 1) for piece in range(8)]
 
 
@@ -174,17 +167,29 @@ def test_hashing_of_a_run_that_goes_on_begins_with_what_the_encoders_do_not_read
 ) -> None:
     hashing = Hashing(plan_of(*large(tmp_path, 3)), monkeypatch, first=1)
     assert hashing.rest() == ("model-1", 3)
-    hashing.end()
+    hashing.digests.release()
+    hashing.rest()
     assert len(hashing.at) == 24
 
 
-def test_hashing_that_waits_can_be_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hashing = Hashing(plan_of(*large(tmp_path, 1)), monkeypatch)
+def test_a_file_is_hashed_by_one_thread_and_the_next_by_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashing = Hashing(plan_of(*large(tmp_path, 2)), monkeypatch)
+    hashing.digests.release()
+    read = ShardFile.read
+
+    def while_another_does(file: ShardFile, offset: int, into: U8) -> None:
+        if not hashing.at and file.path.name == "model-0":
+            assert hashing.digests.step(np.empty(sources.PIECE, np.uint8))
+        read(file, offset, into)
+
+    monkeypatch.setattr(ShardFile, "read", while_another_does)
+    assert hashing.digests.step(np.empty(sources.PIECE, np.uint8))
+    assert hashing.at == [("model-1", 0), ("model-0", 0)]
     hashing.rest()
-    hashing.digests.stop()
-    hashing.thread.join(timeout=10)
-    assert not hashing.thread.is_alive()
-    assert hashing.digests.sources()[0].sha256 is None
+    for source in hashing.digests.sources():
+        assert source.sha256 == hashlib.sha256((tmp_path / source.name).read_bytes()).hexdigest()
 
 
 def test_a_source_that_changes_meanwhile_is_told_and_no_output_is_left(tmp_path: Path) -> None:

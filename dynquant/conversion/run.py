@@ -16,7 +16,7 @@ from dynquant.conversion.journal import Journal
 from dynquant.conversion.layout import Layout
 from dynquant.conversion.output import PartFiles
 from dynquant.conversion.pagecache import PageCache
-from dynquant.conversion.sources import SourceDigests
+from dynquant.conversion.sources import PIECE, SourceDigests
 from dynquant.conversion.threads import Worker, start
 from dynquant.errors import ConvertError
 from dynquant.plan.plan import Plan
@@ -26,10 +26,6 @@ from dynquant.quants.search import Search
 from dynquant.tensors import row_bytes
 
 _REPORT_SECONDS = 0.1
-
-_ENCODERS_PER_HASHER = 4
-"""Threads that encode for each that hashes source files: sha256 takes 1.7 GB/s of stored weights
-(SHA-NI), and an encoder of Q8_0 0.5 GB/s."""
 
 
 @dataclass(frozen=True)
@@ -101,23 +97,19 @@ class Run:
 
     def watch(self, n_workers: int, progress: Callable[[Progress], None] | None) -> None:
         """Run the workers to the end, report progress, and raise what went wrong."""
-        n_hashers = -(-n_workers // _ENCODERS_PER_HASHER)
         workers = [Worker(self.work, f"dynquant-{i}") for i in range(n_workers)]
-        hashers = [Worker(self._hash_sources, f"dynquant-hash-{i}") for i in range(n_hashers)]
         saver = Worker(self._save, "dynquant-journal")
-        self._threads = [*workers, *hashers, saver]
+        self._threads = [*workers, saver]
         try:
             self._report(progress)
             start(self._threads)
-            for w in (*workers, *hashers):
+            for w in workers:
                 while w.is_alive:
                     w.wait(_REPORT_SECONDS)
                     self._report(progress)
-                    if not any(worker.is_alive for worker in workers):
-                        self._sources.release()
         finally:
             self._stop()
-            for w in (*workers, *hashers):
+            for w in workers:
                 w.wait()
             self._ended.set()
             saver.wait()
@@ -141,17 +133,18 @@ class Run:
         stored = _Scratch()
         try:
             while (job := self._next()) is not None:
+                self._hash_sources(stored)
                 blocks, sums = self._again(job) or self._do(job, stored)
                 self._digests.add(job, blocks, sums)
+            self._sources.release()
+            self._hash_sources(stored)
         except BaseException as e:  # raised again, once, in the thread that watches
             self._fail(e)
 
-    def _hash_sources(self) -> None:
-        """Hash files that are read; the body of some threads."""
-        try:
-            self._sources.work()
-        except BaseException as e:  # raised again, once, in the thread that watches
-            self._fail(e)
+    def _hash_sources(self, scratch: _Scratch) -> None:
+        """Hash what is due of the source files."""
+        while not self._stopped and self._sources.step(scratch(PIECE)):
+            pass
 
     def _next(self) -> Job | None:
         with self._lock:
@@ -165,7 +158,6 @@ class Run:
     def _stop(self) -> None:
         self._stopped = True
         self._digests.stop()
-        self._sources.stop()
 
     def _again(self, job: Job) -> tuple[U8, ErrorSums] | None:
         """Return blocks of an earlier run, and their errors; None where they are not as it left."""

@@ -1,9 +1,9 @@
 """Hashes of the files that a conversion reads, taken while it reads them.
 
-Each file is hashed from its beginning to its end, in the order of first use, a bounded way ahead of
-the encoders: what they come for is in the page cache then, and the disk is read once. Bytes that no
-tensor lies in are hashed, too. Encoders that fall behind are waited for; hashes that fall behind
-are not: these read from the cache what is still there.
+Each file is hashed from its beginning to its end, in the order of first use, piece by piece, by the
+threads that encode: a bounded way ahead of what is encoded, so that this is in the page cache then
+and the disk is read once. Bytes that no tensor lies in are hashed, too. No thread waits for a hash:
+where many encode, those of several files are under way, and are as far behind as sha256 is slower.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
-import numpy as np
-
+from dynquant.arrays import U8
 from dynquant.checkpoint.hub import known_sha256
 from dynquant.conversion.identity import readers_of, source_files, source_of
 from dynquant.conversion.manifest import Source, plain
@@ -29,12 +28,11 @@ the headers."""
 
 SOURCE_HASHES: tuple[SourceHashes, ...] = get_args(SourceHashes)
 
-AHEAD = 256 << 20
-"""Bytes that hashing is ahead of the encoders at most: what a small machine's page cache holds, and
-a tenth of a second or more of any disk's reading."""
+AHEAD = 32 << 20
+"""Bytes that hashing is ahead of the encoders at most."""
 
-_PIECE = 1 << 20
-_POLL_SECONDS = 0.01
+PIECE = 1 << 20
+"""Bytes that are hashed at a time."""
 
 
 @dataclass
@@ -49,9 +47,34 @@ class _File:
     known_from: Literal["read", "hub"] | None = None
     readers: list[ShardFile] = field(default_factory=list[ShardFile])
 
+    @property
+    def reached(self) -> int:
+        """Where the furthest read of the encoders ended."""
+        return max((reader.reached for reader in self.readers), default=0)
+
+
+class _Hashing:
+    """A file that is being hashed, by one thread at a time."""
+
+    def __init__(self, file: _File) -> None:
+        self.file = file
+        self.position = 0
+        self.is_taken = False
+        self._reader = ShardFile(file.path)
+        self._digest = hashlib.sha256()
+
+    def step(self, piece: U8) -> None:
+        """Hash the next piece."""
+        wanted = piece[: self.file.n_bytes - self.position]
+        self._reader.read(self.position, wanted)
+        self._digest.update(wanted.data)
+        self.position += len(wanted)
+        if self.position == self.file.n_bytes:
+            self.file.sha256, self.file.known_from = self._digest.hexdigest(), "read"
+
 
 class SourceDigests:
-    """The hashes of a plan's source files; `work` runs in one thread or in several.
+    """The hashes of a plan's source files; callable from several threads at once.
 
     n_bytes: of all files
     """
@@ -76,11 +99,11 @@ class SourceDigests:
                     readers.append(reader)
         self.n_bytes = start
         unknown = [] if wanted == "none" else [f for f in self._files.values() if not f.sha256]
-        self._unread = {f.path for f in unknown}
-        self._left = iter(unknown)
+        self._left = [_Hashing(file) for file in unknown]
+        self._order = list(self._files.values())
+        self._front = 0
         self._floor = self._start_of(plan, first)
         self._lock = threading.Lock()
-        self._stopped = threading.Event()
 
     def _start_of(self, plan: Plan, first: int | None) -> float:
         """Return where the encoders begin; what lies before, they do not come for."""
@@ -89,53 +112,51 @@ class SourceDigests:
         readers = readers_of(plan.sources[plan.tensors[first].name].source)
         return min((self._files[r.path].start for r in readers), default=0)
 
-    def work(self) -> None:
-        """Hash files until none is left; the body of each thread. Raises CheckpointError."""
-        piece = np.empty(_PIECE, np.uint8)
-        while not self._stopped.is_set():
-            with self._lock:
-                file = next(self._left, None)
-            if file is None:
-                return
-            self._hash(file, piece)
+    def step(self, piece: U8) -> bool:
+        """Hash the next piece that is due, unless there is none; return whether there was.
 
-    def _hash(self, file: _File, piece: np.ndarray) -> None:
-        digest = hashlib.sha256()
-        reader = ShardFile(file.path)
-        for position in range(0, file.n_bytes, _PIECE):
-            while file.start + position > self._reached() + AHEAD:
-                if self._stopped.wait(_POLL_SECONDS):
-                    return
-            if self._stopped.is_set():
-                return
-            wanted = piece[: file.n_bytes - position]
-            reader.read(position, wanted)
-            digest.update(wanted.data)
-        file.sha256, file.known_from = digest.hexdigest(), "read"
-        self._unread.remove(file.path)
+        piece: PIECE bytes of memory
+
+        Raises CheckpointError if the file cannot be read.
+        """
+        with self._lock:
+            hashing = self._next()
+            if hashing is None:
+                return False
+            hashing.is_taken = True
+        hashing.step(piece)
+        with self._lock:
+            hashing.is_taken = False
+            if hashing.file.sha256:
+                self._left.remove(hashing)
+        return True
+
+    def _next(self) -> _Hashing | None:
+        """Return the first file that nobody hashes, if it is due; those after it are not, then."""
+        found = next((h for h in self._left if not h.is_taken), None)
+        if found is None:
+            return None
+        position = found.file.start + found.position
+        return found if position <= max(self._floor, self._reached()) + AHEAD else None
+
+    def _reached(self) -> int:
+        """Return how far the encoders are in all files, one after the other."""
+        for number in range(len(self._order) - 1, self._front - 1, -1):
+            if reached := self._order[number].reached:
+                self._front = number
+                return self._order[number].start + reached
+        return 0
+
+    def release(self) -> None:
+        """All that is left is due: the encoders have read all that they need."""
+        self._floor = math.inf
 
     def is_reading(self, path: Path) -> bool:
         """Whether a file is still to be hashed, or being so."""
-        return path in self._unread
-
-    def _reached(self) -> float:
-        """Return how far the encoders are in all files, one after the other."""
-        reached = self._floor
-        for file in self._files.values():
-            if furthest := max((r.reached for r in file.readers), default=0):
-                reached = max(reached, file.start + furthest)
-        return reached
-
-    def release(self) -> None:
-        """Go on to the end without waiting: the encoders have read all that they need."""
-        self._floor = math.inf
-
-    def stop(self) -> None:
-        """End the threads; what is not hashed stays so."""
-        self._stopped.set()
+        return any(hashing.file.path == path for hashing in list(self._left))
 
     def sources(self) -> list[Source]:
-        """Return what is known of each file, in the order of first use, when all threads ended."""
+        """Return what is known of each file, in the order of first use, when all are hashed."""
         return [
             Source(
                 name=plain(file.path.name),
