@@ -22,12 +22,19 @@ from unittest import mock
 from handmade import KEYS, computed_tensor, recipe
 
 from dynquant.arch.base import Model
+from dynquant.conversion import disk
 from dynquant.conversion.engine import Converted, convert_plan
 from dynquant.plan.plan import Plan, make_plan
 from dynquant.plan.shards import Split
 
-CALLS = ("open", "pwrite", "fsync", "ftruncate", "posix_fallocate", "replace", "unlink")
+CALLS = ("open", "pwrite", "fsync", "ftruncate", "fallocate", "replace", "unlink")
 """All that changes a disk in a conversion: pathlib's methods call these, too."""
+
+
+def home(call: str) -> Any:
+    """Where a call is looked up."""
+    return disk if call == "fallocate" else os
+
 
 MORE = "rules: [{role: ffn_down, type: Q4_K}, {role: token_embd, type: F16}]"
 
@@ -110,7 +117,7 @@ class Counter:
 
 @contextmanager
 def at_call(names: tuple[str, ...], number: int, act: Callable[[], object]) -> Generator[Counter]:
-    """Let something happen before the number-th of these calls of `os`; of all together."""
+    """Let something happen before the number-th of these calls, of all together."""
     counter = Counter(number)
 
     def wrapped(real: Callable[..., Any]) -> Callable[..., Any]:
@@ -121,7 +128,7 @@ def at_call(names: tuple[str, ...], number: int, act: Callable[[], object]) -> G
 
         return call
 
-    patches = [mock.patch.object(os, n, wrapped(getattr(os, n))) for n in names if hasattr(os, n)]
+    patches = [mock.patch.object(home(n), n, wrapped(getattr(home(n), n))) for n in names]
     for patch in patches:
         patch.start()
     try:
@@ -172,7 +179,7 @@ class Disk:
     @contextmanager
     def recorded(self) -> Generator[None]:
         """Record what happens meanwhile."""
-        real = {name: getattr(os, name) for name in CALLS}
+        real = {name: getattr(home(name), name) for name in CALLS}
 
         def note(call: str, a: Any = None, b: Any = None, c: Any = None) -> None:
             self.log.append((call, a, b, c))
@@ -203,9 +210,9 @@ class Disk:
             real["ftruncate"](fd, size)
             note("size", self._files[fd], size)
 
-        def fallocate(fd: int, start: int, size: int) -> None:
-            real["posix_fallocate"](fd, start, size)
-            note("size", self._files[fd], start + size)
+        def fallocate(fd: int, size: int) -> None:
+            real["fallocate"](fd, size)
+            note("size", self._files[fd], size)
 
         def replace(old: Any, new: Any) -> None:
             real["replace"](old, new)
@@ -218,7 +225,7 @@ class Disk:
         changed = (open_, pwrite, fsync, ftruncate, fallocate, replace, unlink)
         with ExitStack() as stack:
             for name, call in zip(CALLS, changed, strict=True):
-                stack.enter_context(mock.patch.object(os, name, call))
+                stack.enter_context(mock.patch.object(home(name), name, call))
             yield
 
     def after(self, moment: int, rng: random.Random, lost: float) -> dict[str, bytes]:

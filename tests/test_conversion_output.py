@@ -18,6 +18,7 @@ from handmade import (
     weights,
 )
 
+from dynquant.conversion import disk
 from dynquant.conversion.engine import convert_plan
 from dynquant.conversion.journal import Journal
 from dynquant.conversion.layout import lay_out
@@ -118,14 +119,38 @@ def test_a_disk_that_fills_up_is_told_with_the_sizes(
     assert names(tmp_path) == []
 
 
-@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="this system cannot reserve space")
 def test_a_disk_without_room_is_told_before_any_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "posix_fallocate", no_space)
+    monkeypatch.setattr(disk, "fallocate", no_space)
     (message,) = refused(tmp_path / "x.gguf")
     assert "make room" in message
     assert names(tmp_path) == []
+
+
+def test_where_blocks_cannot_be_reserved_none_is_written_instead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unsupported(fd: int, size: int) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(disk, "fallocate", unsupported)
+    path = tmp_path / "x"
+    with path.open("wb") as file:
+        disk.reserve(file.fileno(), 1 << 40)
+    assert path.stat().st_size == 1 << 40
+    assert path.stat().st_blocks == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="only Linux reserves blocks")
+def test_blocks_are_reserved_where_they_can_be(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    with path.open("wb") as file:
+        disk.reserve(file.fileno(), 1 << 20)
+    assert path.stat().st_size == 1 << 20
+    if path.stat().st_blocks == 0:
+        pytest.skip("the file system of the tests reserves nothing")
+    assert path.stat().st_blocks * 512 >= 1 << 20
 
 
 @pytest.fixture

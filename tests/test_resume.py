@@ -123,7 +123,7 @@ def test_killed_before_a_change_of_the_disk_it_goes_on(
     ("call", "code"),
     [
         ("open", errno.EACCES),
-        ("posix_fallocate", errno.ENOSPC),
+        ("fallocate", errno.ENOSPC),
         ("ftruncate", errno.EIO),
         ("pwrite", errno.ENOSPC),
         ("pwrite", errno.EIO),

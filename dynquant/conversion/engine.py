@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from dynquant.conversion.converted import Converted
+from dynquant.conversion.disk import sync_folder
 from dynquant.conversion.identity import refuse_written, versions_of
 from dynquant.conversion.jobs import Done
 from dynquant.conversion.journal import Journal, journal_path
 from dynquant.conversion.layout import Layout, lay_out
 from dynquant.conversion.manifest import manifest_path, manifest_text
-from dynquant.conversion.output import PartFiles, check_output, sync_folder
+from dynquant.conversion.output import PartFiles, check_output
 from dynquant.conversion.provenance import manifest_of
 from dynquant.conversion.records import COMPLETE
 from dynquant.conversion.resume import begin

@@ -21,8 +21,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
+from dynquant.conversion.disk import locked_file, sync_file, told
 from dynquant.conversion.jobs import Done
-from dynquant.conversion.output import locked_file, sync_file, told
 from dynquant.conversion.records import SIZE, Records, n_whole, packed
 from dynquant.errors import ConvertError
 from dynquant.untrusted import parse_json

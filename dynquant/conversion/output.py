@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import fcntl
 import os
 import stat
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+from dynquant.conversion.disk import (
+    allocated_bytes,
+    free_bytes,
+    full,
+    lock,
+    reserve,
+    sync_file,
+    sync_folder,
+    take_away,
+    told,
+    write_whole,
+)
 from dynquant.conversion.identity import source_files
 from dynquant.conversion.layout import Layout
 from dynquant.conversion.manifest import manifest_path
 from dynquant.errors import ConvertError
 from dynquant.plan.plan import Plan
-
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def part_path(out: Path) -> Path:
@@ -36,9 +43,9 @@ def check_output(plan: Plan, out: Path, layout: Layout, *, force: bool) -> None:
         problems.append(f"{folder}: is not writable; name an output in another folder")
     else:
         # A .part from an earlier run is gone on with or replaced, so that its blocks count as free.
-        free = _free_bytes(folder) + sum(_allocated_bytes(part_path(p)) for p in paths)
+        free = free_bytes(folder) + sum(allocated_bytes(part_path(p)) for p in paths)
         if free < layout.n_bytes:
-            problems.append(_full(out, layout.n_bytes, free))
+            problems.append(full(out, layout.n_bytes, free))
     for path in (*paths, manifest_path(out)):
         if path.is_dir():
             problems.append(f"{path}: is a folder; name the file to write")
@@ -82,7 +89,7 @@ class PartFiles:
             with told(part, "cannot be opened"):
                 if part.exists():
                     self._fds.append(os.open(part, os.O_RDWR | flags))
-                    _lock(self._fds[-1], part)
+                    lock(self._fds[-1], part)
                 else:
                     self._named.add(number)
                     self._fds.append(os.open(path, os.O_RDONLY | flags))
@@ -108,8 +115,8 @@ class PartFiles:
                 with told(part, "cannot be made", size):
                     take_away(part)
                     self._fds.append(os.open(part, flags, 0o666))
-                    _lock(self._fds[-1], part)
-                    _reserve(self._fds[-1], size)
+                    lock(self._fds[-1], part)
+                    reserve(self._fds[-1], size)
         except ConvertError:
             self.remove()
             raise
@@ -167,7 +174,7 @@ class PartFiles:
         folder = manifest.parent
         (part, path), *others = zip(self.parts, self.paths, strict=True)
         if text is not None:
-            _write_whole(part_path(manifest), text)
+            write_whole(part_path(manifest), text)
         with told(part, "cannot be finished"):
             # An earlier run may have come so far; the folder is synced after each step, since a
             # power loss may otherwise keep a later one and lose an earlier one.
@@ -192,122 +199,6 @@ class PartFiles:
         self._named.clear()
         while self._fds:
             os.close(self._fds.pop())
-
-
-def take_away(part: Path) -> None:
-    """Remove an old `.part`; raise ConvertError if another run has it (of shards named alike)."""
-    with contextlib.suppress(OSError):
-        fd = os.open(part, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-        try:
-            _lock(fd, part)
-        finally:
-            os.close(fd)
-    part.unlink(missing_ok=True)
-
-
-def sync_file(fd: int) -> None:
-    """Put on the disk what was written to a file, also what the drive itself still holds back."""
-    # fsync(2) of macOS leaves it in the drive's cache, and names this instead.
-    full = getattr(fcntl, "F_FULLFSYNC", None)
-    if full is None:
-        os.fsync(fd)
-    else:
-        fcntl.fcntl(fd, full)
-
-
-def sync_folder(folder: Path) -> None:
-    """Put the names of a folder on the disk."""
-    # Some network file systems cannot sync a folder, and one that may not be listed cannot be
-    # opened; the files themselves are safe.
-    with contextlib.suppress(OSError):
-        fd = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-
-
-def locked_file(path: Path) -> int:
-    """Open or make a file that nobody else has locked; raise ConvertError if somebody has."""
-    while True:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-        try:
-            _lock(fd, path)
-            if os.path.samestat(os.fstat(fd), path.lstat()):
-                return fd
-        except FileNotFoundError:
-            pass
-        except BaseException:
-            os.close(fd)
-            raise
-        # The run that held the lock took the file away in the meantime: it has finished.
-        os.close(fd)
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Write a file and put it on the disk; what has its name is taken away."""
-    content = text.encode()
-    with told(path, "cannot be written", len(content)):
-        path.unlink(missing_ok=True)
-        with path.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-
-
-def _lock(fd: int, path: Path) -> None:
-    """Lock a file until it is closed; where locks are not to be had (network disks) it is not."""
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as e:
-        raise ConvertError(f"{path}: another dynquant is writing it; wait, or stop that one") from e
-    except OSError:
-        return
-
-
-def _reserve(fd: int, n_bytes: int) -> None:
-    """Give a file its size and, where the system can, its blocks: a full disk shows at once."""
-    try:
-        os.posix_fallocate(fd, 0, n_bytes)
-    except AttributeError:
-        os.ftruncate(fd, n_bytes)
-    except OSError as e:
-        if e.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
-            raise
-        os.ftruncate(fd, n_bytes)
-
-
-@contextlib.contextmanager
-def told(path: Path, what: str, n_bytes: int = 0) -> Generator[None]:
-    """Turn an OSError into a ConvertError that names the file and, on a full disk, the sizes."""
-    try:
-        yield
-    except OSError as e:
-        if e.errno in _FULL:
-            raise ConvertError(_full(path, n_bytes, _free_bytes(path.parent))) from e
-        raise ConvertError(f"{path}: {what}: {e.strerror}") from e
-
-
-def _full(path: Path, needed: int, free: int) -> str:
-    if not needed:
-        return f"{path}: the disk is full ({free:,} bytes free); make room, and run it again"
-    return (
-        f"{path}: needs {needed:,} bytes, but the disk has {free:,} free; make room, or name an"
-        " output on another disk"
-    )
-
-
-def _free_bytes(folder: Path) -> int:
-    disk = os.statvfs(folder)
-    return disk.f_bavail * disk.f_frsize
-
-
-def _allocated_bytes(path: Path) -> int:
-    try:
-        # st_blocks counts units of 512 bytes whatever the file system's own block is (stat(2)).
-        return path.lstat().st_blocks * 512
-    except OSError:
-        return 0
 
 
 def _read_files(plan: Plan) -> dict[tuple[int, int] | None, str]:

@@ -21,11 +21,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from dynquant.conversion.disk import sync_folder
 from dynquant.conversion.identity import identity_of
 from dynquant.conversion.jobs import Done
 from dynquant.conversion.journal import Identity, Journal, refuse_changed
 from dynquant.conversion.layout import Layout, shard_paths
-from dynquant.conversion.output import PartFiles, check_output, part_path, sync_folder
+from dynquant.conversion.output import PartFiles, check_output, part_path
 from dynquant.plan.plan import Plan
 from dynquant.tensors import n_rows
 
