@@ -44,11 +44,11 @@ import os
 from functools import cache
 from pathlib import Path
 
-from dynquant import untrusted
 from dynquant.errors import RecipeError
 from dynquant.recipe.nodes import MAX_BYTES, compose, nearest
 from dynquant.recipe.reader import ExtendsError, RecipeReader
 from dynquant.recipe.rules import Recipe, Rule
+from dynquant.untrusted import shown
 
 ALIASES = {"q3_k": "Q3_K_M", "q4_k": "Q4_K_M", "q5_k": "Q5_K_M"}
 """Other names of shipped recipes, in lower case: those that llama-quantize takes for its mixes."""
@@ -108,18 +108,18 @@ def built_in_text() -> str:
 
 def _load(name_or_path: str | Path, chain: tuple[str, ...]) -> Recipe:
     """Read a recipe; chain: the files, as messages call them, that extend each other up to it."""
-    path, shown = _find(name_or_path, chain)
-    if shown in chain:
-        circle = " -> ".join((*chain[chain.index(shown) :], shown))
+    path, called = _find(name_or_path, chain)
+    if called in chain:
+        circle = " -> ".join((*chain[chain.index(called) :], called))
         raise ExtendsError(
-            f"{untrusted.shown(str(name_or_path))} goes round in a circle: {circle}; take one out"
+            f"{shown(str(name_or_path))} goes round in a circle: {circle}; take one out"
         )
     if len(chain) == MAX_CHAIN:
         raise ExtendsError(
-            f"{untrusted.shown(str(name_or_path))} comes after {MAX_CHAIN} recipes that each extend"
+            f"{shown(str(name_or_path))} comes after {MAX_CHAIN} recipes that each extend"
             " the next; put some of them together"
         )
-    return _parse(_read(path, shown), shown, path.stem, (*chain, shown))
+    return _parse(_read(path, called), called, path.stem, (*chain, called))
 
 
 def _find(name_or_path: str | Path, chain: tuple[str, ...]) -> tuple[Path, str]:
@@ -139,7 +139,7 @@ def _find(name_or_path: str | Path, chain: tuple[str, ...]) -> tuple[Path, str]:
     # What a person names may be a pipe (`<(...)` of a shell), what a recipe names is a file.
     if not _is_there(path) or (chain and not path.is_file()):
         raise ExtendsError(
-            f"{untrusted.shown(str(name_or_path))} is neither a shipped recipe nor a file"
+            f"{shown(str(name_or_path))} is neither a shipped recipe nor a file"
             f"{nearest(path.stem, shipped)} (`dynquant recipes` lists the shipped ones)"
         )
     return path, str(path if chain else name_or_path)
@@ -152,20 +152,20 @@ def _is_there(path: Path) -> bool:
         return False
 
 
-def _read(path: Path, shown: str) -> str:
+def _read(path: Path, called: str) -> str:
     try:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
     except OSError as e:
-        raise RecipeError(f"{shown}: cannot be read: {e.strerror}") from e
+        raise RecipeError(f"{called}: cannot be read: {e.strerror}") from e
     if len(content) > MAX_BYTES:
-        raise RecipeError(f"{shown}: more than {MAX_BYTES} bytes; this is no recipe")
+        raise RecipeError(f"{called}: more than {MAX_BYTES} bytes; this is no recipe")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as e:
         line = content.count(b"\n", 0, e.start) + 1
         column = e.start - content.rfind(b"\n", 0, e.start)
-        raise RecipeError(f"{shown}:{line}:{column}: not UTF-8 text; save it as UTF-8") from e
+        raise RecipeError(f"{called}:{line}:{column}: not UTF-8 text; save it as UTF-8") from e
 
 
 def _parse(text: str, path: str, name: str, chain: tuple[str, ...]) -> Recipe:
