@@ -5,16 +5,20 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cache
 from math import prod
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar, cast
 
 import numpy as np
 
 from dynquant.arrays import F32, U8
 from dynquant.errors import CheckpointError
 from dynquant.quants.table import ALL, QuantType
+
+T = TypeVar("T")
 
 
 class TensorSource(Protocol):
@@ -144,3 +148,24 @@ class Computed:
         """Fill `into` with rows start..stop."""
         rows = self.values.reshape(-1, self.values.shape[-1])[start:stop]
         into[:] = np.ascontiguousarray(rows, "<f4").view(np.uint8).reshape(-1)
+
+
+def parts_of(source: TensorSource, kind: type[T]) -> Iterator[T]:
+    """Yield all of one kind, files or computed tensors, that a source is made of, in its order."""
+    left: list[object] = [source]
+    while left:
+        part = left.pop()
+        if isinstance(part, kind):
+            yield part
+        elif isinstance(part, (list, tuple)):
+            left += reversed(cast(Sequence[object], part))
+        else:
+            left += [getattr(part, name) for name in _members(type(part))]
+
+
+@cache
+def _members(kind: type) -> tuple[str, ...]:
+    """Return the fields of a kind of source, the last first; of anything else nothing."""
+    if kind is QuantType or not is_dataclass(kind):
+        return ()
+    return tuple(f.name for f in reversed(fields(kind)))

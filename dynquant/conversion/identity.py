@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar, cast
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -18,10 +16,7 @@ from dynquant.checkpoint.packed.settings import MODELOPT
 from dynquant.conversion.layout import Layout
 from dynquant.errors import CheckpointError
 from dynquant.plan.plan import Plan
-from dynquant.quants.table import QuantType
-from dynquant.tensors import Computed, ShardFile, TensorSource
-
-T = TypeVar("T")
+from dynquant.tensors import Computed, parts_of
 
 _GGUF_HEAD = 1 << 20
 _MOST = 256 << 20
@@ -33,7 +28,7 @@ def identity_of(plan: Plan, layout: Layout) -> dict[str, Any]:
 
     layout: the headers hold all keys, names, shapes, types and places
     """
-    sources = source_files(plan)
+    sources = plan.source_files
     return {
         "dynquant version": version("dynquant"),
         "recipe": plan.recipe.sha256,
@@ -47,42 +42,10 @@ def identity_of(plan: Plan, layout: Layout) -> dict[str, Any]:
     }
 
 
-def source_files(plan: Plan) -> list[Path]:
-    """Return the files that a plan's tensors are read from, each once, in order of first use."""
-    sources = [plan.sources[t.name].source for t in plan.tensors]
-    return list(dict.fromkeys(file.path for file in _leaves(sources, ShardFile)))
-
-
-def readers_of(source: TensorSource) -> Iterator[ShardFile]:
-    """Yield the files that a source reads, whatever it is made of."""
-    return _leaves([source], ShardFile)
-
-
-def _leaves(sources: Sequence[TensorSource], kind: type[T]) -> Iterator[T]:
-    """Yield all of one kind that sources are made of, whatever they are."""
-    left: list[object] = list(reversed(sources))
-    while left:
-        part = left.pop()
-        if isinstance(part, kind):
-            yield part
-        elif isinstance(part, (list, tuple)):
-            left += reversed(cast(Sequence[object], part))
-        else:
-            left += [getattr(part, name) for name in _members(type(part))]
-
-
-@cache
-def _members(kind: type) -> tuple[str, ...]:
-    """Return the fields of a kind of source, the last first; of anything else nothing."""
-    if kind is QuantType or not is_dataclass(kind):
-        return ()
-    return tuple(f.name for f in reversed(fields(kind)))
-
-
 def versions_of(plan: Plan) -> dict[Path, tuple[int, int]]:
     """Return size and time of change of each file that a plan's tensors are read from."""
     found: dict[Path, tuple[int, int]] = {}
-    for path in source_files(plan):
+    for path in plan.source_files:
         with _read(path) as file:
             there = os.fstat(file.fileno())
         found[path] = (there.st_size, there.st_mtime_ns)
@@ -103,8 +66,9 @@ def refuse_written(
 def _computed(plan: Plan) -> str:
     """Return the hash of all weights that no file holds."""
     digest = hashlib.sha256()
-    for part in _leaves([t.source for t in plan.sources.values()], Computed):
-        digest.update(np.ascontiguousarray(part.values, "<f4").data)
+    for tensor in plan.sources.values():
+        for part in parts_of(tensor.source, Computed):
+            digest.update(np.ascontiguousarray(part.values, "<f4").data)
     return digest.hexdigest()
 
 

@@ -19,7 +19,6 @@ from dynquant.conversion.disk import (
     told,
     write_whole,
 )
-from dynquant.conversion.identity import source_files
 from dynquant.conversion.layout import Layout
 from dynquant.conversion.manifest import manifest_path
 from dynquant.errors import ConvertError
@@ -203,7 +202,7 @@ class PartFiles:
 
 def _read_files(plan: Plan) -> dict[tuple[int, int] | None, str]:
     """Return what the conversion reads, by device and inode, so that links are what they name."""
-    reads = dict.fromkeys((*plan.files, *source_files(plan)), "a file of the model itself")
+    reads = dict.fromkeys((*plan.files, *plan.source_files), "a file of the model itself")
     if plan.imatrix:
         reads[plan.imatrix.path] = "the imatrix"
     found = {_inode(path): what for path, what in reads.items()}

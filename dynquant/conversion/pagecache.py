@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import os
 
-from dynquant.conversion.identity import readers_of
 from dynquant.conversion.sources import SourceDigests
 from dynquant.plan.plan import Plan
-from dynquant.tensors import ShardFile
+from dynquant.tensors import ShardFile, parts_of
 
 
 def memory_bytes() -> int:
@@ -35,7 +34,7 @@ class PageCache:
         if self.is_scarce:
             for i, tensor in enumerate(plan.tensors):
                 source = plan.sources[tensor.name].source
-                self._last |= dict.fromkeys(readers_of(source), i)
+                self._last |= dict.fromkeys(parts_of(source, ShardFile), i)
 
     def passed(self, tensor: int) -> None:
         """Forget the files that only tensors before this one read, and no hash is taken of."""

@@ -17,10 +17,10 @@ from typing import Literal, get_args
 
 from dynquant.arrays import U8
 from dynquant.checkpoint.hub import known_sha256
-from dynquant.conversion.identity import readers_of, source_files, source_of
+from dynquant.conversion.identity import source_of
 from dynquant.conversion.manifest import Source, plain
 from dynquant.plan.plan import Plan
-from dynquant.tensors import ShardFile
+from dynquant.tensors import ShardFile, parts_of
 
 SourceHashes = Literal["auto", "read", "none"]
 """auto: what the Hub tells of its files, and what is read of others; none: no hashes but those of
@@ -86,7 +86,7 @@ class SourceDigests:
         """
         self._files: dict[Path, _File] = {}
         start = 0
-        for path in source_files(plan):
+        for path in plan.source_files:
             facts = source_of(path)
             file = _File(path, start, facts["bytes"], facts["header"])
             start += file.n_bytes
@@ -94,7 +94,7 @@ class SourceDigests:
             if wanted == "auto" and (known := known_sha256(path)):
                 file.sha256, file.known_from = known, "hub"
         for t in plan.tensors:
-            for reader in readers_of(plan.sources[t.name].source):
+            for reader in parts_of(plan.sources[t.name].source, ShardFile):
                 if reader not in (readers := self._files[reader.path].readers):
                     readers.append(reader)
         self.n_bytes = start
@@ -109,7 +109,7 @@ class SourceDigests:
         """Return where the encoders begin; what lies before, they do not come for."""
         if first is None:
             return math.inf
-        readers = readers_of(plan.sources[plan.tensors[first].name].source)
+        readers = parts_of(plan.sources[plan.tensors[first].name].source, ShardFile)
         return min((self._files[r.path].start for r in readers), default=0)
 
     def step(self, piece: U8) -> bool:

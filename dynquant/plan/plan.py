@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import prod
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from dynquant.quants.search import EFFORTS, Effort
 from dynquant.quants.table import QuantType
 from dynquant.recipe.assignment import Assigned, Assignment
 from dynquant.recipe.rules import Recipe
+from dynquant.tensors import ShardFile, parts_of
 
 ALIGNMENT = GGUF_DEFAULT_ALIGNMENT
 """Bytes that every tensor's offset is a multiple of: GGUF's default, which needs no key."""
@@ -102,6 +104,12 @@ class Plan:
     prediction: range = range(0)
     lacks: tuple[str, ...] = ()
     refusals: tuple[str, ...] = ()
+
+    @cached_property
+    def source_files(self) -> tuple[Path, ...]:
+        """The files that the tensors are read from, each once, in order of first use."""
+        sources = (self.sources[t.name].source for t in self.tensors)
+        return tuple({f.path: None for s in sources for f in parts_of(s, ShardFile)})
 
     @property
     def unweighed(self) -> tuple[str, ...]:
