@@ -27,7 +27,7 @@ from sparse import write_sparse
 from dynquant.arch.base import ModelTensor
 from dynquant.checkpoint.packed import unpack
 from dynquant.checkpoint.safetensors import open_checkpoint
-from dynquant.conversion import pagecache
+from dynquant.conversion import digest
 from dynquant.conversion.engine import convert_plan
 from dynquant.plan.plan import make_plan
 from dynquant.quants import ALL
@@ -35,6 +35,8 @@ from dynquant.tensors import ShardFile, Stored
 from dynquant.transforms import stack, transposed
 
 folder = Path(sys.argv[1])
+# Of 64 MiB, blocks that wait for a thread that the system does not run could be all of a tensor.
+digest._MOST_HELD = 8 << 20
 
 def peak():
     status = Path("/proc/self/status").read_text()
