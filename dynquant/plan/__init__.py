@@ -1,0 +1,1 @@
+"""What a file will be, tensor by tensor, before there is one."""
