@@ -157,6 +157,9 @@ def test_hashing_is_ahead_of_the_encoders_by_no_more_than_it_may_be(
     assert hashing.rest() == ("model-0", 5)
     readers[0].read((8 << 20) - 1, np.empty(1, np.uint8))
     assert hashing.rest() == ("model-1", 3)
+    readers[1].read((2 << 20) - 1, np.empty(1, np.uint8))
+    hashing.digests.arrive(1)
+    assert hashing.rest() == ("model-1", 5)
     hashing.digests.release()
     assert hashing.rest() == ("model-1", 7)
     assert hashing.at == [(f"model-{i}", piece) for i in (0, 1) for piece in range(8)]

@@ -133,6 +133,7 @@ class Run:
         stored = _Scratch()
         try:
             while (job := self._next()) is not None:
+                self._sources.arrive(job.index)
                 self._hash_sources(stored)
                 blocks, sums = self._again(job) or self._do(job, stored)
                 self._digests.add(job, blocks, sums)

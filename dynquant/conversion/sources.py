@@ -93,14 +93,18 @@ class SourceDigests:
             self._files[path] = file
             if wanted == "auto" and (known := known_sha256(path)):
                 file.sha256, file.known_from = known, "hub"
+        self._order = list(self._files.values())
+        numbers = {file.path: number for number, file in enumerate(self._order)}
+        self._furthest: list[int] = []
         for t in plan.tensors:
-            for reader in parts_of(plan.sources[t.name].source, ShardFile):
+            read = list(parts_of(plan.sources[t.name].source, ShardFile))
+            self._furthest.append(max((numbers[reader.path] for reader in read), default=0))
+            for reader in read:
                 if reader not in (readers := self._files[reader.path].readers):
                     readers.append(reader)
         self.n_bytes = start
         unknown = [] if wanted == "none" else [f for f in self._files.values() if not f.sha256]
         self._left = [_Hashing(file) for file in unknown]
-        self._order = list(self._files.values())
         self._front = 0
         self._floor = self._start_of(plan, first)
         self._lock = threading.Lock()
@@ -141,11 +145,12 @@ class SourceDigests:
 
     def _reached(self) -> int:
         """Return how far the encoders are in all files, one after the other."""
-        for number in range(len(self._order) - 1, self._front - 1, -1):
-            if reached := self._order[number].reached:
-                self._front = number
-                return self._order[number].start + reached
-        return 0
+        return self._order[self._front].start + self._order[self._front].reached
+
+    def arrive(self, tensor: int) -> None:
+        """Take note that the encoders are at a tensor, whose number in the plan it is."""
+        with self._lock:
+            self._front = max(self._front, self._furthest[tensor])
 
     def release(self) -> None:
         """All that is left is due: the encoders have read all that they need."""
