@@ -24,10 +24,11 @@ from safetensors.numpy import save
 from dynquant.arch.base import Model
 from dynquant.arch.load import load_model
 from dynquant.checkpoint.safetensors import open_checkpoint
+from dynquant.conversion.engine import convert_plan
 from dynquant.conversion.jobs import Done
 from dynquant.conversion.journal import Journal, refuse_changed
 from dynquant.conversion.layout import lay_out
-from dynquant.errors import DynquantError
+from dynquant.errors import DynquantError, VerificationError
 from dynquant.importance.imatrix import read_imatrix
 from dynquant.plan.plan import make_plan
 from dynquant.quants.table import quant_type
@@ -39,7 +40,10 @@ from dynquant.recipe.interchange.tensor_types import recipe_of_tensor_types
 from dynquant.recipe.language import load_recipe, parse_recipe
 from dynquant.recipe.match import assign
 from dynquant.recipe.rules import Recipe
+from dynquant.release.finished import open_finished
+from dynquant.release.folder import make_release
 from dynquant.tensors import row_bytes
+from dynquant.verification.verify import verify
 from dynquant.vocab import read_vocab
 
 HERE = Path(__file__).parent
@@ -218,6 +222,15 @@ def _journals() -> list[Files]:
         return [{"m.journal": journal.path.read_bytes()}]
 
 
+@cache
+def _finished() -> list[Files]:
+    with TemporaryDirectory() as made:
+        out = Path(made) / "m.gguf"
+        convert_plan(make_plan(_small_model(), load_recipe("q8_0")), out, manifest="auto")
+        both = {p.name: p.read_bytes() for p in Path(made).iterdir()}
+    return [both, {"m.gguf": both["m.gguf"]}]
+
+
 _CARDS = ("README.md", "generation_config.json", "modules.json", "Pooling/config.json")
 
 
@@ -313,6 +326,14 @@ def _read_journal(folder: Path) -> None:
         journal.close()
 
 
+def _read_finished(folder: Path) -> None:
+    """Verify a file with its manifest; write a card of them."""
+    path = folder / "m.gguf"
+    found = verify(path, threads=1)
+    assert make_release([open_finished(path)], folder=folder, license_="mit").texts
+    VerificationError.raise_any(map(str, found.faults))
+
+
 TARGETS = {
     target.name: target
     for target in (
@@ -333,6 +354,7 @@ TARGETS = {
         ),
         Target("recipe", _recipes, (".yaml",), _read_recipe),
         Target("list of types", _lists, (".txt",), _read_list),
+        Target("finished", _finished, (".gguf", ".json"), _read_finished),
         Target("journal", _journals, (".journal",), _read_journal),
     )
 }
