@@ -31,9 +31,9 @@ CHUNK_BYTES = 1 << 20
 to the encoder, and the tens of microseconds that Python adds are lost in the milliseconds of the
 encoder."""
 
-SYNC_SECONDS = 2.0
+SYNC_SECONDS = 0.5
 """Between two times that what is written is put on the disk and noted in the journal: what a crash
-costs, at most, besides the chunk that each thread is at."""
+costs, besides the chunk that each thread is at and what is written while the disk syncs."""
 
 
 def default_threads() -> int:
