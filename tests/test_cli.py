@@ -397,9 +397,11 @@ def test_a_terminal_that_lacks_a_letter_gets_a_question_mark(
 
 
 SLOW = """
-import sys, time
+import signal, sys, time
 from dynquant.cli import main
 from dynquant.quants import codec
+# A shell that runs the tests in the background has SIGINT ignored by all that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 encode_stored = codec.encode_stored
 def slowly(*args, **kwargs):
     time.sleep(0.3)
