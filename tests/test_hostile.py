@@ -1,6 +1,6 @@
 """Files of strangers are data: whatever they hold, a reader returns or raises a DynquantError.
 
-tests/HOSTILE.md lists the attacks of attacks.py; each is tried here, in a process that may have a
+tests/HOSTILE.md lists the attacks of attacks/; each is tried here, in a process that may have a
 gigabyte and ten seconds. Then valid files of every kind are changed at random (targets.py); more of
 that, for hours, is scripts/fuzz_readers.py.
 """
@@ -40,7 +40,7 @@ def test_an_attack_ends_as_the_table_says(tmp_path: Path, attack: Attack) -> Non
 
 
 def test_the_table_of_attacks_is_that_of_the_tests() -> None:
-    """`python tests/attacks.py` prints it anew."""
+    """`python -m attacks`, in tests, prints it anew."""
     assert table() in HOSTILE.read_text(encoding="utf-8")
 
 
