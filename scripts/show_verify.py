@@ -99,9 +99,9 @@ def _flip(path: Path, at: int, bit: int) -> None:
 def flips(folder: Path, n: int, rng: Random) -> Table:
     """Return what is found of n flips in each part of files of each type."""
     table = Table(box=None)
-    for column, side in (("part", "left"), ("flips", "right"), ("found with manifest", "right")):
-        table.add_column(column, justify=side)  # type: ignore[arg-type]
-    table.add_column("without", justify="right")
+    table.add_column("part")
+    for column in ("flips", "found with manifest", "without"):
+        table.add_column(column, justify="right")
     table.add_column("the first that is told with it")
     seen: set[str] = set()
     for type_name in BLOCKS:

@@ -9,18 +9,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
 
 import gguf
 import numpy as np
 import pytest
 from handmade import names
 from imatrices import write_legacy
+from inprocess import run
 
-from dynquant.cli import main
 from dynquant.quants.search import EFFORTS
 from dynquant.quants.table import ALL
 
@@ -33,15 +31,6 @@ rules:
   - {role: ffn_down, layers: 1, type: Q4_0}
   - {name: blk.1.ffn_down.weight, type: Q8_0}
 """
-
-
-class Done(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Done]
 
 
 @pytest.fixture(scope="session")
@@ -61,32 +50,12 @@ def recipe(tmp_path: Path) -> Path:
     return tmp_path / "small.yaml"
 
 
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run the command line in this process."""
-
-    def run_(*args: object) -> Done:
-        monkeypatch.setattr(sys, "argv", ["dynquant", *map(str, args)])
-        before = signal.getsignal(signal.SIGTERM)
-        try:
-            main()
-        except SystemExit as e:
-            code = e.code
-        finally:
-            signal.signal(signal.SIGTERM, before)
-        captured = capsys.readouterr()
-        assert isinstance(code, int)
-        return Done(code, captured.out, captured.err)
-
-    return run_
-
-
-def test_the_version_is_printed(run: Run) -> None:
+def test_the_version_is_printed() -> None:
     assert run("--version") == (0, f"dynquant {version('dynquant')}\n", "")
 
 
 @pytest.mark.parametrize("args", [["--help"], *([c, "--help"] for c in COMMANDS)])
-def test_help_is_data(run: Run, args: list[str]) -> None:
+def test_help_is_data(args: list[str]) -> None:
     done = run(*args)
     assert done.code == 0
     assert done.out.startswith("Usage: dynquant")
@@ -113,46 +82,44 @@ def test_help_is_data(run: Run, args: list[str]) -> None:
         ["types", "--yaml"],
     ],
 )
-def test_wrong_usage_exits_2_and_prints_no_data(run: Run, args: list[str]) -> None:
+def test_wrong_usage_exits_2_and_prints_no_data(args: list[str]) -> None:
     done = run(*args)
     assert done.code == 2
     assert done.out == ""
     assert "Error:" in done.err
 
 
-def test_types_lists_every_type_on_a_line_of_its_own(run: Run) -> None:
+def test_types_lists_every_type_on_a_line_of_its_own() -> None:
     done = run("types")
     assert [line.split()[0] for line in done.out.splitlines()[1:]] == list(ALL)
     assert (done.code, done.err) == (0, "")
 
 
-def test_types_as_json_has_names_and_sizes(run: Run) -> None:
+def test_types_as_json_has_names_and_sizes() -> None:
     (q8_0,) = [t for t in json.loads(run("types", "--json").out) if t["name"] == "Q8_0"]
     assert (q8_0["bits_per_weight"], q8_0["block_size"], q8_0["type_size"]) == (8.5, 32, 34)
     assert q8_0["needs_importance"] is False
 
 
-def test_recipes_lists_the_shipped_ones(run: Run) -> None:
+def test_recipes_lists_the_shipped_ones() -> None:
     done = run("recipes")
     listed = [line.split()[0] for line in done.out.splitlines()[1:]]
     own, mixes = ROOT / "recipes", ROOT / "recipes" / "llama.cpp"
     assert listed == [p.stem for folder in (own, mixes) for p in sorted(folder.glob("*.yaml"))]
 
 
-def test_recipes_prints_one_as_it_is_written(run: Run) -> None:
+def test_recipes_prints_one_as_it_is_written() -> None:
     assert run("recipes", "q8_0").out == (ROOT / "recipes" / "q8_0.yaml").read_text()
 
 
-def test_an_unknown_recipe_is_one_error_line(run: Run) -> None:
+def test_an_unknown_recipe_is_one_error_line() -> None:
     done = run("recipes", "q8")
     assert (done.code, done.out) == (1, "")
     assert done.err.startswith("error: 'q8' is neither")
     assert done.err.count("\n") == 1
 
 
-def test_plan_shows_roles_with_their_layers_types_and_totals(
-    run: Run, llama: Path, recipe: Path
-) -> None:
+def test_plan_shows_roles_with_their_layers_types_and_totals(llama: Path, recipe: Path) -> None:
     done = run("plan", llama, "--recipe", recipe)
     rows = [re.split(r"\s+", line) for line in done.out.splitlines()]
     assert ["ffn_down", "1", "1", "Q4_0", "131,072", "73,728", "4.500"] in [r[:7] for r in rows]
@@ -162,14 +129,14 @@ def test_plan_shows_roles_with_their_layers_types_and_totals(
     assert done.code == 0
 
 
-def test_warnings_are_talk(run: Run, llama: Path, recipe: Path) -> None:
+def test_warnings_are_talk(llama: Path, recipe: Path) -> None:
     done = run("plan", llama, "--recipe", recipe, "--json")
     assert "blk.1.ffn_down.weight) takes no tensor" in done.err
     assert json.loads(done.out)["warnings"]
 
 
 def test_plan_and_inspect_print_the_same_tensors_as_json(
-    run: Run, llama: Path, recipe: Path, tmp_path: Path
+    llama: Path, recipe: Path, tmp_path: Path
 ) -> None:
     planned = json.loads(run("plan", llama, "--recipe", recipe, "--json").out)
     assert run("convert", llama, "-o", tmp_path / "x.gguf", "--recipe", recipe).code == 0
@@ -191,7 +158,7 @@ def test_plan_and_inspect_print_the_same_tensors_as_json(
 
 
 def test_inspect_prints_whole_arrays_as_json_and_short_ones_for_people(
-    run: Run, llama: Path, recipe: Path, tmp_path: Path
+    llama: Path, recipe: Path, tmp_path: Path
 ) -> None:
     run("convert", llama, "-o", tmp_path / "x.gguf", "--recipe", recipe)
     keys = json.loads(run("inspect", tmp_path / "x.gguf", "--json").out)["keys"]
@@ -205,26 +172,26 @@ def test_inspect_prints_whole_arrays_as_json_and_short_ones_for_people(
 
 
 def test_inspect_prints_floats_as_short_as_they_were_meant(
-    run: Run, llama: Path, recipe: Path, tmp_path: Path
+    llama: Path, recipe: Path, tmp_path: Path
 ) -> None:
     run("convert", llama, "-o", tmp_path / "x.gguf", "--recipe", recipe, "--set", "x.eps=1e-5")
     assert json.loads(run("inspect", tmp_path / "x.gguf", "--json").out)["keys"]["x.eps"] == 1e-5
 
 
-def test_inspect_of_a_name_on_the_hub_says_what_to_do(run: Run) -> None:
+def test_inspect_of_a_name_on_the_hub_says_what_to_do() -> None:
     done = run("inspect", "hf://org/model")
     assert done.code == 1
     assert done.err.startswith("error: hf://org/model: inspect reads files on disk; fetch it")
 
 
-def test_inspect_of_what_is_no_gguf_is_an_error(run: Run, recipe: Path) -> None:
+def test_inspect_of_what_is_no_gguf_is_an_error(recipe: Path) -> None:
     done = run("inspect", recipe)
     assert (done.code, done.out) == (1, "")
     assert done.err.startswith(f"error: {recipe}")
 
 
 def test_convert_says_where_how_large_and_how_fast_on_stderr(
-    run: Run, llama: Path, recipe: Path, tmp_path: Path
+    llama: Path, recipe: Path, tmp_path: Path
 ) -> None:
     done = run("convert", llama, "-o", tmp_path / "x.gguf", "--recipe", recipe, "--threads", 2)
     assert (done.code, done.out) == (0, "")
@@ -235,14 +202,14 @@ def test_convert_says_where_how_large_and_how_fast_on_stderr(
     assert "weights/s" in last
 
 
-def test_quiet_says_nothing(run: Run, llama: Path, recipe: Path, tmp_path: Path) -> None:
+def test_quiet_says_nothing(llama: Path, recipe: Path, tmp_path: Path) -> None:
     done = run("convert", llama, "-o", tmp_path / "x.gguf", "--recipe", recipe, "--quiet")
     assert done == (0, "", "")
     assert (tmp_path / "x.gguf").exists()
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(
-    run: Run, llama: Path, recipe: Path, tmp_path: Path
+    llama: Path, recipe: Path, tmp_path: Path
 ) -> None:
     dry = run("convert", llama, "-o", tmp_path / "x.gguf", "--recipe", recipe, "--dry-run")
     assert dry.code == 0
@@ -250,9 +217,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["small.yaml"]
 
 
-def test_a_dry_run_refuses_what_the_run_would(
-    run: Run, llama: Path, recipe: Path, tmp_path: Path
-) -> None:
+def test_a_dry_run_refuses_what_the_run_would(llama: Path, recipe: Path, tmp_path: Path) -> None:
     out = tmp_path / "none" / "x.gguf"
     dry = run("convert", llama, "-o", out, "--recipe", recipe, "--dry-run")
     assert dry.code == 1
@@ -260,7 +225,7 @@ def test_a_dry_run_refuses_what_the_run_would(
 
 
 def test_an_output_that_exists_is_replaced_with_force_only(
-    run: Run, llama: Path, recipe: Path, tmp_path: Path
+    llama: Path, recipe: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "x.gguf").write_text("mine")
     kept = run("convert", llama, "-o", tmp_path / "x.gguf", "--recipe", recipe)
@@ -271,7 +236,7 @@ def test_an_output_that_exists_is_replaced_with_force_only(
     assert (tmp_path / "x.gguf").read_bytes()[:4] == b"GGUF"
 
 
-def test_set_keys_are_written(run: Run, llama: Path, recipe: Path, tmp_path: Path) -> None:
+def test_set_keys_are_written(llama: Path, recipe: Path, tmp_path: Path) -> None:
     settings = ("--set", "general.name=My = model", "--set", "llama.context_length=77")
     run("convert", llama, "-o", tmp_path / "x.gguf", "--recipe", recipe, *settings)
     fields = gguf.GGUFReader(tmp_path / "x.gguf").fields
@@ -281,7 +246,7 @@ def test_set_keys_are_written(run: Run, llama: Path, recipe: Path, tmp_path: Pat
 
 @pytest.mark.parametrize("effort", EFFORTS)
 def test_every_effort_is_planned_and_written(
-    run: Run, llama: Path, recipe: Path, tmp_path: Path, effort: str
+    llama: Path, recipe: Path, tmp_path: Path, effort: str
 ) -> None:
     options = ("--recipe", recipe, "--effort", effort)
     assert json.loads(run("plan", llama, *options, "--json").out)["effort"] == effort
@@ -291,14 +256,14 @@ def test_every_effort_is_planned_and_written(
     assert keys["dynquant.effort"] == effort
 
 
-def test_an_effort_that_is_none_is_told_with_those_that_are(run: Run) -> None:
+def test_an_effort_that_is_none_is_told_with_those_that_are() -> None:
     done = run("plan", "m", "--recipe", "q8_0", "--effort", "most")
     assert (done.code, done.out) == (2, "")
     assert "'most' is not one of 'fast', 'normal', 'best'" in done.err
 
 
 def test_a_type_that_needs_importance_is_refused_before_a_byte_is_written(
-    run: Run, llama: Path, tmp_path: Path
+    llama: Path, tmp_path: Path
 ) -> None:
     recipe = tmp_path / "tiny.yaml"
     recipe.write_text("default: IQ2_XS\n")
@@ -317,7 +282,7 @@ def imatrix(tmp_path: Path) -> Path:
 
 
 def test_an_imatrix_is_used_and_what_it_lacks_is_told(
-    run: Run, llama: Path, recipe: Path, imatrix: Path, tmp_path: Path
+    llama: Path, recipe: Path, imatrix: Path, tmp_path: Path
 ) -> None:
     shown = run("plan", llama, "--recipe", recipe, "--imatrix", imatrix)
     assert shown.code == 0
@@ -334,28 +299,26 @@ def test_an_imatrix_is_used_and_what_it_lacks_is_told(
     assert gguf.GGUFReader(out).fields["quantize.imatrix.file"].contents() == "i.dat"
 
 
-def test_without_an_imatrix_the_plan_says_nothing_of_importance(
-    run: Run, llama: Path, recipe: Path
-) -> None:
+def test_without_an_imatrix_the_plan_says_nothing_of_importance(llama: Path, recipe: Path) -> None:
     done = run("plan", llama, "--recipe", recipe)
     assert "importance" not in done.out + done.err
 
 
-def test_a_damaged_imatrix_is_an_error_line(run: Run, llama: Path, recipe: Path) -> None:
+def test_a_damaged_imatrix_is_an_error_line(llama: Path, recipe: Path) -> None:
     done = run("plan", llama, "--recipe", recipe, "--imatrix", recipe)
     assert (done.code, done.out) == (1, "")
     assert done.err.startswith(f"error: {recipe}: byte 0: ")
     assert done.err.count("\n") == 1
 
 
-def test_every_bad_setting_is_an_error_line(run: Run, llama: Path, recipe: Path) -> None:
+def test_every_bad_setting_is_an_error_line(llama: Path, recipe: Path) -> None:
     bad = ("--set", "llama.block_count=x", "--set", "general.architecture=x")
     done = run("plan", llama, "--recipe", recipe, *bad)
     assert done.code == 1
     assert [line[:6] for line in done.err.splitlines()] == ["error:", "error:"]
 
 
-def test_a_missing_model_is_an_error_without_a_traceback(run: Run, tmp_path: Path) -> None:
+def test_a_missing_model_is_an_error_without_a_traceback(tmp_path: Path) -> None:
     done = run("plan", tmp_path / "none", "--recipe", "q8_0")
     assert (done.code, done.out) == (1, "")
     assert done.err.startswith("error: ")
@@ -413,7 +376,7 @@ main()
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupt_half_way_leaves_what_the_next_run_goes_on_from(
-    run: Run, llama: Path, recipe: Path, tmp_path: Path, sent: signal.Signals, code: int
+    llama: Path, recipe: Path, tmp_path: Path, sent: signal.Signals, code: int
 ) -> None:
     folder = tmp_path / "out"
     folder.mkdir()

@@ -25,6 +25,7 @@ from dynquant.cli.options import (
     SourceHashesOption,
     SplitSizeOption,
     SplitTensorsOption,
+    ThreadsOption,
     settings,
     size_of,
     split_of,
@@ -40,15 +41,7 @@ def convert(
     imatrix: ImatrixOption = None,
     effort: EffortOption = None,
     allow_requantize: RequantizeOption = False,
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="Worker threads; one for each CPU if not given.",
-            show_default=False,
-        ),
-    ] = None,
+    threads: ThreadsOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, print the plan, write nothing.")
     ] = False,

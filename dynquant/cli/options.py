@@ -32,6 +32,16 @@ ImatrixOption = Annotated[
         help="llama.cpp's importance matrix of the model, in either of its formats.",
     ),
 ]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        min=1,
+        metavar="N",
+        help="Worker threads; one for each CPU if not given.",
+        show_default=False,
+    ),
+]
 # The words of quants/search.py, which brings numpy with it.
 EffortOption = Annotated[
     Literal["fast", "normal", "best"] | None,

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from dynquant.cli import console
-from dynquant.cli.options import ImatrixOption, JsonOption, MlaOption
+from dynquant.cli.options import ImatrixOption, JsonOption, MlaOption, ThreadsOption
 
 
 def verify(
@@ -46,15 +46,7 @@ def verify(
     ] = None,
     imatrix: ImatrixOption = None,
     mla: MlaOption = "split",
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="Worker threads; one for each CPU if not given.",
-            show_default=False,
-        ),
-    ] = None,
+    threads: ThreadsOption = None,
     json: JsonOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but faults.")] = False,
 ) -> None:

@@ -74,8 +74,29 @@ class TensorPlan:
         return self.shape[-1]
 
 
+class Totals:
+    """What the tensors of a whole output come to."""
+
+    tensors: tuple[TensorPlan, ...]
+
+    @property
+    def n_weights(self) -> int:
+        """Weights of all tensors."""
+        return sum(t.n_weights for t in self.tensors)
+
+    @property
+    def tensor_bytes(self) -> int:
+        """Bytes of all tensors, without padding."""
+        return sum(t.n_bytes for t in self.tensors)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Mean bits of a weight over all tensors."""
+        return 8 * self.tensor_bytes / self.n_weights
+
+
 @dataclass(frozen=True)
-class Plan:
+class Plan(Totals):
     """A whole output as data: `keys` and `tensors` in the order they are written in.
 
     shards:     its files, one or several
@@ -121,24 +142,9 @@ class Plan:
         )
 
     @property
-    def n_weights(self) -> int:
-        """Weights of all tensors."""
-        return sum(t.n_weights for t in self.tensors)
-
-    @property
-    def tensor_bytes(self) -> int:
-        """Bytes of all tensors, without padding."""
-        return sum(t.n_bytes for t in self.tensors)
-
-    @property
     def data_bytes(self) -> int:
         """Bytes of the data sections: the tensors, each padded to the alignment."""
         return sum(shard.n_bytes for shard in self.shards)
-
-    @property
-    def bits_per_weight(self) -> float:
-        """Mean bits of a weight over all tensors."""
-        return 8 * self.tensor_bytes / self.n_weights
 
     @property
     def type_counts(self) -> dict[str, int]:

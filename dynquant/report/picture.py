@@ -6,11 +6,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from dynquant.keys import Keys
-from dynquant.plan.plan import Plan, TensorPlan
+from dynquant.plan.plan import Plan, TensorPlan, Totals
 
 
 @dataclass(frozen=True)
-class Picture:
+class Picture(Totals):
     """Tensors with their types and places, and what decided them.
 
     model:      what people call it
@@ -39,21 +39,6 @@ class Picture:
     refusals: tuple[str, ...] = ()
     unweighed: Collection[str] = ()
     ignored: Mapping[str, str] = field(default_factory=dict[str, str])
-
-    @property
-    def n_weights(self) -> int:
-        """Weights of all tensors."""
-        return sum(t.n_weights for t in self.tensors)
-
-    @property
-    def tensor_bytes(self) -> int:
-        """Bytes of all tensors, without padding."""
-        return sum(t.n_bytes for t in self.tensors)
-
-    @property
-    def bits_per_weight(self) -> float:
-        """Mean bits of a weight over all tensors."""
-        return 8 * self.tensor_bytes / self.n_weights
 
 
 def picture_of(plan: Plan, file_bytes: int | None) -> Picture:
