@@ -255,7 +255,7 @@ CHANGES: dict[str, tuple[Change, str]] = {
     ),
     "a file more": (
         lambda m: m["output"]["files"].append({**m["output"]["files"][0], "name": "y.gguf"}),
-        "is one of 1 files, and the manifest x.gguf.manifest.json has 2",
+        "is one of 1 file, and the manifest x.gguf.manifest.json has 2",
     ),
     "effort": (lambda m: m.update(effort="best"), "dynquant.effort is 'normal', and 'best'"),
     "a size": (lambda m: m["output"]["files"][0].update(bytes=10**9), "and 1,000,000,000 in"),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from dynquant.verification.findings import Verified
+from dynquant.report.tables import gigabytes
+from dynquant.verification.findings import Verified, counted
 
 
 def verified_json(found: Verified) -> dict[str, Any]:
@@ -33,10 +34,9 @@ def verified_text(found: Verified, name: str, seconds: str) -> str:
     n_bytes = sum(size for _, size in found.files)
     lines = [f"checked      {what}" for what in found.checked]
     lines += [f"not checked  {what}" for what in found.unchecked]
-    n = len(found.faults)
-    verdict = "sound" if not n else f"{n} fault{'s' if n > 1 else ''}"
+    verdict = counted(len(found.faults), "fault") if found.faults else "sound"
     lines.append(
-        f"{name}: {verdict}; {n_bytes / 1e9:.2f} GB, {found.n_tensors} tensors,"
-        f" {len(found.files)} file{'s' if len(found.files) != 1 else ''}, in {seconds}"
+        f"{name}: {verdict}; {gigabytes(n_bytes)}, {counted(found.n_tensors, 'tensor')},"
+        f" {counted(len(found.files), 'file')}, in {seconds}"
     )
     return "\n".join(lines) + "\n"

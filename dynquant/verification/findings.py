@@ -6,6 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 
+def counted(n: int, what: str) -> str:
+    """Return a number of things as text: `1 file`, `3 files`."""
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
+
+
 @dataclass(frozen=True)
 class Fault:
     """Something that a sound file has not.

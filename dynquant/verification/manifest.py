@@ -9,7 +9,7 @@ from typing import cast
 from dynquant.checkpoint.names import grouped
 from dynquant.checkpoint.split import NAME, Shards
 from dynquant.conversion.manifest import Manifest, manifest_path
-from dynquant.verification.findings import Fault
+from dynquant.verification.findings import Fault, counted
 from dynquant.verification.scan import Scanned
 
 
@@ -47,7 +47,10 @@ def manifest_faults(
             says = "is not there" if has is None else f"is {has.value!r}"
             yield Fault(f"{key} {says}, and {value!r} in {of}", shards.path)
     if len(files) != len(shards.files):
-        yield Fault(f"is one of {len(shards.files)} files, and {of} has {len(files)}", shards.path)
+        yield Fault(
+            f"is one of {counted(len(shards.files), 'file')}, and {of} has {len(files)}",
+            shards.path,
+        )
     found = list(_tensor_faults(manifest, shards, scanned, of))
     yield from found
     faulty = {fault.file for fault in (*found, *scanned.faults)}

@@ -10,7 +10,7 @@ from dynquant.conversion.engine import default_threads
 from dynquant.conversion.manifest import Manifest, read_manifest
 from dynquant.errors import CheckpointError, ManifestError
 from dynquant.quants.table import ALL, KEPT
-from dynquant.verification.findings import Fault, Verified
+from dynquant.verification.findings import Fault, Verified, counted
 from dynquant.verification.lints import lint_faults, lint_warnings
 from dynquant.verification.manifest import manifest_faults, place_of
 from dynquant.verification.needed import needed_faults, needed_unchecked
@@ -99,11 +99,11 @@ def _other_names(manifest: Manifest, shards: Shards) -> Iterator[str]:
 def _checked(shards: Shards, manifest: Manifest | None) -> Iterator[str]:
     n = sum(len(file.tensors) for file in shards.files)
     yield "structure: keys, tensor table, places, padding, sizes"
-    yield f"blocks of {n} tensors: scales that are numbers, codes that their types have"
+    yield f"blocks of {counted(n, 'tensor')}: scales that are numbers, codes that their types have"
     if manifest is not None:
         yield (
-            f"manifest: sha256 of {len(manifest.output.files)} files, xxh64, type, shape and place"
-            f" of {len(manifest.tensors)} tensors"
+            f"manifest: sha256 of {counted(len(manifest.output.files), 'file')}, xxh64, type, shape"
+            f" and place of {counted(len(manifest.tensors), 'tensor')}"
         )
 
 
