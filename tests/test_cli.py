@@ -129,6 +129,29 @@ def test_plan_shows_roles_with_their_layers_types_and_totals(llama: Path, recipe
     assert done.code == 0
 
 
+@pytest.mark.parametrize("command", ["plan", "convert"])
+def test_recipe_imatrix_and_model_that_are_wrong_are_told_at_once(
+    tmp_path: Path, command: str
+) -> None:
+    (tmp_path / "i").write_bytes(b"no imatrix at all")
+    more = ["-o", tmp_path / "x.gguf"] if command == "convert" else []
+    done = run(command, tmp_path / "m", "-r", "nope", "--imatrix", tmp_path / "i", *more)
+    assert done.code == 1
+    recipe, imatrix, model = done.err.splitlines()
+    assert "'nope' is neither a shipped recipe nor a file" in recipe
+    assert str(tmp_path / "i") in imatrix
+    assert f"{tmp_path / 'm'}: not a folder" in model
+
+
+def test_a_model_of_the_hub_is_not_fetched_for_a_recipe_that_is_wrong(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("dynquant.arch.load.load_model", lambda *_, **__: pytest.fail("fetched"))
+    done = run("plan", "hf://org/model", "-r", "nope")
+    assert (done.code, len(done.err.splitlines())) == (1, 1)
+    assert "'nope'" in done.err
+
+
 def test_warnings_are_talk(llama: Path, recipe: Path) -> None:
     done = run("plan", llama, "--recipe", recipe, "--json")
     assert "blk.1.ffn_down.weight) takes no tensor" in done.err

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from dynquant.cli import console
+from dynquant.cli.inputs import read_inputs
 from dynquant.cli.options import (
     EffortOption,
     ImatrixOption,
@@ -96,14 +97,11 @@ def convert(
     wanted = settings(set_keys)
     split = split_of(split_max_size, split_max_tensors)
     most_bytes = size_of(max_size, "--max-size")
-    from dynquant.arch.load import load_model
     from dynquant.conversion.engine import convert_plan, default_threads
     from dynquant.conversion.journal import journal_path
     from dynquant.conversion.layout import lay_out
     from dynquant.conversion.output import check_output
-    from dynquant.importance.imatrix import read_imatrix
     from dynquant.plan.plan import make_plan
-    from dynquant.recipe.language import load_recipe
     from dynquant.release.finished import open_finished
     from dynquant.release.gates import check_gate, error_gate, size_gate
     from dynquant.release.summary import add_summary, refused_summary, summary_of
@@ -114,10 +112,11 @@ def convert(
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # read when the library is imported
     started = time.monotonic()
     console.event("start", quiet=quiet, command="convert", model=model, recipe=recipe, out=str(out))
+    loaded, rules, means = read_inputs(model, recipe, imatrix, pre=pre, mla=mla)
     plan = make_plan(
-        load_model(model, pre=pre, mla=mla),
-        load_recipe(recipe),
-        imatrix=read_imatrix(imatrix) if imatrix else None,
+        loaded,
+        rules,
+        imatrix=means,
         effort=effort,
         allow_requantize=allow_requantize,
         set_keys=wanted,

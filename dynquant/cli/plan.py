@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from dynquant.cli import console
+from dynquant.cli.inputs import read_inputs
 from dynquant.cli.options import (
     EffortOption,
     ImatrixOption,
@@ -59,12 +60,9 @@ def plan(
     wanted = settings(set_keys)
     split = split_of(split_max_size, split_max_tensors)
     most_bytes = size_of(max_size, "--max-size")
-    from dynquant.arch.load import load_model
     from dynquant.conversion.layout import lay_out
     from dynquant.errors import PlanError
-    from dynquant.importance.imatrix import read_imatrix
     from dynquant.plan.plan import make_plan
-    from dynquant.recipe.language import load_recipe
     from dynquant.release.gates import check_gate, size_gate
     from dynquant.report.documents import plan_json
     from dynquant.report.html import check_page, plan_html, write_page
@@ -73,10 +71,11 @@ def plan(
     if html:
         check_page(html, force=force)
     console.event("start", command="plan", model=model, recipe=recipe)
+    loaded, rules, means = read_inputs(model, recipe, imatrix, pre=pre, mla=mla, needs_vocab=False)
     made = make_plan(
-        load_model(model, pre=pre, mla=mla, needs_vocab=False),
-        load_recipe(recipe),
-        imatrix=read_imatrix(imatrix) if imatrix else None,
+        loaded,
+        rules,
+        imatrix=means,
         effort=effort,
         allow_requantize=allow_requantize,
         set_keys=wanted,
