@@ -152,7 +152,7 @@ def describe(config: Mapping[str, Any], where: str) -> Architecture:
     Raises ArchitectureError for an unknown family, and for what is not supported of a known one.
     """
     listed = config.get("architectures")
-    name = listed[0] if isinstance(listed, list) and listed else None  # type: ignore[reportUnknownVariableType]
+    name = cast(list[Any], listed)[0] if isinstance(listed, list) and listed else None
     known = families()
     if not isinstance(name, str):
         raise ArchitectureError(f"{where}: names no architectures; known are {', '.join(known)}")

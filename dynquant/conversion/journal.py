@@ -159,7 +159,8 @@ def changed(before: Mapping[str, Any], now: Mapping[str, Any], where: str = "") 
         old, new = before.get(key), now.get(key)
         name = f"{where}{key}"
         if isinstance(old, dict) and isinstance(new, dict):
-            found += changed(old, new, f"{name}: ")  # type: ignore[reportUnknownArgumentType]
+            parts = cast(Identity, old), cast(Identity, new)
+            found += changed(*parts, f"{name}: ")
         elif old != new:
             found.append(f"{name} was {_shown(old)} and is {_shown(new)}")
     return found

@@ -8,7 +8,6 @@ published schema and its reader at once (`dynquant manifest --schema`).
 from __future__ import annotations
 
 import json
-import stat
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -16,10 +15,10 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from dynquant.checkpoint.header import RepeatedKeyError, unique
 from dynquant.checkpoint.split import NAME as SHARD_NAME
 from dynquant.errors import ManifestError
 from dynquant.quants.search import Effort
+from dynquant.untrusted import RepeatedKeyError, parse_json, read_regular, unique
 
 VERSION = 1
 
@@ -257,29 +256,23 @@ def read_manifest(path: Path) -> Manifest:
     Raises ManifestError for a file that is none, with the places of what is wrong.
     """
     try:
-        # What is no file (a pipe, a device) may never end, or never begin.
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise ManifestError(f"{path}: is no regular file; name another")
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
+        content = read_regular(path, MAX_BYTES)
     except OSError as e:
         raise ManifestError(f"{path}: cannot be read: {e.strerror}") from e
-    if len(content) > MAX_BYTES:
-        raise ManifestError(f"{path}: more than {MAX_BYTES} bytes; this is no manifest")
     return parse_manifest(content, str(path))
 
 
 def parse_manifest(content: bytes, where: str) -> Manifest:
     """Read a manifest's bytes; where: what messages call them. Raises as `read_manifest`."""
     try:
-        found = json.loads(content, object_pairs_hook=unique, parse_constant=_refuse)
+        found = parse_json(content.decode(), unique)
     except RepeatedKeyError as e:
         raise ManifestError(f"{where}: {e}") from e
-    except (ValueError, RecursionError) as e:
+    except ValueError as e:
         raise ManifestError(f"{where}: not JSON: {e}; take another copy of it") from e
     if not isinstance(found, dict) or "manifest" not in found:
         raise ManifestError(f"{where}: not a manifest of dynquant; it has no 'manifest'")
-    if (version := found["manifest"]) != VERSION:  # type: ignore[reportUnknownVariableType]
+    if (version := cast(dict[str, Any], found)["manifest"]) != VERSION:
         raise ManifestError(
             f"{where}: is a manifest of version {_cut(version)}; version {VERSION} is read, take a"
             " dynquant that knows that one"
@@ -288,10 +281,6 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
         return Manifest.model_validate_json(content)
     except ValidationError as e:
         raise ManifestError(*_faults(e, where)) from e
-
-
-def _refuse(constant: str) -> float:
-    raise ValueError(f"{constant} is no number of JSON")
 
 
 def _faults(error: ValidationError, where: str) -> list[str]:
