@@ -1,0 +1,175 @@
+"""Make tests/references: a tiny random checkpoint of each family and what transformers says of it.
+
+    pip install '.[references]'
+    python scripts/references/make_references.py [FAMILY ...]
+
+For each family, tests/references/<family>/ is a checkpoint as the family is published (its own
+tokenizer files, its own layout), and beside it
+
+    <family>.json   prompts: token ids; texts, each with its tokens by the family's own tokenizer
+    <family>.npy    float32 [n_prompts, vocab_size]: log-probabilities of the token that follows;
+                    of families that embed texts, [n_prompts, hidden_size]: the mean of the tokens
+
+The configurations are in reference_families/. The weights are large, so that whatever is wrong
+shows in the log-probabilities. tiny-books has only the last two files; its checkpoint is
+tests/data/tiny-books. Everything is seeded, and the weights come from numpy, so a second run writes
+the same files (log-probabilities to rounding).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from reference_families import Family, families
+from reference_tokenizers import (
+    PROSE,
+    TEXTS,
+    Encode,
+    write_json,
+)
+from tokenizers import Tokenizer
+
+TESTS = Path(__file__).resolve().parents[2] / "tests"
+REFERENCES = TESTS / "references"
+TINY_BOOKS = TESTS / "data" / "tiny-books"
+
+
+def randomize(model: transformers.PreTrainedModel, family: Family, seed: int) -> None:
+    """Give every stored tensor numbers so large that each one shows in the log-probabilities."""
+    rng = np.random.default_rng(seed)
+    stored = model.state_dict()
+    tensors = dict(model.named_parameters())
+    # What a router adds to its scores is no parameter to transformers.
+    tensors |= {name: buffer for name, buffer in model.named_buffers() if name in stored}
+    with torch.no_grad():
+        for name, parameter in sorted(tensors.items()):
+            noise = rng.standard_normal(parameter.shape, dtype=np.float32)
+            if name.lower().endswith("norm.weight"):
+                noise = family.norms + 0.3 * noise
+            elif name.endswith("correction_bias"):
+                noise = 0.1 * noise  # more, and some experts would never be chosen
+            elif name.endswith("sinks"):
+                noise = 2 * noise
+            elif name.endswith("bias"):
+                noise = 0.5 * noise
+            elif name.endswith(("embed_tokens.weight", "embeddings.weight")):
+                noise = family.embedding * noise
+            else:
+                noise = family.weights * noise
+            parameter.copy_(torch.from_numpy(noise))
+
+
+def model_class(config: transformers.PretrainedConfig) -> type:
+    """Return the class that makes a model of a configuration: of those that embed, without head."""
+    embeds = "bert" in config.model_type
+    return transformers.AutoModel if embeds else transformers.AutoModelForCausalLM
+
+
+def make_checkpoint(folder: Path, family: Family, seed: int) -> Encode:
+    """Write one family's checkpoint and return its tokenizer."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    if family.model:
+        model = family.model.make()
+        randomize(model, family, seed)
+        family.model.save(model.to(family.dtype), folder)
+    else:
+        model = model_class(family.config).from_config(family.config)
+        randomize(model, family, seed)
+        model.to(family.dtype).save_pretrained(folder, max_shard_size=family.shard_size)
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    config.update(family.published)
+    removed = {key for key, value in family.published.items() if value is None}
+    write_json(folder / "config.json", {key: v for key, v in config.items() if key not in removed})
+    return family.tokenizer(folder)
+
+
+def family_prompts(encode: Encode, n_tokens: int, seed: int) -> list[list[int]]:
+    """Return six prompts of 8 to 24 tokens: beginnings of prose, then ids drawn at random."""
+    rng = np.random.default_rng(seed)
+    prompts = [encode(text)[:n] for text, n in zip(PROSE, (8, 13, 19, 24), strict=False)]
+    return prompts + [rng.integers(3, n_tokens, n).tolist() for n in (11, 24)]
+
+
+def load(folder: Path) -> transformers.PreTrainedModel:
+    """Return a checkpoint's model in float32, with the plain attention."""
+    config = transformers.AutoConfig.from_pretrained(folder)
+    return model_class(config).from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    )
+
+
+def write_reference(
+    name: str, model: transformers.PreTrainedModel, encode: Encode, prompts: list[list[int]]
+) -> None:
+    """Write what the model and the tokenizer say."""
+    model.eval()
+    with torch.no_grad():
+        outputs = [model(torch.tensor([ids])) for ids in prompts]
+        if "logits" in outputs[0]:
+            found = torch.stack([torch.log_softmax(o.logits[0, -1], dim=-1) for o in outputs])
+        else:
+            found = torch.stack([o.last_hidden_state[0].mean(dim=0) for o in outputs])
+    np.save(REFERENCES / f"{name}.npy", found.numpy().astype("<f4"))
+    lines = [
+        '{"prompts": [',
+        ",\n".join(json.dumps(ids) for ids in prompts),
+        '], "texts": [',
+        ",\n".join(json.dumps({"text": text, "tokens": encode(text)}) for text in TEXTS),
+        "]}",
+    ]
+    (REFERENCES / f"{name}.json").write_text("\n".join(lines) + "\n", "utf-8")
+
+
+def make_tiny_books() -> None:
+    """Write the reference of tests/data/tiny-books.
+
+    Eight prompts of 4 to 200 tokens, then 40 that end all over the prose: how far a quantized file
+    diverges differs so much from token to token that the mean of a few says little.
+    """
+    tokenizer = Tokenizer.from_file(str(TINY_BOOKS / "tokenizer.json"))
+
+    def encode(text: str) -> list[int]:
+        return tokenizer.encode(text).ids
+
+    whole = encode("\n\n".join(PROSE))
+    prompts = [encode(text)[:n] for text, n in zip(PROSE, (4, 40, 120, 80, 12, 16), strict=True)]
+    prompts += [whole[:200], whole[60:220]]
+    ends = np.linspace(8, len(whole), 40).astype(int).tolist()
+    prompts += [whole[max(0, end - 128) : end] for end in ends]
+    write_reference("tiny-books", load(TINY_BOOKS), encode, prompts)
+
+
+def main() -> None:
+    """Make the families named on the command line, or all."""
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    known = families()
+    wanted = sys.argv[1:] or [*known, "tiny-books"]
+    REFERENCES.mkdir(exist_ok=True)
+    for name in wanted:
+        if name == "tiny-books":
+            make_tiny_books()
+            continue
+        seed = zlib.crc32(name.encode()) + known[name].draw
+        encode = make_checkpoint(REFERENCES / name, known[name], seed)
+        prompts = family_prompts(encode, 400, seed)
+        composed = known[name].model
+        model = (composed.load if composed else load)(REFERENCES / name)
+        if known[name].adapt:
+            known[name].adapt(model)
+        write_reference(name, model, encode, prompts)
+        size = sum(path.stat().st_size for path in (REFERENCES / name).iterdir())
+        print(f"{name}: {size / 1000:.0f} kB, prompts of {[len(ids) for ids in prompts]} tokens")
+
+
+if __name__ == "__main__":
+    main()

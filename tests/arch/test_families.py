@@ -1,0 +1,262 @@
+"""A tiny random checkpoint of each family becomes a GGUF that llama.cpp reads as transformers does.
+
+The oracles are transformers and each family's own tokenizer (stored by make_references.py)
+and llama.cpp.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from agreement import (
+    F32,
+    F32_TOLERANCE,
+    FAMILIES,
+    Reference,
+    divergence,
+    load_reference,
+    max_difference,
+)
+
+import dynquant
+from dynquant.arch.families import families
+
+llamacpp: Any = pytest.importorskip("llamacpp", reason="needs xllamacpp", exc_type=ImportError)
+
+VISIBLE = 100 * F32_TOLERANCE
+"""What one wrong tensor has to change at least, so that the comparison cannot miss it."""
+
+UNSEEN = re.compile(r"pooler\..*|encoder\.layer\.\d+\.attention\.self\.key\.bias")
+"""What no result of BERT depends on: the pooler, which llama.cpp leaves out, and what K has the
+same for all tokens, which adds the same to all scores of a token's attention."""
+
+
+def converted(folder: Path, out: Path) -> Path:
+    dynquant.convert(folder, out, recipe="f32", threads=2)
+    return out
+
+
+def log_probabilities(reference: Reference, folder: Path, out: Path) -> F32:
+    ask = llamacpp.embeddings if reference.embeds else llamacpp.log_probabilities
+    result: F32 = ask(converted(folder, out), reference.prompts)
+    return result
+
+
+def test_every_registered_family_has_a_reference() -> None:
+    known = families()
+    configs = [load_reference(f).folder / "config.json" for f in FAMILIES]
+    listed = [json.loads(path.read_text("utf-8"))["architectures"][0] for path in configs]
+    covered = {known[architecture] for architecture in listed}
+    assert [name for name, family in known.items() if family not in covered] == []
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_log_probabilities_of_the_f32_file_equal_transformers(family: str, tmp_path: Path) -> None:
+    reference = load_reference(family)
+    ours = log_probabilities(reference, reference.folder, tmp_path / "f32.gguf")
+    assert max_difference(reference.log_probabilities, ours) < F32_TOLERANCE
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_mixed_recipe_loads_and_answers(family: str, tmp_path: Path) -> None:
+    reference, out = load_reference(family), tmp_path / "mixed.gguf"
+    plan = dynquant.convert(reference.folder, out, recipe="dynamic-4bit", threads=2)
+    assert len(plan.type_counts) > 1
+    if reference.embeds:
+        found, expected = llamacpp.embeddings(out, reference.prompts), reference.log_probabilities
+        assert np.linalg.norm(found - expected) < 0.5 * np.linalg.norm(expected)
+        return
+    found = llamacpp.log_probabilities(out, reference.prompts)
+    uniform = np.full_like(found, -np.log(found.shape[1]))
+    assert divergence(reference.log_probabilities, found) < divergence(
+        reference.log_probabilities, uniform
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tokens_equal_the_familys_own_tokenizers(family: str, tmp_path: Path) -> None:
+    reference = load_reference(family)
+    ours = llamacpp.tokenize(
+        converted(reference.folder, tmp_path / "f32.gguf"),
+        list(reference.tokens),
+        parse_special=reference.parses_special,
+    )
+    assert dict(zip(reference.tokens, ours, strict=True)) == reference.tokens
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_one_tensor_with_its_rows_reversed_is_noticed(family: str, tmp_path: Path) -> None:
+    reference = load_reference(family)
+    missed = {}
+    for name in one_of_each_kind(stored_tensors(reference.folder)):
+        folder = shutil.copytree(reference.folder, tmp_path / "mutated", dirs_exist_ok=True)
+        reverse_rows(folder, name)
+        out = tmp_path / f"{name}.gguf"
+        ours = log_probabilities(reference, folder, out)
+        difference = max_difference(reference.log_probabilities, ours)
+        if difference < VISIBLE:
+            missed[name] = difference
+    assert not missed
+
+
+CONFIG_MISTAKES: tuple[tuple[str, str, Callable[[dict[str, Any]], Any]], ...] = (
+    ("gemma", "rope base", lambda c: c.update(rope_theta=100.0)),
+    ("gemma", "norm epsilon", lambda c: c.update(rms_norm_eps=1e-1)),
+    ("gemma2", "cap of attention", lambda c: c.update(attn_logit_softcapping=50.0)),
+    ("gemma2", "cap of logits", lambda c: c.update(final_logit_softcapping=30.0)),
+    ("gemma2", "query scaling", lambda c: c.update(query_pre_attn_scalar=20)),
+    ("gemma2", "window", lambda c: c.update(sliding_window=8)),
+    ("gemma2", "which layers slide", lambda c: c.update(layer_types=["sliding_attention"] * 3)),
+    ("gemma3", "cap of logits", lambda c: c.update(final_logit_softcapping=None)),
+    ("gemma3", "query scaling", lambda c: c.update(query_pre_attn_scalar=12)),
+    ("gemma3", "window", lambda c: c.update(sliding_window=8)),
+    ("gemma3", "which layers slide", lambda c: c.update(layer_types=None)),
+    (
+        "gemma3",
+        "rope scaling of global layers",
+        lambda c: c["rope_parameters"]["full_attention"].update(rope_type="default"),
+    ),
+    (
+        "gemma3",
+        "rope base of local layers",
+        lambda c: c["rope_parameters"]["sliding_attention"].update(rope_theta=10000.0),
+    ),
+    ("glm", "part of a head that turns", lambda c: c.update(partial_rotary_factor=1.0)),
+    ("glm4", "part of a head that turns", lambda c: c.update(partial_rotary_factor=0.5)),
+    ("glm4moe", "part of a head that turns", lambda c: c.update(partial_rotary_factor=0.6)),
+    ("glm4moe", "scale of the experts", lambda c: c.update(routed_scaling_factor=1.0)),
+    ("glm4moe", "weights that sum to one", lambda c: c.update(norm_topk_prob=False)),
+    ("glm4moe", "groups of experts", lambda c: c.update(n_group=1)),
+    ("glm4moe", "experts of a token", lambda c: c.update(num_experts_per_tok=3)),
+    ("command-r", "scale of logits", lambda c: c.update(logit_scale=0.0625)),
+    ("command-r", "norm epsilon", lambda c: c.update(layer_norm_eps=1e-1)),
+    ("command-r", "rope base", lambda c: c.update(rope_theta=10000.0)),
+    ("cohere2", "scale of logits", lambda c: c.update(logit_scale=0.0625)),
+    ("cohere2", "window", lambda c: c.update(sliding_window=8)),
+    ("cohere2", "which layers slide and turn", lambda c: c.pop("sliding_window_pattern")),
+    ("starcoder2", "rope base", lambda c: c.update(rope_theta=100.0)),
+    ("starcoder2", "norm epsilon", lambda c: c.update(norm_epsilon=1e-1)),
+    ("bert", "norm epsilon", lambda c: c.update(layer_norm_eps=1e-1)),
+    ("nomic-bert", "rope base", lambda c: c["rope_parameters"].update(rope_theta=10000.0)),
+    ("llama-3.1", "rope scaling", lambda c: c.pop("rope_scaling")),
+    ("llama-3.1", "rope base", lambda c: c.update(rope_theta=10000.0)),
+    ("mistral", "rope base", lambda c: c["rope_parameters"].update(rope_theta=10000.0)),
+    ("qwen2", "rope base", lambda c: c.update(rope_theta=10000.0)),
+    ("olmo2", "rope base", lambda c: c.update(rope_theta=10000.0)),
+    ("olmo3", "rope scaling", lambda c: c.pop("rope_scaling")),
+    ("olmo3", "window", lambda c: c.update(sliding_window=8)),
+    ("olmo3", "windowed layers", lambda c: c["layer_types"].reverse()),
+    ("olmoe", "experts used", lambda c: c.update(num_experts_per_tok=3)),
+    *(
+        (f, f"no {m}", lambda c, m=m: c.pop(m))
+        for f in ("granite", "granitemoe", "granitemoeshared")
+        for m in (
+            "attention_multiplier",
+            "embedding_multiplier",
+            "logits_scaling",
+            "residual_multiplier",
+        )
+    ),
+    ("granite", "rope base", lambda c: c.update(rope_theta=10000.0)),
+    ("granitemoe", "experts used", lambda c: c.update(num_experts_per_tok=2)),
+    ("phi3", "long factors", lambda c: c["rope_scaling"]["long_factor"].reverse()),
+    ("phi3", "magnitude", lambda c: c.update(max_position_embeddings=1024)),
+    ("phi4", "rope base", lambda c: c.update(rope_theta=10000.0)),
+    ("phi4-mini", "short factors", lambda c: c["rope_scaling"]["short_factor"].reverse()),
+    ("phi4-mini", "magnitude", lambda c: c.update(max_position_embeddings=1024)),
+    ("phimoe", "short factors", lambda c: c["rope_scaling"]["short_factor"].reverse()),
+    ("phimoe", "magnitude", lambda c: c["rope_scaling"].update(short_mscale=1, long_mscale=1)),
+    ("qwen3next", "rope base", lambda c: c.update(rope_theta=10000.0)),
+    ("qwen3next", "rotated part", lambda c: c.update(partial_rotary_factor=0.5)),
+    ("qwen3next", "experts used", lambda c: c.update(num_experts_per_tok=3)),
+    ("qwen2moe", "experts used", lambda c: c.update(num_experts_per_tok=3)),
+    ("deepseek", "rope base", lambda c: c.update(rope_theta=500000.0)),
+    ("deepseek", "experts used", lambda c: c.update(num_experts_per_tok=2)),
+    ("deepseek-v3", "rope base", lambda c: c.update(rope_theta=100000.0)),
+    ("deepseek-v3", "rope scaling", lambda c: c.pop("rope_scaling")),
+    ("deepseek-v3", "scores", lambda c: c["rope_scaling"].update(mscale=0.5, mscale_all_dim=0.5)),
+    ("deepseek-v3", "groups", lambda c: c.update(topk_group=1)),
+    ("deepseek-v3", "all groups", lambda c: c.update(topk_group=3)),
+    ("deepseek-v3", "experts used", lambda c: c.update(num_experts_per_tok=3)),
+    ("deepseek-v3", "experts' scale", lambda c: c.update(routed_scaling_factor=1.0)),
+    ("deepseek-v3", "experts' sum", lambda c: c.update(norm_topk_prob=False)),
+    ("kimi-k2", "rope base", lambda c: c.update(rope_theta=10000.0)),
+    ("kimi-k2", "rope scaling", lambda c: c.pop("rope_scaling")),
+    ("kimi-k2", "experts' scale", lambda c: c.update(routed_scaling_factor=2.5)),
+    ("deepseek-v2", "experts' scale", lambda c: c.update(routed_scaling_factor=1.0)),
+    ("deepseek-v2-lite", "rope scaling", lambda c: c.pop("rope_scaling")),
+    ("deepseek-v2-lite", "scores", lambda c: c["rope_scaling"].update(mscale=1, mscale_all_dim=1)),
+    ("gpt-oss", "rope base", lambda c: c["rope_parameters"].update(rope_theta=150000.0)),
+    ("gpt-oss", "rope scaling", lambda c: c["rope_parameters"].update(factor=2.0)),
+    ("gpt-oss", "sliding window", lambda c: c.update(sliding_window=7)),
+    ("gpt-oss", "experts used", lambda c: c.update(num_experts_per_tok=2)),
+    ("qwen3", "norm epsilon", lambda c: c.update(rms_norm_eps=1e-1)),
+)
+
+
+@pytest.mark.parametrize(
+    ("family", "mistake"),
+    [pytest.param(f, m, id=f"{f}, {what}") for f, what, m in CONFIG_MISTAKES],
+)
+def test_another_configuration_is_noticed(
+    family: str, mistake: Callable[[dict[str, Any]], Any], tmp_path: Path
+) -> None:
+    reference = load_reference(family)
+    folder = shutil.copytree(reference.folder, tmp_path / "mutated")
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    mistake(config)
+    (folder / "config.json").write_text(json.dumps(config), "utf-8")
+    ours = log_probabilities(reference, folder, tmp_path / "f32.gguf")
+    assert max_difference(reference.log_probabilities, ours) > VISIBLE
+
+
+def one_of_each_kind(names: Iterable[str]) -> list[str]:
+    """Return tensors that are seen; of those whose names differ in numbers only, the last."""
+    kinds: dict[str, list[str]] = {}
+    for name in names:
+        if is_in_an_early_layer(name) and not UNSEEN.fullmatch(name):
+            kinds.setdefault(re.sub(r"\.\d+(?=\.)", ".0", name), []).append(name)
+    return [kind[-1] for kind in kinds.values()]
+
+
+def is_in_an_early_layer(name: str) -> bool:
+    """Tell whether a tensor is of the first four layers or of none: Command-R+ has 64 alike."""
+    layer = re.search(r"\.(\d+)\.", name)
+    return layer is None or int(layer[1]) < 4
+
+
+def stored_tensors(folder: Path) -> dict[str, Path]:
+    """Return the file of each stored tensor."""
+    return {
+        name: path
+        for path in sorted(folder.glob("*.safetensors"))
+        for name in safetensors_header(path)[0]
+    }
+
+
+def safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
+    """Return the tensors of a safetensors file and where their data begins."""
+    content = path.read_bytes()
+    n = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + n])
+    header.pop("__metadata__", None)
+    return header, 8 + n
+
+
+def reverse_rows(folder: Path, name: str) -> None:
+    """Reverse the rows of a tensor where it is stored, or the elements of a vector."""
+    path = stored_tensors(folder)[name]
+    tensors, begin = safetensors_header(path)
+    start, stop = (begin + offset for offset in tensors[name]["data_offsets"])
+    content = np.fromfile(path, np.uint8)
+    n_rows = next(n for n in tensors[name]["shape"] if n > 1)
+    rows = content[start:stop].reshape(n_rows, -1)
+    rows[:] = rows[::-1].copy()
+    content.tofile(path)

@@ -1,0 +1,114 @@
+"""GLM-4-MoE's layers that predict further ahead, and what of GLM-4 is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from agreement import F32_TOLERANCE, TESTS, load_reference, max_difference
+from safetensors import safe_open
+
+import dynquant
+from dynquant.arch.load import describe, load_model
+from dynquant.errors import ArchitectureError
+from dynquant.recipe.loader import parse_recipe
+
+GLM4_MOE = TESTS / "references" / "glm4moe"
+
+
+def config_of(name: str) -> dict[str, Any]:
+    text = (TESTS / "references" / name / "config.json").read_text("utf-8")
+    config: dict[str, Any] = json.loads(text)
+    return config
+
+
+@pytest.fixture
+def with_prediction(tmp_path: Path) -> Path:
+    """The reference with a copy of its last layer after it, and what makes that one predict."""
+    folder = shutil.copytree(GLM4_MOE, tmp_path / "predicts")
+    path = folder / "model.safetensors"
+    content = path.read_bytes()
+    n = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + n])
+    header.pop("__metadata__", None)
+    last = {name: entry for name, entry in header.items() if name.startswith("model.layers.2.")}
+    header |= {name.replace("layers.2.", "layers.3."): entry for name, entry in last.items()}
+    at = "model.layers.3."
+    norm, head = header["model.norm.weight"], header["lm_head.weight"]
+    header |= {f"{at}{name}.weight": norm for name in ("enorm", "hnorm", "shared_head.norm")}
+    header |= {f"{at}{name}.weight": head for name in ("embed_tokens", "shared_head.head")}
+    header[f"{at}eh_proj.weight"] = {"dtype": "BF16", "shape": [32, 64], "data_offsets": [0, 0]}
+    data = bytearray()
+    for name, entry in header.items():
+        start, stop = entry["data_offsets"]
+        found = content[8 + n + start : 8 + n + stop] or np.zeros(32 * 64, np.uint16).tobytes()
+        header[name] = entry | {"data_offsets": [len(data), len(data) + len(found)]}
+        data += found
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+    return folder
+
+
+def test_layers_that_predict_ahead_are_told_from_the_models_own(with_prediction: Path) -> None:
+    model = load_model(with_prediction)
+    assert model.prediction is not None
+    assert model.prediction.layers == range(3, 4)
+    assert {k: v.value for k, v in model.prediction.keys.items()} == {
+        "glm4moe.block_count": 4,
+        "glm4moe.nextn_predict_layers": 1,
+    }
+    assert model.keys["glm4moe.block_count"].value == 3
+    ahead = {t.parts.role for t in model.tensors if t.parts.layer == 3}
+    own = {t.parts.role for t in model.tensors if t.parts.layer == 2}
+    assert ahead - own == {
+        "nextn.eh_proj",
+        "nextn.embed_tokens",
+        "nextn.enorm",
+        "nextn.hnorm",
+        "nextn.shared_head_head",
+        "nextn.shared_head_norm",
+    }
+    assert own <= ahead
+    with safe_open(with_prediction / "model.safetensors", "np") as stored:
+        n_stored = len([n for n in stored.keys() if ".experts." not in n])  # noqa: SIM118
+    assert len([t for t in model.tensors if not t.name.endswith("_exps.weight")]) == n_stored
+
+
+@pytest.mark.parametrize("keep", ["drop", "keep"])
+def test_the_model_answers_the_same_with_them_and_without(
+    with_prediction: Path, tmp_path: Path, keep: str
+) -> None:
+    llamacpp: Any = pytest.importorskip("llamacpp", reason="needs xllamacpp", exc_type=ImportError)
+    reference = load_reference("glm4moe")
+    out = tmp_path / f"{keep}.gguf"
+    recipe = parse_recipe(f"default: F32\nprediction_layers: {keep}", "r.yaml", "r")
+    plan = dynquant.convert(with_prediction, out, recipe=recipe, threads=1)
+    assert ("blk.3.nextn.eh_proj.weight" in plan.sources) == (keep == "keep")
+    ours = llamacpp.log_probabilities(out, reference.prompts)
+    assert max_difference(reference.log_probabilities, ours) < F32_TOLERANCE
+
+
+def test_a_checkpoint_without_the_layers_that_its_config_names_is_whole() -> None:
+    model = load_model(GLM4_MOE)
+    assert config_of("glm4moe")["num_nextn_predict_layers"] == 1
+    assert model.prediction is None
+
+
+REFUSED: tuple[tuple[str, dict[str, Any], str], ...] = (
+    ("glm", {"head_dim": 12}, "is 48, not hidden_size 32"),
+    ("glm4", {"partial_rotary_factor": 0.25}, "turns 5 weights"),
+    ("glm4", {"rope_scaling": {"rope_type": "llama3"}}, "'llama3' is not one"),
+    ("glm4", {"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+)
+
+
+@pytest.mark.parametrize(("family", "changes", "says"), REFUSED)
+def test_what_llama_cpp_does_not_compute_is_refused(
+    family: str, changes: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ArchitectureError, match=says):
+        describe(config_of(family) | changes, "config.json")

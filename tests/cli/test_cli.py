@@ -1,0 +1,428 @@
+"""The command line: stdout is data, stderr is talk, and the exit code says how it went."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+from handmade import names
+from imatrices import write_legacy
+from inprocess import run
+from places import ROOT
+
+from dynquant.quants.search import EFFORTS
+from dynquant.quants.table import ALL
+
+COMMANDS = ("convert", "plan", "inspect", "manifest", "types", "recipes")
+RECIPE = """\
+description: for the tests
+default: Q8_0
+rules:
+  - {role: ffn_down, layers: 1, type: Q4_0}
+  - {name: blk.1.ffn_down.weight, type: Q8_0}
+"""
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A synthetic Llama of 1.3 million weights, and with it the script that makes the large one."""
+    folder = tmp_path_factory.mktemp("llama")
+    sizes = {"layers": 2, "hidden": 256, "ffn": 512, "heads": 8, "kv-heads": 2, "vocab": 512}
+    script = ROOT / "scripts" / "models" / "make_synthetic_llama.py"
+    options = [f"--{name}={size}" for name, size in sizes.items()]
+    subprocess.run([sys.executable, script, folder, *options], check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    (tmp_path / "small.yaml").write_text(RECIPE)
+    return tmp_path / "small.yaml"
+
+
+def test_the_version_is_printed() -> None:
+    assert run("--version") == (0, f"dynquant {version('dynquant')}\n", "")
+
+
+@pytest.mark.parametrize("args", [["--help"], *([c, "--help"] for c in COMMANDS)])
+def test_help_is_data(args: list[str]) -> None:
+    done = run(*args)
+    assert done.code == 0
+    assert done.out.startswith("Usage: dynquant")
+    assert done.err == ""
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["convrt"],
+        ["convert"],
+        ["convert", "m", "-o", "x.gguf"],
+        ["convert", "m", "--recipe", "q8_0"],
+        ["convert", "m", "-o", "x.gguf", "--recipe", "q8_0", "--threads", "0"],
+        ["convert", "m", "-o", "x.gguf", "--recipe", "q8_0", "--threads", "two"],
+        ["convert", "m", "-o", "x.gguf", "--recipe", "q8_0", "--set", "general.name"],
+        ["convert", "m", "-o", "x.gguf", "--recipe", "q8_0", "--effort", "most"],
+        ["plan", "m", "--recipe", "q8_0", "--set", "=1"],
+        ["plan", "m"],
+        ["inspect"],
+        ["manifest"],
+        ["manifest", "x.gguf", "--schema"],
+        ["convert", "m", "-o", "x.gguf", "--recipe", "q8_0", "--source-hashes", "some"],
+        ["types", "--yaml"],
+    ],
+)
+def test_wrong_usage_exits_2_and_prints_no_data(args: list[str]) -> None:
+    done = run(*args)
+    assert done.code == 2
+    assert done.out == ""
+    assert "Error:" in done.err
+
+
+def test_types_lists_every_type_on_a_line_of_its_own() -> None:
+    done = run("types")
+    assert [line.split()[0] for line in done.out.splitlines()[1:]] == list(ALL)
+    assert (done.code, done.err) == (0, "")
+
+
+def test_types_as_json_has_names_and_sizes() -> None:
+    (q8_0,) = [t for t in json.loads(run("types", "--json").out) if t["name"] == "Q8_0"]
+    assert (q8_0["bits_per_weight"], q8_0["block_size"], q8_0["type_size"]) == (8.5, 32, 34)
+    assert q8_0["needs_importance"] is False
+
+
+def test_recipes_lists_the_shipped_ones() -> None:
+    done = run("recipes")
+    listed = [line.split()[0] for line in done.out.splitlines()[1:]]
+    own, mixes = ROOT / "recipes", ROOT / "recipes" / "llama.cpp"
+    assert listed == [p.stem for folder in (own, mixes) for p in sorted(folder.glob("*.yaml"))]
+
+
+def test_recipes_prints_one_as_it_is_written() -> None:
+    assert run("recipes", "q8_0").out == (ROOT / "recipes" / "q8_0.yaml").read_text()
+
+
+def test_an_unknown_recipe_is_one_error_line() -> None:
+    done = run("recipes", "q8")
+    assert (done.code, done.out) == (1, "")
+    assert done.err.startswith("error: 'q8' is neither")
+    assert done.err.count("\n") == 1
+
+
+def test_plan_shows_roles_with_their_layers_types_and_totals(llama: Path, recipe: Path) -> None:
+    done = run("plan", llama, "--recipe", recipe)
+    rows = [re.split(r"\s+", line) for line in done.out.splitlines()]
+    assert ["ffn_down", "1", "1", "Q4_0", "131,072", "73,728", "4.500"] in [r[:7] for r in rows]
+    assert ["attn_norm", "0-1", "2", "F32", "512", "2,048", "32.000"] in [r[:7] for r in rows]
+    assert "bits per weight" in done.out
+    assert "GiB" in done.out or "MiB" in done.out
+    assert done.code == 0
+
+
+@pytest.mark.parametrize("command", ["plan", "convert"])
+def test_recipe_imatrix_and_model_that_are_wrong_are_told_at_once(
+    tmp_path: Path, command: str
+) -> None:
+    (tmp_path / "i").write_bytes(b"no imatrix at all")
+    more = ["-o", tmp_path / "x.gguf"] if command == "convert" else []
+    done = run(command, tmp_path / "m", "-r", "nope", "--imatrix", tmp_path / "i", *more)
+    assert done.code == 1
+    recipe, imatrix, model = done.err.splitlines()
+    assert "'nope' is neither a shipped recipe nor a file" in recipe
+    assert str(tmp_path / "i") in imatrix
+    assert f"{tmp_path / 'm'}: not a folder" in model
+
+
+def test_a_model_of_the_hub_is_not_fetched_for_a_recipe_that_is_wrong(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("dynquant.arch.load.load_model", lambda *_, **__: pytest.fail("fetched"))
+    done = run("plan", "hf://org/model", "-r", "nope")
+    assert (done.code, len(done.err.splitlines())) == (1, 1)
+    assert "'nope'" in done.err
+
+
+def test_warnings_are_talk(llama: Path, recipe: Path) -> None:
+    done = run("plan", llama, "--recipe", recipe, "--json")
+    assert "blk.1.ffn_down.weight) takes no tensor" in done.err
+    assert json.loads(done.out)["warnings"]
+
+
+def test_plan_and_inspect_print_the_same_tensors_as_json(
+    llama: Path, recipe: Path, tmp_path: Path
+) -> None:
+    planned = json.loads(run("plan", llama, "--recipe", recipe, "--json").out)
+    assert run("convert", llama, "-o", tmp_path / "x.gguf", "--recipe", recipe).code == 0
+    found = json.loads(run("inspect", tmp_path / "x.gguf", "--json").out)
+    same = (
+        "architecture",
+        "recipe",
+        "tensor_bytes",
+        "bits_per_weight",
+        "type_counts",
+        "file_bytes",
+    )
+    assert {k: found[k] for k in same} == {k: planned[k] for k in same}
+    fields = ("name", "shape", "type", "bytes", "offset")
+    for there, wanted in zip(found["tensors"], planned["tensors"], strict=True):
+        assert {f: there[f] for f in fields} == {f: wanted[f] for f in fields}
+        assert there["rule"] is None
+    assert (tmp_path / "x.gguf").stat().st_size == planned["file_bytes"]
+
+
+def test_inspect_prints_whole_arrays_as_json_and_short_ones_for_people(
+    llama: Path, recipe: Path, tmp_path: Path
+) -> None:
+    run("convert", llama, "-o", tmp_path / "x.gguf", "--recipe", recipe)
+    keys = json.loads(run("inspect", tmp_path / "x.gguf", "--json").out)["keys"]
+    assert len(keys["tokenizer.ggml.tokens"]) == 512
+    assert keys["general.quantization_version"] == 2
+    shown = run("inspect", tmp_path / "x.gguf").out
+    (line,) = [li for li in shown.splitlines() if li.startswith("tokenizer.ggml.tokens ")]
+    assert "STRING[512]" in line
+    assert "…" in line
+    assert len(line) < 160
+
+
+def test_inspect_prints_floats_as_short_as_they_were_meant(
+    llama: Path, recipe: Path, tmp_path: Path
+) -> None:
+    run("convert", llama, "-o", tmp_path / "x.gguf", "--recipe", recipe, "--set", "x.eps=1e-5")
+    assert json.loads(run("inspect", tmp_path / "x.gguf", "--json").out)["keys"]["x.eps"] == 1e-5
+
+
+def test_inspect_of_a_name_on_the_hub_says_what_to_do() -> None:
+    done = run("inspect", "hf://org/model")
+    assert done.code == 1
+    assert done.err.startswith("error: hf://org/model: inspect reads files on disk; fetch it")
+
+
+def test_inspect_of_what_is_no_gguf_is_an_error(recipe: Path) -> None:
+    done = run("inspect", recipe)
+    assert (done.code, done.out) == (1, "")
+    assert done.err.startswith(f"error: {recipe}")
+
+
+def test_convert_says_where_how_large_and_how_fast_on_stderr(
+    llama: Path, recipe: Path, tmp_path: Path
+) -> None:
+    done = run("convert", llama, "-o", tmp_path / "x.gguf", "--recipe", recipe, "--threads", 2)
+    assert (done.code, done.out) == (0, "")
+    last = done.err.splitlines()[-1]
+    assert last.startswith(f"{tmp_path / 'x.gguf'}: 1.")
+    assert "MB" in last
+    assert "bits per weight" in last
+    assert "weights/s" in last
+
+
+def test_quiet_says_nothing(llama: Path, recipe: Path, tmp_path: Path) -> None:
+    done = run("convert", llama, "-o", tmp_path / "x.gguf", "--recipe", recipe, "--quiet")
+    assert done == (0, "", "")
+    assert (tmp_path / "x.gguf").exists()
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(
+    llama: Path, recipe: Path, tmp_path: Path
+) -> None:
+    dry = run("convert", llama, "-o", tmp_path / "x.gguf", "--recipe", recipe, "--dry-run")
+    assert dry.code == 0
+    assert dry.out == run("plan", llama, "--recipe", recipe).out
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["small.yaml"]
+
+
+def test_a_dry_run_refuses_what_the_run_would(llama: Path, recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "none" / "x.gguf"
+    dry = run("convert", llama, "-o", out, "--recipe", recipe, "--dry-run")
+    assert dry.code == 1
+    assert dry.err.splitlines()[-1].startswith(f"error: {tmp_path / 'none'}")
+
+
+def test_an_output_that_exists_is_replaced_with_force_only(
+    llama: Path, recipe: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "x.gguf").write_text("mine")
+    kept = run("convert", llama, "-o", tmp_path / "x.gguf", "--recipe", recipe)
+    assert (kept.code, kept.out) == (1, "")
+    assert kept.err.splitlines()[-1].startswith("error: ")
+    assert (tmp_path / "x.gguf").read_text() == "mine"
+    assert run("convert", llama, "-o", tmp_path / "x.gguf", "--recipe", recipe, "--force").code == 0
+    assert (tmp_path / "x.gguf").read_bytes()[:4] == b"GGUF"
+
+
+def test_set_keys_are_written(llama: Path, recipe: Path, tmp_path: Path) -> None:
+    settings = ("--set", "general.name=My = model", "--set", "llama.context_length=77")
+    run("convert", llama, "-o", tmp_path / "x.gguf", "--recipe", recipe, *settings)
+    fields = gguf.GGUFReader(tmp_path / "x.gguf").fields
+    assert fields["general.name"].contents() == "My = model"
+    assert fields["llama.context_length"].contents() == 77
+
+
+@pytest.mark.parametrize("effort", EFFORTS)
+def test_every_effort_is_planned_and_written(
+    llama: Path, recipe: Path, tmp_path: Path, effort: str
+) -> None:
+    options = ("--recipe", recipe, "--effort", effort)
+    assert json.loads(run("plan", llama, *options, "--json").out)["effort"] == effort
+    assert f"effort {effort}" in run("plan", llama, *options).out.splitlines()[0]
+    assert run("convert", llama, "-o", tmp_path / "x.gguf", *options).code == 0
+    keys = json.loads(run("inspect", tmp_path / "x.gguf", "--json").out)["keys"]
+    assert keys["dynquant.effort"] == effort
+
+
+def test_an_effort_that_is_none_is_told_with_those_that_are() -> None:
+    done = run("plan", "m", "--recipe", "q8_0", "--effort", "most")
+    assert (done.code, done.out) == (2, "")
+    assert "'most' is not one of 'fast', 'normal', 'best'" in done.err
+
+
+def test_a_type_that_needs_importance_is_refused_before_a_byte_is_written(
+    llama: Path, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text("default: IQ2_XS\n")
+    done = run("convert", llama, "-o", tmp_path / "x.gguf", "--recipe", recipe)
+    assert (done.code, done.out) == (1, "")
+    assert done.err.startswith(f"error: {recipe}:1 default: IQ2_XS needs importance")
+    assert done.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == [recipe]
+
+
+@pytest.fixture
+def imatrix(tmp_path: Path) -> Path:
+    """An imatrix of the synthetic Llama's first layer."""
+    means = {f"blk.0.{r}.weight": np.ones(256, np.float32) for r in ("ffn_up", "attn_q", "attn_k")}
+    return write_legacy(tmp_path / "i.dat", means)
+
+
+def test_an_imatrix_is_used_and_what_it_lacks_is_told(
+    llama: Path, recipe: Path, imatrix: Path, tmp_path: Path
+) -> None:
+    shown = run("plan", llama, "--recipe", recipe, "--imatrix", imatrix)
+    assert shown.code == 0
+    assert "imatrix i.dat: importance for 3 tensors, none for blk.{0-1}.attn_v" in shown.out
+    assert f"warning: {imatrix}: no importance for blk.{{0-1}}.attn_v.weight" in shown.err
+    planned = json.loads(run("plan", llama, "--recipe", recipe, "--imatrix", imatrix, "--json").out)
+    assert [t["name"] for t in planned["tensors"] if t["importance"]] == [
+        "blk.0.attn_q.weight",
+        "blk.0.attn_k.weight",
+        "blk.0.ffn_up.weight",
+    ]
+    out = tmp_path / "x.gguf"
+    assert run("convert", llama, "-o", out, "--recipe", recipe, "--imatrix", imatrix).code == 0
+    assert gguf.GGUFReader(out).fields["quantize.imatrix.file"].contents() == "i.dat"
+
+
+def test_without_an_imatrix_the_plan_says_nothing_of_importance(llama: Path, recipe: Path) -> None:
+    done = run("plan", llama, "--recipe", recipe)
+    assert "importance" not in done.out + done.err
+
+
+def test_a_damaged_imatrix_is_an_error_line(llama: Path, recipe: Path) -> None:
+    done = run("plan", llama, "--recipe", recipe, "--imatrix", recipe)
+    assert (done.code, done.out) == (1, "")
+    assert done.err.startswith(f"error: {recipe}: byte 0: ")
+    assert done.err.count("\n") == 1
+
+
+def test_every_bad_setting_is_an_error_line(llama: Path, recipe: Path) -> None:
+    bad = ("--set", "llama.block_count=x", "--set", "general.architecture=x")
+    done = run("plan", llama, "--recipe", recipe, *bad)
+    assert done.code == 1
+    assert [line[:6] for line in done.err.splitlines()] == ["error:", "error:"]
+
+
+def test_a_missing_model_is_an_error_without_a_traceback(tmp_path: Path) -> None:
+    done = run("plan", tmp_path / "none", "--recipe", "q8_0")
+    assert (done.code, done.out) == (1, "")
+    assert done.err.startswith("error: ")
+    assert "Traceback" not in done.err
+
+
+def test_the_readme_names_every_command() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert [c for c in COMMANDS if f"dynquant {c}" not in readme] == []
+
+
+def test_output_that_nobody_reads_ends_quietly() -> None:
+    child = subprocess.Popen(
+        [sys.executable, "-m", "dynquant.cli", "types"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert child.stdout is not None
+    child.stdout.close()
+    assert child.stderr is not None
+    assert child.stderr.read() == b""
+    child.stderr.close()
+    assert child.wait() == 141
+
+
+def test_a_terminal_that_lacks_a_letter_gets_a_question_mark(
+    llama: Path, recipe: Path, tmp_path: Path
+) -> None:
+    shell = os.environ | {"PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "dynquant.cli"]
+    out = str(tmp_path / "é.gguf")
+    made = subprocess.run(
+        [*command, "convert", llama, "-o", out, "--recipe", recipe],
+        capture_output=True,
+        check=True,
+        env=shell,
+    )
+    assert made.stderr.splitlines()[-1].startswith(str(tmp_path).encode() + b"/?.gguf: ")
+
+
+SLOW = """
+import signal, sys, time
+from dynquant.cli import main
+from dynquant.quants import codec
+# A shell that runs the tests in the background has SIGINT ignored by all that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+encode_stored = codec.encode_stored
+def slowly(*args, **kwargs):
+    time.sleep(0.3)
+    encode_stored(*args, **kwargs)
+codec.encode_stored = slowly
+main()
+"""
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_half_way_leaves_what_the_next_run_goes_on_from(
+    llama: Path, recipe: Path, tmp_path: Path, sent: signal.Signals, code: int
+) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    out = folder / "x.gguf"
+    arguments = ["convert", str(llama), "-o", str(out), "--recipe", str(recipe), "--threads", "2"]
+    child = subprocess.Popen(
+        [sys.executable, "-c", SLOW, *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (folder / "x.gguf.part").exists():
+        assert child.poll() is None, child.communicate()
+        time.sleep(0.01)
+    time.sleep(0.1)
+    started = time.monotonic()
+    os.kill(child.pid, sent)
+    _, talk = child.communicate(timeout=10)
+    assert child.returncode == code, talk
+    # A second is wanted; a loaded machine gets another. The whole run would take four.
+    assert time.monotonic() - started < 2
+    assert "Traceback" not in talk
+    assert talk.splitlines()[-1].startswith("interrupted; ")
+    assert names(folder) == ["x.gguf.journal", "x.gguf.part"]
+    assert run(*arguments).code == 0
+    assert names(folder) == ["x.gguf", "x.gguf.manifest.json"]

@@ -1,0 +1,207 @@
+"""Memory stays small whatever the shape, reading fails by name, many tensors cost little each."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from handmade import computed_tensor, model, names, recipe, stored_tensor, weights
+from places import TESTS
+
+from dynquant.conversion import pagecache
+from dynquant.conversion.write import convert_plan
+from dynquant.errors import CheckpointError
+from dynquant.plan.plan import Plan, make_plan
+
+PEAKS = """
+import json, sys
+from pathlib import Path
+from handmade import model, recipe
+from sparse import write_sparse
+from dynquant.arch.base import ModelTensor
+from dynquant.checkpoint.packed import unpack
+from dynquant.checkpoint.safetensors import open_checkpoint
+from dynquant.conversion import digest
+from dynquant.conversion.write import convert_plan
+from dynquant.plan.plan import make_plan
+from dynquant.quants import ALL
+from dynquant.tensors import ShardFile, Stored
+from dynquant.transforms import stack, transposed
+
+folder = Path(sys.argv[1])
+# Of 64 MiB, blocks that wait for a thread that the system does not run could be all of a tensor.
+digest._MOST_HELD = 8 << 20
+
+def peak():
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
+
+def bf16(*shape):
+    with open(folder / "w", "wb") as f:
+        f.truncate(67_108_864)
+    return Stored(ShardFile(folder / "w"), 0, shape, ALL["BF16"])
+
+def fp8():
+    blocks = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    config = {"architectures": ["X"], "quantization_config": blocks}
+    stored = {"w.weight": ("F8_E4M3", (8192, 8192)), "w.weight_scale_inv": ("F32", (64, 64))}
+    return unpack(open_checkpoint(write_sparse(folder, config, stored))).tensors["w.weight"].rows
+
+shapes = {
+    "one matrix": lambda: bf16(16384, 2048),
+    "matrices in one tensor": lambda: bf16(16, 1024, 2048),
+    "experts stacked": lambda: stack([bf16(1024, 2048)] * 16),
+    "FP8 with scales": fp8,
+    "matrices turned": lambda: transposed(bf16(64, 512, 1024)),
+}
+found = {}
+for name, source in shapes.items():
+    tensor = ModelTensor("blk.0.ffn_up_exps.weight", source())
+    plan = make_plan(model(tensor), recipe("Q8_0"))
+    before = peak()
+    convert_plan(plan, folder / "x.gguf", threads=2, force=True)
+    found[name] = peak() - before
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+def test_no_tensor_is_ever_whole_in_memory(tmp_path: Path) -> None:
+    # 67 MB stored and 36 MB written of each shape (of FP8 twice as many weights); the peak is of
+    # the process, so that each shape has what those before it left.
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS / "support"), *sys.path])}
+    grown = subprocess.run(
+        [sys.executable, "-c", PEAKS, str(tmp_path)],
+        capture_output=True,
+        check=True,
+        text=True,
+        env=environment,
+    )
+    found: dict[str, int] = json.loads(grown.stdout)
+    assert {name: n for name, n in found.items() if n > 25_000_000} == {}
+
+
+# ---- a source that is hard to read ---------------------------------------------------------------
+
+
+def stored_plan(folder: Path) -> Plan:
+    return make_plan(model(stored_tensor(folder / "w", "a.weight", weights(50, 256))), recipe())
+
+
+def test_short_reads_of_a_source_are_continued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = stored_plan(tmp_path)
+    convert_plan(plan, tmp_path / "whole.gguf")
+    whole = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda fd, into, at: whole(fd, [into[0][:100]], at))
+    convert_plan(plan, tmp_path / "x.gguf")
+    assert (tmp_path / "x.gguf").read_bytes() == (tmp_path / "whole.gguf").read_bytes()
+
+
+def test_a_read_that_fails_is_told_with_file_and_offset_and_can_be_gone_on_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = stored_plan(tmp_path)
+    convert_plan(plan, tmp_path / "whole.gguf")
+    whole = os.preadv
+
+    def failing(fd: int, into: Any, at: int) -> int:
+        if at >= 30 * 512:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return whole(fd, into, at)
+
+    monkeypatch.setattr(os, "preadv", failing)
+    with pytest.raises(CheckpointError) as e:
+        convert_plan(plan, tmp_path / "x.gguf", threads=1, chunk_bytes=5 * 512)
+    assert str(e.value) == f"{tmp_path / 'w'}: read at byte {30 * 512}: Input/output error"
+    monkeypatch.setattr(os, "preadv", whole)
+    made = convert_plan(plan, tmp_path / "x.gguf")
+    assert made.resumed == 30 * 272
+    assert (tmp_path / "x.gguf").read_bytes() == (tmp_path / "whole.gguf").read_bytes()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_source_that_may_only_be_read_is_enough(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    plan = stored_plan(folder)
+    (folder / "w").chmod(0o400)
+    folder.chmod(0o500)
+    convert_plan(plan, tmp_path / "x.gguf")
+
+
+def test_nothing_is_written_beside_the_source(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    convert_plan(stored_plan(folder), tmp_path / "x.gguf")
+    assert names(folder) == ["w"]
+
+
+# ---- a model larger than the memory --------------------------------------------------------------
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="this system takes no such advice")
+@pytest.mark.parametrize("memory", [100_000, 1 << 40])
+def test_only_what_does_not_fit_is_forgotten_and_only_when_all_of_it_was_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: int
+) -> None:
+    told: list[str] = []
+
+    def advise(fd: int, *_: int) -> None:
+        told.append(Path(f"/proc/self/fd/{fd}").readlink().name)
+
+    monkeypatch.setattr(os, "posix_fadvise", advise)
+    monkeypatch.setattr(pagecache, "memory_bytes", lambda: memory)
+    tensors = [stored_tensor(tmp_path / f"w{i}", f"{i}.weight", weights(500, 256)) for i in (0, 1)]
+    plan = make_plan(model(*tensors), recipe())
+    slow = os.pwrite
+
+    def pwrite(fd: int, content: Any, at: int) -> int:
+        time.sleep(0.002)
+        return slow(fd, content, at)
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    convert_plan(plan, tmp_path / "x.gguf", threads=1, chunk_bytes=9000, sync_seconds=0.005)
+    # The second is read to the end: nobody waits for its pages, but the next run may.
+    assert set(told) == ({"w0", "x.gguf.part"} if memory == 100_000 else set())
+    assert told.count("w0") <= 1
+
+
+# ---- many tensors --------------------------------------------------------------------------------
+
+
+def calls_for(n: int, folder: Path) -> int:
+    """Calls of Python functions that n tensors take, in all threads."""
+    tensors = tuple(computed_tensor(f"blk.{i}.attn_norm.weight", 32) for i in range(n))
+    calls = itertools.count()
+
+    def count(frame: object, event: str, arg: object) -> None:
+        if event == "call":
+            next(calls)
+
+    before = sys.getprofile()
+    threading.setprofile(count)
+    sys.setprofile(count)
+    try:
+        convert_plan(make_plan(model(*tensors), recipe()), folder / f"{n}.gguf", threads=2)
+    finally:
+        sys.setprofile(before)
+        threading.setprofile(None)  # type: ignore[arg-type]
+    return next(calls)
+
+
+def test_four_times_as_many_tensors_take_about_four_times_as_many_calls(tmp_path: Path) -> None:
+    # Work that grows with the square takes sixteen times as many.
+    few, many = calls_for(500, tmp_path), calls_for(2000, tmp_path)
+    assert few > 10_000
+    assert many < 5 * few

@@ -1,0 +1,186 @@
+"""The GitHub Action and the workflows: their commands exist, and the example's steps run here."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from inprocess import run
+from places import ROOT
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from dynquant.cli import app
+from dynquant.release.finished import open_finished
+
+GITHUB = ROOT / ".github"
+ACTION = GITHUB / "actions" / "dynquant-convert" / "action.yml"
+WORKFLOWS = sorted((GITHUB / "workflows").glob("*.yml"))
+EXAMPLE = GITHUB / "workflows" / "example-release.yml"
+SCRIPT = ROOT / "scripts" / "checks" / "run_example_release.py"
+COMMANDS = set(get_command(app).commands)  # type: ignore[attr-defined]
+
+
+def read(path: Path) -> dict[str, Any]:
+    return yaml.load(path.read_text(), yaml.BaseLoader)  # `on` stays text
+
+
+def steps_of(path: Path) -> list[dict[str, Any]]:
+    document = read(path)
+    if "runs" in document:
+        return document["runs"]["steps"]
+    return [step for job in document["jobs"].values() for step in job["steps"]]
+
+
+STEPS = [(path, step) for path in (ACTION, *WORKFLOWS) for step in steps_of(path)]
+STEP_IDS = [f"{path.stem}: {step['name']}" for path, step in STEPS]
+SCRIPTS = [step["run"] for _, step in STEPS if "run" in step]
+
+
+def known(command: str) -> bool:
+    """Whether this dynquant has a command; the action may be ahead of it by one."""
+    return command in COMMANDS
+
+
+@pytest.mark.parametrize("step", [s for _, s in STEPS], ids=STEP_IDS)
+def test_a_step_either_runs_or_uses_something_pinned(step: dict[str, Any]) -> None:
+    assert ("run" in step) != ("uses" in step)
+    if "run" in step:
+        assert step["shell"] == "bash"
+        return
+    where, _, version = step["uses"].partition("@")
+    if where.startswith("./"):
+        assert (ROOT / where / "action.yml").is_file()
+    else:
+        assert re.fullmatch(r"v\d+(\.\d+)?|release/v\d+", version), step["uses"]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_text_of_inputs_reaches_scripts_as_variables_only(script: str) -> None:
+    assert "${{" not in script
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_bash_can_read_every_script(script: str) -> None:
+    subprocess.run(["bash", "-n", "-c", script], check=True)
+
+
+@pytest.mark.parametrize(("path", "step"), STEPS, ids=STEP_IDS)
+def test_variables_come_from_inputs_and_outputs_that_exist(
+    path: Path, step: dict[str, Any]
+) -> None:
+    document = read(path)
+    ids = {s["id"] for s in steps_of(path) if "id" in s}
+    used = re.findall(r"\$\{\{ (.+?) \}\}", json.dumps([step.get("env"), step.get("with")]))
+    for expression in used:
+        kind, name, *rest = expression.split(".")
+        if kind == "inputs":
+            assert name in document["inputs"]
+        elif kind == "steps":
+            assert name in ids
+            assert rest[0] == "outputs"
+        else:
+            assert kind in ("matrix", "github")
+
+
+def test_the_example_gives_the_action_inputs_that_it_has() -> None:
+    (step,) = (s for s in steps_of(EXAMPLE) if s.get("uses", "").startswith("./"))
+    inputs = read(ACTION)["inputs"]
+    assert step["with"].keys() <= inputs.keys()
+    assert {n for n, i in inputs.items() if i.get("required") == "true"} <= step["with"].keys()
+    outputs = re.findall(r"steps\.convert\.outputs\.([\w-]+)", EXAMPLE.read_text())
+    assert set(outputs) <= read(ACTION)["outputs"].keys()
+
+
+def test_every_input_is_used_and_every_output_is_written() -> None:
+    text = ACTION.read_text()
+    document = read(ACTION)
+    assert {n for n in document["inputs"] if f"inputs.{n} }}}}" not in text} == set()
+    (release,) = (s["run"] for s in steps_of(ACTION) if s.get("id") == "release")
+    written = set(re.findall(r'print\("([\w-]+)"', release))
+    assert written == document["outputs"].keys()
+
+
+def test_every_command_of_ours_in_the_scripts_exists_with_its_options() -> None:
+    found: set[str] = set()
+    for script in SCRIPTS:
+        commands = re.findall(r"^ *dynquant (\w+)", script, re.MULTILINE)
+        for command in filter(known, commands):
+            help_ = CliRunner().invoke(app, [command, "--help"]).output
+            listed = set(re.findall(r"(?<!\S)(--[a-z][a-z-]+|-[a-z])\b", help_))
+            said = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", script))
+            assert len(set(commands)) > 1 or said <= listed
+        found |= set(commands)
+    assert found == {"convert", "release", "verify"}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_files_of_the_checkout_that_scripts_run_are_there(script: str) -> None:
+    for word in shlex.split(script.replace("'", ""), comments=True):
+        if word.startswith((".ci/", "scripts/", "tests/")):
+            assert (ROOT / word).exists(), word
+
+
+def test_ci_runs_the_gate() -> None:
+    assert ".ci/run" in [s.get("run") for s in steps_of(GITHUB / "workflows" / "ci.yml")]
+
+
+def test_only_a_tag_publishes_and_without_a_password() -> None:
+    publish = read(GITHUB / "workflows" / "wheels.yml")["jobs"]["publish"]
+    assert "github.ref_type == 'tag'" in publish["if"]
+    assert publish["permissions"]["id-token"] == "write"
+    assert "secrets." not in (GITHUB / "workflows" / "wheels.yml").read_text()
+
+
+def ours(path: Path, skipped: set[str]) -> list[str]:
+    """The steps of a file that are not GitHub's, the action's in the place of its use."""
+    found: list[str] = []
+    for step in steps_of(path):
+        if step.get("uses", "").startswith("./"):
+            found += ours(ROOT / step["uses"] / "action.yml", skipped)
+        elif "run" in step and step["name"] not in skipped:
+            found.append(step["name"])
+    return found
+
+
+@pytest.fixture(scope="module")
+def measures(tmp_path_factory: pytest.TempPathFactory) -> bool:
+    out = tmp_path_factory.mktemp("probe") / "x.gguf"
+    run("convert", ROOT / "tests" / "data" / "tiny-books", "-o", out, "-r", "q8_0")
+    return open_finished(out).loss is not None
+
+
+def example(*options: str, workspace: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, SCRIPT, "--installed", "--workspace", str(workspace), *options]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_the_example_runs_here_with_the_steps_that_the_files_have(
+    tmp_path: Path, measures: bool
+) -> None:
+    skipped = {"Install dynquant"} | (set() if known("verify") else {"Verify"})
+    options = [word for name in skipped for word in ("--skip", name)]
+    # Where no error is measured, the gate would not let it pass.
+    options += [] if measures else ["--with", "max-error="]
+    done = example(*options, workspace=tmp_path)
+    assert done.returncode == 0, done.stderr
+    said = re.findall(r"^== ([^:\n]+)$", done.stdout, re.MULTILINE)
+    assert said == [*ours(EXAMPLE, skipped), "Job summary", "Artifacts"]
+    listed = set(re.findall(r"^ +[\d,]+  release/(.+)$", done.stdout, re.MULTILINE))
+    assert listed == {p.name for p in (tmp_path / "release").iterdir()}
+    assert {"README.md", "SHA256SUMS", "plan.html", "tiny-books-dynamic-4bit.gguf"} <= listed
+    assert "## tiny-books-dynamic-4bit" in done.stdout
+
+
+def test_a_gate_that_does_not_hold_ends_the_example_with_3(tmp_path: Path) -> None:
+    done = example("--with", "max-size=1MB", workspace=tmp_path)
+    assert done.returncode == 3
+    assert "and at most 1.00 MB (0.95 MiB) was asked for" in done.stderr
+    assert not (tmp_path / "release").exists()

@@ -1,0 +1,86 @@
+"""The trained model that the repository ships, converted, answers like the original.
+
+The oracles are transformers and the model's own tokenizer (stored by make_references.py)
+and llama.cpp.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from agreement import (
+    F32_TOLERANCE,
+    TINY_BOOKS,
+    Reference,
+    divergence,
+    load_reference,
+    max_difference,
+)
+
+import dynquant
+
+llamacpp: Any = pytest.importorskip("llamacpp", reason="needs xllamacpp", exc_type=ImportError)
+
+KL_CEILINGS = {
+    "q8_0": 5e-4,
+    "dynamic-5bit": 3.5e-3,
+    "dynamic-4bit": 1.1e-2,
+    "dynamic-3bit": 4.5e-2,
+}
+"""Mean KL(transformers || ours) over the prompts' last tokens, in nats; may only go down.
+
+They tell a recipe from a worse one: all Q4_K gives 1.6e-2, all Q4_0 2.6e-2, Q5_K_S 3.8e-3, Q3_K_S
+5.2e-2. They cannot tell encoders of one quality apart: settings of Q4_K and Q5_K whose KL over
+49,000 tokens and six permutations of the model (as compare_objectives.py makes them) is
+1.35e-2 to 1.37e-2 give 7.1e-3 to 8.8e-3 here, and ggml's encoders, with 1.45e-2 there, 6.6e-3.
+"""
+
+
+@pytest.fixture(scope="module")
+def reference() -> Reference:
+    return load_reference(TINY_BOOKS)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("tiny-books")
+
+
+def converted(reference: Reference, folder: Path, recipe: str) -> Path:
+    """Return the file of a recipe, made once."""
+    out = folder / f"{recipe}.gguf"
+    if not out.exists():
+        dynquant.convert(reference.folder, out, recipe=recipe, threads=2)
+    return out
+
+
+def test_log_probabilities_of_the_f32_file_equal_transformers(
+    reference: Reference, folder: Path
+) -> None:
+    ours = llamacpp.log_probabilities(converted(reference, folder, "f32"), reference.prompts)
+    assert max_difference(reference.log_probabilities, ours) < F32_TOLERANCE
+
+
+def test_tokens_equal_its_own_tokenizers(reference: Reference, folder: Path) -> None:
+    file = converted(reference, folder, "f32")
+    ours = llamacpp.tokenize(file, list(reference.tokens), parse_special=reference.parses_special)
+    assert dict(zip(reference.tokens, ours, strict=True)) == reference.tokens
+
+
+@pytest.mark.parametrize("recipe", KL_CEILINGS)
+def test_divergence_from_transformers_is_below_the_ceiling(
+    recipe: str, reference: Reference, folder: Path
+) -> None:
+    ours = llamacpp.log_probabilities(converted(reference, folder, recipe), reference.prompts)
+    assert divergence(reference.log_probabilities, ours) < KL_CEILINGS[recipe]
+
+
+def test_the_dynamic_4bit_file_writes_words(reference: Reference, folder: Path) -> None:
+    file = converted(reference, folder, "dynamic-4bit")
+    text = llamacpp.generate(file, "Once upon a time there was", 40)
+    words = re.findall(r"[A-Za-z]+", text)
+    assert len(set(words)) >= 8
+    assert sum(map(len, words)) >= 0.8 * len(re.sub(r"\s", "", text))

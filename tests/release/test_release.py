@@ -1,0 +1,393 @@
+"""Releases: what a publisher uploads beside a GGUF.
+
+The oracles are coreutils' sha256sum, huggingface_hub's reader of model cards, a CommonMark parser
+and the standard library's HTML parser.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from handmade import KEYS, names, small_tensors
+from handmade_manifests import IMATRIX, write_manifest
+from inprocess import run
+from markdown_it import MarkdownIt  # rich brings it
+from pages import read_page
+
+import dynquant
+from dynquant.arch.base import Model
+from dynquant.conversion.write import convert_plan
+from dynquant.errors import CheckpointError, ManifestError, ReleaseError
+from dynquant.keys import Keys, string, strings
+from dynquant.plan.plan import make_plan
+from dynquant.plan.shards import Split
+from dynquant.recipe.loader import load_recipe
+from dynquant.release.finished import Finished, open_finished
+from dynquant.release.folder import Release, make_release, write_release
+from dynquant.release.markdown import code, table, text
+from dynquant.release.sums import sums_text
+
+HOSTILE = """a|b `c` <script>alert(1)</script> [x](y) _z_ \\ *w* http://x.y\n# no head"""
+
+
+def make(
+    folder: Path,
+    name: str,
+    recipe: str = "q8_0",
+    *,
+    keys: Keys | None = None,
+    shard: int | None = None,
+) -> Path:
+    """Write a small GGUF by a shipped recipe, without a manifest; shard: tensors in each file."""
+    described = Model("llama", KEYS | (keys or {}), small_tensors(), {})
+    plan = make_plan(described, load_recipe(recipe), split=Split(max_tensors=shard))
+    convert_plan(plan, folder / name, threads=1)
+    (folder / f"{name}.manifest.json").unlink(missing_ok=True)
+    return folder / name
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Finished:
+    """A finished GGUF with its manifest."""
+    write_manifest(make(tmp_path, "x.gguf"), "q8_0")
+    return open_finished(tmp_path / "x.gguf")
+
+
+def released(*made: Finished, **options: object) -> Release:
+    release = make_release(made, **options)  # type: ignore[arg-type]
+    write_release(release, force=False)
+    return release
+
+
+def card_of(release: Release) -> str:
+    return (release.folder / "README.md").read_text("utf-8")
+
+
+def front_of(release: Release) -> dict[str, object]:
+    return yaml.safe_load(card_of(release).split("---\n")[1])
+
+
+def checked_by_coreutils(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    if shutil.which("sha256sum") is None:
+        pytest.skip("no sha256sum on this machine")
+    command = ["sha256sum", "--check", "--strict", *options, "SHA256SUMS"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+
+
+def test_a_release_is_written_beside_the_file(made: Finished) -> None:
+    release = released(made)
+    assert names(made.path.parent) == sorted(
+        [
+            "README.md",
+            "SHA256SUMS",
+            "plan.html",
+            "recipe-q8_0.yaml",
+            "x.gguf",
+            "x.gguf.manifest.json",
+        ]
+    )
+    assert release.lacks == (
+        "README.md: does not name the source; give --base-model ORG/NAME",
+        "README.md: has no license, the source does not tell it; give --license ID",
+    )
+
+
+def test_coreutils_checks_the_sums_of_all_but_the_card(made: Finished) -> None:
+    release = released(made)
+    done = checked_by_coreutils(release.folder)
+    assert done.returncode == 0, done.stderr
+    assert {line.split(":")[0] for line in done.stdout.splitlines()} == set(release.names) - {
+        "README.md",
+        "SHA256SUMS",
+    }
+
+
+def test_coreutils_finds_a_changed_byte(made: Finished) -> None:
+    release = released(made)
+    content = bytearray(made.path.read_bytes())
+    content[-1] ^= 1
+    made.path.write_bytes(content)
+    assert checked_by_coreutils(release.folder).returncode == 1
+
+
+@pytest.mark.parametrize("name", ["a b.gguf", "back\\slash.gguf", "line\nbreak.gguf", "é.gguf"])
+def test_coreutils_reads_any_name(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"x")
+    sums = sums_text([(hashlib.sha256(b"x").hexdigest(), name)])
+    (tmp_path / "SHA256SUMS").write_bytes(sums.encode())
+    assert checked_by_coreutils(tmp_path).returncode == 0
+
+
+def test_the_hashes_are_the_manifests_and_the_file_is_not_read(made: Finished) -> None:
+    told: list[str] = []
+    assert made.manifest
+    assert made.sha256(told.append) == (made.manifest.output.files[0].sha256,)
+    assert told == []
+
+
+def test_a_file_younger_than_its_manifest_is_read(made: Finished) -> None:
+    content = bytearray(made.path.read_bytes())
+    content[-1] ^= 1
+    made.path.write_bytes(content)
+    told: list[str] = []
+    assert made.manifest
+    assert made.sha256(told.append) != (made.manifest.output.files[0].sha256,)
+    assert len(told) == 1
+    assert "reading" in told[0]
+
+
+def test_without_a_manifest_the_file_is_read_and_what_is_lacking_is_told(tmp_path: Path) -> None:
+    release = released(open_finished(make(tmp_path, "x.gguf")))
+    assert checked_by_coreutils(tmp_path).returncode == 0
+    assert "x.gguf: has no manifest" in release.lacks[0]
+    assert not list(tmp_path.glob("recipe*"))
+    assert "error" not in card_of(release).split("## Types by role")[1]
+
+
+def test_another_folder_gets_links_not_copies(made: Finished, tmp_path: Path) -> None:
+    release = released(made, folder=tmp_path / "out")
+    assert (tmp_path / "out" / "x.gguf").samefile(made.path)
+    assert checked_by_coreutils(tmp_path / "out").returncode == 0
+    assert names(tmp_path / "out") == sorted(release.names)
+    assert names(tmp_path) == ["out", "x.gguf", "x.gguf.manifest.json"]
+
+
+def test_nothing_is_replaced_without_force(made: Finished, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("mine")
+    (tmp_path / "plan.html").write_text("mine")
+    release = make_release([made])
+    with pytest.raises(ReleaseError) as e:
+        write_release(release, force=False)
+    assert [m.partition(":")[0] for m in e.value.messages] == [
+        str(tmp_path / "plan.html"),
+        str(tmp_path / "README.md"),
+    ]
+    assert (tmp_path / "README.md").read_text() == "mine"
+    assert not (tmp_path / "SHA256SUMS").exists()
+    write_release(release, force=True)
+    assert card_of(release).startswith("---\n")
+
+
+def test_the_recipe_is_the_manifests_to_the_byte(made: Finished) -> None:
+    released(made)
+    assert made.manifest
+    content = (made.path.parent / "recipe-q8_0.yaml").read_bytes()
+    assert hashlib.sha256(content).hexdigest() == made.manifest.recipe.sha256
+    assert load_recipe(made.path.parent / "recipe-q8_0.yaml").sha256 == load_recipe("q8_0").sha256
+
+
+def test_a_recipes_name_leads_nowhere_else(tmp_path: Path) -> None:
+    recipe = {"name": "../../x/é", "sha256": "0" * 64, "text": "a\n", "extends": ["b\n"]}
+    write_manifest(make(tmp_path, "x.gguf"), "q8_0", recipe=recipe)
+    release = released(open_finished(tmp_path / "x.gguf"))
+    assert [n for n in release.texts if n.startswith("recipe")] == [
+        "recipe-x.yaml",
+        "recipe-x.extends-1.yaml",
+    ]
+
+
+def test_several_files_of_one_model_have_one_card(tmp_path: Path) -> None:
+    for name, recipe, error in (("a.gguf", "q8_0", 0.0002), ("b.gguf", "f16", 0.0)):
+        write_manifest(make(tmp_path, name, recipe), recipe, errors=error)
+    release = released(*map(open_finished, (tmp_path / "a.gguf", tmp_path / "b.gguf")))
+    assert {"a.plan.html", "b.plan.html", "recipe-q8_0.yaml", "recipe-f16.yaml"} <= set(
+        names(tmp_path)
+    )
+    lines = [line for line in card_of(release).splitlines() if line.startswith("| `")]
+    assert lines[0].startswith("| `a.gguf` | q8_0 |")
+    assert lines[0].endswith("| 0.0002 |")
+    assert lines[1].startswith("| `b.gguf` | f16 |")
+    assert checked_by_coreutils(tmp_path).returncode == 0
+
+
+def test_recipes_of_one_name_and_two_texts_are_two_files(tmp_path: Path) -> None:
+    for i, name in enumerate(("a.gguf", "b.gguf")):
+        recipe = {"name": "mine", "sha256": "0" * 64, "text": f"# {i}\n", "extends": []}
+        write_manifest(make(tmp_path, name), "q8_0", recipe=recipe)
+    release = released(*map(open_finished, (tmp_path / "a.gguf", tmp_path / "b.gguf")))
+    assert (tmp_path / "recipe-mine.yaml").read_text() == "# 0\n"
+    assert (tmp_path / "recipe-mine-2.yaml").read_text() == "# 1\n"
+    assert "(<recipe-mine-2.yaml>)" in card_of(release)
+
+
+def test_another_model_is_refused(tmp_path: Path) -> None:
+    one = make(tmp_path, "a.gguf", keys={"dynquant.source": string("hf://a/b")})
+    other = make(tmp_path, "b.gguf", keys={"dynquant.source": string("hf://a/c")})
+    with pytest.raises(ReleaseError, match=r"source 'a/c' is not 'a/b'"):
+        make_release([open_finished(one), open_finished(other)])
+    with pytest.raises(ReleaseError, match=r"^a\.gguf: is given twice"):
+        make_release([open_finished(one), open_finished(one)])
+
+
+@pytest.mark.parametrize("named", ["x.gguf", "x-00002-of-00003.gguf"])
+def test_shards_are_released_together(named: str, tmp_path: Path) -> None:
+    make(tmp_path, "x.gguf", shard=2)
+    write_manifest(tmp_path / "x.gguf", "q8_0")
+    made = open_finished(tmp_path / named)
+    assert len(made.paths) == 3
+    assert made.manifest
+    release = released(made)
+    assert checked_by_coreutils(tmp_path).returncode == 0
+    card = card_of(release)
+    assert "| `x-00001-of-00003.gguf` and 2 more |" in card
+    assert "llama-server -m x-00001-of-00003.gguf" in card
+
+
+def test_a_manifest_of_another_file_is_refused(tmp_path: Path) -> None:
+    write_manifest(make(tmp_path, "a.gguf"), "q8_0")
+    make(tmp_path, "b.gguf", "f16")
+    (tmp_path / "a.gguf.manifest.json").rename(tmp_path / "b.gguf.manifest.json")
+    with pytest.raises(ReleaseError) as e:
+        open_finished(tmp_path / "b.gguf")
+    assert [m.split(": ")[1].split(" ")[0] for m in e.value.messages] == ["does", "tells"]
+
+
+def test_a_damaged_manifest_is_refused(made: Finished) -> None:
+    assert made.manifest_path
+    made.manifest_path.write_text(made.manifest_path.read_text()[:-20])
+    with pytest.raises(ManifestError):
+        open_finished(made.path)
+
+
+def test_what_is_no_gguf_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.gguf").write_text("x")
+    with pytest.raises(CheckpointError):
+        open_finished(tmp_path / "x.gguf")
+
+
+# The card
+
+
+def test_the_front_matter_is_what_the_hub_reads(tmp_path: Path) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+    keys = {
+        "dynquant.source": string("hf://some-org/Some.Model"),
+        "general.license": string("other"),
+        "general.license.name": string("some: license"),
+        "general.license.link": string("https://some.org/license"),
+        "general.languages": strings(["en", "no"]),
+    }
+    write_manifest(make(tmp_path, "x.gguf", keys=keys), "q8_0", importance=IMATRIX)
+    release = released(open_finished(tmp_path / "x.gguf"), repository="me/Some.Model-GGUF")
+    assert release.lacks == ()
+    data = hub.ModelCard(card_of(release)).data.to_dict()
+    assert data == front_of(release)
+    assert data == {
+        "language": ["en", "no"],
+        "license": "other",
+        "license_name": "some: license",
+        "license_link": "https://some.org/license",
+        "base_model": "some-org/Some.Model",
+        "base_model_relation": "quantized",
+        "quantized_by": "me",
+        "library_name": "gguf",
+        "pipeline_tag": "text-generation",
+        "tags": ["gguf", "dynquant", "imatrix"],
+    }
+
+
+def test_options_say_what_the_files_do_not(made: Finished) -> None:
+    release = released(made, license_="mit", base_model="a/b")
+    assert front_of(release) | {"license": "mit", "base_model": "a/b"} == front_of(release)
+    assert release.lacks == ()
+
+
+@pytest.mark.parametrize("name", ["a", "a/b/c", "../b", "a/b)", "a /b"])
+def test_a_name_that_is_none_of_the_hub_is_refused(name: str, made: Finished) -> None:
+    with pytest.raises(ReleaseError, match="is not a name on the Hub"):
+        make_release([made], base_model=name)
+
+
+def test_the_card_tells_errors_by_role(tmp_path: Path) -> None:
+    down = {f"blk.{i}.ffn_down.weight": error for i, error in enumerate((0.01, 0.03))}
+    write_manifest(make(tmp_path, "x.gguf"), "q8_0", errors=down)
+    card = card_of(released(open_finished(tmp_path / "x.gguf")))
+    rows = [[c.strip() for c in line.split("|")] for line in card.splitlines() if "|" in line]
+    by_role = {row[1]: row[4:8] for row in rows if len(row) == 9}
+    assert by_role["`ffn_down`"] == ["8.500", "0.02", "0.01", "0.25"]
+    assert by_role["`ffn_up_exps`"][1:] == ["–", "–", "–"]
+
+
+def test_the_card_tells_sources_imatrix_and_how_to_verify(tmp_path: Path) -> None:
+    model = {"repository": "hf://a/b", "commit": "c" * 40, "mla": None}
+    write_manifest(make(tmp_path, "x.gguf"), "q8_0", importance=IMATRIX, model=model)
+    card = card_of(released(open_finished(tmp_path / "x.gguf"), repository="me/b-GGUF"))
+    for said in (
+        "1" * 64,
+        "2" * 64,
+        "`model.safetensors`",
+        f"dynquant verify x.gguf \\\n  --against hf://a/b@{'c' * 40} --imatrix i.gguf\n",
+        "sha256sum --check --ignore-missing SHA256SUMS\n",
+        "pip install dynquant==0.1.0\n",
+        "llama-server -m x.gguf --port 8080\n",
+        "hf download me/b-GGUF --include 'x*.gguf' --local-dir .\n",
+        load_recipe("q8_0").sha256,
+    ):
+        assert said in card
+
+
+def test_the_same_file_gives_the_same_release(made: Finished, tmp_path: Path) -> None:
+    one, two = (make_release([made], folder=tmp_path / n) for n in "ab")
+    assert one.texts == two.texts
+    assert str(tmp_path) not in (b"".join(one.texts.values())).decode()
+
+
+def elements(markdown: str) -> str:
+    return MarkdownIt("gfm-like", {"html": True, "linkify": False}).render(markdown)
+
+
+def test_hostile_text_stays_text() -> None:
+    page = read_page(elements("\n".join(table(("a", "b"), [(text(HOSTILE), code(HOSTILE))]))))
+    line = " ".join(HOSTILE.split())
+    shown = [cell.text for cell in page.all("td")]
+    assert shown == [line, line.replace("|", "¦")]
+    assert not any(page.all(tag) for tag in ("script", "a", "em", "h1", "img"))
+
+
+def test_hostile_names_stay_text_in_the_card(tmp_path: Path) -> None:
+    importance = IMATRIX | {"file": HOSTILE.replace("/", ""), "datasets": [HOSTILE]}
+    recipe = {"name": HOSTILE, "sha256": "0" * 64, "text": "x", "extends": []}
+    path = make(tmp_path, "x.gguf", keys={"general.name": string(HOSTILE)})
+    write_manifest(path, "q8_0", importance=importance, recipe=recipe)
+    card = card_of(released(open_finished(path)))
+    page = read_page(elements(card.split("---\n", 2)[2]))
+    assert [e.text for e in page.all("h1")] == [f"{' '.join(HOSTILE.split())} as GGUF"]
+    assert not page.all("script")
+    assert {e.attributes["href"] for e in page.all("a")} <= {
+        "x.gguf.manifest.json",
+        "plan.html",
+        *(n for n in names(tmp_path) if n.startswith("recipe-")),
+    }
+
+
+def test_the_page_of_the_plan_has_every_tensor_and_the_recipe(made: Finished) -> None:
+    release = released(made)
+    page = read_page((release.folder / "plan.html").read_text())
+    assert {c.all("b")[0].text for c in page.all("div", "c")} == {t.name for t in made.tensors}
+    assert made.manifest
+    assert page.all("pre")[0].text.strip() == made.manifest.recipe.text.strip()
+
+
+# The command
+
+
+def test_the_command_prints_what_it_wrote(made: Finished, tmp_path: Path) -> None:
+    to = ("--folder", tmp_path / "out")
+    done = run("release", made.path, *to, "--license", "mit", "--base-model", "a/b")
+    assert (done.code, done.err) == (0, "")
+    assert {Path(line) for line in done.out.splitlines()} == set((tmp_path / "out").iterdir())
+    again = run("release", made.path, *to, "--json")
+    assert (again.code, again.out) == (1, "")
+    found = json.loads(run("release", made.path, *to, "--json", "--force").out)
+    (model,) = found["models"]
+    assert model["bytes"] == made.path.stat().st_size
+    assert model["error"] == pytest.approx(0.01)
+    assert Path(model["path"]).samefile(made.path)
+    assert len(found["lacks"]) == 2
+    assert dynquant.__version__ in (tmp_path / "out" / "README.md").read_text("utf-8")

@@ -1,0 +1,74 @@
+"""A DeepSeek-V3 with a layer that predicts further ahead (multi-token prediction)."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+from agreement import load_reference
+from safetensors.numpy import save_file
+
+from dynquant.arch.load import load_model
+from dynquant.plan.plan import Plan, make_plan
+from dynquant.recipe.loader import parse_recipe
+
+N_LAYERS, HIDDEN = 3, 32
+
+
+def bf16(x: np.ndarray) -> np.ndarray:
+    """The upper halves of float32 numbers, which is BF16 rounded towards zero."""
+    return (x.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+
+
+def with_prediction(folder: Path, *, without: str = "", head: bool = True) -> Path:
+    """Copy the reference, and write layer 3 into a second shard; head: with its own copies."""
+    shutil.copytree(load_reference("deepseek-v3").folder, folder)
+    stored = read_bf16(folder / "model.safetensors")
+    rng = np.random.default_rng(3)
+    at = f"model.layers.{N_LAYERS}."
+    more = {
+        name.replace("model.layers.2.", at): x[::-1].copy()
+        for name, x in stored.items()
+        if name.startswith("model.layers.2.")
+    }
+    more[at + "eh_proj.weight"] = bf16(rng.standard_normal((HIDDEN, 2 * HIDDEN)))
+    for norm in ("enorm", "hnorm", "shared_head.norm"):
+        more[f"{at}{norm}.weight"] = bf16(rng.standard_normal(HIDDEN))
+    if head:
+        more[at + "embed_tokens.weight"] = stored["model.embed_tokens.weight"]
+        more[at + "shared_head.head.weight"] = stored["lm_head.weight"]
+    more.pop(without, None)
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    write_bf16(folder / "model-00002-of-00002.safetensors", more)
+    index = dict.fromkeys(stored, "model-00001-of-00002.safetensors")
+    index |= dict.fromkeys(more, "model-00002-of-00002.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    return folder
+
+
+def read_bf16(path: Path) -> dict[str, np.ndarray]:
+    """Tensors of a file as 16-bit numbers: numpy has no BF16."""
+    content = path.read_bytes()
+    n = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + n])
+    return {
+        name: np.frombuffer(content[8 + n :][slice(*t["data_offsets"])], "<u2").reshape(t["shape"])
+        for name, t in header.items()
+        if name != "__metadata__"
+    }
+
+
+def write_bf16(path: Path, tensors: dict[str, np.ndarray]) -> None:
+    save_file(tensors, path)
+    content = path.read_bytes()
+    n = int.from_bytes(content[:8], "little")
+    # "U16" and "BF16" differ by a letter, which a space at the end of the header pays for.
+    header = content[8 : 8 + n].replace(b'"U16"', b'"BF16"').rstrip()
+    header += b" " * (-len(header) % 8)
+    path.write_bytes(len(header).to_bytes(8, "little") + header + content[8 + n :])
+
+
+def plan_of(folder: Path, text: str) -> Plan:
+    return make_plan(load_model(folder), parse_recipe(text, "r.yaml", "r"))

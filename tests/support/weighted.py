@@ -1,0 +1,30 @@
+"""The small handmade model with importance."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from handmade import DOWN, model, recipe
+from imatrices import write_counted
+
+from dynquant.arrays import F32
+from dynquant.importance.imatrix import read_imatrix
+from dynquant.plan.plan import Plan, make_plan
+
+EXPERTS = "blk.1.ffn_up_exps.weight"
+
+
+def spread(*shape: int, seed: int = 0) -> F32:
+    """Log-normal numbers, as far from each other as real mean squares are."""
+    return np.exp(2 * np.random.default_rng(seed).standard_normal(shape)).astype(np.float32)
+
+
+def weighed_plan(folder: Path, counts: tuple[int, ...] = (1, 1, 1)) -> Plan:
+    """The small model at four bits, with importance for one matrix and for experts."""
+    entries = {
+        DOWN: (spread(1, 512), [1]),
+        EXPERTS: (spread(3, 256, seed=1), counts),
+    }
+    imatrix = read_imatrix(write_counted(folder / "i.gguf", entries))
+    return make_plan(model(), recipe("Q4_0"), imatrix=imatrix)
