@@ -21,15 +21,15 @@ from dynquant.errors import DynquantError
 if TYPE_CHECKING:
     from dynquant.arch.base import Model
     from dynquant.arch.load import Mla
-    from dynquant.conversion.engine import Progress
-    from dynquant.conversion.sources import SourceHashes
+    from dynquant.conversion.source_hashes import SourceHashes
+    from dynquant.conversion.write import Progress
     from dynquant.importance.imatrix import Imatrix
     from dynquant.keys import KeyValue
     from dynquant.plan.plan import Plan, make_plan
     from dynquant.plan.shards import Split
     from dynquant.quants.codec import decode, encode
     from dynquant.quants.search import Effort
-    from dynquant.recipe.language import load_recipe
+    from dynquant.recipe.loader import load_recipe
     from dynquant.recipe.rules import Recipe
     from dynquant.report.notebook import tqdm_progress
 
@@ -52,7 +52,7 @@ __all__ = [
 _HOMES = {
     "decode": "dynquant.quants.codec",
     "encode": "dynquant.quants.codec",
-    "load_recipe": "dynquant.recipe.language",
+    "load_recipe": "dynquant.recipe.loader",
     "make_plan": "dynquant.plan.plan",
     "tqdm_progress": "dynquant.report.notebook",
 }
@@ -142,9 +142,9 @@ def convert(
 
     Raises a kind of DynquantError for everything that the caller can mend.
     """
-    from dynquant.conversion.engine import convert_plan
+    from dynquant.conversion.write import convert_plan
     from dynquant.plan.plan import make_plan
-    from dynquant.recipe.language import load_recipe
+    from dynquant.recipe.loader import load_recipe
     from dynquant.report.notebook import tqdm_progress
 
     if isinstance(recipe, (str, Path)):

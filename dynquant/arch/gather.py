@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from dynquant.arch.base import Architecture, ModelTensor, Prediction, Row, TensorName, Via
-from dynquant.checkpoint.header import StoredTensor
-from dynquant.checkpoint.names import grouped
 from dynquant.checkpoint.packed import Packed, Weight, unpack
 from dynquant.checkpoint.safetensors import Checkpoint
+from dynquant.checkpoint.safetensors_header import StoredTensor
 from dynquant.errors import ArchitectureError, CheckpointError
+from dynquant.name_lists import grouped
 from dynquant.quants.table import FLOATS, KEPT
 from dynquant.tensors import Kept, TensorSource
 from dynquant.transforms import Reshaped, stack

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar, cast
 from dynquant.arch.base import Architecture, Model
 from dynquant.arch.families import families
 from dynquant.arch.gather import gather
-from dynquant.arch.gguf import load_gguf
+from dynquant.arch.gguf_model import load_gguf
 from dynquant.arch.metadata import general_keys
 from dynquant.arch.pooling import pooling_keys
 from dynquant.checkpoint import hub

@@ -14,7 +14,7 @@ from glob import escape
 from pathlib import Path
 from typing import cast
 
-from dynquant.checkpoint.split import shard_names
+from dynquant.checkpoint.gguf_shards import shard_names
 from dynquant.errors import CheckpointError
 from dynquant.keys import Keys, string
 

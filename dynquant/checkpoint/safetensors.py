@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, TypeVar, cast
 
-from dynquant.checkpoint.header import StoredTensor, read_header
-from dynquant.checkpoint.names import grouped
+from dynquant.checkpoint.safetensors_header import StoredTensor, read_header
 from dynquant.errors import CheckpointError
+from dynquant.name_lists import grouped
 from dynquant.untrusted import (
     MAX_CONFIG,
     MAX_INDEX,

@@ -97,16 +97,16 @@ def convert(
     wanted = settings(set_keys)
     split = split_of(split_max_size, split_max_tensors)
     most_bytes = size_of(max_size, "--max-size")
-    from dynquant.conversion.engine import convert_plan, default_threads
+    from dynquant.conversion.gates import check_gate, error_gate, size_gate
     from dynquant.conversion.journal import journal_path
     from dynquant.conversion.layout import lay_out
     from dynquant.conversion.output import check_output
+    from dynquant.conversion.write import convert_plan, default_threads
+    from dynquant.figures import gigabytes
     from dynquant.plan.plan import make_plan
     from dynquant.release.finished import open_finished
-    from dynquant.release.gates import check_gate, error_gate, size_gate
-    from dynquant.release.summary import add_summary, refused_summary, summary_of
+    from dynquant.release.job_summary import add_summary, refused_summary, summary_of
     from dynquant.report.plan_tables import plan_tables
-    from dynquant.report.tables import gigabytes
 
     if quiet or log_format == "json":
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # read when the library is imported

@@ -31,7 +31,7 @@ def read_inputs(
     """
     from dynquant.arch.load import load_model
     from dynquant.importance.imatrix import read_imatrix
-    from dynquant.recipe.language import load_recipe
+    from dynquant.recipe.loader import load_recipe
 
     problems: list[str] = []
     rules = _tried(lambda: load_recipe(recipe), problems)

@@ -104,7 +104,7 @@ SetOption = Annotated[
 ManifestOption = Annotated[
     bool, typer.Option("--no-manifest", help="Write no OUT.gguf.manifest.json beside the output.")
 ]
-# The words of conversion/sources.py.
+# The words of conversion/source_hashes.py.
 SourceHashesOption = Annotated[
     Literal["auto", "read", "none"],
     typer.Option(
@@ -151,7 +151,7 @@ def size_of(text: str | None, option: str) -> int | None:
     if text is None:
         return None
     from dynquant.errors import RecipeError
-    from dynquant.recipe.words import size
+    from dynquant.recipe.values import size
 
     try:
         return size(text)

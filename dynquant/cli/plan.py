@@ -60,10 +60,10 @@ def plan(
     wanted = settings(set_keys)
     split = split_of(split_max_size, split_max_tensors)
     most_bytes = size_of(max_size, "--max-size")
+    from dynquant.conversion.gates import check_gate, size_gate
     from dynquant.conversion.layout import lay_out
     from dynquant.errors import PlanError
     from dynquant.plan.plan import make_plan
-    from dynquant.release.gates import check_gate, size_gate
     from dynquant.report.documents import plan_json
     from dynquant.report.html import check_page, plan_html, write_page
     from dynquant.report.plan_tables import plan_tables

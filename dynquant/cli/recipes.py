@@ -20,7 +20,7 @@ def recipes(
     ] = None,
 ) -> None:
     """List the shipped recipes, or print one as a start for your own."""
-    from dynquant.recipe.language import built_in_text, load_recipe, shipped_recipes
+    from dynquant.recipe.loader import built_in_text, load_recipe, shipped_recipes
 
     if name == "built-in":
         console.write(built_in_text())

@@ -54,9 +54,9 @@ def merge(
 
 
 def _copy(file: Path, out: Path, wanted: Split, *, force: bool, quiet: bool) -> None:
-    from dynquant.conversion.engine import convert_plan
+    from dynquant.conversion.write import convert_plan
+    from dynquant.figures import gigabytes
     from dynquant.plan.copied import copied
-    from dynquant.report.tables import gigabytes
 
     plan = copied(file, wanted)
     with console.progress_of(out.name, quiet=quiet) as progress:

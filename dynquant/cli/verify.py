@@ -63,7 +63,7 @@ def verify(
     from dynquant.report.verified import verified_json, verified_text
     from dynquant.verification.against import compare
     from dynquant.verification.findings import together
-    from dynquant.verification.verify import verify as verify_file
+    from dynquant.verification.standalone import verify as verify_file
 
     started = time.monotonic()
     with console.steps_of(f"{file.name}: reading", quiet=quiet or json) as progress:

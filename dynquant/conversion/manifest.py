@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from dynquant.checkpoint.split import NAME as SHARD_NAME
+from dynquant.checkpoint.gguf_shards import NAME as SHARD_NAME
 from dynquant.errors import ManifestError
 from dynquant.quants.search import Effort
 from dynquant.untrusted import RepeatedKeyError, parse_json, read_regular, unique

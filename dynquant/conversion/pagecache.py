@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 
-from dynquant.conversion.sources import SourceDigests
+from dynquant.conversion.source_hashes import SourceDigests
 from dynquant.plan.plan import Plan
 from dynquant.tensors import ShardFile, parts_of
 

@@ -10,10 +10,10 @@ import numpy as np
 
 from dynquant.arch.base import ModelTensor
 from dynquant.arrays import F32
-from dynquant.checkpoint.names import grouped
 from dynquant.errors import ImportanceError
 from dynquant.importance.entry import Entry
 from dynquant.importance.imatrix import Imatrix
+from dynquant.name_lists import grouped
 
 _SELDOM_COUNTED = ("token_embd.weight", "output.weight")
 """llama-imatrix never counts for the embedding, and for the output only with --process-output."""

@@ -24,11 +24,11 @@ from gguf import GGUFWriter
 
 from dynquant.arrays import F32, U8
 from dynquant.checkpoint.gguf import GGUFFile, GGUFTensor, read_gguf
-from dynquant.checkpoint.names import grouped
 from dynquant.errors import CheckpointError, ImportanceError
 from dynquant.importance.entry import Entry, Found
 from dynquant.importance.legacy import read_legacy
 from dynquant.keys import string, strings, u32
+from dynquant.name_lists import grouped
 from dynquant.tensors import ShardFile
 from dynquant.untrusted import open_regular, shown
 

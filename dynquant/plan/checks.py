@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from dynquant.arch.base import Model, ModelTensor
-from dynquant.checkpoint.names import grouped
 from dynquant.importance.audit import Importance, missing
 from dynquant.importance.imatrix import Imatrix
+from dynquant.name_lists import grouped
 from dynquant.quants.table import QuantType
 from dynquant.recipe.assignment import Assigned, Assignment
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dynquant.arch.gguf import load_gguf
-from dynquant.checkpoint.split import open_gguf
+from dynquant.arch.gguf_model import load_gguf
+from dynquant.checkpoint.gguf_shards import open_gguf
 from dynquant.plan.plan import Plan, lay_out_tensors
 from dynquant.plan.shards import Split
 from dynquant.recipe.assignment import Assignment
-from dynquant.recipe.language import parse_recipe
+from dynquant.recipe.loader import parse_recipe
 
 _COPY = """\
 dynquant: 1

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 
-from dynquant.checkpoint.split import Shards
+from dynquant.checkpoint.gguf_shards import Shards
 from dynquant.plan.resolve import Resolved
 
 

@@ -23,9 +23,9 @@ from dynquant.plan.checks import (
     requantized,
     tensor_problems,
 )
-from dynquant.plan.keys import quantizer_keys, with_ours
+from dynquant.plan.quantizer_keys import quantizer_keys, with_ours
 from dynquant.plan.resolve import resolve
-from dynquant.plan.settings import apply_settings, key_problems
+from dynquant.plan.set_keys import apply_settings, key_problems
 from dynquant.plan.shards import Shard, Split, shards_of
 from dynquant.quants.search import EFFORTS, Effort
 from dynquant.quants.table import QuantType

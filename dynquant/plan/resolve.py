@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
-from dynquant.arch.base import Model
-from dynquant.plan.drops import leave_out
-from dynquant.plan.kept import keep_blocks
-from dynquant.plan.prediction import settle_prediction
+from dynquant.arch.base import Model, ModelTensor
+from dynquant.errors import PlanError
+from dynquant.name_lists import grouped
+from dynquant.plan.settle_prediction import settle_prediction
 from dynquant.recipe.assignment import Assigned
 from dynquant.recipe.facts import Facts, facts_of
 from dynquant.recipe.match import assign
@@ -41,8 +42,8 @@ def resolve(model: Model, recipe: Recipe, *, importance: bool) -> Resolved:
     there = {t.name for t in settled.tensors}
     absent = [t for t in model.tensors if t.name not in there]
     assigned = assign(recipe, settled.tensors, facts, absent)
-    left, warnings = leave_out(settled, assigned.dropped, model)
-    blocks = keep_blocks(left, assigned)
+    left, warnings = _leave_out(settled, assigned.dropped, model)
+    blocks = _keep_blocks(left, assigned)
     if blocks is not left:
         assigned = assign(recipe, blocks.tensors, facts, absent)
     if recipe.intended and model.architecture not in recipe.intended:
@@ -50,3 +51,64 @@ def resolve(model: Model, recipe: Recipe, *, importance: bool) -> Resolved:
         other = f"{recipe.path}: is meant for {meant}, and the model is {model.architecture}"
         warnings = (other, *warnings)
     return Resolved(blocks, assigned, facts, (*warnings, *assigned.warnings))
+
+
+def _leave_out(
+    model: Model, dropped: Mapping[str, str], whole: Model
+) -> tuple[Model, tuple[str, ...]]:
+    """Return a model without some tensors, and what the user is to be warned of.
+
+    dropped: names of tensors, with the place of the rule that drops them
+    whole:   the model before its layers that predict further ahead were settled
+
+    Raises PlanError where layers that predict further ahead would lose only some of their tensors:
+    a file's keys count these layers, and runtimes look for all of them.
+    """
+    if not dropped:
+        return model, ()
+    ahead = model.prediction.layers if model.prediction else range(0)
+    theirs = [t.name for t in model.tensors if t.parts.layer in ahead]
+    gone = [name for name in theirs if name in dropped]
+    if gone and len(gone) < len(theirs):
+        left = grouped(name for name in theirs if name not in dropped)
+        raise PlanError(
+            f"{dropped[gone[0]]}: drops only a part of the layers that predict further ahead; drop"
+            f" all of them (role: mtp) or none; left are {', '.join(left)}"
+        )
+    if gone:
+        model = settle_prediction(whole, keep=False, reason=f"dropped by {dropped[gone[0]]}")
+    others = {t.name: dropped[t.name] for t in model.tensors if t.name in dropped}
+    if not others:
+        return model, ()
+    warning = (
+        f"{next(iter(others.values()))}: drops {', '.join(grouped(others))}; llama.cpp does not"
+        " load a file that lacks a tensor of its architecture"
+    )
+    return (
+        replace(
+            model,
+            tensors=tuple(t for t in model.tensors if t.name not in others),
+            ignored=model.ignored | {n: f"dropped by {where}" for n, where in others.items()},
+        ),
+        (warning,),
+    )
+
+
+def _keep_blocks(model: Model, assigned: Assigned) -> Model:
+    """Return a model whose tensors that keep their type are the stored blocks.
+
+    Each is followed by its factor, `NAME.scale`. The model itself, if there is none.
+    """
+    tensors = tuple(_settled(model, assigned))
+    return model if len(tensors) == len(model.tensors) else replace(model, tensors=tensors)
+
+
+def _settled(model: Model, assigned: Assigned) -> Iterator[ModelTensor]:
+    for tensor in model.tensors:
+        chosen = assigned.assignments.get(tensor.name)
+        kept = tensor.kept
+        if kept is None or chosen is None or chosen.type != kept.blocks.stored:
+            yield tensor
+            continue
+        yield ModelTensor(tensor.name, kept.blocks)
+        yield ModelTensor(tensor.name.removesuffix("weight") + "scale", kept.factor)

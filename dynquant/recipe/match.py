@@ -8,8 +8,8 @@ from dynquant.arch.base import ModelTensor
 from dynquant.errors import RecipeError
 from dynquant.quants.table import QuantType
 from dynquant.recipe.assignment import BUILT_IN, Assigned, Assignment
+from dynquant.recipe.diagnostics import Findings
 from dynquant.recipe.facts import Facts, facts_of_tensors
-from dynquant.recipe.findings import Findings
 from dynquant.recipe.protection import Protection, protection
 from dynquant.recipe.rules import Recipe, Rule
 from dynquant.recipe.selection import Selection

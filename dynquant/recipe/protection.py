@@ -8,7 +8,7 @@ from functools import cache
 from dynquant.arch.base import ModelTensor
 from dynquant.quants.table import KEPT, QuantType
 from dynquant.recipe.facts import Facts
-from dynquant.recipe.language import built_in_rules
+from dynquant.recipe.loader import built_in_rules
 from dynquant.recipe.selection import Selection
 
 

@@ -9,11 +9,11 @@ import yaml
 
 from dynquant.errors import RecipeError
 from dynquant.quants.table import QuantType, quant_type
-from dynquant.recipe import words
+from dynquant.recipe import values
 from dynquant.recipe.layers import LayerItem, LayerPattern
-from dynquant.recipe.nodes import Place, Reader, children, kind
 from dynquant.recipe.roles import role_name
 from dynquant.recipe.rules import Action, Fallback, Output, Recipe, Rule, Shape, When
+from dynquant.recipe.yaml_nodes import Place, Reader, children, kind
 
 KEYS = (
     "dynquant",
@@ -67,17 +67,17 @@ class RecipeReader(Reader):
         parent = self._extended(keys.get("extends"))
         if not keys.keys() & {"default", "extends"}:
             self.fault(node, "no default; add one, such as `default: Q4_K`")
-        self.value(keys.get("dynquant"), words.version)
+        self.value(keys.get("dynquant"), values.version)
         name = self.value(keys.get("name"), str) or name
         description = self.value(keys.get("description"), str.strip)
-        intended = self.values(keys.get("for"), words.architecture)
-        importance = self.value(keys.get("importance"), words.use)
-        effort = self.value(keys.get("effort"), words.effort)
+        intended = self.values(keys.get("for"), values.architecture)
+        importance = self.value(keys.get("importance"), values.use)
+        effort = self.value(keys.get("effort"), values.effort)
         fallback = self._fallback(keys.get("fallback"))
         output = self._output(keys.get("output"), parent.output if parent else Output())
         metadata = self._metadata(keys.get("metadata"))
         rules = self.rules(keys.get("rules"))
-        keeps = self.value(keys.get("prediction_layers"), words.keep_or_drop)
+        keeps = self.value(keys.get("prediction_layers"), values.keep_or_drop)
         default = self.value(keys.get("default"), quant_type)
         place = Place.of(self.path, (keys.get("default") or node).start_mark)
         if default is None and parent:
@@ -155,11 +155,11 @@ class RecipeReader(Reader):
             Place.of(self.path, node.start_mark),
             roles=self.values(keys.get("role"), role_name),
             layers=self._layers(keys.get("layers")),
-            names=self.values(keys.get("name"), words.name),
+            names=self.values(keys.get("name"), values.name),
             shape=self._shape(keys.get("shape")),
             when=self._when(keys.get("when")),
-            optional=self.value(keys.get("optional"), words.truth) or False,
-            override=self.value(keys.get("override"), words.truth) or False,
+            optional=self.value(keys.get("optional"), values.truth) or False,
+            override=self.value(keys.get("override"), values.truth) or False,
             note=self.value(keys.get("note"), str) or "",
         )
         return rule if action else None
@@ -184,16 +184,16 @@ class RecipeReader(Reader):
             qtype = self.value(keys["type"], quant_type)
             return ("type" if qtype else None), qtype
         if "keep" in keys:
-            return ("keep" if self.value(keys["keep"], words.yes) else None), None
+            return ("keep" if self.value(keys["keep"], values.yes) else None), None
         if "drop" in keys:
-            return ("drop" if self.value(keys["drop"], words.yes) else None), None
+            return ("drop" if self.value(keys["drop"], values.yes) else None), None
         return None, None
 
     def _layers(self, node: yaml.Node | None) -> tuple[LayerItem, ...]:
         items = [
             self._layer_pattern(one)
             if isinstance(one, yaml.MappingNode)
-            else self.value(one, words.layer_range)
+            else self.value(one, values.layer_range)
             for one in self.items(node)
         ]
         return tuple(item for item in items if item is not None)
@@ -207,11 +207,11 @@ class RecipeReader(Reader):
         if keys.keys() == {"of"}:
             self.fault(node, "`of` says what is counted; add `in`, `first`, `last` or `every`")
         return LayerPattern(
-            inside=self.values(keys.get("in"), words.layer_range),
-            first=self.value(keys.get("first"), words.bound),
-            last=self.value(keys.get("last"), words.bound),
-            every=self.value(keys.get("every"), words.count),
-            start=self.value(keys.get("from"), words.bound),
+            inside=self.values(keys.get("in"), values.layer_range),
+            first=self.value(keys.get("first"), values.bound),
+            last=self.value(keys.get("last"), values.bound),
+            every=self.value(keys.get("every"), values.count),
+            start=self.value(keys.get("from"), values.bound),
             of=self.values(keys.get("of"), role_name),
         )
 
@@ -219,17 +219,17 @@ class RecipeReader(Reader):
         keys = self.mapping(node, SHAPE_KEYS, "shape") if node is not None else None
         if not keys:
             return None
-        return Shape(*(self.value(keys.get(key), words.count) for key in SHAPE_KEYS))
+        return Shape(*(self.value(keys.get(key), values.count) for key in SHAPE_KEYS))
 
     def _when(self, node: yaml.Node | None) -> When | None:
         keys = self.mapping(node, WHEN_KEYS, "when") if node is not None else None
         if not keys:
             return None
         return When(
-            *(self.values(keys.get(key), words.comparison) for key in WHEN_KEYS[:3]),
-            tied_embeddings=self.value(keys.get("tied_embeddings"), words.truth),
-            importance=self.value(keys.get("importance"), words.truth),
-            architecture=self.values(keys.get("architecture"), words.architecture),
+            *(self.values(keys.get(key), values.comparison) for key in WHEN_KEYS[:3]),
+            tied_embeddings=self.value(keys.get("tied_embeddings"), values.truth),
+            importance=self.value(keys.get("importance"), values.truth),
+            architecture=self.values(keys.get("architecture"), values.architecture),
         )
 
     def _fallback(self, node: yaml.Node | None) -> Fallback | None:
@@ -256,8 +256,8 @@ class RecipeReader(Reader):
         if not keys:
             return before
         return Output(
-            self.value(keys.get("shard_size"), words.size) or before.shard_bytes,
-            self.value(keys.get("tensor_order"), words.tensor_order) or before.tensor_order,
+            self.value(keys.get("shard_size"), values.size) or before.shard_bytes,
+            self.value(keys.get("tensor_order"), values.tensor_order) or before.tensor_order,
         )
 
     def _metadata(self, node: yaml.Node | None) -> dict[str, str]:

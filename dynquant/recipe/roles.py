@@ -5,7 +5,7 @@ from __future__ import annotations
 from gguf import TENSOR_NAMES
 
 from dynquant.errors import RecipeError
-from dynquant.recipe.nodes import nearest
+from dynquant.recipe.yaml_nodes import nearest
 
 # What TensorName.parse makes of every name that some GGUF architecture has. `ffn` is left out: that
 # tensor is an activation's scale, and the word is the group of all feed-forward matrices.

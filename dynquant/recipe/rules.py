@@ -15,7 +15,7 @@ from dynquant.quants.search import Effort
 from dynquant.quants.table import QuantType
 from dynquant.recipe.expressions import Expression, expression
 from dynquant.recipe.layers import LayerItem
-from dynquant.recipe.nodes import Place
+from dynquant.recipe.yaml_nodes import Place
 
 Action = Literal["type", "keep", "drop"]
 """What a rule does with a tensor: give it a type, leave it in its stored one, leave it out."""

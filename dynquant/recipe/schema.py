@@ -7,7 +7,7 @@ from typing import Any
 from dynquant.quants.search import EFFORTS
 from dynquant.quants.table import ALL
 from dynquant.recipe.roles import GROUP_NOTES, GROUPS, ROLES
-from dynquant.recipe.words import ARCHITECTURES, BOUND, COMPARISON, LAYERS, PERCENTS, SIZE
+from dynquant.recipe.values import ARCHITECTURES, BOUND, COMPARISON, LAYERS, PERCENTS, SIZE
 
 SCHEMA_NAME = "recipe.schema.json"
 """The file's name where it is shipped, beside the recipes."""

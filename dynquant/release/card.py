@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from urllib.parse import quote
 
 from dynquant.conversion.manifest import Manifest
+from dynquant.figures import figure, gigabytes
 from dynquant.release.finished import Finished, made_by
 from dynquant.release.front import imatrix_of
 from dynquant.release.markdown import block, code, table, text
+from dynquant.release.markdown_tables import ERROR_WORDS, file_table, role_table
 from dynquant.release.sums import SUMS
-from dynquant.release.tables import ERROR_WORDS, figure, file_table, role_table
-from dynquant.report.tables import gigabytes
 
 _SHOWN = 8
 """Source files that are listed; the manifest has all."""

@@ -14,14 +14,14 @@ from pathlib import Path
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from dynquant.checkpoint.gguf import GGUFTensor
-from dynquant.checkpoint.names import grouped
-from dynquant.checkpoint.split import NAME, Shards, open_gguf
+from dynquant.checkpoint.gguf_shards import NAME, Shards, open_gguf
+from dynquant.conversion.losses import Loss, loss_of
 from dynquant.conversion.manifest import Errors, Manifest, manifest_path, read_manifest
 from dynquant.errors import CheckpointError, ReleaseError
 from dynquant.keys import Keys
+from dynquant.name_lists import grouped
 from dynquant.plan.plan import TensorPlan
 from dynquant.quants.table import ALL, KEPT, QuantType
-from dynquant.release.errors import Loss, loss_of
 from dynquant.report.picture import Picture, model_name, text_of
 
 UNKNOWN_RULE = "not recorded"

@@ -10,8 +10,9 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from dynquant.arch.base import TensorName
+from dynquant.figures import gigabytes
 from dynquant.plan.difference import Change, Typed, bits_per_weight, changes
-from dynquant.report.tables import gigabytes, plain_table, ranges
+from dynquant.report.tables import plain_table, ranges
 
 _ABSENT = "-"
 

@@ -10,14 +10,15 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from dynquant.arch.base import ModelTensor
-from dynquant.checkpoint.names import grouped
 from dynquant.errors import RecipeError
+from dynquant.figures import gigabytes
+from dynquant.name_lists import grouped
 from dynquant.plan.resolve import Resolved
 from dynquant.recipe.assignment import Assignment
 from dynquant.recipe.explain import Step, explain
-from dynquant.recipe.nodes import nearest
 from dynquant.recipe.rules import Recipe, name_pattern
-from dynquant.report.tables import gigabytes, plain_table
+from dynquant.recipe.yaml_nodes import nearest
+from dynquant.report.tables import plain_table
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,16 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from dynquant.checkpoint.names import grouped
 from dynquant.errors import ReportError
+from dynquant.figures import gigabytes
+from dynquant.name_lists import grouped
 from dynquant.plan.plan import Plan
 from dynquant.quants.table import QuantType
 from dynquant.report.colours import THEMES, css, ink, shade
 from dynquant.report.grid import make_grid
 from dynquant.report.picture import Picture, picture_of
-from dynquant.report.summary import Share, by_reason, by_role, by_rule, by_type, fallbacks
-from dynquant.report.tables import gigabytes, ranges
+from dynquant.report.tables import ranges
+from dynquant.report.totals import Share, by_reason, by_role, by_rule, by_type, fallbacks
 
 _TEMPLATE = "plan.html.jinja"
 

@@ -8,11 +8,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from dynquant.checkpoint.names import grouped
+from dynquant.figures import gigabytes
 from dynquant.importance.imatrix import Imatrix
+from dynquant.name_lists import grouped
 from dynquant.plan.plan import Plan, TensorPlan
-from dynquant.report.summary import Fallback, by_reason, fallbacks, needing
-from dynquant.report.tables import gigabytes, plain_table, ranges, tensor_table
+from dynquant.report.tables import plain_table, ranges, tensor_table
+from dynquant.report.totals import Fallback, by_reason, fallbacks, needing
 
 _SHOWN = 6
 

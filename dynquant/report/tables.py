@@ -14,19 +14,13 @@ from rich.text import Text
 
 from dynquant.arch.base import TensorName
 from dynquant.checkpoint.gguf import GGUFFile
+from dynquant.figures import gigabytes
 from dynquant.keys import KeyValue
 from dynquant.quants.table import QuantType
 from dynquant.report.grid import column_of
 
 _SHOWN_ITEMS = 6
 _SHOWN_CHARACTERS = 72
-
-
-def gigabytes(n_bytes: int) -> str:
-    """Return a size as people compare it with disks (GB) and with memory (GiB)."""
-    if n_bytes < 10_000_000:
-        return f"{n_bytes / 1e6:.2f} MB ({n_bytes / 2**20:.2f} MiB)"
-    return f"{n_bytes / 1e9:.2f} GB ({n_bytes / 2**30:.2f} GiB)"
 
 
 def ranges(numbers: Iterable[int]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dynquant.report.tables import gigabytes
+from dynquant.figures import gigabytes
 from dynquant.verification.findings import Verified, counted
 
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from dynquant.arch.load import Mla
-from dynquant.checkpoint.names import grouped
-from dynquant.checkpoint.split import Shards, open_gguf
-from dynquant.conversion.engine import default_threads
+from dynquant.checkpoint.gguf_shards import Shards, open_gguf
 from dynquant.conversion.sample import Candidate, Range, draw, encoded
+from dynquant.conversion.write import default_threads
 from dynquant.errors import VerificationError
 from dynquant.importance.imatrix import Imatrix
+from dynquant.name_lists import grouped
 from dynquant.quants.codec import NotFiniteError
 from dynquant.quants.search import Search
 from dynquant.tensors import ShardFile
@@ -25,7 +25,7 @@ from dynquant.verification.findings import Compared, Fault
 from dynquant.verification.lints import value_of
 from dynquant.verification.maker import Maker, load_source
 from dynquant.verification.pairing import Pair, Pairing
-from dynquant.verification.verify import first_file
+from dynquant.verification.standalone import first_file
 
 SAMPLES = 64
 """Ranges that are compared where nobody says how many."""

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from gguf import LlamaFileType
 
 from dynquant.arch.base import TensorName
-from dynquant.checkpoint.names import grouped
-from dynquant.checkpoint.split import Shards
+from dynquant.checkpoint.gguf_shards import Shards
 from dynquant.keys import Scalar
+from dynquant.name_lists import grouped
 from dynquant.quants.table import ALL, KEPT
 from dynquant.recipe.roles import GROUPS
 from dynquant.verification.findings import Fault

@@ -8,7 +8,7 @@ from importlib.metadata import version
 
 from dynquant.arch.base import Model
 from dynquant.arch.load import Mla, load_model
-from dynquant.checkpoint.split import Shards
+from dynquant.checkpoint.gguf_shards import Shards
 from dynquant.errors import VerificationError, VocabError
 from dynquant.importance.imatrix import Imatrix
 from dynquant.quants.search import EFFORTS, Effort

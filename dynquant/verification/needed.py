@@ -14,8 +14,8 @@ from itertools import islice
 
 from gguf import MODEL_ARCH_NAMES, MODEL_TENSOR, MODEL_TENSORS, TENSOR_NAMES
 
-from dynquant.checkpoint.names import grouped
-from dynquant.checkpoint.split import Shards
+from dynquant.checkpoint.gguf_shards import Shards
+from dynquant.name_lists import grouped
 from dynquant.verification.findings import Fault
 from dynquant.verification.lints import value_of
 

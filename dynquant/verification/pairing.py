@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 
 from dynquant.arch.base import Model, ModelTensor
 from dynquant.checkpoint.gguf import GGUFFile, GGUFTensor
-from dynquant.checkpoint.names import grouped
-from dynquant.checkpoint.split import Shards
+from dynquant.checkpoint.gguf_shards import Shards
 from dynquant.importance.audit import Importance, audit
 from dynquant.importance.imatrix import Imatrix
+from dynquant.name_lists import grouped
 from dynquant.quants.table import ALL, KEPT, QuantType
 from dynquant.tensors import n_rows
 from dynquant.verification.findings import Fault

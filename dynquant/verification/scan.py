@@ -13,7 +13,7 @@ import xxhash
 from dynquant.arch.base import TensorName
 from dynquant.arrays import U8
 from dynquant.checkpoint.gguf import GGUFFile, GGUFTensor
-from dynquant.checkpoint.split import Shards
+from dynquant.checkpoint.gguf_shards import Shards
 from dynquant.quants.codec import decode
 from dynquant.quants.table import ALL, KEPT
 from dynquant.tensors import ShardFile

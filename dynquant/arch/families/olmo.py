@@ -21,7 +21,7 @@ from dynquant.arch.decoder import (
     read_decoder,
 )
 from dynquant.arch.experts import Routing, expert_rows, router_row, routing_keys, with_expert_count
-from dynquant.arch.limits import fixed, heads_fill_hidden, output_apart
+from dynquant.arch.graph_limits import fixed, heads_fill_hidden, output_apart
 from dynquant.arch.rope import read_rope
 from dynquant.errors import ArchitectureError
 from dynquant.keys import booleans, u32

@@ -18,7 +18,7 @@ from dynquant.arch.decoder import (
     decoder_sizes,
     read_decoder,
 )
-from dynquant.arch.limits import heads_fill_hidden
+from dynquant.arch.graph_limits import heads_fill_hidden
 from dynquant.arch.longrope import longrope_attention, longrope_tensors
 from dynquant.arch.rope import read_rope
 from dynquant.arch.windows import window_left_out

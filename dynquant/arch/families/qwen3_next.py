@@ -25,7 +25,7 @@ from dynquant.arch.decoder import (
 from dynquant.arch.experts import routing_keys
 from dynquant.arch.families.qwen import SCALINGS
 from dynquant.arch.families.qwen_moe import ROUTED, SHARED, read_experts
-from dynquant.arch.limits import fixed
+from dynquant.arch.graph_limits import fixed
 from dynquant.arch.rope import read_rope
 from dynquant.errors import ArchitectureError
 from dynquant.keys import Keys, booleans, u32

@@ -26,7 +26,7 @@ from dynquant.arch.experts import (
     with_expert_count,
 )
 from dynquant.arch.families.qwen import qwen2, qwen3
-from dynquant.arch.limits import fixed, output_apart
+from dynquant.arch.graph_limits import fixed, output_apart
 from dynquant.errors import ArchitectureError
 
 _BLOCK = "model.layers.{}.mlp."

@@ -9,13 +9,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from dynquant.checkpoint.header import StoredTensor
 from dynquant.checkpoint.packed.mxfp4 import find_mxfp4
 from dynquant.checkpoint.packed.scaled import FLOAT8, find_scaled
 from dynquant.checkpoint.packed.settings import read_settings
-from dynquant.checkpoint.packed.turned import find_turned
+from dynquant.checkpoint.packed.transposed import find_turned
 from dynquant.checkpoint.packed.weight import Found, Packed, Weight
 from dynquant.checkpoint.safetensors import Checkpoint
+from dynquant.checkpoint.safetensors_header import StoredTensor
 from dynquant.errors import CheckpointError
 
 __all__ = ["Packed", "Weight", "Weights", "unpack"]

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dynquant.arrays import U8
-from dynquant.checkpoint.header import StoredTensor
 from dynquant.checkpoint.packed.weight import Found, lacking, read_bytes
+from dynquant.checkpoint.safetensors_header import StoredTensor
 from dynquant.quants.stored import mxfp4_blocks
 from dynquant.quants.table import ALL, QuantType
 from dynquant.tensors import n_rows

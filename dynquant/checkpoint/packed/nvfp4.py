@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from dynquant.arrays import U8
-from dynquant.checkpoint.header import StoredTensor
 from dynquant.checkpoint.packed.weight import read_bytes, widened
+from dynquant.checkpoint.safetensors_header import StoredTensor
 from dynquant.errors import CheckpointError
 from dynquant.quants.table import ALL, QuantType
 from dynquant.tensors import n_rows

@@ -12,8 +12,8 @@ from math import prod
 import numpy as np
 
 from dynquant.arrays import F32, U8
-from dynquant.checkpoint.header import StoredTensor
 from dynquant.checkpoint.packed.weight import Grid, read_bytes, read_groups, widened
+from dynquant.checkpoint.safetensors_header import StoredTensor
 from dynquant.errors import CheckpointError
 from dynquant.quants.stored import Number, Scales, decode_rows, decode_turned
 from dynquant.quants.table import ALL, QuantType

@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import prod
 
-from dynquant.checkpoint.header import StoredTensor
 from dynquant.checkpoint.packed.mxfp4 import Mxfp4
 from dynquant.checkpoint.packed.nvfp4 import FactorOfAll, Nvfp4, is_kept_as_blocks
 from dynquant.checkpoint.packed.rows import (
@@ -27,6 +26,7 @@ from dynquant.checkpoint.packed.rows import (
 )
 from dynquant.checkpoint.packed.settings import Settings
 from dynquant.checkpoint.packed.weight import WIDENED, Found, Grid, can_widen, lacking
+from dynquant.checkpoint.safetensors_header import StoredTensor
 from dynquant.tensors import Kept
 
 Tensors = Mapping[str, StoredTensor]

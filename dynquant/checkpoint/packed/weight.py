@@ -10,9 +10,9 @@ from typing import Protocol
 import numpy as np
 
 from dynquant.arrays import F32, I32, U8
-from dynquant.checkpoint.header import StoredTensor
-from dynquant.checkpoint.names import grouped
+from dynquant.checkpoint.safetensors_header import StoredTensor
 from dynquant.errors import CheckpointError
+from dynquant.name_lists import grouped
 from dynquant.quants.codec import decode
 from dynquant.quants.stored import Number, numbers
 from dynquant.quants.table import FLOATS

@@ -28,7 +28,7 @@ def check(
     divide. Importance that is missing is no fault of the recipe.
     """
     from dynquant.errors import RecipeError
-    from dynquant.recipe.language import load_recipe
+    from dynquant.recipe.loader import load_recipe
 
     read = load_recipe(recipe)
     if model is None:

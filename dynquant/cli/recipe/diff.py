@@ -49,10 +49,10 @@ def diff(
 
 
 def _tensors(side: str, model: Model | None, has_imatrix: bool) -> tuple[Typed, ...]:
-    from dynquant.checkpoint.split import open_gguf
+    from dynquant.checkpoint.gguf_shards import open_gguf
     from dynquant.plan.difference import typed_by, typed_in
     from dynquant.plan.resolve import resolve
-    from dynquant.recipe.language import load_recipe
+    from dynquant.recipe.loader import load_recipe
 
     if side.endswith(".gguf"):
         return typed_in(open_gguf(Path(side)))

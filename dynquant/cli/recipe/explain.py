@@ -29,7 +29,7 @@ def explain(
     """Show why tensors get their types: each rule that was tried, and what decided."""
     from dynquant.arch.load import load_model
     from dynquant.plan.resolve import resolve
-    from dynquant.recipe.language import load_recipe
+    from dynquant.recipe.loader import load_recipe
     from dynquant.report.explained import explained_json, explained_tables, explanations
 
     read = load_recipe(recipe)

@@ -8,7 +8,7 @@ import typer
 
 from dynquant.cli import console
 from dynquant.cli.options import ImatrixOption, MlaOption, ModelArgument
-from dynquant.cli.recipe.written import ForceOption, OutOption, write_text
+from dynquant.cli.text_files import ForceOption, OutOption, write_text
 
 
 def export(
@@ -32,9 +32,9 @@ def export(
     """
     from dynquant.arch.load import load_model
     from dynquant.importance.imatrix import read_imatrix
+    from dynquant.interchange.tensor_types import tensor_types
     from dynquant.plan.resolve import resolve
-    from dynquant.recipe.interchange.tensor_types import tensor_types
-    from dynquant.recipe.language import load_recipe
+    from dynquant.recipe.loader import load_recipe
 
     assert form == "tensor-type-file", "the only format"
     read = load_recipe(recipe)

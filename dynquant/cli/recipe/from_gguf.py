@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dynquant.cli.recipe.written import ForceOption, OutOption, write_text
+from dynquant.cli.text_files import ForceOption, OutOption, write_text
 
 
 def from_gguf(
@@ -23,7 +23,7 @@ def from_gguf(
     """
     from dynquant.checkpoint.hub import is_hub_name
     from dynquant.errors import CheckpointError
-    from dynquant.recipe.interchange.from_gguf import recipe_of_gguf
+    from dynquant.interchange.from_gguf import recipe_of_gguf
 
     if is_hub_name(file):
         raise CheckpointError(f"{file}: from-gguf reads files on disk; fetch it (`hf download`)")

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from dynquant.cli.recipe.written import ForceOption, OutOption, read_text, write_text
+from dynquant.cli.text_files import ForceOption, OutOption, read_text, write_text
 
 
 def import_(
@@ -50,11 +50,11 @@ def import_(
     if default is not None and extends is not None:
         raise typer.BadParameter("give it or --extends, not both", param_hint="--default")
     from dynquant.errors import EncodeError, RecipeError
+    from dynquant.interchange.custom_q import recipe_of_custom_q
+    from dynquant.interchange.items import Base
+    from dynquant.interchange.tensor_types import recipe_of_tensor_types
+    from dynquant.interchange.thireus import recipe_of_thireus
     from dynquant.quants.table import quant_type
-    from dynquant.recipe.interchange.custom_q import recipe_of_custom_q
-    from dynquant.recipe.interchange.items import Base
-    from dynquant.recipe.interchange.tensor_types import recipe_of_tensor_types
-    from dynquant.recipe.interchange.thireus import recipe_of_thireus
 
     try:
         base = Base(quant_type(default) if default else None, extends, str(out or "recipe.yaml"))

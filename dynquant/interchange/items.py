@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dynquant.errors import EncodeError, RecipeError
+from dynquant.interchange.ecmascript import differences
+from dynquant.interchange.layersets import numbers
+from dynquant.interchange.patterns import EVERYTHING, meaning, names_parts
+from dynquant.interchange.recipe_text import WrittenRule, quoted, recipe_text
 from dynquant.quants.table import QuantType, quant_type, unknown_type
-from dynquant.recipe.interchange.ecmascript import differences
-from dynquant.recipe.interchange.layersets import numbers
-from dynquant.recipe.interchange.patterns import EVERYTHING, meaning, names_parts
-from dynquant.recipe.interchange.written import WrittenRule, quoted, recipe_text
-from dynquant.recipe.language import parse_recipe
+from dynquant.recipe.loader import parse_recipe
 from dynquant.untrusted import shown
 
 # iq4_ks, iq2_kt, q6_0 and the interleaved ones (_r4, _r8): ggml.h of ik_llama.cpp.

@@ -45,9 +45,9 @@ from functools import cache
 from pathlib import Path
 
 from dynquant.errors import RecipeError
-from dynquant.recipe.nodes import MAX_BYTES, compose, nearest
 from dynquant.recipe.reader import ExtendsError, RecipeReader
 from dynquant.recipe.rules import Recipe, Rule
+from dynquant.recipe.yaml_nodes import MAX_BYTES, compose, nearest
 from dynquant.untrusted import shown
 
 ALIASES = {"q3_k": "Q3_K_M", "q4_k": "Q4_K_M", "q5_k": "Q5_K_M"}

@@ -15,8 +15,8 @@ from gguf import MODEL_ARCH_NAMES
 from dynquant.errors import RecipeError
 from dynquant.quants.search import EFFORTS, Effort
 from dynquant.recipe.layers import Bound, LayerRange, PercentRange
-from dynquant.recipe.nodes import nearest
 from dynquant.recipe.rules import Comparison, TensorOrder, Use, name_pattern
+from dynquant.recipe.yaml_nodes import nearest
 
 T = TypeVar("T", bound=str)
 

@@ -18,9 +18,9 @@ from functools import lru_cache
 import numpy as np
 
 from dynquant.arrays import F32, I32, U8
-from dynquant.checkpoint.header import StoredTensor
 from dynquant.checkpoint.packed.settings import Settings
 from dynquant.checkpoint.packed.weight import Found, lacking, read_groups, widened
+from dynquant.checkpoint.safetensors_header import StoredTensor
 from dynquant.errors import CheckpointError
 from dynquant.quants.stored import Words, decode_turned, numbers
 from dynquant.quants.table import ALL, FLOATS, QuantType

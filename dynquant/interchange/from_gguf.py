@@ -9,17 +9,17 @@ from math import prod
 from pathlib import Path
 
 from dynquant.arch.base import ModelTensor
-from dynquant.checkpoint.names import grouped
-from dynquant.checkpoint.split import Shards, open_gguf
+from dynquant.checkpoint.gguf_shards import Shards, open_gguf
 from dynquant.errors import RecipeError
+from dynquant.interchange.compaction import Column, Taken, compact
+from dynquant.interchange.grouping import named_roles
+from dynquant.interchange.header import Header
+from dynquant.interchange.patterns import MAX_LAYERS
+from dynquant.interchange.recipe_text import WrittenRule, quoted, recipe_text
+from dynquant.name_lists import grouped
 from dynquant.quants.table import ALL, KEPT
 from dynquant.recipe.facts import Facts, ahead, facts_of_tensors
-from dynquant.recipe.interchange.compaction import Column, Taken, compact
-from dynquant.recipe.interchange.grouping import named_roles
-from dynquant.recipe.interchange.header import Header
-from dynquant.recipe.interchange.patterns import MAX_LAYERS
-from dynquant.recipe.interchange.written import WrittenRule, quoted, recipe_text
-from dynquant.recipe.language import parse_recipe
+from dynquant.recipe.loader import parse_recipe
 from dynquant.recipe.match import assign
 from dynquant.recipe.protection import protection
 from dynquant.recipe.roles import ROLES

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dynquant.checkpoint.gguf import GGUFFile, GGUFTensor, read_gguf
-from dynquant.checkpoint.names import grouped
 from dynquant.errors import CheckpointError
 from dynquant.keys import Keys
+from dynquant.name_lists import grouped
 from dynquant.untrusted import shown
 
 NAME = re.compile(r"(?P<prefix>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)

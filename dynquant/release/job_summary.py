@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from dynquant.conversion.gates import Gate
 from dynquant.errors import ReleaseError
+from dynquant.figures import gigabytes
 from dynquant.release.finished import Finished
-from dynquant.release.gates import Gate
 from dynquant.release.markdown import code, table, text
-from dynquant.release.tables import ERROR_WORDS, file_table, role_table
-from dynquant.report.tables import gigabytes
+from dynquant.release.markdown_tables import ERROR_WORDS, file_table, role_table
 
 
 def summary_of(made: Finished, sha256: Sequence[str], gates: Sequence[Gate] = ()) -> str:

@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from decimal import Decimal
 
-from dynquant.release.errors import Loss, loss_of
+from dynquant.conversion.losses import Loss, loss_of
+from dynquant.figures import figure, gigabytes
 from dynquant.release.finished import Finished
 from dynquant.release.markdown import code, table, text
-from dynquant.report.summary import by_role
-from dynquant.report.tables import gigabytes, ranges
+from dynquant.report.tables import ranges
+from dynquant.report.totals import by_role
 
 ERROR_WORDS = (
     "Error is the squared difference between what was stored and what the source holds, over the"
     " squares of the source, each weighed by the importance of its input channel where there is"
     " one; a mean over weights."
 )
-
-
-def figure(value: float | None) -> str:
-    """Return an error as people compare it, with three digits; a dash where nobody measured."""
-    if value is None:
-        return "–"
-    text_ = f"{value:.3g}"
-    return f"{Decimal(text_):f}" if value > 1e-8 else text_
 
 
 def file_table(made: Sequence[Finished]) -> list[str]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from dynquant.checkpoint.split import Shards, open_gguf, shard_names
-from dynquant.conversion.engine import default_threads
+from dynquant.checkpoint.gguf_shards import Shards, open_gguf, shard_names
 from dynquant.conversion.manifest import Manifest, read_manifest
+from dynquant.conversion.write import default_threads
 from dynquant.errors import CheckpointError, ManifestError
 from dynquant.quants.table import ALL, KEPT
+from dynquant.verification.against_manifest import manifest_faults, place_of
 from dynquant.verification.findings import Fault, Verified, counted
 from dynquant.verification.lints import lint_faults, lint_warnings
-from dynquant.verification.manifest import manifest_faults, place_of
 from dynquant.verification.needed import needed_faults, needed_unchecked
 from dynquant.verification.scan import scan
 from dynquant.verification.structure import structure_faults, structure_warnings

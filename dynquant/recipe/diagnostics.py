@@ -10,11 +10,11 @@ from dynquant.arch.base import ModelTensor
 from dynquant.quants.table import QuantType
 from dynquant.recipe.assignment import BUILT_IN, Assignment
 from dynquant.recipe.facts import Facts
-from dynquant.recipe.nodes import nearest
 from dynquant.recipe.protection import Protection
 from dynquant.recipe.roles import GROUPS
 from dynquant.recipe.rules import Recipe, Rule
 from dynquant.recipe.selection import Selection
+from dynquant.recipe.yaml_nodes import nearest
 
 
 class Findings:

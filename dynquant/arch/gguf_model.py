@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dynquant.arch.base import Model, ModelTensor
-from dynquant.checkpoint.names import grouped
-from dynquant.checkpoint.split import Shards, open_gguf
+from dynquant.checkpoint.gguf_shards import Shards, open_gguf
 from dynquant.errors import CheckpointError
 from dynquant.keys import Keys
+from dynquant.name_lists import grouped
 from dynquant.quants.table import ALL, KEPT
 from dynquant.tensors import ShardFile, Stored
 

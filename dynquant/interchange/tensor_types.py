@@ -13,12 +13,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 
 from dynquant.arch.base import ModelTensor
-from dynquant.checkpoint.names import grouped
 from dynquant.errors import RecipeError
+from dynquant.interchange.compaction import Column, Taken, compact
+from dynquant.interchange.items import Base, Item, Typed, read_items, recipe_of
+from dynquant.interchange.layersets import digits
+from dynquant.name_lists import grouped
 from dynquant.quants.table import KEPT, QuantType
-from dynquant.recipe.interchange.compaction import Column, Taken, compact
-from dynquant.recipe.interchange.items import Base, Item, Typed, read_items, recipe_of
-from dynquant.recipe.interchange.layersets import digits
 from dynquant.recipe.protection import protection
 
 # What stands in where rows do not divide: tensor_type_fallback in llama-quant.cpp. F16 comes next.

@@ -9,7 +9,7 @@ has a line that takes it, those included that are F32 in every file.
 
 from __future__ import annotations
 
-from dynquant.recipe.interchange.items import Base, Item, read_items, recipe_of
+from dynquant.interchange.items import Base, Item, read_items, recipe_of
 
 
 def recipe_of_thireus(text: str, path: str, base: Base) -> str:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dynquant.conversion.losses import Loss
 from dynquant.errors import GateError
-from dynquant.release.errors import Loss
-from dynquant.release.tables import figure
-from dynquant.report.tables import gigabytes
+from dynquant.figures import figure, gigabytes
 
 
 @dataclass(frozen=True)

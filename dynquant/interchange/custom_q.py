@@ -7,7 +7,7 @@ commas; that form is read as well.
 
 from __future__ import annotations
 
-from dynquant.recipe.interchange.items import Base, Item, read_items, recipe_of
+from dynquant.interchange.items import Base, Item, read_items, recipe_of
 
 
 def recipe_of_custom_q(text: str, path: str, base: Base) -> str:

@@ -12,8 +12,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from dynquant.interchange.layersets import Item, cover, length
 from dynquant.quants.table import ALL
-from dynquant.recipe.interchange.layersets import Item, cover, length
 
 # Letters of a rule around its roles and layers, `  - role: []` and `    type: Q4_K`, and of its
 # `layers: []` and `name: ""`: what a recipe is short of where it has one less.

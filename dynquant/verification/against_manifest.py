@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
-from dynquant.checkpoint.names import grouped
-from dynquant.checkpoint.split import NAME, Shards
+from dynquant.checkpoint.gguf_shards import NAME, Shards
 from dynquant.conversion.manifest import Manifest, manifest_path
+from dynquant.name_lists import grouped
 from dynquant.verification.findings import Fault, counted
 from dynquant.verification.scan import Scanned
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dynquant.recipe.interchange.compaction import Column, Taken
+from dynquant.interchange.compaction import Column, Taken
 from dynquant.recipe.roles import GROUPS
 
 # Fewer roles than this say more than "everything in these layers" would.

@@ -16,10 +16,10 @@ from gguf import TENSOR_NAMES
 
 from dynquant.arch.base import ModelTensor
 from dynquant.errors import RecipeError
+from dynquant.interchange.header import Header
+from dynquant.interchange.layersets import numbers
 from dynquant.quants.table import ALL
 from dynquant.recipe.expressions import expression
-from dynquant.recipe.interchange.header import Header
-from dynquant.recipe.interchange.layersets import numbers
 from dynquant.recipe.protection import protection
 from dynquant.recipe.roles import ROLES
 
