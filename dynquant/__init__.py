@@ -21,13 +21,14 @@ from dynquant.errors import DynquantError
 if TYPE_CHECKING:
     from dynquant.arch.base import Model
     from dynquant.arch.load import Mla
+    from dynquant.conversion.engine import Progress
     from dynquant.conversion.source_hashes import SourceHashes
-    from dynquant.conversion.write import Progress
     from dynquant.importance.imatrix import Imatrix
     from dynquant.keys import KeyValue
     from dynquant.plan.plan import Plan, make_plan
     from dynquant.plan.shards import Split
-    from dynquant.quants.codec import decode, encode
+    from dynquant.quants.codec import decode
+    from dynquant.quants.encoder import encode
     from dynquant.quants.search import Effort
     from dynquant.recipe.loader import load_recipe
     from dynquant.recipe.rules import Recipe
@@ -51,7 +52,7 @@ __all__ = [
 # numpy and gguf take a quarter of a second to import; a name brings what it needs when it is used.
 _HOMES = {
     "decode": "dynquant.quants.codec",
-    "encode": "dynquant.quants.codec",
+    "encode": "dynquant.quants.encoder",
     "load_recipe": "dynquant.recipe.loader",
     "make_plan": "dynquant.plan.plan",
     "tqdm_progress": "dynquant.report.notebook",

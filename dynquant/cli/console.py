@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from dynquant.conversion.write import Progress
+    from dynquant.conversion.engine import Progress
     from dynquant.errors import DynquantError
 
 LogFormat = Literal["text", "json"]

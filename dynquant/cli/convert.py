@@ -99,8 +99,9 @@ def convert(
     most_bytes = size_of(max_size, "--max-size")
     from dynquant.conversion.gates import check_gate, error_gate, size_gate
     from dynquant.conversion.journal import journal_path
-    from dynquant.conversion.layout import lay_out
+    from dynquant.conversion.losses import NOTHING_LOST
     from dynquant.conversion.output import check_output
+    from dynquant.conversion.work import work_of
     from dynquant.conversion.write import convert_plan, default_threads
     from dynquant.figures import gigabytes
     from dynquant.plan.plan import make_plan
@@ -124,14 +125,15 @@ def convert(
     )
     for warning in plan.warnings:
         console.warn(warning, quiet=quiet)
-    layout = lay_out(plan)
+    work = work_of(plan)
+    layout = work.layout
     gates = [size_gate(layout.n_bytes, most_bytes)] if most_bytes is not None else []
     if summary and not all(gate.holds for gate in gates):
         add_summary(summary, refused_summary(out.name, gates))
     for gate in gates:
         check_gate(gate, str(out), "nothing was written: take fewer bits, or allow more")
     if dry_run:
-        check_output(plan, out, layout, force=force)
+        check_output(plan, out, work, force=force)
         console.show(plan_tables(plan, layout.n_bytes))
         console.talk(f"{out}: not written, this is a dry run", quiet=quiet)
         return
@@ -156,10 +158,10 @@ def convert(
     seconds = time.monotonic() - started
     finished = open_finished(made.paths[0])
     if max_error is not None:
-        gates.append(error_gate(finished.loss, max_error))
+        gates.append(error_gate(made.loss or NOTHING_LOST, max_error))
     if summary:
         add_summary(summary, summary_of(finished, made.sha256, gates))
-    rest = 1 - made.resumed / plan.tensor_bytes
+    rest = 1 - made.resumed_bytes / plan.tensor_bytes
     rate = plan.n_weights * rest / seconds
     if not console.event(
         "done",
@@ -173,13 +175,15 @@ def convert(
         ],
         bytes=finished.file_bytes,
         bits_per_weight=plan.bits_per_weight,
-        error=finished.loss.weighted if finished.loss else None,
+        error=made.loss.weighted if made.loss else None,
         threads=threads,
         weights_per_second=round(rate),
-        resumed_bytes=made.resumed,
+        resumed_bytes=made.resumed_bytes,
     ):
         size = gigabytes(finished.file_bytes)
-        resumed = f", {gigabytes(made.resumed)} of it written before" if made.resumed else ""
+        resumed = (
+            f", {gigabytes(made.resumed_bytes)} of it written before" if made.resumed_bytes else ""
+        )
         shards = f" in {len(made.paths)} shards" if len(made.paths) > 1 else ""
         console.talk(
             f"{out}: {size}{shards}, {plan.bits_per_weight:.3f} bits per weight, in"

@@ -22,7 +22,7 @@ _FALLOCATE = getattr(ctypes.CDLL(None, use_errno=True), "fallocate64", None)
 
 
 @contextlib.contextmanager
-def told(path: Path, what: str, n_bytes: int = 0) -> Generator[None]:
+def os_errors_as(path: Path, what: str, n_bytes: int = 0) -> Generator[None]:
     """Turn an OSError into a ConvertError that names the file and, on a full disk, the sizes."""
     try:
         yield
@@ -122,7 +122,7 @@ def fallocate(fd: int, n_bytes: int) -> None:
 def write_whole(path: Path, text: str) -> None:
     """Write a file and put it on the disk; what has its name is taken away."""
     content = text.encode()
-    with told(path, "cannot be written", len(content)):
+    with os_errors_as(path, "cannot be written", len(content)):
         path.unlink(missing_ok=True)
         with path.open("xb") as file:
             file.write(content)

@@ -1,4 +1,4 @@
-"""Gates: limits that somebody set for an output, and whether they hold."""
+"""Limits that a user sets for an output: its size, and its error."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dynquant.figures import figure, gigabytes
 
 @dataclass(frozen=True)
 class Gate:
-    """A limit: what was asked, what is, and whether that is within it."""
+    """A limit, the figure that it is compared with, and whether the check passed."""
 
     what: str
     limit: str
@@ -19,18 +19,18 @@ class Gate:
     holds: bool
 
     def __str__(self) -> str:
-        return f"{self.what} is {self.found}, and at most {self.limit} was asked for"
+        return f"{self.what} is {self.found}, the limit is {self.limit}"
 
 
 def size_gate(n_bytes: int, limit: int) -> Gate:
-    """Return whether the output's files are at most `limit` bytes together."""
+    """Check that the output's files have at most `limit` bytes together."""
     return Gate("size", gigabytes(limit), gigabytes(n_bytes), n_bytes <= limit)
 
 
 def error_gate(loss: Loss | None, limit: float) -> Gate:
-    """Return whether the weighted error of all weights is at most `limit`.
+    """Check that the mean relative error is at most `limit`: see `Loss.weighted`.
 
-    A file whose errors nobody measured does not pass.
+    loss: None if it was not measured; the check fails
     """
     found = loss.weighted if loss else None
     holds = found is not None and found <= limit
@@ -38,6 +38,6 @@ def error_gate(loss: Loss | None, limit: float) -> Gate:
 
 
 def check_gate(gate: Gate, where: str, advice: str) -> None:
-    """Raise GateError if a gate does not hold."""
+    """Raise GateError if a check failed."""
     if not gate.holds:
         raise GateError(f"{where}: {gate}; {advice}")

@@ -1,4 +1,4 @@
-"""What decides the bytes of an output: whoever has the same of it makes the same file."""
+"""The inputs that determine the output bytes; equal identities give equal files."""
 
 from __future__ import annotations
 
@@ -13,67 +13,68 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from dynquant.checkpoint.packed.settings import MODELOPT
-from dynquant.conversion.layout import Layout
+from dynquant.conversion.work import Work
 from dynquant.errors import CheckpointError
 from dynquant.plan.plan import Plan
-from dynquant.tensors import Computed, parts_of
+from dynquant.quants.encoder import ENCODER_REVISION
 
 _GGUF_HEAD = 1 << 20
 _MOST = 256 << 20
 """Bytes of a header that are hashed."""
 
 
-def identity_of(plan: Plan, layout: Layout) -> dict[str, Any]:
-    """Return what decides the bytes, in values that JSON holds, each with a name people know.
+def identity_of(plan: Plan, work: Work) -> dict[str, Any]:
+    """Return the inputs that determine the output bytes, each under a name that users know.
 
-    layout: the headers hold all keys, names, shapes, types and places
+    The headers of the layout hold all keys, names, shapes, types and places.
     """
-    sources = plan.source_files
+    paths = [file.path for file in work.source_files]
+    headers = b"".join(file.header for file in work.layout.files)
     return {
         "dynquant version": version("dynquant"),
+        "encoder revision": ENCODER_REVISION,
         "recipe": plan.recipe.sha256,
         "effort": plan.effort,
         "imatrix": plan.imatrix.sha256 if plan.imatrix else None,
-        "shards": len(layout.files),
-        "plan": hashlib.sha256(b"".join(file.header for file in layout.files)).hexdigest(),
-        "computed": _computed(plan),
-        "config": {path.name: _hash_of(path) for path in _configs(sources)},
-        "source": {path.name: source_of(path) for path in sources},
+        "shards": len(work.layout.files),
+        "plan": hashlib.sha256(headers).hexdigest(),
+        "computed": _hash_of_computed(work),
+        "config": {path.name: _hash_of(path) for path in _configs(paths)},
+        "source": {path.name: source_of(path) for path in paths},
     }
 
 
-def versions_of(plan: Plan) -> dict[Path, tuple[int, int]]:
-    """Return size and time of change of each file that a plan's tensors are read from."""
+def versions_of(work: Work) -> dict[Path, tuple[int, int]]:
+    """Return size and modification time of each source file."""
     found: dict[Path, tuple[int, int]] = {}
-    for path in plan.source_files:
-        with _read(path) as file:
+    for source in work.source_files:
+        with _read(source.path) as file:
             there = os.fstat(file.fileno())
-        found[path] = (there.st_size, there.st_mtime_ns)
+        found[source.path] = (there.st_size, there.st_mtime_ns)
     return found
 
 
 def refuse_written(
     before: Mapping[Path, tuple[int, int]], now: Mapping[Path, tuple[int, int]]
 ) -> None:
-    """Raise CheckpointError if a source is not what it was when the run began."""
+    """Raise CheckpointError if a source file changed since the run began."""
     CheckpointError.raise_any(
-        f"{path}: was written while it was read; convert it anew (--restart) when it is complete"
+        f"{path}: changed while it was read; convert it again (--restart) when it is complete"
         for path, version in before.items()
         if now.get(path) != version
     )
 
 
-def _computed(plan: Plan) -> str:
+def _hash_of_computed(work: Work) -> str:
     """Return the hash of all weights that no file holds."""
     digest = hashlib.sha256()
-    for tensor in plan.sources.values():
-        for part in parts_of(tensor.source, Computed):
-            digest.update(np.ascontiguousarray(part.values, "<f4").data)
+    for part in work.computed:
+        digest.update(np.ascontiguousarray(part.values, "<f4").data)
     return digest.hexdigest()
 
 
 def _configs(sources: Sequence[Path]) -> list[Path]:
-    """Return the settings beside the shards: numbers of theirs are in weights, such as scales."""
+    """Return the settings files beside the shards: some numbers in them go into weights."""
     folders = dict.fromkeys(path.parent for path in sources)
     return [p for f in folders for p in (f / "config.json", f / MODELOPT) if p.is_file()]
 
@@ -93,7 +94,7 @@ def _read(path: Path) -> Generator[BinaryIO]:
 
 
 def source_of(path: Path) -> dict[str, Any]:
-    """Return what tells one version of a file from another without reading all of it."""
+    """Return facts that distinguish versions of a file without reading all of it."""
     with _read(path) as file:
         there = os.fstat(file.fileno())
         # A safetensors file begins with the length of its header; keys and table of a GGUF are

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from dynquant.conversion.disk import locked_file, sync_file, told
+from dynquant.conversion.disk import locked_file, os_errors_as, sync_file
 from dynquant.conversion.jobs import Done
 from dynquant.conversion.records import SIZE, Records, n_whole, packed
 from dynquant.errors import ConvertError
@@ -53,7 +53,7 @@ class Journal:
     def __init__(self, out: Path) -> None:
         """Open or make it; raise ConvertError if another run has it."""
         self.path = journal_path(out)
-        with told(self.path, "cannot be made"):
+        with os_errors_as(self.path, "cannot be made"):
             self._fd = locked_file(self.path)
             self.is_new = os.fstat(self._fd).st_size == 0
         self._end = 0
@@ -65,7 +65,7 @@ class Journal:
 
         Raises ConvertError if the file is something else than a journal, which is left alone.
         """
-        with told(self.path, "cannot be read"):
+        with os_errors_as(self.path, "cannot be read"):
             head = _read(self._fd, 0, _PIECE)
             while b"\n" not in head and len(head) < _MAX_IDENTITY:
                 if not (more := _read(self._fd, len(head), _PIECE)):
@@ -81,7 +81,7 @@ class Journal:
         if identity is None:
             return None, Records()
         begin = self._end = len(line) + 1
-        with told(self.path, "cannot be read"):
+        with os_errors_as(self.path, "cannot be read"):
             while content := _read(self._fd, self._end, _PIECE):
                 n = n_whole(content)
                 self._end += SIZE * n
@@ -91,20 +91,20 @@ class Journal:
 
     def clear(self) -> None:
         """Forget, also after a power loss, what it says: the files it tells of are to go."""
-        with told(self.path, "cannot be written"):
+        with os_errors_as(self.path, "cannot be written"):
             self._end = 0
             self._append(b"")
 
     def begin(self, identity: Mapping[str, Any], done: Iterable[Done] = ()) -> None:
         """Write the journal anew: an identity, and the rows that are known to be there."""
         line = json.dumps(_VERSION | dict(identity), separators=(",", ":")).encode() + b"\n"
-        with told(self.path, "cannot be written"):
+        with os_errors_as(self.path, "cannot be written"):
             self._end = 0
             self._append(line + b"".join(map(packed, done)))
 
     def add(self, done: Iterable[Done]) -> None:
         """Append rows whose blocks are safe on the disk."""
-        with told(self.path, "cannot be written"):
+        with os_errors_as(self.path, "cannot be written"):
             self._append(b"".join(map(packed, done)))
 
     def _append(self, content: bytes) -> None:
@@ -119,7 +119,7 @@ class Journal:
 
     def remove(self) -> None:
         """Take the journal away."""
-        with told(self.path, "cannot be removed"):
+        with os_errors_as(self.path, "cannot be removed"):
             self.path.unlink(missing_ok=True)
 
     def close(self) -> None:

@@ -1,21 +1,41 @@
-"""How well a file holds its weights: the errors of its manifest, put together."""
+"""The errors of several tensors as one figure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
-from dynquant.conversion.manifest import Errors
 from dynquant.plan.plan import TensorPlan
+
+
+class MeasuredError(Protocol):
+    """The error of one tensor, measured or as a manifest has it: see `TensorError`."""
+
+    @property
+    def weighted(self) -> float:
+        """Importance-weighted squared error, relative to the weighted squares of the tensor."""
+        ...
+
+    @property
+    def one_minus_cos2(self) -> float:
+        """The same after the best single factor."""
+        ...
+
+    @property
+    def max(self) -> float:
+        """The largest difference of a weight."""
+        ...
 
 
 @dataclass(frozen=True)
 class Loss:
     """Errors of several tensors together.
 
-    weighted, one_minus_cos2: their means, each tensor as heavy as its weights are many
-    max:       the largest
-    n_weights: of the tensors that were measured
+    weighted, one_minus_cos2: the mean of the tensors' figures, each counted by its number of
+               weights (not the relative error of all weights as one tensor)
+    max:       the largest difference of a weight
+    n_weights: weights of the tensors that were measured
     """
 
     weighted: float
@@ -24,8 +44,12 @@ class Loss:
     n_weights: int
 
 
-def loss_of(tensors: Iterable[TensorPlan], errors: Mapping[str, Errors]) -> Loss | None:
-    """Return the errors of tensors together; None where none was measured, others do not count."""
+NOTHING_LOST = Loss(0.0, 0.0, 0.0, 0)
+"""The errors of a file whose weights are all the numbers they were."""
+
+
+def loss_of(tensors: Iterable[TensorPlan], errors: Mapping[str, MeasuredError]) -> Loss | None:
+    """Return the errors of those tensors that were measured; None if none was."""
     found = [(t.n_weights, errors[t.name]) for t in tensors if t.name in errors]
     total = sum(n for n, _ in found)
     if not total:

@@ -51,6 +51,8 @@ class Maker(_Part):
     """of dynquant"""
     isa: str
     """what the encoders were compiled for; the bytes do not depend on it"""
+    encoder_revision: Count | None = None
+    """files of one revision have the same bytes; manifests of early versions have none"""
 
 
 class OutputFile(_Part):

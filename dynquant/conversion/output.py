@@ -12,15 +12,16 @@ from dynquant.conversion.disk import (
     free_bytes,
     full,
     lock,
+    os_errors_as,
     reserve,
     sync_file,
     sync_folder,
     take_away,
-    told,
     write_whole,
 )
 from dynquant.conversion.layout import Layout
 from dynquant.conversion.manifest import manifest_path
+from dynquant.conversion.work import Work
 from dynquant.errors import ConvertError
 from dynquant.plan.plan import Plan
 
@@ -30,12 +31,13 @@ def part_path(out: Path) -> Path:
     return out.with_name(out.name + ".part")
 
 
-def check_output(plan: Plan, out: Path, layout: Layout, *, force: bool) -> None:
+def check_output(plan: Plan, out: Path, work: Work, *, force: bool) -> None:
     """Raise ConvertError, with all reasons, if a plan's files cannot become `out` or its shards."""
     problems: list[str] = []
     folder = out.parent
+    layout = work.layout
     paths = layout.paths(out)
-    reads = _read_files(plan)
+    reads = _read_files(plan, work)
     if not folder.is_dir():
         problems.append(f"{folder}: is not a folder; make it first, or name another output")
     elif not os.access(folder, os.W_OK | os.X_OK):
@@ -85,7 +87,7 @@ class PartFiles:
         """Open those of an earlier run, to go on with them; those that are named, to read."""
         for number, (part, path) in enumerate(zip(self.parts, self.paths, strict=True)):
             flags = os.O_CLOEXEC | os.O_NOFOLLOW
-            with told(part, "cannot be opened"):
+            with os_errors_as(part, "cannot be opened"):
                 if part.exists():
                     self._fds.append(os.open(part, os.O_RDWR | flags))
                     lock(self._fds[-1], part)
@@ -111,7 +113,7 @@ class PartFiles:
         try:
             for part, size in zip(self.parts, self.sizes, strict=True):
                 flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-                with told(part, "cannot be made", size):
+                with os_errors_as(part, "cannot be made", size):
                     take_away(part)
                     self._fds.append(os.open(part, flags, 0o666))
                     lock(self._fds[-1], part)
@@ -134,14 +136,14 @@ class PartFiles:
             )
         view = memoryview(blocks)
         done = 0
-        with told(self.parts[file], "cannot be written", self.sizes[file]):
+        with os_errors_as(self.parts[file], "cannot be written", self.sizes[file]):
             while done < len(view):
                 done += os.pwrite(self._fds[file], view[done:], position + done)
 
     def read(self, file: int, into: memoryview, position: int) -> None:
         """Fill `into` with what was written at a position."""
         done = 0
-        with told(self.parts[file], "cannot be read"):
+        with os_errors_as(self.parts[file], "cannot be read"):
             while done < len(into):
                 n = os.preadv(self._fds[file], [into[done:]], position + done)
                 if n == 0:
@@ -151,7 +153,7 @@ class PartFiles:
     def sync(self) -> None:
         """Put on the disk what was written."""
         for fd, part, size in zip(self._fds, self.parts, self.sizes, strict=True):
-            with told(part, "cannot be finished", size):
+            with os_errors_as(part, "cannot be finished", size):
                 sync_file(fd)
 
     def forget(self) -> None:
@@ -174,7 +176,7 @@ class PartFiles:
         (part, path), *others = zip(self.parts, self.paths, strict=True)
         if text is not None:
             write_whole(part_path(manifest), text)
-        with told(part, "cannot be finished"):
+        with os_errors_as(part, "cannot be finished"):
             # An earlier run may have come so far; the folder is synced after each step, since a
             # power loss may otherwise keep a later one and lose an earlier one.
             if others and part.exists():
@@ -200,9 +202,11 @@ class PartFiles:
             os.close(self._fds.pop())
 
 
-def _read_files(plan: Plan) -> dict[tuple[int, int] | None, str]:
+def _read_files(plan: Plan, work: Work) -> dict[tuple[int, int] | None, str]:
     """Return what the conversion reads, by device and inode, so that links are what they name."""
-    reads = dict.fromkeys((*plan.files, *plan.source_files), "a file of the model itself")
+    reads = dict.fromkeys(
+        (*plan.files, *(file.path for file in work.source_files)), "a file of the model itself"
+    )
     if plan.imatrix:
         reads[plan.imatrix.path] = "the imatrix"
     found = {_inode(path): what for path, what in reads.items()}

@@ -8,7 +8,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
-from dynquant.conversion.converted import Converted
 from dynquant.conversion.layout import Layout
 from dynquant.conversion.manifest import (
     Errors,
@@ -23,9 +22,11 @@ from dynquant.conversion.manifest import (
     Tensor,
     plain,
 )
+from dynquant.conversion.result import Result
 from dynquant.keys import Keys
 from dynquant.plan.plan import Plan
 from dynquant.quants import codec
+from dynquant.quants.encoder import ENCODER_REVISION
 from dynquant.quants.error import TensorError
 from dynquant.recipe.rules import Recipe
 
@@ -33,17 +34,17 @@ _DIGITS = 6
 """Of an error figure: the sums behind it are added in an order that a resumed run changes."""
 
 
-def manifest_of(
-    plan: Plan,
-    layout: Layout,
-    made: Converted,
-    sources: Sequence[Source],
-) -> Manifest:
+def manifest_of(result: Result, layout: Layout, sources: Sequence[Source]) -> Manifest:
     """Return the manifest of an output."""
+    plan = result.plan
     short = _short_names(plan.recipe)
     return Manifest(
         manifest=1,
-        dynquant=Maker(version=version("dynquant"), isa=codec.active_isa()),
+        dynquant=Maker(
+            version=version("dynquant"),
+            isa=codec.active_isa(),
+            encoder_revision=ENCODER_REVISION,
+        ),
         output=OutputPart(
             architecture=plain(plan.architecture),
             weights=plan.n_weights,
@@ -52,7 +53,9 @@ def manifest_of(
             type_counts=plan.type_counts,
             files=[
                 OutputFile(name=plain(path.name), bytes=file.file_bytes, sha256=sha256)
-                for path, file, sha256 in zip(made.paths, layout.files, made.sha256, strict=True)
+                for path, file, sha256 in zip(
+                    result.paths, layout.files, result.sha256, strict=True
+                )
             ],
         ),
         recipe=RecipePart(
@@ -73,13 +76,13 @@ def manifest_of(
                 bytes=t.n_bytes,
                 file=t.shard,
                 offset=layout.files[t.shard].position(t),
-                xxh64=xxh64,
+                xxh64=result.xxh64[t.name],
                 rule=short(t.rule),
                 instead_of=t.instead_of.name if t.instead_of else None,
                 importance=t.importance,
-                error=_errors(figures),
+                error=_errors(result.errors.get(t.name)),
             )
-            for t, xxh64, figures in zip(plan.tensors, made.xxh64, made.errors, strict=True)
+            for t in plan.tensors
         ],
         ignored={plain(name): short(reason) for name, reason in plan.ignored.items()},
     )

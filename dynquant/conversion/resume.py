@@ -25,16 +25,16 @@ from dynquant.conversion.disk import sync_folder
 from dynquant.conversion.identity import identity_of
 from dynquant.conversion.jobs import Done
 from dynquant.conversion.journal import Identity, Journal, refuse_changed
-from dynquant.conversion.layout import Layout, shard_paths
+from dynquant.conversion.layout import shard_paths
 from dynquant.conversion.output import PartFiles, check_output, part_path
+from dynquant.conversion.work import Work
 from dynquant.plan.plan import Plan
-from dynquant.tensors import n_rows
 
 
 def begin(
     plan: Plan,
     out: Path,
-    layout: Layout,
+    work: Work,
     parts: PartFiles,
     journal: Journal,
     *,
@@ -48,18 +48,18 @@ def begin(
     """
     try:
         before, records = journal.read(anew=restart)
-        identity = identity_of(plan, layout)
+        identity = identity_of(plan, work)
         if before is not None and records and not restart:
             refuse_changed(journal.path, before, identity)
             is_complete = records.are_complete
             if parts.are_there(named=is_complete):
                 if not is_complete:
-                    check_output(plan, out, layout, force=force)
+                    check_output(plan, out, work, force=force)
                 parts.open()
-                if parts.have_between(layout):
-                    return records.by_tensor([n_rows(t.shape) for t in plan.tensors])
+                if parts.have_between(work.layout):
+                    return records.by_tensor([t.n_rows for t in work.tensors])
                 parts.close()
-        check_output(plan, out, layout, force=force)
+        check_output(plan, out, work, force=force)
     except BaseException:
         if journal.is_new:
             journal.remove()
@@ -69,7 +69,7 @@ def begin(
         for path in _old_parts(out, before):
             path.unlink(missing_ok=True)
         parts.make()
-        for number, file in enumerate(layout.files):
+        for number, file in enumerate(work.layout.files):
             parts.write(number, file.header, 0)
         parts.sync()
         journal.begin(identity)

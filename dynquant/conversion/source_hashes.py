@@ -1,9 +1,10 @@
-"""Hashes of the files that a conversion reads, taken while it reads them.
+"""Hashes of the source files, computed while a conversion reads them.
 
-Each file is hashed from its beginning to its end, in the order of first use, piece by piece, by the
-threads that encode: a bounded way ahead of what is encoded, so that this is in the page cache then
-and the disk is read once. Bytes that no tensor lies in are hashed, too. No thread waits for a hash:
-where many encode, those of several files are under way, and are as far behind as sha256 is slower.
+The threads that encode hash each file piece by piece from its beginning to its end, in the order of
+first use. Hashing runs a bounded distance ahead of encoding, so that the encoders find the bytes in
+the page cache and the disk is read once. Bytes outside of any tensor are hashed, too. No thread
+waits for a hash: with many threads, several files are hashed at once, and hashing falls behind
+encoding where SHA-256 is slower.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import math
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -19,33 +20,36 @@ from dynquant.arrays import U8
 from dynquant.checkpoint.hub import known_sha256
 from dynquant.conversion.identity import source_of
 from dynquant.conversion.manifest import Source, plain
-from dynquant.plan.plan import Plan
-from dynquant.tensors import ShardFile, parts_of
+from dynquant.conversion.work import TensorWork, Work
+from dynquant.tensors import ShardFile
 
 SourceHashes = Literal["auto", "read", "none"]
-"""auto: what the Hub tells of its files, and what is read of others; none: no hashes but those of
-the headers."""
+"""auto: take the hashes that the Hub publishes for its files, compute the others; read: compute
+all; none: hash headers only."""
 
 SOURCE_HASHES: tuple[SourceHashes, ...] = get_args(SourceHashes)
 
 AHEAD = 32 << 20
-"""Bytes that hashing is ahead of the encoders at most."""
+"""Limit on the bytes that hashing runs ahead of the encoders."""
 
 PIECE = 1 << 20
-"""Bytes that are hashed at a time."""
+"""Bytes hashed at a time."""
 
 
 @dataclass
 class _File:
-    """A file to hash; start: where it begins in all files, one after the other."""
+    """A file to hash.
+
+    start: its position if all files were one, in the order of first use
+    """
 
     path: Path
     start: int
     n_bytes: int
     header: str
+    readers: tuple[ShardFile, ...]
     sha256: str | None = None
     known_from: Literal["read", "hub"] | None = None
-    readers: list[ShardFile] = field(default_factory=list[ShardFile])
 
     @property
     def reached(self) -> int:
@@ -74,50 +78,39 @@ class _Hashing:
 
 
 class SourceDigests:
-    """The hashes of a plan's source files; callable from several threads at once.
+    """The hashes of all source files; callable from several threads at once.
 
     n_bytes: of all files
     """
 
-    def __init__(self, plan: Plan, wanted: SourceHashes, first: int | None) -> None:
+    def __init__(self, work: Work, wanted: SourceHashes, first: int | None) -> None:
         """Look at the files.
 
-        first: the number of the first tensor of which rows are to be read; None where all are done
+        first: number of the first tensor whose rows will be read; None if no rows are left
         """
-        self._files: dict[Path, _File] = {}
+        self._files: list[_File] = []
         start = 0
-        for path in plan.source_files:
-            facts = source_of(path)
-            file = _File(path, start, facts["bytes"], facts["header"])
+        for source in work.source_files:
+            facts = source_of(source.path)
+            file = _File(source.path, start, facts["bytes"], facts["header"], source.readers)
             start += file.n_bytes
-            self._files[path] = file
-            if wanted == "auto" and (known := known_sha256(path)):
+            self._files.append(file)
+            if wanted == "auto" and (known := known_sha256(source.path)):
                 file.sha256, file.known_from = known, "hub"
-        self._order = list(self._files.values())
-        numbers = {file.path: number for number, file in enumerate(self._order)}
-        self._furthest: list[int] = []
-        for t in plan.tensors:
-            read = list(parts_of(plan.sources[t.name].source, ShardFile))
-            self._furthest.append(max((numbers[reader.path] for reader in read), default=0))
-            for reader in read:
-                if reader not in (readers := self._files[reader.path].readers):
-                    readers.append(reader)
+        self._furthest = [max(t.source_files, default=0) for t in work.tensors]
         self.n_bytes = start
-        unknown = [] if wanted == "none" else [f for f in self._files.values() if not f.sha256]
+        unknown = [] if wanted == "none" else [f for f in self._files if not f.sha256]
         self._left = [_Hashing(file) for file in unknown]
         self._front = 0
-        self._floor = self._start_of(plan, first)
+        self._floor = math.inf if first is None else self._start_of(work.tensors[first])
         self._lock = threading.Lock()
 
-    def _start_of(self, plan: Plan, first: int | None) -> float:
-        """Return where the encoders begin; what lies before, they do not come for."""
-        if first is None:
-            return math.inf
-        readers = parts_of(plan.sources[plan.tensors[first].name].source, ShardFile)
-        return min((self._files[r.path].start for r in readers), default=0)
+    def _start_of(self, tensor: TensorWork) -> float:
+        """Return where a tensor's first file begins; the encoders do not read before it."""
+        return min((self._files[number].start for number in tensor.source_files), default=0)
 
     def step(self, piece: U8) -> bool:
-        """Hash the next piece that is due, unless there is none; return whether there was.
+        """Hash the next piece that is due; return whether there was one.
 
         piece: PIECE bytes of memory
 
@@ -136,7 +129,7 @@ class SourceDigests:
         return True
 
     def _next(self) -> _Hashing | None:
-        """Return the first file that nobody hashes, if it is due; those after it are not, then."""
+        """Return the first file that no thread is hashing, if it is due; else None."""
         found = next((h for h in self._left if not h.is_taken), None)
         if found is None:
             return None
@@ -144,24 +137,24 @@ class SourceDigests:
         return found if position <= max(self._floor, self._reached()) + AHEAD else None
 
     def _reached(self) -> int:
-        """Return how far the encoders are in all files, one after the other."""
-        return self._order[self._front].start + self._order[self._front].reached
+        """Return how far the encoders are, as a position in all files together."""
+        return self._files[self._front].start + self._files[self._front].reached
 
     def arrive(self, tensor: int) -> None:
-        """Take note that the encoders are at a tensor, whose number in the plan it is."""
+        """Note that the encoders have reached a tensor, by its number in the plan."""
         with self._lock:
             self._front = max(self._front, self._furthest[tensor])
 
     def release(self) -> None:
-        """All that is left is due: the encoders have read all that they need."""
+        """Make all that is left due: the encoders have read all rows."""
         self._floor = math.inf
 
     def is_reading(self, path: Path) -> bool:
-        """Whether a file is still to be hashed, or being so."""
+        """Whether a file is not yet hashed completely."""
         return any(hashing.file.path == path for hashing in list(self._left))
 
     def sources(self) -> list[Source]:
-        """Return what is known of each file, in the order of first use, when all are hashed."""
+        """Return each file with its hashes, in the order of first use, after all are hashed."""
         return [
             Source(
                 name=plain(file.path.name),
@@ -170,5 +163,5 @@ class SourceDigests:
                 sha256=file.sha256,
                 sha256_from=file.known_from,
             )
-            for file in self._files.values()
+            for file in self._files
         ]

@@ -1,4 +1,4 @@
-"""From a plan to its files: written by several threads, resumed, hashed, looked at again, named."""
+"""Writes a plan's files: with several threads, resumable, hashed, checked, then renamed."""
 
 from __future__ import annotations
 
@@ -6,38 +6,33 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from dynquant.conversion.converted import Converted
 from dynquant.conversion.disk import sync_folder
-from dynquant.conversion.engine import Progress, Run
+from dynquant.conversion.engine import Engine, Progress
 from dynquant.conversion.identity import refuse_written, versions_of
-from dynquant.conversion.jobs import Done
+from dynquant.conversion.jobs import Done, jobs
 from dynquant.conversion.journal import Journal, journal_path
-from dynquant.conversion.layout import Layout, lay_out
 from dynquant.conversion.manifest import manifest_path, manifest_text
 from dynquant.conversion.output import PartFiles, check_output
 from dynquant.conversion.provenance import manifest_of
 from dynquant.conversion.records import COMPLETE
+from dynquant.conversion.result import Result
 from dynquant.conversion.resume import begin
-from dynquant.conversion.sample import SAMPLES, check_sample
+from dynquant.conversion.second_look import SAMPLES, check_sample
 from dynquant.conversion.source_hashes import SourceDigests, SourceHashes
+from dynquant.conversion.stages import EncodeStage, Sink, SourceStage
+from dynquant.conversion.work import Work, work_of
 from dynquant.errors import ConvertError, PlanError
 from dynquant.plan.plan import Plan
 from dynquant.quants import codec
-from dynquant.quants.error import keeps_weights
-from dynquant.tensors import n_rows
-
-CHUNK_BYTES = 1 << 20
-"""Stored bytes of the rows that are encoded at a time: they stay in a core's cache from the read
-to the encoder, and the tens of microseconds that Python adds are lost in the milliseconds of the
-encoder."""
+from dynquant.quants.encoder import CORE, Encoder
 
 SYNC_SECONDS = 0.5
-"""Between two times that what is written is put on the disk and noted in the journal: what a crash
-costs, besides the chunk that each thread is at and what is written while the disk syncs."""
+"""Seconds between two syncs that the journal records. A crash costs the work since the last one,
+and the rows that each thread was encoding."""
 
 
 def default_threads() -> int:
-    """Return the number of CPUs that this process may run on."""
+    """Return the number of CPUs that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -53,88 +48,90 @@ def convert_plan(
     manifest: SourceHashes | None = None,
     verify_sample: int = SAMPLES,
     progress: Callable[[Progress], None] | None = None,
-    chunk_bytes: int = CHUNK_BYTES,
+    encoder: Encoder = CORE,
+    chunk_bytes: int | None = None,
     sync_seconds: float = SYNC_SECONDS,
-) -> Converted:
-    """Write a plan's files, under their names only when all are complete.
+) -> Result:
+    """Write a plan's files, under their final names only when all are complete.
 
-    threads:      worker threads; None takes one for each CPU
-    force:        replace files that exist
-    restart:      begin anew where an earlier run was broken off, instead of going on
-    manifest:     write one, with hashes of the source files that are found so; None for none
-    verify_sample: ranges of rows that are encoded again at the end and compared; 0 for none
+    threads:      worker threads; None uses one for each CPU
+    force:        replace existing files
+    restart:      start over instead of resuming an interrupted run
+    manifest:     write a manifest, with the source files' hashes from there; None writes none
+    verify_sample: ranges of rows to encode again at the end and compare; 0 for none
     progress:     called in the calling thread, about ten times a second and at both ends
-    chunk_bytes:  stored bytes to read at a time, at least one row; the output does not depend on it
-    sync_seconds: between two syncs of what is written
+    encoder:      encodes the rows
+    chunk_bytes:  bytes of rows to encode at a time, at least one row; None leaves it to the
+                  encoder; the output does not depend on it
+    sync_seconds: seconds between two syncs
 
-    A failure or an interrupt leaves `.part` files and a journal behind, from which the next run of
-    the same conversion goes on. Of a model larger than half of the memory the page cache keeps
-    nothing that is done with. Memory is one chunk and its blocks for each thread, blocks that
-    wait to be hashed in order (64 MiB at most), and the keys.
+    A failure or an interrupt leaves `.part` files and a journal, from which the next run of the
+    same conversion resumes. For models larger than half of RAM, finished source files are dropped
+    from the page cache. Memory: for each thread one chunk and its blocks, at most 64 MiB of blocks
+    that wait to be hashed in order, and the keys.
 
-    Raises PlanError for a plan that lacks something, ConvertError if the output cannot be written,
-    or if what is there is of another conversion, CheckpointError if the model cannot be read,
-    ImportanceError if the imatrix changed since it was, ConvertError with tensor and row for a
-    weight that is not finite, and for rows of the sample that are not the same a second time.
+    Raises PlanError for a plan that cannot be carried out, ConvertError if the output cannot be
+    written or the files there belong to another conversion, CheckpointError if the model cannot be
+    read, ImportanceError if the imatrix changed since it was read, ConvertError with tensor and row
+    for weights that are not finite and for rows that are encoded differently a second time.
     """
     threads = default_threads() if threads is None else threads
     PlanError.raise_any((*plan.lacks, *plan.refusals))
     if threads < 1:
         raise ConvertError(f"threads is {threads}; at least 1 is needed")
-    # A DYNQUANT_ISA that this CPU does not run is told before there is a file.
+    # A DYNQUANT_ISA that this CPU does not support is an error before there is a file.
     codec.active_isa()
-    versions = versions_of(plan)
-    layout = lay_out(plan)
+    work = work_of(plan)
+    layout = work.layout
+    versions = versions_of(work)
     parts = PartFiles(layout.paths(out), [file.file_bytes for file in layout.files])
     if not journal_path(out).exists():
-        check_output(plan, out, layout, force=force)
+        check_output(plan, out, work, force=force)
     journal = Journal(out)
-    run: Run | None = None
+    engine: Engine | None = None
     try:
-        done = begin(plan, out, layout, parts, journal, force=force, restart=restart)
-        sources = SourceDigests(plan, manifest or "none", _first_left(plan, done))
-        run = Run(plan, layout, parts, journal, chunk_bytes, done, sync_seconds, sources)
-        run.watch(threads, progress)
-        refuse_written(versions, versions_of(plan))
-        check_sample(plan, layout, parts, verify_sample)
-        made = _converted(plan, parts, run)
-        text = manifest and _manifest_text(plan, layout, made, sources)
+        done = begin(plan, out, work, parts, journal, force=force, restart=restart)
+        sources = SourceDigests(work, manifest or "none", _first_left(work, done))
+        sink = Sink(work, parts, journal, sources)
+        engine = Engine(
+            work,
+            jobs(work, chunk_bytes or encoder.preferred_bytes, done),
+            SourceStage(sources, work.search),
+            EncodeStage(encoder),
+            sink,
+        )
+        engine.run(threads, sync_seconds, progress)
+        refuse_written(versions, versions_of(work))
+        check_sample(work, parts, verify_sample, encoder)
+        digests = sink.digests
+        measured = zip(work.tensors, digests.sums(), strict=True)
+        result = Result(
+            plan=plan,
+            paths=parts.paths,
+            file_bytes=parts.sizes,
+            sha256=tuple(digests.files()),
+            xxh64=dict(zip((t.name for t in work.tensors), digests.tensors(), strict=True)),
+            errors={t.name: sums.figures() for t, sums in measured if not t.keeps_weights},
+            resumed_bytes=engine.resumed_bytes,
+            manifest=manifest_path(out) if manifest else None,
+        )
+        text = manifest and manifest_text(manifest_of(result, layout, sources.sources()))
         parts.sync()
         journal.add([COMPLETE])
         parts.finish(manifest_path(out), text)
         journal.remove()
         sync_folder(out.parent)
-        return made
+        return result
     finally:
-        # A second interrupt ends the wait for a thread; the files must not be closed under it.
-        if run is None or not run.is_alive:
+        # A second interrupt ends the wait for a thread, which must not find its files closed.
+        if engine is None or not engine.is_alive:
             parts.close()
             journal.close()
 
 
-def _first_left(plan: Plan, done: Mapping[int, Sequence[Done]]) -> int | None:
-    """Return the number of the first tensor of which rows are to be read, if there is one."""
-    for number, tensor in enumerate(plan.tensors):
-        if sum(d.stop - d.start for d in done.get(number, ())) < n_rows(tensor.shape):
-            return number
+def _first_left(work: Work, done: Mapping[int, Sequence[Done]]) -> int | None:
+    """Return the number of the first tensor with rows that are still to be read, if any."""
+    for tensor in work.tensors:
+        if sum(d.stop - d.start for d in done.get(tensor.number, ())) < tensor.n_rows:
+            return tensor.number
     return None
-
-
-def _converted(plan: Plan, parts: PartFiles, run: Run) -> Converted:
-    errors = (
-        None
-        if keeps_weights(plan.sources[tensor.name].source.stored, tensor.type)
-        else sums.figures()
-        for tensor, sums in zip(plan.tensors, run.digests.sums(), strict=True)
-    )
-    return Converted(
-        parts.paths,
-        tuple(run.digests.files()),
-        tuple(run.digests.tensors()),
-        tuple(errors),
-        run.resumed,
-    )
-
-
-def _manifest_text(plan: Plan, layout: Layout, made: Converted, sources: SourceDigests) -> str:
-    return manifest_text(manifest_of(plan, layout, made, sources.sources()))

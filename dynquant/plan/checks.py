@@ -9,7 +9,7 @@ from dynquant.arch.base import Model, ModelTensor
 from dynquant.importance.audit import Importance, missing
 from dynquant.importance.imatrix import Imatrix
 from dynquant.name_lists import grouped
-from dynquant.quants.table import QuantType
+from dynquant.quants.encoder import is_copied
 from dynquant.recipe.assignment import Assigned, Assignment
 
 MAX_NAME_BYTES = 63
@@ -19,15 +19,14 @@ MAX_DIMS = 4
 """ggml's limit of dimensions (GGML_MAX_DIMS)."""
 
 
-def is_copied(tensor: ModelTensor, qtype: QuantType) -> bool:
-    """Whether a tensor has the type already, so that its bytes are taken as they are."""
-    return tensor.source.stored == qtype
-
-
 def changing(tensors: tuple[ModelTensor, ...], assigned: Assigned) -> dict[str, Assignment]:
     """Return the assignments of the tensors that change their type."""
     found = [(t, assigned.assignments.get(t.name)) for t in tensors]
-    return {t.name: chosen for t, chosen in found if chosen and not is_copied(t, chosen.type)}
+    return {
+        t.name: chosen
+        for t, chosen in found
+        if chosen and not is_copied(t.source.stored, chosen.type)
+    }
 
 
 def tensor_problems(tensors: tuple[ModelTensor, ...]) -> list[str]:

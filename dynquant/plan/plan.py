@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from math import prod
 from pathlib import Path
 
@@ -19,7 +18,6 @@ from dynquant.keys import Keys, KeyValue
 from dynquant.plan.checks import (
     changing,
     importance_problems,
-    is_copied,
     requantized,
     tensor_problems,
 )
@@ -27,11 +25,11 @@ from dynquant.plan.quantizer_keys import quantizer_keys, with_ours
 from dynquant.plan.resolve import resolve
 from dynquant.plan.set_keys import apply_settings, key_problems
 from dynquant.plan.shards import Shard, Split, shards_of
+from dynquant.quants.encoder import is_copied
 from dynquant.quants.search import EFFORTS, Effort
 from dynquant.quants.table import QuantType
 from dynquant.recipe.assignment import Assigned, Assignment
 from dynquant.recipe.rules import Recipe
-from dynquant.tensors import ShardFile, parts_of
 
 ALIGNMENT = GGUF_DEFAULT_ALIGNMENT
 """Bytes that every tensor's offset is a multiple of: GGUF's default, which needs no key."""
@@ -126,19 +124,17 @@ class Plan(Totals):
     lacks: tuple[str, ...] = ()
     refusals: tuple[str, ...] = ()
 
-    @cached_property
-    def source_files(self) -> tuple[Path, ...]:
-        """The files that the tensors are read from, each once, in order of first use."""
-        sources = (self.sources[t.name].source for t in self.tensors)
-        return tuple({f.path: None for s in sources for f in parts_of(s, ShardFile)})
-
     @property
     def unweighed(self) -> tuple[str, ...]:
         """Names of the tensors whose encoder weighs all channels alike."""
         return tuple(
             t.name
             for t in self.tensors
-            if not (t.type.is_float or t.importance or is_copied(self.sources[t.name], t.type))
+            if not (
+                t.type.is_float
+                or t.importance
+                or is_copied(self.sources[t.name].source.stored, t.type)
+            )
         )
 
     @property

@@ -9,6 +9,7 @@ from gguf import GGML_QUANT_VERSION, LlamaFileType
 
 from dynquant.importance.imatrix import Imatrix
 from dynquant.keys import Keys, string, u32
+from dynquant.quants.encoder import ENCODER_REVISION
 from dynquant.quants.search import Effort
 from dynquant.quants.table import QuantType
 from dynquant.recipe.rules import Recipe
@@ -53,6 +54,7 @@ def quantizer_keys(
         "dynquant.recipe": string(recipe.name),
         "dynquant.recipe_sha256": string(recipe.sha256),
         "dynquant.effort": string(effort),
+        "dynquant.encoder_revision": u32(ENCODER_REVISION),
     }
     if imatrix:
         keys["dynquant.imatrix_sha256"] = string(imatrix.sha256)

@@ -1,21 +1,26 @@
-"""Block formats: what types there are (table), weights to blocks and back (codec),
-what they lose (error).
-"""
+"""Block formats: the table of types, the encoders and their door, decoding, and errors."""
 
-from dynquant.quants.codec import (
-    NotFiniteError,
-    active_isa,
-    decode,
+from dynquant.quants.codec import NotFiniteError, active_isa, decode, isas
+from dynquant.quants.encoder import (
+    CORE,
+    ENCODER_REVISION,
+    Batch,
+    Encoded,
+    Encoder,
     encode,
-    encode_stored,
-    error_sums,
-    isas,
+    is_copied,
+    keeps_weights,
 )
 from dynquant.quants.error import ErrorSums, TensorError
 from dynquant.quants.table import ALL, QuantType, quant_type, unknown_type
 
 __all__ = [
     "ALL",
+    "CORE",
+    "ENCODER_REVISION",
+    "Batch",
+    "Encoded",
+    "Encoder",
     "ErrorSums",
     "NotFiniteError",
     "QuantType",
@@ -23,9 +28,9 @@ __all__ = [
     "active_isa",
     "decode",
     "encode",
-    "encode_stored",
-    "error_sums",
+    "is_copied",
     "isas",
+    "keeps_weights",
     "quant_type",
     "unknown_type",
 ]

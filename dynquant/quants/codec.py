@@ -1,4 +1,4 @@
-"""Rows of weights to blocks and back: the Python face of the C encoders."""
+"""The functions of the C core, with their arguments checked. Encoding goes through encoder.py."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from dynquant.arrays import F32, U8
 from dynquant.errors import DynquantError, EncodeError
 from dynquant.quants.error import ErrorSums
-from dynquant.quants.search import EFFORTS, GAINS, NORMAL, Effort, Gain, Search, Weighting
+from dynquant.quants.search import EFFORTS, GAINS, NORMAL, Search
 from dynquant.quants.table import ALL, QuantType, quant_type
 
 try:
@@ -71,7 +71,7 @@ def isa_in_use() -> int:
     return _isa_position(active_isa())
 
 
-def encode_stored(
+def encode_floats(
     rows: U8,
     stored: QuantType,
     n_per_row: int,
@@ -80,25 +80,16 @@ def encode_stored(
     importance: F32 | None = None,
     search: Search = NORMAL,
 ) -> None:
-    """Encode rows straight from their stored bytes, in one call that lets other threads run.
+    """Encode rows of F32, F16 or BF16 in one call without the GIL.
 
     rows:       uint8, the bytes of whole rows of n_per_row weights, C order
-    stored:     the type that they have; rows that have the wanted type already are taken as they
-                are, bit for bit, and floats looked at for numbers that are not finite
     out:        uint8, n_rows * qtype.row_size(n_per_row) bytes, filled
-    importance: float32 [n_per_row], finite and >= 0; None weighs all alike
+    importance: float32 [n_per_row], finite and >= 0; None weights all channels equally
 
-    Raises NotFiniteError for the first row with a NaN or an infinity, EncodeError if no block
-    divides a row.
+    Raises NotFiniteError for the first row with a NaN or an infinity, EncodeError if the type's
+    block size does not divide a row.
     """
-    row_size = qtype.row_size(n_per_row)
-    if stored is qtype and stored.name not in _FLOAT:
-        out.reshape(-1)[:] = rows.reshape(-1)
-        return
-    if stored.name not in _FLOAT:
-        n_rows = out.size // row_size
-        rows = decode(rows.reshape(n_rows, -1), stored, n_per_row).view(np.uint8)
-        stored = ALL["F32"]
+    qtype.row_size(n_per_row)
     bad_row = _core.encode(
         isa_in_use(),
         _POSITION[qtype.name],
@@ -144,53 +135,6 @@ def error_sums(
             importance,
         )
     )
-
-
-def encode(
-    x: F32,
-    qtype: QuantType | str,
-    importance: F32 | None = None,
-    *,
-    effort: Effort = "normal",
-    weighting: Weighting | None = None,
-    gain: Gain | None = None,
-) -> U8:
-    """Encode rows of weights as blocks of one quant type.
-
-    x:          float32 [n_rows, n_per_row], finite
-    importance: float32 [n_per_row], finite and >= 0, the mean squared activation of each input
-                channel; None weighs all alike. What is minimised is the sum over the weights of
-                importance * (x - decoded x)^2
-    effort, weighting, gain: see quants/search.py; None takes the type's own
-    returns:    uint8 [n_rows, qtype.row_size(n_per_row)]
-
-    Raises EncodeError if n_per_row is no multiple of the type's block size, for shapes that do not
-    fit together, and (NotFiniteError) for weights that are not finite.
-    Block layouts: ggml-common.h in llama.cpp.
-    """
-    qtype = quant_type(qtype) if isinstance(qtype, str) else qtype
-    if x.ndim != 2 or x.dtype != np.float32:
-        raise EncodeError(f"weights must be float32 [n_rows, n_per_row], not {_described(x)}")
-    n_rows, n_per_row = x.shape
-    blocks = np.empty((n_rows, qtype.row_size(n_per_row)), np.uint8)
-    if importance is not None:
-        importance = _checked(importance, n_per_row)
-    if x.size:
-        rows = np.ascontiguousarray(x).view(np.uint8)
-        search = Search(effort, weighting, gain)
-        encode_stored(rows, ALL["F32"], n_per_row, qtype, blocks, importance, search)
-    return blocks
-
-
-def _checked(importance: F32, n_per_row: int) -> F32:
-    if importance.shape != (n_per_row,) or importance.dtype != np.float32:
-        raise EncodeError(
-            f"importance must be float32 [{n_per_row}], one value for each weight of a row,"
-            f" not {_described(importance)}"
-        )
-    if not np.all(np.isfinite(importance) & (importance >= 0)):
-        raise EncodeError("importance must be finite and not negative")
-    return np.ascontiguousarray(importance)
 
 
 def _described(x: np.ndarray) -> str:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dynquant.quants.table import ALL, QuantType
-
 
 @dataclass(frozen=True)
 class TensorError:
@@ -67,8 +65,3 @@ class ErrorSums(NamedTuple):
 
 NO_ERROR = ErrorSums()
 """The sums of rows that nothing was measured of, and of none."""
-
-
-def keeps_weights(stored: QuantType, qtype: QuantType) -> bool:
-    """Whether weights of one type are the same numbers in another: copied, or as F32."""
-    return stored == qtype or qtype == ALL["F32"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from dynquant.conversion.write import Progress
+from dynquant.conversion.engine import Progress
 
 
 def tqdm_progress(**options: Any) -> Callable[[Progress], None]:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from dynquant.arch.base import TensorName
-from dynquant.plan.checks import is_copied
 from dynquant.plan.plan import Plan, TensorPlan
+from dynquant.quants.encoder import is_copied
 from dynquant.quants.table import QuantType
 from dynquant.recipe.assignment import BUILT_IN
 from dynquant.report.grid import SMALL, column_of, is_small
@@ -90,7 +90,7 @@ def needing(plan: Plan) -> tuple[TensorPlan, ...]:
     return tuple(
         t
         for t in plan.tensors
-        if t.type.needs_importance and not is_copied(plan.sources[t.name], t.type)
+        if t.type.needs_importance and not is_copied(plan.sources[t.name].source.stored, t.type)
     )
 
 

@@ -12,10 +12,10 @@ import numpy as np
 
 from dynquant.arch.load import Mla
 from dynquant.checkpoint.gguf_shards import Shards, open_gguf
-from dynquant.conversion.sample import Candidate, Range, draw, encoded
 from dynquant.conversion.write import default_threads
 from dynquant.errors import VerificationError
 from dynquant.importance.imatrix import Imatrix
+from dynquant.measure.sample import Candidate, Range, draw, encode_rows
 from dynquant.name_lists import grouped
 from dynquant.quants.codec import NotFiniteError
 from dynquant.quants.search import Search
@@ -170,10 +170,11 @@ def _compared(
     importance = pair.importance.of(taken.start // pair.together) if pair.importance else None
     source = pair.source.source
     try:
-        blocks = encoded(source, taken.start, taken.stop, pair.qtype, importance, search)
+        encoded = encode_rows(source, taken.start, taken.stop, pair.qtype, importance, search)
     except NotFiniteError as e:
         row = taken.start + e.row
         return _Outcome(1, row, f"row {row} of the source holds a number that is not finite")
+    blocks = encoded.blocks
     there = np.empty_like(blocks)
     at = pair.file.data_offset + pair.tensor.offset + taken.start * blocks.shape[1]
     readers[pair.file.path].read(at, there.reshape(-1))

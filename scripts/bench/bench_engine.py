@@ -27,8 +27,9 @@ CONVERT = """
 import sys
 from pathlib import Path
 import dynquant
-from dynquant.conversion import digest, engine, run
-from dynquant.conversion.write import convert_plan
+from dynquant.conversion import digest, stages
+from dynquant.conversion.write import SYNC_SECONDS, convert_plan
+from dynquant.quants import codec
 from dynquant.quants.error import NO_ERROR
 
 def nothing(digits):
@@ -42,9 +43,9 @@ if "files" in without:
 if "tensors" in without:
     digest.xxhash = type("xxhash", (), {"xxh64": nothing(16)})
 if "checksums" in without:
-    run.xxhash = type("xxhash", (), {"xxh3_64_intdigest": lambda _: 0})
+    stages.xxhash = type("xxhash", (), {"xxh3_64_intdigest": lambda _: 0})
 if "errors" in without:
-    run.codec.error_sums = lambda *_: NO_ERROR
+    codec.error_sums = lambda *_: NO_ERROR
 plan = dynquant.make_plan(dynquant.load_model(model), dynquant.load_recipe(recipe))
 convert_plan(
     plan,
@@ -53,7 +54,7 @@ convert_plan(
     force=True,
     manifest="none" if "sources" in without else "auto",
     verify_sample=0 if "sample" in without else 8,
-    sync_seconds=1e9 if "syncs" in without else engine.SYNC_SECONDS,
+    sync_seconds=1e9 if "syncs" in without else SYNC_SECONDS,
 )
 """
 

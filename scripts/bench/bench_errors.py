@@ -20,8 +20,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from dynquant.conversion.write import CHUNK_BYTES
-from dynquant.quants import ALL, QuantType, decode, encode, encode_stored, error_sums, isas
+from dynquant.quants import ALL, CORE, Batch, QuantType, decode, encode, isas
+from dynquant.quants.codec import error_sums
 
 N_PER_ROW = 4096
 
@@ -39,15 +39,14 @@ def nanoseconds(work: Callable[[], object], n_weights: int, repeats: int) -> flo
 def costs(qtype: QuantType, stored: QuantType, repeats: int) -> tuple[float, float, float]:
     """Return what encoding, comparing and decoding cost on the ISA in use."""
     rng = np.random.default_rng(1)
-    n_rows = CHUNK_BYTES // stored.row_size(N_PER_ROW)
+    n_rows = CORE.preferred_bytes // stored.row_size(N_PER_ROW)
     x = (0.02 * rng.standard_normal((n_rows, N_PER_ROW))).astype(np.float32)
     w = np.exp(rng.standard_normal(N_PER_ROW)).astype(np.float32)
     rows = encode(x, stored)
-    blocks = np.empty((n_rows, qtype.row_size(N_PER_ROW)), np.uint8)
+    batch = Batch(rows, stored, N_PER_ROW, qtype, w)
+    blocks = CORE.encode(batch, measure=False).blocks
     return (
-        nanoseconds(
-            lambda: encode_stored(rows, stored, N_PER_ROW, qtype, blocks, w), x.size, repeats
-        ),
+        nanoseconds(lambda: CORE.encode(batch, measure=False), x.size, repeats),
         nanoseconds(
             lambda: error_sums(rows, stored, N_PER_ROW, qtype, blocks, w), x.size, 4 * repeats
         ),

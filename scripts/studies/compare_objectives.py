@@ -21,20 +21,17 @@ feed-forward layers and of the values permuted, and some negated. They compute t
 (checked: KL < 1e-6) and meet the encoder as other blocks. Standard errors are of differences within
 replica and window, from the spread over both: sqrt(var_replicas / n + var_windows / n).
 
-A plan does not carry weighting and gain, so this script stands in for
-`dynquant.quants.codec.encode_stored`, which the engine calls; everything else is the public way.
+A plan does not carry weighting and gain, so the conversion gets an encoder of this script's.
 A type that this llama.cpp cannot load is reported and passed over.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -48,10 +45,12 @@ from runtime import WINDOW, NotLoadedError, Reference, windows_of
 
 import dynquant
 from dynquant.arch.base import Model
-from dynquant.arrays import F32, U8
+from dynquant.conversion.write import convert_plan
 from dynquant.importance.imatrix import Imatrix
-from dynquant.quants import ALL, QuantType, codec, decode
-from dynquant.quants.search import GAINS, NORMAL, WEIGHTINGS, Gain, Search, Weighting
+from dynquant.plan.plan import make_plan
+from dynquant.quants import ALL, CORE, Batch, Encoded, decode
+from dynquant.quants.error import NO_ERROR
+from dynquant.quants.search import GAINS, WEIGHTINGS, Gain, Weighting
 from dynquant.recipe.loader import parse_recipe
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "support"))
@@ -81,12 +80,13 @@ _GGML = "ggml"
 CHOICES = (*(Choice(w, g) for w in WEIGHTINGS for g in GAINS), GGML)
 
 
-class Encoder:
-    """What stands in for `encode_stored`: encodes by one choice and adds up the errors."""
+class ChosenEncoder:
+    """An `Encoder` that minimises what one choice says, and adds up the errors."""
+
+    preferred_bytes = CORE.preferred_bytes
 
     def __init__(self, choice: Choice) -> None:
         self._choice = choice
-        self._encode_stored = codec.encode_stored
         self._lock = threading.Lock()
         self._squares = np.zeros(2)
 
@@ -95,42 +95,23 @@ class Encoder:
         """The weighted relative error of all quantized weights so far."""
         return float(self._squares[0] / self._squares[1])
 
-    def __call__(
-        self,
-        rows: U8,
-        stored: QuantType,
-        n_per_row: int,
-        qtype: QuantType,
-        out: U8,
-        importance: F32 | None = None,
-        search: Search = NORMAL,
-    ) -> None:
-        """Encode as `encode_stored` does; the rows are a replica's, float32."""
-        search = replace(search, weighting=self._choice.weighting, gain=self._choice.gain)
-        if qtype.is_float or not self._choice.is_ggml:
-            self._encode_stored(rows, stored, n_per_row, qtype, out, importance, search)
-        if qtype.is_float:
-            return
-        x = rows.view(np.float32).reshape(-1, n_per_row)
-        blocks = out.reshape(len(x), -1)
+    def encode(self, batch: Batch, *, measure: bool = True) -> Encoded:
+        """Encode rows of a replica, which are float32."""
+        if batch.type.is_float:
+            return CORE.encode(batch, measure=measure)
+        x = batch.rows.view(np.float32).reshape(-1, batch.n_per_row)
         if self._choice.is_ggml:
             with self._lock:
-                blocks[:] = ggml_encode(x, qtype, importance)
-        w = np.ones(n_per_row, np.float32) if importance is None else importance
-        lost = x - decode(blocks, qtype, n_per_row)
+                blocks = ggml_encode(x, batch.type, batch.importance)
+        else:
+            search = replace(batch.search, weighting=self._choice.weighting, gain=self._choice.gain)
+            blocks = CORE.encode(replace(batch, search=search), measure=False).blocks
+        w = np.ones(batch.n_per_row, np.float32) if batch.importance is None else batch.importance
+        lost = x - decode(blocks, batch.type, batch.n_per_row)
         squares = [float(np.square(y, dtype=np.float64).sum(0) @ w) for y in (lost, x)]
         with self._lock:
             self._squares += squares
-
-
-@contextlib.contextmanager
-def standing_in(encoder: Encoder) -> Iterator[None]:
-    """Let the engine call this encoder."""
-    own, codec.encode_stored = codec.encode_stored, encoder
-    try:
-        yield
-    finally:
-        codec.encode_stored = own
+        return Encoded(blocks, NO_ERROR)
 
 
 def write_file(
@@ -140,9 +121,8 @@ def write_file(
     rest = "F32" if name == "F32" else "F16"
     text = f'default: {rest}\nrules: [{{name: "blk.*", type: {name}}}]\nfallback: [F16]'
     recipe = parse_recipe(text, "compare_objectives", name)
-    encoder = Encoder(choice)
-    with standing_in(encoder):
-        dynquant.convert(model, out, recipe=recipe, imatrix=imatrix, force=True)
+    encoder = ChosenEncoder(choice)
+    convert_plan(make_plan(model, recipe, imatrix=imatrix), out, force=True, encoder=encoder)
     return encoder.error if not ALL[name].is_float else 0.0
 
 

@@ -17,7 +17,7 @@ import dynquant
 from dynquant.arch.base import Model, ModelTensor
 from dynquant.arrays import F32, I64, U8
 from dynquant.importance.imatrix import Imatrix, write_imatrix
-from dynquant.quants import ALL, QuantType, codec
+from dynquant.quants import ALL, CORE, Batch, QuantType
 from dynquant.tensors import row_bytes
 
 F64 = NDArray[np.float64]
@@ -115,9 +115,8 @@ def weights_of(tensor: ModelTensor) -> F32:
     source = tensor.source
     raw = np.empty(tensor.n_rows * row_bytes(source), np.uint8)
     source.read(0, tensor.n_rows, raw)
-    x: F32 = np.empty(tensor.shape, np.float32)
-    codec.encode_stored(raw, source.stored, tensor.n_per_row, ALL["F32"], x.view(np.uint8).ravel())
-    return x
+    batch = Batch(raw, source.stored, tensor.n_per_row, ALL["F32"])
+    return CORE.encode(batch, measure=False).blocks.view(np.float32).reshape(tensor.shape)
 
 
 def replica(model: Model, axes: dict[str, Axis] | None) -> Model:

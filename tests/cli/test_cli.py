@@ -385,14 +385,14 @@ def test_a_terminal_that_lacks_a_letter_gets_a_question_mark(
 SLOW = """
 import signal, sys, time
 from dynquant.cli import main
-from dynquant.quants import codec
+from dynquant.quants.encoder import CoreEncoder
 # A shell that runs the tests in the background has SIGINT ignored by all that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-encode_stored = codec.encode_stored
+encode = CoreEncoder.encode
 def slowly(*args, **kwargs):
     time.sleep(0.3)
-    encode_stored(*args, **kwargs)
-codec.encode_stored = slowly
+    return encode(*args, **kwargs)
+CoreEncoder.encode = slowly
 main()
 """
 

@@ -19,32 +19,35 @@ from dynquant.arrays import U8
 from dynquant.conversion import digest
 from dynquant.conversion.digest import Digests
 from dynquant.conversion.jobs import Job, jobs
-from dynquant.conversion.layout import lay_out
-from dynquant.quants.error import NO_ERROR, ErrorSums
+from dynquant.conversion.work import work_of
+from dynquant.quants.encoder import Encoded
+from dynquant.quants.error import NO_ERROR
 
 PLAN = sharded_plan()
-LAYOUT = lay_out(PLAN)
+WORK = work_of(PLAN)
+LAYOUT = WORK.layout
 
 
 def blocks_of(job: Job) -> U8:
-    return np.random.default_rng(job.number).integers(0, 256, job.n_bytes).astype(np.uint8)
+    shape = (job.n_rows, job.tensor.row_size)
+    return np.random.default_rng(job.number).integers(0, 256, shape).astype(np.uint8)
 
 
-Brought = tuple[Job, U8, ErrorSums]
+Brought = tuple[Job, Encoded]
 
 
 def work(chunk_bytes: int = 4096) -> list[Brought]:
-    return [(job, blocks_of(job), NO_ERROR) for job in jobs(PLAN, chunk_bytes, {})]
+    return [(job, Encoded(blocks_of(job), NO_ERROR)) for job in jobs(WORK, chunk_bytes, {})]
 
 
 def whole(found: Sequence[Brought]) -> tuple[list[str], list[str]]:
     """The hashes of files that hold the blocks, and of the tensors."""
     files = [bytearray(f.header.ljust(f.file_bytes, b"\0")) for f in LAYOUT.files]
     tensors = [b""] * len(PLAN.tensors)
-    for job, blocks, _ in found:
-        at = LAYOUT.files[job.tensor.shard].position(job.tensor) + job.start * job.row_size
-        files[job.tensor.shard][at : at + len(blocks)] = blocks.tobytes()
-        tensors[job.index] += blocks.tobytes()
+    for job, encoded in found:
+        blocks = encoded.blocks.tobytes()
+        files[job.tensor.file][job.position : job.position + len(blocks)] = blocks
+        tensors[job.tensor.number] += blocks
     return (
         [hashlib.sha256(f).hexdigest() for f in files],
         [xxhash.xxh64_hexdigest(t) for t in tensors],
@@ -76,7 +79,7 @@ def brought(digests: Digests, found: Sequence[Brought], n_threads: int) -> None:
 @given(seed=st.integers(0, 2**32), chunk_bytes=st.integers(1, 40_000))
 def test_any_order_gives_the_hashes_of_the_whole(seed: int, chunk_bytes: int) -> None:
     found = work(chunk_bytes)
-    digests = Digests(LAYOUT, len(PLAN.tensors))
+    digests = Digests(WORK)
     brought(digests, random.Random(seed).sample(found, len(found)), 1)
     assert (digests.files(), digests.tensors()) == whole(found)
 
@@ -88,7 +91,7 @@ def test_threads_that_wait_for_each_other_give_them_too(
     # So few bytes may wait that threads stop at every turn.
     monkeypatch.setattr(digest, "_MOST_HELD", 3000)
     found = work()
-    digests = Digests(LAYOUT, len(PLAN.tensors))
+    digests = Digests(WORK)
     brought(digests, found, n_threads)
     assert (digests.files(), digests.tensors()) == whole(found)
 
@@ -98,7 +101,7 @@ def test_who_brings_more_than_may_wait_waits_until_the_first_has_come(
 ) -> None:
     monkeypatch.setattr(digest, "_MOST_HELD", 0)
     (first, second, *_) = work()
-    digests = Digests(LAYOUT, len(PLAN.tensors))
+    digests = Digests(WORK)
     thread = threading.Thread(target=digests.add, args=second)
     thread.start()
     time.sleep(0.05)
@@ -111,7 +114,7 @@ def test_who_brings_more_than_may_wait_waits_until_the_first_has_come(
 def test_a_stop_lets_go_whoever_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(digest, "_MOST_HELD", 0)
     (_, *others) = work()
-    digests = Digests(LAYOUT, len(PLAN.tensors))
+    digests = Digests(WORK)
     threads = [threading.Thread(target=digests.add, args=one) for one in others[:5]]
     for t in threads:
         t.start()

@@ -27,13 +27,13 @@ from weighted import EXPERTS, spread, weighed_plan
 from dynquant.arch.base import ModelTensor
 from dynquant.arrays import F32, U8
 from dynquant.checkpoint.gguf import read_gguf
+from dynquant.conversion.engine import Progress
 from dynquant.conversion.layout import lay_out
-from dynquant.conversion.write import Progress, convert_plan
+from dynquant.conversion.write import convert_plan
 from dynquant.errors import CheckpointError, ConvertError, ImportanceError
 from dynquant.importance.imatrix import read_imatrix
 from dynquant.plan.plan import Plan, make_plan
-from dynquant.quants import ALL, QuantType
-from dynquant.quants.codec import encode
+from dynquant.quants import ALL, QuantType, encode
 from dynquant.quants.search import EFFORTS, Effort
 from dynquant.tensors import Computed, TensorSource
 
@@ -257,7 +257,7 @@ def test_a_weight_that_is_not_finite_is_named_by_tensor_and_row(
     plan = make_plan(model(*tensors), recipe(type_name))
     with pytest.raises(ConvertError) as e:
         convert_plan(plan, tmp_path / "x.gguf", threads=2, chunk_bytes=4 * 96 * 4)
-    assert e.value.messages[0].startswith("tensor 'b.weight' (stored as F32): row 17 holds")
+    assert e.value.messages[0].startswith("tensor 'b.weight' (stored as F32): row 17 contains")
     assert names(tmp_path) == ["x.gguf.journal", "x.gguf.part"]
 
 

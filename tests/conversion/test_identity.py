@@ -18,7 +18,7 @@ from dynquant.arch.load import load_model
 from dynquant.conversion import identity
 from dynquant.conversion.identity import identity_of
 from dynquant.conversion.journal import changed
-from dynquant.conversion.layout import lay_out
+from dynquant.conversion.work import work_of
 from dynquant.importance.imatrix import read_imatrix
 from dynquant.plan.plan import Plan, make_plan
 from dynquant.plan.shards import Split
@@ -51,7 +51,7 @@ def rules_of(type_name: str) -> str:
 
 
 def found(plan: Plan) -> dict[str, Any]:
-    return identity_of(plan, lay_out(plan))
+    return identity_of(plan, work_of(plan))
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from imatrices import write_counted
 
 from dynquant.arch.base import ModelTensor
 from dynquant.conversion.jobs import Done, Job, jobs
+from dynquant.conversion.work import work_of
 from dynquant.importance.imatrix import read_imatrix
 from dynquant.plan.plan import Plan, make_plan
 from dynquant.tensors import Computed
@@ -47,7 +48,7 @@ def done_ranges(draw: st.DrawFn) -> list[Done]:
 def covered(found: Sequence[Job]) -> None:
     assert [job.number for job in found] == list(range(len(found)))
     for index, n in ((0, 1), (1, N_EXPERTS * N_ROWS)):
-        rows = [row for j in found if j.index == index for row in range(j.start, j.stop)]
+        rows = [row for j in found if j.tensor.number == index for row in range(j.start, j.stop)]
         assert rows == list(range(n))
 
 
@@ -56,7 +57,7 @@ def covered(found: Sequence[Job]) -> None:
 def test_every_row_comes_once_in_order_and_what_is_done_as_it_was_done(
     chunk_bytes: int, done: list[Done]
 ) -> None:
-    found = list(jobs(PLAIN, chunk_bytes, {1: done}))
+    found = list(jobs(work_of(PLAIN), chunk_bytes, {1: done}))
     covered(found)
     assert [job.done for job in found if job.done] == done
     for job in found:
@@ -72,10 +73,10 @@ def test_no_range_crosses_matrices_that_differ_in_importance(tmp_path: Path) -> 
     @settings(max_examples=60)
     @given(chunk_bytes=st.integers(1, 20_000), done=done_ranges())
     def check(chunk_bytes: int, done: list[Done]) -> None:
-        found = list(jobs(plan, chunk_bytes, {1: done}))
+        found = list(jobs(work_of(plan), chunk_bytes, {1: done}))
         covered(found)
         for job in found:
-            if job.index == 1:
+            if job.tensor.number == 1:
                 assert job.start // N_ROWS == (job.stop - 1) // N_ROWS == job.matrix
 
     check()

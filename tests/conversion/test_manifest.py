@@ -32,6 +32,7 @@ from dynquant.conversion.manifest import (
 )
 from dynquant.conversion.provenance import manifest_of
 from dynquant.conversion.source_hashes import SourceDigests
+from dynquant.conversion.work import work_of
 from dynquant.conversion.write import convert_plan
 from dynquant.errors import ConvertError, ManifestError
 from dynquant.importance.imatrix import read_imatrix
@@ -184,7 +185,7 @@ def test_a_run_that_went_on_makes_the_same_manifest(tmp_path: Path) -> None:
     with pytest.raises(StopError):
         made(plan, tmp_path / "x.gguf", progress=stop, threads=1)
     assert "x.gguf.journal" in names(tmp_path)
-    resumed = convert_plan(plan, tmp_path / "x.gguf", threads=2, manifest="auto").resumed
+    resumed = convert_plan(plan, tmp_path / "x.gguf", threads=2, manifest="auto").resumed_bytes
     assert resumed > 0
     assert manifest_path(tmp_path / "x.gguf").read_text() == whole
 
@@ -224,9 +225,12 @@ def test_errors_are_told_to_six_digits(tmp_path: Path) -> None:
     plan = stored_plan(tmp_path)
     done = convert_plan(plan, tmp_path / "x.gguf", threads=1)
     n = len(plan.tensors)
-    errors = [TensorError(1.23456789e-5, -1e-17, 0.25), None, TensorError(float("nan"), 0, 0)]
-    done = replace(done, errors=(*errors, *[None] * (n - 3)))
-    found = manifest_of(plan, lay_out(plan), done, [])
+    first, _, third = (t.name for t in plan.tensors[:3])
+    errors = {
+        first: TensorError(1.23456789e-5, -1e-17, 0.25),
+        third: TensorError(float("nan"), 0, 0),
+    }
+    found = manifest_of(replace(done, errors=errors), lay_out(plan), [])
     told = found.model_dump()["tensors"]
     assert told[0]["error"] == {"weighted": 1.23457e-5, "one_minus_cos2": 0.0, "max": 0.25}
     assert [t["error"] for t in told[1:]] == [None] * (n - 1)
@@ -407,4 +411,4 @@ def test_the_command_prints_the_schema_and_the_manifest(tmp_path: Path) -> None:
 
 
 def test_nothing_is_hashed_of_a_plan_without_files() -> None:
-    assert SourceDigests(make_plan(model(), recipe()), "read", 0).sources() == []
+    assert SourceDigests(work_of(make_plan(model(), recipe())), "read", 0).sources() == []

@@ -177,7 +177,7 @@ def test_what_the_journal_tells_is_not_made_again(plan: Plan, tmp_path: Path) ->
         if (call, inode) == ("write", journal) and position:
             if told:
                 folder = restored(tmp_path / "lost", disk.after(number, random.Random(0), 1.0))
-                assert gone_on(plan, folder).resumed == told
+                assert gone_on(plan, folder).resumed_bytes == told
             rows = [r for r in RECORD.iter_unpack(content) if r[0] != COMPLETE.tensor]
             told += sum((stop - start) * row_size(plan.tensors[t]) for t, start, stop, *_ in rows)
     assert told == plan.tensor_bytes
@@ -191,5 +191,5 @@ def test_blocks_that_the_journal_tells_of_and_the_disk_lost_are_made_again(
         if name.endswith(".part"):
             left[name] = bytes(len(left[name]))
     folder = restored(tmp_path / "zeros", left)
-    assert gone_on(plan, folder).resumed == 0
+    assert gone_on(plan, folder).resumed_bytes == 0
     assert held(folder) == expected

@@ -126,7 +126,7 @@ def test_a_read_that_fails_is_told_with_file_and_offset_and_can_be_gone_on_from(
     assert str(e.value) == f"{tmp_path / 'w'}: read at byte {30 * 512}: Input/output error"
     monkeypatch.setattr(os, "preadv", whole)
     made = convert_plan(plan, tmp_path / "x.gguf")
-    assert made.resumed == 30 * 272
+    assert made.resumed_bytes == 30 * 272
     assert (tmp_path / "x.gguf").read_bytes() == (tmp_path / "whole.gguf").read_bytes()
 
 

@@ -35,9 +35,11 @@ from crashes import (
 from handmade import model, names, recipe, stored_tensor, weights
 
 from dynquant.cli import _terminate  # type: ignore[reportPrivateUsage]
+from dynquant.conversion.engine import Progress
 from dynquant.conversion.jobs import jobs
 from dynquant.conversion.layout import lay_out
-from dynquant.conversion.write import Progress, convert_plan
+from dynquant.conversion.work import work_of
+from dynquant.conversion.write import convert_plan
 from dynquant.errors import CheckpointError, ConvertError
 from dynquant.plan.plan import Plan, make_plan
 
@@ -176,7 +178,9 @@ def broken_off(plan: Plan, folder: Path, n_jobs: int = 25) -> Path:
 
 def bytes_of(plan: Plan, n_jobs: int) -> int:
     """Bytes of the first jobs of a steady run."""
-    return sum(job.n_bytes for job in islice(jobs(plan, STEADY["chunk_bytes"], {}), n_jobs))
+    return sum(
+        job.n_bytes for job in islice(jobs(work_of(plan), STEADY["chunk_bytes"], {}), n_jobs)
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -196,7 +200,7 @@ def test_a_signal_ends_it_after_the_job_at_hand_and_all_is_in_the_journal(
             convert_plan(plan, folder / "x.gguf", **STEADY)
 
     assert not killed(run, until_it_ends)
-    assert gone_on(plan, folder).resumed == bytes_of(plan, 20)
+    assert gone_on(plan, folder).resumed_bytes == bytes_of(plan, 20)
     assert held(folder) == expected
 
 
@@ -247,7 +251,7 @@ def test_restart_begins_anew_and_takes_parts_of_another_cut_away(
     other = sharded_plan(4)
     expected = made(other, tmp_path / "whole")
     folder = broken_off(plan, tmp_path / "a")
-    assert convert_plan(other, folder / "x.gguf", restart=True, **QUICK).resumed == 0
+    assert convert_plan(other, folder / "x.gguf", restart=True, **QUICK).resumed_bytes == 0
     assert held(folder) == expected
 
 
@@ -305,7 +309,7 @@ def test_all_that_was_complete_is_only_read_and_named(
 ) -> None:
     folder = noted(plan, tmp_path / "a")
     assert not looks_whole(folder, expected)
-    assert gone_on(plan, folder).resumed == plan.tensor_bytes
+    assert gone_on(plan, folder).resumed_bytes == plan.tensor_bytes
     assert held(folder) == expected
 
 
@@ -336,7 +340,7 @@ def test_rows_that_are_noted_after_a_torn_record_are_found(
     # Ten more: this time neither headers nor an identity are written before.
     with at_call(("pwrite",), 11, interrupt), pytest.raises(KeyboardInterrupt):
         convert_plan(plan, folder / "x.gguf", **STEADY)
-    assert gone_on(plan, folder).resumed == bytes_of(plan, 20)
+    assert gone_on(plan, folder).resumed_bytes == bytes_of(plan, 20)
 
 
 def test_signals_that_interrupt_calls_change_nothing(
@@ -361,6 +365,6 @@ def test_a_source_that_is_written_meanwhile_is_told(tmp_path: Path) -> None:
     def write(_: Progress) -> None:
         os.utime(tmp_path / "w", ns=(1, 1))
 
-    with pytest.raises(CheckpointError, match=r"w: was written while it was read"):
+    with pytest.raises(CheckpointError, match=r"w: changed while it was read"):
         convert_plan(plan, tmp_path / "x.gguf", progress=write, **QUICK)
     assert "x.gguf" not in names(tmp_path)

@@ -23,6 +23,7 @@ from dynquant.cli import app
 from dynquant.conversion import source_hashes
 from dynquant.conversion.manifest import Source, manifest_path
 from dynquant.conversion.source_hashes import SourceDigests
+from dynquant.conversion.work import work_of
 from dynquant.conversion.write import convert_plan
 from dynquant.errors import CheckpointError, ConvertError
 from dynquant.plan.plan import Plan, make_plan
@@ -44,7 +45,7 @@ def plan_of(*paths: Path) -> Plan:
 
 
 def found(plan: Plan, how: Any = "auto") -> list[Source]:
-    digests = SourceDigests(plan, how, None)
+    digests = SourceDigests(work_of(plan), how, None)
     while digests.step(np.empty(source_hashes.PIECE, np.uint8)):
         pass
     return digests.sources()
@@ -138,7 +139,7 @@ class Hashing:
 
         monkeypatch.setattr(ShardFile, "read", noted)
         monkeypatch.setattr(source_hashes, "AHEAD", 3 << 20)
-        self.digests = SourceDigests(plan, "read", first)
+        self.digests = SourceDigests(work_of(plan), "read", first)
 
     def rest(self) -> tuple[str, int]:
         """Return the last piece that is read before others have to come."""
@@ -203,7 +204,7 @@ def test_a_source_that_changes_meanwhile_is_told_and_no_output_is_left(tmp_path:
     def touch(_: object) -> None:
         os.utime(path, (1, 1))
 
-    with pytest.raises(CheckpointError, match=r"model-1: was written while it was read"):
+    with pytest.raises(CheckpointError, match=r"model-1: changed while it was read"):
         convert_plan(plan, tmp_path / "x.gguf", threads=1, progress=touch, manifest="auto")
     assert not (tmp_path / "x.gguf").exists()
     with pytest.raises(ConvertError, match="--restart"):

@@ -182,5 +182,5 @@ def test_the_example_runs_here_with_the_steps_that_the_files_have(
 def test_a_gate_that_does_not_hold_ends_the_example_with_3(tmp_path: Path) -> None:
     done = example("--with", "max-size=1MB", workspace=tmp_path)
     assert done.returncode == 3
-    assert "and at most 1.00 MB (0.95 MiB) was asked for" in done.stderr
+    assert "the limit is 1.00 MB (0.95 MiB)" in done.stderr
     assert not (tmp_path / "release").exists()

@@ -13,7 +13,7 @@ from handmade import DOWN, model, recipe, weights
 from imatrices import write_legacy
 
 import dynquant
-from dynquant.conversion.write import Progress
+from dynquant.conversion.engine import Progress
 
 
 def test_every_public_name_is_there() -> None:

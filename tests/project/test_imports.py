@@ -31,6 +31,7 @@ ROOMS = (
     "importance",
     "recipe",
     "interchange",
+    "measure",
     "plan",
     "conversion",
     "verification",

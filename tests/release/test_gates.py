@@ -38,7 +38,7 @@ def test_too_large_a_plan_is_exit_code_3_before_a_byte_is_written(
     done = run(command, MODEL, *out, "-r", "q8_0", "--max-size", "3MB")
     assert done.code == 3
     assert done.err.startswith("error: ")
-    assert "size is 3.97 MB (3.79 MiB), and at most 3.00 MB (2.86 MiB)" in done.err
+    assert "size is 3.97 MB (3.79 MiB), the limit is 3.00 MB (2.86 MiB)" in done.err
     assert names(tmp_path) == []
 
 
@@ -68,7 +68,7 @@ def test_the_error_gate_weighs_tensors_by_their_weights(tmp_path: Path) -> None:
 
 def test_a_gate_that_does_not_hold_is_an_error_of_its_kind() -> None:
     gate = Gate("size", "1", "2", holds=False)
-    with pytest.raises(GateError, match="x: size is 2, and at most 1 was asked for; take less"):
+    with pytest.raises(GateError, match="x: size is 2, the limit is 1; take less"):
         check_gate(gate, "x", "take less")
 
 

@@ -23,7 +23,8 @@ from handmade import KEYS, computed_tensor, recipe
 
 from dynquant.arch.base import Model
 from dynquant.conversion import disk
-from dynquant.conversion.write import Converted, convert_plan
+from dynquant.conversion.result import Result
+from dynquant.conversion.write import convert_plan
 from dynquant.plan.plan import Plan, make_plan
 from dynquant.plan.shards import Split
 
@@ -299,7 +300,7 @@ def restored(folder: Path, content: dict[str, bytes]) -> Path:
     return folder
 
 
-def gone_on(plan: Plan, folder: Path) -> Converted:
+def gone_on(plan: Plan, folder: Path) -> Result:
     """Convert where a run was broken off."""
     return convert_plan(plan, folder / "x.gguf", **QUICK)
 

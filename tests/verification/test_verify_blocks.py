@@ -10,8 +10,7 @@ import pytest
 from oracles import NOT_IN_GGUF, ggml_accepts, gguf_decode, matrices
 
 from dynquant.arrays import U8
-from dynquant.quants import ALL, QuantType
-from dynquant.quants.codec import encode
+from dynquant.quants import ALL, QuantType, encode
 from dynquant.quants.table import KEPT
 from dynquant.verification.blocks import bad_blocks
 from dynquant.verification.standalone import verify

@@ -15,9 +15,9 @@ from weighted import weighed_plan
 from dynquant.arch.base import ModelTensor
 from dynquant.arrays import U8
 from dynquant.conversion.output import PartFiles
-from dynquant.conversion.sample import WEIGHTS, Candidate, draw
 from dynquant.conversion.write import convert_plan
 from dynquant.errors import ConvertError
+from dynquant.measure.sample import WEIGHTS, Candidate, draw
 from dynquant.plan.plan import make_plan
 from dynquant.quants import ALL, QuantType
 from dynquant.tensors import Computed
@@ -41,7 +41,7 @@ def test_ranges_are_of_whole_rows_of_one_matrix_and_of_every_type(
     for r in drawn:
         of = candidates[r.index]
         assert 0 <= r.start < r.stop <= of.n_rows
-        assert r.start // of.together == (r.stop - 1) // of.together
+        assert r.start // of.rows_of_matrix == (r.stop - 1) // of.rows_of_matrix
         assert (r.stop - r.start) * of.n_per_row <= max(WEIGHTS, of.n_per_row)
     kinds = {c.type_name for c in candidates}
     assert len({candidates[r.index].type_name for r in drawn}) >= min(n, len(kinds))
@@ -84,8 +84,8 @@ def test_rows_that_are_others_a_second_time_stop_the_conversion(tmp_path: Path) 
         convert_plan(plan, tmp_path / "x.gguf", threads=2, verify_sample=20)
     (message,) = e.value.messages
     assert message.startswith(
-        f"{tmp_path / 'x.gguf.part'}: tensor 'b.weight': row 17 is not what it is encoded to a"
-        " second time (1 of rows "
+        f"{tmp_path / 'x.gguf.part'}: tensor 'b.weight': re-encoding row 17 gave different"
+        " bytes (1 of rows "
     )
     assert names(tmp_path) == ["x.gguf.journal", "x.gguf.part"]
 
@@ -110,7 +110,7 @@ def test_a_byte_that_is_written_wrong_is_found(
         whole(self, file, bytes(changed), position)
 
     monkeypatch.setattr(PartFiles, "write", flipping)
-    with pytest.raises(ConvertError, match="not what it is encoded to a second time"):
+    with pytest.raises(ConvertError, match=r"re-encoding row [0-9]+ gave different bytes"):
         convert_plan(plan, tmp_path / "x.gguf", threads=1)
     assert not (tmp_path / "x.gguf").exists()
 
@@ -130,7 +130,7 @@ def test_a_number_that_became_infinite_is_told(tmp_path: Path) -> None:
     plan = make_plan(model(ModelTensor("b.weight", Breaking(weights(4, 96), 9))), recipe())
     source = plan.sources["b.weight"].source
     assert isinstance(source, Breaking)
-    with pytest.raises(ConvertError, match=r"'b\.weight': row 3 of the model holds a number"):
+    with pytest.raises(ConvertError, match=r"'b\.weight': row 3 of the model contains a NaN"):
         convert_plan(
             plan,
             tmp_path / "x.gguf",

@@ -1,0 +1,66 @@
+"""A check at the end of a conversion: some rows are encoded again and compared with the files."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+from dynquant.conversion.output import PartFiles
+from dynquant.conversion.work import Work
+from dynquant.errors import ConvertError
+from dynquant.measure.sample import Candidate, draw, encode_rows
+from dynquant.quants.codec import NotFiniteError
+from dynquant.quants.encoder import Encoder
+
+SAMPLES = 8
+"""Ranges of rows that a conversion checks."""
+
+
+def check_sample(work: Work, parts: PartFiles, n: int, encoder: Encoder) -> None:
+    """Encode n ranges of rows again, and compare them with the files.
+
+    The files are read back: from the disk, or from the system's page cache.
+
+    Raises ConvertError with all ranges that differ.
+    """
+    candidates = [
+        Candidate(t.type.name, t.n_rows, t.n_per_row, t.rows_of_matrix) for t in work.tensors
+    ]
+    seed = b"".join(hashlib.sha256(file.header).digest() for file in work.layout.files)
+    problems: dict[str, str] = {}
+    for drawn in draw(candidates, n, seed):
+        tensor = work.tensors[drawn.index]
+        importance = tensor.importance_of(drawn.start // tensor.rows_of_matrix)
+        try:
+            encoded = encode_rows(
+                tensor.source,
+                drawn.start,
+                drawn.stop,
+                tensor.type,
+                importance,
+                work.search,
+                encoder=encoder,
+            )
+        except NotFiniteError as e:
+            problems[tensor.name] = (
+                f"tensor {tensor.name!r}: row {drawn.start + e.row} of the model contains a NaN or"
+                " an infinity, which it did not when it was converted; the disk or the memory is"
+                " faulty"
+            )
+            continue
+        blocks = encoded.blocks
+        there = np.empty_like(blocks)
+        position = tensor.position + drawn.start * tensor.row_size
+        parts.read(tensor.file, there.reshape(-1).data, position)
+        wrong = (there != blocks).any(axis=1)
+        if wrong.any():
+            message = (
+                f"{parts.parts[tensor.file]}: tensor {tensor.name!r}: re-encoding row"
+                f" {drawn.start + int(wrong.argmax())} gave different bytes"
+                f" ({int(wrong.sum())} of rows {drawn.start} to {drawn.stop - 1} differ); memory"
+                " or disk is faulty, or the model changed during the conversion: start over"
+                " (--restart)"
+            )
+            problems.setdefault(tensor.name, message)
+    ConvertError.raise_any(problems.values())

@@ -1,0 +1,141 @@
+"""The stages that the rows of a job pass through: source, encode and sink.
+
+Each is callable from several threads at once; the engine runs them one after the other for each
+job. A stage knows nothing of the others: it takes a job and the result of the stage before.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import numpy as np
+import xxhash
+
+from dynquant.arrays import U8
+from dynquant.conversion.digest import Digests
+from dynquant.conversion.jobs import Done, Job
+from dynquant.conversion.journal import Journal
+from dynquant.conversion.output import PartFiles
+from dynquant.conversion.pagecache import PageCache
+from dynquant.conversion.source_hashes import PIECE, SourceDigests
+from dynquant.conversion.work import Work
+from dynquant.errors import ConvertError
+from dynquant.quants.codec import NotFiniteError
+from dynquant.quants.encoder import Batch, Encoded, Encoder
+from dynquant.quants.search import Search
+
+
+class Scratch:
+    """A thread's buffer, which grows to the largest size that is asked for."""
+
+    def __init__(self) -> None:
+        self._bytes = np.empty(0, np.uint8)
+
+    def __call__(self, n_bytes: int) -> U8:
+        """Return n_bytes of the buffer, with arbitrary content."""
+        if len(self._bytes) < n_bytes:
+            self._bytes = np.empty(n_bytes, np.uint8)
+        return self._bytes[:n_bytes]
+
+
+class SourceStage:
+    """Reads the rows of jobs, and hashes the files that they are read from."""
+
+    def __init__(self, digests: SourceDigests, search: Search) -> None:
+        self._digests = digests
+        self._search = search
+
+    def arrive(self, job: Job, scratch: Scratch, is_stopped: Callable[[], bool]) -> None:
+        """Note that the encoders have reached a job, and hash what is due of the files."""
+        self._digests.arrive(job.tensor.number)
+        self._hash(scratch, is_stopped)
+
+    def read(self, job: Job, scratch: Scratch) -> Batch:
+        """Return the rows of a job; they are in the scratch buffer, until its next use."""
+        tensor = job.tensor
+        rows = scratch(job.n_rows * tensor.stored_row_size)
+        tensor.source.read(job.start, job.stop, rows)
+        return Batch(
+            rows,
+            tensor.source.stored,
+            tensor.n_per_row,
+            tensor.type,
+            tensor.importance_of(job.matrix),
+            self._search,
+        )
+
+    def finish(self, scratch: Scratch, is_stopped: Callable[[], bool]) -> None:
+        """Hash the rest of the files: every row has been read."""
+        self._digests.release()
+        self._hash(scratch, is_stopped)
+
+    def _hash(self, scratch: Scratch, is_stopped: Callable[[], bool]) -> None:
+        while not is_stopped() and self._digests.step(scratch(PIECE)):
+            pass
+
+
+class EncodeStage:
+    """Encodes batches of rows and measures their errors."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+
+    def encode(self, job: Job, batch: Batch) -> Encoded:
+        """Return the blocks of a job; raise ConvertError if a weight is not finite."""
+        try:
+            return self._encoder.encode(batch)
+        except NotFiniteError as e:
+            raise ConvertError(
+                f"tensor {job.tensor.name!r} (stored as {batch.stored.name}): row"
+                f" {job.start + e.row} contains a NaN or an infinity; the checkpoint is damaged or"
+                " its training overflowed, use another copy of it"
+            ) from e
+
+
+class Sink:
+    """Writes blocks into the files, records them in the journal, and hashes them.
+
+    digests: hashes and errors of everything that was written
+    """
+
+    def __init__(
+        self, work: Work, parts: PartFiles, journal: Journal, source_hashes: SourceDigests
+    ) -> None:
+        self.digests = Digests(work)
+        self._parts = parts
+        self._journal = journal
+        self._cache = PageCache(work, source_hashes)
+        self._lock = threading.Lock()
+        self._unsaved: list[Done] = []
+
+    def written_before(self, job: Job) -> Encoded | None:
+        """Return blocks that an earlier run wrote, or None if their checksum differs."""
+        if job.done is None:
+            return None
+        blocks = np.empty(job.n_bytes, np.uint8)
+        self._parts.read(job.tensor.file, blocks.data, job.position)
+        if xxhash.xxh3_64_intdigest(blocks.data) != job.done.checksum:
+            return None
+        return Encoded(blocks.reshape(job.n_rows, -1), job.done.sums)
+
+    def write(self, job: Job, encoded: Encoded) -> None:
+        """Write the blocks of a job; the journal records them at the next `save`."""
+        blocks = encoded.blocks.reshape(-1)
+        self._parts.write(job.tensor.file, blocks.data, job.position)
+        checksum = xxhash.xxh3_64_intdigest(blocks.data)
+        with self._lock:
+            self._unsaved.append(
+                Done(job.tensor.number, job.start, job.stop, checksum, encoded.sums)
+            )
+
+    def save(self) -> None:
+        """Sync the files and record in the journal which rows are safe on the disk."""
+        with self._lock:
+            written, self._unsaved = self._unsaved, []
+        if written:
+            self._parts.sync()
+            self._journal.add(written)
+        if self._cache.is_scarce:
+            self._cache.drop_before(self.digests.reached)
+            self._parts.forget()

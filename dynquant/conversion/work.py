@@ -1,0 +1,164 @@
+"""A plan as the stages of a conversion see it: every tensor with its rows, files and places.
+
+Built once from a plan. The stages read their facts here, so that none of them searches the plan or
+walks through the sources again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from dynquant.arrays import F32
+from dynquant.conversion.layout import Layout, lay_out
+from dynquant.importance.audit import Importance
+from dynquant.plan.plan import Plan
+from dynquant.quants.encoder import is_copied, keeps_weights
+from dynquant.quants.search import Search
+from dynquant.quants.table import QuantType
+from dynquant.tensors import Computed, ShardFile, TensorSource, n_rows, parts_of, row_bytes
+
+
+@dataclass(frozen=True, eq=False)
+class TensorWork:
+    """One tensor to write.
+
+    number:       its place in the plan
+    source:       where its rows come from
+    importance:   None where all channels are weighted equally
+    source_files: numbers of the files that its rows are read from, in `Work.source_files`
+    file:         number of the output file that it is in
+    position:     of its first byte in that file
+    n_bytes:      of all its blocks
+    """
+
+    number: int
+    name: str
+    type: QuantType
+    shape: tuple[int, ...]
+    source: TensorSource = field(repr=False)
+    importance: Importance | None = field(repr=False)
+    source_files: tuple[int, ...]
+    file: int
+    position: int
+    n_bytes: int
+
+    @property
+    def n_per_row(self) -> int:
+        """Weights in a row."""
+        return self.shape[-1]
+
+    @cached_property
+    def n_rows(self) -> int:
+        """Rows over all dimensions but the last."""
+        return n_rows(self.shape)
+
+    @cached_property
+    def row_size(self) -> int:
+        """Bytes of an encoded row."""
+        return self.type.row_size(self.n_per_row)
+
+    @cached_property
+    def stored_row_size(self) -> int:
+        """Bytes of a row as the source delivers it."""
+        return row_bytes(self.source)
+
+    @cached_property
+    def decoded_row_size(self) -> int:
+        """Bytes of a row as the encoder works on it: F32 for blocks that change their type."""
+        stored = self.source.stored
+        is_decoded = not (stored.is_float or is_copied(stored, self.type))
+        return 4 * self.n_per_row if is_decoded else self.stored_row_size
+
+    @property
+    def rows_of_matrix(self) -> int:
+        """Rows that share one importance: of each expert, or all."""
+        return self.n_rows // self.importance.n_matrices if self.importance else self.n_rows
+
+    @property
+    def keeps_weights(self) -> bool:
+        """Whether its weights stay the same numbers, so that nothing is lost."""
+        return keeps_weights(self.source.stored, self.type)
+
+    def importance_of(self, matrix: int) -> F32 | None:
+        """Return float32 [n_per_row], the importance for one matrix's rows, or None."""
+        return self.importance.of(matrix) if self.importance else None
+
+
+@dataclass(frozen=True, eq=False)
+class SourceFile:
+    """A file that rows are read from.
+
+    readers: the objects that read it
+    last:    number of the last tensor that reads it
+    """
+
+    path: Path
+    readers: tuple[ShardFile, ...]
+    last: int
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """All tensors of a plan in the order of the files, and the files that they are read from.
+
+    source_files: each once, in the order of first use
+    computed:     the weights that no file holds, in the order of the plan's sources
+    search:       how much the encoders search
+    """
+
+    layout: Layout
+    tensors: tuple[TensorWork, ...]
+    source_files: tuple[SourceFile, ...]
+    computed: tuple[Computed, ...]
+    search: Search
+
+    @cached_property
+    def tensor_bytes(self) -> int:
+        """Bytes of all tensors, without padding."""
+        return sum(t.n_bytes for t in self.tensors)
+
+    @cached_property
+    def n_weights(self) -> int:
+        """Weights of all tensors."""
+        return sum(t.n_rows * t.n_per_row for t in self.tensors)
+
+
+def work_of(plan: Plan) -> Work:
+    """Lay out a plan's files and return the work of writing them."""
+    layout = lay_out(plan)
+    numbers: dict[Path, int] = {}
+    readers: list[dict[ShardFile, None]] = []
+    last: list[int] = []
+    tensors: list[TensorWork] = []
+    for number, t in enumerate(plan.tensors):
+        source = plan.sources[t.name].source
+        read: dict[int, None] = {}
+        for reader in parts_of(source, ShardFile):
+            file = numbers.setdefault(reader.path, len(numbers))
+            if file == len(readers):
+                readers.append({})
+                last.append(number)
+            readers[file][reader] = None
+            last[file] = number
+            read[file] = None
+        tensors.append(
+            TensorWork(
+                number,
+                t.name,
+                t.type,
+                t.shape,
+                source,
+                plan.importance.get(t.name),
+                tuple(read),
+                t.shard,
+                layout.files[t.shard].position(t),
+                t.n_bytes,
+            )
+        )
+    files = (
+        SourceFile(path, tuple(r), n) for path, r, n in zip(numbers, readers, last, strict=True)
+    )
+    computed = (part for t in plan.sources.values() for part in parts_of(t.source, Computed))
+    return Work(layout, tuple(tensors), tuple(files), tuple(computed), Search(plan.effort))

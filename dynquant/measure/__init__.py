@@ -1,0 +1,1 @@
+"""Samples of a model's rows, and what encoding them gives."""
