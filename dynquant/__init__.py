@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from dynquant.conversion.source_hashes import SourceHashes
     from dynquant.importance.imatrix import Imatrix
     from dynquant.keys import KeyValue
-    from dynquant.plan.plan import Plan, make_plan
+    from dynquant.plan.make import make_plan
+    from dynquant.plan.plan import Plan
     from dynquant.plan.shards import Split
     from dynquant.quants.codec import decode
     from dynquant.quants.encoder import encode
@@ -54,7 +55,7 @@ _HOMES = {
     "decode": "dynquant.quants.codec",
     "encode": "dynquant.quants.encoder",
     "load_recipe": "dynquant.recipe.loader",
-    "make_plan": "dynquant.plan.plan",
+    "make_plan": "dynquant.plan.make",
     "tqdm_progress": "dynquant.report.notebook",
 }
 
@@ -144,7 +145,7 @@ def convert(
     Raises a kind of DynquantError for everything that the caller can mend.
     """
     from dynquant.conversion.write import convert_plan
-    from dynquant.plan.plan import make_plan
+    from dynquant.plan.make import make_plan
     from dynquant.recipe.loader import load_recipe
     from dynquant.report.notebook import tqdm_progress
 

@@ -104,7 +104,7 @@ def convert(
     from dynquant.conversion.work import work_of
     from dynquant.conversion.write import convert_plan, default_threads
     from dynquant.figures import gigabytes
-    from dynquant.plan.plan import make_plan
+    from dynquant.plan.make import make_plan
     from dynquant.release.finished import open_finished
     from dynquant.release.job_summary import add_summary, refused_summary, summary_of
     from dynquant.report.plan_tables import plan_tables

@@ -63,7 +63,7 @@ def plan(
     from dynquant.conversion.gates import check_gate, size_gate
     from dynquant.conversion.layout import lay_out
     from dynquant.errors import PlanError
-    from dynquant.plan.plan import make_plan
+    from dynquant.plan.make import make_plan
     from dynquant.report.documents import plan_json
     from dynquant.report.html import check_page, plan_html, write_page
     from dynquant.report.plan_tables import plan_tables

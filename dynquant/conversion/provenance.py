@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import Literal
 
 from dynquant.conversion.layout import Layout
@@ -20,15 +19,14 @@ from dynquant.conversion.manifest import (
     RecipePart,
     Source,
     Tensor,
-    plain,
 )
 from dynquant.conversion.result import Result
+from dynquant.json_documents import plain
 from dynquant.keys import Keys
 from dynquant.plan.plan import Plan
 from dynquant.quants import codec
 from dynquant.quants.encoder import ENCODER_REVISION
 from dynquant.quants.error import TensorError
-from dynquant.recipe.rules import Recipe
 
 _DIGITS = 6
 """Of an error figure: the sums behind it are added in an order that a resumed run changes."""
@@ -37,7 +35,6 @@ _DIGITS = 6
 def manifest_of(result: Result, layout: Layout, sources: Sequence[Source]) -> Manifest:
     """Return the manifest of an output."""
     plan = result.plan
-    short = _short_names(plan.recipe)
     return Manifest(
         manifest=1,
         dynquant=Maker(
@@ -77,14 +74,16 @@ def manifest_of(result: Result, layout: Layout, sources: Sequence[Source]) -> Ma
                 file=t.shard,
                 offset=layout.files[t.shard].position(t),
                 xxh64=result.xxh64[t.name],
-                rule=short(t.rule),
+                rule=plain(plan.recipe.short(t.rule)),
                 instead_of=t.instead_of.name if t.instead_of else None,
                 importance=t.importance,
                 error=_errors(result.errors.get(t.name)),
             )
             for t in plan.tensors
         ],
-        ignored={plain(name): short(reason) for name, reason in plan.ignored.items()},
+        ignored={
+            plain(name): plain(plan.recipe.short(reason)) for name, reason in plan.ignored.items()
+        },
     )
 
 
@@ -126,17 +125,3 @@ def _errors(figures: TensorError | None) -> Errors | None:
         return None
     weighted, one_minus_cos2, largest = (max(0.0, float(f"{f:.{_DIGITS}g}")) for f in found)
     return Errors(weighted=weighted, one_minus_cos2=one_minus_cos2, max=largest)
-
-
-def _short_names(recipe: Recipe) -> Callable[[str], str]:
-    """Return what leaves folders out of the places that rules tell: they are of one machine."""
-    places = {recipe.path, recipe.default_place.path, *(r.place.path for r in recipe.rules)}
-    # The longest first: one path may be the end of another.
-    names = [(p, Path(p).name) for p in sorted(places, key=lambda p: (-len(p), p))]
-
-    def short(text: str) -> str:
-        for path, name in names:
-            text = text.replace(f"{path}:", f"{name}:")
-        return plain(text)
-
-    return short

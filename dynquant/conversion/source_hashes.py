@@ -19,8 +19,9 @@ from typing import Literal, get_args
 from dynquant.arrays import U8
 from dynquant.checkpoint.hub import known_sha256
 from dynquant.conversion.identity import source_of
-from dynquant.conversion.manifest import Source, plain
+from dynquant.conversion.manifest import Source
 from dynquant.conversion.work import TensorWork, Work
+from dynquant.json_documents import plain
 from dynquant.tensors import ShardFile
 
 SourceHashes = Literal["auto", "read", "none"]

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from dynquant.arch.gguf_model import load_gguf
 from dynquant.checkpoint.gguf_shards import open_gguf
-from dynquant.plan.plan import Plan, lay_out_tensors
+from dynquant.plan.make import lay_out_tensors
+from dynquant.plan.plan import Plan, RecipeText
 from dynquant.plan.shards import Split
 from dynquant.recipe.assignment import Assignment
 from dynquant.recipe.loader import parse_recipe
@@ -37,7 +38,7 @@ def copied(path: Path, split: Split) -> Plan:
     tensors, files = lay_out_tensors(model.tensors, kept, {}, split)
     return Plan(
         architecture=model.architecture,
-        recipe=recipe,
+        recipe=RecipeText.of(recipe),
         keys={name: key for name, key in shards.keys.items() if name not in _OF_THE_FILES},
         tensors=tensors,
         shards=files,

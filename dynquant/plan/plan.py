@@ -1,7 +1,8 @@
-"""Every tensor's type, size and place, and every key, known before a byte is written."""
+"""A plan: every tensor's type, size and place, and every key, before a byte is written."""
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,25 +11,14 @@ from pathlib import Path
 
 from gguf import GGUF_DEFAULT_ALIGNMENT
 
-from dynquant.arch.base import Model, ModelTensor
-from dynquant.errors import DynquantError, ImportanceError, PlanError, RecipeError
-from dynquant.importance.audit import Importance, audit, gaps
+from dynquant.arch.base import ModelTensor
+from dynquant.importance.audit import Importance
 from dynquant.importance.imatrix import Imatrix
-from dynquant.keys import Keys, KeyValue
-from dynquant.plan.checks import (
-    changing,
-    importance_problems,
-    requantized,
-    tensor_problems,
-)
-from dynquant.plan.quantizer_keys import quantizer_keys, with_ours
-from dynquant.plan.resolve import resolve
-from dynquant.plan.set_keys import apply_settings, key_problems
-from dynquant.plan.shards import Shard, Split, shards_of
+from dynquant.keys import Keys
+from dynquant.plan.shards import Shard
 from dynquant.quants.encoder import is_copied
-from dynquant.quants.search import EFFORTS, Effort
+from dynquant.quants.search import Effort
 from dynquant.quants.table import QuantType
-from dynquant.recipe.assignment import Assigned, Assignment
 from dynquant.recipe.rules import Recipe
 
 ALIGNMENT = GGUF_DEFAULT_ALIGNMENT
@@ -42,11 +32,11 @@ class TensorPlan:
     shape:      as in numpy, slowest dimension first
     offset:     bytes from the start of its file's data section
     n_bytes:    bytes of all its blocks, without the padding that follows
-    rule:       where its type comes from, as people look it up ("recipes/small.yaml:14")
-    instead_of: the rule's type, where rows do not divide into its blocks and the fallback stands in
-    importance: what the encoder knows of the input channels: "yes", or of which of the experts;
-                None where it weighs all alike, and for types that store each weight alone
-    note:       what the rule says of itself
+    rule:       where its type comes from: file and line of a recipe, or a built-in rule
+    instead_of: the rule's type, if its block size does not divide the rows and a fallback is used
+    importance: "yes", or how many of the experts have importance; None if all input channels are
+                weighted equally, and for types that store each weight separately
+    note:       the note of the rule
     shard:      the file that it is in, counted from 0
     """
 
@@ -73,7 +63,7 @@ class TensorPlan:
 
 
 class Totals:
-    """What the tensors of a whole output come to."""
+    """Totals of the tensors of a whole output."""
 
     tensors: tuple[TensorPlan, ...]
 
@@ -94,22 +84,66 @@ class Totals:
 
 
 @dataclass(frozen=True)
+class RecipeText:
+    """The recipe that a plan was made by, as text.
+
+    path:   what messages call its file
+    texts:  the texts of the recipes it extends, the nearest first
+    places: paths of the files that its rules are in
+    """
+
+    name: str
+    description: str
+    path: str
+    text: str
+    texts: tuple[str, ...] = ()
+    places: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> RecipeText:
+        """Return the text of a recipe."""
+        places = {recipe.path, recipe.default_place.path, *(r.place.path for r in recipe.rules)}
+        return cls(
+            recipe.name,
+            recipe.description,
+            recipe.path,
+            recipe.text,
+            recipe.texts,
+            frozenset(places),
+        )
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the recipe's text and of those it extends, in hexadecimal."""
+        return hashlib.sha256("\0".join((self.text, *self.texts)).encode()).hexdigest()
+
+    def short(self, text: str) -> str:
+        """Return a text with the files of rules named without their folders, which are local."""
+        # The longest first: one path may be the end of another.
+        for path in sorted(self.places, key=lambda p: (-len(p), p)):
+            text = text.replace(f"{path}:", f"{Path(path).name}:")
+        return text
+
+
+@dataclass(frozen=True)
 class Plan(Totals):
-    """A whole output as data: `keys` and `tensors` in the order they are written in.
+    """A whole output: `keys` and `tensors` in the order they are written in.
 
     shards:     its files, one or several
     sources:    the rows of each tensor, by its name
     ignored:    stored tensors that the output leaves out, with the reason
-    files:      files of the model that must not be written, besides those of `sources`
-    importance: what each encoder is to know of the input channels, by tensor, from the imatrix
+    files:      files of the model that must not be overwritten, besides those of `sources`
+    importance: by tensor, from the imatrix
     effort:     how much the encoders search
     prediction: layers among the tensors that predict further ahead
-    lacks:      why it cannot be carried out, as in `Model`; its tensors and their sizes hold
-    refusals:   why the file is not to be written, of a draft: importance that is missing
+    set_keys:   names of the keys that the plan sets; all others are the model's
+    allow_requantize: whether tensors that are quantized in a GGUF may get another type
+    lacks:      parts of the model without which no file can be written, as in `Model`
+    refusals:   reasons not to write a file from this draft: missing importance
     """
 
     architecture: str
-    recipe: Recipe
+    recipe: RecipeText
     keys: Keys
     tensors: tuple[TensorPlan, ...]
     shards: tuple[Shard, ...]
@@ -121,12 +155,14 @@ class Plan(Totals):
     importance: Mapping[str, Importance] = field(default_factory=dict[str, Importance], repr=False)
     effort: Effort = "normal"
     prediction: range = range(0)
+    set_keys: frozenset[str] = frozenset()
+    allow_requantize: bool = False
     lacks: tuple[str, ...] = ()
     refusals: tuple[str, ...] = ()
 
     @property
     def unweighed(self) -> tuple[str, ...]:
-        """Names of the tensors whose encoder weighs all channels alike."""
+        """Names of the tensors whose encoder weights all input channels equally."""
         return tuple(
             t.name
             for t in self.tensors
@@ -151,152 +187,3 @@ class Plan(Totals):
 def padded(n_bytes: int) -> int:
     """Return n_bytes rounded up to the alignment."""
     return -(-n_bytes // ALIGNMENT) * ALIGNMENT
-
-
-def make_plan(
-    model: Model,
-    recipe: Recipe,
-    *,
-    imatrix: Imatrix | None = None,
-    effort: Effort | None = None,
-    allow_requantize: bool = False,
-    set_keys: Mapping[str, KeyValue | str] | None = None,
-    split: Split | None = None,
-    draft: bool = False,
-) -> Plan:
-    """Resolve a recipe for a model into the plan of one GGUF file.
-
-    imatrix:  what weighs the errors of the encoders; without one, all channels weigh alike
-    effort:   how much the encoders search: "fast", "normal" or "best"; None leaves it to the
-              recipe, which has "normal" where it says nothing
-    allow_requantize: let tensors that are blocks in a GGUF become blocks of another type
-    set_keys: keys to change or to add; text is read as `--set KEY=VALUE` reads it, in the type
-              that the key has already
-    split:    how to cut the output into files; None leaves it to the recipe
-    draft:    return the plan also where importance is missing that it needs; its `refusals` say
-              so, and it cannot be converted
-
-    Raises RecipeError if the recipe does not fit the model, ImportanceError if the imatrix is
-    another model's, PlanError for names, shapes and keys that GGUF cannot hold, for types of too
-    few bits to do without importance, for weights that were quantized already, and where more than
-    one of these is the case; all messages at once.
-    """
-    effort = effort or recipe.effort or "normal"
-    misfits: list[DynquantError] = []
-    problems: list[str] = []
-    refusals: list[str] = []
-    warnings: list[str] = []
-    if effort not in EFFORTS:
-        problems.append(f"{effort!r} is not an effort; take one of {', '.join(EFFORTS)}")
-    if recipe.importance == "required" and imatrix is None:
-        refusals.append(
-            f"{recipe.path}: needs importance (importance: required); give the model's imatrix"
-            " (--imatrix FILE)"
-        )
-    if recipe.importance == "ignored" and imatrix is not None:
-        warnings.append(
-            f"{recipe.path}: ignores the imatrix {imatrix.path.name} (importance: ignored)"
-        )
-        imatrix = None
-    assigned = Assigned({}, ())
-    known: dict[str, Importance] = {}
-    told: tuple[str, ...] = ()
-    try:
-        resolved = resolve(model, recipe, importance=imatrix is not None)
-        model, assigned = resolved.model, resolved.assigned
-        warnings += resolved.warnings
-    except (RecipeError, PlanError) as e:
-        misfits.append(e)
-    problems = [*tensor_problems(model.tensors), *problems]
-    changed = changing(model.tensors, assigned)
-    quantized = [n for n, chosen in changed.items() if not chosen.type.is_float]
-    if not allow_requantize:
-        problems += requantized(model, changed)
-    try:
-        known, told = audit(imatrix, model.tensors) if imatrix else (known, told)
-        refusals += importance_problems(changed, imatrix, known)
-    except ImportanceError as e:
-        misfits.append(e)
-    importance = {name: known[name] for name in quantized if name in known}
-    weights: Counter[QuantType] = Counter()
-    for t in model.tensors:
-        if t.name in assigned.assignments:
-            weights[assigned.assignments[t.name].type] += prod(t.shape)
-    keys = with_ours(model.keys, quantizer_keys(recipe, effort, weights, imatrix))
-    keys, key_faults = apply_settings(keys, recipe.metadata, f"{recipe.path}: metadata")
-    problems += key_faults
-    keys, key_faults = apply_settings(keys, set_keys or {}, "--set")
-    problems += [*key_faults, *key_problems(keys)]
-    if not draft:
-        problems += refusals
-    if len(misfits) == 1 and not problems:
-        raise misfits[0]
-    PlanError.raise_any([*(m for e in misfits for m in e.messages), *problems])
-    if imatrix:
-        told += tuple(gaps(imatrix, quantized, importance))
-    tensors, shards = lay_out_tensors(
-        _ordered(model.tensors, recipe),
-        assigned.assignments,
-        importance,
-        split or Split(recipe.output.shard_bytes),
-    )
-    return Plan(
-        architecture=model.architecture,
-        recipe=recipe,
-        keys=keys,
-        tensors=tensors,
-        shards=shards,
-        sources={t.name: t for t in model.tensors},
-        warnings=(*model.deviations, *warnings, *told),
-        ignored=model.ignored,
-        files=model.files,
-        imatrix=imatrix,
-        importance=importance,
-        effort=effort,
-        prediction=model.prediction.layers if model.prediction else range(0),
-        lacks=model.lacks,
-        refusals=tuple(refusals),
-    )
-
-
-def _ordered(tensors: tuple[ModelTensor, ...], recipe: Recipe) -> tuple[ModelTensor, ...]:
-    """Return tensors in the order that the recipe wants them written in."""
-    if recipe.output.tensor_order == "model":
-        return tensors
-    # As llama-quantize writes them: those of no layer first, each layer's by name.
-    return tuple(
-        sorted(tensors, key=lambda t: (-1 if t.parts.layer is None else t.parts.layer, t.name))
-    )
-
-
-def lay_out_tensors(
-    tensors: tuple[ModelTensor, ...],
-    assignments: Mapping[str, Assignment],
-    importance: Mapping[str, Importance],
-    split: Split,
-) -> tuple[tuple[TensorPlan, ...], tuple[Shard, ...]]:
-    """Return every tensor with its place, and the files that they are in."""
-    types = [assignments[t.name].type for t in tensors]
-    sizes = [t.n_rows * q.row_size(t.n_per_row) for t, q in zip(tensors, types, strict=True)]
-    shards = shards_of([padded(n) for n in sizes], split)
-    plans: list[TensorPlan] = []
-    for number, shard in enumerate(shards):
-        offset = 0
-        for i in range(shard.start, shard.stop):
-            t, chosen = tensors[i], assignments[tensors[i].name]
-            plans.append(
-                TensorPlan(
-                    t.name,
-                    t.shape,
-                    types[i],
-                    offset,
-                    sizes[i],
-                    chosen.rule,
-                    chosen.instead_of,
-                    importance[t.name].coverage if t.name in importance else None,
-                    chosen.note,
-                    number,
-                )
-            )
-            offset += padded(sizes[i])
-    return tuple(plans), shards

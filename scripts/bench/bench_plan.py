@@ -47,7 +47,7 @@ clock = [time.perf_counter()]
 import dynquant
 from dynquant.arch.load import load_model
 from dynquant.checkpoint.safetensors import open_checkpoint
-from dynquant.plan.plan import make_plan
+from dynquant.plan.make import make_plan
 from dynquant.recipe.loader import load_recipe
 folder, recipe, mla, imatrix = sys.argv[1:]
 clock.append(time.perf_counter())

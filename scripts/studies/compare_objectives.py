@@ -47,7 +47,7 @@ import dynquant
 from dynquant.arch.base import Model
 from dynquant.conversion.write import convert_plan
 from dynquant.importance.imatrix import Imatrix
-from dynquant.plan.plan import make_plan
+from dynquant.plan.make import make_plan
 from dynquant.quants import ALL, CORE, Batch, Encoded, decode
 from dynquant.quants.error import NO_ERROR
 from dynquant.quants.search import GAINS, WEIGHTINGS, Gain, Weighting

@@ -21,7 +21,8 @@ from dynquant.arch.base import Model
 from dynquant.arch.load import load_model
 from dynquant.errors import PlanError
 from dynquant.importance.imatrix import Imatrix, read_imatrix
-from dynquant.plan.plan import Plan, make_plan
+from dynquant.plan.make import make_plan
+from dynquant.plan.plan import Plan
 from dynquant.recipe.loader import load_recipe
 
 N_LAYERS, N_EXPERTS, N_HEADS, NOPE, KV_RANK = 61, 256, 128, 128, 512

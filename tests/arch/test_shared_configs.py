@@ -16,7 +16,7 @@ from sparse import Header, table, write_sparse
 from dynquant.arch.base import Architecture
 from dynquant.arch.load import describe, load_model
 from dynquant.errors import CheckpointError
-from dynquant.plan.plan import make_plan
+from dynquant.plan.make import make_plan
 from dynquant.recipe.loader import load_recipe
 
 FOLDERS = (

@@ -28,7 +28,7 @@ import dynquant
 from dynquant.arch.load import load_model
 from dynquant.conversion.write import convert_plan
 from dynquant.errors import CheckpointError, ConvertError, DynquantError, PlanError, VocabError
-from dynquant.plan.plan import make_plan
+from dynquant.plan.make import make_plan
 from dynquant.quants import ALL
 from dynquant.recipe.loader import Recipe, parse_recipe
 

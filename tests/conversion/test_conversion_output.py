@@ -23,7 +23,7 @@ from dynquant.conversion.journal import Journal
 from dynquant.conversion.layout import lay_out
 from dynquant.conversion.write import convert_plan
 from dynquant.errors import ConvertError, DynquantError
-from dynquant.plan.plan import make_plan
+from dynquant.plan.make import make_plan
 
 
 def refused(out: Path, **options: bool) -> tuple[str, ...]:

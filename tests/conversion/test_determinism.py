@@ -23,7 +23,8 @@ from imatrices import write_counted
 
 from dynquant.conversion.write import convert_plan
 from dynquant.importance.imatrix import read_imatrix
-from dynquant.plan.plan import Plan, make_plan
+from dynquant.plan.make import make_plan
+from dynquant.plan.plan import Plan
 from dynquant.quants import ALL
 from dynquant.quants.codec import isas
 

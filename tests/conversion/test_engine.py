@@ -32,7 +32,8 @@ from dynquant.conversion.layout import lay_out
 from dynquant.conversion.write import convert_plan
 from dynquant.errors import CheckpointError, ConvertError, ImportanceError
 from dynquant.importance.imatrix import read_imatrix
-from dynquant.plan.plan import Plan, make_plan
+from dynquant.plan.make import make_plan
+from dynquant.plan.plan import Plan
 from dynquant.quants import ALL, QuantType, encode
 from dynquant.quants.search import EFFORTS, Effort
 from dynquant.tensors import Computed, TensorSource

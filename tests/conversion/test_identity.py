@@ -20,7 +20,8 @@ from dynquant.conversion.identity import identity_of
 from dynquant.conversion.journal import changed
 from dynquant.conversion.work import work_of
 from dynquant.importance.imatrix import read_imatrix
-from dynquant.plan.plan import Plan, make_plan
+from dynquant.plan.make import make_plan
+from dynquant.plan.plan import Plan
 from dynquant.plan.shards import Split
 
 ROPE = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}

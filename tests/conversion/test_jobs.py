@@ -16,7 +16,8 @@ from dynquant.arch.base import ModelTensor
 from dynquant.conversion.jobs import Done, Job, jobs
 from dynquant.conversion.work import work_of
 from dynquant.importance.imatrix import read_imatrix
-from dynquant.plan.plan import Plan, make_plan
+from dynquant.plan.make import make_plan
+from dynquant.plan.plan import Plan
 from dynquant.tensors import Computed
 
 EXPERTS = "blk.0.ffn_up_exps.weight"

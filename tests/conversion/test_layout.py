@@ -10,7 +10,8 @@ from handmade import KEYS, computed_tensor, model, recipe, small_plan
 
 from dynquant.conversion.layout import lay_out
 from dynquant.keys import boolean, i32s, string, strings
-from dynquant.plan.plan import Plan, make_plan
+from dynquant.plan.make import make_plan
+from dynquant.plan.plan import Plan
 
 
 def read(plan: Plan, path: Path) -> gguf.GGUFReader:

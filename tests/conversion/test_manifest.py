@@ -37,7 +37,8 @@ from dynquant.conversion.write import convert_plan
 from dynquant.errors import ConvertError, ManifestError
 from dynquant.importance.imatrix import read_imatrix
 from dynquant.keys import string
-from dynquant.plan.plan import Plan, make_plan
+from dynquant.plan.make import make_plan
+from dynquant.plan.plan import Plan
 from dynquant.plan.shards import Split
 from dynquant.quants.error import TensorError
 from dynquant.recipe.loader import load_recipe
@@ -313,7 +314,10 @@ def changed(*path: Any, to: Any) -> bytes:
 
 FORM: dict[str, tuple[bytes, str]] = {
     "a key is missing": (changed("effort", to=...), "'effort' is missing"),
-    "a key too many": (changed("output", "path", to="/"), "'output.path' is no part of a manifest"),
+    "a key too many": (
+        changed("output", "path", to="/"),
+        "'output.path' is not part of a manifest",
+    ),
     "a number as text": (changed("output", "weights", to="9"), "'output.weights' is '9'"),
     "a text as number": (changed("recipe", "name", to=9), "'recipe.name' is 9"),
     "true as a number": (changed("output", "weights", to=True), "'output.weights' is True"),
@@ -348,7 +352,10 @@ OTHERS: dict[str, tuple[bytes, str]] = {
     "depth": (b'{"manifest":' * 100_000, "m.json: not JSON: "),
     "lists": (b"[" * 1_000_000, "m.json: not JSON: "),
     "a number of a million digits": (b'{"manifest":' + b"9" * 1_000_000 + b"}", "m.json: not JSON"),
-    "a later version": (b'{"manifest": 2}', "m.json: is a manifest of version 2; version 1"),
+    "a later version": (
+        b'{"manifest": 2}',
+        "m.json: is a manifest of version 2; this dynquant reads version 1",
+    ),
     "a key twice": (b'{"manifest": 1, "manifest": 1}', "m.json: 'manifest' appears twice"),
     "no number": (
         changed("output", "bits_per_weight", to=float("nan")),
@@ -384,7 +391,7 @@ def test_a_thousand_faults_are_told_in_a_few_lines() -> None:
     with pytest.raises(ManifestError) as e:
         parse_manifest(changed("recipe", "extends", to=[1] * 1000), "m.json")
     assert len(e.value.messages) == 11
-    assert e.value.messages[-1] == "m.json: 990 faults more"
+    assert e.value.messages[-1] == "m.json: 990 more faults"
 
 
 def test_a_file_that_is_too_long_or_absent_is_refused(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from handmade import computed_tensor, model, names, recipe
 from dynquant.conversion import output
 from dynquant.conversion.manifest import manifest_path, read_manifest
 from dynquant.conversion.write import convert_plan
-from dynquant.plan.plan import Plan, make_plan
+from dynquant.plan.make import make_plan
+from dynquant.plan.plan import Plan
 from dynquant.plan.shards import Split
 
 

@@ -20,7 +20,8 @@ from places import TESTS
 from dynquant.conversion import pagecache
 from dynquant.conversion.write import convert_plan
 from dynquant.errors import CheckpointError
-from dynquant.plan.plan import Plan, make_plan
+from dynquant.plan.make import make_plan
+from dynquant.plan.plan import Plan
 
 PEAKS = """
 import json, sys
@@ -32,7 +33,7 @@ from dynquant.checkpoint.packed import unpack
 from dynquant.checkpoint.safetensors import open_checkpoint
 from dynquant.conversion import digest
 from dynquant.conversion.write import convert_plan
-from dynquant.plan.plan import make_plan
+from dynquant.plan.make import make_plan
 from dynquant.quants import ALL
 from dynquant.tensors import ShardFile, Stored
 from dynquant.transforms import stack, transposed

@@ -41,7 +41,8 @@ from dynquant.conversion.layout import lay_out
 from dynquant.conversion.work import work_of
 from dynquant.conversion.write import convert_plan
 from dynquant.errors import CheckpointError, ConvertError
-from dynquant.plan.plan import Plan, make_plan
+from dynquant.plan.make import make_plan
+from dynquant.plan.plan import Plan
 
 KILLS = 50
 

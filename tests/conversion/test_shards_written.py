@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 import dynquant
 from dynquant.conversion.write import convert_plan
-from dynquant.plan.plan import make_plan, padded
+from dynquant.plan.make import make_plan
+from dynquant.plan.plan import padded
 from dynquant.plan.shards import Split, shards_of
 
 THREE = ("m-00001-of-00003.gguf", "m-00002-of-00003.gguf", "m-00003-of-00003.gguf")

@@ -26,7 +26,8 @@ from dynquant.conversion.source_hashes import SourceDigests
 from dynquant.conversion.work import work_of
 from dynquant.conversion.write import convert_plan
 from dynquant.errors import CheckpointError, ConvertError
-from dynquant.plan.plan import Plan, make_plan
+from dynquant.plan.make import make_plan
+from dynquant.plan.plan import Plan
 from dynquant.quants import ALL
 from dynquant.tensors import ShardFile, Stored
 

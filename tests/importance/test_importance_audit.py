@@ -19,7 +19,7 @@ from dynquant.arrays import F32
 from dynquant.errors import ImportanceError
 from dynquant.importance.audit import Importance, audit, gaps
 from dynquant.importance.imatrix import read_imatrix
-from dynquant.plan.plan import make_plan
+from dynquant.plan.make import make_plan
 
 UP, EXPERTS = "blk.0.ffn_up.weight", "blk.0.ffn_up_exps.weight"
 MODEL = (

@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from dynquant.arch.load import load_model
 from dynquant.cli import app
 from dynquant.errors import DynquantError
-from dynquant.plan.plan import Plan, make_plan
+from dynquant.plan.make import make_plan
+from dynquant.plan.plan import Plan
 from dynquant.recipe.loader import load_recipe
 
 TINY = TINY_BOOKS

@@ -18,7 +18,7 @@ from dynquant.checkpoint.safetensors import open_checkpoint
 from dynquant.checkpoint.safetensors_header import read_header
 from dynquant.conversion.write import convert_plan
 from dynquant.errors import CheckpointError
-from dynquant.plan.plan import make_plan
+from dynquant.plan.make import make_plan
 from dynquant.quants.table import ALL, KEPT
 
 DTYPES = {"I8": np.int8, "I16": np.int16, "I32": np.int32, "I64": np.int64, "F64": np.float64}

@@ -13,7 +13,7 @@ from places import TINY_BOOKS
 from dynquant.arch.load import load_model
 from dynquant.errors import DynquantError, PlanError, RecipeError
 from dynquant.keys import KeyValue, f32, i32s, string, u32
-from dynquant.plan.plan import make_plan
+from dynquant.plan.make import make_plan
 from dynquant.quants.search import EFFORTS, Effort
 from dynquant.quants.table import ALL
 from dynquant.recipe.loader import load_recipe
@@ -109,7 +109,7 @@ def test_the_effort_is_recorded_in_keys_json_and_table(effort: Effort) -> None:
 
 
 def test_an_unknown_effort_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(PlanError, match="'most' is not an effort; take one of fast, normal, best"):
+    with pytest.raises(PlanError, match="'most' is not an effort; use one of fast, normal, best"):
         make_plan(model(), recipe(), effort="most")
 
 

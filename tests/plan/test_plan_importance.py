@@ -14,7 +14,8 @@ from imatrices import write_counted, write_legacy
 from dynquant.errors import ImportanceError, PlanError
 from dynquant.importance.imatrix import Imatrix, read_imatrix
 from dynquant.keys import string, u32
-from dynquant.plan.plan import Plan, make_plan
+from dynquant.plan.make import make_plan
+from dynquant.plan.plan import Plan
 from dynquant.quants.table import ALL
 from dynquant.report.documents import plan_json
 

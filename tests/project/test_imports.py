@@ -22,6 +22,7 @@ ROOMS = (
     "name_lists",
     "figures",
     "untrusted",
+    "json_documents",
     "quants",
     "tensors",
     "transforms",

@@ -18,7 +18,8 @@ from dynquant.conversion import write
 from dynquant.conversion.write import convert_plan
 from dynquant.errors import ConvertError
 from dynquant.importance.imatrix import read_imatrix
-from dynquant.plan.plan import Plan, make_plan
+from dynquant.plan.make import make_plan
+from dynquant.plan.plan import Plan
 from dynquant.quants import ALL, ErrorSums, TensorError, codec, encode, isas
 from dynquant.quants.codec import error_sums
 from dynquant.quants.table import FLOATS

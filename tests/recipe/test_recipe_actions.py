@@ -14,7 +14,8 @@ from unread import Unread, unread
 from dynquant.arch.base import ModelTensor
 from dynquant.errors import PlanError, RecipeError
 from dynquant.importance.imatrix import Imatrix, read_imatrix
-from dynquant.plan.plan import Plan, make_plan
+from dynquant.plan.make import make_plan
+from dynquant.plan.plan import Plan
 from dynquant.quants.table import KEPT
 from dynquant.recipe.loader import built_in_rules, load_recipe, parse_recipe
 from dynquant.recipe.match import assign

@@ -22,7 +22,7 @@ from mixes import (
 )
 
 from dynquant.errors import DynquantError, RecipeError
-from dynquant.plan.plan import make_plan
+from dynquant.plan.make import make_plan
 from dynquant.quants import ALL
 from dynquant.recipe.loader import load_recipe, shipped_recipes
 from dynquant.recipe.rules import Recipe

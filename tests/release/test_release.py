@@ -25,7 +25,7 @@ from dynquant.arch.base import Model
 from dynquant.conversion.write import convert_plan
 from dynquant.errors import CheckpointError, ManifestError, ReleaseError
 from dynquant.keys import Keys, string, strings
-from dynquant.plan.plan import make_plan
+from dynquant.plan.make import make_plan
 from dynquant.plan.shards import Split
 from dynquant.recipe.loader import load_recipe
 from dynquant.release.finished import Finished, open_finished

@@ -16,7 +16,8 @@ from pages import Element, read_page
 
 from dynquant.arch.base import Model
 from dynquant.errors import ReportError
-from dynquant.plan.plan import Plan, make_plan
+from dynquant.plan.make import make_plan
+from dynquant.plan.plan import Plan
 from dynquant.quants.table import ALL, KEPT
 from dynquant.recipe.loader import parse_recipe
 from dynquant.report.colours import THEMES, contrast, ink, shade

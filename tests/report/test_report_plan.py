@@ -17,7 +17,8 @@ from rich.console import Console
 
 from dynquant.conversion.write import convert_plan
 from dynquant.errors import PlanError
-from dynquant.plan.plan import Plan, make_plan
+from dynquant.plan.make import make_plan
+from dynquant.plan.plan import Plan
 from dynquant.recipe.rules import Output
 from dynquant.report.plan_tables import plan_tables
 from dynquant.report.totals import by_role, by_rule, by_type, fallbacks

@@ -25,7 +25,8 @@ from dynquant.arch.base import Model
 from dynquant.conversion import disk
 from dynquant.conversion.result import Result
 from dynquant.conversion.write import convert_plan
-from dynquant.plan.plan import Plan, make_plan
+from dynquant.plan.make import make_plan
+from dynquant.plan.plan import Plan
 from dynquant.plan.shards import Split
 
 CALLS = ("open", "pwrite", "fsync", "ftruncate", "fallocate", "replace", "unlink")

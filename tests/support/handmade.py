@@ -10,7 +10,8 @@ from rich.console import Console
 
 from dynquant.arch.base import Model, ModelTensor
 from dynquant.keys import f32, string, strings, u32
-from dynquant.plan.plan import Plan, make_plan
+from dynquant.plan.make import make_plan
+from dynquant.plan.plan import Plan
 from dynquant.quants import ALL
 from dynquant.recipe.loader import parse_recipe
 from dynquant.recipe.rules import Recipe

@@ -11,7 +11,8 @@ from agreement import load_reference
 from safetensors.numpy import save_file
 
 from dynquant.arch.load import load_model
-from dynquant.plan.plan import Plan, make_plan
+from dynquant.plan.make import make_plan
+from dynquant.plan.plan import Plan
 from dynquant.recipe.loader import parse_recipe
 
 N_LAYERS, HIDDEN = 3, 32

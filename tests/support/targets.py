@@ -35,7 +35,7 @@ from dynquant.interchange.custom_q import recipe_of_custom_q
 from dynquant.interchange.from_gguf import recipe_of_gguf
 from dynquant.interchange.items import Base
 from dynquant.interchange.tensor_types import recipe_of_tensor_types
-from dynquant.plan.plan import make_plan
+from dynquant.plan.make import make_plan
 from dynquant.quants.table import quant_type
 from dynquant.recipe.facts import facts_of
 from dynquant.recipe.loader import load_recipe, parse_recipe

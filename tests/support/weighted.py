@@ -10,7 +10,8 @@ from imatrices import write_counted
 
 from dynquant.arrays import F32
 from dynquant.importance.imatrix import read_imatrix
-from dynquant.plan.plan import Plan, make_plan
+from dynquant.plan.make import make_plan
+from dynquant.plan.plan import Plan
 
 EXPERTS = "blk.1.ffn_up_exps.weight"
 

@@ -18,7 +18,7 @@ from dynquant.conversion.output import PartFiles
 from dynquant.conversion.write import convert_plan
 from dynquant.errors import ConvertError
 from dynquant.measure.sample import WEIGHTS, Candidate, draw
-from dynquant.plan.plan import make_plan
+from dynquant.plan.make import make_plan
 from dynquant.quants import ALL, QuantType
 from dynquant.tensors import Computed
 

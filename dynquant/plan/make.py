@@ -1,0 +1,211 @@
+"""Makes the plan of a recipe and a model: everything that can fail fails here, at once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeVar
+
+from dynquant.arch.base import Model, ModelTensor
+from dynquant.errors import DynquantError, ImportanceError, PlanError, RecipeError
+from dynquant.importance.audit import Importance, audit, gaps
+from dynquant.importance.imatrix import Imatrix
+from dynquant.keys import Keys, KeyValue
+from dynquant.plan.checks import changing, importance_problems, requantized, tensor_problems
+from dynquant.plan.plan import Plan, RecipeText, TensorPlan, padded
+from dynquant.plan.quantizer_keys import quantizer_keys, with_ours
+from dynquant.plan.resolve import resolve
+from dynquant.plan.set_keys import apply_settings, key_problems
+from dynquant.plan.shards import Shard, Split, shards_of
+from dynquant.quants.search import EFFORTS, Effort
+from dynquant.quants.table import QuantType
+from dynquant.recipe.assignment import Assigned, Assignment
+from dynquant.recipe.rules import Recipe
+
+T = TypeVar("T")
+
+
+class _Problems:
+    """Everything that stands in the way of a plan, reported together."""
+
+    def __init__(self) -> None:
+        self._errors: list[DynquantError] = []
+        self._messages: list[str] = []
+
+    def attempt(self, step: Callable[[], T], *kinds: type[DynquantError]) -> T | None:
+        """Return the result of a step, or None if it raises an error of these kinds."""
+        try:
+            return step()
+        except kinds as e:
+            self._errors.append(e)
+            return None
+
+    def add(self, messages: Iterable[str]) -> None:
+        """Add problems of the plan itself."""
+        self._messages += messages
+
+    def raise_any(self) -> None:
+        """Raise one error: of its own kind if it is the only one, else PlanError with all."""
+        if len(self._errors) == 1 and not self._messages:
+            raise self._errors[0]
+        PlanError.raise_any([*(m for e in self._errors for m in e.messages), *self._messages])
+
+
+def make_plan(
+    model: Model,
+    recipe: Recipe,
+    *,
+    imatrix: Imatrix | None = None,
+    effort: Effort | None = None,
+    allow_requantize: bool = False,
+    set_keys: Mapping[str, KeyValue | str] | None = None,
+    split: Split | None = None,
+    draft: bool = False,
+) -> Plan:
+    """Resolve a recipe for a model into the plan of one output.
+
+    imatrix:  weights the errors of the encoders; without one, all input channels count equally
+    effort:   how much the encoders search: "fast", "normal" or "best"; None leaves it to the
+              recipe, whose default is "normal"
+    allow_requantize: allow tensors that are quantized in a GGUF to get another type
+    set_keys: keys to change or to add; text is read as `--set KEY=VALUE` reads it, in the type
+              that the key has already
+    split:    how to cut the output into files; None leaves it to the recipe
+    draft:    return the plan even if importance that it needs is missing; its `refusals` say so,
+              and it cannot be converted
+
+    Raises RecipeError if the recipe does not fit the model, ImportanceError if the imatrix is
+    another model's, PlanError for names, shapes and keys that GGUF cannot hold, for types that need
+    importance, for weights that are quantized already, and if more than one of these is the case;
+    all messages at once.
+    """
+    effort = effort or recipe.effort or "normal"
+    problems = _Problems()
+    refusals: list[str] = []
+    warnings: list[str] = []
+    if recipe.importance == "required" and imatrix is None:
+        refusals.append(
+            f"{recipe.path}: needs importance (importance: required); give the model's imatrix"
+            " (--imatrix FILE)"
+        )
+    if recipe.importance == "ignored" and imatrix is not None:
+        warnings.append(
+            f"{recipe.path}: ignores the imatrix {imatrix.path.name} (importance: ignored)"
+        )
+        imatrix = None
+    resolved = problems.attempt(
+        lambda: resolve(model, recipe, importance=imatrix is not None), RecipeError, PlanError
+    )
+    assigned = Assigned({}, ())
+    if resolved:
+        model, assigned = resolved.model, resolved.assigned
+        warnings += resolved.warnings
+    problems.add(tensor_problems(model.tensors))
+    if effort not in EFFORTS:
+        problems.add([f"{effort!r} is not an effort; use one of {', '.join(EFFORTS)}"])
+    changed = changing(model.tensors, assigned)
+    quantized = [n for n, chosen in changed.items() if not chosen.type.is_float]
+    if not allow_requantize:
+        problems.add(requantized(model, changed))
+    known: Mapping[str, Importance] = {}
+    imatrix_warnings: tuple[str, ...] = ()
+    if imatrix is None:
+        refusals += importance_problems(changed, None, {})
+    elif audited := problems.attempt(lambda: audit(imatrix, model.tensors), ImportanceError):
+        known, imatrix_warnings = audited
+        refusals += importance_problems(changed, imatrix, known)
+    importance = {name: known[name] for name in quantized if name in known}
+    keys, faults = _keys(model, recipe, effort, assigned, imatrix, set_keys or {})
+    problems.add(faults)
+    if not draft:
+        problems.add(refusals)
+    problems.raise_any()
+    if imatrix:
+        imatrix_warnings += tuple(gaps(imatrix, quantized, importance))
+    tensors, shards = lay_out_tensors(
+        _ordered(model.tensors, recipe),
+        assigned.assignments,
+        importance,
+        split or Split(recipe.output.shard_bytes),
+    )
+    return Plan(
+        architecture=model.architecture,
+        recipe=RecipeText.of(recipe),
+        keys=keys,
+        tensors=tensors,
+        shards=shards,
+        sources={t.name: t for t in model.tensors},
+        warnings=(*model.deviations, *warnings, *imatrix_warnings),
+        ignored=model.ignored,
+        files=model.files,
+        imatrix=imatrix,
+        importance=importance,
+        effort=effort,
+        prediction=model.prediction.layers if model.prediction else range(0),
+        set_keys=frozenset(n for n, key in keys.items() if model.keys.get(n) != key),
+        allow_requantize=allow_requantize,
+        lacks=model.lacks,
+        refusals=tuple(refusals),
+    )
+
+
+def _keys(
+    model: Model,
+    recipe: Recipe,
+    effort: Effort,
+    assigned: Assigned,
+    imatrix: Imatrix | None,
+    set_keys: Mapping[str, KeyValue | str],
+) -> tuple[Keys, list[str]]:
+    """Return the keys of the output, and what is wrong with those that were set."""
+    weights: Counter[QuantType] = Counter()
+    for t in model.tensors:
+        if t.name in assigned.assignments:
+            weights[assigned.assignments[t.name].type] += t.n_rows * t.n_per_row
+    keys = with_ours(model.keys, quantizer_keys(recipe, effort, weights, imatrix))
+    keys, of_recipe = apply_settings(keys, recipe.metadata, f"{recipe.path}: metadata")
+    keys, of_options = apply_settings(keys, set_keys, "--set")
+    return keys, [*of_recipe, *of_options, *key_problems(keys)]
+
+
+def _ordered(tensors: tuple[ModelTensor, ...], recipe: Recipe) -> tuple[ModelTensor, ...]:
+    """Return tensors in the order that the recipe wants them written in."""
+    if recipe.output.tensor_order == "model":
+        return tensors
+    # As llama-quantize writes them: those of no layer first, each layer's by name.
+    return tuple(
+        sorted(tensors, key=lambda t: (-1 if t.parts.layer is None else t.parts.layer, t.name))
+    )
+
+
+def lay_out_tensors(
+    tensors: Sequence[ModelTensor],
+    assignments: Mapping[str, Assignment],
+    importance: Mapping[str, Importance],
+    split: Split,
+) -> tuple[tuple[TensorPlan, ...], tuple[Shard, ...]]:
+    """Return every tensor with its place, and the files that they are in."""
+    types = [assignments[t.name].type for t in tensors]
+    sizes = [t.n_rows * q.row_size(t.n_per_row) for t, q in zip(tensors, types, strict=True)]
+    shards = shards_of([padded(n) for n in sizes], split)
+    plans: list[TensorPlan] = []
+    for number, shard in enumerate(shards):
+        offset = 0
+        for i in range(shard.start, shard.stop):
+            t, chosen = tensors[i], assignments[tensors[i].name]
+            plans.append(
+                TensorPlan(
+                    t.name,
+                    t.shape,
+                    types[i],
+                    offset,
+                    sizes[i],
+                    chosen.rule,
+                    chosen.instead_of,
+                    importance[t.name].coverage if t.name in importance else None,
+                    chosen.note,
+                    number,
+                )
+            )
+            offset += padded(sizes[i])
+    return tuple(plans), shards
