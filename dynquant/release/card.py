@@ -1,4 +1,4 @@
-"""The model card: README.md of a repository with GGUFs, for people and for the Hub."""
+"""The model card: the README.md of a repository with GGUFs."""
 
 from __future__ import annotations
 
@@ -11,17 +11,25 @@ from dynquant.conversion.manifest import Manifest
 from dynquant.figures import figure, gigabytes
 from dynquant.release.finished import Finished, made_by
 from dynquant.release.front import imatrix_of
-from dynquant.release.markdown import block, code, table, text
-from dynquant.release.markdown_tables import ERROR_WORDS, file_table, role_table
-from dynquant.release.sums import SUMS
+from dynquant.release.markdown import (
+    ERROR_WORDS,
+    block,
+    code,
+    file_table,
+    role_table,
+    table,
+    text,
+)
+
+SUMS = "SHA256SUMS"
 
 _SHOWN = 8
-"""Source files that are listed; the manifest has all."""
+"""Source files that are listed; the manifest lists all."""
 
 
 @dataclass(frozen=True)
 class Beside:
-    """Names of what lies beside the GGUFs, by the GGUF's stem where each has its own."""
+    """File names of recipes, manifests and pages in the release, by the stem of their GGUF."""
 
     recipes: Mapping[str, str]
     manifests: Mapping[str, str]
@@ -37,7 +45,8 @@ def card_body(
 ) -> str:
     """Return the card without its front matter.
 
-    base_model: ORG/NAME of the source; repository: ORG/NAME where the files will be; None: unknown
+    base_model: ORG/NAME of the source; None if unknown
+    repository: ORG/NAME that the files will be uploaded to; None if unknown
     """
     lines = [
         *_head(made, base_model),
@@ -58,9 +67,9 @@ def _head(made: Sequence[Finished], base_model: str | None) -> Iterator[str]:
     source = f" of {whose}" if whose else ""
     by = f"dynquant {made_by(first)}" if made_by(first) != "unknown" else "an unknown program"
     yield (
-        f"Quantized GGUF files{source} for llama.cpp and what is built on it, made by {text(by)}:"
-        " every tensor has the type that a recipe gave it"
-        + (", and the recipe is here." if first.manifest else ".")
+        f"Quantized GGUF files{source} for llama.cpp and programs built on it, made by {text(by)}."
+        " A recipe chose the type of each tensor"
+        + ("; it is included in this repository." if first.manifest else ".")
     )
     yield ""
 
@@ -92,7 +101,7 @@ def _running(made: Sequence[Finished], repository: str | None) -> Iterator[str]:
     yield from block(lines, "sh")
     yield ""
     if len(first.paths) > 1:
-        yield "llama.cpp is given the first shard and finds the others beside it."
+        yield "Give llama.cpp the first shard; it loads the others from the same folder."
         yield ""
 
 
@@ -109,17 +118,17 @@ def _verifying(made: Sequence[Finished], base_model: str | None) -> Iterator[str
     source = _source_name(first, base_model)
     if source and first.manifest:
         importance = first.manifest.importance
-        weighed = f" --imatrix {shlex.quote(importance.file)}" if importance else ""
+        imatrix = f" --imatrix {shlex.quote(importance.file)}" if importance else ""
         name = shlex.quote(first.path.name)
         against = f"--against {shlex.quote(source)}"
         layout = " --mla merged" if first.manifest.model.mla == "merged" else ""
-        lines.append(f"dynquant verify {name} \\\n  {against}{weighed}{layout}")
+        lines.append(f"dynquant verify {name} \\\n  {against}{imatrix}{layout}")
     yield from block(lines, "sh")
     yield ""
     if source and first.manifest:
         yield (
-            "The last line encodes rows once more from the source and compares every byte: the"
-            " same version gives the same bytes on every machine."
+            "The last command encodes rows of the source again and compares the bytes. The same"
+            " version of dynquant gives the same bytes on every machine."
         )
         yield ""
 
@@ -136,16 +145,16 @@ def _types(made: Sequence[Finished]) -> Iterator[str]:
 
 
 def _sources(made: Sequence[Finished], beside: Beside, base_model: str | None) -> Iterator[str]:
-    yield "## What it was made from"
+    yield "## Source, recipe and imatrix"
     yield ""
-    told: list[str] = []
+    previous: list[str] = []
     for m in made:
         source = list(_source(m, base_model))
-        if source != told:
+        if source != previous:
             yield from source
-        told = source
+        previous = source
         if len(made) > 1:
-            yield f"### {text(m.stem)}: made by"
+            yield f"### {text(m.stem)}"
             yield ""
         yield from (f"- {line}" for line in _made_by(m, beside))
         yield ""
@@ -178,11 +187,11 @@ def _made_by(made: Finished, beside: Beside) -> Iterator[str]:
         if manifest.model.mla:
             yield f"latent attention {manifest.model.mla} (`--mla {manifest.model.mla}`)"
     if made.loss:
-        yield f"error over all weights: {figure(made.loss.weighted)}"
+        yield f"error of all weights: {figure(made.loss.weighted)}"
     if name := beside.manifests.get(made.stem):
-        yield f"every tensor with its place, hash, rule and error: {_link('the manifest', name)}"
+        yield f"offset, hash, rule and error of each tensor: {_link('manifest', name)}"
     if name := beside.pages.get(made.stem):
-        yield f"every tensor by layer and role, in a browser: {_link('the plan', name)}"
+        yield f"chart of all tensors by layer and role: {_link('plan', name)}"
 
 
 def _source_table(manifest: Manifest) -> list[str]:
@@ -193,11 +202,11 @@ def _source_table(manifest: Manifest) -> list[str]:
     ]
     lines = table(("source file", "size>", "SHA-256"), rows)
     more = len(manifest.sources) - len(listed)
-    return [*lines, "", f"and {more} more, in the manifest"] if more else lines
+    return [*lines, "", f"{more} more are listed in the manifest."] if more else lines
 
 
 def _source_name(made: Finished, base_model: str | None) -> str | None:
-    """Return the source as `dynquant convert` takes it, with its commit where that is known."""
+    """Return the source as `dynquant convert` takes it, with its commit if that is known."""
     name = made.repository or base_model
     commit = made.manifest.model.commit if made.manifest and made.repository else None
     return f"hf://{name}" + (f"@{commit}" if commit else "") if name else None
