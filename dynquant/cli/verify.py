@@ -81,7 +81,7 @@ def verify(
             progress=progress,
         )
     for warning in found.warnings:
-        console.talk(f"warning: {warning}", quiet=quiet)
+        console.warn(warning, quiet=quiet)
     if found.faults:
         console.fail(VerificationError(*map(str, found.faults)))
     if json:

@@ -28,7 +28,7 @@ _SHOWN = 8
 
 
 @dataclass(frozen=True)
-class Beside:
+class FileNames:
     """File names of recipes, manifests and pages in the release, by the stem of their GGUF."""
 
     recipes: Mapping[str, str]
@@ -38,7 +38,7 @@ class Beside:
 
 def card_body(
     made: Sequence[Finished],
-    beside: Beside,
+    names: FileNames,
     *,
     base_model: str | None,
     repository: str | None,
@@ -54,7 +54,7 @@ def card_body(
         *_running(made, repository),
         *_verifying(made, base_model),
         *_types(made),
-        *_sources(made, beside, base_model),
+        *_sources(made, names, base_model),
     ]
     return "\n".join(lines) + "\n"
 
@@ -144,7 +144,7 @@ def _types(made: Sequence[Finished]) -> Iterator[str]:
         yield ""
 
 
-def _sources(made: Sequence[Finished], beside: Beside, base_model: str | None) -> Iterator[str]:
+def _sources(made: Sequence[Finished], names: FileNames, base_model: str | None) -> Iterator[str]:
     yield "## Source, recipe and imatrix"
     yield ""
     previous: list[str] = []
@@ -156,7 +156,7 @@ def _sources(made: Sequence[Finished], beside: Beside, base_model: str | None) -
         if len(made) > 1:
             yield f"### {text(m.stem)}"
             yield ""
-        yield from (f"- {line}" for line in _made_by(m, beside))
+        yield from (f"- {line}" for line in _made_by(m, names))
         yield ""
 
 
@@ -170,9 +170,9 @@ def _source(made: Finished, base_model: str | None) -> Iterator[str]:
         yield ""
 
 
-def _made_by(made: Finished, beside: Beside) -> Iterator[str]:
+def _made_by(made: Finished, names: FileNames) -> Iterator[str]:
     manifest = made.manifest
-    yield f"recipe: {_link(made.recipe, beside.recipes.get(made.stem))}" + (
+    yield f"recipe: {_link(made.recipe, names.recipes.get(made.stem))}" + (
         f", SHA-256 {code(manifest.recipe.sha256)}" if manifest else ""
     )
     if manifest and manifest.importance:
@@ -188,9 +188,9 @@ def _made_by(made: Finished, beside: Beside) -> Iterator[str]:
             yield f"latent attention {manifest.model.mla} (`--mla {manifest.model.mla}`)"
     if made.loss:
         yield f"error of all weights: {figure(made.loss.weighted)}"
-    if name := beside.manifests.get(made.stem):
+    if name := names.manifests.get(made.stem):
         yield f"offset, hash, rule and error of each tensor: {_link('manifest', name)}"
-    if name := beside.pages.get(made.stem):
+    if name := names.pages.get(made.stem):
         yield f"chart of all tensors by layer and role: {_link('plan', name)}"
 
 

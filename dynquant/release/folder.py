@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dynquant.errors import ReleaseError
-from dynquant.release.card import SUMS, Beside, card_body
+from dynquant.release.card import SUMS, FileNames, card_body
 from dynquant.release.finished import Finished, check_same_model, picture_of_file
 from dynquant.release.front import front_matter, hub_id
 from dynquant.report.html import page_of
@@ -88,7 +88,7 @@ def make_release(
     sha256 |= {name: _sha256(content) for name, content in texts.items()}
     card = front_matter(made, license_=license_, base_model=base_model, repository=repository)
     card += "\n" + card_body(
-        made, Beside(own_recipes, manifests, pages), base_model=base_model, repository=repository
+        made, FileNames(own_recipes, manifests, pages), base_model=base_model, repository=repository
     )
     # The card is not in SHA256SUMS: people edit it later.
     texts[SUMS] = sums_text((h, name) for name, h in sha256.items()).encode(

@@ -36,7 +36,7 @@ def plan_tables(plan: Plan, file_bytes: int | None, *, each: bool = False) -> Re
 def _each(plan: Plan) -> Table:
     notes = ["note"] if any(t.note for t in plan.tensors) else []
     table = plain_table("tensor", "shape", "type", "bytes>", "bpw>", "importance", "rule", *notes)
-    unweighed = frozenset(plan.unweighed)
+    unweighted = frozenset(plan.unweighed)
     for t in plan.tensors:
         table.add_row(
             Text(t.name),
@@ -44,7 +44,7 @@ def _each(plan: Plan) -> Table:
             t.type.name,
             f"{t.n_bytes:,}",
             f"{t.type.bpw:.3f}",
-            t.importance or ("none" if t.name in unweighed else "-"),
+            t.importance or ("none" if t.name in unweighted else "-"),
             Text(_decided(t)),
             *(Text(t.note) for _ in notes),
         )

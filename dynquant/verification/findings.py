@@ -1,4 +1,4 @@
-"""The results of a verification: faults with their places, warnings, and what was checked."""
+"""The results of a verification: faults with their locations, warnings, and what was checked."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ class Scanned:
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _Result:
     """What a thread found in a stretch: bad blocks, and the first byte that should be zero."""
 
     content: U8
@@ -100,14 +100,14 @@ def scan(
     tally = _Tally(shards, found, hashes=hashes)
     known: set[tuple[str, int]] = set()
 
-    def check(stretch: Stretch) -> _Seen:
+    def check(stretch: Stretch) -> _Result:
         content = np.empty(stretch.n_bytes, np.uint8)
         readers[stretch.file].read(stretch.at, content)
         return _checked(stretch, content, known)
 
     done = 0
-    for stretch, seen in in_order(_all(shards, sizes), check, threads):
-        tally.add(stretch, seen)
+    for stretch, result in in_order(_all(shards, sizes), check, threads):
+        tally.add(stretch, result)
         done += stretch.n_bytes
         if progress is not None:
             progress(done)
@@ -115,21 +115,21 @@ def scan(
     return found
 
 
-def _checked(stretch: Stretch, content: U8, known: set[tuple[str, int]]) -> _Seen:
+def _checked(stretch: Stretch, content: U8, known: set[tuple[str, int]]) -> _Result:
     """Check the bytes of a stretch; known: matrices that have a weight other than zero."""
     tensor = stretch.tensor
     if tensor is None:
         wrong = stretch.is_zero and content.any()
-        return _Seen(content, [], int((content != 0).argmax()) if wrong else None, False)
+        return _Result(content, [], int((content != 0).argmax()) if wrong else None, False)
     qtype = _TYPES.get(tensor.type_name)
     if qtype is None:
-        return _Seen(content, [], None, True)
+        return _Result(content, [], None, True)
     blocks = content.reshape(-1, qtype.type_size)
     bad = bad_blocks(blocks, qtype)
     key = (tensor.name, stretch.matrix)
     if key not in known and _has_weights(blocks, tensor.type_name):
         known.add(key)
-    return _Seen(content, bad, None, key in known)
+    return _Result(content, bad, None, key in known)
 
 
 def _has_weights(blocks: U8, type_name: str) -> bool:
@@ -191,25 +191,25 @@ class _Tally:
         self._bad: dict[tuple[str, str], Fault] = {}
         self._counts: dict[tuple[str, str], int] = {}
 
-    def add(self, stretch: Stretch, seen: _Seen) -> None:
+    def add(self, stretch: Stretch, result: _Result) -> None:
         file = self._shards.files[stretch.file]
         tensor = stretch.tensor
         if self._files:
-            self._files[stretch.file].update(seen.content.data)
+            self._files[stretch.file].update(result.content.data)
             if tensor is not None:
-                self._hash(file, tensor, stretch, seen)
-        if seen.not_zero is not None:
+                self._hash(file, tensor, stretch, result)
+        if result.not_zero is not None:
             what = "padding that is not zero; the file is damaged, get another copy"
-            self._found.faults.append(Fault(what, file.path, None, stretch.at + seen.not_zero))
-        for bad in seen.bad if tensor else ():
+            self._found.faults.append(Fault(what, file.path, None, stretch.at + result.not_zero))
+        for bad in result.bad if tensor else ():
             assert tensor is not None
             self._count(file, tensor, stretch, bad)
 
-    def _hash(self, file: GGUFFile, tensor: GGUFTensor, stretch: Stretch, seen: _Seen) -> None:
+    def _hash(self, file: GGUFFile, tensor: GGUFTensor, stretch: Stretch, result: _Result) -> None:
         start = file.data_offset + tensor.offset
         if stretch.at == start:
             self._tensor.reset()
-        self._tensor.update(seen.content.data)
+        self._tensor.update(result.content.data)
         if stretch.at + stretch.n_bytes == start + tensor.n_bytes:
             self._found.xxh64[tensor.name] = self._tensor.hexdigest()
 
