@@ -63,7 +63,7 @@ def release(
     from dynquant.release.finished import open_finished
     from dynquant.release.folder import make_release, release_json, write_release
 
-    made = make_release(
+    contents = make_release(
         [open_finished(path) for path in files],
         folder=folder,
         repository=repository,
@@ -71,10 +71,10 @@ def release(
         license_=license_,
         say=console.talk,
     )
-    write_release(made, force=force)
-    for warning in made.missing:
+    write_release(contents, force=force)
+    for warning in contents.missing:
         console.warn(warning)
     if json:
-        console.write_json(release_json(made))
+        console.write_json(release_json(contents))
     else:
-        console.write("".join(f"{made.folder / name}\n" for name in made.names))
+        console.write("".join(f"{contents.folder / name}\n" for name in contents.names))

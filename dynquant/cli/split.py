@@ -17,22 +17,21 @@ FileArgument = Annotated[
     Path,
     typer.Argument(metavar="FILE.gguf", help="The GGUF; for a model in shards, any one of them."),
 ]
-OutOption = Annotated[
-    Path,
-    typer.Option(
-        "--out",
-        "-o",
-        metavar="OUT.gguf",
-        help="The output; shards are named after it: OUT-00001-of-00003.gguf.",
-    ),
-]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace existing files.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 
 
 def split(
     file: FileArgument,
-    out: OutOption,
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="OUT.gguf",
+            help="The output; its shards are named OUT-00001-of-00003.gguf and so on.",
+        ),
+    ],
     max_size: Annotated[
         str | None,
         typer.Option(metavar="SIZE", help="The most bytes of tensors in a shard: 48G, 46GiB."),
@@ -51,7 +50,12 @@ def split(
 
 
 def merge(
-    file: FileArgument, out: OutOption, force: ForceOption = False, quiet: QuietOption = False
+    file: FileArgument,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="OUT.gguf", help="The file to write.")
+    ],
+    force: ForceOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Join the shards of a GGUF in one file; tensors and keys do not change."""
     from dynquant.plan.shards import Split

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from dynquant.conversion.manifest import Manifest
 from dynquant.figures import figure, gigabytes
-from dynquant.release.finished import Finished, made_by
+from dynquant.release.finished import Finished, version_of
 from dynquant.release.front import imatrix_of
 from dynquant.release.markdown import (
     ERROR_WORDS,
@@ -37,7 +37,7 @@ class FileNames:
 
 
 def card_body(
-    made: Sequence[Finished],
+    models: Sequence[Finished],
     names: FileNames,
     *,
     base_model: str | None,
@@ -49,23 +49,23 @@ def card_body(
     repository: ORG/NAME that the files will be uploaded to; None if unknown
     """
     lines = [
-        *_head(made, base_model),
-        *_files(made),
-        *_running(made, repository),
-        *_verifying(made, base_model),
-        *_types(made),
-        *_sources(made, names, base_model),
+        *_head(models, base_model),
+        *_files(models),
+        *_running(models, repository),
+        *_verifying(models, base_model),
+        *_types(models),
+        *_sources(models, names, base_model),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _head(made: Sequence[Finished], base_model: str | None) -> Iterator[str]:
-    first = made[0]
+def _head(models: Sequence[Finished], base_model: str | None) -> Iterator[str]:
+    first = models[0]
     yield f"# {text(first.name)} as GGUF"
     yield ""
     whose = f"[{text(base_model)}](https://huggingface.co/{base_model})" if base_model else ""
     source = f" of {whose}" if whose else ""
-    by = f"dynquant {made_by(first)}" if made_by(first) != "unknown" else "an unknown program"
+    by = f"dynquant {version_of(first)}" if version_of(first) != "unknown" else "an unknown program"
     yield (
         f"Quantized GGUF files{source} for llama.cpp and programs built on it, made by {text(by)}."
         " A recipe chose the type of each tensor"
@@ -74,18 +74,18 @@ def _head(made: Sequence[Finished], base_model: str | None) -> Iterator[str]:
     yield ""
 
 
-def _files(made: Sequence[Finished]) -> Iterator[str]:
+def _files(models: Sequence[Finished]) -> Iterator[str]:
     yield "## Files"
     yield ""
-    yield from file_table(made)
+    yield from file_table(models)
     yield ""
-    if any(m.loss for m in made):
+    if any(m.loss for m in models):
         yield ERROR_WORDS
         yield ""
 
 
-def _running(made: Sequence[Finished], repository: str | None) -> Iterator[str]:
-    first = made[0]
+def _running(models: Sequence[Finished], repository: str | None) -> Iterator[str]:
+    first = models[0]
     name = shlex.quote(first.path.name)
     yield "## How to run"
     yield ""
@@ -105,11 +105,11 @@ def _running(made: Sequence[Finished], repository: str | None) -> Iterator[str]:
         yield ""
 
 
-def _verifying(made: Sequence[Finished], base_model: str | None) -> Iterator[str]:
-    first = made[0]
+def _verifying(models: Sequence[Finished], base_model: str | None) -> Iterator[str]:
+    first = models[0]
     yield "## How to verify"
     yield ""
-    version = f"=={made_by(first)}" if made_by(first) != "unknown" else ""
+    version = f"=={version_of(first)}" if version_of(first) != "unknown" else ""
     lines = [
         f"sha256sum --check --ignore-missing {SUMS}",
         f"pip install dynquant{version}",
@@ -133,46 +133,46 @@ def _verifying(made: Sequence[Finished], base_model: str | None) -> Iterator[str
         yield ""
 
 
-def _types(made: Sequence[Finished]) -> Iterator[str]:
+def _types(models: Sequence[Finished]) -> Iterator[str]:
     yield "## Types by role"
     yield ""
-    for m in made:
-        if len(made) > 1:
+    for m in models:
+        if len(models) > 1:
             yield f"### {text(m.stem)}"
             yield ""
         yield from role_table(m)
         yield ""
 
 
-def _sources(made: Sequence[Finished], names: FileNames, base_model: str | None) -> Iterator[str]:
+def _sources(models: Sequence[Finished], names: FileNames, base_model: str | None) -> Iterator[str]:
     yield "## Source, recipe and imatrix"
     yield ""
     previous: list[str] = []
-    for m in made:
+    for m in models:
         source = list(_source(m, base_model))
         if source != previous:
             yield from source
         previous = source
-        if len(made) > 1:
+        if len(models) > 1:
             yield f"### {text(m.stem)}"
             yield ""
-        yield from (f"- {line}" for line in _made_by(m, names))
+        yield from (f"- {line}" for line in _settings(m, names))
         yield ""
 
 
-def _source(made: Finished, base_model: str | None) -> Iterator[str]:
-    name = _source_name(made, base_model)
+def _source(model: Finished, base_model: str | None) -> Iterator[str]:
+    name = _source_name(model, base_model)
     if name:
         yield f"Source: {code(name)}"
         yield ""
-    if made.manifest and made.manifest.sources:
-        yield from _source_table(made.manifest)
+    if model.manifest and model.manifest.sources:
+        yield from _source_table(model.manifest)
         yield ""
 
 
-def _made_by(made: Finished, names: FileNames) -> Iterator[str]:
-    manifest = made.manifest
-    yield f"recipe: {_link(made.recipe, names.recipes.get(made.stem))}" + (
+def _settings(model: Finished, names: FileNames) -> Iterator[str]:
+    manifest = model.manifest
+    yield f"recipe: {_link(model.recipe, names.recipes.get(model.stem))}" + (
         f", SHA-256 {code(manifest.recipe.sha256)}" if manifest else ""
     )
     if manifest and manifest.importance:
@@ -181,16 +181,16 @@ def _made_by(made: Finished, names: FileNames) -> Iterator[str]:
         chunks = f" ({of.chunks} chunks)" if of.chunks is not None else ""
         yield f"imatrix: {code(of.file)}{sets}{chunks}, SHA-256 {code(of.sha256)}"
     else:
-        yield f"imatrix: {text(imatrix_of(made) or 'none')}"
+        yield f"imatrix: {text(imatrix_of(model) or 'none')}"
     if manifest:
         yield f"effort {manifest.effort}, dynquant {text(manifest.dynquant.version)}"
         if manifest.model.mla:
             yield f"latent attention {manifest.model.mla} (`--mla {manifest.model.mla}`)"
-    if made.loss:
-        yield f"error of all weights: {figure(made.loss.weighted)}"
-    if name := names.manifests.get(made.stem):
+    if model.loss:
+        yield f"error of all weights: {figure(model.loss.weighted)}"
+    if name := names.manifests.get(model.stem):
         yield f"offset, hash, rule and error of each tensor: {_link('manifest', name)}"
-    if name := names.pages.get(made.stem):
+    if name := names.pages.get(model.stem):
         yield f"chart of all tensors by layer and role: {_link('plan', name)}"
 
 
@@ -205,10 +205,10 @@ def _source_table(manifest: Manifest) -> list[str]:
     return [*lines, "", f"{more} more are listed in the manifest."] if more else lines
 
 
-def _source_name(made: Finished, base_model: str | None) -> str | None:
+def _source_name(model: Finished, base_model: str | None) -> str | None:
     """Return the source as `dynquant convert` takes it, with its commit if that is known."""
-    name = made.repository or base_model
-    commit = made.manifest.model.commit if made.manifest and made.repository else None
+    name = model.repository or base_model
+    commit = model.manifest.model.commit if model.manifest and model.repository else None
     return f"hf://{name}" + (f"@{commit}" if commit else "") if name else None
 
 

@@ -165,34 +165,36 @@ def open_finished(path: Path) -> Finished:
     return found
 
 
-def picture_of_file(made: Finished) -> Picture:
+def picture_of_file(model: Finished) -> Picture:
     """Return the contents of the page of a plan, for a finished file."""
-    manifest = made.manifest
+    manifest = model.manifest
     importance = manifest.importance if manifest else None
-    rules = {t.rule.rpartition(":")[0] for t in made.tensors if not t.type.is_float}
+    rules = {t.rule.rpartition(":")[0] for t in model.tensors if not t.type.is_float}
     return Picture(
-        model=made.name,
-        architecture=made.architecture,
-        recipe=made.recipe,
+        model=model.name,
+        architecture=model.architecture,
+        recipe=model.recipe,
         description="",
-        recipe_path=min(rules, default="") or made.recipe,
+        recipe_path=min(rules, default="") or model.recipe,
         recipe_text=manifest.recipe.text if manifest else "",
-        effort=manifest.effort if manifest else text_of(made.keys, "dynquant.effort") or "unknown",
-        imatrix=importance.file if importance else text_of(made.keys, "quantize.imatrix.file"),
-        tensors=made.tensors,
-        n_shards=len(made.paths),
-        file_bytes=made.file_bytes,
-        version=made_by(made),
-        unweighted=frozenset(t.name for t in made.tensors if not (t.type.is_float or t.importance)),
+        effort=manifest.effort if manifest else text_of(model.keys, "dynquant.effort") or "unknown",
+        imatrix=importance.file if importance else text_of(model.keys, "quantize.imatrix.file"),
+        tensors=model.tensors,
+        n_shards=len(model.paths),
+        file_bytes=model.file_bytes,
+        version=version_of(model),
+        unweighted=frozenset(
+            t.name for t in model.tensors if not (t.type.is_float or t.importance)
+        ),
         ignored=manifest.ignored if manifest else {},
     )
 
 
-def made_by(made: Finished) -> str:
+def version_of(model: Finished) -> str:
     """Return the version of dynquant that made a file, or "unknown"."""
-    if made.manifest:
-        return made.manifest.dynquant.version
-    return text_of(made.keys, "dynquant.version") or "unknown"
+    if model.manifest:
+        return model.manifest.dynquant.version
+    return text_of(model.keys, "dynquant.version") or "unknown"
 
 
 def _first_of(path: Path) -> Path:
@@ -281,11 +283,11 @@ def _type_of(tensor: GGUFTensor) -> QuantType:
     return QuantType(tensor.type_name, tensor.ggml_type, block_size, type_size, "")
 
 
-def check_same_model(made: list[Finished]) -> None:
+def check_same_model(models: list[Finished]) -> None:
     """Raise ReleaseError unless all files are of one model and have different names."""
-    first = made[0]
+    first = models[0]
     problems: list[str] = []
-    for other in made[1:]:
+    for other in models[1:]:
         what = [
             f"{name} {theirs!r} instead of {ours!r}"
             for name, theirs, ours in (
@@ -300,10 +302,10 @@ def check_same_model(made: list[Finished]) -> None:
                 f"{other.path}: is not of the same model as {first.path}: {', '.join(what)};"
                 " release it separately"
             )
-    names = Counter(p.name for m in made for p in m.paths)
+    names = Counter(p.name for m in models for p in m.paths)
     problems += [f"{n}: is given twice; name each file once" for n, k in names.items() if k > 1]
     ReleaseError.raise_any(problems)
 
 
-def _embedding(made: Finished) -> int | None:
-    return next((prod(t.shape) for t in made.tensors if t.name == "token_embd.weight"), None)
+def _embedding(model: Finished) -> int | None:
+    return next((prod(t.shape) for t in model.tensors if t.name == "token_embd.weight"), None)

@@ -38,7 +38,7 @@ class Release:
     """
 
     folder: Path
-    made: tuple[Finished, ...]
+    models: tuple[Finished, ...]
     texts: Mapping[str, bytes]
     links: Mapping[str, Path]
     sha256: Mapping[str, str]
@@ -51,7 +51,7 @@ class Release:
 
 
 def make_release(
-    made: Sequence[Finished],
+    models: Sequence[Finished],
     *,
     folder: Path | None = None,
     repository: str | None = None,
@@ -69,45 +69,48 @@ def make_release(
 
     Raises ReleaseError if the files are of several models, or in several folders without `folder`.
     """
-    check_same_model(list(made))
-    where = _folder_of(made, folder)
+    check_same_model(list(models))
+    where = _folder_of(models, folder)
     repository = repository and hub_id(repository, "--repository")
     base_model = base_model and hub_id(base_model, "--base-model")
-    base_model = base_model or made[0].repository
-    recipes, own_recipes = _recipes(made)
-    pages = {m.stem: "plan.html" if len(made) == 1 else f"{m.stem}.plan.html" for m in made}
-    manifests = {m.stem: m.manifest_path.name for m in made if m.manifest_path}
-    drawn = {pages[m.stem]: page_of(picture_of_file(m)) for m in made}
+    base_model = base_model or models[0].repository
+    recipes, own_recipes = _recipes(models)
+    pages = {m.stem: "plan.html" if len(models) == 1 else f"{m.stem}.plan.html" for m in models}
+    manifests = {m.stem: m.manifest_path.name for m in models if m.manifest_path}
+    drawn = {pages[m.stem]: page_of(picture_of_file(m)) for m in models}
     texts = recipes | {name: page.encode(errors="backslashreplace") for name, page in drawn.items()}
-    links = {path.name: path for m in made for path in m.paths}
-    links |= {m.manifest_path.name: m.manifest_path for m in made if m.manifest_path}
-    sha256 = {path.name: h for m in made for path, h in zip(m.paths, m.sha256(say), strict=True)}
-    for m in made:
+    links = {path.name: path for m in models for path in m.paths}
+    links |= {m.manifest_path.name: m.manifest_path for m in models if m.manifest_path}
+    sha256 = {path.name: h for m in models for path, h in zip(m.paths, m.sha256(say), strict=True)}
+    for m in models:
         if m.manifest_path:
             sha256[m.manifest_path.name] = _sha256(m.manifest_path.read_bytes())
     sha256 |= {name: _sha256(content) for name, content in texts.items()}
-    card = front_matter(made, license_=license_, base_model=base_model, repository=repository)
+    card = front_matter(models, license_=license_, base_model=base_model, repository=repository)
     card += "\n" + card_body(
-        made, FileNames(own_recipes, manifests, pages), base_model=base_model, repository=repository
+        models,
+        FileNames(own_recipes, manifests, pages),
+        base_model=base_model,
+        repository=repository,
     )
     # The card is not in SHA256SUMS: people edit it later.
     texts[SUMS] = sums_text((h, name) for name, h in sha256.items()).encode(
         "utf-8", "surrogateescape"
     )
     texts[CARD] = card.encode("utf-8", "backslashreplace")
-    missing = tuple(_missing(made, base_model, license_))
-    return Release(where, tuple(made), texts, links, sha256, missing)
+    missing = tuple(_missing(models, base_model, license_))
+    return Release(where, tuple(models), texts, links, sha256, missing)
 
 
 def _missing(
-    made: Sequence[Finished], base_model: str | None, license_: str | None
+    models: Sequence[Finished], base_model: str | None, license_: str | None
 ) -> Iterator[str]:
-    for m in made:
+    for m in models:
         if m.manifest is None:
             yield f"{m.path}: has no manifest; the card will not show recipe, sources and errors"
     if base_model is None:
         yield f"{CARD}: does not name the source; add --base-model ORG/NAME"
-    if not (license_ or text_of(made[0].keys, "general.license")):
+    if not (license_ or text_of(models[0].keys, "general.license")):
         yield f"{CARD}: has no license, because the source states none; add --license ID"
 
 
@@ -182,19 +185,19 @@ def _write(content: bytes, path: Path) -> None:
         raise
 
 
-def _folder_of(made: Sequence[Finished], folder: Path | None) -> Path:
+def _folder_of(models: Sequence[Finished], folder: Path | None) -> Path:
     if folder is not None:
         return folder
-    folders = dict.fromkeys(m.path.parent for m in made)
+    folders = dict.fromkeys(m.path.parent for m in models)
     if len(folders) > 1:
         raise ReleaseError(
             f"the files are in {len(folders)} folders: {', '.join(map(str, folders))}; name the"
             " folder of the release (--folder)"
         )
-    return made[0].path.parent
+    return models[0].path.parent
 
 
-def _recipes(made: Sequence[Finished]) -> tuple[dict[str, bytes], dict[str, str]]:
+def _recipes(models: Sequence[Finished]) -> tuple[dict[str, bytes], dict[str, str]]:
     """Return the recipe files by name, and the name of each GGUF's recipe file by its stem.
 
     Recipes that several GGUFs share are written once. The bytes are those of the original recipe:
@@ -202,7 +205,7 @@ def _recipes(made: Sequence[Finished]) -> tuple[dict[str, bytes], dict[str, str]
     """
     files: dict[str, bytes] = {}
     own: dict[str, str] = {}
-    for m in made:
+    for m in models:
         if m.manifest is None:
             continue
         recipe = m.manifest.recipe
@@ -266,7 +269,7 @@ def release_json(release: Release) -> dict[str, Any]:
                 "sha256": [release.sha256[path.name] for path in m.paths],
                 "error": m.loss.weighted if m.loss else None,
             }
-            for m in release.made
+            for m in release.models
         ],
         "lacks": list(release.missing),
     }

@@ -30,7 +30,7 @@ def hub_id(text: str, option: str) -> str:
 
 
 def front_matter(
-    made: Sequence[Finished],
+    models: Sequence[Finished],
     *,
     license_: str | None,
     base_model: str | None,
@@ -42,7 +42,7 @@ def front_matter(
     base_model: ORG/NAME of the source
     repository: ORG/NAME that the files will be uploaded to
     """
-    keys = made[0].keys
+    keys = models[0].keys
     found: dict[str, Any] = {}
     if languages := _texts(keys, "general.languages"):
         found["language"] = languages
@@ -57,23 +57,23 @@ def front_matter(
     if repository:
         found["quantized_by"] = repository.partition("/")[0]
     found["library_name"] = "gguf"
-    found["pipeline_tag"] = "feature-extraction" if _embeds(made[0]) else "text-generation"
-    has_imatrix = any(imatrix_of(m) for m in made)
+    found["pipeline_tag"] = "feature-extraction" if _embeds(models[0]) else "text-generation"
+    has_imatrix = any(imatrix_of(m) for m in models)
     found["tags"] = ["gguf", "dynquant", *(["imatrix"] if has_imatrix else [])]
     body = yaml.safe_dump(found, sort_keys=False, allow_unicode=True, width=10_000)
     return f"---\n{body}---\n"
 
 
-def imatrix_of(made: Finished) -> str | None:
+def imatrix_of(model: Finished) -> str | None:
     """Return the file name of the imatrix that a file was made with, or None."""
-    if made.manifest:
-        return made.manifest.importance.file if made.manifest.importance else None
-    return text_of(made.keys, "quantize.imatrix.file")
+    if model.manifest:
+        return model.manifest.importance.file if model.manifest.importance else None
+    return text_of(model.keys, "quantize.imatrix.file")
 
 
-def _embeds(made: Finished) -> bool:
+def _embeds(model: Finished) -> bool:
     """Whether a model computes embeddings: llama.cpp then pools its outputs."""
-    return f"{made.architecture}.pooling_type" in made.keys
+    return f"{model.architecture}.pooling_type" in model.keys
 
 
 def _texts(keys: Keys, name: str) -> list[str]:

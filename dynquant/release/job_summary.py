@@ -12,21 +12,21 @@ from dynquant.release.finished import Finished
 from dynquant.release.markdown import ERROR_WORDS, code, file_table, role_table, table, text
 
 
-def summary_of(made: Finished, sha256: Sequence[str], gates: Sequence[Gate] = ()) -> str:
+def summary_of(model: Finished, sha256: Sequence[str], gates: Sequence[Gate] = ()) -> str:
     """Return the summary of a conversion: a section that can follow others.
 
     sha256: of each file
     """
-    hashes = zip(made.paths, made.sizes, sha256, strict=True)
+    hashes = zip(model.paths, model.sizes, sha256, strict=True)
     lines = [
-        f"## {text(made.stem)}",
+        f"## {text(model.stem)}",
         "",
-        *file_table([made]),
+        *file_table([model]),
         "",
         *_gates(gates),
-        *role_table(made),
+        *role_table(model),
         "",
-        *([ERROR_WORDS, ""] if made.loss else []),
+        *([ERROR_WORDS, ""] if model.loss else []),
         *table(
             ("file", "size>", "SHA-256"),
             ((code(path.name), gigabytes(n), code(h)) for path, n, h in hashes),

@@ -56,34 +56,34 @@ def _line(words: str) -> str:
     return _WHITE.sub(" ", words).strip()
 
 
-def file_table(made: Sequence[Finished]) -> list[str]:
+def file_table(models: Sequence[Finished]) -> list[str]:
     """Return a table with a line for each model: first file, recipe, size, bits and error."""
     head = ("file", "recipe", "size>", "bits per weight>", "error>")
-    return table(head, (_line_of(m) for m in made))
+    return table(head, (_line_of(m) for m in models))
 
 
-def _line_of(made: Finished) -> tuple[str, ...]:
-    n = len(made.paths)
+def _line_of(model: Finished) -> tuple[str, ...]:
+    n = len(model.paths)
     more = f" and {n - 1} more" if n > 1 else ""
     return (
-        code(made.path.name) + more,
-        text(made.recipe),
-        gigabytes(made.file_bytes),
-        f"{made.bits_per_weight:.3f}",
-        figure(_weighted(made.loss)),
+        code(model.path.name) + more,
+        text(model.recipe),
+        gigabytes(model.file_bytes),
+        f"{model.bits_per_weight:.3f}",
+        figure(_weighted(model.loss)),
     )
 
 
-def role_table(made: Finished) -> list[str]:
+def role_table(model: Finished) -> list[str]:
     """Return a table with a line for each role: types, size, bits and errors.
 
     If a role has several types, each is followed by its layers.
     """
     head = ["role", "types", "size>", "bits per weight>"]
-    if made.errors:
+    if model.errors:
         head += ["error>", "1 − cos²>", "largest difference>"]
     rows: list[list[str]] = []
-    for share in by_role(made.tensors):
+    for share in by_role(model.tensors):
         parts = share.by_type
         types = [
             f"{part.name} ({ranges(part.layers)})" if len(parts) > 1 and part.layers else part.name
@@ -91,8 +91,8 @@ def role_table(made: Finished) -> list[str]:
         ]
         row = [code(share.name), text(", ".join(types)), gigabytes(share.n_bytes)]
         row.append(f"{share.bits_per_weight:.3f}")
-        if made.errors:
-            loss = loss_of(share.tensors, made.errors)
+        if model.errors:
+            loss = loss_of(share.tensors, model.errors)
             row += [figure(_weighted(loss)), figure(loss and loss.one_minus_cos2)]
             row.append(figure(loss and loss.max))
         rows.append(row)
