@@ -60,19 +60,34 @@ def compare(
 ) -> Comparison:
     """Encode rows of a model with the types of a GGUF and compare the bytes.
 
-    path, model: the file, and the model as `load_model` takes it
-    tensors:  a glob; all rows of the tensors whose names match are compared
-    sample:   compare this many ranges of rows instead; the seed is computed from the file's header
-    imatrix:  the imatrix that the file was made with
-    progress: called with the bytes of blocks done and the total
-
-    Raises VerificationError if the file cannot be compared as requested, and CheckpointError or
-    another kind of DynquantError if the file or the model cannot be read.
+    path: the file; threads, progress: as in `Comparer.run`; the others as in `prepare`
     """
     shards = open_gguf(first_file(path))
+    comparer = prepare(shards, model, tensors=tensors, sample=sample, imatrix=imatrix, mla=mla)
+    return comparer.run(threads=threads, progress=progress)
+
+
+def prepare(
+    shards: Shards,
+    model: str,
+    *,
+    tensors: str | None = None,
+    sample: int | None = None,
+    imatrix: Imatrix | None = None,
+    mla: Mla = "split",
+) -> Comparer:
+    """Prepare a comparison from headers alone, so that errors are found before any row is read.
+
+    model:   the model as `load_model` takes it
+    tensors: a glob; all rows of the tensors whose names match are compared
+    sample:  compare this many ranges of rows instead; the seed is computed from the file's header
+    imatrix: the imatrix that the file was made with
+
+    Raises VerificationError if the file cannot be compared as requested, and another kind of
+    DynquantError if the model cannot be read.
+    """
     maker = Maker.of(shards)
     maker.refuse_imatrix(shards, imatrix)
-    source = load_source(model, mla, shards)
     wanted = [
         t.name for _, t in shards.tensors() if tensors is None or fnmatchcase(t.name, tensors)
     ]
@@ -80,47 +95,89 @@ def compare(
         raise VerificationError(
             f"{shards.path}: no tensor name matches {tensors!r}; `dynquant inspect` lists the names"
         )
+    source = load_source(model, mla, shards)
     pairing = Pairing(shards, source, maker, imatrix if maker.imatrix_sha256 else None)
-    pairs = [pair for name in wanted if (pair := pairing.pair(name)) is not None]
+    pairs = tuple(pair for name in wanted if (pair := pairing.pair(name)) is not None)
     if sample is None and tensors is None:
         sample = SAMPLES
-    tally = _Tally(pairs)
-    if sample is None:
-        ranges, total = _whole(pairs), sum(p.tensor.n_bytes for p in pairs)
-    else:
-        ranges = _drawn(shards, pairs, sample)
-        total = sum((r.stop - r.start) * pairs[r.index].row_size for r in ranges)
-    readers = {p.file.path: ShardFile(p.file.path) for p in pairs}
-    search = Search(maker.effort)
+    ranges = None if sample is None else tuple(_drawn(shards, pairs, sample))
+    missing = tuple(pairing.left_out()) if tensors is None else ()
+    faults, unchecked = tuple(pairing.faults), (*maker.unchecked(), *pairing.unchecked)
+    return Comparer(model, maker, pairs, ranges, faults, missing, unchecked)
 
-    def compare_range(taken: Range) -> _Outcome:
-        return _compared(pairs[taken.index], taken, readers, search)
 
-    for taken, outcome in in_order(ranges, compare_range, threads or default_threads()):
-        tally.add(taken, outcome)
-        if progress is not None:
-            progress(tally.n_bytes, total)
-    faults = [*pairing.faults]
-    unsure: list[str] = []
-    for index, outcome in tally.wrong.items():
-        if pairs[index].is_sure:
-            faults.append(_fault(pairs[index], outcome, model, maker))
-        else:
-            unsure.append(pairs[index].tensor.name)
-    unchecked = [*maker.unchecked(), *pairing.unchecked]
-    if unsure:
-        unchecked.append(
-            f"{', '.join(grouped(unsure))}: the bytes differ from what this dynquant encodes, but"
-            f" may be right for {maker.described}"
+@dataclass(frozen=True)
+class Comparer:
+    """A comparison that is ready to run.
+
+    ranges:    the ranges of rows to compare; None for all rows of `pairs`
+    faults:    faults that were found from the headers
+    missing:   warnings about tensors that are not in the file
+    unchecked: what cannot be compared, and why
+    """
+
+    model: str
+    maker: Maker
+    pairs: tuple[Pair, ...]
+    ranges: tuple[Range, ...] | None
+    faults: tuple[Fault, ...]
+    missing: tuple[str, ...]
+    unchecked: tuple[str, ...]
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the rows to compare."""
+        if self.ranges is None:
+            return sum(pair.tensor.n_bytes for pair in self.pairs)
+        return sum((r.stop - r.start) * self.pairs[r.index].row_size for r in self.ranges)
+
+    def run(
+        self,
+        *,
+        threads: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Comparison:
+        """Encode the rows and compare them with the file.
+
+        threads:  None uses one for each CPU
+        progress: called with the bytes of blocks done and the total
+
+        Raises CheckpointError if the file or the model cannot be read.
+        """
+        readers = {p.file.path: ShardFile(p.file.path) for p in self.pairs}
+        search = Search(self.maker.effort)
+        tally = _Tally(self.pairs)
+        total = self.n_bytes
+
+        def compare_range(taken: Range) -> _Outcome:
+            return _compared(self.pairs[taken.index], taken, readers, search)
+
+        ranges = _whole(self.pairs) if self.ranges is None else self.ranges
+        for taken, outcome in in_order(ranges, compare_range, threads or default_threads()):
+            tally.add(taken, outcome)
+            if progress is not None:
+                progress(tally.n_bytes, total)
+        return self._comparison(tally)
+
+    def _comparison(self, tally: _Tally) -> Comparison:
+        faults, unchecked = [*self.faults], [*self.unchecked]
+        unsure: list[str] = []
+        for index, outcome in tally.wrong.items():
+            if self.pairs[index].is_sure:
+                faults.append(_fault(self.pairs[index], outcome, self.model, self.maker))
+            else:
+                unsure.append(self.pairs[index].tensor.name)
+        if unsure:
+            unchecked.append(
+                f"{', '.join(grouped(unsure))}: the bytes differ from what this dynquant encodes,"
+                f" but may be right for {self.maker.described}"
+            )
+        extent = "all rows" if self.ranges is None else f"{tally.n_ranges} ranges of rows"
+        checked = (
+            f"against {self.model}: {extent} of {len(tally.seen) - len(unsure)} tensors,"
+            f" {self.n_bytes / 1e6:.1f} MB encoded again"
         )
-    extent = "all rows" if sample is None else f"{tally.n_ranges} ranges of rows"
-    n_compared = len(tally.seen) - len(unsure)
-    return Comparison(
-        tuple(faults),
-        tuple(pairing.left_out()) if tensors is None else (),
-        (f"against {model}: {extent} of {n_compared} tensors, {total / 1e6:.1f} MB encoded again",),
-        tuple(unchecked),
-    )
+        return Comparison(tuple(faults), self.missing, (checked,), tuple(unchecked))
 
 
 class _Tally:

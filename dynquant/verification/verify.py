@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Literal
 
 from dynquant.arch.load import Mla
-from dynquant.errors import VerificationError
+from dynquant.checkpoint.gguf_shards import Shards, open_gguf
+from dynquant.errors import CheckpointError, VerificationError
 from dynquant.importance.imatrix import Imatrix, read_imatrix
-from dynquant.verification.against import compare
+from dynquant.verification.against import prepare
 from dynquant.verification.findings import Verification
-from dynquant.verification.standalone import verify_file
+from dynquant.verification.standalone import first_file, verify_file
 
 Step = Literal["reading", "comparing"]
 """The steps of a verification, in order: reading the whole file, comparing it with its source."""
@@ -43,7 +44,7 @@ def verify(
 
     A file that is damaged or is not a GGUF is reported as a fault. Raises VerificationError if the
     file cannot be compared as requested, and another kind of DynquantError if the source or the
-    imatrix cannot be read.
+    imatrix cannot be read; problems that the headers show are raised before the weights are read.
     """
     path = Path(path)
     if against is None and (tensors is not None or sample is not None or imatrix is not None):
@@ -55,21 +56,28 @@ def verify(
         raise VerificationError(f"sample is {sample}; compare at least one range of rows")
     if isinstance(imatrix, (str, Path)):
         imatrix = read_imatrix(Path(imatrix))
+    comparer = None
+    if against is not None and (shards := _shards(path)) is not None:
+        comparer = prepare(
+            shards, str(against), tensors=tensors, sample=sample, imatrix=imatrix, mla=mla
+        )
     found = verify_file(
         path,
         threads=threads,
         progress=progress and (lambda done, total: progress("reading", done, total)),
     )
-    if against is None or not found.files:
+    if comparer is None:
         return found
-    comparison = compare(
-        path,
-        str(against),
-        tensors=tensors,
-        sample=sample,
-        imatrix=imatrix,
-        mla=mla,
+    comparison = comparer.run(
         threads=threads,
         progress=progress and (lambda done, total: progress("comparing", done, total)),
     )
     return found.with_comparison(comparison)
+
+
+def _shards(path: Path) -> Shards | None:
+    """Open a file for the comparison; None if its header cannot be read, which is a fault."""
+    try:
+        return open_gguf(first_file(path))
+    except CheckpointError:
+        return None

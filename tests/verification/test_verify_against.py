@@ -269,6 +269,21 @@ def test_options_of_a_comparison_without_against_are_an_error(
         verify(path, **options)
 
 
+def test_missing_imatrix_is_an_error_before_the_file_is_read(imatrix: Path, tmp_path: Path) -> None:
+    out = tmp_path / "x.gguf"
+    dynquant.convert(TINY_BOOKS, out, recipe=recipe("IQ2_S", MIXED), imatrix=imatrix, threads=1)
+    seen: list[tuple[str, int, int]] = []
+    with pytest.raises(VerificationError, match="was made with an imatrix"):
+        verify(out, TINY_BOOKS, progress=lambda *now: seen.append(now))
+    assert seen == []
+
+
+def test_damaged_header_is_a_fault_with_against_too(path: Path) -> None:
+    path.write_bytes(b"GGUF")
+    found = verify(path, TINY_BOOKS)
+    assert (found.is_sound, found.files) == (False, ())
+
+
 def test_sample_of_no_ranges_is_an_error(path: Path) -> None:
     with pytest.raises(VerificationError, match="at least one range"):
         verify(path, TINY_BOOKS, sample=0)
