@@ -1,4 +1,4 @@
-"""`dynquant inspect`: what a GGUF file holds."""
+"""`dynquant inspect`: the keys and tensors of a GGUF file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ def inspect(
 
     if is_hub_name(file):
         raise CheckpointError(
-            f"{file}: inspect reads files on disk; fetch it (`hf download`), or use `dynquant plan`"
+            f"{file}: inspect reads files on disk only; download it with `hf download`, or use"
+            " `dynquant plan`"
         )
     found = read_gguf(Path(file))
     if json:

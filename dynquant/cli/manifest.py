@@ -1,4 +1,4 @@
-"""`dynquant manifest`: what a conversion noted beside its output."""
+"""`dynquant manifest`: the record that a conversion writes beside its output."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def manifest(
         Path | None,
         typer.Argument(
             metavar="OUT.gguf",
-            help="The output, any of its shards, or the manifest itself.",
+            help="A converted file, any of its shards, or the manifest itself.",
             show_default=False,
         ),
     ] = None,
@@ -23,7 +23,10 @@ def manifest(
         bool, typer.Option("--schema", help="Print the JSON Schema of manifests instead.")
     ] = False,
 ) -> None:
-    """Print the manifest of an output, checked for its form; `verify` checks what it says."""
+    """Print the manifest of a converted file.
+
+    Checks that the manifest is well-formed; `verify` compares it with the file.
+    """
     from dynquant.conversion.manifest import (
         find_manifest,
         manifest_schema,
@@ -32,7 +35,7 @@ def manifest(
     )
 
     if schema == (out is not None):
-        raise typer.BadParameter("give an output or --schema", param_hint="OUT.gguf")
+        raise typer.BadParameter("name either a file or --schema", param_hint="OUT.gguf")
     if out is None:
         console.write_json(manifest_schema())
     else:

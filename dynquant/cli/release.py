@@ -1,4 +1,4 @@
-"""`dynquant release`: what a publisher uploads beside a GGUF."""
+"""`dynquant release`: write the files that are published with a GGUF."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ def release(
         list[Path],
         typer.Argument(
             metavar="OUT.gguf...",
-            help="GGUFs of one model; of shards, any one, or the name they were made by.",
+            help="GGUFs of one model; for a model in shards, any shard or the name without its"
+            " number.",
             show_default=False,
         ),
     ],
@@ -24,21 +25,23 @@ def release(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Where to write; the GGUFs are linked there. Beside them if not given.",
+            help="The folder to write to, with links to the GGUFs; default: the GGUFs' folder.",
             show_default=False,
         ),
     ] = None,
     repository: Annotated[
         str | None,
         typer.Option(
-            metavar="ORG/NAME", help="Where the files will be on the Hub.", show_default=False
+            metavar="ORG/NAME",
+            help="The Hub repository that the files will be uploaded to.",
+            show_default=False,
         ),
     ] = None,
     base_model: Annotated[
         str | None,
         typer.Option(
             metavar="ORG/NAME",
-            help="The source on the Hub, where the files do not tell it.",
+            help="The source model on the Hub; default: the one recorded in the files.",
             show_default=False,
         ),
     ] = None,
@@ -47,20 +50,20 @@ def release(
         typer.Option(
             "--license",
             metavar="ID",
-            help="The license by the Hub's names; the source's if not given.",
+            help="The license, as the Hub names it; default: the license of the source.",
             show_default=False,
         ),
     ] = None,
     json: JsonOption = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Replace what an earlier release left.")
+        bool, typer.Option("--force", help="Replace the files of an earlier release.")
     ] = False,
 ) -> None:
-    """Write checksums, recipe, model card and plan of finished GGUFs, for an upload."""
+    """Write checksums, recipe, model card and plan of finished GGUFs, ready to upload."""
     from dynquant.release.finished import open_finished
-    from dynquant.release.folder import make_release, write_release
+    from dynquant.release.folder import make_release, release_json, write_release
 
-    made = make_release(
+    contents = make_release(
         [open_finished(path) for path in files],
         folder=folder,
         repository=repository,
@@ -68,12 +71,10 @@ def release(
         license_=license_,
         say=console.talk,
     )
-    write_release(made, force=force)
-    for lack in made.lacks:
-        console.warn(lack)
+    write_release(contents, force=force)
+    for warning in contents.missing:
+        console.warn(warning)
     if json:
-        from dynquant.release.documents import release_json
-
-        console.write_json(release_json(made))
+        console.write_json(release_json(contents))
     else:
-        console.write("".join(f"{made.folder / name}\n" for name in made.names))
+        console.write("".join(f"{contents.folder / name}\n" for name in contents.names))

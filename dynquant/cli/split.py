@@ -1,4 +1,4 @@
-"""`dynquant split` and `dynquant merge`: the same GGUF in other files."""
+"""`dynquant split` and `dynquant merge`: cut a GGUF into shards, or join them."""
 
 from __future__ import annotations
 
@@ -14,40 +14,50 @@ if TYPE_CHECKING:
     from dynquant.plan.shards import Split
 
 FileArgument = Annotated[
-    Path, typer.Argument(metavar="FILE.gguf", help="The GGUF; of shards, any one.")
-]
-OutOption = Annotated[
     Path,
-    typer.Option("--out", "-o", metavar="OUT.gguf", help="The file, or what shards begin with."),
+    typer.Argument(metavar="FILE.gguf", help="The GGUF; for a model in shards, any one of them."),
 ]
-ForceOption = Annotated[bool, typer.Option("--force", help="Replace files that exist.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace existing files.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 
 
 def split(
     file: FileArgument,
-    out: OutOption,
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="OUT.gguf",
+            help="The output; its shards are named OUT-00001-of-00003.gguf and so on.",
+        ),
+    ],
     max_size: Annotated[
         str | None,
-        typer.Option(metavar="SIZE", help="At most so much of tensors in a shard: 48G, 46GiB."),
+        typer.Option(metavar="SIZE", help="The most bytes of tensors in a shard: 48G, 46GiB."),
     ] = None,
     max_tensors: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="At most so many tensors in a shard.")
+        int | None, typer.Option(metavar="N", min=1, help="The most tensors in a shard.")
     ] = None,
     force: ForceOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Cut a GGUF into shards, every tensor and key as it is."""
+    """Cut a GGUF into shards; tensors and keys do not change."""
     wanted = split_of(max_size, max_tensors, "--max-size")
     if wanted is None:
-        raise typer.BadParameter("say how: --max-size SIZE, or --max-tensors N")
+        raise typer.BadParameter("give --max-size SIZE or --max-tensors N, or both")
     _copy(file, out, wanted, force=force, quiet=quiet)
 
 
 def merge(
-    file: FileArgument, out: OutOption, force: ForceOption = False, quiet: QuietOption = False
+    file: FileArgument,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="OUT.gguf", help="The file to write.")
+    ],
+    force: ForceOption = False,
+    quiet: QuietOption = False,
 ) -> None:
-    """Put the shards of a GGUF together in one file, every tensor and key as it is."""
+    """Join the shards of a GGUF in one file; tensors and keys do not change."""
     from dynquant.plan.shards import Split
 
     _copy(file, out, Split(), force=force, quiet=quiet)

@@ -1,8 +1,10 @@
-"""`dynquant verify`: whether a GGUF file is sound, and what its source gives."""
+"""`dynquant verify`: check a GGUF file, and compare it with its source."""
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Annotated
 
@@ -14,14 +16,17 @@ from dynquant.cli.options import ImatrixOption, JsonOption, MlaOption, ThreadsOp
 
 def verify(
     file: Annotated[
-        Path, typer.Argument(metavar="OUT.gguf", help="The file; of several shards, any one.")
+        Path,
+        typer.Argument(
+            metavar="OUT.gguf", help="The file; for a model in shards, any one of the shards."
+        ),
     ],
     against: Annotated[
         str | None,
         typer.Option(
             "--against",
             metavar="MODEL",
-            help="Encode rows of the model that it was made of again, and compare the bytes.",
+            help="The model that the file was made from: encode rows again and compare the bytes.",
             show_default=False,
         ),
     ] = None,
@@ -30,7 +35,7 @@ def verify(
         typer.Option(
             "--tensors",
             metavar="GLOB",
-            help="With --against: compare all rows of the tensors of these names.",
+            help="With --against: compare all rows of the tensors whose names match GLOB.",
             show_default=False,
         ),
     ] = None,
@@ -40,7 +45,7 @@ def verify(
             "--sample",
             min=1,
             metavar="N",
-            help="With --against: compare N ranges of rows, 64 if nothing else is said.",
+            help="With --against: compare N ranges of rows; the default is 64.",
             show_default=False,
         ),
     ] = None,
@@ -48,43 +53,35 @@ def verify(
     mla: MlaOption = "split",
     threads: ThreadsOption = None,
     json: JsonOption = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but faults.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print faults only.")] = False,
 ) -> None:
-    """Check every byte of a GGUF that can be checked; exit with 1 if something is wrong.
+    """Check every byte of a GGUF; exit with 1 if something is wrong.
 
-    Structure, scales and codes of all blocks, what llama.cpp refuses, and checksums where
-    OUT.gguf.manifest.json is there.
+    Checks the structure, the scales and codes of all blocks, and what llama.cpp requires. If there
+    is an OUT.gguf.manifest.json, checks the file against it, too.
     """
     if against is None and (tensors or sample or imatrix):
         raise typer.BadParameter(
-            "says with what to compare a source; name that", param_hint="--against"
+            "--tensors, --sample and --imatrix require --against MODEL", param_hint="--against"
         )
     from dynquant.errors import VerificationError
     from dynquant.report.verified import verified_json, verified_text
-    from dynquant.verification.against import compare
-    from dynquant.verification.findings import together
-    from dynquant.verification.standalone import verify as verify_file
+    from dynquant.verification.verify import verify as verify_file
 
     started = time.monotonic()
-    with console.steps_of(f"{file.name}: reading", quiet=quiet or json) as progress:
-        found = verify_file(file, threads=threads, progress=progress)
-    if against is not None and found.files:
-        from dynquant.importance.imatrix import read_imatrix
-
-        with console.steps_of(f"{file.name}: comparing", quiet=quiet or json) as progress:
-            compared = compare(
-                file,
-                against,
-                tensors=tensors,
-                sample=sample,
-                imatrix=read_imatrix(imatrix) if imatrix else None,
-                mla=mla,
-                threads=threads,
-                progress=progress,
-            )
-        found = together(found, compared)
+    with _progress(file.name, quiet=quiet or json) as progress:
+        found = verify_file(
+            file,
+            against,
+            tensors=tensors,
+            sample=sample,
+            imatrix=imatrix,
+            mla=mla,
+            threads=threads,
+            progress=progress,
+        )
     for warning in found.warnings:
-        console.talk(f"warning: {warning}", quiet=quiet)
+        console.warn(warning, quiet=quiet)
     if found.faults:
         console.fail(VerificationError(*map(str, found.faults)))
     if json:
@@ -94,3 +91,21 @@ def verify(
         console.write(verified_text(found, file.name, seconds))
     if found.faults:
         raise typer.Exit(1)
+
+
+@contextlib.contextmanager
+def _progress(name: str, *, quiet: bool) -> Generator[Callable[[str, int, int], None]]:
+    """Return a callback that shows the progress of one step after the other."""
+    with contextlib.ExitStack() as shown:
+        current, report = "", None
+
+        def show(step: str, done: int, total: int) -> None:
+            nonlocal current, report
+            if step != current:
+                shown.close()
+                current = step
+                report = shown.enter_context(console.steps_of(f"{name}: {step}", quiet=quiet))
+            if report is not None:
+                report(done, total)
+
+        yield show

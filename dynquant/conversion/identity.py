@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from dynquant.checkpoint.packed.settings import MODELOPT
+from dynquant.checkpoint.source_file import hash_of_settings, reading, source_facts
 from dynquant.conversion.work import Work
 from dynquant.errors import CheckpointError
 from dynquant.plan.plan import Plan
 from dynquant.quants.encoder import ENCODER_REVISION
-
-_GGUF_HEAD = 1 << 20
-_MOST = 256 << 20
-"""Bytes of a header that are hashed."""
 
 
 def identity_of(plan: Plan, work: Work) -> dict[str, Any]:
@@ -39,8 +35,8 @@ def identity_of(plan: Plan, work: Work) -> dict[str, Any]:
         "shards": len(work.layout.files),
         "plan": hashlib.sha256(headers).hexdigest(),
         "computed": _hash_of_computed(work),
-        "config": {path.name: _hash_of(path) for path in _configs(paths)},
-        "source": {path.name: source_of(path) for path in paths},
+        "config": {path.name: hash_of_settings(path) for path in _configs(paths)},
+        "source": {path.name: _source(path) for path in paths},
     }
 
 
@@ -48,7 +44,7 @@ def versions_of(work: Work) -> dict[Path, tuple[int, int]]:
     """Return size and modification time of each source file."""
     found: dict[Path, tuple[int, int]] = {}
     for source in work.source_files:
-        with _read(source.path) as file:
+        with reading(source.path) as file:
             there = os.fstat(file.fileno())
         found[source.path] = (there.st_size, there.st_mtime_ns)
     return found
@@ -79,31 +75,10 @@ def _configs(sources: Sequence[Path]) -> list[Path]:
     return [p for f in folders for p in (f / "config.json", f / MODELOPT) if p.is_file()]
 
 
-def _hash_of(path: Path) -> str:
-    with _read(path) as file:
-        return hashlib.sha256(file.read(_MOST)).hexdigest()
-
-
-@contextmanager
-def _read(path: Path) -> Generator[BinaryIO]:
-    try:
-        with path.open("rb") as file:
-            yield file
-    except OSError as e:
-        raise CheckpointError(f"{path}: cannot be read: {e.strerror}") from e
-
-
-def source_of(path: Path) -> dict[str, Any]:
-    """Return facts that distinguish versions of a file without reading all of it."""
-    with _read(path) as file:
-        there = os.fstat(file.fileno())
-        # A safetensors file begins with the length of its header; keys and table of a GGUF are
-        # longer only where the vocabulary is.
-        n = int.from_bytes(file.read(8), "little") + 8 if path.suffix == ".safetensors" else 0
-        file.seek(0)
-        header = file.read(min(n or _GGUF_HEAD, _MOST))
+def _source(path: Path) -> dict[str, Any]:
+    facts = source_facts(path)
     return {
-        "bytes": there.st_size,
-        "header": hashlib.sha256(header).hexdigest(),
-        "modified": there.st_mtime_ns,
+        "bytes": facts.n_bytes,
+        "header": facts.header_sha256,
+        "modified": facts.modified,
     }

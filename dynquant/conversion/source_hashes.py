@@ -18,7 +18,7 @@ from typing import Literal, get_args
 
 from dynquant.arrays import U8
 from dynquant.checkpoint.hub import known_sha256
-from dynquant.conversion.identity import source_of
+from dynquant.checkpoint.source_file import source_facts
 from dynquant.conversion.manifest import Source
 from dynquant.conversion.work import TensorWork, Work
 from dynquant.json_documents import plain
@@ -92,8 +92,8 @@ class SourceDigests:
         self._files: list[_File] = []
         start = 0
         for source in work.source_files:
-            facts = source_of(source.path)
-            file = _File(source.path, start, facts["bytes"], facts["header"], source.readers)
+            facts = source_facts(source.path)
+            file = _File(source.path, start, facts.n_bytes, facts.header_sha256, source.readers)
             start += file.n_bytes
             self._files.append(file)
             if wanted == "auto" and (known := known_sha256(source.path)):

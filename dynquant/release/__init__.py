@@ -1,1 +1,1 @@
-"""What a publisher uploads beside a file: card, checksums, recipe, plan; and gates before it."""
+"""Publish a file: model card, checksums, recipe, page of the plan; summaries of CI jobs."""

@@ -1,4 +1,4 @@
-"""The model card: README.md of a repository with GGUFs, for people and for the Hub."""
+"""The model card: the README.md of a repository with GGUFs."""
 
 from __future__ import annotations
 
@@ -9,19 +9,27 @@ from urllib.parse import quote
 
 from dynquant.conversion.manifest import Manifest
 from dynquant.figures import figure, gigabytes
-from dynquant.release.finished import Finished, made_by
+from dynquant.release.finished import Finished, version_of
 from dynquant.release.front import imatrix_of
-from dynquant.release.markdown import block, code, table, text
-from dynquant.release.markdown_tables import ERROR_WORDS, file_table, role_table
-from dynquant.release.sums import SUMS
+from dynquant.release.markdown import (
+    ERROR_WORDS,
+    block,
+    code,
+    file_table,
+    role_table,
+    table,
+    text,
+)
+
+SUMS = "SHA256SUMS"
 
 _SHOWN = 8
-"""Source files that are listed; the manifest has all."""
+"""Source files that are listed; the manifest lists all."""
 
 
 @dataclass(frozen=True)
-class Beside:
-    """Names of what lies beside the GGUFs, by the GGUF's stem where each has its own."""
+class FileNames:
+    """File names of recipes, manifests and pages in the release, by the stem of their GGUF."""
 
     recipes: Mapping[str, str]
     manifests: Mapping[str, str]
@@ -29,54 +37,55 @@ class Beside:
 
 
 def card_body(
-    made: Sequence[Finished],
-    beside: Beside,
+    models: Sequence[Finished],
+    names: FileNames,
     *,
     base_model: str | None,
     repository: str | None,
 ) -> str:
     """Return the card without its front matter.
 
-    base_model: ORG/NAME of the source; repository: ORG/NAME where the files will be; None: unknown
+    base_model: ORG/NAME of the source; None if unknown
+    repository: ORG/NAME that the files will be uploaded to; None if unknown
     """
     lines = [
-        *_head(made, base_model),
-        *_files(made),
-        *_running(made, repository),
-        *_verifying(made, base_model),
-        *_types(made),
-        *_sources(made, beside, base_model),
+        *_head(models, base_model),
+        *_files(models),
+        *_running(models, repository),
+        *_verifying(models, base_model),
+        *_types(models),
+        *_sources(models, names, base_model),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _head(made: Sequence[Finished], base_model: str | None) -> Iterator[str]:
-    first = made[0]
+def _head(models: Sequence[Finished], base_model: str | None) -> Iterator[str]:
+    first = models[0]
     yield f"# {text(first.name)} as GGUF"
     yield ""
     whose = f"[{text(base_model)}](https://huggingface.co/{base_model})" if base_model else ""
     source = f" of {whose}" if whose else ""
-    by = f"dynquant {made_by(first)}" if made_by(first) != "unknown" else "an unknown program"
+    by = f"dynquant {version_of(first)}" if version_of(first) != "unknown" else "an unknown program"
     yield (
-        f"Quantized GGUF files{source} for llama.cpp and what is built on it, made by {text(by)}:"
-        " every tensor has the type that a recipe gave it"
-        + (", and the recipe is here." if first.manifest else ".")
+        f"Quantized GGUF files{source} for llama.cpp and programs built on it, made by {text(by)}."
+        " A recipe chose the type of each tensor"
+        + ("; it is included in this repository." if first.manifest else ".")
     )
     yield ""
 
 
-def _files(made: Sequence[Finished]) -> Iterator[str]:
+def _files(models: Sequence[Finished]) -> Iterator[str]:
     yield "## Files"
     yield ""
-    yield from file_table(made)
+    yield from file_table(models)
     yield ""
-    if any(m.loss for m in made):
+    if any(m.loss for m in models):
         yield ERROR_WORDS
         yield ""
 
 
-def _running(made: Sequence[Finished], repository: str | None) -> Iterator[str]:
-    first = made[0]
+def _running(models: Sequence[Finished], repository: str | None) -> Iterator[str]:
+    first = models[0]
     name = shlex.quote(first.path.name)
     yield "## How to run"
     yield ""
@@ -92,15 +101,15 @@ def _running(made: Sequence[Finished], repository: str | None) -> Iterator[str]:
     yield from block(lines, "sh")
     yield ""
     if len(first.paths) > 1:
-        yield "llama.cpp is given the first shard and finds the others beside it."
+        yield "Give llama.cpp the first shard; it loads the others from the same folder."
         yield ""
 
 
-def _verifying(made: Sequence[Finished], base_model: str | None) -> Iterator[str]:
-    first = made[0]
+def _verifying(models: Sequence[Finished], base_model: str | None) -> Iterator[str]:
+    first = models[0]
     yield "## How to verify"
     yield ""
-    version = f"=={made_by(first)}" if made_by(first) != "unknown" else ""
+    version = f"=={version_of(first)}" if version_of(first) != "unknown" else ""
     lines = [
         f"sha256sum --check --ignore-missing {SUMS}",
         f"pip install dynquant{version}",
@@ -109,61 +118,61 @@ def _verifying(made: Sequence[Finished], base_model: str | None) -> Iterator[str
     source = _source_name(first, base_model)
     if source and first.manifest:
         importance = first.manifest.importance
-        weighed = f" --imatrix {shlex.quote(importance.file)}" if importance else ""
+        imatrix = f" --imatrix {shlex.quote(importance.file)}" if importance else ""
         name = shlex.quote(first.path.name)
         against = f"--against {shlex.quote(source)}"
         layout = " --mla merged" if first.manifest.model.mla == "merged" else ""
-        lines.append(f"dynquant verify {name} \\\n  {against}{weighed}{layout}")
+        lines.append(f"dynquant verify {name} \\\n  {against}{imatrix}{layout}")
     yield from block(lines, "sh")
     yield ""
     if source and first.manifest:
         yield (
-            "The last line encodes rows once more from the source and compares every byte: the"
-            " same version gives the same bytes on every machine."
+            "The last command encodes rows of the source again and compares the bytes. The same"
+            " version of dynquant gives the same bytes on every machine."
         )
         yield ""
 
 
-def _types(made: Sequence[Finished]) -> Iterator[str]:
+def _types(models: Sequence[Finished]) -> Iterator[str]:
     yield "## Types by role"
     yield ""
-    for m in made:
-        if len(made) > 1:
+    for m in models:
+        if len(models) > 1:
             yield f"### {text(m.stem)}"
             yield ""
         yield from role_table(m)
         yield ""
 
 
-def _sources(made: Sequence[Finished], beside: Beside, base_model: str | None) -> Iterator[str]:
-    yield "## What it was made from"
+def _sources(models: Sequence[Finished], names: FileNames, base_model: str | None) -> Iterator[str]:
+    yield "## Source, recipe and imatrix"
     yield ""
-    told: list[str] = []
-    for m in made:
+    previous: list[str] = []
+    for m in models:
         source = list(_source(m, base_model))
-        if source != told:
+        if source != previous:
             yield from source
-        told = source
-        if len(made) > 1:
-            yield f"### {text(m.stem)}: made by"
+        previous = source
+        if len(models) > 1:
+            yield f"### {text(m.stem)}"
             yield ""
-        yield from (f"- {line}" for line in _made_by(m, beside))
+        yield from (f"- {line}" for line in _settings(m, names))
         yield ""
 
 
-def _source(made: Finished, base_model: str | None) -> Iterator[str]:
-    name = _source_name(made, base_model)
+def _source(model: Finished, base_model: str | None) -> Iterator[str]:
+    name = _source_name(model, base_model)
     if name:
         yield f"Source: {code(name)}"
         yield ""
-    if made.manifest and made.manifest.sources:
-        yield from _source_table(made.manifest)
+    if model.manifest and model.manifest.sources:
+        yield from _source_table(model.manifest)
         yield ""
 
 
-def _made_by(made: Finished, beside: Beside) -> Iterator[str]:
-    manifest = made.manifest
-    yield f"recipe: {_link(made.recipe, beside.recipes.get(made.stem))}" + (
+def _settings(model: Finished, names: FileNames) -> Iterator[str]:
+    manifest = model.manifest
+    yield f"recipe: {_link(model.recipe, names.recipes.get(model.stem))}" + (
         f", SHA-256 {code(manifest.recipe.sha256)}" if manifest else ""
     )
     if manifest and manifest.importance:
@@ -172,17 +181,17 @@ def _made_by(made: Finished, beside: Beside) -> Iterator[str]:
         chunks = f" ({of.chunks} chunks)" if of.chunks is not None else ""
         yield f"imatrix: {code(of.file)}{sets}{chunks}, SHA-256 {code(of.sha256)}"
     else:
-        yield f"imatrix: {text(imatrix_of(made) or 'none')}"
+        yield f"imatrix: {text(imatrix_of(model) or 'none')}"
     if manifest:
         yield f"effort {manifest.effort}, dynquant {text(manifest.dynquant.version)}"
         if manifest.model.mla:
             yield f"latent attention {manifest.model.mla} (`--mla {manifest.model.mla}`)"
-    if made.loss:
-        yield f"error over all weights: {figure(made.loss.weighted)}"
-    if name := beside.manifests.get(made.stem):
-        yield f"every tensor with its place, hash, rule and error: {_link('the manifest', name)}"
-    if name := beside.pages.get(made.stem):
-        yield f"every tensor by layer and role, in a browser: {_link('the plan', name)}"
+    if model.loss:
+        yield f"error of all weights: {figure(model.loss.weighted)}"
+    if name := names.manifests.get(model.stem):
+        yield f"offset, hash, rule and error of each tensor: {_link('manifest', name)}"
+    if name := names.pages.get(model.stem):
+        yield f"chart of all tensors by layer and role: {_link('plan', name)}"
 
 
 def _source_table(manifest: Manifest) -> list[str]:
@@ -193,13 +202,13 @@ def _source_table(manifest: Manifest) -> list[str]:
     ]
     lines = table(("source file", "size>", "SHA-256"), rows)
     more = len(manifest.sources) - len(listed)
-    return [*lines, "", f"and {more} more, in the manifest"] if more else lines
+    return [*lines, "", f"{more} more are listed in the manifest."] if more else lines
 
 
-def _source_name(made: Finished, base_model: str | None) -> str | None:
-    """Return the source as `dynquant convert` takes it, with its commit where that is known."""
-    name = made.repository or base_model
-    commit = made.manifest.model.commit if made.manifest and made.repository else None
+def _source_name(model: Finished, base_model: str | None) -> str | None:
+    """Return the source as `dynquant convert` takes it, with its commit if that is known."""
+    name = model.repository or base_model
+    commit = model.manifest.model.commit if model.manifest and model.repository else None
     return f"hf://{name}" + (f"@{commit}" if commit else "") if name else None
 
 

@@ -1,4 +1,4 @@
-"""A finished GGUF, of one file or of shards, with its manifest where there is one."""
+"""A finished GGUF, in one file or in shards, with its manifest if there is one."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ _HUB = re.compile(r"(?:https?://huggingface\.co|hf:/)/([\w.-]+/[\w.-]+?)(?:[@/].
 
 @dataclass(frozen=True)
 class Finished:
-    """A GGUF that is complete.
+    """A complete GGUF.
 
-    paths:    its files, in order; sizes: their bytes
-    tensors:  as planned, in order; of a file without manifest the rules are not known
+    paths:   its files, in order; sizes: their bytes
+    tensors: in the order of the file; without a manifest, their rules are UNKNOWN_RULE
     """
 
     paths: tuple[Path, ...]
@@ -46,17 +46,17 @@ class Finished:
 
     @property
     def path(self) -> Path:
-        """The first file, which runtimes are given."""
+        """The first file, which runtimes load."""
         return self.paths[0]
 
     @property
     def stem(self) -> str:
-        """The name without `.gguf` and without the number of a shard."""
-        return _asked(self.path).name.removesuffix(".gguf")
+        """The file name without `.gguf` and without the number of a shard."""
+        return _unsharded(self.path).name.removesuffix(".gguf")
 
     @property
     def name(self) -> str:
-        """What people call the model."""
+        """The model's name."""
         return model_name(self.keys, self.architecture)
 
     @property
@@ -66,21 +66,21 @@ class Finished:
 
     @property
     def recipe(self) -> str:
-        """The recipe's name, as far as it is known."""
+        """The recipe's name, or "unknown"."""
         if self.manifest:
             return self.manifest.recipe.name
         return text_of(self.keys, "dynquant.recipe") or "unknown"
 
     @property
     def repository(self) -> str | None:
-        """The source's name on the Hub, ORG/NAME; None where it is not known."""
-        told = self.manifest.model.repository if self.manifest else None
+        """The source's name on the Hub, ORG/NAME; None if it is not known."""
+        recorded = self.manifest.model.repository if self.manifest else None
         keys = (
             "dynquant.source",
             "general.source.repo_url",
             "general.source.huggingface.repository",
         )
-        for text in (told, *(text_of(self.keys, key) for key in keys)):
+        for text in (recorded, *(text_of(self.keys, key) for key in keys)):
             if text and (found := _HUB.fullmatch(text)):
                 return found[1]
             if text and re.fullmatch(r"[\w.-]+/[\w.-]+", text, re.ASCII):
@@ -99,7 +99,7 @@ class Finished:
 
     @property
     def bits_per_weight(self) -> float:
-        """Mean bits of a weight over all tensors."""
+        """Mean bits per weight of all tensors."""
         return 8 * sum(t.n_bytes for t in self.tensors) / self.n_weights
 
     @property
@@ -109,46 +109,47 @@ class Finished:
 
     @cached_property
     def errors(self) -> Mapping[str, Errors]:
-        """What was measured, by tensor."""
+        """The errors that were measured, by tensor."""
         listed = self.manifest.tensors if self.manifest else ()
         return {t.name: t.error for t in listed if t.error is not None}
 
     @property
     def loss(self) -> Loss | None:
-        """The errors of all its tensors; None where they were not measured."""
+        """The errors of all tensors together; None if they were not measured."""
         return loss_of(self.tensors, self.errors)
 
     def sha256(self, say: Callable[[str], None] | None = None) -> tuple[str, ...]:
-        """Return the SHA-256 of each file: the manifest's, or computed from what is on the disk.
+        """Return the SHA-256 of each file, from the manifest or computed from the file.
 
-        A file that is younger than its manifest is read. say: told of each that is.
+        It is computed for files that are newer than the manifest.
+        say: called with a message for each file that is read
         """
         known: dict[str, str] = {}
         if self.manifest and self.manifest_path:
             made = self.manifest_path.stat().st_mtime_ns
-            younger = {p.name for p in self.paths if p.stat().st_mtime_ns > made}
+            newer = {p.name for p in self.paths if p.stat().st_mtime_ns > made}
             files = self.manifest.output.files
-            known = {f.name: f.sha256 for f in files if f.name not in younger}
+            known = {f.name: f.sha256 for f in files if f.name not in newer}
         return tuple(known.get(path.name) or _read_sha256(path, say) for path in self.paths)
 
 
 def open_finished(path: Path) -> Finished:
-    """Describe a finished GGUF from its header and its manifest.
+    """Read a finished GGUF's header and manifest.
 
-    path: the file, any of its shards, or the name they were made by (OUT.gguf)
+    path: the file, any of its shards, or the name of the shards without their number (OUT.gguf)
 
-    Raises ReleaseError for a manifest that is another file's, ManifestError for a damaged one, and
-    CheckpointError for a file that is no GGUF or not complete.
+    Raises ReleaseError if the manifest belongs to another file, ManifestError if it is damaged, and
+    CheckpointError if the file is not a complete GGUF.
     """
     shards = open_gguf(_first_of(path))
     paths = tuple(f.path for f in shards.files)
-    candidates = (manifest_path(paths[0]), manifest_path(_asked(paths[0])))
+    candidates = (manifest_path(paths[0]), manifest_path(_unsharded(paths[0])))
     beside = next((p for p in candidates if p.exists()), None)
     manifest = read_manifest(beside) if beside else None
     sizes = tuple(p.stat().st_size for p in paths)
     if manifest:
         ReleaseError.raise_any(
-            f"{beside}: {what}; it is another file's, or the file was changed: convert again"
+            f"{beside}: {what}; it belongs to another file, or the file was changed: convert again"
             for what in _disagreements(manifest, shards, sizes)
         )
     found = Finished(
@@ -164,38 +165,40 @@ def open_finished(path: Path) -> Finished:
     return found
 
 
-def picture_of_file(made: Finished) -> Picture:
-    """Return what the page of a plan shows, of a file that was made by one."""
-    manifest = made.manifest
+def picture_of_file(model: Finished) -> Picture:
+    """Return the contents of the page of a plan, for a finished file."""
+    manifest = model.manifest
     importance = manifest.importance if manifest else None
-    rules = {t.rule.rpartition(":")[0] for t in made.tensors if not t.type.is_float}
+    rules = {t.rule.rpartition(":")[0] for t in model.tensors if not t.type.is_float}
     return Picture(
-        model=made.name,
-        architecture=made.architecture,
-        recipe=made.recipe,
+        model=model.name,
+        architecture=model.architecture,
+        recipe=model.recipe,
         description="",
-        recipe_path=min(rules, default="") or made.recipe,
+        recipe_path=min(rules, default="") or model.recipe,
         recipe_text=manifest.recipe.text if manifest else "",
-        effort=manifest.effort if manifest else text_of(made.keys, "dynquant.effort") or "unknown",
-        imatrix=importance.file if importance else text_of(made.keys, "quantize.imatrix.file"),
-        tensors=made.tensors,
-        n_shards=len(made.paths),
-        file_bytes=made.file_bytes,
-        version=made_by(made),
-        unweighed=frozenset(t.name for t in made.tensors if not (t.type.is_float or t.importance)),
+        effort=manifest.effort if manifest else text_of(model.keys, "dynquant.effort") or "unknown",
+        imatrix=importance.file if importance else text_of(model.keys, "quantize.imatrix.file"),
+        tensors=model.tensors,
+        n_shards=len(model.paths),
+        file_bytes=model.file_bytes,
+        version=version_of(model),
+        unweighted=frozenset(
+            t.name for t in model.tensors if not (t.type.is_float or t.importance)
+        ),
         ignored=manifest.ignored if manifest else {},
     )
 
 
-def made_by(made: Finished) -> str:
-    """Return the version of dynquant that made a file."""
-    if made.manifest:
-        return made.manifest.dynquant.version
-    return text_of(made.keys, "dynquant.version") or "unknown"
+def version_of(model: Finished) -> str:
+    """Return the version of dynquant that made a file, or "unknown"."""
+    if model.manifest:
+        return model.manifest.dynquant.version
+    return text_of(model.keys, "dynquant.version") or "unknown"
 
 
 def _first_of(path: Path) -> Path:
-    """Return a file to open: the path, or the first of the shards that were made under its name."""
+    """Return the file to open: the path, or the first shard if it is the name of shards."""
     if path.exists() or path.suffix != ".gguf":
         return path
     found = sorted(
@@ -203,12 +206,14 @@ def _first_of(path: Path) -> Path:
     )
     if len(found) > 1:
         listed = ", ".join(p.name for p in found)
-        raise ReleaseError(f"{path}: there are several: {listed}; name one of them")
+        raise ReleaseError(
+            f"{path}: several sets of shards have this name: {listed}; name one file"
+        )
     return found[0] if found else path
 
 
-def _asked(path: Path) -> Path:
-    """Return the name that a file was made by: OUT.gguf of all its shards."""
+def _unsharded(path: Path) -> Path:
+    """Return the path without the number of a shard: OUT.gguf for OUT-00001-of-00003.gguf."""
     found = NAME.fullmatch(path.name)
     return path.with_name(f"{found['prefix']}.gguf") if found else path
 
@@ -219,7 +224,7 @@ def _literal(text: str) -> str:
 
 def _read_sha256(path: Path, say: Callable[[str], None] | None) -> str:
     if say:
-        say(f"{path}: no hash of it is known; reading {path.stat().st_size:,} bytes")
+        say(f"{path}: its SHA-256 is not known; reading {path.stat().st_size:,} bytes")
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -228,12 +233,12 @@ def _read_sha256(path: Path, say: Callable[[str], None] | None) -> str:
 
 
 def _disagreements(manifest: Manifest, shards: Shards, sizes: tuple[int, ...]) -> Iterator[str]:
-    """Say where a manifest and the headers differ: files, sizes, and the tensor table."""
-    told = [(f.name, f.bytes) for f in manifest.output.files]
-    there = [(f.path.name, n) for f, n in zip(shards.files, sizes, strict=True)]
-    if told != there:
-        wrong = [f"{name} of {n:,} bytes" for name, n in there if (name, n) not in told]
-        yield f"does not know {', '.join(wrong)}" if wrong else "lists other files"
+    """Yield where a manifest and the headers differ: files, sizes, and the tensor table."""
+    listed_files = [(f.name, f.bytes) for f in manifest.output.files]
+    files = [(f.path.name, n) for f, n in zip(shards.files, sizes, strict=True)]
+    if listed_files != files:
+        wrong = [f"{name} of {n:,} bytes" for name, n in files if (name, n) not in listed_files]
+        yield f"does not list {', '.join(wrong)}" if wrong else "lists other files"
     numbers = {id(f): i for i, f in enumerate(shards.files)}
     table = {
         t.name: (t.type_name, [*t.shape], t.n_bytes, numbers[id(f)], f.data_offset + t.offset)
@@ -243,15 +248,15 @@ def _disagreements(manifest: Manifest, shards: Shards, sizes: tuple[int, ...]) -
     if differ := [n for n in dict.fromkeys((*table, *listed)) if table.get(n) != listed.get(n)]:
         names = grouped(differ)
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        yield f"tells otherwise of {names[0]}{more}"
+        yield f"disagrees about {names[0]}{more}"
 
 
 def _tensors(shards: Shards, manifest: Manifest | None) -> tuple[TensorPlan, ...]:
-    told = {t.name: t for t in manifest.tensors} if manifest else {}
+    recorded = {t.name: t for t in manifest.tensors} if manifest else {}
     found: list[TensorPlan] = []
     for number, file in enumerate(shards.files):
         for t in file.tensors:
-            known = told.get(t.name)
+            known = recorded.get(t.name)
             wanted = known.instead_of if known else None
             found.append(
                 TensorPlan(
@@ -270,7 +275,7 @@ def _tensors(shards: Shards, manifest: Manifest | None) -> tuple[TensorPlan, ...
 
 
 def _type_of(tensor: GGUFTensor) -> QuantType:
-    """Return a tensor's type; one that the gguf package alone knows has no description."""
+    """Return a tensor's type; types that only the gguf package knows have no description."""
     found = (ALL | KEPT).get(tensor.type_name)
     if found is not None:
         return found
@@ -278,13 +283,13 @@ def _type_of(tensor: GGUFTensor) -> QuantType:
     return QuantType(tensor.type_name, tensor.ggml_type, block_size, type_size, "")
 
 
-def check_same_model(made: list[Finished]) -> None:
-    """Raise ReleaseError for files that are not of one model, or have one name."""
-    first = made[0]
+def check_same_model(models: list[Finished]) -> None:
+    """Raise ReleaseError unless all files are of one model and have different names."""
+    first = models[0]
     problems: list[str] = []
-    for other in made[1:]:
+    for other in models[1:]:
         what = [
-            f"{name} {theirs!r} is not {ours!r}"
+            f"{name} {theirs!r} instead of {ours!r}"
             for name, theirs, ours in (
                 ("architecture", other.architecture, first.architecture),
                 ("source", other.repository, first.repository),
@@ -294,13 +299,13 @@ def check_same_model(made: list[Finished]) -> None:
         ]
         if what:
             problems.append(
-                f"{other.path}: is another model than {first.path}: {', '.join(what)}; release it"
-                " alone"
+                f"{other.path}: is not of the same model as {first.path}: {', '.join(what)};"
+                " release it separately"
             )
-    names = Counter(p.name for m in made for p in m.paths)
+    names = Counter(p.name for m in models for p in m.paths)
     problems += [f"{n}: is given twice; name each file once" for n, k in names.items() if k > 1]
     ReleaseError.raise_any(problems)
 
 
-def _embedding(made: Finished) -> int | None:
-    return next((prod(t.shape) for t in made.tensors if t.name == "token_embd.weight"), None)
+def _embedding(model: Finished) -> int | None:
+    return next((prod(t.shape) for t in model.tensors if t.name == "token_embd.weight"), None)

@@ -1,4 +1,4 @@
-"""The folder of a release: what a publisher uploads, all beside each other."""
+"""The folder of a release: GGUFs, manifests, recipes, pages, checksums and the model card."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import contextlib
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dynquant.errors import ReleaseError
-from dynquant.release.card import Beside, card_body
+from dynquant.release.card import SUMS, FileNames, card_body
 from dynquant.release.finished import Finished, check_same_model, picture_of_file
 from dynquant.release.front import front_matter, hub_id
-from dynquant.release.sums import SUMS, sums_text
 from dynquant.report.html import page_of
 from dynquant.report.picture import text_of
 
@@ -22,33 +22,36 @@ CARD = "README.md"
 
 _UNSAFE = re.compile(r"[^\w.-]+", re.ASCII)
 
+_ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n", "\r": r"\r"})
+"""How coreutils escapes a file name in SHA256SUMS."""
+
 
 @dataclass(frozen=True)
 class Release:
-    """What a release consists of.
+    """The contents of a release.
 
-    folder: where all of it is to be
-    texts:  what is written, by file name, in this order
-    links:  what is there already, or gets a second name in `folder`: GGUFs and manifests, by name
-    sha256: of every file in SHA256SUMS, by name
-    lacks:  what a reader of the card will look for in vain, and which option gives it
+    folder:  where the release is written
+    texts:   files to write, by name, in this order
+    links:   GGUFs and manifests, by name; they are linked if they are not in `folder` already
+    sha256:  the hash of every file in SHA256SUMS, by name
+    missing: warnings about what the card does not state, with the option that adds it
     """
 
     folder: Path
-    made: tuple[Finished, ...]
+    models: tuple[Finished, ...]
     texts: Mapping[str, bytes]
     links: Mapping[str, Path]
     sha256: Mapping[str, str]
-    lacks: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All files, those that runtimes load first."""
+        """All files; the GGUFs come first."""
         return (*self.links, *self.texts)
 
 
 def make_release(
-    made: Sequence[Finished],
+    models: Sequence[Finished],
     *,
     folder: Path | None = None,
     repository: str | None = None,
@@ -56,62 +59,67 @@ def make_release(
     license_: str | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Release:
-    """Return what a release of one model's GGUFs consists of; nothing is written.
+    """Return the contents of a release of one model's GGUFs, without writing it.
 
-    folder:     where it is to be; None: beside the GGUFs
-    repository: ORG/NAME where the files will be; base_model: ORG/NAME of the source, where the
-                files do not tell it
-    license_:   of the files; None takes the source's
-    say:        told of each file that has to be read for its hash
+    folder:     where the release will be written; None uses the folder of the GGUFs
+    repository: ORG/NAME that the files will be uploaded to
+    base_model: ORG/NAME of the source; None uses the one recorded in the files
+    license_:   of the files; None uses the license of the source
+    say:        called with a message for each file that is read to compute its hash
 
-    Raises ReleaseError for files of several models, or in several folders without `folder`.
+    Raises ReleaseError if the files are of several models, or in several folders without `folder`.
     """
-    check_same_model(list(made))
-    where = _folder_of(made, folder)
+    check_same_model(list(models))
+    where = _folder_of(models, folder)
     repository = repository and hub_id(repository, "--repository")
     base_model = base_model and hub_id(base_model, "--base-model")
-    base_model = base_model or made[0].repository
-    recipes, own_recipes = _recipes(made)
-    pages = {m.stem: "plan.html" if len(made) == 1 else f"{m.stem}.plan.html" for m in made}
-    manifests = {m.stem: m.manifest_path.name for m in made if m.manifest_path}
-    drawn = {pages[m.stem]: page_of(picture_of_file(m)) for m in made}
+    base_model = base_model or models[0].repository
+    recipes, own_recipes = _recipes(models)
+    pages = {m.stem: "plan.html" if len(models) == 1 else f"{m.stem}.plan.html" for m in models}
+    manifests = {m.stem: m.manifest_path.name for m in models if m.manifest_path}
+    drawn = {pages[m.stem]: page_of(picture_of_file(m)) for m in models}
     texts = recipes | {name: page.encode(errors="backslashreplace") for name, page in drawn.items()}
-    links = {path.name: path for m in made for path in m.paths}
-    links |= {m.manifest_path.name: m.manifest_path for m in made if m.manifest_path}
-    sha256 = {path.name: h for m in made for path, h in zip(m.paths, m.sha256(say), strict=True)}
-    for m in made:
+    links = {path.name: path for m in models for path in m.paths}
+    links |= {m.manifest_path.name: m.manifest_path for m in models if m.manifest_path}
+    sha256 = {path.name: h for m in models for path, h in zip(m.paths, m.sha256(say), strict=True)}
+    for m in models:
         if m.manifest_path:
             sha256[m.manifest_path.name] = _sha256(m.manifest_path.read_bytes())
     sha256 |= {name: _sha256(content) for name, content in texts.items()}
-    card = front_matter(made, license_=license_, base_model=base_model, repository=repository)
+    card = front_matter(models, license_=license_, base_model=base_model, repository=repository)
     card += "\n" + card_body(
-        made, Beside(own_recipes, manifests, pages), base_model=base_model, repository=repository
+        models,
+        FileNames(own_recipes, manifests, pages),
+        base_model=base_model,
+        repository=repository,
     )
-    # The card is left out of the sums: people go on writing it.
+    # The card is not in SHA256SUMS: people edit it later.
     texts[SUMS] = sums_text((h, name) for name, h in sha256.items()).encode(
         "utf-8", "surrogateescape"
     )
     texts[CARD] = card.encode("utf-8", "backslashreplace")
-    lacks = tuple(_lacks(made, base_model, license_))
-    return Release(where, tuple(made), texts, links, sha256, lacks)
+    missing = tuple(_missing(models, base_model, license_))
+    return Release(where, tuple(models), texts, links, sha256, missing)
 
 
-def _lacks(made: Sequence[Finished], base_model: str | None, license_: str | None) -> Iterator[str]:
-    for m in made:
+def _missing(
+    models: Sequence[Finished], base_model: str | None, license_: str | None
+) -> Iterator[str]:
+    for m in models:
         if m.manifest is None:
-            yield f"{m.path}: has no manifest: recipe, sources and errors are not told"
+            yield f"{m.path}: has no manifest; the card will not show recipe, sources and errors"
     if base_model is None:
-        yield f"{CARD}: does not name the source; give --base-model ORG/NAME"
-    if not (license_ or text_of(made[0].keys, "general.license")):
-        yield f"{CARD}: has no license, the source does not tell it; give --license ID"
+        yield f"{CARD}: does not name the source; add --base-model ORG/NAME"
+    if not (license_ or text_of(models[0].keys, "general.license")):
+        yield f"{CARD}: has no license, because the source states none; add --license ID"
 
 
 def write_release(release: Release, *, force: bool) -> None:
-    """Write a release, each file under its name only when it is complete.
+    """Write a release; each file gets its name only when it is complete.
 
-    force: replace what is there; GGUFs and manifests are never written, but linked
+    force: replace existing files; GGUFs and manifests are linked, never written
 
-    Raises ReleaseError, with all reasons, if something is in the way or cannot be written.
+    Raises ReleaseError, with all reasons, if existing files are in the way or writing fails.
     """
     folder = release.folder
     linked = {n: p for n, p in release.links.items() if not _is_same(folder / n, p)}
@@ -132,18 +140,22 @@ def write_release(release: Release, *, force: bool) -> None:
 def _obstacles(release: Release, linked: Mapping[str, Path], force: bool) -> list[str]:
     folder = release.folder
     if folder.exists() and not folder.is_dir():
-        return [f"{folder}: is not a folder; name another one"]
+        return [f"{folder}: is not a folder; name another one (--folder)"]
     if not folder.exists() and not folder.parent.is_dir():
-        return [f"{folder.parent}: is not a folder; make it first, or name another one"]
+        return [f"{folder.parent}: is not a folder; create it first, or name another one"]
     problems: list[str] = []
     for name in (*linked, *release.texts):
         path = folder / name
         if not os.path.lexists(path):
             continue
         if path.is_dir():
-            problems.append(f"{path}: is a folder; take it away, or name another one (--folder)")
+            problems.append(
+                f"{path}: is a folder; remove it, or name another folder to write to (--folder)"
+            )
         elif not force:
-            problems.append(f"{path}: exists; --force replaces it, --folder names another folder")
+            problems.append(
+                f"{path}: exists; replace it with --force, or name another folder with --folder"
+            )
     return problems
 
 
@@ -152,7 +164,7 @@ def _is_same(path: Path, other: Path) -> bool:
 
 
 def _link(path: Path, to: Path) -> None:
-    """Give a file a second name: a hard link, or a symbolic one where disks or users differ."""
+    """Link a file: a hard link, or a symbolic link if disks or users differ."""
     part = to.with_name(to.name + ".part")
     part.unlink(missing_ok=True)
     try:
@@ -173,27 +185,27 @@ def _write(content: bytes, path: Path) -> None:
         raise
 
 
-def _folder_of(made: Sequence[Finished], folder: Path | None) -> Path:
+def _folder_of(models: Sequence[Finished], folder: Path | None) -> Path:
     if folder is not None:
         return folder
-    folders = dict.fromkeys(m.path.parent for m in made)
+    folders = dict.fromkeys(m.path.parent for m in models)
     if len(folders) > 1:
         raise ReleaseError(
-            f"the files are in {len(folders)} folders: {', '.join(map(str, folders))}; name the one"
-            " to release in (--folder)"
+            f"the files are in {len(folders)} folders: {', '.join(map(str, folders))}; name the"
+            " folder of the release (--folder)"
         )
-    return made[0].path.parent
+    return models[0].path.parent
 
 
-def _recipes(made: Sequence[Finished]) -> tuple[dict[str, bytes], dict[str, str]]:
-    """Return recipes as files by name, and by GGUF (its stem) the name of its own recipe's file.
+def _recipes(models: Sequence[Finished]) -> tuple[dict[str, bytes], dict[str, str]]:
+    """Return the recipe files by name, and the name of each GGUF's recipe file by its stem.
 
-    What several share is there once. The bytes are the recipe's own, so that the file of one that
-    extends nothing has the hash that the manifest tells.
+    Recipes that several GGUFs share are written once. The bytes are those of the original recipe:
+    the file of a recipe that extends no other has the SHA-256 in the manifest.
     """
     files: dict[str, bytes] = {}
     own: dict[str, str] = {}
-    for m in made:
+    for m in models:
         if m.manifest is None:
             continue
         recipe = m.manifest.recipe
@@ -210,10 +222,54 @@ def _recipes(made: Sequence[Finished]) -> tuple[dict[str, bytes], dict[str, str]
 
 
 def _files_of(stem: str, texts: Sequence[str]) -> dict[str, bytes]:
-    """Return a recipe's text by file name, and those that it extends."""
+    """Return the texts of a recipe and of those that it extends, by file name."""
     names = (stem, *(f"{stem}.extends-{i}" for i in range(1, len(texts))))
     return {f"{name}.yaml": text.encode() for name, text in zip(names, texts, strict=True)}
 
 
 def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
+
+
+def sums_text(files: Iterable[tuple[str, str]]) -> str:
+    """Return SHA256SUMS as coreutils' sha256sum writes it; files: SHA-256 and name of each.
+
+    In a line that starts with a backslash, line breaks and backslashes in the name are escaped.
+    """
+    return "".join(_sums_line(sha256, name) for sha256, name in files)
+
+
+def _sums_line(sha256: str, name: str) -> str:
+    escaped = name.translate(_ESCAPES)
+    mark = "\\" if escaped != name else ""
+    return f"{mark}{sha256}  {escaped}\n"
+
+
+def release_json(release: Release) -> dict[str, Any]:
+    """Return a release as `dynquant release --json` prints it; scripts depend on this form."""
+    return {
+        "folder": str(release.folder),
+        "files": [
+            {
+                "name": name,
+                "bytes": (release.folder / name).stat().st_size,
+                "sha256": release.sha256.get(name),
+            }
+            for name in release.names
+        ],
+        "models": [
+            {
+                "path": str(release.folder / m.path.name),
+                "files": [path.name for path in m.paths],
+                "architecture": m.architecture,
+                "recipe": m.recipe,
+                "bytes": m.file_bytes,
+                "bits_per_weight": m.bits_per_weight,
+                "type_counts": m.type_counts,
+                "sha256": [release.sha256[path.name] for path in m.paths],
+                "error": m.loss.weighted if m.loss else None,
+            }
+            for m in release.models
+        ],
+        "lacks": list(release.missing),
+    }

@@ -1,7 +1,7 @@
-"""The front matter of a model card: what the Hugging Face Hub reads of it.
+"""The front matter of a model card: the metadata that the Hugging Face Hub reads.
 
-Source: modelcard.md and docs/hub/model-cards.md in huggingface/hub-docs. `quantized_by` is no field
-of the Hub's, but what those who publish GGUFs write.
+Source: modelcard.md and docs/hub/model-cards.md in huggingface/hub-docs. `quantized_by` is not a
+field of the Hub; publishers of GGUFs write it by convention.
 """
 
 from __future__ import annotations
@@ -21,25 +21,28 @@ _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*", re.ASCII)
 
 
 def hub_id(text: str, option: str) -> str:
-    """Return ORG/NAME as it is; raise ReleaseError for a text of another form."""
+    """Return ORG/NAME unchanged; raise ReleaseError if the text does not have this form."""
     if not _HUB_ID.fullmatch(text):
-        raise ReleaseError(f"{option} {text!r}: is not a name on the Hub; write ORG/NAME")
+        raise ReleaseError(
+            f"{option} {text!r}: is not the name of a Hub repository; write ORG/NAME"
+        )
     return text
 
 
 def front_matter(
-    made: Sequence[Finished],
+    models: Sequence[Finished],
     *,
     license_: str | None,
     base_model: str | None,
     repository: str | None,
 ) -> str:
-    """Return YAML between its lines of dashes; what is not known is left out.
+    """Return YAML between lines of dashes, without fields that are not known.
 
-    license_:   of the files; None takes the source's, which its README told the converter
-    base_model: ORG/NAME of the source; repository: where the files will be
+    license_:   of the files; None uses the source's license, which is recorded in the keys
+    base_model: ORG/NAME of the source
+    repository: ORG/NAME that the files will be uploaded to
     """
-    keys = made[0].keys
+    keys = models[0].keys
     found: dict[str, Any] = {}
     if languages := _texts(keys, "general.languages"):
         found["language"] = languages
@@ -54,23 +57,23 @@ def front_matter(
     if repository:
         found["quantized_by"] = repository.partition("/")[0]
     found["library_name"] = "gguf"
-    found["pipeline_tag"] = "feature-extraction" if _embeds(made[0]) else "text-generation"
-    has_imatrix = any(imatrix_of(m) for m in made)
+    found["pipeline_tag"] = "feature-extraction" if _embeds(models[0]) else "text-generation"
+    has_imatrix = any(imatrix_of(m) for m in models)
     found["tags"] = ["gguf", "dynquant", *(["imatrix"] if has_imatrix else [])]
     body = yaml.safe_dump(found, sort_keys=False, allow_unicode=True, width=10_000)
     return f"---\n{body}---\n"
 
 
-def imatrix_of(made: Finished) -> str | None:
-    """Return the name of the imatrix that a file was made with."""
-    if made.manifest:
-        return made.manifest.importance.file if made.manifest.importance else None
-    return text_of(made.keys, "quantize.imatrix.file")
+def imatrix_of(model: Finished) -> str | None:
+    """Return the file name of the imatrix that a file was made with, or None."""
+    if model.manifest:
+        return model.manifest.importance.file if model.manifest.importance else None
+    return text_of(model.keys, "quantize.imatrix.file")
 
 
-def _embeds(made: Finished) -> bool:
-    """Whether a model answers with an embedding: llama.cpp pools its outputs."""
-    return f"{made.architecture}.pooling_type" in made.keys
+def _embeds(model: Finished) -> bool:
+    """Whether a model computes embeddings: llama.cpp then pools its outputs."""
+    return f"{model.architecture}.pooling_type" in model.keys
 
 
 def _texts(keys: Keys, name: str) -> list[str]:

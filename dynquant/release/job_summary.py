@@ -1,4 +1,4 @@
-"""The summary of a CI job, in Markdown: what was made, how large and how good it is."""
+"""The summary of a CI job, in Markdown: files, sizes, errors and the result of each gate."""
 
 from __future__ import annotations
 
@@ -9,25 +9,24 @@ from dynquant.conversion.gates import Gate
 from dynquant.errors import ReleaseError
 from dynquant.figures import gigabytes
 from dynquant.release.finished import Finished
-from dynquant.release.markdown import code, table, text
-from dynquant.release.markdown_tables import ERROR_WORDS, file_table, role_table
+from dynquant.release.markdown import ERROR_WORDS, code, file_table, role_table, table, text
 
 
-def summary_of(made: Finished, sha256: Sequence[str], gates: Sequence[Gate] = ()) -> str:
-    """Return the summary of a conversion, a section to be put behind others.
+def summary_of(model: Finished, sha256: Sequence[str], gates: Sequence[Gate] = ()) -> str:
+    """Return the summary of a conversion: a section that can follow others.
 
     sha256: of each file
     """
-    hashes = zip(made.paths, made.sizes, sha256, strict=True)
+    hashes = zip(model.paths, model.sizes, sha256, strict=True)
     lines = [
-        f"## {text(made.stem)}",
+        f"## {text(model.stem)}",
         "",
-        *file_table([made]),
+        *file_table([model]),
         "",
         *_gates(gates),
-        *role_table(made),
+        *role_table(model),
         "",
-        *([ERROR_WORDS, ""] if made.loss else []),
+        *([ERROR_WORDS, ""] if model.loss else []),
         *table(
             ("file", "size>", "SHA-256"),
             ((code(path.name), gigabytes(n), code(h)) for path, n, h in hashes),
@@ -37,12 +36,12 @@ def summary_of(made: Finished, sha256: Sequence[str], gates: Sequence[Gate] = ()
 
 
 def refused_summary(name: str, gates: Sequence[Gate]) -> str:
-    """Return the summary of a conversion that a gate stopped before it began."""
+    """Return the summary of a conversion that a gate stopped before it started."""
     return "\n".join([f"## {text(name)}: not written", "", *_gates(gates)]) + "\n"
 
 
 def add_summary(path: Path, section: str) -> None:
-    """Add a section to a file, which is made if it is not there.
+    """Add a section to a file; the file is created if it does not exist.
 
     Raises ReleaseError if it cannot be written.
     """
@@ -56,5 +55,5 @@ def add_summary(path: Path, section: str) -> None:
 def _gates(gates: Sequence[Gate]) -> list[str]:
     if not gates:
         return []
-    rows = [(g.what, g.limit, g.found, "holds" if g.holds else "**does not hold**") for g in gates]
-    return [*table(("gate", "at most>", "found>", ""), rows), ""]
+    rows = [(g.what, g.limit, g.found, "passed" if g.holds else "**failed**") for g in gates]
+    return [*table(("gate", "limit>", "actual>", "result"), rows), ""]

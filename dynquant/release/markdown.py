@@ -1,23 +1,36 @@
-"""Markdown in which text of strangers stays text: names of tensors, models and files."""
+"""Markdown for the model card and the job summary; names from files are escaped."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
 
+from dynquant.conversion.losses import Loss, loss_of
+from dynquant.figures import figure, gigabytes
+from dynquant.release.finished import Finished
+from dynquant.report.tables import ranges
+from dynquant.report.totals import by_role
+
+ERROR_WORDS = (
+    "Error is the weighted relative squared error: for each tensor, the sum of squared differences"
+    " between stored and source weights, divided by the sum of squared source weights. Each term is"
+    " multiplied by the importance of its input channel if there is an imatrix. For several tensors"
+    " it is the mean by number of weights."
+)
+
 _SPECIAL = re.compile(r"([\\`*{}\[\]<>()#+!|~$&:]|(?<![^\W_])_|_(?![^\W_]))")
-"""What Markdown may take for more than text; an underscore within a word (Q4_K) is none of it."""
+"""Characters that Markdown may interpret; an underscore within a word (Q4_K) is not one."""
 
 _WHITE = re.compile(r"[\s\x00-\x1f\x7f]+")
 
 
 def text(words: str) -> str:
-    """Return text that Markdown shows as it is, on one line."""
+    """Return text that Markdown shows unchanged, on one line."""
     return _SPECIAL.sub(r"\\\1", _line(words))
 
 
 def code(words: str) -> str:
-    """Return text as code, on one line, also in a table; `|` is then written `¦`."""
+    """Return text as code, on one line; `|` is replaced by `¦`, so that it works in tables."""
     line = _line(words).replace("|", "¦")
     fence = "`" * (1 + max((len(run) for run in re.findall("`+", line)), default=0))
     pad = " " if line.startswith("`") or line.endswith("`") else ""
@@ -25,7 +38,7 @@ def code(words: str) -> str:
 
 
 def block(lines: Iterable[str], language: str = "") -> list[str]:
-    """Return lines of code set apart."""
+    """Return lines of code as a fenced block."""
     found = list(lines)
     longest = max((len(run) for line in found for run in re.findall("`+", line)), default=0)
     fence = "`" * max(3, longest + 1)
@@ -33,7 +46,7 @@ def block(lines: Iterable[str], language: str = "") -> list[str]:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Return the lines of a table of ready cells; a head that ends in > is set to the right."""
+    """Return the lines of a table of Markdown cells; a head that ends in > is aligned right."""
     rule = ["---:" if name.endswith(">") else "---" for name in head]
     lines = [[name.rstrip(">") for name in head], rule, *map(list, rows)]
     return ["| " + " | ".join(line) + " |" for line in lines]
@@ -41,3 +54,50 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 def _line(words: str) -> str:
     return _WHITE.sub(" ", words).strip()
+
+
+def file_table(models: Sequence[Finished]) -> list[str]:
+    """Return a table with a line for each model: first file, recipe, size, bits and error."""
+    head = ("file", "recipe", "size>", "bits per weight>", "error>")
+    return table(head, (_line_of(m) for m in models))
+
+
+def _line_of(model: Finished) -> tuple[str, ...]:
+    n = len(model.paths)
+    more = f" and {n - 1} more" if n > 1 else ""
+    return (
+        code(model.path.name) + more,
+        text(model.recipe),
+        gigabytes(model.file_bytes),
+        f"{model.bits_per_weight:.3f}",
+        figure(_weighted(model.loss)),
+    )
+
+
+def role_table(model: Finished) -> list[str]:
+    """Return a table with a line for each role: types, size, bits and errors.
+
+    If a role has several types, each is followed by its layers.
+    """
+    head = ["role", "types", "size>", "bits per weight>"]
+    if model.errors:
+        head += ["error>", "1 − cos²>", "largest difference>"]
+    rows: list[list[str]] = []
+    for share in by_role(model.tensors):
+        parts = share.by_type
+        types = [
+            f"{part.name} ({ranges(part.layers)})" if len(parts) > 1 and part.layers else part.name
+            for part in parts
+        ]
+        row = [code(share.name), text(", ".join(types)), gigabytes(share.n_bytes)]
+        row.append(f"{share.bits_per_weight:.3f}")
+        if model.errors:
+            loss = loss_of(share.tensors, model.errors)
+            row += [figure(_weighted(loss)), figure(loss and loss.one_minus_cos2)]
+            row.append(figure(loss and loss.max))
+        rows.append(row)
+    return table(head, rows)
+
+
+def _weighted(loss: Loss | None) -> float | None:
+    return loss.weighted if loss else None

@@ -1,1 +1,1 @@
-"""What a person reads of plans and files: tables in a terminal, pages in a browser."""
+"""Reports of plans and files: tables for terminals, JSON for scripts, pages for browsers."""

@@ -1,4 +1,4 @@
-"""What changes between two sets of tensors, for a person and for scripts."""
+"""Tables and JSON of the changes between two sets of tensors (`dynquant recipe diff`)."""
 
 from __future__ import annotations
 
@@ -20,10 +20,13 @@ _ABSENT = "-"
 def changed_tables(
     a: str, b: str, before: Sequence[Typed], after: Sequence[Typed]
 ) -> list[RenderableType]:
-    """Return a line for each role and change of type, and the totals; a, b: names of the sides."""
+    """Return a table with a line for each role and change of type, and the totals.
+
+    a, b: names of the two sides
+    """
     found = changes(before, after)
     table = plain_table("role", "layers", "count>", a, b, "weights>", "bytes>")
-    for (role, old, new), members in _together(found).items():
+    for (role, old, new), members in _by_role_and_types(found).items():
         layers = [p.layer for p in map(_parts, members) if p.layer is not None]
         table.add_row(
             role,
@@ -40,8 +43,8 @@ def changed_tables(
     return [*([table, Text()] if found else []), Text("\n".join(lines))]
 
 
-def _together(found: Sequence[Change]) -> dict[tuple[str, str, str], list[Change]]:
-    """Return changes by role and types; what changes its shape says so."""
+def _by_role_and_types(found: Sequence[Change]) -> dict[tuple[str, str, str], list[Change]]:
+    """Group changes by role and types; if the shape changes, it is shown with the type."""
     groups: dict[tuple[str, str, str], list[Change]] = {}
     for change in found:
         old, new = (side.type_name if side else _ABSENT for side in (change.before, change.after))

@@ -30,16 +30,16 @@ _RAMPS = {
         8.5: "#d8d1fe",
     },
 }
-"""Colours by bits per weight, with straight lines between them in the logarithm of the bits.
+"""Colours by bits per weight, interpolated linearly in the logarithm of the bits.
 
-The lightness falls with the bits (OKLCH 0.955 to 0.35; where the page is dark it rises from 0.41 to
-0.88), so that the order holds on grey paper; the hue goes from yellow (100) to violet (292), the
-same in both themes. Between 4.5 and 5.5 bits the lightness jumps: neither black nor white would be
-read well on what lies between.
+The lightness falls with the bits (OKLCH 0.955 to 0.35; on dark pages it rises from 0.41 to 0.88),
+so that the order stays visible in grey print; the hue goes from yellow (100) to violet (292) in
+both themes. Between 4.5 and 5.5 bits the lightness jumps, because neither black nor white text is
+readable on the lightness between.
 """
 
-_NUMBERS = {"light": "#d5d8dd", "dark": "#4a4f57"}
-"""Numbers that are stored one by one, floats and integers: nothing was decided about them."""
+_PLAIN = {"light": "#d5d8dd", "dark": "#4a4f57"}
+"""Colours of floats and integers, which are not quantized."""
 
 THEMES = tuple(_RAMPS)
 
@@ -47,7 +47,7 @@ THEMES = tuple(_RAMPS)
 def shade(qtype: QuantType, theme: str) -> Colour:
     """Return the colour of a type on a page of a theme."""
     if qtype.is_float:
-        return _read(_NUMBERS[theme])
+        return _read(_PLAIN[theme])
     stops = [(log2(bits), _read(text)) for bits, text in _RAMPS[theme].items()]
     depth = min(max(log2(qtype.bpw), stops[0][0]), stops[-1][0])
     (start, before), (end, after) = next(
@@ -59,7 +59,7 @@ def shade(qtype: QuantType, theme: str) -> Colour:
 
 
 def ink(ground: Colour) -> Colour:
-    """Return black or white, whichever is read better on a ground: at least 4.5 to 1 on any."""
+    """Return black or white, whichever has more contrast with a background: at least 4.5 to 1."""
     black, white = (0, 0, 0), (255, 255, 255)
     return black if contrast(ground, black) >= contrast(ground, white) else white
 
@@ -71,7 +71,7 @@ def contrast(a: Colour, b: Colour) -> float:
 
 
 def css(colour: Colour) -> str:
-    """Return a colour as style sheets write it."""
+    """Return a colour in the notation of CSS."""
     return "#" + bytes(colour).hex()
 
 

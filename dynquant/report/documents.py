@@ -1,4 +1,4 @@
-"""JSON documents about plans, GGUF files and quant types, for scripts."""
+"""JSON of plans, GGUF files and quant types, for scripts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dynquant.quants.table import QuantType
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:
-    """Return the plan as `dynquant plan --json` prints it; scripts rely on this form."""
+    """Return a plan as `dynquant plan --json` prints it; scripts depend on this form."""
     return {
         "architecture": plan.architecture,
         "recipe": plan.recipe.name,
@@ -51,7 +51,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
 
 
 def file_json(file: GGUFFile) -> dict[str, Any]:
-    """Return a file as `dynquant inspect --json` prints it: a plan's form, and the keys."""
+    """Return a file as `dynquant inspect --json` prints it: as a plan, with the keys added."""
     n_bytes = sum(t.n_bytes for t in file.tensors)
     weights = sum(prod(t.shape) for t in file.tensors)
     return {

@@ -1,4 +1,4 @@
-"""Why tensors have their types, for a person and for scripts."""
+"""Tables and JSON of why tensors have their types (`dynquant recipe explain`)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from dynquant.report.tables import plain_table
 
 @dataclass(frozen=True)
 class Explanation:
-    """A tensor, what it gets (None: it is left out), and the rules that were tried for it."""
+    """A tensor, its assignment (None if it is dropped), and the rules that were tried."""
 
     tensor: ModelTensor
     given: Assignment | None
@@ -33,10 +33,10 @@ class Explanation:
 def explanations(
     recipe: Recipe, resolved: Resolved, patterns: Sequence[str]
 ) -> tuple[Explanation, ...]:
-    """Explain the tensors that names, globs or /regular expressions/ pick.
+    """Explain the tensors that match names, globs or /regular expressions/.
 
-    A name without its `.weight` will do.
-    Raises RecipeError with each pattern that picks nothing, and the nearest name.
+    Names may be given without `.weight`.
+    Raises RecipeError with each pattern that matches nothing, and the most similar name.
     """
     tensors = {t.name: t for t in resolved.model.tensors}
     picked: dict[str, None] = {}
@@ -59,7 +59,7 @@ def explanations(
 
 
 def explained_tables(explained: Sequence[Explanation]) -> list[RenderableType]:
-    """Return explanations for a person; tensors that are explained by the same steps together."""
+    """Return a table for each group of tensors with the same steps."""
     together: dict[tuple[Assignment | None, tuple[Step, ...]], list[ModelTensor]] = {}
     for e in explained:
         together.setdefault((e.given, e.steps), []).append(e.tensor)
@@ -70,7 +70,7 @@ def explained_tables(explained: Sequence[Explanation]) -> list[RenderableType]:
             mark = {"takes": "=>", "unreached": "", "misses": "", "protected": ""}[step.verdict]
             why = step.why
             if step.verdict == "unreached":
-                why = "an earlier one decides"
+                why = "an earlier rule decides"
             table.add_row(mark, step.where, Text(step.says), step.action, Text(why))
         found += [Text("\n".join(_head(tensors, given))), table, Text()]
     return found[:-1]
@@ -84,8 +84,8 @@ def _head(tensors: Sequence[ModelTensor], given: Assignment | None) -> Iterator[
     line = f"{given.type.name}, {given.type.bpw:g} bits per weight, {gigabytes(n_bytes)}"
     if given.instead_of:
         line += (
-            f"; the fallback instead of {given.instead_of.name}, whose block of"
-            f" {given.instead_of.block_size} does not divide rows of {tensors[0].n_per_row} weights"
+            f"; the fallback for {given.instead_of.name}, whose blocks of"
+            f" {given.instead_of.block_size} do not divide rows of {tensors[0].n_per_row} weights"
         )
     yield line
     if given.note:

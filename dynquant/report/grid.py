@@ -1,4 +1,4 @@
-"""The tensors of a plan as a picture shows them: layers from top to bottom, roles side by side."""
+"""The tensors of a plan in a grid: layers from top to bottom, roles from left to right."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from dynquant.recipe.roles import GROUPS
 SMALL = "norms, routers, biases"
 
 _GROUPS = ("attention", "ssm", "dense_ffn", "experts", "shared_experts", "mtp", "other", SMALL)
-"""Groups of columns from left to right, by the words of recipes where they have one."""
+"""Groups of columns from left to right; names of role groups are those of recipes."""
 
 _FLOW = (
     *("attn_qkv", "attn_q_a", "attn_q_b", "attn_q", "attn_kv_a_mqa", "attn_kv_b"),
     *("attn_k_b", "attn_v_b", "attn_k", "attn_v", "attn_gate", "attn_output"),
     *("ffn_gate_up", "ffn_gate", "ffn_up", "ffn_down"),
 )
-"""Roles from left to right within a group, whatever the file's order; others follow."""
+"""Roles from left to right within a group, whatever the order of the file; others follow."""
 
 _EXPERTS = re.compile(r"_(exps|shexp|chexps)$")
 _LAST = re.compile(r"(\w+\.)?(output|cls)\w*\..*")
-"""Names outside the layers of what comes after them; the rest comes before."""
+"""Names of tensors that come after the layers; others outside the layers come before."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Grid:
-    """Every tensor of a plan in one place: before the layers, after them, or in a row of theirs.
+    """Every tensor of a plan once: before the layers, in the row of its layer, or after the layers.
 
-    groups: of columns, each with its roles, from left to right
+    groups: groups of columns from left to right, each with its roles
     """
 
     before: tuple[TensorPlan, ...]
@@ -59,13 +59,13 @@ class Grid:
 
     @property
     def starts(self) -> frozenset[int]:
-        """Indices of the columns that begin a group."""
+        """Indices of the first columns of groups."""
         sizes = [len(roles) for _, roles in self.groups]
         return frozenset(sum(sizes[:i]) for i in range(len(sizes)))
 
     @property
     def first_small(self) -> int:
-        """Index of the first column of norms and such; as many as there are, if none is."""
+        """Index of the first column of SMALL; without that group, the number of columns."""
         return sum(len(roles) for group, roles in self.groups if group != SMALL)
 
     def column(self, index: int) -> tuple[TensorPlan, ...]:
@@ -74,7 +74,7 @@ class Grid:
 
 
 def column_of(name: str) -> str:
-    """Return what a tensor is within its layer: its role, or its own name where it is no weight.
+    """Return the column of a tensor: its role, or the name within the layer if it is not a weight.
 
     `blk.3.attn_q.weight` is attn_q, and the bias beside it attn_q.bias.
     """
@@ -82,10 +82,10 @@ def column_of(name: str) -> str:
 
 
 def is_small(tensor: TensorPlan) -> bool:
-    """Whether a tensor is a norm, a router, a bias or such, which recipes seldom speak of."""
+    """Whether a tensor is a norm, router, bias or the like, which recipes seldom select."""
     role = TensorName.parse(tensor.name).role
-    is_named_so = role in GROUPS["norms"] or role in GROUPS["router"]
-    return is_named_so or len(tensor.shape) < 2 or tensor.name.endswith(".bias")
+    is_small_role = role in GROUPS["norms"] or role in GROUPS["router"]
+    return is_small_role or len(tensor.shape) < 2 or tensor.name.endswith(".bias")
 
 
 def make_grid(tensors: Sequence[TensorPlan]) -> Grid:

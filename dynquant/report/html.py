@@ -1,4 +1,4 @@
-"""A plan as one page that needs nothing else: `dynquant plan --html`."""
+"""A plan as a self-contained HTML page: `dynquant plan --html`."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ _FILTERS: dict[str, Callable[[Any], object]] = {
 
 
 def plan_html(plan: Plan, file_bytes: int | None) -> str:
-    """Return a plan as an HTML page, the same text for the same plan; it loads nothing.
+    """Return a plan as an HTML page; the same plan gives the same text. The page loads nothing.
 
-    file_bytes: size of the file; None where the model lacks a part of it
+    file_bytes: size of the file; None if it is not known
     """
     return page_of(picture_of(plan, file_bytes))
 
 
 def page_of(picture: Picture) -> str:
-    """Return an HTML page of a plan, or of the file made by it; the same text for the same."""
+    """Return an HTML page of a plan or of a finished file; the same input gives the same text."""
     scale, unit = (1e9, "GB") if picture.tensor_bytes >= 1e9 else (1e6, "MB")
     types = by_type(picture.tensors)
     grid = make_grid(picture.tensors)
@@ -67,24 +67,24 @@ def page_of(picture: Picture) -> str:
 
 
 def check_page(out: Path, *, force: bool) -> None:
-    """Raise ReportError if a page cannot become `out`."""
+    """Raise ReportError if a page cannot be written to `out`."""
     problems: list[str] = []
     if out.suffix.lower() not in (".html", ".htm"):
-        problems.append(f"{out}: a page's name ends in .html; name another file")
+        problems.append(f"{out}: the name of a page ends in .html; name another file")
     if not out.parent.is_dir():
-        problems.append(f"{out.parent}: is not a folder; make it first, or name another file")
+        problems.append(f"{out.parent}: is not a folder; create it first, or name another file")
     elif os.path.lexists(out):
         if not out.is_file():
             problems.append(f"{out}: is not a regular file; name another one")
         elif not force:
-            problems.append(f"{out}: exists; --force replaces it, or name another file")
+            problems.append(f"{out}: exists; replace it with --force, or name another file")
     ReportError.raise_any(problems)
 
 
 def write_page(page: str, out: Path, *, force: bool) -> None:
-    """Write a page, under its name only when it is complete.
+    """Write a page; it gets its name only when it is complete.
 
-    Raises ReportError if the file exists, without `force`, and if it cannot be written.
+    Raises ReportError if the file exists and `force` is False, or if it cannot be written.
     """
     check_page(out, force=force)
     part = out.with_name(out.name + ".part")
@@ -115,7 +115,7 @@ def _environment(scale: float) -> Environment:
 
 
 def _styles(types: list[QuantType]) -> dict[str, list[tuple[str, str]]]:
-    """Return the ground and the ink of each type, for each theme."""
+    """Return the background and text colour of each type, for each theme."""
     return {
         theme: [(css(ground), css(ink(ground))) for t in types for ground in [shade(t, theme)]]
         for theme in THEMES

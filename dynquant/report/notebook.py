@@ -1,4 +1,4 @@
-"""Progress for notebooks and scripts: a tqdm bar behind the engine's progress callback."""
+"""Progress for notebooks and scripts: a tqdm bar as a progress callback."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the page of a plan shows, whether of a plan or of a file that was made by one."""
+"""The contents of the page of a plan, taken from a plan or from a finished file."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from dynquant.plan.plan import Plan, TensorPlan, Totals
 
 @dataclass(frozen=True)
 class Picture(Totals):
-    """Tensors with their types and places, and what decided them.
+    """Tensors with their types and offsets, and the rules that chose them.
 
-    model:      what people call it
-    recipe:     its name; recipe_path, recipe_text: the file and what is in it, empty if not known
-    imatrix:    name of the file; None without
-    file_bytes: of all files; None where the model lacks a part of them
-    refusals:   why it is not to be converted
-    unweighed:  tensors whose encoder weighs all channels alike
-    ignored:    stored tensors that are left out, with the reason
-    version:    of the dynquant that planned it, or made it
+    model:       the model's name
+    recipe:      the recipe's name
+    recipe_path, recipe_text: the recipe's file and contents; empty if not known
+    imatrix:     the imatrix's file name; None without imatrix
+    file_bytes:  size of all files; None if it is not known
+    refusals:    reasons why the plan cannot be converted
+    unweighted:  tensors that are quantized without importance
+    ignored:     stored tensors that are left out, with the reason
+    version:     the version of dynquant that made the plan or the file
     """
 
     model: str
@@ -37,12 +38,12 @@ class Picture(Totals):
     version: str
     warnings: tuple[str, ...] = ()
     refusals: tuple[str, ...] = ()
-    unweighed: Collection[str] = ()
+    unweighted: Collection[str] = ()
     ignored: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 def picture_of(plan: Plan, file_bytes: int | None) -> Picture:
-    """Return what the page shows of a plan."""
+    """Return the contents of the page of a plan."""
     return Picture(
         model=model_name(plan.keys, plan.architecture),
         architecture=plan.architecture,
@@ -58,17 +59,17 @@ def picture_of(plan: Plan, file_bytes: int | None) -> Picture:
         version=str(plan.keys["dynquant.version"].value),
         warnings=plan.warnings,
         refusals=(*plan.lacks, *plan.refusals),
-        unweighed=frozenset(plan.unweighed),
+        unweighted=frozenset(plan.unweighed),
         ignored=plan.ignored,
     )
 
 
 def model_name(keys: Keys, architecture: str) -> str:
-    """Return what people call a model, its architecture if it has no name."""
+    """Return a model's name, or its architecture if it has none."""
     return text_of(keys, "general.name") or architecture
 
 
 def text_of(keys: Keys, name: str) -> str | None:
-    """Return the text of a key; None where there is none, or none in it."""
+    """Return the text of a key; None if there is no such key, or it is empty or not a text."""
     key = keys.get(name)
     return key.value if key is not None and isinstance(key.value, str) and key.value else None

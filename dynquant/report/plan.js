@@ -1,5 +1,5 @@
-// One stop for the tab key in the whole grid; arrow keys walk from cell to cell. Without this, each
-// cell is a stop of its own, and what it says is shown as well.
+// The grid is one tab stop; arrow keys move between its cells. Without this script, each cell is a
+// tab stop, and its tooltip is shown in the same way.
 const rows = [...document.querySelectorAll(".grid tbody tr")]
   .map((row) => [...row.querySelectorAll(".c")]).filter((row) => row.length);
 const cells = rows.flat();
@@ -14,7 +14,7 @@ function beside(cell, key) {
   return row.reduce((best, other) => (!best || away(other) < away(best) ? other : best), null);
 }
 
-// What a cell says opens to the side where the window has room for it.
+// Open a tooltip on the side where the window has room for it.
 function place(cell) {
   cell.classList.remove("up", "left");
   const tip = cell.querySelector(".tip").getBoundingClientRect();

@@ -1,4 +1,4 @@
-"""What a plan looks like to a person: where its bytes go, and what there is to know of it."""
+"""Tables of a plan for terminals: the bytes of each role or tensor, totals and notes."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _SHOWN = 6
 
 
 def plan_tables(plan: Plan, file_bytes: int | None, *, each: bool = False) -> RenderableType:
-    """Return a plan for a person.
+    """Return the tables and totals of a plan.
 
-    file_bytes: size of the file; None where the model lacks a part of it
-    each:       a line for each tensor, with the rule that decided, instead of one for each role
+    file_bytes: size of the file; None if it is not known
+    each:       show a line for each tensor, with its rule, instead of a line for each role
     """
     title = (
         f"{plan.architecture} by recipe {plan.recipe.name}, effort {plan.effort}:"
@@ -36,7 +36,7 @@ def plan_tables(plan: Plan, file_bytes: int | None, *, each: bool = False) -> Re
 def _each(plan: Plan) -> Table:
     notes = ["note"] if any(t.note for t in plan.tensors) else []
     table = plain_table("tensor", "shape", "type", "bytes>", "bpw>", "importance", "rule", *notes)
-    unweighed = frozenset(plan.unweighed)
+    unweighted = frozenset(plan.unweighed)
     for t in plan.tensors:
         table.add_row(
             Text(t.name),
@@ -44,7 +44,7 @@ def _each(plan: Plan) -> Table:
             t.type.name,
             f"{t.n_bytes:,}",
             f"{t.type.bpw:.3f}",
-            t.importance or ("none" if t.name in unweighed else "-"),
+            t.importance or ("none" if t.name in unweighted else "-"),
             Text(_decided(t)),
             *(Text(t.note) for _ in notes),
         )
@@ -71,43 +71,43 @@ def _totals(plan: Plan, file_bytes: int | None) -> Iterator[str]:
     if len(used) > 1:
         extra = sum(f.extra_bytes for f in used)
         yield (
-            f"fallbacks: {sum(len(f.names) for f in used)} tensors, {gigabytes(extra)} more in all,"
-            f" {8 * extra / plan.n_weights:+.4f} bits per weight of the whole"
+            f"all fallbacks: {sum(len(f.names) for f in used)} tensors, {gigabytes(extra)} more,"
+            f" {8 * extra / plan.n_weights:+.4f} bits per weight of the model"
         )
     if plan.prediction:
-        yield f"layers {ranges(plan.prediction)} predict further ahead (nextn)"
+        yield f"layers {ranges(plan.prediction)} are for multi-token prediction (nextn)"
 
 
 def _fallback(used: Fallback) -> str:
     return (
-        f"fallback {used.taken.name} instead of {used.wanted.name}: {len(used.names)} tensors,"
+        f"fallback {used.taken.name} for {used.wanted.name}: {len(used.names)} tensors,"
         f" {used.extra_bits:+.4g} bits per weight, {gigabytes(used.extra_bytes)} more:"
         f" {_some(used.names)}"
     )
 
 
 def _importance(plan: Plan) -> Iterator[str]:
-    """Say which types need importance, how much an imatrix gives, and what it leaves out."""
+    """Yield the types that need importance, and the tensors that the imatrix does not cover."""
     if needed := needing(plan):
         names = ", ".join(dict.fromkeys(t.type.name for t in needed))
         without = [t.name for t in needed if not t.importance]
-        given = f"missing for {_some(without)}" if without else "given for all"
-        yield f"importance needed by {len(needed)} tensors ({names}), {given}"
+        covered = f"missing for {_some(without)}" if without else "available for all"
+        yield f"importance needed by {len(needed)} tensors ({names}), {covered}"
     if plan.imatrix:
         yield _imatrix(plan, plan.imatrix)
 
 
 def _imatrix(plan: Plan, imatrix: Imatrix) -> str:
-    """Say how much of the plan an imatrix weighs; that the embedding is without goes unsaid."""
+    """Return how many tensors an imatrix covers, and the others but the embedding."""
     line = f"imatrix {imatrix.path.name}: importance for {len(plan.importance)} tensors"
     if without := sum(len(i.without) for i in plan.importance.values()):
-        line += f" ({without} of their experts without)"
+        line += f" ({without} of their experts have none)"
     missing = [n for n in plan.unweighed if n != "token_embd.weight"]
     return f"{line}, none for {', '.join(grouped(missing))}" if missing else line
 
 
 def _ignored(plan: Plan) -> Iterator[str]:
-    """Say what is left out and why, in few lines where it is much; --json has every name."""
+    """Yield the tensors that are ignored and why; long lists are shortened, but not in JSON."""
     for reason, names in by_reason(plan.ignored).items():
         if len(grouped(names)) > _SHOWN:
             yield f"ignored: {_some(names)}: {reason}"
@@ -116,7 +116,7 @@ def _ignored(plan: Plan) -> Iterator[str]:
 
 
 def _some(names: list[str] | tuple[str, ...]) -> str:
-    """Return names with their numbers together; of many, the first and how many more there are."""
+    """Return names, grouped by their numbers; if there are many, the first and how many more."""
     lines = grouped(names)
     if len(lines) > _SHOWN:
         return f"{lines[0]} and {len(lines) - 1} more"

@@ -1,4 +1,4 @@
-"""What files, quant types and recipes look like to a person: rich tables."""
+"""Tables of files, quant types and recipes for terminals."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SHOWN_CHARACTERS = 72
 
 
 def ranges(numbers: Iterable[int]) -> str:
-    """Return numbers as people write them, each once: 0-3,5,8-9."""
+    """Return sorted numbers as ranges, each number once: 0-3,5,8-9."""
     parts: list[str] = []
     for _, run in groupby(enumerate(sorted(set(numbers))), key=lambda p: p[1] - p[0]):
         members = [n for _, n in run]
@@ -46,7 +46,7 @@ class _Sized(Protocol):
 
 @dataclass
 class _Row:
-    """Tensors of one role that have the same type."""
+    """Tensors of one role with the same type."""
 
     count: int
     layers: list[int]
@@ -55,7 +55,7 @@ class _Row:
 
 
 def tensor_table(tensors: Sequence[tuple[_Sized, str]]) -> Table:
-    """Return a table of tensors and their type names, a line for each role and type."""
+    """Return a table of tensors, given with their type names: a line for each role and type."""
     rows: dict[tuple[str, str], _Row] = {}
     order: dict[str, int] = {}
     for tensor, type_name in tensors:
@@ -84,7 +84,7 @@ def tensor_table(tensors: Sequence[tuple[_Sized, str]]) -> Table:
 
 
 def file_tables(file: GGUFFile) -> RenderableType:
-    """Return a GGUF file for a person: its keys, long values shortened, and its tensors."""
+    """Return tables of a GGUF file's keys, with long values shortened, and of its tensors."""
     keys = plain_table("key", "type", "value")
     for name, key in file.keys.items():
         keys.add_row(name, key_type(key), Text(_shortened(key)))
@@ -117,7 +117,7 @@ def _cut(text: str) -> str:
 
 
 def type_table(types: Iterable[QuantType]) -> Table:
-    """Return the quant types for a person."""
+    """Return a table of quant types."""
     table = plain_table("type", "bpw>", "block>", "bytes>", "imatrix", "description")
     for t in types:
         needs = "needed" if t.needs_importance else ""
@@ -128,7 +128,7 @@ def type_table(types: Iterable[QuantType]) -> Table:
 
 
 def recipe_table(recipes: Iterable[tuple[str, str]]) -> Table:
-    """Return recipes, given as names and descriptions, for a person."""
+    """Return a table of recipes, given as names and descriptions."""
     table = plain_table("recipe", "description")
     for name, description in recipes:
         table.add_row(name, Text(description.strip()))
@@ -136,7 +136,7 @@ def recipe_table(recipes: Iterable[tuple[str, str]]) -> Table:
 
 
 def plain_table(*columns: str) -> Table:
-    """Return an empty table without borders; a column name that ends in > is set to the right."""
+    """Return an empty table without borders; a column name that ends in > is aligned right."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for name in columns:
         right = name.endswith(">")

@@ -1,4 +1,4 @@
-"""What a plan comes to: bytes by role, by type and by rule, and what fallbacks cost."""
+"""Totals of a plan: bytes by role, by type and by rule, and the cost of fallbacks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dynquant.report.grid import SMALL, column_of, is_small
 
 @dataclass(frozen=True)
 class Fallback:
-    """Tensors whose rows the rule's type does not divide, and the type that stands in for it."""
+    """Tensors whose rows the block size of the rule's type does not divide, and the type used."""
 
     wanted: QuantType
     taken: QuantType
@@ -25,35 +25,35 @@ class Fallback:
 
     @property
     def extra_bits(self) -> float:
-        """Bits per weight that the fallback takes more."""
+        """Additional bits per weight of the fallback."""
         return self.taken.bpw - self.wanted.bpw
 
     @property
     def extra_bytes(self) -> int:
-        """Bytes that the fallback takes more than the rule's type would, if it divided the rows."""
+        """Additional bytes of the fallback, by the bits per weight of both types."""
         return round(self.n_weights * self.extra_bits / 8)
 
 
 @dataclass(frozen=True)
 class Share:
-    """Tensors that have something in common, and how they are made up of types."""
+    """Tensors with a common role, type or rule."""
 
     name: str
     tensors: tuple[TensorPlan, ...]
 
     @property
     def n_bytes(self) -> int:
-        """Bytes of all of them."""
+        """Bytes of these tensors."""
         return sum(t.n_bytes for t in self.tensors)
 
     @property
     def n_weights(self) -> int:
-        """Weights of all of them."""
+        """Weights of these tensors."""
         return sum(t.n_weights for t in self.tensors)
 
     @property
     def bits_per_weight(self) -> float:
-        """Mean bits of a weight."""
+        """Mean bits per weight."""
         return 8 * self.n_bytes / self.n_weights
 
     @property
@@ -69,12 +69,12 @@ class Share:
 
     @property
     def by_type(self) -> tuple[Share, ...]:
-        """The same tensors for each type, the one of fewest bits first."""
+        """The same tensors by type; the type with the fewest bits comes first."""
         return by_type(self.tensors)
 
 
 def fallbacks(tensors: Iterable[TensorPlan]) -> tuple[Fallback, ...]:
-    """Return each use of the recipe's fallback."""
+    """Return each pair of wanted and fallback type, with the tensors concerned."""
     groups: dict[tuple[QuantType, QuantType], list[TensorPlan]] = {}
     for t in tensors:
         if t.instead_of:
@@ -86,7 +86,7 @@ def fallbacks(tensors: Iterable[TensorPlan]) -> tuple[Fallback, ...]:
 
 
 def needing(plan: Plan) -> tuple[TensorPlan, ...]:
-    """Return the tensors whose type has too few bits to do without importance."""
+    """Return the tensors whose type needs importance."""
     return tuple(
         t
         for t in plan.tensors
@@ -95,7 +95,7 @@ def needing(plan: Plan) -> tuple[TensorPlan, ...]:
 
 
 def by_reason(ignored: Mapping[str, str]) -> dict[str, list[str]]:
-    """Return the stored tensors that are left out, given with the reason, by the reason."""
+    """Return the ignored tensors by reason, given the reason of each."""
     reasons: dict[str, list[str]] = {}
     for name, reason in ignored.items():
         reasons.setdefault(reason, []).append(name)
@@ -103,13 +103,13 @@ def by_reason(ignored: Mapping[str, str]) -> dict[str, list[str]]:
 
 
 def by_type(tensors: Iterable[TensorPlan]) -> tuple[Share, ...]:
-    """Return the tensors of each type, the type of fewest bits first."""
+    """Return the tensors of each type; the type with the fewest bits comes first."""
     shares = _shares(tensors, lambda t: t.type.name)
     return tuple(sorted(shares, key=lambda s: (s.tensors[0].type.bpw, s.name)))
 
 
 def by_role(tensors: Iterable[TensorPlan]) -> tuple[Share, ...]:
-    """Return the tensors of each role, the largest first; norms and such together, last."""
+    """Return the tensors of each role, the largest first; SMALL is one group and comes last."""
     shares = _shares(tensors, lambda t: SMALL if is_small(t) else column_of(t.name))
     return tuple(sorted(shares, key=lambda s: (s.name == SMALL, -s.n_bytes)))
 
@@ -127,7 +127,7 @@ def _shares(tensors: Iterable[TensorPlan], key: Callable[[TensorPlan], str]) -> 
 
 
 def _line(rule: str) -> tuple[bool, bool, str, int]:
-    """Return what orders rules: lines of a file as numbers, the default behind its file's rules."""
+    """Return a sort key: rules by file and line, then a file's default, then built-in rules."""
     place = re.fullmatch(r"(.*):(\d+)( default)?", rule)
     if place is None or rule.startswith(BUILT_IN):
         return (True, False, rule, 0)

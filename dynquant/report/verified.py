@@ -1,15 +1,15 @@
-"""What a verification says, for people and for scripts."""
+"""Text and JSON of a verification (`dynquant verify`)."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from dynquant.figures import gigabytes
-from dynquant.verification.findings import Verified, counted
+from dynquant.verification.findings import Verification, counted
 
 
-def verified_json(found: Verified) -> dict[str, Any]:
-    """Return a verification as `dynquant verify --json` prints it; scripts rely on this form."""
+def verified_json(found: Verification) -> dict[str, Any]:
+    """Return a verification as `dynquant verify --json` prints it; scripts depend on this form."""
     return {
         "sound": found.is_sound,
         "files": [{"name": path.name, "bytes": size} for path, size in found.files],
@@ -29,8 +29,8 @@ def verified_json(found: Verified) -> dict[str, Any]:
     }
 
 
-def verified_text(found: Verified, name: str, seconds: str) -> str:
-    """Return what was looked at, what could not be, and the verdict, a line each."""
+def verified_text(found: Verification, name: str, seconds: str) -> str:
+    """Return a line for each thing that was checked or could not be, and the verdict."""
     n_bytes = sum(size for _, size in found.files)
     lines = [f"checked      {what}" for what in found.checked]
     lines += [f"not checked  {what}" for what in found.unchecked]

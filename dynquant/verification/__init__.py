@@ -1,1 +1,1 @@
-"""Whether a GGUF is sound: its structure, every block, its manifest, and its source."""
+"""Verify a GGUF: its structure, every block, its manifest, and its source."""

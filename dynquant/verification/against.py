@@ -1,4 +1,4 @@
-"""Whether a GGUF is what its source gives: rows encoded again, with the file's types and effort."""
+"""Compare a GGUF with its source: encode rows again, with the file's types and effort."""
 
 from __future__ import annotations
 
@@ -16,27 +16,30 @@ from dynquant.conversion.write import default_threads
 from dynquant.errors import VerificationError
 from dynquant.importance.imatrix import Imatrix
 from dynquant.measure.sample import Candidate, Range, draw, encode_rows
-from dynquant.name_lists import grouped
 from dynquant.quants.codec import NotFiniteError
 from dynquant.quants.search import Search
 from dynquant.tensors import ShardFile
 from dynquant.verification.ahead import in_order
-from dynquant.verification.findings import Compared, Fault
+from dynquant.verification.findings import Comparison, Fault
 from dynquant.verification.lints import value_of
 from dynquant.verification.maker import Maker, load_source
 from dynquant.verification.pairing import Pair, Pairing
 from dynquant.verification.standalone import first_file
 
 SAMPLES = 64
-"""Ranges that are compared where nobody says how many."""
+"""Default number of ranges to compare."""
 
 _WEIGHTS = 1 << 18
-"""Weights of the ranges that whole tensors are cut into."""
+"""Weights in each range when whole tensors are compared."""
 
 
 @dataclass(frozen=True)
 class _Outcome:
-    """Of a range: rows that differ, the first of them, or why it could not be encoded."""
+    """The result for one range.
+
+    n_wrong: rows that differ; first: the first of them
+    failure: why the range could not be encoded
+    """
 
     n_wrong: int = 0
     first: int = 0
@@ -53,74 +56,123 @@ def compare(
     mla: Mla = "split",
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> Compared:
-    """Encode rows of a model as a GGUF has them, and compare the bytes.
+) -> Comparison:
+    """Encode rows of a model with the types of a GGUF and compare the bytes.
 
-    path, model: the file, and what `load_model` takes
-    tensors:  a glob of names, all whose rows are compared; None takes a sample of all
-    sample:   ranges of rows to compare instead, drawn by a seed that is the file's own
-    imatrix:  what the file was made with
-    progress: called with bytes of blocks done and in all
-
-    Raises VerificationError where the file cannot be compared as asked, CheckpointError and other
-    kinds where file or model cannot be read.
+    path: the file; threads, progress: as in `Comparer.run`; the others as in `prepare`
     """
     shards = open_gguf(first_file(path))
+    comparer = prepare(shards, model, tensors=tensors, sample=sample, imatrix=imatrix, mla=mla)
+    return comparer.run(threads=threads, progress=progress)
+
+
+def prepare(
+    shards: Shards,
+    model: str,
+    *,
+    tensors: str | None = None,
+    sample: int | None = None,
+    imatrix: Imatrix | None = None,
+    mla: Mla = "split",
+) -> Comparer:
+    """Prepare a comparison from headers alone, so that errors are found before any row is read.
+
+    model:   the model as `load_model` takes it
+    tensors: a glob; all rows of the tensors whose names match are compared
+    sample:  compare this many ranges of rows instead; the seed is computed from the file's header
+    imatrix: the imatrix that the file was made with
+
+    Raises VerificationError if the file cannot be compared as requested, and another kind of
+    DynquantError if the model cannot be read.
+    """
     maker = Maker.of(shards)
     maker.refuse_imatrix(shards, imatrix)
-    source = load_source(model, mla, shards)
     wanted = [
         t.name for _, t in shards.tensors() if tensors is None or fnmatchcase(t.name, tensors)
     ]
     if not wanted:
-        raise VerificationError(f"{shards.path}: no tensor is named {tensors}")
+        raise VerificationError(
+            f"{shards.path}: no tensor name matches {tensors!r}; `dynquant inspect` lists the names"
+        )
+    source = load_source(model, mla, shards)
     pairing = Pairing(shards, source, maker, imatrix if maker.imatrix_sha256 else None)
-    pairs = [pair for name in wanted if (pair := pairing.pair(name)) is not None]
+    pairs = tuple(pair for name in wanted if (pair := pairing.pair(name)) is not None)
     if sample is None and tensors is None:
         sample = SAMPLES
-    tally = _Tally(pairs)
-    if sample is None:
-        ranges, total = _whole(pairs), sum(p.tensor.n_bytes for p in pairs)
-    else:
-        ranges = _drawn(shards, pairs, sample)
-        total = sum((r.stop - r.start) * pairs[r.index].row_size for r in ranges)
-    readers = {p.file.path: ShardFile(p.file.path) for p in pairs}
-    search = Search(maker.effort)
+    ranges = None if sample is None else tuple(_drawn(shards, pairs, sample))
+    missing = tuple(pairing.left_out()) if tensors is None else ()
+    faults, unchecked = tuple(pairing.faults), (*maker.unchecked(), *pairing.unchecked)
+    return Comparer(model, maker, pairs, ranges, faults, missing, unchecked)
 
-    def look(taken: Range) -> _Outcome:
-        return _compared(pairs[taken.index], taken, readers, search)
 
-    for taken, outcome in in_order(ranges, look, threads or default_threads()):
-        tally.add(taken, outcome)
-        if progress is not None:
-            progress(tally.n_bytes, total)
-    faults = [*pairing.faults]
-    unsure: list[str] = []
-    for index, outcome in tally.wrong.items():
-        if pairs[index].is_sure:
-            faults.append(_fault(pairs[index], outcome, model, maker))
-        else:
-            unsure.append(pairs[index].tensor.name)
-    unchecked = [*maker.unchecked(), *pairing.unchecked]
-    if unsure:
-        unchecked.append(
-            f"{', '.join(grouped(unsure))}: other bytes than this dynquant makes, which"
-            f" {maker.described} may have made rightly"
+@dataclass(frozen=True)
+class Comparer:
+    """A comparison that is ready to run.
+
+    ranges:    the ranges of rows to compare; None for all rows of `pairs`
+    faults:    faults that were found from the headers
+    missing:   warnings about tensors that are not in the file
+    unchecked: what cannot be compared, and why
+    """
+
+    model: str
+    maker: Maker
+    pairs: tuple[Pair, ...]
+    ranges: tuple[Range, ...] | None
+    faults: tuple[Fault, ...]
+    missing: tuple[str, ...]
+    unchecked: tuple[str, ...]
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the rows to compare."""
+        if self.ranges is None:
+            return sum(pair.tensor.n_bytes for pair in self.pairs)
+        return sum((r.stop - r.start) * self.pairs[r.index].row_size for r in self.ranges)
+
+    def run(
+        self,
+        *,
+        threads: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Comparison:
+        """Encode the rows and compare them with the file.
+
+        threads:  None uses one for each CPU
+        progress: called with the bytes of blocks done and the total
+
+        Raises CheckpointError if the file or the model cannot be read.
+        """
+        readers = {p.file.path: ShardFile(p.file.path) for p in self.pairs}
+        search = Search(self.maker.effort)
+        tally = _Tally(self.pairs)
+        total = self.n_bytes
+
+        def compare_range(taken: Range) -> _Outcome:
+            return _compared(self.pairs[taken.index], taken, readers, search)
+
+        ranges = _whole(self.pairs) if self.ranges is None else self.ranges
+        for taken, outcome in in_order(ranges, compare_range, threads or default_threads()):
+            tally.add(taken, outcome)
+            if progress is not None:
+                progress(tally.n_bytes, total)
+        return self._comparison(tally)
+
+    def _comparison(self, tally: _Tally) -> Comparison:
+        wrong = tally.wrong.items()
+        faults = [_fault(self.pairs[i], outcome, self.model, self.maker) for i, outcome in wrong]
+        extent = "all rows" if self.ranges is None else f"{tally.n_ranges} ranges of rows"
+        checked = (
+            f"against {self.model}: {extent} of {len(tally.seen)} tensors,"
+            f" {self.n_bytes / 1e6:.1f} MB encoded again"
         )
-    what = "whole" if sample is None else f"in {tally.n_ranges} ranges of rows"
-    n_compared = len(tally.seen) - len(unsure)
-    return Compared(
-        tuple(faults),
-        tuple(pairing.left_out()) if tensors is None else (),
-        (f"against {model}: {n_compared} tensors {what}, {total / 1e6:.1f} MB encoded again",),
-        tuple(unchecked),
-    )
+        return Comparison((*self.faults, *faults), self.missing, (checked,), self.unchecked)
 
 
 class _Tally:
-    """What the ranges say of each tensor, taken in order.
+    """Adds up the results of ranges by tensor; ranges are added in order.
 
-    wrong: of tensors that differ, by number: how many rows, and the first of them
+    wrong: the tensors that differ, by index: how many rows, and the first of them
     """
 
     def __init__(self, pairs: Sequence[Pair]) -> None:
@@ -131,7 +183,7 @@ class _Tally:
         self.n_bytes = 0
 
     def add(self, taken: Range, outcome: _Outcome) -> None:
-        """Count a range."""
+        """Add the result of one range."""
         self.seen.add(taken.index)
         self.n_ranges += 1
         self.n_bytes += (taken.stop - taken.start) * self._pairs[taken.index].row_size
@@ -142,7 +194,7 @@ class _Tally:
 
 
 def _whole(pairs: Sequence[Pair]) -> Iterator[Range]:
-    """Yield all rows, none of two matrices that differ in importance in one range."""
+    """Yield ranges of all rows; no range spans two matrices with different importance."""
     for index, pair in enumerate(pairs):
         rows, together = pair.source.n_rows, pair.together
         step = max(1, _WEIGHTS // pair.source.n_per_row)
@@ -152,7 +204,7 @@ def _whole(pairs: Sequence[Pair]) -> Iterator[Range]:
 
 
 def _drawn(shards: Shards, pairs: Sequence[Pair], n: int) -> list[Range]:
-    """Draw ranges by a seed of names, types, shapes and keys: the same for the same file."""
+    """Draw ranges with a seed of names, types, shapes and keys: the same for the same file."""
     seed = hashlib.sha256()
     for _, t in shards.tensors():
         seed.update(f"{t.name}\0{t.type_name}\0{t.shape}\n".encode("utf-8", "surrogateescape"))
@@ -173,24 +225,24 @@ def _compared(
         encoded = encode_rows(source, taken.start, taken.stop, pair.qtype, importance, search)
     except NotFiniteError as e:
         row = taken.start + e.row
-        return _Outcome(1, row, f"row {row} of the source holds a number that is not finite")
+        return _Outcome(1, row, f"row {row} of the source has a number that is not finite")
     blocks = encoded.blocks
-    there = np.empty_like(blocks)
+    stored = np.empty_like(blocks)
     at = pair.file.data_offset + pair.tensor.offset + taken.start * blocks.shape[1]
-    readers[pair.file.path].read(at, there.reshape(-1))
-    wrong = (there != blocks).any(axis=1)
+    readers[pair.file.path].read(at, stored.reshape(-1))
+    wrong = (stored != blocks).any(axis=1)
     n_wrong = int(wrong.sum())
     return _Outcome(n_wrong, taken.start + int(wrong.argmax()) if n_wrong else 0)
 
 
 def _fault(pair: Pair, outcome: _Outcome, model: str, maker: Maker) -> Fault:
-    """Say where a tensor differs first."""
+    """Report the first row that differs."""
     row, n = outcome.first, outcome.n_wrong
     effort = "" if pair.qtype.is_float else f", effort {maker.effort}"
-    more = f"; {n:,} of the rows compared differ" if n > 1 else ""
+    more = f"; {n:,} of the compared rows differ" if n > 1 else ""
     what = outcome.failure or (
-        f"row {row} of {pair.source.n_rows} is not what {model} gives as {pair.qtype.name}{effort}"
-        f"{more}"
+        f"row {row} of {pair.source.n_rows} differs from {model} encoded as {pair.qtype.name}"
+        f"{effort}{more}"
     )
     at = pair.file.data_offset + pair.tensor.offset + row * pair.row_size
     return Fault(what, pair.file.path, pair.tensor.name, at)

@@ -1,4 +1,4 @@
-"""Whether a GGUF is what the manifest beside it says (`OUT.gguf.manifest.json`)."""
+"""Compare a GGUF with the manifest beside it (`OUT.gguf.manifest.json`)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from dynquant.verification.findings import Fault, counted
 from dynquant.verification.scan import Scanned
 
 
-def place_of(path: Path) -> Path:
-    """Return where the manifest of a GGUF is, given its file or any of its shards."""
+def manifest_of(path: Path) -> Path:
+    """Return the path of a GGUF's manifest, given the file or any of its shards."""
     own = manifest_path(path)
     shard = NAME.fullmatch(path.name)
     if shard is None or own.exists():
@@ -23,7 +23,7 @@ def place_of(path: Path) -> Path:
 
 
 def _keys(manifest: Manifest) -> dict[str, str]:
-    """Return what the GGUF's own keys should say."""
+    """Return the values that the GGUF's keys should have."""
     keys = {
         "general.architecture": manifest.output.architecture,
         "dynquant.version": manifest.dynquant.version,
@@ -38,17 +38,20 @@ def _keys(manifest: Manifest) -> dict[str, str]:
 def manifest_faults(
     manifest: Manifest, name: str, shards: Shards, sizes: list[int], scanned: Scanned
 ) -> Iterator[Fault]:
-    """Say where files, tensors and checksums are not those of a manifest; name: of its file."""
+    """Yield where files, tensors and checksums differ from a manifest.
+
+    name: the file name of the manifest, for messages
+    """
     of = f"the manifest {name}"
     files = manifest.output.files
     for key, value in _keys(manifest).items():
         has = shards.keys.get(key)
         if has is None or has.value != value:
-            says = "is not there" if has is None else f"is {has.value!r}"
-            yield Fault(f"{key} {says}, and {value!r} in {of}", shards.path)
+            here = "is missing" if has is None else f"is {has.value!r}"
+            yield Fault(f"{key} {here}, but {value!r} in {of}", shards.path)
     if len(files) != len(shards.files):
         yield Fault(
-            f"is one of {counted(len(shards.files), 'file')}, and {of} has {len(files)}",
+            f"belongs to {counted(len(shards.files), 'file')}, but {of} lists {len(files)}",
             shards.path,
         )
     found = list(_tensor_faults(manifest, shards, scanned, of))
@@ -56,15 +59,15 @@ def manifest_faults(
     faulty = {fault.file for fault in (*found, *scanned.faults)}
     for file, entry, size, sha256 in zip(shards.files, files, sizes, scanned.sha256, strict=False):
         if size != entry.bytes:
-            yield Fault(f"is {size:,} bytes long, and {entry.bytes:,} in {of}", file.path)
+            yield Fault(f"is {size:,} bytes long, but {entry.bytes:,} in {of}", file.path)
         elif sha256 != entry.sha256:
             where = (
                 ""
                 if file.path in faulty
-                else f"; its tensors are, so that it is in bytes 0 to {file.table_end}, the keys"
-                " and the tensor table"
+                else f"; the tensors agree, so the difference is in bytes 0 to {file.table_end},"
+                " the keys and the tensor table"
             )
-            yield Fault(f"its sha256 is not that of {of}{where}", file.path)
+            yield Fault(f"its sha256 differs from {of}{where}", file.path)
 
 
 def _tensor_faults(
@@ -74,7 +77,7 @@ def _tensor_faults(
     listed = {entry.name for entry in manifest.tensors}
     absent = [entry.name for entry in manifest.tensors if entry.name not in here]
     if absent:
-        yield Fault(f"{', '.join(grouped(absent))} of {of} is not there", shards.path)
+        yield Fault(f"{', '.join(grouped(absent))} is missing, but listed in {of}", shards.path)
     if more := [name for name in here if name not in listed]:
         yield Fault(f"{', '.join(grouped(more))} is not in {of}", shards.path)
     owners = {entry.xxh64: entry.name for entry in manifest.tensors}
@@ -90,13 +93,13 @@ def _tensor_faults(
         for what, a, b in zip(names, has, wanted, strict=True):
             if a != b:
                 yield Fault(
-                    f"{what} is {_shown(a)}, and {_shown(b)} in {of}", file.path, entry.name, at
+                    f"{what} is {_shown(a)}, but {_shown(b)} in {of}", file.path, entry.name, at
                 )
         if scanned.xxh64.get(entry.name) != entry.xxh64:
             other = owners.get(scanned.xxh64.get(entry.name, ""))
-            whose = f"; they are those of {other}" if other else ""
+            whose = f"; they are the bytes of {other}" if other else ""
             yield Fault(
-                f"its {tensor.n_bytes:,} bytes are not those of {of}{whose}",
+                f"its {tensor.n_bytes:,} bytes differ from the checksum in {of}{whose}",
                 file.path,
                 entry.name,
                 at,

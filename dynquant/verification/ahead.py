@@ -1,4 +1,4 @@
-"""Work done by threads, taken in order, and never more of it at a time than threads can do."""
+"""Run work in threads, return results in order, and bound how much is in progress."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _AHEAD = 2
-"""Items under way, for each thread: one that it does, and one that waits for it."""
+"""Items in progress for each thread: one that it works on, and one that waits."""
 
 
 def in_order(items: Iterable[T], work: Callable[[T], R], threads: int) -> Iterator[tuple[T, R]]:
-    """Yield each item with what `work` makes of it, in the order of the items.
+    """Yield each item with the result of `work`, in the order of the items.
 
-    Items are taken as threads become free. What `work` raises is raised here; what is under way
-    then is waited for, and nothing more begun.
+    Items are taken as threads become free. An exception in `work` is raised here, after the items
+    in progress have finished; no further item is started.
     """
     waiting: deque[tuple[T, Future[R]]] = deque()
     with ThreadPoolExecutor(threads, "dynquant-verify") as pool:

@@ -1,12 +1,12 @@
-"""Whether blocks can be what an encoder wrote: scales that are numbers, codes that a type has.
+"""Find blocks that no encoder writes: scales that are not finite, codes that a type does not have.
 
-A decoded weight is a scale times small integers, so what makes it infinite or NaN is the scale:
-f16 scales reach 65504, and no product of one with a block's integers leaves float32. The scales
-alone are looked at, therefore, which is many times as fast as decoding. MXFP4 is the exception:
-beside 2^126 and 2^127 the larger levels overflow.
+A decoded weight is a scale times small integers, so it is infinite or NaN only if the scale is: f16
+scales reach 65504, and no product of one with a block's integers overflows float32. Checking only
+the scales is many times as fast as decoding. MXFP4 is the exception: with scales of 2^126 and 2^127
+the larger levels overflow.
 
-Source: the layouts of ggml-common.h, and ggml_validate_row_data in ggml-quants.c, which looks at
-the f16 scales and at MXFP4's exponent. It takes NVFP4's scales and ternary codes as they come.
+Source: the layouts of ggml-common.h, and ggml_validate_row_data in ggml-quants.c, which checks the
+f16 scales and MXFP4's exponent. It accepts any NVFP4 scale and any ternary code.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _F16_SCALES = {
     "TQ1_0": (52,),
     "TQ2_0": (64,),
 }
-"""Where in a block its f16 numbers are."""
+"""Byte offsets of the f16 numbers in a block."""
 
 _SCALE = "a scale that is not finite"
 
@@ -45,7 +45,7 @@ _FOUR_DIGITS = bytes(-(-256 * v // 243) for v in range(0, 243, 3))
 
 @dataclass(frozen=True)
 class BadBlocks:
-    """Blocks of which one thing is wrong: how many, and the first one's number."""
+    """Blocks with the same problem: how many, and the index of the first."""
 
     what: str
     count: int
@@ -53,7 +53,7 @@ class BadBlocks:
 
 
 def bad_blocks(blocks: U8, qtype: QuantType) -> list[BadBlocks]:
-    """Return what is wrong with blocks of a type; nothing for types that every byte is right for.
+    """Return the problems of blocks of a type; none for types in which every byte is valid.
 
     blocks: uint8 [n_blocks, qtype.type_size], C order
     """
@@ -66,12 +66,12 @@ def bad_blocks(blocks: U8, qtype: QuantType) -> list[BadBlocks]:
 
 
 def _f16_scale(offset: int) -> Callable[[U8], Mask]:
-    # Not finite is an exponent of ones, bits 2 to 6 of the upper byte.
+    # Infinity and NaN have an exponent of ones: bits 2 to 6 of the upper byte.
     return lambda blocks: (blocks[:, offset + 1] & 0x7C) == 0x7C
 
 
 def _iq1_m_scale(blocks: U8) -> Mask:
-    # The scale is in the upper four bits of four words from byte 48 on; these two are its upper.
+    # The scale is in the upper four bits of four words from byte 48; these two hold its upper byte.
     return ((blocks[:, 55] & 0x70) == 0x70) & ((blocks[:, 53] & 0xC0) == 0xC0)
 
 
@@ -82,9 +82,9 @@ def _mxfp4_scale(blocks: U8) -> Mask:
 def _mxfp4_overflow(blocks: U8) -> Mask:
     wrong = blocks[:, 0] >= 253
     wrong &= blocks[:, 0] < 255
-    there = np.flatnonzero(wrong)
-    if len(there):
-        wrong[there] = ~np.isfinite(decode(blocks[there], ALL["MXFP4"], 32)).all(axis=1)
+    found = np.flatnonzero(wrong)
+    if len(found):
+        wrong[found] = ~np.isfinite(decode(blocks[found], ALL["MXFP4"], 32)).all(axis=1)
     return wrong
 
 
@@ -94,10 +94,10 @@ def _nvfp4_scale(blocks: U8) -> Mask:
 
 def _tq1_0_codes(blocks: U8) -> Mask:
     wrong = np.zeros(len(blocks), np.bool_)
-    for codes, made in ((blocks[:, :48], _FIVE_DIGITS), (blocks[:, 48:52], _FOUR_DIGITS)):
-        # Most often there is nothing to find, and this is the quickest way to know.
-        if codes.tobytes().translate(None, made):
-            wrong |= np.any(~np.isin(codes, list(made)), axis=1, keepdims=True)[:, 0]
+    for codes, valid in ((blocks[:, :48], _FIVE_DIGITS), (blocks[:, 48:52], _FOUR_DIGITS)):
+        # Almost always there is nothing to find, and this is the fastest way to know.
+        if codes.tobytes().translate(None, valid):
+            wrong |= np.any(~np.isin(codes, list(valid)), axis=1, keepdims=True)[:, 0]
     return wrong
 
 
@@ -122,12 +122,15 @@ _NUMBER = "a number that is not finite"
 
 _CHECKS: dict[str, tuple[_Check, ...]] = {
     **{name: _f16_scales(name) for name in _F16_SCALES},
-    "TQ1_0": (*_f16_scales("TQ1_0"), ("a byte that ternary codes do not make", _tq1_0_codes)),
+    "TQ1_0": (
+        *_f16_scales("TQ1_0"),
+        ("a byte that is not a valid group of ternary codes", _tq1_0_codes),
+    ),
     "TQ2_0": (*_f16_scales("TQ2_0"), ("a code of 3, which is not ternary", _tq2_0_codes)),
     "IQ1_M": ((_SCALE, _iq1_m_scale),),
     "MXFP4": (
         ("a scale that is not a number (255)", _mxfp4_scale),
-        ("a scale with which weights overflow", _mxfp4_overflow),
+        ("a scale that makes weights overflow", _mxfp4_overflow),
     ),
     "NVFP4": (("a scale that is not a number (127)", _nvfp4_scale),),
     "F16": ((_NUMBER, _number("<u2", 0x7C00)),),
@@ -135,5 +138,5 @@ _CHECKS: dict[str, tuple[_Check, ...]] = {
     "F32": ((_NUMBER, _number("<u4", 0x7F800000)),),
     "F64": ((_NUMBER, _number("<u8", 0x7FF0000000000000)),),
 }
-"""What can be wrong with the blocks of each type, and how to see it. Codes of all other types, and
-all integers, are right whatever they are."""
+"""The problems that blocks of each type can have, and how to find them. In all other types, every
+code is valid, and so is every integer."""

@@ -1,4 +1,4 @@
-"""What is found wrong with a file: where, and what."""
+"""The results of a verification: faults with their locations, warnings, and what was checked."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 
-def counted(n: int, what: str) -> str:
+def counted(n: int, noun: str) -> str:
     """Return a number of things as text: `1 file`, `3 files`."""
-    return f"{n} {what}" if n == 1 else f"{n} {what}s"
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that a sound file has not.
+    """Something wrong with a file.
 
-    tensor: the one that it concerns; offset: bytes from the start of the file
+    tensor: the tensor concerned; offset: bytes from the start of the file
     """
 
     what: str
@@ -29,13 +29,25 @@ class Fault:
 
 
 @dataclass(frozen=True)
-class Verified:
-    """The outcome of a verification.
+class Comparison:
+    """The result of comparing a file with its source; the fields are those of Verification."""
 
-    files:     that were looked at, with their sizes
-    faults:    what a sound file has not; warnings: what somebody may have meant so
-    checked:   what was looked at; unchecked: what could not be, with the reason
-    n_tensors: tensors of all files
+    faults: tuple[Fault, ...]
+    warnings: tuple[str, ...]
+    checked: tuple[str, ...]
+    unchecked: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The result of verifying a file.
+
+    files:     the files that were read, with their sizes; empty if the header cannot be read
+    n_tensors: tensors in all files
+    faults:    everything wrong with the file
+    warnings:  unusual things that may be intended
+    checked:   what was checked
+    unchecked: what could not be checked, and why
     """
 
     files: tuple[tuple[Path, int], ...]
@@ -47,26 +59,15 @@ class Verified:
 
     @property
     def is_sound(self) -> bool:
-        """Whether nothing is wrong, as far as it could be looked at."""
+        """Whether no fault was found."""
         return not self.faults
 
-
-@dataclass(frozen=True)
-class Compared:
-    """What a comparison says, to be put beside what else is known of the file."""
-
-    faults: tuple[Fault, ...]
-    warnings: tuple[str, ...]
-    checked: tuple[str, ...]
-    unchecked: tuple[str, ...]
-
-
-def together(found: Verified, compared: Compared) -> Verified:
-    """Return what is known of a file with what its source says of it."""
-    return replace(
-        found,
-        faults=(*found.faults, *compared.faults),
-        warnings=(*found.warnings, *compared.warnings),
-        checked=(*found.checked, *compared.checked),
-        unchecked=(*found.unchecked, *compared.unchecked),
-    )
+    def with_comparison(self, comparison: Comparison) -> Verification:
+        """Return these results with those of a comparison added."""
+        return replace(
+            self,
+            faults=(*self.faults, *comparison.faults),
+            warnings=(*self.warnings, *comparison.warnings),
+            checked=(*self.checked, *comparison.checked),
+            unchecked=(*self.unchecked, *comparison.unchecked),
+        )

@@ -1,4 +1,4 @@
-"""Who made a GGUF, and how, as far as its keys tell."""
+"""Which program made a GGUF and with which settings, according to its keys."""
 
 from __future__ import annotations
 
@@ -11,75 +11,75 @@ from dynquant.arch.load import Mla, load_model
 from dynquant.checkpoint.gguf_shards import Shards
 from dynquant.errors import VerificationError, VocabError
 from dynquant.importance.imatrix import Imatrix
+from dynquant.quants.encoder import ENCODER_REVISION
 from dynquant.quants.search import EFFORTS, Effort
 from dynquant.verification.lints import value_of
 
 
 @dataclass(frozen=True)
 class Maker:
-    """What a file says of who made it, and how.
+    """The program that made a file, and its settings.
 
-    version: of dynquant; None of files that something else made
+    version: the version of dynquant; None if another program made the file
+    encoder_revision: of the encoders that made it; None if it does not say
     """
 
     version: str | None
+    encoder_revision: int | None
     effort: Effort
     imatrix_sha256: str | None
 
     @classmethod
     def of(cls, shards: Shards) -> Maker:
-        """Read a file's keys."""
+        """Return the maker recorded in a file's keys."""
         made_by = value_of(shards, "dynquant.version")
+        revision = value_of(shards, "dynquant.encoder_revision")
         effort = value_of(shards, "dynquant.effort")
         imatrix = value_of(shards, "dynquant.imatrix_sha256")
         known: dict[object, Effort] = {e: e for e in EFFORTS}
         return cls(
             made_by if isinstance(made_by, str) else None,
+            revision if isinstance(revision, int) else None,
             known.get(effort, "normal"),
             imatrix if isinstance(imatrix, str) else None,
         )
 
     @property
-    def is_ours(self) -> bool:
-        """Whether it was this version: the same rows give the same bytes."""
-        return self.version == version("dynquant")
-
-    @property
-    def described(self) -> str:
-        """Its name in messages."""
-        return f"dynquant {self.version}" if self.version else "another program"
+    def has_our_encoders(self) -> bool:
+        """Whether encoders of this revision made the file, so that equal rows give equal bytes."""
+        return self.version is not None and self.encoder_revision == ENCODER_REVISION
 
     def refuse_imatrix(self, shards: Shards, imatrix: Imatrix | None) -> None:
-        """Raise VerificationError if the imatrix is not the one that the file was made with."""
+        """Raise VerificationError unless the imatrix is the one that the file was made with."""
         wanted = self.imatrix_sha256
         if wanted and imatrix is None:
             raise VerificationError(
-                f"{shards.path}: was made with an imatrix, sha256 {wanted}; give it (--imatrix"
-                " FILE)"
+                f"{shards.path}: was made with an imatrix, sha256 {wanted}; name it with --imatrix"
             )
         if wanted and imatrix is not None and imatrix.sha256 != wanted:
             raise VerificationError(
-                f"{imatrix.path}: has sha256 {imatrix.sha256}, and {shards.path} was made with"
-                f" {wanted}; give that one"
+                f"{imatrix.path}: has sha256 {imatrix.sha256}, but {shards.path} was made with the"
+                f" imatrix of sha256 {wanted}; name that file"
             )
         if imatrix is not None and self.version and not wanted:
-            raise VerificationError(
-                f"{shards.path}: was made without an imatrix; leave out --imatrix"
-            )
+            raise VerificationError(f"{shards.path}: was made without an imatrix; remove --imatrix")
 
     def unchecked(self) -> Iterator[str]:
-        """Say what comparing cannot settle, because of who made it."""
+        """Yield what a comparison cannot check because of the program that made the file."""
         if self.version is None:
-            yield "quantized tensors against the source: the file is not made by dynquant"
-        elif not self.is_ours:
+            yield "quantized tensors against the source: the file was not made by dynquant"
+        elif not self.has_our_encoders:
+            theirs = self.encoder_revision
             yield (
-                f"whether what differs is wrong: the file is made by {self.described}, and this is"
-                f" {version('dynquant')}"
+                f"quantized tensors against the source: dynquant {self.version} made the file with"
+                f" encoder revision {'unknown' if theirs is None else theirs}, and this dynquant"
+                f" {version('dynquant')} has revision {ENCODER_REVISION}; compare with the dynquant"
+                " that made it"
             )
 
 
 def load_source(model: str, mla: Mla, shards: Shards) -> Model:
-    """Load the source; where its pre-tokenizer is not recognised, the file tells its name."""
+    """Load the source; take a pre-tokenizer that is not recognised from the file's keys."""
     try:
         return load_model(model, mla=mla, needs_vocab=False)
     except VocabError:

@@ -1,4 +1,4 @@
-"""The tensors of a GGUF with the rows of a source that they should be made of."""
+"""Pair the tensors of a GGUF with the source rows that they should be made from."""
 
 from __future__ import annotations
 
@@ -19,21 +19,17 @@ from dynquant.verification.maker import Maker
 
 @dataclass(frozen=True)
 class Pair:
-    """A tensor of the file, its rows in the source, and how they become its blocks.
-
-    is_sure: whether other bytes than ours are wrong: not where another encoder made them
-    """
+    """A tensor of the file, its source rows, and how to encode them."""
 
     file: GGUFFile
     tensor: GGUFTensor
     source: ModelTensor
     qtype: QuantType
     importance: Importance | None
-    is_sure: bool
 
     @property
     def together(self) -> int:
-        """Rows of one matrix, where its matrices differ in importance; else all."""
+        """Rows with the same importance: those of one matrix if matrices differ, else all."""
         rows = n_rows(self.tensor.shape)
         return rows // self.importance.n_matrices if self.importance else rows
 
@@ -44,7 +40,7 @@ class Pair:
 
 
 class Pairing:
-    """Finds the source of each tensor, and says of which there is none."""
+    """Finds the source of each tensor and records tensors that have none."""
 
     def __init__(self, shards: Shards, model: Model, maker: Maker, imatrix: Imatrix | None) -> None:
         self.faults: list[Fault] = []
@@ -58,7 +54,7 @@ class Pairing:
         self._importance = audit(imatrix, here)[0] if imatrix and here else {}
 
     def pair(self, name: str) -> Pair | None:
-        """Return a tensor with its source, or note why there is no comparing it."""
+        """Return a tensor with its source, or None after recording why it cannot be compared."""
         file, tensor = self._files[name]
         at = file.data_offset + tensor.offset
         source = self._sources.get(name)
@@ -72,7 +68,7 @@ class Pairing:
         if source.shape != (tensor.shape or (1,)):
             self.faults.append(
                 Fault(
-                    f"has shape {list(tensor.shape)}, and {list(source.shape)} in the source",
+                    f"has shape {list(tensor.shape)}, but {list(source.shape)} in the source",
                     file.path,
                     name,
                     at,
@@ -87,19 +83,18 @@ class Pairing:
         ):
             self.faults.append(
                 Fault(
-                    f"is {tensor.type_name}, and {stored.name} in the source", file.path, name, at
+                    f"is {tensor.type_name}, but {stored.name} in the source", file.path, name, at
                 )
             )
             return None
         is_exact = qtype.is_float or qtype == stored
-        if self._maker.version is None and not is_exact:
+        if not (is_exact or self._maker.has_our_encoders):
             return None
         importance = None if is_exact else self._importance.get(name)
-        is_sure = is_exact or self._maker.is_ours
-        return Pair(file, tensor, source, qtype, importance, is_sure)
+        return Pair(file, tensor, source, qtype, importance)
 
     def left_out(self) -> Iterator[str]:
-        """Say what the source has and the file has not; layers that predict ahead are optional."""
+        """Yield tensors of the source that are not in the file; prediction layers are optional."""
         ahead = self._model.prediction.layers if self._model.prediction else range(0)
         left = [
             t.name
@@ -107,11 +102,11 @@ class Pairing:
             if t.name not in self._files and t.parts.layer not in ahead
         ]
         if left:
-            yield f"{self._path}: {', '.join(grouped(left))} of the source is not in the file"
+            yield f"{self._path}: {', '.join(grouped(left))} is in the source, but not in the file"
 
 
 def _sources(model: Model, names: Mapping[str, object]) -> Iterator[tuple[str, ModelTensor]]:
-    """Yield the tensors that a file may have, by name; stored blocks where it has their factor."""
+    """Yield tensors that a file may have, by name; stored blocks if it has their factor, too."""
     for tensor in model.tensors:
         factor = tensor.name.removesuffix("weight") + "scale"
         if tensor.kept is not None and factor in names:

@@ -1,4 +1,4 @@
-"""One walk over all bytes of a GGUF: blocks and padding looked at by threads, hashes in order."""
+"""Read all bytes of a GGUF once: threads check blocks and padding, hashes are taken in order."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from dynquant.verification.findings import Fault
 from dynquant.verification.structure import padded_end
 
 _CHUNK = 2 << 20
-"""Bytes looked at at a time: they are still in a core's cache when they are hashed."""
+"""Bytes read at a time: few enough to be still in a core's cache when they are hashed."""
 
 _TYPES = ALL | KEPT
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """Bytes of one file: of a tensor, or of none.
+    """Consecutive bytes of one file, within a tensor or outside all tensors.
 
-    at:      from the start of the file
-    tensor:  None of what lies between tensors
-    first:   number of the first block; matrix: of the experts, or 0
-    is_zero: whether they should be zero, as padding is
+    at:      offset from the start of the file
+    tensor:  None for bytes outside all tensors
+    first:   index of the first block; matrix: index of the expert, or 0
+    is_zero: whether the bytes should be zero, as in padding
     """
 
     file: int
@@ -49,11 +49,12 @@ class Stretch:
 
 @dataclass
 class Scanned:
-    """What a walk found.
+    """The results of a scan.
 
-    faults: of blocks and of padding
-    zero:   tensors that have no weight but zeros, with the matrices that do: experts, or 0
-    sha256: of each file; xxh64: of each tensor; both empty where nobody asked for them
+    faults: in blocks and in padding
+    zero:   tensors with matrices whose weights are all zero, with the indices of those matrices
+            (experts, or 0)
+    sha256: of each file; xxh64: of each tensor; both empty if no hashes were requested
     """
 
     faults: list[Fault] = field(default_factory=list[Fault])
@@ -63,8 +64,8 @@ class Scanned:
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """What a thread sees in a stretch: bad blocks, the first byte that ought to be zero."""
+class _Result:
+    """What a thread found in a stretch: bad blocks, and the first byte that should be zero."""
 
     content: U8
     bad: list[BadBlocks]
@@ -73,7 +74,7 @@ class _Seen:
 
 
 def n_matrices(tensor: GGUFTensor) -> int:
-    """Return the number of experts in a stack of them; 1 of other tensors."""
+    """Return the number of experts in a stack of experts; 1 for other tensors."""
     is_stack = len(tensor.shape) == 3 and TensorName.parse(tensor.name).role.endswith("exps")
     return tensor.shape[0] if is_stack else 1
 
@@ -86,27 +87,27 @@ def scan(
     hashes: bool,
     progress: Callable[[int], None] | None = None,
 ) -> Scanned:
-    """Look at all bytes of the files once.
+    """Read and check all bytes of the files once.
 
     sizes:    bytes of each file
-    hashes:   whether to take them, which needs the bytes in order
+    hashes:   whether to compute hashes
     progress: called with the bytes done
 
-    Memory is a few chunks for each thread. Raises CheckpointError if a file cannot be read.
+    Uses a few chunks of memory for each thread. Raises CheckpointError if a file cannot be read.
     """
     readers = [ShardFile(file.path) for file in shards.files]
     found = Scanned()
     tally = _Tally(shards, found, hashes=hashes)
     known: set[tuple[str, int]] = set()
 
-    def look(stretch: Stretch) -> _Seen:
+    def check(stretch: Stretch) -> _Result:
         content = np.empty(stretch.n_bytes, np.uint8)
         readers[stretch.file].read(stretch.at, content)
-        return _seen(stretch, content, known)
+        return _checked(stretch, content, known)
 
     done = 0
-    for stretch, seen in in_order(_all(shards, sizes), look, threads):
-        tally.add(stretch, seen)
+    for stretch, result in in_order(_all(shards, sizes), check, threads):
+        tally.add(stretch, result)
         done += stretch.n_bytes
         if progress is not None:
             progress(done)
@@ -114,25 +115,25 @@ def scan(
     return found
 
 
-def _seen(stretch: Stretch, content: U8, known: set[tuple[str, int]]) -> _Seen:
-    """Look at the bytes of a stretch; known: matrices that have weights."""
+def _checked(stretch: Stretch, content: U8, known: set[tuple[str, int]]) -> _Result:
+    """Check the bytes of a stretch; known: matrices that have a weight other than zero."""
     tensor = stretch.tensor
     if tensor is None:
         wrong = stretch.is_zero and content.any()
-        return _Seen(content, [], int((content != 0).argmax()) if wrong else None, False)
+        return _Result(content, [], int((content != 0).argmax()) if wrong else None, False)
     qtype = _TYPES.get(tensor.type_name)
     if qtype is None:
-        return _Seen(content, [], None, True)
+        return _Result(content, [], None, True)
     blocks = content.reshape(-1, qtype.type_size)
     bad = bad_blocks(blocks, qtype)
     key = (tensor.name, stretch.matrix)
     if key not in known and _has_weights(blocks, tensor.type_name):
         known.add(key)
-    return _Seen(content, bad, None, key in known)
+    return _Result(content, bad, None, key in known)
 
 
 def _has_weights(blocks: U8, type_name: str) -> bool:
-    """Whether a weight is not zero; most often the first few are not."""
+    """Whether any weight is not zero; usually one of the first few is not."""
     qtype = ALL.get(type_name)
     if qtype is None:
         return bool(blocks.any())
@@ -167,7 +168,7 @@ def _between(file: int, start: int, stop: int, *, is_zero: bool = True) -> Itera
 
 
 def _of_tensor(file: int, start: int, tensor: GGUFTensor) -> Iterator[Stretch]:
-    """Yield a tensor in whole blocks, none of two experts."""
+    """Yield stretches of whole blocks; no stretch spans two experts."""
     matrices = n_matrices(tensor)
     each = tensor.n_bytes // matrices
     qtype = _TYPES.get(tensor.type_name)
@@ -180,7 +181,7 @@ def _of_tensor(file: int, start: int, tensor: GGUFTensor) -> Iterator[Stretch]:
 
 
 class _Tally:
-    """What the stretches say, taken in order."""
+    """Adds up the results of stretches; stretches are added in order."""
 
     def __init__(self, shards: Shards, found: Scanned, *, hashes: bool) -> None:
         self._shards = shards
@@ -190,25 +191,25 @@ class _Tally:
         self._bad: dict[tuple[str, str], Fault] = {}
         self._counts: dict[tuple[str, str], int] = {}
 
-    def add(self, stretch: Stretch, seen: _Seen) -> None:
+    def add(self, stretch: Stretch, result: _Result) -> None:
         file = self._shards.files[stretch.file]
         tensor = stretch.tensor
         if self._files:
-            self._files[stretch.file].update(seen.content.data)
+            self._files[stretch.file].update(result.content.data)
             if tensor is not None:
-                self._hash(file, tensor, stretch, seen)
-        if seen.not_zero is not None:
-            what = "padding that is not zero; the file was damaged, take another copy of it"
-            self._found.faults.append(Fault(what, file.path, None, stretch.at + seen.not_zero))
-        for bad in seen.bad if tensor else ():
+                self._hash(file, tensor, stretch, result)
+        if result.not_zero is not None:
+            what = "padding that is not zero; the file is damaged, get another copy"
+            self._found.faults.append(Fault(what, file.path, None, stretch.at + result.not_zero))
+        for bad in result.bad if tensor else ():
             assert tensor is not None
             self._count(file, tensor, stretch, bad)
 
-    def _hash(self, file: GGUFFile, tensor: GGUFTensor, stretch: Stretch, seen: _Seen) -> None:
+    def _hash(self, file: GGUFFile, tensor: GGUFTensor, stretch: Stretch, result: _Result) -> None:
         start = file.data_offset + tensor.offset
         if stretch.at == start:
             self._tensor.reset()
-        self._tensor.update(seen.content.data)
+        self._tensor.update(result.content.data)
         if stretch.at + stretch.n_bytes == start + tensor.n_bytes:
             self._found.xxh64[tensor.name] = self._tensor.hexdigest()
 
@@ -227,11 +228,11 @@ class _Tally:
             )
 
     def finish(self, known: set[tuple[str, int]]) -> None:
-        """Put together what concerns whole tensors and files."""
+        """Complete the results that concern whole tensors and files."""
         for key, fault in self._bad.items():
             if (n := self._counts[key]) > 1:
                 fault = Fault(
-                    f"{fault.what}, the first of {n:,} such blocks",
+                    f"{fault.what}; it is the first of {n:,} such blocks",
                     fault.file,
                     fault.tensor,
                     fault.offset,

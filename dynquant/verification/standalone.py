@@ -1,4 +1,4 @@
-"""All that can be said of a GGUF without its source: structure, blocks, manifest, lints."""
+"""Verify a GGUF without its source: structure, blocks, manifest, requirements of llama.cpp."""
 
 from __future__ import annotations
 
@@ -10,37 +10,37 @@ from dynquant.conversion.manifest import Manifest, read_manifest
 from dynquant.conversion.write import default_threads
 from dynquant.errors import CheckpointError, ManifestError
 from dynquant.quants.table import ALL, KEPT
-from dynquant.verification.against_manifest import manifest_faults, place_of
-from dynquant.verification.findings import Fault, Verified, counted
+from dynquant.verification.against_manifest import manifest_faults, manifest_of
+from dynquant.verification.findings import Fault, Verification, counted
 from dynquant.verification.lints import lint_faults, lint_warnings
 from dynquant.verification.needed import needed_faults, needed_unchecked
 from dynquant.verification.scan import scan
 from dynquant.verification.structure import structure_faults, structure_warnings
 
 
-def verify(
+def verify_file(
     path: Path,
     *,
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> Verified:
-    """Look at every byte of a GGUF, and at its manifest if there is one beside it.
+) -> Verification:
+    """Check every byte of a GGUF, and its manifest if there is one beside it.
 
-    path:     the file; of several shards any one, or the name that they were asked for by
-    threads:  None takes one for each CPU
-    progress: called with bytes done and bytes in all
+    path:     the file; for a model in shards, any shard or the name without the shard number
+    threads:  None uses one for each CPU
+    progress: called with the bytes done and the total
 
-    A file that cannot be read as a GGUF is a fault like others. Raises CheckpointError where
-    reading fails on the way.
+    A file that is not a GGUF is reported as a fault. Raises CheckpointError if reading fails later.
     """
-    manifest, problems = _manifest(path)
+    manifest, problems = _read_manifest(path)
     try:
         shards = open_gguf(first_file(path))
         sizes = [file.path.stat().st_size for file in shards.files]
     except (CheckpointError, OSError) as e:
         messages = e.messages if isinstance(e, CheckpointError) else (f"{path}: {e.strerror}",)
         faults = (*problems, *map(Fault, messages))
-        return Verified((), 0, faults, (), (), ("blocks and checksums: the header cannot be read",))
+        unchecked = ("blocks and checksums: the header cannot be read",)
+        return Verification((), 0, faults, (), (), unchecked)
     total = sum(sizes)
     found = scan(
         shards,
@@ -54,13 +54,13 @@ def verify(
     faults += (fault for file, size in pairs for fault in structure_faults(file, size))
     faults += found.faults
     if manifest is not None:
-        faults += manifest_faults(manifest, place_of(path).name, shards, sizes, found)
+        faults += manifest_faults(manifest, manifest_of(path).name, shards, sizes, found)
     faults += [*lint_faults(shards), *needed_faults(shards)]
     warnings = [text for file, size in pairs for text in structure_warnings(file, size)]
     warnings += lint_warnings(shards, found.zero)
     if manifest is not None:
         warnings += _other_names(manifest, shards)
-    return Verified(
+    return Verification(
         tuple((file.path, size) for file, size in pairs),
         sum(len(file.tensors) for file in shards.files),
         tuple(faults),
@@ -71,7 +71,7 @@ def verify(
 
 
 def first_file(path: Path) -> Path:
-    """Return the first shard where `path` is the name that shards were asked for by."""
+    """Return the first shard if `path` is the name of a model in shards, else `path`."""
     if not path.exists() and path.suffix == ".gguf":
         for found in sorted(path.parent.glob("*-00001-of-*.gguf")):
             if shard_names(found.name) and found.name.startswith(f"{path.stem}-00001-of-"):
@@ -79,9 +79,9 @@ def first_file(path: Path) -> Path:
     return path
 
 
-def _manifest(path: Path) -> tuple[Manifest | None, list[Fault]]:
+def _read_manifest(path: Path) -> tuple[Manifest | None, list[Fault]]:
     """Return the manifest beside a file, or why it cannot be read."""
-    place = place_of(path)
+    place = manifest_of(path)
     if not place.exists():
         return None, []
     try:
@@ -93,24 +93,24 @@ def _manifest(path: Path) -> tuple[Manifest | None, list[Fault]]:
 def _other_names(manifest: Manifest, shards: Shards) -> Iterator[str]:
     for file, entry in zip(shards.files, manifest.output.files, strict=False):
         if file.path.name != entry.name:
-            yield f"{file.path}: its manifest calls it {entry.name}"
+            yield f"{file.path}: the manifest names this file {entry.name}"
 
 
 def _checked(shards: Shards, manifest: Manifest | None) -> Iterator[str]:
     n = sum(len(file.tensors) for file in shards.files)
-    yield "structure: keys, tensor table, places, padding, sizes"
-    yield f"blocks of {counted(n, 'tensor')}: scales that are numbers, codes that their types have"
+    yield "structure: keys, tensor table, offsets, padding, sizes"
+    yield f"blocks of {counted(n, 'tensor')}: every scale is finite, every code is valid"
     if manifest is not None:
         yield (
             f"manifest: sha256 of {counted(len(manifest.output.files), 'file')}, xxh64, type, shape"
-            f" and place of {counted(len(manifest.tensors), 'tensor')}"
+            f" and offset of {counted(len(manifest.tensors), 'tensor')}"
         )
 
 
 def _unchecked(shards: Shards, manifest: Manifest | None, problems: list[Fault]) -> Iterator[str]:
     if manifest is None:
-        why = "its manifest cannot be read" if problems else "it has no manifest"
-        yield f"that no byte changed since it was made: {why}, and so no checksums"
+        why = "the manifest cannot be read" if problems else "the file has no manifest"
+        yield f"checksums: {why}"
     odd = sorted({t.type_name for _, t in shards.tensors()} - set(ALL | KEPT))
     if odd:
         yield f"blocks of {', '.join(odd)}"

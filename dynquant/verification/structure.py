@@ -1,8 +1,8 @@
-"""Whether a file's tensors lie where llama.cpp looks for them, and nothing after them.
+"""Check that tensors lie where llama.cpp expects them, with nothing after the last one.
 
-ggml's reader (gguf.cpp) wants each tensor right behind the one before it in the table, padded to
-the alignment. That offsets are aligned, and that tensors are whole, dim by dim and in the file, is
-told when the header is read.
+ggml's reader (gguf.cpp) requires each tensor to follow the one before it in the table, padded to
+the alignment. Reading the header already checks that offsets are aligned and that tensors end
+within the file.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from dynquant.verification.findings import Fault
 
 
 def padded_end(file: GGUFFile) -> int:
-    """Return the size of a file whose last tensor is padded like the others."""
+    """Return the size that a file has if its last tensor is padded like the others."""
     end = max((t.offset + t.n_bytes for t in file.tensors), default=0)
     return file.data_offset + _padded(end, file.alignment)
 
 
 def structure_faults(file: GGUFFile, size: int) -> Iterator[Fault]:
-    """Say what is wrong with the places of a file's tensors; size: its bytes."""
+    """Yield what is wrong with the offsets of a file's tensors; size: bytes of the file."""
     expected = 0
     for tensor in file.tensors:
         if tensor.offset != expected:
             yield Fault(
-                f"lies at byte {tensor.offset} of the data, and llama.cpp wants it at {expected},"
-                " right behind the tensor before; write the file anew",
+                f"starts at byte {tensor.offset} of the data, but llama.cpp expects it at"
+                f" {expected}, right after the previous tensor; convert the model again",
                 file.path,
                 tensor.name,
                 file.data_offset + tensor.offset,
@@ -35,7 +35,7 @@ def structure_faults(file: GGUFFile, size: int) -> Iterator[Fault]:
     end = padded_end(file)
     if size > end:
         yield Fault(
-            f"{size - end} bytes after the last tensor belong to nothing; take another copy of the"
+            f"{size - end} bytes after the last tensor belong to no tensor; get another copy of the"
             " file",
             file.path,
             None,
@@ -44,13 +44,13 @@ def structure_faults(file: GGUFFile, size: int) -> Iterator[Fault]:
 
 
 def structure_warnings(file: GGUFFile, size: int) -> Iterator[str]:
-    """Say what is unusual and does no harm."""
+    """Yield what is unusual but harmless."""
     end = padded_end(file)
-    # A file of keys alone, such as a vocabulary, is not padded.
+    # A file without tensors, such as a vocabulary, is not padded.
     if file.tensors and size < end:
         yield (
-            f"{file.path}: byte {size}: {end - size} bytes of padding behind the last tensor are"
-            " missing; older writers left them out"
+            f"{file.path}: byte {size}: {end - size} bytes of padding after the last tensor are"
+            " missing; older programs did not write them"
         )
 
 

@@ -1,9 +1,9 @@
 """Run the steps of .github/workflows/example-release.yml on this machine, without GitHub.
 
-The workflow and the action that it uses are read, and their `run` steps are run by bash as GitHub
-does it, so that this script has no steps of its own. What is GitHub's (checkout, Python, artifacts,
-attestation) is listed and left out. The workspace has the checkout's files as links; dynquant is
-installed in a virtual environment of its own, or with --installed taken as it is.
+This script reads the workflow and the action that it uses, and runs their `run` steps with bash in
+the same way as GitHub. It lists the steps that need GitHub (checkout, Python, artifacts,
+attestation), but does not run them. The workspace contains links to the files of the checkout.
+dynquant is installed in a new virtual environment; with --installed, the installed one is used.
 
     python scripts/checks/run_example_release.py
     python scripts/checks/run_example_release.py --installed --with model=hf://org/model
@@ -34,7 +34,7 @@ SHELL = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c"]
 
 @dataclass
 class Runner:
-    """Where steps run, and what they leave: variables of GitHub's runners, and outputs of steps."""
+    """The environment of the steps: folders, PATH, inputs, and the artifacts to upload."""
 
     workspace: Path
     temp: Path
@@ -44,7 +44,7 @@ class Runner:
     uploads: list[Path] = field(default_factory=list)
 
     def steps(self, listed: list[dict[str, Any]], known: dict[str, str], action: Path) -> None:
-        """Run steps in order; known: the expressions that they may use, to which outputs come."""
+        """Run steps in order; known: values of expressions, to which outputs of steps are added."""
         for step in listed:
             name = step["name"]
             uses = step.get("uses", "")
@@ -56,7 +56,7 @@ class Runner:
                 outputs = self.action(ROOT / uses, given)
                 known |= {f"steps.{step.get('id')}.outputs.{k}": v for k, v in outputs.items()}
             elif uses:
-                print(f"== {name}: GitHub's part ({uses})", flush=True)
+                print(f"== {name}: only on GitHub ({uses})", flush=True)
                 if uses.startswith("actions/upload-artifact@"):
                     self.uploads.append(self.workspace / given["path"])
             else:
@@ -70,7 +70,7 @@ class Runner:
         known: dict[str, str] = {}
         given = {**given, **self.given}
         if unknown := given.keys() - described["inputs"].keys():
-            sys.exit(f"error: {folder.name} has no inputs {', '.join(sorted(unknown))}")
+            sys.exit(f"error: {folder.name} has no input {', '.join(sorted(unknown))}")
         for name, declared in described["inputs"].items():
             if name not in given and declared.get("required"):
                 sys.exit(f"error: {folder.name} needs the input {name}")
@@ -79,7 +79,7 @@ class Runner:
         return {k: expand(v["value"], known) for k, v in described.get("outputs", {}).items()}
 
     def run(self, step: dict[str, Any], known: Mapping[str, str], action: Path) -> dict[str, str]:
-        """Run one step's script and return the outputs that it wrote."""
+        """Run the script of a step and return its outputs."""
         written = self.temp / "output"
         written.write_text("")
         variables = {k: expand(str(v), known) for k, v in step.get("env", {}).items()}
@@ -101,25 +101,25 @@ class Runner:
 
 
 def expand(text: str, known: Mapping[str, str]) -> str:
-    """Put values in the place of ${{ expressions }}; of a step that did not run, nothing."""
+    """Replace ${{ expressions }} by their values; outputs of steps that did not run are empty."""
 
     def value(found: re.Match[str]) -> str:
         if found[1] in known or found[1].startswith("steps."):
             return known.get(found[1], "")
-        sys.exit(f"error: {found[0]} is not known to this script")
+        sys.exit(f"error: {found[0]} is not supported by this script")
 
     return EXPRESSION.sub(value, text)
 
 
 def linked(workspace: Path) -> None:
-    """Fill a workspace with the checkout's files, as links."""
+    """Fill a workspace with links to the files of the checkout."""
     for entry in ROOT.iterdir():
         if entry.name not in (".git", "build") and not (workspace / entry.name).exists():
             (workspace / entry.name).symlink_to(entry)
 
 
 def scripts_path(temp: Path, installed: bool) -> str:
-    """Return PATH with a Python: this one, or a new environment without dynquant."""
+    """Return a PATH with this Python first, or with a new environment without dynquant."""
     folder = Path(sys.executable).parent
     if not installed:
         venv.create(temp / "venv", with_pip=True)
@@ -128,15 +128,13 @@ def scripts_path(temp: Path, installed: bool) -> str:
 
 
 def main() -> None:
-    """Run the example's steps and list what they would upload."""
+    """Run the steps of the example and list the artifacts."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument(
-        "--workspace", type=Path, help="an empty folder; a temporary one if not given"
+        "--workspace", type=Path, help="an empty folder; default: a temporary folder"
     )
-    parser.add_argument("--installed", action="store_true", help="take the dynquant of this Python")
-    parser.add_argument(
-        "--skip", action="append", default=[], metavar="STEP", help="leave out a step"
-    )
+    parser.add_argument("--installed", action="store_true", help="use the dynquant of this Python")
+    parser.add_argument("--skip", action="append", default=[], metavar="STEP", help="skip a step")
     parser.add_argument(
         "--with", action="append", default=[], metavar="NAME=VALUE", help="an input of the action"
     )

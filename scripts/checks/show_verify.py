@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""What `dynquant verify` finds of single flipped bits, part by part, and what it takes per GB.
+"""Show which single flipped bits `dynquant verify` finds in each part of a file, and its speed.
 
     python scripts/checks/show_verify.py [--flips 20] [--file LARGE.gguf [--threads 2]]
 
-Converts tiny-books to a type at a time and flips one bit after the other in each part of the file,
-with its manifest beside it and without: then only what no sound file has can be found, and a code
-that is as good as another is not. Places of parts are those that the gguf package tells. With
---file, verifies that, too, beside `sha256sum`; its manifest is left out for one row.
+Converts tiny-books to one type after the other and flips single bits in each part of the file, with
+and without the manifest. Without it, only bits that make a file invalid can be found, not a valid
+code that becomes another valid code. The gguf package gives the offsets of the parts. With --file,
+also measures the time to verify that file, with and without its manifest, and to
+compute its `sha256sum`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from rich.table import Table
 
 import dynquant
 from dynquant.conversion.manifest import manifest_path
-from dynquant.verification.standalone import verify
+from dynquant.verification.verify import verify
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY_BOOKS = ROOT / "tests" / "data" / "tiny-books"
@@ -39,7 +40,7 @@ BLOCKS = {
     "MXFP4": (17, {"exponent": (0, 1), "codes": (1, 17)}),
     "F32": (4, {"low half": (0, 2), "high half": (2, 4)}),
 }
-"""Bytes of a block, and where its parts lie in it."""
+"""Bytes of a block, and the byte ranges of its parts."""
 
 
 def parts_of(path: Path, type_name: str) -> dict[str, list[tuple[int, int]]]:
@@ -82,7 +83,7 @@ def parts_of(path: Path, type_name: str) -> dict[str, list[tuple[int, int]]]:
 
 
 def flipped(path: Path, at: int, bit: int) -> list[str]:
-    """Return what is found wrong while a bit is flipped."""
+    """Return the faults that are found while a bit is flipped."""
     _flip(path, at, bit)
     try:
         return [str(fault) for fault in verify(path, threads=1).faults]
@@ -99,45 +100,45 @@ def _flip(path: Path, at: int, bit: int) -> None:
 
 
 def flips(folder: Path, n: int, rng: Random) -> Table:
-    """Return what is found of n flips in each part of files of each type."""
+    """Return a table of how many of n flips are found in each part of files of each type."""
     table = Table(box=None)
     table.add_column("part")
     for column in ("flips", "found with manifest", "without"):
         table.add_column(column, justify="right")
-    table.add_column("the first that is told with it")
+    table.add_column("first fault reported with manifest")
     seen: set[str] = set()
     for type_name in BLOCKS:
         path = folder / f"{type_name}.gguf"
         (folder / f"{type_name}.yaml").write_text(f"default: {type_name}\n")
         dynquant.convert(TINY_BOOKS, path, recipe=folder / f"{type_name}.yaml")
-        alone = folder / "alone" / path.name
-        alone.parent.mkdir(exist_ok=True)
-        shutil.copy(path, alone)
+        bare = folder / "bare" / path.name
+        bare.parent.mkdir(exist_ok=True)
+        shutil.copy(path, bare)
         for part, ranges in parts_of(path, type_name).items():
             if part in seen:
                 continue
             seen.add(part)
-            told: list[list[str]] = []
+            faults: list[list[str]] = []
             without = 0
             for _ in range(n):
                 at, bit = rng.randrange(*rng.choice(ranges)), rng.randrange(8)
-                told.append(flipped(path, at, bit))
-                without += bool(flipped(alone, at, bit))
-            first = told[0][0].replace(str(path), path.name) if told[0] else ""
-            with_it = sum(map(bool, told))
+                faults.append(flipped(path, at, bit))
+                without += bool(flipped(bare, at, bit))
+            first = faults[0][0].replace(str(path), path.name) if faults[0] else ""
+            with_it = sum(map(bool, faults))
             table.add_row(part, str(n), f"{with_it / n:.0%}", f"{without / n:.0%}", first[:90])
     return table
 
 
 def times(path: Path, folder: Path, threads: int) -> Table:
-    """Return what verifying a file takes, with its manifest and without, beside sha256sum."""
-    alone = folder / path.name
-    alone.hardlink_to(path)
+    """Return a table of the time to verify a file, with and without manifest, and of sha256sum."""
+    bare = folder / path.name
+    bare.hardlink_to(path)
     verifying = [sys.executable, "-m", "dynquant.cli", "verify", "--quiet", "--threads"]
     rows = {
         "sha256sum": ["/usr/bin/env", "sha256sum", str(path)],
         f"verify, {threads} threads": [*verifying, str(threads), str(path)],
-        f"verify without manifest, {threads} threads": [*verifying, str(threads), str(alone)],
+        f"verify without manifest, {threads} threads": [*verifying, str(threads), str(bare)],
     }
     if not manifest_path(path).exists():
         raise SystemExit(f"{path}: has no manifest")
@@ -156,7 +157,7 @@ def times(path: Path, folder: Path, threads: int) -> Table:
 def main() -> None:
     """Flip, measure, print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--flips", type=int, default=20, help="in each part")
+    parser.add_argument("--flips", type=int, default=20, help="flips in each part")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--file", type=Path, help="a large GGUF with its manifest")
     parser.add_argument("--threads", type=int, default=2)

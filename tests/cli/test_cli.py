@@ -204,7 +204,9 @@ def test_inspect_prints_floats_as_short_as_they_were_meant(
 def test_inspect_of_a_name_on_the_hub_says_what_to_do() -> None:
     done = run("inspect", "hf://org/model")
     assert done.code == 1
-    assert done.err.startswith("error: hf://org/model: inspect reads files on disk; fetch it")
+    assert done.err.startswith(
+        "error: hf://org/model: inspect reads files on disk only; download it"
+    )
 
 
 def test_inspect_of_what_is_no_gguf_is_an_error(recipe: Path) -> None:

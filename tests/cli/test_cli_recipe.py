@@ -103,7 +103,7 @@ def test_explain_shows_every_rule_that_was_tried(recipe: str) -> None:
     assert lines[5].endswith("tied_embeddings is true")
     assert lines[6].endswith("name is another")
     assert lines[7].endswith("role is ffn_down")
-    assert lines[8].endswith("an earlier one decides")
+    assert lines[8].endswith("an earlier rule decides")
 
 
 def test_explain_says_what_is_in_the_way(recipe: str) -> None:

@@ -140,7 +140,7 @@ def test_the_plan_shows_what_becomes_of_them(folder: Path, tmp_path: Path) -> No
     recipe = tmp_path / "keep.yaml"
     recipe.write_text("default: F16\nprediction_layers: keep\n")
     kept = CliRunner().invoke(app, ["plan", str(folder), "-r", str(recipe)])
-    assert "layers 3 predict further ahead (nextn)" in kept.stdout
+    assert "layers 3 are for multi-token prediction (nextn)" in kept.stdout
     dropped = CliRunner().invoke(app, ["plan", str(folder), "-r", "f32"]).stdout
     lines = [line for line in dropped.splitlines() if line.startswith("ignored:")]
     assert len(lines) == 1 and " more: predicts further ahead" in lines[0]

@@ -1,4 +1,4 @@
-"""Releases: what a publisher uploads beside a GGUF.
+"""Releases: checksums, recipes, model card and page of finished GGUFs.
 
 The oracles are coreutils' sha256sum, huggingface_hub's reader of model cards, a CommonMark parser
 and the standard library's HTML parser.
@@ -11,17 +11,21 @@ import json
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
+import gguf
+import numpy as np
 import pytest
 import yaml
 from handmade import KEYS, names, small_tensors
 from handmade_manifests import IMATRIX, write_manifest
-from inprocess import run
+from inprocess import Done, run
 from markdown_it import MarkdownIt  # rich brings it
 from pages import read_page
+from places import TINY_BOOKS
 
 import dynquant
-from dynquant.arch.base import Model
+from dynquant.arch.base import Model, ModelTensor
 from dynquant.conversion.write import convert_plan
 from dynquant.errors import CheckpointError, ManifestError, ReleaseError
 from dynquant.keys import Keys, string, strings
@@ -29,9 +33,8 @@ from dynquant.plan.make import make_plan
 from dynquant.plan.shards import Split
 from dynquant.recipe.loader import load_recipe
 from dynquant.release.finished import Finished, open_finished
-from dynquant.release.folder import Release, make_release, write_release
+from dynquant.release.folder import Release, make_release, sums_text, write_release
 from dynquant.release.markdown import code, table, text
-from dynquant.release.sums import sums_text
 
 HOSTILE = """a|b `c` <script>alert(1)</script> [x](y) _z_ \\ *w* http://x.y\n# no head"""
 
@@ -44,7 +47,7 @@ def make(
     keys: Keys | None = None,
     shard: int | None = None,
 ) -> Path:
-    """Write a small GGUF by a shipped recipe, without a manifest; shard: tensors in each file."""
+    """Write a small GGUF with a shipped recipe, without manifest; shard: tensors in each file."""
     described = Model("llama", KEYS | (keys or {}), small_tensors(), {})
     plan = make_plan(described, load_recipe(recipe), split=Split(max_tensors=shard))
     convert_plan(plan, folder / name, threads=1)
@@ -54,7 +57,7 @@ def make(
 
 @pytest.fixture
 def made(tmp_path: Path) -> Finished:
-    """A finished GGUF with its manifest."""
+    """A finished GGUF with a handmade manifest."""
     write_manifest(make(tmp_path, "x.gguf"), "q8_0")
     return open_finished(tmp_path / "x.gguf")
 
@@ -80,7 +83,7 @@ def checked_by_coreutils(folder: Path, *options: str) -> subprocess.CompletedPro
     return subprocess.run(command, cwd=folder, capture_output=True, text=True)
 
 
-def test_a_release_is_written_beside_the_file(made: Finished) -> None:
+def test_release_is_written_to_the_folder_of_the_file(made: Finished) -> None:
     release = released(made)
     assert names(made.path.parent) == sorted(
         [
@@ -92,13 +95,13 @@ def test_a_release_is_written_beside_the_file(made: Finished) -> None:
             "x.gguf.manifest.json",
         ]
     )
-    assert release.lacks == (
-        "README.md: does not name the source; give --base-model ORG/NAME",
-        "README.md: has no license, the source does not tell it; give --license ID",
+    assert release.missing == (
+        "README.md: does not name the source; add --base-model ORG/NAME",
+        "README.md: has no license, because the source states none; add --license ID",
     )
 
 
-def test_coreutils_checks_the_sums_of_all_but_the_card(made: Finished) -> None:
+def test_coreutils_accepts_the_checksums_of_all_files_but_the_card(made: Finished) -> None:
     release = released(made)
     done = checked_by_coreutils(release.folder)
     assert done.returncode == 0, done.stderr
@@ -117,40 +120,40 @@ def test_coreutils_finds_a_changed_byte(made: Finished) -> None:
 
 
 @pytest.mark.parametrize("name", ["a b.gguf", "back\\slash.gguf", "line\nbreak.gguf", "é.gguf"])
-def test_coreutils_reads_any_name(name: str, tmp_path: Path) -> None:
+def test_coreutils_reads_escaped_names(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(b"x")
     sums = sums_text([(hashlib.sha256(b"x").hexdigest(), name)])
     (tmp_path / "SHA256SUMS").write_bytes(sums.encode())
     assert checked_by_coreutils(tmp_path).returncode == 0
 
 
-def test_the_hashes_are_the_manifests_and_the_file_is_not_read(made: Finished) -> None:
-    told: list[str] = []
+def test_hashes_are_those_of_the_manifest_without_reading_the_file(made: Finished) -> None:
+    messages: list[str] = []
     assert made.manifest
-    assert made.sha256(told.append) == (made.manifest.output.files[0].sha256,)
-    assert told == []
+    assert made.sha256(messages.append) == (made.manifest.output.files[0].sha256,)
+    assert messages == []
 
 
-def test_a_file_younger_than_its_manifest_is_read(made: Finished) -> None:
+def test_file_newer_than_its_manifest_is_read(made: Finished) -> None:
     content = bytearray(made.path.read_bytes())
     content[-1] ^= 1
     made.path.write_bytes(content)
-    told: list[str] = []
+    messages: list[str] = []
     assert made.manifest
-    assert made.sha256(told.append) != (made.manifest.output.files[0].sha256,)
-    assert len(told) == 1
-    assert "reading" in told[0]
+    assert made.sha256(messages.append) != (made.manifest.output.files[0].sha256,)
+    assert len(messages) == 1
+    assert "reading" in messages[0]
 
 
-def test_without_a_manifest_the_file_is_read_and_what_is_lacking_is_told(tmp_path: Path) -> None:
+def test_file_without_manifest_is_read_and_a_warning_given(tmp_path: Path) -> None:
     release = released(open_finished(make(tmp_path, "x.gguf")))
     assert checked_by_coreutils(tmp_path).returncode == 0
-    assert "x.gguf: has no manifest" in release.lacks[0]
+    assert "x.gguf: has no manifest" in release.missing[0]
     assert not list(tmp_path.glob("recipe*"))
     assert "error" not in card_of(release).split("## Types by role")[1]
 
 
-def test_another_folder_gets_links_not_copies(made: Finished, tmp_path: Path) -> None:
+def test_release_in_another_folder_has_links_not_copies(made: Finished, tmp_path: Path) -> None:
     release = released(made, folder=tmp_path / "out")
     assert (tmp_path / "out" / "x.gguf").samefile(made.path)
     assert checked_by_coreutils(tmp_path / "out").returncode == 0
@@ -158,7 +161,7 @@ def test_another_folder_gets_links_not_copies(made: Finished, tmp_path: Path) ->
     assert names(tmp_path) == ["out", "x.gguf", "x.gguf.manifest.json"]
 
 
-def test_nothing_is_replaced_without_force(made: Finished, tmp_path: Path) -> None:
+def test_existing_files_are_replaced_only_with_force(made: Finished, tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("mine")
     (tmp_path / "plan.html").write_text("mine")
     release = make_release([made])
@@ -174,7 +177,7 @@ def test_nothing_is_replaced_without_force(made: Finished, tmp_path: Path) -> No
     assert card_of(release).startswith("---\n")
 
 
-def test_the_recipe_is_the_manifests_to_the_byte(made: Finished) -> None:
+def test_recipe_file_equals_the_recipe_of_the_manifest(made: Finished) -> None:
     released(made)
     assert made.manifest
     content = (made.path.parent / "recipe-q8_0.yaml").read_bytes()
@@ -182,7 +185,7 @@ def test_the_recipe_is_the_manifests_to_the_byte(made: Finished) -> None:
     assert load_recipe(made.path.parent / "recipe-q8_0.yaml").sha256 == load_recipe("q8_0").sha256
 
 
-def test_a_recipes_name_leads_nowhere_else(tmp_path: Path) -> None:
+def test_hostile_recipe_name_does_not_leave_the_folder(tmp_path: Path) -> None:
     recipe = {"name": "../../x/é", "sha256": "0" * 64, "text": "a\n", "extends": ["b\n"]}
     write_manifest(make(tmp_path, "x.gguf"), "q8_0", recipe=recipe)
     release = released(open_finished(tmp_path / "x.gguf"))
@@ -206,7 +209,7 @@ def test_several_files_of_one_model_have_one_card(tmp_path: Path) -> None:
     assert checked_by_coreutils(tmp_path).returncode == 0
 
 
-def test_recipes_of_one_name_and_two_texts_are_two_files(tmp_path: Path) -> None:
+def test_different_recipes_with_the_same_name_are_two_files(tmp_path: Path) -> None:
     for i, name in enumerate(("a.gguf", "b.gguf")):
         recipe = {"name": "mine", "sha256": "0" * 64, "text": f"# {i}\n", "extends": []}
         write_manifest(make(tmp_path, name), "q8_0", recipe=recipe)
@@ -216,10 +219,10 @@ def test_recipes_of_one_name_and_two_texts_are_two_files(tmp_path: Path) -> None
     assert "(<recipe-mine-2.yaml>)" in card_of(release)
 
 
-def test_another_model_is_refused(tmp_path: Path) -> None:
+def test_files_of_different_models_are_refused(tmp_path: Path) -> None:
     one = make(tmp_path, "a.gguf", keys={"dynquant.source": string("hf://a/b")})
     other = make(tmp_path, "b.gguf", keys={"dynquant.source": string("hf://a/c")})
-    with pytest.raises(ReleaseError, match=r"source 'a/c' is not 'a/b'"):
+    with pytest.raises(ReleaseError, match=r"source 'a/c' instead of 'a/b'"):
         make_release([open_finished(one), open_finished(other)])
     with pytest.raises(ReleaseError, match=r"^a\.gguf: is given twice"):
         make_release([open_finished(one), open_finished(one)])
@@ -239,23 +242,23 @@ def test_shards_are_released_together(named: str, tmp_path: Path) -> None:
     assert "llama-server -m x-00001-of-00003.gguf" in card
 
 
-def test_a_manifest_of_another_file_is_refused(tmp_path: Path) -> None:
+def test_manifest_of_another_file_is_refused(tmp_path: Path) -> None:
     write_manifest(make(tmp_path, "a.gguf"), "q8_0")
     make(tmp_path, "b.gguf", "f16")
     (tmp_path / "a.gguf.manifest.json").rename(tmp_path / "b.gguf.manifest.json")
     with pytest.raises(ReleaseError) as e:
         open_finished(tmp_path / "b.gguf")
-    assert [m.split(": ")[1].split(" ")[0] for m in e.value.messages] == ["does", "tells"]
+    assert [m.split(": ")[1].split(" ")[0] for m in e.value.messages] == ["does", "disagrees"]
 
 
-def test_a_damaged_manifest_is_refused(made: Finished) -> None:
+def test_damaged_manifest_is_refused(made: Finished) -> None:
     assert made.manifest_path
     made.manifest_path.write_text(made.manifest_path.read_text()[:-20])
     with pytest.raises(ManifestError):
         open_finished(made.path)
 
 
-def test_what_is_no_gguf_is_refused(tmp_path: Path) -> None:
+def test_file_that_is_not_a_gguf_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.gguf").write_text("x")
     with pytest.raises(CheckpointError):
         open_finished(tmp_path / "x.gguf")
@@ -264,7 +267,7 @@ def test_what_is_no_gguf_is_refused(tmp_path: Path) -> None:
 # The card
 
 
-def test_the_front_matter_is_what_the_hub_reads(tmp_path: Path) -> None:
+def test_hub_reads_the_front_matter(tmp_path: Path) -> None:
     hub = pytest.importorskip("huggingface_hub")
     keys = {
         "dynquant.source": string("hf://some-org/Some.Model"),
@@ -275,7 +278,7 @@ def test_the_front_matter_is_what_the_hub_reads(tmp_path: Path) -> None:
     }
     write_manifest(make(tmp_path, "x.gguf", keys=keys), "q8_0", importance=IMATRIX)
     release = released(open_finished(tmp_path / "x.gguf"), repository="me/Some.Model-GGUF")
-    assert release.lacks == ()
+    assert release.missing == ()
     data = hub.ModelCard(card_of(release)).data.to_dict()
     assert data == front_of(release)
     assert data == {
@@ -292,19 +295,19 @@ def test_the_front_matter_is_what_the_hub_reads(tmp_path: Path) -> None:
     }
 
 
-def test_options_say_what_the_files_do_not(made: Finished) -> None:
+def test_options_add_what_the_files_do_not_record(made: Finished) -> None:
     release = released(made, license_="mit", base_model="a/b")
     assert front_of(release) | {"license": "mit", "base_model": "a/b"} == front_of(release)
-    assert release.lacks == ()
+    assert release.missing == ()
 
 
 @pytest.mark.parametrize("name", ["a", "a/b/c", "../b", "a/b)", "a /b"])
-def test_a_name_that_is_none_of_the_hub_is_refused(name: str, made: Finished) -> None:
-    with pytest.raises(ReleaseError, match="is not a name on the Hub"):
+def test_invalid_hub_name_is_refused(name: str, made: Finished) -> None:
+    with pytest.raises(ReleaseError, match="is not the name of a Hub repository"):
         make_release([made], base_model=name)
 
 
-def test_the_card_tells_errors_by_role(tmp_path: Path) -> None:
+def test_card_shows_errors_by_role(tmp_path: Path) -> None:
     down = {f"blk.{i}.ffn_down.weight": error for i, error in enumerate((0.01, 0.03))}
     write_manifest(make(tmp_path, "x.gguf"), "q8_0", errors=down)
     card = card_of(released(open_finished(tmp_path / "x.gguf")))
@@ -314,11 +317,11 @@ def test_the_card_tells_errors_by_role(tmp_path: Path) -> None:
     assert by_role["`ffn_up_exps`"][1:] == ["–", "–", "–"]
 
 
-def test_the_card_tells_sources_imatrix_and_how_to_verify(tmp_path: Path) -> None:
+def test_card_shows_sources_imatrix_and_commands(tmp_path: Path) -> None:
     model = {"repository": "hf://a/b", "commit": "c" * 40, "mla": None}
     write_manifest(make(tmp_path, "x.gguf"), "q8_0", importance=IMATRIX, model=model)
     card = card_of(released(open_finished(tmp_path / "x.gguf"), repository="me/b-GGUF"))
-    for said in (
+    for expected in (
         "1" * 64,
         "2" * 64,
         "`model.safetensors`",
@@ -329,10 +332,10 @@ def test_the_card_tells_sources_imatrix_and_how_to_verify(tmp_path: Path) -> Non
         "hf download me/b-GGUF --include 'x*.gguf' --local-dir .\n",
         load_recipe("q8_0").sha256,
     ):
-        assert said in card
+        assert expected in card
 
 
-def test_the_same_file_gives_the_same_release(made: Finished, tmp_path: Path) -> None:
+def test_same_file_gives_the_same_release(made: Finished, tmp_path: Path) -> None:
     one, two = (make_release([made], folder=tmp_path / n) for n in "ab")
     assert one.texts == two.texts
     assert str(tmp_path) not in (b"".join(one.texts.values())).decode()
@@ -342,7 +345,7 @@ def elements(markdown: str) -> str:
     return MarkdownIt("gfm-like", {"html": True, "linkify": False}).render(markdown)
 
 
-def test_hostile_text_stays_text() -> None:
+def test_hostile_text_is_escaped_in_tables() -> None:
     page = read_page(elements("\n".join(table(("a", "b"), [(text(HOSTILE), code(HOSTILE))]))))
     line = " ".join(HOSTILE.split())
     shown = [cell.text for cell in page.all("td")]
@@ -350,7 +353,7 @@ def test_hostile_text_stays_text() -> None:
     assert not any(page.all(tag) for tag in ("script", "a", "em", "h1", "img"))
 
 
-def test_hostile_names_stay_text_in_the_card(tmp_path: Path) -> None:
+def test_hostile_names_are_escaped_in_the_card(tmp_path: Path) -> None:
     importance = IMATRIX | {"file": HOSTILE.replace("/", ""), "datasets": [HOSTILE]}
     recipe = {"name": HOSTILE, "sha256": "0" * 64, "text": "x", "extends": []}
     path = make(tmp_path, "x.gguf", keys={"general.name": string(HOSTILE)})
@@ -366,7 +369,7 @@ def test_hostile_names_stay_text_in_the_card(tmp_path: Path) -> None:
     }
 
 
-def test_the_page_of_the_plan_has_every_tensor_and_the_recipe(made: Finished) -> None:
+def test_page_of_the_plan_has_every_tensor_and_the_recipe(made: Finished) -> None:
     release = released(made)
     page = read_page((release.folder / "plan.html").read_text())
     assert {c.all("b")[0].text for c in page.all("div", "c")} == {t.name for t in made.tensors}
@@ -377,17 +380,99 @@ def test_the_page_of_the_plan_has_every_tensor_and_the_recipe(made: Finished) ->
 # The command
 
 
-def test_the_command_prints_what_it_wrote(made: Finished, tmp_path: Path) -> None:
-    to = ("--folder", tmp_path / "out")
-    done = run("release", made.path, *to, "--license", "mit", "--base-model", "a/b")
-    assert (done.code, done.err) == (0, "")
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A GGUF that `dynquant convert` wrote, with its manifest and measured errors."""
+    out = tmp_path_factory.mktemp("converted") / "x.gguf"
+    assert run("convert", TINY_BOOKS, "-o", out, "-r", "q8_0", "--threads", "1").code == 0
+    return out
+
+
+def bf16_weights(tensor: ModelTensor) -> np.ndarray:
+    """Return all weights of a tensor that is stored as BF16, as float64."""
+    stored = np.empty(tensor.n_rows * tensor.n_per_row * 2, np.uint8)
+    tensor.source.read(0, tensor.n_rows, stored)
+    return (stored.view("<u2").astype("<u4") << 16).view("<f4").astype(np.float64)
+
+
+def release(converted: Path, folder: Path, *options: str) -> Done:
+    return run("release", converted, "--folder", folder, *options)
+
+
+def released_json(converted: Path, folder: Path) -> dict[str, Any]:
+    done = release(converted, folder, "--json")
+    assert done.code == 0, done.err
+    return json.loads(done.out)
+
+
+def test_command_prints_the_paths_of_all_files(converted: Path, tmp_path: Path) -> None:
+    done = release(converted, tmp_path / "out")
     assert {Path(line) for line in done.out.splitlines()} == set((tmp_path / "out").iterdir())
-    again = run("release", made.path, *to, "--json")
-    assert (again.code, again.out) == (1, "")
-    found = json.loads(run("release", made.path, *to, "--json", "--force").out)
-    (model,) = found["models"]
-    assert model["bytes"] == made.path.stat().st_size
-    assert model["error"] == pytest.approx(0.01)
-    assert Path(model["path"]).samefile(made.path)
-    assert len(found["lacks"]) == 2
+
+
+def test_command_with_license_and_source_has_no_warnings(converted: Path, tmp_path: Path) -> None:
+    done = release(converted, tmp_path / "out", "--license", "mit", "--base-model", "a/b")
+    assert (done.code, done.err) == (0, "")
+
+
+def test_command_prints_missing_license_and_source_as_warnings(
+    converted: Path, tmp_path: Path
+) -> None:
+    lines = release(converted, tmp_path / "out").err.splitlines()
+    assert [line.rpartition("; ")[2] for line in lines] == [
+        "add --base-model ORG/NAME",
+        "add --license ID",
+    ]
+    assert all(line.startswith("warning: README.md: ") for line in lines)
+
+
+def test_command_fails_without_output_if_files_exist(converted: Path, tmp_path: Path) -> None:
+    assert release(converted, tmp_path / "out").code == 0
+    done = release(converted, tmp_path / "out", "--json")
+    assert (done.code, done.out) == (1, "")
+
+
+def test_command_replaces_existing_files_with_force(converted: Path, tmp_path: Path) -> None:
+    assert release(converted, tmp_path / "out").code == 0
+    (tmp_path / "out" / "README.md").write_text("mine")
+    assert release(converted, tmp_path / "out", "--force").code == 0
+    assert (tmp_path / "out" / "README.md").read_text("utf-8").startswith("---\n")
+
+
+def test_json_has_the_files_with_their_hashes(converted: Path, tmp_path: Path) -> None:
+    listed = released_json(converted, tmp_path / "out")["files"]
+    for file in listed:
+        content = (tmp_path / "out" / file["name"]).read_bytes()
+        assert file["bytes"] == len(content)
+        if file["name"] not in ("README.md", "SHA256SUMS"):
+            assert file["sha256"] == hashlib.sha256(content).hexdigest()
+    assert {file["name"] for file in listed} == {*names(tmp_path / "out")}
+
+
+def test_json_has_size_and_path_of_the_model(converted: Path, tmp_path: Path) -> None:
+    (model,) = released_json(converted, tmp_path / "out")["models"]
+    assert model["bytes"] == converted.stat().st_size
+    assert Path(model["path"]).samefile(converted)
+
+
+def test_json_has_the_error_that_the_conversion_measured(converted: Path, tmp_path: Path) -> None:
+    sources = {t.name: t for t in dynquant.load_model(TINY_BOOKS).tensors}
+    errors: list[float] = []
+    n_weights: list[int] = []
+    for t in gguf.GGUFReader(converted).tensors:
+        if t.tensor_type.name == "Q8_0":
+            x = bf16_weights(sources[t.name])
+            errors.append(np.sum((x - gguf.quants.dequantize(t.data, t.tensor_type).ravel()) ** 2))
+            errors[-1] /= np.sum(x**2)
+            n_weights.append(x.size)
+    (model,) = released_json(converted, tmp_path / "out")["models"]
+    assert model["error"] == pytest.approx(np.average(errors, weights=n_weights), rel=1e-4)
+
+
+def test_json_lists_what_is_missing(converted: Path, tmp_path: Path) -> None:
+    assert len(released_json(converted, tmp_path / "out")["lacks"]) == 2
+
+
+def test_card_names_the_version_of_dynquant(converted: Path, tmp_path: Path) -> None:
+    assert release(converted, tmp_path / "out").code == 0
     assert dynquant.__version__ in (tmp_path / "out" / "README.md").read_text("utf-8")

@@ -1,6 +1,6 @@
-"""The page of a plan: every tensor on it, nothing loaded, nothing that a name can break out of.
+"""The page of a plan: it shows every tensor, loads nothing, and escapes all names.
 
-The oracle of the markup is the standard library's HTML parser; of the contrast, WCAG's formula.
+The oracle for the markup is the standard library's HTML parser; for the contrast, WCAG's formula.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def plan_of(*tensors: tuple[str, tuple[int, ...]], default: str = "Q8_0", more: 
     return make_plan(model(*made), recipe(default, more), draft=True)
 
 
-def mixture() -> Plan:
+def experts_plan() -> Plan:
     """A tiny mixture of experts with latent attention, and one tensor that needs the fallback."""
     shapes: list[tuple[str, tuple[int, ...]]] = [
         ("token_embd.weight", (8, 256)),
@@ -58,7 +58,7 @@ def mixture() -> Plan:
     return plan_of(*shapes, default="Q4_K", more="fallback: [Q8_0]\n")
 
 
-PLANS = {"small": small_plan(more=FALLBACK), "mixture": mixture()}
+PLANS = {"small": small_plan(more=FALLBACK), "experts": experts_plan()}
 
 
 @pytest.fixture(params=PLANS)
@@ -75,7 +75,7 @@ def test_every_tensor_has_one_cell(plan: Plan) -> None:
     assert Counter(found) == Counter(t.name for t in plan.tensors)
 
 
-def test_a_cell_shows_the_type_and_tells_name_shape_bytes_bits_and_rule(plan: Plan) -> None:
+def test_cell_shows_type_name_shape_bytes_bits_and_rule(plan: Plan) -> None:
     by_name = {t.name: t for t in plan.tensors}
     for cell in cells(page_of(plan)):
         tip = cell.all("span", "tip")[0].text
@@ -92,27 +92,27 @@ def test_a_cell_shows_the_type_and_tells_name_shape_bytes_bits_and_rule(plan: Pl
         assert ("fallback for" in tip) == (t.instead_of is not None)
 
 
-def test_a_fallback_is_marked_and_its_cost_told() -> None:
-    found = [c for c in cells(page_of(mixture())) if "f" in c.classes]
+def test_fallback_is_marked_with_its_cost() -> None:
+    found = [c for c in cells(page_of(experts_plan())) if "f" in c.classes]
     assert {c.all("b")[0].text for c in found} == {f"blk.{i}.attn_k_b.weight" for i in range(3)}
     assert all("fallback for Q4_K: +4 bits per weight" in c.text for c in found)
 
 
-def test_a_rule_is_shown_with_its_note() -> None:
+def test_rule_is_shown_with_its_note() -> None:
     page = page_of(PLANS["small"])
     assert any("rule: recipes/hand.yaml:3: why not" in c.text for c in cells(page))
 
 
-def test_what_can_be_pointed_at_can_be_reached_by_keyboard(plan: Plan) -> None:
+def test_every_cell_can_be_reached_by_keyboard(plan: Plan) -> None:
     assert all(cell.attributes["tabindex"] == "0" for cell in cells(page_of(plan)))
 
 
-def test_the_bars_add_up_to_the_tensors(plan: Plan) -> None:
+def test_bars_add_up_to_the_tensors(plan: Plan) -> None:
     parts = [e for e in page_of(plan).all("span") if "data-bytes" in e.attributes]
     assert sum(int(e.attributes["data-bytes"]) for e in parts) == plan.tensor_bytes
 
 
-def test_the_head_tells_model_recipe_size_and_bits(plan: Plan) -> None:
+def test_head_shows_model_recipe_size_and_bits(plan: Plan) -> None:
     head = page_of(plan).all("header")[0].text
     assert "Handmade by hand" in head
     assert "architecture llama" in head
@@ -120,7 +120,7 @@ def test_the_head_tells_model_recipe_size_and_bits(plan: Plan) -> None:
     assert f"{plan.tensor_bytes / 1e6:.2f} MB ({plan.tensor_bytes / 2**20:.2f} MiB)" in head
 
 
-def test_types_are_counted_and_listed_from_few_bits_to_many(plan: Plan) -> None:
+def test_types_are_counted_and_sorted_by_bits(plan: Plan) -> None:
     rows = [
         row.all("td") for row in page_of(plan).all("table", "list")[0].all("tbody")[0].all("tr")
     ]
@@ -129,15 +129,15 @@ def test_types_are_counted_and_listed_from_few_bits_to_many(plan: Plan) -> None:
     assert tags == sorted(tags, key=lambda name: ALL[name].bpw)
 
 
-def test_warnings_and_what_is_missing_are_on_the_page() -> None:
+def test_warnings_and_refusals_are_on_the_page() -> None:
     plan = plan_of(("blk.0.attn_q.weight", (8, 256)), default="IQ1_S")
     assert len(plan.refusals) == 1
     page = page_of(plan)
-    assert f"not to be converted: {plan.refusals[0]}" in page.text
-    assert all(warning in page_of(mixture()).text for warning in mixture().warnings)
+    assert f"cannot be converted: {plan.refusals[0]}" in page.text
+    assert all(warning in page_of(experts_plan()).text for warning in experts_plan().warnings)
 
 
-def test_nothing_is_loaded_from_anywhere(plan: Plan) -> None:
+def test_page_loads_nothing(plan: Plan) -> None:
     text = plan_html(plan, plan.data_bytes)
     page = read_page(text)
     for tag in ("link", "img", "iframe", "object", "embed", "base", "form", "a", "video", "audio"):
@@ -151,11 +151,11 @@ def test_nothing_is_loaded_from_anywhere(plan: Plan) -> None:
     assert not re.search(r"https?:|//[a-z]|url\(|@import|fetch\(|XMLHttpRequest|import\(", text)
 
 
-def test_the_same_plan_makes_the_same_bytes(plan: Plan) -> None:
+def test_same_plan_gives_the_same_page(plan: Plan) -> None:
     assert plan_html(plan, 1) == plan_html(plan, 1)
 
 
-def test_hostile_names_stay_text() -> None:
+def test_hostile_names_are_escaped() -> None:
     text = f"name: '{HOSTILE.replace(chr(39), chr(39) * 2)}'\ndescription: |\n  {HOSTILE}\n"
     text += f"default: Q8_0 # {HOSTILE}\n"
     made = parse_recipe(text, f"{HOSTILE}.yaml", "x")
@@ -174,13 +174,13 @@ def test_hostile_names_stay_text() -> None:
 
 @pytest.mark.parametrize("theme", THEMES)
 @pytest.mark.parametrize("name", [*ALL, *KEPT])
-def test_types_are_read_on_their_colours(name: str, theme: str) -> None:
+def test_types_are_readable_on_their_colours(name: str, theme: str) -> None:
     ground = shade((ALL | KEPT)[name], theme)
     assert contrast(ground, ink(ground)) >= 4.5  # WCAG 2 AA for text
 
 
-def test_contrast_is_that_of_wcag() -> None:
-    # The two examples that everybody has: black on white, and the lightest grey that passes.
+def test_contrast_is_computed_as_by_wcag() -> None:
+    # The usual two examples: black on white, and the lightest grey on white that passes.
     assert contrast((0, 0, 0), (255, 255, 255)) == pytest.approx(21)
     assert contrast((118, 118, 118), (255, 255, 255)) == pytest.approx(4.54, abs=0.005)
 
@@ -193,15 +193,15 @@ def test_more_bits_have_more_contrast_with_the_page(theme: str, sign: int) -> No
     assert lights == sorted(lights, key=lambda light: sign * light)
 
 
-def test_columns_follow_the_activations_whatever_the_files_order() -> None:
-    groups = dict(make_grid(mixture().tensors).groups)
+def test_columns_follow_the_activations_for_any_order_of_the_file() -> None:
+    groups = dict(make_grid(experts_plan().tensors).groups)
     assert list(groups) == ["attention", "experts", "shared_experts", SMALL]
     assert groups["attention"] == ("attn_q", "attn_kv_a_mqa", "attn_k_b")
     assert groups["experts"] == ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
     assert groups[SMALL] == ("ffn_norm", "attn_q.bias", "ffn_gate_inp")
 
 
-def test_parts_of_a_model_have_rows_of_their_own() -> None:
+def test_parts_of_a_model_have_separate_rows() -> None:
     plan = plan_of(
         ("enc.blk.10.attn_q.weight", (2, 32)),
         ("enc.blk.2.attn_q.weight", (2, 32)),
@@ -217,20 +217,20 @@ def test_parts_of_a_model_have_rows_of_their_own() -> None:
     assert [t.name for t in grid.after] == ["dec.output_norm.weight"]
 
 
-def test_two_names_of_one_place_have_a_cell_each() -> None:
+def test_names_with_the_same_row_and_column_have_a_cell_each() -> None:
     plan = plan_of(("blk.0.odd", (2, 32)), ("blk.0.odd.weight", (2, 32)), ("blk.00.odd", (2, 32)))
     assert len(cells(page_of(plan))) == 3
 
 
-def test_a_model_without_layers_has_a_page() -> None:
+def test_model_without_layers_has_a_page() -> None:
     assert len(cells(page_of(plan_of(("token_embd.weight", (2, 32)))))) == 1
 
 
-def test_a_page_is_written_whole_and_not_over_another(tmp_path: Path) -> None:
+def test_page_is_written_whole_and_not_over_another(tmp_path: Path) -> None:
     out = tmp_path / "plan.html"
     write_page("é\n", out, force=False)
     assert out.read_bytes() == "é\n".encode()
-    with pytest.raises(ReportError, match="exists; --force replaces it"):
+    with pytest.raises(ReportError, match="exists; replace it with --force"):
         write_page("other", out, force=False)
     assert out.read_text(encoding="utf-8") == "é\n"
     write_page("other", out, force=True)
@@ -238,7 +238,7 @@ def test_a_page_is_written_whole_and_not_over_another(tmp_path: Path) -> None:
     assert names(tmp_path) == ["plan.html"]
 
 
-def test_a_page_is_no_model_and_no_folder(tmp_path: Path) -> None:
+def test_page_must_not_be_a_model_or_a_folder(tmp_path: Path) -> None:
     (tmp_path / "folder.html").mkdir()
     with pytest.raises(ReportError, match=r"ends in \.html"):
         check_page(tmp_path / "model.safetensors", force=True)
@@ -248,8 +248,8 @@ def test_a_page_is_no_model_and_no_folder(tmp_path: Path) -> None:
         check_page(tmp_path / "nowhere" / "plan.html", force=True)
 
 
-def test_what_the_model_lacks_is_on_the_page() -> None:
+def test_missing_parts_of_the_model_are_on_the_page() -> None:
     plan = replace(small_plan(), lacks=("somewhere: no tokenizer; add one",))
     page = read_page(plan_html(plan, None))
-    assert "not to be converted: somewhere: no tokenizer; add one" in page.text
+    assert "cannot be converted: somewhere: no tokenizer; add one" in page.text
     assert "file size unknown" in page.text

@@ -1,4 +1,4 @@
-"""`dynquant plan` for people: by role, by tensor, as a page; and what it says is missing."""
+"""`dynquant plan` in a terminal and as a page: tables by role and by tensor, totals, refusals."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FALLBACK = "rules:\n  - {role: ffn_down, type: Q6_K, note: why not}\nfallback: [
 
 
 def odd_plan(more: str = FALLBACK) -> Plan:
-    """Two roles whose rows of 32 weights no block of 256 divides."""
+    """Two roles with rows of 32 weights, which blocks of 256 do not divide."""
     names = ("blk.0.ffn_down.weight", "blk.1.ffn_down.weight", "blk.0.ffn_up.weight")
     tensors = [computed_tensor(name, 4, 32) for name in names]
     return make_plan(model(*tensors, computed_tensor("output.weight", 4, 32)), recipe("Q4_K", more))
@@ -40,13 +40,13 @@ def each(plan: Plan) -> list[str]:
     return [line.rstrip() for line in drawn.getvalue().splitlines()]
 
 
-def test_roles_are_a_line_for_each_type_with_its_layers() -> None:
+def test_each_role_has_a_line_for_each_type_with_its_layers() -> None:
     lines = shown(small_plan(more="rules:\n  - {role: ffn_down, layers: 1, type: Q4_0}\n"))
     downs = [line.split()[:4] for line in lines.splitlines() if line.startswith("ffn_down")]
     assert downs == [["ffn_down", "0", "1", "Q8_0"], ["ffn_down", "1", "1", "Q4_0"]]
 
 
-def test_every_tensor_is_a_line_with_shape_type_bytes_bits_and_rule() -> None:
+def test_each_tensor_has_a_line_with_shape_type_bytes_bits_and_rule() -> None:
     plan = odd_plan()
     lines = each(plan)
     assert " ".join(lines[2].split()) == "tensor shape type bytes bpw importance rule note"
@@ -58,24 +58,24 @@ def test_every_tensor_is_a_line_with_shape_type_bytes_bits_and_rule() -> None:
     assert len(plan.tensors) == 4
 
 
-def test_a_column_of_notes_is_there_where_rules_have_some() -> None:
+def test_there_is_no_column_of_notes_without_notes() -> None:
     assert "note" not in each(small_plan())[2].split()
 
 
-def test_a_fallback_is_counted_with_its_cost() -> None:
+def test_fallbacks_are_counted_with_their_cost() -> None:
     used = {f.wanted.name: f for f in fallbacks(odd_plan().tensors)}
     assert used["Q6_K"].names == ("blk.0.ffn_down.weight", "blk.1.ffn_down.weight")
     # Q8_0 is 34 bytes for 32 weights, Q6_K 210 for 256, Q4_K 144 for 256.
     assert used["Q6_K"].extra_bytes == round(2 * 128 * (34 / 32 - 210 / 256))
     assert used["Q4_K"].extra_bytes == round(2 * 128 * (34 / 32 - 144 / 256))
     text = shown(odd_plan())
-    assert "fallback Q8_0 instead of Q6_K: 2 tensors, +1.938 bits per weight" in text
+    assert "fallback Q8_0 for Q6_K: 2 tensors, +1.938 bits per weight" in text
     assert "blk.{0-1}.ffn_down.weight" in text
-    assert "fallbacks: 4 tensors" in text
-    assert f"{8 * (62 + 128) / 512:+.4f} bits per weight of the whole" in text
+    assert "all fallbacks: 4 tensors" in text
+    assert f"{8 * (62 + 128) / 512:+.4f} bits per weight of the model" in text
 
 
-def test_without_a_fallback_none_is_told() -> None:
+def test_plan_without_fallbacks_mentions_none() -> None:
     assert "fallback" not in shown(small_plan())
 
 
@@ -83,7 +83,7 @@ def test_types_are_counted() -> None:
     assert "types   Q8_0 4, F32 2" in shown(small_plan())
 
 
-def test_shards_are_listed_where_there_are_several() -> None:
+def test_shards_are_listed_if_there_are_several() -> None:
     made = replace(recipe(), output=Output(shard_bytes=40_000))
     plan = make_plan(model(), made)
     assert [shard.stop for shard in plan.shards] == [2, 3, 4, 6]
@@ -91,14 +91,14 @@ def test_shards_are_listed_where_there_are_several() -> None:
     assert "shards" not in shown(small_plan())
 
 
-def test_shares_hold_every_tensor_once() -> None:
+def test_shares_contain_every_tensor_once() -> None:
     plan = odd_plan()
     for shares in (by_role(plan.tensors), by_type(plan.tensors), by_rule(plan.tensors)):
         found = [t.name for share in shares for t in share.tensors]
         assert sorted(found) == sorted(t.name for t in plan.tensors)
 
 
-def test_rules_come_in_the_order_of_the_recipe_the_default_and_the_built_in_ones_last() -> None:
+def test_rules_are_in_the_order_of_the_recipe_then_default_then_built_in() -> None:
     more = (
         "rules:\n"
         + "\n" * 7
@@ -113,7 +113,7 @@ def test_rules_come_in_the_order_of_the_recipe_the_default_and_the_built_in_ones
     ]
 
 
-def test_a_draft_says_what_importance_is_missing_and_is_not_converted(tmp_path: Path) -> None:
+def test_draft_reports_missing_importance_and_is_not_converted(tmp_path: Path) -> None:
     with pytest.raises(PlanError) as e:
         make_plan(model(), recipe("IQ1_S"))
     plan = make_plan(model(), recipe("IQ1_S"), draft=True)
@@ -124,7 +124,7 @@ def test_a_draft_says_what_importance_is_missing_and_is_not_converted(tmp_path: 
     assert not list(tmp_path.iterdir())
 
 
-def test_a_draft_is_refused_for_all_else() -> None:
+def test_draft_is_refused_for_other_reasons() -> None:
     with pytest.raises(PlanError, match="is there 2 times"):
         make_plan(
             model(computed_tensor("a", 2, 32), computed_tensor("a", 2, 32)), recipe(), draft=True
@@ -136,7 +136,7 @@ def plan(*args: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(list(map(str, command)), capture_output=True, text=True)
 
 
-def test_the_command_prints_each_tensor_and_draws_the_page(tmp_path: Path) -> None:
+def test_command_prints_each_tensor_and_writes_the_page(tmp_path: Path) -> None:
     page = tmp_path / "plan.html"
     done = plan("-r", "dynamic-4bit", "--tensors", "--html", page)
     assert (done.returncode, done.stderr) == (0, f"{page}: written\n")
@@ -150,18 +150,18 @@ def test_the_command_prints_each_tensor_and_draws_the_page(tmp_path: Path) -> No
     assert f"{document['file_bytes'] / 1e6:.2f} MB" in page.read_text(encoding="utf-8")
 
 
-def test_a_page_that_exists_is_replaced_with_force_only(tmp_path: Path) -> None:
+def test_existing_page_is_replaced_only_with_force(tmp_path: Path) -> None:
     page = tmp_path / "plan.html"
     page.write_text("mine")
     done = plan("-r", "q8_0", "--html", page)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == f"error: {page}: exists; --force replaces it, or name another file\n"
+    assert done.stderr == f"error: {page}: exists; replace it with --force, or name another file\n"
     assert page.read_text() == "mine"
     assert plan("-r", "q8_0", "--html", page, "--force").returncode == 0
     assert page.read_text().startswith("<!DOCTYPE html>")
 
 
-def test_missing_importance_is_an_error_after_the_plan(tmp_path: Path) -> None:
+def test_missing_importance_is_an_error_after_the_plan_is_shown(tmp_path: Path) -> None:
     (tmp_path / "low.yaml").write_text("default: IQ2_XXS\n")
     done = plan("-r", tmp_path / "low.yaml", "--html", tmp_path / "plan.html")
     assert done.returncode == 1
@@ -169,4 +169,4 @@ def test_missing_importance_is_an_error_after_the_plan(tmp_path: Path) -> None:
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     assert "IQ2_XXS needs importance" in errors[0]
-    assert "not to be converted" in (tmp_path / "plan.html").read_text(encoding="utf-8")
+    assert "cannot be converted" in (tmp_path / "plan.html").read_text(encoding="utf-8")

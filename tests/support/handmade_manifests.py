@@ -1,4 +1,4 @@
-"""Manifests of GGUFs that are there, made by hand: what a conversion writes beside its output."""
+"""Handmade manifests of existing GGUFs, with errors and other contents that a test chooses."""
 
 from __future__ import annotations
 
@@ -17,21 +17,19 @@ IMATRIX = {"file": "i.gguf", "sha256": "1" * 64, "datasets": ["a | b.txt"], "chu
 
 
 def write_manifest(
-    asked: Path,
+    out: Path,
     by: str,
     *,
     errors: dict[str, float] | float | None = 0.01,
     **more: Any,
 ) -> Path:
-    """Write the manifest of a file, or of the shards that were made by the name `asked`.
+    """Write the manifest of a file, or of the shards with the name `out` and a number.
 
     by:     the name of a shipped recipe
-    errors: the weighted error of each tensor, or of all; None where nothing was measured
-    more:   parts of the document in place of those made here
+    errors: the weighted error by tensor, or of all tensors; None if it was not measured
+    more:   top-level parts that replace the default ones
     """
-    first = next(
-        p for p in (asked, *sorted(asked.parent.glob(f"{asked.stem}-*.gguf"))) if p.exists()
-    )
+    first = next(p for p in (out, *sorted(out.parent.glob(f"{out.stem}-*.gguf"))) if p.exists())
     shards = open_gguf(first)
     tensors: list[dict[str, Any]] = []
     for number, file in enumerate(shards.files):
@@ -96,6 +94,6 @@ def write_manifest(
         "tensors": tensors,
         "ignored": {},
     } | more
-    out = manifest_path(asked)
-    out.write_text(manifest_text(Manifest.model_validate(document)))
-    return out
+    path = manifest_path(out)
+    path.write_text(manifest_text(Manifest.model_validate(document)))
+    return path

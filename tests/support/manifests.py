@@ -1,4 +1,4 @@
-"""Manifests made by other programs than ours: the gguf package, hashlib and xxhash."""
+"""Manifests made without dynquant, from the gguf package, hashlib and xxhash."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gguf import GGUFReader
 
 
 def manifest_of(out: Path, paths: Sequence[Path] = ()) -> dict[str, Any]:
-    """Return the manifest of a file, or of shards, as it should be."""
+    """Return the correct manifest of a file or of shards."""
     files: list[dict[str, Any]] = []
     tensors: list[dict[str, Any]] = []
     keys: dict[str, Any] = {}

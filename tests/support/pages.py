@@ -1,4 +1,4 @@
-"""HTML pages as the standard library's parser reads them."""
+"""Trees of HTML pages, read by the standard library's parser."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ VOID = {"meta", "br", "link", "img", "hr", "input", "base", "col"}
 
 @dataclass
 class Element:
-    """An element with its attributes, its children, and all the text in it."""
+    """An element with its attributes, children and text, including the text of children."""
 
     tag: str
     attributes: dict[str, str]
@@ -50,7 +50,7 @@ class _Tree(HTMLParser):
 
 
 def read_page(page: str) -> Element:
-    """Return the root of a page; every element that is opened must be closed, in order."""
+    """Return the root of a page; every element must be closed, in order."""
     tree = _Tree()
     tree.feed(page)
     tree.close()

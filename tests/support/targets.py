@@ -44,7 +44,7 @@ from dynquant.recipe.rules import Recipe
 from dynquant.release.finished import open_finished
 from dynquant.release.folder import make_release
 from dynquant.tensors import row_bytes
-from dynquant.verification.standalone import verify
+from dynquant.verification.verify import verify
 from dynquant.vocab import read_vocab
 
 Files = dict[str, bytes]

@@ -1,9 +1,10 @@
-"""A file is compared with its source: the honest pass, and a row that is another's is named."""
+"""Files are compared with their source: correct files pass, and differing rows are named."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -19,8 +20,8 @@ from dynquant.cli import app
 from dynquant.errors import VerificationError
 from dynquant.plan.shards import Split
 from dynquant.verification.against import compare
-from dynquant.verification.findings import Compared
-from dynquant.verification.standalone import verify
+from dynquant.verification.findings import Comparison
+from dynquant.verification.verify import verify
 
 MIXED = "rules: [{role: ffn_down, type: Q4_K}, {role: attn_v, type: F16}]"
 TENSOR = "blk.1.ffn_up.weight"
@@ -39,7 +40,7 @@ def path(made: Path, tmp_path: Path) -> Path:
 
 
 def change(path: Path, name: str, row: int) -> int:
-    """Change the last byte of a row; return where the row begins."""
+    """Change the last byte of a row; return the offset of the row."""
     tensor = next(t for t in gguf.GGUFReader(path).tensors if t.name == name)
     n_rows = int(np.prod(tensor.shape[1:]))
     size = int(tensor.n_bytes) // n_rows
@@ -52,31 +53,31 @@ def change(path: Path, name: str, row: int) -> int:
     return at
 
 
-def overwrite(path: Path, name: str) -> None:
-    """Turn a tensor's bytes round."""
+def reverse(path: Path, name: str) -> None:
+    """Reverse the bytes of a tensor."""
     tensor = next(t for t in gguf.GGUFReader(path).tensors if t.name == name)
     with path.open("r+b") as file:
         file.seek(int(tensor.data_offset))
         file.write(tensor.data.tobytes()[::-1])
 
 
-def whole(path: Path, **more: object) -> Compared:
+def compare_all(path: Path, **more: object) -> Comparison:
     return compare(path, str(TINY_BOOKS), tensors="*", threads=1, **more)  # type: ignore[arg-type]
 
 
-def test_an_honest_file_is_what_its_source_gives(made: Path) -> None:
-    found = whole(made)
+def test_correct_file_equals_its_source_encoded_again(made: Path) -> None:
+    found = compare_all(made)
     assert (found.faults, found.warnings, found.unchecked) == ((), (), ())
-    assert "46 tensors whole" in found.checked[0]
+    assert "all rows of 46 tensors" in found.checked[0]
     sampled = compare(made, str(TINY_BOOKS))
     assert (sampled.faults, sampled.unchecked) == ((), ())
-    assert "in 64 ranges of rows" in sampled.checked[0]
+    assert "64 ranges of rows of" in sampled.checked[0]
 
 
 @pytest.mark.parametrize(
     "family", ["deepseek-v3", "gpt-oss-mxfp4", "qwen3next", "nomic-bert", "glm4moe"]
 )
-def test_files_of_other_families_are_sound_and_what_their_sources_give(
+def test_files_of_other_families_are_sound_and_equal_their_sources(
     family: str, tmp_path: Path
 ) -> None:
     folder, out = load_reference(family).folder, tmp_path / "x.gguf"
@@ -85,9 +86,7 @@ def test_files_of_other_families_are_sound_and_what_their_sources_give(
     assert compare(out, str(folder), tensors="*", threads=1).faults == ()
 
 
-def test_blocks_that_are_kept_and_latent_attention_that_is_merged_are_compared_so(
-    tmp_path: Path,
-) -> None:
+def test_kept_blocks_and_merged_latent_attention_are_compared_as_stored(tmp_path: Path) -> None:
     folder, out = load_reference("gpt-oss-mxfp4").folder, tmp_path / "kept.gguf"
     dynquant.convert(folder, out, recipe=recipe("F16", "rules: [{role: experts, keep: true}]"))
     assert compare(out, str(folder), tensors="*", threads=1).faults == ()
@@ -98,34 +97,34 @@ def test_blocks_that_are_kept_and_latent_attention_that_is_merged_are_compared_s
     assert fault == "is not in the source"
 
 
-def test_a_changed_row_is_named_with_its_place(path: Path) -> None:
+def test_changed_row_is_named_with_its_offset(path: Path) -> None:
     at = change(path, TENSOR, 77)
-    (fault,) = whole(path).faults
+    (fault,) = compare_all(path).faults
     assert (fault.tensor, fault.offset, fault.file) == (TENSOR, at, path)
-    assert fault.what == f"row 77 of 768 is not what {TINY_BOOKS} gives as Q4_0, effort fast"
+    assert fault.what == f"row 77 of 768 differs from {TINY_BOOKS} encoded as Q4_0, effort fast"
     assert compare(path, str(TINY_BOOKS), tensors="blk.0.*").faults == ()
     assert len(compare(path, str(TINY_BOOKS), tensors="blk.1.ffn_*").faults) == 1
 
 
-def test_a_tensor_that_is_wrong_throughout_is_found_by_few_samples(path: Path) -> None:
-    overwrite(path, TENSOR)
+def test_sample_of_one_range_finds_a_tensor_that_is_all_wrong(path: Path) -> None:
+    reverse(path, TENSOR)
     (fault,) = compare(path, str(TINY_BOOKS), tensors=TENSOR, sample=1).faults
-    assert "of the rows compared differ" in fault.what
+    assert "of the compared rows differ" in fault.what
 
 
-def test_the_sample_is_the_same_every_time(path: Path) -> None:
-    overwrite(path, "token_embd.weight")
+def test_sample_is_the_same_every_time(path: Path) -> None:
+    reverse(path, "token_embd.weight")
     first = compare(path, str(TINY_BOOKS), sample=64, threads=1)
     assert first.faults
     assert compare(path, str(TINY_BOOKS), sample=64, threads=3) == first
 
 
-def test_shards_are_compared_by_any_name(tmp_path: Path) -> None:
+def test_shards_are_compared_by_any_of_their_names(tmp_path: Path) -> None:
     split = Split(max_tensors=20)
     dynquant.convert(TINY_BOOKS, tmp_path / "s.gguf", recipe=recipe("Q8_0"), split=split, threads=1)
-    assert whole(tmp_path / "s.gguf").faults == ()
+    assert compare_all(tmp_path / "s.gguf").faults == ()
     change(tmp_path / "s-00002-of-00003.gguf", "blk.2.ffn_up.weight", 3)
-    (fault,) = whole(tmp_path / "s-00001-of-00003.gguf").faults
+    (fault,) = compare_all(tmp_path / "s-00001-of-00003.gguf").faults
     assert fault.file == tmp_path / "s-00002-of-00003.gguf"
 
 
@@ -137,18 +136,18 @@ def made_by(path: Path, version: str) -> None:
     path.write_bytes(content[:at] + version.encode() + content[at + 5 :])
 
 
-def test_of_another_version_what_differs_is_not_said_to_be_wrong(path: Path) -> None:
+def test_differing_bytes_of_another_version_are_not_faults(path: Path) -> None:
     made_by(path, "0.0.9")
     change(path, TENSOR, 5)
-    found = whole(path)
+    found = compare_all(path)
     assert found.faults == ()
-    assert "made by dynquant 0.0.9" in found.unchecked[0]
-    assert found.unchecked[1].startswith(f"{TENSOR}: other bytes than this dynquant makes")
-    change(path, "blk.0.attn_v.weight", 5)  # F16 is rounded in one way only
-    assert [f.tensor for f in whole(path).faults] == ["blk.0.attn_v.weight"]
+    assert "dynquant 0.0.9 made the file" in found.unchecked[0]
+    assert found.unchecked[1].startswith(f"{TENSOR}: the bytes differ from what this dynquant")
+    change(path, "blk.0.attn_v.weight", 5)  # F16 has only one correct rounding
+    assert [f.tensor for f in compare_all(path).faults] == ["blk.0.attn_v.weight"]
 
 
-def test_of_other_programs_the_tensors_of_floats_are_compared(made: Path, tmp_path: Path) -> None:
+def test_only_float_tensors_of_other_programs_are_compared(made: Path, tmp_path: Path) -> None:
     writer = gguf.GGUFWriter(tmp_path / "x.gguf", "llama")
     for t in gguf.GGUFReader(made).tensors:
         writer.add_tensor(t.name, t.data, raw_dtype=t.tensor_type)
@@ -157,28 +156,28 @@ def test_of_other_programs_the_tensors_of_floats_are_compared(made: Path, tmp_pa
     writer.write_tensors_to_file()
     writer.close()
     change(tmp_path / "x.gguf", TENSOR, 5)
-    found = whole(tmp_path / "x.gguf")
+    found = compare_all(tmp_path / "x.gguf")
     assert found.faults == ()
     assert found.unchecked == (
-        "quantized tensors against the source: the file is not made by dynquant",
+        "quantized tensors against the source: the file was not made by dynquant",
     )
     change(tmp_path / "x.gguf", "output_norm.weight", 0)
-    assert [f.tensor for f in whole(tmp_path / "x.gguf").faults] == ["output_norm.weight"]
+    assert [f.tensor for f in compare_all(tmp_path / "x.gguf").faults] == ["output_norm.weight"]
 
 
-def test_another_model_is_not_the_source(path: Path) -> None:
+def test_comparison_with_another_model_has_faults(path: Path) -> None:
     other = load_reference("qwen3").folder
     found = compare(path, str(other), tensors="*")
     assert any("in the source" in f.what for f in found.faults)
 
 
-def test_tensors_that_the_file_lacks_are_a_warning(tmp_path: Path) -> None:
+def test_tensors_missing_from_the_file_are_a_warning(tmp_path: Path) -> None:
     out = tmp_path / "x.gguf"
     dynquant.convert(
         TINY_BOOKS, out, recipe=recipe("Q8_0", "rules: [{role: attn_q, layers: 1, drop: true}]")
     )
     found = compare(out, str(TINY_BOOKS), sample=2)
-    assert found.warnings == (f"{out}: blk.1.attn_q.weight of the source is not in the file",)
+    assert found.warnings == (f"{out}: blk.1.attn_q.weight is in the source, but not in the file",)
 
 
 @pytest.fixture(scope="module")
@@ -192,34 +191,36 @@ def imatrix(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_legacy(tmp_path_factory.mktemp("imatrix") / "i.dat", means)
 
 
-def test_a_file_made_with_an_imatrix_is_compared_with_it_alone(
+def test_comparison_requires_the_imatrix_of_the_file(
     imatrix: Path, path: Path, tmp_path: Path
 ) -> None:
-    out = tmp_path / "weighed.gguf"
+    out = tmp_path / "weighted.gguf"
     dynquant.convert(TINY_BOOKS, out, recipe=recipe("IQ2_S", MIXED), imatrix=imatrix, threads=1)
     read = dynquant.load_imatrix(imatrix)
     assert compare(out, str(TINY_BOOKS), imatrix=read, sample=20).faults == ()
-    with pytest.raises(VerificationError, match=r"was made with an imatrix, sha256 \w{64}; give"):
-        whole(out)
+    with pytest.raises(
+        VerificationError, match=r"was made with an imatrix, sha256 \w{64}; name it"
+    ):
+        compare_all(out)
     other = tmp_path / "other.dat"
     other.write_bytes(imatrix.read_bytes()[:-1] + b"x")
-    with pytest.raises(VerificationError, match=r"and .* was made with"):
-        whole(out, imatrix=dynquant.load_imatrix(other))
+    with pytest.raises(VerificationError, match=r"but .* was made with"):
+        compare_all(out, imatrix=dynquant.load_imatrix(other))
     with pytest.raises(VerificationError, match="was made without an imatrix"):
-        whole(path, imatrix=read)
+        compare_all(path, imatrix=read)
 
 
-def test_names_that_no_tensor_has_are_an_error(path: Path) -> None:
-    with pytest.raises(VerificationError, match="no tensor is named nothing"):
+def test_glob_that_matches_no_tensor_is_an_error(path: Path) -> None:
+    with pytest.raises(VerificationError, match=r"no tensor name matches 'nothing\*'"):
         compare(path, str(TINY_BOOKS), tensors="nothing*")
 
 
-def run(*words: object) -> tuple[int, str, str]:
-    done = CliRunner().invoke(app, ["verify", *map(str, words)])
+def run(*arguments: object) -> tuple[int, str, str]:
+    done = CliRunner().invoke(app, ["verify", *map(str, arguments)])
     return done.exit_code, done.stdout, done.stderr
 
 
-def test_the_command_compares(path: Path) -> None:
+def test_command_compares_with_the_source(path: Path) -> None:
     code, out, err = run(path, "--against", TINY_BOOKS, "--sample", 3)
     assert (code, err) == (0, "")
     assert f"against {TINY_BOOKS}: " in out
@@ -230,9 +231,59 @@ def test_the_command_compares(path: Path) -> None:
     assert f"{TENSOR}: row 9 of 768" in err
 
 
-@pytest.mark.parametrize("words", [["--sample", "3"], ["--tensors", "*"]])
-def test_options_of_a_comparison_without_a_source_are_wrong_usage(
-    path: Path, words: list[str]
+@pytest.mark.parametrize("options", [["--sample", "3"], ["--tensors", "*"]])
+def test_options_of_a_comparison_without_against_are_wrong_usage(
+    path: Path, options: list[str]
 ) -> None:
-    code, _, err = run(path, *words)
+    code, _, err = run(path, *options)
     assert (code, "--against" in err) == (2, True)
+
+
+def test_verify_with_against_gives_the_results_of_both(path: Path) -> None:
+    change(path, TENSOR, 9)
+    alone, compared = verify(path, threads=1), compare_all(path)
+    assert verify(path, TINY_BOOKS, tensors="*", threads=1) == alone.with_comparison(compared)
+    assert (alone.is_sound, len(compared.faults)) == (True, 1)
+
+
+def test_verify_takes_an_imatrix_by_its_path(imatrix: Path, tmp_path: Path) -> None:
+    out = tmp_path / "x.gguf"
+    dynquant.convert(TINY_BOOKS, out, recipe=recipe("IQ2_S", MIXED), imatrix=imatrix, threads=1)
+    assert verify(out, TINY_BOOKS, imatrix=imatrix, sample=4).is_sound
+
+
+def test_verify_reports_the_progress_of_both_steps(path: Path) -> None:
+    seen: list[tuple[str, int, int]] = []
+    verify(path, TINY_BOOKS, sample=3, threads=1, progress=lambda *now: seen.append(now))
+    assert list(dict.fromkeys(step for step, _, _ in seen)) == ["reading", "comparing"]
+    last = {step: (done, total) for step, done, total in seen}
+    assert all(done == total for done, total in last.values())
+    assert last["reading"][1] == path.stat().st_size
+
+
+@pytest.mark.parametrize("options", [{"sample": 3}, {"tensors": "*"}, {"imatrix": "i.dat"}])
+def test_options_of_a_comparison_without_against_are_an_error(
+    path: Path, options: dict[str, Any]
+) -> None:
+    with pytest.raises(VerificationError, match="name the model to compare with"):
+        verify(path, **options)
+
+
+def test_missing_imatrix_is_an_error_before_the_file_is_read(imatrix: Path, tmp_path: Path) -> None:
+    out = tmp_path / "x.gguf"
+    dynquant.convert(TINY_BOOKS, out, recipe=recipe("IQ2_S", MIXED), imatrix=imatrix, threads=1)
+    seen: list[tuple[str, int, int]] = []
+    with pytest.raises(VerificationError, match="was made with an imatrix"):
+        verify(out, TINY_BOOKS, progress=lambda *now: seen.append(now))
+    assert seen == []
+
+
+def test_damaged_header_is_a_fault_with_against_too(path: Path) -> None:
+    path.write_bytes(b"GGUF")
+    found = verify(path, TINY_BOOKS)
+    assert (found.is_sound, found.files) == (False, ())
+
+
+def test_sample_of_no_ranges_is_an_error(path: Path) -> None:
+    with pytest.raises(VerificationError, match="at least one range"):
+        verify(path, TINY_BOOKS, sample=0)

@@ -1,4 +1,4 @@
-"""Blocks that no encoder writes are told, by what the decoders of others make of them."""
+"""Blocks that no encoder writes are found; the decoders of gguf and llama.cpp are the oracle."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dynquant.arrays import U8
 from dynquant.quants import ALL, QuantType, encode
 from dynquant.quants.table import KEPT
 from dynquant.verification.blocks import bad_blocks
-from dynquant.verification.standalone import verify
+from dynquant.verification.verify import verify
 
 try:
     import xllamacpp
@@ -21,11 +21,11 @@ except ImportError:
     xllamacpp = None
 
 OWN_RULES = ("NVFP4", "TQ1_0", "TQ2_0", "MXFP4")
-"""Types of which more is refused than what decodes to a number that is not finite."""
+"""Types that have invalid blocks other than those that decode to numbers that are not finite."""
 
 
 def random_blocks(qtype: QuantType, n: int = 300, seed: int = 0) -> U8:
-    """Bytes of any value: one f16 scale in 32 is not finite."""
+    """Return blocks of random bytes: one f16 scale in 32 is not finite."""
     rng = np.random.default_rng([seed, qtype.ggml_type])
     if qtype.name == "F32":
         words = rng.integers(0, 2**32, n, np.uint32)
@@ -36,12 +36,12 @@ def random_blocks(qtype: QuantType, n: int = 300, seed: int = 0) -> U8:
         blocks[::9] |= np.array([0x80, 0x7F], np.uint8)
     if qtype.name == "MXFP4":
         blocks[:, 0] = rng.integers(250, 256, n)
-        blocks[::3, 1:] &= 0x33  # the smaller levels, which overflow later
+        blocks[::3, 1:] &= 0x33  # smaller levels, which overflow at larger scales only
     return blocks
 
 
 def is_bad(blocks: U8, qtype: QuantType) -> np.ndarray:
-    """What is said of each block by itself."""
+    """Return whether each block, checked separately, is bad."""
     return np.array([bool(bad_blocks(blocks[i : i + 1], qtype)) for i in range(len(blocks))])
 
 
@@ -51,11 +51,11 @@ def decoded_bad(blocks: U8, qtype: QuantType) -> np.ndarray:
 
 def skip_without_oracle(qtype: QuantType) -> None:
     if qtype.name in NOT_IN_GGUF and xllamacpp is None:
-        pytest.skip("only llama.cpp decodes it")
+        pytest.skip("only llama.cpp decodes this type, and xllamacpp is not installed")
 
 
 @pytest.mark.parametrize("name", [n for n in ALL if n not in OWN_RULES])
-def test_a_block_is_bad_if_and_only_if_it_decodes_to_a_number_that_is_not_finite(name: str) -> None:
+def test_block_is_bad_if_and_only_if_a_decoded_weight_is_not_finite(name: str) -> None:
     qtype = ALL[name]
     skip_without_oracle(qtype)
     blocks = random_blocks(qtype)
@@ -66,14 +66,14 @@ def test_a_block_is_bad_if_and_only_if_it_decodes_to_a_number_that_is_not_finite
     assert min(b.first for b in bad_blocks(blocks, qtype)) == wanted.argmax()
 
 
-def test_an_exponent_of_mxfp4_is_bad_where_weights_overflow_and_where_it_is_no_number() -> None:
+def test_mxfp4_exponent_is_bad_if_weights_overflow_or_it_is_not_a_number() -> None:
     blocks = random_blocks(ALL["MXFP4"])
     wanted = decoded_bad(blocks, ALL["MXFP4"]) | (blocks[:, 0] == 255)
     assert np.array_equal(is_bad(blocks, ALL["MXFP4"]), wanted)
     assert (~wanted[blocks[:, 0] == 254]).any()
 
 
-def test_a_scale_of_nvfp4_is_bad_where_ue4m3_is_not_a_number() -> None:
+def test_nvfp4_scale_is_bad_if_it_is_not_a_number() -> None:
     blocks = random_blocks(ALL["NVFP4"])
     wanted = np.isin(blocks[:, :4], (127, 255)).any(axis=1)
     assert wanted.any()
@@ -81,15 +81,13 @@ def test_a_scale_of_nvfp4_is_bad_where_ue4m3_is_not_a_number() -> None:
 
 
 @pytest.mark.parametrize(("name", "scale"), [("TQ1_0", 52), ("TQ2_0", 64)])
-def test_a_scale_of_ternary_weights_is_bad_where_they_decode_to_no_number(
-    name: str, scale: int
-) -> None:
+def test_ternary_scale_is_bad_if_a_decoded_weight_is_not_finite(name: str, scale: int) -> None:
     blocks = random_blocks(ALL[name])
     blocks[:, :scale] = 0
     assert np.array_equal(is_bad(blocks, ALL[name]), decoded_bad(blocks, ALL[name]))
 
 
-def test_bytes_of_ternary_weights_are_those_that_ggufs_encoder_makes() -> None:
+def test_valid_ternary_bytes_are_those_of_the_gguf_package() -> None:
     digits = np.stack(np.meshgrid(*[[-1, 0, 1]] * 5, indexing="ij")).reshape(5, -1)
     weights = np.zeros((243, 256), np.float32)
     weights[:, [32 * k for k in range(5)]] = digits.T
@@ -103,7 +101,7 @@ def test_bytes_of_ternary_weights_are_those_that_ggufs_encoder_makes() -> None:
         assert np.array_equal(~is_bad(blocks, ALL["TQ1_0"]), np.isin(np.arange(256), made[:, byte]))
 
 
-def test_a_ternary_code_of_three_is_bad() -> None:
+def test_ternary_code_of_three_is_bad() -> None:
     blocks = random_blocks(ALL["TQ2_0"])
     blocks[:, 64:] = np.array([1.0], "<f2").view(np.uint8)
     blocks[::2, :64] &= 0x55
@@ -113,7 +111,7 @@ def test_a_ternary_code_of_three_is_bad() -> None:
 
 @pytest.mark.skipif(xllamacpp is None, reason="needs xllamacpp")
 @pytest.mark.parametrize("name", ALL)
-def test_whatever_llamacpp_refuses_is_bad(name: str) -> None:
+def test_blocks_that_llamacpp_refuses_are_bad(name: str) -> None:
     blocks = random_blocks(ALL[name], 100, seed=1)
     refused = np.array([not ggml_accepts(b[None], ALL[name]) for b in blocks])
     assert is_bad(blocks, ALL[name])[refused].all()
@@ -122,13 +120,13 @@ def test_whatever_llamacpp_refuses_is_bad(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_what_our_encoder_writes_is_sound(name: str) -> None:
+def test_blocks_of_our_encoder_are_not_bad(name: str) -> None:
     for _, x in matrices(4, 512):
         blocks = encode(x, name).reshape(-1, ALL[name].type_size)
         assert bad_blocks(blocks, ALL[name]) == []
 
 
-def test_doubles_are_looked_at_and_integers_are_not() -> None:
+def test_doubles_are_checked_but_integers_are_not() -> None:
     x = np.array([1.0, np.inf, 2.0, np.nan])
     (found,) = bad_blocks(x.view(np.uint8).reshape(-1, 8), KEPT["F64"])
     assert (found.count, found.first) == (2, 1)
@@ -136,7 +134,7 @@ def test_doubles_are_looked_at_and_integers_are_not() -> None:
 
 
 @pytest.mark.parametrize("name", [n for n in ALL if n not in NOT_IN_GGUF])
-def test_a_bad_block_in_a_file_is_named_by_tensor_row_and_byte(name: str, tmp_path: Path) -> None:
+def test_bad_block_in_a_file_is_located_by_tensor_row_and_byte(name: str, tmp_path: Path) -> None:
     qtype = ALL[name]
     x = np.random.default_rng(0).standard_normal((40, 512)).astype(np.float32)
     blocks = encode(x, qtype)

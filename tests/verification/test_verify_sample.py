@@ -1,4 +1,4 @@
-"""What a conversion looks at again before its files get their names."""
+"""The sample of rows that a conversion encodes again before the output gets its name."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CANDIDATES = st.builds(
 
 
 @given(st.lists(CANDIDATES, min_size=1, max_size=20), st.integers(0, 40), st.binary(max_size=8))
-def test_ranges_are_of_whole_rows_of_one_matrix_and_of_every_type(
+def test_ranges_are_whole_rows_of_one_matrix_and_cover_every_type(
     candidates: list[Candidate], n: int, seed: bytes
 ) -> None:
     drawn = draw(candidates, n, seed)
@@ -47,7 +47,7 @@ def test_ranges_are_of_whole_rows_of_one_matrix_and_of_every_type(
     assert len({candidates[r.index].type_name for r in drawn}) >= min(n, len(kinds))
 
 
-def test_ranges_of_other_seeds_are_others_and_large_tensors_have_more_of_them() -> None:
+def test_ranges_differ_by_seed_and_large_tensors_have_more_of_them() -> None:
     candidates = [Candidate("Q8_0", 10_000, 4096, 10_000), Candidate("Q8_0", 10, 4096, 10)]
     drawn = draw(candidates, 50, b"a")
     assert drawn != draw(candidates, 50, b"b")
@@ -57,7 +57,7 @@ def test_ranges_of_other_seeds_are_others_and_large_tensors_have_more_of_them() 
 
 @dataclass(frozen=True)
 class Changing:
-    """A source that gives a row otherwise when it is read a second time."""
+    """A source that returns a different row when it is read a second time."""
 
     x: np.ndarray
     row: int
@@ -77,7 +77,7 @@ class Changing:
         into[:] = rows.view(np.uint8).reshape(-1)
 
 
-def test_rows_that_are_others_a_second_time_stop_the_conversion(tmp_path: Path) -> None:
+def test_row_that_differs_when_read_again_stops_the_conversion(tmp_path: Path) -> None:
     tensor = ModelTensor("b.weight", Changing(weights(60, 96), 17))
     plan = make_plan(model(computed_tensor("a.weight", 50, 96), tensor), recipe())
     with pytest.raises(ConvertError) as e:
@@ -90,14 +90,14 @@ def test_rows_that_are_others_a_second_time_stop_the_conversion(tmp_path: Path) 
     assert names(tmp_path) == ["x.gguf.journal", "x.gguf.part"]
 
 
-def test_no_sample_reads_nothing_again(tmp_path: Path) -> None:
+def test_sample_of_zero_reads_nothing_again(tmp_path: Path) -> None:
     source = Changing(weights(60, 96), 17)
     plan = make_plan(model(ModelTensor("b.weight", source)), recipe())
     convert_plan(plan, tmp_path / "x.gguf", threads=1, verify_sample=0)
     assert names(tmp_path) == ["x.gguf"]
 
 
-def test_a_byte_that_is_written_wrong_is_found(
+def test_byte_that_is_written_wrong_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = small_plan()
@@ -117,7 +117,7 @@ def test_a_byte_that_is_written_wrong_is_found(
 
 @dataclass(frozen=True)
 class Breaking(Changing):
-    """A source that is infinite when its first row is read a second time."""
+    """A source whose last weight is infinite when it is read a second time."""
 
     def read(self, start: int, stop: int, into: U8) -> None:
         super().read(start, stop, into)
@@ -126,7 +126,7 @@ class Breaking(Changing):
         self.read_before.update(range(start, stop))
 
 
-def test_a_number_that_became_infinite_is_told(tmp_path: Path) -> None:
+def test_number_that_became_infinite_is_reported(tmp_path: Path) -> None:
     plan = make_plan(model(ModelTensor("b.weight", Breaking(weights(4, 96), 9))), recipe())
     source = plan.sources["b.weight"].source
     assert isinstance(source, Breaking)
@@ -139,7 +139,7 @@ def test_a_number_that_became_infinite_is_told(tmp_path: Path) -> None:
         )
 
 
-def test_experts_are_encoded_again_by_their_own_importance(tmp_path: Path) -> None:
+def test_experts_are_encoded_again_with_their_importance(tmp_path: Path) -> None:
     plan = weighed_plan(tmp_path)
     assert DOWN in plan.importance
     convert_plan(plan, tmp_path / "x.gguf", threads=1, verify_sample=40)
