@@ -19,9 +19,13 @@ ModelArgument = Annotated[
     ),
 ]
 RecipeOption = Annotated[
-    str,
+    str | None,
     typer.Option(
-        "--recipe", "-r", metavar="R", help="A shipped recipe (`dynquant recipes`) or a YAML file."
+        "--recipe",
+        "-r",
+        metavar="R",
+        help="A shipped recipe (`dynquant recipes`) or a YAML file.",
+        show_default=False,
     ),
 ]
 ImatrixOption = Annotated[
@@ -71,7 +75,17 @@ MlaOption = Annotated[
     Literal["split", "merged"],
     typer.Option(
         "--mla",
-        help="How latent attention is stored: as today, or whole as in files of early 2025.",
+        help="How latent attention is stored: split as llama.cpp does today, or merged as in files"
+        " of early 2025.",
+    ),
+]
+PlanMlaOption = Annotated[
+    Literal["split", "merged"] | None,
+    typer.Option(
+        "--mla",
+        help="How latent attention is stored: split as llama.cpp does today (default), or merged as"
+        " in files of early 2025.",
+        show_default=False,
     ),
 ]
 SplitSizeOption = Annotated[

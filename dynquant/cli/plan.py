@@ -8,30 +8,37 @@ from typing import Annotated
 import typer
 
 from dynquant.cli import console
-from dynquant.cli.inputs import read_inputs
 from dynquant.cli.options import (
     EffortOption,
     ImatrixOption,
     JsonOption,
     LogFormatOption,
     MaxSizeOption,
-    MlaOption,
     ModelArgument,
+    PlanMlaOption,
     PreOption,
     RecipeOption,
     RequantizeOption,
     SetOption,
     SplitSizeOption,
     SplitTensorsOption,
-    settings,
     size_of,
-    split_of,
 )
+from dynquant.cli.planning import Planning
 
 
 def plan(
     model: ModelArgument,
-    recipe: RecipeOption,
+    recipe: RecipeOption = None,
+    saved: Annotated[
+        Path | None,
+        typer.Option(
+            "--plan",
+            metavar="PLAN.json",
+            help="Check that a saved plan still fits the model, and print it.",
+            show_default=False,
+        ),
+    ] = None,
     imatrix: ImatrixOption = None,
     effort: EffortOption = None,
     allow_requantize: RequantizeOption = False,
@@ -46,10 +53,21 @@ def plan(
             "--html", metavar="PLAN.html", help="Draw the plan on a page for a browser, too."
         ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace PLAN.html if it exists.")] = False,
+    save: Annotated[
+        Path | None,
+        typer.Option(
+            "--save",
+            metavar="PLAN.json",
+            help="Write the plan to a file that `dynquant convert --plan` carries out.",
+            show_default=False,
+        ),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace PLAN.html and PLAN.json if they exist.")
+    ] = False,
     set_keys: SetOption = None,
     pre: PreOption = None,
-    mla: MlaOption = "split",
+    mla: PlanMlaOption = None,
     split_max_size: SplitSizeOption = None,
     split_max_tensors: SplitTensorsOption = None,
     max_size: MaxSizeOption = None,
@@ -57,39 +75,46 @@ def plan(
 ) -> None:
     """Print the type, size and place that a recipe gives each tensor."""
     console.log_as(log_format)
-    wanted = settings(set_keys)
-    split = split_of(split_max_size, split_max_tensors)
-    most_bytes = size_of(max_size, "--max-size")
+    planning = Planning(
+        model,
+        recipe,
+        saved,
+        imatrix,
+        effort,
+        allow_requantize,
+        set_keys,
+        pre,
+        mla,
+        split_max_size,
+        split_max_tensors,
+    )
+    planning.check()
+    limit = size_of(max_size, "--max-size")
     from dynquant.conversion.gates import check_gate, size_gate
     from dynquant.conversion.layout import lay_out
     from dynquant.errors import PlanError
-    from dynquant.plan.make import make_plan
+    from dynquant.plan.saved import check_plan_path, write_plan
     from dynquant.report.documents import plan_json
     from dynquant.report.html import check_page, plan_html, write_page
     from dynquant.report.plan_tables import plan_tables
 
     if html:
         check_page(html, force=force)
-    console.event("start", command="plan", model=model, recipe=recipe)
-    loaded, rules, means = read_inputs(model, recipe, imatrix, pre=pre, mla=mla, needs_vocab=False)
-    made = make_plan(
-        loaded,
-        rules,
-        imatrix=means,
-        effort=effort,
-        allow_requantize=allow_requantize,
-        set_keys=wanted,
-        split=split,
-        draft=True,
-    )
+    if save:
+        check_plan_path(save, force=force)
+    console.event("start", command="plan", model=model, **planning.source)
+    made = planning.make(draft=save is None)
     for warning in made.warnings:
         console.warn(warning)
     for lack in made.lacks:
-        console.warn(f"{lack}; until then no file can be written, nor its size be known")
+        console.warn(f"{lack}; until then no file can be written, and its size is not known")
     file_bytes = None if made.lacks else lay_out(made).n_bytes
     if html:
         write_page(plan_html(made, file_bytes), html, force=force)
         console.talk(f"{html}: written")
+    if save:
+        write_plan(made, save, force=force)
+        console.talk(f"{save}: written")
     if json:
         console.write_json(plan_json(made) | {"file_bytes": file_bytes})
     else:
@@ -102,7 +127,7 @@ def plan(
         type_counts=made.type_counts,
     )
     PlanError.raise_any(made.refusals)
-    if most_bytes is not None:
-        # Keys are missing where the size of the file is not known; the tensors are most of it.
-        gate = size_gate(made.data_bytes if file_bytes is None else file_bytes, most_bytes)
-        check_gate(gate, model, "take a recipe of fewer bits, or allow more")
+    if limit is not None:
+        # Without a tokenizer the size of the file is not known; the tensors are most of it.
+        gate = size_gate(made.data_bytes if file_bytes is None else file_bytes, limit)
+        check_gate(gate, model, "use a recipe of fewer bits, or raise the limit")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import TypeVar
 
 from dynquant.arch.base import Model, ModelTensor
@@ -184,22 +185,37 @@ def lay_out_tensors(
     importance: Mapping[str, Importance],
     split: Split,
 ) -> tuple[tuple[TensorPlan, ...], tuple[Shard, ...]]:
-    """Return every tensor with its place, and the files that they are in."""
-    types = [assignments[t.name].type for t in tensors]
-    sizes = [t.n_rows * q.row_size(t.n_per_row) for t, q in zip(tensors, types, strict=True)]
-    shards = shards_of([padded(n) for n in sizes], split)
+    """Return every tensor with its place, and the files that they are in, cut as `split` says."""
+    sizes = (padded(_size(t, assignments)) for t in tensors)
+    cut = [shard.start for shard in shards_of(tuple(sizes), split)]
+    return place_tensors(tensors, assignments, importance, cut)
+
+
+def place_tensors(
+    tensors: Sequence[ModelTensor],
+    assignments: Mapping[str, Assignment],
+    importance: Mapping[str, Importance],
+    cut: Sequence[int],
+) -> tuple[tuple[TensorPlan, ...], tuple[Shard, ...]]:
+    """Return every tensor with its place, and the files that they are in.
+
+    cut: numbers of the tensors that begin a file
+
+    Raises EncodeError if a type's block size does not divide a tensor's rows.
+    """
     plans: list[TensorPlan] = []
-    for number, shard in enumerate(shards):
+    shards: list[Shard] = []
+    for number, (start, stop) in enumerate(pairwise((*cut, len(tensors)))):
         offset = 0
-        for i in range(shard.start, shard.stop):
-            t, chosen = tensors[i], assignments[tensors[i].name]
+        for t in tensors[start:stop]:
+            chosen, size = assignments[t.name], _size(t, assignments)
             plans.append(
                 TensorPlan(
                     t.name,
                     t.shape,
-                    types[i],
+                    chosen.type,
                     offset,
-                    sizes[i],
+                    size,
                     chosen.rule,
                     chosen.instead_of,
                     importance[t.name].coverage if t.name in importance else None,
@@ -207,5 +223,10 @@ def lay_out_tensors(
                     number,
                 )
             )
-            offset += padded(sizes[i])
-    return tuple(plans), shards
+            offset += padded(size)
+        shards.append(Shard(start, stop, offset))
+    return tuple(plans), tuple(shards)
+
+
+def _size(tensor: ModelTensor, assignments: Mapping[str, Assignment]) -> int:
+    return tensor.n_rows * assignments[tensor.name].type.row_size(tensor.n_per_row)

@@ -15,8 +15,8 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from dynquant.checkpoint.gguf import GGUFTensor
 from dynquant.checkpoint.gguf_shards import NAME, Shards, open_gguf
-from dynquant.conversion.losses import Loss, loss_of
-from dynquant.conversion.manifest import Errors, Manifest, manifest_path, read_manifest
+from dynquant.conversion.losses import Loss, MeasuredError, loss_of
+from dynquant.conversion.manifest import Manifest, manifest_path, read_manifest
 from dynquant.errors import CheckpointError, ReleaseError
 from dynquant.keys import Keys
 from dynquant.name_lists import grouped
@@ -35,6 +35,7 @@ class Finished:
 
     paths:   its files, in order; sizes: their bytes
     tensors: in the order of the file; without a manifest, their rules are UNKNOWN_RULE
+    measured: errors by tensor, for a file without a manifest
     """
 
     paths: tuple[Path, ...]
@@ -43,6 +44,9 @@ class Finished:
     tensors: tuple[TensorPlan, ...] = field(repr=False)
     manifest: Manifest | None = field(default=None, repr=False)
     manifest_path: Path | None = None
+    measured: Mapping[str, MeasuredError] = field(
+        default_factory=dict[str, MeasuredError], repr=False
+    )
 
     @property
     def path(self) -> Path:
@@ -108,9 +112,11 @@ class Finished:
         return dict(Counter(t.type.name for t in self.tensors).most_common())
 
     @cached_property
-    def errors(self) -> Mapping[str, Errors]:
+    def errors(self) -> Mapping[str, MeasuredError]:
         """The errors that were measured, by tensor."""
-        listed = self.manifest.tensors if self.manifest else ()
+        if self.manifest is None:
+            return self.measured
+        listed = self.manifest.tensors
         return {t.name: t.error for t in listed if t.error is not None}
 
     @property

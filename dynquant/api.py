@@ -1,0 +1,228 @@
+"""The Python API: plans that can be written and saved, and one call for a whole conversion."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Literal
+
+from dynquant import inputs
+from dynquant.arch.base import Model
+from dynquant.arch.load import Mla
+from dynquant.checkpoint.gguf import GGUFFile, read_gguf
+from dynquant.conversion.engine import Progress
+from dynquant.conversion.manifest import Manifest, find_manifest
+from dynquant.conversion.manifest import read_manifest as read_manifest_file
+from dynquant.conversion.result import Result
+from dynquant.conversion.second_look import SAMPLES
+from dynquant.conversion.source_hashes import SourceHashes
+from dynquant.conversion.write import convert_plan
+from dynquant.importance.imatrix import Imatrix, read_imatrix
+from dynquant.keys import KeyValue
+from dynquant.plan import make, plan
+from dynquant.plan.saved import write_plan
+from dynquant.plan.shards import Split
+from dynquant.quants.search import Effort
+from dynquant.quants.table import ALL, QuantType
+from dynquant.recipe.loader import load_recipe
+from dynquant.recipe.rules import Recipe
+from dynquant.report.documents import plan_json
+from dynquant.report.notebook import tqdm_progress
+
+ProgressOption = Callable[[Progress], None] | Literal["tqdm"] | None
+ManifestOption = SourceHashes | Literal[False]
+
+
+class Plan(plan.Plan):
+    """A plan that can be written: every tensor's type, size and place, and every key."""
+
+    @classmethod
+    def _of(cls, made: plan.Plan) -> Plan:
+        return cls(**{f.name: getattr(made, f.name) for f in fields(made)})
+
+    def write(
+        self,
+        out: str | Path,
+        *,
+        threads: int | None = None,
+        force: bool = False,
+        restart: bool = False,
+        manifest: ManifestOption = "auto",
+        verify_sample: int = SAMPLES,
+        progress: ProgressOption = None,
+    ) -> Result:
+        """Write the plan's files; see `convert` for the options.
+
+        Raises a kind of DynquantError for everything that the caller can fix.
+        """
+        return convert_plan(
+            self,
+            Path(out),
+            threads=threads,
+            force=force,
+            restart=restart,
+            manifest=manifest or None,
+            verify_sample=verify_sample,
+            progress=tqdm_progress() if progress == "tqdm" else progress,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `dynquant plan --json` prints."""
+        return plan_json(self)
+
+    def save(self, path: str | Path, *, force: bool = False) -> None:
+        """Write the plan to a file that `load_plan` and `dynquant convert --plan` read.
+
+        Raises PlanError for a draft, and if the file exists without `force` or cannot be written.
+        """
+        write_plan(self, Path(path), force=force)
+
+
+def load_imatrix(path: str | Path) -> Imatrix:
+    """Read an imatrix, llama.cpp's file of activations, in either of its formats.
+
+    Raises ImportanceError if the file is damaged or its values are not valid.
+    """
+    return read_imatrix(Path(path))
+
+
+def make_plan(
+    model: str | Path | Model,
+    recipe: str | Path | Recipe,
+    *,
+    imatrix: str | Path | Imatrix | None = None,
+    effort: Effort | None = None,
+    allow_requantize: bool = False,
+    pre: str | None = None,
+    mla: Mla | None = None,
+    set_keys: Mapping[str, KeyValue | str] | None = None,
+    split: Split | None = None,
+    draft: bool = False,
+) -> Plan:
+    """Apply a recipe to a model, without reading its weights.
+
+    draft: return a plan even if the tokenizer or importance is missing; it cannot be written
+
+    The other arguments are those of `convert`.
+
+    Raises a kind of DynquantError with all faults of model, recipe and imatrix.
+    """
+    found = inputs.read_inputs(model, recipe, imatrix, pre=pre, mla=mla, needs_vocab=not draft)
+    made = make.make_plan(
+        found.model,
+        found.recipe,
+        imatrix=found.imatrix,
+        effort=effort,
+        allow_requantize=allow_requantize,
+        set_keys=set_keys,
+        split=split,
+        draft=draft,
+    )
+    return Plan._of(made)  # pyright: ignore[reportPrivateUsage]
+
+
+def load_plan(
+    path: str | Path, model: str | Path | Model, *, imatrix: str | Path | Imatrix | None = None
+) -> Plan:
+    """Read a plan that `Plan.save` or `dynquant plan --save` made, for the same model.
+
+    Raises PlanError, with every difference by name, if it does not fit model and imatrix.
+    """
+    bound = inputs.load_plan(path, model, imatrix)
+    return Plan._of(bound)  # pyright: ignore[reportPrivateUsage]
+
+
+def convert(
+    model: str | Path | Model,
+    out: str | Path,
+    *,
+    recipe: str | Path | Recipe,
+    imatrix: str | Path | Imatrix | None = None,
+    effort: Effort | None = None,
+    allow_requantize: bool = False,
+    threads: int | None = None,
+    force: bool = False,
+    pre: str | None = None,
+    mla: Mla | None = None,
+    set_keys: Mapping[str, KeyValue | str] | None = None,
+    split: Split | None = None,
+    restart: bool = False,
+    manifest: ManifestOption = "auto",
+    verify_sample: int = SAMPLES,
+    progress: ProgressOption = None,
+) -> Result:
+    """Convert a checkpoint to a GGUF file by a recipe.
+
+    model:    what `load_model` takes, or what it returned
+    recipe:   the name of a shipped recipe, a YAML file, or what `load_recipe` returned
+    imatrix:  an imatrix file of the model, or what `load_imatrix` returned; None weights all input
+              channels equally
+    effort:   how much the encoders search: "fast", "normal" or "best"; None leaves it to the recipe
+    allow_requantize: allow tensors that are quantized in a GGUF to get another type
+    threads:  worker threads; None uses one for each CPU; the output does not depend on it
+    force:    replace `out` if it exists
+    pre:      llama.cpp's name of the pre-tokenizer, if the tokenizer's rules are not recognized
+    mla:      how latent attention is stored, as in `load_model`
+    set_keys: keys to change or add, as `--set KEY=VALUE` does
+    split:    how to cut the output into shards; None leaves it to the recipe
+    restart:  start over instead of resuming an interrupted run
+    manifest: the sha256 of source files in the manifest beside the output: "auto" takes the Hub's
+              own if they are known and computes the others, "read" computes all, "none" has none;
+              False writes no manifest
+    verify_sample: ranges of rows that are encoded again at the end and compared; 0 for none
+    progress: called with bytes and weights done, in this thread; "tqdm" draws a bar
+
+    Raises a kind of DynquantError for everything that the caller can fix.
+    """
+    made = make_plan(
+        model,
+        recipe,
+        imatrix=imatrix,
+        effort=effort,
+        allow_requantize=allow_requantize,
+        pre=pre,
+        mla=mla,
+        set_keys=set_keys,
+        split=split,
+    )
+    return made.write(
+        out,
+        threads=threads,
+        force=force,
+        restart=restart,
+        manifest=manifest,
+        verify_sample=verify_sample,
+        progress=progress,
+    )
+
+
+def inspect(path: str | Path) -> GGUFFile:
+    """Return the keys and the tensor table of a GGUF; raise CheckpointError if it is damaged."""
+    return read_gguf(Path(path))
+
+
+def read_manifest(path: str | Path) -> Manifest:
+    """Return the manifest of an output, given the GGUF, one of its shards, or the manifest.
+
+    Raises ManifestError if it is missing or not valid.
+    """
+    return read_manifest_file(find_manifest(Path(path)))
+
+
+def types() -> Mapping[str, QuantType]:
+    """Return the quant types that recipes can name, by name."""
+    return dict(ALL)
+
+
+__all__ = [
+    "Plan",
+    "convert",
+    "inspect",
+    "load_imatrix",
+    "load_plan",
+    "load_recipe",
+    "make_plan",
+    "read_manifest",
+    "types",
+]

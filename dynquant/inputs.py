@@ -1,0 +1,142 @@
+"""Everything that a plan is made of, read together, so that all faults are reported at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from dynquant.arch.base import Model
+from dynquant.arch.load import Mla, load_model
+from dynquant.checkpoint.hub import is_hub_name
+from dynquant.errors import DynquantError, VocabError
+from dynquant.importance.imatrix import Imatrix, read_imatrix
+from dynquant.plan.bind import bind_plan
+from dynquant.plan.plan import Plan
+from dynquant.plan.saved import SavedPlan, pre_tokenizer_of, read_plan
+from dynquant.recipe.loader import load_recipe
+from dynquant.recipe.rules import Recipe
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A model, a recipe and possibly an imatrix."""
+
+    model: Model
+    recipe: Recipe
+    imatrix: Imatrix | None
+
+
+def read_inputs(
+    model: str | Path | Model,
+    recipe: str | Path | Recipe,
+    imatrix: str | Path | Imatrix | None = None,
+    *,
+    pre: str | None = None,
+    mla: Mla | None = None,
+    needs_vocab: bool = True,
+) -> Inputs:
+    """Read a recipe, an imatrix and a model, in this order; each may be loaded already.
+
+    A model of the Hub is fetched only if the others are valid: that may take hours.
+
+    pre, mla, needs_vocab: as in `load_model`; pre and mla are refused for a model that is loaded
+
+    Raises DynquantError with the faults of all of them.
+    """
+    faults = _Faults()
+    rules = recipe if isinstance(recipe, Recipe) else faults.of(lambda: load_recipe(recipe))
+    means = faults.of(lambda: _imatrix(imatrix))
+    loaded = _model(model, pre, mla, needs_vocab, faults)
+    faults.raise_any()
+    assert loaded is not None and rules is not None, "whatever is not read is a fault"
+    return Inputs(loaded, rules, means)
+
+
+def load_plan(
+    path: str | Path, model: str | Path | Model, imatrix: str | Path | Imatrix | None = None
+) -> Plan:
+    """Read a saved plan, with the model and the imatrix that it was made for.
+
+    Raises DynquantError with the faults of all of them, PlanError for a plan that does not fit.
+    """
+    path = Path(path)
+    faults = _Faults()
+    saved = faults.of(lambda: read_plan(path))
+    means = faults.of(lambda: _imatrix(imatrix))
+    loaded = model if isinstance(model, Model) else None
+    if loaded is None and saved is not None:
+        faults.raise_before_fetching(str(model))
+        loaded = faults.of(lambda: _model_of_plan(str(model), saved))
+    faults.raise_any()
+    assert loaded is not None and saved is not None, "whatever is not read is a fault"
+    return bind_plan(saved, loaded, means, str(path))
+
+
+class _Faults:
+    """Collects the faults of several inputs."""
+
+    def __init__(self) -> None:
+        self._messages: list[str] = []
+
+    def of(self, read: Callable[[], T]) -> T | None:
+        """Return what is read, or None after noting why it cannot be."""
+        try:
+            return read()
+        except DynquantError as e:
+            self._messages += e.messages
+            return None
+
+    def add(self, message: str) -> None:
+        """Note a fault."""
+        self._messages.append(message)
+
+    def raise_any(self) -> None:
+        """Raise DynquantError with all faults, if there are any."""
+        DynquantError.raise_any(self._messages)
+
+    def raise_before_fetching(self, model: str) -> None:
+        """Raise them now if reading the model would fetch it."""
+        if is_hub_name(model):
+            self.raise_any()
+
+
+def _imatrix(imatrix: str | Path | Imatrix | None) -> Imatrix | None:
+    if imatrix is None or isinstance(imatrix, Imatrix):
+        return imatrix
+    return read_imatrix(Path(imatrix))
+
+
+def _model(
+    model: str | Path | Model, pre: str | None, mla: Mla | None, needs_vocab: bool, faults: _Faults
+) -> Model | None:
+    if isinstance(model, Model):
+        for name, value in (("pre", pre), ("mla", mla)):
+            if value is not None:
+                faults.add(
+                    f"{name}={value!r} has no effect on a model that is loaded; give it to"
+                    " load_model"
+                )
+        return model
+    faults.raise_before_fetching(str(model))
+    return faults.of(
+        lambda: load_model(model, pre=pre, mla=mla or "split", needs_vocab=needs_vocab)
+    )
+
+
+def _model_of_plan(model: str, saved: SavedPlan) -> Model:
+    """Load a model as the plan has it; its keys name a pre-tokenizer that is not recognized."""
+    try:
+        loaded = load_model(model, mla=saved.mla)
+    except VocabError:
+        if (pre := pre_tokenizer_of(saved)) is None:
+            raise
+        return load_model(model, mla=saved.mla, pre=pre)
+    pre = pre_tokenizer_of(saved)
+    key = loaded.keys.get("tokenizer.ggml.pre")
+    if loaded.is_gguf or key is None or pre is None or key.value == pre:
+        return loaded
+    return load_model(model, mla=saved.mla, pre=pre)
