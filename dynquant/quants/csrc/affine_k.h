@@ -10,6 +10,8 @@
  */
 #pragma once
 
+#include <math.h>
+
 #include "fit.h"
 
 /* What one affine K type is made of; all fields are constants where they are used. The efforts are

@@ -22,6 +22,9 @@
  */
 #pragma once
 
+#include <assert.h>
+#include <math.h>
+
 #include "fit.h"
 #include "grids.h"
 

@@ -6,6 +6,8 @@
  */
 #pragma once
 
+#include <math.h>
+
 #include "codebook_points.h"
 
 /* What one codebook type is made of; all fields are constants where they are used.

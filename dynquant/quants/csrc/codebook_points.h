@@ -4,6 +4,8 @@
  */
 #pragma once
 
+#include <math.h>
+
 #include "codebook.h"
 
 /* The codes of sixteen groups at their scales, and the decoded points. */

@@ -3,6 +3,10 @@
 
 #include <stdint.h>
 
+/* Block structs lie over bytes at any address. PACKED takes away the alignment of their members, so
+ * that the compiler loads them as it would load bytes; without it, an odd address is undefined. */
+#define PACKED __attribute__((packed))
+
 /* How hard to search, and for what. */
 enum effort { EFFORT_FAST, EFFORT_NORMAL, EFFORT_BEST, N_EFFORTS };
 
@@ -62,11 +66,11 @@ struct codec {
     int32_t n_types;
     const struct quant_type *types;
 
-    /* Stored rows -> blocks. importance: n_per_row values, or NULL. n_per_row is a multiple of the
-     * type's block size. Returns -1, or the first row that holds a NaN or an infinity; the blocks
+    /* Stored rows -> blocks. importance: n_per_row floats at any address, or NULL. n_per_row is a
+     * multiple of the type's block size. Returns -1, or the first row that holds a NaN or an infinity; the blocks
      * from that row on are then unspecified. */
     int64_t (*encode)(const struct quant_type *type, enum stored_type stored, const void *rows,
-                      int64_t n_rows, int64_t n_per_row, const float *importance,
+                      int64_t n_rows, int64_t n_per_row, const void *importance,
                       const struct search *search, uint8_t *blocks);
 
     /* n weights as one type and the blocks of another -> how far they are apart. n is a multiple of
@@ -74,7 +78,7 @@ struct codec {
      * two calls are not, to the last bit, what one call for all would give. */
     struct errors (*errors)(const struct quant_type *original, const uint8_t *rows,
                             const struct quant_type *type, const uint8_t *blocks, int64_t n,
-                            int64_t n_per_row, const float *importance);
+                            int64_t n_per_row, const void *importance);
 
     /* Rows of stored numbers -> f32; bits is the width of NUMBER_BITS. */
     void (*decode_rows)(enum number number, int bits, const uint8_t *codes, int64_t row_bytes,

@@ -10,9 +10,6 @@ static int64_t row_bytes_of(enum number number, int bits, int64_t n_per_row)
     return (n_per_row * width + 7) / 8;
 }
 
-/* Whether numbers of four bytes may be read there. */
-static int aligned(const Py_buffer *buffer) { return (uintptr_t)buffer->buf % 4 == 0; }
-
 /* Whether every column's group is one of n. */
 static int groups_fit(const Py_buffer *groups, int64_t n_per_row, int64_t n)
 {

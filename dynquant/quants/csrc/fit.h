@@ -6,6 +6,8 @@
  */
 #pragma once
 
+#include <math.h>
+
 #include "groups.h"
 
 /* ---- x ~ s * q + b, q = 0..q_most --------------------------------------------------------------

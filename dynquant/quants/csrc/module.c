@@ -64,7 +64,7 @@ done:
     return result;
 }
 
-PyDoc_STRVAR(decode_doc, "decode(isa, type, blocks, weights)\n\nFill weights, a float32 buffer.");
+PyDoc_STRVAR(decode_doc, "decode(isa, type, blocks, weights)\n\nFill weights, an aligned float32 buffer.");
 
 static PyObject *decode(PyObject *self, PyObject *args)
 {
@@ -79,7 +79,7 @@ static PyObject *decode(PyObject *self, PyObject *args)
     if (!type)
         goto done;
     int64_t n_blocks = blocks.len / type->type_size;
-    if (blocks.len % type->type_size ||
+    if (blocks.len % type->type_size || !aligned(&weights) ||
         !holds(weights.len, n_blocks * type->block_size, sizeof(float))) {
         PyErr_SetString(PyExc_ValueError, "blocks and weights do not fit together");
         goto done;

@@ -8,9 +8,12 @@
  * e = 255 is not a number. Above 252 the largest level overflows, so it is the highest written.
  * Source: block_mxfp4 in ggml-common.h; OCP Microscaling Formats 1.0.
  */
+#include <assert.h>
+#include <math.h>
+
 #include "fp4.h"
 
-struct block_mxfp4 { uint8_t e, qs[16]; };
+struct block_mxfp4 { uint8_t e, qs[16]; } PACKED;
 static_assert(sizeof(struct block_mxfp4) == 17, "MXFP4 is 17 bytes a block");
 
 /* How many exponents are tried, downwards from that of 1/2 in normalised weights, which are below 2.

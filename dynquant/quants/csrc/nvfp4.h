@@ -11,9 +11,11 @@
  * around 0.01, such as models have, use its subnormal end, where a scale is one of a few.
  * Source: block_nvfp4 in ggml-common.h.
  */
+#include <assert.h>
+
 #include "fp4.h"
 
-struct block_nvfp4 { uint8_t d[4], qs[32]; };
+struct block_nvfp4 { uint8_t d[4], qs[32]; } PACKED;
 static_assert(sizeof(struct block_nvfp4) == 36, "NVFP4 is 36 bytes a block");
 
 #define UE4M3_MOST 126

@@ -7,11 +7,13 @@
  *
  * There is no zero: a block of zeros has d = 0. Source: block_q1_0 in ggml-common.h. Little-endian.
  */
+#include <assert.h>
+
 #include "groups.h"
 #include "packing.h"
 #include "weights.h"
 
-struct block_q1_0 { uint16_t d; uint8_t qs[16]; };
+struct block_q1_0 { uint16_t d; uint8_t qs[16]; } PACKED;
 static_assert(sizeof(struct block_q1_0) == 18, "Q1_0 is 18 bytes a block");
 
 /* A sum across lanes, halves onto halves, in this order on every ISA. */
@@ -63,9 +65,10 @@ static void encode_q1_0(const float *x, const float *w, struct block_q1_0 *block
         sum_wxx = add(sum_wxx, mul(wx, magnitude));
     }
     float b = q1_sum(sum_w), a = q1_sum(sum_wx), zeros = q1_sum(sum_wxx);
-    float d = rounded_scale(a / b, unit, &block->d);
-    if (!(zeros - d * (2 * a - d * b) < zeros)) /* f16 cannot hold a scale of any use */
-        block->d = 0;
+    uint16_t stored;
+    float d = rounded_scale(a / b, unit, &stored);
+    int useful = zeros - d * (2 * a - d * b) < zeros; /* not if f16 cannot hold the scale well */
+    block->d = useful ? stored : 0;
     for (int i = 0; i < 16; i++) {
         uint32_t byte = 0;
         for (int k = 0; k < 8; k++)

@@ -13,11 +13,13 @@
  * and one of x / 3 with three times the importance. Sort the steps of all weights; one of the sets
  * of the largest gains most, A^2 / B. For d < 0 the second steps are those of the negative weights.
  */
+#include <assert.h>
+
 #include "packing.h"
 #include "sort.h"
 #include "weights.h"
 
-struct block_q2_0 { uint16_t d; uint8_t qs[16]; };
+struct block_q2_0 { uint16_t d; uint8_t qs[16]; } PACKED;
 static_assert(sizeof(struct block_q2_0) == 18, "Q2_0 is 18 bytes a block");
 
 #define Q2_BLOCK 64

@@ -7,14 +7,20 @@
  *
  * Source: block_q8_0 in ggml-common.h. Little-endian.
  */
+#include <assert.h>
+
 #include "one_scale.h"
 
-struct block_q8_0 { uint16_t d; int8_t qs[32]; };
+struct block_q8_0 { uint16_t d; int8_t qs[32]; } PACKED;
 static_assert(sizeof(struct block_q8_0) == 34, "Q8_0 is 34 bytes a block");
 
 static const struct one_scale_format q8_0_format = {
-    .levels = {-127, 127, NULL},
-    .effort = {{2, 126, 1, 0}, {6, 122, 1, 0}, {40, 88, 1, 1}},
+    .levels = {.lo = -127, .hi = 127},
+    .effort = {
+        [EFFORT_FAST] = {.count = 2, .first = 126, .step = 1, .polish = 0},
+        [EFFORT_NORMAL] = {.count = 6, .first = 122, .step = 1, .polish = 0},
+        [EFFORT_BEST] = {.count = 40, .first = 88, .step = 1, .polish = 1},
+    },
 };
 
 /* The scale that maps the largest magnitude to 127, and the codes nearest for the f16 of it. Where

@@ -8,6 +8,8 @@
  */
 #pragma once
 
+#include <math.h>
+
 #include "fit.h"
 
 /* What one of these types is made of; all fields are constants where they are used. The efforts

@@ -7,6 +7,8 @@
  */
 #pragma once
 
+#include <math.h>
+
 #include "sort.h"
 
 #define TERNARY_BLOCK 256

@@ -18,9 +18,11 @@
  *
  * Source: block_tq1_0 in ggml-common.h. Little-endian.
  */
+#include <assert.h>
+
 #include "ternary.h"
 
-struct block_tq1_0 { uint8_t qs[48], qh[4]; uint16_t d; };
+struct block_tq1_0 { uint8_t qs[48], qh[4]; uint16_t d; } PACKED;
 static_assert(sizeof(struct block_tq1_0) == 54, "TQ1_0 is 54 bytes a block");
 
 /* Where a run of bytes has its weights: the first one, the distance between digits, how many. */

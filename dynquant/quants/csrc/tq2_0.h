@@ -10,9 +10,11 @@
  *
  * Source: block_tq2_0 in ggml-common.h. Little-endian.
  */
+#include <assert.h>
+
 #include "ternary.h"
 
-struct block_tq2_0 { uint8_t qs[64]; uint16_t d; };
+struct block_tq2_0 { uint8_t qs[64]; uint16_t d; } PACKED;
 static_assert(sizeof(struct block_tq2_0) == 66, "TQ2_0 is 66 bytes a block");
 
 static void encode_tq2_0(const float *x, const float *w, struct block_tq2_0 *blocks, int n_blocks,

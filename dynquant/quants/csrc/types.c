@@ -35,43 +35,49 @@
 #include "tq1_0.h"
 #include "tq2_0.h"
 
-/* Block types: name, file, weights and bytes of a block, blocks that are encoded at a time. */
+/* Block types: name, file, weights and bytes of a block, lanes that a block takes. An encoder takes
+ * as many blocks at a time as fill the lanes: LANES / lanes of them, which LOOPS checks. Mostly a
+ * lane is a group of weights with one scale; in Q1_0 it is a sixteenth of a block. */
 #define BLOCK_TYPES(T)                                                                             \
-    T(Q8_0, q8_0, 32, 34, 16)                                                                      \
-    T(Q6_K, q6_k, 256, 210, 1)                                                                     \
-    T(Q5_1, q5_1, 32, 24, 16)                                                                      \
-    T(Q5_K, q5_k, 256, 176, 2)                                                                     \
-    T(Q5_0, q5_0, 32, 22, 16)                                                                      \
-    T(Q4_1, q4_1, 32, 20, 16)                                                                      \
-    T(Q4_K, q4_k, 256, 144, 2)                                                                     \
-    T(IQ4_NL, iq4_nl, 32, 18, 16)                                                                  \
-    T(Q4_0, q4_0, 32, 18, 16)                                                                      \
-    T(IQ4_XS, iq4_xs, 256, 136, 2)                                                                 \
-    T(IQ3_S, iq3_s, 256, 110, 2)                                                                   \
-    T(Q3_K, q3_k, 256, 110, 1)                                                                     \
-    T(IQ3_XXS, iq3_xxs, 256, 98, 2)                                                                \
-    T(Q2_K, q2_k, 256, 84, 1)                                                                      \
-    T(IQ2_S, iq2_s, 256, 82, 1)                                                                    \
-    T(IQ2_XS, iq2_xs, 256, 74, 1)                                                                  \
-    T(Q2_0, q2_0, 64, 18, 16)                                                                      \
-    T(IQ2_XXS, iq2_xxs, 256, 66, 2)                                                                \
-    T(TQ2_0, tq2_0, 256, 66, 16)                                                                   \
-    T(IQ1_M, iq1_m, 256, 56, 1)                                                                    \
-    T(TQ1_0, tq1_0, 256, 54, 16)                                                                   \
-    T(IQ1_S, iq1_s, 256, 50, 2)                                                                    \
-    T(Q1_0, q1_0, 128, 18, 1)
+    T(Q8_0, q8_0, 32, 34, 1)                                                                       \
+    T(Q6_K, q6_k, 256, 210, 16)                                                                    \
+    T(Q5_1, q5_1, 32, 24, 1)                                                                       \
+    T(Q5_K, q5_k, 256, 176, 8)                                                                     \
+    T(Q5_0, q5_0, 32, 22, 1)                                                                       \
+    T(Q4_1, q4_1, 32, 20, 1)                                                                       \
+    T(Q4_K, q4_k, 256, 144, 8)                                                                     \
+    T(IQ4_NL, iq4_nl, 32, 18, 1)                                                                   \
+    T(Q4_0, q4_0, 32, 18, 1)                                                                       \
+    T(IQ4_XS, iq4_xs, 256, 136, 8)                                                                 \
+    T(IQ3_S, iq3_s, 256, 110, 8)                                                                   \
+    T(Q3_K, q3_k, 256, 110, 16)                                                                    \
+    T(IQ3_XXS, iq3_xxs, 256, 98, 8)                                                                \
+    T(Q2_K, q2_k, 256, 84, 16)                                                                     \
+    T(IQ2_S, iq2_s, 256, 82, 16)                                                                   \
+    T(IQ2_XS, iq2_xs, 256, 74, 16)                                                                 \
+    T(Q2_0, q2_0, 64, 18, 1)                                                                       \
+    T(IQ2_XXS, iq2_xxs, 256, 66, 8)                                                                \
+    T(TQ2_0, tq2_0, 256, 66, 1)                                                                    \
+    T(IQ1_M, iq1_m, 256, 56, 16)                                                                   \
+    T(TQ1_0, tq1_0, 256, 54, 1)                                                                    \
+    T(IQ1_S, iq1_s, 256, 50, 8)                                                                    \
+    T(Q1_0, q1_0, 128, 18, 16)
 
-/* Block types whose scales are too coarse to be regained; the columns are the same. */
+/* Block types whose scales are too coarse for `regain`; the columns are the same. */
 #define LATTICE_TYPES(T)                                                                           \
     T(NVFP4, nvfp4, 64, 36, 4)                                                                     \
-    T(MXFP4, mxfp4, 32, 17, 16)
+    T(MXFP4, mxfp4, 32, 17, 1)
 
-/* A block file knows its struct and a few blocks; the rest of the core knows bytes and any number. */
-#define LOOPS(NAME, name, block_size, type_size, batch)                                            \
+/* A block file knows its struct and a few blocks; the rest of the core knows bytes and any number of
+ * blocks. */
+#define LOOPS(NAME, name, block_size, type_size, lanes)                                            \
+    static_assert(sizeof(struct block_##name) == type_size, #NAME " has its size");                \
+    static_assert(lanes > 0 && LANES % lanes == 0, #NAME " has whole blocks in the lanes");        \
     static void encode_all_##name(const float *x, const float *w, uint8_t *blocks, int64_t n,      \
                                   enum effort effort)                                              \
     {                                                                                              \
         struct block_##name *block = (struct block_##name *)blocks;                                \
+        const int batch = LANES / lanes;                                                           \
         for (int64_t b = 0; b < n; b += batch)                                                     \
             encode_##name(x + b * block_size, w ? w + b * block_size : NULL, block + b,            \
                           n - b < batch ? (int)(n - b) : batch, effort);                           \
@@ -84,7 +90,7 @@
             decode_##name(block + b, x + b * block_size);                                          \
     }
 
-#define REGAIN(NAME, name, block_size, type_size, batch)                                           \
+#define REGAIN(NAME, name, block_size, type_size, lanes)                                           \
     static void regain_one_##name(uint8_t *block, float factor)                                    \
     {                                                                                              \
         regain_##name((struct block_##name *)block, factor);                                       \
@@ -94,9 +100,9 @@ BLOCK_TYPES(LOOPS)
 BLOCK_TYPES(REGAIN)
 LATTICE_TYPES(LOOPS)
 
-#define ROW(NAME, name, block_size, type_size, batch)                                              \
+#define ROW(NAME, name, block_size, type_size, lanes)                                              \
     {#NAME, block_size, type_size, encode_all_##name, decode_all_##name, regain_one_##name},
-#define LATTICE_ROW(NAME, name, block_size, type_size, batch)                                      \
+#define LATTICE_ROW(NAME, name, block_size, type_size, lanes)                                      \
     {#NAME, block_size, type_size, encode_all_##name, decode_all_##name, NULL},
 
 static const struct quant_type types[] = {
@@ -137,13 +143,13 @@ static int64_t first_not_finite(const float *x)
     return i;
 }
 
-/* The importances of n weights from position `at` of a run of rows. */
-static void importance_of_run(const float *importance, int64_t n_per_row, int64_t at, int64_t n,
+/* The importances of n weights from position `at` of a run of rows; they may lie at any address. */
+static void importance_of_run(const void *importance, int64_t n_per_row, int64_t at, int64_t n,
                               float *w)
 {
     for (int64_t column = at % n_per_row; n > 0; column = 0) {
         int64_t m = n_per_row - column < n ? n_per_row - column : n;
-        memcpy(w, importance + column, (size_t)m * sizeof *w);
+        memcpy(w, (const uint8_t *)importance + 4 * column, (size_t)m * sizeof *w);
         w += m;
         n -= m;
     }
@@ -185,7 +191,7 @@ static void regain(const struct quant_type *type, float gain, const float *x, co
 }
 
 static int64_t encode(const struct quant_type *type, enum stored_type stored, const void *rows,
-                      int64_t n_rows, int64_t n_per_row, const float *importance,
+                      int64_t n_rows, int64_t n_per_row, const void *importance,
                       const struct search *search, uint8_t *blocks)
 {
     int64_t total = n_rows * n_per_row, stored_size = stored == STORED_F32 ? 4 : 2;
@@ -209,7 +215,7 @@ static int64_t encode(const struct quant_type *type, enum stored_type stored, co
 
 static struct errors errors(const struct quant_type *original, const uint8_t *rows,
                             const struct quant_type *type, const uint8_t *blocks, int64_t n,
-                            int64_t n_per_row, const float *importance)
+                            int64_t n_per_row, const void *importance)
 {
     struct lane_errors total = {0};
     for (int64_t at = 0; at < n; at += ERROR_BATCH) {

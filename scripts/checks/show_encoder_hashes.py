@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Hashes of everything that the C core encodes and decodes: has a change altered any byte?
 
-    python scripts/show_encoder_hashes.py [--types Q4_K,Q6_K] [--isas v3] [--seeds 2] > before.txt
+    python scripts/checks/show_encoder_hashes.py [--types Q4_K] [--isas v3] [--seeds 8] > before.txt
 
 Run the same script with the builds of two commits and compare the outputs with `diff`. Each line is
 a type, an ISA, a case and a hash:
