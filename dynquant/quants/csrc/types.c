@@ -1,5 +1,6 @@
 /* Every quant type, compiled once per ISA (-DISA=name): one table and one way in. */
 #include <assert.h>
+#include <float.h>
 #include <math.h>
 #include <stddef.h>
 
@@ -156,7 +157,8 @@ static void importance_of_run(const void *importance, int64_t n_per_row, int64_t
 }
 
 /* importance * sqrt(mean x^2 + x^2), the mean over the block: how ggml weighs. w may hold no
- * importance yet. In double, so that no square overflows. */
+ * importance yet. In double, so that no square overflows; products too large for a float become the
+ * largest one, as an infinite importance would leave nothing to compare. */
 static void weigh_by_magnitude(const float *x, float *w, int has_importance, int64_t n,
                                int64_t block_size)
 {
@@ -165,8 +167,9 @@ static void weigh_by_magnitude(const float *x, float *w, int has_importance, int
         for (int64_t i = b; i < b + block_size; i++)
             mean += (double)x[i] * x[i] / (double)block_size;
         for (int64_t i = b; i < b + block_size; i++) {
-            float magnitude = (float)sqrt(mean + (double)x[i] * x[i]);
-            w[i] = has_importance ? w[i] * magnitude : magnitude;
+            float magnitude = (float)fmin(sqrt(mean + (double)x[i] * x[i]), FLT_MAX);
+            float weight = has_importance ? w[i] * magnitude : magnitude;
+            w[i] = weight < FLT_MAX ? weight : FLT_MAX;
         }
     }
 }
