@@ -10,6 +10,8 @@
  */
 #pragma once
 
+#include <math.h>
+
 #include "codec.h"
 #include "floats.h"
 #include "lanes.h"
@@ -98,7 +100,7 @@ static ALWAYS_INLINE void gather(struct groups *g, int n, int group_count, int n
     gather_into(g->x, g->w, g->unit, n, group_count, n_blocks, x, w);
 }
 
-/* What belongs to a block of group_count lanes: its number in all of them; the sum over them. */
+/* A number of each block of group_count lanes, in all of its lanes. */
 static ALWAYS_INLINE f32x16 lanes_of_blocks(const float *a, int group_count)
 {
     float lane[LANES];
@@ -107,6 +109,31 @@ static ALWAYS_INLINE f32x16 lanes_of_blocks(const float *a, int group_count)
     return load(lane);
 }
 
+/* The largest number of each block, at least 0. */
+static ALWAYS_INLINE void most_of_blocks(f32x16 a, int group_count, float *block_most)
+{
+    float lane[LANES];
+    store(lane, a);
+    for (int k = 0; k < LANES / group_count; k++) {
+        block_most[k] = 0;
+        for (int l = k * group_count; l < (k + 1) * group_count; l++)
+            block_most[k] = lane[l] > block_most[k] ? lane[l] : block_most[k];
+    }
+}
+
+/* The number of largest magnitude of each block, with its sign. */
+static ALWAYS_INLINE void widest_of_blocks(f32x16 a, int group_count, float *widest)
+{
+    float lane[LANES];
+    store(lane, a);
+    for (int k = 0; k < LANES / group_count; k++) {
+        widest[k] = 0;
+        for (int l = k * group_count; l < (k + 1) * group_count; l++)
+            widest[k] = fabsf(lane[l]) > fabsf(widest[k]) ? lane[l] : widest[k];
+    }
+}
+
+/* The sum over each block, in the order of its lanes. */
 static ALWAYS_INLINE void sums_of_blocks(f32x16 a, int group_count, float *sum)
 {
     float lane[LANES];
