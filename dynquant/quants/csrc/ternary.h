@@ -61,6 +61,17 @@ static ALWAYS_INLINE f32x16 fit_ternary(const f32x16 *x, const f32x16 *w, int ha
     return quotient(best_a, best_b);
 }
 
+/* Codes 0..2 for -1..1: the sign of each weight above half a scale. A scale of zero gives zeros. */
+static ALWAYS_INLINE void round_ternary(const f32x16 *x, f32x16 d, f32x16 *q)
+{
+    f32x16 half_d = mul(d, splat(0.5f));
+    half_d = choose(below(splat(0), half_d), half_d, splat(INFINITY));
+    f32x16 minus_half_d = sub(splat(0), half_d);
+    for (int i = 0; i < TERNARY_BLOCK; i++)
+        q[i] = choose(below(half_d, x[i]), splat(2),
+                      choose(below(x[i], minus_half_d), splat(0), splat(1)));
+}
+
 static ALWAYS_INLINE void encode_ternary(const float *x, const float *w, int n_blocks,
                                          enum effort effort, struct ternary_codes *out)
 {
@@ -72,12 +83,5 @@ static ALWAYS_INLINE void encode_ternary(const float *x, const float *w, int n_b
                                    : fit_ternary(gx, gw, 0));
     for (int l = 0; l < LANES; l++)
         d[l] = rounded_scale(d[l], unit[l], &out->d[l]);
-
-    /* A scale of zero takes no weight. */
-    f32x16 half_d = mul(load(d), splat(0.5f));
-    half_d = choose(below(splat(0), half_d), half_d, splat(INFINITY));
-    f32x16 minus_half_d = sub(splat(0), half_d);
-    for (int i = 0; i < TERNARY_BLOCK; i++)
-        out->q[i] = choose(below(half_d, gx[i]), splat(2),
-                           choose(below(gx[i], minus_half_d), splat(0), splat(1)));
+    round_ternary(gx, load(d), out->q);
 }
