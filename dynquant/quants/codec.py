@@ -11,7 +11,7 @@ from dynquant.arrays import F32, U8
 from dynquant.errors import DynquantError, EncodeError
 from dynquant.quants.error import ErrorSums
 from dynquant.quants.search import EFFORTS, GAINS, NORMAL, Effort, Gain, Search, Weighting
-from dynquant.quants.table import ALL, QuantType, quant_type
+from dynquant.quants.table import ALL, FLOATS, QuantType, quant_type
 
 try:
     from dynquant.quants import _core
@@ -22,12 +22,20 @@ except ImportError as e:
     ) from e
 
 _POSITION = {name: i for i, (name, _, _) in enumerate(_core.TYPES)}
-_FLOAT = {"F32": 0, "F16": 1, "BF16": 2}
+_FLOAT = {name: i for i, name in enumerate(_core.STORED)}
 
-# The table and the core describe the same formats; a build that disagrees must not run.
+# Python and the core describe the same formats, and share orders by position; a build that
+# disagrees must not run.
 for _name, _block_size, _type_size in _core.TYPES:
     if (ALL[_name].block_size, ALL[_name].type_size) != (_block_size, _type_size):
         raise ImportError(f"the C core and gguf disagree about the size of {_name}")
+for _what, _core_names, _names in (
+    ("efforts", _core.EFFORTS, EFFORTS),
+    ("stored floats", _core.STORED, tuple(FLOATS)),
+    ("error sums", _core.SUMS, ErrorSums._fields),
+):
+    if _core_names != _names:
+        raise ImportError(f"the C core has the {_what} {_core_names}, Python {_names}")
 
 
 class NotFiniteError(EncodeError):
@@ -107,8 +115,8 @@ def encode_stored(
         n_per_row,
         importance,
         EFFORTS.index(search.effort),
-        (search.weighting or qtype.weighting) == "magnitude",
-        GAINS[search.gain or qtype.gain],
+        search.weighting == "magnitude",
+        GAINS[search.gain or "least-squares"],
         out,
     )
     if bad_row >= 0:
@@ -161,7 +169,7 @@ def encode(
     importance: float32 [n_per_row], finite and >= 0, the mean squared activation of each input
                 channel; None weighs all alike. What is minimised is the sum over the weights of
                 importance * (x - decoded x)^2
-    effort, weighting, gain: see quants/search.py; None takes the type's own
+    effort, weighting, gain: see quants/search.py; None is "importance" and "least-squares"
     returns:    uint8 [n_rows, qtype.row_size(n_per_row)]
 
     Raises EncodeError if n_per_row is no multiple of the type's block size, for shapes that do not

@@ -1,4 +1,4 @@
-/* What the files of the Python face share. */
+/* Shared by the files of the Python interface. */
 #pragma once
 
 #define PY_SSIZE_T_CLEAN
@@ -25,5 +25,5 @@ static inline int aligned(const Py_buffer *buffer) { return (uintptr_t)buffer->b
 
 /* face_stored.c */
 PyObject *face_decode_rows(PyObject *self, PyObject *args);
-PyObject *face_decode_turned(PyObject *self, PyObject *args);
+PyObject *face_decode_transposed(PyObject *self, PyObject *args);
 PyObject *face_mxfp4_of_codes(PyObject *self, PyObject *args);

@@ -49,12 +49,12 @@ static void set_iq1_m_scale(struct block_iq1_m *block, uint16_t d)
         block->scales[k] = (uint16_t)((block->scales[k] & 0xfff) | (d >> 4 * k & 15) << 12);
 }
 
-static void encode_iq1_m(const float *x, const float *w, struct block_iq1_m *block, int n_blocks,
+static void encode_iq1_m(struct weights in, struct block_iq1_m *block, int n_blocks,
                          enum effort effort)
 {
     struct groups g;
     struct codebook_blocks c;
-    gather(&g, 16, 16, n_blocks, x, w);
+    gather(&g, 16, 16, n_blocks, in);
     encode_codebook(&g, iq1_m_format, effort, &c);
     memset(block, 0, sizeof *block);
     for (int j = 0; j < 32; j++) {

@@ -34,12 +34,12 @@ static const struct codebook_format iq1_s_format = {
     },
 };
 
-static void encode_iq1_s(const float *x, const float *w, struct block_iq1_s *blocks, int n_blocks,
+static void encode_iq1_s(struct weights in, struct block_iq1_s *blocks, int n_blocks,
                          enum effort effort)
 {
     struct groups g;
     struct codebook_blocks c;
-    gather(&g, 32, 8, n_blocks, x, w);
+    gather(&g, 32, 8, n_blocks, in);
     encode_codebook(&g, iq1_s_format, effort, &c);
     for (int k = 0; k < n_blocks; k++) {
         blocks[k].d = c.d[k];

@@ -36,12 +36,12 @@ static const struct codebook_format iq2_s_format = {
     },
 };
 
-static void encode_iq2_s(const float *x, const float *w, struct block_iq2_s *block, int n_blocks,
+static void encode_iq2_s(struct weights in, struct block_iq2_s *block, int n_blocks,
                          enum effort effort)
 {
     struct groups g;
     struct codebook_blocks c;
-    gather(&g, 16, 16, n_blocks, x, w);
+    gather(&g, 16, 16, n_blocks, in);
     encode_codebook(&g, iq2_s_format, effort, &c);
     memset(block->qh, 0, sizeof block->qh);
     block->d = c.d[0];

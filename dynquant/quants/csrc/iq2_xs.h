@@ -34,12 +34,12 @@ static const struct codebook_format iq2_xs_format = {
     },
 };
 
-static void encode_iq2_xs(const float *x, const float *w, struct block_iq2_xs *block, int n_blocks,
+static void encode_iq2_xs(struct weights in, struct block_iq2_xs *block, int n_blocks,
                           enum effort effort)
 {
     struct groups g;
     struct codebook_blocks c;
-    gather(&g, 16, 16, n_blocks, x, w);
+    gather(&g, 16, 16, n_blocks, in);
     encode_codebook(&g, iq2_xs_format, effort, &c);
     block->d = c.d[0];
     for (int j = 0; j < 16; j++)

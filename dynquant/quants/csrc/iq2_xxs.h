@@ -35,12 +35,12 @@ static const struct codebook_format iq2_xxs_format = {
     },
 };
 
-static void encode_iq2_xxs(const float *x, const float *w, struct block_iq2_xxs *blocks,
+static void encode_iq2_xxs(struct weights in, struct block_iq2_xxs *blocks,
                            int n_blocks, enum effort effort)
 {
     struct groups g;
     struct codebook_blocks c;
-    gather(&g, 32, 8, n_blocks, x, w);
+    gather(&g, 32, 8, n_blocks, in);
     encode_codebook(&g, iq2_xxs_format, effort, &c);
     for (int k = 0; k < n_blocks; k++) {
         blocks[k].d = c.d[k];

@@ -26,12 +26,12 @@ static const struct one_scale_format iq4_nl_format = {
     },
 };
 
-static void encode_iq4_nl(const float *x, const float *w, struct block_iq4_nl *blocks, int n_blocks,
+static void encode_iq4_nl(struct weights in, struct block_iq4_nl *blocks, int n_blocks,
                         enum effort effort)
 {
     struct groups g;
     struct one_scale_codes c;
-    gather(&g, 32, 1, n_blocks, x, w);
+    gather(&g, 32, 1, n_blocks, in);
     encode_one_scale(&g, iq4_nl_format, effort, &c);
     for (int k = 0; k < n_blocks; k++) {
         struct block_iq4_nl block = {.d = c.d[k]};

@@ -40,12 +40,12 @@ static const struct scaled_format iq4_xs_format = {
     },
 };
 
-static void encode_iq4_xs(const float *x, const float *w, struct block_iq4_xs *blocks,
+static void encode_iq4_xs(struct weights in, struct block_iq4_xs *blocks,
                           int n_blocks, enum effort effort)
 {
     struct groups g;
     struct scaled_codes c;
-    gather(&g, 32, 8, n_blocks, x, w);
+    gather(&g, 32, 8, n_blocks, in);
     encode_scaled(&g, iq4_xs_format, effort, &c);
     for (int k = 0; k < n_blocks; k++) {
         struct block_iq4_xs block = {.d = c.d[k]};

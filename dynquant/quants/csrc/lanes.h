@@ -174,15 +174,19 @@ typedef float f32x4 __attribute__((vector_size(16)));
 #define PICK(a, b, i, j, k, l) __builtin_shuffle(a, b, (int32_t __attribute__((vector_size(16)))){i, j, k, l})
 #endif
 
-/* to[i][l] = from[l * n + i], i < n, l < 16; n a multiple of 4. Four-by-four tiles of 32-bit words:
- * bits are moved, not computed with, so that words of packed codes may travel as floats. */
-static inline void lanes_of_rows(float (*to)[LANES], const float *from, int n)
+/* to[i][l] = weight i of group l, i < n, l < 16; n a multiple of 4. Block b's groups stand one after
+ * another from `from + b * stride`, `per_block` of them. Four-by-four tiles of 32-bit words: bits are
+ * moved, not computed with, so that words of packed codes may travel as floats. */
+static inline void lanes_of_rows(float (*to)[LANES], const float *from, int n, int per_block,
+                                 int64_t stride)
 {
     for (int i = 0; i < n; i += 4)
         for (int l = 0; l < LANES; l += 4) {
             f32x4 r[4];
-            for (int k = 0; k < 4; k++)
-                memcpy(&r[k], from + (l + k) * n + i, sizeof r[k]);
+            for (int k = 0; k < 4; k++) {
+                int b = (l + k) / per_block, group = (l + k) % per_block;
+                memcpy(&r[k], from + b * stride + group * n + i, sizeof r[k]);
+            }
             f32x4 low01 = PICK(r[0], r[1], 0, 4, 1, 5), high01 = PICK(r[0], r[1], 2, 6, 3, 7);
             f32x4 low23 = PICK(r[2], r[3], 0, 4, 1, 5), high23 = PICK(r[2], r[3], 2, 6, 3, 7);
             f32x4 column[4] = {PICK(low01, low23, 0, 1, 4, 5), PICK(low01, low23, 2, 3, 6, 7),

@@ -51,11 +51,11 @@ static ALWAYS_INLINE struct mxfp4_scales fit_mxfp4(const struct groups *g, enum 
     return r;
 }
 
-static void encode_mxfp4(const float *x, const float *w, struct block_mxfp4 *blocks, int n_blocks,
+static void encode_mxfp4(struct weights in, struct block_mxfp4 *blocks, int n_blocks,
                          enum effort effort)
 {
     struct groups g;
-    gather(&g, 32, 1, n_blocks, x, w);
+    gather(&g, 32, 1, n_blocks, in);
     struct mxfp4_scales scales = fit_mxfp4(&g, effort);
     f32x16 q[32];
     _Alignas(4) uint8_t qs[LANES * 16];

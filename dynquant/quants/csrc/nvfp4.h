@@ -97,11 +97,11 @@ static ALWAYS_INLINE f32x16 fit_nvfp4(const struct groups *g, enum effort effort
     return best_s;
 }
 
-static void encode_nvfp4(const float *x, const float *w, struct block_nvfp4 *blocks, int n_blocks,
+static void encode_nvfp4(struct weights in, struct block_nvfp4 *blocks, int n_blocks,
                          enum effort effort)
 {
     struct groups g;
-    gather(&g, 16, 1, 4 * n_blocks, x, w); /* groups share nothing */
+    gather_into(g.x, g.w, g.unit, 16, 4, 1, n_blocks, in); /* groups share nothing */
     f32x16 scale = fit_nvfp4(&g, effort), q[16];
     float s[LANES];
     _Alignas(4) uint8_t qs[LANES * 8];

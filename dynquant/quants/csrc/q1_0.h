@@ -80,12 +80,12 @@ static ALWAYS_INLINE void round_q1_0(const float *x, uint8_t *qs)
     }
 }
 
-static void encode_q1_0(const float *x, const float *w, struct block_q1_0 *block, int n_blocks,
+static void encode_q1_0(struct weights in, struct block_q1_0 *block, int n_blocks,
                         enum effort effort)
 {
     (void)n_blocks, (void)effort;
-    block->d = fit_q1_0(x, w);
-    round_q1_0(x, block->qs);
+    block->d = fit_q1_0(in.x, in.w);
+    round_q1_0(in.x, block->qs);
 }
 
 static void decode_q1_0(const struct block_q1_0 *block, float *x)

@@ -101,12 +101,12 @@ static ALWAYS_INLINE void round_q2_0(const f32x16 *x, f32x16 d, f32x16 *q)
         q[i] = add(nearest(mul(x[i], inverse), -1, 2), splat(1));
 }
 
-static void encode_q2_0(const float *x, const float *w, struct block_q2_0 *blocks, int n_blocks,
+static void encode_q2_0(struct weights in, struct block_q2_0 *blocks, int n_blocks,
                         enum effort effort)
 {
     f32x16 gx[Q2_BLOCK], gw[Q2_BLOCK], q[Q2_BLOCK], bytes[Q2_BLOCK / 4];
     float unit[LANES], d[LANES];
-    gather_into(gx, gw, unit, Q2_BLOCK, 1, n_blocks, x, w);
+    gather_into(gx, gw, unit, Q2_BLOCK, 1, 1, n_blocks, in);
     store(d, effort == EFFORT_FAST ? fit_q2_0_fast(gx, gw) : fit_q2_0(gx, gw));
     uint16_t stored[LANES];
     for (int l = 0; l < LANES; l++)

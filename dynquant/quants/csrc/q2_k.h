@@ -37,12 +37,12 @@ static const struct affine_format q2_k_format = {
     },
 };
 
-static void encode_q2_k(const float *x, const float *w, struct block_q2_k *blocks, int n_blocks,
+static void encode_q2_k(struct weights in, struct block_q2_k *blocks, int n_blocks,
                         enum effort effort)
 {
     struct groups g;
     struct affine_codes c;
-    gather(&g, 16, 16, n_blocks, x, w);
+    gather(&g, 16, 16, n_blocks, in);
     encode_affine(&g, q2_k_format, effort, &c);
     struct block_q2_k block = {.d = c.d[0], .dmin = c.dmin[0]};
     for (int l = 0; l < 16; l++)

@@ -40,12 +40,12 @@ static const struct scaled_format q3_k_format = {
     },
 };
 
-static void encode_q3_k(const float *x, const float *w, struct block_q3_k *blocks, int n_blocks,
+static void encode_q3_k(struct weights in, struct block_q3_k *blocks, int n_blocks,
                         enum effort effort)
 {
     struct groups g;
     struct scaled_codes c;
-    gather(&g, 16, 16, n_blocks, x, w);
+    gather(&g, 16, 16, n_blocks, in);
     encode_scaled(&g, q3_k_format, effort, &c);
     struct block_q3_k block = {.d = c.d[0]};
     pack_planes(block.hmask, c.q, 2);

@@ -27,12 +27,12 @@ static const struct one_scale_format q5_0_format = {
     },
 };
 
-static void encode_q5_0(const float *x, const float *w, struct block_q5_0 *blocks, int n_blocks,
+static void encode_q5_0(struct weights in, struct block_q5_0 *blocks, int n_blocks,
                         enum effort effort)
 {
     struct groups g;
     struct one_scale_codes c;
-    gather(&g, 32, 1, n_blocks, x, w);
+    gather(&g, 32, 1, n_blocks, in);
     encode_one_scale(&g, q5_0_format, effort, &c);
     for (int k = 0; k < n_blocks; k++) {
         blocks[k].d = c.d[k];

@@ -28,12 +28,12 @@ static const struct scale_and_min_format q5_1_format = {
     },
 };
 
-static void encode_q5_1(const float *x, const float *w, struct block_q5_1 *blocks, int n_blocks,
+static void encode_q5_1(struct weights in, struct block_q5_1 *blocks, int n_blocks,
                         enum effort effort)
 {
     struct groups g;
     struct scale_and_min_codes c;
-    gather(&g, 32, 1, n_blocks, x, w);
+    gather(&g, 32, 1, n_blocks, in);
     encode_scale_and_min(&g, q5_1_format, effort, &c);
     for (int k = 0; k < n_blocks; k++) {
         blocks[k].d = c.d[k];

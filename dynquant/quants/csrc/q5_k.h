@@ -39,12 +39,12 @@ static const struct affine_format q5_k_format = {
     },
 };
 
-static void encode_q5_k(const float *x, const float *w, struct block_q5_k *blocks, int n_blocks,
+static void encode_q5_k(struct weights in, struct block_q5_k *blocks, int n_blocks,
                         enum effort effort)
 {
     struct groups g;
     struct affine_codes c;
-    gather(&g, 32, 8, n_blocks, x, w);
+    gather(&g, 32, 8, n_blocks, in);
     encode_affine(&g, q5_k_format, effort, &c);
     for (int k = 0; k < n_blocks; k++) {
         struct block_q5_k block = {.d = c.d[k], .dmin = c.dmin[k]};

@@ -43,17 +43,17 @@ static void encode_q8_0_evenly(const float *x, struct block_q8_0 *block)
     }
 }
 
-static void encode_q8_0(const float *x, const float *w, struct block_q8_0 *blocks, int n_blocks,
+static void encode_q8_0(struct weights in, struct block_q8_0 *blocks, int n_blocks,
                         enum effort effort)
 {
-    if (!w && effort != EFFORT_BEST) {
+    if (!in.w && effort != EFFORT_BEST) {
         for (int k = 0; k < n_blocks; k++)
-            encode_q8_0_evenly(x + 32 * k, blocks + k);
+            encode_q8_0_evenly(in.x + k * in.x_stride, blocks + k);
         return;
     }
     struct groups g;
     struct one_scale_codes c;
-    gather(&g, 32, 1, n_blocks, x, w);
+    gather(&g, 32, 1, n_blocks, in);
     encode_one_scale(&g, q8_0_format, effort, &c);
     for (int k = 0; k < n_blocks; k++) {
         blocks[k].d = c.d[k];

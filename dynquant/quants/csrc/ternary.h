@@ -72,14 +72,14 @@ static ALWAYS_INLINE void round_ternary(const f32x16 *x, f32x16 d, f32x16 *q)
                       choose(below(x[i], minus_half_d), splat(0), splat(1)));
 }
 
-static ALWAYS_INLINE void encode_ternary(const float *x, const float *w, int n_blocks,
-                                         enum effort effort, struct ternary_codes *out)
+static ALWAYS_INLINE void encode_ternary(struct weights in, int n_blocks, enum effort effort,
+                                         struct ternary_codes *out)
 {
     f32x16 gx[TERNARY_BLOCK], gw[TERNARY_BLOCK];
     float unit[LANES], d[LANES];
-    gather_into(gx, gw, unit, TERNARY_BLOCK, 1, n_blocks, x, w);
+    gather_into(gx, gw, unit, TERNARY_BLOCK, 1, 1, n_blocks, in);
     store(d, effort == EFFORT_FAST ? fit_ternary_fast(gx, gw)
-             : w                   ? fit_ternary(gx, gw, 1)
+             : in.w                ? fit_ternary(gx, gw, 1)
                                    : fit_ternary(gx, gw, 0));
     for (int l = 0; l < LANES; l++)
         d[l] = rounded_scale(d[l], unit[l], &out->d[l]);

@@ -43,11 +43,11 @@ static ALWAYS_INLINE f32x16 tq1_byte(const f32x16 *q, int stride, int digits)
     return nearest(sub(mul(v, splat(1.0f / 243)), splat(0.5f)), 0, 255);
 }
 
-static void encode_tq1_0(const float *x, const float *w, struct block_tq1_0 *blocks, int n_blocks,
+static void encode_tq1_0(struct weights in, struct block_tq1_0 *blocks, int n_blocks,
                          enum effort effort)
 {
     struct ternary_codes c;
-    encode_ternary(x, w, n_blocks, effort, &c);
+    encode_ternary(in, n_blocks, effort, &c);
     for (int k = 0; k < n_blocks; k++)
         blocks[k].d = c.d[k];
     for (int r = 0; r < 3; r++) {

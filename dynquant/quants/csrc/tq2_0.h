@@ -17,11 +17,11 @@
 struct block_tq2_0 { uint8_t qs[64]; uint16_t d; } PACKED;
 static_assert(sizeof(struct block_tq2_0) == 66, "TQ2_0 is 66 bytes a block");
 
-static void encode_tq2_0(const float *x, const float *w, struct block_tq2_0 *blocks, int n_blocks,
+static void encode_tq2_0(struct weights in, struct block_tq2_0 *blocks, int n_blocks,
                          enum effort effort)
 {
     struct ternary_codes c;
-    encode_ternary(x, w, n_blocks, effort, &c);
+    encode_ternary(in, n_blocks, effort, &c);
     for (int h = 0; h < 2; h++) {
         f32x16 bytes[32];
         _Alignas(4) uint8_t qs[LANES * 32];

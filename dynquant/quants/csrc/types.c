@@ -36,6 +36,10 @@
 #include "tq1_0.h"
 #include "tq2_0.h"
 
+/* No block has more weights, or more bytes. */
+#define MAX_BLOCK 256
+#define MAX_TYPE_SIZE 256
+
 /* Block types: name, file, weights and bytes of a block, lanes that a block takes. An encoder takes
  * as many blocks at a time as fill the lanes: LANES / lanes of them, which LOOPS checks. Mostly a
  * lane is a group of weights with one scale; in Q1_0 it is a sixteenth of a block. */
@@ -73,14 +77,15 @@
  * blocks. */
 #define LOOPS(NAME, name, block_size, type_size, lanes)                                            \
     static_assert(sizeof(struct block_##name) == type_size, #NAME " has its size");                \
+    static_assert(block_size <= MAX_BLOCK && type_size <= MAX_TYPE_SIZE, #NAME " is too large");   \
     static_assert(lanes > 0 && LANES % lanes == 0, #NAME " has whole blocks in the lanes");        \
-    static void encode_all_##name(const float *x, const float *w, uint8_t *blocks, int64_t n,      \
+    static void encode_all_##name(struct weights in, uint8_t *blocks, int64_t n,                   \
                                   enum effort effort)                                              \
     {                                                                                              \
         struct block_##name *block = (struct block_##name *)blocks;                                \
         const int batch = LANES / lanes;                                                           \
         for (int64_t b = 0; b < n; b += batch)                                                     \
-            encode_##name(x + b * block_size, w ? w + b * block_size : NULL, block + b,            \
+            encode_##name(weights_from_block(in, b), block + b,                                    \
                           n - b < batch ? (int)(n - b) : batch, effort);                           \
     }                                                                                              \
                                                                                                    \
@@ -117,7 +122,6 @@ static const struct quant_type types[] = {
 /* Weights converted and encoded at a time: a multiple of every block size, and of what any encoder
  * takes at a time; 2 x 16 KiB of stack, inside the L1 cache. */
 #define BATCH 4096
-#define MAX_BLOCK 256
 
 /* Stored numbers as f32. Returns whether all of them are finite. */
 static int weights_of_stored(enum stored_type stored, const uint8_t *from, int64_t n, float *x)
@@ -208,10 +212,56 @@ static int64_t encode(const struct quant_type *type, enum stored_type stored, co
             importance_of_run(importance, n_per_row, at, n, w);
         if (by_magnitude)
             weigh_by_magnitude(x, w, importance != NULL, n, type->block_size);
-        type->encode(x, w, blocks, n_blocks, search->effort);
+        struct weights in = {x, w, type->block_size, type->block_size};
+        type->encode(in, blocks, n_blocks, search->effort);
         if (search->gain != 0 && type->regain)
             regain(type, search->gain, x, w, blocks, n);
         blocks += n_blocks * type->type_size;
+    }
+    return -1;
+}
+
+/* The first row of columns that holds a number that is not finite, or -1. */
+static int64_t first_not_finite_row(const float *x, int64_t n_rows, int64_t stride,
+                                    int64_t n_columns)
+{
+    for (int64_t r = 0; r < n_rows; r++) {
+        uint32_t not_finite = 0;
+        for (int64_t c = 0; c < n_columns; c++)
+            not_finite |= (bits_of_f32(x[r * stride + c]) & 0x7f800000) == 0x7f800000;
+        if (not_finite)
+            return r;
+    }
+    return -1;
+}
+
+/* Sixteen rows at a time: their blocks in one column range are encoded together and then moved to
+ * their rows. */
+static int64_t encode_columns(const struct quant_type *type, const float *x, int64_t n_rows,
+                              int64_t stride, int64_t n_columns, const float *importance,
+                              enum effort effort, uint8_t *blocks)
+{
+    int64_t block_size = type->block_size, type_size = type->type_size;
+    int64_t row_size = n_columns / block_size * type_size;
+    int64_t bad_row = first_not_finite_row(x, n_rows, stride, n_columns);
+    if (bad_row >= 0)
+        return bad_row;
+    if (block_size == 1) {
+        for (int64_t r = 0; r < n_rows; r++)
+            type->encode((struct weights){x + r * stride, importance, 1, 1}, blocks + r * row_size,
+                         n_columns, effort);
+        return -1;
+    }
+    for (int64_t first = 0; first < n_rows; first += LANES) {
+        int64_t m = n_rows - first < LANES ? n_rows - first : LANES;
+        for (int64_t b = 0; b < n_columns / block_size; b++) {
+            uint8_t column[LANES * MAX_TYPE_SIZE], *to = blocks + first * row_size + b * type_size;
+            struct weights in = {x + first * stride + b * block_size,
+                                 importance ? importance + b * block_size : NULL, stride, 0};
+            type->encode(in, column, m, effort);
+            for (int64_t r = 0; r < m; r++)
+                memcpy(to + r * row_size, column + r * type_size, (size_t)type_size);
+        }
     }
     return -1;
 }
@@ -251,8 +301,9 @@ const struct codec NAME(codec_, ISA) = {
     .n_types = sizeof types / sizeof *types,
     .types = types,
     .encode = encode,
+    .encode_columns = encode_columns,
     .errors = errors,
     .decode_rows = decode_rows,
-    .decode_turned = decode_turned,
+    .decode_transposed = decode_transposed,
     .mxfp4_of_codes = mxfp4_of_codes,
 };
