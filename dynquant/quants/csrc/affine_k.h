@@ -83,8 +83,8 @@ static ALWAYS_INLINE f32x16 error_in_levels(const struct groups *g, const f32x16
     return error;
 }
 
-/* Replace `best` by the best of the points (ls, lm) with one ls and mins around the one that fits ls
- * best. */
+/* Replace `best` by the best of the points (ls, lm) with one ls and mins around the one that fits
+ * ls best. */
 static ALWAYS_INLINE void choose_min(const struct groups *g, struct affine_format f, int reach,
                                      struct group_sums t, f32x16 mean_code, f32x16 ls,
                                      struct super_lanes super, f32x16 per_dmin,
@@ -126,8 +126,9 @@ choose_lattice(const struct groups *g, struct affine_format f, struct affine_eff
     return best;
 }
 
-/* The d and dmin that fit the codes and lattice points of one super-block best: the normal equations
- * of x ~ d A - dmin B, A = ls q, B = lm, summed over its groups. Negative or unsolvable: 0. */
+/* The d and dmin that fit the codes and lattice points of one super-block best: the normal
+ * equations of x ~ d A - dmin B, A = ls q, B = lm, summed over its groups. Negative or unsolvable:
+ * 0. */
 static inline struct super_scales solve_super_scales(const float *ls, const float *lm,
                                                      const float *w, const float *x,
                                                      const float *q, const float *qq,

@@ -1,4 +1,5 @@
-/* The codebook types: IQ1, IQ2, IQ3. A code stands for 8 or 4 neighbouring weights: a point of a grid.
+/* The codebook types: IQ1, IQ2, IQ3. A code stands for 8 or 4 neighbouring weights: a point of a
+ * grid.
  *
  *   w = S * point (+- signs)        S = d * l: d f16 of the super-block, l a small odd integer of
  *                                   the group

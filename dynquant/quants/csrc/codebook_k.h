@@ -39,8 +39,8 @@ struct codebook_blocks {
     struct codebook_codes codes;
 };
 
-/* The scale of each group if every coordinate could take any level: for scales `first`, first + step
- * ... of the one that maps the largest magnitude to the largest level. */
+/* The scale of each group if every coordinate could take any level: for scales `first`, first +
+ * step ... of the one that maps the largest magnitude to the largest level. */
 static ALWAYS_INLINE f32x16 fit_free_levels(const struct groups *g, struct codebook_format f,
                                             const struct codebook_group *p,
                                             struct codebook_effort e)

@@ -7,7 +7,8 @@
  * that the compiler loads them as it would load bytes; without it, an odd address is undefined. */
 #define PACKED __attribute__((packed))
 
-/* How much is searched, and what is minimised. Python knows the efforts by the names in module.c. */
+/* How much is searched, and what is minimised. Python knows the efforts by the names in
+ * module.c. */
 enum effort { EFFORT_FAST, EFFORT_NORMAL, EFFORT_BEST, N_EFFORTS };
 
 struct search {
@@ -90,9 +91,10 @@ struct codec {
                       int64_t n_rows, int64_t n_per_row, const void *importance,
                       const struct search *search, uint8_t *blocks);
 
-    /* Columns of rows of f32, whose first weights are `stride` apart -> n_columns / block_size blocks
-     * of each row, the same as encode gives for a copy of these columns. importance: of the columns,
-     * or NULL. n_columns is a multiple of the type's block size. Returns as encode does. */
+    /* Columns of rows of f32, whose first weights are `stride` apart -> n_columns / block_size
+     * blocks of each row, the same as encode gives for a copy of these columns. importance: of the
+     * columns, or NULL. n_columns is a multiple of the type's block size. Returns as encode
+     * does. */
     int64_t (*encode_columns)(const struct quant_type *type, const float *x, int64_t n_rows,
                               int64_t stride, int64_t n_columns, const float *importance,
                               enum effort effort, uint8_t *blocks);

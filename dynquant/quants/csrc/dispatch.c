@@ -24,9 +24,9 @@ const struct codec *const codecs[N_ISAS] = {
  * them, and a hypervisor may hide any of them.
  *
  * __builtin_cpu_supports also asks whether the operating system saves the registers. GCC 12 and
- * Clang 18 know the levels by name ("x86-64-v3"); GCC 10 and Clang 14 know the names of some features
- * only, and those here are among them. The other features have bits of CPUID (Intel's and AMD's
- * manuals), in ecx of leaf 1 and of leaf 0x80000001. */
+ * Clang 18 know the levels by name ("x86-64-v3"); GCC 10 and Clang 14 know the names of some
+ * features only, and those here are among them. The other features have bits of CPUID (Intel's and
+ * AMD's manuals), in ecx of leaf 1 and of leaf 0x80000001. */
 #define SUPPORTS __builtin_cpu_supports
 
 #define LEAF_1_CX16 (1u << 13)

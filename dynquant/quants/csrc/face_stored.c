@@ -75,8 +75,8 @@ done:
     return result;
 }
 
-/* decode_transposed(isa, packing, bits, words, width, first, n_rows, n_per_row, scale, zero, groups,
- * weights): fill weights, a float32 buffer; with the codes if scale is None. */
+/* decode_transposed(isa, packing, bits, words, width, first, n_rows, n_per_row, scale, zero,
+ * groups, weights): fill weights, a float32 buffer; with the codes if scale is None. */
 PyObject *face_decode_transposed(PyObject *self, PyObject *args)
 {
     int isa, packing, bits;

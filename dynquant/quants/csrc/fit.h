@@ -130,7 +130,7 @@ static ALWAYS_INLINE struct affine fit_affine(const struct groups *g, int n, flo
     return best;
 }
 
-/* ---- x ~ s * level, one of a fixed set of levels ----------------------------------------------- */
+/* ---- x ~ s * level, one of a fixed set of levels --------------------------------------------- */
 
 /* Sums of a group under one choice of levels q: of w q^2, w q x. */
 struct scale_sums { f32x16 qq, qx; };
@@ -149,8 +149,8 @@ static ALWAYS_INLINE struct scale_sums sum_scale(const struct groups *g, int n, 
 }
 
 /* sum w (x - s q)^2 with the levels nearest for this s. The sum is in units of s until the end,
- * which takes the fewest operations. Not a number where s is zero or next to it: never below another
- * error. */
+ * which takes the fewest operations. Not a number where s is zero or next to it: never below
+ * another error. */
 static ALWAYS_INLINE f32x16 error_of_scale(const struct groups *g, int n, struct levels v, f32x16 s)
 {
     f32x16 inverse = quotient(splat(1), s), error = splat(0);

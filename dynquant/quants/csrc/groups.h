@@ -6,8 +6,8 @@
  *
  * The weights are normalised: each block is multiplied by the power of two that brings its largest
  * magnitude to 1..2, and its importances likewise, so that no square overflows and none vanishes,
- * whatever the units of the model. Both steps are exact, except for weights so far below the largest
- * of their block that every code for them means zero.
+ * whatever the units of the model. Both steps are exact, except for weights so far below the
+ * largest of their block that every code for them means zero.
  */
 #pragma once
 
@@ -64,8 +64,8 @@ static ALWAYS_INLINE void units_of(const float (*a)[LANES], int n, int group_cou
     }
 }
 
-/* to[i][l] = weight i of group l; zero in the lanes beyond n_blocks blocks. Block b's groups begin at
- * x + b * stride. */
+/* to[i][l] = weight i of group l; zero in the lanes beyond n_blocks blocks. Block b's groups begin
+ * at x + b * stride. */
 static ALWAYS_INLINE void lanes_of_groups(float (*to)[LANES], const float *x, int64_t stride, int n,
                                           int group_count, int n_blocks)
 {

@@ -1,10 +1,11 @@
 /* IQ1_M: 256 weights in 56 bytes, 1.75 bits per weight.
  *
  *   bytes  0..31   qs      low 8 bits of the code of each 8 weights
- *   bytes 32..47   qh      four bits for each 8 weights, two in a byte, the first lowest: high 3 bits
- *                          of the code; bit 3 set: the shift is subtracted
- *   bytes 48..55   scales  four 16-bit words: 3-bit scales s of four groups of 16 weights, the first
- *                          lowest; bits 12..15 four bits of the f16 scale d, the first word lowest
+ *   bytes 32..47   qh      four bits for each 8 weights, two in a byte, the first lowest: high 3
+ *                          bits of the code; bit 3 set: the shift is subtracted
+ *   bytes 48..55   scales  four 16-bit words: 3-bit scales s of four groups of 16 weights, the
+ *                          first lowest; bits 12..15 four bits of the f16 scale d, the first word
+ *                          lowest
  *
  *   w = d * (2 s + 1) * (level +- 1/8),  levels -1, 0, 1: 2048 points of eight
  *

@@ -18,8 +18,8 @@ static_assert(sizeof(struct block_mxfp4) == 17, "MXFP4 is 17 bytes a block");
 
 /* How many exponents are tried, downwards from that of 1/2 in normalised weights, which are below
  * 2. Higher ones can be left out: up to 2 s the levels of s are among those of s / 2. Two of them
- * bring the largest weight to 2..8. Each further one clips it to half, which reduces the error where
- * that weight has little importance. */
+ * bring the largest weight to 2..8. Each further one clips it to half, which reduces the error
+ * where that weight has little importance. */
 static const int mxfp4_exponents[N_EFFORTS] = {
     [EFFORT_FAST] = 2, [EFFORT_NORMAL] = 3, [EFFORT_BEST] = 8,
 };

@@ -37,7 +37,7 @@ static ALWAYS_INLINE float q1_most(f32x16 a)
     return lane[0];
 }
 
-/* What the largest of 128 numbers is multiplied by for a magnitude of 1..2, as in units_of. */
+/* The power of two at or below the largest of 128 magnitudes, as in units_of. */
 static ALWAYS_INLINE float q1_unit(const float *a)
 {
     f32x16 lane_most = splat(0);

@@ -25,7 +25,7 @@ static_assert(sizeof(struct block_q2_0) == 18, "Q2_0 is 18 bytes a block");
 
 #define Q2_BLOCK 64
 
-/* Scales of one sign: sums over the steps so far, and the best yet. */
+/* Scales of one sign: the sums over the steps so far, and the best ones. */
 struct q2_walk { f32x16 a, b, best_a, best_b; };
 
 static ALWAYS_INLINE void q2_step(struct q2_walk *t, f32x16 key, f32x16 w)
@@ -66,8 +66,8 @@ static ALWAYS_INLINE f32x16 fit_q2_0(const f32x16 *x, const f32x16 *w)
     return choose(minus_is_better, sub(zero, minus_d), d);
 }
 
-/* Effort fast: scales that map the extreme weight to these multiples of d, and to as many of -d,
- * each judged by its codes. Measured on Gaussian and Student-t weights. */
+/* Effort fast: scales that map the extreme weight to these multiples of d, and to those of -d, each
+ * with the error of its codes. Measured on Gaussian and Student-t weights. */
 static const float q2_fast_levels[4] = {1.8f, 2.3f, 2.8f, 3.4f};
 
 static ALWAYS_INLINE f32x16 fit_q2_0_fast(const f32x16 *x, const f32x16 *w)

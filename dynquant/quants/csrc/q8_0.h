@@ -23,9 +23,9 @@ static const struct one_scale_format q8_0_format = {
     },
 };
 
-/* The scale that maps the largest magnitude to 127, and the codes nearest for the f16 of it. Where
- * all weights matter alike, all that a search finds is 4 %, at a tenth of the speed; where a few
- * matter most, the scale that suits those takes off a third. */
+/* The scale that maps the largest magnitude to 127, and the nearest codes for the f16 of it. If
+ * all weights have the same importance, a search reduces the error by 4 % only, at a tenth of the
+ * speed. If a few matter most, the scale that is best for them reduces it by a third. */
 static void encode_q8_0_evenly(const float *x, struct block_q8_0 *block)
 {
     uint32_t widest = 0; /* magnitudes compare as their bits do */

@@ -8,7 +8,7 @@
 
 #include "groups.h"
 
-/* ---- x ~ s * q + b, q = 0..q_most -------------------------------------------------------------- */
+/* ---- x ~ s * q + b, q = 0..q_most ------------------------------------------------------------ */
 
 /* A scale and an offset for each group. */
 struct affine { f32x16 s, b; };
@@ -22,7 +22,7 @@ static ALWAYS_INLINE void round_affine(const struct groups *g, int n, float q_mo
         q[i] = nearest(mul(sub(g->x[i], a.b), inverse), 0, q_most);
 }
 
-/* ---- x ~ s * level, one of a fixed set of levels ----------------------------------------------- */
+/* ---- x ~ s * level, one of a fixed set of levels --------------------------------------------- */
 
 /* The levels that a code can stand for: the whole numbers lo..hi, or a table of sixteen levels in
  * rising order, with lo and hi the first and the last. */

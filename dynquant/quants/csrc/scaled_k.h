@@ -49,8 +49,8 @@ struct scaled_best {
     f32x16 ls;
 };
 
-/* The best ls near each group's target scale, zero included, for a given d. In: error of zeros; out:
- * the error of that ls. */
+/* The best ls near each group's target scale, zero included, for a given d. In: error of zeros;
+ * out: the error of that ls. */
 static ALWAYS_INLINE f32x16 choose_scale(const struct groups *g, struct scaled_format f, int reach,
                                          f32x16 target, f32x16 d, f32x16 *error)
 {
@@ -67,7 +67,8 @@ static ALWAYS_INLINE f32x16 choose_scale(const struct groups *g, struct scaled_f
 }
 
 /* The first d of a start: the widest scale of a super-block takes the longer end of the lattice,
- * whatever its sign, or the point `start` before it, which moves the other scales between theirs. */
+ * whatever its sign, or the point `start` before it, which moves the other scales between
+ * theirs. */
 static ALWAYS_INLINE void first_d(const struct groups *g, struct scaled_format f, int start,
                                   const float *widest, struct d_tries *now)
 {

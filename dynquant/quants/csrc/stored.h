@@ -3,9 +3,9 @@
  *
  *   w[r, c] = (number(code[r, c]) - zero[i, j]) * scale[i, j]
  *
- * Codes are stored along their row (FP8, INT8, FP4, packed integers), low bits first: code c of a row
- * is bits c * bits .. of its bytes. Or they are stored in a transposed matrix (GPTQ, AWQ), whose
- * 32-bit words run along the outputs:
+ * Codes are stored along their row (FP8, INT8, FP4, packed integers), low bits first: code c of a
+ * row is bits c * bits .. of its bytes. Or they are stored in a transposed matrix (GPTQ, AWQ),
+ * whose 32-bit words run along the outputs:
  *
  *   PACKED_DOWN    input i of output r is bits i * bits .. of the column r of words
  *   PACKED_ACROSS  output r of input i is four bits of word [i, r / 8], in the order `across`
@@ -140,7 +140,8 @@ static ALWAYS_INLINE uint32_t word_at(const uint8_t *words, int64_t i)
     return word;
 }
 
-/* The code of output r, input i in words [n_per_row * bits / 32, width] or [n_per_row, width / 8]. */
+/* The code of output r, input i in words [n_per_row * bits / 32, width] or [n_per_row, width /
+ * 8]. */
 static ALWAYS_INLINE uint32_t transposed_code(enum packing packing, const uint8_t *words,
                                               int64_t width, int bits, int64_t r, int64_t i)
 {

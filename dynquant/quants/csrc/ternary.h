@@ -2,8 +2,8 @@
  *
  * For a given set of weights that are not zero the best d is A / B, A = sum w |x|, B = sum w over
  * the set, and it takes A^2 / B off the error. The best codes for a given d are those of the set
- * |x| > d / 2, whatever w: so only the 256 sets of the largest |x| can be optimal, and sorting finds
- * the best of all. This is the exact optimum; there is nothing left for a higher effort.
+ * |x| > d / 2, whatever w: so only the 256 sets of the largest |x| can be optimal, and sorting
+ * finds the best of all. This is the exact optimum, so a higher effort finds no better one.
  */
 #pragma once
 
@@ -19,7 +19,7 @@ struct ternary_codes {
 };
 
 /* Rounds of d = A / B over |x| > d / 2, at effort fast. From the mean magnitude of all weights the
- * set only shrinks, and stops at the first d that gives itself. */
+ * set only shrinks, until d no longer changes. */
 #define FAST_ROUNDS 5
 
 static ALWAYS_INLINE f32x16 fit_ternary_fast(const f32x16 *x, const f32x16 *w)

@@ -3,8 +3,8 @@
  *   bytes  0..63   qs   2-bit codes
  *   bytes 64..65   d    f16 scale
  *
- * Each half h (128 weights) has 32 bytes of qs: bits 2 k, 2 k + 1 of qs[32 h + i], k = 0..3, are the
- * code of weight 128 h + 32 k + i.
+ * Each half h (128 weights) has 32 bytes of qs: bits 2 k, 2 k + 1 of qs[32 h + i], k = 0..3, are
+ * the code of weight 128 h + 32 k + i.
  *
  *   w[i] = d * (q - 1),  q in 0..2; a decoder reads 3 as +2
  *

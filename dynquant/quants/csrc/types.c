@@ -1,4 +1,4 @@
-/* Every quant type, compiled once per ISA (-DISA=name): one table and one way in. */
+/* Every quant type, compiled once per ISA (-DISA=name), behind one table. */
 #include <assert.h>
 #include <float.h>
 #include <math.h>
@@ -40,9 +40,9 @@
 #define MAX_BLOCK 256
 #define MAX_TYPE_SIZE 256
 
-/* Block types: name, file, weights and bytes of a block, lanes that a block takes. An encoder takes
- * as many blocks at a time as fill the lanes: LANES / lanes of them, which LOOPS checks. Mostly a
- * lane is a group of weights with one scale; in Q1_0 it is a sixteenth of a block. */
+/* Block types: name, file, weights and bytes of a block, lanes that a block takes: its groups, and
+ * in Q1_0 sixteenths of the block. An encoder takes as many blocks at a time as fill the lanes,
+ * LANES / lanes; LOOPS checks that these are whole blocks. */
 #define BLOCK_TYPES(T)                                                                             \
     T(Q8_0, q8_0, 32, 34, 1)                                                                       \
     T(Q6_K, q6_k, 256, 210, 16)                                                                    \
@@ -73,8 +73,8 @@
     T(NVFP4, nvfp4, 64, 36, 4)                                                                     \
     T(MXFP4, mxfp4, 32, 17, 1)
 
-/* A block file knows its struct and a few blocks; the rest of the core knows bytes and any number of
- * blocks. */
+/* A block file knows its struct and a few blocks; the rest of the core knows bytes and any number
+ * of blocks. */
 #define LOOPS(NAME, name, block_size, type_size, lanes)                                            \
     static_assert(sizeof(struct block_##name) == type_size, #NAME " has its size");                \
     static_assert(block_size <= MAX_BLOCK && type_size <= MAX_TYPE_SIZE, #NAME " is too large");   \
@@ -119,8 +119,8 @@ static const struct quant_type types[] = {
     LATTICE_TYPES(LATTICE_ROW)
 };
 
-/* Weights converted and encoded at a time: a multiple of every block size, and of what any encoder
- * takes at a time; 2 x 16 KiB of stack, inside the L1 cache. */
+/* Weights converted and encoded at a time: a multiple of LANES times every block size; 2 x 16 KiB
+ * of stack, inside the L1 cache. */
 #define BATCH 4096
 
 /* Stored numbers as f32. Returns whether all of them are finite. */
@@ -160,8 +160,8 @@ static void importance_of_run(const void *importance, int64_t n_per_row, int64_t
     }
 }
 
-/* importance * sqrt(mean x^2 + x^2), the mean over the block: how ggml weighs. w may hold no
- * importance yet. In double, so that no square overflows; products too large for a float become the
+/* importance * sqrt(mean x^2 + x^2), the mean over the block, as in ggml. has_importance 0: w is
+ * only written. In double, so that no square overflows; products too large for a float become the
  * largest one, as an infinite importance would leave nothing to compare. */
 static void weigh_by_magnitude(const float *x, float *w, int has_importance, int64_t n,
                                int64_t block_size)
