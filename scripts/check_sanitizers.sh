@@ -37,4 +37,4 @@ sys.meta_path = [f for f in sys.meta_path if type(f).__name__ != "ScikitBuildRed
 import dynquant.quants._core as core
 assert core.__file__.startswith(sys.argv[1]), core.__file__
 sys.exit(pytest.main(sys.argv[2:]))' "$scratch/tree" -p no:cacheprovider -n 0 -s tests/test_quants.py tests/test_quants_edges.py \
-    tests/test_stored.py tests/test_packed.py tests/test_error_sums.py "$@"
+    tests/test_stored.py tests/test_packed.py tests/test_error_sums.py tests/quants "$@"

@@ -14,8 +14,8 @@
 
 #include "fit.h"
 
-/* Constants of one affine K type. The efforts are from sweeps over the data of bench_encoders.py:
- * least error at the speed wanted. */
+/* Constants of one affine K type. The efforts are from sweeps over the data of
+ * bench_encoders.py, as sweep_efforts.py makes them: the least error at the speed wanted. */
 struct affine_format {
     int n;           /* weights in a group */
     int group_count; /* groups in a super-block */

@@ -12,8 +12,8 @@
 
 #include "codebook_points.h"
 
-/* Constants of one codebook type. The efforts are from sweeps over the data of bench_encoders.py:
- * least error at the speed wanted. */
+/* Constants of one codebook type. The efforts are from sweeps over the data of
+ * bench_encoders.py, as sweep_efforts.py makes them: the least error at the speed wanted. */
 struct codebook_format {
     struct codebook book;
     int n, group_count; /* weights in a group, groups in a super-block */

@@ -3,8 +3,8 @@
 
 #include "fit.h"
 
-/* Constants of one of these types. The efforts are from sweeps over the data of bench_encoders.py:
- * least error at the speed wanted. */
+/* Constants of one of these types. The efforts are from sweeps over the data of
+ * bench_encoders.py, as sweep_efforts.py makes them: the least error at the speed wanted. */
 struct one_scale_format {
     struct levels levels;
     struct scale_tries effort[N_EFFORTS];

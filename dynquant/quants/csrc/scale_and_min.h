@@ -4,8 +4,8 @@
 
 #include "fit.h"
 
-/* Constants of one of these types. The efforts are from sweeps over the data of bench_encoders.py:
- * least error at the speed wanted. */
+/* Constants of one of these types. The efforts are from sweeps over the data of
+ * bench_encoders.py, as sweep_efforts.py makes them: the least error at the speed wanted. */
 struct scale_and_min_format {
     float q_most;
     struct affine_tries effort[N_EFFORTS];
