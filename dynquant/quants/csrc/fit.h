@@ -25,7 +25,7 @@ struct affine_sums { f32x16 q, qq, qx; };
 struct group_sums { f32x16 w, x, xx; };
 
 /* A fit is better than zeros if its error is below this, given sum w x^2: a little less than that,
- * by what rounding may hide in a sum, so that no scale is chosen that f16 cannot bring near the
+ * by the rounding error of a sum, so that no scale is chosen that f16 cannot bring near the
  * weights. */
 static ALWAYS_INLINE f32x16 error_of_zeros(f32x16 xx) { return mul(xx, splat(1 - 0x1p-20f)); }
 

@@ -18,7 +18,7 @@ static inline float f32_of_bits(uint32_t u)
     return a;
 }
 
-/* Rounds to nearest, ties to even; what would round to infinity becomes the largest f16, 65504. */
+/* Rounds to nearest, ties to even; numbers that would round to infinity become 65504. */
 static inline uint16_t f16_of_f32(float a)
 {
     uint32_t u = bits_of_f32(a);
@@ -50,7 +50,7 @@ static inline float f32_of_f16(uint16_t h)
 
 static inline float f32_of_bf16(uint16_t h) { return f32_of_bits((uint32_t)h << 16); }
 
-/* Rounds to nearest, ties to even; what would round to infinity becomes the largest bf16. */
+/* Rounds to nearest, ties to even; numbers that would round to infinity become the largest bf16. */
 static inline uint16_t bf16_of_f32(float a)
 {
     uint32_t u = bits_of_f32(a);

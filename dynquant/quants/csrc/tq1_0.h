@@ -12,7 +12,7 @@
  *   qh[m], m < 4           240 + 4 k + m, k < 4
  *
  * The byte is the five-digit number v as the fraction v / 243 of 256, rounded up, so that digit k
- * is what is carried out of the low eight bits of (byte * 3^k) when those are tripled.
+ * is the carry out of the low eight bits of (byte * 3^k) when those are tripled.
  *
  *   w[i] = d * (digit - 1)
  *
