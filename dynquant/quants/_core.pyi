@@ -1,12 +1,17 @@
 """The C core, csrc/module.c. Only codec.py and stored.py call it.
 
-ISAs, types, numbers and words are positions in its tables.
+ISAs, types, efforts, stored types, numbers and packings are passed as positions in its tables.
 """
 
 from dynquant.arrays import F32, I32, U8
 
 ISAS: tuple[str | None, ...]
 TYPES: tuple[tuple[str, int, int], ...]
+EFFORTS: tuple[str, ...]
+STORED: tuple[str, ...]
+NUMBERS: tuple[str, ...]
+PACKINGS: tuple[str, ...]
+SUMS: tuple[str, ...]
 
 def encode(
     isa: int,
@@ -18,6 +23,18 @@ def encode(
     effort: int,
     by_magnitude: bool,
     gain: float,
+    blocks: U8,
+    /,
+) -> int: ...
+def encode_columns(
+    isa: int,
+    type_index: int,
+    rows: F32,
+    n_per_row: int,
+    first: int,
+    n_columns: int,
+    importance: F32 | None,
+    effort: int,
     blocks: U8,
     /,
 ) -> int: ...
@@ -50,9 +67,9 @@ def decode_rows(
     weights: F32,
     /,
 ) -> None: ...
-def decode_turned(
+def decode_transposed(
     isa: int,
-    kind: int,
+    packing: int,
     bits: int,
     words: U8,
     width: int,

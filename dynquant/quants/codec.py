@@ -11,7 +11,7 @@ from dynquant.arrays import F32, U8
 from dynquant.errors import DynquantError, EncodeError
 from dynquant.quants.error import ErrorSums
 from dynquant.quants.search import EFFORTS, GAINS, NORMAL, Search
-from dynquant.quants.table import ALL, QuantType, quant_type
+from dynquant.quants.table import ALL, FLOATS, QuantType, quant_type
 
 try:
     from dynquant.quants import _core
@@ -22,12 +22,20 @@ except ImportError as e:
     ) from e
 
 _POSITION = {name: i for i, (name, _, _) in enumerate(_core.TYPES)}
-_FLOAT = {"F32": 0, "F16": 1, "BF16": 2}
+_FLOAT = {name: i for i, name in enumerate(_core.STORED)}
 
-# The table and the core describe the same formats; a build that disagrees must not run.
+# Python and the core describe the same formats, and share orders by position; a build that
+# disagrees must not run.
 for _name, _block_size, _type_size in _core.TYPES:
     if (ALL[_name].block_size, ALL[_name].type_size) != (_block_size, _type_size):
         raise ImportError(f"the C core and gguf disagree about the size of {_name}")
+for _what, _core_names, _names in (
+    ("efforts", _core.EFFORTS, EFFORTS),
+    ("stored floats", _core.STORED, tuple(FLOATS)),
+    ("error sums", _core.SUMS, ErrorSums._fields),
+):
+    if _core_names != _names:
+        raise ImportError(f"the C core has the {_what} {_core_names}, Python {_names}")
 
 
 class NotFiniteError(EncodeError):
@@ -98,8 +106,8 @@ def encode_floats(
         n_per_row,
         importance,
         EFFORTS.index(search.effort),
-        (search.weighting or qtype.weighting) == "magnitude",
-        GAINS[search.gain or qtype.gain],
+        search.weighting == "magnitude",
+        GAINS[search.gain or "least-squares"],
         out,
     )
     if bad_row >= 0:
@@ -119,7 +127,7 @@ def error_sums(
     rows:       uint8, the bytes of whole rows of n_per_row weights, C order
     stored:     the type that they have: any that is encoded or decoded
     blocks:     uint8, n_rows * qtype.row_size(n_per_row) bytes
-    importance: float32 [n_per_row], finite and >= 0; None weighs all alike
+    importance: float32 [n_per_row], finite and >= 0; None weights all channels equally
 
     The same on every ISA, bit for bit. Sums of the same rows in other portions agree to about seven
     digits. Raises ValueError for what does not fit together, which is our bug.

@@ -1,4 +1,4 @@
-"""What an encoder minimises, and how hard it tries: named choices."""
+"""What an encoder minimises, and how much it searches: named choices."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ Effort = Literal["fast", "normal", "best"]
 """How much is searched; the format is the same. `best` takes several times as long as `normal`."""
 
 Weighting = Literal["importance", "magnitude"]
-"""What squared errors are weighed by: the importance alone, or, as ggml does it, the importance
-times sqrt(mean x^2 + x^2), the mean over the block."""
+"""The weight of a squared error: the importance, or, as in ggml, the importance times
+sqrt(mean x^2 + x^2), the mean over the block."""
 
 Gain = Literal["least-squares", "half", "preserving"]
-"""What the scale of a block is chosen for once its codes are: the least error; a decoded block that
-has the original's length along it, <x, decoded> = <x, x>; or half the way between the two."""
+"""How the scale of a block is chosen for its final codes: for the least error; so that the decoded
+block is as long as the original in its direction, <x, decoded> = <x, x>; or half way between."""
 
 EFFORTS: tuple[Effort, ...] = get_args(Effort)
 WEIGHTINGS: tuple[Weighting, ...] = get_args(Weighting)
@@ -24,7 +24,10 @@ GAINS: dict[Gain, float] = {"least-squares": 0.0, "half": 0.5, "preserving": 1.0
 
 @dataclass(frozen=True)
 class Search:
-    """The choices of one encoding; None takes the quant type's own default."""
+    """The choices of one encoding.
+
+    weighting: None is "importance"; gain: None is "least-squares"
+    """
 
     effort: Effort = "normal"
     weighting: Weighting | None = None

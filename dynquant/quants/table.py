@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
 
 from dynquant.errors import EncodeError
-from dynquant.quants.search import Gain, Weighting
 
 
 @dataclass(frozen=True)
@@ -17,8 +16,7 @@ class QuantType:
 
     ggml_type:  its number in GGUF files
     block_size: weights in a block; type_size: bytes of a block
-    weighting, gain: what its encoder minimises where nobody asks for another (see Search)
-    needs_importance: too few bits to be of use without an imatrix: a plan insists on one
+    needs_importance: it has too few bits to be useful without an imatrix; a plan requires one
     """
 
     name: str
@@ -26,8 +24,6 @@ class QuantType:
     block_size: int
     type_size: int
     description: str
-    weighting: Weighting = "importance"
-    gain: Gain = "least-squares"
     needs_importance: bool = False
 
     @property
@@ -37,13 +33,13 @@ class QuantType:
 
     @property
     def is_float(self) -> bool:
-        """Whether every weight is stored alone, as one number: any row length fits."""
+        """Whether a block is one weight, a number of its own: any row length fits."""
         return self.block_size == 1
 
     def row_size(self, n_per_row: int) -> int:
         """Return the bytes of a row of n_per_row weights.
 
-        Raises EncodeError if no whole number of blocks makes the row.
+        Raises EncodeError if the row is not a whole number of blocks.
         """
         if n_per_row % self.block_size:
             raise EncodeError(
@@ -54,12 +50,12 @@ class QuantType:
 
 
 _NOT_IN_GGUF = {"Q2_0": (42, 64, 18)}
-"""Number, block size and type size of types that llama.cpp has and the gguf package (0.19) has not;
-from ggml.h and ggml-common.h. tests/test_quants.py asks llama.cpp's library about all of them."""
+"""Number, block size and type size of types that llama.cpp has and the gguf package (0.19) does not
+have, from ggml.h and ggml-common.h. test_quants.py compares all types with llama.cpp's library."""
 
 
 def _quant_type(name: str, description: str) -> QuantType:
-    """Return a type by the number and sizes that the gguf package gives it, where it knows it."""
+    """Return a type with the number and sizes of the gguf package, if that has it."""
     if name not in GGMLQuantizationType.__members__:
         return QuantType(name, *_NOT_IN_GGUF[name], description)
     ggml_type = GGMLQuantizationType[name]
@@ -103,15 +99,15 @@ _ROWS = (
     ("Q1_0", "signs, one scale per 128 weights"),
 )
 
-# As llama-quantize has it (tensor_requires_imatrix in llama-quant.cpp): below these bits, what the
-# codes are spent on decides.
+# The types for which llama-quantize requires an imatrix (tensor_requires_imatrix in
+# llama-quant.cpp): with so few codes, it matters most which weights are decoded well.
 _NEED_IMPORTANCE = ("IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S")
 
 ALL: dict[str, QuantType] = {name: _quant_type(name, description) for name, description in _ROWS}
 """Every type that can be encoded and decoded, by GGUF name, from most to fewest bits."""
 
 FLOATS = {name: ALL[name] for name in ("F32", "F16", "BF16")}
-"""The types that checkpoints store weights in one by one; safetensors has the same names."""
+"""The float types of checkpoints, one number a weight; safetensors has the same names."""
 
 KEPT = {
     name: _quant_type(name, description)
@@ -123,7 +119,7 @@ KEPT = {
         ("F64", "IEEE double precision"),
     )
 }
-"""Types of GGUF that are copied and neither encoded nor decoded: a tensor that has one keeps it.
+"""Types of GGUF that are copied, neither encoded nor decoded: a tensor of such a type keeps it.
 safetensors has the same names."""
 
 
@@ -136,7 +132,7 @@ def quant_type(name: str) -> QuantType:
 
 
 def unknown_type(name: str) -> str:
-    """Return the message for a name that is no quant type, with the nearest valid one."""
+    """Return the message for a name that is not a quant type, with the nearest valid one."""
     near = difflib.get_close_matches(name.upper(), ALL, n=1, cutoff=0.4)
     hint = f"; did you mean {near[0]}?" if near else ""
     if name.upper() in GGMLQuantizationType.__members__:

@@ -19,7 +19,7 @@ from dynquant.quants.stored import (
     NUMBERS,
     Scales,
     decode_rows,
-    decode_turned,
+    decode_transposed,
     mxfp4_blocks,
     numbers,
 )
@@ -81,7 +81,7 @@ def test_turned_codes_are_read_where_they_are_packed(bits: int, n: int, n_per_ro
     codes = np.random.default_rng(bits).integers(0, 1 << bits, (n, n_per_row))
     words = np.ascontiguousarray(pack_bits(codes, bits).T).view(np.uint8)
     found = np.empty((n, n_per_row), np.float32)
-    decode_turned(words, "down", bits, 0, found)
+    decode_transposed(words, "down", bits, 0, found)
     np.testing.assert_array_equal(found, codes)
 
 
@@ -141,7 +141,7 @@ def test_the_core_refuses_turned_words_that_do_not_fit() -> None:
     words, scale = np.zeros((3, 4 * 16), np.uint8), np.ones((2, 16), np.float32)
     groups, weights = np.zeros(32, np.int32), np.empty((4, 32), np.float32)
     good = [0, 0, 3, words, 16, 12, 4, 32, scale, scale, groups, weights]
-    _core.decode_turned(*good)
+    _core.decode_transposed(*good)
     bad = [
         (0, 99), (1, 2), (1, -1), (1, 1), (2, 0), (2, 4), (4, 15), (4, 0), (5, 13), (5, -1), (6, 5),
         (6, 0), (7, 64), (7, 0), (8, scale[:, :15].copy()), (9, None), (9, scale[:1].copy()),
@@ -150,7 +150,7 @@ def test_the_core_refuses_turned_words_that_do_not_fit() -> None:
     ]  # fmt: skip
     for position, value in bad:
         with pytest.raises(ValueError, match=r"no such ISA|fit together"):
-            _core.decode_turned(*good[:position], value, *good[position + 1 :])
+            _core.decode_transposed(*good[:position], value, *good[position + 1 :])
     for codes, scales, blocks in product((15, 16, 32), (0, 1, 3), (16, 17, 35)):
         if (codes, scales, blocks) != (16, 1, 17):
             sizes = (np.zeros(n, np.uint8) for n in (codes, scales, blocks))

@@ -15,7 +15,7 @@ from dynquant.arrays import F32, U8
 from dynquant.checkpoint.packed.weight import Grid, read_bytes, read_groups, widened
 from dynquant.checkpoint.safetensors_header import StoredTensor
 from dynquant.errors import CheckpointError
-from dynquant.quants.stored import Number, Scales, decode_rows, decode_turned
+from dynquant.quants.stored import Number, Scales, decode_rows, decode_transposed
 from dynquant.quants.table import ALL, QuantType
 from dynquant.tensors import n_rows
 
@@ -88,7 +88,7 @@ class PackedZeros:
         at = matrix * per_matrix
         words = read_bytes(self.tensor, self.n_matrices * per_matrix, at + low, at + high)
         turned = np.empty((self.n_columns, last - begin), np.float32)
-        decode_turned(words, "down", self.bits, 0, turned)
+        decode_transposed(words, "down", self.bits, 0, turned)
         return np.ascontiguousarray(turned.T[first - begin :])
 
 

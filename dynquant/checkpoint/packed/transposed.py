@@ -22,7 +22,7 @@ from dynquant.checkpoint.packed.settings import Settings
 from dynquant.checkpoint.packed.weight import Found, lacking, read_groups, widened
 from dynquant.checkpoint.safetensors_header import StoredTensor
 from dynquant.errors import CheckpointError
-from dynquant.quants.stored import Words, decode_turned, numbers
+from dynquant.quants.stored import Packing, decode_transposed, numbers
 from dynquant.quants.table import ALL, FLOATS, QuantType
 
 PANEL_BYTES = 1 << 22
@@ -58,7 +58,7 @@ class TurnedRows:
     scales: StoredTensor
     groups: StoredTensor | None
     group_size: int
-    kind: Words
+    kind: Packing
     bits: int
     shape: tuple[int, ...]
     less_one: bool
@@ -75,7 +75,7 @@ class TurnedRows:
         for index in range(start // width, -(-stop // width)):
             first, last = max(start, index * width), min(stop, (index + 1) * width)
             panel = _panel(self, index)
-            decode_turned(
+            decode_transposed(
                 panel.words,
                 self.kind,
                 self.bits,
@@ -222,7 +222,7 @@ def _turned(
     if groups and groups.shape != (n_inputs,):
         return f"has g_idx {list(groups.shape)} for {n_inputs} inputs"
     less_one = settings.method == "gptq" and settings.values.get("checkpoint_format") != "gptq_v2"
-    kind: Words = "across" if settings.method == "awq" else "down"
+    kind: Packing = "across" if settings.method == "awq" else "down"
     return TurnedRows(
         words,
         zeros,

@@ -1,4 +1,5 @@
-/* The codebook types: IQ1, IQ2, IQ3. The codes of 8 or 4 neighbouring weights are a point of a grid.
+/* The codebook types: IQ1, IQ2, IQ3. A code stands for 8 or 4 neighbouring weights: a point of a
+ * grid.
  *
  *   w = S * point (+- signs)        S = d * l: d f16 of the super-block, l a small odd integer of
  *                                   the group
@@ -11,16 +12,19 @@
  *
  *   least cost = min over chunks c of  first[half of c] + min over its points of second
  *
- * which is little more than one `least` a point, without a branch. That is cheap enough to try a
- * scale by finding the best points for it, with no need to guess them.
+ * which is little more than one `least` a point, without a branch. So a scale is tried by finding
+ * the best points for it; nothing is guessed.
  *
  * Signs. Where they are free they are those of the weights. Where their number must be even in each
- * unit of eight weights (IQ2_XXS, IQ2_XS, IQ3_XXS), a unit with an odd number must flip one; flipping
- * coordinate i costs 4 S w |x| g. The cheapest flip lies in one half or in the other, so each table
- * has a second one beside it with the cheapest flip in this half included, and the sum takes exactly
- * one of the two halves flipped.
+ * unit of eight weights (IQ2_XXS, IQ2_XS, IQ3_XXS), a unit with an odd number must flip one.
+ * Flipping coordinate i costs 4 S w |x| g. The cheapest flip lies in one half or in the other. So
+ * each table has a second one beside it that includes the cheapest flip in this half, and the sum
+ * takes exactly one of the two halves flipped.
  */
 #pragma once
+
+#include <assert.h>
+#include <math.h>
 
 #include "fit.h"
 #include "grids.h"
@@ -40,10 +44,10 @@ struct codebook {
     enum { NO_SHIFT, SHIFT_OF_GROUP, SHIFT_OF_VECTOR } shifted;
 };
 
-/* What a group gives to the search, whatever the scale. */
+/* Terms of a group that do not depend on the scale. */
 struct codebook_group {
     f32x16 twice[MAX_GROUP];        /* 2 w |x|, or 2 w x for signed levels */
-    f32x16 odd[MAX_GROUP / UNIT];   /* 1 where a unit has an odd number of negative weights, else 0 */
+    f32x16 odd[MAX_GROUP / UNIT];   /* 1 where the negative weights of a unit are odd in number */
     f32x16 xx;                      /* sum w x^2 */
 };
 
@@ -65,7 +69,7 @@ static ALWAYS_INLINE struct codebook_group prepare(const struct groups *g, int n
     return p;
 }
 
-/* ---- tables of one vector at one scale --------------------------------------------------------- */
+/* ---- tables of one vector at one scale ------------------------------------------------------- */
 
 struct half_costs { f32x16 plain[MAX_HALVES], flipped[MAX_HALVES]; };
 struct vector_costs { struct half_costs first, second; };
@@ -77,7 +81,7 @@ static ALWAYS_INLINE void scale_levels(f32x16 *u, struct codebook book, f32x16 s
         u[l] = mul(scale, add(splat(book.levels[l]), shift));
 }
 
-/* One coordinate or two: what each of their values costs, and what its cheapest flip would add. */
+/* One coordinate or two: the cost of each of their values, and that of its cheapest flip. */
 struct part_costs { f32x16 plain[9], flip[9]; };
 
 /* Costs of one coordinate: w u^2 - 2 w x u. Without w x^2, which is the same for all levels. */
@@ -153,7 +157,8 @@ static ALWAYS_INLINE struct least_costs least_of_chunk(const struct vector_costs
 {
     const uint16_t *second = book.second + chunk * book.chunk;
     int first = book.first[chunk];
-    struct least_costs r = {cost_at(c->second.plain, second[0]), cost_at(c->second.flipped, second[0])};
+    struct least_costs r = {cost_at(c->second.plain, second[0]),
+                            cost_at(c->second.flipped, second[0])};
     for (int k = 1; k < book.chunk; k++)
         r.plain = least(r.plain, cost_at(c->second.plain, second[k]));
     if (book.signs == EVEN_SIGNS) {
@@ -179,9 +184,9 @@ static ALWAYS_INLINE struct least_costs least_of_points(const struct vector_cost
     return r;
 }
 
-/* ---- shifts -------------------------------------------------------------------------------------- */
+/* ---- shifts ---------------------------------------------------------------------------------- */
 
-/* What a vector would cost at its scale and shift if every coordinate could take any level. */
+/* The cost of a vector at its scale and shift if every coordinate could take any level. */
 static ALWAYS_INLINE f32x16 cost_of_free_levels(const struct groups *g,
                                                 const struct codebook_group *p,
                                                 struct codebook book, f32x16 scale, f32x16 shift,
@@ -198,8 +203,8 @@ static ALWAYS_INLINE f32x16 cost_of_free_levels(const struct groups *g,
     return sum;
 }
 
-/* The shift of weights at .. at + n: up or down, whichever costs less with free levels. That decides
- * wrongly only where the two hardly differ, and saves every other search of the grid. */
+/* The shift of weights at .. at + n: up or down, whichever costs less with free levels. It is the
+ * worse one only where the two hardly differ, and half of the searches of the grid are saved. */
 static ALWAYS_INLINE f32x16 shift_of(const struct groups *g, const struct codebook_group *p,
                                      struct codebook book, f32x16 scale, int at, int n)
 {

@@ -1,36 +1,55 @@
-/* Super-blocks of the codebook types: the scales of groups on a lattice, l = 1, 3, 5 ..., under one d.
+/* Super-blocks of the codebook types: the scales of groups on a lattice, l = 1, 3, 5 ..., under one
+ * d.
  *
- * Each group walks the lattice from where its scale would be with free levels, one step at a time in
- * the better direction, every step priced with the best points for it (codebook.h). Then d is scanned
- * to both sides and to the vertex of the parabola through what that gave.
+ * Each group walks the lattice from its target, the scale that it would have with free levels, one
+ * step at a time in the better direction. The cost of each step is that of the best points for it
+ * (codebook.h). Then d is scanned to both sides, and at the vertex of the parabola through the
+ * errors found.
  */
 #pragma once
 
+#include <math.h>
+
 #include "codebook_points.h"
 
-/* What one codebook type is made of; all fields are constants where they are used.
- *
- *   tries, first, step   fit_free_levels
- *   scales               lattice points that each group walks at the first d
- *   scans, scan_scales   scans of d, and lattice points for each d in them
- */
+/* Constants of one codebook type. The efforts are from sweeps over the data of
+ * bench_encoders.py, as sweep_efforts.py makes them: the least error at the speed wanted. */
 struct codebook_format {
     struct codebook book;
     int n, group_count; /* weights in a group, groups in a super-block */
     float l_most;       /* l = 1, 3, 5 ... l_most */
-    struct { int tries; float first, step; int scales, scans, scan_scales; } effort[N_EFFORTS];
+    struct codebook_effort {
+        int tries; float first, step; /* of fit_free_levels */
+        int scales;                   /* lattice points that each group walks at the first d */
+        int scans, scan_scales;       /* scans of d, and lattice points for each d in them */
+    } effort[N_EFFORTS];
 };
 
-/* Each group's scale on its own, were every coordinate free to take any level: for scales `first`,
- * first + step ... of the one that maps the largest magnitude to the largest level. */
+/* The scales of sixteen groups: 16 / group_count super-blocks. */
+struct codebook_scales {
+    uint16_t d[LANES]; /* per super-block: w = d * l * point */
+    uint8_t l[LANES];  /* per group */
+    f32x16 s;          /* per group: d * l in normalised units */
+};
+
+/* Sixteen groups, encoded. */
+struct codebook_blocks {
+    uint16_t d[LANES];
+    uint8_t l[LANES];
+    struct codebook_codes codes;
+};
+
+/* The scale of each group if every coordinate could take any level: for scales `first`, first +
+ * step ... of the one that maps the largest magnitude to the largest level. */
 static ALWAYS_INLINE f32x16 fit_free_levels(const struct groups *g, struct codebook_format f,
-                                            const struct codebook_group *p, int tries, float first,
-                                            float step)
+                                            const struct codebook_group *p,
+                                            struct codebook_effort e)
 {
-    f32x16 per_level = mul(absolute(extreme(g, f.n)), splat(1 / f.book.levels[f.book.n_levels - 1]));
+    float largest_level = f.book.levels[f.book.n_levels - 1];
+    f32x16 per_level = mul(absolute(extreme(g, f.n)), splat(1 / largest_level));
     f32x16 best = per_level, best_cost = splat(INFINITY);
-    for (int c = 0; c < tries; c++) {
-        f32x16 scale = mul(per_level, splat(first + step * (float)c)), cost = splat(INFINITY);
+    for (int c = 0; c < e.tries; c++) {
+        f32x16 scale = mul(per_level, splat(e.first + e.step * (float)c)), cost = splat(INFINITY);
         for (int down = 0; down <= (f.book.shifted != NO_SHIFT); down++)
             cost = least(cost, cost_of_free_levels(g, p, f.book, scale,
                                                    splat(down ? -f.book.shift : f.book.shift), 0,
@@ -42,30 +61,23 @@ static ALWAYS_INLINE f32x16 fit_free_levels(const struct groups *g, struct codeb
     return best;
 }
 
-/* Sixteen groups, encoded: 16 / group_count super-blocks. */
-struct codebook_blocks {
-    uint16_t d[LANES];   /* per super-block: w = d * l * point */
-    uint8_t l[LANES];    /* per group */
-    struct codebook_codes codes;
-};
-
 /* One super-block's search for d. */
 struct d_search {
-    float centre, errors[3]; /* of a scan: the middle d, and the errors below it, at it and above it */
-    float d, error;          /* the best so far; d = 0, all zero, to begin with */
+    float centre, errors[3]; /* of a scan: the middle d, and the errors below it, at it, above it */
+    float d, error;          /* the best so far; at the start d = 0, all zero */
     uint16_t stored;
 };
 
-/* The first d leaves the widest group a step of l to grow by: measured, a few tenths of a percent of
- * error less than none. */
+/* The first d lets the scale of the widest group grow by a step of l: measured, the error is a few
+ * tenths of a percent less than without. */
 #define HEADROOM 1.06f
 
 /* How far a scan looks to both sides of d. A tenth of a step of l at the usual l of 10 to 31 moves
- * few codes; half a step is what rounding l can be off by. */
+ * few codes; half a step is the most that rounding l can be off by. */
 #define SCAN_WIDTH 0.03f
 
-/* The d to look at in a step of the search: first the one asked for, then scans of three: below,
- * above, and where a parabola through the errors has its vertex. */
+/* The d to try in a step of the search: first the given one, then scans of three: below, above, and
+ * where a parabola through the errors has its vertex. */
 static inline float next_d(struct d_search *s, int step)
 {
     if (step == 0)
@@ -87,94 +99,130 @@ static inline float next_d(struct d_search *s, int step)
     }
 }
 
+/* The searches of the super-blocks in the lanes, and the best lattice point and scale of each
+ * group. */
+struct codebook_search {
+    struct d_search block[LANES];
+    float l[LANES], s[LANES];
+};
+
+static ALWAYS_INLINE void start_search(struct codebook_search *search, struct codebook_format f,
+                                       f32x16 target, f32x16 error_of_zero)
+{
+    float widest[LANES], zeros[LANES];
+    most_of_blocks(target, f.group_count, widest);
+    sums_of_blocks(error_of_zero, f.group_count, zeros);
+    for (int k = 0; k < LANES / f.group_count; k++)
+        search->block[k] =
+            (struct d_search){.centre = widest[k] * HEADROOM / f.l_most, .error = zeros[k]};
+    for (int l = 0; l < LANES; l++) {
+        search->l[l] = 1;
+        search->s[l] = 0;
+    }
+}
+
+/* A lattice point for each group, and the error with the best points of the codebook for it. */
+struct l_point { f32x16 l, error; };
+
+/* Walk the lattice l = 2 s + 1 from the target scale, n_scales points: the two around the target,
+ * then onwards from the better end of the range walked so far. */
+static ALWAYS_INLINE struct l_point walk_lattice(const struct groups *g, struct codebook_format f,
+                                                 const struct codebook_group *p, f32x16 target,
+                                                 f32x16 d, int n_scales)
+{
+    f32x16 best_error = splat(INFINITY), best_s = splat(0), one = splat(1);
+    f32x16 s_most = splat((f.l_most - 1) / 2);
+    /* Where d (2 s + 1) is the target. */
+    f32x16 s_target = sub(mul(target, quotient_or_zero(splat(0.5f), d)), splat(0.5f));
+    f32x16 s = nearest(s_target, 0, (f.l_most - 1) / 2), lowest = s, highest = s;
+    for (int i = 0; i < n_scales; i++) {
+        f32x16 in_lattice = least(most(s, splat(0)), s_most);
+        f32x16 error = error_of_codebook(g, f.n, p, f.book,
+                                         mul(d, add(add(in_lattice, in_lattice), one)));
+        mask16 better = below(error, best_error);
+        best_error = choose(better, error, best_error);
+        best_s = choose(better, in_lattice, best_s);
+        f32x16 above = add(highest, one), below_all = sub(lowest, one);
+        mask16 go_up = i ? below(sub(highest, splat(0.5f)), best_s) : below(s, s_target);
+        s = choose(go_up, above, below_all);
+        highest = choose(go_up, above, highest);
+        lowest = choose(go_up, lowest, below_all);
+    }
+    return (struct l_point){add(add(best_s, best_s), one), best_error};
+}
+
+/* Note the error of this step's d, and take the scales of those super-blocks whose error they
+ * reduce. */
+static ALWAYS_INLINE void keep_better_d(struct codebook_search *search, int group_count, int step,
+                                        const float *d, const uint16_t *stored, struct l_point p)
+{
+    float sum[LANES], l[LANES];
+    sums_of_blocks(p.error, group_count, sum);
+    store(l, p.l);
+    for (int k = 0; k < LANES / group_count; k++) {
+        struct d_search *block = &search->block[k];
+        if (step)
+            block->errors[(step - 1) % 3 == 0 ? 0 : 2] = sum[k];
+        if (sum[k] >= block->error)
+            continue;
+        block->error = sum[k];
+        block->d = d[k];
+        block->stored = stored[k];
+        for (int i = k * group_count; i < (k + 1) * group_count; i++) {
+            search->l[i] = l[i];
+            search->s[i] = d[k] * l[i];
+        }
+    }
+}
+
+static ALWAYS_INLINE struct codebook_scales fit_codebook(const struct groups *g,
+                                                         struct codebook_format f,
+                                                         const struct codebook_group *p,
+                                                         enum effort effort)
+{
+    struct codebook_effort e = f.effort[effort];
+    struct codebook_search search;
+    int n_blocks = LANES / f.group_count;
+    f32x16 target = fit_free_levels(g, f, p, e);
+    start_search(&search, f, target, p->xx);
+    for (int step = 0; step < 1 + 3 * e.scans; step++) {
+        float d[LANES];
+        uint16_t stored[LANES];
+        for (int k = 0; k < n_blocks; k++)
+            d[k] = rounded_scale(next_d(&search.block[k], step), g->unit[k * f.group_count],
+                                 &stored[k]);
+        struct l_point point = walk_lattice(g, f, p, target, lanes_of_blocks(d, f.group_count),
+                                            step ? e.scan_scales : e.scales);
+        keep_better_d(&search, f.group_count, step, d, stored, point);
+        target = load(search.s);
+    }
+    struct codebook_scales r = {.s = load(search.s)};
+    for (int k = 0; k < n_blocks; k++)
+        r.d[k] = search.block[k].stored;
+    for (int l = 0; l < LANES; l++)
+        r.l[l] = (uint8_t)search.l[l];
+    return r;
+}
+
 static ALWAYS_INLINE void encode_codebook(const struct groups *g, struct codebook_format f,
                                           enum effort effort, struct codebook_blocks *out)
 {
     struct codebook_group p = prepare(g, f.n, f.book);
-    f32x16 wish = fit_free_levels(g, f, &p, f.effort[effort].tries, f.effort[effort].first,
-                                  f.effort[effort].step);
-    int n_blocks = LANES / f.group_count;
-    struct d_search search[LANES];
-    float none[LANES], wishes[LANES], best_l[LANES], best_scale[LANES] = {0};
-    store(none, p.xx);
-    store(wishes, wish);
-    for (int k = 0; k < n_blocks; k++) {
-        float widest = 0, nothing = 0;
-        for (int l = k * f.group_count; l < (k + 1) * f.group_count; l++) {
-            widest = wishes[l] > widest ? wishes[l] : widest;
-            nothing += none[l];
-            best_l[l] = 1;
-        }
-        search[k] = (struct d_search){.centre = widest * HEADROOM / f.l_most, .error = nothing};
-    }
-    for (int step = 0; step < 1 + 3 * f.effort[effort].scans; step++) {
-        float d[LANES], errors[LANES], ls[LANES];
-        uint16_t stored[LANES];
-        for (int l = 0; l < LANES; l++) {
-            int k = l / f.group_count, first = l == k * f.group_count;
-            if (first)
-                d[l] = rounded_scale(next_d(&search[k], step), g->unit[l], &stored[k]);
-            else
-                d[l] = d[l - 1];
-        }
-        f32x16 d16 = load(d), best = splat(INFINITY), best_s = splat(0);
-        f32x16 s_most = splat((f.l_most - 1) / 2), one = splat(1);
-        /* Where S = d (2 s + 1) is what the group wishes, and the two whole numbers around it. After
-         * these, each group goes on from the end of its range that is the better. */
-        f32x16 s_wish = sub(mul(wish, quotient_or_zero(splat(0.5f), d16)), splat(0.5f));
-        f32x16 s = nearest(s_wish, 0, (f.l_most - 1) / 2), lowest = s, highest = s;
-        int n_scales = step ? f.effort[effort].scan_scales : f.effort[effort].scales;
-        for (int i = 0; i < n_scales; i++) {
-            f32x16 in_lattice = least(most(s, splat(0)), s_most);
-            f32x16 error = error_of_codebook(g, f.n, &p, f.book,
-                                             mul(d16, add(add(in_lattice, in_lattice), one)));
-            mask16 better = below(error, best);
-            best = choose(better, error, best);
-            best_s = choose(better, in_lattice, best_s);
-            f32x16 above = add(highest, one), below_all = sub(lowest, one);
-            mask16 go_up = i ? below(sub(highest, splat(0.5f)), best_s) : below(s, s_wish);
-            s = choose(go_up, above, below_all);
-            highest = choose(go_up, above, highest);
-            lowest = choose(go_up, lowest, below_all);
-        }
-        f32x16 l_best = add(add(best_s, best_s), one);
-        store(errors, best);
-        store(ls, l_best);
-        for (int k = 0; k < n_blocks; k++) {
-            int first = k * f.group_count, end = first + f.group_count;
-            float sum = 0;
-            for (int l = first; l < end; l++)
-                sum += errors[l];
-            if (step)
-                search[k].errors[(step - 1) % 3 == 0 ? 0 : 2] = sum;
-            if (sum >= search[k].error)
-                continue;
-            search[k].error = sum;
-            search[k].d = d[first];
-            search[k].stored = stored[k];
-            for (int l = first; l < end; l++) {
-                best_l[l] = ls[l];
-                best_scale[l] = d[first] * ls[l];
-            }
-        }
-        wish = load(best_scale);
-    }
-    choose_codes(g, f.n, &p, f.book, load(best_scale), &out->codes);
-    for (int k = 0; k < n_blocks; k++)
-        out->d[k] = search[k].stored;
-    for (int l = 0; l < LANES; l++)
-        out->l[l] = (uint8_t)best_l[l];
+    struct codebook_scales scales = fit_codebook(g, f, &p, effort);
+    round_codebook(g, f.n, &p, f.book, scales.s, &out->codes);
+    memcpy(out->d, scales.d, sizeof out->d);
+    memcpy(out->l, scales.l, sizeof out->l);
 }
 
 /* The weights of one vector: scale * (point + shift) with signs (bit i: negative). */
-static ALWAYS_INLINE void decode_point(struct codebook book, uint16_t code, float shift, float scale,
-                                       uint8_t signs, float *x)
+static ALWAYS_INLINE void decode_point(struct codebook book, uint16_t code, float shift,
+                                       float scale, uint8_t signs, float *x)
 {
     uint8_t levels[8];
     levels_of_code(book, code, levels);
     for (int i = 0; i < book.dim; i++) {
         float w = scale * (book.levels[levels[i]] + shift);
-        /* No branch: signs are as good as random, and every second guess would be wrong. */
+        /* No branch: signs are random, and a CPU would predict every second one wrongly. */
         x[i] = f32_of_bits(bits_of_f32(w) ^ (uint32_t)(signs >> i & 1) << 31);
     }
 }

@@ -1,8 +1,11 @@
-/* The points themselves: which point of the codebook is the best for each vector, and its codes.
+/* Codes at fixed scales: the best point of the codebook for each vector.
  *
- * codebook.h finds what the best points cost; this is done once, for the scale that was chosen.
+ * codebook.h finds the costs of the best points; the points themselves are found once, for the
+ * scales that were chosen.
  */
 #pragma once
+
+#include <math.h>
 
 #include "codebook.h"
 
@@ -10,8 +13,8 @@
 struct codebook_codes {
     uint16_t code[MAX_VECTORS][LANES];
     uint8_t signs[MAX_GROUP / UNIT][LANES]; /* bit i: weight i of the unit is negative */
-    uint8_t shifted_down[MAX_VECTORS][LANES]; /* IQ1: the shift is subtracted; where it is shared,
-                                                 the first vector says so for all */
+    uint8_t shifted_down[MAX_VECTORS][LANES]; /* IQ1: the shift is subtracted; where a group shares
+                                                 a shift, only the first vector's is set */
 };
 
 /* A best point of one vector in each lane. */
@@ -24,8 +27,8 @@ static inline float lane_of(const f32x16 *a, int l)
     return r;
 }
 
-/* Find the points that least_of_points prices: the best chunk in each lane is tracked, and its few
- * points are then looked through, lane by lane. */
+/* Find the points that least_of_points has the costs of: the best chunk in each lane, and then the
+ * best of its few points, lane by lane. */
 static ALWAYS_INLINE struct pick pick_points(const struct vector_costs *c, struct codebook book,
                                              int flip)
 {
@@ -100,10 +103,10 @@ static ALWAYS_INLINE void put_point(struct codebook_codes *out, const struct gro
     }
 }
 
-/* The best points of each group at its scale: what error_of_codebook prices. */
-static ALWAYS_INLINE void choose_codes(const struct groups *g, int n,
-                                       const struct codebook_group *p, struct codebook book,
-                                       f32x16 scale, struct codebook_codes *out)
+/* The best points of each group at its scale: those that error_of_codebook has the cost of. */
+static ALWAYS_INLINE void round_codebook(const struct groups *g, int n,
+                                         const struct codebook_group *p, struct codebook book,
+                                         f32x16 scale, struct codebook_codes *out)
 {
     struct pick plain[MAX_VECTORS], flipped[MAX_VECTORS];
     int n_vectors = n / book.dim;

@@ -1,21 +1,43 @@
-/* What a block format is to the rest of the core, and what one ISA's build offers. */
+/* The interface of a block format, and that of one ISA's build. */
 #pragma once
 
 #include <stdint.h>
 
-/* How hard to search, and for what. */
+/* Block structs lie over bytes at any address. PACKED takes away the alignment of their members, so
+ * that the compiler loads them as it would load bytes; without it, an odd address is undefined. */
+#define PACKED __attribute__((packed))
+
+/* How much is searched, and what is minimised. Python knows the efforts by the names in
+ * module.c. */
 enum effort { EFFORT_FAST, EFFORT_NORMAL, EFFORT_BEST, N_EFFORTS };
 
 struct search {
     enum effort effort;
-    int by_magnitude; /* weigh by importance * sqrt(mean x^2 + x^2) and not by importance alone */
+    int by_magnitude; /* the weight of an error is importance * sqrt(mean x^2 + x^2) */
     float gain;       /* 0: least squares; 1: <x, decoded> = <x, x>; between: a share of the way */
 };
 
-/* A block format. Blocks are independent: any run of them can be encoded or decoded alone.
+/* Weights to encode: block b's begin at x + b * x_stride, their importances at w + b * w_stride.
+ * w NULL: all importances are one.
  *
- *   encode   x: n_blocks * block_size finite weights; w: as many importances >= 0, or NULL for all
- *            alike; fills n_blocks * type_size bytes so that sum w (x - decoded)^2 is small
+ *   a run of rows                 both strides are the block size
+ *   one column range of n rows    x_stride is the length of a row, w_stride 0
+ */
+struct weights { const float *x, *w; int64_t x_stride, w_stride; };
+
+static inline struct weights weights_from_block(struct weights in, int64_t b)
+{
+    in.x += b * in.x_stride;
+    if (in.w)
+        in.w += b * in.w_stride;
+    return in;
+}
+
+/* A block format. Blocks are independent: any run of them can be encoded or decoded separately.
+ *
+ *   encode   finite weights and importances >= 0 of n_blocks blocks; fills n_blocks * type_size
+ *            bytes so that sum w (x - decoded)^2 is small. Types with a block size of one take
+ *            runs of rows only
  *   decode   the inverse, without loss
  *   regain   multiply one block's decoded weights by a factor near one, as well as its scale can
  *            be rounded; NULL where the scale is too coarse for that
@@ -23,26 +45,25 @@ struct search {
 struct quant_type {
     const char *name;
     int32_t block_size, type_size;
-    void (*encode)(const float *x, const float *w, uint8_t *blocks, int64_t n_blocks,
-                   enum effort effort);
+    void (*encode)(struct weights in, uint8_t *blocks, int64_t n_blocks, enum effort effort);
     void (*decode)(const uint8_t *blocks, float *x, int64_t n_blocks);
     void (*regain)(uint8_t *block, float factor);
 };
 
-/* How a checkpoint stores weights, little-endian. The order is known to module.c's caller. */
+/* How a checkpoint stores weights, little-endian. Python knows these by the names in module.c. */
 enum stored_type { STORED_F32, STORED_F16, STORED_BF16, N_STORED };
 
-/* Numbers that a checkpoint may hold with scales beside them, and how turned words lie (stored.h).
- * The orders are known to module.c's caller. */
+/* Numbers that a checkpoint may hold with scales beside them, and how the 32-bit words of a
+ * transposed matrix hold codes (stored.h). Python knows these by the names in module.c. */
 enum number {
     NUMBER_E4M3, NUMBER_E5M2, NUMBER_E8M0, NUMBER_I8, NUMBER_FP4, NUMBER_BITS, N_NUMBERS
 };
-enum words { WORDS_DOWN, WORDS_ACROSS, N_WORDS };
+enum packing { PACKED_DOWN, PACKED_ACROSS, N_PACKINGS };
 
 /* The scale, and the zero, of each weight: element [i, j] of a matrix of n_columns columns.
  *
  *   rows       i = (first + r) / block_rows for row r, j = c / block_columns or groups[c]
- *   turned     i = groups[c], j = output; n_columns is the number of outputs
+ *   transposed i = groups[c], j = output; n_columns is the number of outputs
  *   zero       NULL where zero_of_all is every weight's
  */
 struct scales {
@@ -53,7 +74,8 @@ struct scales {
 };
 
 /* How far decoded weights y are from the original ones x: sums over weights with importance w of
- * w (x - y)^2, w x^2, w x y and w y^2, and the largest |x - y|. */
+ * w (x - y)^2, w x^2, w x y and w y^2, and the largest |x - y|. Python knows these by the names in
+ * module.c. */
 struct errors { double difference, original, product, decoded, largest; };
 
 /* One ISA's build of types.c. */
@@ -62,28 +84,37 @@ struct codec {
     int32_t n_types;
     const struct quant_type *types;
 
-    /* Stored rows -> blocks. importance: n_per_row values, or NULL. n_per_row is a multiple of the
-     * type's block size. Returns -1, or the first row that holds a NaN or an infinity; the blocks
-     * from that row on are then unspecified. */
+    /* Stored rows -> blocks. importance: n_per_row floats at any address, or NULL. n_per_row is a
+     * multiple of the type's block size. Returns -1, or the first row that holds a NaN or an
+     * infinity; the blocks from that row on are then unspecified. */
     int64_t (*encode)(const struct quant_type *type, enum stored_type stored, const void *rows,
-                      int64_t n_rows, int64_t n_per_row, const float *importance,
+                      int64_t n_rows, int64_t n_per_row, const void *importance,
                       const struct search *search, uint8_t *blocks);
 
-    /* n weights as one type and the blocks of another -> how far they are apart. n is a multiple of
-     * both block sizes; importance as for encode. One call's sums are the same on every ISA; those of
-     * two calls are not, to the last bit, what one call for all would give. */
+    /* Columns of rows of f32, whose first weights are `stride` apart -> n_columns / block_size
+     * blocks of each row, the same as encode gives for a copy of these columns. importance: of the
+     * columns, or NULL. n_columns is a multiple of the type's block size. Returns as encode
+     * does. */
+    int64_t (*encode_columns)(const struct quant_type *type, const float *x, int64_t n_rows,
+                              int64_t stride, int64_t n_columns, const float *importance,
+                              enum effort effort, uint8_t *blocks);
+
+    /* n weights as one type and the blocks of another -> how far apart they are. n is a multiple of
+     * both block sizes; importance as for encode. The sums of one call are the same on every ISA.
+     * The sums of two calls add up to those of one call for all, but not to the last bit. */
     struct errors (*errors)(const struct quant_type *original, const uint8_t *rows,
                             const struct quant_type *type, const uint8_t *blocks, int64_t n,
-                            int64_t n_per_row, const float *importance);
+                            int64_t n_per_row, const void *importance);
 
     /* Rows of stored numbers -> f32; bits is the width of NUMBER_BITS. */
     void (*decode_rows)(enum number number, int bits, const uint8_t *codes, int64_t row_bytes,
                         int64_t n_rows, int64_t n_per_row, const struct scales *scales, float *x);
 
-    /* Outputs first.. of turned words -> rows of f32; the codes themselves where scales is NULL. */
-    void (*decode_turned)(enum words kind, int bits, const uint8_t *words, int64_t width,
-                          int64_t first, int64_t n_rows, int64_t n_per_row,
-                          const struct scales *scales, float *x);
+    /* Outputs from `first` on of a transposed matrix of words -> rows of f32; the codes themselves
+     * where scales is NULL. */
+    void (*decode_transposed)(enum packing packing, int bits, const uint8_t *words, int64_t width,
+                              int64_t first, int64_t n_rows, int64_t n_per_row,
+                              const struct scales *scales, float *x);
 
     /* Codes in order and scales -> blocks of MXFP4. */
     void (*mxfp4_of_codes)(const uint8_t *codes, const uint8_t *scales, int64_t n_blocks,
@@ -96,6 +127,6 @@ struct codec {
 #define N_ISAS 1
 #endif
 
-/* All builds, slowest first; runs(i) says whether this CPU has what build i needs. */
+/* All builds, slowest first; codec_runs(i): whether this CPU supports build i. */
 extern const struct codec *const codecs[N_ISAS];
 int codec_runs(int i);

@@ -1,16 +1,16 @@
-/* How far the weights of one quant type are from those of another: the sums behind the figures of a
- * manifest. x is the original, y what the blocks decode to, w the importance.
+/* How far the weights of one quant type are from those of another: the sums that the figures of a
+ * manifest are computed from. x is the original weight, y the decoded one, w the importance.
  *
  * Sums are made of w (x - y)^2, w x^2 and w x (x - y), and the others follow (see all_errors):
  *
  *   w x y = w x^2 - w x (x - y)        w y^2 = w x^2 - 2 w x (x - y) + w (x - y)^2
  *
- * What f32 rounds off is then small beside the difference, which may be a thousandth of x; in sums of
- * x y and y^2 made apart, the angle between x and y would be lost in it.
+ * What f32 rounds off is then small beside the difference, which may be a thousandth of x; in sums
+ * of x y and y^2 made apart, the angle between x and y would be lost in it.
  *
  * A lane sums in f32 over its 64 weights of a batch, and in f64 from batch to batch; the lanes are
- * added in their order at the end. Weights and importances of a batch are normalised by powers of two,
- * as in groups.h: no square overflows and none vanishes, whatever the units of the model.
+ * added in their order at the end. Weights and importances of a batch are normalised by powers of
+ * two, as in groups.h: no square overflows and none vanishes, whatever the units of the model.
  */
 #pragma once
 
@@ -19,7 +19,7 @@
 /* Weights compared at a time: a multiple of every block size and of LANES; 3 x 4 KiB of stack. */
 #define ERROR_BATCH 1024
 
-/* Of w (x - y)^2, w x^2, w x (x - y), lane by lane; and the largest |x - y|. */
+/* Sums of w (x - y)^2, w x^2, w x (x - y), lane by lane; and the largest |x - y|. */
 struct lane_errors {
     double difference[LANES], original[LANES], product[LANES];
     float largest;

@@ -1,4 +1,4 @@
-/* What the files of the Python face share. */
+/* Shared by the files of the Python interface. */
 #pragma once
 
 #define PY_SSIZE_T_CLEAN
@@ -20,7 +20,10 @@ static inline int holds(Py_ssize_t length, int64_t n, int64_t size)
     return n >= 0 && length % size == 0 && length / size == n;
 }
 
+/* Whether numbers of four bytes may be read and written there. */
+static inline int aligned(const Py_buffer *buffer) { return (uintptr_t)buffer->buf % 4 == 0; }
+
 /* face_stored.c */
 PyObject *face_decode_rows(PyObject *self, PyObject *args);
-PyObject *face_decode_turned(PyObject *self, PyObject *args);
+PyObject *face_decode_transposed(PyObject *self, PyObject *args);
 PyObject *face_mxfp4_of_codes(PyObject *self, PyObject *args);

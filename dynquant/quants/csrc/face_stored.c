@@ -1,7 +1,8 @@
-/* The Python face of stored.h. */
+/* The Python interface of stored.h. */
 #include "face.h"
 
-/* Sizes from Python, small enough that no product of two of them and a byte count overflows. */
+/* Whether a size is positive, and so small that no product of two of them and a byte count
+ * overflows. */
 static int sensible(int64_t n) { return n > 0 && n <= INT32_MAX; }
 
 static int64_t row_bytes_of(enum number number, int bits, int64_t n_per_row)
@@ -9,9 +10,6 @@ static int64_t row_bytes_of(enum number number, int bits, int64_t n_per_row)
     int width = number == NUMBER_FP4 ? 4 : number == NUMBER_BITS ? bits : 8;
     return (n_per_row * width + 7) / 8;
 }
-
-/* Whether numbers of four bytes may be read there. */
-static int aligned(const Py_buffer *buffer) { return (uintptr_t)buffer->buf % 4 == 0; }
 
 /* Whether every column's group is one of n. */
 static int groups_fit(const Py_buffer *groups, int64_t n_per_row, int64_t n)
@@ -77,15 +75,15 @@ done:
     return result;
 }
 
-/* decode_turned(isa, kind, bits, words, width, first, n_rows, n_per_row, scale, zero, groups,
- * weights): fill weights, a float32 buffer; with the codes if scale is None. */
-PyObject *face_decode_turned(PyObject *self, PyObject *args)
+/* decode_transposed(isa, packing, bits, words, width, first, n_rows, n_per_row, scale, zero,
+ * groups, weights): fill weights, a float32 buffer; with the codes if scale is None. */
+PyObject *face_decode_transposed(PyObject *self, PyObject *args)
 {
-    int isa, kind, bits;
+    int isa, packing, bits;
     long long width, first, n_rows, n_per_row;
     Py_buffer words, scale = {0}, zero = {0}, groups = {0}, weights;
     (void)self;
-    if (!PyArg_ParseTuple(args, "iiiy*LLLLz*z*z*w*", &isa, &kind, &bits, &words, &width, &first,
+    if (!PyArg_ParseTuple(args, "iiiy*LLLLz*z*z*w*", &isa, &packing, &bits, &words, &width, &first,
                           &n_rows, &n_per_row, &scale, &zero, &groups, &weights))
         return NULL;
 
@@ -93,12 +91,12 @@ PyObject *face_decode_turned(PyObject *self, PyObject *args)
     const struct codec *codec = codec_at(isa);
     if (!codec)
         goto done;
-    int fits = kind >= 0 && kind < N_WORDS && bits >= 1 && bits <= 8 && sensible(width) &&
+    int fits = packing >= 0 && packing < N_PACKINGS && bits >= 1 && bits <= 8 && sensible(width) &&
                sensible(n_rows) && sensible(n_per_row) && first >= 0 && first <= width - n_rows &&
-               (kind == WORDS_DOWN || (bits == 4 && width % 8 == 0));
-    int64_t n_words = !fits                  ? 0
-                      : kind == WORDS_ACROSS ? n_per_row * (width / 8)
-                                             : (n_per_row * bits + 31) / 32 * width;
+               (packing == PACKED_DOWN || (bits == 4 && width % 8 == 0));
+    int64_t n_words = !fits                      ? 0
+                      : packing == PACKED_ACROSS ? n_per_row * (width / 8)
+                                                 : (n_per_row * bits + 31) / 32 * width;
     fits = fits && holds(words.len, n_words, 4) &&
            holds(weights.len, n_rows * n_per_row, sizeof(float)) && aligned(&weights) &&
            aligned(&scale) && aligned(&zero) && aligned(&groups);
@@ -113,8 +111,8 @@ PyObject *face_decode_turned(PyObject *self, PyObject *args)
     }
     struct scales scales = {scale.buf, zero.buf, 0, groups.buf, 0, 1, 1, width};
     Py_BEGIN_ALLOW_THREADS
-    codec->decode_turned((enum words)kind, bits, words.buf, width, first, n_rows, n_per_row,
-                         scale.buf ? &scales : NULL, weights.buf);
+    codec->decode_transposed((enum packing)packing, bits, words.buf, width, first, n_rows,
+                             n_per_row, scale.buf ? &scales : NULL, weights.buf);
     Py_END_ALLOW_THREADS
     result = Py_NewRef(Py_None);
 done:

@@ -1,30 +1,32 @@
-/* The searches that block formats share, for sixteen groups at a time.
+/* The searches for scales that block formats share, for sixteen groups at a time.
  *
- * Objective: sum of w * (x - decoded x)^2, w the importance. Everything here is written for one
- * lane and runs on sixteen; `n`, the code range and the number of tries are constants of a format,
- * so that the compiler sees straight loops.
+ * They minimise the sum of w * (x - decoded x)^2, w the importance. Everything here is written for
+ * one lane and runs on sixteen. `n`, the code range and the number of tries are constants of a
+ * format, so that the compiler sees straight loops.
  */
 #pragma once
 
-#include "groups.h"
+#include <math.h>
+
+#include "round.h"
 
 /* ---- x ~ s * q + b, q = 0..q_most --------------------------------------------------------------
  *
- * The K types' scale and min have b <= 0 (the min is -b); where b is stored as it is, it is free.
+ * The K types store a min m = -b that is not negative, so b <= 0. Where b itself is stored, it is
+ * free.
  */
-
-struct affine { f32x16 s, b; };
 
 enum offset { OFFSET_NOT_ABOVE_ZERO, OFFSET_FREE };
 
-/* Sums of a group under one choice of codes. */
+/* Sums of a group under one choice of codes: of w q, w q^2, w q x. */
 struct affine_sums { f32x16 q, qq, qx; };
 
-/* Sums of a group that no choice changes: of w, w * x, w * x^2. */
+/* Sums of a group that do not depend on the codes: of w, w x, w x^2. */
 struct group_sums { f32x16 w, x, xx; };
 
-/* What a fit has to stay below to be better than zeros, given sum w x^2: less by what rounding may
- * hide in a sum, lest a scale be chosen that f16 cannot bring near the weights. */
+/* A fit is better than zeros if its error is below this, given sum w x^2: a little less than that,
+ * by the rounding error of a sum, so that no scale is chosen that f16 cannot bring near the
+ * weights. */
 static ALWAYS_INLINE f32x16 error_of_zeros(f32x16 xx) { return mul(xx, splat(1 - 0x1p-20f)); }
 
 static ALWAYS_INLINE struct group_sums sum_group(const struct groups *g, int n)
@@ -39,7 +41,7 @@ static ALWAYS_INLINE struct group_sums sum_group(const struct groups *g, int n)
     return t;
 }
 
-/* The codes nearest to (x - b) * inverse, summed. */
+/* The sums for the codes nearest to (x - b) * inverse. */
 static ALWAYS_INLINE struct affine_sums sum_affine(const struct groups *g, int n, float q_most,
                                                    f32x16 inverse, f32x16 b)
 {
@@ -88,15 +90,15 @@ static ALWAYS_INLINE f32x16 error_of_affine(const struct groups *g, int n, float
     return error;
 }
 
-/* Where fit_affine looks: with the lowest and the highest level each at `ends` places, first +
- * step k levels inside the range of the group's weights (below 0: outside); ends^2 tries. The best
- * is polished by choosing codes again. Moving both ends finds what moving one cannot: where the
- * levels lie between their neighbours matters as much as how far apart they are. Steps of a whole
- * level would only repeat that, so they are not whole. */
+/* The tries of fit_affine. The lowest and the highest level each take `ends` places, first + step k
+ * levels inside the range of the group's weights (below 0: outside of it): ends^2 tries. Then codes
+ * and solution are computed `polish` times more for the best. Moving both ends finds solutions that
+ * moving one cannot: where the levels lie between their neighbours matters as much as how far apart
+ * they are. Steps of a whole level would only repeat that, so they are not whole. */
 struct affine_tries { int ends; float first, step; int polish; };
 
-/* Scale and offset of each group on their own, each try solved for its codes. With the offset not
- * above zero, the range holds zero. A range of zero gives s = 0. */
+/* Scale and offset of each group, unconstrained by a lattice, each try solved for its codes. With
+ * the offset not above zero, the range includes zero. A range of width zero gives s = 0. */
 static ALWAYS_INLINE struct affine fit_affine(const struct groups *g, int n, float q_most,
                                               enum offset offset, struct group_sums t,
                                               struct affine_tries tries)
@@ -128,41 +130,12 @@ static ALWAYS_INLINE struct affine fit_affine(const struct groups *g, int n, flo
     return best;
 }
 
-/* ---- x ~ s * q, q on a fixed set of levels ----------------------------------------------------- */
+/* ---- x ~ s * level, one of a fixed set of levels --------------------------------------------- */
 
-/* The levels a code can mean. Whole numbers lo..hi where there is no table; a table has sixteen
- * levels in rising order, with lo and hi the first and the last. */
-struct levels { float lo, hi; const float *table; };
-
-/* The level nearest to a. For a table: one level up for every midpoint that a lies above. */
-static ALWAYS_INLINE f32x16 nearest_level(f32x16 a, struct levels v)
-{
-    if (!v.table)
-        return nearest(a, v.lo, v.hi);
-    f32x16 level = splat(v.table[0]);
-    for (int k = 1; k < 16; k++) {
-        f32x16 midpoint = splat(0.5f * (v.table[k - 1] + v.table[k]));
-        level = choose(below(midpoint, a), splat(v.table[k]), level);
-    }
-    return level;
-}
-
-/* The code of that level: its place among the levels, from 0. */
-static ALWAYS_INLINE f32x16 nearest_code(f32x16 a, struct levels v)
-{
-    if (!v.table)
-        return sub(nearest(a, v.lo, v.hi), splat(v.lo));
-    f32x16 code = splat(0);
-    for (int k = 1; k < 16; k++) {
-        f32x16 midpoint = splat(0.5f * (v.table[k - 1] + v.table[k]));
-        code = add(code, choose(below(midpoint, a), splat(1), splat(0)));
-    }
-    return code;
-}
-
-/* Sums of a group under one choice of codes. */
+/* Sums of a group under one choice of levels q: of w q^2, w q x. */
 struct scale_sums { f32x16 qq, qx; };
 
+/* The sums for the levels nearest to x * inverse. */
 static ALWAYS_INLINE struct scale_sums sum_scale(const struct groups *g, int n, struct levels v,
                                                  f32x16 inverse)
 {
@@ -175,8 +148,9 @@ static ALWAYS_INLINE struct scale_sums sum_scale(const struct groups *g, int n, 
     return t;
 }
 
-/* sum w (x - s q)^2 with the levels nearest for this s; counted in levels until the end, which is
- * the shortest way. Not a number where s is zero or next to it: never below another error. */
+/* sum w (x - s q)^2 with the levels nearest for this s. The sum is in units of s until the end,
+ * which takes the fewest operations. Not a number where s is zero or next to it: never below
+ * another error. */
 static ALWAYS_INLINE f32x16 error_of_scale(const struct groups *g, int n, struct levels v, f32x16 s)
 {
     f32x16 inverse = quotient(splat(1), s), error = splat(0);
@@ -184,7 +158,7 @@ static ALWAYS_INLINE f32x16 error_of_scale(const struct groups *g, int n, struct
         f32x16 y = mul(g->x[i], inverse), e = sub(y, nearest_level(y, v));
         error = add(error, mul(mul(g->w[i], e), e));
     }
-    return mul(mul(error, s), s); /* s * s alone may underflow */
+    return mul(mul(error, s), s); /* the product s * s may underflow */
 }
 
 /* The weight of largest magnitude of each group, with its sign. */
@@ -196,15 +170,15 @@ static ALWAYS_INLINE f32x16 extreme(const struct groups *g, int n)
     return r;
 }
 
-/* Where fit_scale looks: scales that map the weight of largest magnitude to the levels first,
- * first + step and so on, `count` of them, around the outermost one. The best is polished by
- * choosing codes again. Where levels are many, whole ones are the better tries: the largest weight
- * then costs nothing. */
+/* The tries of fit_scale: `count` scales, which map the weight of largest magnitude to the levels
+ * first, first + step and so on, around the outermost one. Then levels and solution are computed
+ * `polish` times more for the best. Types with many levels take whole ones: the largest weight then
+ * has no error. */
 struct scale_tries { int count; float first, step; int polish; };
 
-/* The scale of each group on its own, each try with both signs where the levels differ by sign, and
- * scored by what the least-squares scale for its codes leaves, sum w x^2 - qx^2 / qq. A group of
- * zeros gives 0. */
+/* The scale of each group, unconstrained by a lattice. Each try is made with both signs where the
+ * levels are not symmetric, and has the error that the least-squares scale for its levels leaves,
+ * sum w x^2 - qx^2 / qq. A group of zeros gives 0. */
 static ALWAYS_INLINE f32x16 fit_scale(const struct groups *g, int n, struct levels v,
                                       struct scale_tries tries)
 {

@@ -18,13 +18,13 @@ static inline float f32_of_bits(uint32_t u)
     return a;
 }
 
-/* Rounds to nearest, ties to even; what would round to infinity becomes the largest f16, 65504. */
+/* Rounds to nearest, ties to even; numbers that would round to infinity become 65504. */
 static inline uint16_t f16_of_f32(float a)
 {
     uint32_t u = bits_of_f32(a);
     uint32_t sign = u >> 16 & 0x8000, magnitude = u & 0x7fffffff;
 
-    /* Below 2^-14 an f16 counts units of 2^-24, which is the last place of a float near one half. */
+    /* Below 2^-14 an f16 is in units of 2^-24, which is the last place of a float near one half. */
     uint32_t small = bits_of_f32(f32_of_bits(magnitude) + 0.5f) - 0x3f000000;
 
     /* Else: exponent bias 127 -> 15, then drop 13 of the 23 fraction bits. */
@@ -34,9 +34,9 @@ static inline uint16_t f16_of_f32(float a)
     return (uint16_t)(sign | (magnitude < 0x477ff000 ? r : 0x7bff)); /* 0x477ff000 = 65520 */
 }
 
-/* The exponent's bias goes from 15 to 127, and from 31, infinity, to 255. Below 2^-14 the fraction
- * stands behind a one that is not there: with exponent 2^-14 it reads 2^-14 too much. That is taken
- * away from all, or zero is, so that no operation hangs on a branch and loops become vectors. */
+/* The exponent's bias changes from 15 to 127, and the exponent of infinity from 31 to 255. Below
+ * 2^-14 a fraction has no leading one: read with the exponent of 2^-14, it is 2^-14 too large. So
+ * 2^-14 is subtracted, or zero from all others: without a branch, so that loops become vectors. */
 static inline float f32_of_f16(uint16_t h)
 {
     uint32_t sign = (uint32_t)(h & 0x8000) << 16, magnitude = h & 0x7fff;
@@ -50,7 +50,7 @@ static inline float f32_of_f16(uint16_t h)
 
 static inline float f32_of_bf16(uint16_t h) { return f32_of_bits((uint32_t)h << 16); }
 
-/* Rounds to nearest, ties to even; what would round to infinity becomes the largest bf16. */
+/* Rounds to nearest, ties to even; numbers that would round to infinity become the largest bf16. */
 static inline uint16_t bf16_of_f32(float a)
 {
     uint32_t u = bits_of_f32(a);
@@ -60,4 +60,7 @@ static inline uint16_t bf16_of_f32(float a)
 }
 
 /* A stored scale times a factor. */
-static inline uint16_t scaled_f16(uint16_t h, float factor) { return f16_of_f32(f32_of_f16(h) * factor); }
+static inline uint16_t scaled_f16(uint16_t h, float factor)
+{
+    return f16_of_f32(f32_of_f16(h) * factor);
+}

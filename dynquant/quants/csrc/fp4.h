@@ -1,8 +1,8 @@
-/* FP4 (E2M1): a sign, and one of the magnitudes 0, 1/2, 1, 3/2, 2, 3, 4, 6; groups share a scale
- * that comes from a coarse lattice, so that every scale worth a try is tried, with its true error.
+/* FP4 (E2M1): a sign, and one of the magnitudes 0, 1/2, 1, 3/2, 2, 3, 4, 6. Groups share a scale
+ * from a coarse lattice, so that every scale that may be the best is tried, with its true error.
  *
- * Weights are taken by magnitude: a sign costs nothing, and zero is always a level, so no choice of
- * scale is worse than zeros. Code 0 is the zero that is written; code 8, minus zero, never is.
+ * The search works on magnitudes: signs are free, and zero is always a level, so no choice of scale
+ * is worse than zeros. Zero is written as code 0, never as code 8, minus zero.
  */
 #pragma once
 
@@ -31,20 +31,27 @@ static ALWAYS_INLINE f32x16 error_of_fp4(const struct groups *g, int n, f32x16 s
     return error;
 }
 
-/* The codes of n weights at scale s, two to a byte: byte i holds weight i in its low half and weight
- * n / 2 + i in its high half. Group l's bytes begin at bytes[l * n / 2]. */
-static ALWAYS_INLINE void pack_fp4(const struct groups *g, int n, f32x16 s, uint8_t *bytes)
+/* The code of each weight, nearest to x / s; 0 where s is zero. */
+static ALWAYS_INLINE void round_fp4(const struct groups *g, int n, f32x16 s, f32x16 *q)
 {
-    f32x16 inverse = quotient_or_zero(splat(1), s), pairs[MAX_GROUP / 2];
+    f32x16 inverse = quotient_or_zero(splat(1), s);
     for (int i = 0; i < n; i++) {
         f32x16 level = nearest_fp4(mul(absolute(g->x[i]), inverse));
-        /* 0, 1/2, 1, 3/2, 2, 3, 4, 6 are codes 0..7: twice the level up to 2, then 2 more than it,
-         * but for the last; the smallest of the three is the one that holds. */
+        /* 0, 1/2, 1, 3/2, 2, 3, 4, 6 are codes 0..7: twice the level up to 2, then 2 more than the
+         * level, but 7 for the last; the smallest of the three is the code. */
         f32x16 code = least(least(mul(level, splat(2)), add(level, splat(2))), splat(7));
         f32x16 negative = choose(below(g->x[i], splat(0)), splat(8), splat(0));
-        code = add(code, choose(below(splat(0), level), negative, splat(0)));
-        pairs[i % (n / 2)] = i < n / 2 ? code : add(pairs[i % (n / 2)], mul(code, splat(16)));
+        q[i] = add(code, choose(below(splat(0), level), negative, splat(0)));
     }
+}
+
+/* The codes of n weights, two to a byte: byte i holds code i in its low half and code n / 2 + i in
+ * its high half. Group l's bytes begin at bytes[l * n / 2]. */
+static ALWAYS_INLINE void pack_fp4(const f32x16 *q, int n, uint8_t *bytes)
+{
+    f32x16 pairs[MAX_GROUP / 2];
+    for (int i = 0; i < n / 2; i++)
+        pairs[i] = add(q[i], mul(q[n / 2 + i], splat(16)));
     scatter_codes(pairs, n / 2, bytes);
 }
 

@@ -1,14 +1,17 @@
-/* Sixteen groups of weights, one a lane: what the searches of fit.h work on.
+/* Sixteen groups of weights, one a lane, for the searches of fit.h.
  *
- * A group is what shares one scale: 16 or 32 weights of a block or of a super-block. Blocks of one
- * row and of the next stand side by side without harm, since lanes never meet.
+ * A group is a number of weights with one scale: 16 or 32 weights of a block or of a super-block.
+ * Lanes do not depend on each other, so they can hold blocks of one row and of the next, or one
+ * column range of sixteen rows: the blocks are a stride apart (struct weights in codec.h).
  *
- * Weights come in normalised: each block is multiplied by the power of two that brings its largest
+ * The weights are normalised: each block is multiplied by the power of two that brings its largest
  * magnitude to 1..2, and its importances likewise, so that no square overflows and none vanishes,
- * whatever the units of the model. Both steps are exact, but for weights so far below the largest
- * of their block that no block could tell them from zero.
+ * whatever the units of the model. Both steps are exact, except for weights so far below the
+ * largest of their block that every code for them means zero.
  */
 #pragma once
+
+#include <math.h>
 
 #include "codec.h"
 #include "floats.h"
@@ -22,9 +25,9 @@ struct groups {
     float unit[LANES]; /* weight = normalised weight * unit, a power of two */
 };
 
-/* A normalised importance is at least this, about the share of the largest one of its block: no sum
- * of importances is zero, and a group that never matters is still fitted, as if all its weights
- * mattered alike. 2^-40 of an error is below what an f32 sum of others can see. */
+/* The least normalised importance, about this share of the largest one of its block: no sum of
+ * importances is zero, and a group whose importances are all zero is fitted as if they were equal.
+ * 2^-40 of an error changes no f32 sum of others. */
 #define LEAST_IMPORTANCE 0x1p-40f
 
 /* The power of two 2^e with 2^e <= a < 2^(e+1), kept where both it and its inverse are normal. */
@@ -35,9 +38,13 @@ static inline float power_of_two_below(float a)
     return f32_of_bits(exponent << 23);
 }
 
-static inline float inverse_of_power(float power) { return f32_of_bits(0x7f000000 - bits_of_f32(power)); }
+static inline float inverse_of_power(float power)
+{
+    return f32_of_bits(0x7f000000 - bits_of_f32(power));
+}
 
-/* For each block of group_count lanes, a power of two at or below its largest |a|, in all of them. */
+/* For each block of group_count lanes, a power of two at or below its largest |a|, in all of its
+ * lanes. */
 static ALWAYS_INLINE void units_of(const float (*a)[LANES], int n, int group_count, float *unit,
                                    float *inverse)
 {
@@ -57,48 +64,52 @@ static ALWAYS_INLINE void units_of(const float (*a)[LANES], int n, int group_cou
     }
 }
 
-/* to[i][l] = weight i of group l; groups beyond n_groups are zero. */
-static ALWAYS_INLINE void lanes_of_groups(float (*to)[LANES], const float *x, int n, int n_groups)
+/* to[i][l] = weight i of group l; zero in the lanes beyond n_blocks blocks. Block b's groups begin
+ * at x + b * stride. */
+static ALWAYS_INLINE void lanes_of_groups(float (*to)[LANES], const float *x, int64_t stride, int n,
+                                          int group_count, int n_blocks)
 {
-    if (n_groups == LANES) {
-        lanes_of_rows(to, x, n);
+    if (n_blocks * group_count == LANES) {
+        lanes_of_rows(to, x, n, group_count, stride);
         return;
     }
-    for (int i = 0; i < n; i++)
-        for (int l = 0; l < LANES; l++)
-            to[i][l] = l < n_groups ? x[l * n + i] : 0;
+    for (int l = 0; l < LANES; l++)
+        for (int i = 0; i < n; i++)
+            to[i][l] = l / group_count < n_blocks
+                           ? x[l / group_count * stride + l % group_count * n + i]
+                           : 0;
 }
 
-/* Take n_blocks blocks of group_count groups of n weights, group_count * n_blocks <= 16, to gx and
- * their importances to gw; lanes beyond them hold zeros. w NULL: all importances are one. */
+/* Take n_blocks blocks of group_count groups of n weights, group_count * n_blocks <= 16, to gx, and
+ * their importances to gw; the lanes beyond them hold zeros. Each unit_count groups are normalised
+ * together: those of a block, or each one where groups share nothing. */
 static ALWAYS_INLINE void gather_into(f32x16 *gx, f32x16 *gw, float *unit, int n, int group_count,
-                                      int n_blocks, const float *x, const float *w)
+                                      int unit_count, int n_blocks, struct weights in)
 {
     float inverse[LANES], w_unit[LANES];
-    int n_groups = n_blocks * group_count;
 
-    lanes_of_groups((float(*)[LANES])gx, x, n, n_groups);
-    units_of((const float(*)[LANES])gx, n, group_count, unit, inverse);
+    lanes_of_groups((float(*)[LANES])gx, in.x, in.x_stride, n, group_count, n_blocks);
+    units_of((const float(*)[LANES])gx, n, unit_count, unit, inverse);
     for (int i = 0; i < n; i++)
         gx[i] = mul(gx[i], load(inverse));
-    if (!w) {
+    if (!in.w) {
         for (int i = 0; i < n; i++)
             gw[i] = splat(1);
         return;
     }
-    lanes_of_groups((float(*)[LANES])gw, w, n, n_groups);
-    units_of((const float(*)[LANES])gw, n, group_count, w_unit, inverse);
+    lanes_of_groups((float(*)[LANES])gw, in.w, in.w_stride, n, group_count, n_blocks);
+    units_of((const float(*)[LANES])gw, n, unit_count, w_unit, inverse);
     for (int i = 0; i < n; i++)
         gw[i] = most(mul(gw[i], load(inverse)), splat(LEAST_IMPORTANCE));
 }
 
 static ALWAYS_INLINE void gather(struct groups *g, int n, int group_count, int n_blocks,
-                                 const float *x, const float *w)
+                                 struct weights in)
 {
-    gather_into(g->x, g->w, g->unit, n, group_count, n_blocks, x, w);
+    gather_into(g->x, g->w, g->unit, n, group_count, group_count, n_blocks, in);
 }
 
-/* What belongs to a block of group_count lanes: its number in all of them; the sum over them. */
+/* A number of each block of group_count lanes, in all of its lanes. */
 static ALWAYS_INLINE f32x16 lanes_of_blocks(const float *a, int group_count)
 {
     float lane[LANES];
@@ -107,6 +118,31 @@ static ALWAYS_INLINE f32x16 lanes_of_blocks(const float *a, int group_count)
     return load(lane);
 }
 
+/* The largest number of each block, at least 0. */
+static ALWAYS_INLINE void most_of_blocks(f32x16 a, int group_count, float *block_most)
+{
+    float lane[LANES];
+    store(lane, a);
+    for (int k = 0; k < LANES / group_count; k++) {
+        block_most[k] = 0;
+        for (int l = k * group_count; l < (k + 1) * group_count; l++)
+            block_most[k] = lane[l] > block_most[k] ? lane[l] : block_most[k];
+    }
+}
+
+/* The number of largest magnitude of each block, with its sign. */
+static ALWAYS_INLINE void widest_of_blocks(f32x16 a, int group_count, float *widest)
+{
+    float lane[LANES];
+    store(lane, a);
+    for (int k = 0; k < LANES / group_count; k++) {
+        widest[k] = 0;
+        for (int l = k * group_count; l < (k + 1) * group_count; l++)
+            widest[k] = fabsf(lane[l]) > fabsf(widest[k]) ? lane[l] : widest[k];
+    }
+}
+
+/* The sum over each block, in the order of its lanes. */
 static ALWAYS_INLINE void sums_of_blocks(f32x16 a, int group_count, float *sum)
 {
     float lane[LANES];

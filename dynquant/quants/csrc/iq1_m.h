@@ -1,25 +1,39 @@
 /* IQ1_M: 256 weights in 56 bytes, 1.75 bits per weight.
  *
  *   bytes  0..31   qs      low 8 bits of the code of each 8 weights
- *   bytes 32..47   qh      four bits for each 8 weights, two in a byte, the first lowest: high 3 bits
- *                          of the code; bit 3 set: the shift is subtracted
- *   bytes 48..55   scales  four 16-bit words: 3-bit scales s of four groups of 16 weights, the first
- *                          lowest; bits 12..15 four bits of the f16 scale d, the first word lowest
+ *   bytes 32..47   qh      four bits for each 8 weights, two in a byte, the first lowest: high 3
+ *                          bits of the code; bit 3 set: the shift is subtracted
+ *   bytes 48..55   scales  four 16-bit words: 3-bit scales s of four groups of 16 weights, the
+ *                          first lowest; bits 12..15 four bits of the f16 scale d, the first word
+ *                          lowest
  *
  *   w = d * (2 s + 1) * (level +- 1/8),  levels -1, 0, 1: 2048 points of eight
  *
  * Source: block_iq1_m in ggml-common.h. Little-endian.
  */
+#include <assert.h>
+
 #include "codebook_k.h"
 
-struct block_iq1_m { uint8_t qs[32], qh[16]; uint16_t scales[4]; };
+struct block_iq1_m { uint8_t qs[32], qh[16]; uint16_t scales[4]; } PACKED;
 static_assert(sizeof(struct block_iq1_m) == 56, "IQ1_M is 56 bytes a block");
 
 static const struct codebook_format iq1_m_format = {
-    .book = {8, 3, 81, IQ1_CHUNK, IQ1_CHUNKS, iq1_key, iq1_code, iq1_second,
-             iq1_first, {-1, 0, 1}, SIGNED_LEVELS, 0.125f, SHIFT_OF_VECTOR},
+    .book = {
+        .dim = 8, .n_levels = 3, .n_halves = 81,
+        .chunk = IQ1_CHUNK, .n_chunks = IQ1_CHUNKS,
+        .key = iq1_key, .code = iq1_code, .second = iq1_second, .first = iq1_first,
+        .levels = {-1, 0, 1}, .signs = SIGNED_LEVELS, .shift = 0.125f, .shifted = SHIFT_OF_VECTOR,
+    },
     .n = 16, .group_count = 16, .l_most = 15,
-    .effort = {{10, 0.3f, 0.05f, 1, 0, 0}, {10, 0.3f, 0.05f, 2, 0, 0}, {20, 0.25f, 0.03f, 6, 4, 3}},
+    .effort = {
+        [EFFORT_FAST] = {.tries = 10, .first = 0.3f, .step = 0.05f,
+                         .scales = 1, .scans = 0, .scan_scales = 0},
+        [EFFORT_NORMAL] = {.tries = 10, .first = 0.3f, .step = 0.05f,
+                           .scales = 2, .scans = 0, .scan_scales = 0},
+        [EFFORT_BEST] = {.tries = 20, .first = 0.25f, .step = 0.03f,
+                         .scales = 6, .scans = 4, .scan_scales = 3},
+    },
 };
 
 static uint16_t iq1_m_scale(const struct block_iq1_m *block)
@@ -36,12 +50,12 @@ static void set_iq1_m_scale(struct block_iq1_m *block, uint16_t d)
         block->scales[k] = (uint16_t)((block->scales[k] & 0xfff) | (d >> 4 * k & 15) << 12);
 }
 
-static void encode_iq1_m(const float *x, const float *w, struct block_iq1_m *block, int n_blocks,
+static void encode_iq1_m(struct weights in, struct block_iq1_m *block, int n_blocks,
                          enum effort effort)
 {
     struct groups g;
     struct codebook_blocks c;
-    gather(&g, 16, 16, n_blocks, x, w);
+    gather(&g, 16, 16, n_blocks, in);
     encode_codebook(&g, iq1_m_format, effort, &c);
     memset(block, 0, sizeof *block);
     for (int j = 0; j < 32; j++) {

@@ -9,24 +9,37 @@
  *
  * Source: block_iq1_s in ggml-common.h. Little-endian.
  */
+#include <assert.h>
+
 #include "codebook_k.h"
 
-struct block_iq1_s { uint16_t d; uint8_t qs[32]; uint16_t qh[8]; };
+struct block_iq1_s { uint16_t d; uint8_t qs[32]; uint16_t qh[8]; } PACKED;
 static_assert(sizeof(struct block_iq1_s) == 50, "IQ1_S is 50 bytes a block");
 
 static const struct codebook_format iq1_s_format = {
-    .book = {8, 3, 81, IQ1_CHUNK, IQ1_CHUNKS, iq1_key, iq1_code, iq1_second,
-             iq1_first, {-1, 0, 1}, SIGNED_LEVELS, 0.125f, SHIFT_OF_GROUP},
+    .book = {
+        .dim = 8, .n_levels = 3, .n_halves = 81,
+        .chunk = IQ1_CHUNK, .n_chunks = IQ1_CHUNKS,
+        .key = iq1_key, .code = iq1_code, .second = iq1_second, .first = iq1_first,
+        .levels = {-1, 0, 1}, .signs = SIGNED_LEVELS, .shift = 0.125f, .shifted = SHIFT_OF_GROUP,
+    },
     .n = 32, .group_count = 8, .l_most = 15,
-    .effort = {{10, 0.3f, 0.05f, 1, 0, 0}, {10, 0.3f, 0.05f, 2, 0, 0}, {20, 0.25f, 0.03f, 6, 4, 3}},
+    .effort = {
+        [EFFORT_FAST] = {.tries = 10, .first = 0.3f, .step = 0.05f,
+                         .scales = 1, .scans = 0, .scan_scales = 0},
+        [EFFORT_NORMAL] = {.tries = 10, .first = 0.3f, .step = 0.05f,
+                           .scales = 2, .scans = 0, .scan_scales = 0},
+        [EFFORT_BEST] = {.tries = 20, .first = 0.25f, .step = 0.03f,
+                         .scales = 6, .scans = 4, .scan_scales = 3},
+    },
 };
 
-static void encode_iq1_s(const float *x, const float *w, struct block_iq1_s *blocks, int n_blocks,
+static void encode_iq1_s(struct weights in, struct block_iq1_s *blocks, int n_blocks,
                          enum effort effort)
 {
     struct groups g;
     struct codebook_blocks c;
-    gather(&g, 32, 8, n_blocks, x, w);
+    gather(&g, 32, 8, n_blocks, in);
     encode_codebook(&g, iq1_s_format, effort, &c);
     for (int k = 0; k < n_blocks; k++) {
         blocks[k].d = c.d[k];

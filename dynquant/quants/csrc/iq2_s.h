@@ -10,25 +10,38 @@
  *
  * Source: block_iq2_s in ggml-common.h. Little-endian.
  */
+#include <assert.h>
+
 #include "codebook_k.h"
 
-struct block_iq2_s { uint16_t d; uint8_t qs[32], signs[32], qh[8], scales[8]; };
+struct block_iq2_s { uint16_t d; uint8_t qs[32], signs[32], qh[8], scales[8]; } PACKED;
 static_assert(sizeof(struct block_iq2_s) == 82, "IQ2_S is 82 bytes a block");
 
 /* (s + 1/2) / 4 = (2 s + 1) / 8: levels are an eighth, as in iq2_xxs.h. */
 static const struct codebook_format iq2_s_format = {
-    .book = {8, 3, 81, IQ2_S_CHUNK, IQ2_S_CHUNKS, iq2_s_key, iq2_s_code, iq2_s_second,
-             iq2_s_first, {1, 3.125f, 5.375f}, FREE_SIGNS, 0, NO_SHIFT},
+    .book = {
+        .dim = 8, .n_levels = 3, .n_halves = 81,
+        .chunk = IQ2_S_CHUNK, .n_chunks = IQ2_S_CHUNKS,
+        .key = iq2_s_key, .code = iq2_s_code, .second = iq2_s_second, .first = iq2_s_first,
+        .levels = {1, 3.125f, 5.375f}, .signs = FREE_SIGNS, .shifted = NO_SHIFT,
+    },
     .n = 16, .group_count = 16, .l_most = 31,
-    .effort = {{8, 0.5f, 0.1f, 2, 0, 0}, {8, 0.5f, 0.1f, 6, 0, 0}, {16, 0.4f, 0.05f, 6, 4, 3}},
+    .effort = {
+        [EFFORT_FAST] = {.tries = 8, .first = 0.5f, .step = 0.1f,
+                         .scales = 2, .scans = 0, .scan_scales = 0},
+        [EFFORT_NORMAL] = {.tries = 8, .first = 0.5f, .step = 0.1f,
+                           .scales = 6, .scans = 0, .scan_scales = 0},
+        [EFFORT_BEST] = {.tries = 16, .first = 0.4f, .step = 0.05f,
+                         .scales = 6, .scans = 4, .scan_scales = 3},
+    },
 };
 
-static void encode_iq2_s(const float *x, const float *w, struct block_iq2_s *block, int n_blocks,
+static void encode_iq2_s(struct weights in, struct block_iq2_s *block, int n_blocks,
                          enum effort effort)
 {
     struct groups g;
     struct codebook_blocks c;
-    gather(&g, 16, 16, n_blocks, x, w);
+    gather(&g, 16, 16, n_blocks, in);
     encode_codebook(&g, iq2_s_format, effort, &c);
     memset(block->qh, 0, sizeof block->qh);
     block->d = c.d[0];

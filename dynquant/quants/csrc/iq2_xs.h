@@ -8,25 +8,38 @@
  *
  * Source: block_iq2_xs in ggml-common.h. Little-endian.
  */
+#include <assert.h>
+
 #include "codebook_k.h"
 
-struct block_iq2_xs { uint16_t d, qs[32]; uint8_t scales[8]; };
+struct block_iq2_xs { uint16_t d, qs[32]; uint8_t scales[8]; } PACKED;
 static_assert(sizeof(struct block_iq2_xs) == 74, "IQ2_XS is 74 bytes a block");
 
 /* (s + 1/2) / 4 = (2 s + 1) / 8: levels are an eighth, as in iq2_xxs.h. */
 static const struct codebook_format iq2_xs_format = {
-    .book = {8, 3, 81, IQ2_XS_CHUNK, IQ2_XS_CHUNKS, iq2_xs_key, iq2_xs_code, iq2_xs_second,
-             iq2_xs_first, {1, 3.125f, 5.375f}, EVEN_SIGNS, 0, NO_SHIFT},
+    .book = {
+        .dim = 8, .n_levels = 3, .n_halves = 81,
+        .chunk = IQ2_XS_CHUNK, .n_chunks = IQ2_XS_CHUNKS,
+        .key = iq2_xs_key, .code = iq2_xs_code, .second = iq2_xs_second, .first = iq2_xs_first,
+        .levels = {1, 3.125f, 5.375f}, .signs = EVEN_SIGNS, .shifted = NO_SHIFT,
+    },
     .n = 16, .group_count = 16, .l_most = 31,
-    .effort = {{8, 0.5f, 0.1f, 2, 0, 0}, {8, 0.5f, 0.1f, 6, 2, 1}, {16, 0.4f, 0.05f, 6, 4, 3}},
+    .effort = {
+        [EFFORT_FAST] = {.tries = 8, .first = 0.5f, .step = 0.1f,
+                         .scales = 2, .scans = 0, .scan_scales = 0},
+        [EFFORT_NORMAL] = {.tries = 8, .first = 0.5f, .step = 0.1f,
+                           .scales = 6, .scans = 2, .scan_scales = 1},
+        [EFFORT_BEST] = {.tries = 16, .first = 0.4f, .step = 0.05f,
+                         .scales = 6, .scans = 4, .scan_scales = 3},
+    },
 };
 
-static void encode_iq2_xs(const float *x, const float *w, struct block_iq2_xs *block, int n_blocks,
+static void encode_iq2_xs(struct weights in, struct block_iq2_xs *block, int n_blocks,
                           enum effort effort)
 {
     struct groups g;
     struct codebook_blocks c;
-    gather(&g, 16, 16, n_blocks, x, w);
+    gather(&g, 16, 16, n_blocks, in);
     encode_codebook(&g, iq2_xs_format, effort, &c);
     block->d = c.d[0];
     for (int j = 0; j < 16; j++)

@@ -9,25 +9,38 @@
  *
  * Source: block_iq2_xxs in ggml-common.h. Little-endian.
  */
+#include <assert.h>
+
 #include "codebook_k.h"
 
-struct block_iq2_xxs { uint16_t d, qs[32]; };
+struct block_iq2_xxs { uint16_t d, qs[32]; } PACKED;
 static_assert(sizeof(struct block_iq2_xxs) == 66, "IQ2_XXS is 66 bytes a block");
 
 /* d * l here is d / 8 * l in the file: (s + 1/2) / 4 = (2 s + 1) / 8, so levels are an eighth. */
 static const struct codebook_format iq2_xxs_format = {
-    .book = {8, 3, 81, IQ2_XXS_CHUNK, IQ2_XXS_CHUNKS, iq2_xxs_key, iq2_xxs_code, iq2_xxs_second,
-             iq2_xxs_first, {1, 3.125f, 5.375f}, EVEN_SIGNS, 0, NO_SHIFT},
+    .book = {
+        .dim = 8, .n_levels = 3, .n_halves = 81,
+        .chunk = IQ2_XXS_CHUNK, .n_chunks = IQ2_XXS_CHUNKS,
+        .key = iq2_xxs_key, .code = iq2_xxs_code, .second = iq2_xxs_second, .first = iq2_xxs_first,
+        .levels = {1, 3.125f, 5.375f}, .signs = EVEN_SIGNS, .shifted = NO_SHIFT,
+    },
     .n = 32, .group_count = 8, .l_most = 31,
-    .effort = {{8, 0.5f, 0.1f, 2, 0, 0}, {8, 0.5f, 0.1f, 6, 1, 1}, {16, 0.4f, 0.05f, 6, 4, 3}},
+    .effort = {
+        [EFFORT_FAST] = {.tries = 8, .first = 0.5f, .step = 0.1f,
+                         .scales = 2, .scans = 0, .scan_scales = 0},
+        [EFFORT_NORMAL] = {.tries = 8, .first = 0.5f, .step = 0.1f,
+                           .scales = 6, .scans = 1, .scan_scales = 1},
+        [EFFORT_BEST] = {.tries = 16, .first = 0.4f, .step = 0.05f,
+                         .scales = 6, .scans = 4, .scan_scales = 3},
+    },
 };
 
-static void encode_iq2_xxs(const float *x, const float *w, struct block_iq2_xxs *blocks,
+static void encode_iq2_xxs(struct weights in, struct block_iq2_xxs *blocks,
                            int n_blocks, enum effort effort)
 {
     struct groups g;
     struct codebook_blocks c;
-    gather(&g, 32, 8, n_blocks, x, w);
+    gather(&g, 32, 8, n_blocks, in);
     encode_codebook(&g, iq2_xxs_format, effort, &c);
     for (int k = 0; k < n_blocks; k++) {
         blocks[k].d = c.d[k];

@@ -10,24 +10,37 @@
  *
  * Source: block_iq3_s in ggml-common.h. Little-endian.
  */
+#include <assert.h>
+
 #include "codebook_k.h"
 
-struct block_iq3_s { uint16_t d; uint8_t qs[64], qh[8], signs[32], scales[4]; };
+struct block_iq3_s { uint16_t d; uint8_t qs[64], qh[8], signs[32], scales[4]; } PACKED;
 static_assert(sizeof(struct block_iq3_s) == 110, "IQ3_S is 110 bytes a block");
 
 static const struct codebook_format iq3_s_format = {
-    .book = {4, 8, 64, IQ3_S_CHUNK, IQ3_S_CHUNKS, iq3_s_key, iq3_s_code, iq3_s_second,
-             iq3_s_first, {1, 3, 5, 7, 9, 11, 13, 15}, FREE_SIGNS, 0, NO_SHIFT},
+    .book = {
+        .dim = 4, .n_levels = 8, .n_halves = 64,
+        .chunk = IQ3_S_CHUNK, .n_chunks = IQ3_S_CHUNKS,
+        .key = iq3_s_key, .code = iq3_s_code, .second = iq3_s_second, .first = iq3_s_first,
+        .levels = {1, 3, 5, 7, 9, 11, 13, 15}, .signs = FREE_SIGNS, .shifted = NO_SHIFT,
+    },
     .n = 32, .group_count = 8, .l_most = 31,
-    .effort = {{8, 0.6f, 0.08f, 2, 0, 0}, {8, 0.6f, 0.08f, 6, 1, 1}, {16, 0.5f, 0.05f, 6, 4, 3}},
+    .effort = {
+        [EFFORT_FAST] = {.tries = 8, .first = 0.6f, .step = 0.08f,
+                         .scales = 2, .scans = 0, .scan_scales = 0},
+        [EFFORT_NORMAL] = {.tries = 8, .first = 0.6f, .step = 0.08f,
+                           .scales = 6, .scans = 1, .scan_scales = 1},
+        [EFFORT_BEST] = {.tries = 16, .first = 0.5f, .step = 0.05f,
+                         .scales = 6, .scans = 4, .scan_scales = 3},
+    },
 };
 
-static void encode_iq3_s(const float *x, const float *w, struct block_iq3_s *blocks, int n_blocks,
+static void encode_iq3_s(struct weights in, struct block_iq3_s *blocks, int n_blocks,
                          enum effort effort)
 {
     struct groups g;
     struct codebook_blocks c;
-    gather(&g, 32, 8, n_blocks, x, w);
+    gather(&g, 32, 8, n_blocks, in);
     encode_codebook(&g, iq3_s_format, effort, &c);
     for (int k = 0; k < n_blocks; k++) {
         struct block_iq3_s block = {.d = c.d[k]};

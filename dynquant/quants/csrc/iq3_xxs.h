@@ -10,25 +10,38 @@
  *
  * Source: block_iq3_xxs in ggml-common.h. Little-endian.
  */
+#include <assert.h>
+
 #include "codebook_k.h"
 
-struct block_iq3_xxs { uint16_t d; uint8_t qs[64]; uint16_t signs[16]; };
+struct block_iq3_xxs { uint16_t d; uint8_t qs[64]; uint16_t signs[16]; } PACKED;
 static_assert(sizeof(struct block_iq3_xxs) == 98, "IQ3_XXS is 98 bytes a block");
 
 /* (s + 1/2) / 2 = (2 s + 1) / 4: levels are a quarter. */
 static const struct codebook_format iq3_xxs_format = {
-    .book = {4, 8, 64, IQ3_XXS_CHUNK, IQ3_XXS_CHUNKS, iq3_xxs_key, iq3_xxs_code, iq3_xxs_second,
-             iq3_xxs_first, {1, 3, 5, 7, 9, 11, 13, 15.5f}, EVEN_SIGNS, 0, NO_SHIFT},
+    .book = {
+        .dim = 4, .n_levels = 8, .n_halves = 64,
+        .chunk = IQ3_XXS_CHUNK, .n_chunks = IQ3_XXS_CHUNKS,
+        .key = iq3_xxs_key, .code = iq3_xxs_code, .second = iq3_xxs_second, .first = iq3_xxs_first,
+        .levels = {1, 3, 5, 7, 9, 11, 13, 15.5f}, .signs = EVEN_SIGNS, .shifted = NO_SHIFT,
+    },
     .n = 32, .group_count = 8, .l_most = 31,
-    .effort = {{8, 0.6f, 0.08f, 2, 0, 0}, {8, 0.6f, 0.08f, 6, 1, 1}, {16, 0.5f, 0.05f, 6, 4, 3}},
+    .effort = {
+        [EFFORT_FAST] = {.tries = 8, .first = 0.6f, .step = 0.08f,
+                         .scales = 2, .scans = 0, .scan_scales = 0},
+        [EFFORT_NORMAL] = {.tries = 8, .first = 0.6f, .step = 0.08f,
+                           .scales = 6, .scans = 1, .scan_scales = 1},
+        [EFFORT_BEST] = {.tries = 16, .first = 0.5f, .step = 0.05f,
+                         .scales = 6, .scans = 4, .scan_scales = 3},
+    },
 };
 
-static void encode_iq3_xxs(const float *x, const float *w, struct block_iq3_xxs *blocks,
+static void encode_iq3_xxs(struct weights in, struct block_iq3_xxs *blocks,
                            int n_blocks, enum effort effort)
 {
     struct groups g;
     struct codebook_blocks c;
-    gather(&g, 32, 8, n_blocks, x, w);
+    gather(&g, 32, 8, n_blocks, in);
     encode_codebook(&g, iq3_xxs_format, effort, &c);
     for (int k = 0; k < n_blocks; k++) {
         blocks[k].d = c.d[k];

@@ -7,25 +7,31 @@
  *
  * Source: block_iq4_nl in ggml-common.h. Little-endian.
  */
+#include <assert.h>
+
 #include "iq4_levels.h"
 #include "one_scale.h"
 #include "packing.h"
 #include "weights.h"
 
-struct block_iq4_nl { uint16_t d; uint8_t qs[16]; };
+struct block_iq4_nl { uint16_t d; uint8_t qs[16]; } PACKED;
 static_assert(sizeof(struct block_iq4_nl) == 18, "IQ4_NL is 18 bytes a block");
 
 static const struct one_scale_format iq4_nl_format = {
-    .levels = {-127, 113, iq4_levels},
-    .effort = {{6, 80, 12, 0}, {16, 80, 4.5f, 1}, {40, 64, 2.9f, 1}},
+    .levels = {.lo = -127, .hi = 113, .table = iq4_levels},
+    .effort = {
+        [EFFORT_FAST] = {.count = 6, .first = 80, .step = 12, .polish = 0},
+        [EFFORT_NORMAL] = {.count = 16, .first = 80, .step = 4.5f, .polish = 1},
+        [EFFORT_BEST] = {.count = 40, .first = 64, .step = 2.9f, .polish = 1},
+    },
 };
 
-static void encode_iq4_nl(const float *x, const float *w, struct block_iq4_nl *blocks, int n_blocks,
+static void encode_iq4_nl(struct weights in, struct block_iq4_nl *blocks, int n_blocks,
                         enum effort effort)
 {
     struct groups g;
     struct one_scale_codes c;
-    gather(&g, 32, 1, n_blocks, x, w);
+    gather(&g, 32, 1, n_blocks, in);
     encode_one_scale(&g, iq4_nl_format, effort, &c);
     for (int k = 0; k < n_blocks; k++) {
         struct block_iq4_nl block = {.d = c.d[k]};

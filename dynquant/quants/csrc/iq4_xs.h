@@ -11,27 +11,41 @@
  *
  * Source: block_iq4_xs in ggml-common.h. Little-endian.
  */
+#include <assert.h>
+
 #include "iq4_levels.h"
 #include "packing.h"
 #include "scaled_k.h"
 #include "weights.h"
 
-struct block_iq4_xs { uint16_t d, scales_h; uint8_t scales_l[4], qs[128]; };
+struct block_iq4_xs { uint16_t d, scales_h; uint8_t scales_l[4], qs[128]; } PACKED;
 static_assert(sizeof(struct block_iq4_xs) == 136, "IQ4_XS is 136 bytes a block");
 
 static const struct scaled_format iq4_xs_format = {
-    .n = 32, .group_count = 8, .levels = {-127, 113, iq4_levels}, .l_least = -32, .l_most = 31,
-    .effort = {{{6, 80, 12, 0}, 1, 0, 1},
-               {{16, 80, 4.5f, 0}, 2, 1, 1},
-               {{40, 64, 2.9f, 0}, 8, 4, 1}},
+    .n = 32, .group_count = 8, .levels = {.lo = -127, .hi = 113, .table = iq4_levels},
+    .l_least = -32, .l_most = 31,
+    .effort = {
+        [EFFORT_FAST] = {
+            .tries = {.count = 6, .first = 80, .step = 12, .polish = 0},
+            .starts = 1, .rounds = 0, .reach = 1,
+        },
+        [EFFORT_NORMAL] = {
+            .tries = {.count = 16, .first = 80, .step = 4.5f, .polish = 0},
+            .starts = 2, .rounds = 1, .reach = 1,
+        },
+        [EFFORT_BEST] = {
+            .tries = {.count = 40, .first = 64, .step = 2.9f, .polish = 0},
+            .starts = 8, .rounds = 4, .reach = 1,
+        },
+    },
 };
 
-static void encode_iq4_xs(const float *x, const float *w, struct block_iq4_xs *blocks,
+static void encode_iq4_xs(struct weights in, struct block_iq4_xs *blocks,
                           int n_blocks, enum effort effort)
 {
     struct groups g;
     struct scaled_codes c;
-    gather(&g, 32, 8, n_blocks, x, w);
+    gather(&g, 32, 8, n_blocks, in);
     encode_scaled(&g, iq4_xs_format, effort, &c);
     for (int k = 0; k < n_blocks; k++) {
         struct block_iq4_xs block = {.d = c.d[k]};

@@ -1,16 +1,16 @@
 /* Sixteen f32 lanes, the same on every ISA.
  *
  * Block encoders work on sixteen groups of weights at a time, one group a lane (see groups.h).
- * A lane never meets its neighbour: every sum runs down one lane in the order of the weights, so
- * the bytes do not depend on how many lanes a machine register holds. The few sums across lanes
- * are written out, in one order, on sixteen stored floats. What this file promises and the encoders rely on:
+ * Lanes do not depend on each other: every sum runs down one lane in the order of the weights, so
+ * the bytes do not depend on how many lanes a machine register holds. The few sums across lanes are
+ * written out, in one order, on sixteen stored floats. The encoders rely on these properties:
  *
  *   - each operation is the IEEE 754 single operation, rounded once, on every lane;
- *   - no fused multiply-add unless `fused` is written (the build passes -ffp-contract=off);
+ *   - no multiplication and addition are fused (the build passes -ffp-contract=off);
  *   - `least` and `most` return the second operand where the two are equal.
  *
- * This is the only file with vector extensions. A lane vector is PARTS machine registers; GCC's
- * and Clang's vector types give + - * / on all of them, and each ISA adds what those lack.
+ * This is the only file with vector extensions. A lane vector is PARTS machine registers. GCC's
+ * and Clang's vector types have + - * / for all of them; each ISA defines the other operations.
  */
 #pragma once
 
@@ -31,7 +31,10 @@ static inline part part_splat(float a) { return _mm512_set1_ps(a); }
 static inline part part_least(part a, part b) { return _mm512_min_ps(a, b); }
 static inline part part_most(part a, part b) { return _mm512_max_ps(a, b); }
 static inline part_mask part_below(part a, part b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
-static inline part part_choose(part_mask m, part a, part b) { return _mm512_mask_blend_ps(m, b, a); }
+static inline part part_choose(part_mask m, part a, part b)
+{
+    return _mm512_mask_blend_ps(m, b, a);
+}
 static inline part part_absolute(part a) { return _mm512_abs_ps(a); }
 static inline part part_bytes(const uint8_t *a)
 {
@@ -63,14 +66,14 @@ static inline part part_bytes(const uint8_t *a)
 }
 static inline part part_look_up(const float *table, const uint8_t *a)
 {
-    /* Only the low three bits of an index count; bit 3, moved to the sign, chooses between halves. */
+    /* Only the low three bits of an index are used; bit 3, moved to the sign, chooses the half. */
     __m256i index = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)a));
     part low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), index);
     part high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table + 8), index);
     return _mm256_blendv_ps(low, high, (part)_mm256_slli_epi32(index, 28));
 }
 
-#else /* SSE2, NEON and whatever else has four f32 in a register */
+#else /* SSE2, NEON and all others with four f32 in a register */
 
 #define PARTS 4
 typedef float part __attribute__((vector_size(16)));
@@ -151,12 +154,12 @@ static inline f32x16 quotient_or_zero(f32x16 a, f32x16 b)
     return choose(below(zero, absolute(b)), quotient(a, b), zero);
 }
 
-/* 1.5 * 2^23: the sum of it and any |a| < 2^22 has no bits below one, so adding and taking it away
+/* 1.5 * 2^23: the sum of it and any |a| < 2^22 has no bits below one. So adding and subtracting it
  * rounds to the nearest integer, ties to even, in two operations on every ISA. */
 #define ROUNDER 12582912.0f
 
 /* The integer nearest to a, clamped to lo..hi (whole numbers below 2^22). Larger |a| lose bits in
- * the sum but keep their order, and the clamp takes them. */
+ * the sum but keep their order, and are clamped. */
 static inline f32x16 nearest(f32x16 a, float lo, float hi)
 {
     f32x16 rounded = add(a, splat(ROUNDER));
@@ -164,25 +167,30 @@ static inline f32x16 nearest(f32x16 a, float lo, float hi)
     return sub(rounded, splat(ROUNDER));
 }
 
-/* ---- between weight order and lane order ------------------------------------------------------ */
+/* ---- between weight order and lane order ----------------------------------------------------- */
 
 typedef float f32x4 __attribute__((vector_size(16)));
 
 #if defined(__clang__)
 #define PICK(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
 #else
-#define PICK(a, b, i, j, k, l) __builtin_shuffle(a, b, (int32_t __attribute__((vector_size(16)))){i, j, k, l})
+typedef int32_t i32x4 __attribute__((vector_size(16)));
+#define PICK(a, b, i, j, k, l) __builtin_shuffle(a, b, (i32x4){i, j, k, l})
 #endif
 
-/* to[i][l] = from[l * n + i], i < n, l < 16; n a multiple of 4. Four-by-four tiles of 32-bit words:
+/* to[i][l] = weight i of group l, i < n, l < 16; n a multiple of 4. Block b's groups stand one
+ * after another from `from + b * stride`, `per_block` of them. Four-by-four tiles of 32-bit words:
  * bits are moved, not computed with, so that words of packed codes may travel as floats. */
-static inline void lanes_of_rows(float (*to)[LANES], const float *from, int n)
+static inline void lanes_of_rows(float (*to)[LANES], const float *from, int n, int per_block,
+                                 int64_t stride)
 {
     for (int i = 0; i < n; i += 4)
         for (int l = 0; l < LANES; l += 4) {
             f32x4 r[4];
-            for (int k = 0; k < 4; k++)
-                memcpy(&r[k], from + (l + k) * n + i, sizeof r[k]);
+            for (int k = 0; k < 4; k++) {
+                int b = (l + k) / per_block, group = (l + k) % per_block;
+                memcpy(&r[k], from + b * stride + group * n + i, sizeof r[k]);
+            }
             f32x4 low01 = PICK(r[0], r[1], 0, 4, 1, 5), high01 = PICK(r[0], r[1], 2, 6, 3, 7);
             f32x4 low23 = PICK(r[2], r[3], 0, 4, 1, 5), high23 = PICK(r[2], r[3], 2, 6, 3, 7);
             f32x4 column[4] = {PICK(low01, low23, 0, 1, 4, 5), PICK(low01, low23, 2, 3, 6, 7),
@@ -197,7 +205,7 @@ typedef uint32_t part_bits __attribute__((vector_size(sizeof(part))));
 /* The low byte of a whole number a, |a| < 2^22, at bits 0..7: ROUNDER leaves it in the fraction. */
 static inline part_bits part_byte(part a) { return (part_bits)(a + part_splat(ROUNDER)) & 0xff; }
 
-/* Four codes of each lane, whole numbers -128..255, as four bytes of a word, the first one lowest. */
+/* Four codes of each lane, whole numbers -128..255, as four bytes of a word, the first lowest. */
 static inline f32x16 bytes_of(f32x16 a, f32x16 b, f32x16 c, f32x16 d)
 {
     EACH_PART(f32x16, (part)(part_byte(a.p[k]) | part_byte(b.p[k]) << 8 | part_byte(c.p[k]) << 16 |

@@ -11,9 +11,11 @@
  * around 0.01, such as models have, use its subnormal end, where a scale is one of a few.
  * Source: block_nvfp4 in ggml-common.h.
  */
+#include <assert.h>
+
 #include "fp4.h"
 
-struct block_nvfp4 { uint8_t d[4], qs[32]; };
+struct block_nvfp4 { uint8_t d[4], qs[32]; } PACKED;
 static_assert(sizeof(struct block_nvfp4) == 36, "NVFP4 is 36 bytes a block");
 
 #define UE4M3_MOST 126
@@ -32,13 +34,18 @@ static inline int32_t ue4m3_below(float a)
     return a < 448 ? (int32_t)((bits_of_f32(a) - (120u << 23)) >> 20) : UE4M3_MOST;
 }
 
-/* The scales tried: neighbours on the lattice, from so many below the one that maps the group's
- * largest weight to 6; eight steps double a scale. Effort best tries all 126 of them: the optimum.
- * Measured on Gaussian and Student-t weights, normal leaves less than 1e-4 of the error more. */
-static const struct { int below, tries; } nvfp4_search[N_EFFORTS] = {{2, 6}, {4, 14}, {126, 126}};
+/* The scales tried: `tries` neighbours on the lattice, the first `below` steps below the one that
+ * maps the group's largest weight to 6; eight steps double a scale. Effort best tries all 126 of
+ * them: the optimum. Measured on Gaussian and Student-t weights, normal's error is less than 1e-4
+ * above it. */
+static const struct { int below, tries; } nvfp4_search[N_EFFORTS] = {
+    [EFFORT_FAST] = {.below = 2, .tries = 6},
+    [EFFORT_NORMAL] = {.below = 4, .tries = 14},
+    [EFFORT_BEST] = {.below = 126, .tries = 126},
+};
 
-/* A scale of each lane, in normalised weights, and what leads to the next: the step, and the power
- * of two from which on the step is twice as wide. */
+/* A scale of each lane, in normalised weights, the step to the next one, and the power of two from
+ * which on the step is twice as wide. */
 struct ue4m3_walk { f32x16 scale, step, wider; };
 
 static ALWAYS_INLINE struct ue4m3_walk ue4m3_walk_from(const int32_t *d, const float *inverse_unit)
@@ -61,39 +68,46 @@ static ALWAYS_INLINE void ue4m3_next(struct ue4m3_walk *walk)
     walk->wider = choose(same, walk->wider, add(walk->wider, walk->wider));
 }
 
-static void encode_nvfp4(const float *x, const float *w, struct block_nvfp4 *blocks, int n_blocks,
-                         enum effort effort)
+/* The scale of each group in normalised units; zero where zeros are better. */
+static ALWAYS_INLINE f32x16 fit_nvfp4(const struct groups *g, enum effort effort)
 {
-    struct groups g;
-    gather(&g, 16, 1, 4 * n_blocks, x, w); /* groups share nothing */
     f32x16 widest = splat(0);
     for (int i = 0; i < 16; i++)
-        widest = most(widest, absolute(g.x[i]));
+        widest = most(widest, absolute(g->x[i]));
     int32_t first[LANES];
-    float wish[LANES], inverse_unit[LANES];
-    store(wish, mul(widest, splat(1.0f / 6)));
+    float start[LANES], inverse_unit[LANES];
+    store(start, mul(widest, splat(1.0f / 6)));
     for (int l = 0; l < LANES; l++) {
-        first[l] = ue4m3_below(wish[l] * g.unit[l]) - nvfp4_search[effort].below;
+        first[l] = ue4m3_below(start[l] * g->unit[l]) - nvfp4_search[effort].below;
         first[l] = first[l] < 1 ? 1 : first[l];
-        inverse_unit[l] = inverse_of_power(g.unit[l]);
+        inverse_unit[l] = inverse_of_power(g->unit[l]);
     }
 
     struct ue4m3_walk walk = ue4m3_walk_from(first, inverse_unit);
-    f32x16 best_s = splat(0), best_error = error_of_zeros(sum_group(&g, 16).xx);
+    f32x16 best_s = splat(0), best_error = error_of_zeros(sum_group(g, 16).xx);
     f32x16 highest = mul(splat(448), load(inverse_unit));
     for (int c = 0; c < nvfp4_search[effort].tries; c++) {
         f32x16 s = least(walk.scale, highest);
-        f32x16 error = error_of_fp4(&g, 16, s, quotient(splat(1), s));
+        f32x16 error = error_of_fp4(g, 16, s, quotient(splat(1), s));
         mask16 better = below(error, best_error);
         best_error = choose(better, error, best_error);
         best_s = choose(better, s, best_s);
         ue4m3_next(&walk);
     }
+    return best_s;
+}
 
+static void encode_nvfp4(struct weights in, struct block_nvfp4 *blocks, int n_blocks,
+                         enum effort effort)
+{
+    struct groups g;
+    gather_into(g.x, g.w, g.unit, 16, 4, 1, n_blocks, in); /* groups share nothing */
+    f32x16 scale = fit_nvfp4(&g, effort), q[16];
     float s[LANES];
     _Alignas(4) uint8_t qs[LANES * 8];
-    store(s, best_s);
-    pack_fp4(&g, 16, best_s, qs);
+    store(s, scale);
+    round_fp4(&g, 16, scale, q);
+    pack_fp4(q, 16, qs);
     for (int k = 0; k < n_blocks; k++) {
         for (int j = 0; j < 4; j++)
             blocks[k].d[j] = (uint8_t)ue4m3_below(s[4 * k + j] * g.unit[4 * k + j]);

@@ -1,4 +1,4 @@
-/* How block formats lay 4-bit codes, and the fifth bits beside them, into bytes. */
+/* How block formats pack codes of a few bits into bytes. */
 #pragma once
 
 #include <stdint.h>
@@ -7,7 +7,7 @@
 /* Eight bits as eight bytes: byte i is bit i. */
 static inline uint64_t bytes_of_bits(uint8_t bits)
 {
-    uint64_t in_place = bits * 0x0101010101010101u & 0x8040201008040201u; /* byte i: bit i alone */
+    uint64_t in_place = bits * 0x0101010101010101u & 0x8040201008040201u; /* byte i: only bit i */
     return (in_place + 0x7f7f7f7f7f7f7f7fu) >> 7 & 0x0101010101010101u;
 }
 
@@ -24,7 +24,8 @@ static inline void pack_nibbles(uint8_t *packed, const uint8_t *q, int n)
         packed[i] = (uint8_t)((q[i] & 15) | q[n + i] << 4);
 }
 
-/* The inverse; n is a multiple of 8. In words, since compilers take sixteen bytes apart one by one. */
+/* The inverse; n is a multiple of 8. In words, since compilers would unpack sixteen bytes one by
+ * one. */
 static inline void unpack_nibbles(const uint8_t *packed, uint8_t *q, int n)
 {
     for (int i = 0; i < n; i += 8) {

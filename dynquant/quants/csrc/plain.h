@@ -1,13 +1,13 @@
-/* F32, F16, BF16: a weight stored alone, little-endian; a block is one weight. What is too large for
- * F16 or BF16 becomes their largest number, never infinity. */
+/* F32, F16, BF16: each weight is a number of its own, little-endian; a block is one weight. A
+ * weight that is too large for F16 or BF16 becomes their largest number, never infinity. */
 #include "codec.h"
 #include "floats.h"
 
-static void encode_f32(const float *x, const float *w, uint8_t *blocks, int64_t n_blocks,
+static void encode_f32(struct weights in, uint8_t *blocks, int64_t n_blocks,
                        enum effort effort)
 {
-    (void)w, (void)effort;
-    memcpy(blocks, x, (size_t)n_blocks * 4);
+    (void)effort;
+    memcpy(blocks, in.x, (size_t)n_blocks * 4);
 }
 
 static void decode_f32(const uint8_t *blocks, float *x, int64_t n_blocks)
@@ -16,12 +16,12 @@ static void decode_f32(const uint8_t *blocks, float *x, int64_t n_blocks)
 }
 
 #define PLAIN_16(name)                                                                             \
-    static void encode_##name(const float *x, const float *w, uint8_t *blocks, int64_t n_blocks,   \
+    static void encode_##name(struct weights in, uint8_t *blocks, int64_t n_blocks,                \
                               enum effort effort)                                                  \
     {                                                                                              \
-        (void)w, (void)effort;                                                                     \
+        (void)effort;                                                                              \
         for (int64_t i = 0; i < n_blocks; i++) {                                                   \
-            uint16_t h = name##_of_f32(x[i]);                                                      \
+            uint16_t h = name##_of_f32(in.x[i]);                                                   \
             memcpy(blocks + 2 * i, &h, sizeof h);                                                  \
         }                                                                                          \
     }                                                                                              \

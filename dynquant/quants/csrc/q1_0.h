@@ -7,11 +7,13 @@
  *
  * There is no zero: a block of zeros has d = 0. Source: block_q1_0 in ggml-common.h. Little-endian.
  */
+#include <assert.h>
+
 #include "groups.h"
 #include "packing.h"
 #include "weights.h"
 
-struct block_q1_0 { uint16_t d; uint8_t qs[16]; };
+struct block_q1_0 { uint16_t d; uint8_t qs[16]; } PACKED;
 static_assert(sizeof(struct block_q1_0) == 18, "Q1_0 is 18 bytes a block");
 
 /* A sum across lanes, halves onto halves, in this order on every ISA. */
@@ -35,7 +37,7 @@ static ALWAYS_INLINE float q1_most(f32x16 a)
     return lane[0];
 }
 
-/* What the largest of 128 numbers is multiplied by for a magnitude of 1..2, as in units_of. */
+/* The power of two at or below the largest of 128 magnitudes, as in units_of. */
 static ALWAYS_INLINE float q1_unit(const float *a)
 {
     f32x16 lane_most = splat(0);
@@ -44,12 +46,11 @@ static ALWAYS_INLINE float q1_unit(const float *a)
     return power_of_two_below(q1_most(lane_most));
 }
 
-/* Signs are free, and the best scale for them is the weighted mean magnitude: the exact optimum, at
- * every effort. Lanes are sixteen neighbours of one block. */
-static void encode_q1_0(const float *x, const float *w, struct block_q1_0 *block, int n_blocks,
-                        enum effort effort)
+/* The f16 scale of a block. Signs are free, and the best scale for them is the weighted mean
+ * magnitude: the exact optimum, at every effort. Lanes are sixteen neighbours of one block. Zero if
+ * zeros are better: f16 cannot hold the smallest scales well. */
+static ALWAYS_INLINE uint16_t fit_q1_0(const float *x, const float *w)
 {
-    (void)n_blocks, (void)effort;
     float unit = q1_unit(x);
     f32x16 inverse = splat(inverse_of_power(unit));
     f32x16 w_inverse = splat(w ? inverse_of_power(q1_unit(w)) : 1);
@@ -63,15 +64,28 @@ static void encode_q1_0(const float *x, const float *w, struct block_q1_0 *block
         sum_wxx = add(sum_wxx, mul(wx, magnitude));
     }
     float b = q1_sum(sum_w), a = q1_sum(sum_wx), zeros = q1_sum(sum_wxx);
-    float d = rounded_scale(a / b, unit, &block->d);
-    if (!(zeros - d * (2 * a - d * b) < zeros)) /* f16 cannot hold a scale of any use */
-        block->d = 0;
+    uint16_t stored;
+    float d = rounded_scale(a / b, unit, &stored);
+    return zeros - d * (2 * a - d * b) < zeros ? stored : 0;
+}
+
+/* A bit for each weight, set where it is not negative. */
+static ALWAYS_INLINE void round_q1_0(const float *x, uint8_t *qs)
+{
     for (int i = 0; i < 16; i++) {
         uint32_t byte = 0;
         for (int k = 0; k < 8; k++)
             byte |= (bits_of_f32(x[8 * i + k]) >> 31) << k;
-        block->qs[i] = (uint8_t)~byte;
+        qs[i] = (uint8_t)~byte;
     }
+}
+
+static void encode_q1_0(struct weights in, struct block_q1_0 *block, int n_blocks,
+                        enum effort effort)
+{
+    (void)n_blocks, (void)effort;
+    block->d = fit_q1_0(in.x, in.w);
+    round_q1_0(in.x, block->qs);
 }
 
 static void decode_q1_0(const struct block_q1_0 *block, float *x)

@@ -9,20 +9,23 @@
  *
  * Search: the exact optimum, as for the ternary types. Take d > 0. The best code of a weight is its
  * sign where |x| > d / 2, and 2 where x / 3 > d / 2 also. So it climbs in two steps, which add
- * (w |x|, w) and (w x, 3 w) to A = sum w x q and B = sum w q^2: what a ternary weight |x| would add,
- * and one of x / 3 with three times the importance. Sort the steps of all weights; one of the sets
- * of the largest gains most, A^2 / B. For d < 0 the second steps are those of the negative weights.
+ * (w |x|, w) and (w x, 3 w) to A = sum w x q and B = sum w q^2, as a ternary weight |x| would, and
+ * one of x / 3 with three times the importance. Sort the steps of all weights: one of the sets of
+ * the largest steps takes most off the error, A^2 / B. For d < 0 the second steps are those of the
+ * negative weights.
  */
+#include <assert.h>
+
 #include "packing.h"
 #include "sort.h"
 #include "weights.h"
 
-struct block_q2_0 { uint16_t d; uint8_t qs[16]; };
+struct block_q2_0 { uint16_t d; uint8_t qs[16]; } PACKED;
 static_assert(sizeof(struct block_q2_0) == 18, "Q2_0 is 18 bytes a block");
 
 #define Q2_BLOCK 64
 
-/* Scales of one sign: sums over the steps so far, and the best yet. */
+/* Scales of one sign: the sums over the steps so far, and the best ones. */
 struct q2_walk { f32x16 a, b, best_a, best_b; };
 
 static ALWAYS_INLINE void q2_step(struct q2_walk *t, f32x16 key, f32x16 w)
@@ -63,8 +66,8 @@ static ALWAYS_INLINE f32x16 fit_q2_0(const f32x16 *x, const f32x16 *w)
     return choose(minus_is_better, sub(zero, minus_d), d);
 }
 
-/* Effort fast: scales that map the extreme weight to these multiples of d, and to as many of -d,
- * each judged by its codes. Measured on Gaussian and Student-t weights. */
+/* Effort fast: scales that map the extreme weight to these multiples of d, and to those of -d, each
+ * with the error of its codes. Measured on Gaussian and Student-t weights. */
 static const float q2_fast_levels[4] = {1.8f, 2.3f, 2.8f, 3.4f};
 
 static ALWAYS_INLINE f32x16 fit_q2_0_fast(const f32x16 *x, const f32x16 *w)
@@ -90,24 +93,30 @@ static ALWAYS_INLINE f32x16 fit_q2_0_fast(const f32x16 *x, const f32x16 *w)
     return best_d;
 }
 
-static void encode_q2_0(const float *x, const float *w, struct block_q2_0 *blocks, int n_blocks,
+/* The code of each weight, nearest to x / d + 1; 1 where d is zero. */
+static ALWAYS_INLINE void round_q2_0(const f32x16 *x, f32x16 d, f32x16 *q)
+{
+    f32x16 inverse = quotient_or_zero(splat(1), d);
+    for (int i = 0; i < Q2_BLOCK; i++)
+        q[i] = add(nearest(mul(x[i], inverse), -1, 2), splat(1));
+}
+
+static void encode_q2_0(struct weights in, struct block_q2_0 *blocks, int n_blocks,
                         enum effort effort)
 {
-    f32x16 gx[Q2_BLOCK], gw[Q2_BLOCK];
+    f32x16 gx[Q2_BLOCK], gw[Q2_BLOCK], q[Q2_BLOCK], bytes[Q2_BLOCK / 4];
     float unit[LANES], d[LANES];
-    gather_into(gx, gw, unit, Q2_BLOCK, 1, n_blocks, x, w);
+    gather_into(gx, gw, unit, Q2_BLOCK, 1, 1, n_blocks, in);
     store(d, effort == EFFORT_FAST ? fit_q2_0_fast(gx, gw) : fit_q2_0(gx, gw));
     uint16_t stored[LANES];
     for (int l = 0; l < LANES; l++)
         d[l] = rounded_scale(d[l], unit[l], &stored[l]);
 
-    f32x16 inverse = quotient_or_zero(splat(1), load(d)), bytes[Q2_BLOCK / 4];
+    round_q2_0(gx, load(d), q);
     for (int i = 0; i < Q2_BLOCK / 4; i++) {
-        bytes[i] = splat(0);
-        for (int k = 3; k >= 0; k--) {
-            f32x16 q = nearest(mul(gx[4 * i + k], inverse), -1, 2);
-            bytes[i] = add(mul(bytes[i], splat(4)), add(q, splat(1)));
-        }
+        bytes[i] = q[4 * i + 3];
+        for (int k = 2; k >= 0; k--)
+            bytes[i] = add(mul(bytes[i], splat(4)), q[4 * i + k]);
     }
     _Alignas(4) uint8_t qs[LANES * 16];
     scatter_codes(bytes, 16, qs);

@@ -10,26 +10,39 @@
  *
  * Source: block_q2_K in ggml-common.h. Little-endian.
  */
+#include <assert.h>
+
 #include "affine_k.h"
 #include "packing.h"
 #include "weights.h"
 
-struct block_q2_k { uint8_t scales[16], qs[64]; uint16_t d, dmin; };
+struct block_q2_k { uint8_t scales[16], qs[64]; uint16_t d, dmin; } PACKED;
 static_assert(sizeof(struct block_q2_k) == 84, "Q2_K is 84 bytes a block");
 
 static const struct affine_format q2_k_format = {
     .n = 16, .group_count = 16, .q_most = 3, .l_most = 15,
-    .effort = {{{4, -0.1f, 0.4f, 0}, 1, 1, 1, 0, 0},
-               {{5, -0.2f, 0.5f, 0}, 1, 3, 1, 1, 1},
-               {{8, -0.4f, 0.3f, 0}, 2, 6, 2, 2, 2}},
+    .effort = {
+        [EFFORT_FAST] = {
+            .tries = {.ends = 4, .first = -0.1f, .step = 0.4f, .polish = 0},
+            .starts = 1, .rounds = 1, .ls_reach = 1, .lm_reach = 0, .lm_side_reach = 0,
+        },
+        [EFFORT_NORMAL] = {
+            .tries = {.ends = 5, .first = -0.2f, .step = 0.5f, .polish = 0},
+            .starts = 1, .rounds = 3, .ls_reach = 1, .lm_reach = 1, .lm_side_reach = 1,
+        },
+        [EFFORT_BEST] = {
+            .tries = {.ends = 8, .first = -0.4f, .step = 0.3f, .polish = 0},
+            .starts = 2, .rounds = 6, .ls_reach = 2, .lm_reach = 2, .lm_side_reach = 2,
+        },
+    },
 };
 
-static void encode_q2_k(const float *x, const float *w, struct block_q2_k *blocks, int n_blocks,
+static void encode_q2_k(struct weights in, struct block_q2_k *blocks, int n_blocks,
                         enum effort effort)
 {
     struct groups g;
     struct affine_codes c;
-    gather(&g, 16, 16, n_blocks, x, w);
+    gather(&g, 16, 16, n_blocks, in);
     encode_affine(&g, q2_k_format, effort, &c);
     struct block_q2_k block = {.d = c.d[0], .dmin = c.dmin[0]};
     for (int l = 0; l < 16; l++)

@@ -12,26 +12,40 @@
  *
  * Source: block_q3_K in ggml-common.h, as `gguf.quants.Q3_K` reads it. Little-endian.
  */
+#include <assert.h>
+
 #include "packing.h"
 #include "scaled_k.h"
 #include "weights.h"
 
-struct block_q3_k { uint8_t hmask[32], qs[64], scales[12]; uint16_t d; };
+struct block_q3_k { uint8_t hmask[32], qs[64], scales[12]; uint16_t d; } PACKED;
 static_assert(sizeof(struct block_q3_k) == 110, "Q3_K is 110 bytes a block");
 
 static const struct scaled_format q3_k_format = {
-    .n = 16, .group_count = 16, .levels = {-4, 3, NULL}, .l_least = -32, .l_most = 31,
-    .effort = {{{6, 3, 0.5f, 0}, 1, 0, 1},
-               {{10, 3, 0.4f, 0}, 1, 1, 1},
-               {{40, 2.6f, 0.15f, 0}, 4, 3, 1}},
+    .n = 16, .group_count = 16, .levels = {.lo = -4, .hi = 3},
+    .l_least = -32, .l_most = 31,
+    .effort = {
+        [EFFORT_FAST] = {
+            .tries = {.count = 6, .first = 3, .step = 0.5f, .polish = 0},
+            .starts = 1, .rounds = 0, .reach = 1,
+        },
+        [EFFORT_NORMAL] = {
+            .tries = {.count = 10, .first = 3, .step = 0.4f, .polish = 0},
+            .starts = 1, .rounds = 1, .reach = 1,
+        },
+        [EFFORT_BEST] = {
+            .tries = {.count = 40, .first = 2.6f, .step = 0.15f, .polish = 0},
+            .starts = 4, .rounds = 3, .reach = 1,
+        },
+    },
 };
 
-static void encode_q3_k(const float *x, const float *w, struct block_q3_k *blocks, int n_blocks,
+static void encode_q3_k(struct weights in, struct block_q3_k *blocks, int n_blocks,
                         enum effort effort)
 {
     struct groups g;
     struct scaled_codes c;
-    gather(&g, 16, 16, n_blocks, x, w);
+    gather(&g, 16, 16, n_blocks, in);
     encode_scaled(&g, q3_k_format, effort, &c);
     struct block_q3_k block = {.d = c.d[0]};
     pack_planes(block.hmask, c.q, 2);

@@ -7,24 +7,30 @@
  *
  * Source: block_q4_0 in ggml-common.h. Little-endian.
  */
+#include <assert.h>
+
 #include "one_scale.h"
 #include "packing.h"
 #include "weights.h"
 
-struct block_q4_0 { uint16_t d; uint8_t qs[16]; };
+struct block_q4_0 { uint16_t d; uint8_t qs[16]; } PACKED;
 static_assert(sizeof(struct block_q4_0) == 18, "Q4_0 is 18 bytes a block");
 
 static const struct one_scale_format q4_0_format = {
-    .levels = {-8, 7, NULL},
-    .effort = {{6, 6.5f, 0.6f, 0}, {10, 6, 0.4f, 1}, {40, 5, 0.15f, 1}},
+    .levels = {.lo = -8, .hi = 7},
+    .effort = {
+        [EFFORT_FAST] = {.count = 6, .first = 6.5f, .step = 0.6f, .polish = 0},
+        [EFFORT_NORMAL] = {.count = 10, .first = 6, .step = 0.4f, .polish = 1},
+        [EFFORT_BEST] = {.count = 40, .first = 5, .step = 0.15f, .polish = 1},
+    },
 };
 
-static void encode_q4_0(const float *x, const float *w, struct block_q4_0 *blocks, int n_blocks,
+static void encode_q4_0(struct weights in, struct block_q4_0 *blocks, int n_blocks,
                         enum effort effort)
 {
     struct groups g;
     struct one_scale_codes c;
-    gather(&g, 32, 1, n_blocks, x, w);
+    gather(&g, 32, 1, n_blocks, in);
     encode_one_scale(&g, q4_0_format, effort, &c);
     for (int k = 0; k < n_blocks; k++) {
         struct block_q4_0 block = {.d = c.d[k]};

@@ -8,24 +8,30 @@
  *
  * Source: block_q4_1 in ggml-common.h. Little-endian.
  */
+#include <assert.h>
+
 #include "packing.h"
 #include "scale_and_min.h"
 #include "weights.h"
 
-struct block_q4_1 { uint16_t d, m; uint8_t qs[16]; };
+struct block_q4_1 { uint16_t d, m; uint8_t qs[16]; } PACKED;
 static_assert(sizeof(struct block_q4_1) == 20, "Q4_1 is 20 bytes a block");
 
 static const struct scale_and_min_format q4_1_format = {
     .q_most = 15,
-    .effort = {{4, -0.6f, 0.5f, 1}, {7, -0.8f, 0.35f, 1}, {14, -1.2f, 0.25f, 2}},
+    .effort = {
+        [EFFORT_FAST] = {.ends = 4, .first = -0.6f, .step = 0.5f, .polish = 1},
+        [EFFORT_NORMAL] = {.ends = 7, .first = -0.8f, .step = 0.35f, .polish = 1},
+        [EFFORT_BEST] = {.ends = 14, .first = -1.2f, .step = 0.25f, .polish = 2},
+    },
 };
 
-static void encode_q4_1(const float *x, const float *w, struct block_q4_1 *blocks, int n_blocks,
+static void encode_q4_1(struct weights in, struct block_q4_1 *blocks, int n_blocks,
                         enum effort effort)
 {
     struct groups g;
     struct scale_and_min_codes c;
-    gather(&g, 32, 1, n_blocks, x, w);
+    gather(&g, 32, 1, n_blocks, in);
     encode_scale_and_min(&g, q4_1_format, effort, &c);
     for (int k = 0; k < n_blocks; k++) {
         blocks[k].d = c.d[k];

@@ -10,27 +10,40 @@
  *
  * Source: block_q4_K in ggml-common.h. Little-endian.
  */
+#include <assert.h>
+
 #include "affine_k.h"
 #include "packing.h"
 #include "scales_6bit.h"
 #include "weights.h"
 
-struct block_q4_k { uint16_t d, dmin; uint8_t scales[12], qs[128]; };
+struct block_q4_k { uint16_t d, dmin; uint8_t scales[12], qs[128]; } PACKED;
 static_assert(sizeof(struct block_q4_k) == 144, "Q4_K is 144 bytes a block");
 
 static const struct affine_format q4_k_format = {
     .n = 32, .group_count = 8, .q_most = 15, .l_most = 63,
-    .effort = {{{4, -0.7f, 0.5f, 0}, 1, 1, 1, 0, 0},
-               {{6, -0.9f, 0.5f, 1}, 1, 2, 1, 1, 0},
-               {{16, -1.2f, 0.2f, 0}, 4, 3, 2, 1, 1}},
+    .effort = {
+        [EFFORT_FAST] = {
+            .tries = {.ends = 4, .first = -0.7f, .step = 0.5f, .polish = 0},
+            .starts = 1, .rounds = 1, .ls_reach = 1, .lm_reach = 0, .lm_side_reach = 0,
+        },
+        [EFFORT_NORMAL] = {
+            .tries = {.ends = 6, .first = -0.9f, .step = 0.5f, .polish = 1},
+            .starts = 1, .rounds = 2, .ls_reach = 1, .lm_reach = 1, .lm_side_reach = 0,
+        },
+        [EFFORT_BEST] = {
+            .tries = {.ends = 16, .first = -1.2f, .step = 0.2f, .polish = 0},
+            .starts = 4, .rounds = 3, .ls_reach = 2, .lm_reach = 1, .lm_side_reach = 1,
+        },
+    },
 };
 
-static void encode_q4_k(const float *x, const float *w, struct block_q4_k *blocks, int n_blocks,
+static void encode_q4_k(struct weights in, struct block_q4_k *blocks, int n_blocks,
                         enum effort effort)
 {
     struct groups g;
     struct affine_codes c;
-    gather(&g, 32, 8, n_blocks, x, w);
+    gather(&g, 32, 8, n_blocks, in);
     encode_affine(&g, q4_k_format, effort, &c);
     for (int k = 0; k < n_blocks; k++) {
         struct block_q4_k block = {.d = c.d[k], .dmin = c.dmin[k]};

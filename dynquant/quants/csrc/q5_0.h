@@ -9,24 +9,30 @@
  *
  * Source: block_q5_0 in ggml-common.h. Little-endian.
  */
+#include <assert.h>
+
 #include "one_scale.h"
 #include "packing.h"
 #include "weights.h"
 
-struct block_q5_0 { uint16_t d; uint8_t qh[4], qs[16]; };
+struct block_q5_0 { uint16_t d; uint8_t qh[4], qs[16]; } PACKED;
 static_assert(sizeof(struct block_q5_0) == 22, "Q5_0 is 22 bytes a block");
 
 static const struct one_scale_format q5_0_format = {
-    .levels = {-16, 15, NULL},
-    .effort = {{5, 13, 1, 0}, {10, 12.4f, 0.6f, 0}, {40, 9, 0.27f, 1}},
+    .levels = {.lo = -16, .hi = 15},
+    .effort = {
+        [EFFORT_FAST] = {.count = 5, .first = 13, .step = 1, .polish = 0},
+        [EFFORT_NORMAL] = {.count = 10, .first = 12.4f, .step = 0.6f, .polish = 0},
+        [EFFORT_BEST] = {.count = 40, .first = 9, .step = 0.27f, .polish = 1},
+    },
 };
 
-static void encode_q5_0(const float *x, const float *w, struct block_q5_0 *blocks, int n_blocks,
+static void encode_q5_0(struct weights in, struct block_q5_0 *blocks, int n_blocks,
                         enum effort effort)
 {
     struct groups g;
     struct one_scale_codes c;
-    gather(&g, 32, 1, n_blocks, x, w);
+    gather(&g, 32, 1, n_blocks, in);
     encode_one_scale(&g, q5_0_format, effort, &c);
     for (int k = 0; k < n_blocks; k++) {
         blocks[k].d = c.d[k];

@@ -10,24 +10,30 @@
  *
  * Source: block_q5_1 in ggml-common.h. Little-endian.
  */
+#include <assert.h>
+
 #include "packing.h"
 #include "scale_and_min.h"
 #include "weights.h"
 
-struct block_q5_1 { uint16_t d, m; uint8_t qh[4], qs[16]; };
+struct block_q5_1 { uint16_t d, m; uint8_t qh[4], qs[16]; } PACKED;
 static_assert(sizeof(struct block_q5_1) == 24, "Q5_1 is 24 bytes a block");
 
 static const struct scale_and_min_format q5_1_format = {
     .q_most = 31,
-    .effort = {{4, -1, 0.6f, 1}, {7, -2, 0.6f, 1}, {16, -3, 0.32f, 2}},
+    .effort = {
+        [EFFORT_FAST] = {.ends = 4, .first = -1, .step = 0.6f, .polish = 1},
+        [EFFORT_NORMAL] = {.ends = 7, .first = -2, .step = 0.6f, .polish = 1},
+        [EFFORT_BEST] = {.ends = 16, .first = -3, .step = 0.32f, .polish = 2},
+    },
 };
 
-static void encode_q5_1(const float *x, const float *w, struct block_q5_1 *blocks, int n_blocks,
+static void encode_q5_1(struct weights in, struct block_q5_1 *blocks, int n_blocks,
                         enum effort effort)
 {
     struct groups g;
     struct scale_and_min_codes c;
-    gather(&g, 32, 1, n_blocks, x, w);
+    gather(&g, 32, 1, n_blocks, in);
     encode_scale_and_min(&g, q5_1_format, effort, &c);
     for (int k = 0; k < n_blocks; k++) {
         blocks[k].d = c.d[k];

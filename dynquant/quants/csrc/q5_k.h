@@ -11,27 +11,40 @@
  *
  * Source: block_q5_K in ggml-common.h. Little-endian.
  */
+#include <assert.h>
+
 #include "affine_k.h"
 #include "packing.h"
 #include "scales_6bit.h"
 #include "weights.h"
 
-struct block_q5_k { uint16_t d, dmin; uint8_t scales[12], qh[32], qs[128]; };
+struct block_q5_k { uint16_t d, dmin; uint8_t scales[12], qh[32], qs[128]; } PACKED;
 static_assert(sizeof(struct block_q5_k) == 176, "Q5_K is 176 bytes a block");
 
 static const struct affine_format q5_k_format = {
     .n = 32, .group_count = 8, .q_most = 31, .l_most = 63,
-    .effort = {{{3, -0.7f, 0.6f, 0}, 1, 1, 1, 1, 1},
-               {{6, -1.6f, 0.55f, 0}, 1, 2, 1, 4, 0},
-               {{10, -2, 0.4f, 0}, 4, 2, 3, 4, 4}},
+    .effort = {
+        [EFFORT_FAST] = {
+            .tries = {.ends = 3, .first = -0.7f, .step = 0.6f, .polish = 0},
+            .starts = 1, .rounds = 1, .ls_reach = 1, .lm_reach = 1, .lm_side_reach = 1,
+        },
+        [EFFORT_NORMAL] = {
+            .tries = {.ends = 6, .first = -1.6f, .step = 0.55f, .polish = 0},
+            .starts = 1, .rounds = 2, .ls_reach = 1, .lm_reach = 4, .lm_side_reach = 0,
+        },
+        [EFFORT_BEST] = {
+            .tries = {.ends = 10, .first = -2, .step = 0.4f, .polish = 0},
+            .starts = 4, .rounds = 2, .ls_reach = 3, .lm_reach = 4, .lm_side_reach = 4,
+        },
+    },
 };
 
-static void encode_q5_k(const float *x, const float *w, struct block_q5_k *blocks, int n_blocks,
+static void encode_q5_k(struct weights in, struct block_q5_k *blocks, int n_blocks,
                         enum effort effort)
 {
     struct groups g;
     struct affine_codes c;
-    gather(&g, 32, 8, n_blocks, x, w);
+    gather(&g, 32, 8, n_blocks, in);
     encode_affine(&g, q5_k_format, effort, &c);
     for (int k = 0; k < n_blocks; k++) {
         struct block_q5_k block = {.d = c.d[k], .dmin = c.dmin[k]};

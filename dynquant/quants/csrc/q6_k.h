@@ -14,24 +14,40 @@
  *
  * Source: block_q6_K in ggml-common.h. Little-endian.
  */
+#include <assert.h>
+
 #include "packing.h"
 #include "scaled_k.h"
 #include "weights.h"
 
-struct block_q6_k { uint8_t ql[128], qh[64]; int8_t scales[16]; uint16_t d; };
+struct block_q6_k { uint8_t ql[128], qh[64]; int8_t scales[16]; uint16_t d; } PACKED;
 static_assert(sizeof(struct block_q6_k) == 210, "Q6_K is 210 bytes a block");
 
 static const struct scaled_format q6_k_format = {
-    .n = 16, .group_count = 16, .levels = {-32, 31, NULL}, .l_least = -128, .l_most = 127,
-    .effort = {{{5, 28, 1, 0}, 1, 0, 1}, {{8, 26, 1, 0}, 1, 1, 1}, {{16, 17, 1, 0}, 8, 2, 2}},
+    .n = 16, .group_count = 16, .levels = {.lo = -32, .hi = 31},
+    .l_least = -128, .l_most = 127,
+    .effort = {
+        [EFFORT_FAST] = {
+            .tries = {.count = 5, .first = 28, .step = 1, .polish = 0},
+            .starts = 1, .rounds = 0, .reach = 1,
+        },
+        [EFFORT_NORMAL] = {
+            .tries = {.count = 8, .first = 26, .step = 1, .polish = 0},
+            .starts = 1, .rounds = 1, .reach = 1,
+        },
+        [EFFORT_BEST] = {
+            .tries = {.count = 16, .first = 17, .step = 1, .polish = 0},
+            .starts = 8, .rounds = 2, .reach = 2,
+        },
+    },
 };
 
-static void encode_q6_k(const float *x, const float *w, struct block_q6_k *blocks, int n_blocks,
+static void encode_q6_k(struct weights in, struct block_q6_k *blocks, int n_blocks,
                         enum effort effort)
 {
     struct groups g;
     struct scaled_codes c;
-    gather(&g, 16, 16, n_blocks, x, w);
+    gather(&g, 16, 16, n_blocks, in);
     encode_scaled(&g, q6_k_format, effort, &c);
     struct block_q6_k block = {.d = c.d[0]};
     memcpy(block.scales, c.ls, sizeof block.scales);

@@ -1,14 +1,14 @@
-/* How checkpoints store weights that were quantized before: numbers of eight bits or fewer, and
- * scales for rectangles of them. Rows of these become f32, one rounding a weight:
+/* How checkpoints store weights that are quantized already: numbers of eight bits or fewer, and
+ * scales for rectangles of them. Rows of these become f32, with one rounding a weight:
  *
  *   w[r, c] = (number(code[r, c]) - zero[i, j]) * scale[i, j]
  *
- * Two places where a code can lie. Along its row (FP8, INT8, FP4, packed integers), low bits first:
- * code c of a row is bits c * bits .. of its bytes. Or in a matrix that is turned (GPTQ, AWQ),
+ * Codes are stored along their row (FP8, INT8, FP4, packed integers), low bits first: code c of a
+ * row is bits c * bits .. of its bytes. Or they are stored in a transposed matrix (GPTQ, AWQ),
  * whose 32-bit words run along the outputs:
  *
- *   WORDS_DOWN    input i of output r is bits i * bits .. of the column r of words
- *   WORDS_ACROSS  output r of input i is four bits of word [i, r / 8], in the order `across`
+ *   PACKED_DOWN    input i of output r is bits i * bits .. of the column r of words
+ *   PACKED_ACROSS  output r of input i is four bits of word [i, r / 8], in the order `across`
  *
  * Sources: OCP 8-bit floating point (E4M3, E5M2), OCP Microscaling Formats (E8M0, E2M1),
  * pack_quantized in compressed-tensors, qlinear in GPTQModel, packing_utils in AutoAWQ.
@@ -19,8 +19,8 @@
 #include "floats.h"
 #include "fp4.h"
 
-/* Floats of eight bits, without branches, so that loops of them are vectors. A subnormal, which has
- * no leading one, is made with one in the next exponent, and that one is taken away: exactly.
+/* Floats of eight bits, without branches, so that loops of them become vectors. A subnormal has no
+ * leading one: it is made with one, in the next exponent, and that one is subtracted, exactly.
  *
  * E4M3: bias 7, no infinity, both codes of magnitude 127 are not a number. */
 static ALWAYS_INLINE float f32_of_e4m3(uint8_t code)
@@ -32,7 +32,7 @@ static ALWAYS_INLINE float f32_of_e4m3(uint8_t code)
     return f32_of_bits(sign | bits_of_f32(r) | is_nan * 0x7fc00000);
 }
 
-/* E5M2: bias 15; infinities and numbers that are none from magnitude 124 on, as in f16. */
+/* E5M2: bias 15; infinity and NaN from magnitude 124 on, as in f16. */
 static ALWAYS_INLINE float f32_of_e5m2(uint8_t code)
 {
     uint32_t sign = (uint32_t)(code & 0x80) << 24, magnitude = code & 0x7f;
@@ -81,7 +81,8 @@ static ALWAYS_INLINE float number_at(enum number number, const uint8_t *row, int
     }
 }
 
-/* Rows of one kind of number; the kind is a constant in each copy, so that its loop is vectors. */
+/* Rows of one kind of number; the kind is a constant in each copy, so that its loop
+ * becomes vectors. */
 static ALWAYS_INLINE void rows_of(enum number number, int bits, const uint8_t *restrict codes,
                                   int64_t row_bytes, int64_t n_rows, int64_t n_per_row,
                                   const struct scales *s, float *restrict x)
@@ -129,7 +130,7 @@ static void decode_rows(enum number number, int bits, const uint8_t *codes, int6
 #undef CASE
 }
 
-/* Nibble of a word that holds output 8 k + j: the order 0, 2, 4, 6, 1, 3, 5, 7 turned round. */
+/* Nibble of a word that holds output 8 k + j: the inverse of the order 0, 2, 4, 6, 1, 3, 5, 7. */
 static const int across[8] = {0, 4, 1, 5, 2, 6, 3, 7};
 
 static ALWAYS_INLINE uint32_t word_at(const uint8_t *words, int64_t i)
@@ -139,11 +140,12 @@ static ALWAYS_INLINE uint32_t word_at(const uint8_t *words, int64_t i)
     return word;
 }
 
-/* Output r, input i of words [n_per_row * bits / 32, width] or [n_per_row, width / 8]. */
-static ALWAYS_INLINE uint32_t turned_code(enum words kind, const uint8_t *words, int64_t width,
-                                          int bits, int64_t r, int64_t i)
+/* The code of output r, input i in words [n_per_row * bits / 32, width] or [n_per_row, width /
+ * 8]. */
+static ALWAYS_INLINE uint32_t transposed_code(enum packing packing, const uint8_t *words,
+                                              int64_t width, int bits, int64_t r, int64_t i)
 {
-    if (kind == WORDS_ACROSS)
+    if (packing == PACKED_ACROSS)
         return word_at(words, i * (width / 8) + r / 8) >> 4 * across[r % 8] & 15;
     int64_t at = i * bits, row = at >> 5;
     int shift = (int)(at & 31);
@@ -158,9 +160,9 @@ static ALWAYS_INLINE uint32_t turned_code(enum words kind, const uint8_t *words,
 #define TILE_ROWS 16
 #define TILE_COLUMNS 32
 
-static ALWAYS_INLINE void turned_of(enum words kind, int bits, const uint8_t *words, int64_t width,
-                                    int64_t first, int64_t n_rows, int64_t n_per_row,
-                                    const struct scales *s, float *x)
+static ALWAYS_INLINE void transposed_of(enum packing packing, int bits, const uint8_t *words,
+                                        int64_t width, int64_t first, int64_t n_rows,
+                                        int64_t n_per_row, const struct scales *s, float *x)
 {
     for (int64_t r0 = 0; r0 < n_rows; r0 += TILE_ROWS)
         for (int64_t c0 = 0; c0 < n_per_row; c0 += TILE_COLUMNS) {
@@ -171,7 +173,7 @@ static ALWAYS_INLINE void turned_of(enum words kind, int bits, const uint8_t *wo
                 int64_t at = s ? s->groups[c0 + c] * width : 0;
                 for (int r = 0; r < rows; r++) {
                     int64_t output = first + r0 + r;
-                    float q = (float)turned_code(kind, words, width, bits, output, c0 + c);
+                    float q = (float)transposed_code(packing, words, width, bits, output, c0 + c);
                     tile[c][r] = s ? (q - s->zero[at + output]) * s->scale[at + output] : q;
                 }
             }
@@ -181,16 +183,16 @@ static ALWAYS_INLINE void turned_of(enum words kind, int bits, const uint8_t *wo
         }
 }
 
-static void decode_turned(enum words kind, int bits, const uint8_t *words, int64_t width,
-                          int64_t first, int64_t n_rows, int64_t n_per_row, const struct scales *s,
-                          float *x)
+static void decode_transposed(enum packing packing, int bits, const uint8_t *words, int64_t width,
+                              int64_t first, int64_t n_rows, int64_t n_per_row,
+                              const struct scales *s, float *x)
 {
-    if (kind == WORDS_ACROSS)
-        turned_of(WORDS_ACROSS, 4, words, width, first, n_rows, n_per_row, s, x);
+    if (packing == PACKED_ACROSS)
+        transposed_of(PACKED_ACROSS, 4, words, width, first, n_rows, n_per_row, s, x);
     else if (bits == 4)
-        turned_of(WORDS_DOWN, 4, words, width, first, n_rows, n_per_row, s, x);
+        transposed_of(PACKED_DOWN, 4, words, width, first, n_rows, n_per_row, s, x);
     else
-        turned_of(WORDS_DOWN, bits, words, width, first, n_rows, n_per_row, s, x);
+        transposed_of(PACKED_DOWN, bits, words, width, first, n_rows, n_per_row, s, x);
 }
 
 /* Blocks of MXFP4 from its codes in order, two to a byte with the first in the low half, and its

@@ -2,10 +2,12 @@
  *
  * For a given set of weights that are not zero the best d is A / B, A = sum w |x|, B = sum w over
  * the set, and it takes A^2 / B off the error. The best codes for a given d are those of the set
- * |x| > d / 2, whatever w: so only the 256 sets of the largest |x| can be optimal, and sorting finds
- * the best of all. This is the exact optimum; there is nothing left for a higher effort.
+ * |x| > d / 2, whatever w: so only the 256 sets of the largest |x| can be optimal, and sorting
+ * finds the best of all. This is the exact optimum, so a higher effort finds no better one.
  */
 #pragma once
+
+#include <math.h>
 
 #include "sort.h"
 
@@ -17,7 +19,7 @@ struct ternary_codes {
 };
 
 /* Rounds of d = A / B over |x| > d / 2, at effort fast. From the mean magnitude of all weights the
- * set only shrinks, and stops at the first d that gives itself. */
+ * set only shrinks, until d no longer changes. */
 #define FAST_ROUNDS 5
 
 static ALWAYS_INLINE f32x16 fit_ternary_fast(const f32x16 *x, const f32x16 *w)
@@ -59,23 +61,27 @@ static ALWAYS_INLINE f32x16 fit_ternary(const f32x16 *x, const f32x16 *w, int ha
     return quotient(best_a, best_b);
 }
 
-static ALWAYS_INLINE void encode_ternary(const float *x, const float *w, int n_blocks,
-                                         enum effort effort, struct ternary_codes *out)
+/* Codes 0..2 for -1..1: the sign of each weight above half a scale. A scale of zero gives zeros. */
+static ALWAYS_INLINE void round_ternary(const f32x16 *x, f32x16 d, f32x16 *q)
 {
-    f32x16 gx[TERNARY_BLOCK], gw[TERNARY_BLOCK];
-    float unit[LANES], d[LANES];
-    gather_into(gx, gw, unit, TERNARY_BLOCK, 1, n_blocks, x, w);
-    store(d, effort == EFFORT_FAST ? fit_ternary_fast(gx, gw)
-             : w                   ? fit_ternary(gx, gw, 1)
-                                   : fit_ternary(gx, gw, 0));
-    for (int l = 0; l < LANES; l++)
-        d[l] = rounded_scale(d[l], unit[l], &out->d[l]);
-
-    /* A scale of zero takes no weight. */
-    f32x16 half_d = mul(load(d), splat(0.5f));
+    f32x16 half_d = mul(d, splat(0.5f));
     half_d = choose(below(splat(0), half_d), half_d, splat(INFINITY));
     f32x16 minus_half_d = sub(splat(0), half_d);
     for (int i = 0; i < TERNARY_BLOCK; i++)
-        out->q[i] = choose(below(half_d, gx[i]), splat(2),
-                           choose(below(gx[i], minus_half_d), splat(0), splat(1)));
+        q[i] = choose(below(half_d, x[i]), splat(2),
+                      choose(below(x[i], minus_half_d), splat(0), splat(1)));
+}
+
+static ALWAYS_INLINE void encode_ternary(struct weights in, int n_blocks, enum effort effort,
+                                         struct ternary_codes *out)
+{
+    f32x16 gx[TERNARY_BLOCK], gw[TERNARY_BLOCK];
+    float unit[LANES], d[LANES];
+    gather_into(gx, gw, unit, TERNARY_BLOCK, 1, 1, n_blocks, in);
+    store(d, effort == EFFORT_FAST ? fit_ternary_fast(gx, gw)
+             : in.w                ? fit_ternary(gx, gw, 1)
+                                   : fit_ternary(gx, gw, 0));
+    for (int l = 0; l < LANES; l++)
+        d[l] = rounded_scale(d[l], unit[l], &out->d[l]);
+    round_ternary(gx, load(d), out->q);
 }

@@ -5,27 +5,33 @@
  *   bytes 52..53   d    f16 scale
  *
  * Codes of a byte are the digits of a number in base 3, the first weight's the highest; four codes
- * have a fifth digit of 0. Weights of the digits k = 0..4:
+ * have a fifth digit of 0. The weights of digit k = 0..4:
  *
  *   qs[m], m < 32          32 k + m
  *   qs[32 + m], m < 16     160 + 16 k + m
  *   qh[m], m < 4           240 + 4 k + m, k < 4
  *
- * The byte is the five-digit number v as the fraction v / 243 of 256, rounded up, so that digit k is
- * what is carried out of the low eight bits of (byte * 3^k) when those are tripled.
+ * The byte is the five-digit number v as the fraction v / 243 of 256, rounded up, so that digit k
+ * is the carry out of the low eight bits of (byte * 3^k) when those are tripled.
  *
  *   w[i] = d * (digit - 1)
  *
  * Source: block_tq1_0 in ggml-common.h. Little-endian.
  */
+#include <assert.h>
+
 #include "ternary.h"
 
-struct block_tq1_0 { uint8_t qs[48], qh[4]; uint16_t d; };
+struct block_tq1_0 { uint8_t qs[48], qh[4]; uint16_t d; } PACKED;
 static_assert(sizeof(struct block_tq1_0) == 54, "TQ1_0 is 54 bytes a block");
 
-/* Where a run of bytes has its weights: the first one, the distance between digits, how many. */
+/* A run of bytes and its weights: the first one, and the distance from digit to digit. */
 struct tq1_run { int first_byte, n_bytes, first_weight, stride, digits; };
-static const struct tq1_run tq1_runs[3] = {{0, 32, 0, 32, 5}, {32, 16, 160, 16, 5}, {48, 4, 240, 4, 4}};
+static const struct tq1_run tq1_runs[3] = {
+    {.first_byte = 0, .n_bytes = 32, .first_weight = 0, .stride = 32, .digits = 5},
+    {.first_byte = 32, .n_bytes = 16, .first_weight = 160, .stride = 16, .digits = 5},
+    {.first_byte = 48, .n_bytes = 4, .first_weight = 240, .stride = 4, .digits = 4},
+};
 
 /* The byte of five digits, the first weight's at q[0], the others `stride` on. */
 static ALWAYS_INLINE f32x16 tq1_byte(const f32x16 *q, int stride, int digits)
@@ -35,17 +41,17 @@ static ALWAYS_INLINE f32x16 tq1_byte(const f32x16 *q, int stride, int digits)
         v = mul(v, splat(3));
         v = k < digits ? add(v, q[k * stride]) : v;
     }
-    /* ceil(256 v / 243) = floor((256 v + 242) / 243). A half more above the line and a half off the
-     * quotient make that a rounding to nearest with 1/486 to spare on both sides. */
+    /* ceil(256 v / 243) = floor((256 v + 242) / 243). Half a unit more in the numerator and half
+     * off the quotient make that a rounding to nearest with a margin of 1/486 on both sides. */
     v = add(mul(v, splat(256)), splat(242.5f));
     return nearest(sub(mul(v, splat(1.0f / 243)), splat(0.5f)), 0, 255);
 }
 
-static void encode_tq1_0(const float *x, const float *w, struct block_tq1_0 *blocks, int n_blocks,
+static void encode_tq1_0(struct weights in, struct block_tq1_0 *blocks, int n_blocks,
                          enum effort effort)
 {
     struct ternary_codes c;
-    encode_ternary(x, w, n_blocks, effort, &c);
+    encode_ternary(in, n_blocks, effort, &c);
     for (int k = 0; k < n_blocks; k++)
         blocks[k].d = c.d[k];
     for (int r = 0; r < 3; r++) {
@@ -56,7 +62,8 @@ static void encode_tq1_0(const float *x, const float *w, struct block_tq1_0 *blo
             bytes[m] = tq1_byte(c.q + run.first_weight + m, run.stride, run.digits);
         scatter_codes(bytes, run.n_bytes, qs);
         for (int k = 0; k < n_blocks; k++)
-            memcpy((uint8_t *)(blocks + k) + run.first_byte, qs + run.n_bytes * k, (size_t)run.n_bytes);
+            memcpy((uint8_t *)(blocks + k) + run.first_byte, qs + run.n_bytes * k,
+                   (size_t)run.n_bytes);
     }
 }
 

@@ -3,23 +3,25 @@
  *   bytes  0..63   qs   2-bit codes
  *   bytes 64..65   d    f16 scale
  *
- * Each half h (128 weights) has 32 bytes of qs: bits 2 k, 2 k + 1 of qs[32 h + i], k = 0..3, are the
- * code of weight 128 h + 32 k + i.
+ * Each half h (128 weights) has 32 bytes of qs: bits 2 k, 2 k + 1 of qs[32 h + i], k = 0..3, are
+ * the code of weight 128 h + 32 k + i.
  *
  *   w[i] = d * (q - 1),  q in 0..2; a decoder reads 3 as +2
  *
  * Source: block_tq2_0 in ggml-common.h. Little-endian.
  */
+#include <assert.h>
+
 #include "ternary.h"
 
-struct block_tq2_0 { uint8_t qs[64]; uint16_t d; };
+struct block_tq2_0 { uint8_t qs[64]; uint16_t d; } PACKED;
 static_assert(sizeof(struct block_tq2_0) == 66, "TQ2_0 is 66 bytes a block");
 
-static void encode_tq2_0(const float *x, const float *w, struct block_tq2_0 *blocks, int n_blocks,
+static void encode_tq2_0(struct weights in, struct block_tq2_0 *blocks, int n_blocks,
                          enum effort effort)
 {
     struct ternary_codes c;
-    encode_ternary(x, w, n_blocks, effort, &c);
+    encode_ternary(in, n_blocks, effort, &c);
     for (int h = 0; h < 2; h++) {
         f32x16 bytes[32];
         _Alignas(4) uint8_t qs[LANES * 32];

@@ -1,5 +1,6 @@
-/* Every quant type, compiled once per ISA (-DISA=name): one table and one way in. */
+/* Every quant type, compiled once per ISA (-DISA=name), behind one table. */
 #include <assert.h>
+#include <float.h>
 #include <math.h>
 #include <stddef.h>
 
@@ -35,45 +36,56 @@
 #include "tq1_0.h"
 #include "tq2_0.h"
 
-/* Block types: name, file, weights and bytes of a block, blocks that are encoded at a time. */
-#define BLOCK_TYPES(T)                                                                             \
-    T(Q8_0, q8_0, 32, 34, 16)                                                                      \
-    T(Q6_K, q6_k, 256, 210, 1)                                                                     \
-    T(Q5_1, q5_1, 32, 24, 16)                                                                      \
-    T(Q5_K, q5_k, 256, 176, 2)                                                                     \
-    T(Q5_0, q5_0, 32, 22, 16)                                                                      \
-    T(Q4_1, q4_1, 32, 20, 16)                                                                      \
-    T(Q4_K, q4_k, 256, 144, 2)                                                                     \
-    T(IQ4_NL, iq4_nl, 32, 18, 16)                                                                  \
-    T(Q4_0, q4_0, 32, 18, 16)                                                                      \
-    T(IQ4_XS, iq4_xs, 256, 136, 2)                                                                 \
-    T(IQ3_S, iq3_s, 256, 110, 2)                                                                   \
-    T(Q3_K, q3_k, 256, 110, 1)                                                                     \
-    T(IQ3_XXS, iq3_xxs, 256, 98, 2)                                                                \
-    T(Q2_K, q2_k, 256, 84, 1)                                                                      \
-    T(IQ2_S, iq2_s, 256, 82, 1)                                                                    \
-    T(IQ2_XS, iq2_xs, 256, 74, 1)                                                                  \
-    T(Q2_0, q2_0, 64, 18, 16)                                                                      \
-    T(IQ2_XXS, iq2_xxs, 256, 66, 2)                                                                \
-    T(TQ2_0, tq2_0, 256, 66, 16)                                                                   \
-    T(IQ1_M, iq1_m, 256, 56, 1)                                                                    \
-    T(TQ1_0, tq1_0, 256, 54, 16)                                                                   \
-    T(IQ1_S, iq1_s, 256, 50, 2)                                                                    \
-    T(Q1_0, q1_0, 128, 18, 1)
+/* No block has more weights, or more bytes. */
+#define MAX_BLOCK 256
+#define MAX_TYPE_SIZE 256
 
-/* Block types whose scales are too coarse to be regained; the columns are the same. */
+/* Block types: name, file, weights and bytes of a block, lanes that a block takes: its groups, and
+ * in Q1_0 sixteenths of the block. An encoder takes as many blocks at a time as fill the lanes,
+ * LANES / lanes; LOOPS checks that these are whole blocks. */
+#define BLOCK_TYPES(T)                                                                             \
+    T(Q8_0, q8_0, 32, 34, 1)                                                                       \
+    T(Q6_K, q6_k, 256, 210, 16)                                                                    \
+    T(Q5_1, q5_1, 32, 24, 1)                                                                       \
+    T(Q5_K, q5_k, 256, 176, 8)                                                                     \
+    T(Q5_0, q5_0, 32, 22, 1)                                                                       \
+    T(Q4_1, q4_1, 32, 20, 1)                                                                       \
+    T(Q4_K, q4_k, 256, 144, 8)                                                                     \
+    T(IQ4_NL, iq4_nl, 32, 18, 1)                                                                   \
+    T(Q4_0, q4_0, 32, 18, 1)                                                                       \
+    T(IQ4_XS, iq4_xs, 256, 136, 8)                                                                 \
+    T(IQ3_S, iq3_s, 256, 110, 8)                                                                   \
+    T(Q3_K, q3_k, 256, 110, 16)                                                                    \
+    T(IQ3_XXS, iq3_xxs, 256, 98, 8)                                                                \
+    T(Q2_K, q2_k, 256, 84, 16)                                                                     \
+    T(IQ2_S, iq2_s, 256, 82, 16)                                                                   \
+    T(IQ2_XS, iq2_xs, 256, 74, 16)                                                                 \
+    T(Q2_0, q2_0, 64, 18, 1)                                                                       \
+    T(IQ2_XXS, iq2_xxs, 256, 66, 8)                                                                \
+    T(TQ2_0, tq2_0, 256, 66, 1)                                                                    \
+    T(IQ1_M, iq1_m, 256, 56, 16)                                                                   \
+    T(TQ1_0, tq1_0, 256, 54, 1)                                                                    \
+    T(IQ1_S, iq1_s, 256, 50, 8)                                                                    \
+    T(Q1_0, q1_0, 128, 18, 16)
+
+/* Block types whose scales are too coarse for `regain`; the columns are the same. */
 #define LATTICE_TYPES(T)                                                                           \
     T(NVFP4, nvfp4, 64, 36, 4)                                                                     \
-    T(MXFP4, mxfp4, 32, 17, 16)
+    T(MXFP4, mxfp4, 32, 17, 1)
 
-/* A block file knows its struct and a few blocks; the rest of the core knows bytes and any number. */
-#define LOOPS(NAME, name, block_size, type_size, batch)                                            \
-    static void encode_all_##name(const float *x, const float *w, uint8_t *blocks, int64_t n,      \
+/* A block file knows its struct and a few blocks; the rest of the core knows bytes and any number
+ * of blocks. */
+#define LOOPS(NAME, name, block_size, type_size, lanes)                                            \
+    static_assert(sizeof(struct block_##name) == type_size, #NAME " has its size");                \
+    static_assert(block_size <= MAX_BLOCK && type_size <= MAX_TYPE_SIZE, #NAME " is too large");   \
+    static_assert(lanes > 0 && LANES % lanes == 0, #NAME " has whole blocks in the lanes");        \
+    static void encode_all_##name(struct weights in, uint8_t *blocks, int64_t n,                   \
                                   enum effort effort)                                              \
     {                                                                                              \
         struct block_##name *block = (struct block_##name *)blocks;                                \
+        const int batch = LANES / lanes;                                                           \
         for (int64_t b = 0; b < n; b += batch)                                                     \
-            encode_##name(x + b * block_size, w ? w + b * block_size : NULL, block + b,            \
+            encode_##name(weights_from_block(in, b), block + b,                                    \
                           n - b < batch ? (int)(n - b) : batch, effort);                           \
     }                                                                                              \
                                                                                                    \
@@ -84,7 +96,7 @@
             decode_##name(block + b, x + b * block_size);                                          \
     }
 
-#define REGAIN(NAME, name, block_size, type_size, batch)                                           \
+#define REGAIN(NAME, name, block_size, type_size, lanes)                                           \
     static void regain_one_##name(uint8_t *block, float factor)                                    \
     {                                                                                              \
         regain_##name((struct block_##name *)block, factor);                                       \
@@ -94,9 +106,9 @@ BLOCK_TYPES(LOOPS)
 BLOCK_TYPES(REGAIN)
 LATTICE_TYPES(LOOPS)
 
-#define ROW(NAME, name, block_size, type_size, batch)                                              \
+#define ROW(NAME, name, block_size, type_size, lanes)                                              \
     {#NAME, block_size, type_size, encode_all_##name, decode_all_##name, regain_one_##name},
-#define LATTICE_ROW(NAME, name, block_size, type_size, batch)                                      \
+#define LATTICE_ROW(NAME, name, block_size, type_size, lanes)                                      \
     {#NAME, block_size, type_size, encode_all_##name, decode_all_##name, NULL},
 
 static const struct quant_type types[] = {
@@ -107,10 +119,9 @@ static const struct quant_type types[] = {
     LATTICE_TYPES(LATTICE_ROW)
 };
 
-/* Weights converted and encoded at a time: a multiple of every block size, and of what any encoder
- * takes at a time; 2 x 16 KiB of stack, inside the L1 cache. */
+/* Weights converted and encoded at a time: a multiple of LANES times every block size; 2 x 16 KiB
+ * of stack, inside the L1 cache. */
 #define BATCH 4096
-#define MAX_BLOCK 256
 
 /* Stored numbers as f32. Returns whether all of them are finite. */
 static int weights_of_stored(enum stored_type stored, const uint8_t *from, int64_t n, float *x)
@@ -137,20 +148,21 @@ static int64_t first_not_finite(const float *x)
     return i;
 }
 
-/* The importances of n weights from position `at` of a run of rows. */
-static void importance_of_run(const float *importance, int64_t n_per_row, int64_t at, int64_t n,
+/* The importances of n weights from position `at` of a run of rows; they may lie at any address. */
+static void importance_of_run(const void *importance, int64_t n_per_row, int64_t at, int64_t n,
                               float *w)
 {
     for (int64_t column = at % n_per_row; n > 0; column = 0) {
         int64_t m = n_per_row - column < n ? n_per_row - column : n;
-        memcpy(w, importance + column, (size_t)m * sizeof *w);
+        memcpy(w, (const uint8_t *)importance + 4 * column, (size_t)m * sizeof *w);
         w += m;
         n -= m;
     }
 }
 
-/* importance * sqrt(mean x^2 + x^2), the mean over the block: how ggml weighs. w may hold no
- * importance yet. In double, so that no square overflows. */
+/* importance * sqrt(mean x^2 + x^2), the mean over the block, as in ggml. has_importance 0: w is
+ * only written. In double, so that no square overflows; products too large for a float become the
+ * largest one, as an infinite importance would leave nothing to compare. */
 static void weigh_by_magnitude(const float *x, float *w, int has_importance, int64_t n,
                                int64_t block_size)
 {
@@ -159,8 +171,9 @@ static void weigh_by_magnitude(const float *x, float *w, int has_importance, int
         for (int64_t i = b; i < b + block_size; i++)
             mean += (double)x[i] * x[i] / (double)block_size;
         for (int64_t i = b; i < b + block_size; i++) {
-            float magnitude = (float)sqrt(mean + (double)x[i] * x[i]);
-            w[i] = has_importance ? w[i] * magnitude : magnitude;
+            float magnitude = (float)fmin(sqrt(mean + (double)x[i] * x[i]), FLT_MAX);
+            float weight = has_importance ? w[i] * magnitude : magnitude;
+            w[i] = weight < FLT_MAX ? weight : FLT_MAX;
         }
     }
 }
@@ -185,7 +198,7 @@ static void regain(const struct quant_type *type, float gain, const float *x, co
 }
 
 static int64_t encode(const struct quant_type *type, enum stored_type stored, const void *rows,
-                      int64_t n_rows, int64_t n_per_row, const float *importance,
+                      int64_t n_rows, int64_t n_per_row, const void *importance,
                       const struct search *search, uint8_t *blocks)
 {
     int64_t total = n_rows * n_per_row, stored_size = stored == STORED_F32 ? 4 : 2;
@@ -199,7 +212,8 @@ static int64_t encode(const struct quant_type *type, enum stored_type stored, co
             importance_of_run(importance, n_per_row, at, n, w);
         if (by_magnitude)
             weigh_by_magnitude(x, w, importance != NULL, n, type->block_size);
-        type->encode(x, w, blocks, n_blocks, search->effort);
+        struct weights in = {x, w, type->block_size, type->block_size};
+        type->encode(in, blocks, n_blocks, search->effort);
         if (search->gain != 0 && type->regain)
             regain(type, search->gain, x, w, blocks, n);
         blocks += n_blocks * type->type_size;
@@ -207,9 +221,54 @@ static int64_t encode(const struct quant_type *type, enum stored_type stored, co
     return -1;
 }
 
+/* The first row of columns that holds a number that is not finite, or -1. */
+static int64_t first_not_finite_row(const float *x, int64_t n_rows, int64_t stride,
+                                    int64_t n_columns)
+{
+    for (int64_t r = 0; r < n_rows; r++) {
+        uint32_t not_finite = 0;
+        for (int64_t c = 0; c < n_columns; c++)
+            not_finite |= (bits_of_f32(x[r * stride + c]) & 0x7f800000) == 0x7f800000;
+        if (not_finite)
+            return r;
+    }
+    return -1;
+}
+
+/* Sixteen rows at a time: their blocks in one column range are encoded together and then moved to
+ * their rows. */
+static int64_t encode_columns(const struct quant_type *type, const float *x, int64_t n_rows,
+                              int64_t stride, int64_t n_columns, const float *importance,
+                              enum effort effort, uint8_t *blocks)
+{
+    int64_t block_size = type->block_size, type_size = type->type_size;
+    int64_t row_size = n_columns / block_size * type_size;
+    int64_t bad_row = first_not_finite_row(x, n_rows, stride, n_columns);
+    if (bad_row >= 0)
+        return bad_row;
+    if (block_size == 1) {
+        for (int64_t r = 0; r < n_rows; r++)
+            type->encode((struct weights){x + r * stride, importance, 1, 1}, blocks + r * row_size,
+                         n_columns, effort);
+        return -1;
+    }
+    for (int64_t first = 0; first < n_rows; first += LANES) {
+        int64_t m = n_rows - first < LANES ? n_rows - first : LANES;
+        for (int64_t b = 0; b < n_columns / block_size; b++) {
+            uint8_t column[LANES * MAX_TYPE_SIZE], *to = blocks + first * row_size + b * type_size;
+            struct weights in = {x + first * stride + b * block_size,
+                                 importance ? importance + b * block_size : NULL, stride, 0};
+            type->encode(in, column, m, effort);
+            for (int64_t r = 0; r < m; r++)
+                memcpy(to + r * row_size, column + r * type_size, (size_t)type_size);
+        }
+    }
+    return -1;
+}
+
 static struct errors errors(const struct quant_type *original, const uint8_t *rows,
                             const struct quant_type *type, const uint8_t *blocks, int64_t n,
-                            int64_t n_per_row, const float *importance)
+                            int64_t n_per_row, const void *importance)
 {
     struct lane_errors total = {0};
     for (int64_t at = 0; at < n; at += ERROR_BATCH) {
@@ -242,8 +301,9 @@ const struct codec NAME(codec_, ISA) = {
     .n_types = sizeof types / sizeof *types,
     .types = types,
     .encode = encode,
+    .encode_columns = encode_columns,
     .errors = errors,
     .decode_rows = decode_rows,
-    .decode_turned = decode_turned,
+    .decode_transposed = decode_transposed,
     .mxfp4_of_codes = mxfp4_of_codes,
 };

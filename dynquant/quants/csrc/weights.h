@@ -20,7 +20,8 @@ static inline void affine_weights(const uint8_t *q, int n, float scale, float of
 }
 
 /* x = scale * levels[q], q < 16 */
-static inline void level_weights(const uint8_t *q, int n, float scale, const float *levels, float *x)
+static inline void level_weights(const uint8_t *q, int n, float scale, const float *levels,
+                                 float *x)
 {
     for (int i = 0; i < n; i += LANES)
         store(x + i, mul(splat(scale), look_up(levels, q + i)));
