@@ -21,6 +21,7 @@ from dynquant.conversion.resume import begin
 from dynquant.conversion.sample import SAMPLES, check_sample
 from dynquant.conversion.source_hashes import SourceDigests, SourceHashes
 from dynquant.errors import ConvertError, PlanError
+from dynquant.part_cache import release_parts
 from dynquant.plan.plan import Plan
 from dynquant.quants import codec
 from dynquant.quants.error import keeps_weights
@@ -110,6 +111,7 @@ def convert_plan(
         if run is None or not run.is_alive:
             parts.close()
             journal.close()
+        release_parts()
 
 
 def _first_left(plan: Plan, done: Mapping[int, Sequence[Done]]) -> int | None:

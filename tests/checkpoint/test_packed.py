@@ -25,6 +25,7 @@ import dynquant
 from dynquant.arrays import F32, U8
 from dynquant.checkpoint.packed import Weights, transposed, unpack
 from dynquant.checkpoint.safetensors import open_checkpoint
+from dynquant.part_cache import release_parts
 from dynquant.quants import isas
 from dynquant.recipe.loader import parse_recipe
 from dynquant.tensors import ShardFile, TensorSource, n_rows
@@ -81,7 +82,7 @@ def test_any_rows_can_be_read_alone(case: str, data: st.DataObject) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(transposed, "PANEL_BYTES", 1)
         patch.setattr(transposed, "_ALIGNMENT", 32)
-        transposed._panel.cache_clear()
+        release_parts()
         source, expected = source_and_whole(case)
         start = data.draw(st.integers(0, len(expected) - 1))
         stop = data.draw(st.integers(start + 1, len(expected)))
@@ -89,17 +90,25 @@ def test_any_rows_can_be_read_alone(case: str, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.startswith(("gptq", "awq"))])
-def test_a_turned_weight_is_read_in_panels_of_its_columns(
+def test_a_transposed_weight_is_read_in_panels_of_its_columns(
     case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transposed, "PANEL_BYTES", 1)
     monkeypatch.setattr(transposed, "_ALIGNMENT", 32)
-    transposed._panel.cache_clear()
+    release_parts()
+    computed: list[int] = []
+    panel = transposed.TransposedRows._panel
+
+    def counted(rows: transposed.TransposedRows, index: int) -> transposed._Panel:
+        computed.append(index)
+        return panel(rows, index)
+
+    monkeypatch.setattr(transposed.TransposedRows, "_panel", counted)
     source, expected = source_and_whole(case)
     np.testing.assert_array_equal(whole(source), expected)
-    assert transposed._panel.cache_info().misses == -(-len(expected) // 32)
+    assert computed == list(range(-(-len(expected) // 32)))
     read_weights(source, 0, 1)
-    assert transposed._panel.cache_info().misses == -(-len(expected) // 32)
+    assert computed == list(range(-(-len(expected) // 32)))
 
 
 # ---- from checkpoint to file ---------------------------------------------------------------------

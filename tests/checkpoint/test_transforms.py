@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dynquant import transforms
 from dynquant.arrays import F32, I64, U8
 from dynquant.quants import ALL, QuantType, encode
 from dynquant.tensors import Computed, TensorSource, n_rows, row_bytes
 from dynquant.transforms import (
-    MATRICES_KEPT,
     Elementwise,
     Reshaped,
     Rows,
@@ -138,21 +138,30 @@ class Counted:
     def __init__(self, x: F32, stored: QuantType = ALL["F32"]) -> None:
         self.shape, self.stored = x.shape, stored
         self._source: Any = Computed(x)
-        self.n_read = 0
+        self.n_read = self.n_calls = 0
 
     def read(self, start: int, stop: int, into: U8) -> None:
         self.n_read += stop - start
+        self.n_calls += 1
         self._source.read(start, stop, into)
 
 
-def test_a_turned_tensor_reads_one_matrix_at_a_time_and_each_once() -> None:
-    source = Counted(numbered(3 * MATRICES_KEPT, 4, 5))
-    turned = Transposed(source)
+def test_a_transposed_tensor_reads_one_matrix_at_a_time_and_each_once() -> None:
+    source = Counted(numbered(24, 4, 5))
+    transposed = Transposed(source)
     for row in range(5):
-        read(turned, row, row + 1)
+        read(transposed, row, row + 1)
     assert source.n_read == 4
-    read(turned, 0, n_rows(turned.shape))
+    read(transposed, 0, n_rows(transposed.shape))
     assert source.n_read == n_rows(source.shape)
+
+
+def test_a_matrix_is_transposed_in_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transforms, "_SLAB_BYTES", 3 * 5 * 4)
+    x = numbered(2, 7, 5)
+    source = Counted(x)
+    np.testing.assert_array_equal(read(Transposed(source), 0, 10), x.swapaxes(1, 2).reshape(10, 7))
+    assert source.n_calls == 6
 
 
 def test_rows_far_apart_are_read_one_by_one_and_dense_ones_together() -> None:

@@ -22,6 +22,7 @@ ROOMS = (
     "name_lists",
     "figures",
     "untrusted",
+    "part_cache",
     "quants",
     "tensors",
     "transforms",

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from dynquant.checkpoint.packed.mxfp4 import find_mxfp4
 from dynquant.checkpoint.packed.scaled import FLOAT8, find_scaled
 from dynquant.checkpoint.packed.settings import read_settings
-from dynquant.checkpoint.packed.transposed import find_turned
+from dynquant.checkpoint.packed.transposed import find_transposed
 from dynquant.checkpoint.packed.weight import Found, Packed, Weight
 from dynquant.checkpoint.safetensors import Checkpoint
 from dynquant.checkpoint.safetensors_header import StoredTensor
@@ -59,7 +59,7 @@ def unpack(checkpoint: Checkpoint) -> Weights:
         CheckpointError.raise_any(found.messages(folder))
         return Weights(dict(tensors), {})
     if settings.method in ("gptq", "awq"):
-        find_turned(tensors, settings, found)
+        find_transposed(tensors, settings, found)
     elif settings.method == "mxfp4":
         find_mxfp4(tensors, found)
     else:

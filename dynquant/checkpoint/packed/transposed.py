@@ -12,8 +12,7 @@ that follow; a whole matrix is never in memory.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -22,16 +21,13 @@ from dynquant.checkpoint.packed.settings import Settings
 from dynquant.checkpoint.packed.weight import Found, lacking, read_groups, widened
 from dynquant.checkpoint.safetensors_header import StoredTensor
 from dynquant.errors import CheckpointError
+from dynquant.part_cache import Parts
 from dynquant.quants.stored import Words, decode_turned, numbers
 from dynquant.quants.table import ALL, FLOATS, QuantType
 
 PANEL_BYTES = 1 << 22
 """Packed bytes of a panel: 8 million weights of 4 bits, some milliseconds of reading to a second of
 encoding, and pieces of kilobytes of each row of words."""
-
-PANELS_KEPT = 8
-"""Of all weights together: threads take the chunks of a tensor in order, so that most are at the
-same panel or the next."""
 
 _ALIGNMENT = 64
 """Columns that a panel's are a multiple of: their zeros, of any width, are whole words."""
@@ -45,7 +41,17 @@ _ONES = {2: 0x55555555, 4: 0x11111111, 8: 0x01010101}
 
 
 @dataclass(frozen=True, eq=False)
-class TurnedRows:
+class _Panel:
+    """Some outputs of a weight; scale and zero are float32 [groups, outputs]."""
+
+    words: U8
+    scale: F32
+    zero: F32
+    groups: I32
+
+
+@dataclass(frozen=True, eq=False)
+class TransposedRows:
     """Rows of a weight whose words run along the outputs: (code - zero) * scale, as F32.
 
     shape:      [outputs, inputs]
@@ -62,6 +68,7 @@ class TurnedRows:
     bits: int
     shape: tuple[int, ...]
     less_one: bool
+    _panels: Parts[_Panel] = field(default_factory=lambda: Parts[_Panel](), init=False, repr=False)
 
     @property
     def stored(self) -> QuantType:
@@ -74,53 +81,45 @@ class TurnedRows:
         width = self.panel_width
         for index in range(start // width, -(-stop // width)):
             first, last = max(start, index * width), min(stop, (index + 1) * width)
-            panel = _panel(self, index)
-            decode_turned(
-                panel.words,
-                self.kind,
-                self.bits,
-                first - index * width,
-                x[first - start : last - start],
-                scale=panel.scale,
-                zero=panel.zero,
-                groups=panel.groups,
-            )
+            with self._panels.use(index, width * self._output_bytes, self._panel) as panel:
+                decode_turned(
+                    panel.words,
+                    self.kind,
+                    self.bits,
+                    first - index * width,
+                    x[first - start : last - start],
+                    scale=panel.scale,
+                    zero=panel.zero,
+                    groups=panel.groups,
+                )
 
     @property
     def panel_width(self) -> int:
         """Outputs in a panel."""
-        per_output = max(1, self.words.n_bytes // self.shape[0])
-        return max(_ALIGNMENT, PANEL_BYTES // per_output // _ALIGNMENT * _ALIGNMENT)
+        return max(_ALIGNMENT, PANEL_BYTES // self._output_bytes // _ALIGNMENT * _ALIGNMENT)
 
+    @property
+    def _output_bytes(self) -> int:
+        """Packed bytes of one output."""
+        return max(1, self.words.n_bytes // self.shape[0])
 
-@dataclass(frozen=True, eq=False)
-class _Panel:
-    """Some outputs of a weight; scale and zero are float32 [groups, outputs]."""
-
-    words: U8
-    scale: F32
-    zero: F32
-    groups: I32
-
-
-@lru_cache(PANELS_KEPT)
-def _panel(weight: TurnedRows, index: int) -> _Panel:
-    n_outputs, n_inputs = weight.shape
-    n_groups = weight.scales.shape[0]
-    first = index * weight.panel_width
-    last = min(n_outputs, first + weight.panel_width)
-    zero = _columns(weight.zeros, first, last, n_outputs)
-    if weight.groups:
-        groups = read_groups(weight.groups, n_groups)
-    else:
-        groups = np.arange(n_inputs, dtype=np.int32) // np.int32(weight.group_size)
-    scale = _columns(weight.scales, first, last, n_outputs)
-    return _Panel(
-        _columns(weight.words, first, last, n_outputs),
-        widened(scale, weight.scales.dtype, last - first),
-        _zeros(weight, zero, last - first),
-        groups,
-    )
+    def _panel(self, index: int) -> _Panel:
+        n_outputs, n_inputs = self.shape
+        n_groups = self.scales.shape[0]
+        first = index * self.panel_width
+        last = min(n_outputs, first + self.panel_width)
+        zero = _columns(self.zeros, first, last, n_outputs)
+        if self.groups:
+            groups = read_groups(self.groups, n_groups)
+        else:
+            groups = np.arange(n_inputs, dtype=np.int32) // np.int32(self.group_size)
+        scale = _columns(self.scales, first, last, n_outputs)
+        return _Panel(
+            _columns(self.words, first, last, n_outputs),
+            widened(scale, self.scales.dtype, last - first),
+            _zeros(self, zero, last - first),
+            groups,
+        )
 
 
 def _columns(tensor: StoredTensor, first: int, last: int, n_outputs: int) -> U8:
@@ -137,7 +136,7 @@ def _columns(tensor: StoredTensor, first: int, last: int, n_outputs: int) -> U8:
     return found
 
 
-def _zeros(weight: TurnedRows, words: U8, n: int) -> F32:
+def _zeros(weight: TransposedRows, words: U8, n: int) -> F32:
     """Return zeros, float32 [groups, n], of packed ones."""
     if weight.less_one and weight.bits in _ONES:
         # As GPTQModel does: a word is added to, and what overflows a field goes on into the next.
@@ -151,7 +150,7 @@ def _zeros(weight: TurnedRows, words: U8, n: int) -> F32:
     return np.ascontiguousarray(zero, np.float32)
 
 
-def find_turned(tensors: Mapping[str, StoredTensor], settings: Settings, found: Found) -> None:
+def find_transposed(tensors: Mapping[str, StoredTensor], settings: Settings, found: Found) -> None:
     """Find all weights of GPTQ or AWQ; raise CheckpointError for bits that these do not have."""
     is_gptq = settings.method == "gptq"
     bits = settings.number("bits" if "bits" in settings.values else "w_bit")
@@ -176,14 +175,14 @@ def find_turned(tensors: Mapping[str, StoredTensor], settings: Settings, found: 
         zeros, scales = tensors[base + ".qzeros"], tensors[base + ".scales"]
         groups = tensors.get(base + ".g_idx")
         parts = tuple(t.name for t in (words, zeros, scales, groups) if t)
-        made = _turned(words, zeros, scales, groups, settings, bits, group_size)
+        made = _transposed(words, zeros, scales, groups, settings, bits, group_size)
         if isinstance(made, str):
             found.fault(f"{base}.weight", made, parts)
         else:
             found.add(f"{base}.weight", made, parts)
 
 
-def _turned(
+def _transposed(
     words: StoredTensor,
     zeros: StoredTensor,
     scales: StoredTensor,
@@ -191,7 +190,7 @@ def _turned(
     settings: Settings,
     bits: int,
     group_size: int,
-) -> TurnedRows | str:
+) -> TransposedRows | str:
     """Return the rows of one weight, or what is wrong with it."""
     shapes = f"qweight {list(words.shape)}, qzeros {list(zeros.shape)}, scales {list(scales.shape)}"
     if any(len(t.shape) != 2 or 0 in t.shape for t in (words, zeros, scales)):
@@ -223,7 +222,7 @@ def _turned(
         return f"has g_idx {list(groups.shape)} for {n_inputs} inputs"
     less_one = settings.method == "gptq" and settings.values.get("checkpoint_format") != "gptq_v2"
     kind: Words = "across" if settings.method == "awq" else "down"
-    return TurnedRows(
+    return TransposedRows(
         words,
         zeros,
         scales,
