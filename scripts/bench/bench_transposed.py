@@ -121,7 +121,8 @@ def main() -> None:
     for column in ("threads", "wall s", "CPU s", "peak MB", "read / needed", "sha256"):
         table.add_column(column, justify="right")
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
+        folder = Path(scratch) / "gpt-oss"  # the output has the name of the folder as a key
+        folder.mkdir()
         needed = write_checkpoint(folder, given.experts)
         out, report = folder / "x.gguf", folder / "n_read"
         for threads in given.threads:
