@@ -172,7 +172,7 @@ BAD: dict[str, tuple[bytes, str]] = {
     "version 1": (raw([], [], version=1), "byte 4: version 1;"),
     "big-endian": (raw([], [], version=3 << 24), "big-endian"),
     "absurd counts": (b"GGUF" + struct.pack("<IQQ", 3, HUGE, HUGE), "byte 8: .*do not fit"),
-    "key longer than the file": (raw([struct.pack("<Q", 999)], [], 40), "byte 32: a key of 999"),
+    "key longer than the file": (raw([struct.pack("<Q", 999)], [], 40), "byte 32: a key has 999"),
     "key absurdly long": (raw([struct.pack("<Q", HUGE)], []), "byte 32: a key is 1152921504"),
     "key without a name": (raw([key("", GGUFValueType.UINT8, b"1")], []), "byte 24: a key without"),
     "key is not UTF-8": (raw([string(b"\xff") + bytes(5)], []), "byte 32: a key is not UTF-8"),
@@ -184,7 +184,7 @@ BAD: dict[str, tuple[bytes, str]] = {
     "bool 7": (raw([key("k", GGUFValueType.BOOL, b"\7")], []), "byte 37: k is neither true nor"),
     "string longer than the file": (
         raw([key("k", GGUFValueType.STRING, struct.pack("<Q", 500))], []),
-        "k of 500 bytes, but the file ends after",
+        "k has 500 bytes, but the file ends after",
     ),
     **{
         f"array of {HUGE} {t.name} that are not there": (
@@ -236,7 +236,7 @@ BAD: dict[str, tuple[bytes, str]] = {
         raw([], [tensor("t", [33, 2], GGMLQuantizationType.Q8_0)], 99),
         "rows of 33 weights .* Q8_0 needs a multiple of 32",
     ),
-    "unaligned": (raw([], [tensor("t", [1], 0, 4)], 40), "t lies at 4, not a multiple of 32"),
+    "unaligned": (raw([], [tensor("t", [1], 0, 4)], 40), "t has offset 4, not a multiple of 32"),
     "overlap": (
         raw([], [tensor("t", [16]), tensor("u", [8], 0, 32)], 64),
         "byte 128: t and u overlap",

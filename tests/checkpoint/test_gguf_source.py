@@ -338,7 +338,7 @@ def test_a_file_that_is_not_there_is_told(tmp_path: Path, name: str) -> None:
 def test_a_folder_of_ggufs_says_what_to_give(tmp_path: Path) -> None:
     write(tmp_path / "s.gguf", with_layers)
     (tmp_path / "config.json").write_text("{}")
-    assert "but s.gguf; give the name of that file" in problems_of(tmp_path)
+    assert "but s.gguf; to use it as the source, give" in problems_of(tmp_path)
 
 
 # ---- llama.cpp -----------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
-"""Quantized checkpoints become the weights that their own libraries make of them.
+"""Weights of quantized checkpoints equal those that the library of each format computes.
 
-The oracles are those libraries (tests/references/packed, by make_packed_references.py), and
-the formats' definitions (tests/packers.py).
+The oracles are these libraries (tests/references/packed, written by make_packed_references.py) and
+the definitions of the formats (tests/support/packers.py).
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_weights_equal_the_formats_own_library(isa: str, case: str) -> None:
-    """To the type that the library answers in; ours are float32, each rounded once."""
+def test_weights_equal_those_of_the_library_of_the_format(isa: str, case: str) -> None:
+    """After rounding to the type of the library's result; ours are float32, rounded once."""
     found = weights(REFERENCES / case)
     (name,) = found.tensors.keys() - found.ignored.keys()
     assert name == NAMES.get(case, "layer.weight")
@@ -78,7 +78,7 @@ def source_and_whole(case: str) -> tuple[TensorSource, F32]:
 
 
 @given(st.sampled_from(CASES), st.data())
-def test_any_rows_can_be_read_alone(case: str, data: st.DataObject) -> None:
+def test_any_rows_can_be_read_separately(case: str, data: st.DataObject) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(transposed, "PANEL_BYTES", 1)
         patch.setattr(transposed, "_ALIGNMENT", 32)
@@ -123,7 +123,7 @@ CONFIG = config_of(
 
 
 def both_ways(folder: Path, form: Format) -> tuple[Path, Path]:
-    """A checkpoint of random codes, and the one of the floats that they are worth."""
+    """Write a checkpoint of random codes and a checkpoint of the same weights as floats."""
     rng = np.random.default_rng(17)
     packed: Stored = {}
     plain: Stored = {}
@@ -146,7 +146,7 @@ def both_ways(folder: Path, form: Format) -> tuple[Path, Path]:
 
 @pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
 @pytest.mark.parametrize("recipe", ["f32", "bf16"])
-def test_a_quantized_checkpoint_makes_the_file_of_its_floats(
+def test_a_quantized_checkpoint_and_its_floats_give_the_same_file(
     form: Format, recipe: str, tmp_path: Path
 ) -> None:
     packed, plain = both_ways(tmp_path, form)
@@ -155,7 +155,7 @@ def test_a_quantized_checkpoint_makes_the_file_of_its_floats(
     assert (packed / "out.gguf").read_bytes() == (plain / "out.gguf").read_bytes()
 
 
-def test_mxfp4_is_kept_bit_for_bit_where_the_recipe_keeps_it(tmp_path: Path) -> None:
+def test_mxfp4_is_copied_bit_for_bit_if_the_recipe_keeps_it(tmp_path: Path) -> None:
     packed, _ = both_ways(tmp_path, FORMATS["mxfp4"])
     recipe = parse_recipe(
         "default: F32\nrules: [{role: [ffn_up, ffn_down], type: MXFP4}]", "r.yaml", "r"
@@ -178,7 +178,7 @@ def test_mxfp4_is_kept_bit_for_bit_where_the_recipe_keeps_it(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("form", ["nvfp4", "nvfp4 of modelopt"])
-def test_nvfp4_is_kept_bit_for_bit_with_its_factor_beside_it(form: str, tmp_path: Path) -> None:
+def test_nvfp4_is_copied_bit_for_bit_with_a_separate_factor(form: str, tmp_path: Path) -> None:
     packed, plain = both_ways(tmp_path, FORMATS[form])
     recipe = parse_recipe(
         "default: F32\nrules: [{role: [attn_q, attn_output, ffn_gate, ffn_up], type: NVFP4}]",
@@ -199,7 +199,7 @@ def test_nvfp4_is_kept_bit_for_bit_with_its_factor_beside_it(form: str, tmp_path
         )
 
 
-def test_the_runtime_multiplies_by_the_factor(tmp_path: Path) -> None:
+def test_llamacpp_multiplies_by_the_factor(tmp_path: Path) -> None:
     llamacpp: Any = pytest.importorskip("llamacpp", reason="needs xllamacpp", exc_type=ImportError)
     packed, _ = both_ways(tmp_path, FORMATS["nvfp4 of modelopt"])
     prompts = [[5, 17, 300, 40, 41], [7, 8, 9]]
@@ -223,7 +223,7 @@ def test_the_runtime_multiplies_by_the_factor(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("case", ["fp8-32x32", "ct-int4-zeros", "modelopt-nvfp4", "gpt-oss"])
-def test_rows_are_read_without_the_rest(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_needed_bytes_of_rows_are_read(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = open_checkpoint(REFERENCES / case)
     source = unpack(checkpoint).tensors[NAMES.get(case, "layer.weight")].source()
     lengths: list[int] = []

@@ -1,12 +1,12 @@
-"""GPTQ and AWQ: integers in words that run along the outputs, [inputs, outputs] and not its turn.
+"""GPTQ and AWQ: integers in words along the outputs, [inputs, outputs] instead of its transpose.
 
     NAME.qweight  I32, GPTQ [inputs * bits / 32, outputs], AWQ [inputs, outputs / 8]
     NAME.qzeros   I32 [groups, outputs * bits / 32]
     NAME.scales   [groups, outputs]
-    NAME.g_idx    I32 [inputs], the group of each input; without it groups follow each other
+    NAME.g_idx    I32 [inputs], the group of each input; without it, groups are consecutive inputs
 
-A row of the weight is a column here. So a panel of columns is read at a time, and kept for the rows
-that follow; a whole matrix is never in memory.
+A row of the weight is a column of the stored matrix. Panels of columns are read and cached for the
+rows that follow; a whole matrix is never in memory.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 
 from dynquant.arrays import F32, I32, U8
 from dynquant.checkpoint.packed.settings import Settings
-from dynquant.checkpoint.packed.weight import Found, lacking, read_groups, widened
+from dynquant.checkpoint.packed.weight import Found, missing_parts, read_groups, widened
 from dynquant.checkpoint.safetensors_header import StoredTensor
 from dynquant.errors import CheckpointError
 from dynquant.part_cache import Parts
@@ -26,17 +26,17 @@ from dynquant.quants.stored import Words, decode_turned, numbers
 from dynquant.quants.table import ALL, FLOATS, QuantType
 
 PANEL_BYTES = 1 << 22
-"""Packed bytes of a panel: 8 million weights of 4 bits, some milliseconds of reading to a second of
-encoding, and pieces of kilobytes of each row of words."""
+"""Packed bytes of a panel: 8 million weights of 4 bits. Reading them takes milliseconds, encoding
+them a second; the piece of each row of words is kilobytes long."""
 
 _ALIGNMENT = 64
-"""Columns that a panel's are a multiple of: their zeros, of any width, are whole words."""
+"""The columns of a panel are a multiple of this, so that zeros of any width fill whole words."""
 
 GPTQ_BITS = (2, 3, 4, 8)
 _ACROSS = [0, 4, 1, 5, 2, 6, 3, 7]
-"""Nibble of a word that holds each of eight outputs; the order in which AWQ packs, turned round."""
+"""The nibble of a word with each of eight outputs; the inverse of the order in which AWQ packs."""
 
-# One in each field of a word: GPTQ's first format stores every zero less one.
+# One in each field of a word: GPTQ's first format stores every zero minus one.
 _ONES = {2: 0x55555555, 4: 0x11111111, 8: 0x01010101}
 
 
@@ -52,11 +52,11 @@ class _Panel:
 
 @dataclass(frozen=True, eq=False)
 class TransposedRows:
-    """Rows of a weight whose words run along the outputs: (code - zero) * scale, as F32.
+    """Rows of a weight whose words are along the outputs: (code - zero) * scale, as F32.
 
-    shape:      [outputs, inputs]
-    groups:     the group of each input; None where they are group_size inputs each
-    less_one:   zeros are stored less one
+    shape:     [outputs, inputs]
+    groups:    the group of each input; None if every group is group_size consecutive inputs
+    minus_one: zeros are stored minus one
     """
 
     words: StoredTensor
@@ -67,7 +67,7 @@ class TransposedRows:
     kind: Words
     bits: int
     shape: tuple[int, ...]
-    less_one: bool
+    minus_one: bool
     _panels: Parts[_Panel] = field(default_factory=lambda: Parts[_Panel](), init=False, repr=False)
 
     @property
@@ -76,7 +76,7 @@ class TransposedRows:
         return ALL["F32"]
 
     def read(self, start: int, stop: int, into: U8) -> None:
-        """Fill `into` with rows start..stop, from the panels of columns that they are of."""
+        """Fill `into` with rows start..stop, from the panels that contain them."""
         x = into.view(np.float32).reshape(stop - start, self.shape[-1])
         width = self.panel_width
         for index in range(start // width, -(-stop // width)):
@@ -123,7 +123,7 @@ class TransposedRows:
 
 
 def _columns(tensor: StoredTensor, first: int, last: int, n_outputs: int) -> U8:
-    """Return what outputs first..last have of each row, uint8 [rows, bytes]."""
+    """Return outputs first..last of each row, uint8 [rows, bytes]."""
     n_rows = tensor.shape[0]
     size = tensor.n_bytes // n_rows
     low, high = first * size // n_outputs, last * size // n_outputs
@@ -137,13 +137,13 @@ def _columns(tensor: StoredTensor, first: int, last: int, n_outputs: int) -> U8:
 
 
 def _zeros(weight: TransposedRows, words: U8, n: int) -> F32:
-    """Return zeros, float32 [groups, n], of packed ones."""
-    if weight.less_one and weight.bits in _ONES:
-        # As GPTQModel does: a word is added to, and what overflows a field goes on into the next.
+    """Decode packed zeros, float32 [groups, n]."""
+    if weight.minus_one and weight.bits in _ONES:
+        # As in GPTQModel, one is added to whole words: a field that overflows carries over.
         added = words.view("<u4") + np.uint32(_ONES[weight.bits])
         words = added.astype("<u4").view(np.uint8)
     zero = numbers(words, "BITS", n, weight.bits)
-    if weight.less_one and weight.bits not in _ONES:
+    if weight.minus_one and weight.bits not in _ONES:
         zero = (zero + 1) % (1 << weight.bits)
     if weight.kind == "across":
         zero = zero.reshape(len(zero), -1, 8)[:, :, _ACROSS].reshape(len(zero), n)
@@ -151,7 +151,7 @@ def _zeros(weight: TransposedRows, words: U8, n: int) -> F32:
 
 
 def find_transposed(tensors: Mapping[str, StoredTensor], settings: Settings, found: Found) -> None:
-    """Find all weights of GPTQ or AWQ; raise CheckpointError for bits that these do not have."""
+    """Find all weights of GPTQ or AWQ; raise CheckpointError for an unsupported number of bits."""
     is_gptq = settings.method == "gptq"
     bits = settings.number("bits" if "bits" in settings.values else "w_bit")
     size_key = "group_size" if "group_size" in settings.values else "q_group_size"
@@ -159,8 +159,8 @@ def find_transposed(tensors: Mapping[str, StoredTensor], settings: Settings, fou
     known = GPTQ_BITS if is_gptq else (4,)
     if bits not in known:
         raise CheckpointError(
-            f"{settings.where}: quantization_config: {settings.method} of {bits} bits is not read;"
-            f" {', '.join(map(str, known))} are"
+            f"{settings.where}: quantization_config: {settings.method} of {bits} bits is not"
+            f" supported; supported: {', '.join(map(str, known))}"
         )
     names = [".qzeros", ".scales"]
     if is_gptq and settings.values.get("desc_act"):
@@ -169,17 +169,17 @@ def find_transposed(tensors: Mapping[str, StoredTensor], settings: Settings, fou
         base = name.removesuffix(".qweight")
         if base == name:
             continue
-        if missing := lacking(names, tensors, base):
+        if missing := missing_parts(names, tensors, base):
             found.fault(name, missing, (base + n for n in names))
             continue
         zeros, scales = tensors[base + ".qzeros"], tensors[base + ".scales"]
         groups = tensors.get(base + ".g_idx")
         parts = tuple(t.name for t in (words, zeros, scales, groups) if t)
-        made = _transposed(words, zeros, scales, groups, settings, bits, group_size)
-        if isinstance(made, str):
-            found.fault(f"{base}.weight", made, parts)
+        rows = _transposed(words, zeros, scales, groups, settings, bits, group_size)
+        if isinstance(rows, str):
+            found.fault(f"{base}.weight", rows, parts)
         else:
-            found.add(f"{base}.weight", made, parts)
+            found.add(f"{base}.weight", rows, parts)
 
 
 def _transposed(
@@ -191,22 +191,22 @@ def _transposed(
     bits: int,
     group_size: int,
 ) -> TransposedRows | str:
-    """Return the rows of one weight, or what is wrong with it."""
+    """Return the rows of one weight, or its problem."""
     shapes = f"qweight {list(words.shape)}, qzeros {list(zeros.shape)}, scales {list(scales.shape)}"
     if any(len(t.shape) != 2 or 0 in t.shape for t in (words, zeros, scales)):
-        return f"has {shapes}, which are not matrices"
+        return f"has {shapes}, which are not matrices; download it again"
     dtypes = [t.dtype for t in (words, zeros, groups or zeros)]
     if set(dtypes) != {"I32"} or scales.dtype not in FLOATS:
         return (
-            f"has words of {', '.join(dict.fromkeys(dtypes))} and scales of {scales.dtype}; I32 and"
-            " floats are read"
+            f"has words of {', '.join(dict.fromkeys(dtypes))} and scales of {scales.dtype};"
+            " supported are words of I32 and scales of floats"
         )
     n_groups, n_outputs = scales.shape
     if settings.method == "awq":
         n_inputs, fits = words.shape[0], words.shape[1] * 8 == n_outputs
     else:
         n_inputs = groups.shape[0] if groups else words.shape[0] * 32 // bits
-        # Some layers may have bits of their own.
+        # Some layers may differ from config.json in the number of bits.
         bits = next((b for b in (bits, *GPTQ_BITS) if words.shape[0] * 32 == n_inputs * b), 0)
         fits = bits > 0 and words.shape[1] == n_outputs
     fits = fits and zeros.shape == (n_groups, n_outputs * bits // 32) and n_outputs * bits % 32 == 0
@@ -215,12 +215,12 @@ def _transposed(
     size = n_inputs if group_size < 1 else group_size
     if groups is None and -(-n_inputs // size) != n_groups:
         return (
-            f"has {n_inputs} inputs and scales of {n_groups} groups, which group_size {group_size}"
-            " in config.json does not make"
+            f"has {n_inputs} inputs and scales of {n_groups} groups, which does not fit group_size"
+            f" {group_size} in config.json; correct config.json or download it again"
         )
     if groups and groups.shape != (n_inputs,):
-        return f"has g_idx {list(groups.shape)} for {n_inputs} inputs"
-    less_one = settings.method == "gptq" and settings.values.get("checkpoint_format") != "gptq_v2"
+        return f"has g_idx {list(groups.shape)} for {n_inputs} inputs; download it again"
+    minus_one = settings.method == "gptq" and settings.values.get("checkpoint_format") != "gptq_v2"
     kind: Words = "across" if settings.method == "awq" else "down"
     return TransposedRows(
         words,
@@ -231,5 +231,5 @@ def _transposed(
         kind,
         bits,
         (n_outputs, n_inputs),
-        less_one,
+        minus_one,
     )
