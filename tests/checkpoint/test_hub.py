@@ -1,6 +1,6 @@
-"""hf://org/model through huggingface_hub, from a hub on loopback; the library is the oracle's side.
+"""hf://org/model through huggingface_hub, from a hub on loopback.
 
-Commands run in processes of their own: the library reads its environment when it is imported.
+Commands run in separate processes, because the library reads its environment when it is imported.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MODEL = "hf://tiny/llama"
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A repository: a checkpoint, and much that no conversion needs."""
+    """A repository: a checkpoint, and files that no conversion needs."""
     made = shutil.copytree(load_reference("llama-2").folder, tmp_path / "repository")
     for name in ("consolidated.safetensors", "pytorch_model.bin", "extra/config.json", "a.onnx"):
         (made / name).parent.mkdir(exist_ok=True)
@@ -54,7 +54,7 @@ def serving(hub: Hub) -> Iterator[Serving]:
 
 @pytest.fixture
 def run(serving: Serving, tmp_path: Path) -> Run:
-    """Run a command with the hub in place of the real one, and a cache of its own."""
+    """Run a command with this hub and an empty cache."""
 
     def run_(*args: object, **more: str) -> Done:
         environment = {
@@ -81,14 +81,14 @@ def convert(run: Run, model: str, *args: object, **more: str) -> Done:
 
 
 def refusal(done: Done) -> str:
-    """Return the one line that a command failed with."""
+    """Return the line with which a command failed."""
     assert (done.returncode, done.stdout) == (1, "")
     (line,) = [li for li in done.stderr.splitlines() if li.startswith("error: ")]
     assert "Traceback" not in done.stderr
     return line
 
 
-def test_a_model_of_the_hub_is_the_model_of_its_folder_with_its_origin(
+def test_a_model_on_the_hub_equals_its_folder_plus_its_origin(
     run: Run, serving: Serving, folder: Path, tmp_path: Path
 ) -> None:
     done = convert(run, MODEL)

@@ -26,9 +26,9 @@ from dynquant.arrays import F32, U8
 from dynquant.checkpoint.packed import Weights, transposed, unpack
 from dynquant.checkpoint.safetensors import open_checkpoint
 from dynquant.part_cache import release_parts
-from dynquant.quants import isas
+from dynquant.quants import decode, isas
 from dynquant.recipe.loader import parse_recipe
-from dynquant.tensors import ShardFile, TensorSource, n_rows
+from dynquant.tensors import ShardFile, TensorSource, n_rows, row_bytes
 from dynquant.transforms import read_weights
 
 REFERENCES = TESTS / "references" / "packed"
@@ -217,7 +217,7 @@ def test_llamacpp_multiplies_by_the_factor(tmp_path: Path) -> None:
             content[at : at + 4] = np.float32(1).reshape(1).view(np.uint8)
     content.tofile(out)
     without = llamacpp.log_probabilities(out, prompts)
-    # Beside NVFP4 the runtime rounds activations to 8 bits, so that answers are alike, not equal.
+    # With NVFP4, llama.cpp rounds activations to 8 bits, so answers are similar but not equal.
     assert divergence(answers["f32"], answers["kept"]) < 0.05
     assert divergence(answers["f32"], without) > 1
 
@@ -235,7 +235,17 @@ def test_only_the_needed_bytes_of_rows_are_read(case: str, monkeypatch: pytest.M
 
     monkeypatch.setattr(ShardFile, "read", counted)
     read_weights(source, 9, 11)
-    codes, *beside = sorted(lengths, reverse=True)
+    codes, *others = sorted(lengths, reverse=True)
     n_bytes = max(t.n_bytes for t in checkpoint.tensors.values())
     assert codes == 2 * n_bytes // n_rows(source.shape)
-    assert sum(beside) <= codes
+    assert sum(others) <= codes
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_rows_can_be_read_into_an_unaligned_buffer(isa: str, case: str) -> None:
+    source, expected = source_and_whole(case)
+    n_bytes = len(expected) * row_bytes(source)
+    unaligned = np.empty(n_bytes + 1, np.uint8)[1:]
+    source.read(0, len(expected), unaligned)
+    found = decode(unaligned.reshape(len(expected), -1).copy(), source.stored, source.shape[-1])
+    np.testing.assert_array_equal(found, expected)

@@ -132,6 +132,16 @@ def test_any_rows_equal_those_of_the_whole_tensor(
     np.testing.assert_array_equal(read(source, start, stop), rows[start:stop])
 
 
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.__name__)
+def test_rows_can_be_read_into_an_unaligned_buffer(
+    case: Callable[[], tuple[F32, TensorSource]],
+) -> None:
+    expected, source = case()
+    into = np.empty(expected.nbytes + 1, np.uint8)[1:]
+    source.read(0, n_rows(source.shape), into)
+    assert into.tobytes() == expected.astype("<f4").tobytes()
+
+
 class Counted:
     """A source that counts its reads and the rows read."""
 

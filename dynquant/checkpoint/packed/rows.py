@@ -12,7 +12,7 @@ from math import prod
 import numpy as np
 
 from dynquant.arrays import F32, U8
-from dynquant.checkpoint.packed.weight import Grid, read_bytes, read_groups, widened
+from dynquant.checkpoint.packed.weight import Grid, float_rows, read_bytes, read_groups, widened
 from dynquant.checkpoint.safetensors_header import StoredTensor
 from dynquant.errors import CheckpointError
 from dynquant.quants.stored import Number, Scales, decode_rows, decode_turned
@@ -140,11 +140,11 @@ class CodedRows:
 
     def read(self, start: int, stop: int, into: U8) -> None:
         """Fill `into` with rows start..stop."""
-        x = into.view(np.float32).reshape(stop - start, self.shape[-1])
         n = self.shape[-2]
-        for matrix in range(start // n, -(-stop // n)):
-            first, last = max(start, matrix * n), min(stop, (matrix + 1) * n)
-            self._read(matrix, first - matrix * n, last - matrix * n, x[first - start :])
+        with float_rows(into, self.shape[-1]) as x:
+            for matrix in range(start // n, -(-stop // n)):
+                first, last = max(start, matrix * n), min(stop, (matrix + 1) * n)
+                self._read(matrix, first - matrix * n, last - matrix * n, x[first - start :])
 
     def _read(self, matrix: int, first: int, last: int, x: F32) -> None:
         """Fill the first rows of x with rows first..last of a matrix."""

@@ -18,7 +18,7 @@ import numpy as np
 
 from dynquant.arrays import F32, I32, U8
 from dynquant.checkpoint.packed.settings import Settings
-from dynquant.checkpoint.packed.weight import Found, missing_parts, read_groups, widened
+from dynquant.checkpoint.packed.weight import Found, float_rows, missing_parts, read_groups, widened
 from dynquant.checkpoint.safetensors_header import StoredTensor
 from dynquant.errors import CheckpointError
 from dynquant.part_cache import Parts
@@ -77,21 +77,26 @@ class TransposedRows:
 
     def read(self, start: int, stop: int, into: U8) -> None:
         """Fill `into` with rows start..stop, from the panels that contain them."""
-        x = into.view(np.float32).reshape(stop - start, self.shape[-1])
         width = self.panel_width
-        for index in range(start // width, -(-stop // width)):
-            first, last = max(start, index * width), min(stop, (index + 1) * width)
-            with self._panels.use(index, width * self._output_bytes, self._panel) as panel:
-                decode_turned(
-                    panel.words,
-                    self.kind,
-                    self.bits,
-                    first - index * width,
-                    x[first - start : last - start],
-                    scale=panel.scale,
-                    zero=panel.zero,
-                    groups=panel.groups,
-                )
+        with float_rows(into, self.shape[-1]) as x:
+            for index in range(start // width, -(-stop // width)):
+                first, last = max(start, index * width), min(stop, (index + 1) * width)
+                self._read(index, first - index * width, x[first - start : last - start])
+
+    def _read(self, index: int, first: int, x: F32) -> None:
+        """Fill x with rows of a panel, from its row `first`."""
+        n_bytes = self.panel_width * self._output_bytes
+        with self._panels.use(index, n_bytes, self._panel) as panel:
+            decode_turned(
+                panel.words,
+                self.kind,
+                self.bits,
+                first,
+                x,
+                scale=panel.scale,
+                zero=panel.zero,
+                groups=panel.groups,
+            )
 
     @property
     def panel_width(self) -> int:

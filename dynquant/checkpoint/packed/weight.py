@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -126,6 +127,18 @@ class Grid:
         """Return rows first..last, float32 [last - first, n_columns]."""
         found = read_bytes(self.tensor, self.n_rows, first, last)
         return widened(found, self.tensor.dtype, self.n_columns, e8m0=self.e8m0)
+
+
+@contextmanager
+def float_rows(into: U8, n_per_row: int) -> Generator[F32, None, None]:
+    """Give a buffer as rows to fill, float32 [n_rows, n_per_row]; aligned for the C core."""
+    rows = into.view(np.float32).reshape(-1, n_per_row)
+    if rows.flags.aligned:
+        yield rows
+    else:
+        aligned = np.empty_like(rows)
+        yield aligned
+        rows[:] = aligned
 
 
 def widened(rows: U8, dtype: str, n_columns: int, *, e8m0: bool = False) -> F32:
