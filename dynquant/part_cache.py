@@ -19,9 +19,9 @@ from typing import Any, Generic, TypeVar
 T = TypeVar("T")
 
 MIN_PARTS = 4
-"""Parts that are kept whatever their size. Threads take the chunks of a tensor in order: most work
-on one part or the next. A part of 33 MB (gpt-oss) is 16 chunks, so a thread of 16 has to be three
-chunks late until a part is computed again."""
+"""The last parts used are kept whatever their size. Threads take the chunks of a tensor in order,
+so most of them work on the same part or on the next. A part is computed again only if a thread
+falls this many parts behind the others."""
 
 MAX_BYTES = 1 << 25
 """32 MiB: more parts than MIN_PARTS are kept up to this size together."""
@@ -130,10 +130,10 @@ class Parts(Generic[T]):
     def use(
         self, index: int, n_bytes: int, compute: Callable[[int], T]
     ) -> Generator[T, None, None]:
-        """Give a part by its number; it is not removed from the cache inside the `with` block.
+        """Give the part with a number; the cache does not remove it inside the `with` block.
 
         n_bytes: its size, for the bound of the cache
-        compute: from the number to the part; called without a lock of the cache
+        compute: computes the part from its number; called without the lock of the cache
 
         Raises what `compute` raises; the next use calls it again.
         """
@@ -147,7 +147,7 @@ class Parts(Generic[T]):
 def release_parts() -> None:
     """Free all cached parts that no thread is using; the next read computes them again.
 
-    A conversion calls this at its end. Another one that runs at the same time loses at most the
-    parts that it needs next, never one that it is reading.
+    A conversion calls this at its end. Other conversions that run at the same time may have to
+    compute a part again, but never lose a part that they are reading.
     """
     _CACHE.release()

@@ -131,7 +131,7 @@ class _Cursor:
         self.values += count
         if self.values > MAX_ITEMS + 8 * MAX_ENTRIES:  # the table has up to seven a tensor
             raise self.error(
-                f"{what}, after {self.values - count} values; too many for a GGUF header"
+                f"{what}: {self.values} values in all arrays, too many for a GGUF header"
             )
 
     def numbers(self, count: int, letter: str, what: str) -> tuple[Scalar, ...]:

@@ -87,10 +87,7 @@ class Found:
 def missing_parts(
     suffixes: Iterable[str], tensors: Mapping[str, StoredTensor], base: str
 ) -> str | None:
-    """Return a message for the parts of a weight that are missing, by the suffixes of their names.
-
-    None if all are there.
-    """
+    """Return a message with the suffixes of the names of missing parts; None if none is missing."""
     missing = [suffix for suffix in suffixes if base + suffix not in tensors]
     if not missing:
         return None
