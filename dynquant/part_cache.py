@@ -23,8 +23,9 @@ MIN_PARTS = 4
 so most of them work on the same part or on the next. A part is computed again only if a thread
 falls this many parts behind the others."""
 
-MAX_BYTES = 1 << 25
-"""32 MiB: more parts than MIN_PARTS are kept up to this size together."""
+MAX_BYTES = 1 << 23
+"""8 MiB: more parts than MIN_PARTS are kept up to this size together. It keeps 64 matrices of the
+heads of DeepSeek-R1 (128 KiB), of which a chunk spans eight."""
 
 
 class _Part(Generic[T]):
