@@ -1,4 +1,4 @@
-"""Types of the arrays that rows of weights are handed on in."""
+"""Array types of rows of weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can go wrong that a user can mend: one kind of error per room."""
+"""Errors that a user can fix: one class for each part of the package."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Iterable
 
 
 class DynquantError(Exception):
-    """A problem that the user can mend; anything else is our bug and keeps its traceback.
+    """A problem that the user can fix; any other exception is a bug and keeps its traceback.
 
-    Carries one or more messages, so that all offenders are reported at once. A message is lower
-    case, without a full stop, and says where, what, and what to do.
+    Carries one or more messages, so that all problems are reported at once. A message is lower
+    case, has no full stop, and states where the problem is, what it is, and what to do.
     """
 
     def __init__(self, *messages: str) -> None:
@@ -18,18 +18,18 @@ class DynquantError(Exception):
 
     @classmethod
     def raise_any(cls, messages: Iterable[str]) -> None:
-        """Raise one error that carries all messages; return if there is none."""
+        """Raise one error that carries all messages; return if there are no messages."""
         found = tuple(messages)
         if found:
             raise cls(*found)
 
 
 class CheckpointError(DynquantError):
-    """The model on disk is incomplete, damaged or not of a kind we read."""
+    """The model on disk is incomplete, damaged or in a format that is not supported."""
 
 
 class ArchitectureError(DynquantError):
-    """The model's family, configuration or tensor set is not one we know."""
+    """The model's family, configuration or set of tensors is not supported."""
 
 
 class VocabError(DynquantError):
@@ -37,15 +37,15 @@ class VocabError(DynquantError):
 
 
 class NoVocabError(VocabError):
-    """There are no tokenizer files: enough for a plan, not for a file."""
+    """There are no tokenizer files: a plan can be made, but no file can be written."""
 
 
 class ImportanceError(DynquantError):
-    """The imatrix is damaged, or another model's."""
+    """The imatrix is damaged or belongs to another model."""
 
 
 class RecipeError(DynquantError):
-    """The recipe cannot be read, or does not fit the model."""
+    """The recipe cannot be read or does not fit the model."""
 
 
 class PlanError(DynquantError):
@@ -53,11 +53,11 @@ class PlanError(DynquantError):
 
 
 class EncodeError(DynquantError):
-    """Weights that no block can hold: a row of the wrong length, a number that is not finite."""
+    """Weights cannot be encoded: a row has the wrong length, or a number is not finite."""
 
 
 class ReportError(DynquantError):
-    """A report cannot be written where it was asked for."""
+    """A report cannot be written to the requested file."""
 
 
 class ConvertError(DynquantError):
@@ -65,16 +65,16 @@ class ConvertError(DynquantError):
 
 
 class ManifestError(DynquantError):
-    """A manifest cannot be read, or contradicts itself."""
+    """A manifest cannot be read or contradicts itself."""
 
 
 class VerificationError(DynquantError):
-    """A file is not what it ought to be, or cannot be compared with its source."""
+    """A file is not correct, or cannot be compared with its source."""
 
 
 class ReleaseError(DynquantError):
-    """A finished file and its manifest do not make a release, or it cannot be written."""
+    """A finished file and its manifest are not fit for a release, or writing it failed."""
 
 
 class GateError(DynquantError):
-    """The output is larger, or loses more, than was asked for."""
+    """The output is larger, or has a larger error, than the given limit."""

@@ -1,4 +1,4 @@
-"""Numbers as people read them: sizes and errors."""
+"""Text for numbers that users read: sizes and errors."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from decimal import Decimal
 
 
 def gigabytes(n_bytes: int) -> str:
-    """Return a size as people compare it with disks (GB) and with memory (GiB)."""
+    """Return a size in units of disks (GB) and of memory (GiB)."""
     if n_bytes < 10_000_000:
         return f"{n_bytes / 1e6:.2f} MB ({n_bytes / 2**20:.2f} MiB)"
     return f"{n_bytes / 1e9:.2f} GB ({n_bytes / 2**30:.2f} GiB)"
 
 
 def figure(value: float | None) -> str:
-    """Return an error as people compare it, with three digits; a dash where nobody measured."""
+    """Return an error with three digits; a dash for None, an error that was not measured."""
     if value is None:
         return "–"
     text_ = f"{value:.3g}"

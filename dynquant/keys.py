@@ -13,7 +13,7 @@ Scalar = bool | int | float | str
 
 @dataclass(frozen=True)
 class KeyValue:
-    """One value of a GGUF key with the type it is stored as.
+    """The value of a GGUF key with the type in which it is stored.
 
     `sub_type` is the element type of an array and None for a scalar.
     """
@@ -38,17 +38,17 @@ FORMATS = {
     GGUFValueType.INT64: "q",
     GGUFValueType.FLOAT64: "d",
 }
-"""How struct packs a value of each type that has a size, little-endian."""
+"""The struct format of each type of fixed size; little-endian."""
 
 
 def packed_text(text: str) -> bytes:
-    """Return a string as GGUF holds it: u64 length and bytes; surrogates are bytes of PEP 383."""
+    """Return a string in GGUF's form: u64 length and bytes; surrogates are bytes of PEP 383."""
     content = text.encode("utf-8", "surrogateescape")
     return struct.pack("<Q", len(content)) + content
 
 
 def packed(key: KeyValue) -> bytes:
-    """Return a key's type and value as GGUF holds them; arrays may be empty."""
+    """Return a key's type and value in GGUF's form; arrays may be empty."""
     if key.sub_type is None or not isinstance(key.value, tuple):
         return struct.pack("<I", key.type) + _packed_values((key.value,), key.type)
     head = struct.pack("<IIQ", key.type, key.sub_type, len(key.value))

@@ -1,4 +1,4 @@
-"""Long lists of tensor names, made short for messages."""
+"""Short forms of long lists of tensor names, for messages."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ _NUMBER = re.compile(r"(?<=\.)(?:0|[1-9][0-9]{0,8})(?=\.)")
 
 
 def grouped(names: Iterable[str]) -> list[str]:
-    """Return the names with those that differ only in their numbers put together.
+    """Return the names, with one entry for all names that differ only in their numbers.
 
-    `a.0.w`, `a.1.w`, `a.2.w`, `a.5.w` and `b.w` are `a.{0-2,5}.w` and `b.w`, and experts of layers
-    are `a.{3-60}.e.{0-255}.w`: a checkpoint whose every layer has the same problem is one line, not
-    a thousand. Numbers after the second count as text. Order of first appearance.
+    `a.0.w`, `a.1.w`, `a.2.w`, `a.5.w` and `b.w` become `a.{0-2,5}.w` and `b.w`; experts of layers
+    become `a.{3-60}.e.{0-255}.w`. So a problem of every layer is reported in one line, not in a
+    thousand. Numbers after the second are treated as text. The order is that of first appearance.
     """
     groups: dict[tuple[str, ...], list[tuple[int, ...]]] = {}
     for name in names:
@@ -29,7 +29,7 @@ def grouped(names: Iterable[str]) -> list[str]:
 
 
 def _lines(text: tuple[str, ...], numbers: list[tuple[int, ...]]) -> Iterator[str]:
-    """Yield names of one text: with two numbers, the first ones that have the same second ones."""
+    """Yield entries for names of one text; first numbers with equal sets of second numbers join."""
     if len(text) == 1:
         yield from text * len(numbers)
         return

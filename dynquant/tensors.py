@@ -1,4 +1,4 @@
-"""Where rows of weights come from: lazy sources that read any range of rows when asked."""
+"""Lazy sources of weights: any range of rows is read on demand."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ T = TypeVar("T")
 
 
 class TensorSource(Protocol):
-    """Rows of one tensor, read when asked, so that no tensor is ever whole in memory.
+    """Rows of one tensor, read on demand, so that no whole tensor is ever in memory.
 
-    The last dimension of the shape is `n_per_row`; rows count over all the others.
+    The last dimension of the shape is `n_per_row`; the others together give the number of rows.
     """
 
     @property
@@ -34,13 +34,13 @@ class TensorSource(Protocol):
 
     @property
     def stored(self) -> QuantType:
-        """The number format that `read` delivers."""
+        """The type of the rows that `read` returns."""
         ...
 
     def read(self, start: int, stop: int, into: U8) -> None:
         """Fill `into` with rows start..stop, (stop - start) * row_bytes(source) bytes.
 
-        Called from several threads at once.
+        Several threads call it at once.
         Raises CheckpointError with file and offset if the file cannot be read or ends early.
         """
         ...
@@ -48,11 +48,11 @@ class TensorSource(Protocol):
 
 @dataclass(frozen=True)
 class Kept:
-    """The same weights as blocks that are on disk, for a file that keeps their type.
+    """The blocks of a weight as they are on disk, for an output that keeps their type.
 
     blocks: their rows
-    factor: F32 [n_matrices], what each matrix is multiplied by besides: llama.cpp reads it from a
-            tensor of its own, NAME.scale
+    factor: F32 [n_matrices], a factor for each matrix; llama.cpp reads it from the tensor
+            NAME.scale
     """
 
     blocks: TensorSource
@@ -70,9 +70,9 @@ def row_bytes(source: TensorSource) -> int:
 
 
 class ShardFile:
-    """A file that many tensors read from; opened at the first read, closed with its last reader.
+    """A file that many tensors read; opened at the first read, closed with the last reference.
 
-    reached: where the furthest read ended, in bytes; a thread may be ahead of what it tells
+    reached: the end of the furthest read, in bytes; updated after the read
     """
 
     def __init__(self, path: Path) -> None:
@@ -89,7 +89,7 @@ class ShardFile:
             return self._fd
 
     def read(self, offset: int, into: U8) -> None:
-        """Fill `into` with the bytes at `offset`; raise CheckpointError if they are not there."""
+        """Fill `into` with the bytes at `offset`; raise CheckpointError if that fails."""
         view = into.data.cast("B")
         done = 0
         try:
@@ -107,7 +107,7 @@ class ShardFile:
         self.reached = max(self.reached, offset + done)
 
     def forget(self) -> None:
-        """Let the system use the memory for others that holds what was read."""
+        """Drop the file from the system's page cache."""
         with self._lock:
             if self._fd is not None:
                 os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -115,7 +115,7 @@ class ShardFile:
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor as it lies in a file, row after row from `offset`."""
+    """A tensor as it is stored in a file, row after row from `offset`."""
 
     file: ShardFile = field(repr=False)
     offset: int
@@ -130,7 +130,7 @@ class Stored:
 
 @dataclass(frozen=True, eq=False)
 class Computed:
-    """A small tensor that no file holds, such as the factors of a rope scaling."""
+    """A small tensor that is computed and not stored, such as the factors of a rope scaling."""
 
     values: F32
 
@@ -151,7 +151,7 @@ class Computed:
 
 
 def parts_of(source: TensorSource, kind: type[T]) -> Iterator[T]:
-    """Yield all of one kind, files or computed tensors, that a source is made of, in its order."""
+    """Yield all components of a source that are of one kind, such as its files, in order."""
     left: list[object] = [source]
     while left:
         part = left.pop()
@@ -165,7 +165,7 @@ def parts_of(source: TensorSource, kind: type[T]) -> Iterator[T]:
 
 @cache
 def _members(kind: type) -> tuple[str, ...]:
-    """Return the fields of a kind of source, the last first; of anything else nothing."""
+    """Return the fields of a kind of source, the last first; no fields for other types."""
     if kind is QuantType or not is_dataclass(kind):
         return ()
     return tuple(f.name for f in reversed(fields(kind)))

@@ -1,8 +1,8 @@
-"""Reading files that strangers wrote: what they claim costs no more than what is there.
+"""Reading untrusted input: the cost depends on the size of a file, not on the sizes it claims.
 
-Whoever made a checkpoint, a recipe or an imatrix chose its bytes, its links and its sizes. So only
-regular files are opened (a pipe would wait for ever, a device has no end), sizes have a bound that
-no honest file comes near, and JSON is no deeper than any code that walks it can go.
+The author of a checkpoint, a recipe or an imatrix chose its bytes, links and sizes. Therefore only
+regular files are opened (a pipe would block forever, a device has no end), sizes have bounds far
+above those of real files, and the depth of JSON is limited, so that recursive code is safe.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from pathlib import Path
 from typing import Any
 
 MAX_CONFIG = 1 << 24
-"""Bytes of a config.json and its like: 16 MiB. Long ones list quantized layers, in 1 MB."""
+"""Bytes of config.json and similar files: 16 MiB. Long ones list quantized layers, in 1 MB."""
 
 MAX_INDEX = 1 << 26
-"""Bytes of an index of shards: 64 MiB. That of a model of 10^12 weights has 14 MB."""
+"""Bytes of an index of shards: 64 MiB. The index of a model of 10^12 weights has 14 MB."""
 
 MAX_TOKENIZER = 1 << 27
-"""Bytes of a tokenizer's file: 128 MiB. Gemma's tokenizer.json, of the longest, has 33 MB."""
+"""Bytes of a tokenizer file: 128 MiB. Gemma's tokenizer.json, one of the longest, has 33 MB."""
 
 MAX_DEPTH = 64
-"""Of lists and objects in JSON: the deepest file of a checkpoint has about ten."""
+"""Depth of lists and objects in JSON; the deepest file of a checkpoint has about ten levels."""
 
 _SHOWN = 200
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
@@ -35,12 +35,12 @@ Pairs = Callable[[list[tuple[str, Any]]], dict[str, Any]]
 
 
 class RepeatedKeyError(ValueError):
-    """A JSON object that has one key twice."""
+    """A JSON object has the same key twice."""
 
 
 def open_regular(path: Path) -> BufferedReader:
-    """Open a file to read its bytes; raise OSError for what is no regular file, without waiting."""
-    # Without O_NONBLOCK, opening a pipe waits until somebody writes into it.
+    """Open a file to read its bytes; raise OSError at once if it is not a regular file."""
+    # Without O_NONBLOCK, opening a pipe blocks until a process opens it for writing.
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         mode = os.fstat(fd).st_mode
@@ -55,23 +55,21 @@ def open_regular(path: Path) -> BufferedReader:
 
 
 def read_regular(path: Path, at_most: int) -> bytes:
-    """Return a regular file's bytes; raise OSError if there are more than `at_most`."""
+    """Return the bytes of a regular file; raise OSError if there are more than `at_most`."""
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > at_most:
-            raise OSError(
-                errno.EFBIG, f"{size} bytes, and at most {at_most} are read of such files"
-            )
+            raise OSError(errno.EFBIG, f"{size} bytes; at most {at_most} are read from such a file")
         return file.read(size)
 
 
 def parse_json(text: str, pairs: Pairs | None = None) -> Any:
-    """Return what a JSON text says.
+    """Return the value of a JSON text.
 
-    pairs: makes an object of its keys and values, as in json.loads
+    pairs: makes an object from its keys and values, as in json.loads
 
-    Raises ValueError for what is no JSON, for lists and objects nested deeper than MAX_DEPTH, and
-    for texts that no UTF-8 can hold; RepeatedKeyError if `pairs` does.
+    Raises ValueError if the text is not JSON, if lists and objects are nested deeper than
+    MAX_DEPTH, or if a string has no UTF-8 form; RepeatedKeyError if `pairs` raises it.
     """
     try:
         found = json.loads(text, object_pairs_hook=pairs)
@@ -88,7 +86,7 @@ def parse_json(text: str, pairs: Pairs | None = None) -> Any:
 
 
 def _is_deep(value: Any) -> bool:
-    """Tell whether lists and objects are nested too deep, without recursion of its own."""
+    """Return whether lists and objects are nested too deep; not recursive itself."""
     level = [value]
     for _ in range(MAX_DEPTH):
         level = [
@@ -102,7 +100,7 @@ def _is_deep(value: Any) -> bool:
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Build a JSON object; raise RepeatedKeyError where json would keep the last of two."""
+    """Build a JSON object; raise RepeatedKeyError for a repeated key, which json would accept."""
     made = dict(pairs)
     if len(made) < len(pairs):
         seen: set[str] = set()
@@ -114,18 +112,18 @@ def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def shown(value: object) -> str:
-    """Quote a value for a message, cut where it is long."""
+    """Quote a value for a message; long values are cut."""
     text = repr(value)
     return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
 
 
 def is_inside(folder: Path, path: Path) -> bool:
-    """Tell whether a file lies in a folder when links are followed.
+    """Return whether a file lies in a folder after links are followed.
 
     A snapshot in the Hub's cache consists of links into `blobs`, two folders up.
     """
     try:
-        # Not Path.resolve, which raises RuntimeError where links go round.
+        # Not Path.resolve, which raises RuntimeError for circular links.
         root, real = Path(os.path.realpath(folder)), Path(os.path.realpath(path))
     except ValueError:  # a zero byte
         return False

@@ -1,1 +1,1 @@
-"""What is on disk: a folder of safetensors files, or a GGUF file's header."""
+"""Models on disk: folders of safetensors files, GGUF headers, quantized formats, the Hub."""

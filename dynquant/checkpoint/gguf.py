@@ -1,11 +1,11 @@
-"""The header of a GGUF file: its keys and its tensor table, never trusting a length it gives.
+"""The header of a GGUF file: its keys and its tensor table; every length in it is checked.
 
 Little-endian throughout; a string is a u64 length and UTF-8 bytes:
 
     "GGUF", u32 version (2 or 3), u64 n_tensors, u64 n_keys
     n_keys times     string key, u32 type, value  (array: u32 type, u64 count, values)
     n_tensors times  string name, u32 n_dims, u64 dims (fastest first), u32 type, u64 offset
-    padding to general.alignment (32 where there is none), then the data
+    padding to general.alignment (default 32), then the data
 
 Source: docs/gguf.md in ggml, and the limits of gguf.cpp.
 """
@@ -28,30 +28,30 @@ from dynquant.untrusted import open_regular, shown
 
 VERSIONS = (2, 3)
 MAX_NAME = 63
-"""Bytes of a tensor's name: ggml keeps it in 64, one of them the closing zero (GGML_MAX_NAME)."""
+"""Bytes of a tensor's name: ggml has 64, including the terminating zero (GGML_MAX_NAME)."""
 
 MAX_DIMS = 4
 """GGML_MAX_DIMS."""
 
 MAX_ITEMS = 1 << 24
-"""Items of an array, or bytes of a string, that a header can reasonably have: 60 times the largest
-vocabulary in use. Below a large file's size, so that damage does not become memory."""
+"""Limit on items of an array and bytes of a string: 60 times the largest vocabulary in use. It is
+less than the size of a large file, so that a damaged length does not allocate that much memory."""
 
 MAX_HEADER = 1 << 27
-"""Bytes of keys and tensor table together: 128 MiB, ten times those of the largest vocabulary."""
+"""Bytes of keys and tensor table together: 128 MiB, ten times as much as the largest model has."""
 
 MAX_ENTRIES = 1 << 20
-"""Keys, and tensors, of a file; the largest models have some thousands."""
+"""Limit on keys, and on tensors, of a file; the largest models have thousands."""
 
 MAX_ALIGNMENT = 1 << 16
-"""Of the data: 32 in all files in use; what is written is padded to it."""
+"""Limit on the alignment of the data: 32 in all files in use. Outputs are padded to it."""
 
 _CHUNK = 1 << 20
 _TYPES = {
     **{t.ggml_type: (t.name, t.block_size, t.type_size) for t in ALL.values()},
     **{int(t): (t.name, *sizes) for t, sizes in GGML_QUANT_SIZES.items()},
 }
-"""Every type by its number, as the gguf package knows it, and those that it lacks and we have."""
+"""Types by number: those of the gguf package, and those that only dynquant supports."""
 
 _MIN_KEY, _MIN_TENSOR = 8 + 4 + 1, 8 + 4 + 4 + 8  # bytes of the shortest entry of each table
 
@@ -61,7 +61,7 @@ class GGUFTensor:
     """One row of the tensor table.
 
     shape: numpy order; offset: bytes from the start of the data section
-    type_name, ggml_type: of its blocks, and the number of it
+    type_name, ggml_type: name and number of its type
     """
 
     name: str
@@ -74,9 +74,9 @@ class GGUFTensor:
 
 @dataclass(frozen=True)
 class GGUFFile:
-    """What a GGUF file says of itself; its data begin at byte `data_offset`.
+    """The header of a GGUF file; the data begin at byte `data_offset`.
 
-    table_end: byte after the tensor table; from there to the data is padding
+    table_end: the byte after the tensor table; padding fills the space up to the data
     """
 
     path: Path
@@ -88,21 +88,21 @@ class GGUFFile:
 
 
 class _Cursor:
-    """A file read once from front to back, in chunks, and only where its size allows.
+    """Reads a file once, front to back, in chunks; checks each length against the file's size.
 
-    others: what becomes of bytes in values that are not UTF-8, as in bytes.decode
+    on_error: the `errors` argument of bytes.decode for values that are not UTF-8
     """
 
-    def __init__(self, path: Path, file: BinaryIO, others: str) -> None:
+    def __init__(self, path: Path, file: BinaryIO, on_error: str) -> None:
         self.path = path
-        self.others = others
+        self.on_error = on_error
         self.file = file
         self.size = file.seek(0, 2)
         file.seek(0)
         self.buffer = b""
         self.start = 0  # of the buffer in the file
         self.at = 0  # in the buffer
-        self.values = 0  # that were read
+        self.values = 0  # read so far
 
     @property
     def offset(self) -> int:
@@ -113,12 +113,12 @@ class _Cursor:
         return CheckpointError(f"{self.path}: byte {where}: {what}")
 
     def need(self, n: int, what: str) -> None:
-        """Have the next n bytes in the buffer, or raise before anything of that size is made."""
+        """Read the next n bytes into the buffer; raise before allocating if they are too many."""
         left = self.size - self.offset
         if n > left:
-            raise self.error(f"{what} of {n} bytes, but the file ends after {left}")
+            raise self.error(f"{what} has {n} bytes, but the file ends after {left}")
         if self.offset + n > MAX_HEADER:
-            raise self.error(f"keys and tensor table of more than {MAX_HEADER} bytes", 0)
+            raise self.error(f"keys and tensor table have more than {MAX_HEADER} bytes", 0)
         if self.at + n > len(self.buffer):
             rest = self.buffer[self.at :]
             self.start, self.at = self.offset, 0
@@ -127,10 +127,12 @@ class _Cursor:
                 raise self.error("the file became shorter while it was read")
 
     def spend(self, count: int, what: str) -> None:
-        """Count values; raise if all arrays of the file together have more than one should."""
+        """Count values; raise if all arrays of the file together have too many."""
         self.values += count
         if self.values > MAX_ITEMS + 8 * MAX_ENTRIES:  # the table has up to seven a tensor
-            raise self.error(f"{what}, after {self.values - count} values; this is no header")
+            raise self.error(
+                f"{what}: {self.values} values in all arrays, too many for a GGUF header"
+            )
 
     def numbers(self, count: int, letter: str, what: str) -> tuple[Scalar, ...]:
         n = count * struct.calcsize(f"<{letter}")
@@ -156,9 +158,9 @@ class _Cursor:
         return found
 
     def texts(self, count: int, what: str) -> tuple[str, ...]:
-        """Read strings; written out because a vocabulary has 10^5 of them."""
+        """Read strings; does not call `text`, because a vocabulary has 10^5 of them."""
         if count * 8 > self.size - self.offset:
-            raise self.error(f"{what} of {count} strings does not fit into the file")
+            raise self.error(f"{what} has {count} strings, which do not fit into the file")
         self.spend(count, what)
         found: list[str] = []
         length = struct.Struct("<Q").unpack_from
@@ -172,7 +174,7 @@ class _Cursor:
                     raise self.error(f"{what} has a string of {n - 8} bytes")
                 self.need(n, what)
                 end = self.at + n
-            found.append(self.buffer[self.at + 8 : end].decode("utf-8", self.others))
+            found.append(self.buffer[self.at + 8 : end].decode("utf-8", self.on_error))
             self.at = end
         return tuple(found)
 
@@ -181,7 +183,7 @@ def read_gguf(path: Path, *, exact: bool = False) -> GGUFFile:
     """Read a GGUF file's keys and tensor table.
 
     exact: bytes of a string value that are not UTF-8 (llama.cpp cuts some strings at a byte) become
-           surrogates, which `packed` makes bytes again; if not, `\\xNN`, which can be shown
+           surrogates, which `packed` turns back into bytes; otherwise `\\xNN`, which can be printed
 
     Raises CheckpointError with the file and the byte offset of what is wrong.
     """
@@ -240,12 +242,12 @@ def _key(cursor: _Cursor, keys: Keys) -> tuple[str, KeyValue]:
     type_ = _type(cursor, name)
     if type_ is not GGUFValueType.ARRAY:
         if type_ is GGUFValueType.STRING:
-            return name, KeyValue(cursor.text(name, MAX_ITEMS, cursor.others), type_)
+            return name, KeyValue(cursor.text(name, MAX_ITEMS, cursor.on_error), type_)
         return name, KeyValue(_numbers(cursor, 1, type_, name)[0], type_)
     sub_type = _type(cursor, name)
     count = cursor.count("Q", f"the length of {name}")
     if sub_type is GGUFValueType.ARRAY:
-        raise cursor.error(f"{name} is an array of arrays, which llama.cpp does not read either")
+        raise cursor.error(f"{name} is an array of arrays, which llama.cpp does not support either")
     if count > MAX_ITEMS:
         raise cursor.error(f"{name} has {count} items; at most {MAX_ITEMS} are read")
     if sub_type is GGUFValueType.STRING:
@@ -258,7 +260,7 @@ def _type(cursor: _Cursor, name: str) -> GGUFValueType:
     try:
         return GGUFValueType(number)
     except ValueError:
-        raise cursor.error(f"{name} has value type {number}, which GGUF does not know") from None
+        raise cursor.error(f"{name} has value type {number}, which GGUF does not define") from None
 
 
 def _numbers(cursor: _Cursor, count: int, type_: GGUFValueType, what: str) -> tuple[Scalar, ...]:
@@ -296,7 +298,7 @@ def _tensor(cursor: _Cursor, alignment: int, tensors: dict[str, GGUFTensor]) -> 
     number, offset = cursor.count("I", f"the type of {name}"), cursor.count("Q", "an offset")
     if number not in _TYPES:
         raise cursor.error(
-            f"{name} has ggml type {number}, which neither the gguf package nor dynquant knows", at
+            f"{name} has ggml type {number}; neither the gguf package nor dynquant supports it", at
         )
     type_name, block_size, type_size = _TYPES[number]
     n_per_row = dims[0] if dims else 1
@@ -307,18 +309,18 @@ def _tensor(cursor: _Cursor, alignment: int, tensors: dict[str, GGUFTensor]) -> 
             at,
         )
     if offset % alignment:
-        raise cursor.error(f"{name} lies at {offset}, not a multiple of {alignment}", at)
+        raise cursor.error(f"{name} has offset {offset}, not a multiple of {alignment}", at)
     n_bytes = prod(dims) // block_size * type_size
     return GGUFTensor(name, tuple(dims[::-1]), type_name, number, offset, n_bytes)
 
 
 def _places(tensors: list[GGUFTensor], n_data: int) -> Iterator[tuple[int, str]]:
-    """Say which tensors overlap, and what the file is too short for."""
+    """Yield offset and message for tensors that overlap and for data that are missing."""
     end, before = 0, ""
     for tensor in sorted(tensors, key=lambda t: t.offset):
         if tensor.offset < end:
             yield tensor.offset, f"{before} and {tensor.name} overlap"
         if tensor.offset + tensor.n_bytes > end:
             end, before = tensor.offset + tensor.n_bytes, tensor.name
-    if tensors and end > n_data:  # a file of keys alone, such as a vocabulary, is not padded
+    if tensors and end > n_data:  # a file without tensors, such as a vocabulary, is not padded
         yield n_data, f"truncated: {end - n_data} bytes of the data are missing"

@@ -1,8 +1,8 @@
-"""A GGUF of one file or of several: any shard names its siblings, and all have to be there.
+"""A GGUF of one file or several shards; the name of one shard gives the names of all.
 
-Shards are PREFIX-00001-of-00003.gguf and so on. Each says in its keys which one it is (split.no,
-from 0), of how many (split.count), and how many tensors all of them hold (split.tensors.count); the
-model's keys are in the first. Source: llama-gguf-split and GGUFWriter.
+Shards are named PREFIX-00001-of-00003.gguf and so on. The keys of each state its number (split.no,
+from 0), the number of shards (split.count) and the number of tensors in all shards
+(split.tensors.count). The model's keys are in the first. Source: llama-gguf-split and GGUFWriter.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ NAME = re.compile(r"(?P<prefix>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf",
 
 @dataclass(frozen=True)
 class Shards:
-    """A GGUF's files in their order, one or several, with the keys of all of them."""
+    """The files of a GGUF in order, and their keys together."""
 
     files: tuple[GGUFFile, ...]
     keys: Keys
 
     @property
     def path(self) -> Path:
-        """The first file, which stands for all in messages."""
+        """The first file; messages use its name for the whole GGUF."""
         return self.files[0].path
 
     def tensors(self) -> Iterator[tuple[GGUFFile, GGUFTensor]]:
-        """Yield each tensor with the file it is in, in the order of the files' tables."""
+        """Yield each tensor with its file, in the order of the files' tables."""
         for file in self.files:
             for tensor in file.tensors:
                 yield file, tensor
 
 
 def open_gguf(path: Path) -> Shards:
-    """Read the keys and the tensor tables of a GGUF, and of all shards if it is one of several.
+    """Read the keys and the tensor tables of a GGUF and of all its shards.
 
-    Raises CheckpointError for a damaged file, and with all shards that are missing, that are not of
-    one model, or that hold the same tensor.
+    Raises CheckpointError for a damaged file, and with all shards that are missing, belong to
+    another model or contain the same tensor.
     """
     named = read_gguf(path, exact=True)
     count = _number(named, "split.count") or 1
@@ -68,7 +68,7 @@ def _number(file: GGUFFile, key: str) -> int | None:
 
 
 def shard_names(name: str) -> list[str]:
-    """Return the file names of all shards of a model, given one of them; none for other names."""
+    """Return the file names of all shards from one of them; an empty list for other names."""
     found = NAME.fullmatch(name)
     if found is None:
         return []
@@ -83,13 +83,13 @@ def _read_all(named: GGUFFile, count: int) -> tuple[GGUFFile, ...]:
     names = shard_names(path.name)
     if len(names) != count:
         raise CheckpointError(
-            f"{path}: is one of {count} shards by its keys, and its name does not tell the others;"
-            f" name them PREFIX-00001-of-{count:05}.gguf and so on"
+            f"{path}: its keys say that it is one of {count} shards, but its name does not give the"
+            f" names of the others; rename them to PREFIX-00001-of-{count:05}.gguf and so on"
         )
     absent = [name for name in names if not (path.parent / name).exists()]
     if absent:
         raise CheckpointError(
-            f"{path}: is one of {count} shards, and {len(absent)} are missing beside it"
+            f"{path}: is one of {count} shards, and {len(absent)} are missing in its folder"
             f" ({', '.join(absent)}); download them again"
         )
     CheckpointError.raise_any(_same(path.parent, names))
@@ -106,7 +106,7 @@ def _read_all(named: GGUFFile, count: int) -> tuple[GGUFFile, ...]:
 
 
 def _same(folder: Path, names: list[str]) -> Iterator[str]:
-    """Say which names are links to one file: ten thousand of them would be read as many times."""
+    """Yield a message for each name that is a link to another shard; each would be read again."""
     seen: dict[tuple[int, int], str] = {}
     for name in names:
         there = (folder / name).stat()
@@ -116,13 +116,13 @@ def _same(folder: Path, names: list[str]) -> Iterator[str]:
 
 
 def _disagreements(files: tuple[GGUFFile, ...]) -> Iterator[str]:
-    """Say what keeps files from being the shards of one model."""
+    """Yield the reasons why files are not the shards of one model."""
     count = len(files)
     for i, file in enumerate(files):
         number, of = _number(file, "split.no"), _number(file, "split.count")
         if (number, of) != (i, count):
             says = "no shard" if number is None or of is None else f"shard {number + 1} of {of}"
-            yield f"{file.path}: is {says} by its keys, and shard {i + 1} of {count} by its name"
+            yield f"{file.path}: is {says} by its keys, but shard {i + 1} of {count} by its name"
     first = files[0]
     for file in files[1:]:
         other = {
@@ -131,18 +131,18 @@ def _disagreements(files: tuple[GGUFFile, ...]) -> Iterator[str]:
             if not k.startswith("split.") and first.keys.get(k, v) != v
         }
         for key in other:
-            yield f"{file.path}: {key} is another than in {first.path.name}; not of one model"
+            yield f"{file.path}: {key} differs from {first.path.name}; the shards are of two models"
     where: dict[str, list[GGUFFile]] = {}
     for file in files:
         for tensor in file.tensors:
             where.setdefault(tensor.name, []).append(file)
     twice: dict[str, list[str]] = {}
-    for name, found in where.items():
-        if len(found) > 1:
-            twice.setdefault(" and in ".join(f.path.name for f in found), []).append(name)
-    for places, names in twice.items():
-        yield f"{first.path.parent}: {', '.join(grouped(names))} is in {places}"
-    told = _number(first, "split.tensors.count")
-    held = sum(len(file.tensors) for file in files)
-    if told is not None and told != held:
-        yield f"{first.path}: all shards hold {told} tensors by their keys, but {held} are there"
+    for name, places in where.items():
+        if len(places) > 1:
+            twice.setdefault(" and in ".join(f.path.name for f in places), []).append(name)
+    for shards, names in twice.items():
+        yield f"{first.path.parent}: {', '.join(grouped(names))} is in {shards}"
+    stated = _number(first, "split.tensors.count")
+    found = sum(len(file.tensors) for file in files)
+    if stated is not None and stated != found:
+        yield f"{first.path}: the keys state {stated} tensors in all shards, but there are {found}"

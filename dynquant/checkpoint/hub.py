@@ -1,8 +1,8 @@
-"""Models on the Hugging Face Hub: hf://org/model, fetched by huggingface_hub into its own cache.
+"""Models on the Hugging Face Hub: hf://org/model, fetched by huggingface_hub into its cache.
 
-The library is an optional extra and imported only when a model is named so. It finds the token
-(HF_TOKEN, or `hf auth login`), resumes what was broken off, shows progress on stderr, and answers
-from its cache where the Hub cannot be reached.
+The library is an optional extra and is imported only for such names. It finds the token (HF_TOKEN,
+or `hf auth login`), resumes interrupted downloads, shows progress on stderr, and uses its cache if
+the Hub cannot be reached.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from dynquant.errors import CheckpointError
 from dynquant.keys import Keys, string
 
 DESCRIPTION = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt", "README.md")
-"""What a conversion reads beside the weights: config, tokenizer, chat templates, model card."""
+"""Files that a conversion reads besides the weights: config, tokenizer, chat templates, card."""
 
 _ELSEWHERE = ("*/*.json", "*/*.model", "*/*.tiktoken", "*/*.txt", "*/README.md")
-"""The same in folders of the repository, which hold other forms of the model; but for templates."""
+"""The same files, except templates, in subfolders: those belong to other forms of the model."""
 
 _NAME = re.compile(
-    r"hf:/{1,2}"  # pathlib makes one stroke of two
+    r"hf:/{1,2}"  # pathlib reduces two slashes to one
     r"(?P<repo>[\w.-]+/[\w.-]+)"
     r"(@(?P<revision>refs/[^/@]+/[^/@]+|[^@]+?))?"
     r"(/(?P<file>[^@]+\.gguf))?/?",
@@ -37,9 +37,10 @@ _SIGN_IN = "sign in (`hf auth login`, or HF_TOKEN)"
 
 @dataclass(frozen=True)
 class HubName:
-    """A model on the Hub, or a GGUF in it.
+    """A model on the Hub, or a GGUF in its repository.
 
-    revision: a branch, a tag or a commit, main if not given; file: its path in the repository
+    revision: a branch, tag or commit; None is main
+    file:     path of the GGUF in the repository
     """
 
     repo: str
@@ -52,48 +53,48 @@ class HubName:
 
 
 def is_hub_name(text: str) -> bool:
-    """Whether a model is named as one on the Hub and not as a path."""
+    """Whether a text is the name of a model on the Hub and not a path."""
     return text.startswith("hf:/")
 
 
 def parse_hub_name(text: str) -> HubName:
-    """Take hf://org/model[@revision][/file.gguf] apart; raise CheckpointError for other forms."""
+    """Parse hf://org/model[@revision][/file.gguf]; raise CheckpointError for other forms."""
     found = _NAME.fullmatch(text)
     if found is None:
         raise CheckpointError(
-            f"{text}: names no model on the Hub; write hf://ORG/MODEL, hf://ORG/MODEL@REVISION or"
-            " hf://ORG/MODEL/FILE.gguf"
+            f"{text}: is not the name of a model on the Hub; write hf://ORG/MODEL,"
+            " hf://ORG/MODEL@REVISION or hf://ORG/MODEL/FILE.gguf"
         )
     return HubName(found["repo"], found["revision"], found["file"])
 
 
 def fetch_description(name: HubName) -> tuple[Path, HubName]:
-    """Fetch all but the weights; return the folder, and the name with the commit it is of.
+    """Fetch all files but the weights; return the folder, and the name with its commit.
 
-    Raises CheckpointError, as all that fetch do, in one line where the library or the Hub refuses.
+    Raises CheckpointError with one line if the library or the Hub fails, as all `fetch_` functions.
     """
     folder = _snapshot(name, DESCRIPTION, _ELSEWHERE)
     return folder, _pinned(name, folder)
 
 
 def fetch_files(name: HubName, files: Iterable[str]) -> Path:
-    """Fetch files by their names in the repository; return the folder that they are in.
+    """Fetch files by their names in the repository; return the folder that contains them.
 
-    Raises CheckpointError also for files that the repository does not have.
+    Raises CheckpointError also for files that are not in the repository.
     """
     wanted = list(files)
     folder = _snapshot(name, [escape(file) for file in wanted])
     absent = [file for file in wanted if not (folder / file).exists()]
     if absent:
         raise CheckpointError(
-            f"{name}: has no {', '.join(absent)}; a GGUF in a repository is named as"
+            f"{name}: has no {', '.join(absent)}; to take a GGUF of a repository, write"
             " hf://ORG/MODEL/FILE.gguf"
         )
     return folder
 
 
 def fetch_gguf(name: HubName) -> tuple[Path, HubName]:
-    """Fetch a GGUF and the shards that belong to it; return its path, and the commit's name."""
+    """Fetch a GGUF and its shards; return its path, and the name with its commit."""
     assert name.file is not None
     parent, slash, last = name.file.rpartition("/")
     folder = fetch_files(name, [parent + slash + n for n in shard_names(last) or [last]])
@@ -101,7 +102,7 @@ def fetch_gguf(name: HubName) -> tuple[Path, HubName]:
 
 
 def source_keys(name: HubName) -> Keys:
-    """Return the keys that record where a model was fetched from; name: with its commit."""
+    """Return the keys that record the origin of a fetched model; name: with its commit."""
     from huggingface_hub import constants
 
     return {
@@ -112,11 +113,11 @@ def source_keys(name: HubName) -> Keys:
 
 
 def known_sha256(path: Path) -> str | None:
-    """Return the sha256 that the Hub gave a file that lies as it was fetched, None of all others.
+    """Return the sha256 that the Hub published for a fetched file; None if it is not known.
 
-    In the library's cache a file is a link to one that is named by its content; beside files that
-    `hf download --local-dir` fetched lies their ETag, which counts as long as they are not written
-    to. Both are the sha256 of large files, and a git hash of small ones.
+    In the library's cache, a file is a link to a file that is named by its hash. For files fetched
+    by `hf download --local-dir`, their ETag is stored in a metadata file, which is valid until the
+    file is modified. Both are a sha256 for large files and a git hash for small ones.
     """
     try:
         target = path.resolve()
@@ -129,14 +130,14 @@ def known_sha256(path: Path) -> str | None:
             if metadata.is_file():
                 return _fetched_sha256(metadata, path.stat().st_mtime)
     except (OSError, ValueError):
-        pass  # what cannot be read does not tell it
+        pass  # metadata that cannot be read count as missing
     return None
 
 
 def _fetched_sha256(metadata: Path, modified: float) -> str | None:
-    """Return the ETag if it is a sha256 and was noted after the file was written.
+    """Return the ETag if it is a sha256 and was recorded after the file was written.
 
-    The lines are commit, ETag and time; a second's difference is let pass, as by the library.
+    The lines are commit, ETag and time; a difference of one second is allowed, as in the library.
     """
     with metadata.open(encoding="utf-8") as file:
         _, etag, noted, *_ = file.read(4096).split("\n")
@@ -158,7 +159,8 @@ def _snapshot(name: HubName, allow: Iterable[str], ignore: Iterable[str] = ()) -
         raise CheckpointError(
             f"{name}: huggingface_hub is not installed; pip install 'dynquant[hub]'"
         ) from e
-    # Besides files and addresses: what hf_xet raises, and the HTTP library's own, whichever it is.
+    # The base class is the HTTP library's error, whichever library is used. OSError and ValueError
+    # are errors of files and addresses, RuntimeError is raised by hf_xet.
     http_error = cast("type[Exception]", errors.HfHubHTTPError.__bases__[0])
     try:
         return Path(
@@ -172,23 +174,23 @@ def _snapshot(name: HubName, allow: Iterable[str], ignore: Iterable[str] = ()) -
         )
     except errors.GatedRepoError as e:
         raise CheckpointError(
-            f"{name}: is gated; ask for access on its page, then {_SIGN_IN}"
+            f"{name}: is gated; request access on its page, then {_SIGN_IN}"
         ) from e
     except errors.RepositoryNotFoundError as e:
         raise CheckpointError(
-            f"{name}: no such model, or a private one; correct the name, or {_SIGN_IN}"
+            f"{name}: does not exist or is private; correct the name, or {_SIGN_IN}"
         ) from e
     except errors.RevisionNotFoundError as e:
         raise CheckpointError(f"{name}: the model has no such revision") from e
     except errors.LocalEntryNotFoundError as e:
         raise CheckpointError(
-            f"{name}: the Hub was not reached, and not all of the model is in the cache:"
+            f"{name}: the Hub cannot be reached, and the cache does not contain the whole model:"
             f" {_one_line(e.__cause__ or e)}"
         ) from e
     except (OSError, ValueError, RuntimeError, http_error) as e:
-        raise CheckpointError(f"{name}: could not be fetched: {_one_line(e)}") from e
+        raise CheckpointError(f"{name}: cannot be fetched: {_one_line(e)}") from e
 
 
 def _one_line(e: BaseException) -> str:
-    said = " ".join(str(e).split())
-    return f"{type(e).__name__}: {said}" if said else type(e).__name__
+    text = " ".join(str(e).split())
+    return f"{type(e).__name__}: {text}" if text else type(e).__name__

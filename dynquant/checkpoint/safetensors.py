@@ -1,4 +1,4 @@
-"""A folder as Hugging Face lays it out: config.json, and one safetensors file or several."""
+"""A model folder in Hugging Face's layout: config.json, and one or several safetensors files."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ V = TypeVar("V", bound=str | tuple[str, ...])
 _PATHS = (PurePosixPath, PureWindowsPath)
 
 _MAX_FILE_NAME = 255
-"""NAME_MAX of Linux: a longer name is an error to the system, not a file that is missing."""
+"""NAME_MAX of Linux: the system reports another error for longer names than for missing files."""
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
 _NOT_READ = (
-    ("*.gguf", "give the name of that file to take it as the source"),
+    ("*.gguf", "to use it as the source, give the path of that file"),
     ("adapter_model.safetensors", "that is an adapter; merge it into its base model first"),
-    ("consolidated*.safetensors", "that is Mistral's own layout; take the one for transformers"),
+    ("consolidated*.safetensors", "that is Mistral's layout; use the one for transformers"),
     ("pytorch_model*.bin", "convert it to safetensors first"),
     ("*.safetensors", f"one file must be named {SINGLE}, several need {INDEX}"),
     ("*.bin", "convert it to safetensors first"),
     ("*.pt*", "convert it to safetensors first"),
 )
-"""What folders without a safetensors checkpoint hold instead, and what to do about it."""
+"""Other files that a folder may contain, and advice for each."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model on disk, of which nothing but headers has been read.
+    """A model on disk; only its config and the headers of its files have been read.
 
     config: config.json; tensors: by stored name, shard by shard, in the order of their data
     """
@@ -84,14 +84,14 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Return config.json; raise CheckpointError if it is missing or no JSON object."""
+    """Return config.json; raise CheckpointError if it is missing or not a JSON object."""
     return read_object(folder / "config.json")
 
 
 def shard_files(folder: Path) -> list[str]:
-    """Return the names of the files that hold weights, whether or not they are there.
+    """Return the names of the files with weights, whether or not the files exist.
 
-    Raises CheckpointError for an index that is damaged.
+    Raises CheckpointError if the index is damaged.
     """
     if not (folder / INDEX).exists():
         return [SINGLE]
@@ -101,9 +101,9 @@ def shard_files(folder: Path) -> list[str]:
 def read_object(
     path: Path, at_most: int = MAX_CONFIG, pairs: Pairs | None = None
 ) -> dict[str, Any]:
-    """Return the JSON object that a file of so many bytes at most holds; pairs: as in parse_json.
+    """Return the JSON object in a file of at most `at_most` bytes; pairs: as in parse_json.
 
-    Raises CheckpointError with the file.
+    Raises CheckpointError with the file's path.
     """
     try:
         found = parse_json(read_regular(path, at_most).decode("utf-8"), pairs)
@@ -121,19 +121,19 @@ def read_object(
 
 
 def _weight_map(folder: Path) -> dict[str, str] | None:
-    """Return the index's shard of each tensor, or None where one file holds all."""
+    """Return the shard of each tensor from the index; None if one file holds all tensors."""
     path = folder / INDEX
     single = (folder / SINGLE).exists()
     if not path.exists():
         if not single:
-            raise CheckpointError(_nothing(folder))
+            raise CheckpointError(_no_weights(folder))
         return None
     index = read_object(path, MAX_INDEX, unique)
     found = index.get("weight_map")
     if not isinstance(found, dict) or not found:
         raise CheckpointError(f"{path}: has no weight_map")
     weight_map = cast("dict[str, object]", found)
-    # Each name once: an index names its files a thousand times each.
+    # Check each name once: an index repeats the name of a shard a thousand times.
     names = {shard for shard in weight_map.values() if isinstance(shard, str)}
     bad = {shown(shard) for shard in weight_map.values() if not isinstance(shard, str)}
     bad |= {shown(shard) for shard in names if not _is_inside(shard)}
@@ -142,25 +142,25 @@ def _weight_map(folder: Path) -> dict[str, str] | None:
     )
     if single and SINGLE not in weight_map.values():
         raise CheckpointError(
-            f"{path}: does not name {SINGLE}, which is here too; remove the one that is out of date"
+            f"{path}: does not list {SINGLE}, which also exists; remove the one that is out of date"
         )
     return cast("dict[str, str]", weight_map)
 
 
 def _is_inside(name: str) -> bool:
-    """Tell whether a shard's name stays in the folder; what a link there points at is free."""
+    """Whether a shard's name is inside the folder; a link in the folder may point anywhere."""
     if not name or not name.isprintable() or len(name) > _MAX_FILE_NAME:
         return False
     return not any(p(name).is_absolute() or ".." in p(name).parts or p(name).drive for p in _PATHS)
 
 
-def _nothing(folder: Path) -> str:
+def _no_weights(folder: Path) -> str:
     for pattern, advice in _NOT_READ:
         found = sorted(p.name for p in folder.glob(pattern))
         if found:
             more = f" and {len(found) - 1} more" if len(found) > 1 else ""
-            return f"{folder}: no {SINGLE} and no {INDEX}, but {found[0]}{more}; {advice}"
-    return f"{folder}: no {SINGLE} and no {INDEX}"
+            return f"{folder}: has no {SINGLE} and no {INDEX}, but {found[0]}{more}; {advice}"
+    return f"{folder}: has no {SINGLE} and no {INDEX}; give the folder of a complete checkpoint"
 
 
 def _headers(folder: Path, names: list[str]) -> dict[str, dict[str, StoredTensor]]:
@@ -169,8 +169,8 @@ def _headers(folder: Path, names: list[str]) -> dict[str, dict[str, StoredTensor
     for name in names:
         path = folder / name
         if not path.exists():
-            why = "a link to a file that is not there" if path.is_symlink() else "missing"
-            problems.append(f"{path}: {why}; {INDEX} names it; download the checkpoint again")
+            why = "is a link to a missing file" if path.is_symlink() else "is missing"
+            problems.append(f"{path}: {why}, but {INDEX} lists it; download the checkpoint again")
             continue
         try:
             shards[name] = read_header(path)
@@ -183,7 +183,7 @@ def _headers(folder: Path, names: list[str]) -> dict[str, dict[str, StoredTensor
 def _disagreements(
     folder: Path, wanted: dict[str, str], shards: dict[str, dict[str, StoredTensor]]
 ) -> Iterator[str]:
-    """Say where the index and the shards do not hold the same tensors in the same files."""
+    """Yield the differences between the index and the headers of the shards."""
     found: dict[str, list[str]] = {}
     for shard, tensors in shards.items():
         for name in tensors:
@@ -194,11 +194,11 @@ def _disagreements(
     absent = {n: s for n, s in wanted.items() if n not in shards[s]}
     for shard, names in _by_value(absent):
         for name in grouped(names):
-            yield f"{folder / shard}: {name} is not in it, but {INDEX} says so"
+            yield f"{folder / shard}: does not contain {name}, but {INDEX} says so"
     extra = {n: where[0] for n, where in found.items() if n not in wanted}
     for shard, names in _by_value(extra):
         for name in grouped(names):
-            yield f"{folder / shard}: {name} is in it, but not in {INDEX}"
+            yield f"{folder / shard}: contains {name}, which {INDEX} does not list"
 
 
 def _by_value(pairs: dict[str, V]) -> list[tuple[V, list[str]]]:

@@ -1,11 +1,12 @@
-"""The header of one safetensors file: names, dtypes, shapes and places, every claim checked.
+"""The header of one safetensors file: names, dtypes, shapes and offsets; all are checked.
 
-A file is 8 bytes of header length (u64, little-endian), the header, a JSON object, and the data:
+A file consists of 8 bytes of header length (u64, little-endian), the header (a JSON object), and
+the data:
 
     {"__metadata__": {...}, "NAME": {"dtype": "BF16", "shape": [r, c], "data_offsets": [a, b]}, ...}
 
-Offsets count from the first byte after the header. The format wants the tensors to cover the data
-without holes or overlaps (https://github.com/huggingface/safetensors, "Format").
+Offsets count from the first byte after the header. The format requires that the tensors cover the
+data without holes or overlaps (https://github.com/huggingface/safetensors, "Format").
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from dynquant.tensors import ShardFile, Stored
 from dynquant.untrusted import RepeatedKeyError, open_regular, parse_json, shown, unique
 
 MAX_HEADER = 100_000_000
-"""Bytes of the longest header the safetensors library reads (MAX_HEADER_SIZE in tensor.rs)."""
+"""Bytes of a header; the limit of the safetensors library (MAX_HEADER_SIZE in tensor.rs)."""
 
 MAX_NAME = 1024
-"""Letters of a tensor's name; the longest of models in use have about a hundred."""
+"""Characters of a tensor's name; the longest names of models in use have about a hundred."""
 
 MAX_DIMS = 8
-"""Of a shape; the weights that are read have at most four."""
+"""Dimensions of a shape; weights have at most four."""
 
 _BITS = {
     **dict.fromkeys(("F4",), 4),
@@ -39,12 +40,12 @@ _BITS = {
     **dict.fromkeys(("I32", "U32", "F32"), 32),
     **dict.fromkeys(("I64", "U64", "F64", "C64"), 64),
 }
-"""Bits of one number of each dtype that safetensors names."""
+"""Bits of one number of each dtype of safetensors."""
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor as a safetensors file holds it.
+    """A tensor as it is stored in a safetensors file.
 
     dtype:  as the file names it ("BF16", "F8_E4M3"); shape: numpy order
     offset: bytes from the start of the file
@@ -63,20 +64,20 @@ class StoredTensor:
         return self.file.path
 
     def source(self) -> Stored:
-        """Return the rows in their own type; raise CheckpointError if GGUF has no such type."""
+        """Return the rows in their stored type; raise CheckpointError if GGUF has no such type."""
         stored = (FLOATS | KEPT).get(self.dtype)
         if stored is None:
             raise CheckpointError(
-                f"{self.path}: {self.name} is stored as {self.dtype}, which is not read as weights;"
-                f" {', '.join(FLOATS)} are"
+                f"{self.path}: {self.name} is stored as {self.dtype}, which is not supported for"
+                f" weights; supported: {', '.join(FLOATS)}"
             )
         return Stored(self.file, self.offset, self.shape, stored)
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
-    """Return a safetensors file's tensors, in the order of their data.
+    """Return the tensors of a safetensors file, in the order of their data.
 
-    Raises CheckpointError naming the file, with all that is wrong with its tensors.
+    Raises CheckpointError with the file's path and all problems of its tensors.
     """
     try:
         with open_regular(path) as file:
@@ -91,11 +92,11 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     for name, entry in header.items():
         if name == "__metadata__":
             continue
-        made = _misnamed(name) or _entry(shard, name, entry, start)
-        if isinstance(made, str):
-            problems.append(f"{path}: {shown(name)}: {made}")
+        tensor = _misnamed(name) or _entry(shard, name, entry, start)
+        if isinstance(tensor, str):
+            problems.append(f"{path}: {shown(name)}: {tensor}")
         else:
-            tensors.append(made)
+            tensors.append(tensor)
     CheckpointError.raise_any(problems)
     tensors.sort(key=lambda t: (t.offset, t.n_bytes))
     CheckpointError.raise_any(f"{path}: {p}" for p in _places(tensors, start, size))
@@ -131,12 +132,12 @@ def _header(path: Path, file: BinaryIO, size: int) -> tuple[dict[str, Any], int]
 
 def _misnamed(name: str) -> str | None:
     if len(name) > MAX_NAME:
-        return f"a name of {len(name)} letters; at most {MAX_NAME} are read"
+        return f"the name has {len(name)} characters; at most {MAX_NAME} are supported"
     return None if name.isprintable() else "not a printable name"
 
 
 def _entry(shard: ShardFile, name: str, entry: object, start: int) -> StoredTensor | str:
-    """Return one tensor, or what is wrong with its entry."""
+    """Return one tensor, or the problem of its entry."""
     fields = cast("dict[str, object]", entry) if isinstance(entry, dict) else {}
     dtype = fields.get("dtype")
     shape = _counts(fields.get("shape"))
@@ -158,7 +159,7 @@ def _entry(shard: ShardFile, name: str, entry: object, start: int) -> StoredTens
 
 
 def _counts(value: object) -> tuple[int, ...] | None:
-    """Return sizes or offsets; None for what is none, or so large or many that no file has them."""
+    """Return a list of sizes or offsets; None if it is not one, or exceeds all real files."""
     if not isinstance(value, list):
         return None
     items = cast("list[object]", value)
@@ -169,7 +170,7 @@ def _counts(value: object) -> tuple[int, ...] | None:
 
 
 def _places(tensors: list[StoredTensor], start: int, size: int) -> Iterator[str]:
-    """Say where the data, from `start` to `size`, is not covered exactly once; sorted tensors."""
+    """Yield holes and overlaps of the tensors in the data, bytes start..size; sorted tensors."""
     end, before = start, ""
     for tensor in tensors:
         if tensor.offset < end:

@@ -22,6 +22,7 @@ from dynquant.conversion.source_hashes import SourceDigests, SourceHashes
 from dynquant.conversion.stages import EncodeStage, Sink, SourceStage
 from dynquant.conversion.work import Work, work_of
 from dynquant.errors import ConvertError, PlanError
+from dynquant.part_cache import release_parts
 from dynquant.plan.plan import Plan
 from dynquant.quants import codec
 from dynquant.quants.encoder import CORE, Encoder
@@ -127,6 +128,7 @@ def convert_plan(
         if engine is None or not engine.is_alive:
             parts.close()
             journal.close()
+        release_parts()
 
 
 def _first_left(work: Work, done: Mapping[int, Sequence[Done]]) -> int | None:

@@ -1,1 +1,1 @@
-"""What a model's activations say of its weights: the imatrix file, and its fit to a model."""
+"""The importance of weights, from a model's activations: imatrix files and their fit to a model."""

@@ -1,4 +1,4 @@
-"""Whether an imatrix is of this model, and what it says about each of its tensors."""
+"""Checks an imatrix against a model and assigns importance to the model's tensors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dynquant.importance.imatrix import Imatrix
 from dynquant.name_lists import grouped
 
 _SELDOM_COUNTED = ("token_embd.weight", "output.weight")
-"""llama-imatrix never counts for the embedding, and for the output only with --process-output."""
+"""llama-imatrix has no data for the embedding, and for the output only with --process-output."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Importance:
     """The importance of one tensor's input channels, for each of its matrices.
 
     n_matrices: 1, or the product of the dimensions before the last two: experts
-    without:    matrices about which the file says nothing: no count, or nothing but zeros
+    without:    matrices without data in the file: the count or all sums are zero
     """
 
     entry: Entry
@@ -39,25 +39,25 @@ class Importance:
 
     @property
     def coverage(self) -> str:
-        """What a plan says of it: "yes", or "partial: 125 of 128 experts"."""
+        """The text in a plan: "yes", or "partial: 125 of 128 experts"."""
         if not self.without:
             return "yes"
         return f"partial: {self.n_matrices - len(self.without)} of {self.n_matrices} experts"
 
     def of(self, matrix: int) -> F32 | None:
-        """Return float32 [n_per_row], the mean squares; None where nothing is known of a matrix.
+        """Return the mean squares of a matrix, float32 [n_per_row]; None if it has no data.
 
-        Raises ImportanceError if the file is not what it was when it was read.
+        Raises ImportanceError if the file changed since it was read.
         """
         if matrix in self.without:
             return None
         sums, count = self._sums(matrix)
         if not (np.isfinite(sums).all() and (sums >= 0).all()):
-            raise ImportanceError(f"{self.entry.file.path}: changed since it was read")
+            raise ImportanceError(f"{self.entry.file.path}: changed since it was read; start again")
         return sums / np.float32(count)
 
-    def is_silent(self, matrix: int) -> bool:
-        """Whether the file says nothing of a matrix that would set one channel above another."""
+    def is_empty(self, matrix: int) -> bool:
+        """Whether the file has no data for a matrix: the count or all sums are zero."""
         sums, count = self._sums(matrix)
         return not count or not sums.any()
 
@@ -70,11 +70,11 @@ class Importance:
 def audit(
     imatrix: Imatrix, tensors: Sequence[ModelTensor]
 ) -> tuple[dict[str, Importance], tuple[str, ...]]:
-    """Return the importance of each tensor that the file has data for, and what to warn about.
+    """Return the importance of each tensor with data in the file, and warnings.
 
-    Names must be equal; an entry has a value for each channel of a row, once for all matrices of
-    the tensor or once for each. Raises ImportanceError for another model's file, with the names
-    and sizes that disagree.
+    Names must be equal. An entry has a value for each channel of a row, either once for all
+    matrices of the tensor or for each matrix. Raises ImportanceError for the file of another model,
+    with the names and sizes that differ.
     """
     path = imatrix.path
     by_name = {t.name: t for t in tensors}
@@ -82,15 +82,15 @@ def audit(
     known = [(by_name[name], e) for name, e in imatrix.entries.items() if name in by_name]
     if not known:
         raise ImportanceError(
-            f"{path}: is another model's file: this model has none of its tensors"
+            f"{path}: is the imatrix of another model: this model has none of its tensors"
             f" ({', '.join(extra[:3])}{', …' if len(extra) > 3 else ''})"
         )
-    warnings = [f"{path}: not in the model, not used: {', '.join(extra)}"] if extra else []
+    warnings = [f"{path}: ignored, not in the model: {', '.join(extra)}"] if extra else []
     misfits = [(t, e) for t, e in known if not _fits(t, e)]
-    # No matrix product reads the embedding; llama.cpp passes over a wrong size of it, too.
-    warnings += [f"{path}: {m}; not used" for m in _misfits(p for p in misfits if _is_embedding(p))]
+    # No matrix product reads the embedding; llama.cpp ignores a wrong size of it, too.
+    warnings += [f"{path}: ignored: {m}" for m in _misfits(p for p in misfits if _is_embedding(p))]
     ImportanceError.raise_any(
-        f"{path}: is another model's file: {m}"
+        f"{path}: is the imatrix of another model: {m}"
         for m in _misfits(p for p in misfits if not _is_embedding(p))
     )
     found = {t.name: _audited(t, e) for t, e in known if _fits(t, e)}
@@ -98,18 +98,18 @@ def audit(
 
 
 def missing(wanted: Iterable[str], importance: Mapping[str, Importance]) -> list[str]:
-    """Return the wanted tensors that lack importance, but for those that seldom have any."""
+    """Return the wanted tensors without importance, except those that seldom have it."""
     return [n for n in wanted if n not in importance and n not in _SELDOM_COUNTED]
 
 
 def gaps(
     imatrix: Imatrix, wanted: Iterable[str], importance: Mapping[str, Importance]
 ) -> Iterator[str]:
-    """Say which of the wanted tensors lack importance that a calibration run would have given."""
-    if lacking := missing(wanted, importance):
+    """Yield warnings for wanted tensors that the calibration run did not cover."""
+    if names := missing(wanted, importance):
         yield (
-            f"{imatrix.path}: no importance for {', '.join(grouped(lacking))}; all their channels"
-            " weigh alike"
+            f"{imatrix.path}: no importance for {', '.join(grouped(names))}; their channels are"
+            " weighted equally"
         )
     partial = {n: i for n, i in importance.items() if i.without}
     if partial:
@@ -118,17 +118,17 @@ def gaps(
         yield (
             f"{imatrix.path}: no importance for {sum(len(i.without) for i in partial.values())} of"
             f" {sum(i.n_matrices for i in partial.values())} experts in"
-            f" {', '.join(grouped(partial))}{among}; all their channels weigh alike"
+            f" {', '.join(grouped(partial))}{among}; their channels are weighted equally"
         )
 
 
 def _audited(tensor: ModelTensor, entry: Entry) -> Importance:
     made = Importance(entry, _n_matrices(tensor), tensor.n_per_row)
     if made.is_shared:
-        silent = range(made.n_matrices) if made.is_silent(0) else ()
+        empty = range(made.n_matrices) if made.is_empty(0) else ()
     else:
-        silent = (m for m in range(made.n_matrices) if made.is_silent(m))
-    return replace(made, without=frozenset(silent))
+        empty = (m for m in range(made.n_matrices) if made.is_empty(m))
+    return replace(made, without=frozenset(empty))
 
 
 def _n_matrices(tensor: ModelTensor) -> int:
@@ -147,7 +147,7 @@ def _fits(tensor: ModelTensor, entry: Entry) -> bool:
 
 
 def _misfits(pairs: Iterable[tuple[ModelTensor, Entry]]) -> Iterator[str]:
-    """Say what tensors have instead of a value for each channel, those with the same in a line."""
+    """Yield a message for each wrong number of values, with the names of its tensors."""
     groups: dict[tuple[str, str], list[str]] = {}
     for tensor, entry in pairs:
         n_matrices = _n_matrices(tensor)

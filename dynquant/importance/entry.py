@@ -1,4 +1,4 @@
-"""What an imatrix file holds of one tensor, whichever its format."""
+"""The data of one tensor in an imatrix file of either format."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from dynquant.tensors import ShardFile
 
 @dataclass(frozen=True)
 class Entry:
-    """What an imatrix holds of one tensor; the sums stay in the file, R1's are a gigabyte.
+    """The data of one tensor; the sums stay in the file, because those of R1 are a gigabyte.
 
     offset:    bytes from the start of the file to n_rows * n_per_row float32
-    n_per_row: as the file has it; the older format has all experts in one row
-    counts:    what each row is divided by to get means; 0 where there are no data
+    n_per_row: as in the file; the older format has all experts in one row
+    counts:    divisor of each row that gives its means; 0 if there are no data
     """
 
     name: str
@@ -37,7 +37,7 @@ class Entry:
         return self.n_rows * self.n_per_row
 
     def sums(self, start: int, stop: int) -> F32:
-        """Return float32 [stop - start], the sums of a range that counts over all rows.
+        """Return the sums start..stop, counted over all rows, float32 [stop - start].
 
         Raises ImportanceError if the file became shorter since it was opened.
         """
@@ -49,7 +49,7 @@ class Entry:
         return found.view("<f4").astype(np.float32, copy=False)
 
     def means(self) -> F32:
-        """Return float32 [n_rows, n_per_row], the mean squares; all ones where there are no data.
+        """Return the mean squares, float32 [n_rows, n_per_row]; ones for rows without data.
 
         Raises ImportanceError if the file became shorter since it was opened.
         """
@@ -60,4 +60,4 @@ class Entry:
 
 
 Found = tuple[list[Entry], tuple[str, ...], int | None]
-"""What a reader finds: entries, names of datasets, and the chunks of text if the file tells."""
+"""The result of a reader: entries, names of datasets, and the number of chunks if it is known."""

@@ -1,7 +1,7 @@
-"""The imatrix file: how strongly each input channel of each tensor was driven, as llama.cpp counts.
+"""The imatrix file of llama.cpp: the mean squared activation of each input channel of each tensor.
 
-For every matrix product of a calibration run, the squares of its inputs are summed column by
-column. A GGUF holds two F32 tensors for each weight tensor:
+For every matrix product of a calibration run, the squares of its inputs are summed for each input
+channel. A GGUF holds two F32 tensors for each weight tensor:
 
     <tensor>.in_sum2   [n_rows, n_per_row]  sums; a row for each expert, or one for all
     <tensor>.counts    [n_rows, 1]          tokens that were summed
@@ -34,10 +34,10 @@ from dynquant.untrusted import open_regular, shown
 
 SUMS, COUNTS = ".in_sum2", ".counts"
 MAX_BYTES = 1 << 34
-"""Of a file: 16 GiB, some ten times the imatrix of a model of 10^12 weights."""
+"""Bytes of a file: 16 GiB, about ten times the imatrix of a model of 10^12 weights."""
 
 MAX_ROWS = 1 << 16
-"""Of a tensor's sums: one for each expert, of which llama.cpp has 512 at most."""
+"""Rows of a tensor's sums: one for each expert; llama.cpp has at most 512."""
 
 _PIECE = 1 << 18  # values that are checked at a time: a megabyte
 
@@ -46,8 +46,8 @@ _PIECE = 1 << 18  # values that are checked at a time: a megabyte
 class Imatrix:
     """An imatrix file, checked: every value is finite and not negative.
 
-    datasets:    what it was computed on, by the names that the file gives
-    chunk_count: chunks of text it was computed on; None where the file does not say it
+    datasets:    names of the calibration texts, as in the file
+    chunk_count: number of chunks of calibration text; None if the file does not state it
     """
 
     path: Path
@@ -60,7 +60,7 @@ class Imatrix:
 def read_imatrix(path: Path) -> Imatrix:
     """Read an imatrix in either of llama.cpp's formats.
 
-    Raises ImportanceError with the file and the byte offset of what is wrong, or with the names of
+    Raises ImportanceError with the file and the byte offset of the problem, or with the names of
     all tensors that have a value which cannot be a mean square.
     """
     try:
@@ -83,19 +83,21 @@ def read_imatrix(path: Path) -> Imatrix:
 
 
 def _of_gguf(file: GGUFFile) -> Found:
-    """Pair the tensors; those that are neither sums nor counts are another program's."""
+    """Pair sums and counts; other tensors are ignored, because another program wrote them."""
     sums = {t.name.removesuffix(SUMS): t for t in file.tensors if t.name.endswith(SUMS)}
     counts = {t.name.removesuffix(COUNTS): t for t in file.tensors if t.name.endswith(COUNTS)}
     kind = file.keys.get("general.type")
     if (kind is not None and kind.value != "imatrix") or not (sums or counts):
         has = (
-            f"general.type is {shown(kind.value)}" if kind is not None else f"no tensor is a {SUMS}"
+            f"general.type is {shown(kind.value)}"
+            if kind is not None
+            else f"no tensor has a name that ends in {SUMS}"
         )
         raise ImportanceError(f"{file.path}: a GGUF, but not an imatrix: {has}")
     ImportanceError.raise_any(
         [
-            *_lone(file.path, sums.keys() - counts.keys(), SUMS, COUNTS),
-            *_lone(file.path, counts.keys() - sums.keys(), COUNTS, SUMS),
+            *_unpaired(file.path, sums.keys() - counts.keys(), SUMS, COUNTS),
+            *_unpaired(file.path, counts.keys() - sums.keys(), COUNTS, SUMS),
         ]
         or _misfits(file, sums, counts)
     )
@@ -111,9 +113,9 @@ def _place(file: GGUFFile, t: GGUFTensor) -> int:
     return file.data_offset + t.offset
 
 
-def _lone(path: Path, names: Iterable[str], has: str, lacks: str) -> Iterator[str]:
+def _unpaired(path: Path, names: Iterable[str], found: str, missing: str) -> Iterator[str]:
     for name in grouped(sorted(names)):
-        yield f"{path}: {name + has!r} has no {lacks} beside it; the file is damaged"
+        yield f"{path}: {name + found!r} has no matching {missing}; the file is damaged"
 
 
 def _misfits(
@@ -123,11 +125,11 @@ def _misfits(
         for t in (sums[name], counts[name]):
             at = f"{file.path}: byte {_place(file, t)}: {t.name!r}"
             if not name or not name.isprintable():
-                yield f"{at} is no tensor's name"
+                yield f"{at} is not a printable name"
             elif t.type_name != "F32" or not t.shape:
                 yield f"{at} is {t.type_name} {list(t.shape)}; an imatrix has rows of F32"
             elif t is counts[name] and prod(t.shape) > MAX_ROWS:
-                yield f"{at} has {prod(t.shape)} rows, and a tensor at most {MAX_ROWS} experts"
+                yield f"{at} has {prod(t.shape)} rows; at most {MAX_ROWS} experts are supported"
             elif t is counts[name] and prod(t.shape) != prod(sums[name].shape[:-1]):
                 yield f"{at} {list(t.shape)} is not a count for each row of {sums[name].name!r}"
 
@@ -136,7 +138,7 @@ def _datasets(file: GGUFFile) -> tuple[str, ...]:
     found = file.keys.get("imatrix.datasets")
     names = found.value if found is not None else ()
     if not isinstance(names, tuple) or not all(isinstance(n, str) for n in names):
-        raise ImportanceError(f"{file.path}: imatrix.datasets is no list of names")
+        raise ImportanceError(f"{file.path}: imatrix.datasets is not a list of names")
     return tuple(str(n) for n in names)
 
 
@@ -152,7 +154,7 @@ def _chunk_count(file: GGUFFile) -> int | None:
 
 
 def _counts(file: GGUFFile, shard: ShardFile, t: GGUFTensor) -> tuple[int, ...]:
-    """Return counts as whole numbers, to which llama.cpp rounds what it stores as floats."""
+    """Return counts as integers; llama.cpp stores them as floats and rounds them likewise."""
     at = _place(file, t)
     stored: U8 = np.empty(t.n_bytes, np.uint8)
     shard.read(at, stored)
@@ -166,7 +168,7 @@ def _counts(file: GGUFFile, shard: ShardFile, t: GGUFTensor) -> tuple[int, ...]:
 
 
 def _unsound(path: Path, entries: Iterable[Entry]) -> Iterator[str]:
-    """Say which entries have values that no mean of squares is."""
+    """Yield messages for entries with values that cannot be mean squares."""
     kinds: dict[str, list[tuple[str, int]]] = {}
     for entry in entries:
         for start in range(0, entry.n_values, _PIECE):
@@ -178,7 +180,10 @@ def _unsound(path: Path, entries: Iterable[Entry]) -> Iterator[str]:
     for kind, found in kinds.items():
         if found:
             names = ", ".join(grouped(name for name, _ in found))
-            yield f"{path}: byte {found[0][1]}: values that are {kind}, in {names}; make it again"
+            yield (
+                f"{path}: byte {found[0][1]}: values that are {kind}, in {names}; compute the"
+                " imatrix again"
+            )
 
 
 def write_imatrix(
@@ -193,10 +198,10 @@ def write_imatrix(
 
     entries:    by tensor name, sums of squares float32 [n_rows, n_per_row] and a count for each
                 row: one row, or one for each expert
-    chunk_size: tokens of a chunk
+    chunk_size: tokens in a chunk
     """
     writer = GGUFWriter(path, "imatrix")
-    # The writer begins with an architecture, which an imatrix has not.
+    # GGUFWriter adds an architecture, which an imatrix does not have.
     writer.kv_data[0].clear()
     keys = {
         "general.type": string("imatrix"),

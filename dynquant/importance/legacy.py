@@ -1,15 +1,15 @@
-"""The older imatrix format of llama.cpp (.dat), never trusting a length it gives.
+"""The older imatrix format of llama.cpp (.dat); every length in it is checked.
 
-There is no magic. Little-endian, i32 but for the values:
+There is no magic. Little-endian; all numbers but the values are i32:
 
     n_entries
     n_entries times   length, name    n_calls    n_values, f32 values
-    n_chunks          may be missing, and then the next line is too
+    n_chunks          may be missing, then the next line is missing too
     length, dataset
 
-The values are means already, times n_calls. Experts follow each other in one entry, and what each
-was counted over is lost: for one that saw no token llama.cpp writes n_calls in every place, a mean
-of one, which no reader can tell from data.
+The values are means times n_calls. All experts of a tensor are in one entry, without their counts.
+For an expert that saw no token, llama.cpp writes n_calls as every value: a mean of one, which a
+reader cannot distinguish from data.
 
 Source: tools/imatrix/imatrix.cpp and common/imatrix-loader.cpp in llama.cpp.
 """
@@ -25,20 +25,20 @@ from dynquant.errors import ImportanceError
 from dynquant.importance.entry import Entry, Found
 from dynquant.tensors import ShardFile
 
-_MIN_ENTRY = 4 + 1 + 4 + 4 + 4  # bytes of the shortest entry: a name of one letter, one value
+_MIN_ENTRY = 4 + 1 + 4 + 4 + 4  # bytes of the shortest entry: a name of one byte, one value
 _NO_MAGIC = "not an imatrix: neither a GGUF nor llama.cpp's older .dat"
 
 
 def read_legacy(path: Path, file: BinaryIO) -> Found:
-    """Return what a file of the older format holds; the values are not looked at.
+    """Read a file of the older format; the values are not checked.
 
-    Raises ImportanceError with the file and the byte offset of what is wrong.
+    Raises ImportanceError with the file and the byte offset of the problem.
     """
     return _Cursor(path, file).read()
 
 
 class _Cursor:
-    """A file read from front to back, and only where its size allows."""
+    """Reads a file front to back; checks each length against the file's size."""
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self.path = path
@@ -57,7 +57,7 @@ class _Cursor:
 
     def take(self, n: int, what: str) -> bytes:
         if n > self.left:
-            raise self.error(f"{what} of {n} bytes, but the file ends after {self.left}")
+            raise self.error(f"{what} has {n} bytes, but the file ends after {self.left}")
         found = self.file.read(n)
         if len(found) < n:
             raise self.error("the file became shorter while it was read")
@@ -77,7 +77,7 @@ class _Cursor:
             raise self.error(f"{self.left} bytes are too few for an imatrix")
         n_entries = self.number("the number of entries", -(1 << 31))
         if not 0 < n_entries <= self.left // _MIN_ENTRY:
-            raise self.error(f"{n_entries} entries cannot be in {self.size} bytes; {_NO_MAGIC}", 0)
+            raise self.error(f"{n_entries} entries do not fit in {self.size} bytes; {_NO_MAGIC}", 0)
         entries: dict[str, Entry] = {}
         for _ in range(n_entries):
             entry = self.entry(entries)
@@ -96,7 +96,7 @@ class _Cursor:
         at = self.file.tell()
         length = self.number("the length of a name", 1)
         if length > MAX_NAME:
-            raise self.error(f"a tensor's name of {length} bytes; {_NO_MAGIC}", at)
+            raise self.error(f"a tensor's name has {length} bytes; {_NO_MAGIC}", at)
         try:
             name = self.take(length, "a tensor's name").decode()
         except UnicodeDecodeError as e:
@@ -104,11 +104,11 @@ class _Cursor:
         if not name.isprintable() or name in before:
             what = "appears twice" if name in before else "is not printable"
             raise self.error(f"the name {name!r} {what}", at)
-        n_calls = self.number(f"the calls of {name}")
+        n_calls = self.number(f"the number of calls of {name}")
         n_values = self.number(f"the number of values of {name}", 1)
         if 4 * n_values > self.left:
             raise self.error(f"{name} has {n_values} values, but the file ends after {self.left}")
         offset = self.file.tell()
         self.file.seek(4 * n_values, 1)
-        # Values without a call stand as they are: llama.cpp divides by nothing then.
+        # If there are no calls, llama.cpp does not divide the values.
         return Entry(name, self.shard, offset, n_values, (n_calls or 1,))

@@ -1,17 +1,16 @@
-"""Fuzzes every reader of files that strangers may write, and says what it found.
+"""Fuzz all readers of untrusted files and report findings.
 
     python scripts/checks/fuzz_readers.py [TARGET ...] [--seconds N] [--seed N] [--keep FOLDER]
     pip install . atheris; python scripts/checks/fuzz_readers.py --guided [...]
 
-Each reader gets N seconds (60) of files that were valid and have one to four changes, in a process
-of its own that may have 4 GiB of address space more than it begins with. Anything but a result or a
-DynquantError is a finding, and so is an input that takes more than 10 seconds: it is printed with
-the place it comes from, and its files are kept.
+Each reader reads changed files for N seconds (default 60): valid files with one to four changes. It
+runs in a separate process with 4 GiB of additional address space. Every outcome but a result or a
+DynquantError is a finding, and so is an input that takes more than 10 seconds. A finding is printed
+with its place in the code, and its files are kept.
 
-The corpus is that of tests/targets.py, the changes are those of tests/mutations.py. They know
-nothing of what code they reach; with --guided atheris does (libFuzzer with coverage of Python): it
-keeps what reaches new lines and goes on from there, with these changes and its own, in one file at
-a time. Its log is kept, too.
+The corpus comes from tests/support/targets.py, the changes from tests/support/mutations.py. They do
+not depend on the code that is reached. With --guided, atheris (libFuzzer with coverage of Python)
+keeps inputs that reach new lines and changes them further, one file at a time. Its log is kept.
 """
 
 from __future__ import annotations
@@ -46,17 +45,17 @@ HANG = 10.0
 
 
 class HangError(BaseException):
-    """An input takes too long; no handler of errors may keep it."""
+    """An input takes too long; a BaseException, so that no error handler catches it."""
 
 
 def main() -> None:
-    """Fuzz the targets that were named, or all."""
+    """Fuzz the given targets, or all."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("targets", nargs="*", metavar="TARGET")
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, default=Path("findings"))
-    parser.add_argument("--guided", action="store_true", help="by coverage; takes atheris")
+    parser.add_argument("--guided", action="store_true", help="use coverage; needs atheris")
     given = parser.parse_args()
     atheris = importlib.import_module("atheris") if given.guided else None
     targets = _module(atheris).TARGETS
@@ -73,19 +72,19 @@ def main() -> None:
         process.start()
         process.join(given.seconds + 10 * HANG)
         if process.is_alive() or process.exitcode:
-            print(f"{name}: {'hangs' if process.is_alive() else f'exit {process.exitcode}'}")
+            print(f"{name}: {'does not end' if process.is_alive() else f'exit {process.exitcode}'}")
             process.kill()
             failed = True
     raise SystemExit(failed)
 
 
 def _module(atheris: Any = None) -> ModuleType:
-    """Return tests/targets.py; imported with atheris, it and all that it imports count lines."""
+    """Import tests/support/targets.py; with atheris, its imports are instrumented."""
     if atheris is None:
         return importlib.import_module("targets")
     found = importlib.util.find_spec("dynquant.errors")
     if found is None or not isinstance(found.loader, SourceFileLoader):
-        raise SystemExit("atheris counts no lines of an editable install; install without -e")
+        raise SystemExit("error: atheris needs an install without -e")
     with atheris.instrument_imports(include=["dynquant"]):
         return importlib.import_module("targets")
 
@@ -104,10 +103,10 @@ def _fuzz(target: Target, seconds: float, seed: int, keep: Path, atheris: Any) -
 
 
 class Session:
-    """What becomes of one reader."""
+    """The executions and findings of one reader."""
 
     def __init__(self, target: Target, keep: Path) -> None:
-        """Give this process no more memory than the reader may have."""
+        """Limit the memory of this process."""
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + SPACE, used + SPACE))
         self.target = target
@@ -118,7 +117,7 @@ class Session:
         self._slowest = 0.0
 
     def execute(self, files: Files) -> None:
-        """Have files read; note what comes of it."""
+        """Let the reader read files; record the outcome."""
         shutil.rmtree(self._folder)
         self._folder.mkdir()
         _module().write_files(self._folder, files)
@@ -144,7 +143,7 @@ class Session:
         self._executions += 1
 
     def finish(self, more: str = "") -> NoReturn:
-        """Print a row, and end the process."""
+        """Print a row of the table and end the process."""
         shutil.rmtree(self._folder)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(
@@ -156,9 +155,9 @@ class Session:
 
 
 def _guided(session: Session, end: float, seed: int, atheris: Any) -> NoReturn:
-    """Hand the loop to libFuzzer, whose input is a line `NUMBER NAME` and a file.
+    """Let libFuzzer run the loop; its input is a line `NUMBER NAME` and the content of a file.
 
-    The number is that of the file's set in the corpus.
+    The number is the index of the set of files in the corpus.
     """
     target, corpus = session.target, session.target.corpus()
     mutant = _module().mutant
@@ -177,7 +176,7 @@ def _guided(session: Session, end: float, seed: int, atheris: Any) -> NoReturn:
         line, _, content = data.partition(b"\n")
         random = Random(seed)
         if random.random() < 0.5:
-            # A change of JSON begins with JSON, which the last change may have made something else.
+            # The last change may have made the file invalid JSON, which cannot be changed as JSON.
             try:
                 content = mutant(line.decode().partition(" ")[2], content, random)
             except (ValueError, RecursionError):
@@ -202,7 +201,7 @@ def _guided(session: Session, end: float, seed: int, atheris: Any) -> NoReturn:
 
 
 def _coverage(log: Path) -> str:
-    """Return how many places of the code were reached, and by how many inputs."""
+    """Return the numbers of places reached at the start and the end, and of inputs kept."""
     found = re.findall(r"INITED.* cov: (\d+)|cov: (\d+) .*corp: (\d+)", log.read_text("latin-1"))
     first = next((line[0] for line in found if line[0]), "?")
     last = next((line[1:] for line in reversed(found) if line[1]), ("?", "?"))
@@ -214,7 +213,7 @@ def _hang(*_: object) -> None:
 
 
 def _where(e: BaseException) -> str:
-    """Return the error and the innermost lines of the project that it comes through."""
+    """Return the error and the innermost lines of the package in its traceback."""
     frames = [f for f in traceback.extract_tb(e.__traceback__) if "/dynquant/" in f.filename]
     places = [f"{Path(f.filename).name}:{f.lineno}" for f in frames[-2:]]
     return f"{type(e).__name__} at {' > '.join(places)}: {str(e)[:100]!r}"

@@ -25,7 +25,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from dynquant.arrays import F32, U8
-from dynquant.quants import ALL, QuantType, decode, encode, encode_stored, error_sums, isas
+from dynquant.quants import ALL, QuantType, decode, encode, isas
+from dynquant.quants.codec import encode_floats, error_sums
 from dynquant.quants.search import EFFORTS, GAINS, WEIGHTINGS, Search
 from dynquant.quants.table import FLOATS
 
@@ -82,7 +83,7 @@ def encoded_from_halves(qtype: QuantType, seed: int) -> Iterator[U8]:
         for x in matrices(seed):
             rows = encode(x, stored)
             out = np.empty((len(x), qtype.row_size(x.shape[1])), np.uint8)
-            encode_stored(rows, stored, x.shape[1], qtype, out)
+            encode_floats(rows, stored, x.shape[1], qtype, out)
             yield out
 
 

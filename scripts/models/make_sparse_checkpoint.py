@@ -1,12 +1,12 @@
-"""Write a checkpoint of a model's full size that takes no room: its weights are holes in its files.
+"""Write a checkpoint of full size whose weights are holes in its files, which take no disk space.
 
     python scripts/models/make_sparse_checkpoint.py CONFIG FOLDER [--shards N]
     python scripts/models/make_sparse_checkpoint.py DeepSeek-R1 FOLDER
 
-CONFIG is a config.json of any family that dynquant knows, or the name of a published model
-(tests/published.py). Names, dtypes, shapes and places are those of the published checkpoint, for
-DeepSeek-R1 91,991 tensors of 688.6 GB in 163 files; the disk holds headers and index, 21 MB.
-There is no tokenizer: `dynquant plan` does without, `dynquant convert` refuses the folder.
+CONFIG is a config.json of any family that dynquant supports, or the name of a published model
+(tests/support/published.py). Names, dtypes, shapes and offsets are those of the published
+checkpoint. DeepSeek-R1 has 91,991 tensors of 688.6 GB in 163 files; headers and index take 21 MB
+on disk. There is no tokenizer: `dynquant plan` does not need it, but `dynquant convert` does.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from published import MODELS, SHARDS
 from sparse import header_of, n_bytes, write_sparse
 
 SHARD_BYTES = 5_000_000_000
-"""What transformers cuts checkpoints at."""
+"""The default size of a shard in transformers."""
 
 
 def config_of(text: str) -> dict[str, Any]:
-    """Return the configuration of a published model, or of a file."""
+    """Return the configuration of a published model, or read it from a file."""
     if text in MODELS:
         return MODELS[text]
     path = Path(text)
     if not path.is_file():
-        raise SystemExit(f"error: {text} is no file and none of {', '.join(MODELS)}")
+        raise SystemExit(f"error: {text} is neither a file nor one of {', '.join(MODELS)}")
     return json.loads(path.read_text("utf-8"))
 
 
@@ -40,7 +40,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("config", help="a config.json, or one of " + ", ".join(MODELS))
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--shards", type=int, help="files; as published, or of 5 GB at most")
+    parser.add_argument(
+        "--shards", type=int, help="number of files; default as published, else of 5 GB"
+    )
     given = parser.parse_args()
     config = config_of(given.config)
     try:

@@ -1,12 +1,12 @@
-"""Write a synthetic BF16 Llama checkpoint, for measuring conversions; by default 1.007e9 weights.
+"""Write a synthetic BF16 Llama checkpoint for benchmarks; by default, it has 1.007e9 weights.
 
     python scripts/models/make_synthetic_llama.py FOLDER
     python scripts/models/make_synthetic_llama.py FOLDER --layers 2 --hidden 256 --ffn 512 \
         --vocab 512
 
-Rows have scales of their own and a few weights are outliers, as in trained models; the same seed
-gives the same bytes. The vocabulary is a made-up SentencePiece model: llama.cpp's converter knows
-byte-level BPE only by a hash of the ids that published vocabularies give, but takes any of these.
+Rows differ in scale and a few weights are outliers, as in trained models. The same seed gives the
+same bytes. The vocabulary is a synthetic SentencePiece model, because llama.cpp's converter accepts
+byte-level BPE only if the hash of its ids is that of a published vocabulary.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of a Llama, by their names on the command line."""
+    """The sizes of a Llama, named as on the command line."""
 
     layers: int
     hidden: int
@@ -67,8 +67,8 @@ def weights(shape: tuple[int, ...], rng: np.random.Generator) -> Iterator[NDArra
         yield (1 + 0.1 * rng.standard_normal(n)).astype(np.float32)
         return
     n_rows, n_per_row = shape
-    # Trained matrices have row scales within a factor of about 2, and about 1 weight in 5,000 that
-    # lies six to twenty standard deviations out.
+    # In trained matrices, row scales differ by a factor of about 2, and about 1 weight in 5,000 is
+    # six to twenty standard deviations from the mean.
     scales = (np.exp(0.3 * rng.standard_normal(n_rows)) / np.sqrt(n_per_row)).astype(np.float32)
     outliers = np.sort(rng.integers(0, n, n // 5000))
     step = max(1, CHUNK_WEIGHTS // n_per_row)
@@ -124,7 +124,7 @@ def write_shards(folder: Path, shape: Shape, n_shards: int, seed: int) -> int:
 
 
 def pieces(n: int) -> Iterator[tuple[str, int]]:
-    """Yield n pieces and their types: specials, bytes, characters, words of up to three letters."""
+    """Yield n pieces and their types: special tokens, bytes, characters, short words."""
     letters = string.ascii_lowercase
     words = ("".join(w) for k in (1, 2, 3) for w in itertools.product(letters, repeat=k))
     normal = itertools.chain(
@@ -147,7 +147,7 @@ def varint(n: int) -> bytes:
 
 
 def number(field: int, value: int) -> bytes:
-    """Return a protobuf integer field; a negative one has the 64 bits of its two's complement."""
+    """Return a protobuf integer field; negative values are 64-bit two's complement."""
     return varint(field << 3) + varint(value & (1 << 64) - 1)
 
 
@@ -160,7 +160,7 @@ def sentencepiece_model(n: int) -> bytes:
     """Return a tokenizer.model of n pieces (sentencepiece_model.proto, ModelProto)."""
     out = b""
     for i, (piece, kind) in enumerate(pieces(n)):
-        # Longer pieces come later and would lose against their parts, were scores to fall.
+        # Longer pieces follow shorter ones; with falling scores, they would never be chosen.
         score = float(len(piece)) if kind == NORMAL else 0.0
         entry = chunk(1, piece.encode()) + varint(2 << 3 | 5) + struct.pack("<f", score - i * 1e-6)
         out += chunk(1, entry + number(3, kind))

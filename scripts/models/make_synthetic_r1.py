@@ -1,11 +1,11 @@
-"""Write a synthetic DeepSeek-R1 of few layers at full width, in FP8, and an imatrix for it.
+"""Write a synthetic DeepSeek-R1 with few layers of full width, in FP8, and an imatrix for it.
 
     python scripts/models/make_synthetic_r1.py FOLDER [--layers 3] [--experts 256]
 
-One dense layer, then layers of experts, the embeddings and the output matrix, in the shapes and
-storage of the published checkpoint: E4M3 with a float32 scale for each 128 x 128 weights; 27 GB
-with the default sizes. FOLDER/imatrix.gguf covers all matrices of the layers, so that types of few
-bits can be asked for. The vocabulary is made up and padded. The same seed gives the same bytes.
+One dense layer, then layers of experts, the embeddings and the output matrix. Shapes and dtypes are
+those of the published checkpoint: E4M3 with a float32 scale for each block of 128 x 128 weights;
+27 GB with the default sizes. FOLDER/imatrix.gguf covers all matrices of the layers, so that types
+of few bits can be used. The vocabulary is synthetic and padded. The same seed gives the same bytes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from dynquant.importance.imatrix import write_imatrix
 BLOCK = 128
 CHUNK_WEIGHTS = 1 << 24
 SIGMA = 112.0
-"""Standard deviation of what is stored: the largest of 16,384 is four of them; E4M3 ends at 448."""
+"""Standard deviation of the codes: the largest of 16,384 is at four of them, E4M3 ends at 448."""
 
 # config_671B.json of DeepSeek-V3
 HIDDEN, DENSE, EXPERT, VOCAB = 7168, 18432, 2048, 129280
@@ -85,7 +85,7 @@ def layer(i: int, n_experts: int) -> Iterator[Tensor]:
 
 
 def shards(n_layers: int, n_experts: int) -> list[list[Tensor]]:
-    """Return what each file holds: the embeddings and norms, then a layer a file."""
+    """Return the tensors of each file: embeddings and norms, then one layer for each file."""
     outer = [
         Tensor("model.embed_tokens.weight", "BF16", (VOCAB, HIDDEN)),
         Tensor("model.norm.weight", "BF16", (HIDDEN,)),
@@ -95,7 +95,7 @@ def shards(n_layers: int, n_experts: int) -> list[list[Tensor]]:
 
 
 def e4m3_of_rank() -> NDArray[np.uint8]:
-    """Return 65,536 E4M3 codes, as often as a normal distribution has them."""
+    """Return 65,536 E4M3 codes with the frequencies of a normal distribution."""
     codes = np.arange(127)
     exponent, mantissa = codes >> 3, codes & 7
     values = np.where(exponent == 0, mantissa * 2.0**-9, (8 + mantissa) * 2.0 ** (exponent - 10.0))
@@ -141,7 +141,7 @@ def write_shard(path: Path, tensors: list[Tensor], seed: int) -> None:
 
 
 def write_texts(folder: Path, n_layers: int, n_experts: int) -> None:
-    """Write the configuration, as it is published but for the sizes, and the vocabulary."""
+    """Write the published configuration with other sizes, and the vocabulary."""
     config = {
         "architectures": ["DeepseekV3ForCausalLM"],
         "model_type": "deepseek_v3",
@@ -202,7 +202,7 @@ def write_texts(folder: Path, n_layers: int, n_experts: int) -> None:
 
 
 def write_importance(folder: Path, seed: int) -> None:
-    """Write FOLDER/imatrix.gguf: log-normal mean squares, of their own for each expert."""
+    """Write FOLDER/imatrix.gguf: log-normal mean squares, different for each expert."""
     rng = np.random.default_rng(seed)
     entries = {}
     for t in dynquant.load_model(folder).tensors:
@@ -219,7 +219,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Write a synthetic DeepSeek-R1 in FP8.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--layers", type=int, default=3, help="the first is dense; default 3")
-    parser.add_argument("--experts", type=int, default=256, help="of a layer; default 256")
+    parser.add_argument("--experts", type=int, default=256, help="experts of a layer; default 256")
     parser.add_argument("--seed", type=int, default=0, help="default 0")
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)

@@ -263,8 +263,8 @@ def test_missing_scales_are_told_by_name(tmp_path: Path) -> None:
     e = refusal(quantized(tmp_path, np.zeros(16, np.float32), scales=False))
     assert isinstance(e, CheckpointError)
     assert str(e) == (
-        f"{tmp_path}: model.layers.{{0-1}}.self_attn.v_proj.weight is stored as F8_E4M3, and its"
-        " scales are missing: *_scale_inv"
+        f"{tmp_path}: model.layers.{{0-1}}.self_attn.v_proj.weight is stored as F8_E4M3, but its"
+        " scales *_scale_inv are missing; download it again"
     )
 
 

@@ -66,7 +66,7 @@ def plan_of(model: Model, imatrix: Imatrix, recipe: str = "deepseek-r1-iq1_s") -
 
 def own_warnings(plan: Plan) -> list[str]:
     """Warnings but for the names of the other layout, which the one imatrix has as well."""
-    return [w for w in plan.warnings if "not in the model, not used" not in w]
+    return [w for w in plan.warnings if "ignored, not in the model" not in w]
 
 
 def bytes_of(plan: Plan, *roles: str, of_type: str | None = None) -> int:

@@ -76,7 +76,7 @@ def test_a_published_configuration_plans_from_headers(
 
 def test_bitsandbytes_is_refused_by_name(tmp_path: Path) -> None:
     write_published(NF4, tmp_path)
-    with pytest.raises(CheckpointError, match=r"bitsandbytes.* is not read; take its base model"):
+    with pytest.raises(CheckpointError, match=r"bitsandbytes.* is not supported; use its base"):
         load_model(tmp_path, needs_vocab=False)
 
 

@@ -60,7 +60,7 @@ def refusal(folder: Path) -> tuple[str, ...]:
     return e.value.messages
 
 
-def test_rows_of_a_single_file_are_what_safetensors_wrote(tmp_path: Path) -> None:
+def test_rows_of_a_single_file_equal_those_that_safetensors_wrote(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(single(tmp_path, save(WEIGHTS)))
     assert set(checkpoint.tensors) == set(WEIGHTS)
     for name, expected in WEIGHTS.items():
@@ -71,7 +71,7 @@ def test_rows_of_a_single_file_are_what_safetensors_wrote(tmp_path: Path) -> Non
         assert into.tobytes() == expected.tobytes()
 
 
-def test_shards_are_read_as_the_index_names_them_through_links(tmp_path: Path) -> None:
+def test_shards_are_read_by_their_names_in_the_index_through_links(tmp_path: Path) -> None:
     blobs, folder = tmp_path / "blobs", tmp_path / "snapshot"
     blobs.mkdir()
     folder.mkdir()
@@ -91,7 +91,7 @@ def test_an_index_may_name_the_single_file(tmp_path: Path) -> None:
     assert set(open_checkpoint(folder).tensors) == set(WEIGHTS)
 
 
-def test_other_dtypes_are_listed_but_are_no_weights(tmp_path: Path) -> None:
+def test_other_dtypes_are_listed_but_are_not_weights(tmp_path: Path) -> None:
     header = {"w": entry("F8_E4M3", [2, 2], 0, 4), "i": entry("I64", [1], 4, 12)}
     tensors = open_checkpoint(single(tmp_path, raw(header, bytes(12)))).tensors
     assert tensors["w"].dtype == "F8_E4M3"
@@ -100,7 +100,7 @@ def test_other_dtypes_are_listed_but_are_no_weights(tmp_path: Path) -> None:
 
 
 def test_opening_reads_no_weights(tmp_path: Path) -> None:
-    # 32 GiB of holes: it can only be opened in no time by leaving them alone.
+    # A hole of 32 GiB: reading it would take minutes.
     n = 1 << 34
     folder = single(tmp_path, raw({"w": entry("BF16", [n // 4096, 4096], 0, 2 * n)}))
     path = folder / "model.safetensors"
@@ -133,14 +133,14 @@ BAD_FILES: dict[str, tuple[bytes, str]] = {
     "fractional size": (raw({"w": {**entry("F32", [], 0, 4), "shape": [1.0]}}), r"shape \[1.0\]"),
     "reversed offsets": (raw({"w": entry("F32", [1], 4, 0)}, bytes(4)), r"data_offsets \[4, 0\]"),
     "no dtype": (raw({"w": {"shape": [], "data_offsets": [0, 0]}}), "'w': has no dtype"),
-    "entry is no object": (raw({"w": 3}), "'w': has no dtype"),
+    "entry is not an object": (raw({"w": 3}), "'w': has no dtype"),
     "duplicate name": (
         raw('{"w":%s,"w":%s}' % ((json.dumps(entry("F32", [1], 0, 4)),) * 2), bytes(4)),
         "'w' appears twice",
     ),
     "control character": (raw({"a\u0000b": entry("F32", [0], 0, 0)}), "not a printable name"),
-    "header is no JSON": (raw("{nonsense}"), "the header is not JSON"),
-    "header is no object": (raw("[1, 2]"), "not a JSON object"),
+    "header is not JSON": (raw("{nonsense}"), "the header is not JSON"),
+    "header is not an object": (raw("[1, 2]"), "not a JSON object"),
     "header is not UTF-8": (struct.pack("<Q", 4) + b'{"\xff"', "the header is not JSON"),
     "header nested deeply": (raw("[" * 100_000), "the header is not JSON"),
     "header cut off": (save(WEIGHTS)[:40], "ends inside its header"),
@@ -159,7 +159,7 @@ def test_a_bad_file_is_refused_with_its_name_and_the_problem(tmp_path: Path, cas
 
 
 @pytest.mark.parametrize("case", sorted(set(BAD_FILES) - {"duplicate name", "control character"}))
-def test_what_is_refused_safetensors_refuses_too(tmp_path: Path, case: str) -> None:
+def test_safetensors_refuses_the_same_files(tmp_path: Path, case: str) -> None:
     path = single(tmp_path, BAD_FILES[case][0]) / "model.safetensors"
     with pytest.raises((SafetensorError, OSError)):
         safe_open(path, "np")  # type: ignore[no-untyped-call]
@@ -183,7 +183,7 @@ def test_a_damaged_file_is_refused_or_safetensors_reads_the_same(
         with safe_open(path, "np") as opened:  # type: ignore[no-untyped-call]
             shapes = {n: tuple(opened.get_slice(n).get_shape()) for n in opened.keys()}  # noqa: SIM118
     except SafetensorError as e:
-        # It also knows all dtypes, and that __metadata__ holds strings; neither is our concern.
+        # It also checks dtypes and __metadata__, which are not checked here.
         assert "variant" in str(e) or "invalid type" in str(e) or "missing field" in str(e)
     else:
         assert shapes == {name: t.shape for name, t in found.items()}
@@ -206,17 +206,20 @@ def shards(**tensors: list[str]) -> Callable[[Path], object]:
 
 
 BAD_INDEXES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "missing shard": (index({"a": "s1", "b": "s3"}), "s3: missing; model.safetensors.index.json"),
-    "not in its shard": (index({"a": "s1", "b": "s2", "x": "s2"}), "s2: x is not in it, but model"),
+    "missing shard": (index({"a": "s1", "b": "s3"}), "s3: is missing, but model.safetensors"),
+    "not in its shard": (
+        index({"a": "s1", "b": "s2", "x": "s2"}),
+        "s2: does not contain x, but",
+    ),
     "in two shards": (shards(s1=["a", "b"], s2=["b"]), "b is in s1 and in s2"),
-    "in another shard": (index({"a": "s2", "b": "s2"}), "s2: a is not in it, but model"),
+    "in another shard": (index({"a": "s2", "b": "s2"}), "s2: does not contain a, but"),
     "outside": (index({"a": "../s1"}), r"'\.\./s1' is not the name of a file in this folder"),
     "inside and outside": (index({"a": "x/../../s1"}), "is not the name of a file in this folder"),
     "absolute": (index({"a": "/etc/passwd"}), "'/etc/passwd' is not the name of a file"),
     "drive": (index({"a": "C:\\s1"}), "is not the name of a file in this folder"),
     "not a name": (index({"a": ["s1"]}), r"\['s1'\] is not the name of a file"),
     "empty": (index({}), "has no weight_map"),
-    "no object": (index("[]"), "not a JSON object"),
+    "not an object": (index("[]"), "not a JSON object"),
     "broken": (index('{"weight_map": {'), "not JSON"),
     "twice": (index('{"weight_map": {"a": "s1", "a": "s2"}}'), "'a' appears twice"),
 }
@@ -230,13 +233,13 @@ def test_a_bad_index_is_refused_with_the_problem(tmp_path: Path, case: str) -> N
         open_checkpoint(tmp_path)
 
 
-def test_a_stored_tensor_that_the_index_lacks_is_refused(tmp_path: Path) -> None:
+def test_a_stored_tensor_that_is_not_in_the_index_is_refused(tmp_path: Path) -> None:
     names = dict.fromkeys(("a", "x"), WEIGHTS["c.bias"])
     messages = refusal(sharded(tmp_path, {"s1": names}, {"a": "s1"}))
-    assert messages == (f"{tmp_path / 's1'}: x is in it, but not in {INDEX}",)
+    assert messages == (f"{tmp_path / 's1'}: contains x, which {INDEX} does not list",)
 
 
-def test_every_damaged_or_missing_shard_is_named_at_once(tmp_path: Path) -> None:
+def test_all_damaged_and_missing_shards_are_reported_together(tmp_path: Path) -> None:
     sharded(tmp_path, {f"s{i}": {f"t{i}": WEIGHTS["c.bias"]} for i in range(4)})
     (tmp_path / "s0").unlink()
     (tmp_path / "s2").write_bytes((tmp_path / "s2").read_bytes()[:-1])
@@ -250,7 +253,7 @@ def test_every_damaged_or_missing_shard_is_named_at_once(tmp_path: Path) -> None
         "s2",
         "s3",
     ]
-    assert "a link to a file that is not there" in messages[3]
+    assert "is a link to a missing file" in messages[3]
 
 
 def test_a_stale_index_beside_the_single_file_is_refused(tmp_path: Path) -> None:
@@ -263,14 +266,14 @@ def test_a_stale_index_beside_the_single_file_is_refused(tmp_path: Path) -> None
     ("name", "advice"),
     [
         ("pytorch_model.bin", "convert it to safetensors first"),
-        ("tiny-Q4_K.gguf", "give the name of that file to take it as the source"),
+        ("tiny-Q4_K.gguf", "to use it as the source, give the path of that file"),
         ("adapter_model.safetensors", "merge it into its base model"),
         ("consolidated.00.pth", "convert it to safetensors first"),
         ("weights.safetensors", "one file must be named model.safetensors"),
-        ("notes.txt", "no model.safetensors and no model.safetensors.index.json"),
+        ("notes.txt", "has no model.safetensors and no model.safetensors.index.json"),
     ],
 )
-def test_a_folder_without_safetensors_says_what_it_holds(
+def test_an_error_for_a_folder_without_safetensors_names_its_files(
     tmp_path: Path, name: str, advice: str
 ) -> None:
     (tmp_path / "config.json").write_text("{}")
@@ -303,6 +306,6 @@ def test_names_that_differ_in_one_number_are_grouped() -> None:
     assert grouped(names) == ["m.{0-2,5,7-8}.w.0.x", "norm", "m.3.b", "m.01.c"]
 
 
-def test_names_that_differ_in_two_numbers_are_grouped_where_all_pairs_are_there() -> None:
+def test_names_that_differ_in_two_numbers_are_grouped_by_equal_sets() -> None:
     names = [f"m.{i}.e.{j}.w" for i in range(3, 6) for j in range(4) if (i, j) != (4, 2)]
     assert grouped(names) == ["m.{3,5}.e.{0-3}.w", "m.4.e.{0-1,3}.w"]

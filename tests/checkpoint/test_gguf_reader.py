@@ -89,7 +89,7 @@ def test_an_empty_array_keeps_its_type(tmp_path: Path) -> None:
     assert read_gguf(path).keys == {"k": expected}
 
 
-def test_bytes_that_are_no_utf8_are_shown_as_escapes(tmp_path: Path) -> None:
+def test_bytes_that_are_not_utf8_are_shown_as_escapes(tmp_path: Path) -> None:
     cut = key("k", GGUFValueType.STRING, string("né".encode()[:2]))
     path = bytes_of(tmp_path / "k.gguf", raw([cut], []))
     assert read_gguf(path).keys["k"].value == "n\\xc3"
@@ -108,7 +108,7 @@ def test_tensors_are_where_the_gguf_package_finds_them(tmp_path: Path) -> None:
     ]
 
 
-def test_types_that_the_gguf_package_lacks_are_read_by_our_table(tmp_path: Path) -> None:
+def test_types_missing_in_the_gguf_package_are_read(tmp_path: Path) -> None:
     q2_0 = ALL["Q2_0"]
     content = raw([], [tensor("t", [128, 3], q2_0.ggml_type)], 3 * q2_0.row_size(128))
     (found,) = read_gguf(bytes_of(tmp_path / "t.gguf", content)).tensors
@@ -116,7 +116,7 @@ def test_types_that_the_gguf_package_lacks_are_read_by_our_table(tmp_path: Path)
     assert (found.shape, found.n_bytes) == ((3, 128), 3 * q2_0.row_size(128))
 
 
-def test_keys_are_what_the_gguf_package_reads(tmp_path: Path) -> None:
+def test_keys_equal_those_that_the_gguf_package_reads(tmp_path: Path) -> None:
     def fill(writer: GGUFWriter) -> None:
         for type_, value in SCALARS.items():
             writer.add_key_value(f"scalar.{type_.name}", value, type_)
@@ -135,7 +135,7 @@ def test_keys_are_what_the_gguf_package_reads(tmp_path: Path) -> None:
     assert list(found.keys) == list(expected)
 
 
-def test_a_file_of_keys_alone_may_end_unpadded(tmp_path: Path) -> None:
+def test_a_file_without_tensors_may_end_without_padding(tmp_path: Path) -> None:
     path = bytes_of(tmp_path / "v.gguf", raw([key("k", GGUFValueType.UINT8, b"1")], [])[:-20])
     assert path.stat().st_size % 32
     assert read_gguf(path).tensors == ()
@@ -172,7 +172,7 @@ BAD: dict[str, tuple[bytes, str]] = {
     "version 1": (raw([], [], version=1), "byte 4: version 1;"),
     "big-endian": (raw([], [], version=3 << 24), "big-endian"),
     "absurd counts": (b"GGUF" + struct.pack("<IQQ", 3, HUGE, HUGE), "byte 8: .*do not fit"),
-    "key longer than the file": (raw([struct.pack("<Q", 999)], [], 40), "byte 32: a key of 999"),
+    "key longer than the file": (raw([struct.pack("<Q", 999)], [], 40), "byte 32: a key has 999"),
     "key absurdly long": (raw([struct.pack("<Q", HUGE)], []), "byte 32: a key is 1152921504"),
     "key without a name": (raw([key("", GGUFValueType.UINT8, b"1")], []), "byte 24: a key without"),
     "key is not UTF-8": (raw([string(b"\xff") + bytes(5)], []), "byte 32: a key is not UTF-8"),
@@ -184,7 +184,7 @@ BAD: dict[str, tuple[bytes, str]] = {
     "bool 7": (raw([key("k", GGUFValueType.BOOL, b"\7")], []), "byte 37: k is neither true nor"),
     "string longer than the file": (
         raw([key("k", GGUFValueType.STRING, struct.pack("<Q", 500))], []),
-        "k of 500 bytes, but the file ends after",
+        "k has 500 bytes, but the file ends after",
     ),
     **{
         f"array of {HUGE} {t.name} that are not there": (
@@ -236,7 +236,7 @@ BAD: dict[str, tuple[bytes, str]] = {
         raw([], [tensor("t", [33, 2], GGMLQuantizationType.Q8_0)], 99),
         "rows of 33 weights .* Q8_0 needs a multiple of 32",
     ),
-    "unaligned": (raw([], [tensor("t", [1], 0, 4)], 40), "t lies at 4, not a multiple of 32"),
+    "unaligned": (raw([], [tensor("t", [1], 0, 4)], 40), "t has offset 4, not a multiple of 32"),
     "overlap": (
         raw([], [tensor("t", [16]), tensor("u", [8], 0, 32)], 64),
         "byte 128: t and u overlap",
@@ -255,8 +255,8 @@ def test_a_malformed_file_is_one_error_with_file_and_offset(tmp_path: Path, case
     assert str(e.value).startswith(f"{path}: byte ")
 
 
-def test_a_length_that_only_the_weights_could_fill_is_refused(tmp_path: Path) -> None:
-    # The file is large enough for the array; a header is not.
+def test_a_length_beyond_the_limit_is_refused_in_a_large_file(tmp_path: Path) -> None:
+    # The file is large enough for the array, but a header must be smaller.
     value = struct.pack("<IQ", GGUFValueType.UINT8, 1 << 30)
     path = bytes_of(tmp_path / "bad.gguf", raw([key("k", GGUFValueType.ARRAY, value)], []))
     with path.open("r+b") as f:
@@ -265,7 +265,7 @@ def test_a_length_that_only_the_weights_could_fill_is_refused(tmp_path: Path) ->
         read_gguf(path)
 
 
-def test_a_file_that_is_not_there_is_an_error_with_its_name(tmp_path: Path) -> None:
+def test_a_missing_file_is_an_error_with_its_name(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"none\.gguf: cannot be read"):
         read_gguf(tmp_path / "none.gguf")
 

@@ -1,4 +1,4 @@
-"""A GGUF in shards is one model: any of them names the others, and all must fit together."""
+"""Any shard of a GGUF gives the whole model, and all shards must fit together."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def shards(stored_shards: Path, tmp_path: Path) -> list[Path]:
 
 
 def with_key(path: Path, key: str, value: int) -> None:
-    """Change a u16 or i32 key where it lies."""
+    """Change a u16 or i32 key in place."""
     content = bytearray(path.read_bytes())
     at = content.index(key.encode()) + len(key)
     size = 2 if content[at] == GGUFValueType.UINT16 else 4
@@ -67,14 +67,14 @@ def test_all_missing_shards_are_listed(shards: list[Path]) -> None:
     shards[1].unlink()
     shards[3].unlink()
     assert problems_of(shards[0]) == (
-        f"{shards[0]}: is one of 5 shards, and 2 are missing beside it (m-00002-of-00005.gguf,"
+        f"{shards[0]}: is one of 5 shards, and 2 are missing in its folder (m-00002-of-00005.gguf,"
         " m-00004-of-00005.gguf); download them again"
     )
 
 
-def test_a_shard_whose_name_tells_no_others_is_refused(shards: list[Path]) -> None:
-    lone = shards[2].rename(shards[2].with_name("m.gguf"))
-    assert "is one of 5 shards by its keys, and its name does not tell" in problems_of(lone)
+def test_a_shard_whose_name_does_not_give_the_others_is_refused(shards: list[Path]) -> None:
+    renamed = shards[2].rename(shards[2].with_name("m.gguf"))
+    assert "its keys say that it is one of 5 shards, but its name does not" in problems_of(renamed)
 
 
 def test_exchanged_shards_are_refused(shards: list[Path]) -> None:
@@ -83,20 +83,23 @@ def test_exchanged_shards_are_refused(shards: list[Path]) -> None:
     shards[2].rename(shards[1])
     other.rename(shards[2])
     assert problems_of(shards[0]).splitlines() == [
-        f"{shards[1]}: is shard 3 of 5 by its keys, and shard 2 of 5 by its name",
-        f"{shards[2]}: is shard 2 of 5 by its keys, and shard 3 of 5 by its name",
+        f"{shards[1]}: is shard 3 of 5 by its keys, but shard 2 of 5 by its name",
+        f"{shards[2]}: is shard 2 of 5 by its keys, but shard 3 of 5 by its name",
     ]
 
 
-def test_a_tensor_in_two_shards_and_another_number_of_them_are_refused(shards: list[Path]) -> None:
+def test_a_tensor_in_two_shards_and_a_wrong_count_are_refused(
+    shards: list[Path],
+) -> None:
     shutil.copy(shards[1], shards[2])
     with_key(shards[2], "split.no", 2)
-    said = problems_of(shards[0])
+    message = problems_of(shards[0])
     assert (
-        "blk.{0-1}.ffn_down.weight is in m-00002-of-00005.gguf and in m-00003-of-00005.gguf" in said
+        "blk.{0-1}.ffn_down.weight is in m-00002-of-00005.gguf and in m-00003-of-00005.gguf"
+        in message
     )
     with_key(shards[0], "split.tensors.count", 9)
-    assert "all shards hold 9 tensors by their keys, but 7 are there" in problems_of(shards[0])
+    assert "the keys state 9 tensors in all shards, but there are 7" in problems_of(shards[0])
 
 
 def test_a_shard_of_another_model_is_refused(shards: list[Path]) -> None:
@@ -115,11 +118,11 @@ def test_shards_that_contradict_each_other_are_refused(shards: list[Path]) -> No
 
     write(shards[1], fill)
     assert problems_of(shards[0]) == (
-        f"{shards[1]}: general.name is another than in {shards[0].name}; not of one model"
+        f"{shards[1]}: general.name differs from {shards[0].name}; the shards are of two models"
     )
 
 
-def test_a_damaged_shard_is_told_by_its_name(shards: list[Path]) -> None:
+def test_a_damaged_shard_is_reported_with_its_name(shards: list[Path]) -> None:
     shards[2].write_bytes(shards[2].read_bytes()[:-64])
     shards[4].write_bytes(b"GGML" + shards[4].read_bytes()[4:])
     truncated, magic = problems_of(shards[0]).splitlines()
@@ -128,7 +131,7 @@ def test_a_damaged_shard_is_told_by_its_name(shards: list[Path]) -> None:
     assert magic == f"{shards[4]}: byte 0: b'GGML' is not GGUF's magic"
 
 
-def test_a_shard_that_holds_keys_alone_is_not_written_either(shards: list[Path]) -> None:
+def test_a_shard_without_tensors_is_not_overwritten_either(shards: list[Path]) -> None:
     assert GGUFReader(shards[0]).tensors == []
     for shard in shards:
         before = shard.read_bytes()

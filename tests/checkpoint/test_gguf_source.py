@@ -1,4 +1,4 @@
-"""A GGUF as the source: what comes out is what the checkpoint itself would have given.
+"""A GGUF as the source gives the same output as the checkpoint.
 
 Oracles: the gguf package writes the inputs, reads the outputs and decodes them; llama.cpp loads
 them.
@@ -58,24 +58,22 @@ def refused(source: Path, by: Recipe | None = None, **options: Any) -> tuple[str
     return e.value.messages
 
 
-# ---- as good as the checkpoint -------------------------------------------------------------------
+# ---- equal to the checkpoint ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_by_way_of_an_f32_gguf_the_file_is_the_same_byte_for_byte(
-    family: str, tmp_path: Path
-) -> None:
+def test_conversion_through_an_f32_gguf_gives_the_same_bytes(family: str, tmp_path: Path) -> None:
     folder = load_reference(family).folder
     f32 = made(folder, tmp_path / "f32.gguf", "f32")
     direct = made(folder, tmp_path / "direct.gguf", MIXED)
-    assert made(f32, tmp_path / "by-way.gguf", MIXED).read_bytes() == direct.read_bytes()
+    assert made(f32, tmp_path / "through.gguf", MIXED).read_bytes() == direct.read_bytes()
 
 
-def test_by_way_of_a_bf16_gguf_a_bf16_checkpoint_is_the_same_byte_for_byte(tmp_path: Path) -> None:
+def test_conversion_through_a_bf16_gguf_gives_the_same_bytes_for_bf16(tmp_path: Path) -> None:
     folder = load_reference(TINY_BOOKS).folder
     bf16 = made(folder, tmp_path / "bf16.gguf", "bf16")
     direct = made(folder, tmp_path / "direct.gguf", MIXED)
-    assert made(bf16, tmp_path / "by-way.gguf", MIXED).read_bytes() == direct.read_bytes()
+    assert made(bf16, tmp_path / "through.gguf", MIXED).read_bytes() == direct.read_bytes()
 
 
 @pytest.mark.parametrize("stored", ["F32", "F16", "BF16"])
@@ -100,7 +98,7 @@ def with_every_key(writer: GGUFWriter) -> None:
     add(writer, DOWN, weights(2, 64))
 
 
-def test_every_key_is_kept_with_its_type_and_in_its_order(tmp_path: Path) -> None:
+def test_every_key_is_kept_with_its_type_and_order(tmp_path: Path) -> None:
     source = write(tmp_path / "s.gguf", with_every_key)
     found, theirs = keys_of(made(source, tmp_path / "o.gguf")), keys_of(source)
     assert {n: found[n] for n in theirs} == theirs
@@ -109,7 +107,7 @@ def test_every_key_is_kept_with_its_type_and_in_its_order(tmp_path: Path) -> Non
     assert {n for n in found if n not in theirs and not n.startswith("dynquant.")} == set(ours)
 
 
-def test_empty_arrays_and_bytes_that_are_no_utf8_are_kept(tmp_path: Path) -> None:
+def test_empty_arrays_and_bytes_that_are_not_utf8_are_kept(tmp_path: Path) -> None:
     def text(content: bytes) -> bytes:
         return struct.pack("<Q", len(content)) + content
 
@@ -128,7 +126,7 @@ def test_empty_arrays_and_bytes_that_are_no_utf8_are_kept(tmp_path: Path) -> Non
     assert [e for e in entries if e not in out] == []
 
 
-def test_what_the_source_says_of_its_own_quantization_is_not_said_of_the_output(
+def test_keys_about_the_quantization_of_the_source_are_replaced(
     tmp_path: Path,
 ) -> None:
     def fill(writer: GGUFWriter) -> None:
@@ -156,7 +154,7 @@ def test_what_the_source_says_of_its_own_quantization_is_not_said_of_the_output(
     assert found["quantize.imatrix.dataset"] != "theirs.txt"
 
 
-def test_a_source_with_another_alignment_is_laid_out_anew(tmp_path: Path) -> None:
+def test_a_source_with_another_alignment_gets_the_default_alignment(tmp_path: Path) -> None:
     def fill(writer: GGUFWriter) -> None:
         writer.add_custom_alignment(1024)
         for i in range(3):
@@ -178,8 +176,8 @@ def with_blocks(writer: GGUFWriter) -> None:
         add(writer, f"blk.{i}.ffn_up.weight", weights(3, 64, seed=i), "Q4_0" if i > 1 else "Q8_0")
 
 
-def test_blocks_of_the_type_that_the_recipe_gives_are_copied_bit_for_bit(tmp_path: Path) -> None:
-    # No encoder of ours or theirs makes these: all quants alike under a scale of 2^-4.
+def test_blocks_of_the_same_type_are_copied_bit_for_bit(tmp_path: Path) -> None:
+    # No encoder gives these blocks: all quants are equal, with a scale of 2^-4.
     blocks = np.tile(np.frombuffer(struct.pack("<e32b", 2**-4, *[3] * 32), np.uint8), (6, 2))
     q8_0 = GGMLQuantizationType.Q8_0
     source = write(tmp_path / "s.gguf", lambda w: w.add_tensor(DOWN, blocks, raw_dtype=q8_0))
@@ -187,7 +185,7 @@ def test_blocks_of_the_type_that_the_recipe_gives_are_copied_bit_for_bit(tmp_pat
     assert tensors_of(source)[DOWN][2] == blocks.tobytes()
 
 
-def test_other_types_for_blocks_are_refused_by_rule_all_at_once(tmp_path: Path) -> None:
+def test_all_other_types_for_blocks_are_refused_together_by_rule(tmp_path: Path) -> None:
     source = write(tmp_path / "s.gguf", with_blocks)
     by = recipe("Q4_1", "rules: [{role: ffn_up, layers: 0-1, type: Q8_0}]")
     assert refused(source, by) == (
@@ -202,9 +200,7 @@ def test_other_types_for_blocks_are_refused_by_rule_all_at_once(tmp_path: Path) 
 
 @pytest.mark.parametrize("default", ["Q4_1", "F16", "F32"])
 @pytest.mark.parametrize("chunk_bytes", [1, 1 << 20])
-def test_blocks_are_quantized_again_where_it_is_allowed(
-    tmp_path: Path, default: str, chunk_bytes: int
-) -> None:
+def test_blocks_are_requantized_if_allowed(tmp_path: Path, default: str, chunk_bytes: int) -> None:
     source = write(tmp_path / "s.gguf", with_blocks)
     plan = make_plan(load_model(source), recipe(default), allow_requantize=True)
     convert_plan(plan, tmp_path / "o.gguf", threads=2, chunk_bytes=chunk_bytes)
@@ -215,7 +211,7 @@ def test_blocks_are_quantized_again_where_it_is_allowed(
         assert found[there.name] == (default, tuple(there.shape.tolist()), wanted)
 
 
-def test_blocks_that_are_copied_need_no_importance(tmp_path: Path) -> None:
+def test_copied_blocks_need_no_importance(tmp_path: Path) -> None:
     x = weights(2, 256)
     importance = np.ones(256, np.float32)
     source = write(
@@ -242,7 +238,7 @@ def test_integers_and_doubles_are_kept(tmp_path: Path, type_: type) -> None:
     assert tensors_of(made(source, tmp_path / "o.gguf")) == tensors_of(source)
 
 
-def test_types_that_are_not_read_are_named_with_their_numbers_all_at_once(tmp_path: Path) -> None:
+def test_all_unsupported_types_are_reported_together_with_their_numbers(tmp_path: Path) -> None:
     def fill(writer: GGUFWriter) -> None:
         for i in range(3):
             blocks = np.zeros((2, 40), np.uint8)
@@ -257,7 +253,7 @@ def test_types_that_are_not_read_are_named_with_their_numbers_all_at_once(tmp_pa
     assert "b.weight: stored as Q8_K (ggml type 15), which is not read" in b
 
 
-def test_every_type_that_is_encoded_is_read(tmp_path: Path) -> None:
+def test_every_type_that_can_be_encoded_can_be_read(tmp_path: Path) -> None:
     numbers = {t.value for t in GGMLQuantizationType}
     known = [t for t in ALL.values() if t.ggml_type in numbers]
 
@@ -285,17 +281,17 @@ def with_layers(writer: GGUFWriter) -> None:
         add(writer, f"blk.{i}.ffn_down.weight", weights(3, 64, seed=i))
 
 
-# ---- never the input -----------------------------------------------------------------------------
+# ---- the input is not overwritten ----------------------------------------------------------------
 
 
-def same(out: Path, source: Path) -> None:
+def is_refused_as_output(out: Path, source: Path) -> None:
     before = source.read_bytes()
     with pytest.raises(ConvertError, match="a file of the model itself"):
         made(source, out, force=True)
     assert source.read_bytes() == before
 
 
-def test_the_source_is_never_written(tmp_path: Path) -> None:
+def test_the_source_is_never_overwritten(tmp_path: Path) -> None:
     source = write(tmp_path / "s.gguf", with_layers)
     link, hard, folder = tmp_path / "link.gguf", tmp_path / "hard.gguf", tmp_path / "other"
     link.symlink_to(source)
@@ -303,48 +299,48 @@ def test_the_source_is_never_written(tmp_path: Path) -> None:
     folder.symlink_to(tmp_path, target_is_directory=True)
     names = [source, link, hard, folder / "s.gguf", folder / ".." / tmp_path.name / "s.gguf"]
     for out in names:
-        same(out, source)
+        is_refused_as_output(out, source)
     for source_, out in combinations(names[:3], 2):
-        same(out, source_)
+        is_refused_as_output(out, source_)
 
 
-def test_nor_is_it_taken_for_an_unfinished_output(tmp_path: Path) -> None:
-    same(tmp_path / "x.gguf", write(tmp_path / "x.gguf.part", with_layers))
+def test_a_source_named_like_an_unfinished_output_is_not_overwritten(tmp_path: Path) -> None:
+    is_refused_as_output(tmp_path / "x.gguf", write(tmp_path / "x.gguf.part", with_layers))
 
 
-# ---- what is no model ----------------------------------------------------------------------------
+# ---- files that are not models -------------------------------------------------------------------
 
 
-def test_an_imatrix_and_a_file_without_architecture_are_told(tmp_path: Path) -> None:
+def test_an_imatrix_is_not_accepted_as_a_model(tmp_path: Path) -> None:
     imatrix = write(tmp_path / "i.gguf", lambda w: w.add_type("imatrix"))
     assert problems_of(imatrix) == f"{imatrix}: is an imatrix, not a model; give it to --imatrix"
 
 
-def test_a_vocabulary_alone_is_nothing_to_write(tmp_path: Path) -> None:
+def test_a_gguf_with_only_a_vocabulary_is_refused(tmp_path: Path) -> None:
     source = write(tmp_path / "v.gguf", lambda w: w.add_array("tokenizer.ggml.tokens", ["a"]))
     assert refused(source) == ("the model has no tensors; there is nothing to write",)
 
 
-def test_a_pre_tokenizer_is_not_given_beside_a_gguf(tmp_path: Path) -> None:
+def test_a_pre_tokenizer_cannot_be_given_for_a_gguf(tmp_path: Path) -> None:
     with pytest.raises(VocabError, match=r"--set tokenizer\.ggml\.pre=qwen2"):
         load_model(write(tmp_path / "s.gguf", with_layers), pre="qwen2")
 
 
 @pytest.mark.parametrize("name", ["none.gguf", "none-00001-of-00002.gguf"])
-def test_a_file_that_is_not_there_is_told(tmp_path: Path, name: str) -> None:
+def test_a_missing_file_is_reported_with_its_name(tmp_path: Path, name: str) -> None:
     assert f"{name}: cannot be read: No such file" in problems_of(tmp_path / name)
 
 
-def test_a_folder_of_ggufs_says_what_to_give(tmp_path: Path) -> None:
+def test_the_error_for_a_folder_of_ggufs_names_one(tmp_path: Path) -> None:
     write(tmp_path / "s.gguf", with_layers)
     (tmp_path / "config.json").write_text("{}")
-    assert "but s.gguf; give the name of that file" in problems_of(tmp_path)
+    assert "but s.gguf; to use it as the source, give" in problems_of(tmp_path)
 
 
 # ---- llama.cpp -----------------------------------------------------------------------------------
 
 
-def test_llama_cpp_answers_from_a_file_that_was_quantized_again(tmp_path: Path) -> None:
+def test_llama_cpp_generates_text_from_a_requantized_file(tmp_path: Path) -> None:
     llamacpp: Any = pytest.importorskip("llamacpp", reason="needs xllamacpp", exc_type=ImportError)
     reference = load_reference(TINY_BOOKS)
     q8_0 = made(reference.folder, tmp_path / "q8_0.gguf")
@@ -366,7 +362,7 @@ def command(*args: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(line, capture_output=True, text=True)
 
 
-def test_plan_convert_and_inspect_take_a_gguf(tmp_path: Path) -> None:
+def test_plan_convert_and_inspect_accept_a_gguf(tmp_path: Path) -> None:
     source, out = write(tmp_path / "s.gguf", with_blocks), tmp_path / "o.gguf"
     planned = command("plan", source, "-r", "f32", "--allow-requantize", "--json")
     assert planned.returncode == 0, planned.stderr
@@ -378,7 +374,7 @@ def test_plan_convert_and_inspect_take_a_gguf(tmp_path: Path) -> None:
     assert {t["type"] for t in inspected["tensors"]} == {"F32"}
 
 
-def test_commands_refuse_blocks_of_another_type_with_a_line_for_each(tmp_path: Path) -> None:
+def test_commands_refuse_blocks_of_another_type_with_one_line_each(tmp_path: Path) -> None:
     source = write(tmp_path / "s.gguf", with_blocks)
     for args in (["plan", source], ["convert", source, "-o", tmp_path / "o.gguf"]):
         done = command(*args, "-r", "bf16")

@@ -1,6 +1,6 @@
-"""hf://org/model through huggingface_hub, from a hub on loopback; the library is the oracle's side.
+"""hf://org/model through huggingface_hub, from a hub on loopback.
 
-Commands run in processes of their own: the library reads its environment when it is imported.
+Commands run in separate processes, because the library reads its environment when it is imported.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MODEL = "hf://tiny/llama"
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A repository: a checkpoint, and much that no conversion needs."""
+    """A repository: a checkpoint, and files that no conversion needs."""
     made = shutil.copytree(load_reference("llama-2").folder, tmp_path / "repository")
     for name in ("consolidated.safetensors", "pytorch_model.bin", "extra/config.json", "a.onnx"):
         (made / name).parent.mkdir(exist_ok=True)
@@ -54,7 +54,7 @@ def serving(hub: Hub) -> Iterator[Serving]:
 
 @pytest.fixture
 def run(serving: Serving, tmp_path: Path) -> Run:
-    """Run a command with the hub in place of the real one, and a cache of its own."""
+    """Run a command with this hub and an empty cache."""
 
     def run_(*args: object, **more: str) -> Done:
         environment = {
@@ -81,14 +81,14 @@ def convert(run: Run, model: str, *args: object, **more: str) -> Done:
 
 
 def refusal(done: Done) -> str:
-    """Return the one line that a command failed with."""
+    """Return the line with which a command failed."""
     assert (done.returncode, done.stdout) == (1, "")
     (line,) = [li for li in done.stderr.splitlines() if li.startswith("error: ")]
     assert "Traceback" not in done.stderr
     return line
 
 
-def test_a_model_of_the_hub_is_the_model_of_its_folder_with_its_origin(
+def test_a_model_on_the_hub_equals_its_folder_plus_its_origin(
     run: Run, serving: Serving, folder: Path, tmp_path: Path
 ) -> None:
     done = convert(run, MODEL)
@@ -109,7 +109,7 @@ def test_a_model_of_the_hub_is_the_model_of_its_folder_with_its_origin(
     assert found["general.license"][1] == "mit"
 
 
-def test_only_what_a_conversion_needs_is_fetched(run: Run, hub: Hub) -> None:
+def test_only_files_that_a_conversion_needs_are_fetched(run: Run, hub: Hub) -> None:
     convert(run, MODEL)
     assert hub.fetched() == {
         "README.md",
@@ -121,21 +121,19 @@ def test_only_what_a_conversion_needs_is_fetched(run: Run, hub: Hub) -> None:
     }
 
 
-def test_a_revision_is_recorded_as_the_commit_it_stands_for(run: Run, tmp_path: Path) -> None:
+def test_a_revision_is_recorded_as_its_commit(run: Run, tmp_path: Path) -> None:
     assert convert(run, f"{MODEL}@v1").returncode == 0
     assert keys_of(tmp_path / "out.gguf")["dynquant.source_revision"][1] == "1" * 40
     assert keys_of(tmp_path / "out.gguf")["dynquant.source"][1] == MODEL
 
 
-def test_a_plan_and_a_dry_run_take_a_model_of_the_hub(run: Run) -> None:
+def test_plan_and_dry_run_accept_a_model_on_the_hub(run: Run) -> None:
     plan = run("plan", MODEL, "-r", "q8_0", "--json")
     assert json.loads(plan.stdout)["architecture"] == "llama"
     assert convert(run, MODEL, "--dry-run").returncode == 0
 
 
-def test_shards_that_the_index_names_are_fetched(
-    run: Run, hub: Hub, folder: Path, tmp_path: Path
-) -> None:
+def test_shards_in_the_index_are_fetched(run: Run, hub: Hub, folder: Path, tmp_path: Path) -> None:
     name = "model-00001-of-00001.safetensors"
     (folder / "model.safetensors").rename(folder / name)
     header = (folder / name).read_bytes()
@@ -148,14 +146,14 @@ def test_shards_that_the_index_names_are_fetched(
     assert {f for f in hub.fetched() if f.endswith(".safetensors")} == {name}
 
 
-def test_what_is_in_the_cache_needs_no_hub(run: Run, tmp_path: Path) -> None:
+def test_a_cached_model_needs_no_hub(run: Run, tmp_path: Path) -> None:
     assert convert(run, MODEL).returncode == 0
     first = (tmp_path / "out.gguf").read_bytes()
     assert convert(run, MODEL, HF_HUB_OFFLINE="1").returncode == 0
     assert (tmp_path / "out.gguf").read_bytes() == first
 
 
-def test_nothing_is_fetched_twice(run: Run, hub: Hub) -> None:
+def test_no_file_is_fetched_twice(run: Run, hub: Hub) -> None:
     assert convert(run, MODEL).returncode == 0
     first = hub.fetched()
     hub.asked.clear()
@@ -164,7 +162,7 @@ def test_nothing_is_fetched_twice(run: Run, hub: Hub) -> None:
     assert hub.fetched() == set()
 
 
-def test_progress_is_talk_and_quiet_is_quiet(run: Run) -> None:
+def test_progress_goes_to_stderr_unless_quiet(run: Run) -> None:
     done = convert(run, MODEL)
     assert done.stdout == ""
     assert "Fetching" in done.stderr
@@ -173,37 +171,39 @@ def test_progress_is_talk_and_quiet_is_quiet(run: Run) -> None:
     assert "Fetching" not in quiet.stderr
 
 
-def test_the_token_is_found_where_the_library_finds_it(run: Run, hub: Hub) -> None:
+def test_the_token_of_the_library_is_used(run: Run, hub: Hub) -> None:
     hub.gated.add("tiny/llama")
     hub.tokens.add("hf_opens")
-    assert "hf://tiny/llama: is gated; ask for access on its page, then sign in" in refusal(
+    assert "hf://tiny/llama: is gated; request access on its page, then sign in" in refusal(
         convert(run, MODEL)
     )
     assert convert(run, MODEL, HF_TOKEN="hf_opens").returncode == 0
 
 
-def test_a_model_that_is_not_there_is_one_line(run: Run) -> None:
+def test_a_missing_model_is_reported_in_one_line(run: Run) -> None:
     assert refusal(convert(run, "hf://tiny/none")) == (
-        "error: hf://tiny/none: no such model, or a private one; correct the name, or sign in"
+        "error: hf://tiny/none: does not exist or is private; correct the name, or sign in"
         " (`hf auth login`, or HF_TOKEN)"
     )
 
 
-def test_a_revision_that_is_not_there_is_one_line(run: Run) -> None:
+def test_a_missing_revision_is_reported_in_one_line(run: Run) -> None:
     line = refusal(convert(run, f"{MODEL}@v9"))
     assert line == f"error: {MODEL}@v9: the model has no such revision"
 
 
 @pytest.mark.parametrize(
-    "how", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}], ids=["said", "found"]
+    "how",
+    [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}],
+    ids=["offline mode", "no connection"],
 )
-def test_offline_is_one_line(run: Run, how: dict[str, str]) -> None:
+def test_an_unreachable_hub_is_reported_in_one_line(run: Run, how: dict[str, str]) -> None:
     line = refusal(convert(run, MODEL, **how))
-    assert line.startswith(f"error: {MODEL}: the Hub was not reached, and not all of the model")
+    assert line.startswith(f"error: {MODEL}: the Hub cannot be reached, and the cache does")
 
 
-def test_a_name_that_the_library_refuses_is_one_line(run: Run) -> None:
-    assert "could not be fetched: HFValidationError" in refusal(convert(run, "hf://a--b/..c"))
+def test_a_name_that_the_library_refuses_is_reported_in_one_line(run: Run) -> None:
+    assert "cannot be fetched: HFValidationError" in refusal(convert(run, "hf://a--b/..c"))
 
 
 def test_an_unknown_family_is_refused_before_its_weights_are_fetched(
@@ -218,10 +218,10 @@ def test_an_unknown_family_is_refused_before_its_weights_are_fetched(
 def test_a_repository_without_safetensors_is_refused(run: Run, folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     line = refusal(convert(run, MODEL))
-    assert f"{MODEL}@{COMMIT}: has no model.safetensors; a GGUF in a repository is named" in line
+    assert f"{MODEL}@{COMMIT}: has no model.safetensors; to take a GGUF" in line
 
 
-def test_a_gguf_is_fetched_when_it_is_named_with_its_shards_and_nothing_else(
+def test_a_gguf_is_fetched_with_its_shards_and_no_other_file(
     run: Run, hub: Hub, folder: Path, tmp_path: Path
 ) -> None:
     local = tmp_path / "local.gguf"
@@ -245,7 +245,7 @@ def test_a_gguf_is_fetched_when_it_is_named_with_its_shards_and_nothing_else(
     assert found["dynquant.source_revision"][1] == COMMIT
 
 
-def test_the_origin_stays_with_what_is_made_of_an_output(run: Run, tmp_path: Path) -> None:
+def test_the_origin_is_kept_when_an_output_is_converted(run: Run, tmp_path: Path) -> None:
     convert(run, MODEL)
     assert run("convert", "out.gguf", "-o", "again.gguf", "-r", "q8_0").returncode == 0
     kept = ("general.source.repo_url", "dynquant.source", "dynquant.source_revision")
@@ -253,7 +253,7 @@ def test_the_origin_stays_with_what_is_made_of_an_output(run: Run, tmp_path: Pat
     assert {k: first[k] for k in kept} == {k: again[k] for k in kept}
 
 
-def test_without_the_library_the_extra_is_named(
+def test_a_missing_library_is_reported_with_its_extra(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
@@ -278,13 +278,13 @@ NAMES = {
 
 
 @pytest.mark.parametrize("text", NAMES)
-def test_a_name_has_a_model_a_revision_and_a_file(text: str) -> None:
+def test_a_name_is_parsed_into_model_revision_and_file(text: str) -> None:
     assert parse_hub_name(text) == NAMES[text]
 
 
 @pytest.mark.parametrize(
     "text", ["hf://model", "hf://org/model@", "hf://org/model/sub", "hf://", "hf:///org/model"]
 )
-def test_other_forms_are_refused_with_the_right_ones(text: str) -> None:
+def test_other_forms_are_refused_with_the_supported_ones(text: str) -> None:
     with pytest.raises(CheckpointError, match="write hf://ORG/MODEL, "):
         parse_hub_name(text)

@@ -1,7 +1,7 @@
-"""Quantized checkpoints become the weights that their own libraries make of them.
+"""Weights of quantized checkpoints equal those that the library of each format computes.
 
-The oracles are those libraries (tests/references/packed, by make_packed_references.py), and
-the formats' definitions (tests/packers.py).
+The oracles are these libraries (tests/references/packed, written by make_packed_references.py) and
+the definitions of the formats (tests/support/packers.py).
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ import dynquant
 from dynquant.arrays import F32, U8
 from dynquant.checkpoint.packed import Weights, transposed, unpack
 from dynquant.checkpoint.safetensors import open_checkpoint
-from dynquant.quants import isas
+from dynquant.part_cache import release_parts
+from dynquant.quants import decode, isas
 from dynquant.recipe.loader import parse_recipe
-from dynquant.tensors import ShardFile, TensorSource, n_rows
+from dynquant.tensors import ShardFile, TensorSource, n_rows, row_bytes
 from dynquant.transforms import read_weights
 
 REFERENCES = TESTS / "references" / "packed"
@@ -56,8 +57,8 @@ def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_weights_equal_the_formats_own_library(isa: str, case: str) -> None:
-    """To the type that the library answers in; ours are float32, each rounded once."""
+def test_weights_equal_those_of_the_library_of_the_format(isa: str, case: str) -> None:
+    """After rounding to the type of the library's result; ours are float32, rounded once."""
     found = weights(REFERENCES / case)
     (name,) = found.tensors.keys() - found.ignored.keys()
     assert name == NAMES.get(case, "layer.weight")
@@ -77,11 +78,11 @@ def source_and_whole(case: str) -> tuple[TensorSource, F32]:
 
 
 @given(st.sampled_from(CASES), st.data())
-def test_any_rows_can_be_read_alone(case: str, data: st.DataObject) -> None:
+def test_any_rows_can_be_read_separately(case: str, data: st.DataObject) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(transposed, "PANEL_BYTES", 1)
         patch.setattr(transposed, "_ALIGNMENT", 32)
-        transposed._panel.cache_clear()
+        release_parts()
         source, expected = source_and_whole(case)
         start = data.draw(st.integers(0, len(expected) - 1))
         stop = data.draw(st.integers(start + 1, len(expected)))
@@ -89,17 +90,25 @@ def test_any_rows_can_be_read_alone(case: str, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.startswith(("gptq", "awq"))])
-def test_a_turned_weight_is_read_in_panels_of_its_columns(
+def test_a_transposed_weight_is_read_in_panels_of_its_columns(
     case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transposed, "PANEL_BYTES", 1)
     monkeypatch.setattr(transposed, "_ALIGNMENT", 32)
-    transposed._panel.cache_clear()
+    release_parts()
+    computed: list[int] = []
+    panel = transposed.TransposedRows._panel
+
+    def counted(rows: transposed.TransposedRows, index: int) -> transposed._Panel:
+        computed.append(index)
+        return panel(rows, index)
+
+    monkeypatch.setattr(transposed.TransposedRows, "_panel", counted)
     source, expected = source_and_whole(case)
     np.testing.assert_array_equal(whole(source), expected)
-    assert transposed._panel.cache_info().misses == -(-len(expected) // 32)
+    assert computed == list(range(-(-len(expected) // 32)))
     read_weights(source, 0, 1)
-    assert transposed._panel.cache_info().misses == -(-len(expected) // 32)
+    assert computed == list(range(-(-len(expected) // 32)))
 
 
 # ---- from checkpoint to file ---------------------------------------------------------------------
@@ -114,7 +123,7 @@ CONFIG = config_of(
 
 
 def both_ways(folder: Path, form: Format) -> tuple[Path, Path]:
-    """A checkpoint of random codes, and the one of the floats that they are worth."""
+    """Write a checkpoint of random codes and a checkpoint of the same weights as floats."""
     rng = np.random.default_rng(17)
     packed: Stored = {}
     plain: Stored = {}
@@ -137,7 +146,7 @@ def both_ways(folder: Path, form: Format) -> tuple[Path, Path]:
 
 @pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
 @pytest.mark.parametrize("recipe", ["f32", "bf16"])
-def test_a_quantized_checkpoint_makes_the_file_of_its_floats(
+def test_a_quantized_checkpoint_and_its_floats_give_the_same_file(
     form: Format, recipe: str, tmp_path: Path
 ) -> None:
     packed, plain = both_ways(tmp_path, form)
@@ -146,7 +155,7 @@ def test_a_quantized_checkpoint_makes_the_file_of_its_floats(
     assert (packed / "out.gguf").read_bytes() == (plain / "out.gguf").read_bytes()
 
 
-def test_mxfp4_is_kept_bit_for_bit_where_the_recipe_keeps_it(tmp_path: Path) -> None:
+def test_mxfp4_is_copied_bit_for_bit_if_the_recipe_keeps_it(tmp_path: Path) -> None:
     packed, _ = both_ways(tmp_path, FORMATS["mxfp4"])
     recipe = parse_recipe(
         "default: F32\nrules: [{role: [ffn_up, ffn_down], type: MXFP4}]", "r.yaml", "r"
@@ -169,7 +178,7 @@ def test_mxfp4_is_kept_bit_for_bit_where_the_recipe_keeps_it(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("form", ["nvfp4", "nvfp4 of modelopt"])
-def test_nvfp4_is_kept_bit_for_bit_with_its_factor_beside_it(form: str, tmp_path: Path) -> None:
+def test_nvfp4_is_copied_bit_for_bit_with_a_separate_factor(form: str, tmp_path: Path) -> None:
     packed, plain = both_ways(tmp_path, FORMATS[form])
     recipe = parse_recipe(
         "default: F32\nrules: [{role: [attn_q, attn_output, ffn_gate, ffn_up], type: NVFP4}]",
@@ -190,7 +199,7 @@ def test_nvfp4_is_kept_bit_for_bit_with_its_factor_beside_it(form: str, tmp_path
         )
 
 
-def test_the_runtime_multiplies_by_the_factor(tmp_path: Path) -> None:
+def test_llamacpp_multiplies_by_the_factor(tmp_path: Path) -> None:
     llamacpp: Any = pytest.importorskip("llamacpp", reason="needs xllamacpp", exc_type=ImportError)
     packed, _ = both_ways(tmp_path, FORMATS["nvfp4 of modelopt"])
     prompts = [[5, 17, 300, 40, 41], [7, 8, 9]]
@@ -208,13 +217,13 @@ def test_the_runtime_multiplies_by_the_factor(tmp_path: Path) -> None:
             content[at : at + 4] = np.float32(1).reshape(1).view(np.uint8)
     content.tofile(out)
     without = llamacpp.log_probabilities(out, prompts)
-    # Beside NVFP4 the runtime rounds activations to 8 bits, so that answers are alike, not equal.
+    # With NVFP4, llama.cpp rounds activations to 8 bits, so answers are similar but not equal.
     assert divergence(answers["f32"], answers["kept"]) < 0.05
     assert divergence(answers["f32"], without) > 1
 
 
 @pytest.mark.parametrize("case", ["fp8-32x32", "ct-int4-zeros", "modelopt-nvfp4", "gpt-oss"])
-def test_rows_are_read_without_the_rest(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_needed_bytes_of_rows_are_read(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = open_checkpoint(REFERENCES / case)
     source = unpack(checkpoint).tensors[NAMES.get(case, "layer.weight")].source()
     lengths: list[int] = []
@@ -226,7 +235,17 @@ def test_rows_are_read_without_the_rest(case: str, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(ShardFile, "read", counted)
     read_weights(source, 9, 11)
-    codes, *beside = sorted(lengths, reverse=True)
+    codes, *others = sorted(lengths, reverse=True)
     n_bytes = max(t.n_bytes for t in checkpoint.tensors.values())
     assert codes == 2 * n_bytes // n_rows(source.shape)
-    assert sum(beside) <= codes
+    assert sum(others) <= codes
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_rows_can_be_read_into_an_unaligned_buffer(isa: str, case: str) -> None:
+    source, expected = source_and_whole(case)
+    n_bytes = len(expected) * row_bytes(source)
+    unaligned = np.empty(n_bytes + 1, np.uint8)[1:]
+    source.read(0, len(expected), unaligned)
+    found = decode(unaligned.reshape(len(expected), -1).copy(), source.stored, source.shape[-1])
+    np.testing.assert_array_equal(found, expected)

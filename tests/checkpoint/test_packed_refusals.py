@@ -1,4 +1,4 @@
-"""What is wrong with a quantized checkpoint is told from its headers, all of it, by its names."""
+"""All problems of a quantized checkpoint are reported from its headers, with tensor names."""
 
 from __future__ import annotations
 
@@ -59,59 +59,60 @@ def without(tensors: Stored, ending: str) -> Stored:
 
 
 @pytest.mark.parametrize(
-    ("method", "what", "remedy"),
+    ("method", "description", "advice"),
     [
-        ("bitsandbytes", "NF4, FP4 or LLM.int8() of bitsandbytes", "take its base model, or save"),
-        ("hqq", "half-quadratic quantization", "take its base model, or save it again"),
-        ("exl2", "ExLlamaV2's mixed groups", "take the checkpoint it was made from"),
-        ("exl3", "ExLlamaV3's trellis codes", "take the checkpoint it was made from"),
-        ("aqlm", "additive codebooks", "take the checkpoint it was made from"),
-        ("quip", "lattice codebooks of QuIP#", "take the checkpoint it was made from"),
+        ("bitsandbytes", "NF4, FP4 or LLM.int8() of bitsandbytes", "use its base model, or save"),
+        ("hqq", "half-quadratic quantization", "use its base model, or save it again"),
+        ("exl2", "ExLlamaV2's mixed groups", "use the checkpoint it was made from"),
+        ("exl3", "ExLlamaV3's trellis codes", "use the checkpoint it was made from"),
+        ("aqlm", "additive codebooks", "use the checkpoint it was made from"),
+        ("quip", "lattice codebooks of QuIP#", "use the checkpoint it was made from"),
         ("intel/auto-round", "AutoRound's own packing", "export it again with format auto_gptq"),
     ],
 )
 def test_other_formats_are_refused_by_name_with_what_to_do(
-    tmp_path: Path, method: str, what: str, remedy: str
+    tmp_path: Path, method: str, description: str, advice: str
 ) -> None:
     (message,) = refusal(tmp_path, {"quant_method": method}, {"a": ("U8", np.ones(1, "u1"))})
     assert message.startswith(
-        f"config.json: quantization_config: quant_method '{method}' ({what}) is not read; {remedy}"
+        f"config.json: quantization_config: quant_method '{method}' ({description}) is not"
+        f" supported; {advice}"
     )
     assert message.endswith(
-        "; read are fp8, fbgemm_fp8, compressed-tensors, modelopt, mxfp4, gptq, awq"
+        "; supported: fp8, fbgemm_fp8, compressed-tensors, modelopt, mxfp4, gptq, awq"
     )
 
 
 VARIANTS = {
-    "unheard of": ({"quant_method": "x9"}, "quant_method 'x9' is not read; take the checkpoint"),
-    "no method": ({}, "quant_method 'none' is not read; take"),
+    "unknown method": ({"quant_method": "x9"}, "quant_method 'x9' is not supported; use the"),
+    "no method": ({}, "quant_method 'none' is not supported; use"),
     "not an object": ("fp8", "quantization_config is 'fp8', not an object"),
     "sparse": (compressed("sparse-24-bitmask"), "format 'sparse-24-bitmask' of compressed-tensors"),
     "sparsity": (
         INT4 | {"sparsity_config": {"format": "sparse-24-bitmask"}},
-        "sparsity format 'sparse-24-bitmask' is not read",
+        "sparsity format 'sparse-24-bitmask' is not supported",
     ),
     "gemv": ({"quant_method": "awq", "bits": 4, "version": "GEMV"}, "AWQ version 'gemv' of"),
-    "awq bits": ({"quant_method": "awq", "bits": 3}, "awq of 3 bits is not read; 4 are"),
-    "gptq bits": (gptq_settings(5), "gptq of 5 bits is not read; 2, 3, 4, 8 are"),
-    "no bits": ({"quant_method": "gptq", "bits": "4"}, "bits is '4', but gptq needs a number"),
+    "awq bits": ({"quant_method": "awq", "bits": 3}, "awq of 3 bits is not supported; supported:"),
+    "gptq bits": (gptq_settings(5), "gptq of 5 bits is not supported; supported: 2, 3, 4, 8"),
+    "no bits": ({"quant_method": "gptq", "bits": "4"}, "bits is '4', but gptq needs an integer"),
     "marlin": (gptq_settings(4, checkpoint_format="marlin"), "checkpoint_format 'marlin' of GPTQ"),
     "smoothed": (
         {"quant_method": "modelopt", "quant_algo": "W4A16_AWQ"},
-        "quant_algo W4A16_AWQ is not read, since it scales activations as well",
+        "quant_algo W4A16_AWQ is not supported, since it scales activations as well",
     ),
-    "block": (FP8 | {"weight_block_size": [128]}, "a block of [128] is not two sizes"),
-    "no block": (FP8 | {"weight_block_size": [0, 128]}, "a block of [0, 128] is not two sizes"),
+    "block": (FP8 | {"weight_block_size": [128]}, "block size [128] is not two positive"),
+    "no block": (FP8 | {"weight_block_size": [0, 128]}, "block size [0, 128] is not two positive"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("settings", "text"), VARIANTS.values(), ids=VARIANTS)
-def test_variants_that_are_not_read_are_refused(tmp_path: Path, settings: Any, text: str) -> None:
+def test_unsupported_variants_are_refused(tmp_path: Path, settings: Any, text: str) -> None:
     (message,) = refusal(tmp_path, settings, {"a": ("U8", np.ones(1, "u1"))})
     assert text in message
 
 
-def test_floats_are_plain_whatever_an_unread_method_left_in_the_configuration(
+def test_floats_are_read_even_if_the_config_names_an_unsupported_method(
     tmp_path: Path,
 ) -> None:
     plain: Stored = {"a.weight": ("F32", np.ones((2, 2), "f4"))}
@@ -124,38 +125,38 @@ FAULTS: dict[str, tuple[Any, Stored, str]] = {
     "fp8 without settings": (
         None,
         layers(FP8_PACK),
-        "l.{0-2}.up.weight is stored as F8_E4M3, and config.json has no quantization_config",
+        "l.{0-2}.up.weight is stored as F8_E4M3, but config.json has no quantization_config",
     ),
     "gptq without settings": (
         None,
         layers(gptq(4)),
-        "l.{0-2}.up.qweight is stored as I32, and config.json has no quantization_config",
+        "l.{0-2}.up.qweight is stored as I32, but config.json has no quantization_config",
     ),
     "scales missing": (
         FP8,
         without(layers(FP8_PACK), "_scale_inv"),
-        "l.{0-2}.up.weight is stored as F8_E4M3, and its scales are missing: *_scale_inv",
+        "l.{0-2}.up.weight is stored as F8_E4M3, but its scales *_scale_inv are missing",
     ),
     "scales of a channel missing": (
         compressed("float-quantized"),
         without(layers(by_rows("F8_E4M3", True)), "_scale"),
-        "l.{0-2}.up.weight is stored as F8_E4M3, and its scales are missing: *_scale",
+        "l.{0-2}.up.weight is stored as F8_E4M3, but its scales *_scale are missing",
     ),
     "another block": (
         FP8 | {"weight_block_size": [128, 128]},
         layers(FP8_PACK),
-        "l.{0-2}.up.weight is [64, 96], which scales of shape [2, 3] do not fit: blocks of [128,"
-        " 128] in config.json want others",
+        "l.{0-2}.up.weight is [64, 96], but its scales are [2, 3], which does not fit: config.json"
+        " states blocks of [128, 128]",
     ),
     "groups that are unequal": (
         compressed("float-quantized"),
         layers(fp8_blocks(1, 20)),
-        "l.{0-2}.up.weight is [64, 96], which scales of shape [64, 5] do not fit",
+        "l.{0-2}.up.weight is [64, 96], but its scales are [64, 5], which does not fit",
     ),
     "bytes as scales": (
         FP8,
         layers(fp8_blocks(32, 32, "U8")),
-        "l.{0-2}.up.weight has scales stored as U8, which is not read; no scale_fmt ue8m0",
+        "l.{0-2}.up.weight has scales stored as U8, which is not supported without scale_fmt ue8m0",
     ),
     "no scale of all": (
         {"quant_method": "modelopt", "quant_algo": "NVFP4"},
@@ -181,13 +182,13 @@ FAULTS: dict[str, tuple[Any, Stored, str]] = {
         INT4,
         layers(integers(4, 32)) | {f"l.{i}.up.weight_shape": ("I64", np.array([64, 700]))
                                    for i in range(3)},
-        "l.{0-2}.up.weight is packed as [64, 12], which no number of bits does for [64, 700]",
+        "l.{0-2}.up.weight is packed as [64, 12], which is not possible for [64, 700]",
     ),
     "another number of rows": (
         INT4,
         layers(integers(4, 32)) | {f"l.{i}.up.weight_shape": ("I64", np.array([65, 96]))
                                    for i in range(3)},
-        "l.{0-2}.up.weight is packed as [64, 12], which *_shape [65, 96] does not fit",
+        "l.{0-2}.up.weight is packed as [64, 12], which does not fit *_shape [65, 96]",
     ),
     "zero points of another shape": (
         INT4,
@@ -226,7 +227,7 @@ FAULTS: dict[str, tuple[Any, Stored, str]] = {
     "another group size": (
         gptq_settings(4) | {"group_size": 64},
         layers(gptq(4)),
-        "l.{0-2}.up.weight has 96 inputs and scales of 3 groups, which group_size 64 in",
+        "l.{0-2}.up.weight has 96 inputs and scales of 3 groups, which does not fit group_size 64",
     ),
     "awq as gptq": (
         gptq_settings(4),
@@ -236,28 +237,28 @@ FAULTS: dict[str, tuple[Any, Stored, str]] = {
     "twice": (
         gptq_settings(4),
         layers(gptq(4)) | {"l.1.up.weight": ("F16", np.zeros((64, 96), np.float16))},
-        "l.1.up.weight is there twice, quantized and not; remove one of them",
+        "l.1.up.weight is stored twice, quantized and as floats; remove one of them",
     ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("settings", "tensors", "text"), FAULTS.values(), ids=FAULTS)
-def test_parts_that_make_no_weight_are_refused_all_in_one_line(
+def test_parts_that_form_no_weight_are_refused_in_one_line(
     tmp_path: Path, settings: Any, tensors: Stored, text: str
 ) -> None:
     (message,) = refusal(tmp_path, settings, tensors)
     assert text in message
 
 
-def test_different_faults_are_told_at_once(tmp_path: Path) -> None:
-    lone = {"m.weight": ("F8_E5M2", np.zeros((2, 2), np.uint8))}
-    messages = refusal(tmp_path, FP8, without(layers(FP8_PACK), "1.up.weight_scale_inv") | lone)
+def test_different_faults_are_reported_together(tmp_path: Path) -> None:
+    single = {"m.weight": ("F8_E5M2", np.zeros((2, 2), np.uint8))}
+    messages = refusal(tmp_path, FP8, without(layers(FP8_PACK), "1.up.weight_scale_inv") | single)
     assert len(messages) == 2
     assert messages[0].startswith("l.1.up.weight is stored as F8_E4M3")
     assert messages[1].startswith("m.weight is stored as F8_E5M2")
 
 
-def test_scales_of_activations_are_left_out_with_the_reason(tmp_path: Path) -> None:
+def test_scales_of_activations_are_ignored_with_the_reason(tmp_path: Path) -> None:
     tensors = layers(by_rows("F8_E4M3", True), n=1)
     tensors |= {"l.0.k_scale": ("F32", np.ones(1, "f4")), "l.0.k_proj": ("F32", np.ones(1, "f4"))}
     found = weights(tmp_path, compressed("float-quantized"), tensors)
@@ -266,10 +267,10 @@ def test_scales_of_activations_are_left_out_with_the_reason(tmp_path: Path) -> N
     assert set(found.tensors) - set(found.ignored) == {"l.0.up.weight", "l.0.k_proj"}
 
 
-def test_settings_are_found_where_models_that_see_and_modelopt_have_them(tmp_path: Path) -> None:
+def test_settings_of_vision_models_and_of_modelopt_are_found(tmp_path: Path) -> None:
     tensors = layers(FP8_PACK, n=1)
     config = {"text_config": {"quantization_config": FP8}}
-    folder = write_stored(tmp_path / "seeing", config, tensors)
+    folder = write_stored(tmp_path / "vision", config, tensors)
     assert list(unpack(open_checkpoint(folder)).tensors) == ["l.0.up.weight"]
     folder = write_stored(tmp_path / "modelopt", {}, layers(nvfp4(True), n=1))
     text = '{"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "NVFP4"}}'
@@ -277,7 +278,7 @@ def test_settings_are_found_where_models_that_see_and_modelopt_have_them(tmp_pat
     assert list(unpack(open_checkpoint(folder)).tensors) == ["l.0.up.weight"]
 
 
-def test_layers_may_have_bits_of_their_own(tmp_path: Path) -> None:
+def test_layers_may_differ_in_the_number_of_bits(tmp_path: Path) -> None:
     tensors = {}
     expected = {}
     for i, bits in enumerate((2, 4, 8)):
@@ -289,8 +290,8 @@ def test_layers_may_have_bits_of_their_own(tmp_path: Path) -> None:
         np.testing.assert_array_equal(read_weights(found[name].source(), 0, 64), value)
 
 
-def test_gptqs_first_format_is_its_second_with_less_one_in_every_word(tmp_path: Path) -> None:
-    """Also where a zero of 0 borrows from its neighbour: GPTQModel writes and reads it so."""
+def test_gptq_version_1_is_version_2_with_one_subtracted_from_every_word(tmp_path: Path) -> None:
+    """Even if a zero of 0 borrows from the next field, as in GPTQModel."""
     stored, value = gptq(4, v2=True)("l.weight", (64, 96), RNG)
     assert (stored["l.qzeros"][1].view(np.uint32) & 15 == 0).any()
     less = stored["l.qzeros"][1].view(np.uint32) - np.uint32(0x11111111)
@@ -301,7 +302,7 @@ def test_gptqs_first_format_is_its_second_with_less_one_in_every_word(tmp_path: 
 
 @pytest.mark.parametrize("form", ["gptq act order", "int4 act order"])
 @pytest.mark.parametrize("group", [-1, 3])
-def test_a_group_without_scales_is_told_when_it_is_read(
+def test_a_group_without_scales_is_reported_when_it_is_read(
     tmp_path: Path, form: str, group: int
 ) -> None:
     tensors = layers(FORMATS[form].pack, n=1)
@@ -311,22 +312,22 @@ def test_a_group_without_scales_is_told_when_it_is_read(
         w for n, w in weights(tmp_path, FORMATS[form].settings, tensors).tensors.items()
         if n.endswith("weight")
     )  # fmt: skip
-    message = rf"{re.escape(name)} has groups -?\d to \d, but there are scales of 3; the file is"
+    message = rf"{re.escape(name)} has groups -?\d to \d, but the scales have 3 groups;"
     with pytest.raises(CheckpointError, match=message):
         read_weights(weight.source(), 0, 1)
 
 
-def test_a_shape_that_differs_from_its_neighbours_is_told_when_it_is_read(tmp_path: Path) -> None:
+def test_a_wrong_shape_tensor_is_reported_when_its_rows_are_read(tmp_path: Path) -> None:
     tensors = layers(integers(4, 32))
     tensors["l.2.up.weight_shape"] = ("I64", np.array([64, 95]))
     found = weights(tmp_path, INT4, tensors).tensors
     read_weights(found["l.1.up.weight"].source(), 0, 64)
-    with pytest.raises(CheckpointError, match=r"l.2.up.weight_shape says \[64, 95\], but the"):
+    with pytest.raises(CheckpointError, match=r"l.2.up.weight_shape is \[64, 95\], but the"):
         read_weights(found["l.2.up.weight"].source(), 0, 64)
 
 
 def test_experts_of_packed_integers_and_of_fp4_may_be_stacked(tmp_path: Path) -> None:
-    """Scales of each matrix, one for all of them, and one for each."""
+    """One scale for all matrices, one for each matrix, and several for each matrix."""
     rng = np.random.default_rng(2)
     codes = rng.integers(-128, 128, (3, 4, 8)).astype(np.int8)
     for shape in ((1,), (3,), (3, 1, 1), (3, 4), (3, 4, 1), (3, 4, 2)):

@@ -1,4 +1,4 @@
-"""Rows that are stacked, picked and turned on the way are those that numpy gives of the whole."""
+"""Rows of lazy transforms equal the rows that numpy gives for the whole tensor."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dynquant import transforms
 from dynquant.arrays import F32, I64, U8
 from dynquant.quants import ALL, QuantType, encode
 from dynquant.tensors import Computed, TensorSource, n_rows, row_bytes
 from dynquant.transforms import (
-    MATRICES_KEPT,
     Elementwise,
     Reshaped,
     Rows,
@@ -28,7 +28,7 @@ from dynquant.transforms import (
 
 
 def numbered(*shape: int) -> F32:
-    """Weights that are all different."""
+    """Weights that all differ."""
     return np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
 
 
@@ -42,13 +42,13 @@ def stacked() -> tuple[F32, TensorSource]:
     return x, stack([Computed(part) for part in x])
 
 
-def turned() -> tuple[F32, TensorSource]:
+def transposed_matrices() -> tuple[F32, TensorSource]:
     x, source = both(3, 5, 7)
     return x.swapaxes(1, 2), Transposed(source)
 
 
 def heads() -> tuple[F32, TensorSource]:
-    """The k part of DeepSeek's kv_b: of each head's rows the first, turned."""
+    """The k part of DeepSeek's kv_b: the first rows of each head, transposed."""
     x, source = both(4 * 5, 6)
     k = x.reshape(4, 5, 6)[:, :3]
     return k.swapaxes(1, 2), Transposed(rows_of_each(source, 0, 3, each=5))
@@ -100,7 +100,7 @@ def offset() -> tuple[F32, TensorSource]:
 
 CASES: tuple[Callable[[], tuple[F32, TensorSource]], ...] = (
     stacked,
-    turned,
+    transposed_matrices,
     heads,
     halves,
     every_other,
@@ -121,7 +121,7 @@ def read(source: TensorSource, start: int, stop: int) -> F32:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.__name__)
 @given(data=st.data())
-def test_any_rows_are_those_of_the_whole(
+def test_any_rows_equal_those_of_the_whole_tensor(
     case: Callable[[], tuple[F32, TensorSource]], data: st.DataObject
 ) -> None:
     expected, source = case()
@@ -132,30 +132,49 @@ def test_any_rows_are_those_of_the_whole(
     np.testing.assert_array_equal(read(source, start, stop), rows[start:stop])
 
 
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.__name__)
+def test_rows_can_be_read_into_an_unaligned_buffer(
+    case: Callable[[], tuple[F32, TensorSource]],
+) -> None:
+    expected, source = case()
+    into = np.empty(expected.nbytes + 1, np.uint8)[1:]
+    source.read(0, n_rows(source.shape), into)
+    assert into.tobytes() == expected.astype("<f4").tobytes()
+
+
 class Counted:
-    """A source that counts the rows that are read of it."""
+    """A source that counts its reads and the rows read."""
 
     def __init__(self, x: F32, stored: QuantType = ALL["F32"]) -> None:
         self.shape, self.stored = x.shape, stored
         self._source: Any = Computed(x)
-        self.n_read = 0
+        self.n_read = self.n_calls = 0
 
     def read(self, start: int, stop: int, into: U8) -> None:
         self.n_read += stop - start
+        self.n_calls += 1
         self._source.read(start, stop, into)
 
 
-def test_a_turned_tensor_reads_one_matrix_at_a_time_and_each_once() -> None:
-    source = Counted(numbered(3 * MATRICES_KEPT, 4, 5))
-    turned = Transposed(source)
+def test_a_transposed_tensor_reads_one_matrix_at_a_time_and_each_once() -> None:
+    source = Counted(numbered(24, 4, 5))
+    tensor = Transposed(source)
     for row in range(5):
-        read(turned, row, row + 1)
+        read(tensor, row, row + 1)
     assert source.n_read == 4
-    read(turned, 0, n_rows(turned.shape))
+    read(tensor, 0, n_rows(tensor.shape))
     assert source.n_read == n_rows(source.shape)
 
 
-def test_rows_far_apart_are_read_one_by_one_and_dense_ones_together() -> None:
+def test_a_matrix_is_transposed_in_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transforms, "_SLAB_BYTES", 3 * 5 * 4)
+    x = numbered(2, 7, 5)
+    source = Counted(x)
+    np.testing.assert_array_equal(read(Transposed(source), 0, 10), x.swapaxes(1, 2).reshape(10, 7))
+    assert source.n_calls == 6
+
+
+def test_distant_rows_are_read_one_by_one_and_dense_rows_together() -> None:
     source = Counted(numbered(1000, 3))
     read(Rows(source, (10, 3), lambda row: row * 100), 0, 10)
     assert source.n_read == 10
@@ -163,7 +182,7 @@ def test_rows_far_apart_are_read_one_by_one_and_dense_ones_together() -> None:
     assert source.n_read == 10 + 19
 
 
-def test_blocks_are_moved_as_they_are() -> None:
+def test_blocks_are_moved_unchanged() -> None:
     x = np.random.default_rng(0).standard_normal((6, 64)).astype(np.float32)
     blocks = encode(x, "Q8_0")
 
@@ -180,7 +199,7 @@ def test_blocks_are_moved_as_they_are() -> None:
     np.testing.assert_array_equal(into.reshape(6, -1), np.concatenate([blocks[1::2]] * 2))
 
 
-def test_blocks_are_not_turned_nor_cut() -> None:
+def test_blocks_are_neither_transposed_nor_cut() -> None:
     class Blocks:
         shape, stored = (4, 64), ALL["Q8_0"]
 
@@ -207,6 +226,6 @@ def test_tensors_of_several_types_stack_as_f32() -> None:
     np.testing.assert_array_equal(read(both_types, 0, 8), np.concatenate([x, x]))
 
 
-def test_a_function_is_computed_in_f32_whatever_is_stored() -> None:
+def test_a_function_is_computed_in_f32_for_every_stored_type() -> None:
     source = Elementwise(Computed(numbered(2, 3)), np.sqrt)
     np.testing.assert_array_equal(read(source, 0, 2), np.sqrt(numbered(2, 3)))

@@ -10,7 +10,7 @@ RNG = np.random.default_rng(0)
 
 
 def whole(source: TensorSource) -> np.ndarray:
-    """All rows, read one by one and checked against one read of all."""
+    """Return all rows; checks that reading them one by one gives the same."""
     n = int(np.prod(source.shape[:-1]))
     rows = [read_weights(source, row, row + 1) for row in range(n)]
     at_once = read_weights(source, 0, n)
@@ -29,7 +29,7 @@ def test_parts_of_groups_are_joined_part_by_part() -> None:
     assert np.array_equal(gates, groups[:, 4:].reshape(-1, 5))
 
 
-def test_a_dimension_of_one_is_left_out() -> None:
+def test_a_dimension_of_one_is_removed() -> None:
     x = RNG.standard_normal((6, 1, 3)).astype(np.float32)
     assert np.array_equal(whole(squeezed(Computed(x), 1)), x[:, 0])
     with pytest.raises(ValueError, match="dimension 0"):

@@ -406,7 +406,7 @@ def test_a_file_that_is_too_long_or_absent_is_refused(tmp_path: Path) -> None:
     path.unlink()
     path.write_bytes(b"")
     os.truncate(path, 1 << 40)
-    with pytest.raises(ManifestError, match="1099511627776 bytes, and at most 67108864 are read"):
+    with pytest.raises(ManifestError, match="1099511627776 bytes; at most 67108864 are read"):
         read_manifest(path)
 
 

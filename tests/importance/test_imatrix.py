@@ -1,4 +1,4 @@
-"""Both imatrix formats give the means that llama.cpp computes; what is damaged is refused."""
+"""Both imatrix formats give the means that llama.cpp computes; damaged files are refused."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_the_tail_of_the_older_format_may_be_missing(tmp_path: Path) -> None:
     assert (unnamed.chunk_count, unnamed.datasets) == (5, ())
 
 
-def test_values_without_a_call_stand_as_they_are(tmp_path: Path) -> None:
+def test_values_without_calls_are_not_divided(tmp_path: Path) -> None:
     found = read(tmp_path / "x.dat", legacy_bytes(legacy_entry(b"a", 0, [2.0, 4.0])))
     assert found.entries["a"].means().tolist() == [[2.0, 4.0]]
 
@@ -89,13 +89,13 @@ def test_the_gguf_format_gives_sums_over_counts_for_each_expert(tmp_path: Path) 
     assert (found.chunk_count, found.datasets) == (7, ("books.txt", "more.txt"))
 
 
-def test_the_gguf_format_may_lack_its_keys(tmp_path: Path) -> None:
+def test_the_keys_of_the_gguf_format_may_be_missing(tmp_path: Path) -> None:
     keys = {"general_type": None, "imatrix_datasets": None, "imatrix_chunk_count": None}
     found = read_imatrix(write_counted(tmp_path / "x", {UP: (positive(1, 4), [1])}, **keys))
     assert (found.chunk_count, found.datasets) == (None, ())
 
 
-def test_tensors_that_are_neither_sums_nor_counts_are_passed_over(tmp_path: Path) -> None:
+def test_tensors_that_are_neither_sums_nor_counts_are_ignored(tmp_path: Path) -> None:
     tensors = {
         f"{UP}.in_sum": positive(1, 4),
         f"{UP}.in_sum2": positive(1, 4),
@@ -124,26 +124,29 @@ def test_any_part_of_the_sums_can_be_read(tmp_path: Path) -> None:
         (b"", "byte 0: 0 bytes are too few"),
         (b"abc", "byte 0: 3 bytes are too few"),
         (b"version https://git-lfs", "byte 0: a Git LFS pointer"),
-        (b"<html>not found</html>", "byte 0: 1836345404 entries cannot be in 22 bytes"),
+        (b"<html>not found</html>", "byte 0: 1836345404 entries do not fit in 22 bytes"),
         (legacy_bytes(), "byte 0: 0 entries"),
         (struct.pack("<i", -1) + A, "byte 0: -1 entries"),
         (struct.pack("<i", 2) + A + B[:-4], "byte 64: blk.1.a.weight has 1 values, but the file"),
         (struct.pack("<i", 1) + A[:-4], "byte 30: blk.0.a.weight has 2 values, but the file ends"),
         (struct.pack("<iii", 1, 0, 0) + bytes(9), "byte 4: the length of a name is 0"),
         (struct.pack("<ii", 1, -5) + bytes(13), "byte 4: the length of a name is -5"),
-        (struct.pack("<ii", 1, 64) + bytes(99), "byte 4: a tensor's name of 64 bytes"),
-        (struct.pack("<ii", 1, 50) + bytes(13), "byte 8: a tensor's name of 50 bytes"),
+        (struct.pack("<ii", 1, 64) + bytes(99), "byte 4: a tensor's name has 64 bytes"),
+        (struct.pack("<ii", 1, 50) + bytes(13), "byte 8: a tensor's name has 50 bytes"),
         (legacy_bytes(legacy_entry(b"\xff", 1, [1.0])), "byte 8: a tensor's name is not UTF-8"),
         (
             legacy_bytes(legacy_entry(b"a\x1b[31m", 1, [1.0])),
             "byte 4: the name 'a\\x1b[31m' is not printable",
         ),
         (legacy_bytes(A, A), "byte 38: the name 'blk.0.a.weight' appears twice"),
-        (legacy_bytes(legacy_entry(b"abc", -1, [1.0])), "byte 11: the calls of abc is -1"),
+        (
+            legacy_bytes(legacy_entry(b"abc", -1, [1.0])),
+            "byte 11: the number of calls of abc is",
+        ),
         (legacy_bytes(legacy_entry(b"abc", 1, []), B), "byte 15: the number of values of abc is 0"),
-        (legacy_bytes(A) + b"12", "byte 38: the number of chunks of 4 bytes"),
+        (legacy_bytes(A) + b"12", "byte 38: the number of chunks has 4 bytes"),
         (legacy_bytes(A, n_chunks=-1), "byte 38: the number of chunks is -1"),
-        (legacy_bytes(A, n_chunks=1) + b"1234", "byte 46: the dataset of 875770417 bytes"),
+        (legacy_bytes(A, n_chunks=1) + b"1234", "byte 46: the dataset has 875770417 bytes"),
         (legacy_bytes(A, n_chunks=1, dataset=b"x") + b"y", "byte 47: 1 bytes after the end"),
     ],
     ids=lambda given: given if isinstance(given, str) else "",
@@ -157,11 +160,11 @@ def test_a_damaged_older_file_is_refused_with_the_byte(
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        ({"a.in_sum2": positive(1, 4)}, "'a.in_sum2' has no .counts beside it"),
-        ({"a.counts": positive(1, 1)}, "'a.counts' has no .in_sum2 beside it"),
+        ({"a.in_sum2": positive(1, 4)}, "'a.in_sum2' has no matching .counts"),
+        ({"a.counts": positive(1, 1)}, "'a.counts' has no matching .in_sum2"),
         (
             {f"blk.{i}.a.in_sum2": positive(1, 4) for i in range(40)},
-            "'blk.{0-39}.a.in_sum2' has no .counts beside it",
+            "'blk.{0-39}.a.in_sum2' has no matching .counts",
         ),
         (
             {"a.in_sum2": positive(2, 4), "a.counts": positive(3, 1)},
@@ -171,7 +174,10 @@ def test_a_damaged_older_file_is_refused_with_the_byte(
             {"a.in_sum2": positive(1, 4).astype(np.float16), "a.counts": positive(1, 1)},
             "'a.in_sum2' is F16 [1, 4]",
         ),
-        ({".in_sum2": positive(1, 4), ".counts": positive(1, 1)}, "'.in_sum2' is no tensor's name"),
+        (
+            {".in_sum2": positive(1, 4), ".counts": positive(1, 1)},
+            "'.in_sum2' is not a printable",
+        ),
         ({"a.in_sum2": positive(1, 4), "a.counts": -positive(1, 1)}, "a.counts has the count -"),
         (
             {"a.in_sum2": positive(1, 4), "a.counts": np.full((1, 1), np.nan, np.float32)},
@@ -191,8 +197,8 @@ def test_a_damaged_gguf_is_refused_with_the_tensor(
     ("changes", "message"),
     [
         ({"general_type": "model"}, "not an imatrix: general.type is 'model'"),
-        ({"imatrix_datasets": "one.txt"}, "imatrix.datasets is no list of names"),
-        ({"imatrix_datasets": [1, 2]}, "imatrix.datasets is no list of names"),
+        ({"imatrix_datasets": "one.txt"}, "imatrix.datasets is not a list of names"),
+        ({"imatrix_datasets": [1, 2]}, "imatrix.datasets is not a list of names"),
         ({"imatrix_chunk_count": "many"}, "imatrix.chunk_count is 'many'"),
     ],
 )
@@ -204,7 +210,7 @@ def test_a_gguf_with_keys_of_something_else_is_refused(
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -1.0])
-def test_values_that_are_no_mean_of_squares_are_refused_by_name_and_byte(
+def test_values_that_cannot_be_mean_squares_are_refused_with_name_and_byte(
     tmp_path: Path, bad: float
 ) -> None:
     means = {f"blk.{i}.a.weight": positive(8) for i in range(4)}
@@ -217,7 +223,7 @@ def test_values_that_are_no_mean_of_squares_are_refused_by_name_and_byte(
     assert f"byte {at}: values that are {kind}, in blk.{{1-2}}.a.weight" in message
 
 
-def test_both_kinds_of_wrong_values_are_told_at_once(tmp_path: Path) -> None:
+def test_both_kinds_of_wrong_values_are_reported_together(tmp_path: Path) -> None:
     sums = positive(2, 4)
     sums[0, 0], sums[1, 3] = np.inf, -1
     path = write_counted(tmp_path / "x.gguf", {EXPERTS: (sums, [1, 1])})
@@ -227,7 +233,7 @@ def test_both_kinds_of_wrong_values_are_told_at_once(tmp_path: Path) -> None:
     ]
 
 
-def test_a_file_that_is_not_there_is_an_error_with_its_name(tmp_path: Path) -> None:
+def test_a_missing_file_is_an_error_with_its_name(tmp_path: Path) -> None:
     assert refused(tmp_path / "none.dat")[0].endswith("cannot be read: No such file or directory")
     assert refused(tmp_path)[0].endswith("cannot be read: Is a directory")
 
@@ -240,7 +246,7 @@ def test_a_file_that_becomes_shorter_is_an_error(tmp_path: Path) -> None:
         found.entries[UP].means()
 
 
-def test_what_is_written_is_what_the_gguf_package_reads(tmp_path: Path) -> None:
+def test_the_gguf_package_reads_a_written_imatrix(tmp_path: Path) -> None:
     entries = {UP: (positive(1, 4), [9]), EXPERTS: (positive(3, 8), [5, 0, 2])}
     write_imatrix(tmp_path / "x.gguf", entries, datasets=["a", "b"], chunk_count=11, chunk_size=512)
     reader = gguf.GGUFReader(tmp_path / "x.gguf")
@@ -266,7 +272,7 @@ def test_what_is_written_is_what_the_gguf_package_reads(tmp_path: Path) -> None:
         assert np.array_equal(t.data.ravel(), wanted.ravel())
 
 
-def test_what_is_written_reads_back(tmp_path: Path) -> None:
+def test_a_written_imatrix_reads_back(tmp_path: Path) -> None:
     path, sums = tmp_path / "x.gguf", positive(3, 8)
     write_imatrix(path, {EXPERTS: (sums, [5, 1, 2])}, datasets=["a"], chunk_count=2, chunk_size=64)
     found = read_imatrix(path)
@@ -299,7 +305,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, bytes]:
     length=st.none() | st.integers(0, 10**6),
 )
 @settings(max_examples=500, deadline=2000)
-def test_any_damage_gives_sound_values_or_an_importance_error(
+def test_any_damage_gives_valid_values_or_an_importance_error(
     small: tuple[bytes, bytes],
     tmp_path_factory: pytest.TempPathFactory,
     which: int,
@@ -324,7 +330,7 @@ def test_any_damage_gives_sound_values_or_an_importance_error(
             assert np.all(np.isfinite(means) & (means >= 0))
 
 
-def test_tinyllamas_file_has_its_seven_matrices_of_each_layer() -> None:
+def test_the_imatrix_of_tinyllama_has_seven_matrices_of_each_layer() -> None:
     found = read_imatrix(shared("imatrix/tinyllama-1.1b.imatrix.dat"))
     roles = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
     wide = {f"blk.{i}.{role}.weight": 2048 for i in range(22) for role in roles}
@@ -335,7 +341,7 @@ def test_tinyllamas_file_has_its_seven_matrices_of_each_layer() -> None:
     assert means[0, 0] == np.float32(27.720335) / np.float32(365)
 
 
-def test_gemmas_file_holds_zeros_and_is_sound() -> None:
+def test_the_imatrix_of_gemma_contains_zeros_and_is_valid() -> None:
     found = read_imatrix(shared("imatrix/gemma-3-4b.imatrix.dat"))
     assert (len(found.entries), found.chunk_count) == (238, 320)
 

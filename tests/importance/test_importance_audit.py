@@ -1,4 +1,4 @@
-"""An imatrix is of this model by every name and size, and what it leaves out is told."""
+"""An imatrix must fit the model by names and sizes; tensors without importance are reported."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def positive(*shape: int, seed: int = 0) -> F32:
 def audited(
     path: Path, *tensors: ModelTensor
 ) -> tuple[dict[str, Importance], tuple[str, ...], tuple[str, ...]]:
-    """Return importance, warnings, and what is told of the tensors that have none."""
+    """Return importance, warnings, and the messages about tensors without importance."""
     imatrix = read_imatrix(path)
     importance, warnings = audit(imatrix, tensors or MODEL)
     wanted = [t.name for t in tensors or MODEL if len(t.shape) > 1]
@@ -80,25 +80,27 @@ def test_many_matrices_under_one_count_have_their_own_parts(tmp_path: Path) -> N
     assert np.array_equal(found[EXPERTS].of(2), sums[0, 16:] / np.float32(3))
 
 
-def test_one_row_may_serve_all_matrices(tmp_path: Path) -> None:
+def test_all_matrices_may_share_one_row(tmp_path: Path) -> None:
     sums = positive(1, 8)
-    found, _, told = audited(counted(tmp_path, {UP: (sums, [1]), EXPERTS: (sums, [3])}))
+    found, _, messages = audited(counted(tmp_path, {UP: (sums, [1]), EXPERTS: (sums, [3])}))
     for expert in range(3):
         assert np.array_equal(found[EXPERTS].of(expert), sums[0] / np.float32(3))
-    assert (found[EXPERTS].coverage, told) == ("yes", ())
+    assert (found[EXPERTS].coverage, messages) == ("yes", ())
 
 
-def test_an_expert_without_a_count_or_with_zeros_alone_has_no_importance(tmp_path: Path) -> None:
+def test_an_expert_without_a_count_or_with_only_zeros_has_no_importance(tmp_path: Path) -> None:
     sums = positive(3, 8)
     sums[2] = 0
-    found, _, told = audited(counted(tmp_path, {UP: (sums[:1], [1]), EXPERTS: (sums, [4, 0, 4])}))
+    found, _, messages = audited(
+        counted(tmp_path, {UP: (sums[:1], [1]), EXPERTS: (sums, [4, 0, 4])})
+    )
     assert [found[EXPERTS].of(e) is None for e in range(3)] == [False, True, True]
     assert found[EXPERTS].coverage == "partial: 1 of 3 experts"
-    (message,) = told
+    (message,) = messages
     assert f"no importance for 2 of 3 experts in {EXPERTS}" in message
 
 
-def test_experts_without_data_of_many_layers_are_one_line(tmp_path: Path) -> None:
+def test_experts_without_data_in_many_layers_are_reported_in_one_line(tmp_path: Path) -> None:
     names = [f"blk.{i}.ffn_up_exps.weight" for i in range(30)]
     counts = {n: [1, 0, 1] for n in names} | {names[7]: [0, 0, 1]}
     path = counted(tmp_path, {n: (positive(3, 8), counts[n]) for n in names})
@@ -108,23 +110,21 @@ def test_experts_without_data_of_many_layers_are_one_line(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("counts", [[0, 0, 0], [1, 1, 1]])
-def test_a_tensor_of_which_nothing_is_known_has_no_importance(
-    tmp_path: Path, counts: list[int]
-) -> None:
+def test_a_tensor_without_data_has_no_importance(tmp_path: Path, counts: list[int]) -> None:
     sums = positive(3, 8) if counts == [0, 0, 0] else np.zeros((3, 8), np.float32)
     known = {UP: (positive(1, 8), [1]), EXPERTS: (sums, counts)}
-    found, _, told = audited(counted(tmp_path, known))
+    found, _, messages = audited(counted(tmp_path, known))
     assert list(found) == [UP]
-    (message,) = told
+    (message,) = messages
     assert f"no importance for {EXPERTS};" in message
 
 
-def test_channels_that_are_zero_among_others_stay_zero(tmp_path: Path) -> None:
+def test_zero_channels_among_others_stay_zero(tmp_path: Path) -> None:
     found, _, _ = audited(write_legacy(tmp_path / "x.dat", {UP: np.eye(8, dtype=np.float32)[3]}))
     assert np.array_equal(found[UP].of(0), np.eye(8)[3])
 
 
-def test_tensors_that_are_not_in_the_file_are_told_but_for_embedding_and_output(
+def test_missing_tensors_are_reported_except_embedding_and_output(
     tmp_path: Path,
 ) -> None:
     names = [f"blk.{i}.ffn_up.weight" for i in range(40)]
@@ -133,31 +133,32 @@ def test_tensors_that_are_not_in_the_file_are_told_but_for_embedding_and_output(
     assert f"no importance for blk.{{1-39}}.ffn_up.weight, {EXPERTS};" in message
 
 
-def test_entries_that_the_model_does_not_have_are_a_warning(tmp_path: Path) -> None:
+def test_entries_that_are_not_in_the_model_give_a_warning(tmp_path: Path) -> None:
     extra = {f"blk.{i}.ffn_up.weight": positive(8) for i in range(4)}
     found, warnings, _ = audited(write_legacy(tmp_path / "x.dat", extra))
     assert list(found) == [UP]
     assert warnings == (
-        f"{tmp_path / 'x.dat'}: not in the model, not used: blk.{{1-3}}.ffn_up.weight",
+        f"{tmp_path / 'x.dat'}: ignored, not in the model: blk.{{1-3}}.ffn_up.weight",
     )
 
 
-def test_a_file_without_one_name_of_the_model_is_another_models(tmp_path: Path) -> None:
+def test_a_file_without_a_name_of_the_model_is_refused(tmp_path: Path) -> None:
     other = {f"enc.blk.{i}.{role}.weight": positive(8) for i in range(9) for role in "abcd"}
     (message,) = refused(write_legacy(tmp_path / "x.dat", other))
     assert message == (
-        "is another model's file: this model has none of its tensors (enc.blk.{0-8}.a.weight,"
-        " enc.blk.{0-8}.b.weight, enc.blk.{0-8}.c.weight, …)"
+        "is the imatrix of another model: this model has none of its tensors"
+        " (enc.blk.{0-8}.a.weight, enc.blk.{0-8}.b.weight, enc.blk.{0-8}.c.weight, …)"
     )
 
 
-def test_sizes_that_disagree_are_told_all_at_once_with_their_names(tmp_path: Path) -> None:
+def test_all_wrong_sizes_are_reported_together_with_their_names(tmp_path: Path) -> None:
     names = [f"blk.{i}.ffn_up.weight" for i in range(30)]
     tensors = [computed_tensor(n, 6, 8) for n in names] + [computed_tensor(EXPERTS, 3, 6, 8)]
     means = {n: positive(16) for n in names[1:]} | {UP: positive(8), EXPERTS: positive(2, 8)}
     assert refused(write_legacy(tmp_path / "x.dat", means), *tensors) == (
-        "is another model's file: 16 values for the 8 input channels of blk.{1-29}.ffn_up.weight",
-        f"is another model's file: 16 values for the 3 times 8 input channels of {EXPERTS}",
+        "is the imatrix of another model: 16 values for the 8 input channels of"
+        " blk.{1-29}.ffn_up.weight",
+        f"is the imatrix of another model: 16 values for the 3 times 8 input channels of {EXPERTS}",
     )
 
 
@@ -172,16 +173,16 @@ def test_the_right_number_of_values_in_other_rows_is_refused(tmp_path: Path) -> 
     assert f"2 times 4 values for the 8 input channels of {UP}" in message
 
 
-def test_an_embedding_of_another_size_is_passed_over_with_a_warning(tmp_path: Path) -> None:
+def test_an_embedding_of_another_size_is_ignored_with_a_warning(tmp_path: Path) -> None:
     means = {UP: positive(8), "token_embd.weight": positive(5)}
     found, warnings, _ = audited(write_legacy(tmp_path / "x.dat", means))
     assert list(found) == [UP]
     (message,) = warnings
-    assert message.endswith("5 values for the 8 input channels of token_embd.weight; not used")
+    assert message.endswith("ignored: 5 values for the 8 input channels of token_embd.weight")
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -1.0])
-def test_a_file_that_changes_under_the_run_is_an_error(tmp_path: Path, bad: float) -> None:
+def test_a_file_that_changes_during_a_run_is_an_error(tmp_path: Path, bad: float) -> None:
     path = write_legacy(tmp_path / "x.dat", {UP: positive(8)})
     found, _, _ = audited(path)
     with path.open("r+b") as file:
@@ -191,7 +192,9 @@ def test_a_file_that_changes_under_the_run_is_an_error(tmp_path: Path, bad: floa
         found[UP].of(0)
 
 
-def test_tinyllamas_file_covers_all_matrices_of_a_checkpoint_of_its_shapes(tmp_path: Path) -> None:
+def test_the_imatrix_of_tinyllama_covers_all_matrices_of_a_tinyllama(
+    tmp_path: Path,
+) -> None:
     path = shared("imatrix/tinyllama-1.1b.imatrix.dat")
     script = runpy.run_path(str(ROOT / "scripts" / "models" / "make_synthetic_llama.py"))
     shape = script["Shape"](layers=22, hidden=2048, ffn=5632, heads=32, kv_heads=4, vocab=32000)

@@ -97,7 +97,7 @@ def test_tensors_that_store_each_weight_alone_have_and_lack_no_importance(tmp_pa
 
 
 def test_another_models_imatrix_is_an_importance_error(tmp_path: Path) -> None:
-    with pytest.raises(ImportanceError, match="another model's file: 96 values for the 512"):
+    with pytest.raises(ImportanceError, match="imatrix of another model: 96 values for the 512"):
         make_plan(model(), recipe(), imatrix=imatrix(tmp_path, 96))
 
 

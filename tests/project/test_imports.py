@@ -23,6 +23,7 @@ ROOMS = (
     "figures",
     "untrusted",
     "json_documents",
+    "part_cache",
     "quants",
     "tensors",
     "transforms",

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from dynquant.arrays import U8
-from dynquant.quants import ALL, QuantType, decode, encode, encode_stored, error_sums, isas
+from dynquant.quants import ALL, QuantType, decode, encode, isas
+from dynquant.quants.codec import encode_floats, error_sums
 from dynquant.quants.table import FLOATS
 
 X = np.random.default_rng(1).laplace(0, 0.02, (5, 512)).astype(np.float32)
@@ -40,10 +41,10 @@ def test_rows_and_blocks_at_odd_addresses_encode_to_the_same_bytes(
     qtype, rows = ALL[name], encode(X, stored)
     shape = (len(X), qtype.row_size(X.shape[1]))
     expected: U8 = np.empty(shape, np.uint8)
-    encode_stored(rows, stored, X.shape[1], qtype, expected, W)
+    encode_floats(rows, stored, X.shape[1], qtype, expected, W)
     found = at_odd_address(np.empty(shape, np.uint8))
     odd_rows, odd_w = at_odd_address(rows), at_odd_address(W)
-    encode_stored(odd_rows, stored, X.shape[1], qtype, found, odd_w)
+    encode_floats(odd_rows, stored, X.shape[1], qtype, found, odd_w)
     np.testing.assert_array_equal(found, expected)
 
 

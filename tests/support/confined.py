@@ -1,4 +1,4 @@
-"""Runs a reader where it can do no harm: a process of its own, with bounds on memory and time."""
+"""Runs a reader in a separate process with limits on memory and time."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 SPACE = 1 << 30
-"""Bytes that a reader may have beyond what the process begins with."""
+"""Additional bytes of address space for a reader."""
 
 SECONDS = 10.0
 
 
 def outcome(read: Callable[[], object]) -> str:
-    """Return `result`, `CheckpointError: ...` as a reader raises it, or how it came to its end."""
+    """Return `result`, an error as `CheckpointError: ...`, or how the process ended."""
     receive, send = os.pipe()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside pytest's threads
@@ -32,8 +32,8 @@ def outcome(read: Callable[[], object]) -> str:
             os.kill(child, signal.SIGKILL)
             return f"still running after {SECONDS:.0f} seconds"
         with os.fdopen(receive, "rb", closefd=False) as pipe:
-            said = pipe.read()
-        return json.loads(said) if said else "died without a word"
+            text = pipe.read()
+        return json.loads(text) if text else "died without a message"
     finally:
         os.close(receive)
         os.waitpid(child, 0)
@@ -45,10 +45,10 @@ def _run(read: Callable[[], object], send: int) -> None:
         space = pages * resource.getpagesize() + SPACE
         resource.setrlimit(resource.RLIMIT_AS, (space, space))
         read()
-        said = "result"
+        text = "result"
     except BaseException as e:
-        said = f"{type(e).__name__}: {str(e)[:2000]}"
+        text = f"{type(e).__name__}: {str(e)[:2000]}"
     try:
-        os.write(send, json.dumps(said).encode())
+        os.write(send, json.dumps(text).encode())
     finally:
         os._exit(0)

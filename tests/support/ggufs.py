@@ -1,4 +1,4 @@
-"""GGUFs made by hand with the gguf package, and read back with it."""
+"""GGUF files written and read with the gguf package."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SCALARS = {
 
 
 def add(writer: GGUFWriter, name: str, x: np.ndarray, type_name: str = "F32") -> None:
-    """Add a tensor: floats in any type that the gguf package encodes, integers as they are."""
+    """Add a tensor: floats in any type that the gguf package encodes, integers unchanged."""
     if x.dtype.kind == "i" or x.dtype == np.float64:
         writer.add_tensor(name, x)
         return

@@ -1,4 +1,4 @@
-"""Imatrix files written by hand, in both of llama.cpp's formats."""
+"""Imatrix files in both of llama.cpp's formats, written without dynquant."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def legacy_bytes(
 
 
 def write_legacy(path: Path, means: Mapping[str, F32], n_calls: int = 3) -> Path:
-    """Write means of any shape, experts one after the other, with both lines of the tail."""
+    """Write means of any shape, experts one after the other, with the complete tail."""
     entries = [legacy_entry(n.encode(), n_calls, m.ravel() * n_calls) for n, m in means.items()]
     path.write_bytes(legacy_bytes(*entries, n_chunks=7, dataset=b"books.txt"))
     return path
@@ -47,7 +47,7 @@ KEYS: dict[str, Any] = {
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Any], **changes: Any) -> Path:
-    """Write a GGUF of any tensors with an imatrix's keys; a change to None takes a key out."""
+    """Write a GGUF of any tensors with the keys of an imatrix; a change to None removes a key."""
     writer = gguf.GGUFWriter(path, "imatrix")
     writer.kv_data[0].clear()
     for name, value in (KEYS | {k.replace("_", ".", 1): v for k, v in changes.items()}).items():
@@ -67,7 +67,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Any], **changes: Any) -> Pat
 
 
 def write_counted(path: Path, entries: Mapping[str, Counted], **changes: Any) -> Path:
-    """Write sums [n_rows, n_per_row] and their counts as llama-imatrix does."""
+    """Write sums [n_rows, n_per_row] and their counts in the form of llama-imatrix."""
     tensors: dict[str, Any] = {}
     for name, (sums, counts) in entries.items():
         tensors[f"{name}.counts"] = np.array(counts, np.float32).reshape(-1, 1)

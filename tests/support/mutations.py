@@ -1,4 +1,4 @@
-"""Valid files made wrong: the ways in which fuzzing changes bytes, and JSON by its structure."""
+"""Random changes of valid files for fuzzing: of bytes, and of JSON by its structure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from random import Random
 from typing import Any
 
 NUMBERS = (0, 1, 2, 255, 2**15, 2**24 + 1, 2**31 - 1, 2**31, 2**32 - 1, 2**62, 2**63, 2**64 - 1)
-"""What stands in for a length, an offset or a count."""
+"""Replacements of a length, an offset or a count."""
 
 VALUES: tuple[Any, ...] = (
     *(None, True, False, 0, -1, 1, 3, 10**9, -(10**9), 2**31, 2**63, 10**30, 10**4000),
@@ -17,11 +17,11 @@ VALUES: tuple[Any, ...] = (
     *("", "a", "NaN", "\0", "../../../etc/passwd", "/dev/zero", "\x1b[2J", "x" * 5000, "\u2581"),
     *([], [[]], [0], [-1], ["a"], [None], {}, {"a": 1}, {"type": "Sequence"}, [1e300] * 8),
 )
-"""What stands in for a value of JSON."""
+"""Replacements of a JSON value."""
 
 WORDS = (b"null", b"-1", b"0", b"1e999", b"NaN", b"[]", b"{}", b'""', b"true", b"9" * 30)
 WORDS += (b"9" * 5000, b'"\\ud800"', b"[" * 300, b'{"a":' * 300, b"\0", b"\xff\xfe", b"*a", b"&a ")
-"""What is written over a number in a text, or put anywhere."""
+"""Replacements of a number in a text; also inserted anywhere."""
 
 _DIGITS = re.compile(rb"\d+")
 
@@ -35,7 +35,7 @@ def mutated(content: bytes, random: Random) -> bytes:
 
 def _changed(content: bytes, random: Random) -> bytes:
     n = len(content)
-    # Headers are at the front, and most of what is wrong with a file is wrong there.
+    # Half of the changes are near the front, because headers are there.
     at = random.randrange(n + 1) if random.random() < 0.5 else random.randrange(min(n, 256) + 1)
     size = random.choice((1, 2, 4, 8, 16, 64, 256, 4096))
     other = random.randrange(n + 1)
@@ -67,7 +67,7 @@ def _changed(content: bytes, random: Random) -> bytes:
 
 
 def mutated_json(content: bytes, random: Random) -> bytes:
-    """Return a JSON text with one to four values changed, keys taken away or given twice."""
+    """Return a JSON text with one to four changed values, removed keys or repeated keys."""
     value = json.loads(content)
     for _ in range(random.choice((1, 1, 1, 2, 4))):
         value = _changed_value(value, random)

@@ -1,6 +1,6 @@
-"""Weights in each quantized format, made of random codes, and what they are worth by definition.
+"""Random weights in each quantized format, and their values by the definition of the format.
 
-Numpy only, and nothing of dynquant's: bits are packed by np.packbits.
+Uses numpy only and nothing of dynquant: bits are packed by np.packbits.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 
 Stored = dict[str, tuple[str, np.ndarray]]
-"""Tensors by name: the dtype as safetensors names it, and the bytes."""
+"""Tensors by name: the dtype of safetensors, and the values."""
 
 FP4 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
 AWQ_ORDER = [0, 2, 4, 6, 1, 3, 5, 7]
 
 
 def small_float(exponent_bits: int, fraction_bits: int, bias: int) -> np.ndarray:
-    """The value of every code of a float of eight bits; special codes as if they were numbers."""
+    """The value of every code of an 8-bit float; special codes are treated as numbers."""
     code = np.arange(1 << (1 + exponent_bits + fraction_bits))
     fraction = (code & ((1 << fraction_bits) - 1)) / (1 << fraction_bits)
     exponent = code >> fraction_bits & ((1 << exponent_bits) - 1)
@@ -70,7 +70,7 @@ def scales(rng: np.random.Generator, *shape: int) -> np.ndarray:
     return (0.001 + 0.002 * rng.random(shape)).astype(np.float32)
 
 
-# ---- one weight in each format: name, shape, rng -> what is stored, and its value ----------------
+# ---- one weight in each format: name, shape, rng -> stored tensors and values --------------------
 
 Pack = Callable[[str, tuple[int, int], np.random.Generator], tuple[Stored, np.ndarray]]
 
@@ -148,7 +148,7 @@ def mxfp4(name: str, shape: tuple[int, int], rng: np.random.Generator) -> tuple[
         f"{name}_packed": ("U8", pack_pairs(codes)),
         f"{name}_scale": ("U8", scale),
     }
-    return stored, value + np.float32(0)  # ggml's blocks know no minus zero
+    return stored, value + np.float32(0)  # ggml's blocks have no minus zero
 
 
 def integers(bits: int, group: int | None, *, zeros: bool = False, act_order: bool = False) -> Pack:
@@ -220,7 +220,7 @@ def awq(name: str, shape: tuple[int, int], rng: np.random.Generator) -> tuple[St
 
 @dataclass(frozen=True)
 class Format:
-    """How a checkpoint is quantized, and what its config.json says of that."""
+    """A quantization format: its settings in config.json, and a function that packs a weight."""
 
     settings: dict[str, Any]
     pack: Pack
@@ -288,7 +288,7 @@ FORMATS: dict[str, Format] = {
 
 
 def write_stored(folder: Path, config: dict[str, Any], tensors: Stored) -> Path:
-    """A checkpoint of tensors in any dtype that safetensors names."""
+    """Write a checkpoint of tensors in any dtype of safetensors."""
     folder.mkdir(parents=True, exist_ok=True)
     header: dict[str, Any] = {}
     content = b""

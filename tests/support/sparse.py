@@ -1,7 +1,7 @@
-"""Checkpoints of any size whose weights are holes in their files: headers are all there is to read.
+"""Checkpoints of any size whose weights are holes in their files; only headers can be read.
 
-What a tensor's shape is, published code says for DeepSeek-V3 and its relatives (Linear, Norm and
-Gate of DeepSeek-V3's inference/model.py), and the architecture's own table for other families.
+Shapes of DeepSeek-V3 and its relatives come from published code (Linear, Norm and Gate of
+DeepSeek-V3's inference/model.py), shapes of other families from the table of the architecture.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ Header = dict[str, tuple[str, Shape]]
 """Dtype and shape by stored name."""
 
 SIZES = {"BF16": 2, "F16": 2, "F32": 4, "I32": 4, "U8": 1, "F8_E4M3": 1}
-"""Bytes of a number."""
+"""Bytes of one number of each dtype."""
 
 INDEX = "model.safetensors.index.json"
 LATENT = ("DeepseekV3ForCausalLM", "KimiK2ForCausalLM")
 
 
 def shapes_of(config: Config) -> Shapes:
-    """Return stored names and shapes, layers that predict further ahead among them."""
+    """Return stored names and shapes, including those of prediction layers."""
     if config["architectures"][0] in LATENT:
         return shapes_of_deepseek(config)
     architecture = describe(config, "config.json")
@@ -115,10 +115,10 @@ def _mlp(at: str, hidden: int, ffn: int) -> Shapes:
 
 
 def header_of(config: Config) -> Header:
-    """Return what a published checkpoint of the configuration holds.
+    """Return dtypes and shapes of a published checkpoint with this configuration.
 
-    In FP8 with block scales where its quantization_config says so, else in its torch_dtype.
-    Raises ValueError for other ways of quantizing.
+    FP8 with block scales if quantization_config says so, otherwise its torch_dtype. Raises
+    ValueError for other quantization methods.
     """
     dtype = {"float16": "F16", "float32": "F32"}.get(str(config.get("torch_dtype")), "BF16")
     settings = config.get("quantization_config")
@@ -134,7 +134,7 @@ def header_of(config: Config) -> Header:
 def _stored(name: str, shape: Shape, dtype: str, block: list[int] | None) -> Header:
     if name.endswith("e_score_correction_bias"):
         return {name: ("F32", shape)}
-    # Not eh_proj: no matrix outside attention and MLP is FP8.
+    # Matrices outside attention and MLP, such as eh_proj, are not FP8.
     if block and name.endswith(("_proj.weight", "_proj_with_mqa.weight")) and ".eh_" not in name:
         scales = tuple(-(-n // size) for n, size in zip(shape, block, strict=True))
         return {name: ("F8_E4M3", shape), f"{name}_scale_inv": ("F32", scales)}
@@ -149,7 +149,7 @@ def n_bytes(dtype: str, shape: Shape) -> int:
 def write_sparse(folder: Path, config: Config, tensors: Header, n_shards: int = 1) -> Path:
     """Write config.json, shards of about equal size in the order of the tensors, and their index.
 
-    A shard is its header and then a hole: the disk holds a few kilobytes of it.
+    A shard is a header followed by a hole and takes a few kilobytes on disk.
     """
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     total = sum(n_bytes(*tensor) for tensor in tensors.values())
@@ -167,7 +167,7 @@ def write_sparse(folder: Path, config: Config, tensors: Header, n_shards: int = 
 
 
 def _shards(tensors: Header, total: int, n_shards: int) -> Iterator[Header]:
-    """Yield n_shards parts, or fewer where one tensor is larger than a part."""
+    """Yield n_shards parts, or fewer if a tensor is larger than a part."""
     shard: Header = {}
     end = first = 0
     for name, tensor in tensors.items():
@@ -180,7 +180,7 @@ def _shards(tensors: Header, total: int, n_shards: int) -> Iterator[Header]:
 
 
 def write_header(path: Path, tensors: Header) -> None:
-    """Write a safetensors file whose tensors are a hole after its header."""
+    """Write a safetensors file: a header followed by a hole."""
     entries: dict[str, Any] = {}
     end = 0
     for name, (dtype, shape) in tensors.items():

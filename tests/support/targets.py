@@ -1,7 +1,7 @@
-"""What reads files of strangers, and valid small files of each kind to begin with.
+"""Readers of untrusted files, and small valid files of each kind for fuzzing.
 
-A target's files are given by their names in a folder, and its reader is given the folder. Whatever
-they hold, it may return or raise a DynquantError; anything else is a finding.
+The files of a target are written to a folder, which its reader gets. For any content, the reader
+may return or raise a DynquantError; any other outcome is a finding.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Target:
     """A reader of files.
 
     corpus:  sets of valid files
-    mutable: endings of those that are changed; the others belong to them
+    mutable: suffixes of the files that are changed; the other files stay valid
     """
 
     name: str
@@ -64,7 +64,7 @@ class Target:
     read: Callable[[Path], object]
 
     def mutant(self, random: Random) -> Files:
-        """Return files of the corpus of which one is changed."""
+        """Return a set of files from the corpus with one changed file."""
         files = dict(random.choice(self.corpus()))
         name = random.choice([n for n in files if n.endswith(self.mutable)])
         files[name] = mutant(name, files[name], random)
@@ -72,7 +72,7 @@ class Target:
 
 
 def mutant(name: str, content: bytes, random: Random) -> bytes:
-    """Return a file's content, changed in one of the ways that its kind has."""
+    """Return the content of a file with random changes that suit its kind."""
     if name.endswith(".json") and random.random() < 0.7:
         return mutated_json(content, random)
     if name.endswith(".safetensors") and random.random() < 0.7:
@@ -84,14 +84,14 @@ def mutant(name: str, content: bytes, random: Random) -> bytes:
 
 
 def write_files(folder: Path, files: Files) -> None:
-    """Put files into a folder that is empty."""
+    """Write files into an empty folder."""
     for name, content in files.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(content)
 
 
 def is_refused(target: Target, folder: Path) -> bool:
-    """Whether a target refuses what a folder holds; anything but a DynquantError is raised."""
+    """Whether a target refuses the files of a folder; raises other errors than DynquantError."""
     try:
         target.read(folder)
     except DynquantError as e:
@@ -101,7 +101,7 @@ def is_refused(target: Target, folder: Path) -> bool:
 
 
 def _plan(model: Model) -> None:
-    """Do all that a conversion does before it writes, and read a row of each tensor."""
+    """Run all steps of a conversion before writing, and read a row of each tensor."""
     lay_out(make_plan(model, load_recipe("Q4_K_M")))
     for tensor in model.tensors:
         tensor.source.read(0, 1, np.empty(row_bytes(tensor.source), np.uint8))
@@ -128,7 +128,7 @@ def _packed() -> list[Files]:
 @cache
 def _vocabularies() -> list[Files]:
     found = _folders("data/vocabularies/*")
-    # The same told in other files, and without what has a say in them.
+    # The same vocabularies in other files, without tokenizer.json, which would be preferred.
     return [*found, *({n: c for n, c in f.items() if n != "tokenizer.json"} for f in found[:2])]
 
 
@@ -327,7 +327,7 @@ def _read_journal(folder: Path) -> None:
 
 
 def _read_finished(folder: Path) -> None:
-    """Verify a file with its manifest; write a card of them."""
+    """Verify a file with its manifest, and make a release of both."""
     path = folder / "m.gguf"
     found = verify(path, threads=1)
     assert make_release([open_finished(path)], folder=folder, license_="mit").texts

@@ -1,4 +1,4 @@
-"""A hub of models on loopback: the few addresses that huggingface_hub asks for a snapshot.
+"""A model hub on loopback with the addresses that huggingface_hub requests for a snapshot.
 
 GET       /api/models/ORG/MODEL/revision/REVISION   {"id", "sha", "siblings"}
 GET       /api/models/ORG/MODEL/tree/COMMIT         [{"type", "path", "size", "oid"}]
@@ -22,10 +22,10 @@ COMMIT = hashlib.sha1(b"commit").hexdigest()
 
 @dataclass
 class Hub:
-    """What the server has, and what was asked of it.
+    """The models of the server, and the requests that it received.
 
-    models:    folder of each model, by ORG/MODEL; gated: those that need a permission
-    revisions: commit of each branch and tag; tokens: those that open gated models
+    models:    folder of each model, by ORG/MODEL; gated: models that need a permission
+    revisions: commit of each branch and tag; tokens: valid for gated models
     asked:     method and path of each request
     """
 
@@ -36,7 +36,7 @@ class Hub:
     asked: list[str] = field(default_factory=list)
 
     def fetched(self) -> set[str]:
-        """Names of the files whose content was asked for."""
+        """Names of the files whose content was requested."""
         return {a.rpartition("/")[2] for a in self.asked if a.startswith("GET") and "resolve" in a}
 
 
@@ -121,7 +121,7 @@ def _etag(name: str) -> str:
 
 
 class Serving:
-    """A hub that answers at `endpoint` while the block lasts."""
+    """Serves a hub at `endpoint` inside a `with` block."""
 
     def __init__(self, hub: Hub) -> None:
         handler = type("Handler", (_Handler,), {"hub": hub})

@@ -1,4 +1,4 @@
-"""Tensors of which only name and shape are wanted: whoever reads them fails."""
+"""Tensors of which only name and shape are needed; reading them fails the test."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from dynquant.quants import ALL, QuantType
 
 @dataclass(frozen=True)
 class Unread:
-    """A source of which only the shape is wanted."""
+    """A source that must not be read."""
 
     shape: tuple[int, ...]
     stored: QuantType = ALL["BF16"]
 
     def read(self, start: int, stop: int, into: U8) -> None:
-        raise AssertionError(f"matching read rows {start}..{stop} into {into.shape}")
+        raise AssertionError(f"rows {start}..{stop} were read into {into.shape}")
 
 
 def unread(name: str, *shape: int) -> ModelTensor:
-    """A BF16 tensor."""
+    """Return a BF16 tensor that must not be read."""
     return ModelTensor(name, Unread(shape))

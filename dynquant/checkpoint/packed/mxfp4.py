@@ -1,4 +1,4 @@
-"""MXFP4 as checkpoints hold it: delivered as ggml's blocks, of which only nibbles are moved."""
+"""MXFP4 of checkpoints, read as ggml's blocks; only the order of the nibbles differs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dynquant.arrays import U8
-from dynquant.checkpoint.packed.weight import Found, lacking, read_bytes
+from dynquant.checkpoint.packed.weight import Found, missing_parts, read_bytes
 from dynquant.checkpoint.safetensors_header import StoredTensor
 from dynquant.quants.stored import mxfp4_blocks
 from dynquant.quants.table import ALL, QuantType
@@ -28,7 +28,7 @@ class Mxfp4:
 
     @property
     def stored(self) -> QuantType:
-        """MXFP4: a recipe that keeps it gets every bit."""
+        """MXFP4; a recipe that keeps the type keeps every bit."""
         return ALL["MXFP4"]
 
     def read(self, start: int, stop: int, into: U8) -> None:
@@ -46,7 +46,7 @@ def find_mxfp4(tensors: Mapping[str, StoredTensor], found: Found) -> None:
         base = name.removesuffix("_blocks")
         if base == name or codes.dtype != "U8":
             continue
-        if missing := lacking(["_scales"], tensors, base):
+        if missing := missing_parts(["_scales"], tensors, base):
             found.fault(name, missing)
             continue
         scales = tensors[base + "_scales"]
@@ -55,7 +55,8 @@ def find_mxfp4(tensors: Mapping[str, StoredTensor], found: Found) -> None:
             found.fault(
                 base,
                 f"has blocks of shape {list(codes.shape)} and scales {scales.dtype}"
-                f" {list(scales.shape)}; MXFP4 has 16 bytes and one U8 for 32 weights",
+                f" {list(scales.shape)}; MXFP4 has 16 bytes of codes and one U8 scale for 32"
+                " weights; download it again",
                 parts,
             )
             continue

@@ -1,7 +1,7 @@
-"""NVFP4 as checkpoints hold it, delivered as ggml's blocks: of which only nibbles are moved.
+"""NVFP4 of checkpoints, read as ggml's blocks; only the order of the nibbles differs.
 
-A block of ggml's has no room for the number that all scales of a matrix are multiplied by besides.
-llama.cpp reads it from a tensor of its own, `NAME.scale`, and multiplies the matrix's products.
+Each matrix has one more factor for all its scales. ggml's blocks do not contain it: llama.cpp reads
+it from a separate tensor, `NAME.scale`, and multiplies the products of the matrix by it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dynquant.tensors import n_rows
 
 _BLOCK, _GROUP = 64, 16
 _NOT_POSITIVE = 0x7F
-"""E4M3's NaN; a code above it is negative."""
+"""E4M3's NaN; codes above it are negative."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Nvfp4:
         if scales.size and scales.max() >= _NOT_POSITIVE:
             raise CheckpointError(
                 f"{self.scales.path}: {self.scales.name} has a scale that is negative or not a"
-                " number; give the tensor another type, or take another copy of the checkpoint"
+                " number; choose another type for the tensor, or download the checkpoint again"
             )
         pairs = np.stack([codes & 15, codes >> 4], axis=-1).reshape(-1, _GROUP)
         halves = pairs[:, : _GROUP // 2] | pairs[:, _GROUP // 2 :] << 4
@@ -60,9 +60,9 @@ class Nvfp4:
 
 @dataclass(frozen=True)
 class FactorOfAll:
-    """What the scales of each matrix are multiplied by, F32 [n].
+    """The factor of all scales of each matrix, F32 [n].
 
-    divides: the stored number divides them instead
+    divides: the stored numbers are reciprocals of the factors
     """
 
     tensor: StoredTensor
@@ -75,13 +75,13 @@ class FactorOfAll:
         return ALL["F32"]
 
     def read(self, start: int, stop: int, into: U8) -> None:
-        """Fill `into` with all of them: they are one row."""
+        """Fill `into` with all factors, which are one row."""
         found = widened(read_bytes(self.tensor, 1, start, stop), self.tensor.dtype, self.shape[0])
         factors = 1 / found if self.divides else found
         into[:] = factors.astype("<f4").view(np.uint8).reshape(-1)
 
 
 def is_kept_as_blocks(shape: tuple[int, ...], scale: StoredTensor) -> bool:
-    """Whether a weight's codes and scales are those of whole blocks."""
+    """Whether a weight's codes and scales form whole blocks."""
     fits = shape[-1] % _BLOCK == 0 and scale.shape == (*shape[:-1], shape[-1] // _GROUP)
     return fits and scale.dtype == "F8_E4M3"

@@ -1,7 +1,7 @@
-"""Weights whose codes lie along their rows: FP8, INT8, NVFP4, and integers packed into words.
+"""Weights whose codes are stored along their rows: FP8, INT8, NVFP4, integers packed into words.
 
-A scale holds for a rectangle of weights, from a single one to the whole matrix. Which rectangles
-these are follows from the shape of the scales, and for blocks from config.json.
+A scale applies to a rectangle of weights, from a single weight to the whole matrix. The shape of
+the scales determines the rectangles, for blocks together with config.json.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from math import prod
 import numpy as np
 
 from dynquant.arrays import F32, U8
-from dynquant.checkpoint.packed.weight import Grid, read_bytes, read_groups, widened
+from dynquant.checkpoint.packed.weight import Grid, float_rows, read_bytes, read_groups, widened
 from dynquant.checkpoint.safetensors_header import StoredTensor
 from dynquant.errors import CheckpointError
 from dynquant.quants.stored import Number, Scales, decode_rows, decode_transposed
@@ -20,15 +20,16 @@ from dynquant.quants.table import ALL, QuantType
 from dynquant.tensors import n_rows
 
 WHOLE = 1 << 30
-"""Rows or columns of a rectangle that has no end: more than any matrix has."""
+"""Rows or columns of a rectangle that covers the whole matrix: more than any matrix has."""
 
 
 @dataclass(frozen=True)
 class Cells:
     """The rectangles of a weight's matrices that share a scale.
 
-    rows, columns: of weights in one; n_rows, n_columns: of rectangles in one matrix
-    shared:        all matrices have the scales of the first
+    rows, columns:     the size of one rectangle in weights
+    n_rows, n_columns: the number of rectangles in one matrix
+    shared:            all matrices use the scales of the first
     """
 
     rows: int
@@ -45,9 +46,9 @@ def cells_of(
     *,
     only_blocks: bool = False,
 ) -> Cells | None:
-    """Return how scales of one shape lie on a weight of another; None if they do not fit.
+    """Return the rectangles for a weight and its scales, by their shapes; None if they do not fit.
 
-    blocks: rows and columns of the rectangles that config.json has; partial ones end the matrix
+    blocks: rows and columns of the rectangles in config.json; the last ones may be partial
     """
     *outer, n, n_per_row = shape
     for rows, columns in blocks:
@@ -69,9 +70,9 @@ def cells_of(
 
 @dataclass(frozen=True)
 class PackedZeros:
-    """Zeros packed down their columns: zero i of column j is bits i * bits .. of words [:, j].
+    """Zeros packed along their columns: zero i of column j is at bit i * bits of words [:, j].
 
-    Of each matrix, n_rows zeros by n_columns, in I32 [matrices * ceil(n_rows * bits / 32), columns]
+    Each matrix has [n_rows, n_columns] zeros in I32 [matrices * ceil(n_rows * bits / 32), columns].
     """
 
     tensor: StoredTensor
@@ -87,14 +88,14 @@ class PackedZeros:
         low, high = begin * self.bits // 32, -(-last * self.bits // 32)
         at = matrix * per_matrix
         words = read_bytes(self.tensor, self.n_matrices * per_matrix, at + low, at + high)
-        turned = np.empty((self.n_columns, last - begin), np.float32)
-        decode_transposed(words, "down", self.bits, 0, turned)
-        return np.ascontiguousarray(turned.T[first - begin :])
+        columns = np.empty((self.n_columns, last - begin), np.float32)
+        decode_transposed(words, "down", self.bits, 0, columns)
+        return np.ascontiguousarray(columns.T[first - begin :])
 
 
 @dataclass(frozen=True)
 class Factor:
-    """One number that multiplies all scales of a matrix, or divides them.
+    """A number that multiplies or divides all scales of a matrix.
 
     n: 1, or the number of matrices
     """
@@ -104,7 +105,7 @@ class Factor:
     divides: bool
 
     def apply(self, scale: F32, matrix: int) -> F32:
-        """Return the scales that the weights are multiplied by."""
+        """Return the effective scales."""
         at = matrix if self.n > 1 else 0
         of_all = widened(read_bytes(self.tensor, self.n, at, at + 1), self.tensor.dtype, 1)[0, 0]
         return scale / of_all if self.divides else scale * of_all
@@ -112,11 +113,11 @@ class Factor:
 
 @dataclass(frozen=True)
 class CodedRows:
-    """Rows of numbers with scales, (number - zero) * scale, as F32; one rounding a weight.
+    """Rows of numbers with scales, (number - zero) * scale, as F32; each weight is rounded once.
 
     codes:  the numbers, packed without gaps in each row; bits: the width of BITS
-    zero:   one for each scale, or None where zero_of_all is every weight's
-    groups: the scale of each column, where a permutation decides that
+    zero:   one for each scale; None if all weights have zero_of_all
+    groups: the number of the scale of each column, if a permutation defines it
     claim:  a tensor that states the shape
     """
 
@@ -139,11 +140,11 @@ class CodedRows:
 
     def read(self, start: int, stop: int, into: U8) -> None:
         """Fill `into` with rows start..stop."""
-        x = into.view(np.float32).reshape(stop - start, self.shape[-1])
         n = self.shape[-2]
-        for matrix in range(start // n, -(-stop // n)):
-            first, last = max(start, matrix * n), min(stop, (matrix + 1) * n)
-            self._read(matrix, first - matrix * n, last - matrix * n, x[first - start :])
+        with float_rows(into, self.shape[-1]) as x:
+            for matrix in range(start // n, -(-stop // n)):
+                first, last = max(start, matrix * n), min(stop, (matrix + 1) * n)
+                self._read(matrix, first - matrix * n, last - matrix * n, x[first - start :])
 
     def _read(self, matrix: int, first: int, last: int, x: F32) -> None:
         """Fill the first rows of x with rows first..last of a matrix."""
@@ -175,17 +176,17 @@ class CodedRows:
 
 
 def claimed_shape(tensor: StoredTensor) -> tuple[int, ...]:
-    """Return the numbers that a tensor holds: a shape."""
+    """Return the shape that a tensor contains as its values."""
     found = np.empty(tensor.n_bytes, np.uint8)
     tensor.file.read(tensor.offset, found)
     return tuple(int(n) for n in found.view("<i8" if tensor.dtype == "I64" else "<i4"))
 
 
 def check_claim(tensor: StoredTensor, shape: tuple[int, ...]) -> None:
-    """Raise CheckpointError if a tensor states another shape than this one."""
+    """Raise CheckpointError if a tensor states a shape other than the given one."""
     claimed = claimed_shape(tensor)
     if claimed != shape[-len(claimed) :]:
         raise CheckpointError(
-            f"{tensor.path}: {tensor.name} says {list(claimed)}, but the packed weight beside it is"
+            f"{tensor.path}: {tensor.name} is {list(claimed)}, but the packed weight has shape"
             f" {list(shape)}; the file is damaged, download it again"
         )

@@ -1,12 +1,12 @@
-"""Finds the weights whose scales lie beside them, and says which cannot be read.
+"""Finds weights with separate scales, and reports those that cannot be read.
 
     X, X_scale_inv or X_scale               FP8 and INT8: one number a weight
     X, X_scale, X_scale_2                   NVFP4 of ModelOpt: U8, two codes a byte
     X_packed, X_scale, X_global_scale       NVFP4 of compressed-tensors; X_packed is U8
-    X_packed or X, X_scale                  MXFP4, the scales being exponents and X U8 or I8
+    X_packed or X, X_scale                  MXFP4; scales are exponents, X is U8 or I8
     X_packed, X_scale, X_shape, ...         integers of compressed-tensors; X_packed is I32
 
-What is there and its shapes decide, and not the lists of layers in config.json.
+The stored tensors and their shapes determine the format, not the lists of layers in config.json.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from dynquant.checkpoint.packed.rows import (
     claimed_shape,
 )
 from dynquant.checkpoint.packed.settings import Settings
-from dynquant.checkpoint.packed.weight import WIDENED, Found, Grid, can_widen, lacking
+from dynquant.checkpoint.packed.weight import WIDENED, Found, Grid, can_widen, missing_parts
 from dynquant.checkpoint.safetensors_header import StoredTensor
 from dynquant.tensors import Kept
 
@@ -33,18 +33,18 @@ Tensors = Mapping[str, StoredTensor]
 
 FLOAT8 = ("F8_E4M3", "F8_E5M2")
 SCALES = ("_scale_inv", "_scale")
-"""What a name is followed by in the name of its scales, by method."""
+"""Suffixes of the names of scales."""
 
 
 def find_scaled(tensors: Tensors, settings: Settings, found: Found) -> None:
-    """Find all weights that have scales beside them."""
+    """Find all weights that have separate scales."""
     shapes: dict[tuple[tuple[int, ...], ...], tuple[int, ...]] = {}
     for name, tensor in tensors.items():
         base = name.removesuffix("_packed")
         scale = _scale_of(tensors, base)
         if base != name and tensor.dtype == "U8":
             if scale is None:
-                found.fault(name, str(lacking(["_scale"], tensors, base)))
+                found.fault(name, str(missing_parts(["_scale"], tensors, base)))
             else:
                 _fp4(tensors, settings, found, base, tensor, scale, ("_global_scale", True))
         elif base != name and tensor.dtype == "I32":
@@ -58,7 +58,11 @@ def find_scaled(tensors: Tensors, settings: Settings, found: Found) -> None:
     usual = SCALES[0] if settings.method == "fp8" else SCALES[1]
     for name, tensor in tensors.items():
         if tensor.dtype in FLOAT8 and name not in found.consumed:
-            found.fault(name, f"is stored as {tensor.dtype}, and its scales are missing: *{usual}")
+            found.fault(
+                name,
+                f"is stored as {tensor.dtype}, but its scales *{usual} are missing; download it"
+                " again",
+            )
 
 
 def _scale_of(tensors: Tensors, base: str) -> StoredTensor | None:
@@ -67,7 +71,7 @@ def _scale_of(tensors: Tensors, base: str) -> StoredTensor | None:
             return found
     if not base.endswith(".weight"):
         return None
-    stem = base.removesuffix("weight")  # as DeepSeek-V4 and Mistral name them
+    stem = base.removesuffix("weight")  # the names of DeepSeek-V4 and Mistral
     return tensors.get(stem + "scale") or tensors.get(stem + "qscale_weight")
 
 
@@ -78,7 +82,7 @@ def _numbers(
     codes: StoredTensor,
     scale: StoredTensor,
 ) -> None:
-    """FP8 or INT8, one number a byte."""
+    """Find a weight of FP8 or INT8, one number a byte."""
     zero = tensors.get(codes.name + "_zero_point")
     parts = tuple(t.name for t in (codes, scale, zero) if t)
     cells = _cells(settings, found, codes, codes.shape, scale, parts)
@@ -107,7 +111,7 @@ def _fp4(
     scale: StoredTensor,
     second: tuple[str, bool],
 ) -> None:
-    """Codes of FP4; second: what the name of the scales' own scale ends in, and if it divides."""
+    """Find a weight of FP4; second: suffix of the factor of the scales, and whether it divides."""
     suffix, divides = second
     of_all = tensors.get(base + suffix)
     parts = tuple(t.name for t in (codes, scale, of_all) if t)
@@ -116,13 +120,16 @@ def _fp4(
         if len(shape) > 1 and scale.shape == (*shape[:-1], shape[-1] / 32):
             found.add(base, Mxfp4(codes, scale, shape), parts)
         else:
-            found.fault(base, _misfit(shape, scale, "MXFP4 has one for 32 weights"), parts)
+            found.fault(base, _misfit(shape, scale, "MXFP4 has one scale for 32 weights"), parts)
         return
     if of_all is None:
-        found.fault(base, str(lacking([suffix], tensors, base)), parts)
+        found.fault(base, str(missing_parts([suffix], tensors, base)), parts)
         return
     if prod(of_all.shape) not in (1, prod(shape[:-2])) or not can_widen(of_all):
-        text = f"has scales with a scale {of_all.dtype} {list(of_all.shape)}; one number is read"
+        text = (
+            f"has *{suffix} {of_all.dtype} {list(of_all.shape)}, but one number for each matrix or"
+            " for all is supported; download it again"
+        )
         found.fault(base, text, parts)
         return
     cells = _cells(settings, found, codes, shape, scale, parts)
@@ -145,16 +152,16 @@ def _integers(
     codes: StoredTensor,
     shapes: dict[tuple[tuple[int, ...], ...], tuple[int, ...]],
 ) -> None:
-    """Integers packed into words.
+    """Find a weight of integers packed into words.
 
-    shapes: what `X_shape` says, by the shapes of the packed weight and of its scales: one is read
-            of each kind, not one for each of 60,000 experts; the others are looked at when their
-            rows are
+    shapes: the values of `X_shape`, by the shapes of the packed weight and of its scales. Only one
+            `X_shape` is read for each pair of shapes, not one for each of 60,000 experts; the
+            others are checked when their rows are read.
     """
     names = ["_scale", "_shape"]
     if _is_asymmetric(settings):
         names += ["_zero_point"]
-    if missing := lacking(names, tensors, base):
+    if missing := missing_parts(names, tensors, base):
         found.fault(codes.name, missing, (base + n for n in names))
         return
     scale, claim = tensors[base + "_scale"], tensors[base + "_shape"]
@@ -165,20 +172,29 @@ def _integers(
         shapes[kind] = claimed_shape(claim) if claim.dtype in ("I64", "I32") else ()
     shape = shapes[kind]
     if len(shape) < 2 or min(shape) < 1 or shape[:-1] != codes.shape[:-1][-len(shape) + 1 :]:
-        text = f"is packed as {list(codes.shape)}, which *_shape {list(shape)} does not fit"
+        text = (
+            f"is packed as {list(codes.shape)}, which does not fit *_shape {list(shape)}; download"
+            " it again"
+        )
         found.fault(base, text, parts)
         return
     shape = (*codes.shape[:-1], shape[-1])
     bits = _bits(settings, codes.shape[-1], shape[-1])
     if bits is None:
-        text = f"is packed as {list(codes.shape)}, which no number of bits does for {list(shape)}"
+        text = (
+            f"is packed as {list(codes.shape)}, which is not possible for {list(shape)} with any"
+            " number of bits; download it again"
+        )
         found.fault(base, text, parts)
         return
     cells = _cells(settings, found, codes, shape, scale, parts)
     if cells is None:
         return
     if groups and (groups.shape != shape[-1:] or groups.dtype != "I32"):
-        text = f"has groups {groups.dtype} {list(groups.shape)} for rows of {shape[-1]} weights"
+        text = (
+            f"has groups {groups.dtype} {list(groups.shape)}, but rows of {shape[-1]} weights;"
+            " download it again"
+        )
         found.fault(base, text, parts)
         return
     zeros: PackedZeros | None = None
@@ -215,10 +231,10 @@ def _is_asymmetric(settings: Settings) -> bool:
 
 
 def _bits(settings: Settings, n_words: int, n_per_row: int) -> int | None:
-    """Return the bits of integers of which n_per_row are packed into n_words without gaps."""
+    """Return the width of integers if n_per_row of them fill n_words without gaps."""
     fitting = [b for b in range(1, 9) if -(-n_per_row * b // 32) == n_words]
-    said = [weights.get("num_bits") for weights in settings.weights]
-    return next((b for b in said if b in fitting), fitting[0] if len(fitting) == 1 else None)
+    stated = [weights.get("num_bits") for weights in settings.weights]
+    return next((b for b in stated if b in fitting), fitting[0] if len(fitting) == 1 else None)
 
 
 def _cells(
@@ -229,29 +245,30 @@ def _cells(
     scale: StoredTensor,
     parts: tuple[str, ...],
 ) -> Cells | None:
-    """Return how the scales lie on a weight, or note why they do not."""
+    """Return the rectangles of the scales of a weight; None after recording a fault."""
     name = parts[0].removesuffix("_packed")
     if not can_widen(scale, e8m0=settings.e8m0):
-        hint = "; no scale_fmt ue8m0 in config.json makes them exponents" * (scale.dtype == "U8")
-        found.fault(name, f"has scales stored as {scale.dtype}, which is not read{hint}", parts)
+        hint = " without scale_fmt ue8m0 in config.json" * (scale.dtype == "U8")
+        text = f"has scales stored as {scale.dtype}, which is not supported{hint}"
+        found.fault(name, text, parts)
         return None
     cells = None
     if len(shape) > 1 and 0 not in shape and 0 not in scale.shape:
         only_blocks = settings.method == "fp8" and codes.dtype in FLOAT8
         cells = cells_of(shape, scale.shape, settings.blocks, only_blocks=only_blocks)
     if cells is None:
-        note = "they are neither one, one for each row, nor of equal groups"
+        note = "supported are one scale, one for each row, and equal groups"
         if settings.blocks:
             blocks = " or ".join(str(list(block)) for block in settings.blocks)
-            note = f"blocks of {blocks} in config.json want others"
+            note = f"config.json states blocks of {blocks}"
         found.fault(name, _misfit(shape, scale, note), parts)
     return cells
 
 
 def _misfit(shape: tuple[int, ...], scale: StoredTensor, note: str) -> str:
     return (
-        f"is {list(shape)}, which scales of shape {list(scale.shape)} do not fit: {note}; correct"
-        " config.json or download it again"
+        f"is {list(shape)}, but its scales are {list(scale.shape)}, which does not fit: {note};"
+        " correct config.json or download it again"
     )
 
 

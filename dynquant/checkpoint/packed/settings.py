@@ -1,4 +1,4 @@
-"""What config.json says of how weights were quantized, and which ways are read."""
+"""The quantization settings in config.json, and the supported methods."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dynquant.errors import CheckpointError
 from dynquant.quants.table import FLOATS
 
 MODELOPT = "hf_quant_config.json"
-"""Where NVIDIA's ModelOpt writes its settings, beside config.json or instead of it."""
+"""The settings file of NVIDIA's ModelOpt, in addition to config.json or instead of it."""
 
 READ = ("fp8", "fbgemm_fp8", "compressed-tensors", "modelopt", "mxfp4", "gptq", "awq")
 """Quantization methods by their names in config.json."""
@@ -38,30 +38,30 @@ _SYNONYMS = {
 }
 _DEQUANTIZE = "or save it again from transformers after `model.dequantize()`"
 _NOT_READ = {
-    "bitsandbytes": f"NF4, FP4 or LLM.int8() of bitsandbytes; take its base model, {_DEQUANTIZE}",
+    "bitsandbytes": f"NF4, FP4 or LLM.int8() of bitsandbytes; use its base model, {_DEQUANTIZE}",
     "aqlm": "additive codebooks",
     "auto-round": "AutoRound's own packing; export it again with format auto_gptq or auto_awq",
     "bitnet": "ternary weights of BitNet",
-    "eetq": f"INT8 of EETQ; take its base model, {_DEQUANTIZE}",
+    "eetq": f"INT8 of EETQ; use its base model, {_DEQUANTIZE}",
     "exl2": "ExLlamaV2's mixed groups",
     "exl3": "ExLlamaV3's trellis codes",
-    "higgs": f"lattices of HIGGS; take its base model, {_DEQUANTIZE}",
-    "hqq": f"half-quadratic quantization; take its base model, {_DEQUANTIZE}",
+    "higgs": f"lattices of HIGGS; use its base model, {_DEQUANTIZE}",
+    "hqq": f"half-quadratic quantization; use its base model, {_DEQUANTIZE}",
     "quanto": "tensors of optimum-quanto",
     "quip": "lattice codebooks of QuIP#",
     "spqr": "sparse and quantized parts of SpQR",
     "torchao": "tensor subclasses of torchao",
     "vptq": "vector codebooks",
 }
-"""Other methods that checkpoints have: what they are, and what to do where not the usual."""
+"""Methods that are not supported: a description, and advice if it differs from the usual one."""
 
 
 @dataclass(frozen=True)
 class Settings:
     """A checkpoint's quantization settings.
 
-    where:  the file they are in; method: one of READ; values: as the file has them
-    blocks: rows and columns of the rectangles that share a scale, each that a group of layers has
+    where:  their file; method: one of READ; values: all settings of the file
+    blocks: rows and columns of the rectangles that share a scale, for all groups of layers
     e8m0:   scales stored as U8 are exponents of two
     """
 
@@ -73,24 +73,24 @@ class Settings:
 
     @property
     def weights(self) -> list[dict[str, Any]]:
-        """What is said of the weights of each group of layers."""
+        """The settings for the weights of each group of layers."""
         return _weights(self.values)
 
     def number(self, key: str, *, default: int | None = None) -> int:
-        """Return an integer setting; raise CheckpointError if it is none."""
+        """Return an integer setting; raise CheckpointError if it is not an integer."""
         found = self.values.get(key, default)
         if not isinstance(found, int) or isinstance(found, bool):
             raise CheckpointError(
-                f"{self.where}: quantization_config: {key} is {found!r}, but {self.method} needs a"
-                " number"
+                f"{self.where}: quantization_config: {key} is {found!r}, but {self.method} needs an"
+                " integer"
             )
         return found
 
 
 def read_settings(checkpoint: Checkpoint) -> Settings | None:
-    """Return a checkpoint's quantization settings, or None where nothing is quantized.
+    """Return a checkpoint's quantization settings; None if it is not quantized.
 
-    Raises CheckpointError for methods and formats that are not read.
+    Raises CheckpointError for methods and formats that are not supported.
     """
     where, values = _values(checkpoint)
     if values is None:
@@ -101,7 +101,7 @@ def read_settings(checkpoint: Checkpoint) -> Settings | None:
     method = str(found.get("quant_method") or ("modelopt" if "quant_algo" in found else None))
     method = _SYNONYMS.get(method.lower(), method.lower())
     if method not in READ and all(t.dtype in FLOATS for t in checkpoint.tensors.values()):
-        return None  # merged or dequantized since, and saved with the settings of before
+        return None  # merged or dequantized later, and saved with the old settings
     if method not in READ:
         raise CheckpointError(f"{where}: quantization_config: {_refusal(method)}")
     CheckpointError.raise_any(
@@ -115,7 +115,7 @@ def read_settings(checkpoint: Checkpoint) -> Settings | None:
 
 
 def _values(checkpoint: Checkpoint) -> tuple[str, object]:
-    """Return the settings and the file they are in; None where there are none."""
+    """Return the file with the settings, and the settings; None if there are no settings."""
     config = checkpoint.config
     text = config.get("text_config")
     nested = cast("dict[str, Any]", text) if isinstance(text, dict) else {}
@@ -134,43 +134,47 @@ def _of_modelopt(path: Path) -> object:
 
 
 def _refusal(method: str) -> str:
-    what = _NOT_READ.get(method.replace("intel/", ""), "")
-    what, _, remedy = what.partition("; ")
+    description, _, advice = _NOT_READ.get(method.replace("intel/", ""), "").partition("; ")
     return (
-        f"quant_method {method!r}{f' ({what})' if what else ''} is not read;"
-        f" {remedy or 'take the checkpoint it was made from'}; read are {', '.join(READ)}"
+        f"quant_method {method!r}{f' ({description})' if description else ''} is not supported;"
+        f" {advice or 'use the checkpoint it was made from'}; supported: {', '.join(READ)}"
     )
 
 
 def _unread(method: str, values: Mapping[str, Any]) -> Iterator[str]:
-    """Say which variants of a method are not read."""
+    """Yield a message for each variant of a method that is not supported."""
     if method == "compressed-tensors":
         names = [values.get("format"), *(group.get("format") for group in _groups(values))]
         for name in dict.fromkeys(str(n) for n in names if n is not None):
             if name not in FORMATS:
-                yield f"format {name!r} of compressed-tensors is not read; {', '.join(FORMATS)} are"
+                yield (
+                    f"format {name!r} of compressed-tensors is not supported; supported:"
+                    f" {', '.join(FORMATS)}"
+                )
         sparsity: Any = values.get("sparsity_config") or {}
         if sparsity.get("format", "dense") != "dense":
-            yield f"sparsity format {sparsity['format']!r} is not read; take a dense checkpoint"
+            yield f"sparsity format {sparsity['format']!r} is not supported; use a dense checkpoint"
     algorithm = str(values.get("quant_algo", "")).upper()
     if method == "modelopt" and ("AWQ" in algorithm or "SQ" in algorithm):
         yield (
-            f"quant_algo {algorithm} is not read, since it scales activations as well; take FP8,"
-            " NVFP4, or the checkpoint it was made from"
+            f"quant_algo {algorithm} is not supported, since it scales activations as well; use"
+            " FP8, NVFP4, or the checkpoint it was made from"
         )
     if method == "gptq" and (form := values.get("checkpoint_format", "gptq")) not in (
         "gptq",
         "gptq_v2",
     ):
         yield (
-            f"checkpoint_format {form!r} of GPTQ is not read; gptq and gptq_v2 are, other layouts"
-            " are made for one kernel each"
+            f"checkpoint_format {form!r} of GPTQ is not supported, since it is made for a single"
+            " kernel; supported: gptq, gptq_v2"
         )
     if method == "awq":
         version = str(values.get("version", "gemm")).lower()
         backend = values.get("backend", "autoawq")
         if version != "gemm" or backend != "autoawq":
-            yield f"AWQ version {version!r} of {backend} is not read; gemm of autoawq is"
+            yield (
+                f"AWQ version {version!r} of {backend} is not supported; supported: gemm of autoawq"
+            )
 
 
 def _groups(values: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -192,12 +196,12 @@ def _blocks(where: str, values: Mapping[str, Any]) -> Iterator[tuple[int, int]]:
         if size is None:
             continue
         if isinstance(size, str) and all(n.isdecimal() for n in size.split("x")):
-            size = [int(n) for n in size.split("x")]  # "128x128", as first releases wrote it
+            size = [int(n) for n in size.split("x")]  # "128x128", the form of early releases
         match size:
             case [int(rows), int(columns)] if rows > 0 and columns > 0:
                 yield rows, columns
             case _:
                 raise CheckpointError(
-                    f"{where}: quantization_config: a block of {size!r} is not two sizes, as in"
-                    " [128, 128]"
+                    f"{where}: quantization_config: block size {size!r} is not two positive"
+                    " integers such as [128, 128]"
                 )

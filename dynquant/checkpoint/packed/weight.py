@@ -1,8 +1,9 @@
-"""A weight that a checkpoint holds in several tensors, and what can be wrong with such a group."""
+"""Weights that are stored as several tensors, and the faults of such groups of tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -20,7 +21,7 @@ from dynquant.tensors import Kept, TensorSource
 
 
 class Weight(Protocol):
-    """A weight by its name: one stored tensor, or several that make it up."""
+    """A weight: one stored tensor, or several that together form it."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -28,15 +29,15 @@ class Weight(Protocol):
         ...
 
     def source(self) -> TensorSource:
-        """Return its rows; raise CheckpointError for a dtype that is none of GGUF's."""
+        """Return its rows; raise CheckpointError for a dtype that GGUF does not have."""
         ...
 
 
 @dataclass(frozen=True)
 class Packed:
-    """A weight that was quantized: its rows, and the stored tensors that they are made of.
+    """A quantized weight: its rows, and the names of the stored tensors that form it.
 
-    kept: its blocks, where they need a factor beside them; None where `rows` are all there is
+    kept: its blocks if they have a separate factor; None otherwise
     """
 
     rows: TensorSource
@@ -45,7 +46,7 @@ class Packed:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of the weight, not of what is stored."""
+        """The shape of the weight, not of the stored tensors."""
         return self.rows.shape
 
     def source(self) -> TensorSource:
@@ -55,10 +56,10 @@ class Packed:
 
 @dataclass
 class Found:
-    """What a checkpoint's tensors turn out to be.
+    """The quantized weights found in a checkpoint.
 
-    weights: quantized weights by name; consumed: the tensors that they are made of
-    faults:  what is wrong, and the names that have it
+    weights: by name; consumed: names of the stored tensors that form them
+    faults:  messages, with the names to which they apply
     """
 
     weights: dict[str, Packed] = field(default_factory=dict[str, Packed])
@@ -68,33 +69,35 @@ class Found:
     def add(
         self, name: str, rows: TensorSource, parts: Iterable[str], kept: Kept | None = None
     ) -> None:
-        """Note a weight and what it is made of."""
+        """Record a weight and its parts."""
         self.weights[name] = Packed(rows, tuple(parts), kept)
         self.consumed.update(self.weights[name].parts)
 
     def fault(self, name: str, text: str, parts: Iterable[str] = ()) -> None:
-        """Note what is wrong with a weight; what it is made of is not reported again."""
+        """Record a fault of a weight; its parts are not reported again."""
         self.faults.setdefault(text, []).append(name)
         self.consumed.update((name, *parts))
 
     def messages(self, folder: Path) -> Iterator[str]:
-        """Yield a message for each fault, with all that have it."""
+        """Yield a message for each fault, with the names to which it applies."""
         for text, names in self.faults.items():
             yield from (f"{folder}: {name} {text}" for name in grouped(names))
 
 
-def lacking(names: Iterable[str], tensors: Mapping[str, StoredTensor], base: str) -> str | None:
-    """Return what to say of companions that are not there, named as they follow a base."""
-    missing = [n for n in names if base + n not in tensors]
+def missing_parts(
+    suffixes: Iterable[str], tensors: Mapping[str, StoredTensor], base: str
+) -> str | None:
+    """Return a message with the suffixes of the names of missing parts; None if none is missing."""
+    missing = [suffix for suffix in suffixes if base + suffix not in tensors]
     if not missing:
         return None
-    all_of_them = " and ".join(f"*{n}" for n in missing)
+    parts = " and ".join(f"*{suffix}" for suffix in missing)
     verb = "is" if len(missing) == 1 else "are"
-    return f"cannot be read without {all_of_them}, which {verb} missing; download it again"
+    return f"cannot be read without {parts}, which {verb} missing; download it again"
 
 
 WIDENED: dict[str, Number] = {"F8_E4M3": "E4M3", "F8_E5M2": "E5M2", "F8_E8M0": "E8M0", "I8": "I8"}
-"""Dtypes of eight bits, and the numbers that they are."""
+"""The number formats of dtypes of eight bits."""
 
 
 def read_bytes(tensor: StoredTensor, n_rows: int, first: int, last: int) -> U8:
@@ -107,7 +110,7 @@ def read_bytes(tensor: StoredTensor, n_rows: int, first: int, last: int) -> U8:
 
 @dataclass(frozen=True)
 class Grid:
-    """Numbers beside a weight, [n_rows, n_columns] over all its matrices: scales or zeros.
+    """Scales or zeros of a weight, [n_rows, n_columns] over all its matrices.
 
     e8m0: U8 is an exponent of two and not an integer
     """
@@ -123,6 +126,18 @@ class Grid:
         return widened(found, self.tensor.dtype, self.n_columns, e8m0=self.e8m0)
 
 
+@contextmanager
+def float_rows(into: U8, n_per_row: int) -> Generator[F32, None, None]:
+    """Give a buffer as rows to fill, float32 [n_rows, n_per_row]; aligned for the C core."""
+    rows = into.view(np.float32).reshape(-1, n_per_row)
+    if rows.flags.aligned:
+        yield rows
+    else:
+        aligned = np.empty_like(rows)
+        yield aligned
+        rows[:] = aligned
+
+
 def widened(rows: U8, dtype: str, n_columns: int, *, e8m0: bool = False) -> F32:
     """Return stored numbers of a dtype as float32 [n_rows, n_columns]."""
     if dtype in FLOATS:
@@ -131,7 +146,7 @@ def widened(rows: U8, dtype: str, n_columns: int, *, e8m0: bool = False) -> F32:
 
 
 def can_widen(tensor: StoredTensor, *, e8m0: bool = False) -> bool:
-    """Whether `widened` knows a tensor's dtype."""
+    """Whether `widened` supports a tensor's dtype."""
     return tensor.dtype in FLOATS or tensor.dtype in WIDENED or (tensor.dtype == "U8" and e8m0)
 
 
@@ -145,7 +160,7 @@ def read_groups(tensor: StoredTensor, n_groups: int) -> I32:
     groups = found.view("<i4").astype(np.int32)
     if groups.min() < 0 or groups.max() >= n_groups:
         raise CheckpointError(
-            f"{tensor.path}: {tensor.name} has groups {groups.min()} to {groups.max()}, but there"
-            f" are scales of {n_groups}; the file is damaged, download it again"
+            f"{tensor.path}: {tensor.name} has groups {groups.min()} to {groups.max()}, but the"
+            f" scales have {n_groups} groups; the file is damaged, download it again"
         )
     return groups

@@ -1,4 +1,4 @@
-"""Print the table of tests/HOSTILE.md."""
+"""Print the table of attacks in tests/HOSTILE.md."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""What attacks are made of: the list of them, their table, and files of any content."""
+"""The list of attacks, their table, and functions that write files of any content."""
 
 from __future__ import annotations
 
@@ -19,38 +19,39 @@ Make = Callable[[Path], object]
 class Attack:
     """An attack on a reader of targets.py.
 
-    comes: `result`, or the class of the error and a part of its message
+    fed:     a description of the input
+    outcome: `result`, or the class of the error and a part of its message
     """
 
     name: str
     fed: str
     reader: str
-    comes: tuple[str, str]
+    outcome: tuple[str, str]
     make: Make
 
 
 ATTACKS: list[Attack] = []
 
 
-def on(reader: str, error: str = "result", says: str = "") -> Callable[[Make], Make]:
-    """Note what a function makes as an attack on a reader."""
+def on(reader: str, error: str = "result", message: str = "") -> Callable[[Make], Make]:
+    """Register the files that a function writes as an attack on a reader."""
 
-    def note(make: Make) -> Make:
+    def register(make: Make) -> Make:
         name = make.__name__.replace("_", " ").strip()
         fed = " ".join((make.__doc__ or "").split())
-        ATTACKS.append(Attack(name, fed, reader, (error, says), make))
+        ATTACKS.append(Attack(name, fed, reader, (error, message), make))
         return make
 
-    return note
+    return register
 
 
 def table() -> str:
     """Return the attacks and their outcomes in Markdown."""
-    lines = ["| reader | attack | what is fed | what happens |", "| --- | --- | --- | --- |"]
+    lines = ["| reader | attack | input | outcome |", "| --- | --- | --- | --- |"]
     for a in ATTACKS:
-        error, says = a.comes
-        comes = f"{error}: … {says} …" if says else "a result" if error == "result" else error
-        cells = [a.reader, a.name, a.fed, comes]
+        error, message = a.outcome
+        outcome = "a result" if error == "result" else f"{error}: … {message} …"
+        cells = [a.reader, a.name, a.fed, outcome]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)
 
@@ -75,7 +76,7 @@ def entry(shape: str) -> bytes:
 
 
 def indexed(at: Path, weight_map: dict[str, str]) -> None:
-    """Write a folder whose index names files."""
+    """Write a folder with an index."""
     (at / "config.json").write_text("{}")
     index = json.dumps({"weight_map": weight_map})
     (at / "model.safetensors.index.json").write_text(index)
@@ -112,7 +113,7 @@ def gguf(keys: list[bytes], rows: list[bytes], data: bytes = b"") -> bytes:
 
 
 def sparse(path: Path, size: int) -> None:
-    """Make a file longer by a hole, which takes no room on the disk."""
+    """Extend a file by a hole, which takes no space on the disk."""
     with path.open("ab") as file:
         file.truncate(size)
 
@@ -125,7 +126,7 @@ def reference(at: Path, name: str, **changes: Any) -> None:
 
 
 def tokenizer(at: Path, name: str, file: str = "tokenizer.json") -> dict[str, Any]:
-    """Copy a vocabulary, and return one of its files."""
+    """Copy a vocabulary and return the content of one of its files."""
     copytree(VOCABULARIES / name, at, dirs_exist_ok=True)
     return json.loads((at / file).read_text(encoding="utf-8"))
 

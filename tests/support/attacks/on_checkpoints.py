@@ -1,4 +1,4 @@
-"""Attacks by weights and what tells of them: safetensors, an index, a GGUF, an imatrix."""
+"""Attacks with weights and their metadata: safetensors, an index, a GGUF, an imatrix."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from attacks.making import (
 
 
 @on("safetensors", "CheckpointError", "is not a list of sizes")
-def sizes_too_long_to_be_printed(at: Path) -> None:
-    """a shape [10^4000, 10^4000], whose product Python refuses to print"""
+def sizes_too_long_to_print(at: Path) -> None:
+    """a shape [10^4000, 10^4000]; Python refuses to print the product"""
     checkpoint(at, entry(f"[{10**4000}, {10**4000}]"), bytes(4))
 
 
 @on("safetensors", "CheckpointError", "is not a list of sizes")
 def a_shape_whose_product_takes_hours(at: Path) -> None:
-    """a shape of 500 sizes of 4000 digits each"""
+    """a shape of 500 sizes with 4000 digits each"""
     checkpoint(at, entry(str([10**3999] * 500)), bytes(4))
 
 
 @on("safetensors", "CheckpointError", "nested more than 64 deep")
-def a_shape_nested_as_deep_as_json_reads(at: Path) -> None:
-    """a shape of 800 lists in each other, which json reads and repr may not"""
+def a_deeply_nested_shape(at: Path) -> None:
+    """a shape of 800 nested lists; json reads it, but repr may fail"""
     checkpoint(at, entry("[" * 800 + "]" * 800), bytes(4))
 
 
@@ -50,33 +50,33 @@ def a_header_of_brackets(at: Path) -> None:
 
 
 @on("safetensors", "CheckpointError", "twice")
-def a_key_of_the_header_100_000_times(at: Path) -> None:
-    """one name, given 100,000 times"""
+def a_header_key_repeated_100_000_times(at: Path) -> None:
+    """one tensor name repeated 100,000 times"""
     checkpoint(at, b"{" + b'"a": 1, ' * 100_000 + b'"a": 2}')
 
 
-@on("safetensors", "CheckpointError", "a name of 5010 letters")
+@on("safetensors", "CheckpointError", "the name has 5010 characters")
 def a_name_with_a_number_too_long_for_int(at: Path) -> None:
-    """a tensor model.999...9.w of 5000 digits"""
+    """a tensor named model.999...9.w with 5000 digits"""
     name = b"model.%s.w" % (b"9" * 5000)
     checkpoint(at, b'{"%s": []}' % (name + b"xx"))
 
 
 @on("safetensors", "CheckpointError", "not a printable name")
-def a_name_that_a_terminal_obeys(at: Path) -> None:
-    """a tensor named ESC ]0;owned BEL, which changes a terminal's title"""
+def a_name_with_a_terminal_escape(at: Path) -> None:
+    """a tensor named ESC ]0;owned BEL, which changes the title of a terminal"""
     checkpoint(at, b'{"\\u001b]0;owned\\u0007": []}')
 
 
 @on("safetensors", "CheckpointError", "not a regular file")
-def a_pipe_for_weights(at: Path) -> None:
-    """model.safetensors is a FIFO that nobody writes"""
+def weights_that_are_a_pipe(at: Path) -> None:
+    """model.safetensors is a FIFO without a writer"""
     (at / "config.json").write_text("{}")
     os.mkfifo(at / "model.safetensors")
 
 
 @on("safetensors", "CheckpointError", "not a regular file")
-def a_device_without_end_for_weights(at: Path) -> None:
+def weights_that_are_an_endless_device(at: Path) -> None:
     """model.safetensors is a link to /dev/zero"""
     (at / "config.json").write_text("{}")
     (at / "model.safetensors").symlink_to("/dev/zero")
@@ -84,7 +84,7 @@ def a_device_without_end_for_weights(at: Path) -> None:
 
 @on("safetensors", "CheckpointError", "convert it to safetensors first")
 def a_pickle_that_runs_code(at: Path) -> None:
-    """pytorch_model.bin is a pickle that would write into the folder"""
+    """pytorch_model.bin is a pickle that writes a file when it is loaded"""
     (at / "config.json").write_text("{}")
 
     class Evil:
@@ -98,13 +98,13 @@ def a_pickle_that_runs_code(at: Path) -> None:
 
 
 @on("index", "CheckpointError", "is not the name of a file in this folder")
-def a_shard_name_longer_than_the_system_takes(at: Path) -> None:
-    """a shard named by 5000 letters, for which stat fails otherwise than for a missing file"""
+def a_shard_name_that_is_too_long(at: Path) -> None:
+    """a shard name of 5000 letters; the error of stat is not that of a missing file"""
     indexed(at, {"a": "x" * 5000})
 
 
 @on("index", "CheckpointError", "is not the name of a file in this folder")
-def a_shard_name_that_a_terminal_obeys(at: Path) -> None:
+def a_shard_name_with_a_terminal_escape(at: Path) -> None:
     """a shard named ESC [2J"""
     indexed(at, {"a": "\x1b[2J"})
 
@@ -116,12 +116,12 @@ def a_shard_in_another_folder(at: Path) -> None:
 
 
 @on("index", "CheckpointError", "missing")
-def a_tensor_of_the_index_with_a_number_too_long_for_int(at: Path) -> None:
-    """an index that names model.999...9.w of 5000 digits"""
+def an_index_entry_with_a_number_too_long_for_int(at: Path) -> None:
+    """an index with the tensor model.999...9.w of 5000 digits"""
     indexed(at, {f"model.{'9' * 5000}.w": "m"})
 
 
-@on("index", "CheckpointError", "a link to a file that is not there")
+@on("index", "CheckpointError", "is a link to a missing file")
 def a_shard_that_is_a_link_to_itself(at: Path) -> None:
     """m -> m"""
     indexed(at, {"a": "m"})
@@ -130,7 +130,7 @@ def a_shard_that_is_a_link_to_itself(at: Path) -> None:
 
 @on("index", "CheckpointError", "at most 67108864 are read")
 def an_index_of_a_terabyte(at: Path) -> None:
-    """an index with a hole of 1 TiB, which takes no room on the disk"""
+    """an index with a hole of 1 TiB, which takes no space on the disk"""
     indexed(at, {"a": "m"})
     sparse(at / "model.safetensors.index.json", 1 << 40)
 
@@ -145,7 +145,7 @@ def an_index_that_is_a_pipe(at: Path) -> None:
 # GGUF
 
 
-@on("gguf", "CheckpointError", "keys and tensor table of more than")
+@on("gguf", "CheckpointError", "keys and tensor table have more than")
 def strings_in_a_hole_of_a_terabyte(at: Path) -> None:
     """an array of strings of 16 MB each, in a hole of 1 TiB"""
     n = 1 << 24
@@ -159,43 +159,43 @@ def strings_in_a_hole_of_a_terabyte(at: Path) -> None:
     sparse(at / "m.gguf", 1 << 40)
 
 
-@on("gguf", "CheckpointError", "this is no header")
-def arrays_that_become_sixteen_times_as_large(at: Path) -> None:
-    """three arrays of 16 million bytes each, of which Python makes objects"""
+@on("gguf", "CheckpointError", "too many for a GGUF header")
+def arrays_that_grow_16_times_in_memory(at: Path) -> None:
+    """three arrays of 16 million bytes each; Python makes an object of each byte"""
     one = array(0, 1 << 24) + bytes(1 << 24)
     (at / "m.gguf").write_bytes(gguf([key(n, 9, one) for n in (b"a", b"b", b"c")], []))
 
 
 @on("gguf", "CheckpointError", "at most 1048576")
 def tables_of_two_million_keys(at: Path) -> None:
-    """a count of two million keys, in a file long enough for them"""
+    """a count of two million keys, in a file of sufficient size"""
     (at / "m.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 2_000_000))
     sparse(at / "m.gguf", 1 << 27)
 
 
 @on("gguf", "CheckpointError", "at most 65536")
 def an_alignment_of_two_gigabytes(at: Path) -> None:
-    """general.alignment 2^31, to which an output would be padded"""
+    """general.alignment 2^31; an output would be padded to it"""
     alignment = key(b"general.alignment", 4, struct.pack("<I", 1 << 31))
     (at / "m.gguf").write_bytes(gguf([ARCHITECTURE, alignment], []))
 
 
 @on("gguf", "CheckpointError", "not a printable name")
-def a_tensor_of_a_gguf_that_a_terminal_obeys(at: Path) -> None:
+def a_gguf_tensor_name_with_a_terminal_escape(at: Path) -> None:
     """a tensor named ESC [2J"""
     (at / "m.gguf").write_bytes(gguf([ARCHITECTURE], [row(b"\x1b[2J")], bytes(128)))
 
 
 @on("gguf")
-def a_layer_that_is_counted_up_to(at: Path) -> None:
-    """a tensor blk.999999999999.attn_q.weight: it is in no layer"""
+def a_huge_layer_number(at: Path) -> None:
+    """a tensor blk.999999999999.attn_q.weight, which belongs to no layer"""
     name = b"blk.999999999999.attn_q.weight"
     (at / "m.gguf").write_bytes(gguf([ARCHITECTURE], [row(name, (32, 2))], bytes(256)))
 
 
 @on("gguf")
-def layers_ahead_without_end(at: Path) -> None:
-    """block_count 2^63 and nextn_predict_layers 2^62: numbers that no model has tell nothing"""
+def huge_numbers_of_layers(at: Path) -> None:
+    """block_count 2^63 and nextn_predict_layers 2^62; impossible numbers are ignored"""
     keys = [
         key(b"llama.block_count", 10, struct.pack("<Q", 1 << 63)),
         key(b"llama.nextn_predict_layers", 10, struct.pack("<Q", 1 << 62)),
@@ -205,8 +205,8 @@ def layers_ahead_without_end(at: Path) -> None:
 
 
 @on("gguf")
-def types_that_follow_no_rule(at: Path) -> None:
-    """100 roles of 4 layers, their types at random: the shortest recipe of them takes minutes"""
+def random_types(at: Path) -> None:
+    """100 roles in 4 layers with random types; their shortest recipe would take minutes"""
     random = Random(0)
     names = [b"blk.%d.r%d.weight" % (i, r) for i in range(4) for r in range(100)]
     # F32, F16 and BF16 by their numbers in ggml.h
@@ -216,7 +216,7 @@ def types_that_follow_no_rule(at: Path) -> None:
 
 @on("gguf")
 def a_tensor_without_dimensions(at: Path) -> None:
-    """a tensor of no dimensions, which is one row of one weight"""
+    """a tensor without dimensions, which is one row of one weight"""
     (at / "m.gguf").write_bytes(gguf([ARCHITECTURE], [row(b"output_norm.weight", ())], bytes(32)))
 
 
@@ -234,7 +234,7 @@ def a_gguf_that_is_a_device(at: Path) -> None:
 
 @on("split", "CheckpointError", "is the same file as")
 def thousands_of_shards_that_are_one_file(at: Path) -> None:
-    """2000 links to one shard, each of which would be read and kept"""
+    """2000 links to one shard; each would be read and kept"""
     count = key(b"split.count", 4, struct.pack("<I", 2000))
     name = "m-{:05}-of-02000.gguf"
     (at / name.format(1)).write_bytes(gguf([ARCHITECTURE, count], []))
@@ -242,8 +242,8 @@ def thousands_of_shards_that_are_one_file(at: Path) -> None:
         (at / name.format(i)).symlink_to(name.format(1))
 
 
-@on("split", "CheckpointError", "its name does not tell the others")
-def a_count_of_shards_without_end(at: Path) -> None:
+@on("split", "CheckpointError", "its name does not give the names of the others")
+def a_huge_number_of_shards(at: Path) -> None:
     """split.count 2^64 - 1"""
     count = key(b"split.count", 10, struct.pack("<Q", 2**64 - 1))
     (at / "m-00001-of-00002.gguf").write_bytes(gguf([ARCHITECTURE, count], []))
@@ -259,27 +259,27 @@ def an_imatrix_that_is_a_pipe(at: Path) -> None:
 
 
 @on("imatrix", "ImportanceError", "not a regular file")
-def an_imatrix_without_end(at: Path) -> None:
-    """a link to /dev/zero, which would be hashed for ever"""
+def an_imatrix_that_is_an_endless_device(at: Path) -> None:
+    """a link to /dev/zero; hashing would never end"""
     (at / "imatrix").symlink_to("/dev/zero")
 
 
 @on("imatrix", "ImportanceError", "at most 17179869184 are read")
 def an_imatrix_of_a_terabyte(at: Path) -> None:
-    """a hole of 1 TiB, which would be hashed for an hour"""
+    """a hole of 1 TiB; hashing would take an hour"""
     sparse(at / "imatrix", 1 << 40)
 
 
-@on("imatrix", "ImportanceError", "and a tensor at most 65536 experts")
-def counts_that_become_sixteen_times_as_large(at: Path) -> None:
-    """a tensor of 2^22 rows of one sum, in a hole: each count would be an object"""
+@on("imatrix", "ImportanceError", "at most 65536 experts are supported")
+def counts_that_grow_16_times_in_memory(at: Path) -> None:
+    """a tensor of 2^22 rows with one sum each, in a hole; each count would become an object"""
     n = 1 << 22
     rows = [row(b"a.in_sum2", (1, n)), row(b"a.counts", (1, n), 4 * n)]
     (at / "imatrix").write_bytes(gguf([], rows))
     sparse(at / "imatrix", (at / "imatrix").stat().st_size + 8 * n)
 
 
-@on("legacy imatrix", "ImportanceError", "cannot be in")
-def entries_of_a_legacy_imatrix_without_end(at: Path) -> None:
+@on("legacy imatrix", "ImportanceError", "entries do not fit in")
+def a_huge_number_of_legacy_entries(at: Path) -> None:
     """2^31 - 1 entries, in 4 bytes"""
     (at / "imatrix").write_bytes(struct.pack("<i", 2**31 - 1))

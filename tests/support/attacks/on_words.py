@@ -1,4 +1,4 @@
-"""Attacks by words beside the weights: model cards, recipes, lists of types, journals."""
+"""Attacks with other text files: model cards, recipes, lists of types, journals."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from attacks.making import (
     reference,
 )
 
-# Words beside the weights
+# Model cards
 
 
 @on("model card", "CheckpointError", "an alias")
-def front_matter_that_laughs_a_thousand_million_times(at: Path) -> None:
+def front_matter_of_a_billion_laughs(at: Path) -> None:
     """README.md with ten lists, each of nine aliases of the one before"""
     reference(at, "llama-3.1")
     lines = ["l0: &l0 [lol, lol]", *(f"l{i}: &l{i} [{f'*l{i - 1}, ' * 9}x]" for i in range(1, 11))]
@@ -26,8 +26,8 @@ def front_matter_that_laughs_a_thousand_million_times(at: Path) -> None:
 
 
 @on("model card", "CheckpointError", "nested too deep")
-def front_matter_without_bottom(at: Path) -> None:
-    """README.md with 10,000 lists in each other"""
+def deeply_nested_front_matter(at: Path) -> None:
+    """README.md with 10,000 nested lists"""
     reference(at, "llama-3.1")
     (at / "README.md").write_text("---\ntags: " + "[" * 10_000 + "\n---\n")
 
@@ -40,29 +40,29 @@ def front_matter_that_runs_code(at: Path) -> None:
 
 
 @on("model card", "CheckpointError", "front matter is not YAML")
-def a_date_that_is_none(at: Path) -> None:
-    """README.md with 2024-99-99, of which YAML makes a date"""
+def an_invalid_date(at: Path) -> None:
+    """README.md with 2024-99-99, which YAML parses as a date"""
     reference(at, "llama-3.1")
     (at / "README.md").write_text("---\nversion: 2024-99-99\n---\n")
 
 
 @on("model card", "CheckpointError", "a link out of the folder")
-def a_model_card_elsewhere(at: Path) -> None:
+def a_model_card_outside(at: Path) -> None:
     """README.md is a link to /etc/passwd"""
     reference(at, "llama-3.1")
     (at / "README.md").symlink_to("/etc/passwd")
 
 
 @on("model card", "ArchitectureError", "is not in this folder")
-def modules_elsewhere(at: Path) -> None:
-    """modules.json that names ../../ as the folder of its pooling"""
+def modules_outside(at: Path) -> None:
+    """modules.json with ../../ as the folder of its pooling"""
     reference(at, "llama-3.1")
     (at / "modules.json").write_text('[{"type": "m.Pooling", "path": "../../"}]')
 
 
 @on("model card", "ArchitectureError", "pooling by")
-def a_mode_that_cannot_be_looked_up(at: Path) -> None:
-    """1_Pooling/config.json with a list for its mode"""
+def a_pooling_mode_that_is_a_list(at: Path) -> None:
+    """1_Pooling/config.json with a list as pooling_mode"""
     reference(at, "llama-3.1")
     (at / "p").mkdir()
     (at / "modules.json").write_text('[{"type": "m.Pooling", "path": "p"}]')
@@ -73,19 +73,19 @@ def a_mode_that_cannot_be_looked_up(at: Path) -> None:
 
 
 def recipe(at: Path, rule: str) -> None:
-    """Write a recipe of one rule, which need take no tensor."""
+    """Write a recipe of one optional rule."""
     (at / "r.yaml").write_text(f"default: F16\nrules: [{{{rule}, type: F16, optional: true}}]\n")
 
 
 @on("recipe")
 def a_pattern_with_two_to_the_63_ways(at: Path) -> None:
-    """name: /^([a-z0-9_.]+)+!$/, and more of the kind"""
+    """name: /^([a-z0-9_.]+)+!$/, and similar patterns"""
     patterns = [r"^([a-z0-9_.]+)+!$", r"(\w|\w)*!", r"(.*)*(.*)*!", r".*.*.*.*.*.*.*!"]
     recipe(at, "name: [" + ", ".join(f"'/{p}/'" for p in (*patterns, "(.|.)" * 50 + "!")) + "]")
 
 
 @on("recipe", "RecipeError", "may take for ever")
-def a_pattern_that_refers_back(at: Path) -> None:
+def a_pattern_with_a_back_reference(at: Path) -> None:
     r"""name: /(\w+)+\1!/"""
     recipe(at, r"name: '/(\w+)+\1!/'")
 
@@ -104,7 +104,7 @@ def a_pattern_that_repeats_too_often(at: Path) -> None:
 
 @on("recipe", "RecipeError", "recipes that each extend the next")
 def a_chain_of_a_thousand_recipes(at: Path) -> None:
-    """a recipe that extends one that extends one ..."""
+    """a recipe that extends a recipe that extends a recipe ..."""
     for i in range(1000):
         (at / f"{i}.yaml").write_text(f"extends: {i + 1}.yaml")
     (at / "r.yaml").write_text("extends: 0.yaml")
@@ -124,20 +124,20 @@ def a_recipe_that_extends_a_device(at: Path) -> None:
 
 
 @on("recipe", "RecipeError", "neither a shipped recipe nor a file")
-def a_recipe_that_extends_a_name_too_long(at: Path) -> None:
+def a_recipe_that_extends_a_very_long_name(at: Path) -> None:
     """extends a name of 5000 letters"""
     (at / "r.yaml").write_text(f"extends: {'x' * 5000}")
 
 
 @on("list of types", "RecipeError", "at most 4096 are read")
 def a_pattern_of_a_hundred_thousand_letters(at: Path) -> None:
-    """a pattern of 100,000 brackets, looked at from each of them"""
+    """a pattern of 100,000 brackets, parsed again from each of them"""
     (at / "types.txt").write_text("[" * 100_000 + "=q4_k")
 
 
 @on("list of types", "RecipeError", "takes no tensor")
-def patterns_of_a_list_that_take_for_ever(at: Path) -> None:
-    """(.|.) fifty times and zz, which is searched in every name that GGUF knows"""
+def patterns_of_a_list_with_exponential_time(at: Path) -> None:
+    """(.|.) fifty times, searched in every tensor name of GGUF"""
     (at / "types.txt").write_text("attn_q=q8_0\na" + "(.|.)" * 50 + "x=q4_k")
 
 
@@ -145,14 +145,14 @@ def patterns_of_a_list_that_take_for_ever(at: Path) -> None:
 
 
 @on("journal", "ConvertError", "is not a journal")
-def a_journal_without_bottom(at: Path) -> None:
-    """an identity of 100,000 lists in each other, beside a checkpoint that is converted"""
+def a_deeply_nested_journal(at: Path) -> None:
+    """an identity of 100,000 nested lists, in the journal of a checkpoint that is converted"""
     (at / "m.journal").write_bytes(b"[" * 100_000 + b"\n")
 
 
 @on("journal", "ConvertError", "begin anew")
 def a_journal_of_another_conversion(at: Path) -> None:
-    """an identity whose source is a text of a megabyte, and 64 objects in each other"""
+    """an identity with a text of a megabyte as source, and 60 nested objects"""
     deep: Any = "x"
     for _ in range(60):
         deep = {"a": deep}
@@ -164,7 +164,7 @@ def a_journal_of_another_conversion(at: Path) -> None:
 
 @on("journal", "ConvertError", "Too many levels of symbolic links")
 def a_journal_that_is_a_link(at: Path) -> None:
-    """m.journal is a link to a file elsewhere, which would be emptied"""
+    """m.journal is a link to a file outside, which would be emptied"""
     (at.parent / "precious").write_text("precious")
     (at / "m.journal").symlink_to("../precious")
 
