@@ -157,7 +157,7 @@ class Model:
     deviations: what llama.cpp computes otherwise than the model's own code
     files:      files that belong to the model, whether or not a tensor is read from them
     is_gguf:    its tensors come from a GGUF, where those in blocks may have been rounded once
-    lacks:      why no file can be written of it, only planned; empty where nothing is missing
+    missing:    why no file can be written of it, only planned; empty where nothing is missing
     """
 
     architecture: str
@@ -168,4 +168,4 @@ class Model:
     deviations: tuple[str, ...] = ()
     files: tuple[Path, ...] = ()
     is_gguf: bool = False
-    lacks: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()

@@ -36,7 +36,7 @@ def load_model(
     pre:  llama.cpp's name of the pre-tokenizer, where it cannot be recognised
     mla:  how latent attention is stored: "split" as today, or "merged" as in files of early 2025
     needs_vocab: whether tokenizer files must be there; a plan does without, and the model says so
-          in `lacks`
+          in `missing`
 
     Raises DynquantError with everything that stands in the way: CheckpointError for the files,
     ArchitectureError for the family, VocabError for the tokenizer, or all their messages.
@@ -110,13 +110,13 @@ def _of_folder(folder: Path, pre: str | None, mla: Mla, needs_vocab: bool) -> Mo
     )
     # A family may know the number of tokens where config.json leaves it out.
     config = {**checkpoint.config, "vocab_size": architecture.sizes["vocab"]}
-    lacks: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
     vocab: Keys | None = None
     try:
         vocab = read_vocab(folder, config, pre=pre)
     except VocabError as e:
         if isinstance(e, NoVocabError) and not needs_vocab:
-            lacks = e.messages
+            missing = e.messages
         else:
             errors.append(e)
     pooling = _attempt(errors, lambda: pooling_keys(folder, architecture.name))
@@ -131,7 +131,7 @@ def _of_folder(folder: Path, pre: str | None, mla: Mla, needs_vocab: bool) -> Mo
         ignored,
         prediction,
         architecture.deviations,
-        lacks=lacks,
+        missing=missing,
     )
 
 

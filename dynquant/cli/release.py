@@ -69,7 +69,7 @@ def release(
         say=console.talk,
     )
     write_release(made, force=force)
-    for lack in made.lacks:
+    for lack in made.missing:
         console.warn(lack)
     if json:
         from dynquant.release.documents import release_json

@@ -78,7 +78,7 @@ def convert_plan(
     weight that is not finite, and for rows of the sample that are not the same a second time.
     """
     threads = default_threads() if threads is None else threads
-    PlanError.raise_any((*plan.lacks, *plan.refusals))
+    PlanError.raise_any((*plan.missing, *plan.refusals))
     if threads < 1:
         raise ConvertError(f"threads is {threads}; at least 1 is needed")
     # A DYNQUANT_ISA that this CPU does not run is told before there is a file.

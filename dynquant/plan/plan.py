@@ -106,7 +106,7 @@ class Plan(Totals):
     importance: what each encoder is to know of the input channels, by tensor, from the imatrix
     effort:     how much the encoders search
     prediction: layers among the tensors that predict further ahead
-    lacks:      why it cannot be carried out, as in `Model`; its tensors and their sizes hold
+    missing:    why it cannot be carried out, as in `Model`; its tensors and their sizes hold
     refusals:   why the file is not to be written, of a draft: importance that is missing
     """
 
@@ -123,7 +123,7 @@ class Plan(Totals):
     importance: Mapping[str, Importance] = field(default_factory=dict[str, Importance], repr=False)
     effort: Effort = "normal"
     prediction: range = range(0)
-    lacks: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
     refusals: tuple[str, ...] = ()
 
     @cached_property
@@ -258,7 +258,7 @@ def make_plan(
         importance=importance,
         effort=effort,
         prediction=model.prediction.layers if model.prediction else range(0),
-        lacks=model.lacks,
+        missing=model.missing,
         refusals=tuple(refusals),
     )
 

@@ -33,5 +33,5 @@ def release_json(release: Release) -> dict[str, Any]:
             }
             for m in release.made
         ],
-        "lacks": list(release.lacks),
+        "lacks": list(release.missing),
     }

@@ -31,7 +31,7 @@ class Release:
     texts:  what is written, by file name, in this order
     links:  what is there already, or gets a second name in `folder`: GGUFs and manifests, by name
     sha256: of every file in SHA256SUMS, by name
-    lacks:  what a reader of the card will look for in vain, and which option gives it
+    missing: what a reader of the card will look for in vain, and which option gives it
     """
 
     folder: Path
@@ -39,7 +39,7 @@ class Release:
     texts: Mapping[str, bytes]
     links: Mapping[str, Path]
     sha256: Mapping[str, str]
-    lacks: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -92,11 +92,11 @@ def make_release(
         "utf-8", "surrogateescape"
     )
     texts[CARD] = card.encode("utf-8", "backslashreplace")
-    lacks = tuple(_lacks(made, base_model, license_))
-    return Release(where, tuple(made), texts, links, sha256, lacks)
+    missing = tuple(_missing(made, base_model, license_))
+    return Release(where, tuple(made), texts, links, sha256, missing)
 
 
-def _lacks(made: Sequence[Finished], base_model: str | None, license_: str | None) -> Iterator[str]:
+def _missing(made: Sequence[Finished], base_model: str | None, license_: str | None) -> Iterator[str]:
     for m in made:
         if m.manifest is None:
             yield f"{m.path}: has no manifest: recipe, sources and errors are not told"

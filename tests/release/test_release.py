@@ -92,7 +92,7 @@ def test_a_release_is_written_beside_the_file(made: Finished) -> None:
             "x.gguf.manifest.json",
         ]
     )
-    assert release.lacks == (
+    assert release.missing == (
         "README.md: does not name the source; give --base-model ORG/NAME",
         "README.md: has no license, the source does not tell it; give --license ID",
     )
@@ -145,7 +145,7 @@ def test_a_file_younger_than_its_manifest_is_read(made: Finished) -> None:
 def test_without_a_manifest_the_file_is_read_and_what_is_lacking_is_told(tmp_path: Path) -> None:
     release = released(open_finished(make(tmp_path, "x.gguf")))
     assert checked_by_coreutils(tmp_path).returncode == 0
-    assert "x.gguf: has no manifest" in release.lacks[0]
+    assert "x.gguf: has no manifest" in release.missing[0]
     assert not list(tmp_path.glob("recipe*"))
     assert "error" not in card_of(release).split("## Types by role")[1]
 
@@ -275,7 +275,7 @@ def test_the_front_matter_is_what_the_hub_reads(tmp_path: Path) -> None:
     }
     write_manifest(make(tmp_path, "x.gguf", keys=keys), "q8_0", importance=IMATRIX)
     release = released(open_finished(tmp_path / "x.gguf"), repository="me/Some.Model-GGUF")
-    assert release.lacks == ()
+    assert release.missing == ()
     data = hub.ModelCard(card_of(release)).data.to_dict()
     assert data == front_of(release)
     assert data == {
@@ -295,7 +295,7 @@ def test_the_front_matter_is_what_the_hub_reads(tmp_path: Path) -> None:
 def test_options_say_what_the_files_do_not(made: Finished) -> None:
     release = released(made, license_="mit", base_model="a/b")
     assert front_of(release) | {"license": "mit", "base_model": "a/b"} == front_of(release)
-    assert release.lacks == ()
+    assert release.missing == ()
 
 
 @pytest.mark.parametrize("name", ["a", "a/b/c", "../b", "a/b)", "a /b"])

@@ -248,7 +248,7 @@ def test_a_page_is_no_model_and_no_folder(tmp_path: Path) -> None:
 
 
 def test_what_the_model_lacks_is_on_the_page() -> None:
-    plan = replace(small_plan(), lacks=("somewhere: no tokenizer; add one",))
+    plan = replace(small_plan(), missing=("somewhere: no tokenizer; add one",))
     page = read_page(plan_html(plan, None))
     assert "not to be converted: somewhere: no tokenizer; add one" in page.text
     assert "file size unknown" in page.text
