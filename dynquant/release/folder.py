@@ -92,11 +92,11 @@ def make_release(
         "utf-8", "surrogateescape"
     )
     texts[CARD] = card.encode("utf-8", "backslashreplace")
-    missing = tuple(_missing(made, base_model, license_))
+    missing = tuple(_gaps(made, base_model, license_))
     return Release(where, tuple(made), texts, links, sha256, missing)
 
 
-def _missing(made: Sequence[Finished], base_model: str | None, license_: str | None) -> Iterator[str]:
+def _gaps(made: Sequence[Finished], base_model: str | None, license_: str | None) -> Iterator[str]:
     for m in made:
         if m.manifest is None:
             yield f"{m.path}: has no manifest: recipe, sources and errors are not told"

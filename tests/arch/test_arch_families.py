@@ -36,7 +36,11 @@ MAGNITUDES = config_of("phimoe")["rope_scaling"]
 BAD: dict[str, tuple[str, dict[str, Any], str]] = {
     "tied embeddings": ("olmo2", {"tie_word_embeddings": True}, "tie_word_embeddings is true"),
     "biases": ("olmo2", {"attention_bias": True}, "attention_bias is True; .* with False"),
-    "wide heads": ("olmo2", {"head_dim": 16}, "4 heads of 16 are not hidden_size 32"),
+    "wide heads": (
+        "olmo2",
+        {"head_dim": 16},
+        "4 heads of 16 weights do not add up to hidden_size 32",
+    ),
     "too few types": ("olmo3", {"layer_types": ["full_attention"]}, "layer_types is full_att"),
     "unknown types": ("olmo3", {"layer_types": ["a", "b", "c", "d"]}, "layer_types is a, b, c, d"),
     "two bases": (
@@ -76,7 +80,7 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
     "two magnitudes": (
         "phimoe",
         {"rope_scaling": {**MAGNITUDES, "long_mscale": 2.0}},
-        "short_mscale 1.243 is not long_mscale 2.0",
+        "short_mscale 1.243 differs from long_mscale 2.0",
     ),
     "dense layers": ("qwen2moe", {"mlp_only_layers": [0]}, r"mlp_only_layers is \(0,\)"),
     "every other layer": ("qwen2moe", {"decoder_sparse_step": 2}, "decoder_sparse_step is 2"),
@@ -84,7 +88,7 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
     "heads that do not divide": (
         "qwen3next",
         {"linear_num_value_heads": 5},
-        "linear_num_value_heads 5 is no multiple of linear_num_key_heads 2",
+        "linear_num_value_heads 5 is not a multiple of linear_num_key_heads 2",
     ),
     "unknown layers": ("qwen3next", {"layer_types": ["a", "b", "c"]}, "layer_types is a, b, c"),
 }

@@ -205,13 +205,16 @@ def test_missing_left_over_and_misshapen_tensors_are_all_named_at_once(tmp_path:
     e = refusal(write_checkpoint(tmp_path, config, tensors))
     assert isinstance(e, ArchitectureError)
     assert [m.removeprefix(f"{tmp_path}: ") for m in e.messages] == [
-        "model.layers.{0-1,3}.mlp.up_proj.weight is missing, a tensor of llama",
-        "lm_head.weight is missing, a tensor of llama; tie_word_embeddings in config.json is false",
-        "model.embed_tokens.weight has shape [25, 16], but by config.json it is [24, 16]",
-        "model.layers.{0-3}.self_attn.k_proj.weight has shape [16, 16], but by config.json it is"
-        " [8, 16]",
-        "model.layers.2.mlp.up_proj.weight_scale is no tensor of llama as config.json describes"
-        " it, and would be lost",
+        "model.layers.{0-1,3}.mlp.up_proj.weight is missing; llama needs it, download the"
+        " checkpoint again",
+        "lm_head.weight is missing (tie_word_embeddings in config.json is false); llama needs it,"
+        " download the checkpoint again",
+        "model.embed_tokens.weight has shape [25, 16], but config.json implies [24, 16]; take both"
+        " from one model",
+        "model.layers.{0-3}.self_attn.k_proj.weight has shape [16, 16], but config.json implies"
+        " [8, 16]; take both from one model",
+        "model.layers.2.mlp.up_proj.weight_scale is not a tensor of llama as config.json describes"
+        " it; the output would not contain it",
     ]
 
 
@@ -220,7 +223,7 @@ def test_a_bias_that_config_does_not_know_is_not_lost(tmp_path: Path, architectu
     config = config_of(architecture)
     extra = {"model.layers.0.self_attn.q_proj.bias": np.ones(16, np.float32)}
     e = refusal(write_checkpoint(tmp_path, config, tensors_of(config) | extra))
-    assert "model.layers.0.self_attn.q_proj.bias is no tensor of" in str(e)
+    assert "model.layers.0.self_attn.q_proj.bias is not a tensor of" in str(e)
 
 
 @pytest.mark.parametrize("dtype", ["F8_E4M3", "I32"])
@@ -256,7 +259,7 @@ def test_a_bias_of_zeros_beside_a_quantized_weight_is_left_out(tmp_path: Path) -
 
 def test_another_bias_beside_a_quantized_weight_is_not_lost(tmp_path: Path) -> None:
     e = refusal(quantized(tmp_path, np.eye(1, 16, dtype=np.float32)[0]))
-    assert "model.layers.1.self_attn.q_proj.bias is no tensor of" in str(e)
+    assert "model.layers.1.self_attn.q_proj.bias is not a tensor of" in str(e)
 
 
 def test_missing_scales_are_told_by_name(tmp_path: Path) -> None:
@@ -280,7 +283,7 @@ def test_problems_of_tensors_and_of_the_tokenizer_are_told_together(
     del tensors["model.norm.weight"]
     e = refusal(write_checkpoint(tmp_path, config, tensors))
     assert [m.rpartition(": ")[2] for m in e.messages] == [
-        "model.norm.weight is missing, a tensor of llama",
+        "model.norm.weight is missing; llama needs it, download the checkpoint again",
         "no tokenizer",
     ]
 
@@ -288,14 +291,14 @@ def test_problems_of_tensors_and_of_the_tokenizer_are_told_together(
 BAD_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "unknown": (
         {"architectures": ["FooForCausalLM"]},
-        "architecture 'FooForCausalLM' is not known; known are .*LLaMAForCausalLM, .*Qwen3For",
+        "'FooForCausalLM' is not supported; supported are .*LLaMAForCausalLM, .*Qwen3For",
     ),
-    "none": ({"architectures": None}, "names no architectures"),
-    "not a list": ({"architectures": "LlamaForCausalLM"}, "names no architectures"),
-    "not a name": ({"architectures": [["LlamaForCausalLM"]]}, "names no architectures"),
+    "none": ({"architectures": None}, "architectures names no model class"),
+    "not a list": ({"architectures": "LlamaForCausalLM"}, "architectures names no model class"),
+    "not a name": ({"architectures": [["LlamaForCausalLM"]]}, "architectures names no model class"),
     "near": (
         {"architectures": ["Qwen9ForCausalLM"]},
-        "'Qwen9ForCausalLM' is not known; near it are Qwen[0-9]ForCausalLM.*convert_hf_to_gguf",
+        "'Qwen9ForCausalLM' is not supported; similar are Qwen[0-9]ForCausalLM.*convert_hf_to_gguf",
     ),
     "missing keys": (
         {"hidden_size": None, "rms_norm_eps": None},
@@ -310,21 +313,27 @@ BAD_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "zero": ({"intermediate_size": 0}, "intermediate_size is 0, but should be greater than 0"),
     "too many layers": ({"num_hidden_layers": 10**9}, "should be less than or equal to 512"),
     "other activation": ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
-    "uneven heads": ({"num_key_value_heads": 3}, "num_attention_heads 4 is no multiple of num_key"),
-    "uneven hidden size": ({"hidden_size": 18}, "hidden_size 18 is no multiple of num_attention"),
-    "odd heads": ({"head_dim": 5}, "heads of 5 weights are odd"),
-    "rope": ({"rope_scaling": {"type": "su", "factor": 2.0}}, "rope_type 'su' is not one that"),
+    "uneven heads": (
+        {"num_key_value_heads": 3},
+        "num_attention_heads 4 is not a multiple of num_key",
+    ),
+    "uneven hidden size": (
+        {"hidden_size": 18},
+        "hidden_size 18 is not a multiple of num_attention",
+    ),
+    "odd heads": ({"head_dim": 5}, "heads have 5 weights; rotary embeddings need"),
+    "rope": ({"rope_scaling": {"type": "su", "factor": 2.0}}, "does not compute rope_type 'su'"),
     "biases of Qwen3": (
         {"architectures": ["Qwen3ForCausalLM"], "attention_bias": True},
         "llama.cpp's qwen3 has no bias on o_proj",
     ),
     "heads of Qwen2": (
         {"architectures": ["Qwen2ForCausalLM"], "head_dim": 6},
-        "4 heads of 6 are not hidden_size 16",
+        "4 heads of 6 weights do not add up to hidden_size 16",
     ),
     "llama3 rope of Qwen2": (
         {"architectures": ["Qwen2ForCausalLM"], "rope_scaling": {"rope_type": "llama3"}},
-        "rope_type 'llama3' is not one that llama.cpp computes for this architecture",
+        "llama.cpp does not compute rope_type 'llama3' for this architecture",
     ),
 }
 

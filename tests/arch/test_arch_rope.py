@@ -161,11 +161,11 @@ def test_the_original_context_length_is_found_as_transformers_does(
 BAD = {
     "unknown type": (
         {"rope_scaling": {"rope_type": "longrope", "max_position_embeddings": 1}},
-        r"x: rope_scaling: rope_type 'longrope' is not one that llama.cpp computes .*linear",
+        r"x: rope_scaling: llama.cpp does not compute rope_type 'longrope' .*linear",
     ),
     "factor missing": (
         {"rope_scaling": {"rope_type": "llama3", "low_freq_factor": 1.0}},
-        r"factor is missing, which rope_type 'llama3' needs\n.*high_freq_factor is missing",
+        r"factor is missing; rope_type 'llama3' needs it\n.*high_freq_factor is missing",
     ),
     "factor of another type": (
         {"rope_parameters": {"rope_type": "yarn", "factor": "4"}},
@@ -177,7 +177,7 @@ BAD = {
     ),
     "by layer type": (
         {"rope_parameters": {"full_attention": {"rope_theta": 1e6}}},
-        "rope_parameters is not one set of settings for all layers",
+        "rope_parameters must be one set of settings, the same for all layers",
     ),
     "betas that no key tells": (
         {"rope_scaling": {"type": "yarn", "factor": 2.0, "beta_fast": 16, "beta_slow": 2}},
@@ -187,7 +187,7 @@ BAD = {
         {"rope_scaling": {"type": "yarn", "factor": 2.0, "truncate": False}},
         "truncate is False; llama.cpp computes this architecture with True",
     ),
-    "a list": ({"rope_scaling": [1]}, "rope_scaling is not one set of settings"),
+    "a list": ({"rope_scaling": [1]}, "rope_scaling must be one set of settings"),
     "partial": ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5; llama.cpp computes"),
 }
 

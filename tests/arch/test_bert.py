@@ -102,7 +102,7 @@ def test_the_pooler_is_left_out_with_the_reason() -> None:
             (),
             "pooling_mode_mean_tokens and pooling_mode_cls_token",
         ),
-        ({"pooling_mode_mean_tokens": True}, ("Dense",), "a module 'Dense'"),
+        ({"pooling_mode_mean_tokens": True}, ("Dense",), "a module of type 'Dense'"),
     ],
 )
 def test_pooling_that_llama_cpp_has_not_is_refused(
@@ -114,9 +114,9 @@ def test_pooling_that_llama_cpp_has_not_is_refused(
 
 REFUSED: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("bert", {"hidden_act": "relu"}, "activation is 'relu'"),
-    ("bert", {"position_embedding_type": "relative_key"}, "'absolute' only"),
+    ("bert", {"position_embedding_type": "relative_key"}, "supports only 'absolute'"),
     ("bert", {"is_decoder": True}, "is_decoder is true"),
-    ("bert", {"num_attention_heads": 5}, "no multiple"),
+    ("bert", {"num_attention_heads": 5}, "not a multiple"),
     ("nomic-bert", {"prenorm": True}, "prenorm is True"),
     ("nomic-bert", {"moe_every_n_layers": 2}, "moe_every_n_layers is 2"),
 )

@@ -15,11 +15,11 @@ REFUSED: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("command-r", {"use_qk_norm": True}, "use_qk_norm is true and num_hidden_layers 2"),
     ("command-r-plus", {"use_qk_norm": False}, "use_qk_norm is false and num_hidden_layers 64"),
     ("command-r", {"attention_bias": True}, "without biases"),
-    ("command-r", {"head_dim": 12}, "4 heads of 12 are not hidden_size 32"),
+    ("command-r", {"head_dim": 12}, "4 heads of 12 weights do not add up to hidden_size 32"),
     ("command-r", {"layer_norm_eps": "small"}, "layer_norm_eps is 'small'"),
     ("cohere2", {"sliding_window": None}, "sliding_window is missing"),
     ("starcoder2", {"use_bias": False}, "needs biases"),
-    ("starcoder2", {"num_attention_heads": 3}, "no multiple"),
+    ("starcoder2", {"num_attention_heads": 3}, "not a multiple"),
     ("starcoder2", {"hidden_act": "relu"}, "hidden_act is 'relu'"),
 )
 

@@ -42,7 +42,7 @@ def test_the_published_index_is_used_or_left_out_for_what_sees(
 
 REFUSED: tuple[tuple[str, Callable[[dict[str, Any]], Any]], ...] = (
     ("rope_theta is 500000", lambda c: c.update(rope_theta=500000.0)),
-    ("K and V have 16 rows, Q has 32", lambda c: c.update(num_key_value_heads=2)),
+    ("K and V have 16 rows and Q has 32", lambda c: c.update(num_key_value_heads=2)),
     ("use_mla is True", lambda c: c.update(use_mla=True)),
     ("topk_method is noaux_tc", lambda c: c.update(topk_method="noaux_tc")),
 )

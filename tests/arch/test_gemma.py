@@ -139,7 +139,7 @@ def test_gemma_3_27b_has_a_tensor_for_each_of_its_names(tmp_path: Path) -> None:
 REFUSED = (
     ("Gemma2ForCausalLM", {"attn_logit_softcapping": None}, "is null"),
     ("Gemma2ForCausalLM", {"final_logit_softcapping": None}, "is null"),
-    ("Gemma2ForCausalLM", {"layer_types": ["full_attention"] * 3}, "needs a layer"),
+    ("Gemma2ForCausalLM", {"layer_types": ["full_attention"] * 3}, "needs at least one such layer"),
     ("Gemma2ForCausalLM", {"layer_types": ["sliding_attention"]}, "has 1 entries"),
     ("Gemma2ForCausalLM", {"layer_types": ["chunked_attention"] * 3}, "layer_types.0"),
     ("Gemma3ForCausalLM", {"attn_logit_softcapping": 50.0}, "does not cap attention"),
@@ -149,7 +149,7 @@ REFUSED = (
     (
         "Gemma3ForCausalLM",
         {"rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 2.0}}},
-        "rope_type 'linear' is not one",
+        "does not compute rope_type 'linear'",
     ),
 )
 

@@ -100,8 +100,8 @@ def test_a_checkpoint_without_the_layers_that_its_config_names_is_whole() -> Non
 
 REFUSED: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("glm", {"head_dim": 12}, "is 48, not hidden_size 32"),
-    ("glm4", {"partial_rotary_factor": 0.25}, "turns 5 weights"),
-    ("glm4", {"rope_scaling": {"rope_type": "llama3"}}, "'llama3' is not one"),
+    ("glm4", {"partial_rotary_factor": 0.25}, "rotates 5 weights"),
+    ("glm4", {"rope_scaling": {"rope_type": "llama3"}}, "does not compute rope_type 'llama3'"),
     ("glm4", {"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
 )
 

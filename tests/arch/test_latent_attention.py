@@ -102,10 +102,14 @@ REFUSED: tuple[tuple[str, str, Callable[[dict[str, Any]], Any]], ...] = (
     ("deepseek-v3", "rope_interleave is False", lambda c: c.update(rope_interleave=False)),
     ("deepseek-v3", "attention_bias is True", lambda c: c.update(attention_bias=True)),
     ("deepseek-v3", "moe_layer_freq is 2", lambda c: c.update(moe_layer_freq=2)),
-    ("deepseek-v3", "n_group 2 .* share out 9", lambda c: c.update(n_group=2)),
-    ("deepseek-v3", "n_group 9 .* share out 9", lambda c: c.update(n_group=9)),
-    ("deepseek-v3", "of 27 layers to have none", lambda c: c.update(num_hidden_layers=27)),
-    ("deepseek-v3", "knows only 1", lambda c: c["rope_scaling"].update(mscale=0.5)),
+    ("deepseek-v3", "n_group 2 .* do not fit 9 experts", lambda c: c.update(n_group=2)),
+    ("deepseek-v3", "n_group 9 .* do not fit 9 experts", lambda c: c.update(n_group=9)),
+    (
+        "deepseek-v3",
+        "of 27 layers to have no q_lora_rank",
+        lambda c: c.update(num_hidden_layers=27),
+    ),
+    ("deepseek-v3", "supports only 1", lambda c: c["rope_scaling"].update(mscale=0.5)),
     ("deepseek-v3", "rope_type 'linear'", lambda c: c["rope_scaling"].update(type="linear")),
     ("deepseek-v3", "kv_lora_rank is missing", lambda c: c.update(kv_lora_rank=None)),
     ("deepseek-v2", "norm_topk_prob is true", lambda c: c.update(norm_topk_prob=True)),
@@ -113,7 +117,7 @@ REFUSED: tuple[tuple[str, str, Callable[[dict[str, Any]], Any]], ...] = (
     ("deepseek", "norm_topk_prob is True", lambda c: c.update(norm_topk_prob=True)),
     ("deepseek", "scoring_func is sigmoid", lambda c: c.update(scoring_func="sigmoid")),
     ("deepseek", "attention_bias is True", lambda c: c.update(attention_bias=True)),
-    ("deepseek", "are not hidden_size 32", lambda c: c.update(head_dim=16)),
+    ("deepseek", "not to hidden_size 32", lambda c: c.update(head_dim=16)),
     ("deepseek", "n_routed_experts is missing", lambda c: c.update(n_routed_experts=None)),
 )
 
@@ -139,8 +143,8 @@ def test_what_the_graph_computes_a_little_otherwise_is_said_in_the_plan(tmp_path
     (folder / "config.json").write_text(json.dumps(config))
     model = dynquant.load_model(folder)
     groups, beta = model.deviations[1], model.deviations[0]
-    assert "ranks groups of experts by their best one" in groups
-    assert "beta_fast is 1.0, in place of which llama.cpp takes 32.0" in beta
+    assert "ranks groups of experts by their best expert" in groups
+    assert "beta_fast is 1.0, but llama.cpp uses 32.0" in beta
     assert model.keys["deepseek2.rope.scaling.yarn_beta_fast"].value == 1.0
     warnings = dynquant.make_plan(model, dynquant.load_recipe("f32")).warnings
     assert warnings == model.deviations

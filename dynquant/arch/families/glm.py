@@ -1,4 +1,4 @@
-"""GLM-4 and GLM-4-MoE (4.5, 4.6): heads that turn in part, in pairs side by side when dense."""
+"""GLM-4 and GLM-4-MoE (4.5, 4.6): part of each head is rotated; adjacent pairs in dense models."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ from dynquant.keys import Keys, u32
 _LAYER, _OUT = "model.layers.{}.", "blk.{}."
 _ATTENTION = tuple(row for row in ATTENTION if "post_attention" not in row.stored)
 _FUSED_MLP = (
-    # The gate's rows before those of up, as llama.cpp's graph splits what they give.
+    # Gate rows before up rows; llama.cpp's graph splits the product.
     Row(_LAYER + "mlp.gate_up_proj.weight", _OUT + "ffn_up.weight", "gate_up hidden"),
     Row(_LAYER + "mlp.down_proj.weight", _OUT + "ffn_down.weight", "hidden ffn"),
 )
@@ -61,27 +61,27 @@ _SCALINGS = ("linear", "dynamic", "yarn")
 def _read(config: Mapping[str, Any], where: str, head_dim: int | None) -> tuple[Config, Rope]:
     c = read_decoder(config, where, head_dim)
     rope = read_rope(config, where, _SCALINGS, partial=0.5)
-    if _n_turned(c, rope) % 2:
+    if _n_rotated(c, rope) % 2:
         raise ArchitectureError(
-            f"{where}: partial_rotary_factor {rope.partial_rotary_factor} turns"
-            f" {_n_turned(c, rope)} weights of a head, and rotary embeddings turn pairs"
+            f"{where}: partial_rotary_factor {rope.partial_rotary_factor} rotates"
+            f" {_n_rotated(c, rope)} weights of a head; rotary embeddings need an even number"
         )
     return c, rope
 
 
-def _n_turned(c: Config, rope: Rope) -> int:
+def _n_rotated(c: Config, rope: Rope) -> int:
     return int(c.n_per_head * rope.partial_rotary_factor)
 
 
 def _keys(arch: str, c: Config, rope: Rope) -> Keys:
     keys = decoder_keys(arch, c, rope, c.n_per_head)
-    return keys | {f"{arch}.rope.dimension_count": u32(_n_turned(c, rope))}
+    return keys | {f"{arch}.rope.dimension_count": u32(_n_rotated(c, rope))}
 
 
 def _dense(
     arch: str, config: Mapping[str, Any], where: str, norms: tuple[Row, ...]
 ) -> Architecture:
-    # attention_bias and head_dim as transformers has them where config.json leaves them out.
+    # transformers' defaults: a bias, and heads of 128 weights.
     c, rope = _read({"attention_bias": True, **config}, where, 128)
     return Architecture(
         name=arch,
@@ -103,18 +103,18 @@ def _dense(
 
 
 def glm(config: Mapping[str, Any], where: str) -> Architecture:
-    """Describe a GLM-4 of 2024: ChatGLM's graph to llama.cpp."""
+    """Describe a GLM-4 of 2024, which has ChatGLM's graph in llama.cpp."""
     found = _dense("chatglm", config, where, norms=())
     if found.sizes["q"] != found.sizes["hidden"]:
         raise ArchitectureError(
             f"{where}: num_attention_heads times head_dim is {found.sizes['q']}, not hidden_size"
-            f" {found.sizes['hidden']}, which llama.cpp's chatglm takes it to be"
+            f" {found.sizes['hidden']}, as llama.cpp's chatglm assumes"
         )
     return found
 
 
 def glm4(config: Mapping[str, Any], where: str) -> Architecture:
-    """Describe a GLM-4 of 2025 (0414): norms after each part too."""
+    """Describe a GLM-4 of 2025 (0414): norms also after attention and MLP."""
     return _dense("glm4", config, where, norms=_POST_NORMS)
 
 
@@ -134,7 +134,7 @@ class _Experts:
 
 
 def glm4moe(config: Mapping[str, Any], where: str) -> Architecture:
-    """Describe a GLM-4-MoE: a few dense layers, then experts chosen by sigmoids and a bias."""
+    """Describe a GLM-4-MoE: dense layers first, then experts chosen by sigmoids and a bias."""
     c, rope = _read(config, where, None)
     e = read_config(_Experts, with_expert_count(config), where)
     n, n_dense = c.num_hidden_layers, e.first_k_dense_replace

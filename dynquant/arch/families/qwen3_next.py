@@ -1,4 +1,4 @@
-"""Qwen3-Next: three layers of linear attention (a gated delta net), then one of gated attention."""
+"""Qwen3-Next: three layers of linear attention (gated delta net), then one of gated attention."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _NORMS = (
     Row(_IN + "input_layernorm.weight", _OUT + "attn_norm.weight", "hidden"),
     Row(_IN + "post_attention_layernorm.weight", _OUT + "post_attention_norm.weight", "hidden"),
 )
-# Queries and what lets the heads' results pass, head by head in one matrix.
+# One matrix holds queries and output gates, alternating by head.
 _FULL = (
     Row(_IN + "self_attn.q_proj.weight", _OUT + "attn_q.weight", "gated_q hidden"),
     *(r for r in ATTENTION if ".self_attn." in r.stored and ".q_proj." not in r.stored),
@@ -73,12 +73,12 @@ _FROM_ONE = (
     "nextn.hnorm",
     "nextn.shared_head_norm",
 )
-"""Norms stored as their distance from one; the one inside linear attention is not."""
+"""Norms that are stored minus one, unlike the norm in linear attention."""
 
 
 @dataclass(frozen=True)
 class _Linear:
-    """The linear attention, by config.json's names and with transformers' defaults."""
+    """Linear attention, with the names of config.json and the defaults of transformers."""
 
     linear_conv_kernel_dim: Count = 4
     linear_key_head_dim: Count = 128
@@ -90,17 +90,17 @@ class _Linear:
 
     @property
     def n_qk(self) -> int:
-        """Rows of all queries, and of all keys."""
+        """Rows of all queries; also of all keys."""
         return self.linear_num_key_heads * self.linear_key_head_dim
 
     @property
     def n_v(self) -> int:
-        """Rows of all values, and of their gates."""
+        """Rows of all values; also of their gates."""
         return self.linear_num_value_heads * self.linear_value_head_dim
 
     @property
     def sizes(self) -> dict[str, int]:
-        """The dimensions that the lines of linear attention speak of."""
+        """The dimensions that the rows of linear attention name."""
         return {
             "qkv": 2 * self.n_qk + self.n_v,
             "qkvz": 2 * self.n_qk + 2 * self.n_v,
@@ -113,7 +113,7 @@ class _Linear:
 
     @property
     def via(self) -> dict[str, Via]:
-        """How rows change; stored, each key head has its query, key, values and gates together."""
+        """Transforms by role: each key head's query, key, values and gates are stored together."""
         head, groups = self.linear_key_head_dim, self.linear_num_key_heads
         values = 2 * head + self.n_v // groups
         qkv = ((0, head), (head, 2 * head), (2 * head, values))
@@ -126,7 +126,7 @@ class _Linear:
         }
 
     def keys(self) -> Keys:
-        """Return what llama.cpp calls a state space."""
+        """Return the keys, which llama.cpp shares with state space models."""
         keys = {
             "ssm.conv_kernel": self.linear_conv_kernel_dim,
             "ssm.state_size": self.linear_key_head_dim,
@@ -142,24 +142,24 @@ def _problems(linear: _Linear, n_layers: int, where: str) -> Iterator[str]:
     yield from fixed(linear, {"linear_value_head_dim": linear.linear_key_head_dim}, where)
     if linear.linear_num_value_heads % linear.linear_num_key_heads:
         yield (
-            f"{where}: linear_num_value_heads {linear.linear_num_value_heads} is no multiple of"
+            f"{where}: linear_num_value_heads {linear.linear_num_value_heads} is not a multiple of"
             f" linear_num_key_heads {linear.linear_num_key_heads}"
         )
     types = linear.layer_types
     if types and (len(types) != n_layers or not {*types} <= {"linear_attention", "full_attention"}):
         yield (
-            f"{where}: layer_types is {', '.join(types)}; it has to say of each of {n_layers}"
-            " layers whether it is of linear_attention or of full_attention"
+            f"{where}: layer_types is {', '.join(types)}; it must have linear_attention or"
+            f" full_attention for each of {n_layers} layers"
         )
 
 
 def qwen3next(config: Mapping[str, Any], where: str) -> Architecture:
-    """Describe a Qwen3-Next: experts in every layer, and a layer ahead in most checkpoints."""
+    """Describe a Qwen3-Next: experts in every layer; most checkpoints have a prediction layer."""
     c = read_decoder(config, where, head_dim=256)
     rope = read_rope(config, where, SCALINGS, partial=0.25)
-    # As transformers has them where a config.json leaves them out.
-    said = {"shared_expert_intermediate_size": 512, "norm_topk_prob": True, **config}
-    experts = read_experts(said, where, norm_topk_prob=True)
+    # transformers' defaults.
+    completed = {"shared_expert_intermediate_size": 512, "norm_topk_prob": True, **config}
+    experts = read_experts(completed, where, norm_topk_prob=True)
     linear = read_config(_Linear, config, where)
     n = c.num_hidden_layers
     ArchitectureError.raise_any(
