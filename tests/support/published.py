@@ -11,7 +11,7 @@ from typing import Any
 
 from unread import Unread
 
-from dynquant.arch.base import Architecture, Model, ModelTensor, TensorName
+from dynquant.arch.base import Architecture, Model, ModelTensor
 from dynquant.arch.load import describe
 
 Config = dict[str, Any]

@@ -184,6 +184,8 @@ def test_ignore_merges_against_llama_cpps_is_an_error_where_it_matters(
     train(tmp_path, SPLITS[name], ignore_merges=ignored)
     model = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))["model"]
     edit_model(tmp_path, vocab=model["vocab"] | {"unreached": 700})
-    with pytest.raises(VocabError, match=r"1 tokens \('unreached'\).*--pre " + name):
+    with pytest.raises(
+        VocabError, match=r"1 tokens that the merges do not produce \('unreached'\).*--pre " + name
+    ):
         read_vocab(tmp_path, {"vocab_size": 701})
     assert read_vocab(tmp_path, {"vocab_size": 701}, pre=name)

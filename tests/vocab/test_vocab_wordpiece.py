@@ -134,9 +134,9 @@ def test_tokens_that_llama_cpp_cannot_do_without_are_named_together(tmp_path: Pa
     (tmp_path / "vocab.txt").write_text("a\nb\n[CLS]\n", encoding="utf-8")
     with pytest.raises(VocabError) as e:
         read_vocab(tmp_path, {})
-    assert [m.split("there is no ")[1].split(",")[0] for m in e.value.messages] == [
-        "sep token ([SEP])",
-        "unk token ([UNK])",
+    assert [m.split(": the ")[1].split(",")[0] for m in e.value.messages] == [
+        "sep token ([SEP]) is missing",
+        "unk token ([UNK]) is missing",
     ]
     write_json(tmp_path / "tokenizer_config.json", {"sep_token": "[CLS]", "unk_token": "[CLS]"})
     assert read_vocab(tmp_path, {})["tokenizer.ggml.unknown_token_id"].value == 2
