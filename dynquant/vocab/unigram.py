@@ -29,7 +29,7 @@ from dynquant.vocab.spm import BYTE, added_piece, prepared
 from dynquant.vocab.templates import chat_template_keys
 from dynquant.vocab.tokens import Token, lay_out
 
-# fairseq has four tokens of its own first; they replace the first three of SentencePiece.
+# fairseq has four special tokens first; they replace the first three of SentencePiece.
 _FAIRSEQ_CLASSES = ("XLMRobertaTokenizer",)
 _FAIRSEQ_TYPES = ("xlm-roberta",)
 _FAIRSEQ = {"<s>": "bos", "<pad>": "pad", "</s>": "eos", "<unk>": "unk"}
@@ -42,7 +42,7 @@ _MAX_SCORE = float(np.finfo(np.float32).max)
 class _Rules:
     """How a text is normalized before it is split.
 
-    charsmap:      SentencePiece's table of replacements; empty if there is none
+    charsmap:      SentencePiece's table of replacements; empty without one
     space_prefix:  add a space before the text
     merge_spaces:  replace several spaces by one, and remove those at the ends
     """

@@ -1,4 +1,4 @@
-"""What of Command-R and StarCoder2 llama.cpp's graphs do not compute."""
+"""Settings of Command-R and StarCoder2 that llama.cpp's graphs do not compute."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ REFUSED: tuple[tuple[str, dict[str, Any], str], ...] = (
 
 
 @pytest.mark.parametrize(("family", "changes", "says"), REFUSED)
-def test_what_llama_cpp_does_not_compute_is_refused(
+def test_settings_that_llama_cpp_does_not_compute_are_rejected(
     family: str, changes: dict[str, Any], says: str
 ) -> None:
     text = (TESTS / "references" / family / "config.json").read_text("utf-8")

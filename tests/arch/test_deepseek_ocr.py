@@ -1,4 +1,4 @@
-"""DeepSeek-OCR's text model beside the published config and index, and what is refused of it."""
+"""DeepSeek-OCR's text model against the published config and index, and rejected settings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dynquant.errors import ArchitectureError
 PUBLISHED = SHARED / "configs" / "deepseek-ocr2-deepseek2-moe"
 
 
-def test_the_published_index_is_used_or_left_out_for_what_sees(
+def test_published_tensors_are_used_or_ignored_as_vision(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not PUBLISHED.exists():
@@ -49,7 +49,7 @@ REFUSED: tuple[tuple[str, Callable[[dict[str, Any]], Any]], ...] = (
 
 
 @pytest.mark.parametrize(("message", "change"), [pytest.param(m, c, id=m) for m, c in REFUSED])
-def test_what_the_graph_cannot_compute_is_refused(
+def test_settings_that_the_graph_cannot_compute_are_rejected(
     message: str, change: Callable[[dict[str, Any]], Any]
 ) -> None:
     folder = load_reference("deepseek-ocr").folder

@@ -1,4 +1,4 @@
-"""A tiny random checkpoint of each family becomes a GGUF that llama.cpp reads as transformers does.
+"""GGUFs of tiny random checkpoints of all families give transformers' results in llama.cpp.
 
 The oracles are transformers and each family's own tokenizer (stored by make_references.py)
 and llama.cpp.
@@ -31,11 +31,11 @@ from dynquant.arch.families import families
 llamacpp: Any = pytest.importorskip("llamacpp", reason="needs xllamacpp", exc_type=ImportError)
 
 VISIBLE = 100 * F32_TOLERANCE
-"""What one wrong tensor has to change at least, so that the comparison cannot miss it."""
+"""The least difference by which one wrong tensor is noticed."""
 
 UNSEEN = re.compile(r"pooler\..*|encoder\.layer\.\d+\.attention\.self\.key\.bias")
-"""What no result of BERT depends on: the pooler, which llama.cpp leaves out, and what K has the
-same for all tokens, which adds the same to all scores of a token's attention."""
+"""Tensors that no result of BERT depends on: the pooler, which llama.cpp does not have, and K's bias,
+which adds the same number to all attention scores of a token."""
 
 
 def converted(folder: Path, out: Path) -> Path:
@@ -65,7 +65,9 @@ def test_log_probabilities_of_the_f32_file_equal_transformers(family: str, tmp_p
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_mixed_recipe_loads_and_answers(family: str, tmp_path: Path) -> None:
+def test_the_mixed_recipe_loads_and_predicts_better_than_chance(
+    family: str, tmp_path: Path
+) -> None:
     reference, out = load_reference(family), tmp_path / "mixed.gguf"
     plan = dynquant.convert(reference.folder, out, recipe="dynamic-4bit", threads=2)
     assert len(plan.type_counts) > 1
@@ -218,7 +220,7 @@ def test_another_configuration_is_noticed(
 
 
 def one_of_each_kind(names: Iterable[str]) -> list[str]:
-    """Return tensors that are seen; of those whose names differ in numbers only, the last."""
+    """Return tensors that affect results; the last of those whose names differ only in numbers."""
     kinds: dict[str, list[str]] = {}
     for name in names:
         if is_in_an_early_layer(name) and not UNSEEN.fullmatch(name):
@@ -227,7 +229,7 @@ def one_of_each_kind(names: Iterable[str]) -> list[str]:
 
 
 def is_in_an_early_layer(name: str) -> bool:
-    """Tell whether a tensor is of the first four layers or of none: Command-R+ has 64 alike."""
+    """Return whether a tensor is in the first four layers or in none; Command-R+ has 64 layers."""
     layer = re.search(r"\.(\d+)\.", name)
     return layer is None or int(layer[1]) < 4
 
@@ -242,7 +244,7 @@ def stored_tensors(folder: Path) -> dict[str, Path]:
 
 
 def safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
-    """Return the tensors of a safetensors file and where their data begins."""
+    """Return the tensors of a safetensors file and the offset of their data."""
     content = path.read_bytes()
     n = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + n])
@@ -251,7 +253,7 @@ def safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
 
 
 def reverse_rows(folder: Path, name: str) -> None:
-    """Reverse the rows of a tensor where it is stored, or the elements of a vector."""
+    """Reverse the rows of a stored tensor, or the elements of a vector."""
     path = stored_tensors(folder)[name]
     tensors, begin = safetensors_header(path)
     start, stop = (begin + offset for offset in tensors[name]["data_offsets"])

@@ -1,4 +1,4 @@
-"""gpt-oss in both stored layouts, and configurations that its graph in llama.cpp cannot compute."""
+"""gpt-oss in both stored layouts, and settings that its graph in llama.cpp cannot compute."""
 
 from __future__ import annotations
 
