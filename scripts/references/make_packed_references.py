@@ -1,5 +1,4 @@
-"""Make tests/references/packed: one weight in each quantized format, and what the format's library
-makes of it.
+"""Make tests/references/packed: one weight in each format, packed and dequantized by its library.
 
     pip install '.[references]' compressed-tensors gptqmodel nvidia-modelopt
     python scripts/references/make_packed_references.py [CASE ...]
@@ -7,13 +6,14 @@ makes of it.
 tests/references/packed/<case>/ is a checkpoint of one tensor, `layer.weight` or `layer.experts`:
 
     config.json         its quantization_config
-    model.safetensors   what the format stores
+    model.safetensors   the stored tensors
     expected.npy        the weight as the library dequantizes it: float32 or float16, or the bits of
                         bfloat16 as uint16
 
 The libraries: compressed_tensors (BaseCompressor.decompress), transformers (Fp8Dequantize,
 convert_moe_packed_tensors), gptqmodel (TorchLinear.dequantize_weight, dequantize_gemm of AWQ),
-modelopt (FP8QTensor, NVFP4QTensor). Odd sizes, so that a wrong stride or order shows.
+modelopt (FP8QTensor, NVFP4QTensor). Sizes are odd, so that a wrong stride or order
+is noticed.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ from safetensors.torch import save_file
 OUT = Path(__file__).resolve().parents[2] / "tests" / "references" / "packed"
 
 Made = tuple[dict[str, Any], dict[str, torch.Tensor], torch.Tensor]
-"""quantization_config, what is stored, what the library makes of it."""
+"""quantization_config, the stored tensors, and the weight as dequantized by the library."""
 
 
 def weight(*shape: int, seed: int = 0) -> torch.Tensor:
-    """Heavy-tailed weights, as models have them."""
+    """Return heavy-tailed weights, as in models."""
     values = 0.05 * np.random.default_rng(seed).standard_t(4, shape)
     return torch.from_numpy(values.astype(np.float32))
 
 
 def blocks_of(w: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
-    """The largest magnitude of each block, partial ones included."""
+    """Return the largest magnitude of each block; blocks at the edges may be partial."""
     pad = torch.nn.functional.pad(w, (0, -w.shape[-1] % columns, 0, -w.shape[-2] % rows))
     grid = pad.unflatten(-1, (-1, columns)).unflatten(-3, (-1, rows))
     return grid.abs().amax((-1, -3))
 
 
 def spread(scale: torch.Tensor, rows: int, columns: int, shape: torch.Size) -> torch.Tensor:
-    """One scale for each weight."""
+    """Return the scale of each weight."""
     scale = scale.repeat_interleave(rows, -2).repeat_interleave(columns, -1)
     return scale[..., : shape[-2], : shape[-1]]
 
@@ -57,7 +57,7 @@ def spread(scale: torch.Tensor, rows: int, columns: int, shape: torch.Size) -> t
 def fp8_blocks(
     rows: int, columns: int, kind: str = "f32", shape: tuple[int, ...] = (40, 72)
 ) -> Made:
-    """DeepSeek's FP8; partial blocks are filled up for the library, and cut off again."""
+    """DeepSeek's FP8; partial blocks are padded for the library."""
     from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 
     w = weight(*shape)
@@ -82,7 +82,7 @@ def fp8_blocks(
 def compressed(
     name: str, shape: tuple[int, int] = (40, 96), scales: str = "float32", **weights: Any
 ) -> Made:
-    """A format of compressed-tensors, compressed and decompressed by it."""
+    """A format of compressed-tensors, packed and unpacked by that library."""
     from compressed_tensors.compressors import BaseCompressor
     from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 
@@ -102,7 +102,7 @@ def compressed(
 
 
 def _parameters(w: torch.Tensor, args: Any, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Scales and zero points that fit a weight, in the shapes that the format has."""
+    """Return scales and zero points for a weight, in the shapes of the format."""
     n, n_per_row = w.shape
     rows, columns = {
         "tensor": (n, n_per_row),
@@ -154,7 +154,7 @@ def gptq(bits: int, *, desc_act: bool = False, v2: bool = False) -> Made:
     layer.pack(linear, scale.float(), zero, groups)
     stored = {f"layer.{k}": getattr(layer, k).clone() for k in ("qweight", "qzeros", "scales")}
     stored["layer.g_idx"] = groups
-    if not v2:  # the library computes with the second format only
+    if not v2:  # the library computes only with the second format
         convert_gptq_v1_to_v2_format_module(layer, bits, torch.int32)
     config = {
         "quant_method": "gptq",
@@ -171,7 +171,7 @@ def gptq(bits: int, *, desc_act: bool = False, v2: bool = False) -> Made:
 
 
 def awq() -> Made:
-    """AWQ in its GEMM layout, packed and unpacked as AutoAWQ does (GPTQModel keeps the code)."""
+    """AWQ in the GEMM layout, packed and unpacked by AutoAWQ's code, which is in GPTQModel."""
     from gptqmodel.quantization.awq.utils.packing_utils import dequantize_gemm, pack_awq
 
     n, n_per_row, size = 72, 96, 32
@@ -192,7 +192,7 @@ def awq() -> Made:
 
 
 def modelopt_fp8() -> Made:
-    """FP8 of ModelOpt: one scale for all of a weight."""
+    """FP8 of ModelOpt: one scale per tensor."""
     from modelopt.torch.quantization.qtensor import FP8QTensor
 
     w = weight(40, 72, seed=5)
@@ -208,7 +208,7 @@ def modelopt_fp8() -> Made:
 
 
 def modelopt_nvfp4() -> Made:
-    """NVFP4 of ModelOpt: the scales of 16 weights are E4M3, with a scale of their own."""
+    """NVFP4 of ModelOpt: an E4M3 scale per 16 weights, and a scale of these scales."""
     from modelopt.torch.quantization.qtensor import NVFP4QTensor
 
     w = weight(40, 96, seed=6)
@@ -225,7 +225,7 @@ def modelopt_nvfp4() -> Made:
 
 
 def gpt_oss() -> Made:
-    """MXFP4 of gpt-oss, as transformers unpacks it; it turns the matrices, and is turned back."""
+    """MXFP4 of gpt-oss, unpacked by transformers, whose transposition is reversed here."""
     from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
     rng = np.random.default_rng(11)

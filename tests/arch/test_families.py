@@ -34,8 +34,8 @@ VISIBLE = 100 * F32_TOLERANCE
 """The least difference by which one wrong tensor is noticed."""
 
 UNSEEN = re.compile(r"pooler\..*|encoder\.layer\.\d+\.attention\.self\.key\.bias")
-"""Tensors that no result of BERT depends on: the pooler, which llama.cpp does not have, and K's bias,
-which adds the same number to all attention scores of a token."""
+"""Tensors without effect on BERT's results: the pooler, which llama.cpp does not have, and the bias
+of K, which adds the same number to all attention scores of a token."""
 
 
 def converted(folder: Path, out: Path) -> Path:
