@@ -20,8 +20,8 @@ from reference_tokenizers import Encode
 COMMON = {"hidden_size": 32, "rms_norm_eps": 1e-5, "max_position_embeddings": 512}
 
 # On CPU llama.cpp looks GELU up in a table indexed by half-floats (11 bits), so that the last bit
-# of a weight may select the next entry. With log-probabilities spread as widely as in other families
-# the error would be 4e-3 to 7e-3; families with GELU therefore have smaller embeddings.
+# of a weight may select the next entry. With log-probabilities spread as widely as in other
+# families the error would be 4e-3 to 7e-3; families with GELU therefore have smaller embeddings.
 GELU = {"weights": 0.15, "embedding": 0.05}
 
 

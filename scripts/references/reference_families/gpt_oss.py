@@ -21,7 +21,8 @@ YARN = {
     "beta_slow": 1.0,
     "factor": 32.0,
     # Of eight frequencies four are blended and four divided. With this base, (201 / 2 pi)^2,
-    # blending ranges from 0 to 4 whether or not its ends are rounded: llama.cpp always rounds, gpt-oss never.
+    # blending ranges from 0 to 4 whether or not its ends are rounded: llama.cpp always rounds them,
+    # gpt-oss never.
     "original_max_position_embeddings": 201,
     "rope_type": "yarn",
     "truncate": False,
