@@ -31,9 +31,9 @@ _CHUNK = 1 << 22
 
 @dataclass(frozen=True)
 class _Wanted:
-    """A tensor of the output, to be made of the stored tensors `names` of one shape."""
+    """A tensor of the output, to be made of stored tensors of this shape."""
 
-    names: tuple[str, ...]
+    stored_names: tuple[str, ...]
     name: str
     shape: tuple[int, ...]
     is_stack: bool
@@ -85,15 +85,15 @@ def gather(
     wanted = list(_wanted(architecture, spell))
     prediction = architecture.prediction
     ahead = [w for w in wanted if _is_ahead(w, prediction)]
-    if not any(name in stored for want in ahead for name in want.names):
+    if not any(name in stored for want in ahead for name in want.stored_names):
         wanted, prediction = [w for w in wanted if w not in ahead], None
-    wanted = [w for w in wanted if not w.optional or any(name in stored for name in w.names)]
+    wanted = [w for w in wanted if not w.optional or any(name in stored for name in w.stored_names)]
     ignored = unpacked.ignored | _ignored(architecture, stored)
     if architecture.tied is not None:
         head, embedding = (spell(n) for n in architecture.tied)
         wanted, tied = _tie(wanted, stored, head, embedding)
         ignored |= tied
-    ignored |= _zero_biases(stored, {n for w in wanted for n in w.names} | ignored.keys())
+    ignored |= _zero_biases(stored, {n for w in wanted for n in w.stored_names} | ignored.keys())
     tensors, unusable = _use(checkpoint.folder, wanted, stored)
     problems = list(_problems(architecture, checkpoint.folder, stored, wanted, ignored))
     ArchitectureError.raise_any([*problems, *unusable] if problems else [])
@@ -150,12 +150,13 @@ def _tie(
     As in transformers, two stored matrices that differ are not tied, even if config.json declares
     them so; and if only the head is stored, it serves as the embedding.
     """
-    without_head = [w for w in wanted if w.names != (head,)]
+    without_head = [w for w in wanted if w.stored_names != (head,)]
     if head not in stored:
         return without_head, {}
     if embedding not in stored:
         return [
-            replace(w, names=(head,)) if w.names == (embedding,) else w for w in without_head
+            replace(w, stored_names=(head,)) if w.stored_names == (embedding,) else w
+            for w in without_head
         ], {}
     if _equal(stored[head], stored[embedding]):
         return without_head, {head: f"equal to {embedding}, which llama.cpp uses in its place"}
@@ -204,10 +205,10 @@ def _use(
     tensors: list[ModelTensor] = []
     unusable: list[str] = []
     for want in wanted:
-        if any(n not in stored or stored[n].shape != want.shape for n in want.names):
+        if any(n not in stored or stored[n].shape != want.shape for n in want.stored_names):
             continue
         try:
-            parts: list[TensorSource] = [stored[name].source() for name in want.names]
+            parts: list[TensorSource] = [stored[name].source() for name in want.stored_names]
         except CheckpointError as e:
             unusable += e.messages
             continue
@@ -217,13 +218,13 @@ def _use(
             unusable += [
                 f"{folder}: {name} is stored as {copied}, which is not supported for weights;"
                 f" supported are {', '.join(FLOATS)}"
-                for name in grouped(want.names)
+                for name in grouped(want.stored_names)
             ]
             continue
         source = stack(parts) if want.is_stack else parts[0]
-        kept = _kept([stored[name] for name in want.names], want.is_stack, want.via)
+        kept = _kept([stored[name] for name in want.stored_names], want.is_stack, want.via)
         rows = want.via(source) if want.via else source
-        tensors.append(ModelTensor(want.name, rows, kept, want.names))
+        tensors.append(ModelTensor(want.name, rows, kept, want.stored_names))
     return tensors, unusable
 
 
@@ -255,7 +256,7 @@ def _problems(
     missing: list[str] = []
     shapes: dict[tuple[tuple[int, ...], tuple[int, ...]], list[str]] = {}
     for want in wanted:
-        for name in want.names:
+        for name in want.stored_names:
             if name in known:
                 continue
             known.add(name)
