@@ -90,6 +90,7 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
         {"linear_num_value_heads": 5},
         "linear_num_value_heads 5 is not a multiple of linear_num_key_heads 2",
     ),
+    "no layers": ("qwen3next", {"layer_types": []}, "layer_types is empty; it must have"),
     "unknown layers": ("qwen3next", {"layer_types": ["a", "b", "c"]}, "layer_types is a, b, c"),
 }
 
