@@ -105,6 +105,6 @@ class Linear:
             len(types) != n_layers or not {*types} <= {"linear_attention", "full_attention"}
         ):
             yield (
-                f"{where}: layer_types is {', '.join(types) or 'empty'}; it must have linear_attention or"
-                f" full_attention for each of {n_layers} layers"
+                f"{where}: layer_types is {', '.join(types) or 'empty'}; it must have"
+                f" linear_attention or full_attention for each of {n_layers} layers"
             )

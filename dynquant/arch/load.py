@@ -165,7 +165,7 @@ def describe(config: Mapping[str, Any], where: str) -> Architecture:
         hint = f"similar are {', '.join(near)}" if near else f"supported are {', '.join(known)}"
         raise ArchitectureError(
             f"{where}: architecture {name!r} is not supported; {hint}; if llama.cpp's"
-            " convert_hf_to_gguf.py supports it, give the GGUF that it makes"
+            " convert_hf_to_gguf.py supports it, convert with that and give the resulting GGUF"
         )
     text = config.get("text_config") or config.get("language_config")
     if isinstance(text, dict):

@@ -24,7 +24,7 @@ _MAX_FRONT_MATTER = 1 << 18
 _MAX_DEPTH = 16
 """Limit on nesting in front matter; evaluation results, the deepest in use, have six levels."""
 
-_MAX_SAID = 500
+_MAX_QUOTED = 500
 _HUB_CACHE = re.compile(r"models--(.+)/snapshots/[0-9a-f]+")
 
 
@@ -55,7 +55,7 @@ def general_keys(
     except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as e:
         raise CheckpointError(
             f"{folder}: the front matter of README.md or generation_config.json:"
-            f" {str(e)[:_MAX_SAID]}"
+            f" {str(e)[:_MAX_QUOTED]}"
         ) from e
 
 
@@ -93,8 +93,8 @@ def _names(folder: Path, config: Mapping[str, Any]) -> tuple[str, str | None]:
     if cached:
         hub_id = cached[1].replace("--", "/", 1)
         return hub_id.rpartition("/")[2], hub_id
-    said = config.get("_name_or_path")
-    return absolute.name, said if isinstance(said, str) and _HUB_ID.fullmatch(said) else None
+    stated = config.get("_name_or_path")
+    return absolute.name, stated if isinstance(stated, str) and _HUB_ID.fullmatch(stated) else None
 
 
 class _Aliases(yaml.MarkedYAMLError):

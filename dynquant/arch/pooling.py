@@ -55,12 +55,12 @@ def pooling_keys(folder: Path, arch: str) -> Keys:
     if not is_inside(folder, config_path):
         raise ArchitectureError(f"{path}: {shown(str(config_path))} is not in this folder")
     config = _read(config_path)
-    said = cast("dict[str, Any]", config) if isinstance(config, dict) else {}
-    found = [type_ for name, type_ in _TYPES.items() if said.get(name) is True]
-    mode: object = said.get("pooling_mode")
+    settings = cast("dict[str, Any]", config) if isinstance(config, dict) else {}
+    found = [type_ for name, type_ in _TYPES.items() if settings.get(name) is True]
+    mode: object = settings.get("pooling_mode")
     found += [_MODES[mode]] if isinstance(mode, str) and mode in _MODES else []
     if len(set(found)) != 1:
-        named = [k for k, v in said.items() if k.startswith("pooling_mode") and v]
+        named = [k for k, v in settings.items() if k.startswith("pooling_mode") and v]
         raise ArchitectureError(
             f"{config_path}: pooling by {' and '.join(named) or 'nothing'}; llama.cpp needs exactly"
             " one of mean, first token and last token"

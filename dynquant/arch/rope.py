@@ -79,9 +79,9 @@ def read_rope(
     partial:      the family's default of partial_rotary_factor; None if whole heads are rotated
     """
     name = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
-    said = config.get(name)
-    found = cast("dict[str, Any]", said) if isinstance(said, dict) else {}
-    if said is not None and (said != found or any(isinstance(v, dict) for v in found.values())):
+    stated = config.get(name)
+    found = cast("dict[str, Any]", stated) if isinstance(stated, dict) else {}
+    if stated is not None and (stated != found or any(isinstance(v, dict) for v in found.values())):
         raise ArchitectureError(
             f"{where}: {name} must be one set of settings, the same for all layers"
         )

@@ -33,7 +33,7 @@ _ADD_KEYS = {
 # BERT begins a text with its classification token and ends it with its separator.
 _STAND_INS = {"bos": "cls", "eos": "sep"}
 
-# Texts of tokens that llama.cpp takes for the end of an answer whatever the keys say:
+# Texts of tokens at which llama.cpp always stops, whatever the keys are:
 # special_eog_ids in llama_vocab::impl::load.
 _KNOWN_ENDS = """
     <|eot_id|> <|im_end|> <|end|> <|return|> <|call|> <|flush|> <|calls|> <end_of_turn>

@@ -16,6 +16,8 @@ from packers import FORMATS, Stored, write_stored
 import dynquant
 from dynquant.arch.base import Model
 from dynquant.arch.load import Mla, load_model
+from dynquant.plan.plan import make_plan
+from dynquant.recipe.loader import parse_recipe
 from dynquant.tensors import Computed
 
 FP8 = FORMATS["fp8 128x128 F32"]
@@ -124,3 +126,20 @@ def test_a_packed_weight_is_named_as_the_weight(
     model = load_model(write_stored(tmp_path / "model", config, stored | packed))
     names = {t.name: t.stored_names for t in model.tensors}
     assert names["blk.0.ffn_up.weight"] == (name,)
+
+
+def test_kept_blocks_name_the_weight_in_the_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dynquant.arch.load.read_vocab", lambda *_, **__: {})
+    config = config_of("LlamaForCausalLM", num_hidden_layers=1, hidden_size=64)
+    stored: Stored = {name: ("F32", x) for name, x in tensors_of(config).items()}
+    name = "model.layers.0.mlp.up_proj.weight"
+    packed, _ = FORMATS["nvfp4"].pack(name, (40, 64), np.random.default_rng(0))
+    del stored[name]
+    config["quantization_config"] = FORMATS["nvfp4"].settings
+    model = load_model(write_stored(tmp_path / "model", config, stored | packed))
+    recipe = parse_recipe("default: F32\nrules: [{role: ffn_up, type: NVFP4}]", "r.yaml", "r")
+    sources = make_plan(model, recipe).sources
+    assert "blk.0.ffn_up.scale" in sources
+    assert sources["blk.0.ffn_up.weight"].stored_names == (name,)
