@@ -1,1 +1,1 @@
-"""What a model is: a page of declarations for each family, and the keys and tensors they give."""
+"""Models: a page of declarations for each family, and the GGUF keys and tensors made from it."""

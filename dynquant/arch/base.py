@@ -1,4 +1,4 @@
-"""What a model is: its GGUF keys and its tensors, each with a name, a shape and lazy rows."""
+"""A model: its GGUF keys and its tensors, each with a name, a shape and lazy rows."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from dynquant.keys import Keys
 from dynquant.tensors import Kept, TensorSource, n_rows
 
 Via = Callable[[TensorSource], TensorSource]
-"""How rows change on their way from the checkpoint (transforms.py)."""
+"""A transform of rows on their way from the checkpoint (transforms.py)."""
 
 _LAYERED = re.compile(r"(?:\w+\.)?blk\.([0-9]{1,4})\.(.+)")
-"""Four digits, as in recipes: llama.cpp has 512 layers at most, and layers are counted up to the
-last. Also of models in two parts: `enc.blk.3.ffn_down.weight`, `v.blk.3.attn_q.weight`."""
+"""At most four digits, as in recipes: llama.cpp has 512 layers at most, and code that counts layers
+counts up to the largest number. Models in two parts have a prefix: `enc.blk.3.ffn_down.weight`,
+`v.blk.3.attn_q.weight`."""
 
 
 @dataclass(frozen=True)
 class TensorName:
-    """A GGUF tensor name taken apart: `blk.3.ffn_down.weight` is role ffn_down of layer 3.
+    """A parsed GGUF tensor name: `blk.3.ffn_down.weight` has role ffn_down and layer 3.
 
-    Tensors outside the layers have layer None: `output_norm.weight` is role output_norm.
+    The layer of tensors outside all layers is None: `output_norm.weight` has role output_norm.
     """
 
     name: str
@@ -32,7 +33,7 @@ class TensorName:
 
     @classmethod
     def parse(cls, name: str) -> TensorName:
-        """Take a GGUF tensor name apart."""
+        """Parse a GGUF tensor name."""
         found = _LAYERED.fullmatch(name)
         layer, rest = (int(found[1]), found[2]) if found else (None, name)
         return cls(name, rest.rsplit(".", 1)[0], layer)
@@ -42,12 +43,15 @@ class TensorName:
 class ModelTensor:
     """One tensor of the output file, and where its rows come from.
 
-    kept: the blocks that it is stored in, where a file that keeps them has another tensor beside
+    kept:         the stored blocks, if a file can keep them with a second tensor of factors
+    stored_names: the tensors of the source that it is made of, experts in order. A packed weight
+                  (GPTQ, FP8 …) is named as if it were not packed. Empty if the tensor is computed
     """
 
     name: str
     source: TensorSource
     kept: Kept | None = None
+    stored_names: tuple[str, ...] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -56,78 +60,85 @@ class ModelTensor:
 
     @property
     def n_rows(self) -> int:
-        """Rows over all dimensions but the last."""
+        """Number of rows, over all dimensions but the last."""
         return n_rows(self.shape)
 
     @property
     def n_per_row(self) -> int:
-        """Weights in a row."""
+        """Number of weights in a row."""
         return self.shape[-1]
 
     @cached_property
     def parts(self) -> TensorName:
-        """The name taken apart into role and layer."""
+        """The name, parsed into role and layer."""
         return TensorName.parse(self.name)
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of a family's tensor table; `{}` stands for the layer, and repeats the line for each.
+    """A row of a family's tensor table. `{}` stands for the layer; such a row repeats per layer.
 
-    stored: the name in the checkpoint; with `{expert}` in it, the tensors of all experts, stacked
-    name:   the name in the GGUF
-    shape:  dimensions of a stored tensor as in numpy, named as in `Architecture.sizes`, separated
-            by spaces; two lines may take parts of one stored tensor (see `Architecture.via`)
-    layers: the layers that have the line; None for all
-    may_lack: whether checkpoints leave it out that have all else
+    stored:   the name in the checkpoint; `{expert}` in it stands for each expert, and the tensors
+              of all experts are stacked
+    name:     the name in the GGUF
+    shape:    dimensions of a stored tensor in numpy's order, named as in `Architecture.sizes` and
+              separated by spaces
+    layers:   the layers that have this tensor; None for all
+    optional: whether an otherwise complete checkpoint may omit it
+    via:      the transform of its rows, by which two rows can take parts of one stored tensor;
+              None for the one that `Architecture.via` has for its role
     """
 
     stored: str
     name: str
     shape: str
     layers: Collection[int] | None = None
-    may_lack: bool = False
+    optional: bool = False
+    via: Via | None = None
 
 
 def on(layers: Collection[int], rows: Iterable[Row]) -> tuple[Row, ...]:
-    """Return lines that only some layers have."""
+    """Return rows that only these layers have."""
     return tuple(replace(row, layers=layers) for row in rows)
 
 
 def renamed(keys: Keys, architecture: str) -> Keys:
-    """Return keys of one architecture as those of another."""
+    """Return an architecture's keys under the name of another."""
     return {f"{architecture}.{key.partition('.')[2]}": value for key, value in keys.items()}
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Layers after a model's own that predict tokens further ahead; runtimes do without them.
+    """Extra layers after the model's own that predict further tokens; runtimes do not need them.
 
-    layers: their numbers; their lines in the tensor table have them as `layers`
-    keys:   what changes in a file that keeps them
-    shared: roles of theirs that copy a tensor of the model, with its name; left out where equal
-    stored: of each of their tensors, the names in the checkpoint
+    layers: their numbers, which their rows of the tensor table name as `layers`
+    keys:   keys to change or add in a file that keeps these layers
+    shared: roles that may copy a tensor of the model, with the name of that tensor; equal copies
+            are left out of the file
     """
 
     layers: range
     keys: Keys
     shared: Mapping[str, str] = field(default_factory=dict[str, str])
-    stored: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """What a family makes of one config.json: all of a model but its stored tensors.
+    """A family's description of one config.json: the whole model except its stored tensors.
 
-    name:       general.architecture; keys: `<name>.*` in llama.cpp's order
-    rows:       every tensor that the checkpoint must hold; sizes: the dimensions they speak of
-    n_layers:   layers, those of `prediction` not counted; n_experts: experts in a stack
-    tied:       stored names of the output matrix and of the embedding that stands in where the
-                checkpoint leaves the former out; None where both must be there
-    via:        how rows change on the way, by role; extra: tensors that no file holds
+    name:       general.architecture
+    keys:       `<name>.*` in llama.cpp's order
+    rows:       the tensor table: every tensor that the checkpoint must hold
+    sizes:      the dimensions that the rows name
+    n_layers:   number of layers without those of `prediction`
+    tied:       stored names of the output matrix and of the embedding that replaces it if the
+                checkpoint omits it; None if both must be stored
+    via:        transforms of rows, by role
+    extra:      tensors that are computed, not stored
     ignored:    patterns of stored names that the output leaves out, with the reason
+    n_experts:  number of experts in a stack
     prediction: layers that a checkpoint may have beyond the model's own
-    deviations: what llama.cpp computes otherwise than the model's own code; people are told
+    deviations: warnings about differences between llama.cpp's graph and the model's own code
     merged:     the same model with keys and values of latent attention in one matrix
     """
 
@@ -145,19 +156,23 @@ class Architecture:
     deviations: tuple[str, ...] = ()
     merged: Architecture | None = None
 
+    def via_of(self, row: Row) -> Via | None:
+        """Return the transform of a row of the table: its own, else that of its role."""
+        return row.via or self.via.get(TensorName.parse(row.name.replace("{}", "0")).role)
+
 
 @dataclass(frozen=True)
 class Model:
-    """A model ready to be planned: nothing read but headers and the tokenizer.
+    """A model ready for planning; only headers and the tokenizer have been read.
 
-    keys:       complete but for what the plan adds (general.file_type, quantization_version), and
-                for what a file changes that keeps the layers of `prediction`
+    keys:       complete except for those that the plan adds (general.file_type,
+                quantization_version) and those that `prediction` changes if its layers are kept
     ignored:    stored tensors that the output leaves out, with the reason
-    prediction: layers that a file may leave out, among `tensors`
-    deviations: what llama.cpp computes otherwise than the model's own code
+    prediction: layers that a file may leave out; their tensors are among `tensors`
+    deviations: warnings about differences between llama.cpp's graph and the model's own code
     files:      files that belong to the model, whether or not a tensor is read from them
-    is_gguf:    its tensors come from a GGUF, where those in blocks may have been rounded once
-    lacks:      why no file can be written of it, only planned; empty where nothing is missing
+    is_gguf:    whether the tensors come from a GGUF, whose blocks may have been rounded before
+    missing:    what prevents writing a file, though planning is possible; empty if nothing does
     """
 
     architecture: str
@@ -168,4 +183,4 @@ class Model:
     deviations: tuple[str, ...] = ()
     files: tuple[Path, ...] = ()
     is_gguf: bool = False
-    lacks: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""config.json as typed values, with everything that is missing or mistyped said at once."""
+"""config.json as typed values; all missing or mistyped settings are reported at once."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ ExpertsCount = Annotated[int, Field(strict=True, gt=0, le=512)]
 """LLAMA_MAX_EXPERTS of llama.cpp."""
 
 AheadCount = Annotated[int, Field(strict=True, ge=0, le=512)]
-"""Layers that predict further ahead; real models have up to three."""
+"""Number of layers that predict further ahead; published models have at most three."""
 
 Positive = Annotated[float, Field(strict=True, gt=0, le=3e38)]
-"""A float32, as the keys hold it."""
+"""Within the range of float32, the type of the keys."""
 
 _MAX_ITEMS = 1 << 16
-"""Of a list: the longest are of layers, or of halves of a head."""
+"""Limit on the length of a list: the longest have an entry per layer or per rotary pair."""
 
 Truth = Annotated[bool, Field(strict=True)]
 
@@ -39,13 +39,14 @@ def _adapter(form: type[T]) -> TypeAdapter[T]:
 
 
 def read_config(form: type[T], values: Mapping[str, Any], where: str) -> T:
-    """Return the values as an instance of a dataclass; keys it does not name are left alone.
+    """Return the values as an instance of a dataclass; unknown keys are ignored, null is absent.
 
-    A null counts as absent. Raises ArchitectureError naming every key that is missing or that
-    holds what it cannot hold; where: what a message begins with.
+    where: the file and the place in it, which begin every message
+
+    Raises ArchitectureError naming every key that is missing or whose value is not valid.
     """
     present = {key: value for key, value in values.items() if value is not None}
-    # Every item of the wrong kind would be a problem of its own.
+    # pydantic would report each wrong item of a long list.
     ArchitectureError.raise_any(
         f"{where}: {key} has {len(cast(Sized, value))} entries; at most {_MAX_ITEMS} are read"
         for key, value in present.items()
@@ -60,6 +61,6 @@ def read_config(form: type[T], values: Mapping[str, Any], where: str) -> T:
             if problem["type"] == "missing":
                 messages.append(f"{where}: {key} is missing")
             else:
-                what = problem["msg"].removeprefix("Input ").lower()
-                messages.append(f"{where}: {key} is {shown(problem['input'])}, but {what}")
+                expected = problem["msg"].removeprefix("Input ").lower()
+                messages.append(f"{where}: {key} is {shown(problem['input'])}, but {expected}")
         raise ArchitectureError(*messages) from e

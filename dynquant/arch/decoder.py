@@ -1,4 +1,4 @@
-"""The decoder that Llama's relatives share: config.json, the tensor table, the common keys."""
+"""The decoder common to Llama and its relatives: config.json, the tensor table and the keys."""
 
 from __future__ import annotations
 
@@ -53,16 +53,16 @@ IGNORED = {
 
 
 MAX_HEAD = 1 << 16
-"""Weights of a head, half of which have a rope factor each; the widest in use have 512."""
+"""Limit on the weights of a head, half of which have a rope factor each; the widest have 512."""
 
 SILU = ("silu", "swish")
 GELU = ("gelu_pytorch_tanh", "gelu_new", "gelu_fast")
-"""config.json's names of one activation each, as llama.cpp computes it: GELU by its tanh."""
+"""Names of one activation each in config.json; llama.cpp approximates GELU by its tanh form."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """config.json of a decoder, by Hugging Face's names and with its defaults."""
+    """config.json of a decoder, with the names and defaults of transformers."""
 
     vocab_size: Count
     hidden_size: Count
@@ -81,12 +81,12 @@ class Config:
 
     @property
     def n_per_head(self) -> int:
-        """Weights of a head: hidden_size shared out where config.json does not say."""
+        """Weights of a head: head_dim, else hidden_size divided by the number of heads."""
         return self.head_dim or self.hidden_size // self.num_attention_heads
 
     @property
     def n_head_kv(self) -> int:
-        """Heads of K and V: as many as of Q where config.json does not say."""
+        """Heads of K and V: by default as many as of Q."""
         return self.num_key_value_heads or self.num_attention_heads
 
 
@@ -96,10 +96,10 @@ def read_decoder(
     head_dim: int | None = None,
     activation: tuple[str, ...] = SILU,
 ) -> Config:
-    """Return the config; raise ArchitectureError for what llama.cpp's graphs cannot compute.
+    """Return the config; raise ArchitectureError if llama.cpp's graphs cannot compute it.
 
-    head_dim:   the family's own, for a config.json that leaves it out
-    activation: names of the one that llama.cpp's graph of the family computes
+    head_dim:   the family's default
+    activation: names of the activation in llama.cpp's graph of the family
     """
     present = {key: value for key, value in config.items() if value is not None}
     c = read_config(Config, {"head_dim": head_dim, **present}, where)
@@ -115,22 +115,22 @@ def _problems(c: Config, where: str, activation: tuple[str, ...]) -> Iterator[st
         )
     if c.num_attention_heads % c.n_head_kv:
         yield (
-            f"{where}: num_attention_heads {c.num_attention_heads} is no multiple of"
+            f"{where}: num_attention_heads {c.num_attention_heads} is not a multiple of"
             f" num_key_value_heads {c.n_head_kv}"
         )
     if c.head_dim is None and c.hidden_size % c.num_attention_heads:
         yield (
-            f"{where}: hidden_size {c.hidden_size} is no multiple of num_attention_heads"
-            f" {c.num_attention_heads}, and head_dim is missing"
+            f"{where}: hidden_size {c.hidden_size} is not a multiple of"
+            f" num_attention_heads {c.num_attention_heads}, and head_dim is missing"
         )
     elif c.n_per_head > MAX_HEAD:
-        yield f"{where}: heads of {c.n_per_head} weights; at most {MAX_HEAD} are read"
+        yield f"{where}: heads of {c.n_per_head} weights; at most {MAX_HEAD} are supported"
     elif c.n_per_head % 2:
-        yield f"{where}: heads of {c.n_per_head} weights are odd; rotary embeddings turn pairs"
+        yield f"{where}: heads have {c.n_per_head} weights; rotary embeddings need an even number"
 
 
 def decoder_sizes(c: Config) -> dict[str, int]:
-    """Return the dimensions that the tables above speak of."""
+    """Return the dimensions that the tables above name."""
     return {
         "vocab": c.vocab_size,
         "hidden": c.hidden_size,
@@ -146,8 +146,8 @@ def decoder_keys(
 ) -> Keys:
     """Return the keys common to all decoders, in llama.cpp's order.
 
-    head_dim:   None leaves key_length and value_length to llama.cpp, which divides.
-    layer_norm: whether norms take the mean away; their epsilon is `rms_norm_eps` all the same
+    head_dim:   None if llama.cpp is to derive key_length and value_length from embedding_length
+    layer_norm: whether norms subtract the mean; `rms_norm_eps` is their epsilon too
     """
     epsilon = "layer_norm_epsilon" if layer_norm else "layer_norm_rms_epsilon"
     keys = {

@@ -1,4 +1,4 @@
-"""Mixtures of experts: their lines of a tensor table, and the keys of their routing."""
+"""Mixtures of experts: their rows of the tensor table, and the keys of their routing."""
 
 from __future__ import annotations
 
@@ -10,24 +10,25 @@ from dynquant.arch.base import Row
 from dynquant.keys import Keys, boolean, f32, u32
 
 SOFTMAX, SIGMOID = 1, 2
-"""expert_gating_func, how the router's scores become weights (llama_expert_gating_func_type)."""
+"""expert_gating_func: the function from scores to weights (llama_expert_gating_func_type)."""
 
 
 _COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
-"""What config.json files call the number of experts, also those of one family of several ages."""
+"""Names of the number of experts in config.json; they differ even within a family, over time."""
 
 
 def with_expert_count(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a config.json in which the number of experts is called `num_experts`."""
+    """Return config.json with the number of experts as `num_experts`."""
     found = (config[key] for key in _COUNTS if config.get(key) is not None)
     return {**config, "num_experts": next(found, None)}
 
 
 def expert_rows(block: str, gate: str, up: str, down: str) -> tuple[Row, ...]:
-    """Return the lines of a layer's experts, stored one by one.
+    """Return the rows of a layer's experts if each expert is stored separately.
 
-    block: what comes before `experts.N` ("model.layers.{}.mlp."); gate, up, down: what comes after
-    Dimensions: `expert_ffn` and `hidden`.
+    block:          the part of the name before `experts.N` ("model.layers.{}.mlp.")
+    gate, up, down: the parts of the names after it
+    Dimensions:     `expert_ffn` and `hidden`
     """
     before = block + "experts.{expert}."
     return (
@@ -38,10 +39,10 @@ def expert_rows(block: str, gate: str, up: str, down: str) -> tuple[Row, ...]:
 
 
 def shared_rows(block: str) -> tuple[Row, ...]:
-    """Return the lines of the experts that every token goes through, stored as one matrix each.
+    """Return the rows of the experts that all tokens use, stored as one matrix per projection.
 
-    block: what comes before `gate_proj` ("model.layers.{}.mlp.shared_experts.")
-    Dimensions: `shared_ffn` and `hidden`.
+    block:      the part of the name before `gate_proj` ("model.layers.{}.mlp.shared_experts.")
+    Dimensions: `shared_ffn` and `hidden`
     """
     return (
         Row(f"{block}gate_proj.weight", "blk.{}.ffn_gate_shexp.weight", "shared_ffn hidden"),
@@ -51,16 +52,16 @@ def shared_rows(block: str) -> tuple[Row, ...]:
 
 
 def router_row(stored: str) -> Row:
-    """Return the line of the matrix that scores the experts; dimensions `experts` and `hidden`."""
+    """Return the row of the matrix that scores the experts; dimensions: `experts` and `hidden`."""
     return Row(stored, "blk.{}.ffn_gate_inp.weight", "experts hidden")
 
 
 @dataclass(frozen=True)
 class Routing:
-    """How tokens find their experts; None leaves a key out, for llama.cpp's own default.
+    """How tokens are routed to experts; None writes no key, so that llama.cpp's default applies.
 
-    weights_scale: what the routed experts' sum is multiplied with
-    weights_norm:  whether the chosen experts' weights are made to sum to one
+    weights_scale: factor of the routed experts' sum
+    weights_norm:  whether the chosen experts' weights are normalized to sum to one
     """
 
     n_experts: int

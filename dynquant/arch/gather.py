@@ -1,4 +1,4 @@
-"""From a checkpoint's tensors to the model's: each used once, or ignored for a reason."""
+"""Match the checkpoint's tensors with the tensor table: each is used, or ignored for a reason."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from dynquant.tensors import Kept, TensorSource
 from dynquant.transforms import Reshaped, stack
 
 HEAD = "lm_head.weight"
-"""The tensor that checkpoints of tied models leave out; config.json may fail to say so."""
+"""The tensor that checkpoints of tied models omit; config.json may not declare them tied."""
 
 TABLES = frozenset({"ffn_gate_tid2eid"})
-"""Roles of integer tables, which are looked up and not multiplied with."""
+"""Roles of integer tables, whose numbers are indices and not weights."""
 
 _EXPERT = "{expert}"
 _CHUNK = 1 << 22
@@ -31,28 +31,29 @@ _CHUNK = 1 << 22
 
 @dataclass(frozen=True)
 class _Wanted:
-    """A tensor of the output; shape: of each of the stored tensors it is made of."""
+    """A tensor of the output, to be made of stored tensors of this shape."""
 
-    stored: tuple[str, ...]
+    stored_names: tuple[str, ...]
     name: str
     shape: tuple[int, ...]
     is_stack: bool
-    may_lack: bool = False
+    optional: bool
+    via: Via | None
 
 
 @dataclass(frozen=True)
 class _Spelling:
-    """What a checkpoint puts before the names of the tensor table.
+    """The prefix that a checkpoint has in place of `model.` in the names of the tensor table.
 
-    Base models without a head leave `model.` out, models that also see put their name before it or
-    after it. The head is beside the `model` it belongs to.
+    Base models without a head have none. Multimodal models put the name of their text part before
+    or after `model.`. The head is stored next to the `model` that it belongs to.
     """
 
     trunk: str
 
     @classmethod
     def of(cls, stored: Iterable[str], anchor: str) -> _Spelling:
-        """Find where a tensor of the table is stored; as the table says, if it is not."""
+        """Derive the prefix from one tensor of the table; the table's own if it is not stored."""
         tail = anchor.removeprefix("model.")
         found = [name.removesuffix(tail) for name in stored if name.endswith(tail)]
         fitting = [p for p in found if not p or p.endswith(".")]
@@ -69,13 +70,14 @@ class _Spelling:
 def gather(
     architecture: Architecture, checkpoint: Checkpoint
 ) -> tuple[tuple[ModelTensor, ...], dict[str, str], Prediction | None]:
-    """Return the model's tensors, and the stored ones that are left out, with the reason.
+    """Return the model's tensors, the stored tensors left out, and the prediction layers.
 
-    And the layers that predict further ahead, where the checkpoint has them.
+    Tensors that are left out come with the reason. Prediction layers are None if the checkpoint
+    has none.
 
-    Raises ArchitectureError listing all that are missing, left over or of another shape than
-    config.json says, or CheckpointError listing all whose dtype is not read as weights, or whose
-    parts do not make a weight.
+    Raises ArchitectureError listing all tensors that are missing, unknown or of a shape other than
+    config.json implies. Raises CheckpointError listing all that are not stored as weights, or whose
+    parts do not make up a weight.
     """
     unpacked = unpack(checkpoint)
     stored = unpacked.tensors
@@ -83,22 +85,19 @@ def gather(
     wanted = list(_wanted(architecture, spell))
     prediction = architecture.prediction
     ahead = [w for w in wanted if _is_ahead(w, prediction)]
-    if not any(name in stored for want in ahead for name in want.stored):
+    if not any(name in stored for want in ahead for name in want.stored_names):
         wanted, prediction = [w for w in wanted if w not in ahead], None
-    wanted = [w for w in wanted if not w.may_lack or any(name in stored for name in w.stored)]
+    wanted = [w for w in wanted if not w.optional or any(name in stored for name in w.stored_names)]
     ignored = unpacked.ignored | _ignored(architecture, stored)
     if architecture.tied is not None:
         head, embedding = (spell(n) for n in architecture.tied)
         wanted, tied = _tie(wanted, stored, head, embedding)
         ignored |= tied
-    ignored |= _zero_biases(stored, {n for w in wanted for n in w.stored} | ignored.keys())
-    tensors, unusable = _use(architecture, checkpoint.folder, wanted, stored)
+    ignored |= _zero_biases(stored, {n for w in wanted for n in w.stored_names} | ignored.keys())
+    tensors, unusable = _use(checkpoint.folder, wanted, stored)
     problems = list(_problems(architecture, checkpoint.folder, stored, wanted, ignored))
     ArchitectureError.raise_any([*problems, *unusable] if problems else [])
     CheckpointError.raise_any(unusable)
-    if prediction:
-        names = {w.name: w.stored for w in wanted if _is_ahead(w, prediction)}
-        prediction = replace(prediction, stored=names)
     return (*architecture.extra, *tensors), ignored, prediction
 
 
@@ -114,7 +113,7 @@ def _ignored(architecture: Architecture, stored: Iterable[str]) -> dict[str, str
 
 
 def _wanted(architecture: Architecture, spell: _Spelling) -> Iterator[_Wanted]:
-    """Yield the tensor table written out, in the order of the output: layer by layer."""
+    """Yield the tensors of the table in the order of the output, layer by layer."""
     rows = architecture.rows
     layered = [row for row in rows if "{}" in row.name]
     first = rows.index(layered[0]) if layered else len(rows)
@@ -138,24 +137,26 @@ def _expand(
         row.name.replace("{}", str(layer)),
         tuple(architecture.sizes[size] for size in row.shape.split()),
         is_stack,
-        row.may_lack,
+        row.optional,
+        architecture.via_of(row),
     )
 
 
 def _tie(
     wanted: list[_Wanted], stored: Mapping[str, Weight], head: str, embedding: str
 ) -> tuple[list[_Wanted], dict[str, str]]:
-    """Drop the output matrix where the embedding stands in for it.
+    """Drop the output matrix if the embedding replaces it.
 
-    As transformers does: two stored matrices that differ are not tied, whatever config.json says,
-    and where only the head is stored it serves as the embedding.
+    As in transformers, two stored matrices that differ are not tied, even if config.json declares
+    them so; and if only the head is stored, it serves as the embedding.
     """
-    without_head = [w for w in wanted if w.stored != (head,)]
+    without_head = [w for w in wanted if w.stored_names != (head,)]
     if head not in stored:
         return without_head, {}
     if embedding not in stored:
         return [
-            replace(w, stored=(head,)) if w.stored == (embedding,) else w for w in without_head
+            replace(w, stored_names=(head,)) if w.stored_names == (embedding,) else w
+            for w in without_head
         ], {}
     if _equal(stored[head], stored[embedding]):
         return without_head, {head: f"equal to {embedding}, which llama.cpp uses in its place"}
@@ -163,7 +164,7 @@ def _tie(
 
 
 def _zero_biases(stored: Mapping[str, Weight], known: Iterable[str]) -> dict[str, str]:
-    """Return biases that quantizers write beside every weight, if all that they hold is zero."""
+    """Return all-zero biases, which quantizers write beside weights that have no bias."""
     known = set(known)
     return {
         name: "zero in every element, and the model has no such bias"
@@ -180,9 +181,9 @@ def _is_zero(tensor: StoredTensor) -> bool:
 
 
 def _equal(a: Weight, b: Weight) -> bool:
-    """Tell whether two tensors hold the same bytes, reading up to the first difference.
+    """Return whether two tensors hold the same bytes, reading up to the first difference.
 
-    What is packed differs from all others: heads and embeddings that share weights are floats.
+    Packed tensors count as different: heads and embeddings that share weights are stored as floats.
     """
     if not (isinstance(a, StoredTensor) and isinstance(b, StoredTensor)):
         return False
@@ -198,16 +199,16 @@ def _equal(a: Weight, b: Weight) -> bool:
 
 
 def _use(
-    architecture: Architecture, folder: Path, wanted: list[_Wanted], stored: Mapping[str, Weight]
+    folder: Path, wanted: list[_Wanted], stored: Mapping[str, Weight]
 ) -> tuple[list[ModelTensor], list[str]]:
-    """Return a tensor for each wanted one that is there, and messages for unreadable dtypes."""
+    """Return a tensor for each wanted one that is stored, and messages for unreadable dtypes."""
     tensors: list[ModelTensor] = []
     unusable: list[str] = []
     for want in wanted:
-        if any(n not in stored or stored[n].shape != want.shape for n in want.stored):
+        if any(n not in stored or stored[n].shape != want.shape for n in want.stored_names):
             continue
         try:
-            parts: list[TensorSource] = [stored[name].source() for name in want.stored]
+            parts: list[TensorSource] = [stored[name].source() for name in want.stored_names]
         except CheckpointError as e:
             unusable += e.messages
             continue
@@ -215,20 +216,20 @@ def _use(
         copied = next((part.stored.name for part in parts if part.stored.name in KEPT), None)
         if copied and role not in TABLES:
             unusable += [
-                f"{folder}: {name} is stored as {copied}, which is not read as weights;"
-                f" {', '.join(FLOATS)} are"
-                for name in grouped(want.stored)
+                f"{folder}: {name} is stored as {copied}, which is not supported for weights;"
+                f" supported are {', '.join(FLOATS)}"
+                for name in grouped(want.stored_names)
             ]
             continue
         source = stack(parts) if want.is_stack else parts[0]
-        via = architecture.via.get(role)
-        kept = _kept([stored[name] for name in want.stored], want.is_stack, via)
-        tensors.append(ModelTensor(want.name, via(source) if via else source, kept))
+        kept = _kept([stored[name] for name in want.stored_names], want.is_stack, want.via)
+        rows = want.via(source) if want.via else source
+        tensors.append(ModelTensor(want.name, rows, kept, want.stored_names))
     return tensors, unusable
 
 
 def _kept(weights: list[Weight], is_stack: bool, via: Via | None) -> Kept | None:
-    """Return the blocks of a tensor, if all of it is in blocks and its rows are only moved."""
+    """Return the stored blocks of a tensor if all its parts are blocks and whole rows are moved."""
     found = [w.kept for w in weights if isinstance(w, Packed) and w.kept]
     if not found or len(found) < len(weights):
         return None
@@ -239,7 +240,7 @@ def _kept(weights: list[Weight], is_stack: bool, via: Via | None) -> Kept | None
         factor = Reshaped(stack([kept.factor for kept in found]), (len(found),))
     try:
         moved = via(blocks) if via else blocks
-    except ValueError:  # columns would have to move
+    except ValueError:  # the transform moves columns
         return None
     return Kept(moved, factor) if moved.stored == blocks.stored else None
 
@@ -255,7 +256,7 @@ def _problems(
     missing: list[str] = []
     shapes: dict[tuple[tuple[int, ...], tuple[int, ...]], list[str]] = {}
     for want in wanted:
-        for name in want.stored:
+        for name in want.stored_names:
             if name in known:
                 continue
             known.add(name)
@@ -265,17 +266,20 @@ def _problems(
                 shapes.setdefault((stored[name].shape, want.shape), []).append(name)
     for name in grouped(missing):
         tied = name == HEAD and architecture.tied is None
-        hint = "; tie_word_embeddings in config.json is false" if tied else ""
-        yield f"{folder}: {name} is missing, a tensor of {architecture.name}{hint}"
+        hint = " (tie_word_embeddings in config.json is false)" if tied else ""
+        yield (
+            f"{folder}: {name} is missing{hint}; {architecture.name} needs it, download the"
+            " checkpoint again"
+        )
     for (found, expected), names in shapes.items():
         for name in grouped(names):
             yield (
-                f"{folder}: {name} has shape {list(found)}, but by config.json it is"
-                f" {list(expected)}"
+                f"{folder}: {name} has shape {list(found)}, but config.json implies"
+                f" {list(expected)}; take both from one model"
             )
     known |= set(ignored)
     for name in grouped(n for n in stored if n not in known):
         yield (
-            f"{folder}: {name} is no tensor of {architecture.name} as config.json describes it, and"
-            " would be lost"
+            f"{folder}: {name} is not a tensor of {architecture.name} as config.json describes it;"
+            " the output would not contain it"
         )

@@ -1,6 +1,7 @@
-"""A GGUF is a model ready made: its keys and tensors as they are, whatever its architecture.
+"""Models in GGUF files: keys and tensors are taken as they are, for any architecture.
 
-What llama.cpp's converter can make can be quantized so, families that are none of ours included.
+Models of families that this package does not describe can be quantized after llama.cpp's converter
+has made a GGUF of them.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from dynquant.tensors import ShardFile, Stored
 _READ = {t.ggml_type: t for t in (*ALL.values(), *KEPT.values())}
 
 _NOT_KEPT = re.compile(
-    # How the source is cut and laid out; the output is one file with places of its own.
+    # Shards and layout of the source; the output has a different layout.
     r"split\..+|general\.alignment"
-    # What the plan says anew of the output.
+    # Written again by the plan.
     r"|general\.(file_type|quantization_version)|dynquant\.(version|recipe|recipe_sha256|effort)"
-    # The importance that the source's blocks were made with: true of none that is encoded here,
-    # and beside another imatrix a mixture of two. A plan with an imatrix writes its own.
+    # The importance that the source's blocks were encoded with. It does not apply to blocks that
+    # are encoded again, and would mix with the keys that a plan writes for its imatrix.
     r"|quantize\.imatrix\..+|dynquant\.imatrix_sha256"
 )
 
@@ -33,8 +34,8 @@ _NOT_KEPT = re.compile(
 def load_gguf(path: Path) -> Model:
     """Describe the model in a GGUF, given its file or any of its shards.
 
-    Raises CheckpointError for files that are damaged, missing or hold no model, and for tensors of
-    types that are not read.
+    Raises CheckpointError if files are damaged, missing or hold no model, or if tensors have a
+    type that is not supported.
     """
     shards = open_gguf(path)
     CheckpointError.raise_any(_unreadable(shards))
@@ -46,9 +47,10 @@ def load_gguf(path: Path) -> Model:
             Stored(
                 readers[file.path],
                 file.data_offset + tensor.offset,
-                tensor.shape or (1,),  # ggml counts one row of one weight
+                tensor.shape or (1,),  # a scalar is one row of one weight in ggml
                 _READ[tensor.ggml_type],
             ),
+            stored_names=(tensor.name,),
         )
         for file, tensor in shards.tensors()
     )
@@ -67,7 +69,7 @@ def _architecture(shards: Shards) -> str:
 
 
 def _unreadable(shards: Shards) -> Iterator[str]:
-    """Say which tensors have types that GGUF knows and the encoders do not read."""
+    """Yield a message for each GGUF type that is not supported, with its tensors."""
     groups: dict[str, list[str]] = {}
     for _, tensor in shards.tensors():
         if tensor.ggml_type not in _READ:
@@ -75,6 +77,6 @@ def _unreadable(shards: Shards) -> Iterator[str]:
             groups.setdefault(named, []).append(tensor.name)
     for named, names in groups.items():
         yield (
-            f"{shards.path}: {', '.join(grouped(names))}: stored as {named}, which is not read as"
-            " weights; take the GGUF that it was made from"
+            f"{shards.path}: {', '.join(grouped(names))}: stored as {named}, which is not"
+            " supported; use the GGUF that this file was made from"
         )

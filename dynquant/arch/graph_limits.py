@@ -1,4 +1,4 @@
-"""What llama.cpp's graphs take for granted: a config.json that says otherwise is refused."""
+"""Settings that llama.cpp's graphs assume: a config.json with other values is rejected."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from dynquant.arch.decoder import Config
 
 
 def fixed(settings: object, expected: Mapping[str, object], where: str) -> Iterator[str]:
-    """Yield a message for each setting that no key of the family carries and that differs.
+    """Yield a message for each setting that differs from the graph's constant.
 
-    settings: has what `expected` names as attributes
+    settings: an object with the names in `expected` as attributes
+    expected: the graph's constants; the family has no GGUF keys for them
     """
     for key, value in expected.items():
         if getattr(settings, key) != value:
@@ -21,18 +22,18 @@ def fixed(settings: object, expected: Mapping[str, object], where: str) -> Itera
 
 
 def heads_fill_hidden(c: Config, where: str) -> Iterator[str]:
-    """Yield a message unless the heads of Q share out hidden_size, which some graphs divide."""
+    """Yield a message unless the heads of Q add up to hidden_size, as some graphs assume."""
     if c.num_attention_heads * c.n_per_head != c.hidden_size:
         yield (
-            f"{where}: {c.num_attention_heads} heads of {c.n_per_head} are not hidden_size"
-            f" {c.hidden_size}, which llama.cpp takes them to be in this family"
+            f"{where}: {c.num_attention_heads} heads of {c.n_per_head} weights do not add up to"
+            f" hidden_size {c.hidden_size}, as llama.cpp assumes for this family"
         )
 
 
 def output_apart(c: Config, where: str) -> Iterator[str]:
-    """Yield a message for tied embeddings, where a graph demands output.weight."""
+    """Yield a message for tied embeddings; for graphs that require output.weight."""
     if c.tie_word_embeddings:
         yield (
-            f"{where}: tie_word_embeddings is true; llama.cpp's graph of this family has no output"
-            " matrix but its own"
+            f"{where}: tie_word_embeddings is true; llama.cpp's graph of this family requires a"
+            " separate output matrix"
         )

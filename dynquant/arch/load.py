@@ -1,4 +1,4 @@
-"""A folder, or a GGUF, becomes a Model: its family described, its tensors and keys found."""
+"""Load a model from a folder, a GGUF or the Hub: its keys and tensors, not its weights."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ def load_model(
 ) -> Model:
     """Describe the model in a folder, in a GGUF or on the Hub, without reading its weights.
 
-    path: a folder with config.json and safetensors; a GGUF, of several shards any one;
-          hf://org/model[@revision], or hf://org/model/file.gguf, all of which is fetched
-    pre:  llama.cpp's name of the pre-tokenizer, where it cannot be recognised
-    mla:  how latent attention is stored: "split" as today, or "merged" as in files of early 2025
-    needs_vocab: whether tokenizer files must be there; a plan does without, and the model says so
-          in `lacks`
+    path: a folder with config.json and safetensors; a GGUF or any of its shards;
+          hf://org/model[@revision] or hf://org/model/file.gguf, which are downloaded as a whole
+    pre:  llama.cpp's name of the pre-tokenizer, if it cannot be recognised
+    mla:  layout of latent attention: "split", or "merged" as in files of early 2025
+    needs_vocab: whether tokenizer files are required; planning works without them, and
+          `Model.missing` then reports them
 
-    Raises DynquantError with everything that stands in the way: CheckpointError for the files,
-    ArchitectureError for the family, VocabError for the tokenizer, or all their messages.
+    Raises DynquantError with all problems: CheckpointError for the files, ArchitectureError for the
+    family, VocabError for the tokenizer, or a DynquantError with the messages of several of these.
     """
     if hub.is_hub_name(str(path)):
         return _of_hub(str(path), pre, mla, needs_vocab)
@@ -52,7 +52,7 @@ def _of_hub(text: str, pre: str | None, mla: Mla, needs_vocab: bool) -> Model:
         path, name = hub.fetch_gguf(name)
     else:
         path, name = hub.fetch_description(name)
-        # A family that is not known is refused before hundreds of gigabytes are fetched.
+        # Unknown families are rejected before hundreds of gigabytes are downloaded.
         describe(read_config(path), str(path / "config.json"))
         hub.fetch_files(name, shard_files(path))
     model = _on_disk(path, pre, mla, needs_vocab)
@@ -60,7 +60,7 @@ def _of_hub(text: str, pre: str | None, mla: Mla, needs_vocab: bool) -> Model:
 
 
 def _with_source(keys: Keys, source: Keys) -> Keys:
-    """Add where a model is from behind general.*; an address that the model gives itself stays."""
+    """Add the model's source after general.*; a source that the model itself states is kept."""
     more = {k: v for k, v in source.items() if k not in keys or not k.startswith("general.")}
     theirs = [(k, v) for k, v in keys.items() if k not in more]
     first = next((i for i, (k, _) in enumerate(theirs) if not k.startswith("general.")), None)
@@ -71,20 +71,20 @@ def _on_disk(path: Path, pre: str | None, mla: Mla, needs_vocab: bool) -> Model:
     if _is_gguf(path):
         if pre is not None:
             raise VocabError(
-                f"{path}: a GGUF names its pre-tokenizer; leave out --pre, or change the name by"
+                f"{path}: a GGUF names its pre-tokenizer; remove --pre, or change the name with"
                 f" --set tokenizer.ggml.pre={pre}"
             )
         if mla != "split":
             raise ArchitectureError(
-                f"{path}: a GGUF keeps the layout that it has; leave out --mla {mla}, or give the"
-                " folder that it was made from"
+                f"{path}: the layout of a GGUF cannot be changed; remove --mla {mla}, or give the"
+                " folder that the GGUF was made from"
             )
         return load_gguf(path)
     return _of_folder(path, pre, mla, needs_vocab)
 
 
 def _is_gguf(path: Path) -> bool:
-    """Whether to look for a GGUF; blobs of the Hub's cache have no suffix."""
+    """Return whether to read the path as a GGUF; blobs in the Hub's cache have no suffix."""
     if not path.exists():
         return path.suffix == ".gguf"
     return path.is_file() and path.suffix != ".safetensors"
@@ -97,7 +97,7 @@ def _of_folder(folder: Path, pre: str | None, mla: Mla, needs_vocab: bool) -> Mo
     if mla == "merged":
         if architecture.merged is None:
             raise ArchitectureError(
-                f"{where}: {architecture.name} has no latent attention to be merged; leave out"
+                f"{where}: {architecture.name} has no latent attention to be merged; remove"
                 " --mla merged"
             )
         architecture = architecture.merged
@@ -108,15 +108,15 @@ def _of_folder(folder: Path, pre: str | None, mla: Mla, needs_vocab: bool) -> Mo
     general = _attempt(
         errors, lambda: general_keys(folder, checkpoint.config, architecture.name, own)
     )
-    # A family may know the number of tokens where config.json leaves it out.
+    # A family may have a default number of tokens.
     config = {**checkpoint.config, "vocab_size": architecture.sizes["vocab"]}
-    lacks: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
     vocab: Keys | None = None
     try:
         vocab = read_vocab(folder, config, pre=pre)
     except VocabError as e:
         if isinstance(e, NoVocabError) and not needs_vocab:
-            lacks = e.messages
+            missing = e.messages
         else:
             errors.append(e)
     pooling = _attempt(errors, lambda: pooling_keys(folder, architecture.name))
@@ -131,12 +131,12 @@ def _of_folder(folder: Path, pre: str | None, mla: Mla, needs_vocab: bool) -> Mo
         ignored,
         prediction,
         architecture.deviations,
-        lacks=lacks,
+        missing=missing,
     )
 
 
 def _attempt(errors: list[DynquantError], step: Callable[[], T]) -> T | None:
-    """Take a step, or note why not, so that the next one can complain as well."""
+    """Return a step's result, or note its error, so that later steps can report theirs too."""
     try:
         return step()
     except DynquantError as e:
@@ -145,24 +145,27 @@ def _attempt(errors: list[DynquantError], step: Callable[[], T]) -> T | None:
 
 
 def describe(config: Mapping[str, Any], where: str) -> Architecture:
-    """Return the architecture of a config.json; `where` begins every message.
+    """Return the architecture of a config.json.
 
-    The settings of a model that also sees or hears are those of its `text_config`, or
-    `language_config`.
-    Raises ArchitectureError for an unknown family, and for what is not supported of a known one.
+    where: the path of config.json, which begins every message
+
+    The settings of multimodal models are those of their `text_config` or `language_config`.
+    Raises ArchitectureError if the family is unknown, or if llama.cpp cannot compute its settings.
     """
     listed = config.get("architectures")
     name = cast(list[Any], listed)[0] if isinstance(listed, list) and listed else None
     known = families()
     if not isinstance(name, str):
-        raise ArchitectureError(f"{where}: names no architectures; known are {', '.join(known)}")
+        raise ArchitectureError(
+            f"{where}: architectures names no model class; supported are {', '.join(known)}"
+        )
     if name not in known:
         stems = {_stem(other): other for other in known}
         near = [stems[s] for s in difflib.get_close_matches(_stem(name), stems, 3, 0.7)]
-        hint = f"near it are {', '.join(near)}" if near else f"known are {', '.join(known)}"
+        hint = f"similar are {', '.join(near)}" if near else f"supported are {', '.join(known)}"
         raise ArchitectureError(
-            f"{where}: architecture {name!r} is not known; {hint}; if llama.cpp's"
-            " convert_hf_to_gguf.py knows it, give the GGUF that it makes"
+            f"{where}: architecture {name!r} is not supported; {hint}; if llama.cpp's"
+            " convert_hf_to_gguf.py supports it, convert with that and give the resulting GGUF"
         )
     text = config.get("text_config") or config.get("language_config")
     if isinstance(text, dict):

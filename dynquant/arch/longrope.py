@@ -1,4 +1,4 @@
-"""LongRoPE: a frequency factor for each rotary pair, one set for short contexts, one for long."""
+"""LongRoPE: frequency factors of the rotary pairs, a set for short contexts and one for long."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from dynquant.tensors import Computed
 
 
 def longrope_tensors(rope: Rope, n_rotated: int, where: str) -> tuple[ModelTensor, ...]:
-    """Return what frequencies are divided by, float32 [n_rotated / 2] each; none without LongRoPE.
+    """Return the divisors of the frequencies, float32 [n_rotated / 2] each; empty if not LongRoPE.
 
-    llama.cpp takes the long set where the context it is run with exceeds the original length.
-    Raises ArchitectureError for sets of another length.
+    llama.cpp uses the long set if its context is longer than the original one.
+    Raises ArchitectureError if a set has another length.
     """
     if rope.rope_type != "longrope":
         return ()
@@ -33,7 +33,7 @@ def longrope_tensors(rope: Rope, n_rotated: int, where: str) -> tuple[ModelTenso
 
 
 def longrope_attention(rope: Rope, n_context: int) -> float:
-    """Return what sines and cosines are multiplied with (`_compute_longrope_parameters`).
+    """Return the factor of sines and cosines (`_compute_longrope_parameters`).
 
     n_context: max_position_embeddings
     """

@@ -1,4 +1,4 @@
-"""general.*: who made the model and what it is called, as llama.cpp's converter finds it out."""
+"""general.*: name, author, license and sampling settings, found as llama.cpp's converter does."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from dynquant.untrusted import MAX_CONFIG, is_inside, parse_json, read_regular
 
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 _MAX_FRONT_MATTER = 1 << 18
-"""Letters; the longest list datasets and languages, in some thousands."""
+"""Limit in characters; the longest, with lists of datasets and languages, have some thousands."""
 
 _MAX_DEPTH = 16
-"""Of lists and mappings in front matter: evaluation results, the deepest, have six."""
+"""Limit on nesting in front matter; evaluation results, the deepest in use, have six levels."""
 
-_MAX_SAID = 500
+_MAX_QUOTED = 500
 _HUB_CACHE = re.compile(r"models--(.+)/snapshots/[0-9a-f]+")
 
 
 def general_keys(
     folder: Path, config: Mapping[str, Any], architecture: str, tensors: Iterable[ModelTensor]
 ) -> Keys:
-    """Return general.* but file_type and quantization_version, in llama.cpp's order.
+    """Return general.* without file_type and quantization_version, in llama.cpp's order.
 
-    From the front matter of README.md, generation_config.json, `_name_or_path` where it is a
-    name on the Hub, and the folder's name. Never a path.
+    Sources: the front matter of README.md, generation_config.json, `_name_or_path` if it is a name
+    on the Hub, and the folder's name. No key ever holds a path.
     """
     tensors = tuple(tensors)
     n_weights = sum(prod(t.shape) for t in tensors)
@@ -55,12 +55,12 @@ def general_keys(
     except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as e:
         raise CheckpointError(
             f"{folder}: the front matter of README.md or generation_config.json:"
-            f" {str(e)[:_MAX_SAID]}"
+            f" {str(e)[:_MAX_QUOTED]}"
         ) from e
 
 
 def _size_label(n_weights: int, tensors: Iterable[ModelTensor]) -> str:
-    """Return `8B`, or for mixtures `8x7B`: experts, and the weights of a model with one of them."""
+    """Return `8B`, or `8x7B` for a mixture: number of experts, and weights with one expert."""
     stacks = [t for t in tensors if t.parts.role.endswith("_exps") and len(t.shape) > 2]
     n_stacked = sum(prod(t.shape) for t in stacks)
     one_each = sum(prod(t.shape[1:]) for t in stacks)
@@ -68,7 +68,7 @@ def _size_label(n_weights: int, tensors: Iterable[ModelTensor]) -> str:
     return size_label(n_weights, n_weights - n_stacked, one_each, n_experts)
 
 
-# generation_config.json's names, and gguf's.
+# Names in generation_config.json, and in the gguf package.
 _SAMPLING = {
     "sequence": "sampling_sequence",
     "top_k": "sampling_top_k",
@@ -86,23 +86,23 @@ _SAMPLING = {
 
 
 def _names(folder: Path, config: Mapping[str, Any]) -> tuple[str, str | None]:
-    """Return the folder's name, and the name on the Hub where there is one."""
-    # A link's own name is the model's, so that it is not followed without need.
+    """Return the folder's name, and the name on the Hub if there is one."""
+    # Links are not followed without need: the link's name is the model's.
     absolute = folder.resolve() if ".." in folder.parts else folder.absolute()
     cached = _HUB_CACHE.fullmatch("/".join(absolute.parts[-3:]))
     if cached:
         hub_id = cached[1].replace("--", "/", 1)
         return hub_id.rpartition("/")[2], hub_id
-    said = config.get("_name_or_path")
-    return absolute.name, said if isinstance(said, str) and _HUB_ID.fullmatch(said) else None
+    stated = config.get("_name_or_path")
+    return absolute.name, stated if isinstance(stated, str) and _HUB_ID.fullmatch(stated) else None
 
 
 class _Aliases(yaml.MarkedYAMLError):
-    """An alias, with which a few lines can stand for as many words as there are atoms."""
+    """An alias or deep nesting: with aliases, a few lines expand to more than fits in memory."""
 
 
 class _FrontMatter(yaml.SafeLoader):
-    """YAML without aliases, no deeper than a model card is."""
+    """A YAML loader that rejects aliases and nesting deeper than in model cards."""
 
     _depth = 0
 
@@ -119,7 +119,7 @@ class _FrontMatter(yaml.SafeLoader):
 
 
 def _model_card(folder: Path) -> dict[str, Any]:
-    """Return the front matter of README.md, read as Metadata.load_model_card of gguf reads it."""
+    """Return the front matter of README.md, as gguf's Metadata.load_model_card reads it."""
     path = folder / "README.md"
     if not path.is_file():
         return {}
@@ -128,11 +128,11 @@ def _model_card(folder: Path) -> dict[str, Any]:
         if not lines or lines[0] != "---":
             return {}
         end = lines.index("---", 1) if "---" in lines[1:] else len(lines)
-        # The language no is no truth value, and tabs are somebody's spaces.
+        # `no` is a language here, not false; tabs are not valid YAML but occur.
         text = "\n".join(lines[1:end]).replace("\t", "  ") + "\n"
         text = text.replace("- no\n", '- "no"\n')
         if len(text) > _MAX_FRONT_MATTER:
-            raise ValueError(f"{len(text)} letters; at most {_MAX_FRONT_MATTER} are read")
+            raise ValueError(f"{len(text)} characters; at most {_MAX_FRONT_MATTER} are read")
         found: object = yaml.load(text, _FrontMatter)  # a SafeLoader
     except (yaml.YAMLError, ValueError, OSError, RecursionError) as e:
         why = " ".join(str(e).split())
@@ -147,19 +147,19 @@ def _generation_config(folder: Path) -> dict[str, Any]:
     try:
         found = parse_json(_text(folder, path))
     except (ValueError, OSError):
-        return {}  # as gguf does: not all models have a valid one
+        return {}  # as in gguf: the file of some models is not valid
     return cast("dict[str, Any]", found) if isinstance(found, dict) else {}
 
 
 def _text(folder: Path, path: Path) -> str:
-    """Return a file of the folder, of which parts are written into the output."""
+    """Return the text of a file in the folder; parts of it are written to the output."""
     if not is_inside(folder, path):
-        raise ValueError("a link out of the folder; put the file itself there")
+        raise ValueError("a link out of the folder; copy the file into it")
     return read_regular(path, MAX_CONFIG).decode("utf-8")
 
 
 def _key(value: Any, type_: GGUFValueType) -> KeyValue:
-    """Return a recorded key in the type it claims: YAML also has numbers where text is meant."""
+    """Return a recorded key in its declared type: YAML may hold a number where text is meant."""
     if type_ is GGUFValueType.ARRAY:
         return strings([str(v) for v in value])
     if type_ is GGUFValueType.FLOAT32:

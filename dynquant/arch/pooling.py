@@ -1,4 +1,4 @@
-"""How a model that embeds texts makes one vector of those of the tokens: sentence-transformers'."""
+"""Pooling of embedding models: how all tokens' vectors become one (sentence-transformers)."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class _Modules:
 
 
 def pooling_keys(folder: Path, arch: str) -> Keys:
-    """Return `<arch>.pooling_type` as modules.json names it; none where there is no such file.
+    """Return `<arch>.pooling_type` as modules.json names it; no key if there is no such file.
 
-    Raises ArchitectureError for pooling that llama.cpp has not, and for further modules: it makes
-    the vector's length one, which is sentence-transformers' `Normalize`, and nothing else.
+    Raises ArchitectureError for pooling that llama.cpp does not have, and for modules other than
+    pooling and `Normalize`, which llama.cpp does itself.
     """
     path = folder / "modules.json"
     if not path.is_file():
@@ -44,7 +44,7 @@ def pooling_keys(folder: Path, arch: str) -> Keys:
     modules = read_config(_Modules, {"modules": _read(path)}, str(path)).modules
     kinds = [module.type.rpartition(".")[2] for module in modules]
     ArchitectureError.raise_any(
-        f"{path}: a module {shown(kind)}, which llama.cpp does not compute; it knows"
+        f"{path}: llama.cpp does not compute a module of type {shown(kind)}; it supports"
         f" {', '.join(_KNOWN)}"
         for kind in kinds
         if kind not in _KNOWN
@@ -55,15 +55,15 @@ def pooling_keys(folder: Path, arch: str) -> Keys:
     if not is_inside(folder, config_path):
         raise ArchitectureError(f"{path}: {shown(str(config_path))} is not in this folder")
     config = _read(config_path)
-    said = cast("dict[str, Any]", config) if isinstance(config, dict) else {}
-    found = [type_ for name, type_ in _TYPES.items() if said.get(name) is True]
-    mode: object = said.get("pooling_mode")
+    settings = cast("dict[str, Any]", config) if isinstance(config, dict) else {}
+    found = [type_ for name, type_ in _TYPES.items() if settings.get(name) is True]
+    mode: object = settings.get("pooling_mode")
     found += [_MODES[mode]] if isinstance(mode, str) and mode in _MODES else []
     if len(set(found)) != 1:
-        named = [k for k, v in said.items() if k.startswith("pooling_mode") and v]
+        named = [k for k, v in settings.items() if k.startswith("pooling_mode") and v]
         raise ArchitectureError(
-            f"{config_path}: pooling by {' and '.join(named) or 'nothing'}; llama.cpp pools by one"
-            " of mean, first and last token"
+            f"{config_path}: pooling by {' and '.join(named) or 'nothing'}; llama.cpp needs exactly"
+            " one of mean, first token and last token"
         )
     return {f"{arch}.pooling_type": u32(found[0])}
 

@@ -1,7 +1,8 @@
-"""Layers that predict further ahead (multi-token prediction): their lines and keys.
+"""Layers for multi-token prediction: their rows of the tensor table and their keys.
 
-Each is a decoder layer like the model's last, fed by a matrix that joins the state and the next
-token's embedding. Checkpoints number them after the model's own layers.
+Each is a decoder layer like the model's last. Its input is the hidden state joined with the
+embedding of the next token, multiplied by one matrix (eh_proj). Checkpoints number these layers
+after the model's own.
 """
 
 from __future__ import annotations
@@ -15,19 +16,19 @@ _ROWS = (
     Row(_IN + "eh_proj.weight", _OUT + "eh_proj.weight", "hidden hidden_twice"),
     Row(_IN + "enorm.weight", _OUT + "enorm.weight", "hidden"),
     Row(_IN + "hnorm.weight", _OUT + "hnorm.weight", "hidden"),
-    Row(_IN + "embed_tokens.weight", _OUT + "embed_tokens.weight", "vocab hidden", may_lack=True),
+    Row(_IN + "embed_tokens.weight", _OUT + "embed_tokens.weight", "vocab hidden", optional=True),
     Row(
         _IN + "shared_head.head.weight",
         _OUT + "shared_head_head.weight",
         "vocab hidden",
-        may_lack=True,
+        optional=True,
     ),
     Row(_IN + "shared_head.norm.weight", _OUT + "shared_head_norm.weight", "hidden"),
 )
 
 
 def prediction_rows(layers: range) -> tuple[Row, ...]:
-    """Return the lines that only these layers have, beside those of a decoder layer.
+    """Return the rows that these layers have besides those of a decoder layer.
 
     Dimensions: `hidden`, `hidden_twice` and `vocab`.
     """
@@ -35,7 +36,7 @@ def prediction_rows(layers: range) -> tuple[Row, ...]:
 
 
 def prediction_of(arch: str, layers: range) -> Prediction | None:
-    """Return what a file needs to know that keeps these layers; None where there are none."""
+    """Return the description of prediction layers; None if the range is empty."""
     if not layers:
         return None
     keys = {"block_count": u32(layers.stop), "nextn_predict_layers": u32(len(layers))}

@@ -1,4 +1,4 @@
-"""Rotary position embeddings: what config.json says of them, and what llama.cpp wants to know."""
+"""Rotary position embeddings: their settings in config.json, and their keys for llama.cpp."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dynquant.keys import Keys, f32, string, u32
 
 @dataclass(frozen=True)
 class Rope:
-    """`rope_parameters` of transformers 5, `rope_scaling` of older ones; names as there.
+    """`rope_parameters` of transformers 5, `rope_scaling` of older versions, with their names.
 
     rope_type: "default" (no scaling), "linear", "dynamic", "yarn", "llama3", "longrope"
     """
@@ -40,8 +40,8 @@ class Rope:
     short_factor: tuple[Positive, ...] | None = None
 
 
-# What each scaling cannot do without. "dynamic" changes nothing within max_position_embeddings,
-# which is the context_length that the GGUF declares; llama.cpp has no key for it.
+# The settings that each scaling requires. "dynamic" has no effect within max_position_embeddings,
+# which is the GGUF's context_length; llama.cpp has no key for it.
 _NEEDS = {
     "default": (),
     "linear": ("factor",),
@@ -52,8 +52,8 @@ _NEEDS = {
 }
 
 
-# What no key tells llama.cpp's graphs of these families: they read neither yarn_beta_fast and
-# yarn_beta_slow, nor yarn_attn_factor and yarn_ext_factor, though the gguf package can write them.
+# Constants of llama.cpp's graphs of these families. They read neither yarn_beta_fast and
+# yarn_beta_slow nor yarn_attn_factor and yarn_ext_factor, though the gguf package can write these.
 _WHOLE: dict[str, object] = {"partial_rotary_factor": 1.0}
 _FIXED: dict[str, dict[str, object]] = {
     **dict.fromkeys(_NEEDS, _WHOLE),
@@ -73,19 +73,20 @@ def read_rope(
 ) -> Rope:
     """Return the rope settings of a config.json; raise ArchitectureError for unknown scaling.
 
-    known:        the scalings that llama.cpp's graph of the family computes, besides "default"
-    approximated: settings that may differ from those of the graph, as all files of a family do
-                  that are used; see `deviations`
-    partial:      the family's own partial_rotary_factor, for a config.json that leaves it out; None
-                  for a family whose heads turn whole
+    known:        scalings that llama.cpp's graph of the family computes, besides "default"
+    approximated: settings that may differ from the graph's constants, as they do in all published
+                  files of a family; see `deviations`
+    partial:      the family's default of partial_rotary_factor; None if whole heads are rotated
     """
     name = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
-    said = config.get(name)
-    found = cast("dict[str, Any]", said) if isinstance(said, dict) else {}
-    if said is not None and (said != found or any(isinstance(v, dict) for v in found.values())):
-        raise ArchitectureError(f"{where}: {name} is not one set of settings for all layers")
-    # As transformers reads them: the settings themselves first, then config.json's top level,
-    # but the original context length the other way round (`standardize_rope_params`).
+    stated = config.get(name)
+    found = cast("dict[str, Any]", stated) if isinstance(stated, dict) else {}
+    if stated is not None and (stated != found or any(isinstance(v, dict) for v in found.values())):
+        raise ArchitectureError(
+            f"{where}: {name} must be one set of settings, the same for all layers"
+        )
+    # As in transformers (`standardize_rope_params`): the set has precedence over config.json's top
+    # level; for the original context length it is the reverse.
     settings: dict[str, Any] = {
         "rope_theta": 10000.0,
         "partial_rotary_factor": 1.0 if partial is None else partial,
@@ -100,11 +101,11 @@ def read_rope(
     types = ("default", *known)
     if rope.rope_type not in types:
         raise ArchitectureError(
-            f"{where}: {name}: rope_type {rope.rope_type!r} is not one that llama.cpp computes for"
-            f" this architecture ({', '.join(types)})"
+            f"{where}: {name}: llama.cpp does not compute rope_type {rope.rope_type!r} for this"
+            f" architecture; it supports {', '.join(types)}"
         )
     ArchitectureError.raise_any(
-        f"{where}: {name}: {key} is missing, which rope_type {rope.rope_type!r} needs"
+        f"{where}: {name}: {key} is missing; rope_type {rope.rope_type!r} needs it"
         for key in _NEEDS[rope.rope_type]
         if getattr(rope, key) is None
     )
@@ -119,10 +120,10 @@ def read_rope(
 
 
 def deviations(rope: Rope, where: str) -> tuple[str, ...]:
-    """Return a message for each setting in place of which llama.cpp takes a fixed one."""
+    """Return a warning for each setting in place of which llama.cpp uses a constant."""
     return tuple(
-        f"{where}: {key} is {getattr(rope, key)}, in place of which llama.cpp takes {fixed} for"
-        " this architecture; rotary angles differ a little"
+        f"{where}: {key} is {getattr(rope, key)}, but llama.cpp uses {fixed} for this architecture;"
+        " rotary angles differ slightly"
         for key, fixed in _FIXED[rope.rope_type].items()
         if getattr(rope, key) != fixed
     )
@@ -135,7 +136,7 @@ def scaling_keys(arch: str, rope: Rope) -> Keys:
     keys = {"type": string(rope.rope_type), "factor": f32(rope.factor)}
     if rope.rope_type == "yarn":
         keys["original_context_length"] = u32(rope.original_max_position_embeddings)
-        # llama.cpp multiplies this with YaRN's usual factor, which transformers replaces.
+        # In llama.cpp this multiplies YaRN's usual factor, in transformers it replaces it.
         attention = _attention_factor(rope, rope.factor) / _magnitude(rope.factor, 1.0)
         if attention != 1:
             keys["attn_factor"] = f32(attention)
@@ -145,20 +146,20 @@ def scaling_keys(arch: str, rope: Rope) -> Keys:
 def latent_scaling_keys(arch: str, rope: Rope, where: str) -> Keys:
     """Return `<arch>.rope.scaling.*` of YaRN in latent attention, which also scales the scores.
 
-    transformers multiplies all scores with magnitude(mscale_all_dim)², sines and cosines with the
-    attention factor. llama.cpp does the first by `yarn_log_multiplier`, a tenth of mscale_all_dim
-    for deepseek2, but lets the second act on the weights that do not turn as well: so only a
-    factor of one is the same in both, and DeepSeek's own files have no other.
+    transformers multiplies all scores by magnitude(mscale_all_dim)², and sines and cosines by the
+    attention factor. llama.cpp does the former by `yarn_log_multiplier`, a tenth of mscale_all_dim
+    for deepseek2, but applies the latter to the weights that are not rotated as well. So both agree
+    only if the attention factor is one, as it is in all of DeepSeek's files.
 
-    Raises ArchitectureError for another one.
+    Raises ArchitectureError for any other attention factor.
     """
     if rope.rope_type != "yarn" or rope.factor is None:
         return {}
     if (attention := _attention_factor(rope, rope.factor)) != 1:
         raise ArchitectureError(
-            f"{where}: YaRN multiplies sines and cosines with {attention:.4g}, from mscale"
+            f"{where}: YaRN multiplies sines and cosines by {attention:.4g}, from mscale"
             f" {rope.mscale} and mscale_all_dim {rope.mscale_all_dim}; llama.cpp's latent attention"
-            " knows only 1"
+            " supports only 1"
         )
     keys = {
         "type": string("yarn"),
@@ -172,13 +173,13 @@ def latent_scaling_keys(arch: str, rope: Rope, where: str) -> Keys:
     if rope.mscale_all_dim:
         keys["yarn_log_multiplier"] = f32(0.1 * rope.mscale_all_dim)
     else:
-        # Without a multiplier, llama.cpp has YaRN's usual factor, which this takes back.
+        # Without a multiplier llama.cpp applies YaRN's usual factor; this cancels it.
         keys["attn_factor"] = f32(1 / _magnitude(rope.factor, 1.0))
     return {f"{arch}.rope.scaling.{name}": value for name, value in keys.items()}
 
 
 def _attention_factor(rope: Rope, factor: float) -> float:
-    """Return what YaRN multiplies sines and cosines with (`_compute_yarn_parameters`)."""
+    """Return YaRN's factor of sines and cosines (`_compute_yarn_parameters`)."""
     if rope.attention_factor is not None:
         return rope.attention_factor
     if rope.mscale and rope.mscale_all_dim:
@@ -192,10 +193,10 @@ def _magnitude(factor: float, mscale: float) -> float:
 
 
 def llama3_factors(rope: Rope, head_dim: int) -> F32:
-    """Return Llama 3.1's rope scaling as what each rotary pair's frequency is divided by.
+    """Return Llama 3.1's rope scaling as a divisor for the frequency of each rotary pair.
 
     Wavelengths below original/high_freq_factor stay, those above original/low_freq_factor grow by
-    `factor`, and between them the frequency goes over linearly in original/wavelength.
+    `factor`, and in between the frequency is interpolated linearly in original/wavelength.
 
     returns: float32 [head_dim / 2], the tensor rope_freqs.weight
     Source: `_compute_llama3_parameters` in transformers.
@@ -207,7 +208,7 @@ def llama3_factors(rope: Rope, head_dim: int) -> F32:
     for pair in range(head_dim // 2):
         wavelength = 2 * math.pi * rope.rope_theta ** (2 * pair / head_dim)
         turns = rope.original_max_position_embeddings / wavelength
-        # Unlike the formula's three cases, two clips: equal to them, also where low equals high.
+        # Two clips, equal to the formula's three cases, also if low equals high.
         kept = 1.0 if turns >= high else 0.0 if turns < low else (turns - low) / (high - low)
         divisors.append(1 / ((1 - kept) / factor + kept))
     return np.array(divisors, np.float32)

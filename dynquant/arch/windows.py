@@ -1,4 +1,4 @@
-"""Sliding windows: which layers attend to the last few tokens only."""
+"""Sliding windows: which layers attend only to the last few tokens."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class _Types:
 def layer_types(
     config: Mapping[str, Any], n_layers: int, pattern: int, where: str
 ) -> tuple[bool, ...]:
-    """Return which layers have a window: what `layer_types` says, or all but each pattern-th.
+    """Return which layers have a window: by `layer_types`, else all but every pattern-th.
 
-    Raises ArchitectureError for types of other kinds, or of another number of layers.
+    Raises ArchitectureError for unknown types, or if their number differs from the layers'.
     """
     if config.get("layer_types") is None:
         return _every(n_layers, pattern)
@@ -41,17 +41,17 @@ def layer_types(
 def window_keys(
     arch: str, config: Mapping[str, Any], slides: tuple[bool, ...], pattern: int, where: str
 ) -> Keys:
-    """Return attention.sliding_window, and its pattern where llama.cpp would take another.
+    """Return attention.sliding_window, and its pattern if llama.cpp's default differs.
 
-    slides:  which layers have the window, which config.json must then give
-    pattern: all layers but each pattern-th have one, as llama.cpp knows the architecture
+    slides:  which layers have the window; if any has, config.json must state its size
+    pattern: llama.cpp's default: all layers have a window but every pattern-th
 
-    Raises ArchitectureError where no layer has one: llama.cpp's graphs with windows need some.
+    Raises ArchitectureError if no layer has a window: llama.cpp's graphs with windows need some.
     """
     if not any(slides):
         raise ArchitectureError(
-            f"{where}: layer_types has no 'sliding_attention'; llama.cpp's {arch} needs a layer"
-            " with it"
+            f"{where}: layer_types has no 'sliding_attention'; llama.cpp's {arch} needs at least"
+            " one such layer"
         )
     window = read_config(_Window, config, where).sliding_window
     keys = {f"{arch}.attention.sliding_window": u32(window)}
@@ -61,24 +61,24 @@ def window_keys(
 
 
 @dataclass(frozen=True)
-class _Said:
+class _Stated:
     max_position_embeddings: Count
     sliding_window: int | None = None
     use_sliding_window: Truth | None = None
 
 
 def window_left_out(config: Mapping[str, Any], where: str, used: bool = True) -> tuple[str, ...]:
-    """Return what to tell people of a window that llama.cpp's graph of the family does not have.
+    """Return a warning if the model has a window and llama.cpp's graph of the family has none.
 
-    used: what a config.json means that does not say `use_sliding_window`
+    used: the family's default of `use_sliding_window`
     """
-    said = read_config(_Said, config, where)
-    used = used if said.use_sliding_window is None else said.use_sliding_window
-    if not used or not said.sliding_window or said.sliding_window >= said.max_position_embeddings:
+    c = read_config(_Stated, config, where)
+    used = used if c.use_sliding_window is None else c.use_sliding_window
+    if not used or not c.sliding_window or c.sliding_window >= c.max_position_embeddings:
         return ()
     return (
-        f"{where}: sliding_window is {said.sliding_window}, and llama.cpp's graph of this family"
-        " has no window: texts that are longer are answered otherwise than by the model's own code",
+        f"{where}: sliding_window is {c.sliding_window}, but llama.cpp's graph of this family has"
+        " no window: for longer texts results differ from the model's own code",
     )
 
 

@@ -77,7 +77,7 @@ def convert_plan(
     for weights that are not finite and for rows that are encoded differently a second time.
     """
     threads = default_threads() if threads is None else threads
-    PlanError.raise_any((*plan.lacks, *plan.refusals))
+    PlanError.raise_any((*plan.missing, *plan.refusals))
     if threads < 1:
         raise ConvertError(f"threads is {threads}; at least 1 is needed")
     # A DYNQUANT_ISA that this CPU does not support is an error before there is a file.

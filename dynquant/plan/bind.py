@@ -76,7 +76,7 @@ def bind_plan(saved: SavedPlan, model: Model, imatrix: Imatrix | None, where: st
         prediction=model.prediction.layers if model.prediction else range(0),
         set_keys=frozenset(n for n, key in saved.keys.items() if key.set),
         allow_requantize=saved.allow_requantize,
-        lacks=model.lacks,
+        missing=model.missing,
     )
 
 

@@ -145,7 +145,7 @@ def make_plan(
         prediction=model.prediction.layers if model.prediction else range(0),
         set_keys=frozenset(n for n, key in keys.items() if model.keys.get(n) != key),
         allow_requantize=allow_requantize,
-        lacks=model.lacks,
+        missing=model.missing,
         refusals=tuple(refusals),
     )
 

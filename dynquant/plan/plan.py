@@ -138,7 +138,7 @@ class Plan(Totals):
     prediction: layers among the tensors that predict further ahead
     set_keys:   names of the keys that the plan sets; all others are the model's
     allow_requantize: whether tensors that are quantized in a GGUF may get another type
-    lacks:      parts of the model without which no file can be written, as in `Model`
+    missing:    parts of the model without which no file can be written, as in `Model`
     refusals:   reasons not to write a file from this draft: missing importance
     """
 
@@ -157,7 +157,7 @@ class Plan(Totals):
     prediction: range = range(0)
     set_keys: frozenset[str] = frozenset()
     allow_requantize: bool = False
-    lacks: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
     refusals: tuple[str, ...] = ()
 
     @property

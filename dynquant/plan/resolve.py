@@ -110,5 +110,5 @@ def _settled(model: Model, assigned: Assigned) -> Iterator[ModelTensor]:
         if kept is None or chosen is None or chosen.type != kept.blocks.stored:
             yield tensor
             continue
-        yield ModelTensor(tensor.name, kept.blocks)
+        yield ModelTensor(tensor.name, kept.blocks, stored_names=tensor.stored_names)
         yield ModelTensor(tensor.name.removesuffix("weight") + "scale", kept.factor)

@@ -159,7 +159,7 @@ def saved_plan(plan: Plan) -> SavedPlan:
     Raises PlanError for a draft, from which no file can be written, CheckpointError if a source
     file cannot be read.
     """
-    PlanError.raise_any((*plan.lacks, *plan.refusals))
+    PlanError.raise_any((*plan.missing, *plan.refusals))
     short = plan.recipe.short
     return SavedPlan(
         plan=VERSION,

@@ -36,7 +36,8 @@ def settle_prediction(model: Model, *, keep: bool, reason: str = _DROPPED) -> Mo
         reasons = _copies(model, theirs, ahead.shared)
     else:
         reasons = dict.fromkeys((t.name for t in theirs), reason)
-    ignored = {name: why for tensor, why in reasons.items() for name in ahead.stored[tensor]}
+    dropped = [(t, reasons[t.name]) for t in theirs if t.name in reasons]
+    ignored = {name: why for tensor, why in dropped for name in tensor.stored_names}
     return replace(
         model,
         keys=_with(model.keys, ahead.keys) if keep else model.keys,

@@ -44,7 +44,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "warnings": list(plan.warnings),
         "ignored": dict(plan.ignored),
         "prediction_layers": list(plan.prediction),
-        "lacks": list(plan.lacks),
+        "lacks": list(plan.missing),
         "shards": [{"tensors": s.stop - s.start, "bytes": s.n_bytes} for s in plan.shards],
         "refusals": list(plan.refusals),
     }

@@ -58,7 +58,7 @@ def picture_of(plan: Plan, file_bytes: int | None) -> Picture:
         file_bytes=file_bytes,
         version=str(plan.keys["dynquant.version"].value),
         warnings=plan.warnings,
-        refusals=(*plan.lacks, *plan.refusals),
+        refusals=(*plan.missing, *plan.refusals),
         unweighted=frozenset(plan.unweighed),
         ignored=plan.ignored,
     )

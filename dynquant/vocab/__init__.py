@@ -1,4 +1,4 @@
-"""Tokenizers on disk as the `tokenizer.*` keys of a GGUF."""
+"""From tokenizer files to the `tokenizer.*` keys of a GGUF."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ __all__ = ["read_vocab"]
 def read_vocab(folder: Path, config: Mapping[str, Any], *, pre: str | None = None) -> Keys:
     """Read a model folder's tokenizer as GGUF keys, in the order of llama.cpp's converter.
 
-    config: config.json; its vocab_size is the number of tokens, and ids that no token has are
-            padded; its *_token_id count where the tokenizer's files name no such token
-    pre:    llama.cpp's name of the pre-tokenizer, which settles what its rules leave open
+    config: config.json; its vocab_size is the number of tokens, and ids without a token are padded;
+            its *_token_id apply if the tokenizer's files name no such token
+    pre:    llama.cpp's name of the pre-tokenizer; None to recognise it by its rules
 
-    Byte-level BPE comes from tokenizer.json, vocab.json and merges.txt, tiktoken.model or
-    tekken.json; SentencePiece from its model file, or a tokenizer.json made of one; WordPiece from
-    tokenizer.json or vocab.txt. Raises VocabError, before any work on weights, for files that are
-    damaged or contradictory, and tokenizers not known; NoVocabError where there are none.
+    Byte-level BPE is read from tokenizer.json, vocab.json and merges.txt, tiktoken.model or
+    tekken.json; SentencePiece from its model file, or a tokenizer.json made from one; WordPiece
+    from tokenizer.json or vocab.txt. Raises VocabError if files are damaged or contradictory, or
+    the tokenizer is not supported; NoVocabError if there are no files.
     """
     files = TokenizerFiles(folder, config)
     kind = files.model.get("type")
@@ -51,10 +51,10 @@ def read_vocab(folder: Path, config: Mapping[str, Any], *, pre: str | None = Non
         _refuse_pre(pre, "SentencePiece")
         return read_spm_json(files)
     if files.tokenizer:
-        what = "BPE that is neither byte-level nor has byte_fallback" if kind == "BPE" else kind
+        described = "BPE, neither byte-level nor with byte_fallback" if kind == "BPE" else kind
         raise VocabError(
-            f"{folder / 'tokenizer.json'}: a tokenizer of kind {what!r}; byte-level BPE,"
-            " SentencePiece, Unigram and WordPiece are what can be converted"
+            f"{folder / 'tokenizer.json'}: a tokenizer of kind {described!r} is not supported;"
+            " byte-level BPE, SentencePiece, Unigram and WordPiece are"
         )
     if files.has("vocab.json") and files.has("merges.txt"):
         return read_bpe(files, pre)
@@ -73,4 +73,4 @@ def read_vocab(folder: Path, config: Mapping[str, Any], *, pre: str | None = Non
 
 def _refuse_pre(pre: str | None, kind: str) -> None:
     if pre is not None:
-        raise VocabError(f"--pre: {kind} tokenizers have no pre-tokenizer; leave out --pre {pre}")
+        raise VocabError(f"--pre: {kind} tokenizers have no pre-tokenizer; remove --pre {pre}")

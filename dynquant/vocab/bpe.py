@@ -1,4 +1,4 @@
-"""Byte-level BPE: the vocabularies of tokenizer.json, or of vocab.json and merges.txt."""
+"""Byte-level BPE vocabularies from tokenizer.json, or from vocab.json and merges.txt."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from dynquant.vocab.tokens import Token, added_type, lay_out
 Merge = tuple[str, str]
 
 MAX_LETTERS = 4096
-"""Of a token in a vocabulary with merges: every way to part it in two is looked at. The longest in
-use, rows of spaces or signs, have some hundreds."""
+"""Limit on a token's length in a vocabulary with merges, since all its splits in two are tried. The
+longest in use, runs of spaces or signs, have some hundreds of characters."""
 
-# A space inside a part of a merge, as byte letters have it: in a GGUF a space parts the two.
+# The byte letter of a space. In a GGUF a plain space separates the two parts of a merge.
 _BYTE_SPACE = "\u0120"
 
 
@@ -41,9 +41,9 @@ _BYTE_SPACE = "\u0120"
 class BpeModel:
     """A vocabulary and its merges, best first.
 
-    path:          the file that they come from
-    ids:           of each text, in byte letters
-    ignore_merges: whether a whole piece that is a token is that token, whatever the merges say
+    path:          the file they were read from
+    ids:           the id of each token, spelled in byte letters
+    ignore_merges: whether a piece that is a token stays whole, even if the merges do not produce it
     """
 
     path: Path
@@ -55,10 +55,10 @@ class BpeModel:
 def read_bpe(files: TokenizerFiles, pre: str | None) -> Keys:
     """Return the keys of a byte-level BPE tokenizer.
 
-    pre: llama.cpp's name of the pre-tokenizer, where the user settles it; None to recognise it
+    pre: llama.cpp's name of the pre-tokenizer if the user gives it; None to recognise it
 
-    Raises VocabError for files that are damaged or contradict each other, and for a pre-tokenizer
-    that is not known.
+    Raises VocabError if files are damaged or contradict each other, or if the pre-tokenizer is not
+    known.
     """
     if pre is not None:
         check_name(pre)
@@ -76,7 +76,7 @@ def read_bpe(files: TokenizerFiles, pre: str | None) -> Keys:
     tokens = lay_out(files.folder, laid, files.vocab_size)
 
     special = read_special(files, tokens)
-    # llama.cpp adds a BOS by default for some names; what the tokenizer does is said for all.
+    # llama.cpp's default differs between pre-tokenizers, so the key is always written.
     special.add.setdefault("bos", False)
     model = BpeModel(path, vocab, merges, files.model.get("ignore_merges") is True)
     found = recognise(files, has_bos="bos" in special.ids) if pre is None else pre
@@ -92,9 +92,9 @@ def bpe_keys(
 ) -> Keys:
     """Return the keys of a byte-level vocabulary.
 
-    pre: the pre-tokenizer that was recognised, or the name that the user gives
+    pre: the recognised pre-tokenizer, or the name that the user gives
 
-    Raises VocabError where the pre-tokenizer that was recognised treats whole words otherwise.
+    Raises VocabError if the recognised pre-tokenizer handles whole words differently.
     """
     if isinstance(pre, PreType):
         added = {token.text for token in files.added_tokens.values()}
@@ -117,7 +117,7 @@ def bpe_keys(
 
 
 def read_bpe_model(files: TokenizerFiles) -> tuple[dict[str, int], list[Merge]]:
-    """Return the ids of the vocabulary's texts, and the merges, best first."""
+    """Return the ids of the tokens by text, and the merges, best first."""
     if files.tokenizer:
         path = files.folder / "tokenizer.json"
         vocab = files.part(files.model, "vocab")
@@ -130,7 +130,7 @@ def read_bpe_model(files: TokenizerFiles) -> tuple[dict[str, int], list[Merge]]:
     if not ids:
         raise VocabError(f"{path}: the vocabulary is empty; download the file again")
     VocabError.raise_any(
-        f"{path}: {shown(text)} has {len(text)} letters; at most {MAX_LETTERS} are read"
+        f"{path}: {shown(text)} has {len(text)} characters; at most {MAX_LETTERS} are read"
         for text in ids
         if len(text) > MAX_LETTERS
     )
@@ -145,7 +145,7 @@ def read_bpe_model(files: TokenizerFiles) -> tuple[dict[str, int], list[Merge]]:
 
 
 def _json_merges(path: Path, values: Sequence[Any]) -> list[Merge]:
-    """Read merges that are strings `a b` or, since their parts may have spaces, pairs."""
+    """Read merges that are strings `a b`, or pairs, whose parts may contain spaces."""
     merges: list[Merge] = []
     wrong: list[Any] = []
     for value in values:
@@ -156,15 +156,15 @@ def _json_merges(path: Path, values: Sequence[Any]) -> list[Merge]:
             case _:
                 wrong.append(value)
     if wrong:
-        raise VocabError(f"{path}: {some(wrong)} are not merges of two parts; mend the file")
+        raise VocabError(f"{path}: not merges of two parts: {some(wrong)}; fix the file")
     return merges
 
 
 def _text_merges(path: Path) -> list[Merge]:
-    """Read merges.txt: a line `a b` each; a first line may give the version."""
+    """Read merges.txt: a merge `a b` per line; the first line may state the version."""
     merges: list[Merge] = []
     wrong: list[str] = []
-    # Not splitlines(): a byte letter may be what Unicode takes for the end of a line.
+    # Not splitlines(): some byte letters are line ends in Unicode.
     for number, line in enumerate(read_text(path).split("\n"), 1):
         line = line.removesuffix("\r")
         if not line or (number == 1 and line.startswith("#version")):
@@ -172,7 +172,7 @@ def _text_merges(path: Path) -> list[Merge]:
         left, _, right = line.partition(" ")
         if not left or not right or " " in right:
             wrong.append(
-                f"{path}:{number}: {shown(line)} is not a merge of two parts; mend the file"
+                f"{path}:{number}: {shown(line)} is not a merge of two parts; fix the file"
             )
         merges.append((left, right))
     VocabError.raise_any(wrong[:5])
@@ -180,7 +180,7 @@ def _text_merges(path: Path) -> list[Merge]:
 
 
 def contradictions(path: Path, vocab: Mapping[str, int], files: TokenizerFiles) -> Iterable[str]:
-    """Say where an added token is not what the vocabulary has."""
+    """Yield a message for each added token that contradicts the vocabulary."""
     texts = {i: text for text, i in vocab.items()}
     for i, token in files.added_tokens.items():
         if texts.get(i, token.text) != token.text:
@@ -196,31 +196,32 @@ def contradictions(path: Path, vocab: Mapping[str, int], files: TokenizerFiles) 
 
 
 def _unknown_parts(path: Path, vocab: Mapping[str, int], merges: Sequence[Merge]) -> Iterable[str]:
-    """Say which merges name a token that is not in the vocabulary."""
+    """Yield a message if merges name tokens that are not in the vocabulary."""
     bad = [(a, b) for a, b in merges if a not in vocab or b not in vocab or a + b not in vocab]
     if bad:
         texts = {text for a, b in bad for text in (a, b, a + b) if text not in vocab}
         yield (
-            f"{path}: {len(bad)} of {len(merges)} merges name tokens that the vocabulary lacks"
-            f" ({some(sorted(texts))}); vocabulary and merges are not of one tokenizer"
+            f"{path}: {len(bad)} of {len(merges)} merges name tokens that are not in the vocabulary"
+            f" ({some(sorted(texts))}); take vocabulary and merges from one tokenizer"
         )
 
 
 def _unsupported(path: Path, model: Mapping[str, Any]) -> Iterable[str]:
-    """Say what the model does that llama.cpp's BPE does not."""
+    """Yield a message for each setting that llama.cpp's BPE does not have."""
     for name in ("continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(name):
             yield (
-                f"{path}: {name} is {shown(model[name])}, which llama.cpp's BPE does not have;"
-                " there is no GGUF for this tokenizer"
+                f"{path}: {name} is {shown(model[name])}, but llama.cpp's BPE has no such setting;"
+                " this tokenizer cannot be converted"
             )
 
 
 def _check_ignore_merges(model: BpeModel, pre: PreType, plain: Iterable[str]) -> None:
-    """Raise VocabError if llama.cpp would take whole words for tokens where the tokenizer does not.
+    """Raise VocabError if llama.cpp differs in keeping pieces whole that are tokens.
 
-    The two differ only on tokens that their own merges do not lead to; where every token is what
-    the merges make of its text, `ignore_merges` changes nothing.
+    plain: the tokens that are not added ones
+
+    The difference matters only for tokens that the merges do not produce from their own text.
     """
     if pre.ignore_merges == model.ignore_merges:
         return
@@ -228,8 +229,8 @@ def _check_ignore_merges(model: BpeModel, pre: PreType, plain: Iterable[str]) ->
     unreached = [text for text in plain if [t.value for t in bpe.tokenize(text)] != [text]]
     if unreached:
         raise VocabError(
-            f"{model.path}: ignore_merges is {str(model.ignore_merges).lower()}, but llama.cpp's"
-            f" {pre.name} has it {str(pre.ignore_merges).lower()}, and merges do not lead to"
-            f" {len(unreached)} tokens ({some(unreached)}); if that is of no concern, give"
-            f" --pre {pre.name}"
+            f"{model.path}: ignore_merges is {str(model.ignore_merges).lower()}, but in llama.cpp's"
+            f" {pre.name} it is {str(pre.ignore_merges).lower()}, which changes the result for"
+            f" {len(unreached)} tokens that the merges do not produce ({some(unreached)}); to"
+            f" accept this, give --pre {pre.name}"
         )

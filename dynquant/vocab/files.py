@@ -1,4 +1,4 @@
-"""The tokenizer's files in a model folder, read once and checked for their outer form."""
+"""The tokenizer files of a model folder, each read once, with their structure checked."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class AddedToken:
-    """A token that the tokenizer takes out of the text before it splits the rest."""
+    """A token that the tokenizer finds in the text before it splits the rest."""
 
     text: str
     special: bool
@@ -33,9 +33,9 @@ class AddedToken:
 
 @dataclass(frozen=True)
 class TokenizerFiles:
-    """What the tokenizer's files say; an absent file is an empty dict.
+    """The contents of the tokenizer's files; an absent file is an empty dict.
 
-    config: config.json, as the checkpoint read it
+    config: the contents of config.json
     """
 
     folder: Path
@@ -58,21 +58,21 @@ class TokenizerFiles:
 
     @cached_property
     def configs(self) -> tuple[Mapping[str, Any], ...]:
-        """config.json and, in it, the configuration of the text part of a larger model."""
+        """config.json and, for a multimodal model, the configuration of its text model."""
         inner = self.config.get("text_config") or self.config.get("language_config")
         if isinstance(inner, Mapping):
             return self.config, cast("Mapping[str, Any]", inner)
         return (self.config,)
 
     def has(self, name: str) -> bool:
-        """Whether the folder has a file of this name."""
+        """Return whether the folder has a file of this name."""
         return (self.folder / name).is_file()
 
     @cached_property
     def sentencepiece(self) -> Path | None:
-        """The SentencePiece model, by the names that families have for it; the newest of several.
+        """The SentencePiece model, by the names that families use; the newest of several.
 
-        Mistral appends a version (tokenizer.model.v3), T5 and XLM-R have names of their own.
+        Mistral appends a version (tokenizer.model.v3); T5 and XLM-R have other names.
         """
         names = ["tokenizer.model", "spiece.model", "sentencepiece.bpe.model"]
         versions = sorted(self.folder.glob("tokenizer.model.v[0-9]*"), key=lambda p: p.name)
@@ -80,19 +80,19 @@ class TokenizerFiles:
         return next(iter([*found, *reversed(versions)]), None)
 
     def read(self, name: str) -> Json:
-        """Read a JSON file that holds one object; {} if there is no such file."""
+        """Return the object in a JSON file; {} if there is no such file."""
         if not self.has(name):
             return {}
         return as_object(json_value(self.folder / name), f"{self.folder / name}")
 
     def part(self, of: Json, name: str, file: str = "tokenizer.json") -> Json:
-        """Return an object inside a file's object; {} if it is absent or null."""
+        """Return a member of a file's object, itself an object; {} if it is absent or null."""
         value = of.get(name)
         return {} if value is None else as_object(value, f"{self.folder / file}: {name!r}")
 
     @cached_property
     def vocab_size(self) -> int | None:
-        """The rows of the model's embedding, from config.json."""
+        """The number of rows of the embedding, from config.json."""
         for config in self.configs:
             size = config.get("vocab_size")
             if type(size) is int and size > 0:
@@ -101,7 +101,7 @@ class TokenizerFiles:
 
     @property
     def token_type_count(self) -> int:
-        """The rows of the token-type embedding, 1 where config.json does not say."""
+        """The number of rows of the token-type embedding; by default 1."""
         counts = (config.get("type_vocab_size") for config in self.configs)
         return next((n for n in counts if type(n) is int and 0 < n < 2**31), 1)
 
@@ -109,9 +109,8 @@ class TokenizerFiles:
     def added_tokens(self) -> dict[int, AddedToken]:
         """Added tokens by id: tokenizer.json, then tokenizer_config.json, then added_tokens.json.
 
-        The first file that has an id decides how it is treated. A token beyond the embedding that
-        config.json declares cannot occur and is left out. Raises VocabError where two files give
-        one id to two texts, or one text two ids.
+        Of several entries for an id the first applies. Tokens beyond the embedding's rows cannot
+        occur and are left out. Raises VocabError if one id has two texts, or one text two ids.
         """
         found: dict[int, AddedToken] = {}
         ids: dict[str, int] = {}
@@ -120,13 +119,13 @@ class TokenizerFiles:
             known = found.setdefault(token_id, token)
             if known.text != token.text:
                 wrong.append(
-                    f"{self.folder / file}: id {token_id} is {shown(token.text)}, but another file"
-                    f" (or entry) says {shown(known.text)}; remove the wrong one"
+                    f"{self.folder / file}: id {token_id} is {shown(token.text)}, but"
+                    f" {shown(known.text)} in another file or entry; remove the wrong one"
                 )
             elif ids.setdefault(token.text, token_id) != token_id:
                 wrong.append(
-                    f"{self.folder / file}: {shown(token.text)} has id {token_id}, but another file"
-                    f" (or entry) says {ids[token.text]}; remove the wrong one"
+                    f"{self.folder / file}: {shown(token.text)} has id {token_id}, but"
+                    f" {ids[token.text]} in another file or entry; remove the wrong one"
                 )
         VocabError.raise_any(wrong)
         size = self.vocab_size
@@ -153,19 +152,19 @@ class TokenizerFiles:
 def _added_token(entry: Json, where: str) -> AddedToken:
     text = entry.get("content")
     if not isinstance(text, str):
-        raise VocabError(f"{where}: 'content' is {shown(text)}, not a text; mend the file")
+        raise VocabError(f"{where}: 'content' is {shown(text)}, not a string; fix the file")
     return AddedToken(text, special=entry.get("special") is True)
 
 
 def json_value(path: Path) -> Any:
-    """Read a JSON file; raise VocabError if it cannot be read, or an object has a key twice."""
+    """Read a JSON file; raise VocabError if it cannot be read or an object repeats a key."""
 
     def once(pairs: list[tuple[str, Any]]) -> Json:
         found = dict(pairs)
         if len(found) != len(pairs):
             counts = Counter(key for key, _ in pairs)
             twice = sorted(key for key, n in counts.items() if n > 1)
-            raise RepeatedKeyError(f"{some(twice)} twice in one object; mend the file")
+            raise RepeatedKeyError(f"{some(twice)} twice in one object; fix the file")
         return found
 
     text = read_text(path)
@@ -178,16 +177,16 @@ def json_value(path: Path) -> Any:
 
 
 def read_bytes(path: Path, folder: Path | None = None) -> bytes:
-    """Read a file of a model folder, its own if none is given; links stay in it.
+    """Read a file of a model folder; without `folder`, of the file's own.
 
-    What is read is written into the output: a link out of the folder would publish a file that is
-    none of the model. Raises VocabError if it cannot be read.
+    Links out of the folder are rejected: the contents become part of the output, which would then
+    publish a file that does not belong to the model. Raises VocabError if it cannot be read.
     """
     try:
         if not is_inside(folder or path.parent, path):
             raise VocabError(
-                f"{path}: is a link to {os.path.realpath(path)}, outside of the folder; put the"
-                " file itself there"
+                f"{path}: is a link to {os.path.realpath(path)}, outside of the folder; copy the"
+                " file into the folder"
             )
         return read_regular(path, MAX_TOKENIZER)
     except OSError as e:
@@ -205,21 +204,21 @@ def read_text(path: Path, folder: Path | None = None) -> str:
 def as_object(value: Any, where: str) -> Json:
     """Return a JSON object, or raise VocabError."""
     if not isinstance(value, dict):
-        raise VocabError(f"{where}: {shown(value)} where an object is expected; mend the file")
+        raise VocabError(f"{where}: {shown(value)} where an object is expected; fix the file")
     return cast("Json", value)
 
 
 def as_list(value: Any, where: str) -> list[Any]:
     """Return a JSON list, or raise VocabError."""
     if not isinstance(value, list):
-        raise VocabError(f"{where}: {shown(value)} where a list is expected; mend the file")
+        raise VocabError(f"{where}: {shown(value)} where a list is expected; fix the file")
     return cast("list[Any]", value)
 
 
 def as_id(value: Any, where: str) -> int:
     """Return a token id, or raise VocabError."""
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**31:
-        raise VocabError(f"{where}: {shown(value)} is not a token id; mend the file")
+        raise VocabError(f"{where}: {shown(value)} is not a token id; fix the file")
     return value
 
 

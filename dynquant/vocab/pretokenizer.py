@@ -1,4 +1,4 @@
-"""Which of llama.cpp's pre-tokenizers a byte-level tokenizer has, from the rules it states."""
+"""Recognise which of llama.cpp's pre-tokenizers has the rules of a byte-level tokenizer."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from dynquant.vocab.pretypes import (
 
 @dataclass(frozen=True)
 class Traits:
-    """What a tokenizer does beside splitting; None where its files do not say."""
+    """A tokenizer's settings besides its splits; None if its files do not state one."""
 
     ignore_merges: bool
     clean_spaces: bool | None
     has_bos: bool
 
     def disagreements(self, pre: PreType) -> tuple[bool, bool, bool]:
-        """How a name differs from the tokenizer, the difference that matters most first."""
+        """Return whether a pre-tokenizer differs in each setting, the most important first."""
         return (
             pre.ignore_merges != self.ignore_merges,
             pre.expects_bos and not self.has_bos,
@@ -41,11 +41,11 @@ class Traits:
 
 
 _MAX_RULES = 4000
-"""Letters of rules that a message quotes; the longest in use have 900."""
+"""Limit on the characters of rules that a message quotes; the longest in use have 900."""
 
 
 class _UnknownRuleError(Exception):
-    """A rule that no sequence of regexes expresses."""
+    """A rule that cannot be expressed as a sequence of regexes."""
 
 
 def check_name(pre: str) -> None:
@@ -57,17 +57,17 @@ def check_name(pre: str) -> None:
 
 
 def is_byte_level(tokenizer: Json) -> bool:
-    """Whether the pre-tokenizer of a tokenizer.json turns text into byte letters."""
+    """Return whether the pre-tokenizer of a tokenizer.json spells text in byte letters."""
     return any(rule.get("type") == "ByteLevel" for rule in _rules(tokenizer))
 
 
 def recognise(files: TokenizerFiles, has_bos: bool) -> PreType:
-    """Return the pre-tokenizer that the files' rules make.
+    """Return the pre-tokenizer with the rules in the files.
 
     has_bos: whether the tokenizer has a BOS token
 
-    Of several names with the same rules, the one is taken whose other habits are the tokenizer's.
-    Raises VocabError, with the rules, if llama.cpp has no such pre-tokenizer that we know.
+    Of several names with the same rules, the one whose other settings fit best is returned. Raises
+    VocabError, with the rules, if no pre-tokenizer of llama.cpp is known to have them.
     """
     path, rules, splits = _read_rules(files)
     clean = files.tokenizer_config.get("clean_up_tokenization_spaces")
@@ -80,29 +80,29 @@ def recognise(files: TokenizerFiles, has_bos: bool) -> PreType:
 
 
 def named(name: str) -> PreType:
-    """Return the pre-tokenizer of a name that is among PRE_TYPES."""
+    """Return the pre-tokenizer of this name, which must be in PRE_TYPES."""
     return next(pre for pre in PRE_TYPES if pre.name == name)
 
 
 def recognise_splits(
     path: Path, rules: str, splits: tuple[str, ...] | None, traits: Traits
 ) -> PreType:
-    """Return the pre-tokenizer that cuts by these regexes, or raise VocabError with the rules.
+    """Return the pre-tokenizer that splits by these regexes, or raise VocabError with the rules.
 
-    path, rules: where the rules stand, and the rules as that file spells them
-    splits:      the rules as regexes, None if they cannot be
+    path, rules: the file with the rules, and the rules as written there
+    splits:      the rules as regexes; None if they cannot be expressed so
     """
     candidates = [pre for pre in PRE_TYPES if pre.splits == splits]
     if not candidates:
         raise VocabError(
-            f"{path}: no known pre-tokenizer of llama.cpp has its rules, {rules[:_MAX_RULES]}; if"
-            f" you know its name, give it with --pre NAME (one of {', '.join(NAMES)})"
+            f"{path}: no known pre-tokenizer of llama.cpp has these rules: {rules[:_MAX_RULES]}; if"
+            f" you know the right name, give --pre NAME (one of {', '.join(NAMES)})"
         )
     return min(candidates, key=traits.disagreements)
 
 
 def _read_rules(files: TokenizerFiles) -> tuple[Path, str, tuple[str, ...] | None]:
-    """Return where the rules stand, the rules as text, and as regexes if these can express them."""
+    """Return the file with the rules, the rules as text, and as regexes if possible."""
     if files.tokenizer:
         try:
             splits = _splits(files.tokenizer)
@@ -126,7 +126,7 @@ def _read_rules(files: TokenizerFiles) -> tuple[Path, str, tuple[str, ...] | Non
 def _splits(tokenizer: Json) -> tuple[str, ...]:
     """Express a tokenizer.json's pre-tokenizer as a sequence of regexes.
 
-    NFC is passed over, as llama.cpp does: it expects its input to be composed.
+    The normalizer NFC is ignored, as in llama.cpp, which expects composed input.
     """
     for rule in steps(tokenizer.get("normalizer"), "normalizers"):
         if rule.get("type") != "NFC":
@@ -143,8 +143,8 @@ def _splits(tokenizer: Json) -> tuple[str, ...]:
                 splits.append(PUNCTUATION_RUNS)
             case {"type": "Split", "pattern": {"Regex": str(regex)}, "behavior": behavior}:
                 regex = regex.replace("\r", r"\r").replace("\n", r"\n").replace("\t", r"\t")
-                # A regex that matches everything keeps the same pieces if what is between its
-                # matches, nothing, is removed (the spelling of tokenizers made from tiktoken).
+                # If a regex matches everything, removing the text between its matches changes
+                # nothing. Tokenizers converted from tiktoken are written so.
                 removed = behavior == "Removed" and rule.get("invert") is True
                 if behavior != "Isolated" and not (removed and regex.endswith(r"|\s+")):
                     raise _UnknownRuleError
@@ -159,7 +159,7 @@ def _rules(tokenizer: Json) -> list[Json]:
 
 
 def steps(value: Any, name: str) -> list[Json]:
-    """Return a normalizer or pre-tokenizer as the list of its steps, sequences taken apart."""
+    """Return a normalizer or pre-tokenizer as a flat list of its steps."""
     if value is None:
         return []
     where = f"tokenizer.json: {name!r}"

@@ -1,10 +1,10 @@
-"""The pre-tokenizers that llama.cpp has, by the rules that tokenizers state for them.
+"""llama.cpp's pre-tokenizers, with the rules that tokenizers state for them.
 
-A pre-tokenizer is a sequence of regexes: each cuts every piece that the ones before it left into
-its matches and what lies between them. `splits` are the regexes as the models' own tokenizer.json
-files spell them; what llama.cpp runs for a name is a form of the same. Names, flags and regexes:
-llama_vocab::impl::load and llm_tokenizer_bpe in llama.cpp's src/llama-vocab.cpp (October 2026); the
-order and the spelling of the splits: tokenizer.json of the model that the name comes from.
+A pre-tokenizer is a sequence of regexes. Each splits all pieces left by the previous ones into its
+matches and the text between them. `splits` are the regexes in the spelling of the models'
+tokenizer.json; llama.cpp implements equivalent ones. Sources: for names, flags and regexes
+llama_vocab::impl::load and llm_tokenizer_bpe in llama.cpp's src/llama-vocab.cpp (October 2026); for
+the order and spelling of the splits the tokenizer.json of the model that each is named after.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 
-# ByteLevel's own regex, which `use_regex` switches on.
+# The regex of ByteLevel with `use_regex`.
 GPT_2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
-# The tokenizers wheel's Digits, each one alone, and Punctuation, whole runs of it.
+# In the tokenizers package: Digits with and without `individual_digits`, and Punctuation.
 EACH_DIGIT = r"\p{N}"
 DIGITS = r"\p{N}+"
 PUNCTUATION_RUNS = "[[:punctuation:]]+"
@@ -46,7 +46,7 @@ _KIMI = (
     rf"|\p{{N}}{{1,3}}|{_SIGNS_AND_SPACE}"
 )
 
-# Escapes, because letters that look alike would not do.
+# Escaped, because many letters look alike.
 _CJK_AND_KANA = "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"
 _CJK_AND_HANGUL = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
 _DEEPSEEK_LETTERS = (
@@ -76,11 +76,11 @@ _SPARK = rf"{_DEEPSEEK_3_WORD}| ?[\p{{P}}\p{{S}}]+|[\r\n]|\s+(?!\S)|\s+"
 
 @dataclass(frozen=True)
 class PreType:
-    """A pre-tokenizer's name in llama.cpp, its rules, and what else llama.cpp does for the name.
+    """A pre-tokenizer's name in llama.cpp, its rules, and the settings that the name implies.
 
-    ignore_merges: a whole piece that is a token is that token, whatever the merges make of it
+    ignore_merges: a piece that is a token stays whole, even if the merges do not produce it
     clean_spaces:  detokenized text loses the space before punctuation
-    expects_bos:   llama.cpp takes it that there is a BOS token where the file names none
+    expects_bos:   llama.cpp assumes a BOS token if the file names none
     """
 
     name: str
@@ -90,9 +90,9 @@ class PreType:
     expects_bos: bool = True
 
 
-# Names with the same rules and flags do the same; one stands for all (gpt-2 for mpt, olmo, phi-2 …;
-# starcoder for refact; smollm for command-r). Of names that differ in flags, the first is taken
-# where the tokenizer does not say.
+# One of several names with the same rules and flags is listed (gpt-2 for mpt, olmo, phi-2 …;
+# starcoder for refact; smollm for command-r). Among names that differ in flags, the first is used
+# if the tokenizer does not state them.
 PRE_TYPES = (
     PreType("gpt-2", (GPT_2,)),
     PreType("starcoder", (EACH_DIGIT, GPT_2)),
@@ -157,7 +157,7 @@ PRE_TYPES = (
     ),
 )
 
-# Every name that llama.cpp accepts for a byte-level vocabulary: what `--pre` may name.
+# All names that llama.cpp accepts for a byte-level vocabulary: the values of `--pre`.
 _NAMES = """
     a.x-4.0 afmoe bailingmoe bailingmoe2 bloom chameleon chatglm-bpe codeshell cohere2moe command-r
     dbrx deepseek-coder deepseek-llm deepseek-r1-qwen deepseek-v3 exaone exaone-moe exaone4 f2llmv2
@@ -171,14 +171,14 @@ _NAMES = """
 """
 NAMES = tuple(_NAMES.split())
 
-# What transformers' own tokenizer classes do where no tokenizer.json says it.
+# The splits of transformers' tokenizer classes, for models without a tokenizer.json.
 CLASS_SPLITS = {
     "GPT2Tokenizer": (GPT_2,),
     "CodeGenTokenizer": (GPT_2,),
     "Qwen2Tokenizer": (_QWEN,),
 }
 
-# The class of a model that does not name one.
+# The tokenizer class of models that do not state it, by model_type.
 MODEL_CLASSES = {
     "gpt2": "GPT2Tokenizer",
     "codegen": "CodeGenTokenizer",

@@ -1,7 +1,7 @@
-"""Byte-level BPE told as ranks of byte strings, tiktoken's way: Kimi-K2's and Mistral's files.
+"""Byte-level BPE in tiktoken's form, ranks of byte strings: the files of Kimi-K2 and Mistral.
 
-There are no merges in such files: any two neighbours that make a token are joined, the pair whose
-token has the least rank first.
+Such files have no merges: any two neighbours that together are a token are joined, the pair whose
+token has the lowest rank first.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from dynquant.vocab.pretokenizer import Traits, check_name, named, recognise_spl
 from dynquant.vocab.special import read_special
 from dynquant.vocab.tokens import MAX_TOKENS, Token, added_type, lay_out
 
-# What GPT-2 writes for each byte: itself where Latin-1 has a letter or sign for it, and for the
-# others, in their order, the letters from U+0100 on.
+# GPT-2's letter for each byte: the character itself if it is a letter or sign in Latin-1, and for
+# the other bytes, in order, the letters from U+0100 on.
 _PLAIN = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 _OTHERS = [byte for byte in range(256) if byte not in _PLAIN]
 _LETTERS = {byte: chr(byte) for byte in _PLAIN} | {b: chr(256 + i) for i, b in enumerate(_OTHERS)}
 
-# Kimi's own class, whose code holds the rules of its pre-tokenizer, keeps this many ids after the
-# ranks for special tokens and calls those that no file names <|reserved_token_ID|>.
+# Kimi's tokenizer class, whose code contains the rules of the pre-tokenizer, reserves this many ids
+# after the ranks for special tokens and names those in no file <|reserved_token_ID|>.
 _KIMI_CLASS, _KIMI_SPECIAL = "TikTokenTokenizer", 256
 
-# The special tokens that tekken.json had before it named its own, by id (mistral-common).
+# Special tokens of a tekken.json that does not list them, by id (mistral-common).
 _TEKKEN_SPECIAL = """
     <unk> <s> </s> [INST] [/INST] [AVAILABLE_TOOLS] [/AVAILABLE_TOOLS] [TOOL_RESULTS]
     [/TOOL_RESULTS] [TOOL_CALLS] [IMG] <pad> [IMG_BREAK] [IMG_END] [PREFIX] [MIDDLE] [SUFFIX]
@@ -46,11 +46,11 @@ _TEKKEN_NAMES = {"bos": "<s>", "eos": "</s>", "unk": "<unk>", "pad": "<pad>"}
 
 
 def read_tiktoken(files: TokenizerFiles, pre: str | None) -> Keys:
-    """Return the keys of a `tiktoken.model`: a line `base64 rank` for each token.
+    """Return the keys of a `tiktoken.model`, with a line `base64 rank` per token.
 
-    pre: llama.cpp's name of the pre-tokenizer; None for Kimi's, the only class that is known
+    pre: llama.cpp's name of the pre-tokenizer; None for Kimi's, the only class that is supported
 
-    Raises VocabError for a damaged file, and without `pre` for another tokenizer_class.
+    Raises VocabError if the file is damaged, or without `pre` if tokenizer_class is another.
     """
     path = files.folder / "tiktoken.model"
     stated: Any = files.tokenizer_config.get("tokenizer_class")
@@ -58,8 +58,8 @@ def read_tiktoken(files: TokenizerFiles, pre: str | None) -> Keys:
         check_name(pre)
     elif stated != _KIMI_CLASS:
         raise VocabError(
-            f"{path}: how a text is split stands in the code of tokenizer_class {stated!r}, which"
-            f" is not {_KIMI_CLASS} (Kimi's); if you know llama.cpp's name for it, give --pre NAME"
+            f"{path}: tokenizer_class {stated!r} is not supported, only {_KIMI_CLASS} (Kimi's): its"
+            " code splits the text; if you know llama.cpp's name for the splits, give --pre NAME"
         )
     ranks = _tiktoken_ranks(path)
     vocab = {letters(token): rank for token, rank in ranks.items()}
@@ -81,9 +81,9 @@ def read_tiktoken(files: TokenizerFiles, pre: str | None) -> Keys:
 
 
 def read_tekken(files: TokenizerFiles, pre: str | None) -> Keys:
-    """Return the keys of Mistral's `tekken.json`, whose special tokens come before all others.
+    """Return the keys of Mistral's `tekken.json`, in which special tokens have the first ids.
 
-    Raises VocabError for a damaged file, and for a pattern that llama.cpp does not have.
+    Raises VocabError if the file is damaged, or if llama.cpp does not have its pattern.
     """
     path = files.folder / "tekken.json"
     if pre is not None:
@@ -94,8 +94,8 @@ def read_tekken(files: TokenizerFiles, pre: str | None) -> Keys:
     size = as_id(config.get("default_vocab_size"), f"{path}: 'default_vocab_size'")
     if not n_special <= size <= MAX_TOKENS:
         raise VocabError(
-            f"{path}: 'default_num_special_tokens' is {n_special} of {size} tokens in all; at most"
-            f" {MAX_TOKENS} are read"
+            f"{path}: 'default_num_special_tokens' is {n_special} of {size} tokens in total; at"
+            f" most {MAX_TOKENS} are read"
         )
     ranks = _tekken_ranks(path, tekken, size - n_special)
     listed: Any = tekken.get("special_tokens")
@@ -123,16 +123,16 @@ def read_tekken(files: TokenizerFiles, pre: str | None) -> Keys:
 
 
 def letters(token: bytes) -> str:
-    """Spell bytes as byte-level BPE does, a letter each."""
+    """Spell bytes as in byte-level BPE, one letter per byte."""
     return token.decode("latin-1").translate(_LETTERS)
 
 
 def merges_of_ranks(ranks: Mapping[bytes, int]) -> list[Merge]:
-    """Return as merges, best first, what joining by rank does: one for each token of several bytes.
+    """Return merges, best first, equivalent to joining by rank: one per token of several bytes.
 
-    Inside a longer piece, joining a token's bytes goes as it goes with the token alone, unless a
-    join reaches over the token's edge; so the last two parts of a token are always the same two.
-    A token that joining does not lead to has no merge.
+    The bytes of a token are joined in the same order inside a longer piece as in the token itself,
+    unless a join crosses the token's edge; so its last two parts are always the same. A token that
+    joining does not produce has no merge.
     """
     merges: list[Merge] = []
     spelled = {token: letters(token) for token in ranks}
@@ -144,18 +144,18 @@ def merges_of_ranks(ranks: Mapping[bytes, int]) -> list[Merge]:
 
 
 def _last_parts(ranks: Mapping[bytes, int], token: bytes) -> list[bytes]:
-    """Join the bytes of a token by tokens of lesser rank, as far as that goes down to two parts.
+    """Join the bytes of a token by tokens of lower rank until two parts are left, if possible.
 
-    Where several pairs have the least rank the first is joined. A heap finds it, as a file may have
-    a token of a million bytes.
+    Of several pairs with the lowest rank the first is joined. A heap finds it, since a file may
+    have a token of a million bytes.
     """
     n, none = len(token), ranks[token]
-    ends = list(range(1, n + 1))  # of the part that begins at a byte
-    begins = list(range(-1, n))  # of the part before the one at a byte
+    ends = list(range(1, n + 1))  # end of the part that begins at a byte
+    begins = list(range(-1, n))  # begin of the part before the one at a byte
     n_parts = n
 
     def pair(at: int) -> tuple[int, int, int] | None:
-        """Return rank, begin and end of a part with the next one, where that is a token."""
+        """Return rank, begin and end of a part joined with the next one, if it is a token."""
         if at < 0 or ends[at] >= n:
             return None
         rank = ranks.get(token[at : ends[ends[at]]], none)
@@ -168,7 +168,7 @@ def _last_parts(ranks: Mapping[bytes, int], token: bytes) -> list[bytes]:
         _, at, end = heapq.heappop(heap)
         middle = ends[at]
         if not alive[at] or middle >= n or ends[middle] != end:
-            continue  # one of the two was joined with another meanwhile
+            continue  # one of the two has been joined with another part
         alive[middle] = False
         ends[at] = end
         if end < n:
@@ -199,8 +199,8 @@ def _tekken_ranks(path: Path, tekken: dict[str, Any], n: int) -> dict[bytes, int
     entries = [as_object(item, where) for item in as_list(tekken.get("vocab"), where)]
     if len(entries) < n:
         raise VocabError(
-            f"{where}: has {len(entries)} tokens, but the configuration beside it speaks of {n};"
-            " download the file again"
+            f"{where}: has {len(entries)} tokens, but 'config' declares {n}; download the file"
+            " again"
         )
     return _ranks(
         path,
@@ -212,7 +212,7 @@ def _tekken_ranks(path: Path, tekken: dict[str, Any], n: int) -> dict[bytes, int
 
 
 def _ranks(path: Path, entries: list[tuple[str, str, int]]) -> dict[bytes, int]:
-    """Return the rank of each token; entries are (base64, where it stands, rank)."""
+    """Return the rank of each token; entries are (base64, place in the file, rank)."""
     ranks: dict[bytes, int] = {}
     wrong: list[str] = []
     for text, where, rank in entries:
@@ -223,11 +223,11 @@ def _ranks(path: Path, entries: list[tuple[str, str, int]]) -> dict[bytes, int]:
             continue
         if not token or ranks.setdefault(token, rank) != rank:
             wrong.append(
-                f"{where}: the token {shown(token)} twice, or empty; download the file again"
+                f"{where}: token {shown(token)} is repeated or empty; download the file again"
             )
     missing = sum(bytes([byte]) not in ranks for byte in range(256))
     if not wrong and missing:
-        wrong.append(f"{path}: {missing} of the 256 bytes are no tokens; download the file again")
+        wrong.append(f"{path}: {missing} of the 256 bytes are not tokens; download the file again")
     if not wrong and set(ranks.values()) != set(range(len(ranks))):
         wrong.append(
             f"{path}: the ranks of {len(ranks)} tokens are not 0 to {len(ranks) - 1}; download the"

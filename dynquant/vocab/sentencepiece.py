@@ -1,8 +1,8 @@
-"""What a runtime needs of a SentencePiece `tokenizer.model`, read with every bound checked.
+"""Read the pieces and settings of a SentencePiece `tokenizer.model`, with all bounds checked.
 
 The file is a protobuf message (sentencepiece_model.proto), a sequence of fields. A field is a
 varint `number << 3 | wire type` and a value: wire type 0 is a varint, 1 is 8 bytes, 2 is a varint
-length and so many bytes, 5 is 4 bytes. Fields that are not named here are skipped.
+length and that many bytes, 5 is 4 bytes. Fields that are not listed here are skipped.
 
   ModelProto      1 pieces (SentencePiece, repeated)   2 trainer_spec   3 normalizer_spec
   SentencePiece   1 piece (UTF-8)   2 score (float)   3 type (default NORMAL)
@@ -32,7 +32,7 @@ _TRAINER_IDS = {40: "unk", 41: "bos", 42: "eos", 43: "pad"}
 
 @dataclass
 class SentencePieceModel:
-    """A SentencePiece model: its pieces by id and what else decides how text is split."""
+    """A SentencePiece model: its pieces by id, and the settings that affect how text is split."""
 
     pieces: list[Token] = field(default_factory=list[Token])
     model_type: str = "unigram"
@@ -45,16 +45,16 @@ class SentencePieceModel:
 
 
 class _MalformedError(Exception):
-    """What is wrong with the message, and at which byte of it."""
+    """A malformed message: the fault, and the byte where it is."""
 
 
 def read_sentencepiece(path: Path) -> SentencePieceModel:
-    """Read a `tokenizer.model`; raise VocabError if it is not a whole SentencePiece model."""
+    """Read a `tokenizer.model`; raise VocabError if it is not a complete SentencePiece model."""
     try:
         model = _read_model(memoryview(read_bytes(path)))
     except _MalformedError as e:
         raise VocabError(
-            f"{path}: not a whole SentencePiece model: {e}; download the file again"
+            f"{path}: not a complete SentencePiece model: {e}; download the file again"
         ) from e
     return model
 
@@ -83,7 +83,7 @@ def _read_model(data: memoryview) -> SentencePieceModel:
                     model.add_dummy_prefix = bool(_integer(setting, "add_dummy_prefix"))
                 elif key == 4:
                     model.remove_extra_whitespaces = bool(_integer(setting, "a whitespace rule"))
-    # The trainer writes all three, pieces first; a file cut between two fields lacks one.
+    # The trainer writes all three, pieces first; a file cut between fields misses at least one.
     for number, part in ((1, "pieces"), (2, "trainer_spec"), (3, "normalizer_spec")):
         if number not in parts:
             raise _MalformedError(f"it has no {part}")
@@ -114,7 +114,7 @@ def _read_piece(data: memoryview, token_id: int) -> Token:
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """Yield number and value of each field; a memoryview for all wire types but the varint."""
+    """Yield number and value of each field; values other than varints are memoryviews."""
     at = 0
     while at < len(data):
         key, at = _varint(data, at)
@@ -136,7 +136,7 @@ def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
 
 
 def _varint(data: memoryview, at: int) -> tuple[int, int]:
-    """Return the varint at a byte, at most 64 bits, and the byte after it."""
+    """Return the varint of at most 64 bits at a byte, and the position after it."""
     value = 0
     for shift in range(0, 70, 7):
         if at >= len(data):

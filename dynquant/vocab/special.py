@@ -1,4 +1,4 @@
-"""Keys beside the list of tokens: special ids, ends of turn, and what is put around a text."""
+"""Special tokens: their ids, ends of turn, and the tokens that are added around a text."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _ADD_KEYS = {
 # BERT begins a text with its classification token and ends it with its separator.
 _STAND_INS = {"bos": "cls", "eos": "sep"}
 
-# Texts of tokens that llama.cpp takes for the end of an answer whatever the keys say:
+# Texts of tokens at which llama.cpp always stops, whatever the keys are:
 # special_eog_ids in llama_vocab::impl::load.
 _KNOWN_ENDS = """
     <|eot_id|> <|im_end|> <|end|> <|return|> <|call|> <|flush|> <|calls|> <end_of_turn>
@@ -47,7 +47,7 @@ IdOf = Callable[[str], int | None]
 
 @dataclass
 class Special:
-    """Special token ids by name (bos, eos …), and which of them are put around a text."""
+    """Special token ids by name (bos, eos …), and which of them are added around a text."""
 
     ids: dict[str, int] = field(default_factory=dict[str, int])
     add: dict[str, bool] = field(default_factory=dict[str, bool])
@@ -64,12 +64,12 @@ def read_special(
     """Find the special tokens.
 
     tokens:    the vocabulary, by id
-    model_ids: ids that the tokenizer's model states itself; they count least
+    model_ids: ids stated in the tokenizer's model, which have the lowest precedence
 
-    A token is what tokenizer_config.json names, else the id in config.json (of several ends of
-    turn the first), else in `model_ids`. What is added is what tokenizer_config.json says, else
-    the template of tokenizer.json. Raises VocabError for a bos or eos id beyond the vocabulary,
-    and for more ends of turn than a GGUF can name.
+    A special token is the one named in tokenizer_config.json, else the id in config.json (the first
+    of several ends of turn), else that in `model_ids`. Tokens are added as tokenizer_config.json
+    states, else as in the template of tokenizer.json. Raises VocabError if the bos or eos id is
+    beyond the vocabulary, or if there are more ends of turn than a GGUF can name.
     """
     id_of = {token.text: i for i, token in enumerate(tokens)}.get
     special = Special()
@@ -89,7 +89,7 @@ def read_special(
         elif name in ("bos", "eos"):
             wrong.append(
                 f"{files.folder / 'config.json'}: {name}_token_id is {token_id}, but there are"
-                f" {len(tokens)} tokens; tokenizer and config.json are not of one model"
+                f" {len(tokens)} tokens; take tokenizer and config.json from one model"
             )
     VocabError.raise_any(wrong)
     _read_template(files, special, id_of)
@@ -98,14 +98,14 @@ def read_special(
         if isinstance(stated, bool):
             special.add[name] = stated
     for name, added in special.add.items():
-        # llama.cpp would put some token of its own choice where it is told to add one it lacks.
+        # If the flag is set and the token is missing, llama.cpp adds its default id.
         special.add[name] = added and name in special.ids
     _add_ends(files, special, tokens)
     return special
 
 
 def _named(files: TokenizerFiles, name: str, id_of: IdOf) -> int | None:
-    """Return the id of the token that tokenizer_config.json names."""
+    """Return the id of the token named in tokenizer_config.json."""
     entry: Any = files.tokenizer_config.get(f"{name}_token")
     if isinstance(entry, dict):
         entry = as_object(entry, "tokenizer_config.json").get("content")
@@ -124,10 +124,10 @@ def _ids(value: Any) -> list[int]:
 
 
 def _add_ends(files: TokenizerFiles, special: Special, tokens: Sequence[Token]) -> None:
-    """Name the tokens at which transformers stops and llama.cpp would not.
+    """Name as eot and eom the tokens at which transformers stops and llama.cpp would not.
 
-    transformers stops at generation_config.json's eos_token_id, or without it at config.json's;
-    llama.cpp at the ids named eos, eot and eom, and at texts that it knows.
+    transformers stops at the eos_token_id of generation_config.json, or else of config.json;
+    llama.cpp stops at the ids named eos, eot and eom, and at tokens with texts that it knows.
     """
     name = "generation_config.json"
     stops = _ids(files.read(name).get("eos_token_id"))
@@ -145,14 +145,14 @@ def _add_ends(files: TokenizerFiles, special: Special, tokens: Sequence[Token]) 
             special.ids[end] = ends.pop(0)
     if ends:
         raise VocabError(
-            f"{files.folder / name}: eos_token_id lists more ends of turn than llama.cpp can be"
-            f" told: {some(tokens[i].text for i in ends)} found no place; remove from the list"
-            " those that end no turn"
+            f"{files.folder / name}: eos_token_id lists more ends of turn than a GGUF can name:"
+            f" {some(tokens[i].text for i in ends)} would be left out; remove tokens that do not"
+            " end a turn from the list"
         )
 
 
 def _read_template(files: TokenizerFiles, special: Special, id_of: IdOf) -> None:
-    """Take from tokenizer.json's post-processor what is put before and after a text."""
+    """Read which tokens tokenizer.json's post-processor adds before and after a text."""
     if not files.tokenizer:
         return
     special.add["bos"] = False
@@ -172,12 +172,12 @@ def _read_template(files: TokenizerFiles, special: Special, id_of: IdOf) -> None
         if after:
             last = id_of(after[-1])
             if last is not None and "eos" in special.ids and last != special.ids["eos"]:
-                # The text's end is not the end that the configuration names, which is a turn's.
+                # The text ends with another token than a turn, whose end the configuration names.
                 special.ids.setdefault("eot", special.ids["eos"])
                 special.ids["eos"] = last
             _set(special, "eos", last)
             special.add["eos"] = last is not None
-            # Two texts: what stands between them beyond the end of the first is the separator.
+            # Of a pair of texts: after the end of the first comes the separator.
             _, between, _ = _around(processor, "pair")
             separators = [i for text in between[len(after) :] if (i := id_of(text)) is not None]
             if separators:
@@ -187,7 +187,7 @@ def _read_template(files: TokenizerFiles, special: Special, id_of: IdOf) -> None
 
 
 def _around(processor: Json, template: str) -> tuple[list[str], list[str], list[str]]:
-    """Return the special tokens before the first text of a template, between two, and after."""
+    """Return a template's special tokens before the first text, between two texts and after."""
     where = f"tokenizer.json: {template!r}"
     sides: list[list[str]] = [[]]
     for item in as_list(processor.get(template, []), where):

@@ -1,4 +1,4 @@
-"""SentencePiece vocabularies as Llama has them: tokenizer.model, or the same told as merges."""
+"""SentencePiece vocabularies as in Llama: tokenizer.model, or the same as a list of merges."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ BYTE = re.compile("<0x[0-9A-F]{2}>")
 def read_spm(files: TokenizerFiles, path: Path, model: SentencePieceModel) -> Keys:
     """Return the keys of a SentencePiece model that llama.cpp merges by score.
 
-    path: where the model was read
+    path: the file that the model was read from
 
-    Raises VocabError for a model that this cannot be: words or characters for pieces, or no pieces
-    for single bytes.
+    Raises VocabError if the model's type is not supported (words, characters), or if it has no
+    pieces for single bytes.
     """
     if model.model_type not in ("bpe", "unigram"):
         raise VocabError(
-            f"{path}: a SentencePiece model of type {model.model_type!r}, which llama.cpp does not"
-            " run; there is no GGUF for this tokenizer"
+            f"{path}: llama.cpp does not support SentencePiece models of type {model.model_type!r};"
+            " this tokenizer cannot be converted"
         )
     prefix = files.tokenizer_config.get("add_prefix_space")
     return _keys(
@@ -50,10 +50,10 @@ def read_spm(files: TokenizerFiles, path: Path, model: SentencePieceModel) -> Ke
 
 
 def read_spm_json(files: TokenizerFiles) -> Keys:
-    """Return the keys of a SentencePiece model told as a tokenizer.json with byte fallback.
+    """Return the keys of a SentencePiece model in the form of a tokenizer.json with byte fallback.
 
-    llama.cpp merges the pair whose result scores highest, so the scores are the order in which
-    the merges make their results. Raises VocabError where scores cannot say what the merges say.
+    llama.cpp merges the pair whose result has the highest score, so scores are assigned in the
+    order of the merges. Raises VocabError if no scores are equivalent to the merges.
     """
     path = files.folder / "tokenizer.json"
     vocab, merges = read_bpe_model(files)
@@ -69,11 +69,11 @@ def read_spm_json(files: TokenizerFiles) -> Keys:
         elif text == unknown:
             tokens[i] = Token(text, TokenType.UNKNOWN)
         else:
-            # What no merge makes, a single letter, is never compared.
+            # Single letters, which no merge produces, are never compared.
             n_scored += text not in scores
             tokens[i] = Token(text, TokenType.NORMAL, scores.get(text, -float(n_scored)))
-    # Gemma lists its runs of spaces as added tokens too, spelled as they stand in no text; what
-    # takes spaces together are the merges.
+    # Gemma lists runs of spaces as added tokens too, in a spelling that no text has; they are
+    # joined by merges.
     merged = {text for text in scores if SPACE in text}
     added_tokens = {
         i: token
@@ -92,12 +92,12 @@ def _keys(
     model_ids: Mapping[str, int],
 ) -> Keys:
     texts = {token.text for token in pieces.values()}
-    # Gemma spells the byte of a tab as a tab, which llama.cpp falls back to as well.
+    # Gemma has a tab instead of <0x09>; llama.cpp falls back to either.
     missing = [b for b in range(256) if not texts & {f"<0x{b:02X}>", chr(b) if b < 128 else ""}]
     if missing:
         raise VocabError(
-            f"{files.folder}: the SentencePiece model lacks pieces for {len(missing)} of the 256"
-            " bytes that llama.cpp falls back to; there is no GGUF for this tokenizer"
+            f"{files.folder}: the SentencePiece model has no pieces for {len(missing)} of the 256"
+            " bytes, which llama.cpp needs; this tokenizer cannot be converted"
         )
     laid = {i: prepared(token) for i, token in pieces.items()}
     laid |= {i: added_piece(token) for i, token in added.items()}
@@ -116,7 +116,7 @@ def _keys(
 
 
 def prepared(token: Token) -> Token:
-    """Spell a user-defined piece as it stands in a text: llama.cpp finds it before it splits."""
+    """Spell a user-defined piece as in the text, where llama.cpp finds it before splitting."""
     if token.type is TokenType.USER_DEFINED:
         return Token(token.text.replace(SPACE, " "), token.type, token.score)
     return token
@@ -128,10 +128,10 @@ def added_piece(token: AddedToken) -> Token:
 
 
 def _scores(merges: Sequence[Merge]) -> dict[str, float]:
-    """Score the results of merges: -1 for the first, and less for each that comes later.
+    """Score the results of merges: -1 for the first, and less for each later one.
 
-    Several merges make one result; they follow each other unless the model that they were made
-    from scores results alike. Results whose merges are mixed therefore get the same score.
+    Merges with one result follow each other, unless results have equal scores in the original
+    model. Results whose merges are interleaved therefore get the same score.
     """
     last = {a + b: i for i, (a, b) in enumerate(merges)}
     scores: dict[str, float] = {}
@@ -147,9 +147,9 @@ def _scores(merges: Sequence[Merge]) -> dict[str, float]:
 def _unlisted_merges(
     path: str, vocab: Mapping[str, int], merges: Sequence[Merge], added: set[str]
 ) -> Iterable[str]:
-    """Say which pairs llama.cpp would merge because they make a token, and the merges would not.
+    """Yield a message if llama.cpp would merge pairs into tokens that the merges do not list.
 
-    added: texts of added tokens, which are taken out before anything is merged
+    added: texts of added tokens, which are found before anything is merged
     """
     listed = set(merges)
     unlisted = (
@@ -159,19 +159,19 @@ def _unlisted_merges(
         for k in range(1, len(text))
         if text[:k] in vocab and text[k:] in vocab and (text[:k], text[k:]) not in listed
     )
-    # Some are enough for the message: there can be a thousand times as many as there are letters.
+    # Only the first are kept: there can be a thousand times as many as characters in the file.
     first = [f"{text[:k]} {text[k:]}" for text, k in islice(unlisted, _SHOWN_PAIRS)]
     if first:
         n = len(first) + sum(1 for _ in unlisted)
         yield (
-            f"{path}: BPE with byte_fallback, not from SentencePiece: {n} pairs that"
-            f" make a token are no merges ({', '.join(map(shown, first))}), and llama.cpp would"
-            " merge them; put the tokenizer.model of the model beside it"
+            f"{path}: BPE with byte_fallback that is not from SentencePiece: llama.cpp would merge"
+            f" {n} pairs that are not among the merges ({', '.join(map(shown, first))}); put the"
+            " model's tokenizer.model into the same folder"
         )
 
 
 def _space_prefix(files: TokenizerFiles) -> bool:
-    """Whether the normalizer or the pre-tokenizer puts a space before a text."""
+    """Return whether the normalizer or the pre-tokenizer adds a space before a text."""
     stated = files.tokenizer_config.get("add_prefix_space")
     if isinstance(stated, bool):
         return stated

@@ -1,4 +1,4 @@
-"""Chat templates, from all places where Hugging Face keeps them."""
+"""Chat templates, from all files that may hold them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from dynquant.vocab.files import TokenizerFiles, as_list, as_object, json_value,
 
 
 def chat_template_keys(files: TokenizerFiles) -> Keys:
-    """Return the chat templates: chat_template.jinja, else tokenizer_config's, else …json's.
+    """Return the templates of chat_template.jinja, tokenizer_config.json or chat_template.json.
 
-    A template in a file of its own counts more than one in tokenizer_config.json, as it does for
-    transformers, which writes the one and leaves older texts in the other.
+    The first of these files that has a template applies. As in transformers, a separate file has
+    precedence over tokenizer_config.json, which may hold an older text.
     """
     templates = _templates(files)
     default = templates.pop("default", None)
@@ -32,7 +32,7 @@ def chat_template_keys(files: TokenizerFiles) -> Keys:
 
 
 def _templates(files: TokenizerFiles) -> dict[str, str]:
-    """Return the chat templates by name, with letters, digits and `_` for a name."""
+    """Return the chat templates by name; names consist of letters, digits and `_`."""
     if files.has("chat_template.jinja"):
         found = {"default": read_text(files.folder / "chat_template.jinja")}
     else:
@@ -57,7 +57,7 @@ def _configured(files: TokenizerFiles) -> dict[str, str]:
         entry = as_object(item, f"{where}: 'chat_template'")
         name, text = entry.get("name"), entry.get("template")
         if not isinstance(name, str) or not isinstance(text, str):
-            raise VocabError(f"{where}: a chat template without a name or a text; mend the file")
+            raise VocabError(f"{where}: a chat template without a name or a text; fix the file")
         named[_plain(name)] = text
     return named
 

@@ -1,7 +1,7 @@
-"""Unigram vocabularies, T5's and XLM-RoBERTa's: the likeliest way to cut a text into pieces.
+"""Unigram vocabularies, as in T5 and XLM-RoBERTa: text is split into the most likely pieces.
 
-Any unigram model is one of llama.cpp's "t5", also where a decoder has it: merging by score, which
-is what "llama" does, cuts almost every text otherwise than the model does.
+All unigram models become llama.cpp's tokenizer "t5", also those of decoders: "llama" merges by
+score, which splits almost every text differently.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from dynquant.vocab.spm import BYTE, added_piece, prepared
 from dynquant.vocab.templates import chat_template_keys
 from dynquant.vocab.tokens import Token, lay_out
 
-# fairseq put its own four before the pieces, of which SentencePiece's first three have no place.
+# fairseq has four special tokens first; they replace the first three of SentencePiece.
 _FAIRSEQ_CLASSES = ("XLMRobertaTokenizer",)
 _FAIRSEQ_TYPES = ("xlm-roberta",)
 _FAIRSEQ = {"<s>": "bos", "<pad>": "pad", "</s>": "eos", "<unk>": "unk"}
@@ -40,11 +40,11 @@ _MAX_SCORE = float(np.finfo(np.float32).max)
 
 @dataclass(frozen=True)
 class _Rules:
-    """What is done to a text before it is cut.
+    """How a text is normalized before it is split.
 
-    charsmap:      SentencePiece's table of replacements, empty for none
-    space_prefix:  put a space before the text
-    merge_spaces:  take several spaces for one, and none at the ends
+    charsmap:      SentencePiece's table of replacements; empty without one
+    space_prefix:  add a space before the text
+    merge_spaces:  replace several spaces by one, and remove those at the ends
     """
 
     charsmap: bytes
@@ -55,9 +55,9 @@ class _Rules:
 def read_unigram(files: TokenizerFiles, path: Path, model: SentencePieceModel) -> Keys:
     """Return the keys of a SentencePiece unigram model.
 
-    path: where the model was read
+    path: the file that the model was read from
 
-    Raises VocabError for a table of replacements that is damaged.
+    Raises VocabError if the table of replacements is damaged.
     """
     rules = _Rules(model.charsmap, model.add_dummy_prefix, model.remove_extra_whitespaces)
     stated = str(files.tokenizer_config.get("tokenizer_class")).removesuffix("Fast")
@@ -72,7 +72,7 @@ def read_unigram(files: TokenizerFiles, path: Path, model: SentencePieceModel) -
 def read_unigram_json(files: TokenizerFiles) -> Keys:
     """Return the keys of a tokenizer.json of kind Unigram.
 
-    Raises VocabError for a damaged file, and for rules that llama.cpp does not have.
+    Raises VocabError if the file is damaged, or if it has rules that llama.cpp does not have.
     """
     path = files.folder / "tokenizer.json"
     where = f"{path}: 'vocab'"
@@ -85,8 +85,8 @@ def read_unigram_json(files: TokenizerFiles) -> Keys:
             case _:
                 wrong.append(item)
     if wrong or not entries:
-        what = f"{some(wrong)} are not texts with their scores" if wrong else "it is empty"
-        raise VocabError(f"{where}: {what}; download the file again")
+        fault = f"not pairs of text and score: {some(wrong)}" if wrong else "it is empty"
+        raise VocabError(f"{where}: {fault}; download the file again")
     unk: Any = files.model.get("unk_id")
     unknown = None if unk is None else as_id(unk, f"{path}: 'unk_id'")
     pieces = {i: Token(text, _type(text, i == unknown), s) for i, (text, s) in enumerate(entries)}
@@ -107,17 +107,17 @@ def _keys(
     laid = _bytes_spelled({i: prepared(token) for i, token in pieces.items()})
     for i, token in files.added_tokens.items():
         known = laid.get(i)
-        # What stands for the unknown is special too; its score is the piece's.
+        # An added token keeps the piece's score, and the unknown token its type.
         if known is None or known.type is not TokenType.UNKNOWN:
             made = added_piece(token)
             laid[i] = Token(made.text, made.type, known.score if known else made.score)
     tokens = lay_out(files.folder, laid, files.vocab_size)
     special = read_special(files, tokens, model_ids)
     special.add = {k: v and k in special.ids for k, v in add.items()} | special.add
-    special.add.setdefault("eos", False)  # llama.cpp adds one unless told
+    special.add.setdefault("eos", False)  # llama.cpp adds one by default
     if "unk" not in special.ids:
         raise VocabError(
-            f"{path}: there is no unknown token, which llama.cpp's unigram needs; name it in"
+            f"{path}: the unknown token is missing, which llama.cpp's unigram needs; name it in"
             " tokenizer_config.json"
         )
     keys: Keys = {
@@ -136,10 +136,11 @@ def _keys(
 
 
 def _bytes_spelled(pieces: Mapping[int, Token]) -> dict[int, Token]:
-    """Spell the bytes that are characters as these, where no piece does.
+    """Return the pieces, with byte pieces of ASCII characters spelled as these characters.
 
-    SentencePiece falls back to bytes, llama.cpp's unigram to the unknown token: so line ends and
-    whatever else of ASCII only bytes can say stay what they are, and further characters do not.
+    SentencePiece falls back to bytes, but llama.cpp's unigram to the unknown token. With this
+    spelling, line ends and other ASCII characters without a piece are preserved; further characters
+    are not. Characters that have a piece are left as they are.
     """
     texts = {piece.text for piece in pieces.values()}
     unlikely = min((p.score for p in pieces.values() if p.type is TokenType.NORMAL), default=0.0)
@@ -148,7 +149,7 @@ def _bytes_spelled(pieces: Mapping[int, Token]) -> dict[int, Token]:
         if piece.type is TokenType.BYTE:
             byte = int(piece.text[3:5], 16)
             if byte < 0x80 and chr(byte) not in ("\0", " ", *texts):
-                # As much less likely than any piece as SentencePiece has the unknown.
+                # 10 below the least likely piece, as SentencePiece scores the unknown token.
                 spelled[i] = Token(chr(byte), TokenType.NORMAL, unlikely - 10.0)
     return spelled
 
@@ -160,7 +161,7 @@ def _type(text: str, is_unknown: bool) -> TokenType:
 
 
 def _realigned(model: SentencePieceModel) -> tuple[dict[int, Token], dict[str, int]]:
-    """Return the pieces at fairseq's ids, one further than SentencePiece's, and its special ids."""
+    """Return the pieces at fairseq's ids, one above SentencePiece's, and the special ids."""
     pieces = {
         i: Token(text, TokenType.UNKNOWN if name == "unk" else TokenType.CONTROL)
         for i, (text, name) in enumerate(_FAIRSEQ.items())
@@ -182,7 +183,7 @@ def _read_rules(path: Path, files: TokenizerFiles) -> _Rules:
             case {"type": "Precompiled", "precompiled_charsmap": None}:
                 pass
             case {"type": "Strip"}:
-                pass  # where spaces are merged, none is left at the ends
+                pass  # merging spaces removes those at the ends
             case {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " " | "\u2581"}:
                 merge = True
             case _:
@@ -197,8 +198,8 @@ def _read_rules(path: Path, files: TokenizerFiles) -> _Rules:
             case _:
                 unknown.append(step)
     VocabError.raise_any(
-        f"{path}: the rule {shown(step)} is none of llama.cpp's unigram; take tokenizer.json away"
-        " if the SentencePiece model of the tokenizer lies beside it"
+        f"{path}: llama.cpp's unigram does not have the rule {shown(step)}; remove tokenizer.json"
+        " if the folder has the tokenizer's SentencePiece model"
         for step in unknown
     )
     return _Rules(charsmap, prefix, merge)
@@ -214,17 +215,17 @@ def _decode(path: Path, text: str) -> bytes:
 
 
 def _charsmap_problem(charsmap: bytes) -> str | None:
-    """Say what llama.cpp would abort on: a u32 size of a trie, the trie, and texts after it."""
+    """Return a fault on which llama.cpp aborts; layout: u32 size of a trie, the trie, the texts."""
     if not charsmap:
         return None
     if len(charsmap) < 4:
         return f"has {len(charsmap)} bytes"
     (size,) = struct.unpack("<I", charsmap[:4])
     if size + 4 >= len(charsmap) or size % 4:
-        return f"speaks of {size} bytes of its {len(charsmap)}"
+        return f"declares a trie of {size} bytes in a total of {len(charsmap)}"
     return None if charsmap.endswith(b"\0") else "ends inside a text"
 
 
 def is_unigram(model: SentencePieceModel) -> bool:
-    """Whether a SentencePiece model is one that llama.cpp cuts by likelihood."""
+    """Return whether a SentencePiece model is split by likelihood in llama.cpp."""
     return model.model_type == "unigram"

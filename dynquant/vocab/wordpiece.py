@@ -1,4 +1,4 @@
-"""WordPiece, BERT's vocabularies: tokenizer.json, or vocab.txt."""
+"""WordPiece vocabularies, as in BERT: tokenizer.json, or vocab.txt."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dynquant.vocab.special import read_special
 from dynquant.vocab.templates import chat_template_keys
 from dynquant.vocab.tokens import SPACE, Token, added_type, lay_out
 
-# What a vocab.txt has for special tokens where no other file names them: BertTokenizer's own.
+# BertTokenizer's special tokens, for a vocab.txt if no other file names them.
 _DEFAULTS = {
     "bos": "[CLS]",
     "eos": "[SEP]",
@@ -29,7 +29,7 @@ _DEFAULTS = {
     "mask": "[MASK]",
 }
 
-_INSIDE = "##"  # begins a piece that goes on with a word
+_INSIDE = "##"  # begins a piece that continues a word
 
 # Keys that the `gguf` wheel has no name for, from src/llama-arch.cpp.
 _LOWERCASE = "tokenizer.ggml.normalizer.lowercase"
@@ -38,7 +38,7 @@ _STRIP_ACCENTS = "tokenizer.ggml.normalizer.strip_accents"
 
 @dataclass(frozen=True)
 class _Normalizer:
-    """What is done to a text before it is split."""
+    """How a text is normalized before it is split."""
 
     lowercase: bool
     strip_accents: bool
@@ -47,9 +47,9 @@ class _Normalizer:
 def read_wordpiece(files: TokenizerFiles) -> Keys:
     """Return the keys of a WordPiece tokenizer, in the form that llama.cpp calls phantom space.
 
-    There a piece that begins a word has U+2581 in front, and a piece inside a word has lost its
-    `##`: the longest piece is sought in a word with U+2581 put before it. Raises VocabError for
-    files that are damaged, and for rules that llama.cpp's WordPiece does not have.
+    Pieces that begin a word are prefixed with U+2581, pieces inside a word lose their `##`, and
+    llama.cpp searches for the longest piece in a word prefixed with U+2581. Raises VocabError if
+    files are damaged, or have rules that llama.cpp's WordPiece does not have.
     """
     path, vocab = _read_vocab(files)
     VocabError.raise_any(_unsupported(path, files))
@@ -66,8 +66,8 @@ def read_wordpiece(files: TokenizerFiles) -> Keys:
     special = read_special(files, tokens, known)
     special.add = {"bos": True, "eos": True, "sep": False} | special.add
     VocabError.raise_any(
-        f"{path}: there is no {name} token ({_DEFAULTS[name]}), which llama.cpp's WordPiece needs;"
-        f" name it in tokenizer_config.json"
+        f"{path}: the {name} token ({_DEFAULTS[name]}) is missing, which llama.cpp's WordPiece"
+        " needs; name it in tokenizer_config.json"
         for name in ("bos", "sep", "unk")
         if name not in special.ids
     )
@@ -89,14 +89,14 @@ def _phantom(text: str) -> str:
 
 
 def _read_vocab(files: TokenizerFiles) -> tuple[Path, dict[str, int]]:
-    """Return where the vocabulary stands, and the ids of its texts."""
+    """Return the vocabulary's file, and the ids of its tokens by text."""
     if files.tokenizer:
         path = files.folder / "tokenizer.json"
         vocab = files.part(files.model, "vocab")
         ids = {text: as_id(i, f"{path}: {shown(text)}") for text, i in vocab.items()}
     else:
         path = files.folder / "vocab.txt"
-        # Not splitlines(): a piece may be what Unicode takes for the end of a line.
+        # Not splitlines(): some pieces are line ends in Unicode.
         lines = read_text(path).removesuffix("\n").split("\n")
         ids = {text.removesuffix("\r"): i for i, text in enumerate(lines)}
     if not any(ids):
@@ -105,7 +105,7 @@ def _read_vocab(files: TokenizerFiles) -> tuple[Path, dict[str, int]]:
 
 
 def _unsupported(path: Path, files: TokenizerFiles) -> list[str]:
-    """Say what the tokenizer does that llama.cpp's WordPiece does not."""
+    """Return a message for each rule that llama.cpp's WordPiece does not have."""
     if not files.tokenizer:
         return []
     wrong: list[str] = []
@@ -115,11 +115,14 @@ def _unsupported(path: Path, files: TokenizerFiles) -> list[str]:
     splits = [s.get("type") for s in steps(files.tokenizer.get("pre_tokenizer"), "pretokenizers")]
     if splits != ["BertPreTokenizer"]:
         wrong.append(f"{path}: the pre-tokenizer is {splits}, not BertPreTokenizer")
-    return [f"{w}; llama.cpp's WordPiece has no such rule, so there is no GGUF" for w in wrong]
+    return [
+        f"{w}; llama.cpp's WordPiece has no such rule, the tokenizer cannot be converted"
+        for w in wrong
+    ]
 
 
 def _normalizer(path: Path, files: TokenizerFiles) -> _Normalizer:
-    """Read the normalizer; without strip_accents, accents go where capitals go."""
+    """Read the normalizer; by default accents are stripped if capitals are lowered."""
     where, rule = files.folder / "tokenizer_config.json", _slow_normalizer(files)
     if files.tokenizer:
         found = steps(files.tokenizer.get("normalizer"), "normalizers")
@@ -127,14 +130,14 @@ def _normalizer(path: Path, files: TokenizerFiles) -> _Normalizer:
         if kinds not in (["BertNormalizer"], []):
             raise VocabError(
                 f"{path}: the normalizer is {kinds}, not BertNormalizer; llama.cpp's WordPiece has"
-                " no such rule, so there is no GGUF"
+                " no such rule, the tokenizer cannot be converted"
             )
         empty = {"lowercase": False, "strip_accents": False, "handle_chinese_chars": True}
         where, rule = path, found[0] if found else empty
     if rule.get("handle_chinese_chars") is False:
         raise VocabError(
-            f"{where}: Chinese characters are not split, which llama.cpp's WordPiece always does;"
-            " there is no GGUF for this tokenizer"
+            f"{where}: Chinese characters are not split, but llama.cpp's WordPiece always splits"
+            " them; this tokenizer cannot be converted"
         )
     lowercase = rule.get("lowercase") is not False
     strip: Any = rule.get("strip_accents")
@@ -142,7 +145,7 @@ def _normalizer(path: Path, files: TokenizerFiles) -> _Normalizer:
 
 
 def _slow_normalizer(files: TokenizerFiles) -> Mapping[str, Any]:
-    """Say as a normalizer what tokenizer_config.json says of a vocab.txt."""
+    """Return the settings of tokenizer_config.json for a vocab.txt in the form of a normalizer."""
     config = files.tokenizer_config
     return {
         "lowercase": config.get("do_lower_case"),

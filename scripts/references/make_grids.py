@@ -3,9 +3,9 @@
 
     python scripts/references/make_grids.py > dynquant/quants/csrc/grids.h
 
-A grid is a set of points whose coordinates have few levels. The encoder takes a point apart into
-two halves, numbers each by its levels (half = l0 + L l1 + L^2 l2 ..., L the number of levels), and
-walks the points in chunks that share their first half.
+A grid is a set of points whose coordinates have few levels. The encoder splits each point into two
+halves, numbers a half by its levels (half = l0 + L l1 + L^2 l2 ..., L the number of levels), and
+iterates over the points in chunks with the same first half.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ HEADER = """\
 #include <stdint.h>
 """
 
-# Each grid with the size of its chunks: near a third of the points that share a first half, where
-# few places are wasted and a chunk's own cost is shared by several points.
+# Each grid with its chunk size: about a third of the points that share a first half. Then few
+# places are wasted, and several points share the cost of a chunk.
 GRIDS = {
     "iq1": (quants.IQ1_S, 8),
     "iq2_xxs": (quants.IQ2_XXS, 4),
@@ -66,7 +66,7 @@ def halves(levels: np.ndarray, n_levels: int) -> np.ndarray:
 def chunked(first: np.ndarray, size: int) -> tuple[list[int], list[int]]:
     """Return the chunks of points that share a first half.
 
-    Gives each chunk's first half, and the points in all places, chunk after chunk.
+    Returns the first half of each chunk, and the points in all places, chunk after chunk.
     """
     chunks: list[int] = []
     places: list[int] = []

@@ -1,11 +1,11 @@
-"""Make tests/references/mixes.json: the type llama-quantize gives each tensor, by mix and model.
+"""Make tests/references/mixes.json: llama-quantize's type of each tensor, by mix and model.
 
     pip install '.[references]'
     python scripts/references/make_mix_references.py
 
-llama.cpp itself says it: `llama_model_quantize` of the llama-cpp-python wheel, as a dry run on
-GGUF files that hold the keys and the shapes of published models, and a hole where the weights would
-be. What the file holds is told in tests/mixes.py.
+The types come from llama.cpp: `llama_model_quantize` of the llama-cpp-python wheel, in a dry run on
+sparse GGUF files with the keys and shapes of published models. tests/support/mixes.py describes
+the format of the file.
 """
 
 from __future__ import annotations
@@ -37,8 +37,7 @@ MIXES = (
     "Q5_K_M", "Q6_K", "Q8_0", "F16",
 )
 # fmt: on
-"""The names of llama-quantize, but for aliases and what changes no type by rules (BF16, F32, COPY).
-"""
+"""The names of llama-quantize, except aliases and those without rules (BF16, F32, COPY)."""
 
 _LINE = re.compile(r"\[ *\d+/ *\d+\] (\S+) +- \[.*?\], type = +(\w+), size = .*?(?:\((\w+)\))?\n")
 _REFUSAL = re.compile(r"failed to quantize: (.*)")
@@ -95,7 +94,7 @@ class Builder:
         return self.layered("attn_output", (self.hidden, q))
 
     def ffn(self, size: int, layers: str = "", kind: str = "", experts: int = 0) -> Builder:
-        """Add gate, up and down; `_exps` of so many experts, or `_shexp`."""
+        """Add gate, up and down; `_exps` with the given number of experts, or `_shexp`."""
         stack = (experts,) if experts else ()
         self.layered(f"ffn_gate{kind}", (*stack, size, self.hidden), layers)
         self.layered(f"ffn_up{kind}", (*stack, size, self.hidden), layers)
@@ -112,7 +111,7 @@ class Builder:
         return self.ffn(size, layers, "_exps", n)
 
     def latent(self, heads: int, *, merged: bool) -> Builder:
-        """Add the attention of DeepSeek-V2-Lite: ranks of 512, heads of 128 and 64 more."""
+        """Add the attention of DeepSeek-V2-Lite: rank 512, heads of 128 + 64 weights."""
         self.keys |= {
             "attention.kv_lora_rank": 512,
             "attention.key_length_mla": 192,
@@ -129,12 +128,12 @@ class Builder:
         return self.layered("attn_v_b", (heads, 128, 512))
 
     def shapes(self) -> Shapes:
-        """Return what was collected."""
+        """Return the collected keys and tensors."""
         return Shapes(self.architecture, self.keys, self.tensors, tuple(self.floats))
 
 
 def models() -> dict[str, Shapes]:
-    """Return models of each kind that the mixes tell apart, with the sizes of their config.json."""
+    """Return a model of each kind that mixes distinguish, with the sizes in its config.json."""
     llama8 = Builder("llama", 32, 4096, 32, 8).vocabulary(128256).attention(4096, 1024).ffn(14336)
     llama2 = Builder("llama", 32, 4096, 32, 32).vocabulary(32000).attention(4096, 4096).ffn(11008)
     llama70 = Builder("llama", 80, 8192, 64, 8).vocabulary(128256).attention(8192, 1024).ffn(28672)
@@ -210,7 +209,7 @@ def _falcon(n_layers: int, hidden: int, heads: int, kv: int) -> Builder:
 
 
 def write_hollow(model: Shapes, path: Path) -> None:
-    """Write a GGUF of F16 and F32 tensors whose weights are a hole in the file."""
+    """Write a sparse GGUF of F16 and F32 tensors."""
     writer = GGUFWriter(path, model.architecture)
     for key, value in model.keys.items():
         name = f"{model.architecture}.{key}"
@@ -231,7 +230,7 @@ def write_hollow(model: Shapes, path: Path) -> None:
 
 
 def ask(path: Path, mix: str, *, importance: bool) -> tuple[dict[str, str] | str, bool]:
-    """Return llama.cpp's type of each tensor or why it refuses, and whether it needs an imatrix."""
+    """Return llama.cpp's types or its error, and whether it needs an imatrix."""
     log: list[str] = []
 
     @llama_cpp.llama_log_callback
@@ -258,7 +257,7 @@ def ask(path: Path, mix: str, *, importance: bool) -> tuple[dict[str, str] | str
 
 
 def main() -> None:
-    """Ask for each model and mix, and write the file."""
+    """Run llama.cpp for each model and mix, and write the file."""
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, model in models().items():
@@ -281,7 +280,7 @@ def main() -> None:
 
 
 def _checked(model: Shapes, types: dict[str, str]) -> dict[str, str]:
-    """Return the entry, once it is sure that the log told each tensor, and that floats stay so."""
+    """Return the entry; check that the log has every tensor, and that F32 tensors stay F32."""
     floats = {name for name, _, floating in model.named() if floating}
     missing = {name for name, _, _ in model.named()} ^ types.keys()
     changed = {name for name in floats & types.keys() if types[name] != "F32"}
@@ -291,7 +290,7 @@ def _checked(model: Shapes, types: dict[str, str]) -> dict[str, str]:
 
 
 def _text(value: Any, depth: int = 0) -> str:
-    """Return JSON with a line for each tensor and mix, so that two versions can be compared."""
+    """Return JSON with a line per tensor and mix, so that versions can be compared."""
     if depth == 4 or not isinstance(value, dict):
         return json.dumps(value)
     inner = ",\n".join(

@@ -81,7 +81,7 @@ def fp8_blocks(
 def compressed(
     name: str, shape: tuple[int, int] = (40, 96), scales: str = "float32", **weights: Any
 ) -> Made:
-    """A format of compressed-tensors, compressed and decompressed by it."""
+    """A format of compressed-tensors, packed and unpacked by that library."""
     from compressed_tensors.compressors import BaseCompressor
     from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 

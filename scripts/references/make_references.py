@@ -1,19 +1,19 @@
-"""Make tests/references: a tiny random checkpoint of each family and what transformers says of it.
+"""Make tests/references: a tiny random checkpoint of each family, and transformers' results for it.
 
     pip install '.[references]'
     python scripts/references/make_references.py [FAMILY ...]
 
-For each family, tests/references/<family>/ is a checkpoint as the family is published (its own
-tokenizer files, its own layout), and beside it
+For each family, tests/references/<family>/ is a checkpoint in the published form of the family
+(tokenizer files, layout). Two files are next to it:
 
-    <family>.json   prompts: token ids; texts, each with its tokens by the family's own tokenizer
-    <family>.npy    float32 [n_prompts, vocab_size]: log-probabilities of the token that follows;
-                    of families that embed texts, [n_prompts, hidden_size]: the mean of the tokens
+    <family>.json   prompts: token ids; texts, each with its token ids by the family's tokenizer
+    <family>.npy    float32 [n_prompts, vocab_size]: log-probabilities of the next token; for
+                    embedding models [n_prompts, hidden_size]: the mean over the tokens
 
-The configurations are in reference_families/. The weights are large, so that whatever is wrong
-shows in the log-probabilities. tiny-books has only the last two files; its checkpoint is
-tests/data/tiny-books. Everything is seeded, and the weights come from numpy, so a second run writes
-the same files (log-probabilities to rounding).
+The configurations are in reference_families/. Weights are large, so that any fault shows in the
+log-probabilities. tiny-books has only these two files; its checkpoint is tests/data/tiny-books.
+Everything is seeded, and the weights come from numpy, so that a second run writes the same files
+(log-probabilities up to rounding).
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ TINY_BOOKS = TESTS / "data" / "tiny-books"
 
 
 def randomize(model: transformers.PreTrainedModel, family: Family, seed: int) -> None:
-    """Give every stored tensor numbers so large that each one shows in the log-probabilities."""
+    """Set all stored tensors to numbers large enough to affect the log-probabilities."""
     rng = np.random.default_rng(seed)
     stored = model.state_dict()
     tensors = dict(model.named_parameters())
-    # What a router adds to its scores is no parameter to transformers.
+    # In transformers the bias of router scores is a buffer, not a parameter.
     tensors |= {name: buffer for name, buffer in model.named_buffers() if name in stored}
     with torch.no_grad():
         for name, parameter in sorted(tensors.items()):
@@ -54,7 +54,7 @@ def randomize(model: transformers.PreTrainedModel, family: Family, seed: int) ->
             if name.lower().endswith("norm.weight"):
                 noise = family.norms + 0.3 * noise
             elif name.endswith("correction_bias"):
-                noise = 0.1 * noise  # more, and some experts would never be chosen
+                noise = 0.1 * noise  # with more noise some experts would never be chosen
             elif name.endswith("sinks"):
                 noise = 2 * noise
             elif name.endswith("bias"):
@@ -67,7 +67,7 @@ def randomize(model: transformers.PreTrainedModel, family: Family, seed: int) ->
 
 
 def model_class(config: transformers.PretrainedConfig) -> type:
-    """Return the class that makes a model of a configuration: of those that embed, without head."""
+    """Return the model class for a configuration; for embedding models the one without a head."""
     embeds = "bert" in config.model_type
     return transformers.AutoModel if embeds else transformers.AutoModelForCausalLM
 
@@ -92,14 +92,14 @@ def make_checkpoint(folder: Path, family: Family, seed: int) -> Encode:
 
 
 def family_prompts(encode: Encode, n_tokens: int, seed: int) -> list[list[int]]:
-    """Return six prompts of 8 to 24 tokens: beginnings of prose, then ids drawn at random."""
+    """Return six prompts of 8 to 24 tokens: beginnings of prose, followed by random ids."""
     rng = np.random.default_rng(seed)
     prompts = [encode(text)[:n] for text, n in zip(PROSE, (8, 13, 19, 24), strict=False)]
     return prompts + [rng.integers(3, n_tokens, n).tolist() for n in (11, 24)]
 
 
 def load(folder: Path) -> transformers.PreTrainedModel:
-    """Return a checkpoint's model in float32, with the plain attention."""
+    """Return a checkpoint's model in float32, with eager attention."""
     config = transformers.AutoConfig.from_pretrained(folder)
     return model_class(config).from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager"
@@ -109,7 +109,7 @@ def load(folder: Path) -> transformers.PreTrainedModel:
 def write_reference(
     name: str, model: transformers.PreTrainedModel, encode: Encode, prompts: list[list[int]]
 ) -> None:
-    """Write what the model and the tokenizer say."""
+    """Write the results of the model and the tokenizer."""
     model.eval()
     with torch.no_grad():
         outputs = [model(torch.tensor([ids])) for ids in prompts]
@@ -131,8 +131,8 @@ def write_reference(
 def make_tiny_books() -> None:
     """Write the reference of tests/data/tiny-books.
 
-    Eight prompts of 4 to 200 tokens, then 40 that end all over the prose: how far a quantized file
-    diverges differs so much from token to token that the mean of a few says little.
+    Eight prompts of 4 to 200 tokens, then 40 that end at different places in the prose: the
+    divergence of a quantized file varies so much by token that the mean of a few means little.
     """
     tokenizer = Tokenizer.from_file(str(TINY_BOOKS / "tokenizer.json"))
 
@@ -148,7 +148,7 @@ def make_tiny_books() -> None:
 
 
 def main() -> None:
-    """Make the families named on the command line, or all."""
+    """Make the references of the families named on the command line, or of all."""
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

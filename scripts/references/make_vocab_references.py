@@ -1,11 +1,11 @@
-"""Make tests/data/vocabularies: small tokenizers of each kind, and the tokens of texts by them.
+"""Make tests/data/vocabularies: a small tokenizer of each kind, and its tokens of some texts.
 
     pip install '.[references]'
     python scripts/references/make_vocab_references.py
 
-For each kind a folder as families are published, and beside it KIND.json: what the library that the
-kind comes from (tokenizers, tiktoken, sentencepiece) makes of the texts of reference_tokenizers.py.
-Everything is learned from the same prose, so a second run writes the same files.
+Each kind has a folder in the published form of a family, and a file KIND.json with the tokens of
+the texts in reference_tokenizers.py, as computed by the library of the kind (tokenizers, tiktoken,
+sentencepiece). Everything is learned from the same prose, so a second run writes the same files.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ KINDS = {
 
 
 def main() -> None:
-    """Write every kind anew."""
+    """Write all kinds."""
     for name, make in KINDS.items():
         folder = VOCABULARIES / name
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Byte-level BPE of any family for make_references.py, split as its published file says."""
+"""Byte-level BPE of any family for make_references.py, with the splits of its published file."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def make_family_bpe(
     special: tuple[str, ...] = ("<|begin|>", "<|end|>"),
     config: dict[str, Any] | None = None,
 ) -> Encode:
-    """Train a tokenizer.json with the rules of a family in tests/published_rules.py.
+    """Train a tokenizer.json with the rules of a family in tests/support/published_rules.py.
 
-    n_learned: tokens before `special`, of which the first two begin a text (where the family has
-               such a token) and end it
-    config:    more of tokenizer_config.json
+    n_learned: number of tokens before `special`, whose first two are BOS (if the family has one)
+               and EOS
+    config:    further entries of tokenizer_config.json
     """
     rules = FAMILIES[family]
     plain = json.loads(Tokenizer(models.BPE()).to_str())

@@ -1,4 +1,4 @@
-"""Tokenizers told as ranks for make_references.py: Kimi-K2's and Mistral's tekken."""
+"""Tokenizers in the form of ranks for make_references.py: Kimi-K2's, and Mistral's tekken."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from published_rules import KIMI_SPLIT, TEKKEN_SPLIT
 
 
 def train_ranks(split: str, n_learned: int) -> dict[bytes, int]:
-    """Learn a byte-level BPE and return the rank of each token: bytes first, then as merged."""
+    """Learn a byte-level BPE and return the rank of each token: bytes first, then merge results."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -35,7 +35,7 @@ def train_ranks(split: str, n_learned: int) -> dict[bytes, int]:
 
 
 def bytes_of(text: str) -> bytes:
-    """Return what byte letters stand for, by the table that transformers has."""
+    """Return the bytes of byte letters, by the table in transformers."""
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     table = {letter: byte for byte, letter in bytes_to_unicode().items()}
@@ -43,7 +43,7 @@ def bytes_of(text: str) -> bytes:
 
 
 def make_tiktoken(folder: Path, n_learned: int = 384) -> Encode:
-    """Kimi-K2: tiktoken.model, and 256 ids after it for special tokens, few of them named."""
+    """Write Kimi-K2's tiktoken.model; 256 ids follow for special tokens, of which few are named."""
     ranks = train_ranks(KIMI_SPLIT, n_learned)
     lines = "".join(f"{base64.b64encode(t).decode()} {rank}\n" for t, rank in ranks.items())
     (folder / "tiktoken.model").write_text(lines, "utf-8")
@@ -76,7 +76,7 @@ def make_tiktoken(folder: Path, n_learned: int = 384) -> Encode:
 
 
 def make_tekken(folder: Path, n_learned: int = 384, n_special: int = 24) -> Encode:
-    """Mistral: tekken.json, special tokens first; a text's own "[INST]" is no special token."""
+    """Write Mistral's tekken.json: special tokens first; "[INST]" in a text is plain text."""
     ranks = train_ranks(TEKKEN_SPLIT, n_learned)
     texts = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[TOOL_CALLS]", "<pad>"]
     vocab: list[dict[str, Any]] = [

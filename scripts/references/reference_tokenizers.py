@@ -1,4 +1,4 @@
-"""Small tokenizers for make_references.py, trained as each family's own was, and texts."""
+"""Texts, and small tokenizers for make_references.py, trained as those of each family."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tokenizers import (
     trainers,
 )
 
-# Openings of books long in the public domain: the tokenizers learn from them, prompts begin them.
+# Openings of books in the public domain, to train the tokenizers and to begin the prompts.
 PROSE = (
     "It is a truth universally acknowledged, that a single man in possession of a good fortune,"
     " must be in want of a wife. However little known the feelings or views of such a man may be on"
@@ -49,7 +49,7 @@ PROSE = (
     "Miss Brooke had that kind of beauty which seems to be thrown into relief by poor dress.",
 )
 
-# What a tokenizer may stumble over. All in NFC: llama.cpp knows no normalizer, Qwen's has one.
+# Difficult texts for tokenizers. All in NFC: Qwen has a normalizer, llama.cpp has none.
 TEXTS = (
     "The whale, said he, was white.",
     "I'll say it's they've, WE'D DON'T, rock 'n' roll; don’t",
@@ -77,14 +77,14 @@ Encode = Callable[[str], list[int]]
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a small JSON file as checkpoints have them."""
+    """Write a small JSON file in the style of checkpoints."""
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 def make_sentencepiece(folder: Path, vocab_size: int, controls: list[str]) -> Encode:
-    """Train tokenizer.model as Llama 2's was: BPE, digits apart, bytes for what no piece covers."""
+    """Train a tokenizer.model like Llama 2's: BPE, single digits, fallback to bytes."""
     model = io.BytesIO()
-    # A writer and an iterator, not paths: the trainer notes paths in the file.
+    # A writer and an iterator instead of paths, which the trainer would record in the file.
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(PROSE),
         model_writer=model,
@@ -122,9 +122,10 @@ def make_sentencepiece(folder: Path, vocab_size: int, controls: list[str]) -> En
 def make_bpe(
     folder: Path, n_learned: int, split: str, added: dict[str, bool], config: dict[str, Any]
 ) -> Encode:
-    """Train tokenizer.json as Llama 3's (if `config` has a bos_token) or Qwen's: byte-level BPE.
+    """Train a byte-level tokenizer.json like Llama 3's (if `config` has a bos_token) or Qwen's.
 
-    n_learned: tokens before `added`, which says of each further one whether it is special
+    n_learned: number of tokens before `added`
+    added:     further tokens, and whether each is special
     """
     bos = config.get("bos_token")
     tokenizer = Tokenizer(models.BPE(ignore_merges=bos is not None))
@@ -178,7 +179,7 @@ LLAMA3_CHAT = (
 
 
 def make_llama3_bpe(folder: Path) -> Encode:
-    """Llama 3.1: numbers in groups of three, a token that begins every text."""
+    """Llama 3.1: numbers in groups of three, a BOS token before every text."""
     ends = ("<|begin_of_text|>", "<|end_of_text|>")
     turns = ("<|start_header_id|>", "<|end_header_id|>", "<|eom_id|>", "<|eot_id|>")
     config = {
@@ -192,7 +193,7 @@ def make_llama3_bpe(folder: Path) -> Encode:
 
 
 def make_qwen_bpe(folder: Path, plain: tuple[str, ...] = ()) -> Encode:
-    """Qwen: digits one by one, no first token, fewer tokens than rows in the embedding."""
+    """Qwen: single digits, no BOS token, fewer tokens than rows in the embedding."""
     config = {
         "add_bos_token": False,
         "add_prefix_space": False,

@@ -13,8 +13,8 @@ import sentencepiece
 from reference_tokenizers import PROSE, Encode, write_json
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
-# What the small table of replacements does, for a T5's and XLM-R's of many thousand entries: white
-# space and wide letters become plain ones, ligatures and signs fall apart.
+# A small table of replacements in place of the many thousand entries of T5 and XLM-R: white space
+# and wide letters become plain ones, ligatures and signs are decomposed.
 REPLACEMENTS = {
     **dict.fromkeys("\t\n\r\u00a0\u3000", " "),
     **{chr(0xFEE0 + code): chr(code) for code in range(0x21, 0x7F)},
@@ -32,7 +32,7 @@ def train_unigram(vocab_size: int, **ids: int) -> bytes:
     )
     model = io.BytesIO()
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-        Path("rules.tsv").write_text(rules, "utf-8")  # a relative name: the model notes it
+        Path("rules.tsv").write_text(rules, "utf-8")  # a relative name, since the model records it
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(PROSE),
             model_writer=model,
@@ -47,7 +47,7 @@ def train_unigram(vocab_size: int, **ids: int) -> bytes:
 
 
 def charsmap_of(model: bytes) -> bytes:
-    """Return the table of replacements that a SentencePiece model holds, asked from protobuf."""
+    """Return the table of replacements in a SentencePiece model, read by protobuf."""
     from sentencepiece import sentencepiece_model_pb2
 
     proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
@@ -56,9 +56,9 @@ def charsmap_of(model: bytes) -> bytes:
 
 
 def make_unigram(folder: Path, vocab_size: int = 240, *, xlm_r: bool = False) -> Encode:
-    """T5's tokenizer, or XLM-R's with `xlm_r`: a model file and a tokenizer.json made of it.
+    """T5's tokenizer, or XLM-R's with `xlm_r`: a model file and a tokenizer.json made from it.
 
-    XLM-R puts <s> and </s> around a text and has every piece one id further than the model file.
+    XLM-R adds <s> and </s> around a text, and its ids are one above those of the model file.
     """
     model = (
         train_unigram(vocab_size)
@@ -99,9 +99,9 @@ def make_unigram(folder: Path, vocab_size: int = 240, *, xlm_r: bool = False) ->
     write_json(folder / "tokenizer_config.json", {**names, "tokenizer_class": kind})
 
     def encode(text: str) -> list[int]:
-        """Encode as both libraries do, but U+2581 as sentencepiece and special tokens as the other.
+        """Encode as both libraries; U+2581 as sentencepiece, special tokens as tokenizers.
 
-        tokenizers drops a text's own U+2581; sentencepiece reads no special token from a text.
+        tokenizers drops U+2581 in a text; sentencepiece parses no special tokens in a text.
         """
         fast = tokenizer.encode(text).ids
         slow = [

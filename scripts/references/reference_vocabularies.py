@@ -1,4 +1,4 @@
-"""Tokenizers in tokenizer.json of other kinds for make_references.py: SentencePiece, WordPiece."""
+"""SentencePiece and WordPiece tokenizers in tokenizer.json for make_references.py."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 def train_pieces(n_learned: int, prefix: str) -> list[str]:
     """Learn the pieces of a SentencePiece BPE model, best first; its letters come last.
 
-    prefix: what stands before every text
+    prefix: added before every text
     """
     tokenizer = Tokenizer(models.BPE())
-    # Words keep the space before them, and numbers fall apart, as in the published models.
+    # Words keep the space before them, and digits are separate, as in the published models.
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(SPACE, "merged_with_next"),
@@ -44,7 +44,7 @@ def train_pieces(n_learned: int, prefix: str) -> list[str]:
 
 
 def all_merges(pieces: list[str]) -> list[list[str]]:
-    """Return every way to make a piece of two, in the order of the pieces they make."""
+    """Return all pairs that form a piece, in the order of these pieces."""
     known = set(pieces)
     return [
         [piece[:k], piece[k:]]
@@ -61,12 +61,12 @@ def save_spm_json(
     rules: dict[str, Any],
     added: dict[str, bool],
 ) -> Tokenizer:
-    """Write a tokenizer.json as converters make it of a SentencePiece BPE model.
+    """Write a tokenizer.json as converters make it from a SentencePiece BPE model.
 
     special: the first tokens, all of them special
     rules:   normalizer, pre_tokenizer and decoder
-    added:   further tokens that are taken out of a text first, and whether they are special;
-             those that are no pieces come after all pieces
+    added:   further tokens that are found in a text first, and whether they are special; those
+             that are not pieces come after all pieces
     """
     vocab = {text: i for i, text in enumerate(dict.fromkeys([*special, *BYTES, *pieces]))}
     plain = json.loads(Tokenizer(models.BPE()).to_str())
@@ -96,8 +96,8 @@ def make_gemma_bpe(
 ) -> Encode:
     """Gemma: no space before a text, runs of line ends and spaces as tokens, a tab for <0x09>.
 
-    spaces_are_added: list the runs of spaces among the added tokens too, as published files do;
-                      it changes what becomes of the letter U+2581 in a text, and nothing else
+    spaces_are_added: list runs of spaces as added tokens too, as in published files; this affects
+                      only the letter U+2581 in a text
     """
     lines, spaces = ["\n" * n for n in range(1, 5)], [SPACE * n for n in range(2, 6)]
     runs = lines + spaces
@@ -144,7 +144,7 @@ def make_gemma_bpe(
 
 
 def tab_for_byte(folder: Path) -> None:
-    """Spell the byte of a tab as a tab, as Gemma's newer tokenizers do."""
+    """Replace <0x09> by a tab, as in Gemma's newer tokenizers."""
     path = folder / "tokenizer.json"
     plain = json.loads(path.read_text("utf-8"))
     vocab = plain["model"]["vocab"]
@@ -153,7 +153,7 @@ def tab_for_byte(folder: Path) -> None:
 
 
 def make_spm_json(folder: Path, vocab_size: int = 448) -> Encode:
-    """Llama 2 and Phi-3 without tokenizer.model: a space before every text, bytes to fall back."""
+    """Llama 2 and Phi-3 without tokenizer.model: a space before every text, fallback to bytes."""
     special = ["<unk>", "<s>", "</s>"]
     rules = {
         "normalizer": {
@@ -193,9 +193,9 @@ def make_spm_json(folder: Path, vocab_size: int = 448) -> Encode:
 
 
 def frequent_pieces(normalizer: normalizers.Normalizer, n: int) -> list[str]:
-    """Return `n` pieces of the words of the prose: all letters, then what saves most letters.
+    """Return `n` pieces of the prose's words: all letters, then the pieces that save most letters.
 
-    The wheel's WordPiece trainer gives another vocabulary every time.
+    The WordPiece trainer of tokenizers is not used, because its results vary from run to run.
     """
     split = pre_tokenizers.BertPreTokenizer().pre_tokenize_str
     counts: Counter[str] = Counter()
@@ -213,7 +213,7 @@ def frequent_pieces(normalizer: normalizers.Normalizer, n: int) -> list[str]:
 
 
 def make_wordpiece(folder: Path, vocab_size: int = 448, *, lowercase: bool = True) -> Encode:
-    """BERT: words apart, capitals and accents gone if `lowercase`, [CLS] before, [SEP] after."""
+    """BERT: capitals and accents removed if `lowercase`, [CLS] before a text, [SEP] after it."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     normalizer = normalizers.BertNormalizer(lowercase=lowercase)
     pieces = frequent_pieces(normalizer, vocab_size - len(special))

@@ -1,4 +1,4 @@
-"""Stacks of experts: what is missing is named, and there may be very many of them."""
+"""Stacks of experts: missing ones are named, and very many tensors are no problem."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dynquant.keys import Keys
 
 @pytest.fixture(autouse=True)
 def vocab(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tokenizer is another room's."""
+    """Replace the tokenizer, which is tested elsewhere."""
 
     def read_vocab(folder: Path, config: object, *, pre: str | None) -> Keys:
         return {}
@@ -70,7 +70,7 @@ def mixture(n_layers: int, n_experts: int) -> tuple[dict[str, Any], dict[str, tu
 
 
 def test_seventy_thousand_tensors_are_described(tmp_path: Path) -> None:
-    """Not a benchmark: with something that looks at every tensor for every tensor it never ends."""
+    """Not a benchmark: with quadratic work it would not end."""
     config, shapes = mixture(91, 256)
     assert len(shapes) > 70_000
     model = load_model(write_holes(tmp_path, config, shapes))
@@ -78,7 +78,7 @@ def test_seventy_thousand_tensors_are_described(tmp_path: Path) -> None:
     assert {t.shape for t in model.tensors if t.parts.role == "ffn_down_exps"} == {(256, 4, 2)}
 
 
-def test_experts_that_are_missing_are_named(tmp_path: Path) -> None:
+def test_missing_experts_are_named(tmp_path: Path) -> None:
     config, shapes = mixture(3, 6)
     for e in (1, 4):
         del shapes[f"model.layers.1.mlp.experts.{e}.up_proj.weight"]
@@ -89,30 +89,30 @@ def test_experts_that_are_missing_are_named(tmp_path: Path) -> None:
     assert "model.layers.1.mlp.experts.{1,4}.up_proj.weight is missing" in message
 
 
-def test_experts_beyond_the_configured_number_are_not_lost_in_silence(tmp_path: Path) -> None:
+def test_experts_beyond_the_configured_number_are_reported(tmp_path: Path) -> None:
     config, shapes = mixture(1, 6)
     write_holes(tmp_path, {**config, "num_experts": 5}, shapes)
     with pytest.raises(ArchitectureError) as error:
         load_model(tmp_path)
     text = "\n".join(error.value.messages)
-    assert "model.layers.0.mlp.experts.5.gate_proj.weight is no tensor of qwen3moe" in text
-    assert (
-        "model.layers.0.mlp.gate.weight has shape [6, 4], but by config.json it is [5, 4]" in text
-    )
+    assert "model.layers.0.mlp.experts.5.gate_proj.weight is not a tensor of qwen3moe" in text
+    assert "model.layers.0.mlp.gate.weight has shape [6, 4], but config.json implies [5, 4]" in text
 
 
 @pytest.mark.parametrize("name", ["a b", "ünïcödé.weight", "../../etc/passwd", "{expert}", "%s"])
-def test_odd_names_are_told_as_they_are(name: str, tmp_path: Path) -> None:
+def test_odd_names_are_reported_unchanged(name: str, tmp_path: Path) -> None:
     config, shapes = mixture(1, 2)
     write_holes(tmp_path, config, shapes | {name: (2, 2)})
     with pytest.raises(ArchitectureError) as error:
         load_model(tmp_path)
     (message,) = error.value.messages
-    assert f": {name} is no tensor of qwen3moe" in message
+    assert f": {name} is not a tensor of qwen3moe" in message
 
 
 @pytest.mark.parametrize("name", ["a\nb", "\x1b[31mred", "\u202egnp"])
-def test_names_that_would_garble_a_terminal_are_refused_quoted(name: str, tmp_path: Path) -> None:
+def test_names_that_would_garble_a_terminal_are_rejected_and_quoted(
+    name: str, tmp_path: Path
+) -> None:
     config, shapes = mixture(1, 2)
     write_holes(tmp_path, config, shapes | {name: (2, 2)})
     with pytest.raises(CheckpointError) as error:

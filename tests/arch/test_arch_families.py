@@ -1,4 +1,4 @@
-"""What the families make of configurations that llama.cpp's graphs cannot compute, or can."""
+"""Configurations of the families that llama.cpp's graphs can and cannot compute."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from dynquant.errors import ArchitectureError
 
 
 def config_of(family: str) -> dict[str, Any]:
-    """The config.json of a reference."""
+    """Return the config.json of a reference."""
     folder = load_reference(family).folder
     config: dict[str, Any] = json.loads((folder / "config.json").read_text("utf-8"))
     return config
 
 
 def changed(family: str, changes: dict[str, Any], tmp_path: Path) -> Path:
-    """A reference with some of its configuration changed; a change to None takes the key out."""
+    """Copy a reference and change its configuration; a change to None removes the key."""
     folder = shutil.copytree(load_reference(family).folder, tmp_path / "changed")
     config = {k: v for k, v in {**config_of(family), **changes}.items() if v is not None}
     (folder / "config.json").write_text(json.dumps(config), "utf-8")
@@ -36,7 +36,11 @@ MAGNITUDES = config_of("phimoe")["rope_scaling"]
 BAD: dict[str, tuple[str, dict[str, Any], str]] = {
     "tied embeddings": ("olmo2", {"tie_word_embeddings": True}, "tie_word_embeddings is true"),
     "biases": ("olmo2", {"attention_bias": True}, "attention_bias is True; .* with False"),
-    "wide heads": ("olmo2", {"head_dim": 16}, "4 heads of 16 are not hidden_size 32"),
+    "wide heads": (
+        "olmo2",
+        {"head_dim": 16},
+        "4 heads of 16 weights do not add up to hidden_size 32",
+    ),
     "too few types": ("olmo3", {"layer_types": ["full_attention"]}, "layer_types is full_att"),
     "unknown types": ("olmo3", {"layer_types": ["a", "b", "c", "d"]}, "layer_types is a, b, c, d"),
     "two bases": (
@@ -76,7 +80,7 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
     "two magnitudes": (
         "phimoe",
         {"rope_scaling": {**MAGNITUDES, "long_mscale": 2.0}},
-        "short_mscale 1.243 is not long_mscale 2.0",
+        "short_mscale 1.243 differs from long_mscale 2.0",
     ),
     "dense layers": ("qwen2moe", {"mlp_only_layers": [0]}, r"mlp_only_layers is \(0,\)"),
     "every other layer": ("qwen2moe", {"decoder_sparse_step": 2}, "decoder_sparse_step is 2"),
@@ -84,14 +88,15 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
     "heads that do not divide": (
         "qwen3next",
         {"linear_num_value_heads": 5},
-        "linear_num_value_heads 5 is no multiple of linear_num_key_heads 2",
+        "linear_num_value_heads 5 is not a multiple of linear_num_key_heads 2",
     ),
+    "no layers": ("qwen3next", {"layer_types": []}, "layer_types is empty; it must have"),
     "unknown layers": ("qwen3next", {"layer_types": ["a", "b", "c"]}, "layer_types is a, b, c"),
 }
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_what_the_graph_cannot_compute_is_refused(case: str, tmp_path: Path) -> None:
+def test_settings_that_the_graph_cannot_compute_are_rejected(case: str, tmp_path: Path) -> None:
     family, changes, problem = BAD[case]
     with pytest.raises(ArchitectureError, match=problem):
         load_model(changed(family, changes, tmp_path))
@@ -111,7 +116,7 @@ def test_rope_settings_for_each_kind_of_layer_are_those_of_full_attention(tmp_pa
 
 
 @pytest.mark.parametrize("name", ["su", "yarn"])
-def test_the_first_names_of_longrope_are_known(name: str, tmp_path: Path) -> None:
+def test_early_names_of_longrope_are_recognised(name: str, tmp_path: Path) -> None:
     changes = {"rope_scaling": {**LONG, "type": name}}
     found = load_model(changed("phi3", changes, tmp_path))
     assert [t.name for t in found.tensors[:2]] == [
@@ -120,14 +125,14 @@ def test_the_first_names_of_longrope_are_known(name: str, tmp_path: Path) -> Non
     ]
 
 
-def test_qwen3_next_knows_the_layer_that_predicts_ahead(
+def test_prediction_layer_of_qwen3_next_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dynquant.arch.load.read_vocab", lambda *_, **__: {})
     config = config_of("qwen3next")
     shapes = stored_shapes(load_reference("qwen3next").folder)
     hidden = config["hidden_size"]
-    # The layer with full attention is stored a second time, under another name.
+    # A copy of the layer with full attention, under another name.
     ahead = {
         name.replace("model.layers.1.", "mtp.layers.0."): shape
         for name, shape in shapes.items()
@@ -148,7 +153,7 @@ def test_qwen3_next_knows_the_layer_that_predicts_ahead(
 
 
 def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """The shapes of a checkpoint's one file."""
+    """Return the shapes of a checkpoint with one file."""
     content = (folder / "model.safetensors").read_bytes()
     n = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + n])
@@ -165,9 +170,9 @@ WINDOWS = (
 )
 
 
-@pytest.mark.parametrize(("family", "changes", "told"), WINDOWS)
-def test_a_window_that_the_runtime_does_not_have_is_told(
-    family: str, changes: dict[str, Any], told: bool
+@pytest.mark.parametrize(("family", "changes", "reported"), WINDOWS)
+def test_a_window_that_llama_cpp_does_not_have_is_reported(
+    family: str, changes: dict[str, Any], reported: bool
 ) -> None:
     found = describe({**config_of(family), **changes}, "config.json").deviations
-    assert ["has no window" in text for text in found] == [True] * told
+    assert ["has no window" in text for text in found] == [True] * reported

@@ -89,14 +89,14 @@ def recorded(arch: str, fill: Callable[[GGUFWriter], object]) -> Keys:
 
 
 def rounded(key: KeyValue) -> KeyValue:
-    """The value as its 32 bits hold it."""
+    """The value in float32."""
     if key.type is not GGUFValueType.FLOAT32:
         return key
     return KeyValue(float(np.float32(key.value)), key.type)
 
 
 def common(writer: GGUFWriter, rope: Callable[[GGUFWriter], object] = lambda _: None) -> None:
-    """What llama.cpp's converter writes of checkpoints.BASE, in its order."""
+    """What llama.cpp's converter writes for checkpoints.BASE, in its order."""
     writer.add_block_count(2)
     writer.add_context_length(128)
     writer.add_embedding_length(16)
@@ -134,7 +134,7 @@ def yarn(writer: GGUFWriter) -> None:
 
 
 def attention(writer: GGUFWriter, factor: float) -> None:
-    """llama.cpp multiplies it with 0.1 ln(4) + 1, of which transformers knows nothing."""
+    """llama.cpp multiplies it by 0.1 ln(4) + 1, which transformers does not."""
     writer.add_rope_scaling_attn_factors(factor / 1.1386294361)
 
 
@@ -195,7 +195,7 @@ def test_architecture_keys_are_as_the_gguf_package_writes_them(tmp_path: Path, c
     assert {k: rounded(found[k]) for k in expected} == {k: rounded(v) for k, v in expected.items()}
 
 
-def test_qwen3_heads_are_128_where_config_does_not_say(tmp_path: Path) -> None:
+def test_qwen3_heads_have_128_weights_by_default(tmp_path: Path) -> None:
     config = config_of("Qwen3ForCausalLM", head_dim=128)
     write_checkpoint(tmp_path, config, tensors_of(config))
     del config["head_dim"]
@@ -224,7 +224,7 @@ def test_keys_and_tensors_agree_with_another_converter(
         if key.startswith((arch, "general.architecture")):
             found = model.keys[key].value
             same = type(found)(value)
-            # The other converter printed what 32 bits hold.
+            # The other converter printed float32.
             close = pytest.approx(same, rel=1e-7) if isinstance(same, float) else same
             assert found == close, key
     tensors = {t.name for t in model.tensors}
@@ -254,7 +254,7 @@ def test_the_folder_name_gives_name_finetune_and_size(tmp_path: Path) -> None:
     }
 
 
-def test_the_size_is_counted_where_no_name_says_it(tmp_path: Path) -> None:
+def test_size_is_counted_if_no_name_states_it(tmp_path: Path) -> None:
     folder = tmp_path / "mine"
     folder.mkdir()
     n = sum(x.size for x in tensors_of(config_of("LlamaForCausalLM")).values())
@@ -294,7 +294,7 @@ def test_a_snapshot_in_the_hub_cache_has_its_name_on_the_hub(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("path", ["/m", "/home/me/m", "./m", "../m", "C:\\m", "a/b/c", "m", 3])
-def test_a_path_said_in_config_is_no_name(tmp_path: Path, path: object) -> None:
+def test_a_path_in_config_is_not_used_as_name(tmp_path: Path, path: object) -> None:
     folder = tmp_path / "mine"
     folder.mkdir()
     keys = keys_of(folder, _name_or_path=path)
@@ -302,12 +302,12 @@ def test_a_path_said_in_config_is_no_name(tmp_path: Path, path: object) -> None:
     assert "general.organization" not in keys
 
 
-def test_a_hub_name_said_in_config_is_a_name(tmp_path: Path) -> None:
+def test_a_hub_name_in_config_is_used_as_name(tmp_path: Path) -> None:
     assert keys_of(tmp_path, _name_or_path="org/some-1B")["general.name"].value == "Some 1B"
 
 
 @pytest.mark.parametrize("where", [".", "../mine", "../mine/sub/.."])
-def test_a_relative_folder_has_its_own_name(
+def test_a_relative_path_gives_the_name_of_the_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     folder = tmp_path / "mine"
@@ -326,7 +326,7 @@ def test_no_key_holds_the_path_of_the_folder(tmp_path: Path, architecture: str) 
 @pytest.mark.parametrize(
     "card", ["---\na: [1\n---\n", "---\nlicense: [[1]]\n---\n", "---\ndatasets: 3\n---\n"]
 )
-def test_a_broken_model_card_is_refused_or_left_alone(tmp_path: Path, card: str) -> None:
+def test_a_broken_model_card_is_rejected_or_ignored(tmp_path: Path, card: str) -> None:
     (tmp_path / "README.md").write_text(card)
     try:
         keys = keys_of(tmp_path)
@@ -337,7 +337,7 @@ def test_a_broken_model_card_is_refused_or_left_alone(tmp_path: Path, card: str)
 
 
 @pytest.mark.parametrize("text", ["[]", "{", "\udcff", '{"top_k": "many"}'])
-def test_a_broken_generation_config_is_refused_or_left_alone(tmp_path: Path, text: str) -> None:
+def test_a_broken_generation_config_is_rejected_or_ignored(tmp_path: Path, text: str) -> None:
     path = tmp_path / "generation_config.json"
     path.write_bytes(text.encode("utf-8", "surrogateescape"))
     try:

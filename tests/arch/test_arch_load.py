@@ -39,7 +39,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
 
 @pytest.fixture(autouse=True)
 def vocab(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tokenizer is another room's; here it is one key."""
+    """Replace the tokenizer, which is tested elsewhere, by one key."""
 
     def read_vocab(folder: Path, config: object, *, pre: str | None) -> Keys:
         return {"tokenizer.ggml.model": string(pre or "none")}
@@ -74,7 +74,7 @@ def gguf_names(architecture: str, stored: dict[str, np.ndarray]) -> dict[str, st
 
 
 @pytest.mark.parametrize(("architecture", "changes"), VARIANTS)
-def test_every_stored_tensor_has_the_name_that_gguf_maps_it_to(
+def test_tensor_names_equal_the_gguf_packages_map(
     tmp_path: Path, architecture: str, changes: dict[str, Any]
 ) -> None:
     model, stored = load(tmp_path, architecture, **changes)
@@ -84,7 +84,7 @@ def test_every_stored_tensor_has_the_name_that_gguf_maps_it_to(
 
 
 @pytest.mark.parametrize(("architecture", "changes"), VARIANTS)
-def test_rows_are_the_stored_ones_but_for_q_and_k_of_llama(
+def test_rows_are_unchanged_except_q_and_k_of_llama(
     tmp_path: Path, architecture: str, changes: dict[str, Any]
 ) -> None:
     model, stored = load(tmp_path, architecture, **changes)
@@ -110,7 +110,7 @@ def test_tensors_come_layer_by_layer_between_embedding_and_output(tmp_path: Path
     ]
 
 
-def test_the_vocabulary_comes_last_and_gets_pre(tmp_path: Path) -> None:
+def test_vocabulary_keys_come_last_and_pre_is_passed_on(tmp_path: Path) -> None:
     config = config_of("LlamaForCausalLM")
     write_checkpoint(tmp_path, config, tensors_of(config))
     keys = load_model(tmp_path, pre="llama-bpe").keys
@@ -142,7 +142,7 @@ def test_rotary_frequencies_are_ignored_with_the_reason(tmp_path: Path) -> None:
     assert all("computes the rotary frequencies" in reason for reason in model.ignored.values())
 
 
-def test_names_may_lack_the_prefix_of_the_model(tmp_path: Path) -> None:
+def test_names_without_the_prefix_of_the_model_are_recognised(tmp_path: Path) -> None:
     config = config_of("Qwen3ForCausalLM", tie_word_embeddings=True)
     stored = {n.removeprefix("model."): x for n, x in tensors_of(config).items()}
     model = load_model(write_checkpoint(tmp_path, config, stored))
@@ -150,7 +150,7 @@ def test_names_may_lack_the_prefix_of_the_model(tmp_path: Path) -> None:
 
 
 class TestTied:
-    """Where config.json ties the output matrix to the embedding."""
+    """Models whose config.json ties the output matrix to the embedding."""
 
     def stored(self, folder: Path, **tensors: np.ndarray | None) -> Model:
         config = config_of("LlamaForCausalLM", tie_word_embeddings=True)
@@ -161,7 +161,7 @@ class TestTied:
     def names(self, model: Model) -> set[str]:
         return {t.name for t in model.tensors if t.parts.layer is None}
 
-    def test_there_is_no_output_where_none_is_stored(self, tmp_path: Path) -> None:
+    def test_a_tied_model_without_a_stored_head_has_no_output(self, tmp_path: Path) -> None:
         assert self.names(self.stored(tmp_path)) == {"token_embd.weight", "output_norm.weight"}
 
     def test_an_equal_head_is_ignored_with_the_reason(self, tmp_path: Path) -> None:
@@ -173,9 +173,7 @@ class TestTied:
         assert "equal to model.embed_tokens.weight" in model.ignored["lm_head.weight"]
 
     @pytest.mark.parametrize("at", [0, -1])
-    def test_a_head_that_differs_is_kept_as_transformers_does(
-        self, tmp_path: Path, at: int
-    ) -> None:
+    def test_a_head_that_differs_is_kept_as_in_transformers(self, tmp_path: Path, at: int) -> None:
         embedding = tensors_of(config_of("LlamaForCausalLM"))["model.embed_tokens.weight"]
         head = embedding.copy()
         head.flat[at] += 1
@@ -185,14 +183,14 @@ class TestTied:
         np.testing.assert_array_equal(rows(output), head)
         assert model.ignored == {}
 
-    def test_a_head_alone_is_the_embedding(self, tmp_path: Path) -> None:
+    def test_a_head_without_an_embedding_serves_as_embedding(self, tmp_path: Path) -> None:
         head = np.ones((24, 16), np.float32)
         model = self.stored(tmp_path, model__embed_tokens__weight=None, lm_head__weight=head)
         assert self.names(model) == {"token_embd.weight", "output_norm.weight"}
         np.testing.assert_array_equal(rows(model.tensors[0]), head)
 
 
-def test_missing_left_over_and_misshapen_tensors_are_all_named_at_once(tmp_path: Path) -> None:
+def test_missing_unknown_and_misshapen_tensors_are_all_reported_at_once(tmp_path: Path) -> None:
     config = config_of("LlamaForCausalLM", num_hidden_layers=4)
     tensors = tensors_of(config)
     for layer in (0, 1, 3):
@@ -205,26 +203,31 @@ def test_missing_left_over_and_misshapen_tensors_are_all_named_at_once(tmp_path:
     e = refusal(write_checkpoint(tmp_path, config, tensors))
     assert isinstance(e, ArchitectureError)
     assert [m.removeprefix(f"{tmp_path}: ") for m in e.messages] == [
-        "model.layers.{0-1,3}.mlp.up_proj.weight is missing, a tensor of llama",
-        "lm_head.weight is missing, a tensor of llama; tie_word_embeddings in config.json is false",
-        "model.embed_tokens.weight has shape [25, 16], but by config.json it is [24, 16]",
-        "model.layers.{0-3}.self_attn.k_proj.weight has shape [16, 16], but by config.json it is"
-        " [8, 16]",
-        "model.layers.2.mlp.up_proj.weight_scale is no tensor of llama as config.json describes"
-        " it, and would be lost",
+        "model.layers.{0-1,3}.mlp.up_proj.weight is missing; llama needs it, download the"
+        " checkpoint again",
+        "lm_head.weight is missing (tie_word_embeddings in config.json is false); llama needs it,"
+        " download the checkpoint again",
+        "model.embed_tokens.weight has shape [25, 16], but config.json implies [24, 16]; take both"
+        " from one model",
+        "model.layers.{0-3}.self_attn.k_proj.weight has shape [16, 16], but config.json implies"
+        " [8, 16]; take both from one model",
+        "model.layers.2.mlp.up_proj.weight_scale is not a tensor of llama as config.json describes"
+        " it; the output would not contain it",
     ]
 
 
 @pytest.mark.parametrize("architecture", ["LlamaForCausalLM", "Qwen3ForCausalLM"])
-def test_a_bias_that_config_does_not_know_is_not_lost(tmp_path: Path, architecture: str) -> None:
+def test_an_unexpected_bias_is_reported(tmp_path: Path, architecture: str) -> None:
     config = config_of(architecture)
     extra = {"model.layers.0.self_attn.q_proj.bias": np.ones(16, np.float32)}
     e = refusal(write_checkpoint(tmp_path, config, tensors_of(config) | extra))
-    assert "model.layers.0.self_attn.q_proj.bias is no tensor of" in str(e)
+    assert "model.layers.0.self_attn.q_proj.bias is not a tensor of" in str(e)
 
 
 @pytest.mark.parametrize("dtype", ["F8_E4M3", "I32"])
-def test_every_tensor_of_an_unreadable_dtype_is_named_at_once(tmp_path: Path, dtype: str) -> None:
+def test_all_tensors_of_an_unsupported_dtype_are_reported_at_once(
+    tmp_path: Path, dtype: str
+) -> None:
     config = config_of("LlamaForCausalLM", num_hidden_layers=1)
     e = refusal(write_holes(tmp_path, config, shapes_of(config), dtype))
     assert isinstance(e, CheckpointError)
@@ -233,7 +236,7 @@ def test_every_tensor_of_an_unreadable_dtype_is_named_at_once(tmp_path: Path, dt
 
 
 def quantized(folder: Path, bias: np.ndarray, *, scales: bool = True) -> Path:
-    """A Llama in FP8, one of whose projections has a bias that the model has not."""
+    """Write a Llama in FP8 with a bias at one projection, which the model does not have."""
     config = config_of("LlamaForCausalLM") | {"quantization_config": {"quant_method": "fp8"}}
     stored: Stored = {}
     for name, x in tensors_of(config).items():
@@ -247,19 +250,19 @@ def quantized(folder: Path, bias: np.ndarray, *, scales: bool = True) -> Path:
     return write_stored(folder, config, stored)
 
 
-def test_a_bias_of_zeros_beside_a_quantized_weight_is_left_out(tmp_path: Path) -> None:
+def test_an_all_zero_bias_of_a_quantized_weight_is_left_out(tmp_path: Path) -> None:
     model = load_model(quantized(tmp_path, np.zeros(16, np.float32)))
     (name,) = model.ignored
     assert name == "model.layers.1.self_attn.q_proj.bias"
     assert model.ignored[name] == "zero in every element, and the model has no such bias"
 
 
-def test_another_bias_beside_a_quantized_weight_is_not_lost(tmp_path: Path) -> None:
+def test_a_nonzero_bias_of_a_quantized_weight_is_reported(tmp_path: Path) -> None:
     e = refusal(quantized(tmp_path, np.eye(1, 16, dtype=np.float32)[0]))
-    assert "model.layers.1.self_attn.q_proj.bias is no tensor of" in str(e)
+    assert "model.layers.1.self_attn.q_proj.bias is not a tensor of" in str(e)
 
 
-def test_missing_scales_are_told_by_name(tmp_path: Path) -> None:
+def test_missing_scales_are_reported_with_their_names(tmp_path: Path) -> None:
     e = refusal(quantized(tmp_path, np.zeros(16, np.float32), scales=False))
     assert isinstance(e, CheckpointError)
     assert str(e) == (
@@ -268,7 +271,7 @@ def test_missing_scales_are_told_by_name(tmp_path: Path) -> None:
     )
 
 
-def test_problems_of_tensors_and_of_the_tokenizer_are_told_together(
+def test_problems_of_tensors_and_tokenizer_are_reported_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def read_vocab(*_: object, **__: object) -> Keys:
@@ -280,7 +283,7 @@ def test_problems_of_tensors_and_of_the_tokenizer_are_told_together(
     del tensors["model.norm.weight"]
     e = refusal(write_checkpoint(tmp_path, config, tensors))
     assert [m.rpartition(": ")[2] for m in e.messages] == [
-        "model.norm.weight is missing, a tensor of llama",
+        "model.norm.weight is missing; llama needs it, download the checkpoint again",
         "no tokenizer",
     ]
 
@@ -288,14 +291,14 @@ def test_problems_of_tensors_and_of_the_tokenizer_are_told_together(
 BAD_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "unknown": (
         {"architectures": ["FooForCausalLM"]},
-        "architecture 'FooForCausalLM' is not known; known are .*LLaMAForCausalLM, .*Qwen3For",
+        "'FooForCausalLM' is not supported; supported are .*LLaMAForCausalLM, .*Qwen3For",
     ),
-    "none": ({"architectures": None}, "names no architectures"),
-    "not a list": ({"architectures": "LlamaForCausalLM"}, "names no architectures"),
-    "not a name": ({"architectures": [["LlamaForCausalLM"]]}, "names no architectures"),
+    "none": ({"architectures": None}, "architectures names no model class"),
+    "not a list": ({"architectures": "LlamaForCausalLM"}, "architectures names no model class"),
+    "not a name": ({"architectures": [["LlamaForCausalLM"]]}, "architectures names no model class"),
     "near": (
         {"architectures": ["Qwen9ForCausalLM"]},
-        "'Qwen9ForCausalLM' is not known; near it are Qwen[0-9]ForCausalLM.*convert_hf_to_gguf",
+        "'Qwen9ForCausalLM' is not supported; similar are Qwen[0-9]ForCausalLM.*convert_hf_to_gguf",
     ),
     "missing keys": (
         {"hidden_size": None, "rms_norm_eps": None},
@@ -310,27 +313,33 @@ BAD_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "zero": ({"intermediate_size": 0}, "intermediate_size is 0, but should be greater than 0"),
     "too many layers": ({"num_hidden_layers": 10**9}, "should be less than or equal to 512"),
     "other activation": ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
-    "uneven heads": ({"num_key_value_heads": 3}, "num_attention_heads 4 is no multiple of num_key"),
-    "uneven hidden size": ({"hidden_size": 18}, "hidden_size 18 is no multiple of num_attention"),
-    "odd heads": ({"head_dim": 5}, "heads of 5 weights are odd"),
-    "rope": ({"rope_scaling": {"type": "su", "factor": 2.0}}, "rope_type 'su' is not one that"),
+    "uneven heads": (
+        {"num_key_value_heads": 3},
+        "num_attention_heads 4 is not a multiple of num_key",
+    ),
+    "uneven hidden size": (
+        {"hidden_size": 18},
+        "hidden_size 18 is not a multiple of num_attention",
+    ),
+    "odd heads": ({"head_dim": 5}, "heads have 5 weights; rotary embeddings need"),
+    "rope": ({"rope_scaling": {"type": "su", "factor": 2.0}}, "does not compute rope_type 'su'"),
     "biases of Qwen3": (
         {"architectures": ["Qwen3ForCausalLM"], "attention_bias": True},
         "llama.cpp's qwen3 has no bias on o_proj",
     ),
     "heads of Qwen2": (
         {"architectures": ["Qwen2ForCausalLM"], "head_dim": 6},
-        "4 heads of 6 are not hidden_size 16",
+        "4 heads of 6 weights do not add up to hidden_size 16",
     ),
     "llama3 rope of Qwen2": (
         {"architectures": ["Qwen2ForCausalLM"], "rope_scaling": {"rope_type": "llama3"}},
-        "rope_type 'llama3' is not one that llama.cpp computes for this architecture",
+        "llama.cpp does not compute rope_type 'llama3' for this architecture",
     ),
 }
 
 
 @pytest.mark.parametrize("case", BAD_CONFIGS)
-def test_a_config_that_cannot_be_kept_is_refused(tmp_path: Path, case: str) -> None:
+def test_an_unsupported_config_is_rejected(tmp_path: Path, case: str) -> None:
     changes, problem = BAD_CONFIGS[case]
     config = config_of("LlamaForCausalLM")
     tensors = tensors_of(config)

@@ -46,7 +46,7 @@ def as_float32(source: TensorSource, start: int, stop: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("model", TRANSFORMERS)
-def test_llama3_factors_are_what_transformers_scales_by(model: str) -> None:
+def test_llama3_factors_equal_those_of_transformers(model: str) -> None:
     settings, head_dim, expected = TRANSFORMERS[model]
     rope = read_rope({"rope_parameters": settings, "max_position_embeddings": 1}, "", KNOWN)
     found = llama3_factors(rope, head_dim)
@@ -62,7 +62,7 @@ def test_llama3_factors_are_what_transformers_scales_by(model: str) -> None:
     original=st.integers(16, 100_000),
     half=st.integers(1, 128),
 )
-def test_llama3_factors_are_those_of_the_three_cases(
+def test_llama3_factors_equal_the_three_cases_of_the_formula(
     theta: float, factor: float, low: float, width: float, original: int, half: int
 ) -> None:
     high = low + width
@@ -84,7 +84,7 @@ def test_llama3_factors_are_those_of_the_three_cases(
     np.testing.assert_allclose(llama3_factors(rope, 2 * half), inverse / scaled, rtol=1e-5)
 
 
-def test_llama3_factors_jump_where_no_wavelength_lies_between() -> None:
+def test_llama3_factors_jump_if_both_limits_are_equal() -> None:
     settings = {**LLAMA_31, "low_freq_factor": 4.0, "rope_theta": 10000.0}
     rope = read_rope({"rope_parameters": settings}, "", KNOWN)
     assert set(llama3_factors(rope, 128).tolist()) == {1.0, 8.0}
@@ -96,7 +96,7 @@ def test_llama3_factors_jump_where_no_wavelength_lies_between() -> None:
     n_per_row=st.integers(1, 5),
     bounds=st.tuples(st.floats(0, 1), st.floats(0, 1)),
 )
-def test_interleaved_rows_are_those_of_the_swapped_axes(
+def test_interleaved_rows_equal_swapped_axes(
     n_head: int, pairs: int, n_per_row: int, bounds: tuple[float, float]
 ) -> None:
     rows = n_head * pairs * 2
@@ -109,25 +109,25 @@ def test_interleaved_rows_are_those_of_the_swapped_axes(
 
 
 @given(n_head=st.integers(1, 6), pairs=st.integers(1, 8))
-def test_an_interleaved_bias_is_that_of_the_swapped_axes(n_head: int, pairs: int) -> None:
+def test_an_interleaved_bias_equals_swapped_axes(n_head: int, pairs: int) -> None:
     bias = np.arange(n_head * pairs * 2, dtype=np.float32)
     swapped = bias.reshape(n_head, 2, pairs).swapaxes(1, 2).reshape(-1)
     found = as_float32(interleaved_heads(Computed(bias), n_head), 0, 1)
     np.testing.assert_array_equal(found[0], swapped)
 
 
-def test_settings_of_transformers_5_and_of_older_ones_are_the_same() -> None:
+def test_settings_of_transformers_5_and_older_are_equivalent() -> None:
     old = {"rope_scaling": {**LLAMA_31, "type": "llama3"}, "rope_theta": 500000.0}
     new = {"rope_parameters": {**LLAMA_31, "rope_theta": 500000.0}}
     assert read_rope(old, "", KNOWN) == read_rope(new, "", KNOWN)
 
 
-def test_of_both_names_the_older_counts_as_in_transformers() -> None:
+def test_the_older_of_both_names_has_precedence_as_in_transformers() -> None:
     config = {"rope_parameters": {"rope_type": "default"}, "rope_scaling": LLAMA_31}
     assert read_rope(config, "", KNOWN).rope_type == "llama3"
 
 
-def test_the_oldest_name_of_the_type_is_known() -> None:
+def test_the_oldest_name_of_the_type_is_recognised() -> None:
     config = {
         "rope_scaling": {"type": "linear", "factor": 2},
         "max_position_embeddings": 64,
@@ -151,7 +151,7 @@ def test_the_oldest_name_of_the_type_is_known() -> None:
         ),
     ],
 )
-def test_the_original_context_length_is_found_as_transformers_does(
+def test_original_context_length_is_found_as_in_transformers(
     config: dict[str, object], expected: int
 ) -> None:
     rope = read_rope({"max_position_embeddings": 4096, **config}, "", KNOWN)
@@ -161,11 +161,11 @@ def test_the_original_context_length_is_found_as_transformers_does(
 BAD = {
     "unknown type": (
         {"rope_scaling": {"rope_type": "longrope", "max_position_embeddings": 1}},
-        r"x: rope_scaling: rope_type 'longrope' is not one that llama.cpp computes .*linear",
+        r"x: rope_scaling: llama.cpp does not compute rope_type 'longrope' .*linear",
     ),
     "factor missing": (
         {"rope_scaling": {"rope_type": "llama3", "low_freq_factor": 1.0}},
-        r"factor is missing, which rope_type 'llama3' needs\n.*high_freq_factor is missing",
+        r"factor is missing; rope_type 'llama3' needs it\n.*high_freq_factor is missing",
     ),
     "factor of another type": (
         {"rope_parameters": {"rope_type": "yarn", "factor": "4"}},
@@ -177,9 +177,9 @@ BAD = {
     ),
     "by layer type": (
         {"rope_parameters": {"full_attention": {"rope_theta": 1e6}}},
-        "rope_parameters is not one set of settings for all layers",
+        "rope_parameters must be one set of settings, the same for all layers",
     ),
-    "betas that no key tells": (
+    "betas without a key": (
         {"rope_scaling": {"type": "yarn", "factor": 2.0, "beta_fast": 16, "beta_slow": 2}},
         "beta_fast is 16.0; llama.cpp computes .* with 32.0\n.*beta_slow is 2.0; .* with 1.0",
     ),
@@ -187,13 +187,13 @@ BAD = {
         {"rope_scaling": {"type": "yarn", "factor": 2.0, "truncate": False}},
         "truncate is False; llama.cpp computes this architecture with True",
     ),
-    "a list": ({"rope_scaling": [1]}, "rope_scaling is not one set of settings"),
+    "a list": ({"rope_scaling": [1]}, "rope_scaling must be one set of settings"),
     "partial": ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5; llama.cpp computes"),
 }
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_settings_that_cannot_be_kept_are_refused(case: str) -> None:
+def test_unsupported_rope_settings_are_rejected(case: str) -> None:
     config, problem = BAD[case]
     with pytest.raises(ArchitectureError, match=problem):
         read_rope({"max_position_embeddings": 64, **config}, "x", KNOWN)

@@ -1,4 +1,4 @@
-"""config.json as transformers writes it today and as it did before: the same model."""
+"""config.json in the current and the older form of transformers describes the same model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SETTINGS = ("rope_theta", "partial_rotary_factor")
 
 
 def today(config: dict[str, Any]) -> dict[str, Any]:
-    """All of rope in `rope_parameters`, and `dtype`."""
+    """Return the current form: rope in `rope_parameters`, and `dtype`."""
     old = {"rope_scaling", "torch_dtype", *SETTINGS}
     rope = {"rope_type": "default", **(config.get("rope_scaling") or {})}
     rope["rope_type"] = rope.pop("type", rope["rope_type"])
@@ -27,7 +27,7 @@ def today(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def before(config: dict[str, Any]) -> dict[str, Any]:
-    """The settings at the top level, the scaling, if any, in `rope_scaling`."""
+    """Return the older form: rope at the top level, with scaling, if any, in `rope_scaling`."""
     rope = config["rope_parameters"]
     scaling = {key: value for key, value in rope.items() if key not in SETTINGS}
     rest = {key: value for key, value in config.items() if key not in ("rope_parameters", "dtype")}
@@ -40,7 +40,7 @@ def before(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def described(model: Model) -> tuple[object, ...]:
-    """All that a plan is made of, but the folder's name."""
+    """Return everything that a plan is made from, except the folder's name."""
     keys = {k: v for k, v in model.keys.items() if not k.startswith("general.")}
     return keys, [(t.name, t.shape) for t in model.tensors], model.ignored
 

@@ -1,4 +1,4 @@
-"""Models that embed texts: how they pool, Nomic's own config.json, and what is refused."""
+"""Embedding models: pooling, Nomic's config.json, and rejected settings."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def config_of(family: str) -> dict[str, Any]:
     return config
 
 
-# nomic-ai/nomic-embed-text-v1.5, the sizes apart.
+# nomic-ai/nomic-embed-text-v1.5, with other sizes.
 NOMIC: dict[str, Any] = {
     "activation_function": "swiglu",
     "architectures": ["NomicBertModel"],
@@ -47,7 +47,7 @@ NOMIC: dict[str, Any] = {
 }
 
 
-def test_nomics_own_config_says_what_that_of_transformers_says() -> None:
+def test_nomics_config_is_equivalent_to_that_of_transformers() -> None:
     ours, theirs = describe(NOMIC, ""), describe(config_of("nomic-bert"), "")
     length = "nomic-bert.context_length"
     assert ours.keys[length].value == 2048
@@ -59,7 +59,7 @@ def test_nomics_own_config_says_what_that_of_transformers_says() -> None:
 
 
 def pooling(folder: Path, config: dict[str, Any], *further: str) -> dict[str, Any]:
-    """Return the keys of BERT with another way of pooling, and with further modules."""
+    """Return the keys of BERT with the given pooling and further modules."""
     copy = shutil.copytree(BERT, folder / "bert")
     modules = json.loads((copy / "modules.json").read_text("utf-8"))
     modules += [{"path": "", "type": f"sentence_transformers.models.{kind}"} for kind in further]
@@ -77,13 +77,13 @@ def pooling(folder: Path, config: dict[str, Any], *further: str) -> dict[str, An
         ({"pooling_mode": "mean"}, 1),
     ],
 )
-def test_pooling_is_what_sentence_transformers_has(
+def test_pooling_equals_that_of_sentence_transformers(
     config: dict[str, Any], number: int, tmp_path: Path
 ) -> None:
     assert pooling(tmp_path, config, "Normalize")["bert.pooling_type"] == number
 
 
-def test_without_modules_a_model_does_not_say_how_it_pools(tmp_path: Path) -> None:
+def test_without_modules_no_pooling_key_is_written(tmp_path: Path) -> None:
     copy = shutil.copytree(BERT, tmp_path / "bert")
     (copy / "modules.json").unlink()
     assert "bert.pooling_type" not in load_model(copy).keys
@@ -102,10 +102,10 @@ def test_the_pooler_is_left_out_with_the_reason() -> None:
             (),
             "pooling_mode_mean_tokens and pooling_mode_cls_token",
         ),
-        ({"pooling_mode_mean_tokens": True}, ("Dense",), "a module 'Dense'"),
+        ({"pooling_mode_mean_tokens": True}, ("Dense",), "a module of type 'Dense'"),
     ],
 )
-def test_pooling_that_llama_cpp_has_not_is_refused(
+def test_unsupported_pooling_is_rejected(
     config: dict[str, Any], further: tuple[str, ...], says: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ArchitectureError, match=says):
@@ -114,16 +114,16 @@ def test_pooling_that_llama_cpp_has_not_is_refused(
 
 REFUSED: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("bert", {"hidden_act": "relu"}, "activation is 'relu'"),
-    ("bert", {"position_embedding_type": "relative_key"}, "'absolute' only"),
+    ("bert", {"position_embedding_type": "relative_key"}, "supports only 'absolute'"),
     ("bert", {"is_decoder": True}, "is_decoder is true"),
-    ("bert", {"num_attention_heads": 5}, "no multiple"),
+    ("bert", {"num_attention_heads": 5}, "not a multiple"),
     ("nomic-bert", {"prenorm": True}, "prenorm is True"),
     ("nomic-bert", {"moe_every_n_layers": 2}, "moe_every_n_layers is 2"),
 )
 
 
 @pytest.mark.parametrize(("family", "changes", "says"), REFUSED)
-def test_what_llama_cpp_does_not_compute_is_refused(
+def test_settings_that_llama_cpp_does_not_compute_are_rejected(
     family: str, changes: dict[str, Any], says: str
 ) -> None:
     with pytest.raises(ArchitectureError, match=says):

@@ -1,6 +1,6 @@
-"""DeepSeek-V3 as it is published, in FP8 with a scale for each block, is the model in BF16.
+"""DeepSeek-V3 in FP8 with a scale per block, as published, gives the same file as in BF16.
 
-The tiny V3's matrices have up to 144 rows and no multiple of 128, so that blocks are partial.
+The tiny V3's matrices have up to 144 rows, not a multiple of 128, so that some blocks are partial.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def bfloat16(x: np.ndarray) -> np.ndarray:
 
 
 def both(folder: Path) -> tuple[Path, Path]:
-    """The tiny V3 with matrices of random codes, in FP8 and as the BF16 that they are worth."""
+    """Write the tiny V3 with matrices of random codes, in FP8 and as the same values in BF16."""
     source = load_reference("deepseek-v3").folder
     config = json.loads((source / "config.json").read_text("utf-8"))
     rng = np.random.default_rng(3)
@@ -57,7 +57,7 @@ def both(folder: Path) -> tuple[Path, Path]:
 
 
 @pytest.mark.parametrize("mla", ["split", "merged"])
-def test_the_fp8_checkpoint_makes_the_file_of_the_bf16_one(mla: str, tmp_path: Path) -> None:
+def test_fp8_and_bf16_checkpoints_give_the_same_file(mla: str, tmp_path: Path) -> None:
     folders = both(tmp_path)
     for folder in folders:
         model = dynquant.load_model(folder, mla="merged" if mla == "merged" else "split")
@@ -66,7 +66,7 @@ def test_the_fp8_checkpoint_makes_the_file_of_the_bf16_one(mla: str, tmp_path: P
     assert fp8 == bf16
 
 
-def test_scales_that_are_missing_are_named(tmp_path: Path) -> None:
+def test_missing_scales_are_named(tmp_path: Path) -> None:
     folder, _ = both(tmp_path)
     config = json.loads((folder / "config.json").read_text("utf-8"))
     kept: Stored = {}

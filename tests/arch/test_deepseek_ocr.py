@@ -1,4 +1,4 @@
-"""DeepSeek-OCR's text model beside the published config and index, and what is refused of it."""
+"""DeepSeek-OCR's text model against the published config and index, and rejected settings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dynquant.errors import ArchitectureError
 PUBLISHED = SHARED / "configs" / "deepseek-ocr2-deepseek2-moe"
 
 
-def test_the_published_index_is_used_or_left_out_for_what_sees(
+def test_published_tensors_are_used_or_ignored_as_vision(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not PUBLISHED.exists():
@@ -42,14 +42,14 @@ def test_the_published_index_is_used_or_left_out_for_what_sees(
 
 REFUSED: tuple[tuple[str, Callable[[dict[str, Any]], Any]], ...] = (
     ("rope_theta is 500000", lambda c: c.update(rope_theta=500000.0)),
-    ("K and V have 16 rows, Q has 32", lambda c: c.update(num_key_value_heads=2)),
+    ("K and V have 16 rows and Q has 32", lambda c: c.update(num_key_value_heads=2)),
     ("use_mla is True", lambda c: c.update(use_mla=True)),
     ("topk_method is noaux_tc", lambda c: c.update(topk_method="noaux_tc")),
 )
 
 
 @pytest.mark.parametrize(("message", "change"), [pytest.param(m, c, id=m) for m, c in REFUSED])
-def test_what_the_graph_cannot_compute_is_refused(
+def test_settings_that_the_graph_cannot_compute_are_rejected(
     message: str, change: Callable[[dict[str, Any]], Any]
 ) -> None:
     folder = load_reference("deepseek-ocr").folder

@@ -1,4 +1,4 @@
-"""The recipes for DeepSeek-R1 on its real shapes, beside the files that they are modelled on.
+"""The recipes for DeepSeek-R1 on its real shapes, against the files that they are modelled on.
 
 The oracles are the published files: counts of types and sizes as loaders print them (UD-IQ1_S:
 gpustack issue 1107, xinference issue 2934; UD-Q2_K_XL: ik_llama.cpp discussion 258), the sizes of
@@ -51,7 +51,7 @@ def load(folder: Path, mla: Any) -> Model:
 
 @pytest.fixture(scope="module")
 def imatrix(merged: Model, split: Model, tmp_path_factory: pytest.TempPathFactory) -> Imatrix:
-    """Importance for all that a calibration run would see; for stacks, the same for all experts."""
+    """Importance for all tensors that calibration would cover; equal for all experts of a stack."""
     means = {
         t.name: np.ones(t.n_per_row, np.float32)
         for t in (*merged.tensors, *split.tensors)
@@ -82,7 +82,7 @@ def layers_of(plan: Plan, role: str, of_type: str) -> list[int | None]:
     return [p.layer for p, type_name in parts if (p.role, type_name) == (role, of_type)]
 
 
-def test_the_checkpoint_is_as_large_as_the_published_one(folder: Path) -> None:
+def test_the_checkpoint_has_the_published_size(folder: Path) -> None:
     header = header_of(DEEPSEEK_R1)
     kinds = Counter(dtype for dtype, _ in header.values())
     assert len(header) == 91_991
@@ -90,7 +90,7 @@ def test_the_checkpoint_is_as_large_as_the_published_one(folder: Path) -> None:
     assert sum(n_bytes(*tensor) for tensor in header.values()) == TOTAL_BYTES
     shards = list(folder.glob("*.safetensors"))
     assert len(shards) == 163
-    # What is more than tensors are the headers: of the published files, 11,888,393 bytes.
+    # The rest are headers; those of the published files have 11,888,393 bytes.
     assert 10e6 < sum(shard.stat().st_size for shard in shards) - TOTAL_BYTES < 12e6
 
 
@@ -110,7 +110,7 @@ PUBLISHED: dict[str, tuple[dict[str, int], int]] = {
 
 
 @pytest.mark.parametrize("recipe", PUBLISHED)
-def test_merged_it_has_the_published_types_and_bytes(
+def test_merged_layout_has_the_published_types_and_bytes(
     recipe: str, merged: Model, imatrix: Imatrix
 ) -> None:
     counts, tensor_bytes = PUBLISHED[recipe]
@@ -121,7 +121,7 @@ def test_merged_it_has_the_published_types_and_bytes(
     assert own_warnings(plan) == []
 
 
-def test_loaders_would_print_the_published_file_s_lines(merged: Model, imatrix: Imatrix) -> None:
+def test_file_type_and_size_equal_those_that_loaders_print(merged: Model, imatrix: Imatrix) -> None:
     plan = plan_of(merged, imatrix)
     assert plan.keys["general.file_type"].value == 24  # LLAMA_FTYPE_MOSTLY_IQ1_S
     assert f"{plan.bits_per_weight:.2f}" == "1.67"
@@ -144,7 +144,9 @@ BUDGET = {
 }
 
 
-def test_merged_each_class_has_its_share_of_the_bytes(merged: Model, imatrix: Imatrix) -> None:
+def test_merged_layout_has_the_published_share_of_each_class(
+    merged: Model, imatrix: Imatrix
+) -> None:
     plan = plan_of(merged, imatrix)
     assert {roles: bytes_of(plan, *roles) for roles in BUDGET} == BUDGET
     assert bytes_of(plan, "ffn_down_exps", of_type="IQ1_S") == 38_168_166_400
@@ -163,14 +165,14 @@ def test_merged_each_class_has_its_share_of_the_bytes(merged: Model, imatrix: Im
         ("deepseek-r1-dq3_k_m", "Q4_K", list(range(5, 61, 5))),
     ],
 )
-def test_the_layers_that_have_more_bits(
+def test_layers_with_more_bits_are_the_published_ones(
     recipe: str, type_name: str, layers: list[int], merged: Model, imatrix: Imatrix
 ) -> None:
     assert layers_of(plan_of(merged, imatrix, recipe), "ffn_down_exps", type_name) == layers
 
 
 @pytest.mark.parametrize("recipe", [*PUBLISHED, "deepseek-r1-dq3_k_m"])
-def test_split_only_the_keys_half_changes(
+def test_split_layout_changes_only_the_keys_half(
     recipe: str, split: Model, merged: Model, imatrix: Imatrix
 ) -> None:
     plan, whole = plan_of(split, imatrix, recipe), plan_of(merged, imatrix, recipe)
@@ -181,9 +183,7 @@ def test_split_only_the_keys_half_changes(
     assert own_warnings(plan) == []
 
 
-def test_unicoms_rule_has_the_shares_and_the_size_of_its_paper(
-    merged: Model, imatrix: Imatrix
-) -> None:
+def test_unicoms_rule_has_the_shares_and_size_of_its_paper(merged: Model, imatrix: Imatrix) -> None:
     # arXiv 2505.02390: 75.9%, 20.7% and 3.4% of ffn_down_exps; 281 GiB and 3.59 bits per weight,
     # sizes rounded up (of UD-Q2_K_XL 212 GiB, which are 211.03).
     plan = plan_of(merged, imatrix, "deepseek-r1-dq3_k_m")
@@ -197,17 +197,17 @@ def test_unicoms_rule_has_the_shares_and_the_size_of_its_paper(
 
 
 @pytest.mark.parametrize("recipe", [r for r in PUBLISHED if r != "deepseek-r1-q2_k_xl"])
-def test_those_with_iq_types_refuse_to_do_without_an_imatrix(recipe: str, split: Model) -> None:
+def test_recipes_with_iq_types_require_an_imatrix(recipe: str, split: Model) -> None:
     with pytest.raises(PlanError, match=f"{recipe}.yaml: needs importance"):
         make_plan(split, load_recipe(recipe))
 
 
 @pytest.mark.parametrize("recipe", ["deepseek-r1-q2_k_xl", "deepseek-r1-dq3_k_m"])
-def test_those_with_k_types_need_none(recipe: str, split: Model) -> None:
+def test_recipes_with_k_types_need_no_imatrix(recipe: str, split: Model) -> None:
     assert make_plan(split, load_recipe(recipe)).warnings == ()
 
 
-def test_layer_61_is_dropped_whole(split: Model, imatrix: Imatrix) -> None:
+def test_all_of_layer_61_is_dropped(split: Model, imatrix: Imatrix) -> None:
     plan = plan_of(split, imatrix)
     assert len(plan.ignored) == 3 * N_EXPERTS + 9 + 5 + 6
     assert all(name.startswith("model.layers.61.") for name in plan.ignored)
@@ -215,7 +215,7 @@ def test_layer_61_is_dropped_whole(split: Model, imatrix: Imatrix) -> None:
 
 
 def test_the_keys_are_the_published_ones(merged: Model) -> None:
-    # As loaders print them; `merged` because those files are older than split attention.
+    # As printed by loaders; `merged` because those files are older than split attention.
     found = {k.removeprefix("deepseek2."): v.value for k, v in merged.keys.items()}
     expected = {
         "block_count": 61,
@@ -246,5 +246,5 @@ def test_the_keys_are_the_published_ones(merged: Model) -> None:
         "rope.scaling.yarn_log_multiplier": 0.1,
     }
     assert {key: found[key] for key in expected} == expected
-    # Later than those files: which experts may be chosen, by groups.
+    # Not in those files, which are older: groups of experts.
     assert (found["expert_group_count"], found["expert_group_used_count"]) == (8, 4)

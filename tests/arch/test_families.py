@@ -1,4 +1,4 @@
-"""A tiny random checkpoint of each family becomes a GGUF that llama.cpp reads as transformers does.
+"""GGUFs of tiny random checkpoints of all families give transformers' results in llama.cpp.
 
 The oracles are transformers and each family's own tokenizer (stored by make_references.py)
 and llama.cpp.
@@ -31,11 +31,11 @@ from dynquant.arch.families import families
 llamacpp: Any = pytest.importorskip("llamacpp", reason="needs xllamacpp", exc_type=ImportError)
 
 VISIBLE = 100 * F32_TOLERANCE
-"""What one wrong tensor has to change at least, so that the comparison cannot miss it."""
+"""The least difference by which one wrong tensor is noticed."""
 
 UNSEEN = re.compile(r"pooler\..*|encoder\.layer\.\d+\.attention\.self\.key\.bias")
-"""What no result of BERT depends on: the pooler, which llama.cpp leaves out, and what K has the
-same for all tokens, which adds the same to all scores of a token's attention."""
+"""Tensors without effect on BERT's results: the pooler, which llama.cpp does not have, and the bias
+of K, which adds the same number to all attention scores of a token."""
 
 
 def converted(folder: Path, out: Path) -> Path:
@@ -65,7 +65,9 @@ def test_log_probabilities_of_the_f32_file_equal_transformers(family: str, tmp_p
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_mixed_recipe_loads_and_answers(family: str, tmp_path: Path) -> None:
+def test_the_mixed_recipe_loads_and_predicts_better_than_chance(
+    family: str, tmp_path: Path
+) -> None:
     reference, out = load_reference(family), tmp_path / "mixed.gguf"
     plan = dynquant.convert(reference.folder, out, recipe="dynamic-4bit", threads=2)
     assert len(plan.type_counts) > 1
@@ -113,11 +115,11 @@ CONFIG_MISTAKES: tuple[tuple[str, str, Callable[[dict[str, Any]], Any]], ...] = 
     ("gemma2", "cap of logits", lambda c: c.update(final_logit_softcapping=30.0)),
     ("gemma2", "query scaling", lambda c: c.update(query_pre_attn_scalar=20)),
     ("gemma2", "window", lambda c: c.update(sliding_window=8)),
-    ("gemma2", "which layers slide", lambda c: c.update(layer_types=["sliding_attention"] * 3)),
+    ("gemma2", "layers with a window", lambda c: c.update(layer_types=["sliding_attention"] * 3)),
     ("gemma3", "cap of logits", lambda c: c.update(final_logit_softcapping=None)),
     ("gemma3", "query scaling", lambda c: c.update(query_pre_attn_scalar=12)),
     ("gemma3", "window", lambda c: c.update(sliding_window=8)),
-    ("gemma3", "which layers slide", lambda c: c.update(layer_types=None)),
+    ("gemma3", "layers with a window", lambda c: c.update(layer_types=None)),
     (
         "gemma3",
         "rope scaling of global layers",
@@ -128,19 +130,19 @@ CONFIG_MISTAKES: tuple[tuple[str, str, Callable[[dict[str, Any]], Any]], ...] = 
         "rope base of local layers",
         lambda c: c["rope_parameters"]["sliding_attention"].update(rope_theta=10000.0),
     ),
-    ("glm", "part of a head that turns", lambda c: c.update(partial_rotary_factor=1.0)),
-    ("glm4", "part of a head that turns", lambda c: c.update(partial_rotary_factor=0.5)),
-    ("glm4moe", "part of a head that turns", lambda c: c.update(partial_rotary_factor=0.6)),
-    ("glm4moe", "scale of the experts", lambda c: c.update(routed_scaling_factor=1.0)),
-    ("glm4moe", "weights that sum to one", lambda c: c.update(norm_topk_prob=False)),
+    ("glm", "rotated part of a head", lambda c: c.update(partial_rotary_factor=1.0)),
+    ("glm4", "rotated part of a head", lambda c: c.update(partial_rotary_factor=0.5)),
+    ("glm4moe", "rotated part of a head", lambda c: c.update(partial_rotary_factor=0.6)),
+    ("glm4moe", "experts' scale", lambda c: c.update(routed_scaling_factor=1.0)),
+    ("glm4moe", "normalized expert weights", lambda c: c.update(norm_topk_prob=False)),
     ("glm4moe", "groups of experts", lambda c: c.update(n_group=1)),
-    ("glm4moe", "experts of a token", lambda c: c.update(num_experts_per_tok=3)),
+    ("glm4moe", "experts used", lambda c: c.update(num_experts_per_tok=3)),
     ("command-r", "scale of logits", lambda c: c.update(logit_scale=0.0625)),
     ("command-r", "norm epsilon", lambda c: c.update(layer_norm_eps=1e-1)),
     ("command-r", "rope base", lambda c: c.update(rope_theta=10000.0)),
     ("cohere2", "scale of logits", lambda c: c.update(logit_scale=0.0625)),
     ("cohere2", "window", lambda c: c.update(sliding_window=8)),
-    ("cohere2", "which layers slide and turn", lambda c: c.pop("sliding_window_pattern")),
+    ("cohere2", "layers with window and rope", lambda c: c.pop("sliding_window_pattern")),
     ("starcoder2", "rope base", lambda c: c.update(rope_theta=100.0)),
     ("starcoder2", "norm epsilon", lambda c: c.update(norm_epsilon=1e-1)),
     ("bert", "norm epsilon", lambda c: c.update(layer_norm_eps=1e-1)),
@@ -218,7 +220,7 @@ def test_another_configuration_is_noticed(
 
 
 def one_of_each_kind(names: Iterable[str]) -> list[str]:
-    """Return tensors that are seen; of those whose names differ in numbers only, the last."""
+    """Return tensors that affect results; the last of those whose names differ only in numbers."""
     kinds: dict[str, list[str]] = {}
     for name in names:
         if is_in_an_early_layer(name) and not UNSEEN.fullmatch(name):
@@ -227,7 +229,7 @@ def one_of_each_kind(names: Iterable[str]) -> list[str]:
 
 
 def is_in_an_early_layer(name: str) -> bool:
-    """Tell whether a tensor is of the first four layers or of none: Command-R+ has 64 alike."""
+    """Return whether a tensor is in the first four layers or in none; Command-R+ has 64 layers."""
     layer = re.search(r"\.(\d+)\.", name)
     return layer is None or int(layer[1]) < 4
 
@@ -242,7 +244,7 @@ def stored_tensors(folder: Path) -> dict[str, Path]:
 
 
 def safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
-    """Return the tensors of a safetensors file and where their data begins."""
+    """Return the tensors of a safetensors file and the offset of their data."""
     content = path.read_bytes()
     n = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + n])
@@ -251,7 +253,7 @@ def safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
 
 
 def reverse_rows(folder: Path, name: str) -> None:
-    """Reverse the rows of a tensor where it is stored, or the elements of a vector."""
+    """Reverse the rows of a stored tensor, or the elements of a vector."""
     path = stored_tensors(folder)[name]
     tensors, begin = safetensors_header(path)
     start, stop = (begin + offset for offset in tensors[name]["data_offsets"])

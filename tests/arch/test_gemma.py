@@ -1,4 +1,4 @@
-"""Gemma 3 as it is published: inside a model that sees, and with little in its config.json."""
+"""Gemma 3 as published: in a multimodal model, and with few settings in its config.json."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def config_of(folder: Path) -> dict[str, Any]:
 
 
 def rename_tensors(path: Path, rename: Callable[[str], str], added: list[str]) -> None:
-    """Rename the tensors of a safetensors file, and add some of two BF16 weights at its end."""
+    """Rename the tensors of a safetensors file, and append tensors of two BF16 weights."""
     content = path.read_bytes()
     n = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + n])
@@ -55,7 +55,7 @@ def without_names(model: Model) -> dict[str, Any]:
         ("model.language_model.", ["model.vision_tower.a.bias", "model.multi_modal_projector.b"]),
     ],
 )
-def test_the_text_part_of_a_model_that_sees_is_the_model_without(
+def test_text_model_of_a_multimodal_model_equals_the_plain_model(
     trunk: str, seeing: list[str], tmp_path: Path
 ) -> None:
     folder = shutil.copytree(TEXT, tmp_path / "sees")
@@ -77,8 +77,8 @@ def test_the_text_part_of_a_model_that_sees_is_the_model_without(
         )
 
 
-def test_what_a_config_leaves_out_is_as_transformers_has_it() -> None:
-    """google/gemma-3-4b-it says no more than this."""
+def test_missing_settings_default_to_those_of_transformers() -> None:
+    """The settings in google/gemma-3-4b-it."""
     said = {
         "hidden_size": 2560,
         "intermediate_size": 10240,
@@ -131,7 +131,7 @@ def test_gemma_3_27b_has_a_tensor_for_each_of_its_names(tmp_path: Path) -> None:
     tensors, ignored, _ = gather(architecture, checkpoint)
     assert len(tensors) + len(ignored) == len(index["weight_map"])
     assert (architecture.sizes["q"], architecture.sizes["kv"]) == (32 * 128, 16 * 128)
-    # llama.cpp knows the 27B by its layers, and scales as its config.json says: nothing to mend.
+    # llama.cpp recognises the 27B by its layers and scales as config.json states.
     (q_norm,) = (t for t in tensors if t.name == "blk.0.attn_q_norm.weight")
     np.testing.assert_array_equal(read_weights(q_norm.source, 0, 1), np.ones((1, 128), np.float32))
 
@@ -139,7 +139,7 @@ def test_gemma_3_27b_has_a_tensor_for_each_of_its_names(tmp_path: Path) -> None:
 REFUSED = (
     ("Gemma2ForCausalLM", {"attn_logit_softcapping": None}, "is null"),
     ("Gemma2ForCausalLM", {"final_logit_softcapping": None}, "is null"),
-    ("Gemma2ForCausalLM", {"layer_types": ["full_attention"] * 3}, "needs a layer"),
+    ("Gemma2ForCausalLM", {"layer_types": ["full_attention"] * 3}, "needs at least one such layer"),
     ("Gemma2ForCausalLM", {"layer_types": ["sliding_attention"]}, "has 1 entries"),
     ("Gemma2ForCausalLM", {"layer_types": ["chunked_attention"] * 3}, "layer_types.0"),
     ("Gemma3ForCausalLM", {"attn_logit_softcapping": 50.0}, "does not cap attention"),
@@ -149,13 +149,13 @@ REFUSED = (
     (
         "Gemma3ForCausalLM",
         {"rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 2.0}}},
-        "rope_type 'linear' is not one",
+        "does not compute rope_type 'linear'",
     ),
 )
 
 
 @pytest.mark.parametrize(("name", "changes", "says"), REFUSED)
-def test_what_llama_cpp_does_not_compute_is_refused(
+def test_settings_that_llama_cpp_does_not_compute_are_rejected(
     name: str, changes: dict[str, Any], says: str
 ) -> None:
     family = "gemma2" if name == "Gemma2ForCausalLM" else "gemma3"

@@ -1,4 +1,4 @@
-"""GLM-4-MoE's layers that predict further ahead, and what of GLM-4 is refused."""
+"""Prediction layers of GLM-4-MoE, and settings of GLM-4 that are rejected."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def config_of(name: str) -> dict[str, Any]:
 
 @pytest.fixture
 def with_prediction(tmp_path: Path) -> Path:
-    """The reference with a copy of its last layer after it, and what makes that one predict."""
+    """Write the reference with a copy of its last layer as a prediction layer."""
     folder = shutil.copytree(GLM4_MOE, tmp_path / "predicts")
     path = folder / "model.safetensors"
     content = path.read_bytes()
@@ -53,7 +53,7 @@ def with_prediction(tmp_path: Path) -> Path:
     return folder
 
 
-def test_layers_that_predict_ahead_are_told_from_the_models_own(with_prediction: Path) -> None:
+def test_prediction_layers_are_distinguished_from_the_models_own(with_prediction: Path) -> None:
     model = load_model(with_prediction)
     assert model.prediction is not None
     assert model.prediction.layers == range(3, 4)
@@ -79,7 +79,7 @@ def test_layers_that_predict_ahead_are_told_from_the_models_own(with_prediction:
 
 
 @pytest.mark.parametrize("keep", ["drop", "keep"])
-def test_the_model_answers_the_same_with_them_and_without(
+def test_results_are_the_same_with_and_without_prediction_layers(
     with_prediction: Path, tmp_path: Path, keep: str
 ) -> None:
     llamacpp: Any = pytest.importorskip("llamacpp", reason="needs xllamacpp", exc_type=ImportError)
@@ -92,7 +92,7 @@ def test_the_model_answers_the_same_with_them_and_without(
     assert max_difference(reference.log_probabilities, ours) < F32_TOLERANCE
 
 
-def test_a_checkpoint_without_the_layers_that_its_config_names_is_whole() -> None:
+def test_a_checkpoint_without_its_prediction_layers_is_complete() -> None:
     model = load_model(GLM4_MOE)
     assert config_of("glm4moe")["num_nextn_predict_layers"] == 1
     assert model.prediction is None
@@ -100,14 +100,14 @@ def test_a_checkpoint_without_the_layers_that_its_config_names_is_whole() -> Non
 
 REFUSED: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("glm", {"head_dim": 12}, "is 48, not hidden_size 32"),
-    ("glm4", {"partial_rotary_factor": 0.25}, "turns 5 weights"),
-    ("glm4", {"rope_scaling": {"rope_type": "llama3"}}, "'llama3' is not one"),
+    ("glm4", {"partial_rotary_factor": 0.25}, "rotates 5 weights"),
+    ("glm4", {"rope_scaling": {"rope_type": "llama3"}}, "does not compute rope_type 'llama3'"),
     ("glm4", {"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
 )
 
 
 @pytest.mark.parametrize(("family", "changes", "says"), REFUSED)
-def test_what_llama_cpp_does_not_compute_is_refused(
+def test_settings_that_llama_cpp_does_not_compute_are_rejected(
     family: str, changes: dict[str, Any], says: str
 ) -> None:
     with pytest.raises(ArchitectureError, match=says):

@@ -35,7 +35,7 @@ def weights(tensor: ModelTensor) -> np.ndarray:
 
 
 @pytest.mark.parametrize("family", LATENT)
-def test_a_merged_file_answers_as_transformers_does(family: str, tmp_path: Path) -> None:
+def test_a_merged_file_predicts_as_transformers_does(family: str, tmp_path: Path) -> None:
     reference = load_reference(family)
     out = tmp_path / "merged.gguf"
     dynquant.convert(reference.folder, out, recipe="f32", threads=1, mla="merged")
@@ -43,7 +43,7 @@ def test_a_merged_file_answers_as_transformers_does(family: str, tmp_path: Path)
     assert max_difference(reference.log_probabilities, ours) < F32_TOLERANCE
 
 
-def test_the_halves_are_those_of_each_head_and_the_keys_are_turned() -> None:
+def test_halves_are_taken_per_head_and_keys_are_transposed() -> None:
     split, merged = (tensors_of("deepseek-v3", mla=mla) for mla in ("split", "merged"))
     whole = weights(merged["blk.1.attn_kv_b.weight"]).reshape(4, 22 + 14, 28)
     assert np.array_equal(weights(split["blk.1.attn_k_b.weight"]), whole[:, :22].transpose(0, 2, 1))
@@ -53,13 +53,13 @@ def test_the_halves_are_those_of_each_head_and_the_keys_are_turned() -> None:
     }
 
 
-def test_turned_keys_are_read_a_head_at_a_time() -> None:
+def test_transposed_keys_are_read_one_head_at_a_time() -> None:
     source = tensors_of("deepseek-v3")["blk.1.attn_k_b.weight"].source
     assert isinstance(source, Transposed) and isinstance(source.source, Rows)
     assert source.source.shape == (4, 22, 28)
 
 
-def test_merged_attention_has_heads_of_keys_and_no_lengths_of_latent_ones() -> None:
+def test_merged_attention_has_key_heads_and_no_mla_lengths() -> None:
     folder = load_reference("deepseek-v3").folder
     split, merged = (
         {
@@ -102,10 +102,14 @@ REFUSED: tuple[tuple[str, str, Callable[[dict[str, Any]], Any]], ...] = (
     ("deepseek-v3", "rope_interleave is False", lambda c: c.update(rope_interleave=False)),
     ("deepseek-v3", "attention_bias is True", lambda c: c.update(attention_bias=True)),
     ("deepseek-v3", "moe_layer_freq is 2", lambda c: c.update(moe_layer_freq=2)),
-    ("deepseek-v3", "n_group 2 .* share out 9", lambda c: c.update(n_group=2)),
-    ("deepseek-v3", "n_group 9 .* share out 9", lambda c: c.update(n_group=9)),
-    ("deepseek-v3", "of 27 layers to have none", lambda c: c.update(num_hidden_layers=27)),
-    ("deepseek-v3", "knows only 1", lambda c: c["rope_scaling"].update(mscale=0.5)),
+    ("deepseek-v3", "n_group 2 .* do not fit 9 experts", lambda c: c.update(n_group=2)),
+    ("deepseek-v3", "n_group 9 .* do not fit 9 experts", lambda c: c.update(n_group=9)),
+    (
+        "deepseek-v3",
+        "of 27 layers to have no q_lora_rank",
+        lambda c: c.update(num_hidden_layers=27),
+    ),
+    ("deepseek-v3", "supports only 1", lambda c: c["rope_scaling"].update(mscale=0.5)),
     ("deepseek-v3", "rope_type 'linear'", lambda c: c["rope_scaling"].update(type="linear")),
     ("deepseek-v3", "kv_lora_rank is missing", lambda c: c.update(kv_lora_rank=None)),
     ("deepseek-v2", "norm_topk_prob is true", lambda c: c.update(norm_topk_prob=True)),
@@ -113,7 +117,7 @@ REFUSED: tuple[tuple[str, str, Callable[[dict[str, Any]], Any]], ...] = (
     ("deepseek", "norm_topk_prob is True", lambda c: c.update(norm_topk_prob=True)),
     ("deepseek", "scoring_func is sigmoid", lambda c: c.update(scoring_func="sigmoid")),
     ("deepseek", "attention_bias is True", lambda c: c.update(attention_bias=True)),
-    ("deepseek", "are not hidden_size 32", lambda c: c.update(head_dim=16)),
+    ("deepseek", "not to hidden_size 32", lambda c: c.update(head_dim=16)),
     ("deepseek", "n_routed_experts is missing", lambda c: c.update(n_routed_experts=None)),
 )
 
@@ -122,7 +126,7 @@ REFUSED: tuple[tuple[str, str, Callable[[dict[str, Any]], Any]], ...] = (
     ("family", "message", "change"),
     [pytest.param(f, m, c, id=f"{f}, {m}") for f, m, c in REFUSED],
 )
-def test_what_the_graph_cannot_compute_is_refused(
+def test_settings_that_the_graph_cannot_compute_are_rejected(
     family: str, message: str, change: Callable[[dict[str, Any]], Any]
 ) -> None:
     config = config_of(family)
@@ -131,7 +135,7 @@ def test_what_the_graph_cannot_compute_is_refused(
         describe(config, "config.json")
 
 
-def test_what_the_graph_computes_a_little_otherwise_is_said_in_the_plan(tmp_path: Path) -> None:
+def test_deviations_of_the_graph_are_warnings_of_the_plan(tmp_path: Path) -> None:
     folder = shutil.copytree(load_reference("deepseek-v2").folder, tmp_path / "m")
     config = config_of("deepseek-v2")
     config["topk_group"] = 2
@@ -139,8 +143,8 @@ def test_what_the_graph_computes_a_little_otherwise_is_said_in_the_plan(tmp_path
     (folder / "config.json").write_text(json.dumps(config))
     model = dynquant.load_model(folder)
     groups, beta = model.deviations[1], model.deviations[0]
-    assert "ranks groups of experts by their best one" in groups
-    assert "beta_fast is 1.0, in place of which llama.cpp takes 32.0" in beta
+    assert "ranks groups of experts by their best expert" in groups
+    assert "beta_fast is 1.0, but llama.cpp uses 32.0" in beta
     assert model.keys["deepseek2.rope.scaling.yarn_beta_fast"].value == 1.0
     warnings = dynquant.make_plan(model, dynquant.load_recipe("f32")).warnings
     assert warnings == model.deviations

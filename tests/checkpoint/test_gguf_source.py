@@ -249,8 +249,8 @@ def test_all_unsupported_types_are_reported_together_with_their_numbers(tmp_path
     with pytest.raises(CheckpointError) as e:
         load_model(write(tmp_path / "s.gguf", fill))
     a, b = e.value.messages
-    assert "blk.{0-2}.a.weight: stored as Q8_1 (ggml type 9), which is not read" in a
-    assert "b.weight: stored as Q8_K (ggml type 15), which is not read" in b
+    assert "blk.{0-2}.a.weight: stored as Q8_1 (ggml type 9), which is not supported" in a
+    assert "b.weight: stored as Q8_K (ggml type 15), which is not supported" in b
 
 
 def test_every_type_that_can_be_encoded_can_be_read(tmp_path: Path) -> None:

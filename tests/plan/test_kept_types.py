@@ -71,4 +71,4 @@ def test_a_family_may_have_tables_but_its_weights_are_floats(tmp_path: Path) -> 
     with pytest.raises(CheckpointError) as e:
         gather(family, checkpoint)
     (message,) = e.value.messages
-    assert "model.layers.0.mlp.up_proj.weight is stored as I8, which is not read as" in message
+    assert "model.layers.0.mlp.up_proj.weight is stored as I8, which is not supported" in message

@@ -33,7 +33,7 @@ def test_the_plan_has_the_tensors_of_the_whole_model(folder: Path) -> None:
     whole = dynquant.make_plan(dynquant.load_model(load_reference("qwen3moe").folder), recipe)
     assert bare.tensors == whole.tensors
     assert set(whole.keys) - set(bare.keys) == {k for k in whole.keys if k.startswith("tokenizer.")}
-    assert (len(bare.lacks), whole.lacks) == (1, ())
+    assert (len(bare.missing), whole.missing) == (1, ())
 
 
 def test_unless_asked_for_a_model_without_a_tokenizer_is_refused(folder: Path) -> None:
@@ -58,7 +58,7 @@ def test_a_tokenizer_that_is_there_and_damaged_stops_the_plan(folder: Path) -> N
 def test_scripts_see_what_is_lacking(folder: Path) -> None:
     model = dynquant.load_model(folder, needs_vocab=False)
     plan = dynquant.make_plan(model, dynquant.load_recipe("q8_0"))
-    assert json.loads(json.dumps(plan_json(plan)))["lacks"] == list(model.lacks)
+    assert json.loads(json.dumps(plan_json(plan)))["lacks"] == list(model.missing)
 
 
 def test_the_command_says_what_it_does_not_know(

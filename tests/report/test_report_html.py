@@ -249,7 +249,7 @@ def test_page_must_not_be_a_model_or_a_folder(tmp_path: Path) -> None:
 
 
 def test_missing_parts_of_the_model_are_on_the_page() -> None:
-    plan = replace(small_plan(), lacks=("somewhere: no tokenizer; add one",))
+    plan = replace(small_plan(), missing=("somewhere: no tokenizer; add one",))
     page = read_page(plan_html(plan, None))
     assert "cannot be converted: somewhere: no tokenizer; add one" in page.text
     assert "file size unknown" in page.text

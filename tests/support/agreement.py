@@ -1,4 +1,4 @@
-"""What make_references.py stored, and how far a file's numbers may be from it."""
+"""References stored by make_references.py, and measures of agreement with them."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ FAMILIES = tuple(
 )
 
 F32_TOLERANCE = 1e-3
-"""Largest difference of a log-probability of an F32 file from transformers' float32."""
+"""Largest permitted difference between a log-probability of an F32 file and transformers."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What transformers and a checkpoint's own tokenizer say of it.
+    """Results of transformers and of the checkpoint's tokenizer.
 
     prompts:           token ids
-    tokens:            of each text, its own tokenizer's ids
-    log_probabilities: float32 [n_prompts, n_vocab], of the token after each prompt; if it `embeds`,
-                       [n_prompts, n_embd]: the vector of each prompt
+    tokens:            token ids of each text
+    log_probabilities: float32 [n_prompts, n_vocab], of the token after each prompt; for embedding
+                       models (`embeds`) [n_prompts, n_embd], the vector of each prompt
     """
 
     folder: Path
@@ -38,12 +38,12 @@ class Reference:
 
     @property
     def embeds(self) -> bool:
-        """Whether it makes vectors of texts instead of predicting tokens."""
+        """Whether it is an embedding model, which predicts no tokens."""
         return (self.folder / "modules.json").exists()
 
     @property
     def parses_special(self) -> bool:
-        """Whether its tokenizer reads the text of a control token as that token."""
+        """Whether its tokenizer parses the text of a control token as that token."""
         return any((self.folder / n).exists() for n in ("tokenizer.json", "tiktoken.model"))
 
 
@@ -74,7 +74,7 @@ def divergence(reference: F32, ours: F32) -> float:
 
 
 def _normalized(log_probabilities: F32) -> NDArray[np.float64]:
-    """Return them in float64, summing to one: float32 rounding alone could make a KL negative."""
+    """Return them in float64, normalized: with float32 rounding a KL could be negative."""
     x = log_probabilities.astype(np.float64)
     normalized: NDArray[np.float64] = x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
     return normalized

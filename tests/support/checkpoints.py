@@ -1,4 +1,4 @@
-"""Checkpoints written by hand: the names and shapes that transformers gives each family."""
+"""Handwritten checkpoints with the names and shapes of each family in transformers."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "
 
 
 def config_of(architecture: str, **changes: Any) -> dict[str, Any]:
-    """A small config.json; a change to None takes the key out."""
+    """Return a small config.json; a change to None removes the key."""
     head_dim = {"head_dim": 8} if architecture == "Qwen3ForCausalLM" else {}
     config = {"architectures": [architecture], **BASE, **head_dim, **changes}
     return {key: value for key, value in config.items() if value is not None}
 
 
 def shapes_of(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Stored names and shapes, as the modelling code of transformers has them."""
+    """Return stored names and shapes as in the modelling code of transformers."""
     architecture = config["architectures"][0]
     hidden, ffn, n_head = (
         config["hidden_size"],
@@ -85,13 +85,13 @@ def shapes_of(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def tensors_of(config: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Random weights of those names and shapes."""
+    """Return random weights with those names and shapes."""
     rng = np.random.default_rng(0)
     return {n: rng.standard_normal(s).astype(np.float32) for n, s in shapes_of(config).items()}
 
 
 def write_checkpoint(folder: Path, config: dict[str, Any], tensors: dict[str, np.ndarray]) -> Path:
-    """One model.safetensors and its config.json."""
+    """Write one model.safetensors and its config.json."""
     (folder / "config.json").write_text(json.dumps(config))
     save_file(tensors, folder / "model.safetensors")
     return folder
@@ -100,5 +100,5 @@ def write_checkpoint(folder: Path, config: dict[str, Any], tensors: dict[str, np
 def write_holes(
     folder: Path, config: dict[str, Any], shapes: dict[str, tuple[int, ...]], dtype: str = "BF16"
 ) -> Path:
-    """A checkpoint of any size in one file without any weights: after the header is a hole."""
+    """Write a sparse checkpoint of any size in one file: a header followed by a hole."""
     return write_sparse(folder, config, {name: (dtype, shape) for name, shape in shapes.items()})

@@ -1,4 +1,4 @@
-"""A recipe that has every key of the language, for the reader and for the schema."""
+"""A recipe with every key of the language, to test the reader and the schema."""
 
 EVERY_KEY = """\
 dynquant: 1

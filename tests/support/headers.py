@@ -1,4 +1,4 @@
-"""Tensors of models by name and shape alone, for tests of what needs no weights."""
+"""Tensors of models by name and shape, for tests that need no weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Unread:
-    """A source of which only shape and stored type are wanted."""
+    """A source with shape and stored type only; reading it is an error."""
 
     shape: tuple[int, ...]
     stored: QuantType = ALL["BF16"]
@@ -24,7 +24,7 @@ class Unread:
 
 
 def tensors_of(shapes: Shapes, integers: Iterable[str] = ()) -> list[ModelTensor]:
-    """Return tensors of these shapes, those named as integers stored so."""
+    """Return tensors of these shapes; those in `integers` are stored as I32."""
     kept = set(integers)
     return [
         ModelTensor(n, Unread(s, KEPT["I32"] if n in kept else ALL["BF16"]))

@@ -1,15 +1,15 @@
-"""llama.cpp as an oracle, through the `xllamacpp` wheel: what a GGUF predicts, writes, tokenizes.
+"""llama.cpp as an oracle, through the `xllamacpp` wheel: predictions, texts and tokens of a GGUF.
 
-Exact as llama.cpp can be: CPU, plain attention, key and value cache in F32, weights as the file has
-them. On F32 files it agrees with transformers to about 1e-5 in every log-probability.
+As exact as llama.cpp can be: on CPU, with plain attention and F32 caches, and weights used as
+stored. With F32 files all log-probabilities agree with transformers to about 1e-5.
 
-What a reader of `Runtime.log_probabilities` must know of the server underneath:
+Properties of the server that `Runtime.log_probabilities` depends on:
 
-* the probabilities it reports are those of the plain logits, before any sampler: neither a logit
-  bias nor the temperature changes them;
-* it reports none at all where the sampled token ends no UTF-8 character (half an emoji, say) or is
-  an end token; so a bias makes it sample one harmless token always;
-* without n_probs = vocabulary size it would report the likeliest only.
+* it reports the probabilities of the plain logits, before any sampler: neither a logit bias nor
+  the temperature changes them;
+* it reports no probabilities if the sampled token ends inside a UTF-8 character (half an emoji) or
+  is an end token; therefore a bias makes it always sample one harmless token;
+* by default it reports only the most likely tokens; n_probs = vocabulary size makes it report all.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from numpy.typing import NDArray
 F32 = NDArray[np.float32]
 
 HARMLESS = "a"
-"""Text whose last token is whole UTF-8 in any vocabulary that has bytes or letters."""
+"""Text whose last token is complete UTF-8 in any vocabulary with bytes or letters."""
 
 
 class Runtime:
     """A GGUF loaded by llama.cpp. A context manager: its threads end with the block."""
 
     def __init__(self, path: Path, *, n_ctx: int = 512, n_threads: int = 1) -> None:
-        """Load the file; raise RuntimeError if llama.cpp does not take it (its log is silenced)."""
-        # Before the server starts: two ways into one library, one after the other.
+        """Load the file; raise RuntimeError if llama.cpp rejects it (its log is suppressed)."""
+        # Before the server starts: the library must not be used in two ways at once.
         self._n_vocab = vocabulary_size(path)
         (tokens,) = tokenize(path, [HARMLESS])
         self._harmless = tokens[-1]
@@ -46,13 +46,13 @@ class Runtime:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # The server stops its threads when it is collected, and nothing else refers to it.
+        # The server stops its threads when it is garbage collected; there is no other reference.
         self._server = None
 
     def log_probabilities(self, prompts: Sequence[Sequence[int]]) -> F32:
-        """Return float32 [n_prompts, n_vocab]: of each token after each prompt of token ids.
+        """Return float32 [n_prompts, n_vocab]: log-probabilities after each prompt of token ids.
 
-        Nothing is added to a prompt: one that ought to begin with a BOS token has it.
+        Nothing is added to a prompt, which must itself begin with a BOS token if one is needed.
         """
         return np.stack([self._after(prompt) for prompt in prompts])
 
@@ -74,7 +74,7 @@ class Runtime:
         return np.array([reported[token] for token in range(self._n_vocab)], np.float32)
 
     def generate(self, prompt: str, n_tokens: int) -> str:
-        """Return the likeliest continuation of a text, token by token, without the text."""
+        """Return the most likely continuation of a text, without the text."""
         answer = self._complete(prompt=prompt, max_tokens=n_tokens)
         text: str = answer["choices"][0]["text"]
         return text
@@ -97,8 +97,8 @@ def _parameters(path: Path, n_ctx: int, n_threads: int) -> Any:
     parameters.cpuparams.n_threads = n_threads
     parameters.cpuparams_batch.n_threads = n_threads
     parameters.n_threads_http = 1
-    # By default the cache is F16 and attention fused: measured on the reference checkpoints, each
-    # alone moves a log-probability by 2e-3 to 9e-3.
+    # Defaults are an F16 cache and fused attention; measured on the reference checkpoints, each of
+    # them changes a log-probability by 2e-3 to 9e-3.
     parameters.cache_type_k = xllamacpp.ggml_type.GGML_TYPE_F32
     parameters.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     parameters.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
@@ -108,15 +108,15 @@ def _parameters(path: Path, n_ctx: int, n_threads: int) -> Any:
 
 
 def log_probabilities(path: Path, prompts: Sequence[Sequence[int]]) -> F32:
-    """Return float32 [n_prompts, n_vocab] as Runtime does, of a file loaded for this call only."""
+    """Return `Runtime.log_probabilities` of a file loaded for this call only."""
     with Runtime(path) as runtime:
         return runtime.log_probabilities(prompts)
 
 
 def embeddings(path: Path, prompts: Sequence[Sequence[int]]) -> F32:
-    """Return float32 [n_prompts, n_embd]: the vector that a model for it makes of each prompt.
+    """Return float32 [n_prompts, n_embd]: an embedding model's vector for each prompt.
 
-    Pooled as the file says, and not made of length one.
+    Pooled as the file states, and not normalized.
     """
     parameters = _parameters(path, n_ctx=512, n_threads=1)
     parameters.embedding = True
@@ -130,19 +130,19 @@ def embeddings(path: Path, prompts: Sequence[Sequence[int]]) -> F32:
 
 
 def generate(path: Path, prompt: str, n_tokens: int) -> str:
-    """Return the likeliest continuation of a text."""
+    """Return the most likely continuation of a text."""
     with Runtime(path) as runtime:
         return runtime.generate(prompt, n_tokens)
 
 
-# Tokens need no server and no weights: the wheel's shared library exports llama.cpp's own
-# functions, and with `vocab_only` they also take files that hold nothing but a vocabulary.
+# Tokenizing needs no server and no weights: the wheel's shared library exports llama.cpp's own
+# functions, and with `vocab_only` they accept files that contain only a vocabulary.
 
 
 class _ModelParams(ctypes.Structure):
-    """Struct llama_model_params of the pinned wheel, as far as needed, with room for the rest.
+    """Struct llama_model_params of the pinned wheel: the needed fields, and room for the rest.
 
-    By value, larger than the library's: the ABIs of x86-64 and arm64 touch only their part of it.
+    It is passed by value and larger than the library's; on x86-64 and arm64 the excess is ignored.
     """
 
     _fields_ = (
@@ -197,7 +197,7 @@ def _library() -> ctypes.CDLL:
 
 @contextmanager
 def _silence(library: ctypes.CDLL) -> Iterator[None]:
-    """Drop what llama.cpp would log; a server that is running keeps its own logger afterwards."""
+    """Suppress llama.cpp's log; the logger of a running server is restored afterwards."""
     logger, its_argument = ctypes.c_void_p(), ctypes.c_void_p()
     library.llama_log_get(ctypes.byref(logger), ctypes.byref(its_argument))
     nothing = _LogCallback(lambda *_: None)
@@ -234,7 +234,7 @@ def vocabulary_size(path: Path) -> int:
 
 
 def ends(path: Path) -> list[int]:
-    """Return the ids of the tokens at which llama.cpp takes an answer for finished."""
+    """Return the ids of the tokens at which llama.cpp stops."""
     with _vocabulary(path) as (library, vocab):
         n = library.llama_vocab_n_tokens(vocab)
         return [i for i in range(n) if library.llama_vocab_is_eog(vocab, i)]
@@ -245,14 +245,14 @@ def tokenize(
 ) -> list[list[int]]:
     """Return llama.cpp's token ids of each text, by the vocabulary of a GGUF.
 
-    add_special:   begin (and end) as the file's add_bos_token and its like say
-    parse_special: read the text of a control token as that token
+    add_special:   add tokens at the begin and end according to add_bos_token and similar keys
+    parse_special: parse the text of a control token as that token
     """
     with _vocabulary(path) as (library, vocab):
         results: list[list[int]] = []
         for text in texts:
             encoded = text.encode()
-            # A byte is at most one token; two more for the first and the last, one for a space.
+            # At most one token per byte, plus a first and a last one and one for a space.
             room = (ctypes.c_int32 * (len(encoded) + 3))()
             n = library.llama_tokenize(
                 vocab, encoded, len(encoded), room, len(room), add_special, parse_special

@@ -11,7 +11,7 @@ from typing import Any
 
 from unread import Unread
 
-from dynquant.arch.base import Architecture, Model, ModelTensor, TensorName
+from dynquant.arch.base import Architecture, Model, ModelTensor
 from dynquant.arch.load import describe
 
 Config = dict[str, Any]
@@ -354,5 +354,5 @@ def _tensors(architecture: Architecture) -> Iterator[ModelTensor]:
         for layer in layers if "{}" in row.name else (0,):
             if layer < architecture.n_layers:
                 name = row.name.replace("{}", str(layer))
-                via = architecture.via.get(TensorName.parse(name).role)
+                via = architecture.via_of(row)
                 yield ModelTensor(name, via(Unread(shape)) if via else Unread(shape))

@@ -1,4 +1,4 @@
-"""Tokenizer files that tests write, and GGUFs around the keys that come of them."""
+"""Write tokenizer files for tests, and GGUFs with the keys made from them."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ MARKS = "កាន់តែពិសេសអាច नमस्ते"  # lette
 def tokenize(
     model: Path, texts: Sequence[str], *, add_special: bool = True, parse_special: bool = True
 ) -> list[list[int]]:
-    """Return llama.cpp's ids of each text, control tokens read, or skip without llama.cpp."""
+    """Return llama.cpp's ids of each text, parsing control tokens; skip without llama.cpp."""
     llamacpp: Any = pytest.importorskip("llamacpp", reason="needs xllamacpp", exc_type=ImportError)
     return llamacpp.tokenize(model, texts, add_special=add_special, parse_special=parse_special)
 
 
 def ends(model: Path) -> list[int]:
-    """Return the ids at which llama.cpp stops, or skip without llama.cpp."""
+    """Return the ids at which llama.cpp stops; skip without llama.cpp."""
     llamacpp: Any = pytest.importorskip("llamacpp", reason="needs xllamacpp", exc_type=ImportError)
     return llamacpp.ends(model)
 
@@ -63,7 +63,7 @@ def words(seed: int, n: int) -> list[str]:
 
 
 def write_model(path: Path, keys: Keys) -> Path:
-    """Write the smallest Llama that llama.cpp loads around a vocabulary: one layer of zeros."""
+    """Write the smallest Llama with this vocabulary that llama.cpp loads: one layer of zeros."""
     n, n_vocab = 32, len(keys["tokenizer.ggml.tokens"].value)  # type: ignore[arg-type]
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_block_count(1)
@@ -94,7 +94,7 @@ def write_model(path: Path, keys: Keys) -> Path:
 def sentencepiece(
     pieces: Iterable[tuple[str, float, int]], model_type: int = 2, dummy_prefix: bool = True
 ) -> bytes:
-    """Return a tokenizer.model of pieces (text, score, type): the writing half of the format."""
+    """Return a tokenizer.model with these pieces (text, score, type)."""
 
     def varint(value: int) -> bytes:
         out = bytearray()
@@ -122,7 +122,7 @@ BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": Tr
 
 
 def pre_tokenizer(splits: Iterable[str]) -> dict[str, Any]:
-    """Spell regexes as a tokenizer.json does."""
+    """Return regexes in the form of a tokenizer.json."""
     spelled: dict[str, dict[str, Any]] = {
         pretypes.GPT_2: {**BYTE_LEVEL, "use_regex": True},
         pretypes.EACH_DIGIT: {"type": "Digits", "individual_digits": True},
@@ -140,7 +140,7 @@ def pre_tokenizer(splits: Iterable[str]) -> dict[str, Any]:
 
 
 def train(folder: Path, splits: Iterable[str], *, ignore_merges: bool = False) -> Tokenizer:
-    """Write the tokenizer.json of a small byte-level BPE; return it as the wheel runs it."""
+    """Write the tokenizer.json of a small byte-level BPE; return it loaded by tokenizers."""
     plain = json.loads(Tokenizer(models.BPE()).to_str())
     plain["pre_tokenizer"] = pre_tokenizer(splits)
     plain["decoder"] = {**BYTE_LEVEL, "use_regex": True}
@@ -160,7 +160,7 @@ def train(folder: Path, splits: Iterable[str], *, ignore_merges: bool = False) -
 
 
 def edit(folder: Path, name: str, **changes: Any) -> None:
-    """Change entries of a JSON file, or make one of them."""
+    """Change entries of a JSON file; create the file if it does not exist."""
     path = folder / name
     value = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     write_json(path, value | changes)
@@ -173,7 +173,7 @@ def edit_model(folder: Path, **changes: Any) -> None:
 
 
 def pieces() -> list[tuple[str, float, int]]:
-    """Return the pieces of a small SentencePiece model as Llama has them, in order of their ids."""
+    """Return the pieces of a small SentencePiece model as in Llama, in the order of ids."""
     text = [line.replace(" ", SPACE) for line in words(1, 60)]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.train_from_iterator(
@@ -188,7 +188,7 @@ def pieces() -> list[tuple[str, float, int]]:
 
 
 def write_spm_json(folder: Path) -> Tokenizer:
-    """Write the pieces as a tokenizer.json, with each way to make a piece of two as a merge."""
+    """Write the pieces as a tokenizer.json, with all pairs that form a piece as merges."""
     vocab = {text: i for i, (text, _, _) in enumerate(pieces())}
     merges = [
         [text[:k], text[k:]]

@@ -43,7 +43,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def test_tokens_stand_at_their_ids_and_merges_in_their_order(tmp_path: Path):
+def test_tokens_are_at_their_ids_and_merges_in_order(tmp_path: Path):
     tokenizer = train(tmp_path, (GPT_2,))
     keys = read_vocab(tmp_path, CONFIG)
     assert values(keys, "tokens") == [tokenizer.id_to_token(i) for i in range(700)]
@@ -67,7 +67,9 @@ def test_keys_are_in_the_order_of_llama_cpps_converter(tmp_path: Path):
     ]
 
 
-def test_added_tokens_are_control_if_special_or_steering_and_else_user_defined(tmp_path: Path):
+def test_added_tokens_are_control_if_special_or_known_control_texts_else_user_defined(
+    tmp_path: Path,
+):
     train(tmp_path, (GPT_2,))
     texts = {"<tool>": TokenType.USER_DEFINED, "<|x|>": TokenType.CONTROL}
     texts |= {"<pad>": TokenType.CONTROL, "<｜hole｜>": TokenType.CONTROL}
@@ -79,7 +81,7 @@ def test_added_tokens_are_control_if_special_or_steering_and_else_user_defined(t
     assert values(keys, "token_type")[700:] == [*texts.values(), TokenType.CONTROL]
 
 
-def test_llama_cpp_takes_added_tokens_out_of_a_text_as_the_tokenizer_does(tmp_path: Path):
+def test_llama_cpp_finds_added_tokens_in_a_text_as_the_tokenizer_does(tmp_path: Path):
     train(tmp_path, (GPT_2,))
     tokens = [added(700, "<tool>"), added(701, "Ġodd é"), added(702, "<|x|>", special=True)]
     edit(tmp_path, "tokenizer.json", added_tokens=tokens)
@@ -93,7 +95,7 @@ def test_llama_cpp_takes_added_tokens_out_of_a_text_as_the_tokenizer_does(tmp_pa
 
 @pytest.mark.parametrize("flag", ["single_word", "lstrip", "rstrip", "normalized"])
 @pytest.mark.parametrize("special", [False, True])
-def test_what_llama_cpp_cannot_say_of_an_added_token_leaves_its_type(
+def test_options_of_added_tokens_that_a_gguf_cannot_hold_do_not_change_their_type(
     flag: str, special: bool, tmp_path: Path
 ):
     train(tmp_path, (GPT_2,))
@@ -104,7 +106,7 @@ def test_what_llama_cpp_cannot_say_of_an_added_token_leaves_its_type(
     expected = TokenType.CONTROL if special else TokenType.USER_DEFINED
     assert values(keys, "token_type")[700] == expected
     model = write_model(tmp_path / "model.gguf", keys)
-    text = "a\u0300?<tool>!b"  # no space and no letter beside it, so that the flags say nothing
+    text = "a\u0300?<tool>!b"  # next to neither space nor letter, so that the flags have no effect
     assert 700 in tokenizer.encode(text).ids
     assert tokenize(model, [text], add_special=False) == [tokenizer.encode(text).ids]
 
@@ -118,7 +120,7 @@ def test_ids_without_a_token_are_padded_up_to_the_embedding(tmp_path: Path):
     assert values(keys, "token_type")[700:] == [5, 5, 4, 5, 5]
 
 
-def test_the_vocab_size_may_stand_in_text_config(tmp_path: Path):
+def test_vocab_size_may_be_in_text_config(tmp_path: Path):
     train(tmp_path, (GPT_2,))
     keys = read_vocab(tmp_path, {"text_config": {"vocab_size": 710, "eos_token_id": 3}})
     assert len(values(keys, "tokens")) == 710
@@ -130,7 +132,7 @@ def test_an_added_token_beyond_the_embedding_is_left_out(tmp_path: Path):
     assert "<pad>" not in values(read_vocab(tmp_path, CONFIG), "tokens")
 
 
-def test_merges_as_strings_are_the_same_as_pairs(tmp_path: Path):
+def test_merges_as_strings_and_as_pairs_are_equivalent(tmp_path: Path):
     train(tmp_path, (GPT_2,))
     pairs = read_vocab(tmp_path, CONFIG)
     merges = read_json(tmp_path / "tokenizer.json")["model"]["merges"]
@@ -148,7 +150,7 @@ def test_a_space_inside_a_part_of_a_merge_becomes_its_byte_letter(tmp_path: Path
 
 @pytest.mark.parametrize("header", ["#version: 0.2\n", ""])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
-def test_vocab_json_and_merges_txt_say_the_same_as_tokenizer_json(
+def test_vocab_json_and_merges_txt_are_equivalent_to_tokenizer_json(
     header: str, end: str, tmp_path: Path
 ):
     train(tmp_path, (GPT_2,))
@@ -194,11 +196,11 @@ def test_one_text_with_two_ids_is_named(tmp_path: Path):
     train(tmp_path, (GPT_2,))
     tokens = [added(0, "<|end|>"), added(5, "<|end|>")]
     edit(tmp_path, "tokenizer.json", added_tokens=tokens)
-    with pytest.raises(VocabError, match=r"'<\|end\|>' has id 5, but .* says 0"):
+    with pytest.raises(VocabError, match=r"'<\|end\|>' has id 5, but 0 in another file or entry"):
         read_vocab(tmp_path, CONFIG)
 
 
-def test_an_added_token_against_the_vocabulary_is_named_with_all_others(tmp_path: Path):
+def test_all_added_tokens_that_contradict_the_vocabulary_are_named(tmp_path: Path):
     train(tmp_path, (GPT_2,))
     edit(tmp_path, "tokenizer.json", added_tokens=[added(300, "<a>"), added(700, "<|end|>")])
     with pytest.raises(VocabError) as e:
@@ -217,7 +219,7 @@ def test_files_that_differ_about_an_added_token_are_named(tmp_path: Path):
 
 
 @pytest.mark.parametrize("token_id", [-1, 1.5, "7", True, None, 2**40])
-def test_a_value_that_is_no_id_is_named(token_id: object, tmp_path: Path):
+def test_a_value_that_is_not_an_id_is_named(token_id: object, tmp_path: Path):
     train(tmp_path, (GPT_2,))
     broken_vocab(tmp_path, "odd", token_id)
     with pytest.raises(VocabError, match=r"'odd': .* is not a token id"):
@@ -234,7 +236,7 @@ def test_an_id_beyond_the_embedding_is_named(config: dict[str, Any], tmp_path: P
         read_vocab(tmp_path, config)
 
 
-def test_a_text_twice_in_a_json_object_is_named(tmp_path: Path):
+def test_a_repeated_key_in_a_json_object_is_named(tmp_path: Path):
     train(tmp_path, (GPT_2,))
     text = (tmp_path / "tokenizer.json").read_text(encoding="utf-8")
     twice = text.replace('"vocab": {', '"vocab": {"twin": 1, "twin": 2, ')
@@ -243,7 +245,7 @@ def test_a_text_twice_in_a_json_object_is_named(tmp_path: Path):
         read_vocab(tmp_path, CONFIG)
 
 
-def test_two_ids_with_the_same_text_are_refused_as_llama_cpp_would_abort(tmp_path: Path):
+def test_two_ids_with_one_text_are_rejected_since_llama_cpp_would_abort(tmp_path: Path):
     train(tmp_path, (GPT_2,))
     broken_vocab(tmp_path, "[PAD701]", 700)
     with pytest.raises(VocabError, match=r"two token ids have the same text: '\[PAD701\]'"):
@@ -259,7 +261,7 @@ def test_merges_that_name_unknown_tokens_are_named(tmp_path: Path):
 
 
 @pytest.mark.parametrize("merge", ["ab", "a b c", ["a"], ["a", "b", "c"], 3, {"a": "b"}])
-def test_a_merge_not_of_two_parts_is_named(merge: object, tmp_path: Path):
+def test_a_merge_that_has_not_two_parts_is_named(merge: object, tmp_path: Path):
     train(tmp_path, (GPT_2,))
     edit_model(tmp_path, merges=[merge])
     with pytest.raises(VocabError, match="not merges of two parts"):
@@ -274,7 +276,7 @@ def test_a_malformed_line_of_merges_txt_is_named_by_its_number(tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", ["continuing_subword_prefix", "end_of_word_suffix"])
-def test_a_model_with_marks_on_its_subwords_is_refused(name: str, tmp_path: Path):
+def test_a_model_with_subword_markers_is_rejected(name: str, tmp_path: Path):
     train(tmp_path, (GPT_2,))
     edit_model(tmp_path, **{name: "##"})
     with pytest.raises(VocabError, match=f"{name} is '##'"):
@@ -289,12 +291,12 @@ def test_a_damaged_tokenizer_json_is_named(text: str, tmp_path: Path):
 
 
 @pytest.mark.parametrize("kind", ["WordLevel", "BPE"])
-def test_another_kind_of_tokenizer_json_is_named(kind: str, tmp_path: Path):
+def test_an_unsupported_kind_of_tokenizer_json_is_named(kind: str, tmp_path: Path):
     write_json(tmp_path / "tokenizer.json", {"model": {"type": kind, "vocab": {}, "merges": []}})
     with pytest.raises(VocabError, match=rf"a tokenizer of kind .*{kind}"):
         read_vocab(tmp_path, CONFIG)
 
 
-def test_a_folder_without_a_tokenizer_says_what_belongs_there(tmp_path: Path):
+def test_a_missing_tokenizer_is_reported_with_the_possible_files(tmp_path: Path):
     with pytest.raises(VocabError, match=r"no tokenizer; put tokenizer.json, tokenizer.model"):
         read_vocab(tmp_path, CONFIG)

@@ -17,7 +17,7 @@ REFERENCE_TEXTS = tuple(load_reference("qwen2").tokens)
 
 
 def write_family(folder: Path, name: str) -> Tokenizer:
-    """Write a small tokenizer with a family's rules; return it as the wheel runs it."""
+    """Write a small tokenizer with a family's rules; return it loaded by the tokenizers package."""
     family = FAMILIES[name]
     plain = json.loads(Tokenizer(models.BPE()).to_str())
     plain |= {"pre_tokenizer": family.pre_tokenizer, "normalizer": family.normalizer}
@@ -45,7 +45,7 @@ def test_llama_cpp_tokenizes_as_a_familys_published_rules(name: str, tmp_path: P
     assert keys["tokenizer.ggml.pre"].value == FAMILIES[name].pre
     model = write_model(tmp_path / "model.gguf", keys)
     texts = [*REFERENCE_TEXTS, *TEXTS]
-    # llama.cpp's regexes of these know few combining marks; the families' know all.
+    # llama.cpp's regexes of these handle few combining marks, the families' handle all.
     if FAMILIES[name].pre in ("gpt-4o", "kimi-k2", "tekken"):
         texts = [text for text in texts if "नमस्ते" not in text]
     assert tokenize(model, texts) == [tokenizer.encode(text).ids for text in texts]

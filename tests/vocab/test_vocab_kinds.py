@@ -1,4 +1,4 @@
-"""Small vocabularies of every kind, against what the library of each kind makes of texts."""
+"""Small vocabularies of every kind; the oracle is the library of each kind."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vocab_files import tokenize, write_model
 
 from dynquant.vocab import read_vocab
 
-# Each kind with the files to leave out, so that every way to tell one is read.
+# Each kind with the files to omit, so that all forms of it are read.
 FORMS = [
     ("bert", ()),
     ("bert", ("tokenizer.json",)),
@@ -52,12 +52,12 @@ def test_llama_cpp_tokenizes_as_the_library_of_the_kind(
 
 
 @pytest.mark.parametrize("name", ["bert", "t5", "xlm-r"])
-def test_another_form_of_the_files_says_the_same(name: str, tmp_path: Path):
+def test_equivalent_tokenizer_files_give_the_same_keys(name: str, tmp_path: Path):
     shutil.copytree(VOCABULARIES / name, tmp_path / "model")
     whole = read_vocab(tmp_path / "model", {})
     (tmp_path / "model" / "tokenizer.json").unlink()
     other = read_vocab(tmp_path / "model", {})
-    # What the template for two texts says stands in no other file.
+    # No other file has the separator of the template for two texts.
     names = whole.keys() - {"tokenizer.ggml.scores", "tokenizer.ggml.add_sep_token"}
     assert {name: other[name] for name in names} == {name: whole[name] for name in names}
     if name != "bert":
@@ -65,7 +65,7 @@ def test_another_form_of_the_files_says_the_same(name: str, tmp_path: Path):
         assert np.array_equal(*(np.array(s, np.float32) for s in scores))
 
 
-def test_a_mistral_folder_may_have_a_version_in_the_name_of_its_model(tmp_path: Path):
+def test_a_version_in_the_name_of_mistrals_model_file_is_recognised(tmp_path: Path):
     shutil.copy(VOCABULARIES / "t5" / "spiece.model", tmp_path / "tokenizer.model.v1")
     shutil.copy(VOCABULARIES / "xlm-r" / "sentencepiece.bpe.model", tmp_path / "tokenizer.model.v3")
     assert len(read_vocab(tmp_path, {})["tokenizer.ggml.tokens"].value) == 240  # type: ignore[arg-type]

@@ -25,7 +25,7 @@ from dynquant.vocab.pretypes import CLASS_SPLITS, EACH_DIGIT, GPT_2, NAMES, PRE_
 SPLITS = {pre.name: pre.splits for pre in PRE_TYPES}
 CONFIG = {"vocab_size": 700}
 
-# llama.cpp's regexes for these know no combining marks; their tokenizers' do.
+# llama.cpp's regexes for these do not handle combining marks; their tokenizers' do.
 WITHOUT_MARKS = ("kimi-k2", "tekken")
 
 
@@ -50,20 +50,20 @@ def test_llama_cpp_splits_by_the_name_as_the_tokenizer_by_its_rules(pre: PreType
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_llama_cpp_knows_every_name_that_the_user_may_give(name: str, tmp_path: Path):
+def test_llama_cpp_accepts_every_name_of_the_pre_option(name: str, tmp_path: Path):
     train(tmp_path, (GPT_2,))
     keys = read_vocab(tmp_path, CONFIG, pre=name)
     assert keys["tokenizer.ggml.pre"].value == name
     assert tokenize(write_model(tmp_path / "model.gguf", keys), ["a"], add_special=False)
 
 
-def test_a_regex_with_line_ends_as_they_are_is_the_one_with_escapes(tmp_path: Path):
+def test_a_regex_with_plain_line_ends_equals_the_one_with_escapes(tmp_path: Path):
     spelled = SPLITS["deepseek-v3"][2].replace(r"\r\n", "\r\n")
     train(tmp_path, (*SPLITS["deepseek-v3"][:2], spelled))
     assert pre_of(tmp_path) == "deepseek-v3"
 
 
-def test_removing_all_that_does_not_match_is_keeping_what_matches(tmp_path: Path):
+def test_inverted_removal_equals_keeping_the_matches(tmp_path: Path):
     train(tmp_path, SPLITS["gpt-4o"])
     rules = pre_tokenizer(SPLITS["gpt-4o"])
     rules["pretokenizers"][0] |= {"behavior": "Removed", "invert": True}
@@ -71,7 +71,7 @@ def test_removing_all_that_does_not_match_is_keeping_what_matches(tmp_path: Path
     assert pre_of(tmp_path) == "gpt-4o"
 
 
-def test_a_single_step_and_nested_sequences_are_their_steps(tmp_path: Path):
+def test_a_single_step_and_nested_sequences_give_a_flat_list_of_steps(tmp_path: Path):
     train(tmp_path, (GPT_2,))
     single = {**BYTE_LEVEL, "use_regex": True}
     nested = {"type": "Sequence", "pretokenizers": [pre_tokenizer((EACH_DIGIT, GPT_2))]}
@@ -81,7 +81,7 @@ def test_a_single_step_and_nested_sequences_are_their_steps(tmp_path: Path):
     assert pre_of(tmp_path) == "starcoder"
 
 
-def test_nfc_is_passed_over_as_llama_cpp_does(tmp_path: Path):
+def test_nfc_is_ignored_as_in_llama_cpp(tmp_path: Path):
     train(tmp_path, SPLITS["qwen2"])
     edit(tmp_path, "tokenizer.json", normalizer={"type": "NFC"})
     assert pre_of(tmp_path) == "qwen2"
@@ -109,7 +109,7 @@ UNKNOWN: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("what", UNKNOWN)
-def test_unknown_rules_are_shown_with_the_option_that_settles_them(what: str, tmp_path: Path):
+def test_unknown_rules_are_reported_with_the_pre_option(what: str, tmp_path: Path):
     train(tmp_path, (GPT_2,))
     edit(tmp_path, "tokenizer.json", **UNKNOWN[what])
     with pytest.raises(VocabError) as e:
@@ -121,13 +121,13 @@ def test_unknown_rules_are_shown_with_the_option_that_settles_them(what: str, tm
     assert "--pre NAME (one of a.x-4.0, " in str(e.value)
 
 
-def test_the_name_that_the_user_gives_wins(tmp_path: Path):
+def test_the_users_name_has_precedence(tmp_path: Path):
     train(tmp_path, (r"\p{L}+|\p{Z}+",))
     keys = read_vocab(tmp_path, CONFIG, pre="llama-bpe")
     assert keys["tokenizer.ggml.pre"].value == "llama-bpe"
 
 
-def test_a_wrong_name_from_the_user_brings_the_nearest_right_one(tmp_path: Path):
+def test_an_unknown_name_is_reported_with_the_nearest_known_one(tmp_path: Path):
     train(tmp_path, (GPT_2,))
     with pytest.raises(VocabError, match=r"--pre: 'qwen-2' is not a pre-tokenizer; did you mean"):
         read_vocab(tmp_path, CONFIG, pre="qwen-2")
@@ -135,12 +135,14 @@ def test_a_wrong_name_from_the_user_brings_the_nearest_right_one(tmp_path: Path)
 
 @pytest.mark.parametrize("name", CLASS_SPLITS)
 @pytest.mark.parametrize("suffix", ["", "Fast"])
-def test_without_tokenizer_json_the_class_says_the_rules(name: str, suffix: str, tmp_path: Path):
+def test_without_tokenizer_json_the_class_determines_the_rules(
+    name: str, suffix: str, tmp_path: Path
+):
     slow_files(tmp_path, tokenizer_class=name + suffix)
     assert pre_of(tmp_path) == ("qwen2" if name == "Qwen2Tokenizer" else "gpt-2")
 
 
-def test_without_a_class_the_model_type_says_the_rules(tmp_path: Path):
+def test_without_a_class_the_model_type_determines_the_rules(tmp_path: Path):
     slow_files(tmp_path)
     keys = read_vocab(tmp_path, CONFIG | {"model_type": "qwen3"})
     assert keys["tokenizer.ggml.pre"].value == "qwen2"
@@ -149,9 +151,7 @@ def test_without_a_class_the_model_type_says_the_rules(tmp_path: Path):
 @pytest.mark.parametrize(
     "config", [{"tokenizer_class": "MyTokenizer"}, {}, {"tokenizer_class": "GPT2Tokenizer"}]
 )
-def test_an_unknown_class_is_shown_with_the_option_that_settles_it(
-    config: dict[str, Any], tmp_path: Path
-):
+def test_an_unknown_class_is_reported_with_the_pre_option(config: dict[str, Any], tmp_path: Path):
     prefix = config.get("tokenizer_class") == "GPT2Tokenizer"
     slow_files(tmp_path, **config, add_prefix_space=prefix)
     with pytest.raises(
@@ -172,18 +172,20 @@ def slow_files(folder: Path, **config: Any) -> None:
 
 
 @pytest.mark.parametrize("ignored", [False, True])
-def test_ignore_merges_is_free_where_merges_lead_to_every_token(ignored: bool, tmp_path: Path):
+def test_ignore_merges_does_not_matter_if_merges_produce_every_token(ignored: bool, tmp_path: Path):
     train(tmp_path, SPLITS["qwen2"], ignore_merges=ignored)
     assert pre_of(tmp_path) == "qwen2"
 
 
 @pytest.mark.parametrize(("name", "ignored"), [("qwen2", True), ("tekken", False)])
-def test_ignore_merges_against_llama_cpps_is_an_error_where_it_matters(
+def test_ignore_merges_that_differs_from_llama_cpps_is_an_error_if_it_matters(
     name: str, ignored: bool, tmp_path: Path
 ):
     train(tmp_path, SPLITS[name], ignore_merges=ignored)
     model = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))["model"]
     edit_model(tmp_path, vocab=model["vocab"] | {"unreached": 700})
-    with pytest.raises(VocabError, match=r"1 tokens \('unreached'\).*--pre " + name):
+    with pytest.raises(
+        VocabError, match=r"1 tokens that the merges do not produce \('unreached'\).*--pre " + name
+    ):
         read_vocab(tmp_path, {"vocab_size": 701})
     assert read_vocab(tmp_path, {"vocab_size": 701}, pre=name)

@@ -1,4 +1,4 @@
-"""The vocabularies that llama.cpp ships, against the tokenizers that they come from."""
+"""The vocabularies that llama.cpp ships, against the tokenizers that they were made from."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def values(keys: Keys, name: str) -> tuple[Any, ...]:
 
 
 def differences(name: str, key: str) -> dict[int, tuple[Any, Any]]:
-    """Return ours and theirs by token id where they differ."""
+    """Return the values that differ, ours and theirs, by token id."""
     pairs = zip(values(ours(name), key), values(theirs(name), key), strict=True)
     return {i: (a, b) for i, (a, b) in enumerate(pairs) if a != b}
 
@@ -63,14 +63,14 @@ def test_tokens_agree_with_llama_cpps(name: str):
     assert differences(name, "tokens") == {}
 
 
-def test_tokens_of_qwen_agree_but_for_those_that_its_release_2_5_added():
-    # llama.cpp's vocabulary is of the first Qwen2, which had padding in these places.
+def test_tokens_of_qwen_agree_except_those_added_in_release_2_5():
+    # llama.cpp's vocabulary is that of the first Qwen2, which had padding at these ids.
     new = differences("qwen2", "tokens")
     assert list(new) == [*range(151646, 151665)]
     assert all(their == f"[PAD{i}]" for i, (_, their) in new.items())
 
 
-def test_token_types_agree_with_llama_cpps_but_for_what_its_older_converters_did():
+def test_token_types_agree_with_llama_cpps_except_those_of_older_converters():
     control, user, unused = TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNUSED
     assert differences("gpt-2", "token_type") == {}
     # This fine-tune declares <unk> an added token, which makes it CONTROL.
@@ -99,11 +99,11 @@ def test_special_ids_agree_with_llama_cpps(name: str, special: tuple[str, ...]):
 
 
 def test_scores_of_a_tokenizer_model_agree_with_llama_cpps():
-    # ids 0, 1 and 2 are added tokens in this fine-tune, which no merge makes.
+    # ids 0, 1 and 2 are added tokens in this fine-tune, which no merge produces.
     assert set(differences("llama-spm", "scores")) == {0, 1, 2}
 
 
-def test_scores_from_merges_rank_as_those_of_the_tokenizer_model():
+def test_scores_from_merges_have_the_order_of_the_tokenizer_models_scores():
     their, our = values(theirs("phi-3"), "scores"), values(ours("phi-3"), "scores")
     tokens = values(ours("phi-3"), "tokens")
     merged = [i for i in range(259, 32000) if len(tokens[i]) > 1]

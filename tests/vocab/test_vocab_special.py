@@ -63,7 +63,7 @@ def test_tokenizer_config_names_the_special_tokens(folder: Path):
     assert special(folder) == {"bos": 1, "eos": 0, "padding": 0, "add_bos_token": False}
 
 
-def test_config_json_counts_where_tokenizer_config_names_none(folder: Path):
+def test_config_json_applies_if_tokenizer_config_names_no_token(folder: Path):
     write_json(folder / "tokenizer_config.json", {"bos_token": "<|start|>"})
     config = CONFIG | {"bos_token_id": 5, "eos_token_id": [6, 7], "pad_token_id": -1}
     assert special(folder, config) == {"bos": 1, "eos": 6, "eot": 7, "add_bos_token": False}
@@ -78,7 +78,7 @@ def test_a_bos_or_eos_beyond_the_vocabulary_is_named(name: str, folder: Path):
         special(folder, CONFIG | {f"{name}_token_id": 700})
 
 
-def test_what_the_template_puts_around_a_text_is_added(folder: Path):
+def test_tokens_around_a_text_in_the_template_are_added(folder: Path):
     template(folder, START, SEQUENCE, END)
     assert special(folder) == {"bos": 1, "eos": 0, "add_bos_token": True, "add_eos_token": True}
     model = write_model(folder / "model.gguf", read_vocab(folder, CONFIG))
@@ -86,19 +86,19 @@ def test_what_the_template_puts_around_a_text_is_added(folder: Path):
     assert tokens[::2] == [1, 0]
 
 
-def test_tokenizer_config_counts_more_than_the_template(folder: Path):
+def test_tokenizer_config_has_precedence_over_the_template(folder: Path):
     template(folder, START, SEQUENCE)
     edit(folder, "tokenizer_config.json", add_bos_token=False, add_eos_token=True)
     assert special(folder) == {"bos": 1, "eos": 0, "add_bos_token": False, "add_eos_token": True}
 
 
-def test_another_token_at_the_end_is_the_end_and_the_configured_one_a_turns(folder: Path):
+def test_a_different_last_token_is_eos_and_the_configured_one_eot(folder: Path):
     write_json(folder / "tokenizer_config.json", {"eos_token": "<|start|>"})
     template(folder, SEQUENCE, END)
     assert special(folder) == {"eos": 0, "eot": 1, "add_bos_token": False, "add_eos_token": True}
 
 
-def test_the_token_before_a_text_is_the_bos_where_none_is_named(folder: Path):
+def test_the_token_before_a_text_is_bos_if_none_is_named(folder: Path):
     write_json(folder / "tokenizer_config.json", {"eos_token": "<|end|>"})
     template(folder, START, SEQUENCE)
     assert special(folder) == {"bos": 1, "eos": 0, "add_bos_token": True}
@@ -113,13 +113,13 @@ def more_ends(folder: Path, *texts: str) -> list[int]:
 
 
 @pytest.mark.parametrize("where", ["generation_config.json", "config.json"])
-def test_llama_cpp_stops_at_every_token_where_transformers_does(where: str, folder: Path):
+def test_llama_cpp_stops_at_all_tokens_at_which_transformers_stops(where: str, folder: Path):
     stops = [0, *more_ends(folder, "<|user|>", "<|observation|>", "<|im_end|>")]
     config: dict[str, Any] = {"vocab_size": 703}
     if where == "config.json":
         config["eos_token_id"] = stops
     else:
-        # What the model's configuration says counts for transformers only without the other file.
+        # transformers uses the model's configuration only if the other file is missing.
         config["eos_token_id"] = [0, 5, 6, 7]
         write_json(folder / where, {"eos_token_id": stops})
     found = special(folder, config)
@@ -146,7 +146,9 @@ def test_llama_cpp_knows_the_ends_that_need_no_key(text: str, folder: Path):
 def test_more_ends_than_a_gguf_can_name_are_listed(folder: Path):
     stops = more_ends(folder, "<|a|>", "<|b|>", "<|c|>", "<|d|>")
     write_json(folder / "generation_config.json", {"eos_token_id": [0, *stops]})
-    with pytest.raises(VocabError, match=r"generation_config\.json: .*'<\|c\|>', '<\|d\|>' found"):
+    with pytest.raises(
+        VocabError, match=r"generation_config\.json: .*'<\|c\|>', '<\|d\|>' would be left out"
+    ):
         special(folder, {"vocab_size": 704})
 
 
@@ -156,7 +158,7 @@ def test_the_classification_token_and_the_separator_stand_in_for_bos_and_eos(fol
 
 
 @pytest.mark.parametrize(("kind", "sep"), [("BertProcessing", False), ("RobertaProcessing", True)])
-def test_processors_of_their_own_add_what_their_model_has(kind: str, sep: bool, folder: Path):
+def test_processors_of_bert_and_roberta_add_their_models_tokens(kind: str, sep: bool, folder: Path):
     ends = {"sep": ["<|end|>", 0], "cls": ["<|start|>", 1]}
     edit(folder, "tokenizer.json", post_processor={"type": kind, **ends})
     edit(folder, "tokenizer_config.json", sep_token="<|end|>")
@@ -177,7 +179,7 @@ def test_a_second_end_between_two_texts_is_the_separator(folder: Path):
         assert special(folder)["add_sep_token"] is sep
 
 
-def test_no_bos_is_added_where_there_is_none(folder: Path):
+def test_a_bos_that_does_not_exist_is_not_added(folder: Path):
     write_json(folder / "tokenizer_config.json", {"add_bos_token": True})
     assert special(folder) == {"add_bos_token": False}
     keys = read_vocab(folder, CONFIG, pre="llama-bpe")
@@ -186,7 +188,7 @@ def test_no_bos_is_added_where_there_is_none(folder: Path):
     assert len(tokens) == 1
 
 
-def test_a_template_stands_in_its_own_file_or_in_a_configuration(folder: Path):
+def test_a_template_is_read_from_a_separate_file_or_a_configuration(folder: Path):
     def found() -> object:
         return read_vocab(folder, CONFIG)["tokenizer.chat_template"].value
 
@@ -198,7 +200,7 @@ def test_a_template_stands_in_its_own_file_or_in_a_configuration(folder: Path):
     assert found() == "jinja é"
 
 
-def test_several_templates_have_their_names(folder: Path):
+def test_several_templates_keep_their_names(folder: Path):
     named = [{"name": n, "template": n.upper()} for n in ("default", "tool use", "rag")]
     edit(folder, "tokenizer_config.json", chat_template=named)
     keys = read_vocab(folder, CONFIG)
@@ -211,7 +213,7 @@ def test_several_templates_have_their_names(folder: Path):
 
 
 @pytest.mark.parametrize("main", ["chat_template.jinja", "tokenizer_config.json"])
-def test_further_template_files_have_the_names_of_their_files(main: str, folder: Path):
+def test_further_templates_are_named_after_their_files(main: str, folder: Path):
     if main.endswith("jinja"):
         (folder / main).write_text("main", encoding="utf-8")
     else:
@@ -224,7 +226,7 @@ def test_further_template_files_have_the_names_of_their_files(main: str, folder:
 
 
 @pytest.mark.parametrize("value", [3, {"default": "x"}, [{"name": "default"}]])
-def test_a_template_that_is_none_is_named(value: object, folder: Path):
+def test_an_invalid_template_is_named(value: object, folder: Path):
     edit(folder, "tokenizer_config.json", chat_template=value)
     with pytest.raises(VocabError, match=r"tokenizer_config\.json.*chat.template"):
         read_vocab(folder, CONFIG)

@@ -69,7 +69,7 @@ def test_keys_are_those_of_llama_cpps_converter(xlm_r: Path):
     ]
 
 
-def test_the_unknown_is_of_its_own_type_and_other_special_tokens_are_control(t5: Path):
+def test_the_unknown_token_has_its_type_and_other_special_tokens_are_control(t5: Path):
     assert [token(t5, i)[:2] for i in range(4)] == [
         ("<pad>", TokenType.CONTROL),
         ("</s>", TokenType.CONTROL),
@@ -79,7 +79,7 @@ def test_the_unknown_is_of_its_own_type_and_other_special_tokens_are_control(t5:
 
 
 @pytest.mark.parametrize("by", ["tokenizer_class", "model_type"])
-def test_xlm_rs_pieces_stand_one_id_further_than_in_its_model_file(by: str, xlm_r: Path):
+def test_xlm_rs_pieces_have_ids_one_above_those_of_the_model_file(by: str, xlm_r: Path):
     expected = token(xlm_r, 3)[:2], token(xlm_r, 4)[0], token(xlm_r, 241)[:2]
     (xlm_r / "tokenizer.json").unlink()
     config = {}
@@ -94,7 +94,7 @@ def test_xlm_rs_pieces_stand_one_id_further_than_in_its_model_file(by: str, xlm_
 
 @pytest.mark.parametrize("scheme", ["always", "never"])
 @pytest.mark.parametrize("merge", ["pre_tokenizer", "normalizer", ""])
-def test_spaces_are_as_the_rules_say(scheme: str, merge: str, t5: Path):
+def test_spaces_follow_the_rules(scheme: str, merge: str, t5: Path):
     metaspace = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": scheme, "split": True}
     split = [{"type": "WhitespaceSplit"}] if merge == "pre_tokenizer" else []
     replace = {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": SPACE}
@@ -117,9 +117,11 @@ def test_spaces_are_as_the_rules_say(scheme: str, merge: str, t5: Path):
         {"pre_tokenizer": {"type": "Whitespace"}},
     ],
 )
-def test_rules_that_llama_cpp_does_not_have_are_named(rules: dict[str, Any], t5: Path):
+def test_unsupported_rules_are_named(rules: dict[str, Any], t5: Path):
     edit(t5, "tokenizer.json", **rules)
-    with pytest.raises(VocabError, match=r"none of llama.cpp's unigram; take tokenizer.json away"):
+    with pytest.raises(
+        VocabError, match=r"llama.cpp's unigram does not have the rule .*; remove tokenizer.json"
+    ):
         read_vocab(t5, {})
 
 
@@ -131,7 +133,7 @@ def charsmap(content: bytes) -> dict[str, str]:
     ("content", "why"),
     [
         (b"abc", "has 3 bytes"),
-        (struct.pack("<I", 400) + bytes(20), "speaks of 400 bytes of its 24"),
+        (struct.pack("<I", 400) + bytes(20), "declares a trie of 400 bytes in a total of 24"),
         (struct.pack("<I", 8) + bytes(8) + b"a", "ends inside a text"),
     ],
 )
@@ -154,14 +156,14 @@ def test_a_vocabulary_without_scores_is_named(vocab: Any, t5: Path):
         read_vocab(t5, {})
 
 
-def test_a_vocabulary_without_an_unknown_token_is_refused(t5: Path):
+def test_a_vocabulary_without_an_unknown_token_is_rejected(t5: Path):
     edit_model(t5, unk_id=None)
     edit(t5, "tokenizer_config.json", unk_token=None)
-    with pytest.raises(VocabError, match="there is no unknown token"):
+    with pytest.raises(VocabError, match="the unknown token is missing"):
         read_vocab(t5, {})
 
 
-def test_ascii_that_only_bytes_can_say_is_not_unknown_to_llama_cpp(tmp_path: Path):
+def test_ascii_characters_without_a_piece_are_not_unknown_to_llama_cpp(tmp_path: Path):
     fixed = [("<unk>", 0.0, 2), ("<s>", 0.0, 3), ("</s>", 0.0, 3)]
     fixed += [(f"<0x{byte:02X}>", 0.0, 6) for byte in range(256)]
     letters = [(SPACE, -1.0, 1), ("a", -2.0, 1), (f"{SPACE}a", -2.5, 1), ("b", -3.0, 1)]
@@ -178,7 +180,7 @@ def test_ascii_that_only_bytes_can_say_is_not_unknown_to_llama_cpp(tmp_path: Pat
     assert token(tmp_path, 3 + 0xE9)[:2] == ("<0xE9>", TokenType.BYTE)
 
 
-def test_added_tokens_are_taken_out_first(t5: Path):
+def test_added_tokens_are_found_before_splitting(t5: Path):
     value = json.loads((t5 / "tokenizer.json").read_text(encoding="utf-8"))
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     extra = [

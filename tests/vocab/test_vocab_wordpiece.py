@@ -30,7 +30,7 @@ def values(folder: Path, name: str, config: dict[str, Any] | None = None) -> lis
     return list(found)
 
 
-def test_pieces_have_a_phantom_space_where_a_word_begins(folder: Path):
+def test_pieces_that_begin_a_word_have_a_phantom_space(folder: Path):
     model = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
     texts = sorted(model["vocab"], key=model["vocab"].__getitem__)
     tokens = values(folder, "tokens")
@@ -83,7 +83,7 @@ def test_llama_cpp_normalizes_as_the_tokenizer(lowercase: bool, strip: bool | No
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
-def test_vocab_txt_alone_has_berts_own_special_tokens(end: str, folder: Path):
+def test_vocab_txt_without_other_files_has_berts_special_tokens(end: str, folder: Path):
     expected = values(folder, "tokens"), values(folder, "token_type")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).unlink()
@@ -99,7 +99,7 @@ def test_ids_without_a_piece_are_padded(folder: Path):
     assert values(folder, "token_type", {"vocab_size": n + 2})[n:] == [5, 5]
 
 
-def test_a_vocabulary_larger_than_the_embedding_is_refused_with_both_sizes(folder: Path):
+def test_a_vocabulary_larger_than_the_embedding_is_rejected_with_both_sizes(folder: Path):
     n = len(values(folder, "tokens"))
     with pytest.raises(VocabError, match=rf"has {n} tokens, .* vocab_size is {n - 1}"):
         read_vocab(folder, {"vocab_size": n - 1})
@@ -116,27 +116,25 @@ def test_a_vocabulary_larger_than_the_embedding_is_refused_with_both_sizes(folde
         ),
     ],
 )
-def test_rules_that_llama_cpp_does_not_have_are_named(
-    change: dict[str, Any], why: str, folder: Path
-):
+def test_unsupported_rules_are_named(change: dict[str, Any], why: str, folder: Path):
     edit(folder, "tokenizer.json", **change)
     with pytest.raises(VocabError, match=why):
         read_vocab(folder, {})
 
 
-def test_another_mark_inside_words_is_named(folder: Path):
+def test_an_unsupported_marker_inside_words_is_named(folder: Path):
     edit_model(folder, continuing_subword_prefix="@@")
     with pytest.raises(VocabError, match="continuing_subword_prefix is '@@', not '##'"):
         read_vocab(folder, {})
 
 
-def test_tokens_that_llama_cpp_cannot_do_without_are_named_together(tmp_path: Path):
+def test_missing_tokens_that_llama_cpp_needs_are_named_together(tmp_path: Path):
     (tmp_path / "vocab.txt").write_text("a\nb\n[CLS]\n", encoding="utf-8")
     with pytest.raises(VocabError) as e:
         read_vocab(tmp_path, {})
-    assert [m.split("there is no ")[1].split(",")[0] for m in e.value.messages] == [
-        "sep token ([SEP])",
-        "unk token ([UNK])",
+    assert [m.split(": the ")[1].split(",")[0] for m in e.value.messages] == [
+        "sep token ([SEP]) is missing",
+        "unk token ([UNK]) is missing",
     ]
     write_json(tmp_path / "tokenizer_config.json", {"sep_token": "[CLS]", "unk_token": "[CLS]"})
     assert read_vocab(tmp_path, {})["tokenizer.ggml.unknown_token_id"].value == 2
@@ -149,6 +147,6 @@ def test_an_empty_vocab_txt_is_named(text: str, tmp_path: Path):
         read_vocab(tmp_path, {})
 
 
-def test_a_pre_tokenizer_for_wordpiece_is_refused(folder: Path):
+def test_a_pre_tokenizer_for_wordpiece_is_rejected(folder: Path):
     with pytest.raises(VocabError, match="WordPiece tokenizers have no pre-tokenizer"):
         read_vocab(folder, {}, pre="llama-bpe")

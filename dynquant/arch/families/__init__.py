@@ -1,6 +1,6 @@
-"""The families, a module each: `FAMILIES` names config.json's `architectures` it describes.
+"""The families, one module each, whose `FAMILIES` maps config.json's `architectures` to functions.
 
-A module here is found by being here; nothing lists them.
+Modules in this folder are found automatically; there is no list of them.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any
 from dynquant.arch.base import Architecture
 
 Family = Callable[[Mapping[str, Any], str], Architecture]
-"""Describe a config.json; the text begins every message. Raises ArchitectureError."""
+"""Describes a config.json, given its path to begin messages with. Raises ArchitectureError."""
 
 
 @cache
 def families() -> dict[str, Family]:
-    """Return who describes which of config.json's `architectures`, sorted by name."""
+    """Return the function for each of config.json's `architectures`, sorted by name."""
     found: dict[str, Family] = {}
     for module in iter_modules(__path__):
         found |= import_module(f"{__name__}.{module.name}").FAMILIES

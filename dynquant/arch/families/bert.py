@@ -1,4 +1,4 @@
-"""BERT and Nomic-BERT: models that embed texts; every token attends to all."""
+"""BERT and Nomic-BERT: embedding models, in which every token attends to all others."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _POSITIONS = (
 
 
 def _both(stored: str, name: str, n_out: str, n_in: str | None = None) -> tuple[Row, Row]:
-    """Return the lines of a matrix, or of a norm, and of its bias."""
+    """Return the rows of a matrix or norm and of its bias."""
     weight = n_out if n_in is None else f"{n_out} {n_in}"
     return Row(f"{stored}.weight", f"{name}.weight", weight), Row(
         f"{stored}.bias", f"{name}.bias", n_out
@@ -55,9 +55,9 @@ _NOMIC = (
     *_both(_NOMIC_LAYER + "norm2", "blk.{}.layer_output_norm", "hidden"),
 )
 _IGNORED = {
-    r"(bert\.)?embeddings\.position_ids": "the numbers from 0 on, which llama.cpp counts itself",
-    r"(bert\.)?pooler\..*": "for tasks other than embedding, which llama.cpp does not do",
-    r"cls\..*": "guesses words that are masked, which llama.cpp does not do",
+    r"(bert\.)?embeddings\.position_ids": "the positions 0, 1, 2 …, which llama.cpp generates",
+    r"(bert\.)?pooler\..*": "for tasks other than embedding, which llama.cpp does not support",
+    r"cls\..*": "for predicting masked words, which llama.cpp does not support",
 }
 
 
@@ -90,16 +90,16 @@ def _problems(c: _Config, where: str, activations: tuple[str, ...]) -> Iterator[
         )
     if c.hidden_size % c.num_attention_heads:
         yield (
-            f"{where}: hidden_size {c.hidden_size} is no multiple of num_attention_heads"
-            f" {c.num_attention_heads}"
+            f"{where}: hidden_size {c.hidden_size} is not a multiple of"
+            f" num_attention_heads {c.num_attention_heads}"
         )
     if c.position_embedding_type != "absolute":
         yield (
             f"{where}: position_embedding_type is {c.position_embedding_type!r}; llama.cpp's bert"
-            " knows 'absolute' only"
+            " supports only 'absolute'"
         )
     if c.is_decoder:
-        yield f"{where}: is_decoder is true; llama.cpp's bert lets every token attend to all"
+        yield f"{where}: is_decoder is true; in llama.cpp's bert every token attends to all others"
 
 
 def _describe(name: str, c: _Config, rows: tuple[Row, ...], more: Keys) -> Architecture:
@@ -131,11 +131,11 @@ def _describe(name: str, c: _Config, rows: tuple[Row, ...], more: Keys) -> Archi
 
 
 def bert(config: Mapping[str, Any], where: str) -> Architecture:
-    """Describe a BERT; its GELU is the exact one, which llama.cpp approximates by its tanh."""
+    """Describe a BERT; it has the exact GELU, which llama.cpp approximates by its tanh form."""
     return _describe("bert", _read(config, where, ("gelu",)), _BERT, {})
 
 
-# config.json as Nomic published it, by the names of transformers.
+# Names in Nomic's config.json, and in transformers.
 _NOMIC_NAMES = {
     "n_embd": "hidden_size",
     "n_inner": "intermediate_size",
@@ -145,7 +145,7 @@ _NOMIC_NAMES = {
     "layer_norm_epsilon": "layer_norm_eps",
     "activation_function": "hidden_act",
 }
-# What llama.cpp's graph takes for granted.
+# Constants of llama.cpp's graph.
 _NOMIC_FIXED: dict[str, object] = {
     "causal": False,
     "mlp_fc1_bias": False,
@@ -166,20 +166,20 @@ class _Nomic:
 
 
 def nomic(config: Mapping[str, Any], where: str) -> Architecture:
-    """Describe a Nomic-BERT (v1, v1.5): rotary positions, Q, K and V as one, a gate in the MLP."""
+    """Describe a Nomic-BERT (v1, v1.5): rotary positions, fused Q, K and V, a gated MLP."""
     ArchitectureError.raise_any(
         f"{where}: {key} is {config[key]!r}; llama.cpp computes nomic-bert with {fixed!r}"
         for key, fixed in _NOMIC_FIXED.items()
         if config.get(key, fixed) not in (fixed, None)
     )
-    said = {**config, **{n: config[o] for o, n in _NOMIC_NAMES.items() if o in config}}
+    renamed = {**config, **{n: config[o] for o, n in _NOMIC_NAMES.items() if o in config}}
     ropes = config.get("rope_parameters")
     theta = config.get("rotary_emb_base", config.get("rope_theta"))
     if isinstance(ropes, dict):
         theta = ropes.get("rope_theta", theta)  # pyright: ignore[reportUnknownMemberType,reportUnknownVariableType]
     own = read_config(_Nomic, {**config, "rope_theta": theta}, where)
-    c = _read(said, where, ("swiglu", "silu"))
-    # Its positions reach further by a scaling that runtimes set when asked for it.
+    c = _read(renamed, where, ("swiglu", "silu"))
+    # Longer contexts need a rope scaling that users set in the runtime.
     trained = min(c.max_position_embeddings, own.max_trained_positions or 2**31)
     more = {"rope.freq_base": f32(own.rope_theta), "context_length": u32(trained)}
     return _describe("nomic-bert", c, _NOMIC, more)

@@ -1,4 +1,4 @@
-"""Command-R and its successor of layers with windows: attention and MLP side by side, one norm."""
+"""Command-R and Command-R7B: attention and MLP in parallel, after one norm."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from dynquant.errors import ArchitectureError
 from dynquant.keys import f32, u32
 
 _LAYER, _OUT = "model.layers.{}.", "blk.{}."
-# llama.cpp takes the embedding for the output matrix always.
+# llama.cpp always uses the embedding as the output matrix.
 _ROWS = (
     *EMBEDDING,
     *(row for row in ATTENTION if "post_attention" not in row.stored),
@@ -39,10 +39,10 @@ _QK_NORMS = (
 )
 
 LAYERS_WITH_QK_NORMS = 64
-"""llama.cpp's command-r expects norms on Q and K of models with as many layers as this, and only of
-those: Command-R+."""
+"""llama.cpp's command-r expects norms on Q and K from this number of layers on (Command-R+), and no
+norms in smaller models."""
 
-# What transformers takes where a config.json leaves it out.
+# transformers' defaults.
 _DEFAULTS = {"rope_theta": 500000.0, "tie_word_embeddings": True}
 
 
@@ -65,23 +65,23 @@ def _read(config: Mapping[str, Any], where: str) -> tuple[Config, _Cohere]:
         )
     if c.num_attention_heads * c.n_per_head != c.hidden_size:
         problems.append(
-            f"{where}: {c.num_attention_heads} heads of {c.n_per_head} are not hidden_size"
-            f" {c.hidden_size}, which llama.cpp takes them to be"
+            f"{where}: {c.num_attention_heads} heads of {c.n_per_head} weights do not add up to"
+            f" hidden_size {c.hidden_size}, as llama.cpp assumes for this family"
         )
     ArchitectureError.raise_any(problems)
     return c, own
 
 
 def command_r(config: Mapping[str, Any], where: str) -> Architecture:
-    """Describe a Command-R; `model_max_length` is what it was trained for, where it says so."""
+    """Describe a Command-R; its context length is `model_max_length` if there is one."""
     config = {**_DEFAULTS, **config}
     c, own = _read(config, where)
     rope = read_rope(config, where, known=("linear", "dynamic", "yarn"))
     if own.use_qk_norm != (c.num_hidden_layers >= LAYERS_WITH_QK_NORMS):
         raise ArchitectureError(
             f"{where}: use_qk_norm is {str(own.use_qk_norm).lower()} and num_hidden_layers"
-            f" {c.num_hidden_layers}; llama.cpp's command-r has norms on Q and K from"
-            f" {LAYERS_WITH_QK_NORMS} layers on, and only there"
+            f" {c.num_hidden_layers}; llama.cpp's command-r has norms on Q and K if there are at"
+            f" least {LAYERS_WITH_QK_NORMS} layers, else none"
         )
     keys = decoder_keys("command-r", c, rope, c.head_dim, layer_norm=True)
     keys["command-r.logit_scale"] = f32(own.logit_scale)
@@ -99,7 +99,7 @@ def command_r(config: Mapping[str, Any], where: str) -> Architecture:
 
 
 def cohere2(config: Mapping[str, Any], where: str) -> Architecture:
-    """Describe a Command-R7B or A: three layers with a window and rope, then one with neither."""
+    """Describe a Command-R7B or Command-A: every fourth layer has no window and no rope."""
     config = {"sliding_window": 4096, **_DEFAULTS, **config}
     c, own = _read(config, where)
     rope = read_rope(config, where, known=("linear", "dynamic", "yarn"))

@@ -1,7 +1,7 @@
-"""DeepSeek without latent attention: DeepSeek-MoE, the first generation, and DeepSeek-OCR's text.
+"""DeepSeeks without latent attention: DeepSeek-MoE and the text model of DeepSeek-OCR.
 
-A Llama's attention, experts with shared ones beside. DeepSeek-MoE's rotary pairs change their order
-as a Llama's do; those of the text model in DeepSeek-OCR stay.
+Attention as in a Llama, routed and shared experts. The rows of Q and K are reordered as a Llama's
+in DeepSeek-MoE, but not in DeepSeek-OCR.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class _Experts:
     use_mla: Truth = False
 
 
-_TAKEN = {
+_FIXED = {
     "moe_layer_freq": 1,
     "norm_topk_prob": False,
     "scoring_func": "softmax",
@@ -44,33 +44,33 @@ _TAKEN = {
     "mlp_bias": False,
     "use_mla": False,
 }
-"""What llama.cpp's graphs take for granted, or is not so in any file that they are for."""
+"""Constants of llama.cpp's graphs, and settings that no published model of the families has."""
 
 
 def deepseek(config: Mapping[str, Any], where: str) -> Architecture:
-    """Describe a DeepSeek-MoE: Q and K permuted as a Llama's, the first layers dense."""
+    """Describe a DeepSeek-MoE: Q and K reordered as a Llama's, first layers without experts."""
     return _with_experts("deepseek", config, where)
 
 
 def deepseek_ocr(config: Mapping[str, Any], where: str) -> Architecture:
-    """Describe the text model of a DeepSeek-OCR; its rotary pairs stay in two halves."""
+    """Describe the text model of a DeepSeek-OCR; rotary pairs keep transformers' order."""
     found = _with_experts("deepseek2-ocr", {"rms_norm_eps": 1e-6, **config}, where)
-    # The graph has both as constants: 10000, and as many heads of K and V as of Q.
+    # The graph has a constant base of 10000, and as many heads of K and V as of Q.
     if (base := found.keys["deepseek2-ocr.rope.freq_base"].value) != 10000:
         raise ArchitectureError(
             f"{where}: rope_theta is {base}; llama.cpp computes this family with 10000"
         )
     if found.sizes["kv"] != found.sizes["q"]:
         raise ArchitectureError(
-            f"{where}: K and V have {found.sizes['kv']} rows, Q has {found.sizes['q']}; llama.cpp"
-            " takes them to be as many"
+            f"{where}: K and V have {found.sizes['kv']} rows and Q has {found.sizes['q']};"
+            " llama.cpp computes this family with equal numbers"
         )
-    return replace(found, via={}, ignored={**_SIGHT, **found.ignored})
+    return replace(found, via={}, ignored={**_VISION, **found.ignored})
 
 
-_SIGHT = {
+_VISION = {
     r"model\.((sam_model|qwen2_model|vision_model|projector)\..*|image_newline|view_seperator)": (
-        "part of what sees; the file holds the text model"
+        "part of the vision model; the file holds the text model"
     )
 }
 
@@ -111,13 +111,13 @@ def _with_experts(name: str, config: Mapping[str, Any], where: str) -> Architect
 
 
 def _problems(experts: _Experts, dense: Architecture, where: str) -> Iterator[str]:
-    for key, fixed in _TAKEN.items():
+    for key, fixed in _FIXED.items():
         if (found := getattr(experts, key)) != fixed:
             yield f"{where}: {key} is {found}; llama.cpp computes this family with {fixed}"
     if dense.sizes["q"] != dense.sizes["hidden"]:
         yield (
-            f"{where}: heads of {dense.sizes['head']} weights, {dense.sizes['q']} in all, are not"
-            f" hidden_size {dense.sizes['hidden']}, which llama.cpp takes them to be"
+            f"{where}: heads of {dense.sizes['head']} weights add up to {dense.sizes['q']}, not to"
+            f" hidden_size {dense.sizes['hidden']}, as llama.cpp assumes for this family"
         )
 
 

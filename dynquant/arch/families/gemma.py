@@ -1,4 +1,4 @@
-"""Gemma 1, 2 and 3 (text): norms are stored as their distance from one, the activation is GELU."""
+"""Gemma 1, 2 and 3 (text): norms are stored minus one, and the activation is GELU."""
 
 from __future__ import annotations
 
@@ -56,8 +56,7 @@ _NORMS: dict[str, Via] = dict.fromkeys(
     plus_one,
 )
 
-# What transformers takes where a config.json leaves it out: those of the first Gemma 3 name little
-# but the sizes.
+# transformers' defaults; the config.json of the first Gemma 3 models states little but the sizes.
 _COMMON = {"head_dim": 256, "rms_norm_eps": 1e-6, "tie_word_embeddings": True}
 _GEMMA2 = {**_COMMON, "sliding_window": 4096}
 _GEMMA3 = {
@@ -71,13 +70,13 @@ _GEMMA3 = {
 
 
 def _complete(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Return config.json with what it leaves out, and the activation by one name.
+    """Return config.json with defaults, and the activation as `hidden_act`.
 
-    `hidden_act` was "gelu" in the first Gemma's and meant its tanh, as `hidden_activation` says.
+    The first Gemmas have `hidden_act` "gelu" and mean the tanh form that `hidden_activation` names.
     """
-    said = {key: value for key, value in config.items() if value is not None}
-    act = said.get("hidden_activation", said.get("hidden_act", GELU[0]))
-    return {**defaults, **said, "hidden_act": act}
+    present = {key: value for key, value in config.items() if value is not None}
+    act = present.get("hidden_activation", present.get("hidden_act", GELU[0]))
+    return {**defaults, **present, "hidden_act": act}
 
 
 def _read(config: Mapping[str, Any], where: str) -> Config:
@@ -90,7 +89,7 @@ def _read(config: Mapping[str, Any], where: str) -> Config:
 
 
 def gemma(config: Mapping[str, Any], where: str) -> Architecture:
-    """Describe a Gemma: a Llama with GELU, whose embedding is always the output matrix."""
+    """Describe a Gemma: a Llama with GELU, in which the embedding is always the output matrix."""
     config = _complete(config, _COMMON)
     c = _read(config, where)
     rope = read_rope(config, where, known=("linear", "dynamic"))
@@ -115,7 +114,7 @@ class _Gemma2:
 
 
 def gemma2(config: Mapping[str, Any], where: str) -> Architecture:
-    """Describe a Gemma 2: norms after each part too, soft caps, a window on every other layer."""
+    """Describe a Gemma 2: norms also after each block, soft caps, a window in every other layer."""
     ArchitectureError.raise_any(
         f"{where}: {cap} is null; llama.cpp's gemma2 always caps"
         for cap in ("attn_logit_softcapping", "final_logit_softcapping")
@@ -124,8 +123,8 @@ def gemma2(config: Mapping[str, Any], where: str) -> Architecture:
     config = _complete(config, _GEMMA2)
     c = _read(config, where)
     own = read_config(_Gemma2, config, where)
-    _refuse_both_ways(own.use_bidirectional_attention, where)
-    # Every layer turns alike, so that the scaling of all holds for those with a window too.
+    _check_causal(own.use_bidirectional_attention, where)
+    # All layers are rotated alike, so that one scaling applies to those with a window too.
     rope = read_rope(config, where, known=("linear", "dynamic"))
     caps = {
         "gemma2.attn_logit_softcapping": f32(own.attn_logit_softcapping),
@@ -157,9 +156,7 @@ class _Gemma3:
 
 
 def gemma3(config: Mapping[str, Any], where: str) -> Architecture:
-    """Describe a Gemma 3's text part: norms on Q and K, layers with a window turn by a base of
-    their own and without scaling.
-    """
+    """Describe a Gemma 3's text model: norms on Q and K, a second rope in layers with a window."""
     config = _complete(config, _GEMMA3)
     c = _read(config, where)
     own = read_config(_Gemma3, config, where)
@@ -168,10 +165,10 @@ def gemma3(config: Mapping[str, Any], where: str) -> Architecture:
             f"{where}: attn_logit_softcapping is {own.attn_logit_softcapping}; llama.cpp's gemma3"
             " does not cap attention"
         )
-    _refuse_both_ways(own.use_bidirectional_attention, where)
-    everywhere, within = _ropes(config)
-    rope = read_rope(everywhere, where, known=("linear",))
-    local = read_rope(within, where, known=())
+    _check_causal(own.use_bidirectional_attention, where)
+    full, windowed = _ropes(config)
+    rope = read_rope(full, where, known=("linear",))
+    local = read_rope(windowed, where, known=())
     slides = layer_types(config, c.num_hidden_layers, own.sliding_window_pattern, where)
     keys: Keys = decoder_keys("gemma3", c, rope, c.n_per_head)
     if own.final_logit_softcapping is not None:
@@ -195,12 +192,12 @@ def gemma3(config: Mapping[str, Any], where: str) -> Architecture:
 
 _VISION = {
     r"(model\.)?(vision_tower|multi_modal_projector)\..*": (
-        "of the part that sees, which llama.cpp keeps in a file of its own (mmproj)"
+        "part of the vision model, which llama.cpp reads from a separate file (mmproj)"
     )
 }
 
 
-def _refuse_both_ways(use_bidirectional_attention: bool, where: str) -> None:
+def _check_causal(use_bidirectional_attention: bool, where: str) -> None:
     if use_bidirectional_attention:
         raise ArchitectureError(
             f"{where}: use_bidirectional_attention is true; llama.cpp computes this architecture"
@@ -209,14 +206,15 @@ def _refuse_both_ways(use_bidirectional_attention: bool, where: str) -> None:
 
 
 def _query_factor(c: Config, scalar: float, n_layers_of_27b: int) -> float:
-    """Return what Q lacks: llama.cpp divides by sqrt(head_dim), whatever config.json says.
+    """Return the factor of Q that corrects llama.cpp's divisor of the scores.
 
-    Of the 27B models, which it knows by their layers, it divides by sqrt(hidden_size / heads).
+    The model divides by sqrt(query_pre_attn_scalar), llama.cpp by sqrt(head_dim), and for the 27B
+    models, which it recognises by their number of layers, by sqrt(hidden_size / heads).
     """
-    taken = c.n_per_head
+    divisor = c.n_per_head
     if c.num_hidden_layers == n_layers_of_27b:
-        taken = c.hidden_size // c.num_attention_heads
-    return sqrt(taken / scalar)
+        divisor = c.hidden_size // c.num_attention_heads
+    return sqrt(divisor / scalar)
 
 
 def _scaled_norm(source: TensorSource, factor: float) -> TensorSource:
@@ -224,24 +222,24 @@ def _scaled_norm(source: TensorSource, factor: float) -> TensorSource:
 
 
 def _ropes(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return config.json twice: with the rope settings of layers without a window, and with one.
+    """Return config.json twice: with the rope of layers without a window, and of those with one.
 
-    transformers 5 keeps both in rope_parameters; before, rope_theta and rope_scaling were of the
-    former, and rope_local_base_freq of the latter.
+    transformers 5 has both in rope_parameters. In older versions rope_theta and rope_scaling belong
+    to the former and rope_local_base_freq to the latter.
     """
     found = config.get("rope_parameters")
     both = cast("dict[str, Any]", found) if isinstance(found, dict) else {}
     bare = {k: v for k, v in config.items() if k not in _ROPE}
     if "full_attention" in both or "sliding_attention" in both:
-        everywhere, within = both.get("full_attention"), both.get("sliding_attention")
+        full, windowed = both.get("full_attention"), both.get("sliding_attention")
         return (
-            {**bare, "rope_theta": 1e6, "rope_parameters": everywhere},
-            {**bare, "rope_parameters": within},
+            {**bare, "rope_theta": 1e6, "rope_parameters": full},
+            {**bare, "rope_parameters": windowed},
         )
-    said = {k: config[k] for k in _ROPE if config.get(k) is not None}
+    stated = {k: config[k] for k in _ROPE if config.get(k) is not None}
     return (
-        {**bare, "rope_theta": 1e6, **said},
-        {**bare, "rope_theta": said.get("rope_local_base_freq", 10000.0)},
+        {**bare, "rope_theta": 1e6, **stated},
+        {**bare, "rope_theta": stated.get("rope_local_base_freq", 10000.0)},
     )
 
 

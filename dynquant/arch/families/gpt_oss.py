@@ -1,7 +1,7 @@
-"""gpt-oss: a sink in every head, windows in every other layer, experts with biases.
+"""gpt-oss: an attention sink per head, windows in every other layer, experts with biases.
 
-Gate and up rows of an expert come in turn, in one tensor of all experts: matrices of [hidden, ffn]
-in bfloat16, of [ffn, hidden] where they are stored as MXFP4.
+One tensor holds gate and up projections of all experts, their rows alternating. Checkpoints in
+bfloat16 store each expert's matrix as [hidden, 2 * ffn], those in MXFP4 as [2 * ffn, hidden].
 """
 
 from __future__ import annotations
@@ -48,16 +48,11 @@ _ROUTER = (
     router_row(_IN + "mlp.router.weight"),
     Row(_IN + "mlp.router.bias", _OUT + "ffn_gate_inp.bias", "experts"),
 )
-_BIASES = (
-    Row(_EXPERTS + "gate_up_proj_bias", _OUT + "ffn_gate_exps.bias", "experts expert_ffn_twice"),
-    Row(_EXPERTS + "gate_up_proj_bias", _OUT + "ffn_up_exps.bias", "experts expert_ffn_twice"),
-    Row(_EXPERTS + "down_proj_bias", _OUT + "ffn_down_exps.bias", "experts hidden"),
-)
 
 
 @dataclass(frozen=True)
 class _Config:
-    """What config.json says beside what all decoders have, with transformers' defaults."""
+    """config.json's settings besides those of all decoders, with transformers' defaults."""
 
     num_experts: ExpertsCount
     num_experts_per_tok: Count
@@ -74,7 +69,7 @@ _ROPE = {
     "truncate": False,
     "original_max_position_embeddings": 4096,
 }
-"""What transformers takes where config.json says nothing of the rope."""
+"""transformers' defaults for a config.json without rope settings."""
 
 
 def gpt_oss(config: Mapping[str, Any], where: str) -> Architecture:
@@ -87,7 +82,6 @@ def gpt_oss(config: Mapping[str, Any], where: str) -> Architecture:
     own = read_config(_Config, with_expert_count(present), where)
     ArchitectureError.raise_any(_problems(c, own, where))
     rope = read_rope(present, where, known=("yarn",), approximated=("truncate",))
-    as_rows = _stored_as_mxfp4(config)
     n_ffn = c.intermediate_size
     routing = Routing(own.num_experts, own.num_experts_per_tok, expert_ffn=n_ffn)
     return Architecture(
@@ -97,7 +91,7 @@ def gpt_oss(config: Mapping[str, Any], where: str) -> Architecture:
         | {f"{NAME}.attention.sliding_window": u32(own.sliding_window)},
         rows=(
             *(*EMBEDDING, *_ATTENTION, *_ROUTER),
-            *(*_matrices(as_rows), *_BIASES),
+            *_experts(n_ffn, transpose=not _stored_as_mxfp4(config)),
             *(*OUTPUT_NORM, *OUTPUT),
         ),
         sizes={
@@ -109,11 +103,6 @@ def gpt_oss(config: Mapping[str, Any], where: str) -> Architecture:
         },
         n_layers=c.num_hidden_layers,
         tied=None,
-        via={
-            "ffn_gate_exps": partial(_every_other, first=0, n=2 * n_ffn, as_rows=as_rows),
-            "ffn_up_exps": partial(_every_other, first=1, n=2 * n_ffn, as_rows=as_rows),
-            "ffn_down_exps": lambda s: s if as_rows or len(s.shape) < 3 else transposed(s),
-        },
         ignored=IGNORED,
         n_experts=own.num_experts,
         deviations=deviations(rope, where),
@@ -121,7 +110,7 @@ def gpt_oss(config: Mapping[str, Any], where: str) -> Architecture:
 
 
 def _problems(c: Config, own: _Config, where: str) -> Iterator[str]:
-    # Alpha and limit of the gate are constants of the graph; the other two decide its tensors.
+    # In the graph alpha and limit are constants, biases and the output matrix are always read.
     for key, found, fixed in (
         ("attention_bias", c.attention_bias, True),
         ("tie_word_embeddings", c.tie_word_embeddings, False),
@@ -134,8 +123,8 @@ def _problems(c: Config, own: _Config, where: str) -> Iterator[str]:
     alternate = tuple(kinds[layer % 2] for layer in range(c.num_hidden_layers))
     if own.layer_types not in (None, alternate):
         yield (
-            f"{where}: layer_types does not alternate between {kinds[0]!r} and {kinds[1]!r} from"
-            " the first layer on, as llama.cpp's graph does"
+            f"{where}: layer_types does not alternate between {kinds[0]!r} and {kinds[1]!r},"
+            " beginning with the former, as llama.cpp's graph does"
         )
 
 
@@ -146,22 +135,33 @@ def _stored_as_mxfp4(config: Mapping[str, Any]) -> bool:
     return cast("dict[str, Any]", quantized).get("quant_method") == "mxfp4"
 
 
-def _matrices(as_rows: bool) -> tuple[Row, ...]:
-    """Return the lines of the experts' matrices, of rows or of columns."""
-    into = "expert_ffn_twice hidden" if as_rows else "hidden expert_ffn_twice"
-    out = "hidden expert_ffn" if as_rows else "expert_ffn hidden"
-    return (
-        Row(_EXPERTS + "gate_up_proj", _OUT + "ffn_gate_exps.weight", f"experts {into}"),
-        Row(_EXPERTS + "gate_up_proj", _OUT + "ffn_up_exps.weight", f"experts {into}"),
-        Row(_EXPERTS + "down_proj", _OUT + "ffn_down_exps.weight", f"experts {out}"),
-    )
+def _experts(n_ffn: int, *, transpose: bool) -> tuple[Row, ...]:
+    """Return the rows of the experts' matrices, stored transposed or not, and of their biases.
+
+    Of the alternating rows and biases, the gate has the first and up has the second.
+    """
+    into = "hidden expert_ffn_twice" if transpose else "expert_ffn_twice hidden"
+    out = "expert_ffn hidden" if transpose else "hidden expert_ffn"
+    weights: list[Row] = []
+    biases: list[Row] = []
+    for first, name in enumerate(("ffn_gate_exps", "ffn_up_exps")):
+        half = partial(_alternate_rows, first=first, n=2 * n_ffn, transpose=transpose)
+        of_bias = partial(elements_of_each, start=first, stop=2 * n_ffn, step=2)
+        stored, target = _EXPERTS + "gate_up_proj", f"{_OUT}{name}"
+        weights.append(Row(stored, f"{target}.weight", f"experts {into}", via=half))
+        biases.append(
+            Row(f"{stored}_bias", f"{target}.bias", "experts expert_ffn_twice", via=of_bias)
+        )
+    stored, target = _EXPERTS + "down_proj", _OUT + "ffn_down_exps"
+    via = transposed if transpose else None
+    weights.append(Row(stored, f"{target}.weight", f"experts {out}", via=via))
+    biases.append(Row(f"{stored}_bias", f"{target}.bias", "experts hidden"))
+    return (*weights, *biases)
 
 
-def _every_other(source: TensorSource, first: int, n: int, *, as_rows: bool) -> TensorSource:
-    """Return every other row of each expert from `first` on, or every other of its n biases."""
-    if len(source.shape) < 3:
-        return elements_of_each(source, first, n, 2)
-    return rows_of_each(source if as_rows else transposed(source), first, n, 2)
+def _alternate_rows(source: TensorSource, first: int, n: int, *, transpose: bool) -> TensorSource:
+    """Return every second of each expert's n rows, from `first` on."""
+    return rows_of_each(transposed(source) if transpose else source, first, n, 2)
 
 
 FAMILIES = {"GptOssForCausalLM": gpt_oss}

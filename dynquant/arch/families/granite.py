@@ -1,4 +1,4 @@
-"""Granite, dense and with experts: a Llama with a number to multiply with at four places."""
+"""Granite, dense and with experts: a Llama with multipliers at four places."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dynquant.transforms import rows_of_each
 
 @dataclass(frozen=True)
 class _Multipliers:
-    """As transformers has them where config.json leaves them out; llama.cpp's are others."""
+    """With transformers' defaults, which differ from llama.cpp's."""
 
     embedding_multiplier: Positive = 1.0
     residual_multiplier: Positive = 1.0
@@ -26,7 +26,7 @@ class _Multipliers:
 
 
 def granite(config: Mapping[str, Any], where: str) -> Architecture:
-    """Describe a Granite: llama.cpp divides the logits by the scale that it is given."""
+    """Describe a Granite; llama.cpp divides the logits by logit_scale."""
     dense = llama(config, where)
     m = read_config(_Multipliers, config, where)
     return replace(
@@ -71,7 +71,7 @@ _SHARED = (
 
 
 def granitemoe(config: Mapping[str, Any], where: str) -> Architecture:
-    """Describe a Granite-MoE: all experts of a layer in one tensor, gates before ups."""
+    """Describe a Granite-MoE: all experts of a layer in one tensor, gate rows before up rows."""
     dense = granite(config, where)
     experts = read_config(_Experts, with_expert_count(config), where)
     n_gates, n_shared = experts.intermediate_size, experts.shared_intermediate_size

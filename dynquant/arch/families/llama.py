@@ -1,4 +1,4 @@
-"""Llama 2 and 3, Mistral, Mixtral: one graph in llama.cpp, which knows no sliding window there."""
+"""Llama 2 and 3, Mistral, Mixtral: one graph in llama.cpp, without sliding windows."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from dynquant.transforms import interleaved_heads
 
 
 def llama(config: Mapping[str, Any], where: str) -> Architecture:
-    """Describe a Llama or Mistral: Q and K change to the interleaved order of rotary pairs."""
+    """Describe a Llama or Mistral: Q and K are reordered to interleaved rotary pairs."""
     c = read_decoder(config, where)
     rope = read_rope(config, where, known=("linear", "dynamic", "yarn", "llama3"))
     rows = WEIGHTS
@@ -69,7 +69,7 @@ class _Experts:
 
 
 def mixtral(config: Mapping[str, Any], where: str) -> Architecture:
-    """Describe a Mixtral: a Llama to llama.cpp, with experts as wide as its `intermediate_size`."""
+    """Describe a Mixtral: a Llama in llama.cpp, with experts of width `intermediate_size`."""
     dense = llama(config, where)
     experts = read_config(_Experts, with_expert_count(config), where)
     block = "model.layers.{}.block_sparse_moe."
@@ -93,7 +93,7 @@ def mixtral(config: Mapping[str, Any], where: str) -> Architecture:
 
 FAMILIES = {
     "LlamaForCausalLM": llama,
-    "LLaMAForCausalLM": llama,  # as the first conversions spelled it
+    "LLaMAForCausalLM": llama,  # spelling of the first conversions
     "MistralForCausalLM": llama,
     "MixtralForCausalLM": mixtral,
 }

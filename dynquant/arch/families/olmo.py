@@ -1,4 +1,4 @@
-"""OLMo 2 and 3, which norm what a layer adds and not what it reads, and OLMoE with its experts."""
+"""OLMo 2 and 3, with norms on the outputs of attention and MLP, and OLMoE with experts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from dynquant.errors import ArchitectureError
 from dynquant.keys import booleans, u32
 
 _IN, _OUT = "model.layers.{}.", "blk.{}."
-# Over all heads at once, unlike Qwen3's.
+# Over all heads together, unlike Qwen3's.
 _QK_NORMS = (
     Row(_IN + "self_attn.q_norm.weight", _OUT + "attn_q_norm.weight", "q"),
     Row(_IN + "self_attn.k_norm.weight", _OUT + "attn_k_norm.weight", "kv"),
@@ -40,7 +40,7 @@ _PROJECTIONS = tuple(row for row in ATTENTION if "layernorm" not in row.stored)
 
 
 def olmo2(config: Mapping[str, Any], where: str) -> Architecture:
-    """Describe an OLMo 2: norms on all of Q and of K, and on what attention and MLP give."""
+    """Describe an OLMo 2: norms on Q, on K, and on the outputs of attention and MLP."""
     c = read_decoder(config, where)
     rope = read_rope(config, where, ("linear", "dynamic", "yarn"))
     ArchitectureError.raise_any(
@@ -77,7 +77,7 @@ class _Windows:
 
 
 def olmo3(config: Mapping[str, Any], where: str) -> Architecture:
-    """Describe an OLMo 3: an OLMo 2 in which three layers of four see a window only."""
+    """Describe an OLMo 3: an OLMo 2 in which three of four layers have a sliding window."""
     dense = olmo2(_one_rope(config, where), where)
     windows = read_config(_Windows, config, where)
     n = windows.num_hidden_layers
@@ -86,8 +86,8 @@ def olmo3(config: Mapping[str, Any], where: str) -> Architecture:
     )
     if len(types) != n or not {*types} <= {"full_attention", "sliding_attention"}:
         raise ArchitectureError(
-            f"{where}: layer_types is {', '.join(types)}; it has to say of each of {n} layers"
-            " whether it is of full_attention or of sliding_attention"
+            f"{where}: layer_types is {', '.join(types)}; it must have full_attention or"
+            f" sliding_attention for each of {n} layers"
         )
     return replace(
         dense,
@@ -102,25 +102,26 @@ def olmo3(config: Mapping[str, Any], where: str) -> Architecture:
 
 
 def _one_rope(config: Mapping[str, Any], where: str) -> Mapping[str, Any]:
-    """Return a config.json with the rope settings of the layers that see everything.
+    """Return config.json with the rope settings of the layers without a window.
 
-    The layers with a window turn by the same base without any scaling, in transformers where the
-    file's settings are one set, and in llama.cpp always.
+    Layers with a window have the same base without scaling: always in llama.cpp, and in
+    transformers if config.json has one set of settings.
     """
     found = config.get("rope_parameters")
     if not isinstance(found, dict) or "full_attention" not in found:
         return config
-    of = cast("dict[str, dict[str, Any]]", found)
-    full, windowed = of["full_attention"], of.get("sliding_attention", {})
+    sets = cast("dict[str, dict[str, Any]]", found)
+    full, windowed = sets["full_attention"], sets.get("sliding_attention", {})
     if windowed and windowed.get("rope_type", "default") != "default":
         raise ArchitectureError(
             f"{where}: rope_parameters: sliding_attention has rope_type"
-            f" {windowed['rope_type']!r}; llama.cpp turns these layers without scaling"
+            f" {windowed['rope_type']!r}; llama.cpp computes these layers without scaling"
         )
     if windowed and windowed.get("rope_theta") != full.get("rope_theta"):
         raise ArchitectureError(
             f"{where}: rope_parameters: rope_theta is {windowed.get('rope_theta')} for"
-            f" sliding_attention and {full.get('rope_theta')} for full_attention; llama.cpp has one"
+            f" sliding_attention and {full.get('rope_theta')} for full_attention;"
+            " llama.cpp needs the same"
         )
     return {**config, "rope_parameters": full}
 
@@ -134,7 +135,7 @@ class _Experts:
 
 
 def olmoe(config: Mapping[str, Any], where: str) -> Architecture:
-    """Describe an OLMoE: norms before attention and experts as Llama's, on Q and K as OLMo 2's."""
+    """Describe an OLMoE: layer norms as in a Llama, norms on Q and K as in an OLMo 2."""
     dense = olmo2(config, where)
     c = read_decoder(config, where)
     experts = read_config(_Experts, with_expert_count(config), where)

@@ -1,4 +1,4 @@
-"""Phi-3, Phi-4 and Phi-4-mini, which keep Q, K and V in one matrix, and gate and up in another."""
+"""Phi-3, Phi-4 and Phi-4-mini: Q, K and V in one matrix, gate and up in another."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _FUSED = (
 
 @dataclass(frozen=True)
 class _Window:
-    """As many tokens as a layer sees; 0 says that it sees all, which null means in config.json."""
+    """The number of tokens in a layer's window; 0 for no window, which is null in config.json."""
 
     sliding_window: Natural = 0
 
@@ -49,10 +49,10 @@ class _Window:
 def phi3(config: Mapping[str, Any], where: str) -> Architecture:
     """Describe a Phi-3: LongRoPE over a part of each head, fused matrices.
 
-    llama.cpp knows the window and leaves it out (its pull request 13676), so that texts longer than
-    the window come out otherwise than from transformers.
+    llama.cpp reads the window but ignores it (its pull request 13676), so that results differ from
+    transformers for texts longer than the window.
     """
-    # As transformers has it where a config.json leaves it out.
+    # transformers' default.
     config = {"original_max_position_embeddings": 4096, **config}
     c = read_decoder(config, where)
     rope = read_rope(_long(config), where, ("longrope",), partial=1.0)
@@ -81,14 +81,14 @@ def phi3(config: Mapping[str, Any], where: str) -> Architecture:
 
 
 def _long(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a config.json in which LongRoPE has its name; the first Phi-3 called it others."""
+    """Return config.json with rope_type "longrope", for which the first Phi-3 had other names."""
     found = config.get("rope_scaling")
     if not isinstance(found, dict):
         return config
-    said = cast("dict[str, Any]", found)
-    name = said.get("rope_type", said.get("type"))
+    scaling = cast("dict[str, Any]", found)
+    name = scaling.get("rope_type", scaling.get("type"))
     return (
-        {**config, "rope_scaling": {**said, "rope_type": "longrope"}}
+        {**config, "rope_scaling": {**scaling, "rope_type": "longrope"}}
         if name in ("su", "yarn")
         else config
     )

@@ -1,4 +1,4 @@
-"""PhiMoE (Phi-3.5-MoE), which llama.cpp computes otherwise than it was trained: see `phimoe`."""
+"""PhiMoE (Phi-3.5-MoE); llama.cpp's graph differs from the model's own code, see `phimoe`."""
 
 from __future__ import annotations
 
@@ -56,10 +56,10 @@ class _Magnitudes:
 
 
 def phimoe(config: Mapping[str, Any], where: str) -> Architecture:
-    """Describe a PhiMoE: a Phi-3 to llama.cpp, with matrices apart, biases and experts.
+    """Describe a PhiMoE: a Phi-3 with separate matrices, biases and experts.
 
-    llama.cpp's graph does not take the mean away in the norms, and makes the weights of the two
-    chosen experts sum to one, where the model gives about one to each (SparseMixer).
+    llama.cpp's norms do not subtract the mean, and it normalizes the weights of the two chosen
+    experts to a sum of one, whereas the model gives each a weight of about one (SparseMixer).
     """
     c = read_decoder(config, where)
     rope = read_rope(config, where, ("longrope",))
@@ -101,20 +101,20 @@ def phimoe(config: Mapping[str, Any], where: str) -> Architecture:
         ignored=IGNORED,
         n_experts=settings.num_experts,
         deviations=(
-            f"{where}: llama.cpp computes PhiMoE otherwise than its own code: norms keep the mean,"
-            " and the chosen experts' weights sum to one",
+            f"{where}: llama.cpp computes PhiMoE differently from the model's own code: norms do"
+            " not subtract the mean, and the weights of the chosen experts sum to one",
         ),
     )
 
 
 def _magnitude(config: Mapping[str, Any], rope: Rope, n_context: int, where: str) -> float:
-    """Return what sines and cosines are multiplied with, which config.json says itself."""
+    """Return the factor of sines and cosines, which config.json may state."""
     name = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
     m = read_config(_Magnitudes, cast("dict[str, Any]", config[name]), f"{where}: {name}")
     if m.short_mscale != m.long_mscale:
         raise ArchitectureError(
-            f"{where}: {name}: short_mscale {m.short_mscale} is not long_mscale {m.long_mscale};"
-            " llama.cpp has one magnitude for both"
+            f"{where}: {name}: short_mscale {m.short_mscale} differs from long_mscale"
+            f" {m.long_mscale}; llama.cpp has one magnitude for both"
         )
     return m.long_mscale or longrope_attention(rope, n_context)
 

@@ -1,4 +1,4 @@
-"""Qwen2 and Qwen3; their rotary halves stay as Hugging Face keeps them."""
+"""Qwen2 and Qwen3; rotary pairs keep transformers' order."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from dynquant.arch.rope import read_rope
 from dynquant.arch.windows import window_left_out
 from dynquant.errors import ArchitectureError
 
-# llama.cpp's Qwen graphs take no rope_freqs tensor, so that they cannot compute "llama3".
+# llama.cpp's Qwen graphs read no rope_freqs tensor, so that they cannot compute "llama3".
 SCALINGS = ("linear", "dynamic", "yarn")
 
 
 def qwen2(config: Mapping[str, Any], where: str) -> Architecture:
-    """Describe a Qwen2: biases on Q, K and V always."""
+    """Describe a Qwen2: always with biases on Q, K and V."""
     c = read_decoder(config, where)
     rope = read_rope(config, where, SCALINGS)
     ArchitectureError.raise_any(heads_fill_hidden(c, where))
@@ -44,7 +44,7 @@ def qwen2(config: Mapping[str, Any], where: str) -> Architecture:
 
 def qwen3(config: Mapping[str, Any], where: str) -> Architecture:
     """Describe a Qwen3: norms on the heads of Q and K, no biases."""
-    # transformers' default for Qwen3, unlike Llama's: not hidden_size / num_attention_heads.
+    # transformers' default for Qwen3; Llama's is hidden_size / num_attention_heads.
     c = read_decoder(config, where, head_dim=128)
     rope = read_rope(config, where, SCALINGS)
     if c.attention_bias:

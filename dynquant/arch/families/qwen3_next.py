@@ -1,15 +1,14 @@
-"""Qwen3-Next: three layers of linear attention (a gated delta net), then one of gated attention."""
+"""Qwen3-Next: three layers of linear attention (gated delta net), then one of gated attention."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
-from dynquant.arch.base import Architecture, Prediction, Row, Via, on
-from dynquant.arch.config import Count, read_config
+from dynquant.arch.base import Architecture, Prediction, Row, on
+from dynquant.arch.config import read_config
 from dynquant.arch.decoder import (
     ATTENTION,
     EMBEDDING,
@@ -26,32 +25,22 @@ from dynquant.arch.experts import routing_keys
 from dynquant.arch.families.qwen import SCALINGS
 from dynquant.arch.families.qwen_moe import ROUTED, SHARED, read_experts
 from dynquant.arch.graph_limits import fixed
+from dynquant.arch.linear_attention import LINEAR_ATTENTION, Linear
 from dynquant.arch.rope import read_rope
 from dynquant.errors import ArchitectureError
 from dynquant.keys import Keys, booleans, u32
-from dynquant.transforms import negated_exp, parts_of_groups, plus_one, squeezed
+from dynquant.transforms import plus_one
 
 _IN, _OUT = "model.layers.{}.", "blk.{}."
-_LINEAR = _IN + "linear_attn."
 _NORMS = (
     Row(_IN + "input_layernorm.weight", _OUT + "attn_norm.weight", "hidden"),
     Row(_IN + "post_attention_layernorm.weight", _OUT + "post_attention_norm.weight", "hidden"),
 )
-# Queries and what lets the heads' results pass, head by head in one matrix.
+# One matrix holds queries and output gates, alternating by head.
 _FULL = (
     Row(_IN + "self_attn.q_proj.weight", _OUT + "attn_q.weight", "gated_q hidden"),
     *(r for r in ATTENTION if ".self_attn." in r.stored and ".q_proj." not in r.stored),
     *QK_NORMS,
-)
-_DELTA = (
-    Row(_LINEAR + "in_proj_qkvz.weight", _OUT + "attn_qkv.weight", "qkvz hidden"),
-    Row(_LINEAR + "in_proj_qkvz.weight", _OUT + "attn_gate.weight", "qkvz hidden"),
-    Row(_LINEAR + "in_proj_ba.weight", _OUT + "ssm_ba.weight", "ba hidden"),
-    Row(_LINEAR + "conv1d.weight", _OUT + "ssm_conv1d.weight", "qkv one kernel"),
-    Row(_LINEAR + "dt_bias", _OUT + "ssm_dt.bias", "v_heads"),
-    Row(_LINEAR + "A_log", _OUT + "ssm_a", "v_heads"),
-    Row(_LINEAR + "norm.weight", _OUT + "ssm_norm.weight", "v_head"),
-    Row(_LINEAR + "out_proj.weight", _OUT + "ssm_out.weight", "hidden v"),
 )
 _AHEAD = (
     Row("mtp.fc.weight", _OUT + "nextn.eh_proj.weight", "hidden hidden_twice"),
@@ -73,108 +62,26 @@ _FROM_ONE = (
     "nextn.hnorm",
     "nextn.shared_head_norm",
 )
-"""Norms stored as their distance from one; the one inside linear attention is not."""
-
-
-@dataclass(frozen=True)
-class _Linear:
-    """The linear attention, by config.json's names and with transformers' defaults."""
-
-    linear_conv_kernel_dim: Count = 4
-    linear_key_head_dim: Count = 128
-    linear_value_head_dim: Count = 128
-    linear_num_key_heads: Count = 16
-    linear_num_value_heads: Count = 32
-    full_attention_interval: Count = 4
-    layer_types: tuple[str, ...] | None = None
-
-    @property
-    def n_qk(self) -> int:
-        """Rows of all queries, and of all keys."""
-        return self.linear_num_key_heads * self.linear_key_head_dim
-
-    @property
-    def n_v(self) -> int:
-        """Rows of all values, and of their gates."""
-        return self.linear_num_value_heads * self.linear_value_head_dim
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """The dimensions that the lines of linear attention speak of."""
-        return {
-            "qkv": 2 * self.n_qk + self.n_v,
-            "qkvz": 2 * self.n_qk + 2 * self.n_v,
-            "ba": 2 * self.linear_num_value_heads,
-            "kernel": self.linear_conv_kernel_dim,
-            "v_heads": self.linear_num_value_heads,
-            "v_head": self.linear_value_head_dim,
-            "v": self.n_v,
-        }
-
-    @property
-    def via(self) -> dict[str, Via]:
-        """How rows change; stored, each key head has its query, key, values and gates together."""
-        head, groups = self.linear_key_head_dim, self.linear_num_key_heads
-        values = 2 * head + self.n_v // groups
-        qkv = ((0, head), (head, 2 * head), (2 * head, values))
-        gate = ((values, values + self.n_v // groups),)
-        return {
-            "attn_qkv": partial(parts_of_groups, n_groups=groups, parts=qkv),
-            "attn_gate": partial(parts_of_groups, n_groups=groups, parts=gate),
-            "ssm_conv1d": partial(squeezed, dimension=1),
-            "ssm_a": negated_exp,
-        }
-
-    def keys(self) -> Keys:
-        """Return what llama.cpp calls a state space."""
-        keys = {
-            "ssm.conv_kernel": self.linear_conv_kernel_dim,
-            "ssm.state_size": self.linear_key_head_dim,
-            "ssm.group_count": self.linear_num_key_heads,
-            "ssm.time_step_rank": self.linear_num_value_heads,
-            "ssm.inner_size": self.n_v,
-            "full_attention_interval": self.full_attention_interval,
-        }
-        return {f"qwen3next.{name}": u32(value) for name, value in keys.items()}
-
-
-def _problems(linear: _Linear, n_layers: int, where: str) -> Iterator[str]:
-    yield from fixed(linear, {"linear_value_head_dim": linear.linear_key_head_dim}, where)
-    if linear.linear_num_value_heads % linear.linear_num_key_heads:
-        yield (
-            f"{where}: linear_num_value_heads {linear.linear_num_value_heads} is no multiple of"
-            f" linear_num_key_heads {linear.linear_num_key_heads}"
-        )
-    types = linear.layer_types
-    if types and (len(types) != n_layers or not {*types} <= {"linear_attention", "full_attention"}):
-        yield (
-            f"{where}: layer_types is {', '.join(types)}; it has to say of each of {n_layers}"
-            " layers whether it is of linear_attention or of full_attention"
-        )
+"""Norms that are stored minus one, unlike the norm in linear attention."""
 
 
 def qwen3next(config: Mapping[str, Any], where: str) -> Architecture:
-    """Describe a Qwen3-Next: experts in every layer, and a layer ahead in most checkpoints."""
+    """Describe a Qwen3-Next: experts in every layer; most checkpoints have a prediction layer."""
     c = read_decoder(config, where, head_dim=256)
     rope = read_rope(config, where, SCALINGS, partial=0.25)
-    # As transformers has them where a config.json leaves them out.
-    said = {"shared_expert_intermediate_size": 512, "norm_topk_prob": True, **config}
-    experts = read_experts(said, where, norm_topk_prob=True)
-    linear = read_config(_Linear, config, where)
+    # transformers' defaults.
+    completed = {"shared_expert_intermediate_size": 512, "norm_topk_prob": True, **config}
+    experts = read_experts(completed, where, norm_topk_prob=True)
+    linear = read_config(Linear, config, where)
     n = c.num_hidden_layers
     ArchitectureError.raise_any(
-        chain(fixed(c, {"attention_bias": False}, where), _problems(linear, n, where))
+        chain(fixed(c, {"attention_bias": False}, where), linear.problems(n, where))
     )
-    recurrent = [
-        (layer + 1) % linear.full_attention_interval != 0
-        if linear.layer_types is None
-        else linear.layer_types[layer] == "linear_attention"
-        for layer in range(n)
-    ]
+    recurrent = linear.recurrent(n)
     keys = (
         decoder_keys("qwen3next", c, rope, c.n_per_head)
         | routing_keys("qwen3next", experts.routing)
-        | linear.keys()
+        | linear.keys("qwen3next")
         | {
             "qwen3next.attention.recurrent_layers": booleans(recurrent),
             "qwen3next.rope.dimension_count": u32(int(c.n_per_head * rope.partial_rotary_factor)),
@@ -193,7 +100,7 @@ def qwen3next(config: Mapping[str, Any], where: str) -> Architecture:
             *EMBEDDING,
             *on(range(n), _NORMS),
             *on([layer for layer in range(n) if not recurrent[layer]], _FULL),
-            *on([layer for layer in range(n) if recurrent[layer]], _DELTA),
+            *on([layer for layer in range(n) if recurrent[layer]], LINEAR_ATTENTION),
             *on(range(n), (*ROUTED, *SHARED)),
             *on([n], _AHEAD),
             *OUTPUT_NORM,

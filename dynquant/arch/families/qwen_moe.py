@@ -34,7 +34,7 @@ ROUTED = (
     router_row(_BLOCK + "gate.weight"),
     *expert_rows(_BLOCK, gate="gate_proj", up="up_proj", down="down_proj"),
 )
-# What every token goes through, as much of it as a gate of its own lets pass.
+# The expert that all tokens use; a gate scales its output.
 SHARED = (
     Row(_BLOCK + "shared_expert_gate.weight", "blk.{}.ffn_gate_inp_shexp.weight", "one hidden"),
     *shared_rows(_BLOCK + "shared_expert."),
@@ -43,7 +43,7 @@ SHARED = (
 
 @dataclass(frozen=True)
 class Experts:
-    """What config.json says of a Qwen's experts."""
+    """config.json's settings of a Qwen's experts."""
 
     num_experts: ExpertsCount
     num_experts_per_tok: Count
@@ -56,7 +56,7 @@ class Experts:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """The dimensions that the lines of experts speak of."""
+        """The dimensions that the rows of experts name."""
         return {
             "experts": self.num_experts,
             "expert_ffn": self.moe_intermediate_size,
@@ -66,7 +66,7 @@ class Experts:
 
     @property
     def routing(self) -> Routing:
-        """How tokens find the experts."""
+        """How tokens are routed to experts."""
         return Routing(
             self.num_experts,
             self.num_experts_per_tok,
@@ -76,13 +76,13 @@ class Experts:
 
 
 _SPARSE = {"decoder_sparse_step": 1, "mlp_only_layers": ()}
-"""Experts in every layer, as llama.cpp's graphs take for granted."""
+"""Experts in every layer, as llama.cpp's graphs assume."""
 
 
 def read_experts(config: Mapping[str, Any], where: str, **expected: object) -> Experts:
-    """Return the experts; raise ArchitectureError where a graph has them otherwise.
+    """Return the experts; raise ArchitectureError if the graph assumes other settings.
 
-    expected: more settings that the graph takes for granted
+    expected: further settings that the graph assumes
     """
     experts = read_config(Experts, with_expert_count(config), where)
     ArchitectureError.raise_any(fixed(experts, {**_SPARSE, **expected}, where))
@@ -90,7 +90,7 @@ def read_experts(config: Mapping[str, Any], where: str, **expected: object) -> E
 
 
 def qwen2moe(config: Mapping[str, Any], where: str) -> Architecture:
-    """Describe a Qwen2-MoE: a Qwen2 with experts and a shared one that has a gate."""
+    """Describe a Qwen2-MoE: a Qwen2 with experts and a gated shared expert."""
     shared = {"shared_expert_intermediate_size": 5632, **config}  # transformers' default
     experts = read_experts(shared, where, norm_topk_prob=False, qkv_bias=True)
     dense = qwen2(config, where)

@@ -1,4 +1,4 @@
-"""StarCoder2: norms that take the mean away, biases everywhere, an MLP without a gate."""
+"""StarCoder2: norms that subtract the mean, biases everywhere, an MLP without a gate."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ class _Starcoder2:
 
 
 def starcoder2(config: Mapping[str, Any], where: str) -> Architecture:
-    """Describe a StarCoder2; llama.cpp's graph knows no sliding window."""
+    """Describe a StarCoder2; llama.cpp's graph has no sliding window."""
     own = read_config(_Starcoder2, config, where)
-    # tie_word_embeddings and hidden_act as transformers has them where config.json leaves them out.
+    # transformers' defaults.
     config = {"tie_word_embeddings": True, "hidden_act": GELU[0], **config}
     c = read_decoder({**config, "rms_norm_eps": own.norm_epsilon}, where, activation=GELU)
     rope = read_rope(config, where, known=("linear", "dynamic", "yarn"))
@@ -59,8 +59,8 @@ def starcoder2(config: Mapping[str, Any], where: str) -> Architecture:
         problems.append(f"{where}: use_bias is false; llama.cpp's starcoder2 needs biases")
     if c.num_attention_heads * c.n_per_head != c.hidden_size:
         problems.append(
-            f"{where}: {c.num_attention_heads} heads of {c.n_per_head} are not hidden_size"
-            f" {c.hidden_size}, which llama.cpp's starcoder2 takes them to be"
+            f"{where}: {c.num_attention_heads} heads of {c.n_per_head} weights do not add up to"
+            f" hidden_size {c.hidden_size}, as llama.cpp's starcoder2 assumes"
         )
     ArchitectureError.raise_any(problems)
     return Architecture(

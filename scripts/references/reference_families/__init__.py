@@ -1,7 +1,7 @@
-"""The checkpoints that make_references.py makes, a module for each of dynquant's families.
+"""The checkpoints that make_references.py makes, one module per family of dynquant.
 
-Hidden size 32, and everything else as odd as the family allows: a row out of its place, a head too
-many or a wrong rope frequency changes every log-probability by far more than the tests allow.
+The hidden size is 32, and all other sizes are as odd as the family allows. A misplaced row, an
+extra head or a wrong rope frequency changes every log-probability by far more than the tests allow.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from reference_tokenizers import Encode
 
 COMMON = {"hidden_size": 32, "rms_norm_eps": 1e-5, "max_position_embeddings": 512}
 
-# llama.cpp's CPU looks GELU up in a table of half-floats: 11 bits, and a weight's last bit may pick
-# the next entry. Of log-probabilities spread as widely as those of other families that is 4e-3 to
-# 7e-3, so that families with GELU have smaller embeddings.
+# On CPU llama.cpp looks GELU up in a table indexed by half-floats (11 bits), so that the last bit
+# of a weight may select the next entry. With log-probabilities spread as widely as in other
+# families the error would be 4e-3 to 7e-3; families with GELU therefore have smaller embeddings.
 GELU = {"weights": 0.15, "embedding": 0.05}
 
 
 class Composed(Protocol):
-    """A model put together of parts that transformers has."""
+    """A model built from parts of transformers."""
 
     def make(self) -> transformers.PreTrainedModel:
-        """Return the model with any weights."""
+        """Return the model with arbitrary weights."""
         ...
 
     def save(self, model: transformers.PreTrainedModel, folder: Path) -> None:
-        """Write config.json and the weights as the family's published checkpoints have them."""
+        """Write config.json and the weights in the form of published checkpoints."""
         ...
 
     def load(self, folder: Path) -> transformers.PreTrainedModel:
-        """Return the model with the weights of a folder, in float32, with the plain attention."""
+        """Return the model with the weights of a folder, in float32, with eager attention."""
         ...
 
 
@@ -45,12 +45,13 @@ class Composed(Protocol):
 class Family:
     """One checkpoint to make.
 
-    published: config keys spelled as the family's published files spell them, where transformers
-               writes another form today; None removes a key
+    published: config keys in the form of published files if transformers now writes another form;
+               None removes a key
     norms:     the mean of the norms' factors as stored
-    weights:   the standard deviation of matrices; embedding: of the embedding
-    draw:      another number, other weights: one where the prompts use every expert
-    model:     how to make and load the model, where transformers has no class for it
+    weights:   the standard deviation of matrices
+    embedding: the standard deviation of the embedding
+    draw:      the seed of the weights, chosen so that the prompts use every expert
+    model:     how to make and load the model if transformers has no class for it
     """
 
     config: transformers.PretrainedConfig
@@ -67,7 +68,7 @@ class Family:
 
 
 def families() -> dict[str, Family]:
-    """Return all checkpoints by name; each module here has its own as FAMILIES."""
+    """Return all checkpoints by name; each module has a dict FAMILIES of its checkpoints."""
     found: dict[str, Family] = {}
     for module in iter_modules(__path__):
         found |= import_module(f"{__name__}.{module.name}").FAMILIES

@@ -1,4 +1,4 @@
-"""BERT and Nomic-BERT, which embed texts."""
+"""BERT and Nomic-BERT, embedding models."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _COMMON: dict[str, Any] = {
 
 
 def _tokenizer(folder: Path) -> Encode:
-    """WordPiece, and beside it what sentence-transformers keeps: the mean of all tokens."""
+    """Write WordPiece files, and the files of sentence-transformers: the mean over all tokens."""
     modules = [
         {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
         for i, (path, kind) in enumerate((("", "Transformer"), ("1_Pooling", "Pooling")))

@@ -1,6 +1,6 @@
 """Command-R, Command-R+ with its norms on Q and K, and Command-R7B.
 
-llama.cpp knows Command-R+ by its 64 layers, so that these are small.
+llama.cpp recognises Command-R+ by its 64 layers, so its layers are small here.
 """
 
 from __future__ import annotations

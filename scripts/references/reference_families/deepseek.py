@@ -13,7 +13,8 @@ from reference_families import COMMON, Family
 def yarn(magnitude: float) -> dict[str, Any]:
     """Return YaRN settings as published, for a shorter context.
 
-    Within the prompts' 24 tokens: of six frequencies one stays, one is blended, four are divided.
+    It takes effect within the prompts' 24 tokens: of six frequencies one stays, one is blended, and
+    four are divided.
     """
     return {
         "beta_fast": 32,
@@ -26,8 +27,8 @@ def yarn(magnitude: float) -> dict[str, Any]:
     }
 
 
-# Heads of 22 + 12 weights for scores and 14 for values; q_b, kv_b and the dense layers have more
-# than 128 rows and no multiple of it, so that FP8 blocks of 128 are partial.
+# Heads of 22 + 12 weights for scores and 14 for values. q_b, kv_b and the dense layers have more
+# than 128 rows, but not a multiple of 128, so that some FP8 blocks of 128 are partial.
 ATTENTION = {
     "num_attention_heads": 4,
     "num_key_value_heads": 4,
@@ -40,7 +41,7 @@ ATTENTION = {
 
 
 def published(magnitude: float, **keys: Any) -> dict[str, Any]:
-    """Return how config.json differs from the one that transformers writes."""
+    """Return the changes to the config.json that transformers writes."""
     return {
         "dtype": None,
         "head_dim": None,
@@ -53,8 +54,8 @@ def published(magnitude: float, **keys: Any) -> dict[str, Any]:
     }
 
 
-# Kimi-K2 blends from one full turn on, llama.cpp from 32 turns in spite of the keys. For this
-# length and base both come to the same: of three frequencies the last is divided.
+# Kimi-K2 blends from one full turn on; llama.cpp ignores the keys and blends from 32 turns on. With
+# this length and base the result is the same: of three frequencies the last is divided.
 KIMI_YARN = {
     **yarn(1.0),
     "beta_fast": 1.0,
@@ -125,7 +126,7 @@ FAMILIES = {
             n_shared_experts=2,
             num_experts_per_tok=2,
             n_group=3,
-            # All groups: llama.cpp ranks groups by their two best experts, DeepSeek-V2 by the best.
+            # All groups are used: llama.cpp ranks groups by two experts, DeepSeek-V2 by the best.
             topk_group=3,
             topk_method="group_limited_greedy",
             routed_scaling_factor=4.0,

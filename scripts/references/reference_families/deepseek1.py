@@ -1,9 +1,10 @@
 """DeepSeek-MoE and DeepSeek-OCR's text model: a Llama with DeepSeek-V2's experts.
 
-transformers has no class for the one, and none that ends in words for the other.
+transformers has no class for the former, and none with an output matrix for the latter.
 
-Attention, norms and dense layers of the published modelling code are Llama's; its experts are
-DeepSeek-V2's with `topk_method` greedy: a softmax over all experts, the best taken as they are.
+In the published modelling code, attention, norms and dense layers are Llama's. Its experts are
+DeepSeek-V2's with `topk_method` greedy: a softmax over all experts, of which the best are used with
+unchanged weights.
 """
 
 from __future__ import annotations
@@ -54,13 +55,13 @@ PUBLISHED: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class LlamaWithExperts:
-    """A Llama whose layers after the first have experts; published: what config.json adds."""
+    """A Llama with experts in all layers but the first; published: further config.json entries."""
 
     published: dict[str, Any]
     config: dict[str, Any] = field(default_factory=lambda: CONFIG)
 
     def make(self) -> transformers.PreTrainedModel:
-        """Return the model with any weights."""
+        """Return the model with arbitrary weights."""
         llama = transformers.LlamaConfig(**self.config, attn_implementation="eager")
         experts = transformers.DeepseekV2Config(**COMMON, **EXPERTS, topk_method="greedy")
         model = transformers.LlamaForCausalLM(llama)
@@ -69,7 +70,7 @@ class LlamaWithExperts:
         return model
 
     def save(self, model: transformers.PreTrainedModel, folder: Path) -> None:
-        """Write config.json and the weights, experts one by one."""
+        """Write config.json and the weights, each expert separately."""
         stored: dict[str, torch.Tensor] = {}
         for name, x in model.state_dict().items():
             block, found, matrix = name.partition("experts.")
@@ -120,7 +121,7 @@ class InOcr(LlamaWithExperts):
     """The text model of a DeepSeek-OCR."""
 
     def written(self) -> dict[str, Any]:
-        """Return config.json: the text model's in a place of its own."""
+        """Return config.json, with the text model's settings in a separate object."""
         text = super().written()
         text["architectures"] = ["DeepseekV2ForCausalLM"]
         return {

@@ -1,6 +1,6 @@
-"""Gemma 1, 2 and 3; of Gemma 3 also the layout of the models that see, without what they see with.
+"""Gemma 1, 2 and 3, and the multimodal layout of Gemma 3, without the vision model.
 
-Windows are shorter than the prompts, and soft caps so low that they show.
+Windows are shorter than the prompts, and soft caps low enough to affect the results.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _GEMMA3: dict[str, Any] = {
     "bos_token_id": 2,
     "eos_token_id": 1,
     "pad_token_id": 0,
-    # More than the tokenizer has, as published.
+    # More than the tokenizer has, as in published models.
     "vocab_size": 452,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,

@@ -1,4 +1,4 @@
-"""gpt-oss: sinks, biases everywhere, windows in every other layer, gate and up rows in turn."""
+"""gpt-oss: sinks, biases, windows in every other layer, alternating gate and up rows."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ YARN = {
     "beta_fast": 32.0,
     "beta_slow": 1.0,
     "factor": 32.0,
-    # Of eight frequencies four are blended and four divided. With this base, (201 / 2 pi)^2, the
-    # range of blending is 0 to 4 whether or not its ends are made whole: llama.cpp does so always,
+    # Of eight frequencies four are blended and four divided. With this base, (201 / 2 pi)^2,
+    # blending ranges from 0 to 4 whether or not its ends are rounded: llama.cpp always rounds them,
     # gpt-oss never.
     "original_max_position_embeddings": 201,
     "rope_type": "yarn",
@@ -43,7 +43,7 @@ CONFIG: dict[str, Any] = {
     "eos_token_id": 402,
     "rope_parameters": {"rope_theta": 1023.37, **YARN},
 }
-# Blocks of 32 weights, two in each row of the one matrix, three in each of the other.
+# Blocks of 32 weights: two in each row of one matrix, three in each row of the other.
 MXFP4_CONFIG = CONFIG | {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
 MXFP4_CONFIG |= {"num_attention_heads": 3, "num_key_value_heads": 1, "num_local_experts": 4}
 QUANTIZATION = {
@@ -59,16 +59,16 @@ QUANTIZATION = {
 
 @dataclass(frozen=True)
 class InMxfp4:
-    """A gpt-oss with its experts as published: blocks of 4-bit floats by rows, and their scales."""
+    """A gpt-oss with experts as published: rows of blocks of 4-bit floats, and their scales."""
 
     config: transformers.GptOssConfig
 
     def make(self) -> transformers.PreTrainedModel:
-        """Return the model with any weights."""
+        """Return the model with arbitrary weights."""
         return transformers.AutoModelForCausalLM.from_config(self.config)
 
     def save(self, model: transformers.PreTrainedModel, folder: Path) -> None:
-        """Write config.json with rope settings as published, and the weights."""
+        """Write config.json with the published form of rope settings, and the weights."""
         model.save_pretrained(folder)
         stored = load_file(folder / "model.safetensors")
         for name in [n for n in stored if n.endswith(("gate_up_proj", "down_proj"))]:
@@ -82,7 +82,7 @@ class InMxfp4:
         write_json(folder / "config.json", config | {"quantization_config": QUANTIZATION})
 
     def load(self, folder: Path) -> transformers.PreTrainedModel:
-        """Return the model as transformers dequantizes it, exact in bfloat16, then in float32."""
+        """Return the model as dequantized by transformers, exactly in bfloat16, then in float32."""
         return transformers.AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=torch.bfloat16,
@@ -92,7 +92,7 @@ class InMxfp4:
 
 
 def mxfp4(rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return rows as gpt-oss stores them, quantized by the gguf package.
+    """Return rows in the stored form of gpt-oss, quantized by the gguf package.
 
     rows:    float32 [experts, rows, columns]
     returns: uint8 [experts, rows, columns / 32, 16], pairs of neighbours with the first in the low
@@ -100,7 +100,7 @@ def mxfp4(rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
     """
     found = gguf.quants.quantize(rows, gguf.GGMLQuantizationType.MXFP4)
     found = found.reshape(*rows.shape[:2], -1, 17)
-    # In GGUF, byte i of a block has weight i in the low half and weight i + 16 in the high one.
+    # In GGUF, byte i of a block has weight i in the low half and weight i + 16 in the high half.
     halves = found[..., 1:]
     codes = np.concatenate([halves & 15, halves >> 4], axis=-1)
     pairs = codes[..., ::2] | codes[..., 1::2] << 4

@@ -9,8 +9,8 @@ from reference_tokenizers import make_llama3_bpe, make_sentencepiece
 from reference_families import COMMON, Family
 
 LLAMA3_ROPE = {
-    # Within the prompts' 24 tokens: of twelve frequencies one stays, two are blended, nine
-    # are divided by the factor.
+    # Takes effect within the prompts' 24 tokens: of twelve frequencies one stays, two are blended,
+    # and nine are divided by the factor.
     "factor": 8.0,
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
@@ -72,7 +72,7 @@ FAMILIES = {
             intermediate_size=104,
             bos_token_id=1,
             eos_token_id=2,
-            # llama.cpp has no window in its Llama graph, so the prompts stay inside this one.
+            # Longer than the prompts: llama.cpp's Llama graph has no window.
             sliding_window=64,
             rope_parameters={"rope_type": "default", "rope_theta": 1000000.0},
         ),

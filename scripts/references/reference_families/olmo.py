@@ -47,7 +47,7 @@ FAMILIES = {
             **DENSE,
             num_hidden_layers=4,
             num_key_value_heads=1,
-            # The prompts are of up to 24 tokens.
+            # Shorter than the longest prompts, which have 24 tokens.
             sliding_window=7,
             rope_scaling=YARN,
             rope_theta=500000.0,

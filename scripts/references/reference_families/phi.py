@@ -1,7 +1,8 @@
 """Phi-3, Phi-4 and Phi-4-mini.
 
-llama.cpp takes the long factors where its context, 512 tokens in the tests, exceeds the original
-length, transformers where the prompt does. Phi-3's here is exceeded by both, Phi-4-mini's by none.
+llama.cpp uses the long factors if its context, 512 tokens in the tests, is longer than the original
+length; transformers uses them if the prompt is longer. The original length of Phi-3 here is shorter
+than both, that of Phi-4-mini is longer than both.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ LONGER = {
 
 
 def shape(**changes: object) -> dict[str, object]:
-    """Return the settings that all have, with those of one."""
+    """Return the common settings with those of one model."""
     return {
         **COMMON,
         "num_hidden_layers": 2,
@@ -52,13 +53,13 @@ FAMILIES = {
                 bos_token_id=1,
                 eos_token_id=2,
                 num_key_value_heads=4,
-                # llama.cpp leaves the window out, so the prompts stay inside this one.
+                # Longer than the prompts: llama.cpp ignores the window.
                 sliding_window=40,
                 original_max_position_embeddings=6,
                 rope_scaling=dict(LONG),
             )
         ),
-        # llama.cpp looks for this token where a model's name has Phi-3 in it.
+        # llama.cpp requires this token if the model's name contains Phi-3.
         lambda folder: make_sentencepiece(folder, 400, ["<|endoftext|>"]),
         published={
             **PUBLISHED,

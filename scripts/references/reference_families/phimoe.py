@@ -1,4 +1,4 @@
-"""PhiMoE, asked with the arithmetic of llama.cpp's graph, which departs from it in two places."""
+"""PhiMoE, computed as in llama.cpp's graph, which differs from the model in two places."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transformers.models.phimoe.modeling_phimoe import PhimoeTopKRouter
 from reference_families import COMMON, Family
 
 ROPE = {
-    # llama.cpp's context of 512 tokens in the tests does not exceed the original length.
+    # The original length is not shorter than llama.cpp's context in the tests, 512 tokens.
     "long_factor": [1.1, 2.3, 5.9, 17.0],
     "long_mscale": 1.243,
     "original_max_position_embeddings": 512,
@@ -21,34 +21,34 @@ ROPE = {
 
 
 class RootMeanSquareNorm(torch.nn.Module):
-    """A norm with a bias that leaves the mean where it is."""
+    """A norm with a bias that does not subtract the mean."""
 
     def __init__(self, norm: torch.nn.LayerNorm) -> None:
         super().__init__()
         self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return x over its root mean square, scaled and shifted."""
+        """Return x divided by its root mean square, scaled and shifted."""
         scale = torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
         return self.weight * (x * scale) + self.bias
 
 
 class NormalizedRouter(torch.nn.Module):
-    """The likeliest experts with weights that sum to one, in place of SparseMixer."""
+    """The experts with the highest scores and weights that sum to one, in place of SparseMixer."""
 
     def __init__(self, router: PhimoeTopKRouter) -> None:
         super().__init__()
         self.weight, self.top_k = router.weight, router.top_k
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return the scores, and of the chosen experts the weights and the numbers."""
+        """Return the scores, and weights and indices of the chosen experts."""
         scores = torch.nn.functional.linear(x, self.weight)
         weights, chosen = torch.softmax(scores, dim=-1).topk(self.top_k)
         return scores, weights / weights.sum(-1, keepdim=True), chosen
 
 
 def adapt(model: transformers.PreTrainedModel) -> None:
-    """Put llama.cpp's norms and routing in the place of PhiMoE's."""
+    """Replace PhiMoE's norms and routing by llama.cpp's."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, torch.nn.LayerNorm):

@@ -92,7 +92,7 @@ FAMILIES = {
     ),
     "qwen3next": Family(
         transformers.Qwen3NextConfig(
-            # What transformers norms queries and keys of linear attention with, come what may.
+            # The constant epsilon of query and key norms of linear attention in transformers.
             **{**COMMON, "rms_norm_eps": 1e-6},
             vocab_size=416,
             num_hidden_layers=3,

@@ -20,7 +20,7 @@ FAMILIES = {
             intermediate_size=88,
             bos_token_id=400,
             eos_token_id=400,
-            # llama.cpp has no window in this graph, so the prompts stay inside this one.
+            # Longer than the prompts: llama.cpp's graph has no window.
             sliding_window=64,
             rope_parameters={"rope_type": "default", "rope_theta": 999999.4420358813},
         ),

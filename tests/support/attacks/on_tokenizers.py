@@ -35,7 +35,7 @@ def deeply_nested_rules(at: Path) -> None:
     save(at, found | {"pre_tokenizer": rule})
 
 
-@on("tokenizer", "VocabError", "no known pre-tokenizer of llama.cpp has its rules")
+@on("tokenizer", "VocabError", "no known pre-tokenizer of llama.cpp has these rules")
 def a_pre_tokenizer_with_exponential_time(at: Path) -> None:
     """the regular expression (a+)+$ in a Split rule; it is compared and never run"""
     found = tokenizer(at, "phi-3")
@@ -54,7 +54,7 @@ def a_token_of_a_million_letters(at: Path) -> None:
     save(at, found)
 
 
-@on("tokenizer", "VocabError", "pairs that make a token are no merges")
+@on("tokenizer", "VocabError", "pairs that are not among the merges")
 def tokens_with_very_many_splits(at: Path) -> None:
     """tokens a, aa, aaa ... of up to 800 letters: 320,000 pairs that are not merges"""
     found = tokenizer(at, "phi-3")
@@ -62,7 +62,7 @@ def tokens_with_very_many_splits(at: Path) -> None:
     save(at, found)
 
 
-@on("tokenizer", "VocabError", "are not texts with their scores")
+@on("tokenizer", "VocabError", "not pairs of text and score")
 def scores_that_are_not_numbers(at: Path) -> None:
     """unigram scores NaN, 10^300 and 10^400"""
     found = tokenizer(at, "t5")
@@ -101,7 +101,7 @@ def two_billion_special_tokens(at: Path) -> None:
     save(at, found, "tekken.json")
 
 
-@on("tokenizer", "VocabError", "merges do not lead to 1 tokens")
+@on("tokenizer", "VocabError", "1 tokens that the merges do not produce")
 def a_token_of_sixty_thousand_bytes(at: Path) -> None:
     """tiktoken.model with a token of 60,000 bytes, whose merges are searched in order of rank"""
     copytree(VOCABULARIES / "kimi-k2", at, dirs_exist_ok=True)

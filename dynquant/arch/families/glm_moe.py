@@ -1,0 +1,140 @@
+"""GLM-4-MoE (4.5, 4.6): part of each head is rotated, experts chosen by sigmoids and a bias."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dynquant.arch.base import Architecture, Prediction, Row, on
+from dynquant.arch.config import (
+    AheadCount,
+    Count,
+    ExpertsCount,
+    Natural,
+    Positive,
+    Truth,
+    read_config,
+)
+from dynquant.arch.decoder import (
+    ATTENTION,
+    EMBEDDING,
+    IGNORED,
+    MLP,
+    OUTPUT,
+    OUTPUT_NORM,
+    QK_NORMS,
+    QKV_BIASES,
+    TIED,
+    decoder_sizes,
+)
+from dynquant.arch.experts import (
+    SIGMOID,
+    Routing,
+    expert_rows,
+    router_row,
+    routing_keys,
+    shared_rows,
+    with_expert_count,
+)
+from dynquant.arch.families.glm import glm_keys, read_glm
+from dynquant.keys import u32
+
+_LAYER, _OUT = "model.layers.{}.", "blk.{}."
+_BLOCK = _LAYER + "mlp."
+_BEFORE = tuple(row for row in ATTENTION if "post_attention" not in row.stored)
+_AFTER = (
+    Row(_LAYER + "post_attention_layernorm.weight", _OUT + "post_attention_norm.weight", "hidden"),
+)
+_EXPERTS = (
+    router_row(_BLOCK + "gate.weight"),
+    Row(_BLOCK + "gate.e_score_correction_bias", _OUT + "exp_probs_b.bias", "experts"),
+    *expert_rows(_BLOCK, gate="gate_proj", up="up_proj", down="down_proj"),
+    *shared_rows(_BLOCK + "shared_experts."),
+)
+_PREDICTION = (
+    Row(_LAYER + "eh_proj.weight", _OUT + "nextn.eh_proj.weight", "hidden two_hidden"),
+    Row(_LAYER + "embed_tokens.weight", _OUT + "nextn.embed_tokens.weight", "vocab hidden"),
+    Row(_LAYER + "enorm.weight", _OUT + "nextn.enorm.weight", "hidden"),
+    Row(_LAYER + "hnorm.weight", _OUT + "nextn.hnorm.weight", "hidden"),
+    Row(_LAYER + "shared_head.head.weight", _OUT + "nextn.shared_head_head.weight", "vocab hidden"),
+    Row(_LAYER + "shared_head.norm.weight", _OUT + "nextn.shared_head_norm.weight", "hidden"),
+)
+
+
+@dataclass(frozen=True)
+class _Experts:
+    num_experts: ExpertsCount
+    num_experts_per_tok: Count
+    moe_intermediate_size: Count
+    n_shared_experts: Count = 1
+    first_k_dense_replace: Natural = 1
+    routed_scaling_factor: Positive = 1.0
+    norm_topk_prob: Truth = True
+    n_group: Count = 1
+    topk_group: Count = 1
+    use_qk_norm: Truth = False
+    num_nextn_predict_layers: AheadCount = 0
+
+
+def glm4moe(config: Mapping[str, Any], where: str) -> Architecture:
+    """Describe a GLM-4-MoE: dense layers first, then experts chosen by sigmoids and a bias."""
+    c, rope = read_glm(config, where, None)
+    e = read_config(_Experts, with_expert_count(config), where)
+    n, n_dense = c.num_hidden_layers, e.first_k_dense_replace
+    ahead = range(n, n + e.num_nextn_predict_layers)
+    every = range(n + e.num_nextn_predict_layers)
+    routing = Routing(
+        e.num_experts,
+        e.num_experts_per_tok,
+        expert_ffn=e.moe_intermediate_size,
+        n_shared=e.n_shared_experts,
+        weights_scale=e.routed_scaling_factor,
+        weights_norm=e.norm_topk_prob,
+        gating=SIGMOID,
+        n_groups=e.n_group,
+        n_groups_used=e.topk_group,
+        n_leading_dense=n_dense,
+    )
+    attention = (
+        *_BEFORE,
+        *(QKV_BIASES if c.attention_bias else ()),
+        *(QK_NORMS if e.use_qk_norm else ()),
+        *_AFTER,
+    )
+    return Architecture(
+        name="glm4moe",
+        keys=glm_keys("glm4moe", c, rope) | routing_keys("glm4moe", routing),
+        rows=(
+            *EMBEDDING,
+            *on(every, attention),
+            *on(range(n_dense), MLP),
+            *on(range(n_dense, every.stop), _EXPERTS),
+            *on(ahead, _PREDICTION),
+            *OUTPUT_NORM,
+            *OUTPUT,
+        ),
+        sizes={
+            **decoder_sizes(c),
+            "experts": e.num_experts,
+            "expert_ffn": e.moe_intermediate_size,
+            "shared_ffn": e.moe_intermediate_size * e.n_shared_experts,
+            "two_hidden": 2 * c.hidden_size,
+        },
+        n_layers=n,
+        tied=TIED if c.tie_word_embeddings else None,
+        ignored=IGNORED,
+        n_experts=e.num_experts,
+        prediction=Prediction(
+            ahead,
+            {
+                "glm4moe.block_count": u32(every.stop),
+                "glm4moe.nextn_predict_layers": u32(len(ahead)),
+            },
+        )
+        if ahead
+        else None,
+    )
+
+
+FAMILIES = {"Glm4MoeForCausalLM": glm4moe}
