@@ -7,7 +7,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
-from dynquant import inputs
 from dynquant.arch.base import Model
 from dynquant.arch.load import Mla
 from dynquant.checkpoint.gguf import GGUFFile, read_gguf
@@ -19,8 +18,11 @@ from dynquant.conversion.second_look import SAMPLES
 from dynquant.conversion.source_hashes import SourceHashes
 from dynquant.conversion.write import convert_plan
 from dynquant.importance.imatrix import Imatrix, read_imatrix
+from dynquant.inputs import load_plan as load_saved_plan
+from dynquant.inputs import read_inputs
 from dynquant.keys import KeyValue
-from dynquant.plan import make, plan
+from dynquant.plan import make
+from dynquant.plan.plan import Plan as PlanData
 from dynquant.plan.saved import write_plan
 from dynquant.plan.shards import Split
 from dynquant.quants.search import Effort
@@ -34,11 +36,11 @@ ProgressOption = Callable[[Progress], None] | Literal["tqdm"] | None
 ManifestOption = SourceHashes | Literal[False]
 
 
-class Plan(plan.Plan):
+class Plan(PlanData):
     """A plan that can be written: every tensor's type, size and place, and every key."""
 
     @classmethod
-    def _of(cls, made: plan.Plan) -> Plan:
+    def _of(cls, made: PlanData) -> Plan:
         return cls(**{f.name: getattr(made, f.name) for f in fields(made)})
 
     def write(
@@ -108,7 +110,7 @@ def make_plan(
 
     Raises a kind of DynquantError with all faults of model, recipe and imatrix.
     """
-    found = inputs.read_inputs(model, recipe, imatrix, pre=pre, mla=mla, needs_vocab=not draft)
+    found = read_inputs(model, recipe, imatrix, pre=pre, mla=mla, needs_vocab=not draft)
     made = make.make_plan(
         found.model,
         found.recipe,
@@ -129,7 +131,7 @@ def load_plan(
 
     Raises PlanError, with every difference by name, if it does not fit model and imatrix.
     """
-    bound = inputs.load_plan(path, model, imatrix)
+    bound = load_saved_plan(path, model, imatrix)
     return Plan._of(bound)  # pyright: ignore[reportPrivateUsage]
 
 

@@ -69,7 +69,7 @@ def test_the_mixed_recipe_loads_and_predicts_better_than_chance(
     family: str, tmp_path: Path
 ) -> None:
     reference, out = load_reference(family), tmp_path / "mixed.gguf"
-    plan = dynquant.convert(reference.folder, out, recipe="dynamic-4bit", threads=2)
+    plan = dynquant.convert(reference.folder, out, recipe="dynamic-4bit", threads=2).plan
     assert len(plan.type_counts) > 1
     if reference.embeds:
         found, expected = llamacpp.embeddings(out, reference.prompts), reference.log_probabilities

@@ -86,7 +86,7 @@ def test_results_are_the_same_with_and_without_prediction_layers(
     reference = load_reference("glm4moe")
     out = tmp_path / f"{keep}.gguf"
     recipe = parse_recipe(f"default: F32\nprediction_layers: {keep}", "r.yaml", "r")
-    plan = dynquant.convert(with_prediction, out, recipe=recipe, threads=1)
+    plan = dynquant.convert(with_prediction, out, recipe=recipe, threads=1).plan
     assert ("blk.3.nextn.eh_proj.weight" in plan.sources) == (keep == "keep")
     ours = llamacpp.log_probabilities(out, reference.prompts)
     assert max_difference(reference.log_probabilities, ours) < F32_TOLERANCE

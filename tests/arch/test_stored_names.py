@@ -16,7 +16,7 @@ from packers import FORMATS, Stored, write_stored
 import dynquant
 from dynquant.arch.base import Model
 from dynquant.arch.load import Mla, load_model
-from dynquant.plan.plan import make_plan
+from dynquant.plan.make import make_plan
 from dynquant.recipe.loader import parse_recipe
 from dynquant.tensors import Computed
 

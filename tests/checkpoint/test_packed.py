@@ -185,7 +185,7 @@ def test_nvfp4_is_copied_bit_for_bit_with_a_separate_factor(form: str, tmp_path:
         "r.yaml",
         "r",
     )
-    plan = dynquant.convert(packed, tmp_path / "out.gguf", recipe=recipe, threads=2)
+    plan = dynquant.convert(packed, tmp_path / "out.gguf", recipe=recipe, threads=2).plan
     dynquant.convert(plain, tmp_path / "f32.gguf", recipe="f32", threads=2)
     stored = {t.name: t for t in gguf.GGUFReader(tmp_path / "out.gguf").tensors}
     floats = {t.name: t for t in gguf.GGUFReader(tmp_path / "f32.gguf").tensors}

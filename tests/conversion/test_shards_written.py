@@ -88,7 +88,9 @@ def test_llama_cpp_loads_the_shards_and_answers_as_with_the_whole_file(tmp_path:
     reference = load_reference(TINY_BOOKS)
     whole, cut = tmp_path / "whole.gguf", tmp_path / "m.gguf"
     dynquant.convert(reference.folder, whole, recipe="q8_0")
-    plan = dynquant.convert(reference.folder, cut, recipe="q8_0", split=Split(max_bytes=300_000))
+    plan = dynquant.convert(
+        reference.folder, cut, recipe="q8_0", split=Split(max_bytes=300_000)
+    ).plan
     assert len(plan.shards) > 2
     assert all(padded(s.n_bytes) == s.n_bytes for s in plan.shards)
     first = min(tmp_path.glob("m-00001-of-*.gguf"))

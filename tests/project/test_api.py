@@ -41,26 +41,28 @@ def test_encode_gives_rows_of_blocks_that_gguf_decodes() -> None:
 def test_convert_takes_a_model_and_a_recipe_that_are_loaded(tmp_path: Path) -> None:
     plan = dynquant.convert(
         model(), str(tmp_path / "x.gguf"), recipe=recipe(), set_keys={"general.name": "Mine"}
-    )
+    ).plan
     reader = gguf.GGUFReader(tmp_path / "x.gguf")
     assert [t.name for t in reader.tensors] == [t.name for t in plan.tensors]
     assert reader.fields["general.name"].contents() == "Mine"
 
 
 def test_convert_takes_the_name_of_a_shipped_recipe(tmp_path: Path) -> None:
-    assert dynquant.convert(model(), tmp_path / "x.gguf", recipe="f32").type_counts == {"F32": 6}
+    assert dynquant.convert(model(), tmp_path / "x.gguf", recipe="f32").plan.type_counts == {
+        "F32": 6
+    }
 
 
 @pytest.mark.parametrize("loaded", [False, True])
 def test_convert_takes_an_imatrix_as_a_file_or_loaded(tmp_path: Path, loaded: bool) -> None:
     path = write_legacy(tmp_path / "i.dat", {DOWN: np.ones(512, np.float32)})
     imatrix = dynquant.load_imatrix(path) if loaded else str(path)
-    plan = dynquant.convert(model(), tmp_path / "x.gguf", recipe=recipe(), imatrix=imatrix)
+    plan = dynquant.convert(model(), tmp_path / "x.gguf", recipe=recipe(), imatrix=imatrix).plan
     assert list(plan.importance) == [DOWN]
 
 
 def test_convert_takes_an_effort(tmp_path: Path) -> None:
-    plan = dynquant.convert(model(), tmp_path / "x.gguf", recipe=recipe(), effort="best")
+    plan = dynquant.convert(model(), tmp_path / "x.gguf", recipe=recipe(), effort="best").plan
     assert plan.effort == "best"
 
 

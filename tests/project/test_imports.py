@@ -35,10 +35,12 @@ ROOMS = (
     "interchange",
     "measure",
     "plan",
+    "inputs",
     "conversion",
     "verification",
     "report",
     "release",
+    "api",
     "cli",
     "__init__",
 )

@@ -56,7 +56,7 @@ def test_a_file_of_one_type_predicts_better_than_chance(
     out = tmp_path / f"{name}.gguf"
     plan = dynquant.convert(
         reference.folder, out, recipe=recipe(name, EMBEDDING), imatrix=imatrix, threads=2
-    )
+    ).plan
     quantized = {t.type.name for t in plan.tensors if t.name in imatrix.entries}
     assert quantized == {name}
     text = max(reference.prompts, key=len)

@@ -19,6 +19,8 @@ import dynquant
 from dynquant.cli import app
 from dynquant.errors import VerificationError
 from dynquant.plan.shards import Split
+from dynquant.quants import ENCODER_REVISION
+from dynquant.verification import maker
 from dynquant.verification.against import compare
 from dynquant.verification.findings import Comparison
 from dynquant.verification.verify import verify
@@ -136,13 +138,23 @@ def made_by(path: Path, version: str) -> None:
     path.write_bytes(content[:at] + version.encode() + content[at + 5 :])
 
 
-def test_differing_bytes_of_another_version_are_not_faults(path: Path) -> None:
+def test_a_file_of_another_version_with_the_same_encoders_is_compared(path: Path) -> None:
     made_by(path, "0.0.9")
+    assert compare_all(path).faults == ()
+    change(path, TENSOR, 5)
+    assert [f.tensor for f in compare_all(path).faults] == [TENSOR]
+
+
+def test_quantized_tensors_of_another_encoder_revision_are_not_compared(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(maker, "ENCODER_REVISION", ENCODER_REVISION + 1)
     change(path, TENSOR, 5)
     found = compare_all(path)
     assert found.faults == ()
-    assert "dynquant 0.0.9 made the file" in found.unchecked[0]
-    assert found.unchecked[1].startswith(f"{TENSOR}: the bytes differ from what this dynquant")
+    (message,) = found.unchecked
+    assert f"with encoder revision {ENCODER_REVISION}, and this dynquant" in message
+    assert f"has revision {ENCODER_REVISION + 1}" in message
     change(path, "blk.0.attn_v.weight", 5)  # F16 has only one correct rounding
     assert [f.tensor for f in compare_all(path).faults] == ["blk.0.attn_v.weight"]
 
