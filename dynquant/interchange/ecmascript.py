@@ -9,11 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from dynquant.errors import RecipeError
+from dynquant.recipe.expressions import MAX_LETTERS, expression
+
 # \D and \S and their like are among them, but llama-quantize lower-cases patterns.
 _SAME_ESCAPES = frozenset("dDwWsSbBfnrtv0xu")
-
-MAX_LETTERS = 4096
-"""Of a pattern; the longest of published lists, for one part of a name in many layers, have 200."""
 
 _QUANTIFIER = re.compile(r"\{\d+(,\d*)?\}")
 _CLASS = re.compile(r"\[\^?(?P<content>(?:\\.|[^\]\\])*)\]")
@@ -26,9 +26,9 @@ def differences(pattern: str) -> list[str]:
     found = list(dict.fromkeys(_differences(pattern)))
     if not found:
         try:
-            re.compile(pattern)
-        except (re.error, OverflowError, RecursionError) as e:
-            found.append(f"it is no regular expression: {e}")
+            expression(f"/{pattern}/")
+        except RecipeError as e:
+            found.append(str(e))
     return found
 
 
@@ -52,8 +52,8 @@ def _differences(pattern: str) -> Iterator[str]:
             if known is None:
                 yield "{ begins no count; write \\{ for the sign itself"
             at += known.end() - 1 if known else 1
-        elif rest.startswith("(?") and rest[2:3] not in (":", "=", "!"):
-            yield f"{rest[:3]} is Python's or nobody's; write plain groups"
+        elif rest.startswith("(?") and rest[2:3] != ":":
+            yield f"{rest[:3]} is not supported in both languages; write plain groups"
             at += 2
         else:
             if c in "*+?}" and rest[1:2] == "+":

@@ -1,18 +1,15 @@
-"""Expressions that could take for ever find what Python's matcher finds, which is the oracle."""
+"""Regular expressions of recipes: what they find is what Python's matcher finds, the oracle."""
 
 from __future__ import annotations
 
 import re
-import time
-import warnings
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dynquant.errors import RecipeError
-from dynquant.recipe import expressions
-from dynquant.recipe.expressions import expression
+from dynquant.recipe.expressions import MAX_LETTERS, expression
 
 LEAVES = ["a", "b", r"\.", ".", "[ab]", "[^a]", r"\w", r"\d", "^", "$", r"\b", r"\B", "A", "1"]
 
@@ -20,7 +17,7 @@ LEAVES = ["a", "b", r"\.", ".", "[ab]", "[^a]", r"\w", r"\d", "^", "$", r"\b", r
 def grown(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
     """Expressions made of smaller ones."""
     repeats = ("*", "+", "?", "*?", "{2}", "{0,2}", "{1,}", "{2,3}?")
-    around = ("(?:{})", "({})", "(?={})", "(?!{})", "(?i:{})", "(?s:{})")
+    around = ("(?:{})", "({})", "(?i:{})", "(?s:{})")
     return st.one_of(
         st.tuples(inner, inner).map("".join),
         st.tuples(inner, inner).map("|".join).map("(?:{})".format),
@@ -33,57 +30,49 @@ PATTERNS = st.recursive(st.sampled_from(LEAVES), grown, max_leaves=8)
 
 
 @settings(deadline=None, derandomize=True, max_examples=600)
-@given(PATTERNS, st.lists(st.text("aAb.1\n", max_size=7), min_size=1, max_size=4))
-def test_places_find_what_pythons_matcher_finds(pattern: str, names: list[str]) -> None:
-    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        patch.setattr(expressions, "MAX_WAYS", 0)
-        found = expression(f"/{pattern}/")
-        assert not isinstance(found, re.Pattern)
-        for name in names:
-            assert bool(found.search(name)) == bool(re.search(pattern, name)), (pattern, name)
+@given(PATTERNS, st.lists(st.text("aAb.1", min_size=1, max_size=7), min_size=1, max_size=4))
+def test_expressions_find_the_names_that_python_finds(pattern: str, names: list[str]) -> None:
+    found = expression(f"/{pattern}/")
+    for name in names:
+        assert bool(found.search(name)) == bool(re.search(pattern, name)), (pattern, name)
 
 
-@settings(deadline=None, derandomize=True, max_examples=200)
-@given(PATTERNS, st.text("aAb.1", max_size=7))
-def test_what_python_takes_is_taken(pattern: str, name: str) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        assume(len(pattern) < 60)
-        assert bool(expression(f"/{pattern}/").search(name)) == bool(re.search(pattern, name))
+@pytest.mark.parametrize(
+    ("pattern", "name"),
+    [
+        (r"blk\.(0|1|2)\.attn_.*", "blk.2.attn_q.weight"),
+        (r"blk\.\d+\.ffn_(up|gate)_exps", "blk.60.ffn_gate_exps.weight"),
+        (r"(?i)ATTN_V", "blk.2.attn_v.weight"),
+        (r"^.*blk.*\.ffn_.*_exps\.weight.*$", "blk.60.ffn_gate_exps.weight"),
+        (r"(\w+\.)+weight", "blk.60.ffn_gate_exps.weight"),
+    ],
+)
+def test_expressions_that_people_write_are_supported(pattern: str, name: str) -> None:
+    assert expression(f"/{pattern}/").search(name)
 
 
 @pytest.mark.parametrize(
     "pattern",
+    [r"(a+)+$", r"^(\w+\.?)+!$", r"(a|a)*!", ".*" * 12 + "!", "(.|.)" * 60 + "!", r"(((a*)*)*)*!"],
+)
+def test_expressions_with_exponentially_many_ways_are_searched(pattern: str) -> None:
+    # Python's matcher would not return within this suite's lifetime.
+    assert bool(expression(f"/{pattern}/").search("a" * 62 + "b")) is False
+
+
+@pytest.mark.parametrize(
+    ("pattern", "reason"),
     [
-        r"(a+)+$",
-        r"^(\w+\.?)+!$",
-        r"(a|a)*!",
-        ".*" * 12 + "!",
-        "(.|.)" * 60 + "!",
-        r"((((a*)*)*)*)*!",
-        r"(a{0,60}){0,60}!",
-        r"(?=(a+)+!).",
-        r"(?i)(A+)+!",
-        r"(?<!a)(a|a)+!",
-        r"((a?){60}){60}!",
+        (r"(\w+)+\1", r"back references are not supported"),
+        (r"(?=a)b", "lookaround, comments and conditions are not supported"),
+        (r"(?<!a)b", "lookaround, comments and conditions are not supported"),
+        (r"a++b", "possessive repeats are not supported"),
+        (r"((a?){60}){60}!", "repeats of more than 1000"),
+        (r"[a", "missing ]"),
+        (r"(a", "missing )"),
+        ("a" * (MAX_LETTERS + 1), f"at most {MAX_LETTERS}"),
     ],
 )
-def test_no_expression_takes_long_with_a_name(pattern: str) -> None:
-    searched = expression(f"/{pattern}/")
-    started = time.process_time()
-    assert not searched.search("a" * 62 + "b")
-    # The last takes 30 ms; others a tenth of one.
-    assert time.process_time() - started < 1
-
-
-def test_backreferences_and_possessive_parts_are_pythons_where_they_are_quick() -> None:
-    assert expression(r"/blk\.(\d)\1\.x/").search("blk.33.x")
-    assert not expression(r"/(a)\1/").search("aba")
-    assert expression(r"/a++b/").search("aab")
-
-
-@pytest.mark.parametrize("pattern", [r"(\w+)+\1", r"(a*+)*b*c*", r"(a)(?(1)b|c)(\w*)*"])
-def test_what_cannot_be_bounded_is_refused(pattern: str) -> None:
-    with pytest.raises(RecipeError, match="may take for ever: it has"):
+def test_unsupported_expressions_are_refused_with_the_reason(pattern: str, reason: str) -> None:
+    with pytest.raises(RecipeError, match=re.escape(reason)):
         expression(f"/{pattern}/")

@@ -256,10 +256,7 @@ FAULTS = {
     ),
     "regular expression": (
         RULE + "{name: '/blk(/', type: Q6_K}",
-        [
-            "3:12: '/blk(/' is not a regular expression: missing ), unterminated subpattern at"
-            " position 3"
-        ],
+        ["3:12: '/blk(/' is not a regular expression: missing ): blk("],
     ),
     "open regular expression": (
         RULE + "{name: [/blk, //], type: Q6_K}",

@@ -84,22 +84,22 @@ def a_pattern_with_two_to_the_63_ways(at: Path) -> None:
     recipe(at, "name: [" + ", ".join(f"'/{p}/'" for p in (*patterns, "(.|.)" * 50 + "!")) + "]")
 
 
-@on("recipe", "RecipeError", "may take for ever")
+@on("recipe", "RecipeError", "back references are not supported")
 def a_pattern_with_a_back_reference(at: Path) -> None:
     r"""name: /(\w+)+\1!/"""
     recipe(at, r"name: '/(\w+)+\1!/'")
 
 
-@on("recipe", "RecipeError", "nested too deep")
+@on("recipe", "RecipeError", "at most 4096")
 def a_pattern_of_brackets(at: Path) -> None:
     """name: / and 5000 brackets"""
     recipe(at, f"name: '/{'(' * 5000}a{')' * 5000}/'")
 
 
-@on("recipe", "RecipeError", "repetition number is too large")
+@on("recipe", "RecipeError", "repeats of more than 1000")
 def a_pattern_that_repeats_too_often(at: Path) -> None:
-    """name: /a{99999999999}/"""
-    recipe(at, "name: '/a{99999999999}/'")
+    """name: /a{999999999}/"""
+    recipe(at, "name: '/a{999999999}/'")
 
 
 @on("recipe", "RecipeError", "recipes that each extend the next")
