@@ -137,6 +137,7 @@ def _model_of_plan(model: str, saved: SavedPlan) -> Model:
         return load_model(model, mla=saved.mla, pre=pre)
     pre = pre_tokenizer_of(saved)
     key = loaded.keys.get("tokenizer.ggml.pre")
-    if loaded.is_gguf or key is None or pre is None or key.value == pre:
+    is_other = loaded.is_gguf or loaded.architecture != saved.architecture
+    if is_other or key is None or pre is None or key.value == pre:
         return loaded
     return load_model(model, mla=saved.mla, pre=pre)

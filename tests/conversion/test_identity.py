@@ -23,6 +23,7 @@ from dynquant.importance.imatrix import read_imatrix
 from dynquant.plan.make import make_plan
 from dynquant.plan.plan import Plan
 from dynquant.plan.shards import Split
+from dynquant.quants import ENCODER_REVISION
 
 ROPE = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 DOWN = "blk.0.ffn_down.weight"
@@ -141,3 +142,11 @@ def test_a_model_that_moved_is_the_same(folder: Path, tmp_path: Path) -> None:
     elsewhere.mkdir()
     # The folder's own name is that of a model that gives itself none.
     assert changed(before, found(planned(folder.rename(elsewhere / folder.name)))) == []
+
+
+def test_another_encoder_revision_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = found(planned(folder))
+    monkeypatch.setattr(identity, "ENCODER_REVISION", 99)
+    assert changed(before, found(planned(folder))) == [
+        f"encoder revision was {ENCODER_REVISION} and is 99"
+    ]

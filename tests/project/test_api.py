@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+from collections.abc import Callable
+from dataclasses import FrozenInstanceError
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
 import pytest
 from handmade import DOWN, model, recipe, weights
 from imatrices import write_legacy
+from places import TINY_BOOKS
 
 import dynquant
+from dynquant import errors
 from dynquant.conversion.engine import Progress
 
 
@@ -82,3 +88,101 @@ def test_the_notebook_bar_ends_full(tmp_path: Path) -> None:
 def test_errors_share_one_kind(tmp_path: Path) -> None:
     with pytest.raises(dynquant.DynquantError):
         dynquant.convert(tmp_path / "none", tmp_path / "x.gguf", recipe="q8_0")
+
+
+def test_a_result_has_paths_sizes_hashes_and_errors(tmp_path: Path) -> None:
+    out = tmp_path / "x.gguf"
+    result = dynquant.convert(model(), out, recipe=recipe("Q4_0"))
+    assert (result.path, result.paths) == (out, (out,))
+    assert result.n_bytes == out.stat().st_size
+    assert result.sha256 == (hashlib.sha256(out.read_bytes()).hexdigest(),)
+    assert result.manifest == tmp_path / "x.gguf.manifest.json"
+    assert result.bits_per_weight == result.plan.bits_per_weight
+    assert result.resumed_bytes == 0
+    quantized = {t.name for t in result.plan.tensors if t.type.name != "F32"}
+    assert set(result.errors) == quantized
+    assert result.loss
+    assert 0 < result.loss.weighted < 0.1
+    with pytest.raises(FrozenInstanceError):
+        result.resumed_bytes = 1  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_a_plan_can_be_written(tmp_path: Path) -> None:
+    plan = dynquant.make_plan(model(), recipe("Q4_0"))
+    direct = dynquant.convert(model(), tmp_path / "a.gguf", recipe=recipe("Q4_0"))
+    written = plan.write(tmp_path / "b.gguf", threads=1, manifest=False)
+    assert written.sha256 == direct.sha256
+    assert written.manifest is None
+    assert not (tmp_path / "b.gguf.manifest.json").exists()
+
+
+@pytest.mark.parametrize("option", [{"pre": "llama-bpe"}, {"mla": "split"}])
+def test_options_of_loading_are_refused_for_a_loaded_model(
+    tmp_path: Path, option: dict[str, Any]
+) -> None:
+    ((name, value),) = option.items()
+    with pytest.raises(dynquant.DynquantError, match=f"{name}={value!r} has no effect"):
+        dynquant.convert(model(), tmp_path / "x.gguf", recipe=recipe(), **option)
+
+
+def test_all_faults_of_the_inputs_are_reported_at_once(tmp_path: Path) -> None:
+    with pytest.raises(dynquant.DynquantError) as e:
+        dynquant.make_plan(tmp_path / "m", tmp_path / "r.yaml", imatrix=tmp_path / "i")
+    assert len(e.value.messages) == 3
+
+
+def test_inspect_verify_read_manifest_and_types(tmp_path: Path) -> None:
+    out = tmp_path / "x.gguf"
+    dynquant.convert(TINY_BOOKS, out, recipe="q8_0")
+    assert dynquant.inspect(out).keys["general.architecture"].value == "qwen3"
+    assert dynquant.verify(out, TINY_BOOKS).is_sound
+    assert dynquant.read_manifest(out).dynquant.encoder_revision == dynquant.ENCODER_REVISION
+    assert dynquant.types()["Q4_K"].bpw == 4.5
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        lambda x: x.tolist(),
+        lambda x: x.astype(np.float16),
+        lambda x: x.astype(np.float64),
+        lambda x: x[:, ::1].copy(order="F"),
+    ],
+    ids=["lists", "float16", "float64", "column order"],
+)
+def test_encode_takes_any_floats(convert: Callable[[Any], Any]) -> None:
+    x = weights(3, 64).astype(np.float16).astype(np.float32)
+    assert np.array_equal(dynquant.encode(convert(x), "Q8_0"), dynquant.encode(x, "Q8_0"))
+
+
+class Bfloat16Tensor:
+    """Refuses the array protocol as torch's bfloat16 tensors do, and widens to float32."""
+
+    def __init__(self, x: np.ndarray) -> None:
+        self._x = x
+
+    def __array__(self, *_: object, **__: object) -> np.ndarray:
+        raise TypeError("Got unsupported ScalarType BFloat16")
+
+    def float(self) -> np.ndarray:
+        return self._x
+
+
+def test_encode_takes_torchs_bfloat16() -> None:
+    x = weights(3, 64)
+    assert np.array_equal(dynquant.encode(Bfloat16Tensor(x), "Q8_0"), dynquant.encode(x, "Q8_0"))
+
+
+@pytest.mark.parametrize("x", [np.zeros((2, 64), np.int8), np.zeros((2, 64), bool), "text"])
+def test_encode_refuses_what_is_not_floats(x: Any) -> None:
+    with pytest.raises(dynquant.EncodeError, match="must be floats"):
+        dynquant.encode(x, "Q8_0")
+
+
+def test_every_error_is_exported() -> None:
+    kinds = {
+        name
+        for name, value in vars(errors).items()
+        if isinstance(value, type) and issubclass(value, errors.DynquantError)
+    }
+    assert kinds <= set(dynquant.__all__)
