@@ -168,3 +168,25 @@ def test_summary_is_written_only_if_requested(
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
     assert run("convert", MODEL, "-o", tmp_path / "x.gguf", "-r", "q8_0", "-q") == (0, "", "")
     assert not (tmp_path / "summary.md").exists()
+
+
+@pytest.mark.parametrize(("limit", "code"), [("1e-9", 3), ("1", 0)])
+def test_the_error_limit_needs_no_manifest(tmp_path: Path, limit: str, code: int) -> None:
+    out = tmp_path / "x.gguf"
+    options = ("-r", "q8_0", "--no-manifest", "--max-error", limit)
+    assert run("convert", MODEL, "-o", out, *options).code == code
+    assert names(tmp_path) == ["x.gguf"]
+
+
+def test_a_file_that_keeps_all_weights_has_no_error(tmp_path: Path) -> None:
+    options = ("-r", "f32", "--max-error", "0")
+    assert run("convert", MODEL, "-o", tmp_path / "x.gguf", *options).code == 0
+
+
+def test_the_summary_without_a_manifest_has_the_errors_that_were_measured(tmp_path: Path) -> None:
+    summary = tmp_path / "s.md"
+    options = ("-r", "q8_0", "--no-manifest", "--summary", summary)
+    assert run("convert", MODEL, "-o", tmp_path / "x.gguf", *options).code == 0
+    lines = summary.read_text().splitlines()
+    row = next(line for line in lines if line.startswith("| `x.gguf`"))
+    assert float(row.split("|")[-2]) > 0
