@@ -6,8 +6,9 @@
     diff before.txt after.txt
 
 A line holds model, recipe, the sha256 of all tensors (name, type, shape and bytes, in the order of
-the file) and the sha256 of all keys. The key that names the revision of the encoders is not hashed:
-it exists to change when the bytes do. Recipes that refuse a model print the first problem instead.
+the file) and the sha256 of all keys. Two keys are not hashed: the revision of the encoders, which
+exists to change when the bytes do, and the hash of the recipe's text, which its comments change.
+Recipes that refuse a model print the first problem instead.
 Importances are made from a seed, log-normal, a value for each column of each matrix."""
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ MODELS = {
         for name in ("deepseek-v3", "gemma3", "gpt-oss", "qwen3next")
     },
 }
-UNHASHED = ("dynquant.encoder_revision",)
+UNHASHED = ("dynquant.encoder_revision", "dynquant.recipe_sha256")
 
 
 def recipes() -> list[str]:
