@@ -1,8 +1,8 @@
-"""The command line: one module a command; stdout is data, stderr is talk.
+"""The command line, one module for each command; results go to stdout, messages to stderr.
 
-Exit codes: 0 done · 1 a problem the user can mend, one `error:` line for each · 2 wrong usage ·
-3 a gate does not hold: the output is larger (--max-size) or loses more (--max-error) than allowed ·
-130 interrupted · 143 terminated · 141 the reader of stdout went away.
+Exit codes: 0 success · 1 a problem that the user can fix, one `error:` line for each · 2 wrong
+usage · 3 a limit is exceeded: the size (--max-size) or the error (--max-error) of the output ·
+130 interrupted · 143 terminated · 141 the reader of stdout closed it.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def dynquant_(
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
-    """Raise in the main thread, as Ctrl-C does, so that what is under way ends in order."""
+    """Raise in the main thread, as Ctrl-C does, so that running work ends in order."""
     sys.exit(128 + signal.SIGTERM)
 
 

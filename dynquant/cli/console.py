@@ -1,14 +1,14 @@
-"""What commands say and how: data to stdout, talk to stderr, progress for terminals and logs.
+"""Output of commands: results to stdout, messages to stderr, progress for terminals and logs.
 
-As `--log-format json`, stderr has one JSON document on a line for each event, in ASCII. Each has
-"event" and "seconds" since the command began; the others are figures, sizes in bytes:
+With `--log-format json`, stderr has one line of JSON for each event, in ASCII. Each has "event" and
+"seconds" since the start of the command; sizes are in bytes:
 
-    start     command, and what it was asked for
+    start     command and its arguments
     progress  bytes, total_bytes, weights, total_weights, resumed_bytes, bytes_per_second
-    message   message: what people are told
+    message   message: text
     warning   message
-    error     message; one for each that stands in the way
-    done      what was made
+    error     message; one event for each problem
+    done      the results
 """
 
 from __future__ import annotations
@@ -31,41 +31,41 @@ if TYPE_CHECKING:
 LogFormat = Literal["text", "json"]
 
 _LOG_SECONDS = 10.0
-"""Between two lines of progress where no terminal is: a CI log stays readable for an hour's run."""
+"""Seconds between two lines of progress in a log: a CI log of an hour stays readable."""
 
 _WIDE = 1000
-"""Columns where no terminal is: a line of a table stays a line, for grep and awk."""
+"""Columns of a table in a pipe or file: each row stays one line, for grep and awk."""
 
 
 class _Log:
-    """How stderr is written in this run, and when the run began."""
+    """The format of stderr in this run, and when the run started."""
 
     format: LogFormat = "text"
     started: float = 0.0
 
 
 def log_as(format_: LogFormat) -> None:
-    """Write stderr for people ("text") or for programs ("json"); the clock of events starts."""
+    """Choose the format of stderr, "text" or "json", and start the clock of events."""
     _Log.format = format_
     _Log.started = time.monotonic()
 
 
 def print_anything() -> None:
-    """Let stdout and stderr put ? for what their encoding lacks: a name must not end a command."""
+    """Let stdout and stderr print ? for characters that their encoding does not have."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
 
 
 def write(text: str) -> None:
-    """Write data to stdout; a reader that went away (`| head`) ends the command quietly."""
+    """Write results to stdout; end the command quietly if the reader closed it (`| head`)."""
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
     except BrokenPipeError:
-        # What is still in the buffer has nowhere to go, and Python would complain about it at exit.
+        # Python would fail at exit to flush the rest of the buffer.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        # As a shell sees a program that SIGPIPE (13) ended.
+        # The exit code of a program that SIGPIPE (13) ended.
         raise SystemExit(128 + 13) from None
 
 
@@ -75,7 +75,7 @@ def write_json(document: Any) -> None:
 
 
 def show(*tables: RenderableType) -> None:
-    """Write rich tables to stdout; without colours and line breaks where it is no terminal."""
+    """Write rich tables to stdout; without colours and line breaks unless it is a terminal."""
     from rich.console import Console
 
     width = None if sys.stdout.isatty() else _WIDE
@@ -87,7 +87,7 @@ def show(*tables: RenderableType) -> None:
 
 
 def talk(text: str, *, quiet: bool = False) -> None:
-    """Write a line to stderr; nobody listening is no reason to stop."""
+    """Write a line to stderr; a closed stderr is ignored."""
     if not quiet and not event("message", message=text):
         _to_stderr(text)
 
@@ -99,7 +99,7 @@ def warn(text: str, *, quiet: bool = False) -> None:
 
 
 def event(name: str, *, quiet: bool = False, **figures: Any) -> bool:
-    """Write an event as a line of JSON, where that is wanted; return whether it is."""
+    """Write an event if the log format is JSON; return whether it is."""
     if _Log.format != "json":
         return False
     if not quiet:
@@ -117,7 +117,7 @@ def _to_stderr(line: str) -> None:
 def fail(error: DynquantError) -> None:
     """Write an error to stderr, a line for each of its messages.
 
-    Control characters, which a file's names may have, are spelled out: a terminal obeys them.
+    Control characters, which names in files may contain, are escaped.
     """
     for message in error.messages:
         if not event("error", message=message):
@@ -130,7 +130,7 @@ def _harmless(text: str) -> str:
 
 @contextlib.contextmanager
 def progress_of(name: str, *, quiet: bool) -> Generator[Callable[[Progress], None] | None]:
-    """Give a callback that shows progress: a bar on a terminal, else a line now and then."""
+    """Provide a callback that shows progress: a bar on a terminal, else lines in the log."""
     if quiet:
         yield None
     elif _Log.format == "json":
@@ -144,7 +144,7 @@ def progress_of(name: str, *, quiet: bool) -> Generator[Callable[[Progress], Non
 
 @contextlib.contextmanager
 def steps_of(what: str, *, quiet: bool) -> Generator[Callable[[int, int], None] | None]:
-    """Give a callback of bytes done and in all: a bar on a terminal, else a line now and then."""
+    """Provide a callback for bytes done and in total: a bar on a terminal, else lines."""
     if quiet:
         yield None
     elif sys.stderr.isatty():
@@ -159,12 +159,12 @@ def steps_of(what: str, *, quiet: bool) -> Generator[Callable[[int, int], None] 
 
 
 def _log_steps(what: str) -> Callable[[int, int], None]:
-    told = time.monotonic()
+    last_line = time.monotonic()
 
     def report(done: int, total: int) -> None:
-        nonlocal told
-        if time.monotonic() - told >= _LOG_SECONDS:
-            told = time.monotonic()
+        nonlocal last_line
+        if time.monotonic() - last_line >= _LOG_SECONDS:
+            last_line = time.monotonic()
             talk(f"{what}: {done / total:.0%} of {total / 1e9:.2f} GB")
 
     return report
@@ -193,20 +193,20 @@ def _bar(name: str) -> Generator[Callable[[Progress], None]]:
 
 
 def _log(name: str) -> Callable[[Progress], None]:
-    started = told = time.monotonic()
+    started = last_line = time.monotonic()
     begun = False
 
     def report(progress: Progress) -> None:
-        nonlocal begun, told
+        nonlocal begun, last_line
         now = time.monotonic()
         total = progress.bytes_total
         scale, unit = (1e9, "GB") if total >= 1e9 else (1e6, "MB")
         if not begun:
             talk(f"{name}: writing {total / scale:.2f} {unit}")
             begun = True
-        if now - told < _LOG_SECONDS or not progress.bytes_done:
+        if now - last_line < _LOG_SECONDS or not progress.bytes_done:
             return
-        told = now
+        last_line = now
         rate = progress.bytes_done / (now - started)
         left = (total - progress.bytes_done) / rate
         talk(
@@ -220,16 +220,16 @@ def _log(name: str) -> Callable[[Progress], None]:
 
 def _events() -> Callable[[Progress], None]:
     started = time.monotonic()
-    told = -_LOG_SECONDS
+    last_line = -_LOG_SECONDS
     last = -1
 
     def report(progress: Progress) -> None:
-        nonlocal told, last
+        nonlocal last_line, last
         spent = time.monotonic() - started
-        is_due = spent - told >= _LOG_SECONDS or progress.bytes_done == progress.bytes_total
+        is_due = spent - last_line >= _LOG_SECONDS or progress.bytes_done == progress.bytes_total
         if not is_due or progress.bytes_done == last:
             return
-        told, last = spent, progress.bytes_done
+        last_line, last = spent, progress.bytes_done
         fresh = progress.bytes_done - progress.bytes_resumed
         event(
             "progress",

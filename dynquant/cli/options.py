@@ -1,4 +1,4 @@
-"""Arguments that several commands share."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ModelArgument = Annotated[
     typer.Argument(
         metavar="MODEL",
         help="Folder with config.json and safetensors; a GGUF (of shards, any one);"
-        " hf://ORG/MODEL[@REVISION] or hf://ORG/MODEL/FILE.gguf, fetched whole, also for a plan.",
+        " hf://ORG/MODEL[@REVISION] or hf://ORG/MODEL/FILE.gguf, always fetched completely.",
     ),
 ]
 RecipeOption = Annotated[
@@ -42,7 +42,7 @@ ThreadsOption = Annotated[
         "--threads",
         min=1,
         metavar="N",
-        help="Worker threads; one for each CPU if not given.",
+        help="Worker threads; default: one for each CPU.",
         show_default=False,
     ),
 ]
@@ -51,7 +51,7 @@ EffortOption = Annotated[
     Literal["fast", "normal", "best"] | None,
     typer.Option(
         "--effort",
-        help="How much the encoders search, in the same format; normal, or the recipe's own.",
+        help="How much the encoders search. Default: the recipe's effort, or normal.",
         show_default=False,
     ),
 ]
@@ -59,7 +59,7 @@ RequantizeOption = Annotated[
     bool,
     typer.Option(
         "--allow-requantize",
-        help="Let tensors that are quantized in a GGUF get another type; they lose twice.",
+        help="Allow requantizing tensors of a GGUF that are quantized, which adds an error.",
     ),
 ]
 PreOption = Annotated[
@@ -67,7 +67,7 @@ PreOption = Annotated[
     typer.Option(
         "--pre",
         metavar="NAME",
-        help="The pre-tokenizer's name in llama.cpp, where the tokenizer does not tell it.",
+        help="llama.cpp's name of the pre-tokenizer, if it is not recognized.",
     ),
 ]
 # The words of arch/load.py.
@@ -112,7 +112,7 @@ SetOption = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Set a key of the file; it keeps the type it has. May be repeated.",
+        help="Set a key of the file; an existing key keeps its type. Can be repeated.",
     ),
 ]
 ManifestOption = Annotated[
@@ -123,8 +123,8 @@ SourceHashesOption = Annotated[
     Literal["auto", "read", "none"],
     typer.Option(
         "--source-hashes",
-        help="The manifest's sha256 of source files: the Hub's own where it is known, else read;"
-        " always read; or none.",
+        help="sha256 of source files in the manifest: auto takes the Hub's if it is known and"
+        " computes it otherwise, read always computes it, none leaves it out.",
     ),
 ]
 MaxSizeOption = Annotated[
@@ -132,7 +132,7 @@ MaxSizeOption = Annotated[
     typer.Option(
         "--max-size",
         metavar="SIZE",
-        help="Exit with 3, before anything is written, if the files are larger: 48GB, 46GiB.",
+        help="Exit with code 3, before anything is written, if the files are larger: 48GB, 46GiB.",
         show_default=False,
     ),
 ]
@@ -140,7 +140,7 @@ MaxSizeOption = Annotated[
 LogFormatOption = Annotated[
     Literal["text", "json"],
     typer.Option(
-        "--log-format", help="How stderr is written: for people, or a JSON line an event."
+        "--log-format", help="Format of stderr: text, or one line of JSON for each event."
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]

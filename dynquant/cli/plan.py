@@ -106,8 +106,8 @@ def plan(
     made = planning.make(draft=save is None)
     for warning in made.warnings:
         console.warn(warning)
-    for lack in made.missing:
-        console.warn(f"{lack}; until then no file can be written, and its size is not known")
+    for part in made.missing:
+        console.warn(f"{part}; until then no file can be written, and its size is not known")
     file_bytes = None if made.missing else lay_out(made).n_bytes
     if html:
         write_page(plan_html(made, file_bytes), html, force=force)

@@ -31,7 +31,7 @@ def write_text(text: str, out: Path | None, *, force: bool) -> None:
         console.write(text)
         return
     if out.exists() and not force:
-        raise RecipeError(f"{out}: exists; --force replaces it, or name another output")
+        raise RecipeError(f"{out}: exists; replace it with --force, or name another output")
     part = out.with_name(f"{out.name}.part")
     try:
         part.write_text(text, "utf-8")

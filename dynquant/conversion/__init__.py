@@ -1,1 +1,1 @@
-"""From a plan to its files: encoded by many threads, resumed, hashed, described, then named."""
+"""Writes a plan's files: encoded by threads, resumable, hashed, checked, then renamed."""

@@ -1,6 +1,6 @@
-"""What a conversion asks of a disk: files that are locked, sized, synced, and errors that are told.
+"""Operations on the disk: locking, sizing and syncing files, with clear errors.
 
-fsync is what makes a crash harmless; in which order it is called is in resume.py.
+fsync makes a crash harmless; resume.py says in which order it is called.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dynquant.errors import ConvertError
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 _FALLOCATE = getattr(ctypes.CDLL(None, use_errno=True), "fallocate64", None)
-"""fallocate(2) of Linux; macOS has none."""
+"""fallocate(2) of Linux; macOS does not have it."""
 
 
 @contextlib.contextmanager
@@ -33,32 +33,32 @@ def os_errors_as(path: Path, what: str, n_bytes: int = 0) -> Generator[None]:
 
 
 def full(path: Path, needed: int, free: int) -> str:
-    """Return what is to be told of a disk that lacks room; needed: 0 where nobody knows."""
+    """Return the message for a full disk; needed: 0 if it is not known."""
     if not needed:
-        return f"{path}: the disk is full ({free:,} bytes free); make room, and run it again"
+        return f"{path}: the disk is full ({free:,} bytes free); free some space and try again"
     return (
-        f"{path}: needs {needed:,} bytes, but the disk has {free:,} free; make room, or name an"
-        " output on another disk"
+        f"{path}: needs {needed:,} bytes, but the disk has {free:,} free; free some space,"
+        " or name an output on another disk"
     )
 
 
 def free_bytes(folder: Path) -> int:
-    """Return the bytes that a disk has for this user."""
+    """Return the bytes that are free for this user."""
     disk = os.statvfs(folder)
     return disk.f_bavail * disk.f_frsize
 
 
 def allocated_bytes(path: Path) -> int:
-    """Return the bytes of a disk that a file has, however long it is."""
+    """Return the bytes that a file occupies on the disk, whatever its length."""
     try:
-        # st_blocks counts units of 512 bytes whatever the file system's own block is (stat(2)).
+        # st_blocks counts units of 512 bytes, whatever the block size of the file system (stat(2)).
         return path.lstat().st_blocks * 512
     except OSError:
         return 0
 
 
 def locked_file(path: Path) -> int:
-    """Open or make a file that nobody else has locked; raise ConvertError if somebody has."""
+    """Open or create a file and lock it; raise ConvertError if another process has locked it."""
     while True:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         try:
@@ -70,22 +70,24 @@ def locked_file(path: Path) -> int:
         except BaseException:
             os.close(fd)
             raise
-        # The run that held the lock took the file away in the meantime: it has finished.
+        # The run that held the lock removed the file in the meantime: it has finished.
         os.close(fd)
 
 
 def lock(fd: int, path: Path) -> None:
-    """Lock a file until it is closed; where locks are not to be had (network disks) it is not."""
+    """Lock a file until it is closed, if the file system supports locks (network disks may not)."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as e:
-        raise ConvertError(f"{path}: another dynquant is writing it; wait, or stop that one") from e
+        raise ConvertError(
+            f"{path}: another dynquant is writing it; wait for it, or stop it"
+        ) from e
     except OSError:
         return
 
 
-def take_away(part: Path) -> None:
-    """Remove an old `.part`; raise ConvertError if another run has it (of shards named alike)."""
+def remove_part(part: Path) -> None:
+    """Remove an old `.part`; raise ConvertError if another run uses it (same shard names)."""
     with contextlib.suppress(OSError):
         fd = os.open(part, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
@@ -96,7 +98,7 @@ def take_away(part: Path) -> None:
 
 
 def reserve(fd: int, n_bytes: int) -> None:
-    """Give a file its size and, where the system can, its blocks: a full disk shows at once."""
+    """Set a file's size and reserve its blocks if possible, so that a full disk shows at once."""
     try:
         fallocate(fd, n_bytes)
     except OSError as e:
@@ -106,10 +108,10 @@ def reserve(fd: int, n_bytes: int) -> None:
 
 
 def fallocate(fd: int, n_bytes: int) -> None:
-    """Reserve a file's blocks, which then are its size; raise OSError where that cannot be done.
+    """Set a file's size and reserve its blocks; raise OSError if that is not supported.
 
-    Not os.posix_fallocate: where a file system has no such call (network disks, ZFS), glibc writes
-    into every block instead, hours of it.
+    Not os.posix_fallocate: on file systems without this call (network disks, ZFS), glibc writes
+    into every block instead, which takes hours.
     """
     if _FALLOCATE is None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
@@ -120,7 +122,7 @@ def fallocate(fd: int, n_bytes: int) -> None:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file and put it on the disk; what has its name is taken away."""
+    """Write a file and sync it; an existing file of that name is removed."""
     content = text.encode()
     with os_errors_as(path, "cannot be written", len(content)):
         path.unlink(missing_ok=True)
@@ -131,8 +133,8 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def sync_file(fd: int) -> None:
-    """Put on the disk what was written to a file, also what the drive itself still holds back."""
-    # fsync(2) of macOS leaves it in the drive's cache, and names this instead.
+    """Sync a file to the disk, including the cache of the drive."""
+    # fsync(2) of macOS leaves data in the cache of the drive; its manual names this call instead.
     barrier = getattr(fcntl, "F_FULLFSYNC", None)
     if barrier is None:
         os.fsync(fd)
@@ -141,7 +143,7 @@ def sync_file(fd: int) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Put the names of a folder on the disk."""
+    """Sync the names in a folder to the disk."""
     # Some network file systems cannot sync a folder, and one that may not be listed cannot be
     # opened; the files themselves are safe.
     with contextlib.suppress(OSError):

@@ -1,16 +1,15 @@
-"""The journal of a conversion: which rows are on the disk, and what decides the bytes of all.
+"""The journal of a conversion: the inputs that determine the output, and the rows on the disk.
 
-`OUT.gguf.journal` lies beside the `.part` files and is there only while they are. It begins with a
-line of JSON, the identity of the conversion, and goes on with records of one size, each with a
-checksum of its own, so that one that was torn by a crash is known as such and all after it are
-dropped; what is added comes in their place.
+`OUT.gguf.journal` lies beside the `.part` files and exists only as long as they do. It begins with
+a line of JSON, the identity of the conversion. Records of one size follow, each with a checksum, so
+that a record torn by a crash is recognized; it and all after it are dropped and overwritten.
 
     line     the identity, JSON in UTF-8, its first member the version of this format
     records  see records.py
 
-A record is appended when the rows are safe: the files are synced first, the journal after them. So
-what a record tells survives a power loss, and what is lost are the rows of the seconds since the
-last sync, and those that were being encoded.
+A record is appended when its rows are safe: the files are synced first, then the journal. So a
+record is true even after a power loss; rows since the last sync and rows that were being encoded
+are lost.
 """
 
 from __future__ import annotations
@@ -31,39 +30,39 @@ _VERSION = {"dynquant journal": 1}
 _BEGIN = b'{"dynquant journal":'
 
 _PIECE = SIZE << 14
-"""Bytes that are read at a time, whole records."""
+"""Bytes read at a time: whole records."""
 
 _MAX_IDENTITY = 64 << 20
-"""Bytes of an identity that is read: R1's, of 163 shards and 1,025 tensors, has 0.1 MB."""
+"""Limit on the bytes of an identity: R1's, with 163 shards and 1,025 tensors, has 0.1 MB."""
 
 Identity = dict[str, Any]
 
 
 def journal_path(out: Path) -> Path:
-    """Return the name of the journal of an output."""
+    """Return the path of an output's journal."""
     return out.with_name(out.name + ".journal")
 
 
 class Journal:
-    """The journal of one output, locked: nobody else writes the same one meanwhile.
+    """The journal of one output, locked against other runs.
 
-    is_new: it was made, or was empty
+    is_new: it was created, or was empty
     """
 
     def __init__(self, out: Path) -> None:
-        """Open or make it; raise ConvertError if another run has it."""
+        """Open or create it; raise ConvertError if another run uses it."""
         self.path = journal_path(out)
-        with os_errors_as(self.path, "cannot be made"):
+        with os_errors_as(self.path, "cannot be created"):
             self._fd = locked_file(self.path)
             self.is_new = os.fstat(self._fd).st_size == 0
         self._end = 0
 
-    def read(self, *, anew: bool = False) -> tuple[Identity | None, Records]:
-        """Return the identity and the rows that are done; None and nothing of an empty journal.
+    def read(self, *, discard: bool = False) -> tuple[Identity | None, Records]:
+        """Return the identity and the rows that are done; None and no rows for an empty journal.
 
-        anew: to be overwritten anyway
+        discard: the content will be overwritten in any case
 
-        Raises ConvertError if the file is something else than a journal, which is left alone.
+        Raises ConvertError if the file is not a journal; it is left unchanged.
         """
         with os_errors_as(self.path, "cannot be read"):
             head = _read(self._fd, 0, _PIECE)
@@ -72,9 +71,9 @@ class Journal:
                     break
                 head += more
         line, newline, _ = head.partition(b"\n")
-        if not _may_be_ours(head) and not anew:
+        if not _may_be_ours(head) and not discard:
             raise ConvertError(
-                f"{self.path}: is not a journal of a conversion; move it away, or begin anew"
+                f"{self.path}: is not a journal of a conversion; move it away, or start over"
                 " (--restart)"
             )
         identity = _identity_in(line) if newline else None
@@ -90,25 +89,25 @@ class Journal:
             return identity, Records(_read(self._fd, begin, self._end - begin))
 
     def clear(self) -> None:
-        """Forget, also after a power loss, what it says: the files it tells of are to go."""
+        """Erase the journal durably, because the files that it describes will be removed."""
         with os_errors_as(self.path, "cannot be written"):
             self._end = 0
             self._append(b"")
 
     def begin(self, identity: Mapping[str, Any], done: Iterable[Done] = ()) -> None:
-        """Write the journal anew: an identity, and the rows that are known to be there."""
+        """Overwrite the journal with an identity and the rows that are done."""
         line = json.dumps(_VERSION | dict(identity), separators=(",", ":")).encode() + b"\n"
         with os_errors_as(self.path, "cannot be written"):
             self._end = 0
             self._append(line + b"".join(map(packed, done)))
 
     def add(self, done: Iterable[Done]) -> None:
-        """Append rows whose blocks are safe on the disk."""
+        """Append records of rows whose blocks are safe on the disk."""
         with os_errors_as(self.path, "cannot be written"):
             self._append(b"".join(map(packed, done)))
 
     def _append(self, content: bytes) -> None:
-        """Put content behind what is whole, in the place of what is not, and sync."""
+        """Write content after the last whole record, and sync."""
         os.ftruncate(self._fd, self._end)
         view, position = memoryview(content), self._end
         while view:
@@ -118,17 +117,17 @@ class Journal:
         self._end = position
 
     def remove(self) -> None:
-        """Take the journal away."""
+        """Remove the journal."""
         with os_errors_as(self.path, "cannot be removed"):
             self.path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Close the journal, and give the lock back; what it says stays."""
+        """Close the journal and release the lock; the file stays."""
         os.close(self._fd)
 
 
 def _read(fd: int, position: int, n_bytes: int) -> bytes:
-    """Return n_bytes at a position, or what there is of them; reads may be short."""
+    """Return n_bytes at a position, or fewer at the end of the file."""
     found = b""
     while more := os.pread(fd, n_bytes - len(found), position + len(found)):
         found += more
@@ -136,7 +135,7 @@ def _read(fd: int, position: int, n_bytes: int) -> bytes:
 
 
 def _may_be_ours(head: bytes) -> bool:
-    """Whether a file that begins so is a journal, or what a crash may make of a new one."""
+    """Whether a file with this beginning is a journal, or a new one after a crash."""
     begun = head[: len(_BEGIN)]
     return _BEGIN.startswith(begun) or not any(head[:4096])
 
@@ -153,7 +152,7 @@ def _identity_in(line: bytes) -> Identity | None:
 
 
 def changed(before: Mapping[str, Any], now: Mapping[str, Any], where: str = "") -> list[str]:
-    """Return what differs between two identities, as people would say it."""
+    """Return the differences between two identities, as messages."""
     found: list[str] = []
     for key in dict.fromkeys((*before, *now)):
         old, new = before.get(key), now.get(key)
@@ -167,20 +166,20 @@ def changed(before: Mapping[str, Any], now: Mapping[str, Any], where: str = "") 
 
 
 def _shown(value: Any) -> str:
-    text = "not there" if value is None else str(value)
+    text = "absent" if value is None else str(value)
     return text if len(text) <= 40 else text[:16] + "…"
 
 
 def refuse_changed(path: Path, before: Identity, now: Identity) -> None:
-    """Raise ConvertError, with all that changed, if a journal is of another conversion."""
+    """Raise ConvertError with all differences if a journal belongs to another conversion."""
     differences = changed(before, now)
-    # The header, which has keys for the recipe, effort and others, changes with them.
+    # The header holds keys for the recipe, the effort and others, and changes with them.
     differences = [d for d in differences if not d.startswith("plan was ")] or differences
     if differences:
         raise ConvertError(
             *(
-                f"{path}: {what}; the rows that are there are of the conversion before: make it"
-                " what it was, or begin anew (--restart)"
+                f"{path}: {what}; the output holds rows of the earlier conversion: use the same"
+                " inputs, or start over (--restart)"
                 for what in differences
             )
         )

@@ -1,4 +1,4 @@
-"""Where everything of an output lies: each file's bytes before its tensors, and its size."""
+"""The layout of an output: each file's header, its size, and the position of every tensor."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dynquant.plan.plan import Plan, TensorPlan, padded
 
 @dataclass(frozen=True)
 class FileLayout:
-    """Where everything of one output file lies.
+    """The layout of one output file.
 
     header:     all bytes before the data section, padded to the alignment
     tensors:    in the order of the data section
@@ -34,7 +34,7 @@ class FileLayout:
         return len(self.header) + tensor.offset
 
     def between(self) -> Iterator[tuple[int, bytes]]:
-        """Yield where bytes are that belong to no tensor, and what they are: header and padding."""
+        """Yield position and content of the bytes outside of tensors: header and padding."""
         yield 0, self.header
         for tensor in self.tensors:
             if n := padded(tensor.n_bytes) - tensor.n_bytes:
@@ -53,12 +53,12 @@ class Layout:
         return sum(file.file_bytes for file in self.files)
 
     def paths(self, out: Path) -> tuple[Path, ...]:
-        """Return the names of the files: `out` itself, or shards named as llama.cpp names them."""
+        """Return the paths of the files: `out`, or shards named as llama.cpp names them."""
         return shard_paths(out, len(self.files))
 
 
 def shard_paths(out: Path, n: int) -> tuple[Path, ...]:
-    """Return the names of the n files of an output: `out` itself, or as llama.cpp names shards."""
+    """Return the paths of the n files of an output: `out`, or shards as llama.cpp names them."""
     if n == 1:
         return (out,)
     stem = out.name.removesuffix(".gguf")
@@ -68,7 +68,7 @@ def shard_paths(out: Path, n: int) -> tuple[Path, ...]:
 def lay_out(plan: Plan) -> Layout:
     """Return the layout of a plan's files.
 
-    Of several, the first has the model's keys; each has those that say which one it is.
+    The first shard holds the model's keys; every shard holds keys with its number.
     """
     n = len(plan.shards)
     files: list[FileLayout] = []
@@ -83,7 +83,7 @@ def lay_out(plan: Plan) -> Layout:
 
 
 def _split_keys(number: int, count: int, n_tensors: int) -> Keys:
-    """Return what a shard says of itself, in the types of llama-gguf-split."""
+    """Return the keys of a shard, in the types of llama-gguf-split."""
     return {
         "split.no": KeyValue(number, GGUFValueType.UINT16),
         "split.count": KeyValue(count, GGUFValueType.UINT16),
@@ -94,7 +94,7 @@ def _split_keys(number: int, count: int, n_tensors: int) -> Keys:
 def _header(architecture: str, keys: Keys, tensors: Sequence[TensorPlan]) -> bytes:
     """Return magic, keys and tensor table; the `gguf` package packs them."""
     writer = GGUFWriter(None, architecture)
-    # The writer begins with an architecture key of its own; the plan's keys are complete.
+    # The writer adds an architecture key; the plan's keys are complete.
     writer.kv_data[0].clear()
     for name, key in keys.items():  # only to be counted
         writer.add_key_value(name, key.value, key.type, key.sub_type)
@@ -103,11 +103,11 @@ def _header(architecture: str, keys: Keys, tensors: Sequence[TensorPlan]) -> byt
             t.name, t.shape, np.dtype(np.float32), t.n_bytes, raw_dtype=cast(Any, t.type.ggml_type)
         )
     file = io.BytesIO()
-    # The writer opens files by name only; with a stream in place it believes that it did so.
+    # The writer opens files by name only; a stream in this field stands for an opened file.
     writer.fout = [cast(Any, file)]
     writer.state = WriterState.EMPTY
     writer.write_header_to_file()
-    # The writer has no empty arrays, nor strings whose bytes are not UTF-8; a GGUF may bring both.
+    # The writer supports neither empty arrays nor strings that are not UTF-8.
     file.write(b"".join(packed_text(name) + packed(key) for name, key in keys.items()))
     writer.state = WriterState.KV_DATA
     writer.write_ti_data_to_file()

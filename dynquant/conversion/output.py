@@ -1,4 +1,4 @@
-"""The output files while they are made: `.part` at final size, renamed when all are complete."""
+"""The output files while they are written: `.part` at final size, renamed when all are complete."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from dynquant.conversion.disk import (
     full,
     lock,
     os_errors_as,
+    remove_part,
     reserve,
     sync_file,
     sync_folder,
-    take_away,
     write_whole,
 )
 from dynquant.conversion.layout import Layout
@@ -32,18 +32,18 @@ def part_path(out: Path) -> Path:
 
 
 def check_output(plan: Plan, out: Path, work: Work, *, force: bool) -> None:
-    """Raise ConvertError, with all reasons, if a plan's files cannot become `out` or its shards."""
+    """Raise ConvertError, with all reasons, if a plan's files cannot be written as `out`."""
     problems: list[str] = []
     folder = out.parent
     layout = work.layout
     paths = layout.paths(out)
     reads = _read_files(plan, work)
     if not folder.is_dir():
-        problems.append(f"{folder}: is not a folder; make it first, or name another output")
+        problems.append(f"{folder}: is not a folder; create it first, or name another output")
     elif not os.access(folder, os.W_OK | os.X_OK):
         problems.append(f"{folder}: is not writable; name an output in another folder")
     else:
-        # A .part from an earlier run is gone on with or replaced, so that its blocks count as free.
+        # A .part of an earlier run is resumed or replaced, so its blocks count as free.
         free = free_bytes(folder) + sum(allocated_bytes(part_path(p)) for p in paths)
         if free < layout.n_bytes:
             problems.append(full(out, layout.n_bytes, free))
@@ -56,7 +56,7 @@ def check_output(plan: Plan, out: Path, work: Work, *, force: bool) -> None:
             if not path.is_file():
                 problems.append(f"{path}: is not a regular file; name another output")
             elif not force:
-                problems.append(f"{path}: exists; --force replaces it, or name another output")
+                problems.append(f"{path}: exists; replace it with --force, or name another output")
         if what := reads.get(_inode(part_path(path))):
             problems.append(f"{part_path(path)}: is {what}; name another output")
     ConvertError.raise_any(problems)
@@ -73,7 +73,7 @@ class PartFiles:
         self._named: set[int] = set()
 
     def are_there(self, *, named: bool) -> bool:
-        """Whether all have their final sizes, as an earlier run leaves them.
+        """Whether an earlier run left all of them at their final sizes.
 
         named: some may have their final names already
         """
@@ -84,7 +84,7 @@ class PartFiles:
         return True
 
     def open(self) -> None:
-        """Open those of an earlier run, to go on with them; those that are named, to read."""
+        """Open the files of an earlier run; those with their final names only to read."""
         for number, (part, path) in enumerate(zip(self.parts, self.paths, strict=True)):
             flags = os.O_CLOEXEC | os.O_NOFOLLOW
             with os_errors_as(part, "cannot be opened"):
@@ -96,7 +96,7 @@ class PartFiles:
                     self._fds.append(os.open(path, os.O_RDONLY | flags))
 
     def have_between(self, layout: Layout) -> bool:
-        """Whether what no row covers, headers and padding, is there as it was written."""
+        """Whether headers and padding, which no row covers, are as they were written."""
         return all(
             self._holds(number, position, wanted)
             for number, file in enumerate(layout.files)
@@ -109,12 +109,12 @@ class PartFiles:
         return bytes(found) == wanted
 
     def make(self) -> None:
-        """Make them anew, all zero; where the disk has no room for them, none is left."""
+        """Create the files, all zero; on a full disk none is left behind."""
         try:
             for part, size in zip(self.parts, self.sizes, strict=True):
                 flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-                with os_errors_as(part, "cannot be made", size):
-                    take_away(part)
+                with os_errors_as(part, "cannot be created", size):
+                    remove_part(part)
                     self._fds.append(os.open(part, flags, 0o666))
                     lock(self._fds[-1], part)
                     reserve(self._fds[-1], size)
@@ -123,7 +123,7 @@ class PartFiles:
             raise
 
     def remove(self) -> None:
-        """Take away those that were made; there is nothing in them yet."""
+        """Remove the files that were created; they hold nothing yet."""
         for part in self.parts[: len(self._fds)]:
             part.unlink(missing_ok=True)
 
@@ -131,7 +131,7 @@ class PartFiles:
         """Write all of `blocks` at a position; callable from several threads at once."""
         if file in self._named:
             raise ConvertError(
-                f"{self.paths[file]}: is not as the run that was broken off left it; begin anew"
+                f"{self.paths[file]}: changed since the interrupted run wrote it; start over"
                 " (--restart --force), or name another output"
             )
         view = memoryview(blocks)
@@ -141,44 +141,46 @@ class PartFiles:
                 done += os.pwrite(self._fds[file], view[done:], position + done)
 
     def read(self, file: int, into: memoryview, position: int) -> None:
-        """Fill `into` with what was written at a position."""
+        """Fill `into` with the bytes at a position."""
         done = 0
         with os_errors_as(self.parts[file], "cannot be read"):
             while done < len(into):
                 n = os.preadv(self._fds[file], [into[done:]], position + done)
                 if n == 0:
-                    raise ConvertError(f"{self.parts[file]}: became shorter while it was written")
+                    raise ConvertError(
+                        f"{self.parts[file]}: became shorter while it was being written"
+                    )
                 done += n
 
     def sync(self) -> None:
-        """Put on the disk what was written."""
+        """Sync all files to the disk."""
         for fd, part, size in zip(self._fds, self.parts, self.sizes, strict=True):
             with os_errors_as(part, "cannot be finished", size):
                 sync_file(fd)
 
     def forget(self) -> None:
-        """Let the system use the memory for others that holds what is on the disk."""
+        """Drop the files' synced pages from the page cache."""
         for fd in self._fds:
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def finish(self, manifest: Path, text: str | None) -> None:
-        """Give the files their names, the first one last: until then no runtime loads any.
+        """Give the files their final names, the first one last: until then no runtime loads any.
 
-        What has the name of the first is taken away before the others get theirs, so that at no
-        time old files and new ones look like one model. The manifest has its name before the first
-        file has: an output that looks whole has its own.
+        An old file with the first one's name is removed before the others are renamed, so that old
+        and new files never look like one model. The manifest is renamed before the first file, so
+        that an output that looks complete has its own manifest.
 
-        text: of the manifest; None for none, also no old one
+        text: the manifest; None writes none and removes an old one
 
-        Whatever a run that broke off here has done is left so, and the rest is done.
+        Steps that an interrupted run has done already are kept, and the others are done.
         """
         folder = manifest.parent
         (part, path), *others = zip(self.parts, self.paths, strict=True)
         if text is not None:
             write_whole(part_path(manifest), text)
         with os_errors_as(part, "cannot be finished"):
-            # An earlier run may have come so far; the folder is synced after each step, since a
-            # power loss may otherwise keep a later one and lose an earlier one.
+            # The folder is synced after each step: a power loss might otherwise keep a later step
+            # and lose an earlier one.
             if others and part.exists():
                 path.unlink(missing_ok=True)
                 sync_folder(folder)
@@ -196,14 +198,14 @@ class PartFiles:
             sync_folder(folder)
 
     def close(self) -> None:
-        """Close the files; what is not finished stays behind as `.part`."""
+        """Close the files; unfinished ones stay as `.part`."""
         self._named.clear()
         while self._fds:
             os.close(self._fds.pop())
 
 
 def _read_files(plan: Plan, work: Work) -> dict[tuple[int, int] | None, str]:
-    """Return what the conversion reads, by device and inode, so that links are what they name."""
+    """Return the files that the conversion reads, by device and inode, so that links count."""
     reads = dict.fromkeys(
         (*plan.files, *(file.path for file in work.source_files)), "a file of the model itself"
     )
@@ -215,7 +217,7 @@ def _read_files(plan: Plan, work: Work) -> dict[tuple[int, int] | None, str]:
 
 
 def _inode(path: Path) -> tuple[int, int] | None:
-    """Return device and inode of a regular file, None of what is none."""
+    """Return device and inode of a regular file; None for anything else."""
     try:
         there = path.stat()
     except OSError:

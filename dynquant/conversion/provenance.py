@@ -1,4 +1,4 @@
-"""From a conversion that is done to its manifest."""
+"""Makes the manifest of a finished conversion."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from dynquant.quants.encoder import ENCODER_REVISION
 from dynquant.quants.error import TensorError
 
 _DIGITS = 6
-"""Of an error figure: the sums behind it are added in an order that a resumed run changes."""
+"""Digits of an error: a resumed run adds the sums behind it in another order."""
 
 
 def manifest_of(result: Result, layout: Layout, sources: Sequence[Source]) -> Manifest:

@@ -29,7 +29,7 @@ _FIELDS = np.dtype(
 )  # fmt: skip
 
 COMPLETE = Done(2**32 - 1, 0, 0, 0)
-"""The record that all rows are there and synced: what is left is to give the files their names."""
+"""Records that all rows are written and synced; only the renaming of the files is left."""
 
 
 def packed(done: Done) -> bytes:
@@ -39,7 +39,7 @@ def packed(done: Done) -> bytes:
 
 
 def n_whole(content: bytes) -> int:
-    """Return how many records stand at the beginning of some bytes, up to the first torn one."""
+    """Return the number of whole records before the first torn one."""
     view = memoryview(content)
     for start in range(0, len(content) - SIZE + 1, SIZE):
         (check,) = _CHECK.unpack_from(content, start + _RECORD.size)
@@ -49,7 +49,7 @@ def n_whole(content: bytes) -> int:
 
 
 class Records:
-    """Whole records, in the order in which they were noted."""
+    """Whole records, in the order in which they were written."""
 
     def __init__(self, content: bytes = b"") -> None:
         self._content = content
@@ -72,17 +72,17 @@ class Records:
         return bool((self._fields["tensor"] == COMPLETE.tensor).any())
 
     def by_tensor(self, n_rows: Sequence[int]) -> Mapping[int, Sequence[Done]]:
-        """Return the ranges of each tensor in order; those that overlap or reach out are left.
+        """Return the ranges of each tensor in order; ranges that overlap or exceed it are left out.
 
         n_rows: of each tensor
 
-        Of two records of the same rows the later one holds: the earlier was not found true.
+        Of two records of the same rows the later one counts: the earlier checksum did not match.
         """
         return _ByTensor(self, self._fields, n_rows)
 
 
 class _ByTensor(Mapping[int, Sequence[Done]]):
-    """The ranges of each tensor, made when they are asked for."""
+    """The ranges of each tensor, unpacked on access."""
 
     def __init__(self, records: Records, fields: NDArray[np.void], n_rows: Sequence[int]) -> None:
         self._records, self._n_rows = records, n_rows

@@ -1,19 +1,19 @@
-"""Where a conversion begins: anew, or where an earlier run of it was broken off.
+"""Decides where a conversion starts: from nothing, or where an earlier run was interrupted.
 
-What is believed after a crash, and why it may be:
+What can be trusted after a crash, and why:
 
-1. The journal is locked, so that nobody else touches the files.
-2. To begin anew, the journal is emptied and synced before the old `.part` files go: no record of
-   old blocks is ever beside new files.
-3. The files are made, their headers written and synced; then the journal gets its identity, and the
-   folder is synced. A journal without identity, or without records, is worth nothing.
-4. Blocks are written, the files synced, the journal appended to and synced (engine.py). A record
-   that is whole tells of blocks that were safe before it.
-5. When all is there and synced, COMPLETE is noted; only then do files get their names (output.py),
-   and the journal goes last.
+1. The journal is locked, so that no other run changes the files.
+2. To start over, the journal is erased and synced before the old `.part` files are removed: a
+   record of old blocks never stands beside new files.
+3. The files are created, their headers written and synced; then the journal gets its identity, and
+   the folder is synced. A journal without identity, or without records, is ignored.
+4. Blocks are written, the files synced, the journal appended to and synced (engine.py). A whole
+   record describes blocks that were safe before it was written.
+5. When everything is written and synced, COMPLETE is recorded; only then are files renamed
+   (output.py), and the journal is removed last.
 
-What a run finds of an earlier one is looked at all the same: headers and padding are compared, each
-range of rows is read back and its checksum with it, since it has to be hashed anyway.
+The files of an earlier run are checked in any case: headers and padding are compared, and each
+range of rows is read back and compared with its checksum, since it has to be hashed anyway.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ def begin(
     force: bool,
     restart: bool,
 ) -> Mapping[int, Sequence[Done]]:
-    """Make the files, or open those of an earlier run; return the rows that are there, by tensor.
+    """Create the files, or open those of an earlier run; return the rows that are done, by tensor.
 
-    Raises ConvertError where an earlier run was of another conversion, and if the output cannot be
-    written; what was there is left then, and nothing is added to it.
+    Raises ConvertError if an earlier run was another conversion, or if the output cannot be
+    written; existing files are left unchanged then, and nothing is added.
     """
     try:
-        before, records = journal.read(anew=restart)
+        before, records = journal.read(discard=restart)
         identity = identity_of(plan, work)
         if before is not None and records and not restart:
             refuse_changed(journal.path, before, identity)
@@ -82,7 +82,7 @@ def begin(
 
 
 def _old_parts(out: Path, before: Identity | None) -> list[Path]:
-    """Return the `.part` files of an earlier run, which may have cut its output otherwise."""
+    """Return the `.part` files of an earlier run, which may have had other shards."""
     count = before.get("shards") if before else None
     if not isinstance(count, int) or not 0 < count < 2**16:
         return []

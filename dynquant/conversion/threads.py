@@ -1,4 +1,4 @@
-"""Threads whose begin and end are known also when the main one is interrupted."""
+"""Threads whose start and end stay known when the main thread is interrupted."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 
 
 class Worker:
-    """A thread that takes one step.
+    """A thread that runs one function.
 
-    Its end is an event: `Thread.join` of Python 3.11 and 3.12, once interrupted, takes a thread
-    that runs for one that has ended (github.com/python/cpython/issues/90882).
+    Its end is an event: `Thread.join` of Python 3.11 and 3.12, once interrupted, reports a running
+    thread as ended (github.com/python/cpython/issues/90882).
     """
 
     def __init__(self, step: Callable[[], object], name: str) -> None:
@@ -25,11 +25,11 @@ class Worker:
         return self._thread.ident is not None and not self._ended.is_set()
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self._thread.start()
 
     def wait(self, seconds: float | None = None) -> None:
-        """Wait for its end, so many seconds at most; not for one that was never started."""
+        """Wait for its end, at most this many seconds; return at once if it was never started."""
         if self.is_alive:
             self._ended.wait(seconds)
 
@@ -41,7 +41,7 @@ class Worker:
 
 
 def start(workers: Sequence[Worker]) -> None:
-    """Start threads, which leave signals to the others; signals wait until all are started."""
+    """Start threads that do not handle signals; signals wait until all are started."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
     try:
         for worker in workers:

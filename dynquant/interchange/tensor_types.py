@@ -98,7 +98,7 @@ def _left_alone(tensor: ModelTensor) -> bool:
 
 
 def _out_of_reach(tensors: Sequence[ModelTensor], types: Mapping[str, QuantType]) -> Iterator[str]:
-    """Say which types llama-quantize cannot be made to give."""
+    """Say which types llama-quantize cannot be created to give."""
     names: dict[str, list[str]] = {}
     for t in tensors:
         if _left_alone(t) and types[t.name].name not in ("F32", *KEPT):

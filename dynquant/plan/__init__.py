@@ -1,1 +1,1 @@
-"""What a file will be, tensor by tensor, before there is one."""
+"""Plans: the type, size and place of every tensor before a file is written."""

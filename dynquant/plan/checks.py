@@ -1,4 +1,4 @@
-"""What a plan is refused for, all of it at once: names, shapes, weights rounded once already."""
+"""Reasons to refuse a plan: names, shapes, quantized sources, missing importance."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dynquant.quants.encoder import is_copied
 from dynquant.recipe.assignment import Assigned, Assignment
 
 MAX_NAME_BYTES = 63
-"""ggml keeps a tensor's name in 64 bytes, one of them the closing zero (GGML_MAX_NAME)."""
+"""ggml stores a tensor's name in 64 bytes, including the final zero (GGML_MAX_NAME)."""
 
 MAX_DIMS = 4
 """ggml's limit of dimensions (GGML_MAX_DIMS)."""
@@ -30,11 +30,11 @@ def changing(tensors: tuple[ModelTensor, ...], assigned: Assigned) -> dict[str, 
 
 
 def tensor_problems(tensors: tuple[ModelTensor, ...]) -> list[str]:
-    """Say which names and shapes GGUF cannot hold."""
+    """Return a message for each name and shape that GGUF cannot hold."""
     problems = [] if tensors else ["the model has no tensors; there is nothing to write"]
     for name, count in Counter(t.name for t in tensors).items():
         if count > 1:
-            problems.append(f"tensor {name!r} is there {count} times; names must differ")
+            problems.append(f"tensor {name!r} exists {count} times; names must be unique")
     for t in tensors:
         if (n_bytes := len(t.name.encode())) > MAX_NAME_BYTES:
             problems.append(
@@ -52,9 +52,9 @@ def tensor_problems(tensors: tuple[ModelTensor, ...]) -> list[str]:
 
 
 def requantized(model: Model, changed: Mapping[str, Assignment]) -> Iterator[str]:
-    """Say, for each rule, which blocks of a GGUF would become something else.
+    """Yield a message for each rule that would requantize quantized tensors of a GGUF.
 
-    Weights that are rounded twice are farther off than those that are rounded once.
+    Rounding weights twice loses more than rounding them once.
     """
     groups: dict[tuple[str, str, str], list[str]] = {}
     for t in model.tensors if model.is_gguf else ():
@@ -64,8 +64,8 @@ def requantized(model: Model, changed: Mapping[str, Assignment]) -> Iterator[str
             groups.setdefault(key, []).append(t.name)
     for (rule, wanted, stored), names in groups.items():
         yield (
-            f"{rule}: {wanted} of weights that are {stored} already:"
-            f" {', '.join(grouped(names))}; take a GGUF in F16, BF16 or F32, or allow the loss"
+            f"{rule}: {wanted} for weights that are quantized already ({stored}):"
+            f" {', '.join(grouped(names))}; use a GGUF in F16, BF16 or F32, or accept the loss"
             " (--allow-requantize)"
         )
 
@@ -73,7 +73,7 @@ def requantized(model: Model, changed: Mapping[str, Assignment]) -> Iterator[str
 def importance_problems(
     changed: Mapping[str, Assignment], imatrix: Imatrix | None, known: Mapping[str, Importance]
 ) -> Iterator[str]:
-    """Say, for each rule, which tensors get a type that needs the importance they do not have."""
+    """Yield a message for each rule that gives a type needing importance to tensors without it."""
     groups: dict[tuple[str, str], list[str]] = {}
     needing = [n for n, chosen in changed.items() if chosen.type.needs_importance]
     for name in missing(needing, known):
@@ -87,5 +87,5 @@ def importance_problems(
     for (rule, type_name), names in groups.items():
         yield (
             f"{rule}: {type_name} needs importance, and {has} none for"
-            f" {', '.join(grouped(names))}; {remedy}, or take another type"
+            f" {', '.join(grouped(names))}; {remedy}, or use another type"
         )

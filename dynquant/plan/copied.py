@@ -1,4 +1,4 @@
-"""The plan of a GGUF as it is, cut into other files: `dynquant split` and `dynquant merge`."""
+"""The plan of an unchanged GGUF in other files: `dynquant split` and `dynquant merge`."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ rules: [{name: '*', override: true, keep: true}]
 """
 
 _OF_THE_FILES = ("split.no", "split.count", "split.tensors.count", "general.alignment")
-"""Keys that tell how the source is cut and laid out, and not what it is."""
+"""Keys about the files of the source, which the output does not take over."""
 
 
 def copied(path: Path, split: Split) -> Plan:
-    """Return the plan that writes a GGUF's tensors bit for bit, with its keys, in files of a size.
+    """Return the plan that copies a GGUF's tensors and keys into other files.
 
     path:  the GGUF, or any of its shards
     split: how to cut it; without limits it becomes one file
 
-    Raises CheckpointError for files that are damaged, missing or hold no model.
+    Raises CheckpointError if files are damaged, missing, or not a model.
     """
     shards = open_gguf(path)
     model = load_gguf(path)

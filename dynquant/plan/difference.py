@@ -1,4 +1,4 @@
-"""What changes from one assignment of types to another, and what it costs."""
+"""The differences between two assignments of types, and their cost in bytes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dynquant.plan.resolve import Resolved
 
 @dataclass(frozen=True)
 class Typed:
-    """A tensor as a file has it."""
+    """A tensor with its type and size."""
 
     name: str
     shape: tuple[int, ...]
@@ -22,21 +22,21 @@ class Typed:
 
 @dataclass(frozen=True)
 class Change:
-    """A tensor that differs; None on the side that does not have it."""
+    """A tensor that differs; None on a side without it."""
 
     before: Typed | None
     after: Typed | None
 
     @property
     def tensor(self) -> Typed:
-        """The tensor on the side that has it."""
+        """The tensor before the change, or after it if it is new."""
         found = self.before or self.after
         assert found is not None, "a change has at least one side"
         return found
 
     @property
     def n_bytes(self) -> int:
-        """Bytes that the change costs; negative where it saves some."""
+        """Bytes that the change adds; negative if it saves some."""
         return (self.after.n_bytes if self.after else 0) - (
             self.before.n_bytes if self.before else 0
         )
@@ -57,7 +57,7 @@ def typed_in(shards: Shards) -> tuple[Typed, ...]:
 
 
 def changes(before: Iterable[Typed], after: Iterable[Typed]) -> tuple[Change, ...]:
-    """Return the tensors whose type or shape differs, and those that only one side has."""
+    """Return the tensors whose type or shape differs, and those on one side only."""
     old: Mapping[str, Typed] = {t.name: t for t in before}
     new: Mapping[str, Typed] = {t.name: t for t in after}
     names = dict.fromkeys((*old, *new))
@@ -66,7 +66,7 @@ def changes(before: Iterable[Typed], after: Iterable[Typed]) -> tuple[Change, ..
 
 
 def bits_per_weight(tensors: Iterable[Typed]) -> float:
-    """Return the mean bits of a weight, 0 without any weight."""
+    """Return the mean bits per weight; 0 if there are no weights."""
     listed = list(tensors)
     weights = sum(prod(t.shape) for t in listed)
     return 8 * sum(t.n_bytes for t in listed) / weights if weights else 0.0

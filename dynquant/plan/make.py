@@ -46,7 +46,7 @@ class _Problems:
         self._messages += messages
 
     def raise_any(self) -> None:
-        """Raise one error: of its own kind if it is the only one, else PlanError with all."""
+        """Raise the only error as it is, or PlanError with all messages."""
         if len(self._errors) == 1 and not self._messages:
             raise self._errors[0]
         PlanError.raise_any([*(m for e in self._errors for m in e.messages), *self._messages])
@@ -170,7 +170,7 @@ def _keys(
 
 
 def _ordered(tensors: tuple[ModelTensor, ...], recipe: Recipe) -> tuple[ModelTensor, ...]:
-    """Return tensors in the order that the recipe wants them written in."""
+    """Return tensors in the order of the file that the recipe asks for."""
     if recipe.output.tensor_order == "model":
         return tensors
     # As llama-quantize writes them: those of no layer first, each layer's by name.

@@ -1,4 +1,4 @@
-"""The keys that the quantizer adds to a model's own: what the file is, and what it was made by."""
+"""The keys that the quantizer adds to a model's own."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from dynquant.recipe.rules import Recipe
 
 
 def file_type(recipe: Recipe, weights: Mapping[QuantType, int]) -> LlamaFileType:
-    """Return llama.cpp's file type: the mix that the recipe is, or else the type of most weights.
+    """Return llama.cpp's file type: that of the recipe's mix, or the type of most weights.
 
-    Float types count only where nothing is quantized: norms are F32 in every file. Of the names
-    that llama.cpp gives to mixtures, the medium one is taken (Q4_K: MOSTLY_Q4_K_M).
+    Float types count only where nothing is quantized: norms are F32 in every file. Of
+    llama.cpp's names for mixes of a type, the medium one is used (Q4_K: MOSTLY_Q4_K_M).
     """
     if f"MOSTLY_{recipe.name}" in LlamaFileType.__members__:
         return LlamaFileType[f"MOSTLY_{recipe.name}"]
@@ -36,12 +36,12 @@ def file_type(recipe: Recipe, weights: Mapping[QuantType, int]) -> LlamaFileType
 def quantizer_keys(
     recipe: Recipe, effort: Effort, weights: Mapping[QuantType, int], imatrix: Imatrix | None
 ) -> Keys:
-    """Return what the quantizer says of itself."""
+    """Return the keys about the recipe, the imatrix and this dynquant."""
     keys = {
         "general.file_type": u32(int(file_type(recipe, weights))),
         "general.quantization_version": u32(GGML_QUANT_VERSION),
     }
-    # quantize.imatrix.* in the names and types of llama-quantize; its paths are not to be told.
+    # quantize.imatrix.* with the names and types of llama-quantize, but without its local paths.
     if imatrix:
         keys["quantize.imatrix.file"] = string(imatrix.path.name)
         if imatrix.datasets:
@@ -62,7 +62,7 @@ def quantizer_keys(
 
 
 def with_ours(model_keys: Keys, ours: Keys) -> Keys:
-    """Return the file's keys; what the quantizer says comes before tokenizer.*, as in llama.cpp."""
+    """Return the file's keys; those of the quantizer precede tokenizer.*, as in llama.cpp."""
     theirs = [(k, v) for k, v in model_keys.items() if k not in ours]
     first = next((i for i, (k, _) in enumerate(theirs) if k.startswith("tokenizer.")), len(theirs))
     return dict(theirs[:first]) | ours | dict(theirs[first:])

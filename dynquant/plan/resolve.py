@@ -19,10 +19,10 @@ from dynquant.recipe.rules import Recipe
 class Resolved:
     """A recipe applied to a model.
 
-    model:    with the tensors that the file has; blocks that it keeps as they are stored
+    model:    with the tensors of the file; tensors that keep their type as stored blocks
     assigned: the type of each
-    facts:    what the conditions of rules were asked of
-    warnings: all that the user should hear of the recipe
+    facts:    the facts that conditions of rules were compared with
+    warnings: about the recipe
     """
 
     model: Model
@@ -32,10 +32,12 @@ class Resolved:
 
 
 def resolve(model: Model, recipe: Recipe, *, importance: bool) -> Resolved:
-    """Apply a recipe to a model; importance: whether there is an imatrix that it makes use of.
+    """Apply a recipe to a model.
 
-    Raises RecipeError if the recipe does not fit the model, PlanError where it drops a part of what
-    belongs together.
+    importance: whether there is an imatrix that the recipe uses
+
+    Raises RecipeError if the recipe does not fit the model, PlanError if it drops only a part of
+    the layers that predict further ahead.
     """
     facts = facts_of(model, importance=importance)
     settled = settle_prediction(model, keep=recipe.keeps_prediction)
@@ -56,13 +58,13 @@ def resolve(model: Model, recipe: Recipe, *, importance: bool) -> Resolved:
 def _leave_out(
     model: Model, dropped: Mapping[str, str], whole: Model
 ) -> tuple[Model, tuple[str, ...]]:
-    """Return a model without some tensors, and what the user is to be warned of.
+    """Return a model without some tensors, and the warnings about it.
 
     dropped: names of tensors, with the place of the rule that drops them
-    whole:   the model before its layers that predict further ahead were settled
+    whole:   the model before its prediction layers were settled
 
-    Raises PlanError where layers that predict further ahead would lose only some of their tensors:
-    a file's keys count these layers, and runtimes look for all of them.
+    Raises PlanError if prediction layers would lose only some of their tensors: a file's keys count
+    these layers, and runtimes expect all of their tensors.
     """
     if not dropped:
         return model, ()
@@ -73,7 +75,7 @@ def _leave_out(
         left = grouped(name for name in theirs if name not in dropped)
         raise PlanError(
             f"{dropped[gone[0]]}: drops only a part of the layers that predict further ahead; drop"
-            f" all of them (role: mtp) or none; left are {', '.join(left)}"
+            f" all of them (role: mtp) or none; remaining: {', '.join(left)}"
         )
     if gone:
         model = settle_prediction(whole, keep=False, reason=f"dropped by {dropped[gone[0]]}")
@@ -82,7 +84,7 @@ def _leave_out(
         return model, ()
     warning = (
         f"{next(iter(others.values()))}: drops {', '.join(grouped(others))}; llama.cpp does not"
-        " load a file that lacks a tensor of its architecture"
+        " load a file without a tensor of its architecture"
     )
     return (
         replace(
@@ -95,9 +97,10 @@ def _leave_out(
 
 
 def _keep_blocks(model: Model, assigned: Assigned) -> Model:
-    """Return a model whose tensors that keep their type are the stored blocks.
+    """Return a model in which tensors that keep their type are the stored blocks.
 
-    Each is followed by its factor, `NAME.scale`. The model itself, if there is none.
+    Each is followed by its factor, `NAME.scale`. Returns the same model if there are no such
+    tensors.
     """
     tensors = tuple(_settled(model, assigned))
     return model if len(tensors) == len(model.tensors) else replace(model, tensors=tensors)

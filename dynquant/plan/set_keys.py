@@ -1,7 +1,4 @@
-"""Keys set by hand, read in the type that the key has, and checks of all keys.
-
-`--set KEY=VALUE` sets them, and a recipe's `metadata`.
-"""
+"""Keys set by the user (`--set KEY=VALUE`, a recipe's `metadata`), and checks of all keys."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ _INTEGER = re.compile(r"[+-]?[0-9]+")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _TRUTH = {"true": True, "false": False}
 
-# What the layout or the recipe decides; another value would make the file lie about itself.
+# Keys that the layout or the recipe decides; another value would be wrong.
 _FIXED = re.compile(
     r"general\.(architecture|alignment|quantization_version)|(dynquant|quantize|split)\..*"
 )
@@ -29,19 +26,20 @@ def apply_settings(
     settings: Mapping[str, KeyValue] | Mapping[str, str] | Mapping[str, KeyValue | str],
     where: str,
 ) -> tuple[Keys, list[str]]:
-    """Return the keys with the settings applied, and a message for each that cannot be.
+    """Return the keys with the settings applied, and a message for each invalid setting.
 
-    where: what the messages begin with
-    A key that is there keeps its place and, where the setting is text, its type. Another key
-    comes after the last one of its group (the part before the first dot).
+    where: the start of the messages
+
+    An existing key keeps its place and, if the setting is text, its type. A new key follows the
+    last one of its group (the part before the first dot).
     """
     changed = dict(keys)
     problems: list[str] = []
     for name, wanted in settings.items():
         if not name or name != name.strip():
-            problems.append(f"{where} {name!r}: a key is text without spaces around it")
+            problems.append(f"{where} {name!r}: a key must not be empty or have spaces around it")
         elif _FIXED.fullmatch(name):
-            problems.append(f"{where} {name}: this key follows from the plan and cannot be set")
+            problems.append(f"{where} {name}: the plan decides this key; it cannot be set")
         elif isinstance(wanted, KeyValue):
             changed[name] = wanted
         else:
@@ -53,23 +51,23 @@ def apply_settings(
 
 
 def _read(text: str, present: KeyValue | None) -> KeyValue:
-    """Read a value in the type of the present one, or in the type that its form says."""
+    """Read a value in the type of the existing one, or in the type that its form suggests."""
     if present is None:
         return _read_new(text)
     if present.type is GGUFValueType.ARRAY:
-        raise ValueError("the key holds an array, only single values can be set")
+        raise ValueError("the key holds an array; only single values can be set")
     if present.type is GGUFValueType.STRING:
         return KeyValue(text, present.type)
     if present.type is GGUFValueType.BOOL:
         if text.lower() not in _TRUTH:
-            raise ValueError(f"{text!r} is neither true nor false, as the key needs")
+            raise ValueError(f"{text!r} is not true or false, which the key needs")
         return KeyValue(_TRUTH[text.lower()], present.type)
     if present.type in _FLOATS:
         if not _NUMBER.fullmatch(text):
-            raise ValueError(f"{text!r} is not a number, as the key needs")
+            raise ValueError(f"{text!r} is not a number, which the key needs")
         return KeyValue(float(text), present.type)
     if not _INTEGER.fullmatch(text):
-        raise ValueError(f"{text!r} is not a whole number, as the key needs")
+        raise ValueError(f"{text!r} is not a whole number, which the key needs")
     return KeyValue(int(text), present.type)
 
 
@@ -78,7 +76,7 @@ def _read_new(text: str) -> KeyValue:
         return KeyValue(_TRUTH[text], GGUFValueType.BOOL)
     if _INTEGER.fullmatch(text):
         value = int(text)
-        # The smallest of the types that llama.cpp itself uses for numbers of this size.
+        # The smallest type that llama.cpp uses for numbers of this size.
         order = (
             GGUFValueType.UINT32,
             GGUFValueType.INT32,
@@ -93,7 +91,7 @@ def _read_new(text: str) -> KeyValue:
 
 
 def _grouped(changed: Keys, before: Keys) -> Keys:
-    """Move each added key behind the last key of its group; a new group comes last."""
+    """Move each new key after the last key of its group; a new group comes last."""
     order = list(before)
     for name in changed:
         if name not in before:
@@ -125,7 +123,7 @@ def key_problems(keys: Keys) -> list[str]:
             values = key.value if isinstance(key.value, tuple) else ()
             if key.sub_type is None or not _scalars_fit(values, key.sub_type):
                 kind = key.sub_type.name if key.sub_type else "array"
-                problems.append(f"key {name!r} has values that are no {kind}")
+                problems.append(f"key {name!r} has values that are not {kind}")
         elif isinstance(key.value, tuple) or not _scalars_fit((key.value,), key.type):
-            problems.append(f"key {name!r}: {key.value!r} is no {key.type.name}")
+            problems.append(f"key {name!r}: {key.value!r} is not {key.type.name}")
     return problems

@@ -1,4 +1,4 @@
-"""What becomes of the layers that predict further ahead, as the recipe says."""
+"""Keeps or drops the layers that predict further ahead, as the recipe says."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _DROPPED = "predicts further ahead; the recipe drops it (prediction_layers: drop
 
 
 def settle_prediction(model: Model, *, keep: bool, reason: str = _DROPPED) -> Model:
-    """Return a model with or without the layers that predict further ahead, as a file holds it.
+    """Return a model with or without the layers that predict further ahead.
 
-    reason: why they are left out where they are
+    reason: the reason to leave them out
 
-    Kept, they need other keys, and leave out what copies a tensor of the model: llama.cpp takes
-    that one in its place. To know so, both are read, up to the first difference.
+    If they are kept, some keys change, and tensors that equal a tensor of the model are left out:
+    llama.cpp uses that one instead. Both are read and compared, up to the first difference.
 
     Raises CheckpointError if they cannot be read.
     """
@@ -48,7 +48,7 @@ def settle_prediction(model: Model, *, keep: bool, reason: str = _DROPPED) -> Mo
 
 
 def _copies(model: Model, theirs: list[ModelTensor], shared: Mapping[str, str]) -> dict[str, str]:
-    """Return which tensors equal the one of the model that they copy, with the reason to drop."""
+    """Return the tensors that equal the model's own, with the reason to drop each."""
     own = {t.name: t.source for t in model.tensors}
     return {
         t.name: f"equal to {original}, which llama.cpp uses in its place"
@@ -75,7 +75,7 @@ def _equal(a: TensorSource, b: TensorSource) -> bool:
 
 
 def _with(keys: Keys, changed: Keys) -> Keys:
-    """Return keys with some changed; those that are added follow the first one changed."""
+    """Return keys with some changed; new ones follow the first changed one."""
     found: Keys = {}
     for name, value in keys.items():
         found[name] = changed.get(name, value)

@@ -1,4 +1,4 @@
-"""How a model is cut into files: whole tensors, in their order, up to a size or a number."""
+"""Cuts a model into files of whole tensors, up to a size or a number of tensors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Split:
-    """Most bytes of tensors in a file, and most tensors; None is no limit."""
+    """Limits on a file: bytes of tensors, and number of tensors; None is no limit."""
 
     max_bytes: int | None = None
     max_tensors: int | None = None
@@ -26,8 +26,8 @@ class Shard:
 def shards_of(sizes: Sequence[int], split: Split) -> tuple[Shard, ...]:
     """Return the shards of tensors of these padded sizes.
 
-    A tensor that is larger than the limit has a shard for itself. Keys are not counted, as
-    llama-gguf-split does not count them.
+    A tensor that is larger than the limit gets a shard to itself. As in llama-gguf-split, keys are
+    not counted.
     """
     return tuple(_cut(sizes, split))
 

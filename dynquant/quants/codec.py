@@ -64,7 +64,7 @@ def active_isa() -> str:
         return isas()[-1]
     if forced not in isas():
         raise DynquantError(
-            f"DYNQUANT_ISA={forced!r} is not to be had on this CPU; it runs {', '.join(isas())}"
+            f"DYNQUANT_ISA={forced!r} is not supported on this CPU; supported: {', '.join(isas())}"
         )
     return forced
 

@@ -1,8 +1,8 @@
 """The door to the encoders: stored rows go in, blocks and their errors come out.
 
 Conversion, verification, sampling and `dynquant.encode` all encode through an `Encoder`. The C core
-is the first; another one (for a device, or with error feedback) gives the same bytes or has a
-revision number that says otherwise.
+is the first; another one (for a device, or with error feedback) gives the same bytes or has
+another revision number.
 """
 
 from __future__ import annotations

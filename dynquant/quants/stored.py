@@ -15,8 +15,8 @@ Number = Literal["E4M3", "E5M2", "E8M0", "I8", "FP4", "BITS"]
 """The stored numbers. BITS are unsigned integers of 1 to 8 bits."""
 
 Packing = Literal["down", "across"]
-"""How the 32-bit words of a transposed matrix hold codes: a word of `down` holds consecutive inputs
-of one output, a word of `across` eight outputs of one input."""
+"""How the 32-bit words of a transposed matrix hold codes: those of `down` hold consecutive inputs
+of one output, those of `across` hold eight outputs of one input."""
 
 NUMBERS: tuple[Number, ...] = get_args(Number)
 PACKINGS: tuple[Packing, ...] = get_args(Packing)

@@ -33,7 +33,7 @@ class QuantType:
 
     @property
     def is_float(self) -> bool:
-        """Whether a block is one weight, a number of its own: any row length fits."""
+        """Whether a block is a single weight, so that any row length fits."""
         return self.block_size == 1
 
     def row_size(self, n_per_row: int) -> int:

@@ -173,5 +173,5 @@ def _parse(text: str, path: str, name: str, chain: tuple[str, ...]) -> Recipe:
     recipe = reader.recipe(compose(text, path), text, name)
     own = (f"{place}: {message}" for place, message in sorted(reader.faults))
     RecipeError.raise_any((*own, *reader.inherited_faults))
-    assert recipe is not None, "a recipe that cannot be made has a fault"
+    assert recipe is not None, "a recipe that cannot be created has a fault"
     return recipe

@@ -189,11 +189,11 @@ def test_all_other_types_for_blocks_are_refused_together_by_rule(tmp_path: Path)
     source = write(tmp_path / "s.gguf", with_blocks)
     by = recipe("Q4_1", "rules: [{role: ffn_up, layers: 0-1, type: Q8_0}]")
     assert refused(source, by) == (
-        "recipes/hand.yaml:1 default: Q4_1 of weights that are Q8_0 already:"
-        " blk.{0-3}.ffn_down.weight; take a GGUF in F16, BF16 or F32, or allow the loss"
+        r"recipes/hand.yaml:1 default: Q4_1 for weights that are quantized already (Q8_0):"
+        " blk.{0-3}.ffn_down.weight; use a GGUF in F16, BF16 or F32, or accept the loss"
         " (--allow-requantize)",
         "recipes/hand.yaml:1 default: Q4_1 of weights that are Q4_0 already:"
-        " blk.{2-3}.ffn_up.weight; take a GGUF in F16, BF16 or F32, or allow the loss"
+        " blk.{2-3}.ffn_up.weight; use a GGUF in F16, BF16 or F32, or accept the loss"
         " (--allow-requantize)",
     )
 
@@ -344,7 +344,7 @@ def test_llama_cpp_generates_text_from_a_requantized_file(tmp_path: Path) -> Non
     llamacpp: Any = pytest.importorskip("llamacpp", reason="needs xllamacpp", exc_type=ImportError)
     reference = load_reference(TINY_BOOKS)
     q8_0 = made(reference.folder, tmp_path / "q8_0.gguf")
-    with pytest.raises(DynquantError, match="are Q8_0 already"):
+    with pytest.raises(DynquantError, match=r"quantized already \(Q8_0\)"):
         made(q8_0, tmp_path / "q4_k.gguf", recipe("Q4_K", "fallback: [Q8_0]"))
     by = recipe("Q4_K", "fallback: [Q8_0]")
     out = made(q8_0, tmp_path / "q4_k.gguf", by, allow_requantize=True)

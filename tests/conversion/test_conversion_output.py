@@ -70,7 +70,7 @@ def test_a_folder_that_turns_out_not_writable_is_an_error_with_the_reason(
 
     monkeypatch.setattr(os, "open", read_only)
     (message,) = refused(tmp_path / "x.gguf")
-    assert message == f"{tmp_path / 'x.gguf.journal'}: cannot be made: Read-only file system"
+    assert message == f"{tmp_path / 'x.gguf.journal'}: cannot be created: Read-only file system"
 
 
 @pytest.mark.parametrize("name", ["w", "link"])
@@ -124,7 +124,7 @@ def test_a_disk_without_room_is_told_before_any_work(
 ) -> None:
     monkeypatch.setattr(disk, "fallocate", no_space)
     (message,) = refused(tmp_path / "x.gguf")
-    assert "make room" in message
+    assert "free some space" in message
     assert names(tmp_path) == []
 
 

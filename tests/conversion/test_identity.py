@@ -88,7 +88,7 @@ def test_another_imatrix_is_named_and_its_path_does_not_matter(
     assert one["imatrix"] == moved.sha256
     assert any(t.startswith("imatrix was ") for t in changed(one, other))
     assert any(
-        t.startswith("imatrix was not there and is ") for t in changed(found(planned(folder)), one)
+        t.startswith("imatrix was absent and is ") for t in changed(found(planned(folder)), one)
     )
 
 

@@ -139,7 +139,7 @@ def test_short_reads_and_short_writes_are_continued(
 def test_a_link_in_the_place_of_the_journal_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("mine")
     journal_path(tmp_path / "x").symlink_to(tmp_path / "mine")
-    with pytest.raises(ConvertError, match=r"x\.journal: cannot be made"):
+    with pytest.raises(ConvertError, match=r"x\.journal: cannot be created"):
         Journal(tmp_path / "x")
 
 

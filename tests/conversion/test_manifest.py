@@ -254,7 +254,7 @@ def test_no_manifest_is_written_where_none_is_wanted(tmp_path: Path) -> None:
 def test_a_manifest_that_exists_is_kept_without_force(tmp_path: Path, how: Any) -> None:
     there = manifest_path(tmp_path / "x.gguf")
     there.write_text("mine")
-    with pytest.raises(ConvertError, match=r"x\.gguf\.manifest\.json: exists; --force replaces"):
+    with pytest.raises(ConvertError, match=r"manifest\.json: exists; replace it with --force"):
         convert_plan(stored_plan(tmp_path), tmp_path / "x.gguf", threads=1, manifest=how)
     assert there.read_text() == "mine"
 

@@ -262,7 +262,7 @@ def test_a_restart_that_is_refused_leaves_the_rows_that_are_there(
     folder = broken_off(plan, tmp_path / "a")
     (folder / min(expected)).write_text("mine")
     before = held(folder)
-    with pytest.raises(ConvertError, match="exists; --force"):
+    with pytest.raises(ConvertError, match="exists; replace it with --force"):
         convert_plan(plan, folder / "x.gguf", restart=True, **QUICK)
     assert held(folder) == before
 
@@ -324,7 +324,7 @@ def test_a_file_put_in_the_place_of_a_named_one_is_not_overwritten(
     size = len(expected[theirs.name]) if length == "same" else len(header) + 100
     theirs.write_bytes(header + bytes(size - len(header)))
     before = held(folder)
-    with pytest.raises(ConvertError, match=r"--force|not as the run that was broken off left it"):
+    with pytest.raises(ConvertError, match=r"--force|changed since the interrupted run wrote it"):
         gone_on(plan, folder)
     assert held(folder) == before
     convert_plan(plan, folder / "x.gguf", restart=True, force=True, **QUICK)

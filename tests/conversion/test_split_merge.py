@@ -88,7 +88,9 @@ def test_a_shard_that_exists_is_kept_without_force(whole: Path, tmp_path: Path) 
     how = ("split", whole, "-o", tmp_path / "s.gguf", "--max-tensors", 4, "-q")
     error = run(*how).exception
     assert isinstance(error, ConvertError)
-    assert str(error).startswith(f"{tmp_path / 's-00002-of-00003.gguf'}: exists; --force")
+    assert str(error).startswith(
+        f"{tmp_path / 's-00002-of-00003.gguf'}: exists; replace it with --force"
+    )
     assert (tmp_path / "s-00002-of-00003.gguf").read_text() == "mine"
     assert run(*how, "--force").exit_code == 0
     assert len(open_gguf(tmp_path / "s-00002-of-00003.gguf").files) == 3

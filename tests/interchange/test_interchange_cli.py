@@ -123,7 +123,7 @@ def test_what_is_exported_and_imported_has_the_same_plan(tmp_path: Path) -> None
 def test_nothing_is_replaced_unasked(tmp_path: Path) -> None:
     (tmp_path / "there").write_text("mine")
     (message,) = messages("export", "q8_0", TINY, "-o", "there")
-    assert message == "there: exists; --force replaces it, or name another output"
+    assert message == "there: exists; replace it with --force, or name another output"
     assert (tmp_path / "there").read_text() == "mine"
     assert run("export", "q8_0", TINY, "-o", "there", "--force").exit_code == 0
     assert (tmp_path / "there").read_text().startswith("^")

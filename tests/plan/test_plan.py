@@ -253,7 +253,7 @@ def test_a_setting_that_cannot_be_is_refused_by_its_key(key: str, text: str) -> 
 
 
 def test_an_array_of_no_type_is_refused() -> None:
-    with pytest.raises(PlanError, match=r"'x\.list' has values that are no array"):
+    with pytest.raises(PlanError, match=r"'x\.list' has values that are not array"):
         make_plan(model(), recipe(), set_keys={"x.list": KeyValue((), GGUFValueType.ARRAY)})
 
 

@@ -55,7 +55,7 @@ def test_what_an_imatrix_does_not_say_is_no_key(tmp_path: Path) -> None:
 
 
 def test_keys_of_an_imatrix_cannot_be_set(tmp_path: Path) -> None:
-    with pytest.raises(PlanError, match=r"quantize\.imatrix\.file: this key follows from the plan"):
+    with pytest.raises(PlanError, match=r"quantize\.imatrix\.file: the plan decides this key"):
         make_plan(model(), recipe(), set_keys={"quantize.imatrix.file": "mine"})
 
 
@@ -127,7 +127,7 @@ def test_types_that_need_importance_are_refused_without_an_imatrix(default: str)
     assert lacking(default=default) == (
         f"recipes/hand.yaml:1 default: {default} needs importance, and there is none for"
         f" blk.{{0-1}}.ffn_down.weight, {EXPERTS}; give the model's imatrix (--imatrix FILE), or"
-        " take another type",
+        " use another type",
     )
 
 

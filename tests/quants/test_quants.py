@@ -331,7 +331,7 @@ def test_a_type_for_activations_is_named_as_such() -> None:
 
 def test_an_isa_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DYNQUANT_ISA", "sse9")
-    with pytest.raises(DynquantError, match="DYNQUANT_ISA='sse9' is not to be had"):
+    with pytest.raises(DynquantError, match="DYNQUANT_ISA='sse9' is not supported on this CPU"):
         active_isa()
 
 

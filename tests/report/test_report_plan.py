@@ -125,7 +125,7 @@ def test_draft_reports_missing_importance_and_is_not_converted(tmp_path: Path) -
 
 
 def test_draft_is_refused_for_other_reasons() -> None:
-    with pytest.raises(PlanError, match="is there 2 times"):
+    with pytest.raises(PlanError, match="exists 2 times"):
         make_plan(
             model(computed_tensor("a", 2, 32), computed_tensor("a", 2, 32)), recipe(), draft=True
         )

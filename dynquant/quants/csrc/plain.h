@@ -1,4 +1,4 @@
-/* F32, F16, BF16: each weight is a number of its own, little-endian; a block is one weight. A
+/* F32, F16, BF16: each weight is one number, little-endian; a block is one weight. A
  * weight that is too large for F16 or BF16 becomes their largest number, never infinity. */
 #include "codec.h"
 #include "floats.h"

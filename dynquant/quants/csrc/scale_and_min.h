@@ -24,7 +24,7 @@ struct scale_and_min_codes {
 };
 
 /* Subtract the least weight of each group from all of it, and return it. The sums of a fit then
- * hold the differences that codes tell apart, however far from zero the weights are. */
+ * hold the differences that codes distinguish, however far from zero the weights are. */
 static ALWAYS_INLINE f32x16 subtract_least(struct groups *g, int n)
 {
     f32x16 lo = g->x[0];

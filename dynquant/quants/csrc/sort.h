@@ -2,7 +2,7 @@
  * pattern does not depend on the values. Every lane sorts its own column; a network of 256 keys has
  * 3839 exchanges, 15 a weight, without a branch or a table.
  *
- * Keys may carry up to two numbers each (u, v; NULL where there is none). Equal keys keep any
+ * Keys may carry up to two numbers each (u, v; NULL if absent). Equal keys keep any
  * order, the same on every ISA. Source: Knuth, The Art of Computer Programming, 5.2.2, algorithm
  * M.
  */

@@ -150,7 +150,7 @@ def a_deeply_nested_journal(at: Path) -> None:
     (at / "m.journal").write_bytes(b"[" * 100_000 + b"\n")
 
 
-@on("journal", "ConvertError", "begin anew")
+@on("journal", "ConvertError", "start over")
 def a_journal_of_another_conversion(at: Path) -> None:
     """an identity with a text of a megabyte as source, and 60 nested objects"""
     deep: Any = "x"
