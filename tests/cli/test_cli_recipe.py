@@ -72,7 +72,7 @@ def test_check_finds_rules_that_take_nothing(tmp_path: Path) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text("default: Q4_K\nrules: [{role: experts, type: Q6_K}]\n")
     (message,) = messages("check", str(path), TINY)
-    assert "takes no tensor: the model has no experts" in message
+    assert "applies to no tensor: the model has no experts" in message
 
 
 def test_check_takes_warnings_for_errors_where_asked(tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_check_takes_warnings_for_errors_where_asked(tmp_path: Path) -> None:
     )
     done = run("check", str(path), TINY)
     assert done.exit_code == 0
-    assert done.stderr.startswith(f"warning: {path}:2: rule (role ffn_down) takes no tensor")
+    assert done.stderr.startswith(f"warning: {path}:2: rule (role ffn_down) applies to no tensor")
     (message,) = messages("check", str(path), TINY, "--strict")
     assert message.startswith(f"{path}:2: rule")
 
@@ -101,7 +101,7 @@ def test_explain_shows_every_rule_that_was_tried(recipe: str) -> None:
         ["small.yaml:1", "default"],
     ]
     assert lines[5].endswith("tied_embeddings is true")
-    assert lines[6].endswith("name is another")
+    assert lines[6].endswith("name differs")
     assert lines[7].endswith("role is ffn_down")
     assert lines[8].endswith("an earlier rule decides")
 

@@ -92,7 +92,7 @@ def test_protection_is_overridden_by_those_who_say_so() -> None:
     assert found.assignments["blk.0.ffn_gate_inp.weight"].type.name == "BF16"
     assert found.warnings == (
         "r.yaml:2: overrides the protection of blk.0.ffn_gate_inp.weight (router); runtimes may"
-        " refuse the file or answer worse",
+        " reject the file or give worse answers",
     )
 
 
@@ -110,7 +110,7 @@ def test_integers_stay_integers_whatever_is_overridden() -> None:
     tensors = list(model().tensors)
     text = "default: Q8_0\nrules: [{name: tid2eid.weight, override: true, type: F16}]"
     table = ModelTensor("tid2eid.weight", Unread((4, 256), KEPT["I32"]))
-    with pytest.raises(RecipeError, match="takes no tensor: all it selects is protected"):
+    with pytest.raises(RecipeError, match="applies to no tensor: all tensors that it matches"):
         assign(parse_recipe(text, "r.yaml", "r"), [*tensors, table])
 
 

@@ -69,7 +69,9 @@ def test_that_all_of_a_parents_rule_is_taken_is_what_extending_is_for(folder: Pa
 def test_a_parents_rule_that_fits_nothing_is_a_warning(folder: Path) -> None:
     (folder / "parent.yaml").write_text(PARENT.replace("attn_v", "attn_k_b"))
     (warning,) = apply("extends: parent.yaml", folder).warnings
-    assert warning.startswith("parent.yaml:6:5: rule (role attn_k_b) takes no tensor: the model")
+    assert warning.startswith(
+        "parent.yaml:6:5: rule (role attn_k_b) applies to no tensor: the model"
+    )
 
 
 def test_what_is_not_given_is_the_parents(folder: Path) -> None:
@@ -122,11 +124,11 @@ def test_a_circle_is_refused_where_it_closes(folder: Path) -> None:
     (folder / "a.yaml").write_text("extends: b.yaml")
     (folder / "b.yaml").write_text("name: b\nextends: a.yaml")
     assert refusal("a.yaml") == [
-        "b.yaml:2:10: 'a.yaml' goes round in a circle: a.yaml -> b.yaml -> a.yaml; take one out"
+        "b.yaml:2:10: 'a.yaml' extends itself: a.yaml -> b.yaml -> a.yaml; remove one `extends`"
     ]
     (folder / "a.yaml").write_text("extends: a.yaml")
     assert refusal("a.yaml") == [
-        "a.yaml:1:10: 'a.yaml' goes round in a circle: a.yaml -> a.yaml; take one out"
+        "a.yaml:1:10: 'a.yaml' extends itself: a.yaml -> a.yaml; remove one `extends`"
     ]
 
 
