@@ -148,7 +148,8 @@ class Findings:
             yield (
                 f"{self._recipe.path}: fallback {taken.name} replaces {wanted.name} ({bits:+.4g}"
                 f" bits per weight, {n_bytes:+,} bytes): {wanted.name}'s block of"
-                f" {wanted.block_size} does not divide rows of {n_per_row} weights: {_some([t.name for t in tensors])}"
+                f" {wanted.block_size} does not divide rows of {n_per_row} weights:"
+                f" {_some([t.name for t in tensors])}"
             )
 
 
