@@ -96,7 +96,7 @@ def test_an_imported_list_can_extend_a_recipe(tmp_path: Path) -> None:
 
 def test_what_no_pattern_takes_has_to_be_said_once() -> None:
     (message,) = messages("import", "attn_v=q6_k", "--format", "custom-q")
-    assert message.endswith("give --default TYPE or --extends RECIPE")
+    assert message.endswith("add --default TYPE or --extends RECIPE")
     both = ["--default", "Q4_K", "--extends", "q8_0"]
     assert run("import", "attn_v=q6_k", "--format", "custom-q", *both).exit_code == 2
     (message,) = messages("import", "a=q6_k", "--format", "custom-q", "--default", "q4km")
@@ -136,8 +136,8 @@ def test_what_cannot_be_read_or_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "bytes").write_bytes(b"a=q8_0\n\xff\xfe")
     assert messages("import", "bytes", *options) == ("bytes:2: not UTF-8 text; save it as UTF-8",)
     (tmp_path / "long").write_bytes(b"#" * (1 << 21))
-    assert "this is no list of types" in messages("import", "long", *options)[0]
+    assert "this is not a list of types" in messages("import", "long", *options)[0]
     assert "cannot be written" in messages("export", "q8_0", TINY, "-o", "no/such/folder")[0]
-    assert "fetch it" in messages("from-gguf", "hf://org/model/x.gguf")[0]
+    assert "download it" in messages("from-gguf", "hf://org/model/x.gguf")[0]
     (tmp_path / "not.gguf").write_bytes(b"text")
     assert messages("from-gguf", "not.gguf")[0].startswith("not.gguf: ")

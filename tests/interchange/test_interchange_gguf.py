@@ -243,9 +243,9 @@ def test_types_that_cannot_be_written_are_errors_together() -> None:
     tensors += [("output.weight", (256, 256), "Q8_K"), ("token_embd.weight", (256, 256), "Q4_K")]
     with pytest.raises(RecipeError) as e:
         recipe_of_types(tensors, "model.gguf")
-    assert [m.split(";")[0] for m in e.value.messages] == [
-        "model.gguf: blk.{0-2}.ffn_up.weight (3 tensors): no encoder makes Q8_1",
-        "model.gguf: output.weight (1 tensors): no encoder makes Q8_K",
+    assert [m.split(", so ")[0] for m in e.value.messages] == [
+        "model.gguf: blk.{0-2}.ffn_up.weight (3 tensors): dynquant does not encode Q8_1",
+        "model.gguf: output.weight (1 tensor): dynquant does not encode Q8_K",
     ]
 
 
