@@ -126,7 +126,7 @@ def _unwritable(types: dict[str, str], file: str) -> Iterator[str]:
         more = f" and {len(shown) - 4} more" if len(shown) > 4 else ""
         count = f"{len(some)} tensor{'s' if len(some) > 1 else ''}"
         yield (
-            f"{file}: {', '.join(shown[:4])}{more} ({len(some)} tensor{'s' * (len(some) > 1)}): dynquant does not"
+            f"{file}: {', '.join(shown[:4])}{more} ({count}): dynquant does not"
             f" encode {type_name}, so no recipe can give it (`dynquant types` lists the types)"
         )
 
