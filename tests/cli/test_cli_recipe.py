@@ -12,8 +12,11 @@ from ggufs import add, write
 from places import TINY_BOOKS
 from typer.testing import CliRunner
 
+from dynquant.arch.load import load_model
 from dynquant.cli import app
 from dynquant.errors import DynquantError
+from dynquant.plan.apply import apply_recipe
+from dynquant.recipe.loader import parse_recipe
 
 TINY = str(TINY_BOOKS)
 """Four layers, a tied embedding, rows that all blocks divide."""
@@ -53,7 +56,7 @@ def messages(*args: str) -> tuple[str, ...]:
 def test_check_reads_a_recipe_without_any_model(recipe: str) -> None:
     done = run("check", recipe)
     assert (done.exit_code, done.stdout) == (0, "")
-    assert done.stderr == "small.yaml: 4 rules, nothing to mend\n"
+    assert done.stderr == "small.yaml: 4 rules, no faults\n"
 
 
 def test_check_applies_it_to_a_model(recipe: str) -> None:
@@ -180,7 +183,7 @@ def test_diff_of_two_files_needs_no_model(tmp_path: Path) -> None:
         ["attn_v", "0", "1", "F32", "-"]
     ]
     (message,) = messages("diff", str(a), "q8_0")
-    assert message == "q8_0: a recipe is compared on a model; name one after A and B"
+    assert message == "q8_0: comparing a recipe requires a model; add MODEL after A and B"
 
 
 def test_schema_is_json(recipe: str) -> None:
@@ -197,3 +200,15 @@ def test_a_recipe_that_requires_importance_is_checked_as_if_it_were_there(
     )
     done = run("explain", str(path), TINY, "blk.0.ffn_down")
     assert "Q4_0, 4.5 bits" in done.stdout
+
+
+def test_ignored_imatrix_does_not_count_as_importance() -> None:
+    recipe = parse_recipe(
+        "default: Q8_0\nimportance: ignored\n"
+        "rules: [{role: ffn_down, when: {importance: true}, type: Q4_0, optional: true}]",
+        "r.yaml",
+        "r",
+    )
+    model = load_model(TINY, needs_vocab=False)
+    found = apply_recipe(recipe, model, has_imatrix=True)
+    assert found.assigned.assignments["blk.0.ffn_down.weight"].type.name == "Q8_0"
