@@ -65,20 +65,20 @@ def test_check_applies_it_to_a_model(recipe: str) -> None:
     assert done.stderr.startswith(f"small.yaml: fits {TINY} (qwen3): 46 tensors, ")
 
 
-def test_check_says_all_that_is_to_be_mended(tmp_path: Path) -> None:
+def test_check_reports_all_faults(tmp_path: Path) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text("default: q4km\nrules: [{role: atn_v, type: Q6_K}]\nfalback: F16\n")
     assert [m.split(":")[1] for m in messages("check", str(path))] == ["1", "2", "3"]
 
 
-def test_check_finds_rules_that_take_nothing(tmp_path: Path) -> None:
+def test_check_reports_rules_without_tensors(tmp_path: Path) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text("default: Q4_K\nrules: [{role: experts, type: Q6_K}]\n")
     (message,) = messages("check", str(path), TINY)
     assert "applies to no tensor: the model has no experts" in message
 
 
-def test_check_takes_warnings_for_errors_where_asked(tmp_path: Path) -> None:
+def test_check_strict_treats_warnings_as_errors(tmp_path: Path) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text(
         "default: Q4_K\nrules: [{role: ffn, type: Q6_K}, {role: ffn_down, type: Q5_K}]\n"
@@ -109,14 +109,14 @@ def test_explain_shows_every_rule_that_was_tried(recipe: str) -> None:
     assert lines[8].endswith("an earlier rule decides")
 
 
-def test_explain_says_what_is_in_the_way(recipe: str) -> None:
+def test_explain_shows_why_rules_do_not_apply(recipe: str) -> None:
     done = run("explain", recipe, TINY, "blk.2.ffn_down.weight", "blk.0.attn_v", "output_norm")
     assert "layer is 2" in done.stdout
     assert "rows of 256 weights" in done.stdout
     assert "one dimension; the rule has no `override: true`" in done.stdout
 
 
-def test_explain_takes_patterns_and_puts_the_same_together(recipe: str) -> None:
+def test_explain_accepts_patterns_and_groups_equal_results(recipe: str) -> None:
     done = run("explain", recipe, TINY, "blk.*.ffn_up.weight")
     assert done.stdout.splitlines()[0] == "blk.{0-3}.ffn_up.weight"
     assert done.stdout.count("=>") == 1

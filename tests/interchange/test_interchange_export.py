@@ -110,7 +110,7 @@ def test_names_that_differ_in_case_alone_are_refused_if_their_types_do() -> None
         tensor_types(tensors_of(shapes), types)
 
 
-def test_what_llama_quantize_leaves_alone_has_no_word() -> None:
+def test_tensors_that_llama_quantize_keeps_have_no_word() -> None:
     text = tensor_types(tensors_of(R1), types_by("q8_0", R1))
     for role in ("norm", "ffn_gate_inp", "bias"):
         assert role not in text

@@ -234,7 +234,7 @@ def test_rows_that_do_not_divide_get_what_llama_quantize_gives_them() -> None:
     assert {odd[name] for name, s in dense(1, hidden=100, ffn=300).items() if len(s) > 1} == {"F16"}
 
 
-def test_what_no_pattern_takes_is_asked_for() -> None:
+def test_missing_default_is_an_error() -> None:
     with pytest.raises(
         RecipeError, match="the type of tensors that no pattern matches is not given"
     ):
@@ -312,7 +312,7 @@ def test_types_of_another_program_are_errors_with_all_their_lines() -> None:
         (r"*attn", "not a regular expression"),
     ],
 )
-def test_what_is_not_the_same_to_python_is_refused(pattern: str, why: str) -> None:
+def test_patterns_that_python_reads_differently_are_refused(pattern: str, why: str) -> None:
     with pytest.raises(RecipeError) as e:
         recipe_of_thireus(f"attn_q=q8_0\n{pattern}=q8_0\n", "c", Q4)
     (message,) = e.value.messages
@@ -320,7 +320,7 @@ def test_what_is_not_the_same_to_python_is_refused(pattern: str, why: str) -> No
     assert why in message
 
 
-def test_classes_that_lower_case_turns_around_are_refused() -> None:
+def test_classes_that_lower_case_inverts_are_refused() -> None:
     with pytest.raises(RecipeError, match=r"^t:1: .*\\D becomes \\d"):
         recipe_of_tensor_types(r"blk\.\D=q8_0", "t", Q4)
     assert recipe_of_custom_q(r"blk\.\d\.\D=q8_0", "c", Q4)

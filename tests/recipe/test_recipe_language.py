@@ -56,7 +56,7 @@ fallback: [Q8_0, F16]
 """
 
 
-def test_a_recipe_says_all_of_this():
+def test_every_key_of_a_recipe_reaches_its_data():
     recipe = parse(EVERY_KEY)
     assert (recipe.intended, recipe.importance, recipe.effort) == (
         ("llama", "qwen3moe"),

@@ -123,7 +123,7 @@ def test_first_rule_that_fits_decides_and_is_named():
     assert (second.type.name, second.rule) == ("Q5_K", "r.yaml:4")
 
 
-def test_what_no_rule_takes_is_the_defaults():
+def test_tensors_without_a_rule_get_the_default():
     given = apply(rules("role: ffn_down, type: Q6_K")).assignments["blk.0.attn_q.weight"]
     assert (given.type.name, given.rule) == ("Q4_K", "r.yaml:1 default")
 
@@ -194,13 +194,13 @@ IDLE = {
 
 
 @pytest.mark.parametrize(("rule", "message"), IDLE.values(), ids=IDLE.keys())
-def test_rule_that_takes_nothing_is_an_error_that_says_why(rule: str, message: str):
+def test_rule_without_tensors_is_an_error_with_the_reason(rule: str, message: str):
     remedy = "" if "override" in message else "; correct it, or add `optional: true`"
     assert refusal(rules(rule)) == [f"r.yaml:3:5: {message}{remedy}"]
 
 
 @pytest.mark.parametrize("rule", [rule for rule, _ in IDLE.values()], ids=IDLE.keys())
-def test_optional_rule_may_take_nothing(rule: str):
+def test_optional_rule_may_apply_to_no_tensor(rule: str):
     assert apply(rules(rule + ", optional: true")).warnings == ()
 
 
