@@ -1,4 +1,4 @@
-"""`dynquant recipes`: the recipes that come with the package."""
+"""`dynquant recipes`: lists the shipped recipes, or prints one."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ def recipes(
         str | None,
         typer.Argument(
             metavar="NAME",
-            help="Print this recipe's YAML; `built-in` is what comes before all of them.",
+            help="Print this recipe's YAML; `built-in` prints the rules that precede every recipe.",
             show_default=False,
         ),
     ] = None,
 ) -> None:
-    """List the shipped recipes, or print one as a start for your own."""
+    """List the shipped recipes, or print one as a template for your own."""
     from dynquant.recipe.loader import built_in_text, load_recipe, shipped_recipes
 
     if name == "built-in":

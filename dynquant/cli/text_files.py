@@ -1,4 +1,4 @@
-"""What commands that write a text file share: options, reading, and never replacing unasked."""
+"""Options, reading and writing for commands that write a text file."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from dynquant.cli import console
 
 OutOption = Annotated[
     Path | None,
-    typer.Option("--out", "-o", metavar="OUT", help="The file to write; stdout if not given."),
+    typer.Option("--out", "-o", metavar="OUT", help="The file to write; default: stdout."),
 ]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")]
 
 _MAX_BYTES = 1 << 20
-"""Of a list that is read: the longest published ones have a tenth of it."""
+"""Limit on the size of a list; the longest published ones have a tenth of it."""
 
 
 def write_text(text: str, out: Path | None, *, force: bool) -> None:
-    """Write text to a file, whole or not at all, or to stdout.
+    """Write text to a file, completely or not at all, or to stdout.
 
-    Raises RecipeError where the file exists and force is not given, or cannot be written.
+    Raises RecipeError if the file exists and force is false, or if it cannot be written.
     """
     from dynquant.errors import RecipeError
 
@@ -41,9 +41,9 @@ def write_text(text: str, out: Path | None, *, force: bool) -> None:
 
 
 def read_text(file: str) -> tuple[str, str]:
-    """Return the text of a file, or of stdin for `-`, and what messages call it.
+    """Return the text of a file, or of stdin for `-`, and its name in messages.
 
-    Raises RecipeError where it cannot be read or is no text.
+    Raises RecipeError if it cannot be read or is not text.
     """
     from dynquant.errors import RecipeError
 
@@ -57,7 +57,7 @@ def read_text(file: str) -> tuple[str, str]:
     except OSError as e:
         raise RecipeError(f"{shown}: cannot be read: {e.strerror}") from e
     if len(content) > _MAX_BYTES:
-        raise RecipeError(f"{shown}: more than {_MAX_BYTES} bytes; this is no list of types")
+        raise RecipeError(f"{shown}: more than {_MAX_BYTES} bytes; this is not a list of types")
     try:
         return content.decode("utf-8-sig"), shown
     except UnicodeDecodeError as e:

@@ -1,1 +1,1 @@
-"""Recipes from and to what others write: a GGUF's types, and lists of PATTERN=TYPE."""
+"""Conversion between recipes and other formats: a GGUF's types, and lists of PATTERN=TYPE."""

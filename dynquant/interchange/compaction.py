@@ -1,9 +1,9 @@
-"""From the type of each tensor to few rules: which role takes which type, and in which layers.
+"""Finds few rules that give every tensor its type: which role has which type in which layers.
 
-A role's layers of one type are a block. Blocks of one type become one rule where that is shorter,
-and the type of which a role's rules would need most words is its last: that rule needs no layers,
-as all others came before. Rules with layers stand before those without; among them, types of more
-bits stand first, or the rarer ones, whichever makes the shorter recipe.
+The layers of a role with one type are a block. Blocks of one type become one rule if that is
+shorter. The type that would need the longest list of layers comes last for each role: it needs no
+layers, because earlier rules decide all others. Rules with layers precede rules without; among
+them, either types of more bits or rarer types come first, whichever makes the shorter recipe.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from dataclasses import dataclass, field
 from dynquant.interchange.layersets import Item, cover, length
 from dynquant.quants.table import ALL
 
-# Letters of a rule around its roles and layers, `  - role: []` and `    type: Q4_K`, and of its
-# `layers: []` and `name: ""`: what a recipe is short of where it has one less.
+# Characters of a rule without its roles and layers (`  - role: []` and `    type: Q4_K`), of
+# `layers: []` and of `name: ""`: the length that a recipe saves with one less.
 _RULE, _LAYERS, _NAME = 26, 14, 12
 
-# Beyond these a recipe is right but longer than it could be: what a stranger's file may cost. Of
-# published files, the most have 49 choices tried, and 12 rules of one type put together.
+# Limits on the time for untrusted files. Beyond them recipes are correct, but may be longer.
+# Published files need at most 49 trials, and at most 12 rules of one type are merged.
 _MAX_TRIALS, _MAX_TOGETHER = 200, 24
 
 
 @dataclass(frozen=True)
 class Column:
-    """Tensors that one set of selectors takes, of which each layer has one type.
+    """Tensors that one set of selectors matches, with one type in each layer.
 
-    role:     "" for tensors of no role that recipes know; name: a glob, "" where the role is enough
-    cells:    the layer, None outside of them, and the type of each tensor
-    override: they are protected
+    role:     "" for tensors without a role of recipes; name: a glob, "" if the role suffices
+    cells:    the layer (None for tensors in no layer) and the type of each tensor
+    override: the tensors are protected
     """
 
     role: str
@@ -39,15 +39,15 @@ class Column:
     override: bool = False
 
     def layers(self, *types: str) -> frozenset[int]:
-        """Return the layers of these types, or all where none is given."""
+        """Return the layers of these types, or all layers if no type is given."""
         return frozenset(n for n, t in self.cells if n is not None and (not types or t in types))
 
 
 @dataclass(frozen=True)
 class Taken:
-    """A rule: a type for some columns, in some layers (None: wherever they are).
+    """A rule: a type for some columns, in some layers (None: no condition for layers).
 
-    wanted: layers that it is for; barred: layers that it must not take, of any of the columns
+    wanted: layers that the rule must match; barred: layers that it must not match
     """
 
     type: str
@@ -58,28 +58,28 @@ class Taken:
 
     @property
     def cost(self) -> int:
-        """About as many letters as the rule takes."""
+        """The approximate length of the rule in characters."""
         words = sum(len(column.role) + 2 for column in self.columns if column.role)
         globs = {column.name for column in self.columns if column.name}
         words += sum(len(glob) + _NAME for glob in globs)
         return _RULE + words + (0 if self.items is None else _LAYERS + length(self.items))
 
     def takes(self, column: Column, layer: int | None, n_layers: int) -> bool:
-        """Whether it decides a cell of a column that no earlier rule decides."""
+        """Whether the rule matches a cell of a column."""
         return column in self.columns and self.holds(layer, n_layers)
 
     def holds(self, layer: int | None, n_layers: int) -> bool:
-        """Whether a layer is one of the rule's."""
+        """Whether the rule matches a layer."""
         if self.items is None:
             return True
         return layer is not None and any(layer in item.layers(n_layers) for item in self.items)
 
 
 def compact(columns: Sequence[Column], default: str, n_layers: int) -> tuple[Taken, ...]:
-    """Return few rules, the first that takes a tensor deciding, that give all columns their types.
+    """Return few rules that give all columns their types; the first that matches decides.
 
-    default:  the type that needs no rule; "" where every tensor needs one
-    n_layers: the model's own, those that predict further ahead not counted
+    default:  the type that needs no rule; "" if every tensor needs one
+    n_layers: without prediction layers
     """
     counts = Counter(t for column in columns for _, t in column.cells)
     most_bits = sorted(counts, key=lambda t: (-ALL[t].bpw, t))
@@ -90,7 +90,7 @@ def compact(columns: Sequence[Column], default: str, n_layers: int) -> tuple[Tak
 
 
 def _alike(columns: Sequence[Column]) -> list[tuple[Column, ...]]:
-    """Put columns together that have the same type in each layer, and have the same layers."""
+    """Group the columns that have the same layers and the same type in each."""
     groups: dict[tuple[object, ...], list[Column]] = {}
     for column in columns:
         alone = () if column.role else (column.name,)
@@ -102,9 +102,9 @@ def _alike(columns: Sequence[Column]) -> list[tuple[Column, ...]]:
 def _shortest(
     groups: Sequence[tuple[Column, ...]], default: str, order: Sequence[str], n_layers: int
 ) -> tuple[Taken, ...]:
-    """Choose the last type of each group: one after the other, while that makes the rules shorter.
+    """Choose the last type of each group, one group at a time, while the rules become shorter.
 
-    order: types in the order in which their rules with layers stand
+    order: the order of types for rules with layers
     """
     choices = [_last_types(group[0], _unruled(group[0], default)) for group in groups]
     last = [types[0] for types in choices]
@@ -125,7 +125,7 @@ def _shortest(
 
 
 def _last_types(column: Column, default: str) -> list[str]:
-    """Return the types that a column can have without layers, the most promising first."""
+    """Return the candidates for the last type of a column, the most promising first."""
     outside = {t for n, t in column.cells if n is None}
     assert len(outside) <= 1, "columns have one type outside the layers"
     if outside:
@@ -135,7 +135,7 @@ def _last_types(column: Column, default: str) -> list[str]:
 
 
 def _unruled(column: Column, default: str) -> str:
-    """Return the type that tensors have where no rule takes them: that of their protection."""
+    """Return the type of tensors without a rule: that of their protection, or the default."""
     return "F32" if column.override else default
 
 
@@ -150,7 +150,7 @@ def _rules(
     order: Sequence[str],
     n_layers: int,
 ) -> tuple[Taken, ...]:
-    """Return the rules where each group has a given type without layers."""
+    """Return the rules if each group has a given last type."""
     layered: dict[str, list[Taken]] = {t: [] for t in order}
     plain: dict[tuple[object, ...], list[Column]] = {}
     for group, final in zip(groups, last, strict=True):
@@ -163,7 +163,7 @@ def _rules(
             barred = column.layers(*{final, *(later for later in order[i + 1 :])} - {t})
             layered[t].append(Taken(t, group, cover(wanted, barred, n_layers), wanted, barred))
         if final != _unruled(column, default):
-            # names of no role are alternatives to each other, roles and a name must both hold
+            # names without roles are alternatives; a role and a name must both match
             key = (final, column.override, column.name if column.role else None)
             plain.setdefault(key, []).extend(group)
     finals = [Taken(str(key[0]), tuple(columns)) for key, columns in plain.items()]
@@ -175,7 +175,7 @@ def _rules(
 
 
 def _merged(rules: list[Taken], n_layers: int) -> list[Taken]:
-    """Put rules of one type together, two at a time, while that makes them shorter."""
+    """Merge rules of one type, two at a time, while they become shorter."""
     rules = list(rules)
     while len(rules) <= _MAX_TOGETHER:
         pairs = [
@@ -193,7 +193,7 @@ def _merged(rules: list[Taken], n_layers: int) -> list[Taken]:
 
 
 def _together(a: Taken, b: Taken, n_layers: int) -> Taken | None:
-    """Return one rule in place of two of a type, or None where no layers fit both."""
+    """Return one rule in place of two of a type, or None if no layers fit both."""
     one, other = a.columns[0], b.columns[0]
     if one.override != other.override or bool(one.role) != bool(other.role):
         return None
@@ -207,7 +207,7 @@ def _together(a: Taken, b: Taken, n_layers: int) -> Taken | None:
 def _absorbed(
     finals: Sequence[Taken], layered: Mapping[str, list[Taken]], n_layers: int
 ) -> list[Taken]:
-    """Leave out rules without layers whose columns fit into shorter ones with layers."""
+    """Return the rules without layers whose columns do not fit into rules with layers."""
     left: list[Taken] = []
     for rule in finals:
         rules = list(layered[rule.type])

@@ -1,7 +1,7 @@
-"""Regular expressions that mean the same to llama-quantize (std::regex, ECMAScript) and to Python.
+"""Finds differences between the regular expressions of llama-quantize (ECMAScript) and of Python.
 
-The two agree on what people write for tensor names. Where they do not, a pattern is refused: what
-one of them does not know at all, and what each reads in its own way.
+Both languages agree on the usual patterns for tensor names. A pattern is refused if one language
+does not support a part of it, or if they read a part differently.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dynquant.errors import RecipeError
 from dynquant.recipe.expressions import MAX_LETTERS, expression
 
-# \D and \S and their like are among them, but llama-quantize lower-cases patterns.
+# \D, \S and similar are included, although llama-quantize converts patterns to lower case.
 _SAME_ESCAPES = frozenset("dDwWsSbBfnrtv0xu")
 
 _QUANTIFIER = re.compile(r"\{\d+(,\d*)?\}")
@@ -20,9 +20,9 @@ _CLASS = re.compile(r"\[\^?(?P<content>(?:\\.|[^\]\\])*)\]")
 
 
 def differences(pattern: str) -> list[str]:
-    """Return what in a pattern is not the same in both languages, or is wrong in Python's."""
+    """Return the parts of a pattern that differ between both languages or are invalid in Python."""
     if len(pattern) > MAX_LETTERS:
-        return [f"it has {len(pattern)} letters, and at most {MAX_LETTERS} are read"]
+        return [f"it has {len(pattern)} characters; the limit is {MAX_LETTERS}"]
     found = list(dict.fromkeys(_differences(pattern)))
     if not found:
         try:
@@ -42,7 +42,7 @@ def _differences(pattern: str) -> Iterator[str]:
         elif c == "[":
             known = _CLASS.match(rest)
             if known is None or not known["content"]:
-                yield "[] and [^] are errors in Python; say what the class holds"
+                yield "[] and [^] are errors in Python; write the characters of the class"
                 at += len(rest) if known is None else known.end()
                 continue
             yield from _class(known["content"])
@@ -50,7 +50,7 @@ def _differences(pattern: str) -> Iterator[str]:
         elif c == "{":
             known = _QUANTIFIER.match(rest)
             if known is None:
-                yield "{ begins no count; write \\{ for the sign itself"
+                yield "{ without a count; write \\{ for a literal {"
             at += known.end() - 1 if known else 1
         elif rest.startswith("(?") and rest[2:3] != ":":
             yield f"{rest[:3]} is not supported in both languages; write plain groups"
@@ -64,9 +64,9 @@ def _differences(pattern: str) -> Iterator[str]:
 def _escape(rest: str) -> Iterator[str]:
     sign = rest[1:2]
     if sign in "123456789" and sign:
-        yield f"\\{sign} refers back, and means another thing where the group took nothing"
+        yield f"\\{sign} is a back reference, which differs for a group that matched nothing"
     elif sign.isalpha() and sign not in _SAME_ESCAPES:
-        yield f"\\{sign} is not the same in both languages"
+        yield f"\\{sign} differs between ECMAScript and Python"
 
 
 def _class(content: str) -> Iterator[str]:
@@ -78,7 +78,7 @@ def _class(content: str) -> Iterator[str]:
             at += 2
             continue
         if rest[0] == "[":
-            yield "[ inside [] begins a class of its own in one language; write \\["
+            yield "[ inside [] begins a nested class in one of the languages; write \\["
         if rest[:2] in ("--", "&&", "||", "~~"):
-            yield f"{rest[:2]} inside [] is an operator to be in Python"
+            yield f"{rest[:2]} inside [] is reserved for an operator in Python"
         at += 1

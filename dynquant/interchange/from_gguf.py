@@ -1,4 +1,4 @@
-"""The recipe that a GGUF's types follow: a short one that gives each tensor the type it has."""
+"""Converts the types of a GGUF to a short recipe that gives each tensor the same type."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from dynquant.checkpoint.gguf_shards import Shards, open_gguf
 from dynquant.errors import RecipeError
 from dynquant.interchange.compaction import Column, Taken, compact
 from dynquant.interchange.grouping import named_roles
-from dynquant.interchange.header import Header
-from dynquant.interchange.patterns import MAX_LAYERS
+from dynquant.interchange.patterns import MAX_LAYERS, Header
 from dynquant.interchange.recipe_text import WrittenRule, quoted, recipe_text
 from dynquant.name_lists import grouped
 from dynquant.quants.table import ALL, KEPT
@@ -26,12 +25,12 @@ from dynquant.recipe.roles import ROLES
 
 
 def recipe_of_gguf(path: Path) -> str:
-    """Return the YAML of a recipe that gives every tensor of a GGUF's model the type it has there.
+    """Return the YAML of a recipe that gives every tensor of a model its type in a GGUF.
 
     path: the file, or any of its shards
 
-    Raises CheckpointError for a damaged file, RecipeError with all tensors of types that cannot be
-    written.
+    Raises CheckpointError for a damaged file, RecipeError with all tensors of types that dynquant
+    does not encode.
     """
     shards = open_gguf(path)
     tensors = ((t.name, t.shape or (1,), t.type_name) for _, t in shards.tensors())
@@ -44,13 +43,13 @@ def recipe_of_types(
     *,
     prediction: range = range(0),
 ) -> str:
-    """Return the YAML of a recipe that gives tensors their types, as short as it can be said.
+    """Return the YAML of a short recipe that gives tensors their types.
 
     tensors:    name, shape (slowest dimension first) and type of each
-    file:       what the types are from; the recipe's name is its stem
-    prediction: layers that predict further ahead; patterns do not count them
+    file:       the name of the file with the types; the recipe is named after it
+    prediction: the prediction layers; patterns do not count them
 
-    Raises RecipeError, all at once, for types that cannot be written.
+    Raises RecipeError with all tensors of types that dynquant does not encode.
     """
     listed = list(tensors)
     types = {name: type_name for name, _, type_name in listed}
@@ -59,7 +58,7 @@ def recipe_of_types(
     headers = [ModelTensor(n, Header(shape, known[t])) for n, shape, t in listed]
     beyond = [t.name for t in headers if (t.parts.layer or 0) >= MAX_LAYERS]
     RecipeError.raise_any(
-        f"{file}: {name}: a layer beyond the {MAX_LAYERS} that llama.cpp has at most"
+        f"{file}: {name}: the layer exceeds the {MAX_LAYERS} layers that llama.cpp supports"
         for name in grouped(beyond)
     )
     columns = _columns(headers, types)
@@ -85,13 +84,13 @@ def recipe_of_types(
 def _wrong(
     text: str, tensors: Sequence[ModelTensor], types: dict[str, str], facts: Facts
 ) -> list[ModelTensor]:
-    """Return the tensors to which a recipe gives another type than theirs."""
+    """Return the tensors to which a recipe gives a different type."""
     given = assign(parse_recipe(text, "recipe", "recipe"), tensors, facts).assignments
     return [t for t in tensors if given[t.name].type.name != types[t.name]]
 
 
 def _by_name(tensors: Sequence[ModelTensor], types: dict[str, str]) -> Iterator[WrittenRule]:
-    """Yield rules for tensors that no other selector tells apart."""
+    """Yield rules by name, for tensors that no other selector distinguishes."""
     by_type: dict[tuple[str, bool], list[str]] = {}
     for t in tensors:
         key = (types[t.name], protection(t) is not None)
@@ -107,7 +106,7 @@ def _written(rule: Taken, roles: tuple[str, ...]) -> WrittenRule:
 
 
 def _prediction(shards: Shards) -> range:
-    """Return the layers that predict further ahead, by the file's keys."""
+    """Return the prediction layers, by the file's keys."""
     architecture = shards.keys.get("general.architecture")
     numbers: list[int] = []
     for key in ("nextn_predict_layers", "block_count"):
@@ -117,7 +116,7 @@ def _prediction(shards: Shards) -> range:
 
 
 def _unwritable(types: dict[str, str], file: str) -> Iterator[str]:
-    """Say, for each type that no encoder makes, which tensors have it."""
+    """Yield an error for each type that dynquant does not encode."""
     names: dict[str, list[str]] = {}
     for name, type_name in types.items():
         if type_name not in ALL and type_name not in KEPT:
@@ -125,14 +124,15 @@ def _unwritable(types: dict[str, str], file: str) -> Iterator[str]:
     for type_name, some in names.items():
         shown = grouped(some)
         more = f" and {len(shown) - 4} more" if len(shown) > 4 else ""
+        count = f"{len(some)} tensor{'s' if len(some) > 1 else ''}"
         yield (
-            f"{file}: {', '.join(shown[:4])}{more} ({len(some)} tensors): no encoder makes"
-            f" {type_name}; no recipe can ask for it (`dynquant types` lists what can be written)"
+            f"{file}: {', '.join(shown[:4])}{more} ({count}): dynquant does not"
+            f" encode {type_name}, so no recipe can give it (`dynquant types` lists the types)"
         )
 
 
 def _most_frequent(tensors: Sequence[ModelTensor], types: dict[str, str]) -> str:
-    """Return the type of most tensors; of several, the one of most weights."""
+    """Return the type of most tensors; if several are equal, the one with most weights."""
     counts = Counter(types[t.name] for t in tensors)
     weights = Counter[str]()
     for t in tensors:
@@ -141,10 +141,10 @@ def _most_frequent(tensors: Sequence[ModelTensor], types: dict[str, str]) -> str
 
 
 def _columns(tensors: Sequence[ModelTensor], types: dict[str, str]) -> list[Column]:
-    """Return what rules can take: roles, and parts of roles where a role is not enough.
+    """Return the columns for rules: roles, or parts of roles if a role has several types.
 
-    Of protected tensors, those that have another type than their protection gives; those of fixed
-    types are no recipe's.
+    Protected tensors are included if their type differs from the protection's; tensors of fixed
+    types are not included.
     """
     by_role: dict[tuple[str, bool], list[ModelTensor]] = {}
     free_roles = {t.parts.role for t in tensors if not protection(t)}
@@ -168,11 +168,11 @@ def _columns(tensors: Sequence[ModelTensor], types: dict[str, str]) -> list[Colu
 def _parts(
     role: str, tensors: list[ModelTensor], types: dict[str, str], *, alone: bool
 ) -> dict[str, list[ModelTensor]]:
-    """Return the tensors of a role by the name that tells them from the others of it.
+    """Return the tensors of a role, grouped by a name pattern that distinguishes them.
 
-    "" where the role is enough: its tensors of a layer have one type, and no tensor of it is of
-    another kind. A model of two parts has `enc.blk.0.attn_q.weight` and `dec.blk.0.attn_q.weight`,
-    and a matrix may have a bias beside it.
+    The pattern is "" if the role suffices: its tensors in a layer have one type, and all are of one
+    kind. A model of two parts has `enc.blk.0.attn_q.weight` and `dec.blk.0.attn_q.weight`, and a
+    matrix may have a bias.
     """
     if role in ROLES and alone and _agree(tensors, types):
         return {"": tensors}

@@ -1,4 +1,4 @@
-"""Short names for what a rule takes: a group for its roles, none at all for whole layers."""
+"""Short role selectors for rules: groups of roles, or no role selector for whole layers."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import Sequence
 from dynquant.interchange.compaction import Column, Taken
 from dynquant.recipe.roles import GROUPS
 
-# Fewer roles than this say more than "everything in these layers" would.
+# Fewer roles than this are clearer as a list than as a rule for whole layers.
 _MANY = 4
 
 
 def named_roles(
     rules: Sequence[Taken], columns: Sequence[Column], n_layers: int
 ) -> list[tuple[Taken, tuple[str, ...]]]:
-    """Return each rule with the roles and groups that select its columns, in as few words as fit.
+    """Return each rule with the fewest roles and groups that select its columns.
 
-    A group stands for roles where no tensor of its other roles is left for the rule to take.
-    columns: all of the model; rules: in their order
+    A group replaces roles if the rule would match no tensor of the group's other roles.
+    columns: all columns of the model; rules: in their order
     """
     free = [column for column in columns if not column.override]
     named: list[tuple[Taken, tuple[str, ...]]] = []
@@ -40,7 +40,7 @@ def named_roles(
 
 
 def _decided(rule: Taken, column: Column, earlier: Sequence[Taken], n_layers: int) -> bool:
-    """Whether earlier rules take all tensors of a column in a rule's layers."""
+    """Whether earlier rules decide all tensors of a column in a rule's layers."""
     return all(
         any(one.takes(column, layer, n_layers) for one in earlier)
         for layer, _ in column.cells
@@ -49,9 +49,9 @@ def _decided(rule: Taken, column: Column, earlier: Sequence[Taken], n_layers: in
 
 
 def _with_groups(roles: list[str], others: set[str], known: set[str]) -> tuple[str, ...]:
-    """Return the roles with groups in place of as many of them as possible.
+    """Return the roles, with as many of them as possible replaced by groups.
 
-    others: roles that must not be named; known: those of the model that recipes decide
+    others: roles that must not be included; known: the unprotected roles of the model
     """
     words: list[str] = list(roles)
     left = set(roles)

@@ -1,7 +1,7 @@
-"""Lists of PATTERN=TYPE, as several tools have them: read with all their faults, written as rules.
+"""Lists of PATTERN=TYPE, the format of several tools, converted to rules.
 
-In all of them a pattern is a regular expression that is searched in a tensor's name, and the first
-one that is found decides. What no pattern takes is decided elsewhere.
+In all of them, a pattern is a regular expression that is searched in a tensor's name, and the first
+pattern that matches decides. The tool decides the types of other tensors.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _IK_TYPE = re.compile(r"iq\d_(k|ks|kss|kl|kt|bn)(_r\d+)?|\w+_r\d+|q6_0|q8_kv", r
 
 @dataclass(frozen=True)
 class Item:
-    """One PATTERN=TYPE as it was found; kind and number: `line` 7, or `item` 3, of the file."""
+    """One PATTERN=TYPE as text; kind and number: `line` 7 or `item` 3 of the file."""
 
     text: str
     path: str
@@ -35,25 +35,25 @@ class Item:
 
     @property
     def place(self) -> str:
-        """What messages begin with."""
+        """The place of the item, for messages."""
         return f"{self.path}:{'' if self.kind == 'line' else f' {self.kind} '}{self.number}"
 
     @property
     def pattern(self) -> str:
-        """What stands before the first `=`, where all tools split."""
+        """The text before the first `=`, where all tools split."""
         return self.text.partition("=")[0].strip()
 
     @property
     def type(self) -> str:
-        """What stands after the first `=`."""
+        """The text after the first `=`."""
         return self.text.partition("=")[2].strip()
 
 
 @dataclass(frozen=True)
 class Base:
-    """What decides the tensors that no pattern takes: a type, or the recipe to extend.
+    """The type of tensors that no pattern matches, or the recipe to extend, which decides it.
 
-    path: of the recipe to be, as messages call it; what it extends is found from its folder
+    path: the path of the new recipe; the recipe to extend is found from its folder
     """
 
     default: QuantType | None = None
@@ -63,7 +63,7 @@ class Base:
 
 @dataclass(frozen=True)
 class Typed:
-    """A pattern, ready to be searched by Python, and its type."""
+    """A pattern that Python can search, and its type."""
 
     pattern: str
     type: QuantType
@@ -72,10 +72,10 @@ class Typed:
 def read_items(items: Sequence[Item], *, lower: bool = False) -> list[Typed]:
     """Return the patterns of items with their types.
 
-    lower: whether the tool makes patterns lower-case before it uses them
+    lower: whether the tool converts patterns to lower case
 
-    Raises RecipeError, all at once, for items that are not PATTERN=TYPE, for patterns that do not
-    mean the same to Python, and for types that cannot be written.
+    Raises RecipeError with all items that are not PATTERN=TYPE, all patterns that Python reads
+    differently, and all types that dynquant does not encode.
     """
     read: list[Typed] = []
     faults: list[tuple[int, str]] = []
@@ -98,28 +98,28 @@ def read_items(items: Sequence[Item], *, lower: bool = False) -> list[Typed]:
 def _faults(item: Item, *, lower: bool) -> Iterator[str]:
     quoted = repr(item.text if len(item.text) <= 80 else item.text[:77] + "...")
     if "=" not in item.text:
-        yield f"{quoted} is not PATTERN=TYPE; it has no ="
+        yield f"{quoted} is not PATTERN=TYPE: the = is missing"
         return
     if not item.pattern:
-        yield f"{quoted} has no pattern; write one before the ="
+        yield f"{quoted} has no pattern; add one before the ="
     if not item.type:
-        yield f"{quoted} has no type; write one after the ="
+        yield f"{quoted} has no type; add one after the ="
     for difference in differences(item.pattern):
-        yield f"{shown(item.pattern)} cannot be taken over: {difference}"
+        yield f"{shown(item.pattern)} cannot be converted: {difference}"
     if lower and (found := re.search(r"\\[A-Z]", item.pattern)):
         yield (
-            f"{shown(item.pattern)} cannot be taken over: llama-quantize makes patterns lower-case,"
-            f" and {found[0]} becomes {found[0].lower()}; write what it stands for as a class"
+            f"{shown(item.pattern)} cannot be converted: llama-quantize converts patterns to lower"
+            f" case, and {found[0]} becomes {found[0].lower()}; write a class in brackets instead"
         )
 
 
 def _unknown(items: Sequence[Item]) -> str:
-    """Return the message for items that all have one type that cannot be written."""
+    """Return the message for items with the same unknown type."""
     first = items[0]
     if _IK_TYPE.fullmatch(first.type):
         what = (
-            f"{first.type!r} is a type of ik_llama.cpp, which dynquant does not write and llama.cpp"
-            " does not read; give another one (`dynquant types` lists them)"
+            f"{first.type!r} is a type of ik_llama.cpp, which neither dynquant nor llama.cpp"
+            " supports; choose another type (`dynquant types` lists them)"
         )
     else:
         what = unknown_type(first.type)
@@ -136,18 +136,18 @@ def recipe_of(
     form: str,
     fallback: Iterable[tuple[str, str]] = (),
 ) -> str:
-    """Return the YAML of a recipe that gives every matrix the type that a list gives it.
+    """Return the YAML of a recipe that gives every matrix its type in a list.
 
-    path:     what messages call the list; form: whose it is, for the recipe's head
-    fallback: what the tool does where rows do not divide, as the recipe says it; not if it extends
+    path:     the list's name in messages; form: the list's format, for a comment in the recipe
+    fallback: the tool's fallback as keys of a recipe; not used if the recipe extends another
 
-    Raises RecipeError where nothing decides what no pattern takes, or where the recipe to extend
-    cannot be read.
+    Raises RecipeError if the type of tensors that no pattern matches is not given, or if the recipe
+    to extend cannot be read.
     """
     typed, default, unreached = _cut(typed, base)
     if default is None and base.extends is None:
         raise RecipeError(
-            f"{path}: nothing says the type of tensors that no pattern takes; give --default TYPE"
+            f"{path}: the type of tensors that no pattern matches is not given; add --default TYPE"
             " or --extends RECIPE"
         )
     rules, protected = _rules(typed)
@@ -157,7 +157,7 @@ def recipe_of(
             f"Left out: {_patterns(protected)} for norms, routers and biases, F32 in every recipe."
         )
     if unreached:
-        comments.append(f"Left out: {_patterns(unreached)} after one that takes everything.")
+        comments.append(f"Left out: {_patterns(unreached)} after one that matches every tensor.")
     keys = [("extends", quoted(base.extends))] if base.extends else []
     keys += [("default", default.name)] if default else []
     text = recipe_text(comments, keys, rules, () if base.extends else fallback)
@@ -170,21 +170,20 @@ def _patterns(n: int) -> str:
 
 
 def _cut(typed: Sequence[Typed], base: Base) -> tuple[list[Typed], QuantType | None, int]:
-    """Return the patterns up to one that takes everything, the default, and how many follow."""
+    """Return the patterns up to one that matches everything, the default, and the number left."""
     end = next((i for i, one in enumerate(typed) if one.pattern in EVERYTHING), None)
     if end is None:
         return list(typed), base.default, 0
     unreached = len(typed) - end - 1
-    if base.extends:  # whose rules would come before its default
+    if base.extends:  # the extended rules would come before the default
         return list(typed[: end + 1]), base.default, unreached
     return list(typed[:end]), typed[end].type, unreached
 
 
 def _rules(typed: Sequence[Typed]) -> tuple[list[WrittenRule], int]:
-    """Return the rules for patterns, in their order, and how many patterns need none.
+    """Return the rules for patterns, in their order, and the number of patterns without a rule.
 
-    Neighbours of one type become one rule where they have the same layers: which of them decides
-    makes no difference.
+    Adjacent patterns of one type and the same layers become one rule.
     """
     rules: list[WrittenRule] = []
     protected = 0
@@ -194,7 +193,7 @@ def _rules(typed: Sequence[Typed]) -> tuple[list[WrittenRule], int]:
         if meant and not meant.roles:
             protected += 1
             continue
-        # what is F32 here may be protected by its shape, and then there is nothing to take
+        # F32 tensors may be protected by their shape; then the rule applies to no tensor
         optional = one.type.name == "F32"
         if meant is None:
             rule = WrittenRule(one.type.name, names=(f"/{one.pattern}/",), optional=optional)

@@ -1,4 +1,4 @@
-"""Sets of layers in few words: as a recipe's `layers`, and as a regular expression's digits."""
+"""Short notations for sets of layers: a recipe's `layers`, and a regular expression."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
-# Patterns that people write go by every second layer up to about every eighth; a longer step covers
-# so few layers of a model that their numbers are as short.
+# Usual patterns have steps of two to about eight layers; with longer steps, numbers are as short
+# because the pattern covers few layers.
 _MAX_STEP = 12
 
 # Fewer layers than this are shorter as numbers than as a pattern.
@@ -21,8 +21,8 @@ class Span:
     first: int
     last: int
 
-    def layers(self, n_layers: int) -> range:  # noqa: ARG002  -- as Every has it
-        """Return its layers; they may reach beyond the n_layers that patterns count."""
+    def layers(self, n_layers: int) -> range:  # noqa: ARG002  -- same signature as in Every
+        """Return its layers; they may exceed the n_layers that patterns count."""
         return range(self.first, self.last + 1)
 
     def __str__(self) -> str:
@@ -31,7 +31,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Every:
-    """Each step-th layer from `first` on, up to `last` or to the model's own last (None)."""
+    """Every step-th layer from `first` to `last`, or to the model's last layer (None)."""
 
     step: int
     first: int
@@ -48,7 +48,7 @@ class Every:
 
 
 Item = Span | Every
-"""What a list of layers is made of."""
+"""An item of a list of layers."""
 
 
 def numbers(layers: Collection[int]) -> str:
@@ -61,15 +61,15 @@ def _between(layers: Collection[int]) -> frozenset[int]:
 
 
 def length(items: Collection[Item]) -> int:
-    """Return the letters that items take in a recipe."""
+    """Return the number of characters of items in a recipe."""
     return sum(len(str(item)) + 2 for item in items)
 
 
 @lru_cache(maxsize=1 << 14)
 def cover(wanted: frozenset[int], barred: frozenset[int], n_layers: int) -> tuple[Item, ...]:
-    """Return few items that hold all layers wanted and none barred; others do not matter.
+    """Return few items with all layers of `wanted` and none of `barred`; others do not matter.
 
-    n_layers: the model's own, which are all that a pattern counts; numbers may lie beyond
+    n_layers: without prediction layers, which patterns do not count; numbers may exceed it
     """
     spans = list(_spans(wanted, barred))
     best = _chosen(wanted, [*spans, *_repeats(wanted, barred, n_layers)], n_layers)
@@ -89,7 +89,7 @@ def _spans(wanted: frozenset[int], barred: frozenset[int]) -> Iterator[Span]:
 
 
 def _repeats(wanted: frozenset[int], barred: frozenset[int], n_layers: int) -> Iterator[Every]:
-    """Yield the longest patterns of each step and beginning that meet no barred layer."""
+    """Yield the longest patterns of each step and start that include no barred layer."""
     for step in range(2, _MAX_STEP + 1):
         for begin in range(step):
             run: list[int] = []
@@ -108,7 +108,7 @@ def _every(step: int, run: list[int], n_layers: int | None) -> Iterator[Every]:
 
 
 def _chosen(wanted: frozenset[int], items: list[Item], n_layers: int) -> tuple[Item, ...]:
-    """Choose items that together hold the wanted layers: the cheapest per new layer first."""
+    """Choose items that together include the wanted layers, the shortest per new layer first."""
     held = {item: wanted.intersection(item.layers(n_layers)) for item in items}
     left, taken = set(wanted), list[Item]()
     while left:
@@ -129,9 +129,9 @@ def _chosen(wanted: frozenset[int], items: list[Item], n_layers: int) -> tuple[I
 
 
 def digits(layers: Collection[int]) -> str:
-    """Return a regular expression, of classes and alternatives, for the numbers of some layers.
+    """Return a regular expression of classes and alternatives that matches the numbers of layers.
 
-    Numbers of one length are put together from the left: 3-60 is `([3-9]|[1-5][0-9]|60)`.
+    Numbers of one length are combined from the left: 3-60 is `([3-9]|[1-5][0-9]|60)`.
     """
     by_length: dict[int, list[str]] = {}
     for layer in sorted(set(layers)):
@@ -141,7 +141,7 @@ def digits(layers: Collection[int]) -> str:
 
 
 def _alternatives(numbers: list[str]) -> list[str]:
-    """Return expressions for numbers of one length: those of the same last digits together."""
+    """Return expressions for numbers of one length, grouped by their last digits."""
     if numbers == [""]:
         return [""]
     lasts: dict[str, list[str]] = {}

@@ -1,8 +1,8 @@
-"""What a pattern for tensor names selects, in a recipe's words, where that is certain.
+"""Converts a pattern for tensor names to roles and layers, if that is certain to be equivalent.
 
-Certain means: of all names that some GGUF architecture has, in as many layers as llama.cpp allows,
-the pattern is found in exactly the matrices that the role and layers stand for. Models in several
-parts (T5's enc.blk.0 and dec.blk.0) count where a list speaks of them; others are not for them.
+It is certain if, among all tensor names of all GGUF architectures, in as many layers as llama.cpp
+allows, the pattern matches exactly the matrices of these roles and layers. Names of models in
+several parts (T5's enc.blk.0 and dec.blk.0) are considered only if the list has patterns for them.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from functools import cache
 from gguf import TENSOR_NAMES
 
 from dynquant.arch.base import ModelTensor
+from dynquant.arrays import U8
 from dynquant.errors import RecipeError
-from dynquant.interchange.header import Header
 from dynquant.interchange.layersets import numbers
-from dynquant.quants.table import ALL
+from dynquant.quants.table import ALL, QuantType
 from dynquant.recipe.expressions import expression
 from dynquant.recipe.protection import protection
 from dynquant.recipe.roles import ROLES
@@ -27,29 +27,41 @@ MAX_LAYERS = 512
 """LLAMA_MAX_LAYERS of llama.cpp."""
 
 EVERYTHING = frozenset({".", ".*", ".+", "^.*", ".*$", "^.*$", "^.+$"})
-"""Patterns that are found in every name."""
+"""Patterns that match every name."""
 
-# The layer's number between its dots, `(0|[1-5][0-9])`, `[0-9]+` or `.*`, and what follows it. With
-# only digits in it, it can match nothing but a whole number.
+# The layer's number between its dots, `(0|[1-5][0-9])`, `[0-9]+` or `.*`, and the rest of the name.
+# An expression of digits between dots matches only a whole number.
 _LAYERED = re.compile(
     r"\^?blk\\?\.(?P<layers>\.[*+]|(?:\\d|[0-9()\[\]|?:+*-])+)\\?\.(?P<rest>[a-z(].*)"
 )
 _PLAIN = re.compile(r"\^?(?:\\?\.)?(?P<rest>[a-z_(][a-z_()|?:.\\]*(?:\.\*)?\$?)")
-# After an unescaped dot, which could also stand for the number's last digit, the name goes on with
-# a letter: so the dot is one.
+# An unescaped dot could also match the last digit of the number. If a letter follows, the dot can
+# only be the dot of the name.
 _LETTER_FIRST = re.compile(r"[a-z]|\((?:\?:)?[a-z][^()|]*(?:\|[a-z][^()|]*)*\)")
 
 _END = re.compile(r"(\.\*)?\$?$")
 
-# More roles than this are a wildcard's doing, which says what it means better by itself.
+# More roles than this come from a wildcard; the pattern is then clearer than a list of roles.
 _MAX_ROLES = 8
 
 
 @dataclass(frozen=True)
-class Meaning:
-    """What a pattern selects: matrices of roles, in layers (all where there are none given).
+class Header:
+    """The source of a ModelTensor of which only name, shape and type are known."""
 
-    Without roles it is found in protected tensors only.
+    shape: tuple[int, ...]
+    stored: QuantType
+
+    def read(self, start: int, stop: int, into: U8) -> None:
+        """Fail: recipes never read rows."""
+        raise AssertionError(f"rows {start}..{stop} of a header, into {into.nbytes} bytes")
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """The matrices that a pattern matches, by role and layer; no layers given means all.
+
+    Without roles, the pattern matches only protected tensors.
     """
 
     roles: tuple[str, ...]
@@ -58,7 +70,7 @@ class Meaning:
 
 @dataclass(frozen=True)
 class _Known:
-    """A name of the gguf package, `{bid}` in place of the layer."""
+    """A name of the gguf package, with `{bid}` in place of the layer."""
 
     name: str
     role: str
@@ -66,14 +78,14 @@ class _Known:
 
 
 def names_parts(patterns: Iterable[str]) -> bool:
-    """Whether patterns speak of models in several parts, with layers enc.blk.0 and dec.blk.0."""
+    """Whether patterns are for models in several parts, with layers enc.blk.0 and dec.blk.0."""
     return any(re.search(r"(enc|dec|\bv|\ba)\\?\.(blk)?", pattern) for pattern in patterns)
 
 
 def meaning(pattern: str, *, parts: bool = False) -> Meaning | None:
-    """Return what a pattern selects, or None where only the pattern itself says it.
+    """Return the roles and layers of a pattern, or None if they are not certain.
 
-    parts: whether the model may be one in several parts, whose layers `^blk` leaves out
+    parts: whether the model may have several parts, whose layers `^blk` does not match
     """
     layered = _LAYERED.fullmatch(pattern)
     found = layered or _PLAIN.fullmatch(pattern)
@@ -100,14 +112,14 @@ def meaning(pattern: str, *, parts: bool = False) -> Meaning | None:
 
 
 def _hits(pattern: str, layer: int, *, parts: bool) -> list[_Known]:
-    """Return the names that a pattern is found in, for one layer."""
+    """Return the names that a pattern matches, for one layer."""
     searched = expression(f"/{pattern}/")
     found = (k for k in _names(parts=parts))
     return [k for k in found if searched.search(k.name.replace("{bid}", str(layer)))]
 
 
 def _layers(text: str) -> frozenset[int]:
-    """Return the layers that an expression of digits stands for; none where it is another thing."""
+    """Return the layers that an expression of digits matches; an empty set if it is invalid."""
     if text in (".*", ".+"):
         return frozenset(range(MAX_LAYERS))
     try:
@@ -121,7 +133,7 @@ def _layers(text: str) -> frozenset[int]:
 
 
 def _depth_of_bars(text: str) -> int | None:
-    """Return the least depth in brackets that a | stands at; None without one."""
+    """Return the least depth in brackets of a |, or None without one."""
     depth, least = 0, None
     for c in text:
         depth += {"(": 1, ")": -1}.get(c, 0)
@@ -131,9 +143,9 @@ def _depth_of_bars(text: str) -> int | None:
 
 
 def _alternatives(text: str) -> int | None:
-    """Return how many texts an expression without wildcards stands for; None if it has some.
+    """Return the number of texts that an expression matches; None if it has wildcards.
 
-    A dot counts as a letter: in names it is one, and the names found are compared in any case.
+    A dot counts as a literal dot: the caller compares the matched names in any case.
     """
     if _depth_of_bars(text) == 0 or re.search(r"[*+?\[\]{}^$]", text.replace("(?:", "(")):
         return None
@@ -148,9 +160,9 @@ def _alternatives(text: str) -> int | None:
 
 @cache
 def _names(*, parts: bool) -> tuple[_Known, ...]:
-    """Return every name that a GGUF architecture has, with the endings of weights and biases.
+    """Return the names of all GGUF architectures, with the suffixes of weights and biases.
 
-    parts: also of models whose layers are not called blk.0
+    parts: whether to include models whose layers are not named blk.0
     """
     return tuple(
         _Known(name, tensor.parts.role, protection(tensor) is not None)

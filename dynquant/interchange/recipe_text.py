@@ -1,4 +1,4 @@
-"""Recipes as text: rules written the way people write them, and nothing that needs no saying."""
+"""Writes recipes as YAML in the style of handwritten ones, without redundant keys."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from dynquant.recipe.schema import EDITOR_LINE
 
 _COLUMNS = 100
 
-# What YAML reads as text without quotes, whatever stands around it in a list.
+# Text that YAML reads without quotes in every context, including lists.
 _PLAIN = re.compile(r"[A-Za-z_][\w. -]*(?<! )")
 
 
 @dataclass(frozen=True)
 class WrittenRule:
-    """A rule as it is to be written; layers: items of the list, in the language's words."""
+    """A rule to write; layers: items of the list, in the notation of recipes."""
 
     type: str
     roles: tuple[str, ...] = ()
@@ -28,7 +28,7 @@ class WrittenRule:
     optional: bool = False
 
     def lines(self) -> Iterator[str]:
-        """Yield the rule's lines, as they stand under `rules:`."""
+        """Yield the rule's lines under `rules:`."""
         dash = "  - "
         for key, values in (
             ("role", tuple(map(quoted, self.roles))),
@@ -53,7 +53,7 @@ def recipe_text(
 ) -> str:
     """Return a recipe's YAML.
 
-    comments: lines that head it; keys, more: what stands before and after the rules, as YAML
+    comments: lines at the top; keys, more: keys before and after the rules, with YAML values
     """
     lines = [EDITOR_LINE]
     lines += [f"# {_printable(line)}".rstrip() for line in comments]
@@ -68,8 +68,8 @@ def recipe_text(
 
 
 def quoted(text: str) -> str:
-    """Return text as a YAML scalar, in quotes where it needs some."""
-    if _PLAIN.fullmatch(text) and yaml.safe_load(text) == text:  # `true` is none
+    """Return text as a YAML scalar, quoted if necessary."""
+    if _PLAIN.fullmatch(text) and yaml.safe_load(text) == text:  # `true` is not a text
         return text
     if text.isprintable():
         return "'" + text.replace("'", "''") + "'"
@@ -82,7 +82,7 @@ def _printable(text: str) -> str:
 
 
 def _wrapped(start: str, values: Sequence[str]) -> Iterator[str]:
-    """Yield one value, or a list of several in as many lines as it needs."""
+    """Yield the lines of one value or of a list."""
     if len(values) == 1 and not values[0].startswith("{"):
         yield start + values[0]
         return

@@ -1,9 +1,9 @@
-"""Files of `--tensor-type-file` of llama-quantize: words of PATTERN=TYPE, read and written.
+"""Reads and writes files for `--tensor-type-file` of llama-quantize: words of PATTERN=TYPE.
 
-Words are separated by white space, and there are no comments. A pattern is made lower-case and
-searched in the tensor's name (std::regex, ECMAScript); the first word that is found decides, for
-tensors that llama-quantize quantizes at all (those that no recipe protects). What no word takes
-gets what llama-quantize's mixture gives it. Source: tools/quantize/quantize.cpp, llama-quant.cpp.
+Words are separated by white space, and there are no comments. A pattern is converted to lower case
+and searched in the tensor's name (std::regex, ECMAScript). The first word that matches decides, for
+tensors that llama-quantize quantizes (those that are not protected). Tensors that no word matches
+get their type from llama-quantize's mixture. Source: tools/quantize/quantize.cpp, llama-quant.cpp.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dynquant.name_lists import grouped
 from dynquant.quants.table import KEPT, QuantType
 from dynquant.recipe.protection import protection
 
-# What stands in where rows do not divide: tensor_type_fallback in llama-quant.cpp. F16 comes next.
+# The fallback for rows that do not divide: tensor_type_fallback in llama-quant.cpp. F16 is next.
 _STANDS_IN = {
     **dict.fromkeys(
         ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_XS"), "IQ4_NL"
@@ -34,11 +34,11 @@ _STANDS_IN = {
 
 
 def recipe_of_tensor_types(text: str, path: str, base: Base) -> str:
-    """Return the YAML of the recipe that a file stands for, with llama-quantize's fallback.
+    """Return the YAML of a recipe for a file, with llama-quantize's fallback.
 
-    path: what messages call the file
+    path: the file's name in messages
 
-    Raises RecipeError with all words that cannot be taken over, as read_items does.
+    Raises RecipeError with all words that cannot be converted, as read_items does.
     """
     items = [
         Item(word, path, "line", number)
@@ -50,7 +50,7 @@ def recipe_of_tensor_types(text: str, path: str, base: Base) -> str:
 
 
 def _fallback(typed: Sequence[Typed], base: Base) -> Iterator[tuple[str, str]]:
-    """Yield the fallback for the types that a list gives, as llama-quantize has it."""
+    """Yield llama-quantize's fallback for the types of a list."""
     used = dict.fromkeys(one.type for one in typed)
     if base.default:
         used[base.default] = None
@@ -65,14 +65,14 @@ def _fallback(typed: Sequence[Typed], base: Base) -> Iterator[tuple[str, str]]:
 def tensor_types(tensors: Sequence[ModelTensor], types: Mapping[str, QuantType]) -> str:
     """Return the file with which llama-quantize gives every tensor of a model its type.
 
-    tensors: of the model, all that the file has
+    tensors: all tensors of the file
     types:   by name
 
-    It decides every tensor that llama-quantize quantizes, so that its mixture decides none; the
-    type that is named on its command line has to be a quantized one, or no word has an effect.
+    The file decides every tensor that llama-quantize quantizes, so its mixture decides none. The
+    type on its command line must be a quantized one, or it ignores the file.
 
-    Raises RecipeError, all at once, for tensors that llama-quantize leaves in the type that they
-    are stored in, and to which the recipe gives another one than F32.
+    Raises RecipeError with all tensors that llama-quantize keeps in their stored type, but to which
+    the recipe gives a type other than F32.
     """
     reached = [t for t in tensors if not _left_alone(t)]
     RecipeError.raise_any(_out_of_reach(tensors, types))
@@ -87,10 +87,10 @@ def tensor_types(tensors: Sequence[ModelTensor], types: Mapping[str, QuantType])
 
 
 def _left_alone(tensor: ModelTensor) -> bool:
-    """Whether llama-quantize leaves a tensor in its stored type, whatever it is told.
+    """Whether llama-quantize keeps the stored type of a tensor in any case.
 
-    It does so with what the built-in rules protect, but for the router of a shared expert, which
-    most models have as a vector; and with matrices of one row.
+    It does so for tensors that the built-in rules protect, except the router of a shared expert
+    (a vector in most models), and for matrices of one row.
     """
     if prod(tensor.shape[:-1]) == 1:
         return True
@@ -98,15 +98,15 @@ def _left_alone(tensor: ModelTensor) -> bool:
 
 
 def _out_of_reach(tensors: Sequence[ModelTensor], types: Mapping[str, QuantType]) -> Iterator[str]:
-    """Say which types llama-quantize cannot be created to give."""
+    """Yield an error for each type of tensors that llama-quantize does not quantize."""
     names: dict[str, list[str]] = {}
     for t in tensors:
         if _left_alone(t) and types[t.name].name not in ("F32", *KEPT):
             names.setdefault(types[t.name].name, []).append(t.name)
     for type_name, some in names.items():
         yield (
-            f"{', '.join(grouped(some))}: {type_name} by the recipe, and llama-quantize leaves such"
-            " tensors as they are stored; give them F32, or convert with dynquant"
+            f"{', '.join(grouped(some))}: the recipe gives {type_name}, but llama-quantize keeps"
+            " the stored type of such tensors; give them F32, or convert with dynquant"
         )
 
 
@@ -117,9 +117,9 @@ def _template(tensor: ModelTensor) -> str:
 
 
 def _words(rule: Taken) -> Iterator[str]:
-    """Yield PATTERN=TYPE for a rule: one word for what is outside of the layers, one for them.
+    """Yield PATTERN=TYPE for a rule: a word for tensors in layers, and one for the others.
 
-    A model in two parts has layers of both, and a word for each part.
+    A model in two parts needs a word for the layers of each part.
     """
     heads: dict[str, dict[str, None]] = {}
     for column in rule.columns:
@@ -132,7 +132,7 @@ def _words(rule: Taken) -> Iterator[str]:
 
 
 def _one_of(names: Sequence[str]) -> str:
-    """Return an expression for names, which mostly all end in .weight."""
+    """Return an expression for names, most of which end in .weight."""
     stems = [name.removesuffix(".weight") for name in names]
     if len(names) == 1 or any(stem == name for stem, name in zip(stems, names, strict=True)):
         found = "|".join(map(_escaped, names))
@@ -141,10 +141,10 @@ def _one_of(names: Sequence[str]) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Return an expression for a name, without what a word cannot hold.
+    """Return an expression for a name, without the characters that a word cannot contain.
 
-    Its capitals would become small, = would end it, and so would white space; of other letters
-    std::regex sees bytes.
+    Capitals would become lower case, `=` and white space would end the word, and std::regex reads
+    other characters as bytes.
     """
     safe = r"[a-z0-9_]"
     parts = re.findall(r"[a-z0-9_]+|[!-~]|.", text, re.DOTALL)
@@ -163,12 +163,12 @@ def _escaped(text: str) -> str:
 def _misread(
     words: Sequence[str], tensors: Sequence[ModelTensor], types: Mapping[str, QuantType]
 ) -> Iterator[str]:
-    """Say to which tensors words give another type than theirs: names can differ in case alone."""
+    """Yield an error for each tensor with a wrong type: names may differ only in case."""
     read = [(re.compile(p), t) for p, _, t in (word.rpartition("=") for word in words)]
     for t in tensors:
         found = next((type_name for p, type_name in read if p.search(t.name)), None)
         if found != types[t.name].name.lower():
             yield (
-                f"{t.name!r} cannot be told from another tensor: llama-quantize makes patterns"
-                " lower-case; convert with dynquant"
+                f"{t.name!r} and another tensor match the same pattern: llama-quantize converts"
+                " patterns to lower case; convert with dynquant"
             )

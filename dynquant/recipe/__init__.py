@@ -1,1 +1,1 @@
-"""What the user wants: the recipe language, and which tensor each of a recipe's rules takes."""
+"""The recipe language, and which rule of a recipe applies to each tensor of a model."""

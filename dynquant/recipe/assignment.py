@@ -1,4 +1,4 @@
-"""What a recipe makes of a model: a type for every tensor, and what decided it."""
+"""A recipe's result for a model: the type of every tensor, and the rule that gave it."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from dataclasses import dataclass, field
 from dynquant.quants.table import QuantType
 
 BUILT_IN = "built-in: "
-"""What the rule of a protected tensor begins with."""
+"""The prefix of `Assignment.rule` for protected tensors."""
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """The type of one tensor, and what decided it.
+    """The type of one tensor, and the rule that gave it.
 
     rule:       `recipes/small.yaml:14`, `recipes/small.yaml:9 default`, or `built-in: <why>`
-    instead_of: the type that the rule gave, where the fallback had to replace it
-    note:       what the rule says of itself
+    instead_of: the type that the rule gave, if the fallback had to replace it
+    note:       the `note` of the rule
     """
 
     type: QuantType
@@ -28,9 +28,9 @@ class Assignment:
 
 @dataclass(frozen=True)
 class Assigned:
-    """The assignment of every tensor by name, and what the user should hear about them.
+    """The assignment of every tensor by name, and warnings for the user.
 
-    dropped: tensors that a rule leaves out, with the rule
+    dropped: for each tensor that a rule leaves out, the place of the rule
     """
 
     assignments: dict[str, Assignment]

@@ -1,4 +1,4 @@
-"""What a recipe's author should hear: idle and shadowed rules, rows that do not divide."""
+"""Errors and warnings for a recipe's author: rules without effect, rows that do not divide."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dynquant.recipe.yaml_nodes import nearest
 
 
 class Findings:
-    """Collects what happens while a recipe is applied, and says what of it is wrong or odd."""
+    """Records how a recipe is applied, and reports errors and warnings."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class Findings:
         self._refused: dict[tuple[Rule | None, QuantType, int], list[str]] = defaultdict(list)
 
     def decided(self, tensor: ModelTensor, rule: Rule | None, guard: Protection | None) -> None:
-        """Note which rule takes a tensor, and what protection that overrides."""
+        """Record the rule that a tensor takes its type from, and the protection it overrides."""
         if rule is None:
             return
         self._used.add(rule)
@@ -46,16 +46,16 @@ class Findings:
             self._overridden[rule, guard.reason].append(tensor.name)
 
     def refused(self, tensor: ModelTensor, wanted: QuantType) -> None:
-        """Note a row that neither the type of its rule nor the fallback divides."""
+        """Record a tensor whose rows no block of its type or of the fallback divides."""
         rule = self._takers.get(tensor.name)
         self._refused[rule, wanted, tensor.n_per_row].append(tensor.name)
 
     def report(
         self, assignments: Mapping[str, Assignment], absent: Sequence[ModelTensor]
     ) -> tuple[list[str], tuple[str, ...]]:
-        """Return what the recipe is refused for, and what the user is warned of.
+        """Return the errors and the warnings.
 
-        absent: tensors that the file leaves out in any case, which rules that drop them may name
+        absent: tensors that the file leaves out in any case; a rule that drops them is not an error
         """
         errors: list[str] = []
         warnings: list[str] = []
@@ -69,14 +69,14 @@ class Findings:
             earlier = list(dict.fromkeys(r.where for n in selected if (r := self._takers.get(n))))
             if not earlier:
                 why = self._why_idle(selection, selected, assignments)
-                # Whoever extends a recipe cannot correct it.
+                # A user who extends a recipe cannot correct its rules.
                 (warnings if rule.inherited else errors).append(
-                    f"{rule.place}: rule ({rule}) takes no tensor: {why}"
+                    f"{rule.place}: rule ({rule}) applies to no tensor: {why}"
                 )
             elif not rule.inherited:
                 warnings.append(
-                    f"{rule.where}: rule ({rule}) takes no tensor: all it selects went to earlier"
-                    f" rules ({', '.join(earlier)})"
+                    f"{rule.where}: rule ({rule}) applies to no tensor: earlier rules"
+                    f" ({', '.join(earlier)}) decide all tensors that it matches"
                 )
         errors += self._refusals()
         return errors, (*warnings, *self._overrides(), *self._replacements(assignments))
@@ -84,28 +84,30 @@ class Findings:
     def _why_idle(
         self, selection: Selection, selected: list[str], assignments: Mapping[str, Assignment]
     ) -> str:
-        """Return why a rule selects nothing that it may take, and what to do."""
+        """Return why a rule applies to no tensor, and how to fix it."""
         rule, n_layers = selection.rule, self._facts.n_layers
-        remedy = "; correct it, or say `optional: true`"
+        remedy = "; correct it, or add `optional: true`"
         if selected:
             reasons = dict.fromkeys(assignments[n].rule.removeprefix(BUILT_IN) for n in selected)
             return (
-                f"all it selects is protected ({', '.join(reasons)}); say `override: true` if you"
-                " mean it"
+                f"all tensors that it matches are protected ({', '.join(reasons)}); add"
+                " `override: true` to change them"
             )
         if rule.roles and not any(map(selection.has_role, self._tensors)):
             return f"the model has no {' or '.join(rule.roles)}{self._kin(rule)}{remedy}"
         if rule.layers and not any(map(selection.has_layer, self._tensors)):
-            layers = f"the model's layers are 0-{n_layers - 1}" if n_layers else "it has no layers"
+            layers = (
+                f"the model has layers 0-{n_layers - 1}" if n_layers else "the model has no layers"
+            )
             return layers + remedy
         if rule.names and not any(map(selection.has_name, self._tensors)):
             part = next((n for n in rule.names if any(n in t.name for t in self._tensors)), None)
-            whole = f" (names are whole: '*{part}*' takes all that hold this)" if part else ""
+            whole = f" (write '*{part}*' to match all names that contain it)" if part else ""
             return f"no tensor has such a name{whole}{remedy}"
-        return f"each selector fits some tensors, but none fits all of them{remedy}"
+        return f"each selector matches some tensors, but no tensor matches all of them{remedy}"
 
     def _kin(self, rule: Rule) -> str:
-        """Return a hint at the role that a model has instead: ffn_down for ffn_down_exps."""
+        """Return a hint at a similar role of the model: ffn_down for ffn_down_exps."""
         if len(rule.roles) != 1:
             return ""
         (role,) = rule.roles
@@ -114,7 +116,7 @@ class Findings:
         return nearest(role, kin)
 
     def _refusals(self) -> Iterator[str]:
-        """Say, for each rule and row length, that no type divides it."""
+        """Yield an error for each rule and row length that no block divides."""
         for (rule, wanted, n_per_row), names in self._refused.items():
             place = rule.place if rule else self._recipe.default_place
             tried = ", ".join(t.name for t in self._recipe.fallback.of(wanted))
@@ -122,18 +124,19 @@ class Findings:
             yield (
                 f"{place}: {wanted.name}'s block of {wanted.block_size} does not divide rows of"
                 f" {n_per_row} weights, {missing}: {_some(names)}; add a fallback such as"
-                " [Q8_0, F16], or give another type"
+                " [Q8_0, F16], or choose another type"
             )
 
     def _overrides(self) -> Iterator[str]:
+        """Yield a warning for each rule that overrides protection."""
         for (rule, reason), names in self._overridden.items():
             yield (
                 f"{rule.where}: overrides the protection of {_some(names)} ({reason}); runtimes may"
-                " refuse the file or answer worse"
+                " reject the file or give worse answers"
             )
 
     def _replacements(self, assignments: Mapping[str, Assignment]) -> Iterator[str]:
-        """Say where the fallback stands in, and what it costs."""
+        """Yield a warning for each pair of types of the fallback, with the bytes it costs."""
         groups: dict[tuple[QuantType, QuantType, int], list[ModelTensor]] = defaultdict(list)
         for tensor in self._tensors:
             given = assignments.get(tensor.name)
@@ -143,12 +146,13 @@ class Findings:
             bits = taken.bpw - wanted.bpw
             n_bytes = round(sum(prod(t.shape) for t in tensors) * bits / 8)
             yield (
-                f"{self._recipe.path}: fallback {taken.name} instead of {wanted.name} ({bits:+.4g}"
-                f" bits per weight, {n_bytes:+,} bytes), whose block of {wanted.block_size} does"
-                f" not divide rows of {n_per_row} weights: {_some([t.name for t in tensors])}"
+                f"{self._recipe.path}: fallback {taken.name} replaces {wanted.name} ({bits:+.4g}"
+                f" bits per weight, {n_bytes:+,} bytes): {wanted.name}'s block of"
+                f" {wanted.block_size} does not divide rows of {n_per_row} weights:"
+                f" {_some([t.name for t in tensors])}"
             )
 
 
 def _some(names: Sequence[str]) -> str:
-    """Return one name, and how many more there are."""
+    """Return the first name and the number of the others."""
     return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"

@@ -1,4 +1,4 @@
-"""Why a tensor has its type: every rule of a recipe as it was tried for it."""
+"""Why a tensor has its type: the result of every rule of a recipe for it."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Step:
     """One rule, tried for one tensor.
 
     where:   its place, or `built-in`
-    says:    its selectors; action: what it does, such as `Q6_K` or `drop`
-    verdict: "unreached" for a rule that would take the tensor had an earlier one not
-    why:     of what does not fit: what the tensor or the model has instead
+    says:    its selectors; action: its type or action, such as `Q6_K` or `drop`
+    verdict: "unreached" if the rule matches, but an earlier one decides
+    why:     for a rule that does not match, the differing value of the tensor or the model
     """
 
     where: str
@@ -34,9 +34,9 @@ class Step:
 
 
 def explain(recipe: Recipe, tensor: ModelTensor, facts: Facts) -> tuple[Step, ...]:
-    """Return the rules of a recipe in their order, each with what it makes of the tensor.
+    """Return the rules of a recipe in their order, each with its result for the tensor.
 
-    The last steps are the built-in protection, if there is one, or the default.
+    The last step is the built-in protection if there is one, else the default.
     """
     guard = protection(tensor)
     steps: list[Step] = []
@@ -65,12 +65,12 @@ def _action(rule: Rule) -> str:
 
 
 def _why(selection: Selection, miss: str, tensor: ModelTensor) -> str:
-    """Return what the first selector that does not hold found instead."""
+    """Return the tensor's or model's value for the first selector that does not match."""
     layer = tensor.parts.layer
     return {
         "when": selection.unmet,
         "role": f"role is {tensor.parts.role}",
         "layers": "in no layer" if layer is None else f"layer is {layer}",
-        "name": "name is another",
+        "name": "name differs",
         "shape": selection.shape_miss(tensor),
     }[miss]

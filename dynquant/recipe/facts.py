@@ -1,4 +1,4 @@
-"""What a recipe's conditions ask of a model: its depth, its experts, its heads."""
+"""The facts of a model that a recipe's conditions check: depth, experts, heads."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from dynquant.keys import Keys
 from dynquant.recipe.roles import members
 
 _MAX_LAYERS = 10_000
-"""What names of tensors can tell, in four digits."""
+"""Tensor names have layer numbers of at most four digits."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """Facts of a model that rules are chosen by.
+    """The facts of a model that rules depend on.
 
-    n_layers:   the model's own, from whose end negative numbers count
-    prediction: numbers of the layers that predict further ahead
+    n_layers:   without prediction layers; negative layer numbers count from their end
+    prediction: numbers of the prediction layers
     n_experts:  routed experts of a layer, 0 if there are none
     gqa:        query heads for each key head, 1 without grouping, 0 if unknown
     importance: whether there is an imatrix
-    layers_of:  of each role, the own layers that have a tensor of it, in their order
+    layers_of:  for each role, the layers with a tensor of it, without prediction layers
     """
 
     architecture: str
@@ -35,13 +35,13 @@ class Facts:
     layers_of: Mapping[str, frozenset[int]] = field(default_factory=dict[str, frozenset[int]])
 
     def layers_with(self, names: tuple[str, ...]) -> tuple[int, ...]:
-        """Return the own layers that have a tensor of one of the roles or groups, in order."""
+        """Return the layers with a tensor of one of the roles or groups, in order."""
         found = (self.layers_of.get(role, frozenset[int]()) for role in members(names))
         return tuple(sorted(frozenset[int]().union(*found)))
 
 
 def facts_of(model: Model, *, importance: bool = False) -> Facts:
-    """Return the facts of a model; importance: whether an imatrix weighs the errors."""
+    """Return the facts of a model; importance: whether there is an imatrix."""
     found = facts_of_tensors(model.tensors, prediction=_prediction(model))
     return replace(
         found,
@@ -53,7 +53,7 @@ def facts_of(model: Model, *, importance: bool = False) -> Facts:
 
 
 def facts_of_tensors(tensors: Sequence[ModelTensor], prediction: range = range(0)) -> Facts:
-    """Return what tensors alone tell of their model: the layers, and whether it is tied."""
+    """Return the facts that follow from tensors: the layers, and whether embeddings are tied."""
     layers_of: dict[str, set[int]] = {}
     for tensor in tensors:
         layer = tensor.parts.layer
@@ -71,7 +71,7 @@ def facts_of_tensors(tensors: Sequence[ModelTensor], prediction: range = range(0
 
 
 def _prediction(model: Model) -> range:
-    """Return the layers that predict further ahead; a GGUF tells their number in a key."""
+    """Return the prediction layers; a GGUF has their number in a key."""
     if model.prediction:
         return model.prediction.layers
     n = _first(model.keys, f"{model.architecture}.nextn_predict_layers")
@@ -80,7 +80,7 @@ def _prediction(model: Model) -> range:
 
 
 def ahead(n: int, end: int) -> range:
-    """Return the last n of a GGUF's layers; none where its keys tell numbers that no model has."""
+    """Return the last n of a GGUF's layers; an empty range if its keys cannot be right."""
     return range(end - n, end) if 0 < n < end <= _MAX_LAYERS else range(0)
 
 

@@ -1,4 +1,4 @@
-"""Which layers a rule is for: numbers, ranges, parts of the depth, and patterns of these."""
+"""The layers of a rule: numbers, ranges, parts of the depth, and patterns."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fractions import Fraction
 
 @dataclass(frozen=True)
 class Bound:
-    """A position in the depth: `3`, `12.5%` rounded down, or `12.5%+2`; with `%` also a count."""
+    """A position in the depth: `3`, `12.5%` rounded down, or `12.5%+2`; also a number of layers."""
 
     number: int = 0
     percent: Fraction | None = None
@@ -32,7 +32,7 @@ class LayerRange:
     last: int
 
     def covers(self, layer: int, n_layers: int) -> bool:
-        """Whether the layer lies in the range, in a model of n_layers; the range may reach out."""
+        """Whether the layer lies in the range, in a model of n_layers; it may end beyond them."""
         first, last = (n + n_layers if n < 0 else n for n in (self.first, self.last))
         return first <= layer <= last
 
@@ -42,9 +42,9 @@ class LayerRange:
 
 @dataclass(frozen=True)
 class PercentRange:
-    """Layers from one part of the depth up to another, the latter not included.
+    """Layers from one percentage of the depth up to another, exclusive.
 
-    Both ends are rounded down, so that ranges that meet share no layer and leave none out.
+    Both ends are rounded down, so adjacent ranges neither overlap nor leave a gap.
     """
 
     first: Fraction
@@ -61,12 +61,12 @@ class PercentRange:
 
 @dataclass(frozen=True)
 class LayerPattern:
-    """Layers of which all that is given here holds.
+    """Layers that meet all conditions given here.
 
-    inside:      ranges, of which one is enough
-    first, last: how many at the beginning or the end
-    every:       each of so many, beginning with `start`
-    of:          roles and groups; positions then count the layers that have a tensor of these
+    inside:      ranges; the layer is in one of them
+    first, last: number of layers at the beginning or the end
+    every:       the step between layers, beginning with `start`
+    of:          roles and groups; only layers that have a tensor of these are counted
     """
 
     inside: tuple[LayerRange | PercentRange, ...] = ()
@@ -77,7 +77,7 @@ class LayerPattern:
     of: tuple[str, ...] = ()
 
     def covers(self, layer: int, layers: Sequence[int]) -> bool:
-        """Whether the layer is one of them; layers: those that are counted, in their order."""
+        """Whether the pattern includes the layer; layers: the counted ones, in order."""
         if layer not in layers:
             return False
         n, position = len(layers), layers.index(layer)
@@ -103,7 +103,7 @@ class LayerPattern:
 
 
 LayerItem = LayerRange | PercentRange | LayerPattern
-"""What a rule's `layers` is a list of."""
+"""An item of a rule's `layers`."""
 
 
 def _percent(part: Fraction) -> str:

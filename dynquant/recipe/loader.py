@@ -1,15 +1,15 @@
-"""The recipe language: YAML in which every tensor of a model gets its quant type.
+"""The recipe language: YAML that gives every tensor of a model its quant type.
 
-    dynquant: 1                      version of the language; may be left out
-    name: small                      the file's name without .yaml if left out
-    description: what it is for      may be left out
+    dynquant: 1                      version of the language; optional
+    name: small                      default: the file's name without .yaml
+    description: its purpose         optional
     extends: dynamic-4bit            a shipped recipe, or a path from this file: its rules come
-                                     after the own ones, its other keys are taken where not given
-    for: [llama, qwen3]              general.architecture it is meant for; others are warned of
-    default: Q4_K                    the type of every tensor that no rule takes
-    importance: optional             required, optional or ignored: what becomes of an imatrix
-    effort: normal                   fast, normal or best, where the user asks for none
-    rules:                           the first rule that fits a tensor decides
+                                     after this file's; its other keys are the defaults
+    for: [llama, qwen3]              intended general.architecture; others give a warning
+    default: Q4_K                    the type of every tensor that no rule matches
+    importance: optional             required, optional or ignored: the use of an imatrix
+    effort: normal                   fast, normal or best, unless the user gives one
+    rules:                           the first rule that matches a tensor decides
       - role: [ffn_down, experts]    GGUF role names, and groups of them (roles.py)
         layers: [0-3, -1, 50%-75%]   numbers, ranges, parts of the depth, and patterns such as
                                      {first: 6, of: experts} or {every: 4, from: 2}
@@ -18,24 +18,24 @@
         when: {experts: ">= 8"}      facts of the model: experts, gqa, layers, tied_embeddings,
                                      importance, architecture
         type: Q6_K                   or `keep: true`, the stored type; or `drop: true`
-        optional: true               it may take no tensor
-        override: true               it may take tensors that the built-in rules protect
-        note: why                    shown by plan and explain
-    fallback: [IQ4_NL, Q8_0, F16]    tried in order where no block of the type divides the row; or
-                                     a chain for each type: {IQ1_S: [IQ4_NL, F16], any: error}
+        optional: true               it may apply to no tensor
+        override: true               it may change tensors that the built-in rules protect
+        note: the reason             shown by plan and explain
+    fallback: [IQ4_NL, Q8_0, F16]    tried in order if the block does not divide the row; or a
+                                     list for each type: {IQ1_S: [IQ4_NL, F16], any: error}
     output: {shard_size: 50GB}       and tensor_order: model or layer
     metadata: {general.name: Mine}   GGUF keys to set, as --set does
-    prediction_layers: drop          or keep: layers beyond the model's own that predict further
-                                     tokens (multi-token prediction); dropped if left out
+    prediction_layers: drop          or keep: the layers for multi-token prediction, after the
+                                     model's main layers; default: drop
 
-A selector holds if one of its values does; a rule fits where all its selectors hold. A rule whose
-`when` does not hold is passed over. The fallback passes over types with fewer bits per weight than
-the one they would replace; `fallback: error`, the same as none, refuses rows that do not divide. A
-name that begins with `*` or `[` needs quotes, as YAML has a meaning of its own for these.
+A selector matches if one of its values matches; a rule matches if all its selectors match. A rule
+whose `when` is false is skipped. The fallback skips types with fewer bits per weight than the type
+they would replace; with `fallback: error`, the default, rows that do not divide are an error. A
+name that begins with `*` or `[` needs quotes, because YAML gives these characters a meaning.
 
-Prediction layers that are kept are selected by role (`nextn.eh_proj` and others are theirs alone,
-the group `mtp` is all of theirs), by name, or by number: they come after the model's own layers,
-the last of which stays -1.
+Prediction layers that are kept can be selected by role (only they have `nextn.eh_proj` and
+similar roles; the group `mtp` contains all their tensors), by name, or by number. Their numbers
+follow those of the main layers; -1 is still the last main layer.
 """
 
 from __future__ import annotations
@@ -51,18 +51,19 @@ from dynquant.recipe.yaml_nodes import MAX_BYTES, compose, nearest
 from dynquant.untrusted import shown
 
 ALIASES = {"q3_k": "Q3_K_M", "q4_k": "Q4_K_M", "q5_k": "Q5_K_M"}
-"""Other names of shipped recipes, in lower case: those that llama-quantize takes for its mixes."""
+"""Other names of shipped recipes, in lower case: llama-quantize's aliases of its mixes."""
 
 MAX_CHAIN = 64
-"""Recipes that extend each other; two or three say what there is to say."""
+"""Longest chain of recipes that extend each other; usual are two or three."""
 
 _BUILT_IN = Path(__file__).parent / "built-in.yaml"
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """Return the recipes that come with dynquant, by name: the installed ones, or a checkout's.
+    """Return the recipes that come with dynquant, by name.
 
-    The mixes of llama-quantize, in a folder of their own, come last.
+    They are those of the installed package, or else those of a checkout. The mixes of
+    llama-quantize, in a separate folder, come last.
     """
     package = Path(__file__).parent.parent
     for folder in (package / "recipes", package.parent / "recipes"):
@@ -75,13 +76,13 @@ def shipped_recipes() -> dict[str, Path]:
 def load_recipe(name_or_path: str | Path) -> Recipe:
     """Read a shipped recipe by its name ("q8_0", in any case), or a recipe file by its path.
 
-    Raises RecipeError with every fault of the file, each with line and column.
+    Raises RecipeError with all faults of the file, each with line and column.
     """
     return _load(name_or_path, ())
 
 
 def parse_recipe(text: str, path: str, name: str) -> Recipe:
-    """Read a recipe's text; `path` is what messages call it, `name` stands in for a missing one.
+    """Read a recipe's text; path: its name in messages; name: used if the text has none.
 
     Raises RecipeError with every fault, in the order of the file.
     """
@@ -90,7 +91,7 @@ def parse_recipe(text: str, path: str, name: str) -> Recipe:
 
 @cache
 def built_in_rules() -> tuple[Rule, ...]:
-    """Return the rules that come before every recipe's own, except those that override them."""
+    """Return the built-in rules, which precede the rules of every recipe except overriding ones."""
     reader = RecipeReader("built-in", load_recipe)
     root = compose(built_in_text(), "built-in")
     assert root is not None
@@ -107,23 +108,26 @@ def built_in_text() -> str:
 
 
 def _load(name_or_path: str | Path, chain: tuple[str, ...]) -> Recipe:
-    """Read a recipe; chain: the files, as messages call them, that extend each other up to it."""
+    """Read a recipe; chain: the files that extend each other up to it, as named in messages."""
     path, called = _find(name_or_path, chain)
     if called in chain:
         circle = " -> ".join((*chain[chain.index(called) :], called))
         raise ExtendsError(
-            f"{shown(str(name_or_path))} goes round in a circle: {circle}; take one out"
+            f"{shown(str(name_or_path))} extends itself: {circle}; remove one `extends`"
         )
     if len(chain) == MAX_CHAIN:
         raise ExtendsError(
-            f"{shown(str(name_or_path))} comes after {MAX_CHAIN} recipes that each extend"
-            " the next; put some of them together"
+            f"{shown(str(name_or_path))} follows a chain of {MAX_CHAIN} recipes that extend"
+            " each other; merge some of them"
         )
     return _parse(_read(path, called), called, path.stem, (*chain, called))
 
 
 def _find(name_or_path: str | Path, chain: tuple[str, ...]) -> tuple[Path, str]:
-    """Return a recipe's file, and what messages call it; a path is from the file that extends."""
+    """Return a recipe's file and its name in messages.
+
+    A relative path is resolved from the folder of the file that extends it.
+    """
     shipped = shipped_recipes()
     if isinstance(name_or_path, str):
         by_lower = {name.lower(): name for name in shipped}
@@ -136,7 +140,7 @@ def _find(name_or_path: str | Path, chain: tuple[str, ...]) -> tuple[Path, str]:
             return shipped[name], f"recipes/{shipped[name].relative_to(folder).as_posix()}"
     folder = Path(chain[-1]).parent if chain else Path()
     path = Path(os.path.normpath(folder / name_or_path))
-    # What a person names may be a pipe (`<(...)` of a shell), what a recipe names is a file.
+    # The user may name a pipe (`<(...)` of a shell); a recipe may only name a file.
     if not _is_there(path) or (chain and not path.is_file()):
         raise ExtendsError(
             f"{shown(str(name_or_path))} is neither a shipped recipe nor a file"
@@ -159,7 +163,7 @@ def _read(path: Path, called: str) -> str:
     except OSError as e:
         raise RecipeError(f"{called}: cannot be read: {e.strerror}") from e
     if len(content) > MAX_BYTES:
-        raise RecipeError(f"{called}: more than {MAX_BYTES} bytes; this is no recipe")
+        raise RecipeError(f"{called}: more than {MAX_BYTES} bytes; this is not a recipe")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as e:
@@ -173,5 +177,5 @@ def _parse(text: str, path: str, name: str, chain: tuple[str, ...]) -> Recipe:
     recipe = reader.recipe(compose(text, path), text, name)
     own = (f"{place}: {message}" for place, message in sorted(reader.faults))
     RecipeError.raise_any((*own, *reader.inherited_faults))
-    assert recipe is not None, "a recipe that cannot be created has a fault"
+    assert recipe is not None, "a recipe that cannot be made has a fault"
     return recipe

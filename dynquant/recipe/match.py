@@ -1,4 +1,4 @@
-"""Which rule of a recipe decides each tensor of a model."""
+"""Finds the rule of a recipe that decides the type of each tensor of a model."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def assign(
     facts: Facts | None = None,
     absent: Sequence[ModelTensor] = (),
 ) -> Assigned:
-    """Give every tensor of a model its type: the rules, built-in protection, then the default.
+    """Give every tensor of a model its type: by rule, built-in protection or default.
 
-    facts:  of the model; None takes what the tensors tell
-    absent: tensors that the file leaves out in any case, which rules that drop them may name
+    facts:  of the model; None derives them from the tensors
+    absent: tensors that the file leaves out in any case; a rule that drops them is not an error
 
-    Raises RecipeError, all at once, for rules that take no tensor without being optional, and for
-    rows that neither a rule's type nor the fallback divides.
+    Raises RecipeError with all rules that apply to no tensor and are not optional, and all rows
+    that no block of a rule's type or of the fallback divides.
     """
     facts = facts or facts_of_tensors(tensors)
     selections = [Selection(rule, facts) for rule in recipe.rules]
@@ -62,19 +62,19 @@ def assign(
 
 
 def takes(selection: Selection, tensor: ModelTensor, guard: Protection | None) -> bool:
-    """Whether a rule takes a tensor that no earlier one took; guard: what protects the tensor."""
+    """Whether a rule decides a tensor if no earlier one does; guard: the tensor's protection."""
     return may_take(selection.rule, guard) and selection.selects(tensor)
 
 
 def may_take(rule: Rule, guard: Protection | None) -> bool:
-    """Whether a rule may take a tensor at all; what is left out needs no protection."""
+    """Whether a tensor's protection permits the rule; every rule may drop a tensor."""
     if guard is None or rule.action == "drop":
         return True
     return rule.override and not guard.fixed
 
 
 def where_default(recipe: Recipe) -> str:
-    """Return where a recipe's default stands, such as `recipes/small.yaml:9 default`."""
+    """Return the place of a recipe's default, such as `recipes/small.yaml:9 default`."""
     return f"{recipe.default_place.path}:{recipe.default_place.line} default"
 
 

@@ -1,4 +1,4 @@
-"""What no recipe decides without saying so: the built-in rules, and types that stay as they are."""
+"""Tensors that recipes change only with `override: true`, or never."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dynquant.recipe.selection import Selection
 
 @dataclass(frozen=True)
 class Protection:
-    """Why a tensor has a type that is not the recipe's; fixed: no rule can override it."""
+    """The type of a protected tensor and the reason; fixed: no rule can override it."""
 
     reason: str
     type: QuantType
@@ -22,9 +22,9 @@ class Protection:
 
 
 def protection(tensor: ModelTensor) -> Protection | None:
-    """Return what protects a tensor, or None where the recipe decides.
+    """Return the protection of a tensor, or None if the recipe decides its type.
 
-    What no block type can be made of (KEPT) stays as it is stored.
+    Tensors of types that are not quantized (KEPT: integers, F64) keep the stored type.
     """
     if kept := KEPT.get(tensor.source.stored.name):
         reason = "double precision" if kept.name == "F64" else "integers"
@@ -37,7 +37,7 @@ def protection(tensor: ModelTensor) -> Protection | None:
 
 @cache
 def _built_in() -> tuple[tuple[Selection, Protection], ...]:
-    facts = Facts("", 0)  # they ask nothing of the model
+    facts = Facts("", 0)  # the built-in rules have no conditions
     found: list[tuple[Selection, Protection]] = []
     for rule in built_in_rules():
         assert rule.type is not None, "the built-in rules give types"

@@ -1,4 +1,4 @@
-"""YAML nodes become a recipe: what each key holds, with every fault at its place."""
+"""Builds a recipe from YAML nodes, and reports every fault with its place."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ WHEN_KEYS = ("experts", "gqa", "layers", "tied_embeddings", "importance", "archi
 OUTPUT_KEYS = ("shard_size", "tensor_order")
 
 Parent = Callable[[str], Recipe]
-"""Returns the recipe that a text after `extends:` names; raises ExtendsError, or RecipeError with
-the faults that it has itself."""
+"""Returns the recipe that `extends:` names; raises ExtendsError if there is none, or RecipeError
+with that recipe's faults."""
 
 
 class ExtendsError(RecipeError):
-    """There is no such recipe to extend."""
+    """The recipe to extend does not exist or cannot be used."""
 
 
 class RecipeReader(Reader):
-    """Reads one file's nodes; faults of the recipe that it extends are kept apart."""
+    """Reads the nodes of one file; keeps faults of the recipe that it extends separate."""
 
     def __init__(self, path: str, parent: Parent) -> None:
         super().__init__(path)
@@ -56,7 +56,7 @@ class RecipeReader(Reader):
         self.inherited_faults: tuple[str, ...] = ()
 
     def recipe(self, node: yaml.Node | None, text: str, name: str) -> Recipe | None:
-        """Return the recipe, None where a fault leaves it without a default."""
+        """Return the recipe, or None if a fault leaves it without a default."""
         if node is None:
             place = Place(self.path, 1, 1)
             self.faults.append((place, "empty; a recipe has at least `default: Q4_K`"))
@@ -148,7 +148,7 @@ class RecipeReader(Reader):
         action, qtype = self._action(node, keys)
         if not keys.keys() & set(SELECTORS):
             some = f"{', '.join(SELECTORS[:-1])} or {SELECTORS[-1]}"
-            self.fault(node, f"rule without {some}; the default is for all tensors")
+            self.fault(node, f"rule without selectors; add {some}, or change the default")
         rule = Rule(
             action or "type",
             qtype,
@@ -177,8 +177,8 @@ class RecipeReader(Reader):
             if found:
                 self.fault(
                     keys["choose"],
-                    "choose needs a solver of budgets, which this version does not have; write one"
-                    f" type, such as `type: {found[0].name}`",
+                    "`choose` is not supported by this version of dynquant; write one type, such as"
+                    f" `type: {found[0].name}`",
                 )
         if "type" in keys:
             qtype = self.value(keys["type"], quant_type)
@@ -203,9 +203,11 @@ class RecipeReader(Reader):
         if not keys:
             return None
         if "from" in keys and "every" not in keys:
-            self.fault(keys["from"], "`from` without `every`; write `in` with a range")
+            self.fault(
+                keys["from"], "`from` without `every`; add `every`, or write `in` with a range"
+            )
         if keys.keys() == {"of"}:
-            self.fault(node, "`of` says what is counted; add `in`, `first`, `last` or `every`")
+            self.fault(node, "`of` without a position; add `in`, `first`, `last` or `every`")
         return LayerPattern(
             inside=self.values(keys.get("in"), values.layer_range),
             first=self.value(keys.get("first"), values.bound),

@@ -1,4 +1,4 @@
-"""What a tensor is for: GGUF's role names, and the groups that a recipe can name them by."""
+"""The roles of tensors: GGUF's names, and the groups of roles that recipes can name."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from gguf import TENSOR_NAMES
 from dynquant.errors import RecipeError
 from dynquant.recipe.yaml_nodes import nearest
 
-# What TensorName.parse makes of every name that some GGUF architecture has. `ffn` is left out: that
-# tensor is an activation's scale, and the word is the group of all feed-forward matrices.
+# The roles that TensorName.parse finds in the tensor names of all GGUF architectures. `ffn` is left
+# out: that tensor is an activation's scale; here `ffn` is the group of all feed-forward matrices.
 ROLES = frozenset(
     name
     for name in (full.removeprefix("blk.{bid}.") for full in TENSOR_NAMES.values())
@@ -25,7 +25,7 @@ _SHARED = frozenset(r for r in ROLES if r.startswith("ffn_") and r.endswith("_sh
 _DENSE = frozenset({"ffn_gate", "ffn_up", "ffn_down"})
 
 MTP = "mtp"
-"""The group that is no set of roles: all tensors of the layers that predict further ahead."""
+"""The group of all tensors of the prediction layers, whatever their role."""
 
 GROUPS: dict[str, frozenset[str]] = {
     "attention": frozenset(r for r in ROLES if r.startswith("attn_")) - _NORMS,
@@ -41,27 +41,27 @@ GROUPS: dict[str, frozenset[str]] = {
     MTP: frozenset[str](),
     "ssm": frozenset(r for r in ROLES if r.startswith(("ssm_", "shortconv.")) and r not in _NORMS),
 }
-"""The roles of each group; what a recipe names a group for."""
+"""The roles of each group."""
 
 GROUP_NOTES = {
     "attention": "all matrices of attention, latent or not",
-    "mla": "what latent attention (DeepSeek) makes queries, keys and values from",
+    "mla": "the query, key and value matrices of latent attention (DeepSeek)",
     "ffn": "all feed-forward matrices: dense, routed and shared experts",
     "experts": "routed experts",
-    "shared_experts": "experts that every token goes through",
-    "dense_ffn": "feed-forward matrices without experts",
-    "router": "what chooses the experts; protected",
+    "shared_experts": "experts that process every token",
+    "dense_ffn": "feed-forward matrices of layers without experts",
+    "router": "tensors that choose the experts; protected",
     "norms": "norms; protected",
     "embedding": "the token embedding",
-    "output": "the matrix that turns the last state into scores; tied models have none",
-    MTP: "every tensor of the layers that predict further ahead (nextn)",
+    "output": "the output matrix (lm_head); models with tied embeddings have none",
+    MTP: "all tensors of the layers for multi-token prediction (nextn)",
     "ssm": "state-space and convolution layers",
 }
 
-# Roles of vision, audio and such have dots; they are rarely what a misspelt word was meant to be.
+# Roles of vision and audio have dots; a misspelt word rarely means one of them.
 WORDS = sorted({r for r in ROLES if "." not in r} | GROUPS.keys())
 
-# What people who know the checkpoint and not the GGUF write first.
+# Names of Hugging Face checkpoints, which people may write instead of GGUF's.
 _HF_ROLES = {
     "q_proj": "attn_q",
     "k_proj": "attn_k",
@@ -77,16 +77,16 @@ _HF_ROLES = {
 
 
 def role_name(text: str) -> str:
-    """Return a role's or a group's name as it is; raise RecipeError naming the nearest one."""
+    """Return the name of a role or group; raise RecipeError with the nearest one if unknown."""
     if text in ROLES or text in GROUPS:
         return text
     if text in _HF_ROLES:
         hint = f"; GGUF's name for it is {_HF_ROLES[text]}"
     else:
-        hint = nearest(text, WORDS) or "; roles are GGUF's, such as ffn_down or attn_v"
+        hint = nearest(text, WORDS) or "; use GGUF's names, such as ffn_down or attn_v"
     raise RecipeError(f"{text!r} is not a role{hint}")
 
 
 def members(names: tuple[str, ...]) -> frozenset[str]:
-    """Return the roles that names of roles and groups stand for."""
+    """Return the roles that names of roles and groups include."""
     return frozenset[str]().union(*(GROUPS.get(name) or {name} for name in names))

@@ -1,4 +1,4 @@
-"""A recipe as data: rules with their selectors and actions, the fallback, settings of the file."""
+"""The data of a recipe: rules with selectors and actions, the fallback, settings of the file."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from dynquant.recipe.layers import LayerItem
 from dynquant.recipe.yaml_nodes import Place
 
 Action = Literal["type", "keep", "drop"]
-"""What a rule does with a tensor: give it a type, leave it in its stored one, leave it out."""
+"""The action of a rule: give a type, keep the stored type, or leave the tensor out."""
 
 Use = Literal["required", "optional", "ignored"]
-"""What a recipe makes of an imatrix."""
+"""How a recipe uses an imatrix."""
 
 TensorOrder = Literal["model", "layer"]
-"""In which order tensors are written: as the family's table has them, or layer by layer."""
+"""The order of tensors in the file: that of the family's table, or layer by layer."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What a tensor's shape must be; None asks nothing."""
+    """Requirements for a tensor's shape; None requires nothing."""
 
     row_multiple_of: int | None = None
     min_weights: int | None = None
@@ -49,7 +49,7 @@ class Comparison:
     number: int
 
     def holds(self, value: int) -> bool:
-        """Whether the value compares so."""
+        """Whether the comparison is true of the value."""
         return {
             "==": value == self.number,
             "!=": value != self.number,
@@ -65,10 +65,10 @@ class Comparison:
 
 @dataclass(frozen=True)
 class When:
-    """What must be true of the model; an empty tuple and None ask nothing.
+    """Conditions for the model; an empty tuple and None require nothing.
 
-    experts, gqa, layers: comparisons of which one is enough
-    architecture:         names of which it must be one
+    experts, gqa, layers: comparisons, at least one of which must be true
+    architecture:         names, one of which must be the model's
     """
 
     experts: tuple[Comparison, ...] = ()
@@ -96,12 +96,12 @@ def _truth(value: bool | None) -> str:
 
 @dataclass(frozen=True)
 class Rule:
-    """What becomes of the tensors that all selectors fit; an empty selector fits every tensor.
+    """The action for tensors that match all selectors; an empty selector matches every tensor.
 
-    type:      of the action "type", else None
-    optional:  it may take no tensor
-    override:  it may take tensors that the built-in rules protect
-    inherited: it comes from the recipe that this one extends
+    type:      the type of the action "type", else None
+    optional:  the rule may apply to no tensor
+    override:  the rule may change tensors that the built-in rules protect
+    inherited: the rule is from the recipe that this one extends
     """
 
     action: Action
@@ -124,7 +124,7 @@ class Rule:
 
     @property
     def selectors(self) -> dict[str, str]:
-        """The selectors that are given, as text by their key."""
+        """The given selectors as text, by key."""
         given = {
             "role": " ".join(self.roles),
             "layers": " ".join(map(str, self.layers)),
@@ -140,9 +140,10 @@ class Rule:
 
 @dataclass(frozen=True)
 class Fallback:
-    """Types to try in order where a type's block does not divide a row; an empty chain refuses.
+    """Types to try in order if a type's block does not divide a row; without any it is an error.
 
-    of_all: for the types that have no chain of their own
+    of_all:  for the types that are not in of_type
+    of_type: by the name of the type that they replace
     """
 
     of_all: tuple[QuantType, ...] = ()
@@ -151,14 +152,14 @@ class Fallback:
     )
 
     def of(self, wanted: QuantType) -> tuple[QuantType, ...]:
-        """Return what may stand in for a type: never fewer bits per weight than it has."""
+        """Return the types that may replace a type: none with fewer bits per weight."""
         chain = self.of_type.get(wanted.name, self.of_all)
         return tuple(t for t in chain if t.bpw >= wanted.bpw)
 
 
 @dataclass(frozen=True)
 class Output:
-    """How the file is written: bytes of a shard, None for one file; the order of its tensors."""
+    """Settings of the file: bytes of a shard (None for one file), and the order of tensors."""
 
     shard_bytes: int | None = None
     tensor_order: TensorOrder = "model"
@@ -166,14 +167,14 @@ class Output:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe that was read and checked, with what it inherits.
+    """A valid recipe, with everything it inherits.
 
-    path:      what messages call the file; text: the file's whole text
+    path:      the file's name in messages; text: the file's whole text
     texts:     the texts of the recipes it extends, the nearest first
     intended:  architectures it is meant for; empty for all
-    effort:    None leaves it to the user
+    effort:    None if the recipe does not set it
     metadata:  GGUF keys to set, with their values as text
-    keeps_prediction: whether layers that predict further ahead are written
+    keeps_prediction: whether prediction layers are written
     """
 
     name: str
@@ -204,5 +205,5 @@ def name_pattern(text: str) -> Expression:
     if not text.startswith("/"):
         return re.compile(r"\A" + fnmatch.translate(text))
     if len(text) < 3 or not text.endswith("/"):
-        raise RecipeError(f"{text!r} is not a name; a regular expression stands between slashes")
+        raise RecipeError(f"{text!r} is not a name; write a regular expression between two slashes")
     return expression(text)

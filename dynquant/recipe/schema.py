@@ -1,4 +1,4 @@
-"""The recipe language as a JSON Schema, for editors that complete and check as one types."""
+"""The recipe language as a JSON Schema, with which editors complete and check recipes."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ from typing import Any
 
 from dynquant.quants.search import EFFORTS
 from dynquant.quants.table import ALL
+from dynquant.recipe.reader import ACTIONS, SELECTORS, SHAPE_KEYS
 from dynquant.recipe.roles import GROUP_NOTES, GROUPS, ROLES
 from dynquant.recipe.values import ARCHITECTURES, BOUND, COMPARISON, LAYERS, PERCENTS, SIZE
 
 SCHEMA_NAME = "recipe.schema.json"
-"""The file's name where it is shipped, beside the recipes."""
+"""The name of the shipped file, beside the recipes."""
 
 EDITOR_LINE = f"# yaml-language-server: $schema={SCHEMA_NAME}"
-"""What a recipe begins with, for an editor to find the schema in the recipe's folder."""
+"""The first line of a recipe, by which editors find the schema in the recipe's folder."""
 
 _Schema = dict[str, Any]
 
@@ -21,45 +22,50 @@ _Schema = dict[str, Any]
 def recipe_schema() -> _Schema:
     """Return the schema of a recipe (JSON Schema draft 7, which YAML editors read).
 
-    It knows keys, words and forms. What needs a model, another file or a second look (ranges that
-    run backwards, rules that take nothing) only `dynquant recipe check` finds.
+    It describes keys, words and formats. `dynquant recipe check` also finds faults that need a
+    model, another file or a comparison of values (a reversed range, a rule that applies to none).
     """
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "dynquant recipe",
-        "description": "which quant type each tensor of a model gets, in a dynamic GGUF",
+        "description": "the quant type of each tensor in a dynamic GGUF",
         **_keys(
             {
-                "dynquant": _noted({"enum": [1, "1"]}, "version of the language"),
-                "name": _noted({"type": "string"}, "the file's name if left out"),
-                "description": _noted({"type": "string"}, "what it is for, in one line"),
+                "dynquant": _noted({"enum": [1, "1"]}, "version of the recipe language"),
+                "name": _noted(
+                    {"type": "string"}, "the name of the recipe; default: the file's name"
+                ),
+                "description": _noted({"type": "string"}, "the purpose of the recipe, in one line"),
                 "extends": _noted(
                     {"type": "string"},
-                    "a shipped recipe's name, or a path from this file; own rules come first",
+                    "a shipped recipe, or a path from this file; the rules of this file come first",
                 ),
                 "for": _noted(
                     _some({"enum": ARCHITECTURES}),
-                    "general.architecture that it is meant for; another one is a warning",
+                    "intended general.architecture; other models give a warning",
                 ),
-                "default": _noted(_ref("type"), "the type of every tensor that no rule takes"),
+                "default": _noted(_ref("type"), "the type of every tensor that no rule matches"),
                 "importance": _noted(
-                    {"enum": ["required", "optional", "ignored"]}, "what becomes of an imatrix"
+                    {"enum": ["required", "optional", "ignored"]}, "how an imatrix is used"
                 ),
-                "effort": _noted({"enum": list(EFFORTS)}, "where the user asks for none"),
+                "effort": _noted(
+                    {"enum": list(EFFORTS)}, "how hard the encoders search, unless the user sets it"
+                ),
                 "rules": _noted(
-                    {"type": "array", "items": _ref("rule")}, "the first that fits decides"
+                    {"type": "array", "items": _ref("rule")},
+                    "the first rule that matches a tensor decides",
                 ),
                 "fallback": _noted(
                     {"anyOf": [_ref("chain"), _chains()]},
-                    "types to try in order where no block of the type divides the row",
+                    "types to try in order if the block of a type does not divide the row",
                 ),
-                "output": _noted(_output(), "how the file is written"),
+                "output": _noted(_output(), "settings of the output file"),
                 "metadata": _noted(
                     {"type": "object", "additionalProperties": _SCALAR},
                     "GGUF keys to set, as --set does",
                 ),
                 "prediction_layers": _noted(
-                    {"enum": ["drop", "keep"]}, "layers that predict further ahead (MTP)"
+                    {"enum": ["drop", "keep"]}, "layers for multi-token prediction (MTP)"
                 ),
             }
         ),
@@ -80,40 +86,39 @@ _COUNT = {"type": "integer", "minimum": 1}
 
 
 def _rule() -> _Schema:
-    actions = ("type", "choose", "keep", "drop")
-    selectors = ("role", "layers", "name", "shape", "when")
     return {
         **_keys(
             {
-                "role": _noted(_some(_ref("role")), "GGUF role names, and groups of them"),
+                "role": _noted(_some(_ref("role")), "GGUF role names or groups of roles"),
                 "layers": _noted(
                     _some({"anyOf": [_ref("range"), _ref("pattern")]}),
-                    "numbers (3, -1), ranges (0-3, -4--1), parts (0%-25%), patterns",
+                    "numbers (3, -1), ranges (0-3, -4--1), parts of the depth (0%-25%), patterns",
                 ),
                 "name": _noted(
                     _some({"type": "string"}), "the whole GGUF name: a glob or a /regex/"
                 ),
                 "shape": _noted(
-                    _keys(dict.fromkeys(("row_multiple_of", "min_weights", "dimensions"), _COUNT)),
-                    "what the tensor's shape must be",
+                    _keys(dict.fromkeys(SHAPE_KEYS, _COUNT)),
+                    "requirements for the tensor's shape",
                 ),
-                "when": _noted(_when(), "what must be true of the model"),
-                "type": _noted(_ref("type"), "the type that it gives"),
-                "choose": _noted(
-                    _some(_ref("type")), "for a solver of budgets, which there is not yet"
-                ),
-                "keep": _noted({"const": True}, "leave it in the type that it is stored in"),
-                "drop": _noted({"const": True}, "leave it out of the file"),
-                "optional": _noted({"type": "boolean"}, "it may take no tensor"),
+                "when": _noted(_when(), "conditions for the model"),
+                "type": _noted(_ref("type"), "the type of the matching tensors"),
+                "choose": _noted(_some(_ref("type")), "reserved; not supported by this version"),
+                "keep": _noted({"const": True}, "keep the stored type of the tensor"),
+                "drop": _noted({"const": True}, "leave the tensor out of the file"),
+                "optional": _noted({"type": "boolean"}, "the rule may apply to no tensor"),
                 "override": _noted(
-                    {"type": "boolean"}, "it may take what the built-in rules protect"
+                    {"type": "boolean"},
+                    "the rule may change tensors that the built-in rules protect",
                 ),
-                "note": _noted({"type": "string"}, "why; shown by plan and explain"),
+                "note": _noted(
+                    {"type": "string"}, "the reason for the rule; shown by plan and explain"
+                ),
             }
         ),
         "allOf": [
-            {"oneOf": [{"required": [action]} for action in actions]},
-            {"anyOf": [{"required": [selector]} for selector in selectors]},
+            {"oneOf": [{"required": [action]} for action in ACTIONS]},
+            {"anyOf": [{"required": [selector]} for selector in SELECTORS]},
         ],
     }
 
@@ -124,8 +129,10 @@ def _when() -> _Schema:
         {
             "experts": _noted(compared, "routed experts of a layer, 0 if there are none"),
             "gqa": _noted(compared, "query heads for each key head"),
-            "layers": _noted(compared, "layers, those that predict further ahead not counted"),
-            "tied_embeddings": _noted({"type": "boolean"}, "the embedding is the output matrix"),
+            "layers": _noted(compared, "number of layers, without prediction layers"),
+            "tied_embeddings": _noted(
+                {"type": "boolean"}, "the embedding is also the output matrix"
+            ),
             "importance": _noted({"type": "boolean"}, "an imatrix is given"),
             "architecture": _noted(_some({"enum": ARCHITECTURES}), "general.architecture"),
         }
@@ -137,15 +144,17 @@ def _pattern() -> _Schema:
     return {
         **_keys(
             {
-                "in": _noted(_some(_ref("range")), "positions"),
-                "first": _noted(bound, "how many at the beginning: 3, or 12.5%"),
-                "last": _noted(bound, "how many at the end"),
-                "every": _noted(_COUNT, "each of so many"),
-                "from": _noted(bound, "the first that `every` takes"),
-                "of": _noted(_some(_ref("role")), "count only layers that have such a tensor"),
+                "in": _noted(_some(_ref("range")), "ranges of positions"),
+                "first": _noted(bound, "number of layers at the beginning: 3, or 12.5%"),
+                "last": _noted(bound, "number of layers at the end"),
+                "every": _noted(_COUNT, "the step: 4 is every fourth layer"),
+                "from": _noted(bound, "the first layer of `every`"),
+                "of": _noted(
+                    _some(_ref("role")), "count only layers that have a tensor of these roles"
+                ),
             }
         ),
-        "description": "layers of which all this holds",
+        "description": "layers that meet all these conditions",
         "dependencies": {"from": ["every"]},
         "anyOf": [{"required": [key]} for key in ("in", "first", "last", "every")],
     }
@@ -164,9 +173,9 @@ def _output() -> _Schema:
     shard = {"anyOf": [_COUNT, _text(SIZE.pattern)]}
     return _keys(
         {
-            "shard_size": _noted(shard, "at most so much in a file: 50GB, 46GiB"),
+            "shard_size": _noted(shard, "the largest size of a shard: 50GB, 46GiB"),
             "tensor_order": _noted(
-                {"enum": ["model", "layer"]}, "as the model has them, or layer by layer"
+                {"enum": ["model", "layer"]}, "the order of the model, or layer by layer"
             ),
         }
     )
@@ -193,7 +202,7 @@ _ANY_CASE = "".join(
         ")$",
     )
 )
-"""The names of all types, each in any case: JSON Schema's expressions have no flags."""
+"""The names of all types in any case; regular expressions of JSON Schema have no flags."""
 
 
 def _keys(properties: _Schema) -> _Schema:
@@ -213,7 +222,7 @@ def _ref(name: str) -> _Schema:
 
 
 def _noted(schema: _Schema, note: str) -> _Schema:
-    """Return a schema with what an editor shows beside it; draft 7 ignores notes beside $ref."""
+    """Return a schema with a description, which draft 7 ignores beside $ref."""
     return (
         {"allOf": [schema], "description": note}
         if "$ref" in schema

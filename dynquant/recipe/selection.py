@@ -1,4 +1,4 @@
-"""A rule's selectors, made ready for one model."""
+"""A rule's selectors, evaluated for one model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dynquant.recipe.rules import Comparison, Rule, When, name_pattern
 
 
 class Selection:
-    """A rule as it applies to a model: `selects` and `miss` tell of each tensor whether it fits."""
+    """A rule for one model; `selects` and `miss` check whether a tensor matches."""
 
     def __init__(self, rule: Rule, facts: Facts) -> None:
         self.rule = rule
@@ -27,7 +27,7 @@ class Selection:
         }
 
     def miss(self, tensor: ModelTensor) -> str:
-        """Return the key of the first selector that a tensor does not fit; "" if it fits all."""
+        """Return the key of the first selector that a tensor does not match, or ""."""
         rule = self.rule
         if self.unmet:
             return "when"
@@ -42,7 +42,7 @@ class Selection:
         return ""
 
     def selects(self, tensor: ModelTensor) -> bool:
-        """Whether all selectors hold for a tensor."""
+        """Whether a tensor matches all selectors."""
         return not self.miss(tensor)
 
     def has_role(self, tensor: ModelTensor) -> bool:
@@ -67,11 +67,11 @@ class Selection:
         return self._layers[layer]
 
     def has_name(self, tensor: ModelTensor) -> bool:
-        """Whether a tensor's name is one of the rule's."""
+        """Whether a tensor's name matches one of the rule's patterns."""
         return any(name_pattern(pattern).search(tensor.name) for pattern in self.rule.names)
 
     def shape_miss(self, tensor: ModelTensor) -> str:
-        """Return what of a tensor's shape is not as the rule asks; "" if all is."""
+        """Return the first property of a tensor's shape that the rule excludes, or ""."""
         asked = self.rule.shape
         if asked is None:
             return ""
@@ -85,7 +85,7 @@ class Selection:
 
 
 def unmet(when: When, facts: Facts) -> str:
-    """Return the first fact that is not as asked, such as `experts is 0`; "" if all are."""
+    """Return the first fact that does not meet a condition, such as `experts is 0`, or ""."""
     numbers = {
         "experts": (when.experts, facts.n_experts),
         "gqa": (when.gqa, facts.gqa),

@@ -1,6 +1,6 @@
-"""The words of a recipe: what a text means as a layer, a condition, a size, a choice.
+"""Parsers of a recipe's values: layers, conditions, sizes, choices.
 
-Each function takes a value's text and raises RecipeError with what is wrong and what to write.
+Each function takes a value's text. It raises RecipeError with the fault and the correct form.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dynquant.recipe.yaml_nodes import nearest
 T = TypeVar("T", bound=str)
 
 VERSION = "1"
-"""Of the language."""
+"""Version of the recipe language."""
 
 LAYERS = re.compile(r"(0|-?[1-9]\d{0,3})(?:-(0|-?[1-9]\d{0,3}))?")
 _PERCENT = r"(\d{1,3}(?:\.\d{1,6})?)%"
@@ -47,44 +47,46 @@ def one_of(words: Sequence[T], text: str) -> T:
 
 
 def choice(*words: T) -> Callable[[str], T]:
-    """Return what reads one of some words."""
+    """Return a parser for one of the words."""
     return lambda text: one_of(words, text)
 
 
 def version(text: str) -> str:
     """Read `dynquant: 1`."""
     if text != VERSION:
-        raise RecipeError(f"version {text!r} of the language; this dynquant reads {VERSION}")
+        raise RecipeError(
+            f"version {text!r} of the recipe language; this dynquant reads version {VERSION}"
+        )
     return text
 
 
 def truth(text: str) -> bool:
-    """Read true or false; YAML's other words for them are texts here."""
+    """Read true or false; YAML 1.1's other words, such as yes and off, are errors."""
     if text not in ("true", "false"):
-        raise RecipeError(f"{text!r} is neither true nor false; write one of them")
+        raise RecipeError(f"{text!r} is neither true nor false; write true or false")
     return text == "true"
 
 
 def yes(text: str) -> bool:
-    """Read true, of a key that is left out where it is not."""
+    """Read true, the only value of `keep` and `drop`."""
     if not truth(text):
-        raise RecipeError("'false' is what it is without this key; write true or leave it out")
+        raise RecipeError("the default is false; set it to true or remove the key")
     return True
 
 
 def keep_or_drop(text: str) -> bool:
-    """Read whether something is kept."""
+    """Read `drop` or `keep`; return whether it is `keep`."""
     return one_of(("drop", "keep"), text) == "keep"
 
 
 def use(text: str) -> Use:
-    """Read what becomes of an imatrix."""
+    """Read the use of an imatrix."""
     words: tuple[Use, ...] = ("required", "optional", "ignored")
     return one_of(words, text)
 
 
 def effort(text: str) -> Effort:
-    """Read how much the encoders search."""
+    """Read how hard the encoders search."""
     return one_of(EFFORTS, text)
 
 
@@ -99,7 +101,9 @@ def layer_range(text: str) -> LayerRange | PercentRange:
     if found := PERCENTS.fullmatch(text):
         first, last = Fraction(found[1]), Fraction(found[2])
         if not first < last <= 100:
-            raise RecipeError(f"{text!r} is no part of the depth; write one such as 0%-12.5%")
+            raise RecipeError(
+                f"{text!r} is not a part of the depth; write a range such as 0%-12.5%"
+            )
         return PercentRange(first, last)
     found = LAYERS.fullmatch(text)
     if not found:
@@ -109,7 +113,7 @@ def layer_range(text: str) -> LayerRange | PercentRange:
         )
     first, last = int(found[1]), int(found[2] or found[1])
     if last < first and (first < 0) == (last < 0):
-        raise RecipeError(f"{text!r} runs backwards; write {LayerRange(last, first)}")
+        raise RecipeError(f"{text!r} is reversed; write {LayerRange(last, first)}")
     return LayerRange(first, last)
 
 
@@ -131,10 +135,12 @@ def count(text: str) -> int:
 
 
 def comparison(text: str) -> Comparison:
-    """Read `8`, or `>= 4` and the like."""
+    """Read a comparison: `8` or `>= 4`."""
     found = COMPARISON.fullmatch(text)
     if not found:
-        raise RecipeError(f"{text!r} is not a condition; write a number, or one such as '>= 4'")
+        raise RecipeError(
+            f"{text!r} is not a condition; write a number, or a comparison such as '>= 4'"
+        )
     for operator in ("==", "!=", "<", "<=", ">", ">="):
         if operator == (found[1] or "=="):
             return Comparison(operator, int(found[2]))
@@ -142,20 +148,20 @@ def comparison(text: str) -> Comparison:
 
 
 def size(text: str) -> int:
-    """Read bytes: `50GB`, `46.5GiB`, `800M`."""
+    """Read a size in bytes: `50GB`, `46.5GiB`, `800M`."""
     found = SIZE.fullmatch(text)
     n_bytes = int(Fraction(found[1]) * _UNITS[found[2]]) if found else 0
     if n_bytes < 1:
-        raise RecipeError(f"{text!r} is not a size; write one such as 50GB or 46GiB")
+        raise RecipeError(f"{text!r} is not a size; write a size such as 50GB or 46GiB")
     return n_bytes
 
 
 def architecture(text: str) -> str:
-    """Read a name as general.architecture has it."""
+    """Read a value of general.architecture."""
     if text not in ARCHITECTURES:
         raise RecipeError(
-            f"{text!r} is not an architecture of GGUF{nearest(text, ARCHITECTURES)}"
-            " (general.architecture, which `dynquant plan` begins with)"
+            f"{text!r} is not a GGUF architecture{nearest(text, ARCHITECTURES)}"
+            " (the first line of `dynquant plan` shows a model's)"
         )
     return text
 

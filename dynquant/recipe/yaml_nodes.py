@@ -1,7 +1,7 @@
-"""YAML text as nodes that know their line and column, without the parts of YAML that surprise.
+"""YAML text as nodes with line and column, without YAML's surprising parts.
 
-Nodes are read as written: `no` and `0-3` are text, nothing is resolved or constructed. Anchors,
-aliases and tags are refused, size and depth are bounded, so that a hostile file costs nothing.
+Values stay text as written, including `no` and `0-3`; nothing is resolved or constructed. Anchors,
+aliases and tags are refused, and size and depth are limited, so that a hostile file costs little.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from dynquant.errors import DynquantError, RecipeError
 
 T = TypeVar("T")
 
-# A recipe that names each of a thousand tensors has about 80 kB; PyYAML reads 300 kB a second.
+# A recipe that names each of a thousand tensors has about 80 kB; PyYAML reads 300 kB per second.
 MAX_BYTES = 256 * 1024
 
 # Recipes nest four deep: the file, its rules, a rule, a list of roles.
 MAX_DEPTH = 16
 
-# The syntax errors people make most: a part of PyYAML's message, and what to say instead.
+# The most frequent syntax errors: a part of PyYAML's message, and the message to show instead.
 _PLAIN_WORDS = (
     ("<block end>", "does not line up with the lines above; check indentation and dashes"),
-    ("mapping values are not allowed", "a ': ' too many; quote the text, or check the line above"),
+    ("mapping values are not allowed", "unexpected ': '; quote the text, or check the line above"),
     (
         "could not find expected ':'",
         "neither `key: value` nor a list; a colon is followed by a space",
     ),
     ("'\\t' that cannot start", "a tab; indent with spaces"),
-    ("another document", "a second document; write one recipe a file"),
+    ("another document", "a second document; write one recipe per file"),
     ("unexpected end of stream", "a quote is not closed"),
     ("'<stream end>'", "a bracket is not closed"),
-    ("cannot start any token", "quote text that begins with this sign"),
+    ("cannot start any token", "quote text that begins with this character"),
 )
 
-_ALIAS = "reads as a YAML alias; quote text that begins with *"
+_ALIAS = "is a YAML alias; quote text that begins with *"
 
 
 @dataclass(frozen=True, order=True)
@@ -59,19 +59,17 @@ class Place:
 
 
 def compose(text: str, path: str) -> yaml.Node | None:
-    """Return the root node of a YAML text, None where it holds nothing but comments.
+    """Return the root node of a YAML text, or None if there are only comments.
 
-    path: what messages call the file
-    Raises RecipeError, with line and column, at the first thing that is not plain YAML.
+    path: the file's name in messages
+    Raises RecipeError, with line and column, at the first text that is not plain YAML.
     """
     try:
         loader = _Loader(text)
     except yaml.reader.ReaderError as e:
         before = text[: e.position]
         place = Place(path, before.count("\n") + 1, len(before) - before.rfind("\n"))
-        raise RecipeError(
-            f"{place}: character {chr(e.character)!r} is not YAML; take it out"
-        ) from e
+        raise RecipeError(f"{place}: character {chr(e.character)!r} is not YAML; remove it") from e
     try:
         return loader.get_single_node()
     except yaml.MarkedYAMLError as e:
@@ -79,7 +77,7 @@ def compose(text: str, path: str) -> yaml.Node | None:
 
 
 class _Loader(yaml.SafeLoader):
-    """Composes nodes, and refuses what a recipe has no use for."""
+    """Composes nodes, and refuses YAML that recipes do not use."""
 
     _depth = 0
 
@@ -90,10 +88,10 @@ class _Loader(yaml.SafeLoader):
         if isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent) and (
             event.anchor is not None or event.tag is not None
         ):
-            problem = "is a YAML anchor or tag; recipes have none"
+            problem = "is a YAML anchor or tag, which recipes do not use; quote or remove it"
             raise _Refused(problem=problem, problem_mark=event.start_mark)
         if self._depth == MAX_DEPTH:
-            problem = f"is nested more than {MAX_DEPTH} deep; no recipe needs that"
+            problem = f"is nested more than {MAX_DEPTH} deep; recipes need at most four levels"
             raise _Refused(problem=problem, problem_mark=event.start_mark)
         self._depth += 1
         node = super().compose_node(parent, index)
@@ -102,14 +100,14 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Refused(yaml.MarkedYAMLError):
-    """YAML that is valid and that a recipe may not use."""
+    """Valid YAML that a recipe may not use."""
 
 
 def _syntax_message(error: yaml.MarkedYAMLError, text: str, path: str) -> str:
     problem, context = error.problem or "", error.context or ""
     mark = error.problem_mark
     if error.context_mark and ("scalar" in context or "alias" in context):
-        mark = error.context_mark  # where the quote or the alias begins, not where it goes wrong
+        mark = error.context_mark  # the start of the quote or alias, not the place of the error
     assert mark is not None, "PyYAML marks every error of its scanner and parser"
     line = (text[mark.index :].splitlines() or [""])[0]
     word = (line.split() or [""])[0][:60]
@@ -123,20 +121,20 @@ def _syntax_message(error: yaml.MarkedYAMLError, text: str, path: str) -> str:
 
 
 class Reader:
-    """Takes nodes apart, and collects their faults instead of stopping at the first."""
+    """Reads nodes, and collects their faults instead of stopping at the first."""
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.faults: list[tuple[Place, str]] = []
 
     def fault(self, node: yaml.Node, message: str) -> None:
-        """Note what is wrong at a node."""
+        """Record a fault of a node."""
         self.faults.append((Place.of(self.path, node.start_mark), message))
 
     def pairs(self, node: yaml.Node, what: str) -> list[tuple[str, yaml.Node, yaml.Node]]:
-        """Return each key's word with the nodes of key and value; what is no mapping is a fault.
+        """Return each key's text with the nodes of key and value.
 
-        A key that is given twice is a fault as well, and left out the second time.
+        A node that is not a mapping is a fault. So is a repeated key, of which the first counts.
         """
         if not isinstance(node, yaml.MappingNode):
             self.fault(node, f"{what} must be `key: value` lines, not {kind(node)}")
@@ -147,7 +145,7 @@ class Reader:
         for key, value in given:
             word = str(key.value) if isinstance(key, yaml.ScalarNode) else kind(key)
             if word in lines:
-                self.fault(key, f"key {word!r} given twice, first in line {lines[word]}")
+                self.fault(key, f"key {word!r} is repeated; line {lines[word]} has the first one")
             else:
                 lines[word] = key.start_mark.line + 1
                 found.append((word, key, value))
@@ -156,38 +154,38 @@ class Reader:
     def mapping(
         self, node: yaml.Node, known: tuple[str, ...], what: str
     ) -> dict[str, yaml.Node] | None:
-        """Return the values by key; keys that are unknown or given twice are faults."""
+        """Return the values by key; unknown and repeated keys are faults."""
         found: dict[str, yaml.Node] = {}
         for word, key, value in self.pairs(node, what):
             if word in known:
                 found[word] = value
             else:
-                hint = nearest(word, known) or f"; {what} may have {', '.join(known)}"
+                hint = nearest(word, known) or f"; the keys of {what} are {', '.join(known)}"
                 self.fault(key, f"unknown key {word!r}{hint}")
         return found if isinstance(node, yaml.MappingNode) else None
 
     def values(self, node: yaml.Node | None, read: Callable[[str], T]) -> tuple[T, ...]:
-        """Return what `read` makes of one value or of a list of them; nothing of None."""
+        """Return the values that `read` returns for one node or a list; none for None."""
         found = [self.value(one, read) for one in self.items(node)]
         return tuple(value for value in found if value is not None)
 
     def items(self, node: yaml.Node | None) -> list[yaml.Node]:
-        """Return the nodes of a list, or the one node that stands for a list of one."""
+        """Return the nodes of a list; a single value is a list of one."""
         if node is None:
             return []
         nodes = children(node) if isinstance(node, yaml.SequenceNode) else [node]
         if not nodes:
-            self.fault(node, "empty list; give a value or leave the key out")
+            self.fault(node, "empty list; add a value or remove the key")
         return nodes
 
     def value(self, node: yaml.Node | None, read: Callable[[str], T]) -> T | None:
-        """Return what `read` makes of a value's text; its DynquantError is a fault here."""
+        """Return the result of `read` for a value's text; a DynquantError becomes a fault."""
         if node is None:
             return None
         if not isinstance(node, yaml.ScalarNode):
-            self.fault(node, f"expected one word or text, not {kind(node)}")
+            self.fault(node, f"expected one value, not {kind(node)}")
         elif not node.value:
-            self.fault(node, "no value; give one or leave the key out")
+            self.fault(node, "no value; add one or remove the key")
         else:
             try:
                 return read(node.value)
@@ -202,7 +200,7 @@ def children(node: yaml.SequenceNode) -> list[yaml.Node]:
 
 
 def kind(node: yaml.Node) -> str:
-    """Return what a node is, in a reader's words."""
+    """Return the kind of a node, for messages."""
     if isinstance(node, yaml.ScalarNode):
         value: Any = node.value
         return f"the text {value!r}" if value else "nothing"

@@ -25,8 +25,8 @@ import numpy as np
 
 from dynquant.arch.base import ModelTensor
 from dynquant.errors import RecipeError
-from dynquant.interchange.header import Header
 from dynquant.interchange.items import Base
+from dynquant.interchange.patterns import Header
 from dynquant.interchange.tensor_types import recipe_of_tensor_types, tensor_types
 from dynquant.quants.table import ALL
 from dynquant.recipe.loader import parse_recipe

@@ -192,7 +192,7 @@ def test_all_other_types_for_blocks_are_refused_together_by_rule(tmp_path: Path)
         r"recipes/hand.yaml:1 default: Q4_1 for weights that are quantized already (Q8_0):"
         " blk.{0-3}.ffn_down.weight; use a GGUF in F16, BF16 or F32, or accept the loss"
         " (--allow-requantize)",
-        "recipes/hand.yaml:1 default: Q4_1 of weights that are Q4_0 already:"
+        "recipes/hand.yaml:1 default: Q4_1 for weights that are quantized already (Q4_0):"
         " blk.{2-3}.ffn_up.weight; use a GGUF in F16, BF16 or F32, or accept the loss"
         " (--allow-requantize)",
     )

@@ -154,7 +154,7 @@ def test_a_model_of_the_hub_is_not_fetched_for_a_recipe_that_is_wrong(
 
 def test_warnings_are_talk(llama: Path, recipe: Path) -> None:
     done = run("plan", llama, "--recipe", recipe, "--json")
-    assert "blk.1.ffn_down.weight) takes no tensor" in done.err
+    assert "blk.1.ffn_down.weight) applies to no tensor" in done.err
     assert json.loads(done.out)["warnings"]
 
 

@@ -12,8 +12,11 @@ from ggufs import add, write
 from places import TINY_BOOKS
 from typer.testing import CliRunner
 
+from dynquant.arch.load import load_model
 from dynquant.cli import app
 from dynquant.errors import DynquantError
+from dynquant.plan.apply import apply_recipe
+from dynquant.recipe.loader import parse_recipe
 
 TINY = str(TINY_BOOKS)
 """Four layers, a tied embedding, rows that all blocks divide."""
@@ -53,7 +56,7 @@ def messages(*args: str) -> tuple[str, ...]:
 def test_check_reads_a_recipe_without_any_model(recipe: str) -> None:
     done = run("check", recipe)
     assert (done.exit_code, done.stdout) == (0, "")
-    assert done.stderr == "small.yaml: 4 rules, nothing to mend\n"
+    assert done.stderr == "small.yaml: 4 rules, no faults\n"
 
 
 def test_check_applies_it_to_a_model(recipe: str) -> None:
@@ -62,27 +65,27 @@ def test_check_applies_it_to_a_model(recipe: str) -> None:
     assert done.stderr.startswith(f"small.yaml: fits {TINY} (qwen3): 46 tensors, ")
 
 
-def test_check_says_all_that_is_to_be_mended(tmp_path: Path) -> None:
+def test_check_reports_all_faults(tmp_path: Path) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text("default: q4km\nrules: [{role: atn_v, type: Q6_K}]\nfalback: F16\n")
     assert [m.split(":")[1] for m in messages("check", str(path))] == ["1", "2", "3"]
 
 
-def test_check_finds_rules_that_take_nothing(tmp_path: Path) -> None:
+def test_check_reports_rules_without_tensors(tmp_path: Path) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text("default: Q4_K\nrules: [{role: experts, type: Q6_K}]\n")
     (message,) = messages("check", str(path), TINY)
-    assert "takes no tensor: the model has no experts" in message
+    assert "applies to no tensor: the model has no experts" in message
 
 
-def test_check_takes_warnings_for_errors_where_asked(tmp_path: Path) -> None:
+def test_check_strict_treats_warnings_as_errors(tmp_path: Path) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text(
         "default: Q4_K\nrules: [{role: ffn, type: Q6_K}, {role: ffn_down, type: Q5_K}]\n"
     )
     done = run("check", str(path), TINY)
     assert done.exit_code == 0
-    assert done.stderr.startswith(f"warning: {path}:2: rule (role ffn_down) takes no tensor")
+    assert done.stderr.startswith(f"warning: {path}:2: rule (role ffn_down) applies to no tensor")
     (message,) = messages("check", str(path), TINY, "--strict")
     assert message.startswith(f"{path}:2: rule")
 
@@ -101,19 +104,19 @@ def test_explain_shows_every_rule_that_was_tried(recipe: str) -> None:
         ["small.yaml:1", "default"],
     ]
     assert lines[5].endswith("tied_embeddings is true")
-    assert lines[6].endswith("name is another")
+    assert lines[6].endswith("name differs")
     assert lines[7].endswith("role is ffn_down")
     assert lines[8].endswith("an earlier rule decides")
 
 
-def test_explain_says_what_is_in_the_way(recipe: str) -> None:
+def test_explain_shows_why_rules_do_not_apply(recipe: str) -> None:
     done = run("explain", recipe, TINY, "blk.2.ffn_down.weight", "blk.0.attn_v", "output_norm")
     assert "layer is 2" in done.stdout
     assert "rows of 256 weights" in done.stdout
     assert "one dimension; the rule has no `override: true`" in done.stdout
 
 
-def test_explain_takes_patterns_and_puts_the_same_together(recipe: str) -> None:
+def test_explain_accepts_patterns_and_groups_equal_results(recipe: str) -> None:
     done = run("explain", recipe, TINY, "blk.*.ffn_up.weight")
     assert done.stdout.splitlines()[0] == "blk.{0-3}.ffn_up.weight"
     assert done.stdout.count("=>") == 1
@@ -180,7 +183,7 @@ def test_diff_of_two_files_needs_no_model(tmp_path: Path) -> None:
         ["attn_v", "0", "1", "F32", "-"]
     ]
     (message,) = messages("diff", str(a), "q8_0")
-    assert message == "q8_0: a recipe is compared on a model; name one after A and B"
+    assert message == "q8_0: comparing a recipe requires a model; add MODEL after A and B"
 
 
 def test_schema_is_json(recipe: str) -> None:
@@ -197,3 +200,15 @@ def test_a_recipe_that_requires_importance_is_checked_as_if_it_were_there(
     )
     done = run("explain", str(path), TINY, "blk.0.ffn_down")
     assert "Q4_0, 4.5 bits" in done.stdout
+
+
+def test_ignored_imatrix_does_not_count_as_importance() -> None:
+    recipe = parse_recipe(
+        "default: Q8_0\nimportance: ignored\n"
+        "rules: [{role: ffn_down, when: {importance: true}, type: Q4_0, optional: true}]",
+        "r.yaml",
+        "r",
+    )
+    model = load_model(TINY, needs_vocab=False)
+    found = apply_recipe(recipe, model, has_imatrix=True)
+    assert found.assigned.assignments["blk.0.ffn_down.weight"].type.name == "Q8_0"

@@ -94,9 +94,9 @@ def test_an_imported_list_can_extend_a_recipe(tmp_path: Path) -> None:
     assert plan_of(tmp_path / "sub" / "child.yaml").type_counts.keys() == {"Q5_0", "Q6_K", "F32"}
 
 
-def test_what_no_pattern_takes_has_to_be_said_once() -> None:
+def test_default_or_extends_is_required_but_not_both() -> None:
     (message,) = messages("import", "attn_v=q6_k", "--format", "custom-q")
-    assert message.endswith("give --default TYPE or --extends RECIPE")
+    assert message.endswith("add --default TYPE or --extends RECIPE")
     both = ["--default", "Q4_K", "--extends", "q8_0"]
     assert run("import", "attn_v=q6_k", "--format", "custom-q", *both).exit_code == 2
     (message,) = messages("import", "a=q6_k", "--format", "custom-q", "--default", "q4km")
@@ -112,7 +112,7 @@ def test_export_gives_every_matrix_its_type() -> None:
         assert found == type_name, name
 
 
-def test_what_is_exported_and_imported_has_the_same_plan(tmp_path: Path) -> None:
+def test_exported_and_imported_recipe_has_the_same_plan(tmp_path: Path) -> None:
     assert run("export", "dynamic-6bit", TINY, "-o", "types.txt").exit_code == 0
     options = ["--format", "tensor-type-file", "--default", "F16", "-o", "again.yaml"]
     assert run("import", "types.txt", *options).exit_code == 0
@@ -120,7 +120,7 @@ def test_what_is_exported_and_imported_has_the_same_plan(tmp_path: Path) -> None
     assert again == types_of(plan_of("dynamic-6bit"))
 
 
-def test_nothing_is_replaced_unasked(tmp_path: Path) -> None:
+def test_existing_file_is_replaced_only_with_force(tmp_path: Path) -> None:
     (tmp_path / "there").write_text("mine")
     (message,) = messages("export", "q8_0", TINY, "-o", "there")
     assert message == "there: exists; replace it with --force, or name another output"
@@ -130,14 +130,14 @@ def test_nothing_is_replaced_unasked(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
 
 
-def test_what_cannot_be_read_or_written_is_said(tmp_path: Path) -> None:
+def test_unreadable_input_and_unwritable_output_are_reported(tmp_path: Path) -> None:
     options = ["--format", "thireus", "--default", "Q4_K"]
     assert messages("import", "none.recipe", *options)[0].startswith("none.recipe: cannot be read")
     (tmp_path / "bytes").write_bytes(b"a=q8_0\n\xff\xfe")
     assert messages("import", "bytes", *options) == ("bytes:2: not UTF-8 text; save it as UTF-8",)
     (tmp_path / "long").write_bytes(b"#" * (1 << 21))
-    assert "this is no list of types" in messages("import", "long", *options)[0]
+    assert "this is not a list of types" in messages("import", "long", *options)[0]
     assert "cannot be written" in messages("export", "q8_0", TINY, "-o", "no/such/folder")[0]
-    assert "fetch it" in messages("from-gguf", "hf://org/model/x.gguf")[0]
+    assert "download it" in messages("from-gguf", "hf://org/model/x.gguf")[0]
     (tmp_path / "not.gguf").write_bytes(b"text")
     assert messages("from-gguf", "not.gguf")[0].startswith("not.gguf: ")

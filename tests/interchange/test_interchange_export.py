@@ -106,11 +106,11 @@ def test_capitals_and_signs_of_names_do_not_end_or_change_a_word() -> None:
 def test_names_that_differ_in_case_alone_are_refused_if_their_types_do() -> None:
     shapes: Shapes = {"blk.0.Up.weight": (64, 64), "blk.0.up.weight": (64, 64)}
     types = {"blk.0.Up.weight": ALL["Q8_0"], "blk.0.up.weight": ALL["Q4_0"]}
-    with pytest.raises(RecipeError, match="cannot be told from another tensor"):
+    with pytest.raises(RecipeError, match="and another tensor match the same pattern"):
         tensor_types(tensors_of(shapes), types)
 
 
-def test_what_llama_quantize_leaves_alone_has_no_word() -> None:
+def test_tensors_that_llama_quantize_keeps_have_no_word() -> None:
     text = tensor_types(tensors_of(R1), types_by("q8_0", R1))
     for role in ("norm", "ffn_gate_inp", "bias"):
         assert role not in text
@@ -133,9 +133,9 @@ def test_types_that_llama_quantize_cannot_be_made_to_give_are_errors_together() 
     types |= {"blk.1.attn_norm.weight": ALL["F16"], "blk.2.attn_norm.weight": ALL["F16"]}
     with pytest.raises(RecipeError) as e:
         tensor_types(tensors_of(shapes), types)
-    assert [m.split(" by ")[0] for m in e.value.messages] == [
-        "blk.{1-2}.attn_norm.weight: F16",
-        "blk.0.one_row.weight: Q8_0",
+    assert [m.split(", but ")[0] for m in e.value.messages] == [
+        "blk.{1-2}.attn_norm.weight: the recipe gives F16",
+        "blk.0.one_row.weight: the recipe gives Q8_0",
     ]
 
 

@@ -90,7 +90,7 @@ def test_a_shipped_recipe_comes_back_with_no_more_rules_than_took_part(
 
 
 @pytest.mark.parametrize("mix", mixes.reference()["models"]["Llama-3.1-8B"]["types"])
-def test_what_llama_quantize_makes_of_published_models_is_told_in_eight_rules(mix: str) -> None:
+def test_types_of_llama_quantize_for_published_models_fit_eight_rules(mix: str) -> None:
     """The types are llama.cpp's own answers (tests/mixes.py), in patterns that it counts out."""
     for model in mixes.reference()["models"]:
         types = mixes.peer_types(model, mix, importance=True)
@@ -116,9 +116,7 @@ def test_what_llama_quantize_makes_of_published_models_is_told_in_eight_rules(mi
         (["layers: 0-2, type: Q8_0"], ["layers: 0-2", "type: Q8_0"]),
     ],
 )
-def test_what_a_rule_says_in_one_word_comes_back_in_one(
-    rules: list[str], expected: list[str]
-) -> None:
+def test_a_group_of_roles_comes_back_as_one_word(rules: list[str], expected: list[str]) -> None:
     recipe = written(*rules)
     types = types_by(recipe, MOE)
     again, text = back(MOE, types)
@@ -143,7 +141,7 @@ def test_a_rule_by_position_as_unicom_publishes_it_comes_back() -> None:
     assert len(again.rules) <= 4
 
 
-def test_the_default_is_what_most_tensors_have() -> None:
+def test_the_default_is_the_type_of_most_tensors() -> None:
     types = types_by(written("role: attention, type: Q6_K", default="Q5_K"), MOE)
     again, _ = back(MOE, types)
     ((most, _), *_) = Counter(types[n] for n in unprotected(MOE)).most_common()
@@ -193,7 +191,7 @@ def test_any_types_come_back(model: tuple[Shapes, Types]) -> None:
     assert VALIDATOR.is_valid(yaml.safe_load(text))
 
 
-def test_parts_of_a_model_are_told_apart_by_name() -> None:
+def test_parts_of_a_model_are_distinguished_by_name() -> None:
     shapes = two_parts(4)
     types = dict.fromkeys(shapes, "Q4_K") | dict.fromkeys((n for n in shapes if "norm" in n), "F32")
     types |= dict.fromkeys((n for n in shapes if re.fullmatch(r"enc\..*attn_q\.weight", n)), "Q6_K")
@@ -212,7 +210,7 @@ def test_protected_tensors_of_another_type_are_overridden_and_others_left_alone(
     assert text.count("override: true") == len(again.rules) <= 2
 
 
-def test_a_role_that_no_recipe_knows_is_told_by_name() -> None:
+def test_a_role_unknown_to_recipes_is_selected_by_name() -> None:
     shapes = {f"blk.{i}.attn.weird.weight": (256, 256) for i in range(9)} | dense(9)
     types = types_by(load_recipe("q8_0"), shapes)
     types |= {f"blk.{i}.attn.weird.weight": "Q4_K" for i in range(3, 9)}
@@ -243,9 +241,9 @@ def test_types_that_cannot_be_written_are_errors_together() -> None:
     tensors += [("output.weight", (256, 256), "Q8_K"), ("token_embd.weight", (256, 256), "Q4_K")]
     with pytest.raises(RecipeError) as e:
         recipe_of_types(tensors, "model.gguf")
-    assert [m.split(";")[0] for m in e.value.messages] == [
-        "model.gguf: blk.{0-2}.ffn_up.weight (3 tensors): no encoder makes Q8_1",
-        "model.gguf: output.weight (1 tensors): no encoder makes Q8_K",
+    assert [m.split(", so ")[0] for m in e.value.messages] == [
+        "model.gguf: blk.{0-2}.ffn_up.weight (3 tensors): dynquant does not encode Q8_1",
+        "model.gguf: output.weight (1 tensor): dynquant does not encode Q8_K",
     ]
 
 

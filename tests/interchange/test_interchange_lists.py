@@ -14,10 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dynquant.errors import RecipeError
-from dynquant.interchange.custom_q import recipe_of_custom_q
+from dynquant.interchange.item_lists import recipe_of_custom_q, recipe_of_thireus
 from dynquant.interchange.items import Base
 from dynquant.interchange.tensor_types import recipe_of_tensor_types
-from dynquant.interchange.thireus import recipe_of_thireus
 from dynquant.quants.table import ALL
 from dynquant.recipe.loader import parse_recipe
 from dynquant.recipe.match import assign
@@ -234,8 +233,10 @@ def test_rows_that_do_not_divide_get_what_llama_quantize_gives_them() -> None:
     assert {odd[name] for name, s in dense(1, hidden=100, ffn=300).items() if len(s) > 1} == {"F16"}
 
 
-def test_what_no_pattern_takes_is_asked_for() -> None:
-    with pytest.raises(RecipeError, match="nothing says the type of tensors that no pattern takes"):
+def test_missing_default_is_an_error() -> None:
+    with pytest.raises(
+        RecipeError, match="the type of tensors that no pattern matches is not given"
+    ):
         recipe_of_tensor_types("attn_v=q6_k", "t", Base())
 
 
@@ -254,7 +255,7 @@ def test_a_pattern_for_everything_is_the_default_and_ends_the_list() -> None:
     text = recipe_of_tensor_types("attn_v=q6_k .*=q5_k ffn_up=q8_0", "t", Base())
     recipe = parse_recipe(text, "r.yaml", "r")
     assert (recipe.default.name, len(recipe.rules)) == ("Q5_K", 1)
-    assert "# Left out: 1 pattern after one that takes everything." in text
+    assert "# Left out: 1 pattern after one that matches every tensor." in text
     extending = recipe_of_tensor_types("attn_v=q6_k .*=q5_k", "t", Base(extends="q8_0"))
     assert set(types_by(parse_recipe(extending, "r.yaml", "r"), MODELS[2]).values()) == {
         "F32",
@@ -300,18 +301,18 @@ def test_types_of_another_program_are_errors_with_all_their_lines() -> None:
         (r"(?P<a>b)", "(?P is"),
         (r"(?<a)b", "(?< is"),
         (r"(?!blk)attn_v", "(?! is"),
-        (r"(a|b)\1", r"\1 refers back"),
-        (r"attn_v\Z", r"\Z is not the same"),
+        (r"(a|b)\1", r"\1 is a back reference"),
+        (r"attn_v\Z", r"\Z differs"),
         (r"attn[[:digit:]]", "[ inside []"),
         (r"attn[]x]", "[] and [^]"),
-        (r"a{,3}", "{ begins no count"),
+        (r"a{,3}", "{ without a count"),
         (r"a*+b", "*+ is possessive"),
         (r"[a--b]", "-- inside []"),
         (r"(attn", "not a regular expression"),
         (r"*attn", "not a regular expression"),
     ],
 )
-def test_what_is_not_the_same_to_python_is_refused(pattern: str, why: str) -> None:
+def test_patterns_that_python_reads_differently_are_refused(pattern: str, why: str) -> None:
     with pytest.raises(RecipeError) as e:
         recipe_of_thireus(f"attn_q=q8_0\n{pattern}=q8_0\n", "c", Q4)
     (message,) = e.value.messages
@@ -319,7 +320,7 @@ def test_what_is_not_the_same_to_python_is_refused(pattern: str, why: str) -> No
     assert why in message
 
 
-def test_classes_that_lower_case_turns_around_are_refused() -> None:
+def test_classes_that_lower_case_inverts_are_refused() -> None:
     with pytest.raises(RecipeError, match=r"^t:1: .*\\D becomes \\d"):
         recipe_of_tensor_types(r"blk\.\D=q8_0", "t", Q4)
     assert recipe_of_custom_q(r"blk\.\d\.\D=q8_0", "c", Q4)

@@ -121,7 +121,7 @@ def test_rules_give_them_types_of_their_own_and_minus_one_is_the_models_last(fol
 
 
 def test_a_rule_for_dropped_ones_takes_no_tensor(folder: Path) -> None:
-    with pytest.raises(RecipeError, match="takes no tensor: the model has no nextn"):
+    with pytest.raises(RecipeError, match="applies to no tensor: the model has no nextn"):
         plan_of(folder, "default: F16\nrules: [{role: nextn.eh_proj, type: Q8_0}]")
 
 

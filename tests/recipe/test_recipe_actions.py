@@ -40,7 +40,7 @@ def test_keep_leaves_a_tensor_in_its_stored_type() -> None:
     assert types(plan)[DOWN] == stored
 
 
-def test_a_dropped_tensor_is_listed_with_its_rule_and_warned_of() -> None:
+def test_a_dropped_tensor_is_listed_with_its_rule_and_gives_a_warning() -> None:
     plan = small_plan(more="rules: [{name: blk.0.ffn_down.weight, drop: true}]")
     assert DOWN not in types(plan)
     assert plan.ignored[DOWN] == "dropped by recipes/hand.yaml:2"
@@ -75,7 +75,7 @@ def test_a_part_of_the_layers_that_predict_cannot_be_dropped(folder: Path) -> No
     assert "blk.3.nextn.eh_proj.weight" in str(e.value)
 
 
-def test_mtp_gets_types_of_its_own(folder: Path) -> None:
+def test_prediction_layers_can_have_other_types(folder: Path) -> None:
     text = "default: F16\nprediction_layers: keep\nrules: [{role: mtp, type: BF16}]"
     given = types(plan_of(folder, text))
     matrices = [
@@ -85,14 +85,14 @@ def test_mtp_gets_types_of_its_own(folder: Path) -> None:
     assert {given[n] for n in given if n.startswith("blk.2.attn_output")} == {"F16"}
 
 
-def test_protection_is_overridden_by_those_who_say_so() -> None:
+def test_protection_is_overridden_with_a_warning() -> None:
     tensors = [unread("blk.0.ffn_gate_inp.weight", 8, 256), unread("blk.0.attn_q.weight", 8, 256)]
     text = "default: Q4_K\nrules: [{role: router, override: true, type: BF16}]"
     found = assign(parse_recipe(text, "r.yaml", "r"), tensors)
     assert found.assignments["blk.0.ffn_gate_inp.weight"].type.name == "BF16"
     assert found.warnings == (
         "r.yaml:2: overrides the protection of blk.0.ffn_gate_inp.weight (router); runtimes may"
-        " refuse the file or answer worse",
+        " reject the file or give worse answers",
     )
 
 
@@ -110,24 +110,24 @@ def test_integers_stay_integers_whatever_is_overridden() -> None:
     tensors = list(model().tensors)
     text = "default: Q8_0\nrules: [{name: tid2eid.weight, override: true, type: F16}]"
     table = ModelTensor("tid2eid.weight", Unread((4, 256), KEPT["I32"]))
-    with pytest.raises(RecipeError, match="takes no tensor: all it selects is protected"):
+    with pytest.raises(RecipeError, match="applies to no tensor: all tensors that it matches"):
         assign(parse_recipe(text, "r.yaml", "r"), [*tensors, table])
 
 
-def test_the_built_in_rules_are_there_to_be_read() -> None:
+def test_built_in_rules_can_be_printed() -> None:
     notes = [rule.note for rule in built_in_rules()]
     assert notes == ["one dimension", "not a weight", "norm", "router", "small or no matrix"]
     assert {rule.type.name for rule in built_in_rules() if rule.type} == {"F32"}
 
 
-def test_importance_that_is_required_is_missed(imatrix: Imatrix) -> None:
+def test_missing_required_importance_is_refused(imatrix: Imatrix) -> None:
     wanted = recipe("Q8_0", "importance: required")
     with pytest.raises(PlanError, match=r"^recipes/hand\.yaml: needs importance"):
         make_plan(model(), wanted)
     assert make_plan(model(), wanted, imatrix=imatrix).imatrix
 
 
-def test_importance_that_is_ignored_changes_nothing_and_is_told(imatrix: Imatrix) -> None:
+def test_ignored_importance_changes_nothing_and_gives_a_warning(imatrix: Imatrix) -> None:
     ignoring = recipe("Q8_0", "importance: ignored")
     plan = make_plan(model(), ignoring, imatrix=imatrix)
     assert plan.imatrix is None and not plan.importance
@@ -141,7 +141,7 @@ def test_rules_may_ask_whether_there_is_importance(imatrix: Imatrix) -> None:
     assert make_plan(model(), asking, imatrix=imatrix).type_counts["Q4_0"] == 2
 
 
-def test_the_recipes_effort_holds_where_the_user_asks_for_none() -> None:
+def test_the_recipes_effort_is_the_default() -> None:
     fast = recipe("Q8_0", "effort: fast")
     assert make_plan(model(), fast).effort == "fast"
     assert make_plan(model(), fast, effort="best").effort == "best"
@@ -155,7 +155,7 @@ def test_another_architecture_is_a_warning() -> None:
     )
 
 
-def test_metadata_sets_keys_and_set_has_the_last_word() -> None:
+def test_metadata_sets_keys_and_set_overrides_it() -> None:
     named = recipe("Q8_0", "metadata: {general.name: Mine, llama.block_count: 3}")
     keys = make_plan(model(), named).keys
     assert (keys["general.name"].value, keys["llama.block_count"].value) == ("Mine", 3)
@@ -198,7 +198,7 @@ def test_shards_are_whole_tensors_up_to_a_size(size: str, shards: list[tuple[int
     assert [s.n_bytes for s in plan.shards] == sizes
 
 
-def test_fallback_chains_are_each_types_own() -> None:
+def test_each_type_has_its_fallback_chain() -> None:
     tensors = [unread(f"blk.0.{role}.weight", 8, 96) for role in ("attn_q", "attn_k", "ffn_up")]
     text = (
         "default: Q4_K\nrules:\n  - {role: attn_q, type: Q6_K}\n  - {role: attn_k, type: Q2_K}\n"
@@ -208,7 +208,7 @@ def test_fallback_chains_are_each_types_own() -> None:
     assert [a.type.name for a in given.values()] == ["Q8_0", "Q4_0", "Q5_0"]
 
 
-def test_error_refuses_for_one_type_what_another_may() -> None:
+def test_fallback_error_applies_to_one_type_only() -> None:
     tensors = [unread(f"blk.0.{role}.weight", 8, 96) for role in ("attn_q", "attn_k")]
     text = "default: Q4_K\nrules: [{role: attn_q, type: Q6_K}]\nfallback: {Q6_K: error, any: F16}"
     with pytest.raises(RecipeError) as e:

@@ -61,18 +61,20 @@ def test_own_rules_come_first(folder: Path) -> None:
     assert given["blk.0.attn_q.weight"].rule == "parent.yaml:2 default"
 
 
-def test_that_all_of_a_parents_rule_is_taken_is_what_extending_is_for(folder: Path) -> None:
+def test_overridden_parent_rule_gives_no_warning(folder: Path) -> None:
     text = "extends: parent.yaml\nrules: [{role: ffn_down, type: Q8_0}]"
     assert apply(text, folder).warnings == ()
 
 
-def test_a_parents_rule_that_fits_nothing_is_a_warning(folder: Path) -> None:
+def test_parent_rule_without_tensors_is_a_warning(folder: Path) -> None:
     (folder / "parent.yaml").write_text(PARENT.replace("attn_v", "attn_k_b"))
     (warning,) = apply("extends: parent.yaml", folder).warnings
-    assert warning.startswith("parent.yaml:6:5: rule (role attn_k_b) takes no tensor: the model")
+    assert warning.startswith(
+        "parent.yaml:6:5: rule (role attn_k_b) applies to no tensor: the model"
+    )
 
 
-def test_what_is_not_given_is_the_parents(folder: Path) -> None:
+def test_missing_keys_are_inherited(folder: Path) -> None:
     child = load_recipe(write(folder / "child.yaml", "extends: parent.yaml"))
     parent = load_recipe("parent.yaml")
     assert child.name == "child"
@@ -86,7 +88,7 @@ def test_what_is_not_given_is_the_parents(folder: Path) -> None:
     assert child.keeps_prediction
 
 
-def test_what_is_given_is_the_childs(folder: Path) -> None:
+def test_given_keys_override_the_parent(folder: Path) -> None:
     text = (
         "extends: parent.yaml\ndefault: Q6_K\nimportance: ignored\neffort: fast\nfallback: error\n"
         "output: {tensor_order: model}\nmetadata: {general.name: Child}\nprediction_layers: drop\n"
@@ -118,15 +120,15 @@ def test_the_hash_is_of_all_that_is_extended(folder: Path) -> None:
     assert load_recipe(child).sha256 != before
 
 
-def test_a_circle_is_refused_where_it_closes(folder: Path) -> None:
+def test_a_circle_of_extends_is_refused(folder: Path) -> None:
     (folder / "a.yaml").write_text("extends: b.yaml")
     (folder / "b.yaml").write_text("name: b\nextends: a.yaml")
     assert refusal("a.yaml") == [
-        "b.yaml:2:10: 'a.yaml' goes round in a circle: a.yaml -> b.yaml -> a.yaml; take one out"
+        "b.yaml:2:10: 'a.yaml' extends itself: a.yaml -> b.yaml -> a.yaml; remove one `extends`"
     ]
     (folder / "a.yaml").write_text("extends: a.yaml")
     assert refusal("a.yaml") == [
-        "a.yaml:1:10: 'a.yaml' goes round in a circle: a.yaml -> a.yaml; take one out"
+        "a.yaml:1:10: 'a.yaml' extends itself: a.yaml -> a.yaml; remove one `extends`"
     ]
 
 

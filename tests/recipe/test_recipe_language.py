@@ -56,7 +56,7 @@ fallback: [Q8_0, F16]
 """
 
 
-def test_a_recipe_says_all_of_this():
+def test_every_key_of_a_recipe_reaches_its_data():
     recipe = parse(EVERY_KEY)
     assert (recipe.intended, recipe.importance, recipe.effort) == (
         ("llama", "qwen3moe"),
@@ -179,25 +179,25 @@ FAULTS = {
         "default: q4km",
         ["1:10: 'q4km' is not a quant type; did you mean Q4_K? (`dynquant types` lists them)"],
     ),
-    "no value": ("default:\n", ["1:9: no value; give one or leave the key out"]),
-    "list for a type": ("default: [Q4_K]", ["1:10: expected one word or text, not a list"]),
+    "no value": ("default:\n", ["1:9: no value; add one or remove the key"]),
+    "list for a type": ("default: [Q4_K]", ["1:10: expected one value, not a list"]),
     "duplicate key": (
         "default: Q4_K\ndefault: Q5_K\ndefault: Q6_K",
         [
-            "2:1: key 'default' given twice, first in line 1",
-            "3:1: key 'default' given twice, first in line 1",
+            "2:1: key 'default' is repeated; line 1 has the first one",
+            "3:1: key 'default' is repeated; line 1 has the first one",
         ],
     ),
     "unknown keys": (
         "default: Q4_K\ndefualt: Q5_K\nxyzzy: 1",
         [
             "2:1: unknown key 'defualt'; did you mean default?",
-            f"3:1: unknown key 'xyzzy'; a recipe may have {TOP_KEYS}",
+            f"3:1: unknown key 'xyzzy'; the keys of a recipe are {TOP_KEYS}",
         ],
     ),
     "version": (
         "dynquant: 2\ndefault: Q4_K",
-        ["1:11: version '2' of the language; this dynquant reads 1"],
+        ["1:11: version '2' of the recipe language; this dynquant reads version 1"],
     ),
     "rules without a rule": (
         "default: Q4_K\nrules:",
@@ -213,7 +213,10 @@ FAULTS = {
     ),
     "rule for everything": (
         RULE + "type: Q6_K",
-        ["3:5: rule without role, layers, name, shape or when; the default is for all tensors"],
+        [
+            "3:5: rule without selectors; add role, layers, name, shape or when, or change the"
+            " default"
+        ],
     ),
     "misspelt key of a rule": (
         RULE + "role: attn_v\n    tpye: Q6_K",
@@ -228,23 +231,23 @@ FAULTS = {
             "3:13: 'ffn_dwon' is not a role; did you mean ffn_down?",
             "3:23: 'down_proj' is not a role; GGUF's name for it is ffn_down",
             "3:34: 'FFN_UP' is not a role; did you mean ffn_up?",
-            "3:42: 'qqqqq' is not a role; roles are GGUF's, such as ffn_down or attn_v",
+            "3:42: 'qqqqq' is not a role; use GGUF's names, such as ffn_down or attn_v",
         ],
     ),
     "empty list": (
         RULE + "{role: [], type: Q6_K}",
-        ["3:12: empty list; give a value or leave the key out"],
+        ["3:12: empty list; add a value or remove the key"],
     ),
     "mapping for a role": (
         RULE + "{role: {a: b}, type: Q6_K}",
-        ["3:12: expected one word or text, not a mapping"],
+        ["3:12: expected one value, not a mapping"],
     ),
     "layers": (
         RULE + "{layers: [first, 3-1, -1--4, 03, 0 - 3, 99999], type: Q6_K}",
         [
             f"3:15: 'first' {NOT_A_LAYER}",
-            "3:22: '3-1' runs backwards; write 1-3",
-            "3:27: '-1--4' runs backwards; write -4--1",
+            "3:22: '3-1' is reversed; write 1-3",
+            "3:27: '-1--4' is reversed; write -4--1",
             f"3:34: '03' {NOT_A_LAYER}",
             f"3:38: '0 - 3' {NOT_A_LAYER}",
             f"3:45: '99999' {NOT_A_LAYER}",
@@ -252,7 +255,7 @@ FAULTS = {
     ),
     "optional": (
         RULE + "{role: attn_v, type: Q6_K, optional: yes}",
-        ["3:42: 'yes' is neither true nor false; write one of them"],
+        ["3:42: 'yes' is neither true nor false; write true or false"],
     ),
     "regular expression": (
         RULE + "{name: '/blk(/', type: Q6_K}",
@@ -261,8 +264,8 @@ FAULTS = {
     "open regular expression": (
         RULE + "{name: [/blk, //], type: Q6_K}",
         [
-            "3:13: '/blk' is not a name; a regular expression stands between slashes",
-            "3:19: '//' is not a name; a regular expression stands between slashes",
+            "3:13: '/blk' is not a name; write a regular expression between two slashes",
+            "3:19: '//' is not a name; write a regular expression between two slashes",
         ],
     ),
     "fallback": (
@@ -271,14 +274,20 @@ FAULTS = {
     ),
     "star without quotes": (
         RULE + "name: *.ffn_down.weight",
-        ["3:11: '*.ffn_down.weight' reads as a YAML alias; quote text that begins with *"],
+        ["3:11: '*.ffn_down.weight' is a YAML alias; quote text that begins with *"],
     ),
     "alias": (
         RULE + "name: *ffn",
-        ["3:11: '*ffn' reads as a YAML alias; quote text that begins with *"],
+        ["3:11: '*ffn' is a YAML alias; quote text that begins with *"],
     ),
-    "anchor": ("default: &a Q4_K", ["1:10: '&a' is a YAML anchor or tag; recipes have none"]),
-    "tag": ("default: !!str Q4_K", ["1:10: '!!str' is a YAML anchor or tag; recipes have none"]),
+    "anchor": (
+        "default: &a Q4_K",
+        ["1:10: '&a' is a YAML anchor or tag, which recipes do not use; quote or remove it"],
+    ),
+    "tag": (
+        "default: !!str Q4_K",
+        ["1:10: '!!str' is a YAML anchor or tag, which recipes do not use; quote or remove it"],
+    ),
     "indentation": (
         RULE + "role: attn_v\n   type: Q6_K",
         [
@@ -291,15 +300,15 @@ FAULTS = {
     "open bracket": ("default: [Q4_K", ["1:15: this is not YAML: a bracket is not closed"]),
     "missing colon": (
         "default Q4_K\nname: x",
-        ["2:5: ':' is not YAML: a ': ' too many; quote the text, or check the line above"],
+        ["2:5: ':' is not YAML: unexpected ': '; quote the text, or check the line above"],
     ),
     "two documents": (
         "default: Q4_K\n---\ndefault: Q4_K",
-        ["2:1: '---' is not YAML: a second document; write one recipe a file"],
+        ["2:1: '---' is not YAML: a second document; write one recipe per file"],
     ),
     "control character": (
         "default: Q4_K\nname: \a",
-        ["2:7: character '\\x07' is not YAML; take it out"],
+        ["2:7: character '\\x07' is not YAML; remove it"],
     ),
 }
 
@@ -370,7 +379,7 @@ def test_a_huge_file_is_refused_unread(tmp_path: Path):
     path = tmp_path / "mine.yaml"
     with path.open("wb") as file:
         file.truncate(10**12)
-    with pytest.raises(RecipeError, match=f"more than {MAX_BYTES} bytes; this is no recipe"):
+    with pytest.raises(RecipeError, match=f"more than {MAX_BYTES} bytes; this is not a recipe"):
         load_recipe(path)
 
 

@@ -123,7 +123,7 @@ def test_first_rule_that_fits_decides_and_is_named():
     assert (second.type.name, second.rule) == ("Q5_K", "r.yaml:4")
 
 
-def test_what_no_rule_takes_is_the_defaults():
+def test_tensors_without_a_rule_get_the_default():
     given = apply(rules("role: ffn_down, type: Q6_K")).assignments["blk.0.attn_q.weight"]
     assert (given.type.name, given.rule) == ("Q4_K", "r.yaml:1 default")
 
@@ -164,43 +164,43 @@ def test_layers_of_a_model_in_two_parts_are_layers(part: str) -> None:
 IDLE = {
     "role": (
         "role: ffn_down_exps, type: Q6_K",
-        "rule (role ffn_down_exps) takes no tensor: the model has no ffn_down_exps; did you mean"
-        " ffn_down?",
+        "rule (role ffn_down_exps) applies to no tensor: the model has no ffn_down_exps; did you"
+        " mean ffn_down?",
     ),
     "roles": (
         "role: [attn_k_b, attn_v_b], type: Q6_K",
-        "rule (role attn_k_b attn_v_b) takes no tensor: the model has no attn_k_b or attn_v_b",
+        "rule (role attn_k_b attn_v_b) applies to no tensor: the model has no attn_k_b or attn_v_b",
     ),
     "layers": (
         "layers: [4-9, -9--5], type: Q6_K",
-        "rule (layers 4-9 -9--5) takes no tensor: the model's layers are 0-3",
+        "rule (layers 4-9 -9--5) applies to no tensor: the model has layers 0-3",
     ),
     "name": (
         "name: ffn_down, type: Q6_K",
-        "rule (name ffn_down) takes no tensor: no tensor has such a name (names are whole:"
-        " '*ffn_down*' takes all that hold this)",
+        "rule (name ffn_down) applies to no tensor: no tensor has such a name (write"
+        " '*ffn_down*' to match all names that contain it)",
     ),
     "together": (
         "role: output, layers: 0, type: Q6_K",
-        "rule (role output, layers 0) takes no tensor: each selector fits some tensors, but none"
-        " fits all of them",
+        "rule (role output, layers 0) applies to no tensor: each selector matches some"
+        " tensors, but no tensor matches all of them",
     ),
     "protected": (
         "role: output_norm, type: Q6_K",
-        "rule (role output_norm) takes no tensor: all it selects is protected (one dimension); say"
-        " `override: true` if you mean it",
+        "rule (role output_norm) applies to no tensor: all tensors that it matches are"
+        " protected (one dimension); add `override: true` to change them",
     ),
 }
 
 
 @pytest.mark.parametrize(("rule", "message"), IDLE.values(), ids=IDLE.keys())
-def test_rule_that_takes_nothing_is_an_error_that_says_why(rule: str, message: str):
-    remedy = "" if "override" in message else "; correct it, or say `optional: true`"
+def test_rule_without_tensors_is_an_error_with_the_reason(rule: str, message: str):
+    remedy = "" if "override" in message else "; correct it, or add `optional: true`"
     assert refusal(rules(rule)) == [f"r.yaml:3:5: {message}{remedy}"]
 
 
 @pytest.mark.parametrize("rule", [rule for rule, _ in IDLE.values()], ids=IDLE.keys())
-def test_optional_rule_may_take_nothing(rule: str):
+def test_optional_rule_may_apply_to_no_tensor(rule: str):
     assert apply(rules(rule + ", optional: true")).warnings == ()
 
 
@@ -211,8 +211,8 @@ def test_shadowed_rule_is_a_warning_that_names_the_rules_before_it():
         "role: ffn_down, type: Q8_0",
     )
     assert apply(text).warnings == (
-        "r.yaml:5: rule (role ffn_down) takes no tensor: all it selects went to earlier rules"
-        " (r.yaml:3, r.yaml:4)",
+        "r.yaml:5: rule (role ffn_down) applies to no tensor: earlier rules (r.yaml:3, r.yaml:4)"
+        " decide all tensors that it matches",
     )
 
 
@@ -229,7 +229,7 @@ def test_idle_rules_and_rows_that_do_not_divide_come_all_at_once():
 def test_row_that_does_not_divide_without_a_fallback_is_an_error():
     assert refusal("default: Q4_K", model(1, 96)) == [
         "r.yaml:1:10: Q4_K's block of 256 does not divide rows of 96 weights, and there is no"
-        " fallback: token_embd.weight and 5 more; add a fallback such as [Q8_0, F16], or give"
+        " fallback: token_embd.weight and 5 more; add a fallback such as [Q8_0, F16], or choose"
         " another type"
     ]
 
@@ -237,7 +237,7 @@ def test_row_that_does_not_divide_without_a_fallback_is_an_error():
 def test_row_that_no_fallback_divides_is_an_error():
     assert refusal("default: Q4_K\nfallback: [Q5_K, Q8_0]", [model(1, 100)[0]]) == [
         "r.yaml:1:10: Q4_K's block of 256 does not divide rows of 100 weights, nor does the"
-        " fallback (Q5_K, Q8_0): token_embd.weight; add a fallback such as [Q8_0, F16], or give"
+        " fallback (Q5_K, Q8_0): token_embd.weight; add a fallback such as [Q8_0, F16], or choose"
         " another type"
     ]
 
@@ -268,8 +268,8 @@ def test_the_first_fallback_whose_block_divides_the_row_is_taken(chain: list[str
 def test_use_of_the_fallback_is_a_warning_with_its_cost():
     given = apply("default: Q4_K\nfallback: [IQ4_NL, F16]", model(1, 96))
     assert given.warnings == (
-        "r.yaml: fallback IQ4_NL instead of Q4_K (+0 bits per weight, +0 bytes), whose block of"
-        " 256 does not divide rows of 96 weights: token_embd.weight and 5 more",
+        "r.yaml: fallback IQ4_NL replaces Q4_K (+0 bits per weight, +0 bytes): Q4_K's block"
+        " of 256 does not divide rows of 96 weights: token_embd.weight and 5 more",
     )
 
 

@@ -100,7 +100,7 @@ def test_a_plan_without_an_imatrix_is_refused(mix: str):
 
 
 @pytest.mark.parametrize("mix", [mix for mix in MIXES if mix not in ("F16", "MXFP4_MOE")])
-def test_description_tells_the_size_of_an_8b_model(mix: str):
+def test_description_states_the_size_of_an_8b_model(mix: str):
     described = re.search(r"([\d.]+) bits per weight", recipe(mix).description)
     assert described
     sizes = {t.name: prod(t.shape) for t in model("Llama-3.1-8B").tensors}

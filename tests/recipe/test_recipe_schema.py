@@ -89,7 +89,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize("text", WRONG)
-def test_what_the_schema_refuses_the_reader_refuses(text: str) -> None:
+def test_reader_refuses_recipes_that_the_schema_refuses(text: str) -> None:
     assert not accepts(text)
     assert not reads(text)
 
@@ -109,6 +109,6 @@ RIGHT = [
 
 
 @pytest.mark.parametrize("text", RIGHT)
-def test_what_the_reader_takes_the_schema_takes(text: str) -> None:
+def test_schema_accepts_recipes_that_the_reader_accepts(text: str) -> None:
     assert accepts(text)
     assert reads(text)

@@ -215,7 +215,7 @@ def test_mtp_is_every_tensor_of_the_layers_that_predict() -> None:
     assert facts_of(found).n_layers == 4
 
 
-def test_a_gguf_tells_the_layers_that_predict_by_its_keys() -> None:
+def test_prediction_layers_of_a_gguf_follow_from_its_keys() -> None:
     found = model(block_count=2, nextn_predict_layers=1)
     assert facts_of(found).prediction == range(1, 2)
     assert picked("role: mtp", list(found.tensors), facts_of(found)) == {"blk.1.attn_v.weight"}

@@ -133,7 +133,7 @@ def test_rows_that_do_not_divide_cost_what_the_plan_says(
     assert unexpected(given) == []
     replaced = [a for a in given.assignments.values() if a.instead_of]
     assert all(a.type.bpw >= a.instead_of.bpw for a in replaced if a.instead_of)
-    assert all("bytes), whose block of" in w for w in given.warnings)
+    assert all("bytes): " in w and "'s block of " in w for w in given.warnings)
     assert len(given.warnings) > 0
 
 

@@ -31,8 +31,8 @@ from dynquant.conversion.layout import lay_out
 from dynquant.conversion.write import convert_plan
 from dynquant.errors import DynquantError, VerificationError
 from dynquant.importance.imatrix import read_imatrix
-from dynquant.interchange.custom_q import recipe_of_custom_q
 from dynquant.interchange.from_gguf import recipe_of_gguf
+from dynquant.interchange.item_lists import recipe_of_custom_q
 from dynquant.interchange.items import Base
 from dynquant.interchange.tensor_types import recipe_of_tensor_types
 from dynquant.plan.make import make_plan

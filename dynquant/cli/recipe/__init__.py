@@ -1,4 +1,4 @@
-"""`dynquant recipe ...`: writing recipes, checking them, and seeing what they do."""
+"""`dynquant recipe ...`: commands that write, check and compare recipes."""
 
 from __future__ import annotations
 

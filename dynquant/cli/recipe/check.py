@@ -1,4 +1,4 @@
-"""`dynquant recipe check`: whether a recipe can be read, and whether it fits a model."""
+"""`dynquant recipe check`: reports the faults of a recipe, alone or for a model."""
 
 from __future__ import annotations
 
@@ -16,39 +16,37 @@ def check(
     ],
     model: Annotated[
         str | None,
-        typer.Argument(metavar="MODEL", help="The model that it should fit.", show_default=False),
+        typer.Argument(
+            metavar="MODEL", help="The model to apply the recipe to.", show_default=False
+        ),
     ] = None,
     imatrix: ImatrixOption = None,
     mla: MlaOption = "split",
-    strict: Annotated[bool, typer.Option("--strict", help="Take warnings for errors.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Treat warnings as errors.")] = False,
 ) -> None:
-    """Read a recipe, and apply it to a model; exit with 1 if there is something to mend.
+    """Check a recipe, optionally for a model; exit with 1 if there are faults.
 
-    Without a model the words are checked; with one, that every rule takes a tensor and that rows
-    divide. Importance that is missing is no fault of the recipe.
+    Without a model, only the text is checked. With a model, every rule must apply to a tensor and
+    every row must be a multiple of the block. A missing imatrix is not a fault of the recipe.
     """
-    from dynquant.errors import RecipeError
-    from dynquant.recipe.loader import load_recipe
-
-    read = load_recipe(recipe)
     if model is None:
-        console.talk(f"{read.path}: {len(read.rules)} rules, nothing to mend")
-        return
-    from dynquant.arch.load import load_model
-    from dynquant.importance.imatrix import read_imatrix
-    from dynquant.plan.difference import bits_per_weight, typed_by
-    from dynquant.plan.resolve import resolve
+        from dynquant.recipe.loader import load_recipe
 
-    if imatrix:
-        read_imatrix(imatrix)  # so that a file that is none is told
-    given = imatrix is not None or read.importance == "required"
-    found = resolve(load_model(model, mla=mla, needs_vocab=False), read, importance=given)
-    if strict:
-        RecipeError.raise_any(found.warnings)
+        read = load_recipe(recipe)
+        console.talk(f"{read.path}: {len(read.rules)} rules, no faults")
+        return
+    from dynquant.inputs import read_inputs
+    from dynquant.plan.apply import apply_recipe
+    from dynquant.plan.difference import bits_per_weight, typed_by
+
+    given = read_inputs(model, recipe, imatrix, mla=mla, needs_vocab=False)
+    found = apply_recipe(
+        given.recipe, given.model, has_imatrix=given.imatrix is not None, strict=strict
+    )
     for warning in found.warnings:
         console.talk(f"warning: {warning}")
     tensors = typed_by(found)
     console.talk(
-        f"{read.path}: fits {model} ({found.model.architecture}): {len(tensors)} tensors,"
+        f"{given.recipe.path}: fits {model} ({found.model.architecture}): {len(tensors)} tensors,"
         f" {bits_per_weight(tensors):.3f} bits per weight"
     )

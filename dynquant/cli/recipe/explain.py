@@ -1,4 +1,4 @@
-"""`dynquant recipe explain`: every rule that was tried for a tensor."""
+"""`dynquant recipe explain`: shows the result of every rule for a tensor."""
 
 from __future__ import annotations
 
@@ -19,23 +19,21 @@ def explain(
         list[str],
         typer.Argument(
             metavar="TENSOR...",
-            help="Names as in the plan; blk.3.ffn_down will do; a glob or a /regex/ takes several.",
+            help="Names as in the plan, `.weight` is optional; globs and /regex/ select several.",
         ),
     ],
     imatrix: ImatrixOption = None,
     json: JsonOption = False,
     mla: MlaOption = "split",
 ) -> None:
-    """Show why tensors get their types: each rule that was tried, and what decided."""
-    from dynquant.arch.load import load_model
-    from dynquant.plan.resolve import resolve
-    from dynquant.recipe.loader import load_recipe
+    """Show why tensors get their types: the result of each rule, and the rule that decides."""
+    from dynquant.inputs import read_inputs
+    from dynquant.plan.apply import apply_recipe
     from dynquant.report.explained import explained_json, explained_tables, explanations
 
-    read = load_recipe(recipe)
-    given = imatrix is not None or read.importance == "required"
-    found = resolve(load_model(model, mla=mla, needs_vocab=False), read, importance=given)
-    explained = explanations(read, found, tensors)
+    given = read_inputs(model, recipe, imatrix, mla=mla, needs_vocab=False)
+    found = apply_recipe(given.recipe, given.model, has_imatrix=given.imatrix is not None)
+    explained = explanations(given.recipe, found, tensors)
     if json:
         console.write_json(explained_json(explained))
     else:

@@ -1,4 +1,4 @@
-"""`dynquant recipe export`: a recipe as other tools are told."""
+"""`dynquant recipe export`: writes the types of a recipe as a list for another tool."""
 
 from __future__ import annotations
 
@@ -25,24 +25,17 @@ def export(
     mla: MlaOption = "split",
     force: ForceOption = False,
 ) -> None:
-    """Write the list with which llama-quantize gives a model's tensors the types of a recipe.
+    """Write a list with which llama-quantize gives a model's tensors the types of a recipe.
 
-    It names every tensor that llama-quantize quantizes. Of its types, name a quantized one on its
-    command line, such as Q4_K_M: with F16 or BF16 it does not look at the list.
+    The list has every tensor that llama-quantize quantizes. Give llama-quantize a quantized type,
+    such as Q4_K_M: with F16 or BF16 it ignores the list.
     """
-    from dynquant.arch.load import load_model
-    from dynquant.importance.imatrix import read_imatrix
-    from dynquant.interchange.tensor_types import tensor_types
-    from dynquant.plan.resolve import resolve
-    from dynquant.recipe.loader import load_recipe
+    from dynquant.inputs import read_inputs
+    from dynquant.plan.apply import apply_recipe, exported_tensor_types
 
     assert form == "tensor-type-file", "the only format"
-    read = load_recipe(recipe)
-    if imatrix:
-        read_imatrix(imatrix)  # so that a file that is none is told
-    given = imatrix is not None or read.importance == "required"
-    found = resolve(load_model(model, mla=mla, needs_vocab=False), read, importance=given)
+    given = read_inputs(model, recipe, imatrix, mla=mla, needs_vocab=False)
+    found = apply_recipe(given.recipe, given.model, has_imatrix=given.imatrix is not None)
     for warning in found.warnings:
         console.talk(f"warning: {warning}")
-    types = {name: given.type for name, given in found.assigned.assignments.items()}
-    write_text(tensor_types(found.model.tensors, types), out, force=force)
+    write_text(exported_tensor_types(found), out, force=force)

@@ -1,4 +1,4 @@
-"""`dynquant recipe import`: a recipe from what other tools are told."""
+"""`dynquant recipe import`: converts a list of another tool to a recipe."""
 
 from __future__ import annotations
 
@@ -15,26 +15,28 @@ def import_(
         str,
         typer.Argument(
             metavar="FILE",
-            help="The file to read, - for stdin; of --custom-q also the list itself.",
+            help="The file to read, - for stdin; for custom-q also the list itself.",
         ),
     ],
     form: Annotated[
         Literal["tensor-type-file", "custom-q", "thireus"],
         typer.Option(
             "--format",
-            help="What it is: llama-quantize's --tensor-type-file, ik_llama.cpp's --custom-q, or a"
+            help="The format: llama-quantize's --tensor-type-file, ik_llama.cpp's --custom-q, or a"
             " .recipe of Thireus' GGUF-Tool-Suite.",
         ),
     ],
     default: Annotated[
         str | None,
-        typer.Option(metavar="TYPE", help="The type of what no pattern takes.", show_default=False),
+        typer.Option(
+            metavar="TYPE", help="The type of tensors without a pattern.", show_default=False
+        ),
     ] = None,
     extends: Annotated[
         str | None,
         typer.Option(
             metavar="RECIPE",
-            help="The recipe that decides what no pattern takes: a shipped one, or a path from"
+            help="The recipe for tensors that no pattern matches: a shipped one, or a path from"
             " OUT's folder.",
             show_default=False,
         ),
@@ -42,18 +44,17 @@ def import_(
     out: OutOption = None,
     force: ForceOption = False,
 ) -> None:
-    """Write the recipe that a list of PATTERN=TYPE stands for, in the same order.
+    """Convert a list of PATTERN=TYPE to a recipe, in the same order.
 
-    A pattern for a role, with or without layers, becomes a rule with these; others stay regular
-    expressions.
+    Patterns for a role, with or without layers, become rules with `role` and `layers`; others stay
+    regular expressions.
     """
     if default is not None and extends is not None:
-        raise typer.BadParameter("give it or --extends, not both", param_hint="--default")
+        raise typer.BadParameter("give --default or --extends, not both", param_hint="--default")
     from dynquant.errors import EncodeError, RecipeError
-    from dynquant.interchange.custom_q import recipe_of_custom_q
+    from dynquant.interchange.item_lists import recipe_of_custom_q, recipe_of_thireus
     from dynquant.interchange.items import Base
     from dynquant.interchange.tensor_types import recipe_of_tensor_types
-    from dynquant.interchange.thireus import recipe_of_thireus
     from dynquant.quants.table import quant_type
 
     try:

@@ -1,4 +1,4 @@
-"""`dynquant recipe schema`: the language for editors."""
+"""`dynquant recipe schema`: prints the JSON Schema of recipes."""
 
 from __future__ import annotations
 
