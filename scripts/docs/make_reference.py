@@ -1,0 +1,306 @@
+#!/usr/bin/env python3
+"""Write docs/reference/cli.md from the commands, and docs/reference/recipe.md from the schema.
+
+    python scripts/docs/make_reference.py           # write both pages
+    python scripts/docs/make_reference.py --check   # exit with 1 if a page is out of date
+
+The text around the tables of the recipe page is in recipe_page.md, beside this script.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from typer.main import get_command
+
+from dynquant.cli import app
+from dynquant.recipe.loader import built_in_text
+from dynquant.recipe.roles import GROUP_NOTES
+from dynquant.recipe.schema import recipe_schema
+
+HERE = Path(__file__).resolve().parent
+REFERENCE = HERE.parents[1] / "docs" / "reference"
+COMMAND = "python scripts/docs/make_reference.py"
+
+_CODE = re.compile(
+    r"(?<![\w`-])(--[a-z][a-z-]+|hf://\S+[\w\]]|[A-Za-z][\w.]*\.(?:gguf|json|html|md))"
+)
+
+# An example of each key of the recipe language. A key without one is an error, so that no key of
+# the schema is left out of the page.
+EXAMPLES = {
+    "recipe": {
+        "dynquant": "1",
+        "name": "mine",
+        "description": "more bits for attention",
+        "extends": "dynamic-4bit",
+        "for": "[qwen3, qwen3moe]",
+        "default": "Q4_K",
+        "importance": "required",
+        "effort": "best",
+        "rules": "[{role: attn_v, type: Q6_K}]",
+        "fallback": "{Q4_K: [IQ4_NL, Q8_0], any: [Q8_0, F16]}",
+        "output": "{tensor_order: layer, shard_size: 50GB}",
+        "metadata": "{general.name: Tiny}",
+        "prediction_layers": "keep",
+    },
+    "rule": {
+        "role": "[attn_v, experts]",
+        "layers": "[0-1, -1, 25%-50%]",
+        "name": "blk.*.attn_k.weight",
+        "shape": "{row_multiple_of: 256}",
+        "when": '{experts: ">= 8"}',
+        "type": "Q6_K",
+        "choose": "[Q4_K, Q5_K]",
+        "keep": "true",
+        "drop": "true",
+        "optional": "true",
+        "override": "true",
+        "note": "attention passes this on",
+    },
+    "when": {
+        "experts": '">= 4"',
+        "gqa": "[4, 8]",
+        "layers": '"< 32"',
+        "tied_embeddings": "true",
+        "importance": "true",
+        "architecture": "deepseek2",
+    },
+    "pattern": {
+        "in": "10-20",
+        "first": "3",
+        "last": "12.5%",
+        "every": "4",
+        "from": "2",
+        "of": "experts",
+    },
+    "output": {"shard_size": "50GB", "tensor_order": "layer"},
+    "shape": {"row_multiple_of": "256", "min_weights": "1000000", "dimensions": "3"},
+}
+SELECTORS = ("role", "layers", "name", "shape", "when")
+# The limits of `shape` have no description in the schema.
+SHAPES = {
+    "row_multiple_of": "the row length is a multiple of this number",
+    "min_weights": "the tensor has at least this many weights",
+    "dimensions": "the tensor has exactly this many dimensions",
+}
+
+
+def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    """Return a Markdown table."""
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def marked(text: str) -> str:
+    """Return a help text with options and file names as code, safe in a cell of a table."""
+    parts = re.split(r"(`[^`]*`)", " ".join(text.split()))
+    parts = [p if p.startswith("`") else _CODE.sub(r"`\1`", p.replace("*", r"\*")) for p in parts]
+    return "".join(parts).replace("|", r"\|")
+
+
+def sentence(text: str) -> str:
+    """Return a description with a capital letter and a full stop."""
+    text = marked(text)
+    if "." in text.split()[0].rstrip("."):  # a name, such as llama.cpp
+        return text + ("" if text.endswith(".") else ".")
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!")) else ".")
+
+
+# The command line.
+
+
+def cli_page() -> str:
+    """Return the page of all commands."""
+    program = get_command(app)
+    commands = list(_commands("dynquant", program))
+    listed = [
+        (f"[`{name}`](#{name.replace(' ', '-')})", sentence(_summary(command)))
+        for name, command in commands
+    ]
+    return (
+        "\n\n".join(
+            [
+                "# Commands",
+                _generated("the commands' own help"),
+                "stdout is for data, stderr for messages. Every command has `--help`. The codes that"
+                " commands exit with\nare on [a page of their own](exit-codes.md).",
+                table(("command", "description"), listed),
+                *(_command(name, command) for name, command in commands),
+            ]
+        )
+        + "\n"
+    )
+
+
+def _generated(source: str) -> str:
+    return f"<!-- Generated from {source} by `{COMMAND}`; do not edit. -->"
+
+
+def _commands(name: str, command: Any) -> Iterator[tuple[str, Any]]:
+    """Yield all commands with their full names, in the order of the help."""
+    for sub, its in command.commands.items():
+        if hasattr(its, "commands"):
+            yield from _commands(f"{name} {sub}", its)
+        else:
+            yield f"{name} {sub}", its
+
+
+def _paragraphs(command: Any) -> list[str]:
+    return [" ".join(p.split()) for p in re.split(r"\n\s*\n", (command.help or "").strip())]
+
+
+def _summary(command: Any) -> str:
+    return _paragraphs(command)[0]
+
+
+def _command(name: str, command: Any) -> str:
+    params = [p for p in command.params if not getattr(p, "hidden", False) and p.name != "help"]
+    arguments = [p for p in params if p.param_type_name == "argument"]
+    options = [p for p in params if p.param_type_name == "option"]
+    usage = " ".join([name, *(["[OPTIONS]"] if options else []), *map(_usage, arguments)])
+    words = _words(command)
+    parts = [f"## {name}", *map(marked, _paragraphs(command)), f"```text\n{usage}\n```"]
+    if arguments:
+        rows = [(f"`{_value(p)}`", _described(p, words)) for p in arguments]
+        parts.append(table(("argument", "description"), rows))
+    if options:
+        rows = [(_option(p, words), _default(p), _described(p, words)) for p in options]
+        parts.append(table(("option", "default", "description"), rows))
+    return "\n\n".join(parts)
+
+
+def _usage(argument: Any) -> str:
+    value = _value(argument)
+    return value if argument.required else f"[{value}]"
+
+
+def _words(command: Any) -> dict[str, list[str]]:
+    """Return the words that each parameter may be, of those that have a list of words.
+
+    They come from the annotations: where typer keeps them differs between its versions.
+    """
+    hints = get_type_hints(inspect.unwrap(command.callback))
+    found: dict[str, list[str]] = {}
+    for name, hint in hints.items():
+        for each in (hint, *get_args(hint)):
+            if get_origin(each) is Literal:
+                found[name] = list(get_args(each))
+    return found
+
+
+def _value(param: Any) -> str:
+    """Return the word for a parameter's value."""
+    if param.metavar:
+        return param.metavar
+    return param.name.upper()
+
+
+def _option(option: Any, words: Mapping[str, list[str]]) -> str:
+    # The long name first, as people search for it.
+    names = sorted(option.opts, key=lambda o: (-len(o), o))
+    shown = ", ".join(f"`{n}`" for n in names)
+    if option.is_flag:
+        return shown
+    value = option.metavar or (None if option.name in words else _value(option))
+    return f"{shown} `{value}`" if value else shown
+
+
+def _default(option: Any) -> str:
+    if option.required:
+        return "required"
+    # Unset options have None, or in recent versions of click a marker that is not a value.
+    if option.is_flag or not isinstance(option.default, str | int | float):
+        return ""
+    return f"`{option.default}`"
+
+
+def _described(param: Any, words: Mapping[str, list[str]]) -> str:
+    text = sentence(param.help) if param.help else ""
+    if choices := words.get(param.name):
+        word = "One of" if len(choices) > 1 else "Only"
+        text += f" {word} {', '.join(f'`{c}`' for c in choices)}."
+    return text
+
+
+# The recipe language.
+
+
+def recipe_page() -> str:
+    """Return the page of the recipe language."""
+    schema = recipe_schema()
+    definitions = schema["definitions"]
+    rule = definitions["rule"]["properties"]
+    actions_and_others = {k: v for k, v in rule.items() if k not in SELECTORS}
+    filled = {
+        "generated": _generated("recipe_page.md and the schema of recipes"),
+        "keys": _keys("recipe", schema["properties"]),
+        "output": _keys("output", schema["properties"]["output"]["properties"]),
+        "selectors": _keys("rule", {k: rule[k] for k in SELECTORS}),
+        "actions": _keys("rule", actions_and_others),
+        "when": _keys("when", rule["when"]["properties"]),
+        "shape": _keys("shape", rule["shape"]["properties"]),
+        "pattern": _keys("pattern", definitions["pattern"]["properties"]),
+        "groups": table(
+            ("group", "tensors"), [(f"`{k}`", sentence(v)) for k, v in GROUP_NOTES.items()]
+        ),
+        "built_in": f"```text\n{built_in_text().rstrip()}\n```",
+    }
+    page = (HERE / "recipe_page.md").read_text(encoding="utf-8")
+    places = re.findall(r"^\{\{ (\w+) \}\}$", page, re.MULTILINE)
+    if sorted(places) != sorted(filled):
+        raise ValueError(f"recipe_page.md has places for {sorted(places)}, not {sorted(filled)}")
+    for place, text in filled.items():
+        page = page.replace(f"{{{{ {place} }}}}", text)
+    return page
+
+
+def _keys(kind: str, properties: Mapping[str, Any]) -> str:
+    examples = EXAMPLES[kind]
+    if missing := properties.keys() - examples.keys():
+        raise ValueError(f"add examples of {sorted(missing)} to EXAMPLES[{kind!r}]")
+    return table(
+        ("key", "example", "meaning"),
+        [
+            (f"`{key}`", f"`{examples[key]}`", _meaning(key, schema))
+            for key, schema in properties.items()
+        ],
+    )
+
+
+def _meaning(key: str, schema: Mapping[str, Any]) -> str:
+    text = sentence(schema.get("description") or SHAPES[key])
+    words = schema.get("enum", ())
+    if len(words) > 1 and all(isinstance(w, str) for w in words):
+        text += f" One of {', '.join(f'`{w}`' for w in words)}."
+    return text
+
+
+def pages() -> dict[Path, str]:
+    """Return the text of each generated page."""
+    return {REFERENCE / "cli.md": cli_page(), REFERENCE / "recipe.md": recipe_page()}
+
+
+def main() -> None:
+    """Write the pages, or report those that are out of date."""
+    old = [
+        path
+        for path, text in pages().items()
+        if not path.exists() or path.read_text(encoding="utf-8") != text
+    ]
+    if "--check" in sys.argv[1:]:
+        for path in old:
+            print(f"{path}: out of date; run {COMMAND}", file=sys.stderr)
+        sys.exit(bool(old))
+    for path in old:
+        path.write_text(pages()[path], encoding="utf-8")
+        print(f"{path}: written")
+
+
+if __name__ == "__main__":
+    main()
