@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Write docs/reference/cli.md from the commands, and docs/reference/recipe.md from the schema.
+"""Write the pages of docs/reference that come from the code: cli.md, recipe.md and manifest.md.
 
-    python scripts/docs/make_reference.py           # write both pages
+    python scripts/docs/make_reference.py           # write all pages
     python scripts/docs/make_reference.py --check   # exit with 1 if a page is out of date
 
-The text around the tables of the recipe page is in recipe_page.md, beside this script.
+The commands, the schema of recipes, and the classes of the JSON documents give the tables. The text
+around them is in recipe_page.md and manifest_page.md, beside this script.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from typer.main import get_command
 
 from dynquant.cli import app
+from dynquant.conversion.manifest import manifest_schema
+from dynquant.plan.saved import plan_schema
 from dynquant.recipe.loader import built_in_text
 from dynquant.recipe.roles import GROUP_NOTES
 from dynquant.recipe.schema import recipe_schema
@@ -128,8 +131,8 @@ def cli_page() -> str:
             [
                 "# Commands",
                 _generated("the commands' own help"),
-                "stdout is for data, stderr for messages. Every command has `--help`. The codes that"
-                " commands exit with\nare on [a page of their own](exit-codes.md).",
+                "stdout is for data, stderr for messages. Every command has `--help`. A separate page"
+                " lists the\n[exit codes](exit-codes.md).",
                 table(("command", "description"), listed),
                 *(_command(name, command) for name, command in commands),
             ]
@@ -237,25 +240,32 @@ def recipe_page() -> str:
     definitions = schema["definitions"]
     rule = definitions["rule"]["properties"]
     actions_and_others = {k: v for k, v in rule.items() if k not in SELECTORS}
-    filled = {
-        "generated": _generated("recipe_page.md and the schema of recipes"),
-        "keys": _keys("recipe", schema["properties"]),
-        "output": _keys("output", schema["properties"]["output"]["properties"]),
-        "selectors": _keys("rule", {k: rule[k] for k in SELECTORS}),
-        "actions": _keys("rule", actions_and_others),
-        "when": _keys("when", rule["when"]["properties"]),
-        "shape": _keys("shape", rule["shape"]["properties"]),
-        "pattern": _keys("pattern", definitions["pattern"]["properties"]),
-        "groups": table(
-            ("group", "tensors"), [(f"`{k}`", sentence(v)) for k, v in GROUP_NOTES.items()]
-        ),
-        "built_in": f"```text\n{built_in_text().rstrip()}\n```",
-    }
-    page = (HERE / "recipe_page.md").read_text(encoding="utf-8")
+    return _filled(
+        "recipe_page.md",
+        {
+            "generated": _generated("recipe_page.md and the schema of recipes"),
+            "keys": _keys("recipe", schema["properties"]),
+            "output": _keys("output", schema["properties"]["output"]["properties"]),
+            "selectors": _keys("rule", {k: rule[k] for k in SELECTORS}),
+            "actions": _keys("rule", actions_and_others),
+            "when": _keys("when", rule["when"]["properties"]),
+            "shape": _keys("shape", rule["shape"]["properties"]),
+            "pattern": _keys("pattern", definitions["pattern"]["properties"]),
+            "groups": table(
+                ("group", "tensors"), [(f"`{k}`", sentence(v)) for k, v in GROUP_NOTES.items()]
+            ),
+            "built_in": f"```text\n{built_in_text().rstrip()}\n```",
+        },
+    )
+
+
+def _filled(name: str, tables: Mapping[str, str]) -> str:
+    """Return a template of this folder with its tables."""
+    page = (HERE / name).read_text(encoding="utf-8")
     places = re.findall(r"^\{\{ (\w+) \}\}$", page, re.MULTILINE)
-    if sorted(places) != sorted(filled):
-        raise ValueError(f"recipe_page.md has places for {sorted(places)}, not {sorted(filled)}")
-    for place, text in filled.items():
+    if sorted(places) != sorted(tables):
+        raise ValueError(f"{name} has places for {sorted(places)}, not {sorted(tables)}")
+    for place, text in tables.items():
         page = page.replace(f"{{{{ {place} }}}}", text)
     return page
 
@@ -281,16 +291,120 @@ def _meaning(key: str, schema: Mapping[str, Any]) -> str:
     return text
 
 
+# The JSON documents.
+
+# Fields whose names say what they are have no description in the code.
+FIELDS = {
+    "architecture": "general.architecture of the model",
+    "bytes": "the size in bytes",
+    "description": "the recipe's description",
+    "effort": "how much the encoders search",
+    "error": "how far the decoded tensor is from the original; null if the weights did not change",
+    "extends": "the recipes that it extends",
+    "importance": "the imatrix; null without one",
+    "model": "the model that the sources belong to",
+    "name": "the name",
+    "note": "the note of the rule",
+    "output": "the output",
+    "recipe": "the recipe that chose the types",
+    "sha256": "the SHA-256, in hexadecimal",
+    "sha256_from": "how the SHA-256 was obtained",
+    "text": "the text of the recipe",
+    "type": "the quant type",
+    "weights": "the number of weights",
+    "files": "the files of the output, in order",
+    "chunks": "the number of chunks of calibration text; null if the imatrix does not state it",
+    "file": "the name of the file",
+    "allow_requantize": "whether tensors that are quantized in a GGUF may get another type",
+    "dynquant": "the dynquant that wrote it",
+    "version": "the version of dynquant",
+    "encoder_revision": "the revision of the encoders",
+    "bits_per_weight": "mean bits per weight",
+    "warnings": "the warnings of the plan",
+    "shape": "the dimensions",
+}
+
+
+def manifest_page() -> str:
+    """Return the page of manifests and saved plans."""
+    return _filled(
+        "manifest_page.md",
+        {
+            "generated": _generated("manifest_page.md and the classes of the documents"),
+            "manifest": _document(manifest_schema(), "Manifest"),
+            "plan": _document(plan_schema(), "SavedPlan"),
+        },
+    )
+
+
+def _document(schema: Mapping[str, Any], name: str) -> str:
+    """Return tables of a document and of its parts, in the order of their first use."""
+    definitions: Mapping[str, Any] = schema["$defs"]
+    order = [name]
+    parts = {name: schema} | dict(definitions)
+    for each in order:
+        for field in parts[each]["properties"].values():
+            order += [r for r in _references(field) if r not in order]
+    return "\n\n".join(
+        f"### {each}\n\n{sentence(parts[each]['description'])}\n\n{_fields(parts[each])}"
+        for each in order
+    )
+
+
+def _references(schema: Any) -> list[str]:
+    if isinstance(schema, dict):
+        own = [schema["$ref"].rpartition("/")[2]] if "$ref" in schema else []
+        return own + [r for value in schema.values() for r in _references(value)]
+    return [r for value in schema for r in _references(value)] if isinstance(schema, list) else []
+
+
+def _fields(schema: Mapping[str, Any]) -> str:
+    rows: list[tuple[str, ...]] = []
+    for name, field in schema["properties"].items():
+        text = field.get("description") or FIELDS.get(name)
+        if text is None:
+            raise ValueError(f"describe {schema.get('title')}.{name} in the code or in FIELDS")
+        rows.append((f"`{name}`", _json_type(field), sentence(text)))
+    return table(("field", "value", "meaning"), rows)
+
+
+def _json_type(schema: Mapping[str, Any]) -> str:
+    """Return the form of a value in words, with links to the parts."""
+    if "$ref" in schema:
+        name = schema["$ref"].rpartition("/")[2]
+        return f"[{name}](#{name.lower()})"
+    if "anyOf" in schema:
+        return (
+            ", ".join(_json_type(s) for s in schema["anyOf"][:-1])
+            + " or "
+            + _json_type(schema["anyOf"][-1])
+        )
+    if "enum" in schema:
+        return ", ".join(f"`{w}`" for w in schema["enum"])
+    if "const" in schema:
+        return f"`{schema['const']}`"
+    if schema["type"] == "array":
+        return f"list of {_json_type(schema['items'])}"
+    if schema["type"] == "object":
+        return f"object of {_json_type(schema['additionalProperties'])}"
+    return schema["type"]
+
+
 def pages() -> dict[Path, str]:
     """Return the text of each generated page."""
-    return {REFERENCE / "cli.md": cli_page(), REFERENCE / "recipe.md": recipe_page()}
+    return {
+        REFERENCE / "cli.md": cli_page(),
+        REFERENCE / "recipe.md": recipe_page(),
+        REFERENCE / "manifest.md": manifest_page(),
+    }
 
 
 def main() -> None:
     """Write the pages, or report those that are out of date."""
+    made = pages()
     old = [
         path
-        for path, text in pages().items()
+        for path, text in made.items()
         if not path.exists() or path.read_text(encoding="utf-8") != text
     ]
     if "--check" in sys.argv[1:]:
@@ -298,7 +412,7 @@ def main() -> None:
             print(f"{path}: out of date; run {COMMAND}", file=sys.stderr)
         sys.exit(bool(old))
     for path in old:
-        path.write_text(pages()[path], encoding="utf-8")
+        path.write_text(made[path], encoding="utf-8")
         print(f"{path}: written")
 
 
