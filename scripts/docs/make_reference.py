@@ -131,8 +131,8 @@ def cli_page() -> str:
             [
                 "# Commands",
                 _generated("the commands' own help"),
-                "stdout is for data, stderr for messages. Every command has `--help`. A separate page"
-                " lists the\n[exit codes](exit-codes.md).",
+                "stdout is for data, stderr for messages. Every command has `--help`. The [exit codes]"
+                "(exit-codes.md)\nare on a separate page.",
                 table(("command", "description"), listed),
                 *(_command(name, command) for name, command in commands),
             ]
@@ -313,6 +313,7 @@ FIELDS = {
     "type": "the quant type",
     "weights": "the number of weights",
     "files": "the files of the output, in order",
+    "commit": "the commit of the repository; null for a local folder",
     "chunks": "the number of chunks of calibration text; null if the imatrix does not state it",
     "file": "the name of the file",
     "allow_requantize": "whether tensors that are quantized in a GGUF may get another type",
