@@ -131,8 +131,8 @@ def cli_page() -> str:
             [
                 "# Commands",
                 _generated("the commands' own help"),
-                "stdout is for data, stderr for messages. Every command has `--help`. The [exit codes]"
-                "(exit-codes.md)\nare on a separate page.",
+                "stdout is for data, stderr for messages. Every command has `--help`. The"
+                " [exit codes](exit-codes.md)\nare on a separate page.",
                 table(("command", "description"), listed),
                 *(_command(name, command) for name, command in commands),
             ]

@@ -1,4 +1,4 @@
-"""The reference pages agree with the code: generated pages are current, no public name is missing."""
+"""The reference pages agree with the code: generated pages are current, and no name is missing."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Untrusted input is data: for any content, a reader returns or raises a DynquantError.
 
 docs/explanation/security.md lists the attacks of tests/support/attacks. Each is tried in a process
-with limits of a gigabyte and ten seconds. Then valid files of every kind are changed at random (targets.py);
-scripts/checks/fuzz_readers.py does the same for hours.
+with limits of a gigabyte and ten seconds. Then valid files of every kind are changed at random
+(targets.py); scripts/checks/fuzz_readers.py does the same for hours.
 """
 
 from __future__ import annotations
