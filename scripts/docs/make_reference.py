@@ -31,7 +31,7 @@ REFERENCE = HERE.parents[1] / "docs" / "reference"
 COMMAND = "python scripts/docs/make_reference.py"
 
 _CODE = re.compile(
-    r"(?<![\w`-])(--[a-z][a-z-]+|hf://\S+[\w\]]|[A-Za-z][\w.]*\.(?:gguf|json|html|md))"
+    r"(?<![\w`-])(--[a-z][a-z-]+|hf://\S+[\w\]]|general\.architecture|[A-Za-z][\w.]*\.(?:gguf|json|html|md))"
 )
 
 # An example of each key of the recipe language. A key without one is an error, so that no key of
@@ -326,6 +326,24 @@ FIELDS = {
 }
 
 
+# Descriptions such as "of its text" continue the name of the field. These nouns begin them.
+NOUNS = {
+    "bytes": "the size",
+    "datasets": "the names of the texts",
+    "header_sha256": "the SHA-256",
+    "keys": "the keys",
+    "offset": "the offset",
+    "repository": "the repository,",
+    "sha256": "the SHA-256",
+    "shape": "the dimensions,",
+    "sources": "the sources,",
+    "tensor_bytes": "the size",
+    "tensors": "the tensors,",
+    "version": "the version",
+    "xxh64": "the xxh64",
+}
+
+
 def manifest_page() -> str:
     """Return the page of manifests and saved plans."""
     return _filled(
@@ -346,10 +364,12 @@ def _document(schema: Mapping[str, Any], name: str) -> str:
     for each in order:
         for field in parts[each]["properties"].values():
             order += [r for r in _references(field) if r not in order]
-    return "\n\n".join(
-        f"### {each}\n\n{sentence(parts[each]['description'])}\n\n{_fields(parts[each])}"
-        for each in order
-    )
+    shown: list[str] = []
+    for each in order:
+        if each != name:
+            shown.append(f"### {each}")
+        shown += [sentence(parts[each]["description"]), _fields(parts[each])]
+    return "\n\n".join(shown)
 
 
 def _references(schema: Any) -> list[str]:
@@ -363,6 +383,8 @@ def _fields(schema: Mapping[str, Any]) -> str:
     rows: list[tuple[str, ...]] = []
     for name, field in schema["properties"].items():
         text = field.get("description") or FIELDS.get(name)
+        if text and text.startswith(("of ", "in the order", "as ")) and name in NOUNS:
+            text = f"{NOUNS[name]} {text}"
         if text is None:
             raise ValueError(f"describe {schema.get('title')}.{name} in the code or in FIELDS")
         rows.append((f"`{name}`", _json_type(field), sentence(text)))
