@@ -1,8 +1,8 @@
 """Untrusted input is data: for any content, a reader returns or raises a DynquantError.
 
-tests/HOSTILE.md lists the attacks of tests/support/attacks. Each is tried in a process with limits
-of a gigabyte and ten seconds. Then valid files of every kind are changed at random (targets.py);
-scripts/checks/fuzz_readers.py does the same for hours.
+docs/explanation/security.md lists the attacks of tests/support/attacks. Each is tried in a process
+with limits of a gigabyte and ten seconds. Then valid files of every kind are changed at random
+(targets.py); scripts/checks/fuzz_readers.py does the same for hours.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from attacks import ATTACKS, Attack, table
 from confined import outcome
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from places import TESTS
+from places import ROOT
 from targets import TARGETS, is_refused, write_files
 
 from dynquant.cli import console
 from dynquant.errors import CheckpointError, VocabError
 from dynquant.vocab import read_vocab, sentencepiece
 
-HOSTILE = TESTS / "HOSTILE.md"
+PAGE = ROOT / "docs" / "explanation" / "security.md"
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=[a.name for a in ATTACKS])
@@ -42,7 +42,7 @@ def test_an_attack_has_the_outcome_of_the_table(tmp_path: Path, attack: Attack) 
 
 def test_the_page_contains_the_table_of_attacks() -> None:
     """`python -m attacks`, run in tests/support, prints the table."""
-    assert table() in HOSTILE.read_text(encoding="utf-8")
+    assert table() in PAGE.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", TARGETS)

@@ -1,4 +1,4 @@
-"""Print the table of attacks in tests/HOSTILE.md."""
+"""Print the table of attacks in docs/explanation/security.md."""
 
 import sys
 
