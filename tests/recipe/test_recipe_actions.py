@@ -170,7 +170,7 @@ def test_metadata_that_no_key_can_hold_is_refused_with_its_recipe() -> None:
     assert e.value.messages == (
         "recipes/hand.yaml: metadata llama.block_count: 'many' is not a whole number, which the key"
         " needs",
-        "recipes/hand.yaml: metadata dynquant.version: the plan decides this key and cannot be set",
+        "recipes/hand.yaml: metadata dynquant.version: the plan decides this key; it cannot be set",
     )
 
 
