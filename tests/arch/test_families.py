@@ -24,11 +24,14 @@ from agreement import (
     max_difference,
 )
 from ceilings import RECIPES, distance_from_transformers, kl_ceilings
+from subsets import FAST_FAMILIES, slow_except
 
 import dynquant
 from dynquant.arch.families import families
 
 llamacpp: Any = pytest.importorskip("llamacpp", reason="needs xllamacpp", exc_type=ImportError)
+
+pytestmark = pytest.mark.oracle
 
 KL_CEILINGS = kl_ceilings()
 
@@ -66,8 +69,8 @@ def test_log_probabilities_of_the_f32_file_equal_transformers(family: str, tmp_p
     assert max_difference(reference.log_probabilities, ours) < F32_TOLERANCE
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("recipe", slow_except(["dynamic-4bit"], RECIPES))
+@pytest.mark.parametrize("family", slow_except(FAST_FAMILIES, FAMILIES))
 def test_divergence_of_the_recipe_is_below_the_ceiling(
     family: str, recipe: str, tmp_path: Path
 ) -> None:
@@ -75,7 +78,7 @@ def test_divergence_of_the_recipe_is_below_the_ceiling(
     assert found <= KL_CEILINGS[family][recipe]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", slow_except(FAST_FAMILIES, FAMILIES))
 def test_tokens_equal_the_familys_own_tokenizers(family: str, tmp_path: Path) -> None:
     reference = load_reference(family)
     ours = llamacpp.tokenize(
@@ -86,6 +89,7 @@ def test_tokens_equal_the_familys_own_tokenizers(family: str, tmp_path: Path) ->
     assert dict(zip(reference.tokens, ours, strict=True)) == reference.tokens
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_one_tensor_with_its_rows_reversed_is_noticed(family: str, tmp_path: Path) -> None:
     reference = load_reference(family)
@@ -196,6 +200,7 @@ CONFIG_MISTAKES: tuple[tuple[str, str, Callable[[dict[str, Any]], Any]], ...] = 
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "mistake"),
     [pytest.param(f, m, id=f"{f}, {what}") for f, what, m in CONFIG_MISTAKES],

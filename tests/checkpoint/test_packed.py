@@ -199,6 +199,7 @@ def test_nvfp4_is_copied_bit_for_bit_with_a_separate_factor(form: str, tmp_path:
         )
 
 
+@pytest.mark.oracle
 def test_llamacpp_multiplies_by_the_factor(tmp_path: Path) -> None:
     llamacpp: Any = pytest.importorskip("llamacpp", reason="needs xllamacpp", exc_type=ImportError)
     packed, _ = both_ways(tmp_path, FORMATS["nvfp4 of modelopt"])

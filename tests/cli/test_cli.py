@@ -369,6 +369,7 @@ def test_output_that_nobody_reads_ends_quietly() -> None:
     assert child.wait() == 141
 
 
+@pytest.mark.slow
 def test_a_terminal_that_lacks_a_letter_gets_a_question_mark(
     llama: Path, recipe: Path, tmp_path: Path
 ) -> None:
@@ -399,6 +400,7 @@ main()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupt_half_way_leaves_what_the_next_run_goes_on_from(
     llama: Path, recipe: Path, tmp_path: Path, sent: signal.Signals, code: int

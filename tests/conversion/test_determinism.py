@@ -113,6 +113,7 @@ def by_command(out: Path, changes: dict[str, str], *more: str) -> bytes:
     return out.read_bytes()
 
 
+@pytest.mark.slow
 def test_place_clock_zone_and_seed_of_hashes_do_not_matter(books: bytes, tmp_path: Path) -> None:
     elsewhere = {"PYTHONHASHSEED": "7", "TZ": "Pacific/Kiritimati", "LC_ALL": "C", "HOME": "/"}
     assert by_command(tmp_path / "another name.gguf", elsewhere, "--threads", "3") == books

@@ -175,6 +175,7 @@ def test_bytes_do_not_depend_on_threads_at_any_effort(tmp_path: Path, effort: Ef
     assert made(tmp_path, effort, 1) == made(tmp_path, effort, 7)
 
 
+@pytest.mark.shared
 def test_channels_that_gemma_never_drives_are_encoded_to_finite_weights(tmp_path: Path) -> None:
     name = "blk.1.ffn_up.weight"
     imatrix = read_imatrix(shared("imatrix/gemma-3-4b.imatrix.dat"))

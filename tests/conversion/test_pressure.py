@@ -75,6 +75,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
 def test_no_tensor_is_ever_whole_in_memory(tmp_path: Path) -> None:
     # 67 MB stored and 36 MB written of each shape (of FP8 twice as many weights); the peak is of
@@ -201,6 +202,7 @@ def calls_for(n: int, folder: Path) -> int:
     return next(calls)
 
 
+@pytest.mark.slow
 def test_four_times_as_many_tensors_take_about_four_times_as_many_calls(tmp_path: Path) -> None:
     # Work that grows with the square takes sixteen times as many.
     few, many = calls_for(500, tmp_path), calls_for(2000, tmp_path)

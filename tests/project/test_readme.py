@@ -72,6 +72,7 @@ def run(command: str, checkout: Path) -> subprocess.CompletedProcess[str]:
     return done
 
 
+@pytest.mark.slow
 def test_every_command_of_ours_runs_in_the_order_of_the_page(checkout: Path) -> None:
     ours = [c for c in COMMANDS if c.startswith(OURS)]
     assert len(ours) > 20
@@ -81,6 +82,7 @@ def test_every_command_of_ours_runs_in_the_order_of_the_page(checkout: Path) -> 
     assert (checkout / "tiny-books.gguf").stat().st_size > 1_000_000
 
 
+@pytest.mark.slow
 def test_the_errors_shown_are_those_that_are_told(checkout: Path) -> None:
     shown = re.findall(r"^error: (\w+\.yaml):.*$", README, re.MULTILINE)
     assert set(shown) == {"bad.yaml", "second.yaml"}
@@ -97,6 +99,7 @@ def test_every_other_command_is_run_by_the_gate() -> None:
     assert {c for c in others if c not in gate} == set()
 
 
+@pytest.mark.slow
 def test_python_examples_run(checkout: Path) -> None:
     (example,) = code("python")
     subprocess.run([sys.executable, "-c", example], cwd=checkout, check=True, capture_output=True)

@@ -18,6 +18,7 @@ from oracles import (
     requires_importance,
     weighted_error,
 )
+from subsets import FAST_TYPES, slow_except
 
 from dynquant.arrays import F32, U8
 from dynquant.errors import DynquantError, EncodeError
@@ -39,6 +40,10 @@ from dynquant.quants.table import FLOATS
 TYPES = list(ALL)
 BLOCK_TYPES = [name for name, qtype in ALL.items() if not qtype.is_float]
 MATRICES = dict(matrices())
+
+# ggml builds tables of neighbors in a grid before it encodes the first block of the other types:
+# for IQ1_M, that takes many seconds.
+QUICK_IN_GGML = [name for name in BLOCK_TYPES if not name.startswith(("IQ1", "IQ2", "IQ3"))]
 
 # The weighted error that each type may leave, x 1e-6 of the weighted sum of squares, on
 # MATRICES["gaussian"] with and without importance. scripts/checks/compare_ceilings.py checks that
@@ -63,6 +68,7 @@ def on_isa(
     return encode(x, name, w, effort=effort)
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("name", TYPES)
 def test_number_and_sizes_are_those_of_ggml(name: str) -> None:
     pytest.importorskip("xllamacpp")
@@ -104,7 +110,7 @@ def test_decodes_any_bytes_with_a_finite_scale_as_the_gguf_package_does(
 
 @pytest.mark.parametrize("effort", EFFORTS)
 @pytest.mark.parametrize("with_importance", [True, False])
-@pytest.mark.parametrize("name", TYPES)
+@pytest.mark.parametrize("name", slow_except(FAST_TYPES, TYPES))
 def test_every_isa_gives_the_same_bytes(
     monkeypatch: pytest.MonkeyPatch, name: str, with_importance: bool, effort: Effort
 ) -> None:
@@ -131,9 +137,10 @@ def test_stays_under_its_error_ceiling(name: str) -> None:
         assert weighted_error(x, decode(encode(x, name, w), name, x.shape[1]), w) <= ceiling * 1e-6
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("with_importance", [True, False])
 @pytest.mark.parametrize("matrix", MATRICES)
-@pytest.mark.parametrize("name", BLOCK_TYPES)
+@pytest.mark.parametrize("name", slow_except(QUICK_IN_GGML, BLOCK_TYPES))
 def test_loses_no_more_than_ggml(name: str, matrix: str, with_importance: bool) -> None:
     pytest.importorskip("xllamacpp")
     if not with_importance and requires_importance(ALL[name]):

@@ -32,6 +32,7 @@ def grown(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
 PATTERNS = st.recursive(st.sampled_from(LEAVES), grown, max_leaves=8)
 
 
+@pytest.mark.slow
 @settings(deadline=None, derandomize=True, max_examples=600)
 @given(PATTERNS, st.lists(st.text("aAb.1\n", max_size=7), min_size=1, max_size=4))
 def test_places_find_what_pythons_matcher_finds(pattern: str, names: list[str]) -> None:

@@ -92,6 +92,7 @@ def naive_type(name: str, rules: list[dict[str, str | list[str]]], n_layers: int
     return "Q4_K"
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(written_rules())
 def test_every_tensor_gets_the_type_a_naive_matcher_gives(

@@ -45,6 +45,7 @@ def test_the_page_contains_the_table_of_attacks() -> None:
     assert table() in HOSTILE.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TARGETS)
 def test_a_changed_file_is_read_or_refused(
     tmp_path_factory: pytest.TempPathFactory, name: str

@@ -118,6 +118,7 @@ def test_flipped_bit_is_found_in_every_part_of_a_file(folder: Path) -> None:
     assert verify(path).is_sound
 
 
+@pytest.mark.slow
 def test_flipped_bit_is_found_in_first_and_last_byte_of_every_tensor(folder: Path) -> None:
     path = folder / "x.gguf"
     for tensor in gguf.GGUFReader(path).tensors:
@@ -130,6 +131,7 @@ def test_flipped_bit_is_found_in_first_and_last_byte_of_every_tensor(folder: Pat
         flip(path, at, bit)
 
 
+@pytest.mark.slow
 def test_flipped_bits_at_random_offsets_are_found(folder: Path) -> None:
     path = folder / "x.gguf"
     rng = np.random.default_rng(0)
