@@ -62,7 +62,7 @@ def test_every_registered_family_has_a_reference() -> None:
     assert [name for name, family in known.items() if family not in covered] == []
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", slow_except(FAST_FAMILIES, FAMILIES))
 def test_log_probabilities_of_the_f32_file_equal_transformers(family: str, tmp_path: Path) -> None:
     reference = load_reference(family)
     ours = log_probabilities(reference, reference.folder, tmp_path / "f32.gguf")

@@ -150,6 +150,7 @@ def test_shards_in_the_index_are_fetched(run: Run, hub: Hub, folder: Path, tmp_p
     assert {f for f in hub.fetched() if f.endswith(".safetensors")} == {name}
 
 
+@pytest.mark.slow
 def test_a_cached_model_needs_no_hub(run: Run, tmp_path: Path) -> None:
     assert convert(run, MODEL).returncode == 0
     first = (tmp_path / "out.gguf").read_bytes()

@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from packers import FORMATS, Format, Stored, write_stored
 from places import TESTS
+from subsets import slow_except
 
 import dynquant
 from dynquant.arrays import F32, U8
@@ -145,7 +146,7 @@ def both_ways(folder: Path, form: Format) -> tuple[Path, Path]:
 
 
 @pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
-@pytest.mark.parametrize("recipe", ["f32", "bf16"])
+@pytest.mark.parametrize("recipe", slow_except(["bf16"], ["f32", "bf16"]))
 def test_a_quantized_checkpoint_and_its_floats_give_the_same_file(
     form: Format, recipe: str, tmp_path: Path
 ) -> None:

@@ -72,6 +72,7 @@ def ended(plan: Plan, folder: Path, expected: Content) -> None:
     assert held(folder) == expected
 
 
+@pytest.mark.slow
 def test_a_power_loss_takes_nothing_that_is_believed(
     plan: Plan, expected: Content, tmp_path: Path
 ) -> None:

@@ -56,6 +56,7 @@ def converted(reference: Reference, folder: Path, recipe: str) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_log_probabilities_of_the_f32_file_equal_transformers(
     reference: Reference, folder: Path
 ) -> None:

@@ -48,7 +48,7 @@ def encode_columns(
     return blocks
 
 
-@pytest.mark.parametrize("effort", EFFORTS)
+@pytest.mark.parametrize("effort", slow_except(["normal"], EFFORTS))
 @pytest.mark.parametrize("with_importance", [True, False])
 @pytest.mark.parametrize("name", slow_except(FAST_TYPES, ALL))
 def test_columns_encode_to_the_blocks_of_their_copy(

@@ -172,7 +172,7 @@ def test_more_effort_loses_no_more(name: str, matrix: str, with_importance: bool
 
 
 @pytest.mark.parametrize("stored", FLOATS.values(), ids=FLOATS)
-@pytest.mark.parametrize("name", TYPES)
+@pytest.mark.parametrize("name", slow_except(FAST_TYPES, TYPES))
 def test_stored_rows_encode_as_their_float_values_do(
     isa: str, name: str, stored: QuantType
 ) -> None:

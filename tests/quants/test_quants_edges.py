@@ -118,7 +118,7 @@ def degenerate_importances() -> list[tuple[str, F32 | None]]:
 @pytest.mark.parametrize(
     "x", [x for _, x in degenerate_rows()], ids=[n for n, _ in degenerate_rows()]
 )
-@pytest.mark.parametrize("effort", EFFORTS)
+@pytest.mark.parametrize("effort", slow_except(["normal"], EFFORTS))
 @pytest.mark.parametrize("name", slow_except(FAST_TYPES, BLOCK_TYPES))
 def test_degenerate_rows_are_finite_and_no_worse_than_zeros(
     name: str, effort: Effort, x: F32, w: F32 | None
