@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import errno
-import itertools
 import json
 import os
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from counting import calls_of
 from handmade import computed_tensor, model, names, recipe, stored_tensor, weights
 from places import TESTS
 
@@ -132,13 +131,30 @@ def test_a_read_that_fails_is_told_with_file_and_offset_and_can_be_gone_on_from(
     assert (tmp_path / "x.gguf").read_bytes() == (tmp_path / "whole.gguf").read_bytes()
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_source_that_may_only_be_read_is_enough(tmp_path: Path) -> None:
+def refuse_writes(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Refuse writes in a folder to root, too, whom permissions do not stop."""
+    whole = os.open
+
+    def read_only(path: Any, flags: int, *more: Any, **options: Any) -> int:
+        inside = folder in Path(os.fsdecode(path)).parents
+        if inside and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return whole(path, flags, *more, **options)
+
+    monkeypatch.setattr(os, "open", read_only)
+    with pytest.raises(PermissionError):
+        os.open(folder / "x", os.O_CREAT | os.O_WRONLY)
+
+
+def test_a_source_that_may_only_be_read_is_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
     plan = stored_plan(folder)
     (folder / "w").chmod(0o400)
     folder.chmod(0o500)
+    refuse_writes(monkeypatch, folder)
     convert_plan(plan, tmp_path / "x.gguf")
 
 
@@ -184,22 +200,10 @@ def test_only_what_does_not_fit_is_forgotten_and_only_when_all_of_it_was_read(
 
 def calls_for(n: int, folder: Path) -> int:
     """Calls of Python functions that n tensors take, in all threads."""
-    tensors = tuple(computed_tensor(f"blk.{i}.attn_norm.weight", 32) for i in range(n))
-    calls = itertools.count()
-
-    def count(frame: object, event: str, arg: object) -> None:
-        if event == "call":
-            next(calls)
-
-    before = sys.getprofile()
-    threading.setprofile(count)
-    sys.setprofile(count)
-    try:
-        convert_plan(make_plan(model(*tensors), recipe()), folder / f"{n}.gguf", threads=2)
-    finally:
-        sys.setprofile(before)
-        threading.setprofile(None)  # type: ignore[arg-type]
-    return next(calls)
+    tensors = [computed_tensor(f"blk.{i}.attn_norm.weight", 32) for i in range(n)]
+    return calls_of(
+        lambda: convert_plan(make_plan(model(*tensors), recipe()), folder / f"{n}.gguf", threads=2)
+    )
 
 
 @pytest.mark.slow
