@@ -38,7 +38,8 @@ from dynquant.tensors import ShardFile, Stored
 from dynquant.transforms import stack, transposed
 
 folder = Path(sys.argv[1])
-# Of 64 MiB, blocks that wait for a thread that the system does not run could be all of a tensor.
+# Of 64 MiB, blocks that wait for a thread that the system does not run could be all of a tensor;
+# the test below has the limit of 64 MiB.
 digest._MOST_HELD = 8 << 20
 
 def peak():
@@ -74,21 +75,90 @@ print(json.dumps(found))
 """
 
 
+def figures_of(script: str, folder: Path) -> dict[str, int]:
+    """Return what a script prints that runs in a process of its own."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS / "support"), *sys.path])}
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(folder)],
+        stdout=subprocess.PIPE,
+        check=True,
+        text=True,
+        env=environment,
+    )
+    found: dict[str, int] = json.loads(done.stdout)
+    return found
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
 def test_no_tensor_is_ever_whole_in_memory(tmp_path: Path) -> None:
     # 67 MB stored and 36 MB written of each shape (of FP8 twice as many weights); the peak is of
     # the process, so that each shape has what those before it left.
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS / "support"), *sys.path])}
-    grown = subprocess.run(
-        [sys.executable, "-c", PEAKS, str(tmp_path)],
-        capture_output=True,
-        check=True,
-        text=True,
-        env=environment,
-    )
-    found: dict[str, int] = json.loads(grown.stdout)
+    found = figures_of(PEAKS, tmp_path)
     assert {name: n for name, n in found.items() if n > 25_000_000} == {}
+
+
+HELD = """
+import json, sys, time
+from pathlib import Path
+from handmade import model, recipe
+from dynquant.arch.base import ModelTensor
+from dynquant.conversion.digest import _MOST_HELD, Digests
+from dynquant.conversion.write import convert_plan
+from dynquant.plan.make import make_plan
+from dynquant.quants import ALL
+from dynquant.quants.encoder import CoreEncoder
+from dynquant.tensors import ShardFile, Stored
+
+folder = Path(sys.argv[1])
+with open(folder / "w", "wb") as f:
+    f.truncate(65536 * 2048 * 2)
+matrix = Stored(ShardFile(folder / "w"), 0, (65536, 2048), ALL["BF16"])
+plan = make_plan(model(ModelTensor("blk.0.ffn_up.weight", matrix)), recipe("Q8_0"))
+
+found, jobs, held = [], [], [0]
+make, add, encode = Digests.__init__, Digests.add, CoreEncoder.encode
+
+def made(digests, work):
+    make(digests, work)
+    found.append(digests)
+
+def added(digests, job, encoded):
+    held.append(max(held[-1], digests._held + encoded.blocks.nbytes))
+    add(digests, job, encoded)
+
+def encoded(encoder, batch, **options):
+    # Whoever has the first rows waits until the other thread may bring no more, and half a
+    # second, in which a thread without a limit would bring the rest.
+    jobs.append(None)
+    if len(jobs) == 1:
+        while found[0]._held <= _MOST_HELD and len(jobs) < n_jobs:
+            time.sleep(0.01)
+        time.sleep(0.5)
+    return encode(encoder, batch, **options)
+
+def peak():
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
+
+n_jobs = 65536 * 2048 * 4 // CoreEncoder.preferred_bytes
+Digests.__init__, Digests.add, CoreEncoder.encode = made, added, encoded
+before = peak()
+convert_plan(plan, folder / "x.gguf", threads=2)
+print(json.dumps({"held": held[-1], "grown": peak() - before, "limit": _MOST_HELD}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+def test_blocks_wait_in_no_more_memory_than_the_limit_and_a_part_for_each_thread(
+    tmp_path: Path,
+) -> None:
+    # 143 MB are written, and all but the first rows could wait.
+    found = figures_of(HELD, tmp_path)
+    assert found["limit"] == 64 << 20
+    assert found["limit"] < found["held"] < found["limit"] + 2 * 1_000_000
+    assert found["grown"] < found["limit"] + 2 * 12_500_000
 
 
 # ---- a source that is hard to read ---------------------------------------------------------------
