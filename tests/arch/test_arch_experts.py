@@ -69,6 +69,7 @@ def mixture(n_layers: int, n_experts: int) -> tuple[dict[str, Any], dict[str, tu
     return config, shapes
 
 
+@pytest.mark.slow
 def test_seventy_thousand_tensors_are_described(tmp_path: Path) -> None:
     """Not a benchmark: with quadratic work it would not end."""
     config, shapes = mixture(91, 256)

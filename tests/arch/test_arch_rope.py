@@ -54,6 +54,7 @@ def test_llama3_factors_equal_those_of_transformers(model: str) -> None:
     np.testing.assert_allclose(found, expected, rtol=2e-6)
 
 
+@pytest.mark.slow
 @given(
     theta=st.floats(1e3, 1e7),
     factor=st.floats(1.0, 64.0),

@@ -25,6 +25,8 @@ from dynquant.plan.make import make_plan
 from dynquant.plan.plan import Plan
 from dynquant.recipe.loader import load_recipe
 
+pytestmark = pytest.mark.slow  # describing 91,991 stored tensors takes seconds
+
 N_LAYERS, N_EXPERTS, N_HEADS, NOPE, KV_RANK = 61, 256, 128, 128, 512
 TOTAL_BYTES = 688_574_839_360
 

@@ -109,6 +109,7 @@ def test_missing_settings_default_to_those_of_transformers() -> None:
     }
 
 
+@pytest.mark.shared
 def test_gemma_3_27b_has_a_tensor_for_each_of_its_names(tmp_path: Path) -> None:
     folder = shared("configs/gemma-3-27b-medgemma")
     config = config_of(folder)

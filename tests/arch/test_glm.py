@@ -78,6 +78,7 @@ def test_prediction_layers_are_distinguished_from_the_models_own(with_prediction
     assert len([t for t in model.tensors if not t.name.endswith("_exps.weight")]) == n_stored
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("keep", ["drop", "keep"])
 def test_results_are_the_same_with_and_without_prediction_layers(
     with_prediction: Path, tmp_path: Path, keep: str

@@ -22,6 +22,8 @@ from dynquant.transforms import Rows, Transposed, read_weights
 
 llamacpp: Any = pytest.importorskip("llamacpp", reason="needs xllamacpp", exc_type=ImportError)
 
+pytestmark = pytest.mark.oracle
+
 LATENT = ("deepseek-v2", "deepseek-v2-lite", "deepseek-v3", "kimi-k2")
 
 

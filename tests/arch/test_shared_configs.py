@@ -19,6 +19,8 @@ from dynquant.errors import CheckpointError
 from dynquant.plan.make import make_plan
 from dynquant.recipe.loader import load_recipe
 
+pytestmark = pytest.mark.shared
+
 NF4 = "tokenizers/llama-2-13b-ft"
 """Quantized by bitsandbytes, which is not supported."""
 

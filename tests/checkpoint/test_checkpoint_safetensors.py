@@ -165,6 +165,7 @@ def test_safetensors_refuses_the_same_files(tmp_path: Path, case: str) -> None:
         safe_open(path, "np")  # type: ignore[no-untyped-call]
 
 
+@pytest.mark.slow
 @given(at=st.integers(0, 10**6), byte=st.integers(0, 255), cut=st.integers(0, 10**6))
 @settings(max_examples=300, deadline=None)
 def test_a_damaged_file_is_refused_or_safetensors_reads_the_same(

@@ -151,6 +151,7 @@ def test_a_custom_alignment_moves_the_data(tmp_path: Path) -> None:
     assert (found.alignment, found.data_offset) == (1024, GGUFReader(path).data_offset)
 
 
+@pytest.mark.slow
 def test_a_large_vocabulary_is_read(tmp_path: Path) -> None:
     def fill(writer: GGUFWriter) -> None:
         writer.add_array("tokens", [f"Ġtoken{i}" for i in range(150_000)])
@@ -283,6 +284,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return written(tmp_path_factory.mktemp("small") / "s.gguf", fill).read_bytes()
 
 
+@pytest.mark.slow
 @given(
     flips=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=3),
     length=st.none() | st.integers(0, 10**6),

@@ -23,6 +23,7 @@ from gguf.quants import dequantize, quantize
 from ggufs import SCALARS, add, keys_of, tensors_of, write
 from handmade import recipe, weights
 from imatrices import write_legacy
+from subsets import FAST_FAMILIES, slow_except
 
 import dynquant
 from dynquant.arch.load import load_model
@@ -61,7 +62,7 @@ def refused(source: Path, by: Recipe | None = None, **options: Any) -> tuple[str
 # ---- equal to the checkpoint ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", slow_except(FAST_FAMILIES, FAMILIES))
 def test_conversion_through_an_f32_gguf_gives_the_same_bytes(family: str, tmp_path: Path) -> None:
     folder = load_reference(family).folder
     f32 = made(folder, tmp_path / "f32.gguf", "f32")
@@ -340,6 +341,8 @@ def test_the_error_for_a_folder_of_ggufs_names_one(tmp_path: Path) -> None:
 # ---- llama.cpp -----------------------------------------------------------------------------------
 
 
+@pytest.mark.oracle
+@pytest.mark.slow
 def test_llama_cpp_generates_text_from_a_requantized_file(tmp_path: Path) -> None:
     llamacpp: Any = pytest.importorskip("llamacpp", reason="needs xllamacpp", exc_type=ImportError)
     reference = load_reference(TINY_BOOKS)
@@ -362,6 +365,7 @@ def command(*args: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(line, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_plan_convert_and_inspect_accept_a_gguf(tmp_path: Path) -> None:
     source, out = write(tmp_path / "s.gguf", with_blocks), tmp_path / "o.gguf"
     planned = command("plan", source, "-r", "f32", "--allow-requantize", "--json")
@@ -374,6 +378,7 @@ def test_plan_convert_and_inspect_accept_a_gguf(tmp_path: Path) -> None:
     assert {t["type"] for t in inspected["tensors"]} == {"F32"}
 
 
+@pytest.mark.slow
 def test_commands_refuse_blocks_of_another_type_with_one_line_each(tmp_path: Path) -> None:
     source = write(tmp_path / "s.gguf", with_blocks)
     for args in (["plan", source], ["convert", source, "-o", tmp_path / "o.gguf"]):

@@ -109,6 +109,7 @@ def test_a_model_on_the_hub_equals_its_folder_plus_its_origin(
     assert found["general.license"][1] == "mit"
 
 
+@pytest.mark.slow
 def test_only_files_that_a_conversion_needs_are_fetched(run: Run, hub: Hub) -> None:
     convert(run, MODEL)
     assert hub.fetched() == {
@@ -121,18 +122,21 @@ def test_only_files_that_a_conversion_needs_are_fetched(run: Run, hub: Hub) -> N
     }
 
 
+@pytest.mark.slow
 def test_a_revision_is_recorded_as_its_commit(run: Run, tmp_path: Path) -> None:
     assert convert(run, f"{MODEL}@v1").returncode == 0
     assert keys_of(tmp_path / "out.gguf")["dynquant.source_revision"][1] == "1" * 40
     assert keys_of(tmp_path / "out.gguf")["dynquant.source"][1] == MODEL
 
 
+@pytest.mark.slow
 def test_plan_and_dry_run_accept_a_model_on_the_hub(run: Run) -> None:
     plan = run("plan", MODEL, "-r", "q8_0", "--json")
     assert json.loads(plan.stdout)["architecture"] == "llama"
     assert convert(run, MODEL, "--dry-run").returncode == 0
 
 
+@pytest.mark.slow
 def test_shards_in_the_index_are_fetched(run: Run, hub: Hub, folder: Path, tmp_path: Path) -> None:
     name = "model-00001-of-00001.safetensors"
     (folder / "model.safetensors").rename(folder / name)
@@ -146,6 +150,7 @@ def test_shards_in_the_index_are_fetched(run: Run, hub: Hub, folder: Path, tmp_p
     assert {f for f in hub.fetched() if f.endswith(".safetensors")} == {name}
 
 
+@pytest.mark.slow
 def test_a_cached_model_needs_no_hub(run: Run, tmp_path: Path) -> None:
     assert convert(run, MODEL).returncode == 0
     first = (tmp_path / "out.gguf").read_bytes()
@@ -153,6 +158,7 @@ def test_a_cached_model_needs_no_hub(run: Run, tmp_path: Path) -> None:
     assert (tmp_path / "out.gguf").read_bytes() == first
 
 
+@pytest.mark.slow
 def test_no_file_is_fetched_twice(run: Run, hub: Hub) -> None:
     assert convert(run, MODEL).returncode == 0
     first = hub.fetched()
@@ -162,6 +168,7 @@ def test_no_file_is_fetched_twice(run: Run, hub: Hub) -> None:
     assert hub.fetched() == set()
 
 
+@pytest.mark.slow
 def test_progress_goes_to_stderr_unless_quiet(run: Run) -> None:
     done = convert(run, MODEL)
     assert done.stdout == ""
@@ -171,6 +178,7 @@ def test_progress_goes_to_stderr_unless_quiet(run: Run) -> None:
     assert "Fetching" not in quiet.stderr
 
 
+@pytest.mark.slow
 def test_the_token_of_the_library_is_used(run: Run, hub: Hub) -> None:
     hub.gated.add("tiny/llama")
     hub.tokens.add("hf_opens")
@@ -180,6 +188,7 @@ def test_the_token_of_the_library_is_used(run: Run, hub: Hub) -> None:
     assert convert(run, MODEL, HF_TOKEN="hf_opens").returncode == 0
 
 
+@pytest.mark.slow
 def test_a_missing_model_is_reported_in_one_line(run: Run) -> None:
     assert refusal(convert(run, "hf://tiny/none")) == (
         "error: hf://tiny/none: does not exist or is private; correct the name, or sign in"
@@ -187,11 +196,13 @@ def test_a_missing_model_is_reported_in_one_line(run: Run) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_missing_revision_is_reported_in_one_line(run: Run) -> None:
     line = refusal(convert(run, f"{MODEL}@v9"))
     assert line == f"error: {MODEL}@v9: the model has no such revision"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how",
     [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}],
@@ -202,10 +213,12 @@ def test_an_unreachable_hub_is_reported_in_one_line(run: Run, how: dict[str, str
     assert line.startswith(f"error: {MODEL}: the Hub cannot be reached, and the cache does")
 
 
+@pytest.mark.slow
 def test_a_name_that_the_library_refuses_is_reported_in_one_line(run: Run) -> None:
     assert "cannot be fetched: HFValidationError" in refusal(convert(run, "hf://a--b/..c"))
 
 
+@pytest.mark.slow
 def test_an_unknown_family_is_refused_before_its_weights_are_fetched(
     run: Run, hub: Hub, folder: Path
 ) -> None:
@@ -215,12 +228,14 @@ def test_an_unknown_family_is_refused_before_its_weights_are_fetched(
     assert "model.safetensors" not in hub.fetched()
 
 
+@pytest.mark.slow
 def test_a_repository_without_safetensors_is_refused(run: Run, folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     line = refusal(convert(run, MODEL))
     assert f"{MODEL}@{COMMIT}: has no model.safetensors; to take a GGUF" in line
 
 
+@pytest.mark.slow
 def test_a_gguf_is_fetched_with_its_shards_and_no_other_file(
     run: Run, hub: Hub, folder: Path, tmp_path: Path
 ) -> None:
@@ -245,6 +260,7 @@ def test_a_gguf_is_fetched_with_its_shards_and_no_other_file(
     assert found["dynquant.source_revision"][1] == COMMIT
 
 
+@pytest.mark.slow
 def test_the_origin_is_kept_when_an_output_is_converted(run: Run, tmp_path: Path) -> None:
     convert(run, MODEL)
     assert run("convert", "out.gguf", "-o", "again.gguf", "-r", "q8_0").returncode == 0

@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from packers import FORMATS, Format, Stored, write_stored
 from places import TESTS
+from subsets import slow_except
 
 import dynquant
 from dynquant.arrays import F32, U8
@@ -145,7 +146,7 @@ def both_ways(folder: Path, form: Format) -> tuple[Path, Path]:
 
 
 @pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
-@pytest.mark.parametrize("recipe", ["f32", "bf16"])
+@pytest.mark.parametrize("recipe", slow_except(["bf16"], ["f32", "bf16"]))
 def test_a_quantized_checkpoint_and_its_floats_give_the_same_file(
     form: Format, recipe: str, tmp_path: Path
 ) -> None:
@@ -199,6 +200,7 @@ def test_nvfp4_is_copied_bit_for_bit_with_a_separate_factor(form: str, tmp_path:
         )
 
 
+@pytest.mark.oracle
 def test_llamacpp_multiplies_by_the_factor(tmp_path: Path) -> None:
     llamacpp: Any = pytest.importorskip("llamacpp", reason="needs xllamacpp", exc_type=ImportError)
     packed, _ = both_ways(tmp_path, FORMATS["nvfp4 of modelopt"])

@@ -119,6 +119,7 @@ def read(source: TensorSource, start: int, stop: int) -> F32:
     return into.view("<f4").reshape(stop - start, source.shape[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.__name__)
 @given(data=st.data())
 def test_any_rows_equal_those_of_the_whole_tensor(

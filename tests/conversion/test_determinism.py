@@ -20,6 +20,7 @@ from agreement import TINY_BOOKS, load_reference
 from crashes import at_call
 from handmade import computed_tensor, model, recipe
 from imatrices import write_counted
+from subsets import FAST_TYPES, slow_except
 
 from dynquant.conversion.write import convert_plan
 from dynquant.importance.imatrix import read_imatrix
@@ -46,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("same")
 
 
-@pytest.fixture(scope="module", params=list(ALL))
+@pytest.fixture(scope="module", params=slow_except(FAST_TYPES, ALL))
 def plain(request: pytest.FixtureRequest, folder: Path) -> tuple[Plan, bytes]:
     plan = plan_of(request.param, folder)
     return plan, converted(plan, folder / f"{request.param}.gguf", threads=1, chunk_bytes=1 << 30)
@@ -113,11 +114,13 @@ def by_command(out: Path, changes: dict[str, str], *more: str) -> bytes:
     return out.read_bytes()
 
 
+@pytest.mark.slow
 def test_place_clock_zone_and_seed_of_hashes_do_not_matter(books: bytes, tmp_path: Path) -> None:
     elsewhere = {"PYTHONHASHSEED": "7", "TZ": "Pacific/Kiritimati", "LC_ALL": "C", "HOME": "/"}
     assert by_command(tmp_path / "another name.gguf", elsewhere, "--threads", "3") == books
 
 
+@pytest.mark.slow
 def test_nothing_tells_where_and_when_it_was_made(books: bytes, folder: Path) -> None:
     traces = [str(folder), str(load_reference(TINY_BOOKS).folder), str(Path.cwd())]
     traces += [time.strftime("%Y-%m-%d"), os.fsdecode(folder.name)]

@@ -22,6 +22,7 @@ from handmade import (
     weights,
 )
 from places import shared
+from subsets import FAST_TYPES, slow_except
 from weighted import EXPERTS, spread, weighed_plan
 
 from dynquant.arch.base import ModelTensor
@@ -76,7 +77,9 @@ def test_gguf_reads_back_what_encode_makes_of_each_tensor(tmp_path: Path) -> Non
         assert np.array_equal(decoded.reshape(-1), wanted.reshape(-1))
 
 
-@pytest.mark.parametrize("name", [n for n, t in ALL.items() if not t.needs_importance])
+@pytest.mark.parametrize(
+    "name", slow_except(FAST_TYPES, [n for n, t in ALL.items() if not t.needs_importance])
+)
 def test_our_reader_finds_the_blocks_of_every_type(tmp_path: Path, name: str) -> None:
     plan = small_plan(name)
     convert_plan(plan, tmp_path / "x.gguf", threads=2, chunk_bytes=4096)
@@ -175,6 +178,7 @@ def test_bytes_do_not_depend_on_threads_at_any_effort(tmp_path: Path, effort: Ef
     assert made(tmp_path, effort, 1) == made(tmp_path, effort, 7)
 
 
+@pytest.mark.shared
 def test_channels_that_gemma_never_drives_are_encoded_to_finite_weights(tmp_path: Path) -> None:
     name = "blk.1.ffn_up.weight"
     imatrix = read_imatrix(shared("imatrix/gemma-3-4b.imatrix.dat"))

@@ -119,6 +119,7 @@ def test_another_version_of_the_format_shows_as_a_difference(tmp_path: Path) -> 
     assert found(tmp_path / "x")[0] == {"dynquant journal": 2, **IDENTITY}
 
 
+@pytest.mark.slow
 def test_a_journal_of_many_records_is_read_in_pieces(tmp_path: Path) -> None:
     many = [Done(i, i, i + 1, i, (0.0,) * 5) for i in range(40_000)]
     written(tmp_path / "x", [*many, COMPLETE])

@@ -85,6 +85,7 @@ def steps(tmp_path: Path, request: pytest.FixtureRequest) -> int:
 CASES = [(1, False), (1, True), (2, False), (2, True)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("steps", "shards", "is_there"), [(n, n, is_there) for n, is_there in CASES], indirect=["steps"]
 )

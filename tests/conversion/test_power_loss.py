@@ -72,6 +72,7 @@ def ended(plan: Plan, folder: Path, expected: Content) -> None:
     assert held(folder) == expected
 
 
+@pytest.mark.slow
 def test_a_power_loss_takes_nothing_that_is_believed(
     plan: Plan, expected: Content, tmp_path: Path
 ) -> None:
@@ -87,6 +88,7 @@ def broken_off(plan: Plan, folder: Path, share: float = 0.6) -> Content:
     return disk.after(round(last * share), random.Random(1), 0.5)
 
 
+@pytest.mark.slow
 def test_a_power_loss_after_a_power_loss_takes_nothing_that_is_believed(
     plan: Plan, expected: Content, tmp_path: Path
 ) -> None:
@@ -96,6 +98,7 @@ def test_a_power_loss_after_a_power_loss_takes_nothing_that_is_believed(
         ended(plan, folder, expected)
 
 
+@pytest.mark.slow
 def test_a_power_loss_while_it_begins_anew_leaves_no_header_unwritten(
     plan: Plan, expected: Content, tmp_path: Path
 ) -> None:
@@ -115,6 +118,7 @@ def test_the_journal_forgets_before_the_files_that_it_tells_of_go(
     assert all(e[0] not in ("unlink", "write") and not e[3] for e in disk.log[:synced])
 
 
+@pytest.mark.slow
 def test_old_shards_and_new_ones_are_never_mixed(tmp_path: Path) -> None:
     # One shard of each has the same size, as it has after a change of the recipe elsewhere.
     old, new = sharded_plan(), sharded_plan(default="Q4_0")

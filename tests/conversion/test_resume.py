@@ -74,6 +74,7 @@ def ended(plan: Plan, folder: Path, expected: dict[str, bytes]) -> None:
     assert held(folder) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unsynced")
 def test_conversions_killed_at_50_random_moments_end_in_the_same_files(tmp_path: Path) -> None:
     plan = sharded_plan(rows=700, default="Q4_K")
@@ -102,6 +103,7 @@ def until_it_ends() -> None:
 ONE: dict[str, Any] = {"threads": 1, "chunk_bytes": 40_000, "sync_seconds": 0.001}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unsynced")
 def test_killed_before_a_change_of_the_disk_it_goes_on(
     plan: Plan, expected: dict[str, bytes], tmp_path: Path

@@ -83,6 +83,8 @@ def test_every_tensor_is_in_one_shard_within_the_limits(
             assert is_long or len(held) == max_tensors
 
 
+@pytest.mark.slow
+@pytest.mark.oracle
 def test_llama_cpp_loads_the_shards_and_answers_as_with_the_whole_file(tmp_path: Path) -> None:
     llamacpp: Any = pytest.importorskip("llamacpp", reason="needs xllamacpp", exc_type=ImportError)
     reference = load_reference(TINY_BOOKS)

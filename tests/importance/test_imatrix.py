@@ -299,6 +299,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, bytes]:
     )
 
 
+@pytest.mark.slow
 @given(
     which=st.integers(0, 1),
     flips=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=3),
@@ -330,6 +331,7 @@ def test_any_damage_gives_valid_values_or_an_importance_error(
             assert np.all(np.isfinite(means) & (means >= 0))
 
 
+@pytest.mark.shared
 def test_the_imatrix_of_tinyllama_has_seven_matrices_of_each_layer() -> None:
     found = read_imatrix(shared("imatrix/tinyllama-1.1b.imatrix.dat"))
     roles = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
@@ -341,6 +343,7 @@ def test_the_imatrix_of_tinyllama_has_seven_matrices_of_each_layer() -> None:
     assert means[0, 0] == np.float32(27.720335) / np.float32(365)
 
 
+@pytest.mark.shared
 def test_the_imatrix_of_gemma_contains_zeros_and_is_valid() -> None:
     found = read_imatrix(shared("imatrix/gemma-3-4b.imatrix.dat"))
     assert (len(found.entries), found.chunk_count) == (238, 320)

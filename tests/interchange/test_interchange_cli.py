@@ -50,6 +50,7 @@ def types_of(plan: Plan) -> dict[str, str]:
     return {t.name: t.type.name for t in plan.tensors}
 
 
+@pytest.mark.slow
 def test_a_converted_file_gives_back_a_recipe_with_the_same_plan(tmp_path: Path) -> None:
     file = tmp_path / "tiny.gguf"
     made = CliRunner().invoke(app, ["convert", str(TINY), "-o", str(file), "-r", "dynamic-4bit"])

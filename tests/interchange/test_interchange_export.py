@@ -75,6 +75,7 @@ def any_types(draw: st.DrawFn) -> tuple[Shapes, dict[str, QuantType]]:
     }
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(any_types())
 def test_any_types_can_be_exported(model: tuple[Shapes, dict[str, QuantType]]) -> None:

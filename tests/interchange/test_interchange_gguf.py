@@ -16,6 +16,7 @@ from handmade import weights
 from headers import Shapes, dense, latent_experts, tensors_of, two_parts
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from subsets import slow_except
 
 from dynquant.errors import RecipeError
 from dynquant.interchange.from_gguf import recipe_of_gguf, recipe_of_types
@@ -68,9 +69,10 @@ MADE = [
     for model in MODELS
     if model == "latent attention" or not (load_recipe(name).intended or "-moe-" in name)
 ]
+FAST = [("dynamic-4bit", model) for model in MODELS]
 
 
-@pytest.mark.parametrize(("name", "model"), MADE)
+@pytest.mark.parametrize(("name", "model"), slow_except(FAST, MADE))
 def test_a_shipped_recipe_comes_back_with_no_more_rules_than_took_part(
     name: str, model: str
 ) -> None:
@@ -89,6 +91,7 @@ def test_a_shipped_recipe_comes_back_with_no_more_rules_than_took_part(
     assert max(map(len, text.splitlines())) <= 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mix", mixes.reference()["models"]["Llama-3.1-8B"]["types"])
 def test_types_of_llama_quantize_for_published_models_fit_eight_rules(mix: str) -> None:
     """The types are llama.cpp's own answers (tests/mixes.py), in patterns that it counts out."""
@@ -181,6 +184,7 @@ def assigned(draw: st.DrawFn) -> tuple[Shapes, Types]:
     return shapes, types
 
 
+@pytest.mark.slow
 @settings(max_examples=80, deadline=None, derandomize=True)
 @given(assigned())
 def test_any_types_come_back(model: tuple[Shapes, Types]) -> None:

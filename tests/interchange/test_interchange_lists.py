@@ -191,6 +191,7 @@ def lists(draw: st.DrawFn) -> list[str]:
     return words
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(lists(), st.sampled_from(MODELS))
 def test_every_tensor_gets_the_type_of_the_first_pattern_found(
@@ -206,6 +207,7 @@ def test_every_tensor_gets_the_type_of_the_first_pattern_found(
         assert VALIDATOR.is_valid(yaml.safe_load(text))
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(lists())
 def test_lists_for_models_in_two_parts_keep_their_parts_apart(words: list[str]) -> None:

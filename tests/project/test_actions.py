@@ -147,6 +147,7 @@ def example(*options: str, workspace: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_example_runs_the_steps_of_the_workflow(tmp_path: Path) -> None:
     done = example(workspace=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -158,6 +159,7 @@ def test_example_runs_the_steps_of_the_workflow(tmp_path: Path) -> None:
     assert "## tiny-books-dynamic-4bit" in done.stdout
 
 
+@pytest.mark.slow
 def test_failed_gate_ends_the_example_with_exit_code_3(tmp_path: Path) -> None:
     done = example("--with", "max-size=1MB", workspace=tmp_path)
     assert done.returncode == 3

@@ -19,17 +19,16 @@ from agreement import (
     load_reference,
     max_difference,
 )
+from ceilings import kl_ceilings
+from subsets import slow_except
 
 import dynquant
 
 llamacpp: Any = pytest.importorskip("llamacpp", reason="needs xllamacpp", exc_type=ImportError)
 
-KL_CEILINGS = {
-    "q8_0": 5e-4,
-    "dynamic-5bit": 3.5e-3,
-    "dynamic-4bit": 1.1e-2,
-    "dynamic-3bit": 4.5e-2,
-}
+pytestmark = pytest.mark.oracle
+
+KL_CEILINGS = kl_ceilings()[TINY_BOOKS]
 """Mean KL(transformers || ours) over the prompts' last tokens, in nats; may only go down.
 
 They tell a recipe from a worse one: all Q4_K gives 1.6e-2, all Q4_0 2.6e-2, Q5_K_S 3.8e-3, Q3_K_S
@@ -57,6 +56,7 @@ def converted(reference: Reference, folder: Path, recipe: str) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_log_probabilities_of_the_f32_file_equal_transformers(
     reference: Reference, folder: Path
 ) -> None:
@@ -70,7 +70,7 @@ def test_tokens_equal_its_own_tokenizers(reference: Reference, folder: Path) -> 
     assert dict(zip(reference.tokens, ours, strict=True)) == reference.tokens
 
 
-@pytest.mark.parametrize("recipe", KL_CEILINGS)
+@pytest.mark.parametrize("recipe", slow_except(["dynamic-4bit"], KL_CEILINGS))
 def test_divergence_from_transformers_is_below_the_ceiling(
     recipe: str, reference: Reference, folder: Path
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from subsets import FAST_TYPES, slow_except
 
 from dynquant.arrays import F32, U8
 from dynquant.quants import ALL, _core, encode, isas
@@ -47,9 +48,9 @@ def encode_columns(
     return blocks
 
 
-@pytest.mark.parametrize("effort", EFFORTS)
+@pytest.mark.parametrize("effort", slow_except(["normal"], EFFORTS))
 @pytest.mark.parametrize("with_importance", [True, False])
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", slow_except(FAST_TYPES, ALL))
 def test_columns_encode_to_the_blocks_of_their_copy(
     isa: str, name: str, with_importance: bool, effort: Effort
 ) -> None:

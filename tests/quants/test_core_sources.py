@@ -26,6 +26,7 @@ def test_no_line_has_more_than_100_columns(path: Path) -> None:
     assert [f"line {i}" for i, line in enumerate(lines, 1) if len(line) > 100] == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(COMPILER is None, reason="no C compiler")
 @pytest.mark.parametrize("path", HEADERS, ids=lambda p: p.name)
 def test_a_header_includes_all_that_it_uses(path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from handmade import DOWN, computed_tensor, model, recipe, small_plan, stored_tensor, weights
 from imatrices import write_counted
 from oracles import degenerate_rows, gguf_decode, log_normal_importance, matrices
+from subsets import FAST_TYPES, slow_except
 
 from dynquant.arch.base import ModelTensor
 from dynquant.arrays import F32
@@ -60,7 +61,7 @@ def on_each_isa(
 
 @pytest.mark.parametrize("with_importance", [True, False])
 @pytest.mark.parametrize("stored", FLOATS)
-@pytest.mark.parametrize("name", TYPES)
+@pytest.mark.parametrize("name", slow_except(FAST_TYPES, TYPES))
 def test_sums_are_those_of_numpy_on_every_isa(
     monkeypatch: pytest.MonkeyPatch, name: str, stored: str, with_importance: bool
 ) -> None:

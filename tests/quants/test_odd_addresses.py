@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from subsets import FAST_TYPES, slow_except
 
 from dynquant.arrays import U8
 from dynquant.quants import ALL, QuantType, decode, encode, isas
@@ -34,7 +35,7 @@ def at_odd_address(a: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("stored", FLOATS.values(), ids=FLOATS)
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", slow_except(FAST_TYPES, ALL))
 def test_rows_and_blocks_at_odd_addresses_encode_to_the_same_bytes(
     name: str, stored: QuantType
 ) -> None:
@@ -48,7 +49,7 @@ def test_rows_and_blocks_at_odd_addresses_encode_to_the_same_bytes(
     np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", slow_except(FAST_TYPES, ALL))
 def test_gains_at_odd_addresses_give_the_same_bytes(name: str) -> None:
     search = {"weighting": "magnitude", "gain": "half"}
     expected = encode(X, name, W, **search)
@@ -56,14 +57,14 @@ def test_gains_at_odd_addresses_give_the_same_bytes(name: str) -> None:
     np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", slow_except(FAST_TYPES, ALL))
 def test_blocks_at_odd_addresses_decode_to_the_same_weights(name: str) -> None:
     blocks = encode(X, name)
     expected = decode(blocks, name, X.shape[1])
     np.testing.assert_array_equal(decode(at_odd_address(blocks), name, X.shape[1]), expected)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", slow_except(FAST_TYPES, ALL))
 def test_error_sums_of_blocks_at_odd_addresses_are_the_same(name: str) -> None:
     stored, qtype = ALL["Q8_0"], ALL[name]
     rows, blocks = encode(X, stored), encode(X, qtype, W)

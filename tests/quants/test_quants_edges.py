@@ -13,6 +13,7 @@ from oracles import (
     log_normal_importance,
     matrices,
 )
+from subsets import FAST_TYPES, slow_except
 
 from dynquant.arrays import F32
 from dynquant.quants import (
@@ -65,6 +66,7 @@ E2M1 = [-6.0, -4, -3, -2, -1.5, -1, -0.5, 0, 0.5, 1, 1.5, 2, 3, 4, 6]
 UE4M3 = np.array([*range(1, 8), *[(8 + k % 8) * 2.0 ** (k // 8 - 1) for k in range(8, 127)]]) / 512
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("matrix", MATRICES)
 @pytest.mark.parametrize("name", ["TQ1_0", "TQ2_0", "Q2_0", "MXFP4", "NVFP4", "Q1_0"])
 def test_reaches_the_optimum_of_its_format(name: str, matrix: str) -> None:
@@ -116,8 +118,8 @@ def degenerate_importances() -> list[tuple[str, F32 | None]]:
 @pytest.mark.parametrize(
     "x", [x for _, x in degenerate_rows()], ids=[n for n, _ in degenerate_rows()]
 )
-@pytest.mark.parametrize("effort", EFFORTS)
-@pytest.mark.parametrize("name", BLOCK_TYPES)
+@pytest.mark.parametrize("effort", slow_except(["normal"], EFFORTS))
+@pytest.mark.parametrize("name", slow_except(FAST_TYPES, BLOCK_TYPES))
 def test_degenerate_rows_are_finite_and_no_worse_than_zeros(
     name: str, effort: Effort, x: F32, w: F32 | None
 ) -> None:
@@ -129,6 +131,7 @@ def test_degenerate_rows_are_finite_and_no_worse_than_zeros(
     assert (weights * (exact - decoded) ** 2).sum() <= zeros * (1 + 1e-6)
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("name", TYPES)
 def test_llama_cpp_accepts_the_blocks_of_any_rows(name: str) -> None:
     pytest.importorskip("xllamacpp")

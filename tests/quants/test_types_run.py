@@ -14,12 +14,15 @@ import pytest
 from agreement import TINY_BOOKS, Reference, load_reference
 from handmade import recipe
 from imatrices import write_legacy
+from subsets import slow_except
 
 import dynquant
 from dynquant.importance.imatrix import Imatrix
 from dynquant.quants import ALL
 
 llamacpp: Any = pytest.importorskip("llamacpp", reason="needs xllamacpp", exc_type=ImportError)
+
+pytestmark = pytest.mark.oracle
 
 N_VOCAB = 2048
 """Perplexity of the model that holds all tokens equally likely."""
@@ -49,7 +52,7 @@ def imatrix(reference: Reference, tmp_path_factory: pytest.TempPathFactory) -> I
     return dynquant.load_imatrix(write_legacy(tmp_path_factory.mktemp("made-up") / "i.dat", means))
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", slow_except(["Q4_K"], ALL))
 def test_a_file_of_one_type_predicts_better_than_chance(
     name: str, reference: Reference, imatrix: Imatrix, tmp_path: Path
 ) -> None:

@@ -29,6 +29,7 @@ def grown(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
 PATTERNS = st.recursive(st.sampled_from(LEAVES), grown, max_leaves=8)
 
 
+@pytest.mark.slow
 @settings(deadline=None, derandomize=True, max_examples=600)
 @given(PATTERNS, st.lists(st.text("aAb.1", min_size=1, max_size=7), min_size=1, max_size=4))
 def test_expressions_find_the_names_that_python_finds(pattern: str, names: list[str]) -> None:

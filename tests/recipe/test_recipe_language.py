@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
+from counting import calls_of
 from every_key import EVERY_KEY
 from gguf import MODEL_ARCH, MODEL_TENSORS, TENSOR_NAMES
 from hypothesis import assume, given, settings
@@ -336,14 +336,15 @@ def test_faults_come_all_at_once_in_the_order_of_the_file():
         "a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\ndefault: Q4_K",
         "default: " + "[" * 100_000,
         "default: " + "{a: " * 30_000,
-        "default: Q4_K\nrules:\n" + "  - {role: attn_v, type: Q6_K, x: y}\n" * 5_000,
+        "default: Q4_K\nrules:\n" + "  - {role: attn_v, type: Q6_K, x: y}\n" * 1_000,
     ],
     ids=["laughs", "deep lists", "deep mappings", "many faults"],
 )
-def test_hostile_text_is_refused_in_seconds(text: str):
-    started = time.monotonic()
-    assert messages(text)
-    assert time.monotonic() - started < 10
+def test_hostile_text_is_refused_with_calls_in_proportion_to_its_length(text: str):
+    found: list[str] = []
+    # Valid text takes 25 calls a character.
+    assert calls_of(lambda: found.extend(messages(text))) < 50 * len(text)
+    assert found
 
 
 @SEEDED

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-import time
 
 import pytest
+from counting import calls_of
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -92,6 +92,7 @@ def naive_type(name: str, rules: list[dict[str, str | list[str]]], n_layers: int
     return "Q4_K"
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(written_rules())
 def test_every_tensor_gets_the_type_a_naive_matcher_gives(
@@ -277,10 +278,8 @@ def test_a_recipe_that_fits_warns_of_nothing():
     assert apply(rules("role: ffn_down, layers: [0-3, -4--1], type: Q6_K")).warnings == ()
 
 
-def test_a_thousand_tensors_match_a_hundred_rules_in_seconds():
+def test_a_thousand_tensors_match_a_hundred_rules_in_less_than_ten_calls_for_each_pair():
     each = [f"name: '/^blk.{i}.ffn/', type: Q6_K" for i in range(100)]
     recipe = parse_recipe(rules(*each), "r.yaml", "r")
     tensors = model(250)
-    started = time.process_time()
-    assign(recipe, tensors)
-    assert time.process_time() - started < 3
+    assert calls_of(lambda: assign(recipe, tensors)) < 10 * len(tensors) * len(each)

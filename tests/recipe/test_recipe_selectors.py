@@ -93,6 +93,7 @@ def test_parts_of_the_depth_are_llama_quantizes_use_more_bits(n: int) -> None:
     assert layers_of(found) == expected
 
 
+@pytest.mark.slow
 @SEEDED
 @given(st.integers(1, 60), st.lists(st.integers(0, 100), min_size=2, max_size=2, unique=True))
 def test_parts_that_meet_leave_no_layer_out_and_share_none(n: int, cuts: list[int]) -> None:

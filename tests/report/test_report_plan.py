@@ -136,6 +136,7 @@ def plan(*args: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(list(map(str, command)), capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_command_prints_each_tensor_and_writes_the_page(tmp_path: Path) -> None:
     page = tmp_path / "plan.html"
     done = plan("-r", "dynamic-4bit", "--tensors", "--html", page)
@@ -150,6 +151,7 @@ def test_command_prints_each_tensor_and_writes_the_page(tmp_path: Path) -> None:
     assert f"{document['file_bytes'] / 1e6:.2f} MB" in page.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_existing_page_is_replaced_only_with_force(tmp_path: Path) -> None:
     page = tmp_path / "plan.html"
     page.write_text("mine")
@@ -161,6 +163,7 @@ def test_existing_page_is_replaced_only_with_force(tmp_path: Path) -> None:
     assert page.read_text().startswith("<!DOCTYPE html>")
 
 
+@pytest.mark.slow
 def test_missing_importance_is_an_error_after_the_plan_is_shown(tmp_path: Path) -> None:
     (tmp_path / "low.yaml").write_text("default: IQ2_XXS\n")
     done = plan("-r", tmp_path / "low.yaml", "--html", tmp_path / "plan.html")

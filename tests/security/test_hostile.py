@@ -16,6 +16,7 @@ from confined import outcome
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from places import ROOT
+from subsets import slow_except
 from targets import TARGETS, is_refused, write_files
 
 from dynquant.cli import console
@@ -25,7 +26,26 @@ from dynquant.vocab import read_vocab, sentencepiece
 PAGE = ROOT / "docs" / "explanation" / "security.md"
 
 
-@pytest.mark.parametrize("attack", ATTACKS, ids=[a.name for a in ATTACKS])
+# Attacks with large inputs, which take long to write.
+LARGE = (
+    "a chain of a thousand recipes",
+    "a hundred thousand tokens twice",
+    "a million layer types",
+    "a shape whose product takes hours",
+    "a token of sixty thousand bytes",
+    "arrays that grow 16 times in memory",
+    "random types",
+    "strings in a hole of a terabyte",
+    "thousands of shards that are one file",
+    "tokens with very many splits",
+)
+
+
+@pytest.mark.parametrize(
+    "attack",
+    slow_except([a for a in ATTACKS if a.name not in LARGE], ATTACKS),
+    ids=[a.name for a in ATTACKS],
+)
 def test_an_attack_has_the_outcome_of_the_table(tmp_path: Path, attack: Attack) -> None:
     folder = tmp_path / "m"
     folder.mkdir()
@@ -45,6 +65,7 @@ def test_the_page_contains_the_table_of_attacks() -> None:
     assert table() in PAGE.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TARGETS)
 def test_a_changed_file_is_read_or_refused(
     tmp_path_factory: pytest.TempPathFactory, name: str

@@ -232,6 +232,7 @@ def run(*arguments: object) -> tuple[int, str, str]:
     return done.exit_code, done.stdout, done.stderr
 
 
+@pytest.mark.slow
 def test_command_compares_with_the_source(path: Path) -> None:
     code, out, err = run(path, "--against", TINY_BOOKS, "--sample", 3)
     assert (code, err) == (0, "")

@@ -54,6 +54,7 @@ def skip_without_oracle(qtype: QuantType) -> None:
         pytest.skip("only llama.cpp decodes this type, and xllamacpp is not installed")
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("name", [n for n in ALL if n not in OWN_RULES])
 def test_block_is_bad_if_and_only_if_a_decoded_weight_is_not_finite(name: str) -> None:
     qtype = ALL[name]
@@ -109,6 +110,7 @@ def test_ternary_code_of_three_is_bad() -> None:
     assert np.array_equal(is_bad(blocks, ALL["TQ2_0"]), (decoded == 2).any(axis=1))
 
 
+@pytest.mark.oracle
 @pytest.mark.skipif(xllamacpp is None, reason="needs xllamacpp")
 @pytest.mark.parametrize("name", ALL)
 def test_blocks_that_llamacpp_refuses_are_bad(name: str) -> None:

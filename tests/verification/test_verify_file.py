@@ -16,6 +16,7 @@ from ggufs import add, write
 from handmade import recipe, weights
 from manifests import manifest_of, write_manifest
 from places import TINY_BOOKS
+from subsets import slow_except
 from typer.testing import CliRunner
 
 import dynquant
@@ -118,6 +119,7 @@ def test_flipped_bit_is_found_in_every_part_of_a_file(folder: Path) -> None:
     assert verify(path).is_sound
 
 
+@pytest.mark.slow
 def test_flipped_bit_is_found_in_first_and_last_byte_of_every_tensor(folder: Path) -> None:
     path = folder / "x.gguf"
     for tensor in gguf.GGUFReader(path).tensors:
@@ -130,6 +132,7 @@ def test_flipped_bit_is_found_in_first_and_last_byte_of_every_tensor(folder: Pat
         flip(path, at, bit)
 
 
+@pytest.mark.slow
 def test_flipped_bits_at_random_offsets_are_found(folder: Path) -> None:
     path = folder / "x.gguf"
     rng = np.random.default_rng(0)
@@ -260,7 +263,7 @@ CHANGES: dict[str, tuple[Change, str]] = {
 }
 
 
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("change", slow_except(list(CHANGES)[:3], CHANGES))
 def test_manifest_that_disagrees_is_a_fault(folder: Path, change: str) -> None:
     apply, message = CHANGES[change]
     manifest = manifest_of(folder / "x.gguf")

@@ -81,6 +81,7 @@ def test_added_tokens_are_control_if_special_or_known_control_texts_else_user_de
     assert values(keys, "token_type")[700:] == [*texts.values(), TokenType.CONTROL]
 
 
+@pytest.mark.oracle
 def test_llama_cpp_finds_added_tokens_in_a_text_as_the_tokenizer_does(tmp_path: Path):
     train(tmp_path, (GPT_2,))
     tokens = [added(700, "<tool>"), added(701, "Ġodd é"), added(702, "<|x|>", special=True)]
@@ -93,6 +94,7 @@ def test_llama_cpp_finds_added_tokens_in_a_text_as_the_tokenizer_does(tmp_path: 
     assert tokenize(model, [text], add_special=False) == [tokenizer.encode(text).ids]
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("flag", ["single_word", "lstrip", "rstrip", "normalized"])
 @pytest.mark.parametrize("special", [False, True])
 def test_options_of_added_tokens_that_a_gguf_cannot_hold_do_not_change_their_type(
@@ -171,6 +173,7 @@ def test_vocab_json_and_merges_txt_are_equivalent_to_tokenizer_json(
     assert read_vocab(tmp_path, {"vocab_size": 702}) == expected
 
 
+@pytest.mark.oracle
 def test_llama_cpp_tokenizes_with_tiny_books_as_its_own_tokenizer(tmp_path: Path):
     tokenizer = Tokenizer.from_file(str(TINY_BOOKS / "tokenizer.json"))
     keys = read_vocab(TINY_BOOKS, read_json(TINY_BOOKS / "config.json"))

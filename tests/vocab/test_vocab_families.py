@@ -13,6 +13,8 @@ from vocab_files import TEXTS, tokenize, words, write_json, write_model
 
 from dynquant.vocab import read_vocab
 
+pytestmark = pytest.mark.oracle
+
 REFERENCE_TEXTS = tuple(load_reference("qwen2").tokens)
 
 

@@ -35,6 +35,7 @@ def test_every_stored_kind_is_tested():
     assert {p.stem for p in VOCABULARIES.glob("*.json")} == {name for name, _ in FORMS}
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize(("name", "without"), FORMS)
 def test_llama_cpp_tokenizes_as_the_library_of_the_kind(
     name: str, without: tuple[str, ...], tmp_path: Path

@@ -33,6 +33,7 @@ def pre_of(folder: Path) -> object:
     return read_vocab(folder, CONFIG)["tokenizer.ggml.pre"].value
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("pre", PRE_TYPES, ids=lambda pre: pre.name)
 def test_llama_cpp_splits_by_the_name_as_the_tokenizer_by_its_rules(pre: PreType, tmp_path: Path):
     tokenizer = train(tmp_path, pre.splits, ignore_merges=pre.ignore_merges)
@@ -49,6 +50,8 @@ def test_llama_cpp_splits_by_the_name_as_the_tokenizer_by_its_rules(pre: PreType
     assert tokenize(model, texts) == [tokenizer.encode(text).ids for text in texts]
 
 
+@pytest.mark.oracle
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_llama_cpp_accepts_every_name_of_the_pre_option(name: str, tmp_path: Path):
     train(tmp_path, (GPT_2,))

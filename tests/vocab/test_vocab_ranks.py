@@ -161,6 +161,7 @@ def test_an_unknown_pattern_is_reported_with_the_pre_option(tekken: Path):
     assert keys["tokenizer.ggml.pre"].value == "tekken"
 
 
+@pytest.mark.shared
 def test_kimi_k2_itself_is_read():
     """163,584 ranks; eos is named in tokenizer_config.json, im_end is recognised by its text."""
     folder = shared("tokenizers/kimi-k2")

@@ -18,6 +18,8 @@ from dynquant.keys import Keys
 from dynquant.vocab import read_vocab
 from dynquant.vocab.pretypes import PRE_TYPES
 
+pytestmark = pytest.mark.shared
+
 PAIRS = {
     "gpt-2": ("gpt-2", {"vocab_size": 50257, "bos_token_id": 50256, "eos_token_id": 50256}),
     "qwen2": ("qwen2.5-0.5b-instruct", {"vocab_size": 151936, "bos_token_id": 151643}),
@@ -112,6 +114,7 @@ def test_scores_from_merges_have_the_order_of_the_tokenizer_models_scores():
     )
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("name", PAIRS)
 def test_llama_cpp_tokenizes_its_test_cases_as_expected(name: str, tmp_path: Path):
     model = write_model(tmp_path / "model.gguf", ours(name))
@@ -119,6 +122,7 @@ def test_llama_cpp_tokenizes_its_test_cases_as_expected(name: str, tmp_path: Pat
     assert tokenize(model, texts, add_special=False) == list(expected)
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("name", ["llama-bpe", "deepseek-llm"])
 def test_a_vocabulary_with_its_rules_gives_llama_cpps_keys_and_cases(name: str, tmp_path: Path):
     """The tokenizer.json of these is not at hand; llama.cpp's vocabulary and our rules make one.

@@ -78,6 +78,7 @@ def test_a_bos_or_eos_beyond_the_vocabulary_is_named(name: str, folder: Path):
         special(folder, CONFIG | {f"{name}_token_id": 700})
 
 
+@pytest.mark.oracle
 def test_tokens_around_a_text_in_the_template_are_added(folder: Path):
     template(folder, START, SEQUENCE, END)
     assert special(folder) == {"bos": 1, "eos": 0, "add_bos_token": True, "add_eos_token": True}
@@ -112,6 +113,7 @@ def more_ends(folder: Path, *texts: str) -> list[int]:
     return [700 + i for i in range(len(texts))]
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("where", ["generation_config.json", "config.json"])
 def test_llama_cpp_stops_at_all_tokens_at_which_transformers_stops(where: str, folder: Path):
     stops = [0, *more_ends(folder, "<|user|>", "<|observation|>", "<|im_end|>")]
@@ -128,6 +130,7 @@ def test_llama_cpp_stops_at_all_tokens_at_which_transformers_stops(where: str, f
     assert ends(model) == stops
 
 
+@pytest.mark.oracle
 def test_an_end_that_llama_cpp_knows_by_its_text_needs_no_key(folder: Path):
     (known,) = more_ends(folder, "<|eot_id|>")
     write_json(folder / "generation_config.json", {"eos_token_id": [0, known, 9999]})
@@ -136,6 +139,7 @@ def test_an_end_that_llama_cpp_knows_by_its_text_needs_no_key(folder: Path):
     assert ends(write_model(folder / "model.gguf", keys)) == [0, known]
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("text", sorted(KNOWN_ENDS - {"<|end|>"}))  # the vocabulary's own
 def test_llama_cpp_knows_the_ends_that_need_no_key(text: str, folder: Path):
     (known,) = more_ends(folder, text)
@@ -157,6 +161,7 @@ def test_the_classification_token_and_the_separator_stand_in_for_bos_and_eos(fol
     assert special(folder) == {"bos": 1, "eos": 0, "seperator": 0, "add_bos_token": False}
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize(("kind", "sep"), [("BertProcessing", False), ("RobertaProcessing", True)])
 def test_processors_of_bert_and_roberta_add_their_models_tokens(kind: str, sep: bool, folder: Path):
     ends = {"sep": ["<|end|>", 0], "cls": ["<|start|>", 1]}
@@ -179,6 +184,7 @@ def test_a_second_end_between_two_texts_is_the_separator(folder: Path):
         assert special(folder)["add_sep_token"] is sep
 
 
+@pytest.mark.oracle
 def test_a_bos_that_does_not_exist_is_not_added(folder: Path):
     write_json(folder / "tokenizer_config.json", {"add_bos_token": True})
     assert special(folder) == {"add_bos_token": False}

@@ -66,6 +66,7 @@ def test_the_space_before_a_text_is_the_models_unless_configured(dummy: bool, tm
     assert read_vocab(tmp_path, {})["tokenizer.ggml.add_space_prefix"].value is not dummy
 
 
+@pytest.mark.oracle
 def test_llama_cpp_tokenizes_with_tokenizer_model_as_the_same_merges_do(tmp_path: Path):
     tokenizer = write_spm_json(tmp_path)
     write_spm(tmp_path)
@@ -74,6 +75,7 @@ def test_llama_cpp_tokenizes_with_tokenizer_model_as_the_same_merges_do(tmp_path
     assert tokenize(model, texts) == [tokenizer.encode(text).ids for text in texts]
 
 
+@pytest.mark.oracle
 def test_llama_cpp_tokenizes_with_scores_from_merges_as_the_tokenizer_with_merges(tmp_path: Path):
     tokenizer = write_spm_json(tmp_path)
     model = write_model(tmp_path / "model.gguf", read_vocab(tmp_path, {}))
@@ -191,6 +193,7 @@ def test_a_pre_tokenizer_for_sentencepiece_is_rejected(tmp_path: Path):
         read_vocab(tmp_path, {}, pre="llama-bpe")
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("scheme", ["always", "first", "never"])
 def test_a_metaspace_determines_the_space_before_a_text(scheme: str, tmp_path: Path):
     write_spm_json(tmp_path)
@@ -205,6 +208,7 @@ def test_a_metaspace_determines_the_space_before_a_text(scheme: str, tmp_path: P
     assert tokenize(model, texts) == [tokenizer.encode(text).ids for text in texts]
 
 
+@pytest.mark.oracle
 def test_gemmas_runs_of_spaces_are_merged_and_not_added_tokens(tmp_path: Path):
     shutil.copytree(VOCABULARIES / "gemma", tmp_path, dirs_exist_ok=True)
     expected = read_vocab(tmp_path, {})

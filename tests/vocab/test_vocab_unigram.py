@@ -163,6 +163,7 @@ def test_a_vocabulary_without_an_unknown_token_is_rejected(t5: Path):
         read_vocab(t5, {})
 
 
+@pytest.mark.oracle
 def test_ascii_characters_without_a_piece_are_not_unknown_to_llama_cpp(tmp_path: Path):
     fixed = [("<unk>", 0.0, 2), ("<s>", 0.0, 3), ("</s>", 0.0, 3)]
     fixed += [(f"<0x{byte:02X}>", 0.0, 6) for byte in range(256)]
@@ -180,6 +181,7 @@ def test_ascii_characters_without_a_piece_are_not_unknown_to_llama_cpp(tmp_path:
     assert token(tmp_path, 3 + 0xE9)[:2] == ("<0xE9>", TokenType.BYTE)
 
 
+@pytest.mark.oracle
 def test_added_tokens_are_found_before_splitting(t5: Path):
     value = json.loads((t5 / "tokenizer.json").read_text(encoding="utf-8"))
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)

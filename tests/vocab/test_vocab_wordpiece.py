@@ -63,6 +63,7 @@ def test_keys_are_those_of_llama_cpps_converter(folder: Path):
     }
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("lowercase", [False, True])
 @pytest.mark.parametrize("strip", [False, True, None])
 def test_llama_cpp_normalizes_as_the_tokenizer(lowercase: bool, strip: bool | None, folder: Path):
