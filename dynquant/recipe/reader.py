@@ -39,7 +39,7 @@ WHEN_KEYS = ("experts", "gqa", "layers", "tied_embeddings", "importance", "archi
 OUTPUT_KEYS = ("shard_size", "tensor_order")
 
 Parent = Callable[[str], Recipe]
-"""Returns the recipe that `extends:` names; raises ExtendsError if there is none, or RecipeError
+"""Returns the recipe that `extends:` names; raises ExtendsError if it is missing, or RecipeError
 with that recipe's faults."""
 
 

@@ -4,9 +4,9 @@
     python scripts/models/make_synthetic_llama.py /tmp/synthetic
     python scripts/bench/bench_convert.py /tmp/synthetic --llama-cpp PATH --repeats 3
 
-The peer is `convert_hf_to_gguf.py` of the llama.cpp tree at PATH, then its quantizer through
+llama.cpp runs as `convert_hf_to_gguf.py` of the llama.cpp tree at PATH, then its quantizer through
 llama-cpp-python's `llama_model_quantize` (both to be installed by hand: llama-cpp-python, torch,
-transformers). Each step is a process of its own; memory is its largest resident size. Runs
+transformers). Each step is a separate process; memory is its largest resident size. Runs
 alternate, ours and the peer's, and medians are printed. Without --llama-cpp only ours runs. The
 sha256 of ours for 1, 2 and 7 threads closes the report.
 """
@@ -72,7 +72,7 @@ def ours(
     return [run(command, output)]
 
 
-def peers(model: Path, folder: Path, tree: Path, ftype: str, threads: int) -> list[Run]:
+def llama_cpp_steps(model: Path, folder: Path, tree: Path, ftype: str, threads: int) -> list[Run]:
     """Convert with llama.cpp: a BF16 file, then the quantized one."""
     whole, quantized = folder / "whole.gguf", folder / "peer.gguf"
     script = str(tree / "convert_hf_to_gguf.py")
@@ -119,7 +119,7 @@ def main() -> None:
                 measured["ours"].append(ours(arguments.model, output, recipe, arguments.threads))
                 if arguments.llama_cpp:
                     measured["peer"].append(
-                        peers(
+                        llama_cpp_steps(
                             arguments.model, folder, arguments.llama_cpp, ftype, arguments.threads
                         )
                     )

@@ -5,7 +5,8 @@
         [--threads 2]
 
 Each type x {importance, none} x {gaussian, student-t, tiny-books}, one thread unless --threads says
-otherwise (rows are shared out, for both). The peer is `ggml_quantize_chunk` of the xllamacpp wheel;
+otherwise (rows are shared out, for both). ggml is called as `ggml_quantize_chunk` of the xllamacpp
+wheel;
 both encode the same array in turn, and the fastest of the repeats counts for each; the tables that
 ggml builds at a type's first use are not counted. Types that ggml
 does not encode without importance are measured with it only. Columns:

@@ -4,7 +4,7 @@
     python scripts/bench/bench_plan.py FOLDER [--recipes NAME,NAME] [--small-imatrix] \
         [--markdown FILE]
 
-Each line is `dynquant plan` in a process of its own: seconds of the whole command, of them reading
+Each line is `dynquant plan` in a separate process: seconds of the whole command, of them reading
 all headers, describing the model, reading the imatrix, and planning; and its largest resident size.
 The imatrix is made for the run, as large as R1's (a row for each expert, 1.0 GB), or with
 --small-imatrix one row for all. A recipe that asks for none gets none.
@@ -39,7 +39,7 @@ WITHOUT_IMATRIX = ("deepseek-r1-q2_k_xl", "deepseek-r1-dq3_k_m")
 LAYOUTS: tuple[Mla, ...] = ("merged", "split")
 
 # The steps of the command, each after the clock of the one before; the headers are read once more
-# by themselves, as the page cache then has them for both.
+# separately, as the page cache then has them for both.
 STEPS = """
 import json, sys, time
 from pathlib import Path
@@ -163,7 +163,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=given.folder.parent) as scratch:
         for layout in LAYOUTS:
             imatrix = Path(scratch) / f"{layout}.dat"
-            # In a process of its own: those measured begin with what this one has in memory.
+            # In a separate process: a child starts with the memory of its parent.
             job = (imatrix, given.folder, layout, given.small_imatrix)
             writer = get_context("spawn").Process(target=write_importance, args=job)
             writer.start()

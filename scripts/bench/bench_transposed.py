@@ -4,7 +4,7 @@
     python scripts/bench/bench_transposed.py [--experts 8] [--threads 1 2 16] [--recipe q8_0]
 
 Writes one layer of gpt-oss's shape ([2880, 5760] and [2880, 2880] for each expert; 400 MB for eight
-experts) to a temporary folder and converts it, each time in a process of its own. Prints wall time,
+experts) to a temporary folder and converts it, each time in a separate process. Prints wall time,
 the largest resident size (ru_maxrss), the bytes read from the checkpoint divided by the bytes that
 the conversion needs (the gate and the up projection each read the matrix that holds both), and the
 sha256 of the output.

@@ -4,7 +4,8 @@
 
 LLAMA_CPP is a llama.cpp source tree, PYTHON an interpreter that has what its converter needs. Its
 list of known vocabularies goes by a hash of token ids, which no made-up vocabulary has, so it is
-told the pre-tokenizer that dynquant recognised. For each family: tensors equal bit for bit, tensors
+given the pre-tokenizer that dynquant recognized. For each family: tensors equal bit for bit,
+tensors
 that differ or that one file has alone, and keys that differ.
 """
 
@@ -89,7 +90,7 @@ def compare(family: str, tree: Path, python: str, folder: Path) -> bool:
         check=False,
     )
     if done.returncode:
-        print(f"{family}: the peer fails: {done.stderr.strip().splitlines()[-1]}")
+        print(f"{family}: llama.cpp fails: {done.stderr.strip().splitlines()[-1]}")
         return False
     a, b = GGUFReader(ours), GGUFReader(theirs)
     mine = {t.name: t for t in a.tensors}

@@ -1,4 +1,4 @@
-"""What people who write recipes are told: bad recipes, and all that the command line says of each.
+"""Prints the messages of the command line for a collection of bad recipes.
 
 python scripts/checks/show_recipe_errors.py
 """

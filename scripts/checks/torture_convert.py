@@ -5,7 +5,7 @@
     python scripts/checks/torture_convert.py /tmp/synthetic --kills 5 [--recipe dynamic-4bit] \
         [--seed 0]
 
-Converts once undisturbed, then again with `kill -9` at random moments. Of each run the log tells
+Converts once undisturbed, then again with `kill -9` at random moments. The log of each run states
 what it had encoded when it died (to a tenth of a second), and the journal what the next one finds;
 the difference is made again. What is found is read back and hashed again.
 """
@@ -41,7 +41,7 @@ with open(log, "w") as file:
 def started(
     model: Path, out: Path, recipe: str, threads: int, log: Path
 ) -> subprocess.Popen[bytes]:
-    """Begin a conversion, or go on with it."""
+    """Start a conversion, or resume it."""
     command = [sys.executable, "-c", CONVERT, str(model), str(out), recipe, str(threads), str(log)]
     return subprocess.Popen(command)
 
@@ -61,7 +61,7 @@ def sha256(path: Path) -> str:
 
 
 def main() -> None:
-    """Kill, go on, compare, print."""
+    """Kill, resume, compare, print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", type=Path)
     parser.add_argument("--kills", type=int, default=5)

@@ -28,7 +28,7 @@ from dynquant.importance.imatrix import write_imatrix
 
 TINY_BOOKS = Path(__file__).resolve().parents[2] / "tests" / "data" / "tiny-books"
 CHUNK = 512
-"""Tokens of a chunk, as many as llama-imatrix takes unless told otherwise."""
+"""Tokens of a chunk, the default of llama-imatrix."""
 
 
 def calibrate(folder: Path, chunks: list[list[int]]) -> dict[str, tuple[F32, list[int]]]:

@@ -15,8 +15,8 @@ position of each. Columns:
     line     KL over what the recipes named in --line give at that size, between two of them along
              a straight line of its logarithm: how recipes of other sizes are compared
 
-What one file loses is partly luck: differences of a few percent are none (compare_objectives.py
-tells more apart, by replicas). An imatrix that a recipe needs and is not given passes it over.
+What one file loses is partly luck: differences of a few percent are noise (compare_objectives.py
+resolves smaller ones, by replicas). An imatrix that a recipe needs and is not given passes it over.
 """
 
 from __future__ import annotations

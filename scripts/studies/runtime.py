@@ -14,7 +14,7 @@ from dynquant.arrays import F32, I64
 F64 = NDArray[np.float64]
 
 WINDOW = 512
-"""Tokens that are read at a time, each time anew."""
+"""Tokens in a window; each starts with an empty context."""
 
 
 class NotLoadedError(Exception):
