@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A whole conversion beside the peer's two steps: wall time, CPU time, peak memory, bytes written.
+"""A whole conversion beside llama.cpp's two steps: wall time, CPU time, peak memory, bytes written.
 
     python scripts/models/make_synthetic_llama.py /tmp/synthetic
     python scripts/bench/bench_convert.py /tmp/synthetic --llama-cpp PATH --repeats 3
@@ -7,7 +7,7 @@
 llama.cpp runs as `convert_hf_to_gguf.py` of the llama.cpp tree at PATH, then its quantizer through
 llama-cpp-python's `llama_model_quantize` (both to be installed by hand: llama-cpp-python, torch,
 transformers). Each step is a separate process; memory is its largest resident size. Runs
-alternate, ours and the peer's, and medians are printed. Without --llama-cpp only ours runs. The
+alternate, ours and llama.cpp's, and medians are printed. Without --llama-cpp only ours runs. The
 sha256 of ours for 1, 2 and 7 threads closes the report.
 """
 
@@ -27,7 +27,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-# The peer's quantizer, as llama-quantize calls it: source, output, name of the ftype, threads.
+# llama.cpp's quantizer, as llama-quantize calls it: source, output, name of the ftype, threads.
 QUANTIZE = """
 import sys, llama_cpp
 source, output, ftype, threads = sys.argv[1:]

@@ -45,6 +45,7 @@ def described(model: Model) -> tuple[object, ...]:
     return keys, [(t.name, t.shape) for t in model.tensors], model.ignored
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_both_spellings_of_rope_describe_one_model(family: str, tmp_path: Path) -> None:
     folder = load_reference(family).folder

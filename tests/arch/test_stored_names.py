@@ -53,6 +53,7 @@ def test_each_stored_tensor_is_ignored_or_named_by_the_tensors_made_of_it(family
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_only_computed_tensors_name_no_stored_one(family: str) -> None:
     unnamed = [t for t in load(family).tensors if not t.stored_names]

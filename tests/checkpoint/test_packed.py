@@ -145,7 +145,9 @@ def both_ways(folder: Path, form: Format) -> tuple[Path, Path]:
     return folders
 
 
-@pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
+@pytest.mark.parametrize(
+    "form", slow_except(list(FORMATS.values())[::4], FORMATS.values()), ids=FORMATS
+)
 @pytest.mark.parametrize("recipe", slow_except(["bf16"], ["f32", "bf16"]))
 def test_a_quantized_checkpoint_and_its_floats_give_the_same_file(
     form: Format, recipe: str, tmp_path: Path

@@ -47,6 +47,7 @@ def found(out: Path) -> tuple[object, list[Done]]:
         journal.close()
 
 
+@pytest.mark.slow
 @once
 @given(first=records, second=records)
 def test_all_that_was_added_is_read(tmp_path: Path, first: list[Done], second: list[Done]) -> None:

@@ -186,6 +186,7 @@ def bytes_of(plan: Plan, n_jobs: int) -> int:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_after_the_job_at_hand_and_all_is_in_the_journal(
     plan: Plan, expected: dict[str, bytes], tmp_path: Path, number: signal.Signals

@@ -36,7 +36,7 @@ def test_types_that_are_kept_are_none_that_a_recipe_can_name() -> None:
 
 
 @pytest.mark.parametrize("default", slow_except(["Q4_K"], ["F32", "Q8_0", "Q4_K"]))
-@pytest.mark.parametrize("shape", [(37, 6), (5,)])
+@pytest.mark.parametrize("shape", [(37, 6), pytest.param((5,), marks=pytest.mark.slow)])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_table_is_copied_whatever_the_recipe_says(
     tmp_path: Path, dtype: str, shape: tuple[int, ...], default: str

@@ -148,6 +148,7 @@ def test_the_plan_shows_what_becomes_of_them(folder: Path, tmp_path: Path) -> No
     assert json.loads(listed)["prediction_layers"] == [3]
 
 
+@pytest.mark.slow
 @pytest.mark.oracle
 @pytest.mark.parametrize("mla", ["split", "merged"])
 @pytest.mark.parametrize("keep", ["drop", "keep"])

@@ -127,6 +127,7 @@ def test_starting_up_imports_nothing_heavy(code: str) -> None:
     assert not loaded_by(code) & heavy
 
 
+@pytest.mark.slow
 def test_nothing_needs_torch_or_transformers() -> None:
     used = {n.split(".")[0] for f in FILES for n in imports(f)}
     assert not used & {"torch", "transformers", "sentencepiece", "xllamacpp"}

@@ -20,7 +20,6 @@ from agreement import (
     max_difference,
 )
 from ceilings import kl_ceilings
-from subsets import slow_except
 
 import dynquant
 
@@ -70,7 +69,8 @@ def test_tokens_equal_its_own_tokenizers(reference: Reference, folder: Path) -> 
     assert dict(zip(reference.tokens, ours, strict=True)) == reference.tokens
 
 
-@pytest.mark.parametrize("recipe", slow_except(["dynamic-4bit"], KL_CEILINGS))
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", KL_CEILINGS)
 def test_divergence_from_transformers_is_below_the_ceiling(
     recipe: str, reference: Reference, folder: Path
 ) -> None:

@@ -171,6 +171,7 @@ def test_a_conversion_tells_the_errors_of_what_it_wrote(tmp_path: Path) -> None:
         np.testing.assert_allclose(astuple(found[tensor.name]), astuple(sums.figures()), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_errors_do_not_depend_on_threads_or_on_the_isa(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

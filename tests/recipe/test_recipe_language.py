@@ -118,6 +118,7 @@ def test_fallback_is_a_type_a_list_or_error(declared: str, types: list[str]):
     assert [t.name for t in recipe.fallback.of_all] == types
 
 
+@pytest.mark.slow
 @SEEDED
 @given(st.integers(1, 40), st.integers(-40, 39), st.integers(-40, 39))
 def test_layers_are_those_of_pythons_indices(n_layers: int, first: int, last: int):
@@ -336,7 +337,7 @@ def test_faults_come_all_at_once_in_the_order_of_the_file():
         "a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\ndefault: Q4_K",
         "default: " + "[" * 100_000,
         "default: " + "{a: " * 30_000,
-        "default: Q4_K\nrules:\n" + "  - {role: attn_v, type: Q6_K, x: y}\n" * 1_000,
+        "default: Q4_K\nrules:\n" + "  - {role: attn_v, type: Q6_K, x: y}\n" * 300,
     ],
     ids=["laughs", "deep lists", "deep mappings", "many faults"],
 )

@@ -278,6 +278,7 @@ def test_a_recipe_that_fits_warns_of_nothing():
     assert apply(rules("role: ffn_down, layers: [0-3, -4--1], type: Q6_K")).warnings == ()
 
 
+@pytest.mark.slow
 def test_a_thousand_tensors_match_a_hundred_rules_in_less_than_ten_calls_for_each_pair():
     each = [f"name: '/^blk.{i}.ffn/', type: Q6_K" for i in range(100)]
     recipe = parse_recipe(rules(*each), "r.yaml", "r")

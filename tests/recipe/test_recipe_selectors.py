@@ -83,6 +83,7 @@ def test_every_matrix_of_a_family_is_in_a_group(family: MODEL_ARCH) -> None:
     assert left == set()
 
 
+@pytest.mark.slow
 @SEEDED
 @given(st.integers(1, 100))
 def test_parts_of_the_depth_are_llama_quantizes_use_more_bits(n: int) -> None:

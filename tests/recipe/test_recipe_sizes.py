@@ -8,6 +8,7 @@ from math import prod
 import pytest
 from agreement import FAMILIES, load_reference
 from published import DENSE, MIXTURES, MODELS, WEIGHTS, model_of
+from subsets import FAST_FAMILIES, slow_except
 
 from dynquant.arch.base import Model
 from dynquant.arch.load import load_model
@@ -57,7 +58,7 @@ def test_the_shapes_are_those_of_the_published_model(name: str) -> None:
     assert sum(prod(t.shape) for t in published(name).tensors) == WEIGHTS[name]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", slow_except(FAST_FAMILIES, FAMILIES))
 @pytest.mark.parametrize("recipe", DENSE_RECIPES)
 def test_a_dynamic_recipe_fits_every_family(recipe: str, family: str) -> None:
     assert unexpected(apply(recipe, reference(family))) == []

@@ -101,6 +101,7 @@ def test_an_error_message_contains_no_terminal_escapes(capsys: pytest.CaptureFix
     assert capsys.readouterr().err == "error: a\\x1b]0;owned\\x07\\u202e: two\nlines \u00e9\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TARGETS)
 def test_some_files_of_a_corpus_are_read(tmp_path: Path, name: str) -> None:
     """Otherwise, changes would be refused for problems of the files before the change."""

@@ -76,6 +76,7 @@ def test_correct_file_equals_its_source_encoded_again(made: Path) -> None:
     assert "64 ranges of rows of" in sampled.checked[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "family", ["deepseek-v3", "gpt-oss-mxfp4", "qwen3next", "nomic-bert", "glm4moe"]
 )

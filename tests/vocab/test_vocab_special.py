@@ -139,6 +139,7 @@ def test_an_end_that_llama_cpp_knows_by_its_text_needs_no_key(folder: Path):
     assert ends(write_model(folder / "model.gguf", keys)) == [0, known]
 
 
+@pytest.mark.slow
 @pytest.mark.oracle
 @pytest.mark.parametrize("text", sorted(KNOWN_ENDS - {"<|end|>"}))  # the vocabulary's own
 def test_llama_cpp_knows_the_ends_that_need_no_key(text: str, folder: Path):

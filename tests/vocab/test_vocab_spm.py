@@ -145,6 +145,7 @@ def test_a_model_without_pieces_for_bytes_is_rejected(tmp_path: Path):
         read_vocab(tmp_path, {})
 
 
+@pytest.mark.slow
 def test_a_truncated_model_is_rejected_wherever_it_ends(tmp_path: Path):
     whole = sentencepiece(pieces())
     for end in random.Random(0).sample(range(len(whole)), 100):
@@ -155,6 +156,7 @@ def test_a_truncated_model_is_rejected_wherever_it_ends(tmp_path: Path):
             read_vocab(tmp_path, {"vocab_size": N})
 
 
+@pytest.mark.slow
 def test_random_bytes_raise_nothing_but_vocab_errors(tmp_path: Path):
     rng = random.Random(1)
     whole = sentencepiece(pieces()[:8])
