@@ -121,6 +121,7 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_all_examples_of_a_page_run_in_its_order(page: Path, checkout: Path) -> None:
     for block in blocks(page):

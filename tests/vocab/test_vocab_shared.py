@@ -18,7 +18,7 @@ from dynquant.keys import Keys
 from dynquant.vocab import read_vocab
 from dynquant.vocab.pretypes import PRE_TYPES
 
-pytestmark = pytest.mark.shared
+pytestmark = [pytest.mark.shared, pytest.mark.slow]
 
 PAIRS = {
     "gpt-2": ("gpt-2", {"vocab_size": 50257, "bos_token_id": 50256, "eos_token_id": 50256}),
