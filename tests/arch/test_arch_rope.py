@@ -91,6 +91,7 @@ def test_llama3_factors_jump_if_both_limits_are_equal() -> None:
     assert set(llama3_factors(rope, 128).tolist()) == {1.0, 8.0}
 
 
+@pytest.mark.slow
 @given(
     n_head=st.integers(1, 4),
     pairs=st.integers(1, 6),
@@ -109,6 +110,7 @@ def test_interleaved_rows_equal_swapped_axes(
     np.testing.assert_array_equal(found, swapped[start:stop].reshape(stop - start, -1))
 
 
+@pytest.mark.slow
 @given(n_head=st.integers(1, 6), pairs=st.integers(1, 8))
 def test_an_interleaved_bias_equals_swapped_axes(n_head: int, pairs: int) -> None:
     bias = np.arange(n_head * pairs * 2, dtype=np.float32)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from places import shared
 from sparse import Header, table, write_sparse
+from subsets import slow_except
 
 from dynquant.arch.base import Architecture
 from dynquant.arch.load import describe, load_model
@@ -60,7 +61,7 @@ def write_published(name: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", WEIGHTS)
-@pytest.mark.parametrize("recipe", ["q8_0", "dynamic-4bit"])
+@pytest.mark.parametrize("recipe", slow_except(["q8_0"], ["q8_0", "dynamic-4bit"]))
 def test_published_configuration_is_planned_from_headers(
     name: str, recipe: str, tmp_path: Path
 ) -> None:

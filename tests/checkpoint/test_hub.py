@@ -88,6 +88,7 @@ def refusal(done: Done) -> str:
     return line
 
 
+@pytest.mark.slow
 def test_a_model_on_the_hub_equals_its_folder_plus_its_origin(
     run: Run, serving: Serving, folder: Path, tmp_path: Path
 ) -> None:

@@ -19,6 +19,7 @@ from handmade import names
 from imatrices import write_legacy
 from inprocess import run
 from places import ROOT
+from subsets import slow_except
 
 from dynquant.quants.search import EFFORTS
 from dynquant.quants.table import ALL
@@ -101,6 +102,7 @@ def test_types_as_json_has_names_and_sizes() -> None:
     assert q8_0["needs_importance"] is False
 
 
+@pytest.mark.slow
 def test_recipes_lists_the_shipped_ones() -> None:
     done = run("recipes")
     listed = [line.split()[0] for line in done.out.splitlines()[1:]]
@@ -119,6 +121,7 @@ def test_an_unknown_recipe_is_one_error_line() -> None:
     assert done.err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_plan_shows_roles_with_their_layers_types_and_totals(llama: Path, recipe: Path) -> None:
     done = run("plan", llama, "--recipe", recipe)
     rows = [re.split(r"\s+", line) for line in done.out.splitlines()]
@@ -269,7 +272,7 @@ def test_set_keys_are_written(llama: Path, recipe: Path, tmp_path: Path) -> None
     assert fields["llama.context_length"].contents() == 77
 
 
-@pytest.mark.parametrize("effort", EFFORTS)
+@pytest.mark.parametrize("effort", slow_except(["fast"], EFFORTS))
 def test_every_effort_is_planned_and_written(
     llama: Path, recipe: Path, tmp_path: Path, effort: str
 ) -> None:
@@ -355,6 +358,7 @@ def test_the_readme_names_every_command() -> None:
     assert [c for c in COMMANDS if f"dynquant {c}" not in readme] == []
 
 
+@pytest.mark.slow
 def test_output_that_nobody_reads_ends_quietly() -> None:
     child = subprocess.Popen(
         [sys.executable, "-m", "dynquant.cli", "types"],

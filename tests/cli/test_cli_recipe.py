@@ -167,6 +167,7 @@ def test_diff_json_lists_each_tensor(recipe: str) -> None:
     assert found["after"]["tensor_bytes"] - found["before"]["tensor_bytes"] == change["bytes"]
 
 
+@pytest.mark.slow
 def test_diff_of_a_recipe_and_the_file_it_makes_is_empty(recipe: str, tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["convert", TINY, "-o", "made.gguf", "-r", recipe, "--quiet"])
     assert done.exit_code == 0

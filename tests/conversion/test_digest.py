@@ -75,6 +75,7 @@ def brought(digests: Digests, found: Sequence[Brought], n_threads: int) -> None:
         assert not t.is_alive()
 
 
+@pytest.mark.slow
 @settings(max_examples=30)
 @given(seed=st.integers(0, 2**32), chunk_bytes=st.integers(1, 40_000))
 def test_any_order_gives_the_hashes_of_the_whole(seed: int, chunk_bytes: int) -> None:

@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pytest
 from handmade import model, recipe, weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -68,6 +69,7 @@ def test_every_row_comes_once_in_order_and_what_is_done_as_it_was_done(
             assert job.n_rows == 1 or job.n_rows * 64 * 4 <= chunk_bytes
 
 
+@pytest.mark.slow
 def test_no_range_crosses_matrices_that_differ_in_importance(tmp_path: Path) -> None:
     plan = experts_plan(tmp_path)
 

@@ -55,6 +55,7 @@ def test_all_that_was_added_is_read(tmp_path: Path, first: list[Done], second: l
     assert found(tmp_path / "x") == (IDENTITY, first + second)
 
 
+@pytest.mark.slow
 @once
 @given(noted=records, share=st.floats(0, 1), tail=st.binary(max_size=200))
 def test_of_a_torn_journal_the_whole_records_at_its_beginning_are_read(
@@ -73,6 +74,7 @@ def test_of_a_torn_journal_the_whole_records_at_its_beginning_are_read(
     assert read == noted[: len(read)]
 
 
+@pytest.mark.slow
 @once
 @given(noted=records.filter(bool), at=st.floats(0, 0.999), bit=st.integers(0, 7))
 def test_a_flipped_bit_ends_what_is_believed(

@@ -238,6 +238,7 @@ def test_nothing_is_written_beside_the_source(tmp_path: Path) -> None:
 # ---- a model larger than the memory --------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="this system takes no such advice")
 @pytest.mark.parametrize("memory", [100_000, 1 << 40])
 def test_only_what_does_not_fit_is_forgotten_and_only_when_all_of_it_was_read(

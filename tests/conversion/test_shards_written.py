@@ -63,6 +63,7 @@ def test_what_converted_returns_are_the_files_and_their_hashes(tmp_path: Path) -
     assert list(made.sha256) == [hashlib.sha256(p.read_bytes()).hexdigest() for p in made.paths]
 
 
+@pytest.mark.slow
 @given(
     sizes=st.lists(st.integers(1, 100).map(lambda n: 32 * n), min_size=1, max_size=30),
     max_bytes=st.none() | st.integers(1, 5000),

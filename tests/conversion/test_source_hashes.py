@@ -168,6 +168,7 @@ def test_hashing_is_ahead_of_the_encoders_by_no_more_than_it_may_be(
     assert hashing.at == [(f"model-{i}", piece) for i in (0, 1) for piece in range(8)]
 
 
+@pytest.mark.slow
 def test_hashing_of_a_run_that_goes_on_begins_with_what_the_encoders_do_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -178,6 +179,7 @@ def test_hashing_of_a_run_that_goes_on_begins_with_what_the_encoders_do_not_read
     assert len(hashing.at) == 24
 
 
+@pytest.mark.slow
 def test_a_file_is_hashed_by_one_thread_and_the_next_by_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

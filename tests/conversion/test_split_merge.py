@@ -64,6 +64,7 @@ def test_shards_hold_every_tensor_and_the_first_every_key(
     assert len(open_gguf(shards[-1]).files) == count
 
 
+@pytest.mark.slow
 def test_merge_makes_the_same_file_again(whole: Path, tmp_path: Path) -> None:
     # once through dynquant, so that the bytes before the tensors are laid out by it
     run("merge", whole, "-o", tmp_path / "a.gguf", "-q")

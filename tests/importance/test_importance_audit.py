@@ -192,6 +192,7 @@ def test_a_file_that_changes_during_a_run_is_an_error(tmp_path: Path, bad: float
         found[UP].of(0)
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 def test_the_imatrix_of_tinyllama_covers_all_matrices_of_a_tinyllama(
     tmp_path: Path,

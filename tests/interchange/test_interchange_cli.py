@@ -113,6 +113,7 @@ def test_export_gives_every_matrix_its_type() -> None:
         assert found == type_name, name
 
 
+@pytest.mark.slow
 def test_exported_and_imported_recipe_has_the_same_plan(tmp_path: Path) -> None:
     assert run("export", "dynamic-6bit", TINY, "-o", "types.txt").exit_code == 0
     options = ["--format", "tensor-type-file", "--default", "F16", "-o", "again.yaml"]
@@ -131,6 +132,7 @@ def test_existing_file_is_replaced_only_with_force(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
 
 
+@pytest.mark.slow
 def test_unreadable_input_and_unwritable_output_are_reported(tmp_path: Path) -> None:
     options = ["--format", "thireus", "--default", "Q4_K"]
     assert messages("import", "none.recipe", *options)[0].startswith("none.recipe: cannot be read")

@@ -12,6 +12,7 @@ import pytest
 from headers import Shapes, dense, latent_experts, tensors_of, two_parts
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from subsets import slow_except
 
 from dynquant.errors import RecipeError
 from dynquant.interchange.items import Base
@@ -21,6 +22,7 @@ from dynquant.recipe.loader import load_recipe, parse_recipe
 from dynquant.recipe.match import assign
 from dynquant.recipe.protection import protection
 
+NAMES = ["dynamic-4bit", "dynamic-6bit", "q8_0", "Q4_K_M", "IQ2_XXS"]
 R1 = latent_experts(61, 3, nope=128)
 
 
@@ -43,7 +45,7 @@ def names(types: dict[str, QuantType], shapes: Shapes) -> dict[str, str]:
     return {t.name: types[t.name].name for t in tensors_of(shapes) if not protection(t)}
 
 
-@pytest.mark.parametrize("name", ["dynamic-4bit", "dynamic-6bit", "q8_0", "Q4_K_M", "IQ2_XXS"])
+@pytest.mark.parametrize("name", slow_except(["q8_0"], NAMES))
 @pytest.mark.parametrize("shapes", [dense(32), dense(24, hidden=896, ffn=4864), R1, two_parts(6)])
 def test_every_tensor_gets_its_type_from_its_first_word(name: str, shapes: Shapes) -> None:
     types = types_by(name, shapes)

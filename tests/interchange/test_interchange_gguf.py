@@ -63,11 +63,14 @@ MODELS = {
 }
 
 
+FOR_EXPERTS = re.compile("-moe-|deepseek-")
+"""In the names of the recipes that need a model with experts."""
+
 MADE = [
     (name, model)
     for name in sorted(shipped_recipes())
     for model in MODELS
-    if model == "latent attention" or not (load_recipe(name).intended or "-moe-" in name)
+    if model == "latent attention" or not FOR_EXPERTS.search(name)
 ]
 FAST = [("dynamic-4bit", model) for model in MODELS]
 
@@ -105,6 +108,7 @@ def test_types_of_llama_quantize_for_published_models_fit_eight_rules(mix: str) 
         assert len(again.rules) <= 8, text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rules", "expected"),
     [
@@ -129,6 +133,7 @@ def test_a_group_of_roles_comes_back_as_one_word(rules: list[str], expected: lis
         assert line in text
 
 
+@pytest.mark.slow
 def test_a_rule_by_position_as_unicom_publishes_it_comes_back() -> None:
     # DQ3_K_M (arXiv 2505.02390): the second type by every fourth layer with experts
     recipe = written(
@@ -270,6 +275,7 @@ def test_a_file_is_read_whole_whatever_its_shards(tmp_path: Path, shards: int) -
     assert str(tmp_path) not in text
 
 
+@pytest.mark.slow
 def test_a_long_list_of_roles_stays_within_a_hundred_columns() -> None:
     names = ("attn_q_a", "attn_q_b", "attn_kv_a_mqa", "attn_output", "ffn_down_exps", "ffn_up_exps")
     recipe = written(f"role: [{', '.join((*names, 'ffn_gate_shexp', 'ffn_up_shexp'))}], type: Q6_K")

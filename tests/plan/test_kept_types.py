@@ -35,6 +35,7 @@ def test_types_that_are_kept_are_none_that_a_recipe_can_name() -> None:
     assert ALL.keys().isdisjoint(KEPT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("default", slow_except(["Q4_K"], ["F32", "Q8_0", "Q4_K"]))
 @pytest.mark.parametrize("shape", [(37, 6), pytest.param((5,), marks=pytest.mark.slow)])
 @pytest.mark.parametrize("dtype", DTYPES)

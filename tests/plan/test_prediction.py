@@ -136,6 +136,7 @@ def test_other_words_are_refused_with_their_place(text: str) -> None:
         parse_recipe(f"default: F16\nprediction_layers: {text}", "r.yaml", "r")
 
 
+@pytest.mark.slow
 def test_the_plan_shows_what_becomes_of_them(folder: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "keep.yaml"
     recipe.write_text("default: F16\nprediction_layers: keep\n")

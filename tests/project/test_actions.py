@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ SCRIPT = ROOT / "scripts" / "checks" / "run_example_release.py"
 COMMANDS = set(get_command(app).commands)  # type: ignore[attr-defined]
 
 
+@cache
 def read(path: Path) -> dict[str, Any]:
     return yaml.load(path.read_text(), yaml.BaseLoader)  # `on` stays a string
 
@@ -99,6 +101,7 @@ def test_every_input_is_used_and_every_output_is_written() -> None:
     assert written == document["outputs"].keys()
 
 
+@pytest.mark.slow
 def test_dynquant_commands_in_scripts_exist_with_their_options() -> None:
     found: set[str] = set()
     for script in SCRIPTS:

@@ -108,7 +108,7 @@ def test_decodes_any_bytes_with_a_finite_scale_as_the_gguf_package_does(
     np.testing.assert_array_equal(decode(blocks, name, 256)[finite], expected[finite])
 
 
-@pytest.mark.parametrize("effort", EFFORTS)
+@pytest.mark.parametrize("effort", slow_except(["normal"], EFFORTS))
 @pytest.mark.parametrize("with_importance", [True, False])
 @pytest.mark.parametrize("name", slow_except(FAST_TYPES, TYPES))
 def test_every_isa_gives_the_same_bytes(
@@ -158,7 +158,7 @@ OPTIMAL_AT_NORMAL = ("MXFP4", "NVFP4", "Q1_0", "Q2_0", "TQ1_0", "TQ2_0")
 
 @pytest.mark.parametrize("with_importance", [True, False])
 @pytest.mark.parametrize("matrix", MATRICES)
-@pytest.mark.parametrize("name", BLOCK_TYPES)
+@pytest.mark.parametrize("name", slow_except(FAST_TYPES, BLOCK_TYPES))
 def test_more_effort_loses_no_more(name: str, matrix: str, with_importance: bool) -> None:
     x = MATRICES[matrix]
     w = log_normal_importance(x.shape[1]) if with_importance else None
@@ -229,6 +229,7 @@ def test_a_number_that_is_not_finite_is_refused_with_its_row(stored: QuantType, 
     assert error.value.row == 6
 
 
+@pytest.mark.slow
 @given(
     st.sampled_from(BLOCK_TYPES),
     st.integers(1, 4),

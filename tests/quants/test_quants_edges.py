@@ -130,7 +130,7 @@ def test_degenerate_rows_are_finite_and_no_worse_than_zeros(
 
 
 @pytest.mark.oracle
-@pytest.mark.parametrize("name", TYPES)
+@pytest.mark.parametrize("name", slow_except(FAST_TYPES, TYPES))
 def test_llama_cpp_accepts_the_blocks_of_any_rows(name: str) -> None:
     pytest.importorskip("xllamacpp")
     rows = [*MATRICES.items(), *degenerate_rows()]

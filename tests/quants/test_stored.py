@@ -85,6 +85,7 @@ def test_turned_codes_are_read_where_they_are_packed(bits: int, n: int, n_per_ro
     np.testing.assert_array_equal(found, codes)
 
 
+@pytest.mark.slow
 @given(st.integers(1, 40), st.integers(1, 70), st.integers(1, 50), st.integers(1, 90), st.data())
 def test_each_weight_takes_the_scale_of_its_rectangle(
     n: int, n_per_row: int, rows: int, columns: int, data: st.DataObject

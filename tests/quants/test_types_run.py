@@ -52,6 +52,7 @@ def imatrix(reference: Reference, tmp_path_factory: pytest.TempPathFactory) -> I
     return dynquant.load_imatrix(write_legacy(tmp_path_factory.mktemp("made-up") / "i.dat", means))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", slow_except(["Q4_K"], ALL))
 def test_a_file_of_one_type_predicts_better_than_chance(
     name: str, reference: Reference, imatrix: Imatrix, tmp_path: Path

@@ -331,6 +331,7 @@ def test_faults_come_all_at_once_in_the_order_of_the_file():
     assert places == sorted(places)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     [

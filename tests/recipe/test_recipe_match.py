@@ -248,6 +248,7 @@ def test_fallback_passes_over_types_of_fewer_bits():
     assert {a.type.name for a in apply(text, model(1, 96)).assignments.values()} == {"F32", "Q8_0"}
 
 
+@pytest.mark.slow
 @settings(deadline=None, derandomize=True)
 @given(
     st.lists(st.sampled_from(["Q6_K", "Q8_0", "IQ4_NL", "F16"]), min_size=1, max_size=4),

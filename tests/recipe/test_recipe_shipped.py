@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import prod
 
 import pytest
+from subsets import slow_except
 from unread import Unread
 
 from dynquant.arch.base import ModelTensor
@@ -105,7 +106,7 @@ def test_recipe_is_named_as_its_file_and_described(name: str):
 
 
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS.keys())
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", slow_except(["dynamic-4bit"], RECIPES))
 def test_recipe_fits_a_dense_model_without_a_warning(name: str, model: Dense):
     assert apply(name, model).warnings == ()
 

@@ -134,6 +134,7 @@ def test_warnings_and_errors_are_events_too(tmp_path: Path) -> None:
     assert found[1]["message"].startswith(f"{recipe}: is meant for gemma")
 
 
+@pytest.mark.slow
 def test_two_conversions_share_one_summary(tmp_path: Path) -> None:
     summary = tmp_path / "summary.md"
     options = ("-r", "q8_0", "--summary", summary)

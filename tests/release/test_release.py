@@ -195,6 +195,7 @@ def test_hostile_recipe_name_does_not_leave_the_folder(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_several_files_of_one_model_have_one_card(tmp_path: Path) -> None:
     for name, recipe, error in (("a.gguf", "q8_0", 0.0002), ("b.gguf", "f16", 0.0)):
         write_manifest(make(tmp_path, name, recipe), recipe, errors=error)
@@ -267,6 +268,7 @@ def test_file_that_is_not_a_gguf_is_refused(tmp_path: Path) -> None:
 # The card
 
 
+@pytest.mark.slow
 def test_hub_reads_the_front_matter(tmp_path: Path) -> None:
     hub = pytest.importorskip("huggingface_hub")
     keys = {
@@ -426,12 +428,14 @@ def test_command_prints_missing_license_and_source_as_warnings(
     assert all(line.startswith("warning: README.md: ") for line in lines)
 
 
+@pytest.mark.slow
 def test_command_fails_without_output_if_files_exist(converted: Path, tmp_path: Path) -> None:
     assert release(converted, tmp_path / "out").code == 0
     done = release(converted, tmp_path / "out", "--json")
     assert (done.code, done.out) == (1, "")
 
 
+@pytest.mark.slow
 def test_command_replaces_existing_files_with_force(converted: Path, tmp_path: Path) -> None:
     assert release(converted, tmp_path / "out").code == 0
     (tmp_path / "out" / "README.md").write_text("mine")
@@ -455,6 +459,7 @@ def test_json_has_size_and_path_of_the_model(converted: Path, tmp_path: Path) ->
     assert Path(model["path"]).samefile(converted)
 
 
+@pytest.mark.slow
 def test_json_has_the_error_that_the_conversion_measured(converted: Path, tmp_path: Path) -> None:
     sources = {t.name: t for t in dynquant.load_model(TINY_BOOKS).tensors}
     errors: list[float] = []

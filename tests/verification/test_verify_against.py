@@ -100,6 +100,7 @@ def test_kept_blocks_and_merged_latent_attention_are_compared_as_stored(tmp_path
     assert fault == "is not in the source"
 
 
+@pytest.mark.slow
 def test_changed_row_is_named_with_its_offset(path: Path) -> None:
     at = change(path, TENSOR, 77)
     (fault,) = compare_all(path).faults
@@ -115,6 +116,7 @@ def test_sample_of_one_range_finds_a_tensor_that_is_all_wrong(path: Path) -> Non
     assert "of the compared rows differ" in fault.what
 
 
+@pytest.mark.slow
 def test_sample_is_the_same_every_time(path: Path) -> None:
     reverse(path, "token_embd.weight")
     first = compare(path, str(TINY_BOOKS), sample=64, threads=1)
@@ -122,6 +124,7 @@ def test_sample_is_the_same_every_time(path: Path) -> None:
     assert compare(path, str(TINY_BOOKS), sample=64, threads=3) == first
 
 
+@pytest.mark.slow
 def test_shards_are_compared_by_any_of_their_names(tmp_path: Path) -> None:
     split = Split(max_tensors=20)
     dynquant.convert(TINY_BOOKS, tmp_path / "s.gguf", recipe=recipe("Q8_0"), split=split, threads=1)
@@ -139,6 +142,7 @@ def made_by(path: Path, version: str) -> None:
     path.write_bytes(content[:at] + version.encode() + content[at + 5 :])
 
 
+@pytest.mark.slow
 def test_a_file_of_another_version_with_the_same_encoders_is_compared(path: Path) -> None:
     made_by(path, "0.0.9")
     assert compare_all(path).faults == ()
@@ -146,6 +150,7 @@ def test_a_file_of_another_version_with_the_same_encoders_is_compared(path: Path
     assert [f.tensor for f in compare_all(path).faults] == [TENSOR]
 
 
+@pytest.mark.slow
 def test_quantized_tensors_of_another_encoder_revision_are_not_compared(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,6 +165,7 @@ def test_quantized_tensors_of_another_encoder_revision_are_not_compared(
     assert [f.tensor for f in compare_all(path).faults] == ["blk.0.attn_v.weight"]
 
 
+@pytest.mark.slow
 def test_only_float_tensors_of_other_programs_are_compared(made: Path, tmp_path: Path) -> None:
     writer = gguf.GGUFWriter(tmp_path / "x.gguf", "llama")
     for t in gguf.GGUFReader(made).tensors:
@@ -204,6 +210,7 @@ def imatrix(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_legacy(tmp_path_factory.mktemp("imatrix") / "i.dat", means)
 
 
+@pytest.mark.slow
 def test_comparison_requires_the_imatrix_of_the_file(
     imatrix: Path, path: Path, tmp_path: Path
 ) -> None:
@@ -260,6 +267,7 @@ def test_verify_with_against_gives_the_results_of_both(path: Path) -> None:
     assert (alone.is_sound, len(compared.faults)) == (True, 1)
 
 
+@pytest.mark.slow
 def test_verify_takes_an_imatrix_by_its_path(imatrix: Path, tmp_path: Path) -> None:
     out = tmp_path / "x.gguf"
     dynquant.convert(TINY_BOOKS, out, recipe=recipe("IQ2_S", MIXED), imatrix=imatrix, threads=1)
@@ -283,6 +291,7 @@ def test_options_of_a_comparison_without_against_are_an_error(
         verify(path, **options)
 
 
+@pytest.mark.slow
 def test_missing_imatrix_is_an_error_before_the_file_is_read(imatrix: Path, tmp_path: Path) -> None:
     out = tmp_path / "x.gguf"
     dynquant.convert(TINY_BOOKS, out, recipe=recipe("IQ2_S", MIXED), imatrix=imatrix, threads=1)

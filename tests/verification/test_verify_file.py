@@ -106,6 +106,7 @@ def test_manifest_written_by_convert_agrees_with_its_file(tmp_path: Path) -> Non
     assert "sha256 of 3 files" in found.checked[2]
 
 
+@pytest.mark.slow
 def test_flipped_bit_is_found_in_every_part_of_a_file(folder: Path) -> None:
     path = folder / "x.gguf"
     places = parts_of(path)
@@ -263,6 +264,7 @@ CHANGES: dict[str, tuple[Change, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", slow_except(list(CHANGES)[:3], CHANGES))
 def test_manifest_that_disagrees_is_a_fault(folder: Path, change: str) -> None:
     apply, message = CHANGES[change]

@@ -31,6 +31,7 @@ CANDIDATES = st.builds(
 )
 
 
+@pytest.mark.slow
 @given(st.lists(CANDIDATES, min_size=1, max_size=20), st.integers(0, 40), st.binary(max_size=8))
 def test_ranges_are_whole_rows_of_one_matrix_and_cover_every_type(
     candidates: list[Candidate], n: int, seed: bytes

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from subsets import slow_except
 from vocab_files import (
     BYTE_LEVEL,
     MARKS,
@@ -34,7 +35,7 @@ def pre_of(folder: Path) -> object:
 
 
 @pytest.mark.oracle
-@pytest.mark.parametrize("pre", PRE_TYPES, ids=lambda pre: pre.name)
+@pytest.mark.parametrize("pre", slow_except(PRE_TYPES[::5], PRE_TYPES), ids=lambda pre: pre.name)
 def test_llama_cpp_splits_by_the_name_as_the_tokenizer_by_its_rules(pre: PreType, tmp_path: Path):
     tokenizer = train(tmp_path, pre.splits, ignore_merges=pre.ignore_merges)
     edit(

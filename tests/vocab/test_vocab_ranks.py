@@ -121,6 +121,7 @@ def test_bytes_without_a_token_are_counted(kimi: Path):
         read_vocab(kimi, {})
 
 
+@pytest.mark.slow
 def test_tekkens_special_tokens_come_first_and_missing_ones_are_filled_in(tekken: Path):
     tokens, types = (values(tekken, name) for name in ("tokens", "token_type"))
     assert tokens[:8] == [
@@ -161,6 +162,7 @@ def test_an_unknown_pattern_is_reported_with_the_pre_option(tekken: Path):
     assert keys["tokenizer.ggml.pre"].value == "tekken"
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 def test_kimi_k2_itself_is_read():
     """163,584 ranks; eos is named in tokenizer_config.json, im_end is recognised by its text."""
