@@ -161,7 +161,7 @@ class Plan(Totals):
     refusals: tuple[str, ...] = ()
 
     @property
-    def unweighed(self) -> tuple[str, ...]:
+    def unweighted(self) -> tuple[str, ...]:
         """Names of the tensors whose encoder weights all input channels equally."""
         return tuple(
             t.name

@@ -59,7 +59,7 @@ def picture_of(plan: Plan, file_bytes: int | None) -> Picture:
         version=str(plan.keys["dynquant.version"].value),
         warnings=plan.warnings,
         refusals=(*plan.missing, *plan.refusals),
-        unweighted=frozenset(plan.unweighed),
+        unweighted=frozenset(plan.unweighted),
         ignored=plan.ignored,
     )
 

@@ -36,7 +36,7 @@ def plan_tables(plan: Plan, file_bytes: int | None, *, each: bool = False) -> Re
 def _each(plan: Plan) -> Table:
     notes = ["note"] if any(t.note for t in plan.tensors) else []
     table = plain_table("tensor", "shape", "type", "bytes>", "bpw>", "importance", "rule", *notes)
-    unweighted = frozenset(plan.unweighed)
+    unweighted = frozenset(plan.unweighted)
     for t in plan.tensors:
         table.add_row(
             Text(t.name),
@@ -102,7 +102,7 @@ def _imatrix(plan: Plan, imatrix: Imatrix) -> str:
     line = f"imatrix {imatrix.path.name}: importance for {len(plan.importance)} tensors"
     if without := sum(len(i.without) for i in plan.importance.values()):
         line += f" ({without} of their experts have none)"
-    missing = [n for n in plan.unweighed if n != "token_embd.weight"]
+    missing = [n for n in plan.unweighted if n != "token_embd.weight"]
     return f"{line}, none for {', '.join(grouped(missing))}" if missing else line
 
 

@@ -224,7 +224,7 @@ def test_copied_blocks_need_no_importance(tmp_path: Path) -> None:
         ),
     )
     plan = make_plan(load_model(source), recipe("IQ2_XXS"))
-    assert plan.unweighed == ()
+    assert plan.unweighted == ()
     (message,) = refused(source, recipe("IQ2_XS"), allow_requantize=True)
     assert "IQ2_XS needs importance" in message
 

@@ -205,5 +205,5 @@ def test_the_imatrix_of_tinyllama_covers_all_matrices_of_a_tinyllama(
     write_holes(tmp_path, config, dict(script["tensors"](shape)))
     plan = make_plan(load_model(tmp_path), recipe("Q4_K"), imatrix=read_imatrix(path))
     assert plan.warnings == ()
-    assert plan.unweighed == ("token_embd.weight", "output.weight")
+    assert plan.unweighted == ("token_embd.weight", "output.weight")
     assert sum(t.importance == "yes" for t in plan.tensors) == 22 * 7

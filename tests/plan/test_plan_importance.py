@@ -62,7 +62,7 @@ def test_keys_of_an_imatrix_cannot_be_set(tmp_path: Path) -> None:
 def test_a_tensor_tells_whether_it_has_importance(tmp_path: Path) -> None:
     plan = weighed_plan(tmp_path)
     assert {t.name: t.importance for t in plan.tensors if t.importance} == {DOWN: "yes"}
-    assert plan.unweighed == (
+    assert plan.unweighted == (
         "token_embd.weight",
         "blk.1.ffn_down.weight",
         "blk.1.ffn_up_exps.weight",
@@ -91,7 +91,7 @@ def test_quantized_tensors_that_lack_importance_are_warned_of(tmp_path: Path) ->
 
 def test_tensors_that_store_each_weight_alone_have_and_lack_no_importance(tmp_path: Path) -> None:
     plan = weighed_plan(tmp_path, "F16")
-    assert plan.warnings == plan.unweighed == ()
+    assert plan.warnings == plan.unweighted == ()
     assert {t.importance for t in plan.tensors} == {None}
     assert not plan.importance
 
