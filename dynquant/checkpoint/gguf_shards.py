@@ -7,6 +7,7 @@ from 0), the number of shards (split.count) and the number of tensors in all sha
 
 from __future__ import annotations
 
+import glob
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -76,6 +77,21 @@ def shard_names(name: str) -> list[str]:
         f"{found['prefix']}-{number:05}-of-{found['count']}.gguf"
         for number in range(1, int(found["count"]) + 1)
     ]
+
+
+def first_file(path: Path) -> Path:
+    """Return the file to open: the first shard if a path is the name of a model in shards.
+
+    OUT.gguf gives OUT-00001-of-00003.gguf if there is no OUT.gguf; any other path is returned as
+    it is. Raises CheckpointError if several sets of shards have the name.
+    """
+    if path.exists() or path.suffix != ".gguf":
+        return path
+    found = sorted(path.parent.glob(f"{glob.escape(path.stem)}-00001-of-{'[0-9]' * 5}.gguf"))
+    if len(found) > 1:
+        listed = ", ".join(p.name for p in found)
+        raise CheckpointError(f"{path}: several sets of shards have this name: {listed}; name one")
+    return found[0] if found else path
 
 
 def _read_all(named: GGUFFile, count: int) -> tuple[GGUFFile, ...]:

@@ -14,15 +14,16 @@ from pathlib import Path
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from dynquant.checkpoint.gguf import GGUFTensor
-from dynquant.checkpoint.gguf_shards import NAME, Shards, open_gguf
+from dynquant.checkpoint.gguf_shards import NAME, Shards, first_file, open_gguf
 from dynquant.conversion.losses import Loss, MeasuredError, loss_of
-from dynquant.conversion.manifest import Manifest, manifest_path, read_manifest
+from dynquant.conversion.manifest import Manifest, read_manifest
 from dynquant.errors import CheckpointError, ReleaseError
 from dynquant.keys import Keys
 from dynquant.name_lists import grouped
 from dynquant.plan.plan import TensorPlan
 from dynquant.quants.table import ALL, KEPT, QuantType
 from dynquant.report.picture import Picture, model_name, text_of
+from dynquant.verification.against_manifest import manifest_of
 
 UNKNOWN_RULE = "not recorded"
 
@@ -147,10 +148,10 @@ def open_finished(path: Path) -> Finished:
     Raises ReleaseError if the manifest belongs to another file, ManifestError if it is damaged, and
     CheckpointError if the file is not a complete GGUF.
     """
-    shards = open_gguf(_first_of(path))
+    shards = open_gguf(first_file(path))
     paths = tuple(f.path for f in shards.files)
-    candidates = (manifest_path(paths[0]), manifest_path(_unsharded(paths[0])))
-    beside = next((p for p in candidates if p.exists()), None)
+    place = manifest_of(paths[0])
+    beside = place if place.exists() else None
     manifest = read_manifest(beside) if beside else None
     sizes = tuple(p.stat().st_size for p in paths)
     if manifest:
@@ -203,29 +204,10 @@ def version_of(model: Finished) -> str:
     return text_of(model.keys, "dynquant.version") or "unknown"
 
 
-def _first_of(path: Path) -> Path:
-    """Return the file to open: the path, or the first shard if it is the name of shards."""
-    if path.exists() or path.suffix != ".gguf":
-        return path
-    found = sorted(
-        path.parent.glob(f"{_literal(path.stem)}-00001-of-[0-9][0-9][0-9][0-9][0-9].gguf")
-    )
-    if len(found) > 1:
-        listed = ", ".join(p.name for p in found)
-        raise ReleaseError(
-            f"{path}: several sets of shards have this name: {listed}; name one file"
-        )
-    return found[0] if found else path
-
-
 def _unsharded(path: Path) -> Path:
     """Return the path without the number of a shard: OUT.gguf for OUT-00001-of-00003.gguf."""
     found = NAME.fullmatch(path.name)
     return path.with_name(f"{found['prefix']}.gguf") if found else path
-
-
-def _literal(text: str) -> str:
-    return re.sub(r"([*?[])", r"[\1]", text)
 
 
 def _read_sha256(path: Path, say: Callable[[str], None] | None) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from dynquant.arch.load import Mla
-from dynquant.checkpoint.gguf_shards import Shards, open_gguf
+from dynquant.checkpoint.gguf_shards import Shards, first_file, open_gguf
 from dynquant.conversion.write import default_threads
 from dynquant.errors import VerificationError
 from dynquant.importance.imatrix import Imatrix
@@ -24,7 +24,6 @@ from dynquant.verification.findings import Comparison, Fault
 from dynquant.verification.lints import value_of
 from dynquant.verification.maker import Maker, load_source
 from dynquant.verification.pairing import Pair, Pairing
-from dynquant.verification.standalone import first_file
 
 SAMPLES = 64
 """Default number of ranges to compare."""

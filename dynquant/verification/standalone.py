@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from dynquant.checkpoint.gguf_shards import Shards, open_gguf, shard_names
+from dynquant.checkpoint.gguf_shards import Shards, first_file, open_gguf
 from dynquant.conversion.manifest import Manifest, read_manifest
 from dynquant.conversion.write import default_threads
 from dynquant.errors import CheckpointError, ManifestError
@@ -68,15 +68,6 @@ def verify_file(
         tuple(_checked(shards, manifest)),
         tuple(_unchecked(shards, manifest, problems)),
     )
-
-
-def first_file(path: Path) -> Path:
-    """Return the first shard if `path` is the name of a model in shards, else `path`."""
-    if not path.exists() and path.suffix == ".gguf":
-        for found in sorted(path.parent.glob("*-00001-of-*.gguf")):
-            if shard_names(found.name) and found.name.startswith(f"{path.stem}-00001-of-"):
-                return found
-    return path
 
 
 def _read_manifest(path: Path) -> tuple[Manifest | None, list[Fault]]:

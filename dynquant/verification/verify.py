@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Literal
 
 from dynquant.arch.load import Mla
-from dynquant.checkpoint.gguf_shards import Shards, open_gguf
+from dynquant.checkpoint.gguf_shards import Shards, first_file, open_gguf
 from dynquant.errors import CheckpointError, VerificationError
 from dynquant.importance.imatrix import Imatrix, read_imatrix
 from dynquant.verification.against import prepare
 from dynquant.verification.findings import Verification
-from dynquant.verification.standalone import first_file, verify_file
+from dynquant.verification.standalone import verify_file
 
 Step = Literal["reading", "comparing"]
 """The steps of a verification, in order: reading the whole file, comparing it with its source."""

@@ -12,7 +12,9 @@ from handmade import weights
 
 import dynquant
 from dynquant.arch.load import load_model
+from dynquant.checkpoint.gguf_shards import first_file
 from dynquant.errors import CheckpointError, ConvertError
+from dynquant.release.finished import open_finished
 
 
 def made(source: Path, out: Path, *, force: bool = False) -> Path:
@@ -138,3 +140,19 @@ def test_a_shard_without_tensors_is_not_overwritten_either(shards: list[Path]) -
         with pytest.raises(ConvertError, match="a file of the model itself"):
             made(shards[0], shard, force=True)
         assert shard.read_bytes() == before
+
+
+def test_the_name_of_a_model_in_shards_gives_the_first(shards: list[Path]) -> None:
+    assert first_file(shards[0].with_name("m.gguf")) == shards[0]
+    assert first_file(shards[1]) == shards[1]
+    assert first_file(other := shards[0].with_name("[m].gguf")) == other
+
+
+def test_a_name_of_several_sets_of_shards_is_refused_by_each_reader(shards: list[Path]) -> None:
+    shutil.copy(shards[0], shards[0].with_name("m-00001-of-00002.gguf"))
+    name = shards[0].with_name("m.gguf")
+    expected = r"several sets of shards have this name: m-00001-of-00002\.gguf, m-00001-of-00005"
+    with pytest.raises(CheckpointError, match=expected):
+        open_finished(name)
+    (fault,) = dynquant.verify(name).faults
+    assert "several sets of shards" in fault.what
