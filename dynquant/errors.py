@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class DynquantError(Exception):
@@ -22,6 +25,36 @@ class DynquantError(Exception):
         found = tuple(messages)
         if found:
             raise cls(*found)
+
+
+class Problems:
+    """Collects the errors of several steps, so that all are reported at once."""
+
+    def __init__(self) -> None:
+        self._errors: list[DynquantError] = []
+        self._messages: list[str] = []
+
+    def attempt(self, step: Callable[[], T], *kinds: type[DynquantError]) -> T | None:
+        """Return the result of a step, or None after collecting its error.
+
+        kinds: the errors to collect; without any, all that a user can fix
+        """
+        collected = kinds or (DynquantError,)
+        try:
+            return step()
+        except collected as e:
+            self._errors.append(e)
+            return None
+
+    def add(self, *messages: str) -> None:
+        """Collect messages that no step raised."""
+        self._messages += messages
+
+    def raise_any(self, kind: type[DynquantError] = DynquantError) -> None:
+        """Raise a single error as it is, several as one of `kind`; return if there is none."""
+        if len(self._errors) == 1 and not self._messages:
+            raise self._errors[0]
+        kind.raise_any([*(m for e in self._errors for m in e.messages), *self._messages])
 
 
 class CheckpointError(DynquantError):

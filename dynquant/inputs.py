@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from dynquant.arch.base import Model
 from dynquant.arch.load import Mla, load_model
 from dynquant.checkpoint.hub import is_hub_name
-from dynquant.errors import DynquantError, VocabError
+from dynquant.errors import Problems, VocabError
 from dynquant.importance.imatrix import Imatrix, read_imatrix
 from dynquant.plan.bind import bind_plan
 from dynquant.plan.plan import Plan
 from dynquant.plan.saved import SavedPlan, pre_tokenizer_of, read_plan
 from dynquant.recipe.loader import load_recipe
 from dynquant.recipe.rules import Recipe
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -47,11 +43,11 @@ def read_inputs(
 
     Raises DynquantError with the faults of all of them.
     """
-    faults = _Faults()
-    rules = recipe if isinstance(recipe, Recipe) else faults.of(lambda: load_recipe(recipe))
-    means = faults.of(lambda: _imatrix(imatrix))
-    loaded = _model(model, pre, mla, needs_vocab, faults)
-    faults.raise_any()
+    problems = Problems()
+    rules = recipe if isinstance(recipe, Recipe) else problems.attempt(lambda: load_recipe(recipe))
+    means = problems.attempt(lambda: _imatrix(imatrix))
+    loaded = _model(model, pre, mla, needs_vocab, problems)
+    problems.raise_any()
     assert loaded is not None and rules is not None, "whatever is not read is a fault"
     return Inputs(loaded, rules, means)
 
@@ -64,44 +60,17 @@ def load_plan(
     Raises DynquantError with the faults of all of them, PlanError for a plan that does not fit.
     """
     path = Path(path)
-    faults = _Faults()
-    saved = faults.of(lambda: read_plan(path))
-    means = faults.of(lambda: _imatrix(imatrix))
+    problems = Problems()
+    saved = problems.attempt(lambda: read_plan(path))
+    means = problems.attempt(lambda: _imatrix(imatrix))
     loaded = model if isinstance(model, Model) else None
     if loaded is None and saved is not None:
-        faults.raise_before_fetching(str(model))
-        loaded = faults.of(lambda: _model_of_plan(str(model), saved))
-    faults.raise_any()
+        if is_hub_name(str(model)):
+            problems.raise_any()
+        loaded = problems.attempt(lambda: _model_of_plan(str(model), saved))
+    problems.raise_any()
     assert loaded is not None and saved is not None, "whatever is not read is a fault"
     return bind_plan(saved, loaded, means, str(path))
-
-
-class _Faults:
-    """Collects the faults of several inputs."""
-
-    def __init__(self) -> None:
-        self._messages: list[str] = []
-
-    def of(self, read: Callable[[], T]) -> T | None:
-        """Return what is read, or None after noting why it cannot be."""
-        try:
-            return read()
-        except DynquantError as e:
-            self._messages += e.messages
-            return None
-
-    def add(self, message: str) -> None:
-        """Note a fault."""
-        self._messages.append(message)
-
-    def raise_any(self) -> None:
-        """Raise DynquantError with all faults, if there are any."""
-        DynquantError.raise_any(self._messages)
-
-    def raise_before_fetching(self, model: str) -> None:
-        """Raise them now if reading the model would fetch it."""
-        if is_hub_name(model):
-            self.raise_any()
 
 
 def _imatrix(imatrix: str | Path | Imatrix | None) -> Imatrix | None:
@@ -111,18 +80,23 @@ def _imatrix(imatrix: str | Path | Imatrix | None) -> Imatrix | None:
 
 
 def _model(
-    model: str | Path | Model, pre: str | None, mla: Mla | None, needs_vocab: bool, faults: _Faults
+    model: str | Path | Model,
+    pre: str | None,
+    mla: Mla | None,
+    needs_vocab: bool,
+    problems: Problems,
 ) -> Model | None:
     if isinstance(model, Model):
         for name, value in (("pre", pre), ("mla", mla)):
             if value is not None:
-                faults.add(
+                problems.add(
                     f"{name}={value!r} has no effect on a model that is loaded; give it to"
                     " load_model"
                 )
         return model
-    faults.raise_before_fetching(str(model))
-    return faults.of(
+    if is_hub_name(str(model)):
+        problems.raise_any()
+    return problems.attempt(
         lambda: load_model(model, pre=pre, mla=mla or "split", needs_vocab=needs_vocab)
     )
 

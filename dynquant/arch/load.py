@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, cast
 
 from dynquant.arch.base import Architecture, Model
 from dynquant.arch.families import families
@@ -17,11 +17,9 @@ from dynquant.arch.metadata import general_keys
 from dynquant.arch.pooling import pooling_keys
 from dynquant.checkpoint import hub
 from dynquant.checkpoint.safetensors import open_checkpoint, read_config, shard_files
-from dynquant.errors import ArchitectureError, DynquantError, NoVocabError, VocabError
+from dynquant.errors import ArchitectureError, NoVocabError, Problems, VocabError
 from dynquant.keys import Keys
 from dynquant.vocab import read_vocab
-
-T = TypeVar("T")
 
 Mla = Literal["split", "merged"]
 
@@ -101,29 +99,19 @@ def _of_folder(folder: Path, pre: str | None, mla: Mla, needs_vocab: bool) -> Mo
                 " --mla merged"
             )
         architecture = architecture.merged
-    errors: list[DynquantError] = []
-    found = _attempt(errors, lambda: gather(architecture, checkpoint))
+    problems = Problems()
+    found = problems.attempt(lambda: gather(architecture, checkpoint))
     tensors, ignored, prediction = found or ((), {}, None)
     own = [t for t in tensors if not prediction or t.parts.layer not in prediction.layers]
-    general = _attempt(
-        errors, lambda: general_keys(folder, checkpoint.config, architecture.name, own)
+    general = problems.attempt(
+        lambda: general_keys(folder, checkpoint.config, architecture.name, own)
     )
     # A family may have a default number of tokens.
     config = {**checkpoint.config, "vocab_size": architecture.sizes["vocab"]}
-    missing: tuple[str, ...] = ()
-    vocab: Keys | None = None
-    try:
-        vocab = read_vocab(folder, config, pre=pre)
-    except VocabError as e:
-        if isinstance(e, NoVocabError) and not needs_vocab:
-            missing = e.messages
-        else:
-            errors.append(e)
-    pooling = _attempt(errors, lambda: pooling_keys(folder, architecture.name))
-    if len(errors) == 1:
-        raise errors[0]
-    DynquantError.raise_any(message for e in errors for message in e.messages)
-    keys = (general or {}) | architecture.keys | (pooling or {}) | (vocab or {})
+    vocab, missing = problems.attempt(lambda: _vocab(folder, config, pre, needs_vocab)) or ({}, ())
+    pooling = problems.attempt(lambda: pooling_keys(folder, architecture.name))
+    problems.raise_any()
+    keys = (general or {}) | architecture.keys | (pooling or {}) | vocab
     return Model(
         architecture.name,
         keys,
@@ -135,13 +123,16 @@ def _of_folder(folder: Path, pre: str | None, mla: Mla, needs_vocab: bool) -> Mo
     )
 
 
-def _attempt(errors: list[DynquantError], step: Callable[[], T]) -> T | None:
-    """Return a step's result, or note its error, so that later steps can report theirs too."""
+def _vocab(
+    folder: Path, config: Mapping[str, Any], pre: str | None, is_needed: bool
+) -> tuple[Keys, tuple[str, ...]]:
+    """Return the keys of the vocabulary, or why there is none if it is not needed."""
     try:
-        return step()
-    except DynquantError as e:
-        errors.append(e)
-        return None
+        return read_vocab(folder, config, pre=pre), ()
+    except NoVocabError as e:
+        if is_needed:
+            raise
+        return {}, e.messages
 
 
 def describe(config: Mapping[str, Any], where: str) -> Architecture:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from dynquant.arch.base import Model
 from dynquant.arch.load import Mla, load_model
 from dynquant.checkpoint.gguf_shards import open_gguf
-from dynquant.errors import RecipeError
+from dynquant.checkpoint.hub import is_hub_name
+from dynquant.errors import Problems, RecipeError
+from dynquant.importance.imatrix import read_imatrix
 from dynquant.interchange.tensor_types import tensor_types
 from dynquant.plan.difference import Typed, typed_by, typed_in
 from dynquant.plan.resolve import Resolved, resolve
@@ -33,28 +36,40 @@ def apply_recipe(
 
 
 def typed_sides(
-    sides: Sequence[str], model: str | None, *, has_imatrix: bool, mla: Mla
+    sides: Sequence[str], model: str | None, imatrix: Path | None = None, *, mla: Mla
 ) -> tuple[tuple[Typed, ...], ...]:
     """Return the tensors of each side: of a GGUF file, or of a model after applying a recipe.
 
-    model: needed if a side is a recipe; else it is not read
+    model, imatrix: used if a side is a recipe; the model is required then
 
-    Raises DynquantError if a side or the model cannot be read, RecipeError if the model is missing.
+    Raises DynquantError with the faults of all of them.
     """
-    recipes = {side: load_recipe(side) for side in sides if not side.endswith(".gguf")}
-    if not recipes:
-        return tuple(typed_in(open_gguf(Path(side))) for side in sides)
-    if model is None:
-        raise RecipeError(
-            f"{next(iter(recipes))}: comparing a recipe requires a model; add MODEL after A and B"
-        )
-    loaded = load_model(model, mla=mla, needs_vocab=False)
-    return tuple(
-        typed_by(apply_recipe(recipes[side], loaded, has_imatrix=has_imatrix))
-        if side in recipes
-        else typed_in(open_gguf(Path(side)))
-        for side in sides
-    )
+    problems = Problems()
+    files = {s: problems.attempt(partial(open_gguf, Path(s))) for s in sides if _is_gguf(s)}
+    recipes = {s: problems.attempt(partial(load_recipe, s)) for s in sides if not _is_gguf(s)}
+    means = problems.attempt(partial(read_imatrix, imatrix)) if imatrix else None
+    loaded = None
+    if recipes and model is None:
+        where = next(iter(recipes))
+        problems.add(f"{where}: comparing a recipe requires a model; add MODEL after A and B")
+    elif recipes and model is not None:
+        if is_hub_name(model):
+            problems.raise_any()
+        loaded = problems.attempt(partial(load_model, model, mla=mla, needs_vocab=False))
+    problems.raise_any()
+
+    def typed(side: str) -> tuple[Typed, ...]:
+        if file := files.get(side):
+            return typed_in(file)
+        recipe = recipes[side]
+        assert recipe is not None and loaded is not None, "whatever is not read is a problem"
+        return typed_by(apply_recipe(recipe, loaded, has_imatrix=means is not None))
+
+    return tuple(map(typed, sides))
+
+
+def _is_gguf(side: str) -> bool:
+    return side.endswith(".gguf")
 
 
 def exported_tensor_types(resolved: Resolved) -> str:

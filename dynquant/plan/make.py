@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import TypeVar
 
 from dynquant.arch.base import Model, ModelTensor
-from dynquant.errors import DynquantError, ImportanceError, PlanError, RecipeError
+from dynquant.errors import ImportanceError, PlanError, Problems, RecipeError
 from dynquant.importance.audit import Importance, audit, gaps
 from dynquant.importance.imatrix import Imatrix
 from dynquant.keys import Keys, KeyValue
@@ -22,34 +21,6 @@ from dynquant.quants.search import EFFORTS, Effort
 from dynquant.quants.table import QuantType
 from dynquant.recipe.assignment import Assigned, Assignment
 from dynquant.recipe.rules import Recipe
-
-T = TypeVar("T")
-
-
-class _Problems:
-    """Everything that stands in the way of a plan, reported together."""
-
-    def __init__(self) -> None:
-        self._errors: list[DynquantError] = []
-        self._messages: list[str] = []
-
-    def attempt(self, step: Callable[[], T], *kinds: type[DynquantError]) -> T | None:
-        """Return the result of a step, or None if it raises an error of these kinds."""
-        try:
-            return step()
-        except kinds as e:
-            self._errors.append(e)
-            return None
-
-    def add(self, messages: Iterable[str]) -> None:
-        """Add problems of the plan itself."""
-        self._messages += messages
-
-    def raise_any(self) -> None:
-        """Raise the only error as it is, or PlanError with all messages."""
-        if len(self._errors) == 1 and not self._messages:
-            raise self._errors[0]
-        PlanError.raise_any([*(m for e in self._errors for m in e.messages), *self._messages])
 
 
 def make_plan(
@@ -81,7 +52,7 @@ def make_plan(
     all messages at once.
     """
     effort = effort or recipe.effort or "normal"
-    problems = _Problems()
+    problems = Problems()
     refusals: list[str] = []
     warnings: list[str] = []
     if recipe.importance == "required" and imatrix is None:
@@ -101,13 +72,13 @@ def make_plan(
     if resolved:
         model, assigned = resolved.model, resolved.assigned
         warnings += resolved.warnings
-    problems.add(tensor_problems(model.tensors))
+    problems.add(*tensor_problems(model.tensors))
     if effort not in EFFORTS:
-        problems.add([f"{effort!r} is not an effort; use one of {', '.join(EFFORTS)}"])
+        problems.add(f"{effort!r} is not an effort; use one of {', '.join(EFFORTS)}")
     changed = changing(model.tensors, assigned)
     quantized = [n for n, chosen in changed.items() if not chosen.type.is_float]
     if not allow_requantize:
-        problems.add(requantized(model, changed))
+        problems.add(*requantized(model, changed))
     known: Mapping[str, Importance] = {}
     imatrix_warnings: tuple[str, ...] = ()
     if imatrix is None:
@@ -117,10 +88,10 @@ def make_plan(
         refusals += importance_problems(changed, imatrix, known)
     importance = {name: known[name] for name in quantized if name in known}
     keys, faults = _keys(model, recipe, effort, assigned, imatrix, set_keys or {})
-    problems.add(faults)
+    problems.add(*faults)
     if not draft:
-        problems.add(refusals)
-    problems.raise_any()
+        problems.add(*refusals)
+    problems.raise_any(PlanError)
     if imatrix:
         imatrix_warnings += tuple(gaps(imatrix, quantized, importance))
     tensors, shards = lay_out_tensors(

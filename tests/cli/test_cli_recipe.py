@@ -187,6 +187,16 @@ def test_diff_of_two_files_needs_no_model(tmp_path: Path) -> None:
     assert message == "q8_0: comparing a recipe requires a model; add MODEL after A and B"
 
 
+def test_diff_reports_everything_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "damaged.imatrix").write_bytes(b"no imatrix")
+    found = messages(
+        "diff", "a.gguf", "none.yaml", "no-model", "--imatrix", str(tmp_path / "damaged.imatrix")
+    )
+    assert len(found) == 4
+    for part, message in zip(("a.gguf", "none.yaml", "damaged", "no-model"), found, strict=True):
+        assert part in message
+
+
 def test_schema_is_json(recipe: str) -> None:
     assert json.loads(run("schema").stdout)["title"] == "dynquant recipe"
 

@@ -29,7 +29,7 @@ def diff(
     from dynquant.plan.apply import typed_sides
     from dynquant.report.changed import changed_json, changed_tables
 
-    a, b = typed_sides((before, after), model, has_imatrix=imatrix is not None, mla=mla)
+    a, b = typed_sides((before, after), model, imatrix, mla=mla)
     if json:
         console.write_json(changed_json(a, b))
     else:
