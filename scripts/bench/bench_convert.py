@@ -2,13 +2,16 @@
 """A whole conversion beside llama.cpp's two steps: wall time, CPU time, peak memory, bytes written.
 
     python scripts/models/make_synthetic_llama.py /tmp/synthetic
-    python scripts/bench/bench_convert.py /tmp/synthetic --llama-cpp PATH --repeats 3
+    python scripts/bench/bench_convert.py /tmp/synthetic --llama-cpp PATH --repeats 3 \
+        [--peer-python PYTHON] [--before PYTHON]
 
 llama.cpp runs as `convert_hf_to_gguf.py` of the llama.cpp tree at PATH, then its quantizer through
 llama-cpp-python's `llama_model_quantize` (both to be installed by hand: llama-cpp-python, torch,
 transformers). Each step is a separate process; memory is its largest resident size. Runs
-alternate, ours and llama.cpp's, and medians are printed. Without --llama-cpp only ours runs. The
-sha256 of ours for 1, 2 and 7 threads closes the report.
+alternate, ours and llama.cpp's, and medians are printed. Without --llama-cpp only ours runs.
+--peer-python is the interpreter with llama.cpp's packages (default: this one); --before is the
+interpreter of an environment with an earlier dynquant, which then runs in turn, too. The sha256 of
+ours for 1, 2 and 7 threads closes the report.
 """
 
 from __future__ import annotations
@@ -64,20 +67,30 @@ def run(command: list[str], output: Path) -> Run:
 
 
 def ours(
-    model: Path, output: Path, recipe: str, threads: int, more: Sequence[str] = ()
+    model: Path,
+    output: Path,
+    recipe: str,
+    threads: int,
+    more: Sequence[str] = (),
+    python: str = sys.executable,
 ) -> list[Run]:
-    """Convert with dynquant, in one step; more: options for it."""
-    command = [sys.executable, "-m", "dynquant.cli", "convert", str(model), "-o", str(output)]
+    """Convert with dynquant, in one step.
+
+    more: options for it; python: the interpreter of its environment
+    """
+    command = [python, "-P", "-m", "dynquant.cli", "convert", str(model), "-o", str(output)]
     command += ["--recipe", recipe, "--threads", str(threads), "--force", *more]
     return [run(command, output)]
 
 
-def llama_cpp_steps(model: Path, folder: Path, tree: Path, ftype: str, threads: int) -> list[Run]:
+def llama_cpp_steps(
+    model: Path, folder: Path, tree: Path, ftype: str, threads: int, python: str = sys.executable
+) -> list[Run]:
     """Convert with llama.cpp: a BF16 file, then the quantized one."""
     whole, quantized = folder / "whole.gguf", folder / "peer.gguf"
     script = str(tree / "convert_hf_to_gguf.py")
-    first = [sys.executable, script, str(model), "--outtype", "bf16", "--outfile", str(whole)]
-    second = [sys.executable, "-c", QUANTIZE, str(whole), str(quantized), ftype, str(threads)]
+    first = [python, script, str(model), "--outtype", "bf16", "--outfile", str(whole)]
+    second = [python, "-c", QUANTIZE, str(whole), str(quantized), ftype, str(threads)]
     runs = [run(first, whole), run(second, quantized)]
     whole.unlink()
     quantized.unlink()
@@ -103,6 +116,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", type=Path)
     parser.add_argument("--llama-cpp", type=Path, help="a llama.cpp source tree")
+    parser.add_argument("--peer-python", default=sys.executable, help="where its packages are")
+    parser.add_argument("--before", help="the interpreter of an earlier dynquant")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
@@ -113,25 +128,43 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=arguments.model.parent) as scratch:
         folder = Path(scratch)
         for recipe, ftype in (("dynamic-4bit", "Q4_K_M"), ("q8_0", "Q8_0")):
-            measured: dict[str, list[list[Run]]] = {"ours": [], "peer": []}
+            measured: dict[str, list[list[Run]]] = {"ours": [], "before": [], "peer": []}
             output = folder / "ours.gguf"
             for _ in range(arguments.repeats):
                 measured["ours"].append(ours(arguments.model, output, recipe, arguments.threads))
+                if arguments.before:
+                    measured["before"].append(
+                        ours(
+                            arguments.model,
+                            output,
+                            recipe,
+                            arguments.threads,
+                            python=arguments.before,
+                        )
+                    )
                 if arguments.llama_cpp:
                     measured["peer"].append(
                         llama_cpp_steps(
-                            arguments.model, folder, arguments.llama_cpp, ftype, arguments.threads
+                            arguments.model,
+                            folder,
+                            arguments.llama_cpp,
+                            ftype,
+                            arguments.threads,
+                            arguments.peer_python,
                         )
                     )
             (own,) = medians(measured["ours"])
             add_row(table, f"dynquant convert --recipe {recipe}", own)
+            if measured["before"]:
+                (before,) = medians(measured["before"])
+                add_row(table, "  the earlier dynquant", before)
+                add_ratio(table, "  earlier / ours", before.wall, before.cpu, own)
             if measured["peer"]:
                 convert, quantize = medians(measured["peer"])
                 add_row(table, "convert_hf_to_gguf.py --outtype bf16", convert)
                 add_row(table, f"llama-quantize {ftype}", quantize)
-                ratio = (convert.wall + quantize.wall) / own.wall
-                cpu = (convert.cpu + quantize.cpu) / own.cpu
-                table.add_row("  both steps / ours", f"{ratio:.1f}x", f"{cpu:.1f}x", "", "")
+                wall, cpu = convert.wall + quantize.wall, convert.cpu + quantize.cpu
+                add_ratio(table, "  both steps / ours", wall, cpu, own)
         Console().print(table)
         for recipe in ("dynamic-4bit", "q8_0"):
             digests = set[str]()
@@ -149,6 +182,11 @@ def add_row(table: Table, name: str, figures: Run) -> None:
     table.add_row(
         name, f"{figures.wall:.1f}", f"{figures.cpu:.1f}", f"{memory:.0f}", f"{written:.2f}"
     )
+
+
+def add_ratio(table: Table, name: str, wall: float, cpu: float, own: Run) -> None:
+    """Add the ratio of others' seconds to ours."""
+    table.add_row(name, f"{wall / own.wall:.2f}x", f"{cpu / own.cpu:.2f}x", "", "")
 
 
 if __name__ == "__main__":
