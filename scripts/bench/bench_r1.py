@@ -84,9 +84,8 @@ def main() -> None:
     read = sum(p.stat().st_size for p in given.folder.glob("*.safetensors"))
     counts = ", ".join(f"{name} {n}" for name, n in plan.type_counts.items())
     print(f"{plan.n_weights:,} weights ({counts}), {plan.bits_per_weight:.3f} bits per weight")
-    print(
-        f"{read / 1e9:.1f} GB read, {runs['ours', given.threads[0]].written / 1e9:.2f} GB written"
-    )
+    first = runs["ours", given.threads[0]]
+    print(f"{read / 1e9:.1f} GB read, {first.written / 1e9:.2f} GB written")
     for (name, threads), run in runs.items():
         print(
             f"{name}, {threads} threads: wall {run.wall:.1f} s, CPU {run.cpu:.1f} s, peak"
