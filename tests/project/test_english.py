@@ -10,7 +10,7 @@ from places import ROOT
 
 PRIVATE = {
     r"(?<!\.)\btells?\b(?!\()|\btold\b|\btelling\b": "report, warn, state, record",
-    r"(?<!\")\black(s|ed|ing)?\b(?!\")": "is missing, has no",
+    r"(?<![\"`])\black(s|ed|ing)?\b(?![\"`])": "is missing, has no",
     r"\b(?-i:what (is|are) none|(?<!there )(is|are) none)\b": "is not valid, is not one",
     r"\bturn(ed|s)? (it |them )?round\b|\bturned\b": "transposed, reversed",
     r"\bweigh(s|ed)?( all| both)? alike\b": "weighted equally, unweighted",
