@@ -336,7 +336,7 @@ FORM: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("why", FORM)
-def test_reader_refuses_what_the_schema_refuses_and_names_the_key(why: str) -> None:
+def test_reader_refuses_manifests_that_the_schema_refuses_and_names_the_key(why: str) -> None:
     content, message = FORM[why]
     assert not VALIDATOR.is_valid(json.loads(content))
     with pytest.raises(ManifestError, match=f"^m.json: .*{message}"):

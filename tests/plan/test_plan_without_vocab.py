@@ -55,7 +55,7 @@ def test_damaged_tokenizer_is_an_error(folder: Path) -> None:
         dynquant.load_model(folder, needs_vocab=False)
 
 
-def test_json_lists_what_is_missing(folder: Path) -> None:
+def test_json_lists_missing_parts(folder: Path) -> None:
     model = dynquant.load_model(folder, needs_vocab=False)
     plan = dynquant.make_plan(model, dynquant.load_recipe("q8_0"))
     assert json.loads(json.dumps(plan_json(plan)))["lacks"] == list(model.missing)

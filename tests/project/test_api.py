@@ -44,7 +44,7 @@ def test_encode_gives_rows_of_blocks_that_gguf_decodes() -> None:
     assert np.array_equal(dynquant.decode(blocks, "Q8_0", 64), theirs)
 
 
-def test_convert_takes_a_loaded_model_and_recipe(tmp_path: Path) -> None:
+def test_convert_accepts_a_loaded_model_and_recipe(tmp_path: Path) -> None:
     plan = dynquant.convert(
         model(), str(tmp_path / "x.gguf"), recipe=recipe(), set_keys={"general.name": "Mine"}
     ).plan
@@ -53,21 +53,21 @@ def test_convert_takes_a_loaded_model_and_recipe(tmp_path: Path) -> None:
     assert reader.fields["general.name"].contents() == "Mine"
 
 
-def test_convert_takes_the_name_of_a_shipped_recipe(tmp_path: Path) -> None:
+def test_convert_accepts_the_name_of_a_shipped_recipe(tmp_path: Path) -> None:
     assert dynquant.convert(model(), tmp_path / "x.gguf", recipe="f32").plan.type_counts == {
         "F32": 6
     }
 
 
 @pytest.mark.parametrize("loaded", [False, True])
-def test_convert_takes_an_imatrix_as_a_file_or_loaded(tmp_path: Path, loaded: bool) -> None:
+def test_convert_accepts_an_imatrix_as_a_file_or_loaded(tmp_path: Path, loaded: bool) -> None:
     path = write_legacy(tmp_path / "i.dat", {DOWN: np.ones(512, np.float32)})
     imatrix = dynquant.load_imatrix(path) if loaded else str(path)
     plan = dynquant.convert(model(), tmp_path / "x.gguf", recipe=recipe(), imatrix=imatrix).plan
     assert list(plan.importance) == [DOWN]
 
 
-def test_convert_takes_an_effort(tmp_path: Path) -> None:
+def test_convert_accepts_an_effort(tmp_path: Path) -> None:
     plan = dynquant.convert(model(), tmp_path / "x.gguf", recipe=recipe(), effort="best").plan
     assert plan.effort == "best"
 
@@ -150,7 +150,7 @@ def test_inspect_verify_read_manifest_and_types(tmp_path: Path) -> None:
     ],
     ids=["lists", "float16", "float64", "column order"],
 )
-def test_encode_takes_any_floats(convert: Callable[[Any], Any]) -> None:
+def test_encode_accepts_any_floats(convert: Callable[[Any], Any]) -> None:
     x = weights(3, 64).astype(np.float16).astype(np.float32)
     assert np.array_equal(dynquant.encode(convert(x), "Q8_0"), dynquant.encode(x, "Q8_0"))
 
@@ -168,7 +168,7 @@ class Bfloat16Tensor:
         return self._x
 
 
-def test_encode_takes_torchs_bfloat16() -> None:
+def test_encode_accepts_bfloat16_of_torch() -> None:
     x = weights(3, 64)
     assert np.array_equal(dynquant.encode(Bfloat16Tensor(x), "Q8_0"), dynquant.encode(x, "Q8_0"))
 
