@@ -84,7 +84,7 @@ def test_a_family_without_latent_attention_has_nothing_to_merge() -> None:
 
 
 @pytest.mark.parametrize("command", ["plan", "convert"])
-def test_both_commands_take_the_layout(command: str, tmp_path: Path) -> None:
+def test_both_commands_accept_the_layout(command: str, tmp_path: Path) -> None:
     folder = str(load_reference("deepseek-v3").folder)
     to = [] if command == "plan" else ["-o", str(tmp_path / "x.gguf"), "--dry-run"]
     for mla, has, has_not in (("merged", "kv_b", " attn_k_b"), ("split", "attn_k_b", "kv_b")):

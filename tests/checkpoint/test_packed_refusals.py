@@ -70,7 +70,7 @@ def without(tensors: Stored, ending: str) -> Stored:
         ("intel/auto-round", "AutoRound's own packing", "export it again with format auto_gptq"),
     ],
 )
-def test_other_formats_are_refused_by_name_with_what_to_do(
+def test_other_formats_are_refused_by_name_with_a_remedy(
     tmp_path: Path, method: str, description: str, advice: str
 ) -> None:
     (message,) = refusal(tmp_path, {"quant_method": method}, {"a": ("U8", np.ones(1, "u1"))})

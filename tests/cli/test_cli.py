@@ -1,4 +1,4 @@
-"""The command line: stdout is data, stderr is talk, and the exit code says how it went."""
+"""The command line: stdout has data, stderr has messages, and the exit code states the result."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ rules:
 
 @pytest.fixture(scope="session")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A synthetic Llama of 1.3 million weights, and with it the script that makes the large one."""
+    """A synthetic Llama of 1.3 million weights; also tests the script that makes large ones."""
     folder = tmp_path_factory.mktemp("llama")
     sizes = {"layers": 2, "hidden": 256, "ffn": 512, "heads": 8, "kv-heads": 2, "vocab": 512}
     script = ROOT / "scripts" / "models" / "make_synthetic_llama.py"
@@ -56,7 +56,7 @@ def test_the_version_is_printed() -> None:
 
 
 @pytest.mark.parametrize("args", [["--help"], *([c, "--help"] for c in COMMANDS)])
-def test_help_is_data(args: list[str]) -> None:
+def test_help_goes_to_stdout(args: list[str]) -> None:
     done = run(*args)
     assert done.code == 0
     assert done.out.startswith("Usage: dynquant")
@@ -90,7 +90,7 @@ def test_wrong_usage_exits_2_and_prints_no_data(args: list[str]) -> None:
     assert "Error:" in done.err
 
 
-def test_types_lists_every_type_on_a_line_of_its_own() -> None:
+def test_types_lists_one_type_per_line() -> None:
     done = run("types")
     assert [line.split()[0] for line in done.out.splitlines()[1:]] == list(ALL)
     assert (done.code, done.err) == (0, "")
@@ -103,14 +103,14 @@ def test_types_as_json_has_names_and_sizes() -> None:
 
 
 @pytest.mark.slow
-def test_recipes_lists_the_shipped_ones() -> None:
+def test_recipes_lists_all_shipped_recipes() -> None:
     done = run("recipes")
     listed = [line.split()[0] for line in done.out.splitlines()[1:]]
     own, mixes = ROOT / "recipes", ROOT / "recipes" / "llama.cpp"
     assert listed == [p.stem for folder in (own, mixes) for p in sorted(folder.glob("*.yaml"))]
 
 
-def test_recipes_prints_one_as_it_is_written() -> None:
+def test_recipes_prints_a_recipe_unchanged() -> None:
     assert run("recipes", "q8_0").out == (ROOT / "recipes" / "q8_0.yaml").read_text()
 
 
@@ -133,7 +133,7 @@ def test_plan_shows_roles_with_their_layers_types_and_totals(llama: Path, recipe
 
 
 @pytest.mark.parametrize("command", ["plan", "convert"])
-def test_recipe_imatrix_and_model_that_are_wrong_are_told_at_once(
+def test_errors_in_recipe_imatrix_and_model_are_reported_together(
     tmp_path: Path, command: str
 ) -> None:
     (tmp_path / "i").write_bytes(b"no imatrix at all")
@@ -146,7 +146,7 @@ def test_recipe_imatrix_and_model_that_are_wrong_are_told_at_once(
     assert f"{tmp_path / 'm'}: not a folder" in model
 
 
-def test_a_model_of_the_hub_is_not_fetched_for_a_recipe_that_is_wrong(
+def test_model_on_the_hub_is_not_fetched_for_a_missing_recipe(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("dynquant.arch.load.load_model", lambda *_, **__: pytest.fail("fetched"))
@@ -155,7 +155,7 @@ def test_a_model_of_the_hub_is_not_fetched_for_a_recipe_that_is_wrong(
     assert "'nope'" in done.err
 
 
-def test_warnings_are_talk(llama: Path, recipe: Path) -> None:
+def test_warnings_go_to_stderr(llama: Path, recipe: Path) -> None:
     done = run("plan", llama, "--recipe", recipe, "--json")
     assert "blk.1.ffn_down.weight) applies to no tensor" in done.err
     assert json.loads(done.out)["warnings"]
@@ -183,7 +183,7 @@ def test_plan_and_inspect_print_the_same_tensors_as_json(
     assert (tmp_path / "x.gguf").stat().st_size == planned["file_bytes"]
 
 
-def test_inspect_prints_whole_arrays_as_json_and_short_ones_for_people(
+def test_inspect_prints_whole_arrays_as_json_and_shortens_them_in_text(
     llama: Path, recipe: Path, tmp_path: Path
 ) -> None:
     run("convert", llama, "-o", tmp_path / "x.gguf", "--recipe", recipe)
@@ -197,14 +197,14 @@ def test_inspect_prints_whole_arrays_as_json_and_short_ones_for_people(
     assert len(line) < 160
 
 
-def test_inspect_prints_floats_as_short_as_they_were_meant(
+def test_inspect_prints_floats_with_the_fewest_digits(
     llama: Path, recipe: Path, tmp_path: Path
 ) -> None:
     run("convert", llama, "-o", tmp_path / "x.gguf", "--recipe", recipe, "--set", "x.eps=1e-5")
     assert json.loads(run("inspect", tmp_path / "x.gguf", "--json").out)["keys"]["x.eps"] == 1e-5
 
 
-def test_inspect_of_a_name_on_the_hub_says_what_to_do() -> None:
+def test_inspect_of_a_model_on_the_hub_is_refused_with_a_remedy() -> None:
     done = run("inspect", "hf://org/model")
     assert done.code == 1
     assert done.err.startswith(
@@ -212,13 +212,13 @@ def test_inspect_of_a_name_on_the_hub_says_what_to_do() -> None:
     )
 
 
-def test_inspect_of_what_is_no_gguf_is_an_error(recipe: Path) -> None:
+def test_inspect_of_a_file_that_is_not_a_gguf_is_an_error(recipe: Path) -> None:
     done = run("inspect", recipe)
     assert (done.code, done.out) == (1, "")
     assert done.err.startswith(f"error: {recipe}")
 
 
-def test_convert_says_where_how_large_and_how_fast_on_stderr(
+def test_convert_prints_path_size_and_speed_to_stderr(
     llama: Path, recipe: Path, tmp_path: Path
 ) -> None:
     done = run("convert", llama, "-o", tmp_path / "x.gguf", "--recipe", recipe, "--threads", 2)
@@ -230,7 +230,7 @@ def test_convert_says_where_how_large_and_how_fast_on_stderr(
     assert "weights/s" in last
 
 
-def test_quiet_says_nothing(llama: Path, recipe: Path, tmp_path: Path) -> None:
+def test_quiet_conversion_prints_nothing(llama: Path, recipe: Path, tmp_path: Path) -> None:
     done = run("convert", llama, "-o", tmp_path / "x.gguf", "--recipe", recipe, "--quiet")
     assert done == (0, "", "")
     assert (tmp_path / "x.gguf").exists()
@@ -245,14 +245,14 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["small.yaml"]
 
 
-def test_a_dry_run_refuses_what_the_run_would(llama: Path, recipe: Path, tmp_path: Path) -> None:
+def test_dry_run_refuses_a_missing_output_folder(llama: Path, recipe: Path, tmp_path: Path) -> None:
     out = tmp_path / "none" / "x.gguf"
     dry = run("convert", llama, "-o", out, "--recipe", recipe, "--dry-run")
     assert dry.code == 1
     assert dry.err.splitlines()[-1].startswith(f"error: {tmp_path / 'none'}")
 
 
-def test_an_output_that_exists_is_replaced_with_force_only(
+def test_existing_output_is_replaced_only_with_force(
     llama: Path, recipe: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "x.gguf").write_text("mine")
@@ -284,13 +284,13 @@ def test_every_effort_is_planned_and_written(
     assert keys["dynquant.effort"] == effort
 
 
-def test_an_effort_that_is_none_is_told_with_those_that_are() -> None:
+def test_unknown_effort_is_reported_with_the_valid_ones() -> None:
     done = run("plan", "m", "--recipe", "q8_0", "--effort", "most")
     assert (done.code, done.out) == (2, "")
     assert "'most' is not one of 'fast', 'normal', 'best'" in done.err
 
 
-def test_a_type_that_needs_importance_is_refused_before_a_byte_is_written(
+def test_type_without_needed_importance_is_refused_before_writing(
     llama: Path, tmp_path: Path
 ) -> None:
     recipe = tmp_path / "tiny.yaml"
@@ -309,7 +309,7 @@ def imatrix(tmp_path: Path) -> Path:
     return write_legacy(tmp_path / "i.dat", means)
 
 
-def test_an_imatrix_is_used_and_what_it_lacks_is_told(
+def test_imatrix_is_used_and_missing_tensors_are_reported(
     llama: Path, recipe: Path, imatrix: Path, tmp_path: Path
 ) -> None:
     shown = run("plan", llama, "--recipe", recipe, "--imatrix", imatrix)
@@ -327,19 +327,19 @@ def test_an_imatrix_is_used_and_what_it_lacks_is_told(
     assert gguf.GGUFReader(out).fields["quantize.imatrix.file"].contents() == "i.dat"
 
 
-def test_without_an_imatrix_the_plan_says_nothing_of_importance(llama: Path, recipe: Path) -> None:
+def test_plan_without_an_imatrix_does_not_mention_importance(llama: Path, recipe: Path) -> None:
     done = run("plan", llama, "--recipe", recipe)
     assert "importance" not in done.out + done.err
 
 
-def test_a_damaged_imatrix_is_an_error_line(llama: Path, recipe: Path) -> None:
+def test_damaged_imatrix_is_one_error_line(llama: Path, recipe: Path) -> None:
     done = run("plan", llama, "--recipe", recipe, "--imatrix", recipe)
     assert (done.code, done.out) == (1, "")
     assert done.err.startswith(f"error: {recipe}: byte 0: ")
     assert done.err.count("\n") == 1
 
 
-def test_every_bad_setting_is_an_error_line(llama: Path, recipe: Path) -> None:
+def test_each_invalid_setting_is_one_error_line(llama: Path, recipe: Path) -> None:
     bad = ("--set", "llama.block_count=x", "--set", "general.architecture=x")
     done = run("plan", llama, "--recipe", recipe, *bad)
     assert done.code == 1
@@ -359,7 +359,7 @@ def test_the_readme_names_every_command() -> None:
 
 
 @pytest.mark.slow
-def test_output_that_nobody_reads_ends_quietly() -> None:
+def test_closed_stdout_ends_the_command_without_messages() -> None:
     child = subprocess.Popen(
         [sys.executable, "-m", "dynquant.cli", "types"],
         stdout=subprocess.PIPE,
@@ -374,7 +374,7 @@ def test_output_that_nobody_reads_ends_quietly() -> None:
 
 
 @pytest.mark.slow
-def test_a_terminal_that_lacks_a_letter_gets_a_question_mark(
+def test_letter_outside_the_encoding_of_the_terminal_is_a_question_mark(
     llama: Path, recipe: Path, tmp_path: Path
 ) -> None:
     shell = os.environ | {"PYTHONIOENCODING": "ascii"}
@@ -393,7 +393,7 @@ SLOW = """
 import os, signal, time
 from dynquant.cli import main
 from dynquant.quants.encoder import CoreEncoder
-# A shell that runs the tests in the background has SIGINT ignored by all that they start.
+# If a shell runs the tests in the background, their child processes ignore SIGINT.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 encode = CoreEncoder.encode
 begun = os.open(os.environ["BEGUN"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -408,7 +408,7 @@ main()
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupt_half_way_leaves_what_the_next_run_goes_on_from(
+def test_interrupted_conversion_is_resumed_by_the_next_run(
     llama: Path, recipe: Path, tmp_path: Path, sent: signal.Signals, code: int
 ) -> None:
     folder = tmp_path / "out"
@@ -427,12 +427,12 @@ def test_an_interrupt_half_way_leaves_what_the_next_run_goes_on_from(
         time.sleep(0.01)
     n_before = begun.stat().st_size
     os.kill(child.pid, sent)
-    _, talk = child.communicate(timeout=60)
-    assert child.returncode == code, talk
+    _, messages = child.communicate(timeout=60)
+    assert child.returncode == code, messages
     # Each thread finishes its job, and may take one more before the signal's handler runs.
     assert begun.stat().st_size <= n_before + 2
-    assert "Traceback" not in talk
-    assert talk.splitlines()[-1].startswith("interrupted; ")
+    assert "Traceback" not in messages
+    assert messages.splitlines()[-1].startswith("interrupted; ")
     assert names(folder) == ["x.gguf.journal", "x.gguf.part"]
     assert run(*arguments).code == 0
     assert names(folder) == ["x.gguf", "x.gguf.manifest.json"]

@@ -1,4 +1,4 @@
-"""What is there is kept, and what cannot be written is told before any work, with the reason."""
+"""Existing files are kept, and an output that cannot be written is reported before any work."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def refused(out: Path, **options: bool) -> tuple[str, ...]:
     return e.value.messages
 
 
-def test_an_output_that_exists_is_kept_without_force(tmp_path: Path) -> None:
+def test_existing_output_is_kept_without_force(tmp_path: Path) -> None:
     (tmp_path / "x.gguf").write_text("mine")
     (message,) = refused(tmp_path / "x.gguf")
     assert "--force" in message
@@ -40,7 +40,7 @@ def test_an_output_that_exists_is_kept_without_force(tmp_path: Path) -> None:
     assert names(tmp_path) == ["x.gguf"]
 
 
-def test_a_missing_output_folder_is_refused(tmp_path: Path) -> None:
+def test_missing_output_folder_is_refused(tmp_path: Path) -> None:
     (message,) = refused(tmp_path / "none" / "x.gguf")
     assert str(tmp_path / "none") in message
 
@@ -55,10 +55,10 @@ def test_a_device_as_output_is_refused() -> None:
     assert "not a regular file" in message
 
 
-def test_an_output_folder_that_is_not_writable_is_refused(
+def test_output_folder_without_write_permission_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The system's answer about a folder without permissions, which root does not get.
+    # The answer of the system for a folder without permissions; root would get another one.
     asked: list[tuple[Path, int]] = []
     monkeypatch.setattr(os, "access", lambda path, mode: asked.append((path, mode)))
     (message,) = refused(tmp_path / "x.gguf")
@@ -66,7 +66,7 @@ def test_an_output_folder_that_is_not_writable_is_refused(
     assert asked == [(tmp_path, os.W_OK | os.X_OK)]
 
 
-def test_a_folder_that_turns_out_not_writable_is_an_error_with_the_reason(
+def test_failure_to_create_the_journal_is_reported_with_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def read_only(*_: object, **__: object) -> int:
@@ -78,7 +78,7 @@ def test_a_folder_that_turns_out_not_writable_is_an_error_with_the_reason(
 
 
 @pytest.mark.parametrize("name", ["w", "link"])
-def test_the_models_own_file_is_not_overwritten_even_with_force(tmp_path: Path, name: str) -> None:
+def test_source_file_is_not_overwritten_even_with_force(tmp_path: Path, name: str) -> None:
     tensor = stored_tensor(tmp_path / "w", "a.weight", weights(5, 96))
     (tmp_path / "link").hardlink_to(tmp_path / "w")
     plan = make_plan(model(tensor), recipe())
@@ -87,13 +87,13 @@ def test_the_models_own_file_is_not_overwritten_even_with_force(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("threads", [0, -1])
-def test_no_threads_is_an_error_and_no_empty_output(tmp_path: Path, threads: int) -> None:
+def test_zero_threads_are_an_error_and_no_file_is_created(tmp_path: Path, threads: int) -> None:
     with pytest.raises(ConvertError, match="at least 1"):
         convert_plan(small_plan(), tmp_path / "x.gguf", threads=threads)
     assert names(tmp_path) == []
 
 
-def test_an_isa_that_this_cpu_lacks_is_told_before_there_is_a_file(
+def test_unsupported_isa_is_reported_before_a_file_is_created(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DYNQUANT_ISA", "v9")
@@ -102,7 +102,7 @@ def test_an_isa_that_this_cpu_lacks_is_told_before_there_is_a_file(
     assert names(tmp_path) == []
 
 
-def test_two_runs_for_one_output_do_not_mix(tmp_path: Path) -> None:
+def test_second_run_for_the_same_output_is_refused(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "x.gguf")
     (message,) = refused(tmp_path / "x.gguf")
     assert "another dynquant" in message
@@ -114,7 +114,7 @@ def no_space(*_: object) -> int:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def test_a_disk_that_fills_up_is_told_with_the_sizes(
+def test_disk_full_during_a_run_is_reported_with_sizes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "pwrite", no_space)
@@ -123,7 +123,7 @@ def test_a_disk_that_fills_up_is_told_with_the_sizes(
     assert names(tmp_path) == []
 
 
-def test_a_disk_without_room_is_told_before_any_work(
+def test_disk_without_space_is_reported_before_any_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(disk, "fallocate", no_space)
@@ -132,7 +132,7 @@ def test_a_disk_without_room_is_told_before_any_work(
     assert names(tmp_path) == []
 
 
-def test_where_blocks_cannot_be_reserved_none_is_written_instead(
+def test_file_is_sparse_if_space_cannot_be_reserved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def unsupported(fd: int, size: int) -> None:
@@ -147,7 +147,7 @@ def test_where_blocks_cannot_be_reserved_none_is_written_instead(
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="only Linux reserves blocks")
-def test_blocks_are_reserved_where_they_can_be(tmp_path: Path) -> None:
+def test_space_is_reserved_if_supported(tmp_path: Path) -> None:
     path = tmp_path / "x"
     with path.open("wb") as file:
         disk.reserve(file.fileno(), 1 << 20)
@@ -170,7 +170,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(tmp_path)], check=True)
 
 
-def test_a_really_full_disk_is_told_and_left_as_it_was(tiny_disk: Path) -> None:
+def test_small_real_disk_is_reported_and_left_unchanged(tiny_disk: Path) -> None:
     (message,) = refused(tiny_disk / "x.gguf")
     assert "needs" in message
     assert "65,536 free" in message

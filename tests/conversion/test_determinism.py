@@ -1,5 +1,5 @@
-"""The same conversion gives the same bytes, of every type: on any ISA, threads, chunks, history,
-place, clock and seed of hashes; and they tell nothing of where and when they were made.
+"""A conversion gives the same bytes for every type with any ISA, number of threads, chunk size,
+interruptions, folder, clock and hash seed, and the bytes do not reveal where or when it ran.
 
 The oracle is one plain conversion: one thread, the ISA of this CPU, whole tensors.
 """
@@ -34,7 +34,7 @@ CHUNK = 5000
 
 
 def plan_of(type_name: str, folder: Path) -> Plan:
-    """A norm and experts of 41 rows, with importance for two of three."""
+    """Plan a norm and experts of 41 rows, with importance for two of the three experts."""
     rng = np.random.default_rng(3)
     means = np.exp(2 * rng.standard_normal((3, 512))).astype(np.float32)
     imatrix = read_imatrix(write_counted(folder / "i", {NAME: (means, [1, 1, 0])}))
@@ -85,11 +85,11 @@ def interrupt() -> None:
     raise KeyboardInterrupt
 
 
-def test_a_run_broken_off_twice_with_other_chunks_and_isa_gives_the_same_file(
+def test_run_interrupted_twice_with_other_chunks_and_isa_gives_the_same_file(
     plain: tuple[Plan, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "x.gguf"
-    # The header and the identity are written first, and the norm.
+    # The header, the identity and the norm are written first.
     for isa, threads, chunk_bytes, n_writes in ((isas()[0], 1, CHUNK, 9), (isas()[-1], 3, 2100, 7)):
         monkeypatch.setenv("DYNQUANT_ISA", isa)
         with at_call(("pwrite",), n_writes, interrupt), pytest.raises(KeyboardInterrupt):
@@ -103,7 +103,7 @@ def books(folder: Path) -> bytes:
 
 
 def by_command(out: Path, changes: dict[str, str], *more: str) -> bytes:
-    """A conversion in a process of its own, in another folder than the output's."""
+    """Convert in a separate process, whose working folder is not that of the output."""
     source = load_reference(TINY_BOOKS).folder
     code = (
         f"import time; time.time = lambda: {len(changes)}e9; from dynquant.cli import main; main()"
@@ -115,13 +115,15 @@ def by_command(out: Path, changes: dict[str, str], *more: str) -> bytes:
 
 
 @pytest.mark.slow
-def test_place_clock_zone_and_seed_of_hashes_do_not_matter(books: bytes, tmp_path: Path) -> None:
+def test_output_does_not_depend_on_folder_clock_time_zone_or_hash_seed(
+    books: bytes, tmp_path: Path
+) -> None:
     elsewhere = {"PYTHONHASHSEED": "7", "TZ": "Pacific/Kiritimati", "LC_ALL": "C", "HOME": "/"}
     assert by_command(tmp_path / "another name.gguf", elsewhere, "--threads", "3") == books
 
 
 @pytest.mark.slow
-def test_nothing_tells_where_and_when_it_was_made(books: bytes, folder: Path) -> None:
+def test_output_does_not_reveal_where_and_when_it_was_made(books: bytes, folder: Path) -> None:
     traces = [str(folder), str(load_reference(TINY_BOOKS).folder), str(Path.cwd())]
     traces += [time.strftime("%Y-%m-%d"), os.fsdecode(folder.name)]
     if len(socket.gethostname()) > 3:

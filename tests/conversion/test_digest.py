@@ -1,4 +1,4 @@
-"""Hashes do not depend on who brings blocks when; oracle: hashlib and xxhash over the whole."""
+"""Hashes do not depend on the order of blocks; oracle: hashlib and xxhash of the whole."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ def blocks_of(job: Job) -> U8:
     return np.random.default_rng(job.number).integers(0, 256, shape).astype(np.uint8)
 
 
-Brought = tuple[Job, Encoded]
+Added = tuple[Job, Encoded]
 
 
-def work(chunk_bytes: int = 4096) -> list[Brought]:
+def work(chunk_bytes: int = 4096) -> list[Added]:
     return [(job, Encoded(blocks_of(job), NO_ERROR)) for job in jobs(WORK, chunk_bytes, {})]
 
 
-def whole(found: Sequence[Brought]) -> tuple[list[str], list[str]]:
-    """The hashes of files that hold the blocks, and of the tensors."""
+def whole(found: Sequence[Added]) -> tuple[list[str], list[str]]:
+    """Return the hashes of the files with these blocks, and of the tensors."""
     files = [bytearray(f.header.ljust(f.file_bytes, b"\0")) for f in LAYOUT.files]
     tensors = [b""] * len(PLAN.tensors)
     for job, encoded in found:
@@ -54,12 +54,12 @@ def whole(found: Sequence[Brought]) -> tuple[list[str], list[str]]:
     )
 
 
-def brought(digests: Digests, found: Sequence[Brought], n_threads: int) -> None:
-    """Bring blocks from several threads, each in its turn, as a conversion does."""
+def add_all(digests: Digests, found: Sequence[Added], n_threads: int) -> None:
+    """Add blocks from several threads, which take them in order, as in a conversion."""
     left = iter(found)
     lock = threading.Lock()
 
-    def bring() -> None:
+    def add() -> None:
         while True:
             with lock:
                 one = next(left, None)
@@ -67,7 +67,7 @@ def brought(digests: Digests, found: Sequence[Brought], n_threads: int) -> None:
                 return
             digests.add(*one)
 
-    threads = [threading.Thread(target=bring) for _ in range(n_threads)]
+    threads = [threading.Thread(target=add) for _ in range(n_threads)]
     for t in threads:
         t.start()
     for t in threads:
@@ -78,26 +78,26 @@ def brought(digests: Digests, found: Sequence[Brought], n_threads: int) -> None:
 @pytest.mark.slow
 @settings(max_examples=30)
 @given(seed=st.integers(0, 2**32), chunk_bytes=st.integers(1, 40_000))
-def test_any_order_gives_the_hashes_of_the_whole(seed: int, chunk_bytes: int) -> None:
+def test_hashes_do_not_depend_on_the_order(seed: int, chunk_bytes: int) -> None:
     found = work(chunk_bytes)
     digests = Digests(WORK)
-    brought(digests, random.Random(seed).sample(found, len(found)), 1)
+    add_all(digests, random.Random(seed).sample(found, len(found)), 1)
     assert (digests.files(), digests.tensors()) == whole(found)
 
 
 @pytest.mark.parametrize("n_threads", [1, 2, 7])
-def test_threads_that_wait_for_each_other_give_them_too(
+def test_hashes_do_not_depend_on_threads_that_wait(
     n_threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # So few bytes may wait that threads stop at every turn.
+    # With such a low limit, threads wait at every job.
     monkeypatch.setattr(digest, "_MOST_HELD", 3000)
     found = work()
     digests = Digests(WORK)
-    brought(digests, found, n_threads)
+    add_all(digests, found, n_threads)
     assert (digests.files(), digests.tensors()) == whole(found)
 
 
-def test_who_brings_more_than_may_wait_waits_until_the_first_has_come(
+def test_thread_above_the_limit_waits_for_the_first_block(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(digest, "_MOST_HELD", 0)
@@ -112,7 +112,7 @@ def test_who_brings_more_than_may_wait_waits_until_the_first_has_come(
     assert not thread.is_alive()
 
 
-def test_a_stop_lets_go_whoever_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stop_releases_waiting_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(digest, "_MOST_HELD", 0)
     (_, *others) = work()
     digests = Digests(WORK)

@@ -1,4 +1,4 @@
-"""Bytes depend on the plan only; nothing that looks finished is left by what did not finish."""
+"""Bytes depend only on the plan, and a failed run leaves nothing that looks finished."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from handmade import (
 )
 from places import shared
 from subsets import FAST_TYPES, slow_except
-from weighted import EXPERTS, spread, weighed_plan
+from weighted import EXPERTS, spread, weighted_plan
 
 from dynquant.arch.base import ModelTensor
 from dynquant.arrays import F32, U8
@@ -63,7 +63,7 @@ def test_bytes_do_not_depend_on_the_chunk(
     assert (tmp_path / "x.gguf").read_bytes() == expected
 
 
-def test_gguf_reads_back_what_encode_makes_of_each_tensor(tmp_path: Path) -> None:
+def test_gguf_reads_back_the_encoded_blocks_of_each_tensor(tmp_path: Path) -> None:
     plan = small_plan(more=MIXED)
     convert_plan(plan, tmp_path / "x.gguf", threads=2, chunk_bytes=4096)
     for found, planned in zip(
@@ -117,8 +117,8 @@ def decoded(path: Path) -> dict[str, F32]:
     }
 
 
-def test_each_expert_is_encoded_by_its_own_importance(tmp_path: Path) -> None:
-    plan = weighed_plan(tmp_path, (1, 0, 1))
+def test_each_expert_is_encoded_with_its_importance(tmp_path: Path) -> None:
+    plan = weighted_plan(tmp_path, (1, 0, 1))
     convert_plan(plan, tmp_path / "x.gguf", threads=2, chunk_bytes=16 * 1024)
     (found,) = [t for t in gguf.GGUFReader(tmp_path / "x.gguf").tensors if t.name == EXPERTS]
     source = plan.sources[EXPERTS].source
@@ -131,8 +131,8 @@ def test_each_expert_is_encoded_by_its_own_importance(tmp_path: Path) -> None:
     assert np.array_equal(found.data, np.stack(made))
 
 
-def test_importance_lowers_the_weighted_error_of_what_has_it_alone(tmp_path: Path) -> None:
-    plan = weighed_plan(tmp_path)
+def test_importance_lowers_the_weighted_error_of_its_tensors_only(tmp_path: Path) -> None:
+    plan = weighted_plan(tmp_path)
     convert_plan(plan, tmp_path / "with.gguf", threads=2)
     convert_plan(make_plan(model(), recipe("Q4_0")), tmp_path / "without.gguf", threads=2)
     with_, without = decoded(tmp_path / "with.gguf"), decoded(tmp_path / "without.gguf")
@@ -151,7 +151,7 @@ def test_importance_lowers_the_weighted_error_of_what_has_it_alone(tmp_path: Pat
 def test_bytes_with_importance_do_not_depend_on_threads_or_chunks(
     tmp_path: Path, threads: int, chunk_bytes: int
 ) -> None:
-    plan = weighed_plan(tmp_path)
+    plan = weighted_plan(tmp_path)
     convert_plan(plan, tmp_path / "a.gguf", threads=1)
     convert_plan(plan, tmp_path / "b.gguf", threads=threads, chunk_bytes=chunk_bytes)
     assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
@@ -179,7 +179,9 @@ def test_bytes_do_not_depend_on_threads_at_any_effort(tmp_path: Path, effort: Ef
 
 
 @pytest.mark.shared
-def test_channels_that_gemma_never_drives_are_encoded_to_finite_weights(tmp_path: Path) -> None:
+def test_channels_with_zero_importance_in_gemma_are_encoded_to_finite_weights(
+    tmp_path: Path,
+) -> None:
     name = "blk.1.ffn_up.weight"
     imatrix = read_imatrix(shared("imatrix/gemma-3-4b.imatrix.dat"))
     source = Computed(weights(32, 2560))
@@ -194,8 +196,8 @@ def test_channels_that_gemma_never_drives_are_encoded_to_finite_weights(tmp_path
     assert errors[0] < 0.9 * errors[1]
 
 
-def test_an_imatrix_that_becomes_shorter_stops_the_run(tmp_path: Path) -> None:
-    plan = weighed_plan(tmp_path)
+def test_imatrix_truncated_during_a_run_stops_it(tmp_path: Path) -> None:
+    plan = weighted_plan(tmp_path)
     os.truncate(tmp_path / "i.gguf", 1000)
     with pytest.raises(ImportanceError, match=r"i\.gguf: ends at byte \d+"):
         convert_plan(plan, tmp_path / "x.gguf", threads=2)
@@ -204,10 +206,10 @@ def test_an_imatrix_that_becomes_shorter_stops_the_run(tmp_path: Path) -> None:
 
 def test_the_imatrix_is_not_overwritten_even_with_force(tmp_path: Path) -> None:
     with pytest.raises(ConvertError, match=r"i\.gguf: is the imatrix; name another output"):
-        convert_plan(weighed_plan(tmp_path), tmp_path / "i.gguf", threads=1, force=True)
+        convert_plan(weighted_plan(tmp_path), tmp_path / "i.gguf", threads=1, force=True)
 
 
-def test_padding_is_zero_also_after_an_old_part(tmp_path: Path) -> None:
+def test_padding_is_zero_over_an_old_part(tmp_path: Path) -> None:
     (tmp_path / "x.gguf.part").write_bytes(b"\xff" * 1_000_000)
     plan = small_plan()
     convert_plan(plan, tmp_path / "x.gguf", threads=2)
@@ -228,7 +230,7 @@ def test_short_writes_are_continued(
     assert (tmp_path / "x.gguf").read_bytes() == expected
 
 
-def test_a_finished_run_leaves_the_output_alone(tmp_path: Path) -> None:
+def test_finished_run_leaves_only_the_output(tmp_path: Path) -> None:
     convert_plan(small_plan(), tmp_path / "x.gguf", threads=2)
     assert names(tmp_path) == ["x.gguf"]
 
@@ -253,7 +255,7 @@ def test_progress_comes_from_the_calling_thread_and_ends_at_the_total(tmp_path: 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("type_name", ["Q8_0", "F32"])
-def test_a_weight_that_is_not_finite_is_named_by_tensor_and_row(
+def test_nonfinite_weight_is_reported_with_tensor_and_row(
     tmp_path: Path, bad: float, type_name: str
 ) -> None:
     x = weights(50, 96)
@@ -268,7 +270,7 @@ def test_a_weight_that_is_not_finite_is_named_by_tensor_and_row(
 
 @dataclass(frozen=True)
 class Failing:
-    """A source that cannot be read from some row on."""
+    """A source that cannot be read at or after some row."""
 
     shape: tuple[int, ...]
     row: int
@@ -307,7 +309,7 @@ def test_an_error_in_the_callback_stops_the_run(tmp_path: Path) -> None:
     assert names(tmp_path) == ["x.gguf.journal", "x.gguf.part"]
 
 
-def test_after_a_failure_the_next_run_replaces_the_part(expected: bytes, tmp_path: Path) -> None:
+def test_next_run_replaces_the_part_of_a_failed_run(expected: bytes, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError):
         convert_plan(failing_plan([]), tmp_path / "x.gguf", threads=2)
     convert_plan(small_plan(more=MIXED), tmp_path / "x.gguf", threads=2)

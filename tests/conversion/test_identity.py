@@ -1,4 +1,4 @@
-"""Whatever decides the bytes is asked for before a run is gone on with, and named if it changed."""
+"""A run resumes only if all inputs that determine the output are unchanged; changes are named."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ DOWN = "blk.0.ffn_down.weight"
 
 
 def written(folder: Path, factor: float = 8.0) -> Path:
-    """A small Llama; the factor is only in weights that no shard holds, and in no key."""
+    """Write a small Llama; only computed weights depend on the factor, no shard and no key does."""
     folder.mkdir(exist_ok=True)
     scaling = ROPE | {"factor": factor, "original_max_position_embeddings": 64}
     config = config_of("LlamaForCausalLM", rope_scaling=scaling, intermediate_size=32)
@@ -70,18 +70,16 @@ CHANGES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("what", CHANGES)
-def test_a_change_of_what_is_asked_for_is_named(folder: Path, what: str) -> None:
-    told = changed(found(planned(folder)), found(planned(folder, **CHANGES[what])))
-    assert [t for t in told if t.startswith(f"{what} was ")]
+def test_changed_option_is_named(folder: Path, what: str) -> None:
+    changes = changed(found(planned(folder)), found(planned(folder, **CHANGES[what])))
+    assert [c for c in changes if c.startswith(f"{what} was ")]
 
 
-def test_nothing_changed_is_nothing_to_tell(folder: Path) -> None:
+def test_unchanged_inputs_give_no_changes(folder: Path) -> None:
     assert changed(found(planned(folder)), found(planned(folder))) == []
 
 
-def test_another_imatrix_is_named_and_its_path_does_not_matter(
-    folder: Path, tmp_path: Path
-) -> None:
+def test_changed_imatrix_is_named_and_its_path_is_ignored(folder: Path, tmp_path: Path) -> None:
     one = found(planned(folder, imatrix=imatrix(tmp_path / "a")))
     moved = imatrix(tmp_path / "a")
     other = found(planned(folder, imatrix=imatrix(tmp_path / "a", 2.0)))
@@ -111,40 +109,38 @@ def later(path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "what"), [(longer, "bytes"), (other_header, "header"), (later, "modified")]
 )
-def test_a_source_that_changed_is_named(
-    folder: Path, change: Callable[[Path], None], what: str
-) -> None:
+def test_changed_source_is_named(folder: Path, change: Callable[[Path], None], what: str) -> None:
     plan = planned(folder)
     before = found(plan)
     change(folder / "model.safetensors")
-    told = changed(before, found(plan))
-    assert [t for t in told if t.startswith(f"source: model.safetensors: {what} was ")]
+    changes = changed(before, found(plan))
+    assert [c for c in changes if c.startswith(f"source: model.safetensors: {what} was ")]
 
 
-def test_settings_that_only_weights_show_are_named(folder: Path) -> None:
+def test_changed_settings_that_affect_only_weights_are_named(folder: Path) -> None:
     before = found(planned(folder))
     after = found(planned(written(folder, 32.0)))
-    told = changed({**before, "source": {}}, {**after, "source": {}})
+    changes = changed({**before, "source": {}}, {**after, "source": {}})
     assert before["plan"] == after["plan"]
-    assert [t.split(" was ")[0] for t in told] == ["computed", "config: config.json"]
+    assert [c.split(" was ")[0] for c in changes] == ["computed", "config: config.json"]
 
 
-def test_another_version_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changed_version_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = found(planned(folder))
     monkeypatch.setattr(identity, "version", lambda _: "9.9.9")
     ours = metadata.version("dynquant")
     assert changed(before, found(planned(folder))) == [f"dynquant version was {ours} and is 9.9.9"]
 
 
-def test_a_model_that_moved_is_the_same(folder: Path, tmp_path: Path) -> None:
+def test_moved_model_is_unchanged(folder: Path, tmp_path: Path) -> None:
     before = found(planned(folder))
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    # The folder's own name is that of a model that gives itself none.
+    # A model without a name has the name of its folder.
     assert changed(before, found(planned(folder.rename(elsewhere / folder.name)))) == []
 
 
-def test_another_encoder_revision_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changed_encoder_revision_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = found(planned(folder))
     monkeypatch.setattr(identity, "ENCODER_REVISION", 99)
     assert changed(before, found(planned(folder))) == [

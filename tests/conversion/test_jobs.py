@@ -1,4 +1,4 @@
-"""Every row is done once, in order, and with the importance of its own matrix; oracle: counting."""
+"""Every row is encoded once, in order, with the importance of its matrix; oracle: counting."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ N_EXPERTS, N_ROWS = 5, 23
 
 
 def experts_plan(folder: Path | None) -> Plan:
-    """A norm and a stack of experts, which have importance of their own if there is a folder."""
+    """Plan a norm and a stack of experts, each with separate importance if a folder is given."""
     tensors = (
         ModelTensor("blk.0.attn_norm.weight", Computed(weights(40))),
         ModelTensor(EXPERTS, Computed(weights(N_EXPERTS, N_ROWS, 64))),
@@ -40,14 +40,14 @@ def experts_plan(folder: Path | None) -> Plan:
 
 @st.composite
 def done_ranges(draw: st.DrawFn) -> list[Done]:
-    """Ranges that an earlier run may have done: in order, none over the end of a matrix."""
+    """Draw ranges that an earlier run could have done: ordered, each within one matrix."""
     cuts = draw(st.sets(st.integers(0, N_EXPERTS * N_ROWS), max_size=12))
     edges = sorted(cuts | {i * N_ROWS for i in range(N_EXPERTS + 1)})
     pairs = pairwise(edges)
     return [Done(1, a, b, 7) for a, b in pairs if draw(st.booleans())]
 
 
-def covered(found: Sequence[Job]) -> None:
+def check_coverage(found: Sequence[Job]) -> None:
     assert [job.number for job in found] == list(range(len(found)))
     for index, n in ((0, 1), (1, N_EXPERTS * N_ROWS)):
         rows = [row for j in found if j.tensor.number == index for row in range(j.start, j.stop)]
@@ -56,11 +56,11 @@ def covered(found: Sequence[Job]) -> None:
 
 @settings(max_examples=60)
 @given(chunk_bytes=st.integers(1, 20_000), done=done_ranges())
-def test_every_row_comes_once_in_order_and_what_is_done_as_it_was_done(
+def test_every_row_comes_once_in_order_and_done_ranges_are_unchanged(
     chunk_bytes: int, done: list[Done]
 ) -> None:
     found = list(jobs(work_of(PLAIN), chunk_bytes, {1: done}))
-    covered(found)
+    check_coverage(found)
     assert [job.done for job in found if job.done] == done
     for job in found:
         if job.done:
@@ -70,14 +70,14 @@ def test_every_row_comes_once_in_order_and_what_is_done_as_it_was_done(
 
 
 @pytest.mark.slow
-def test_no_range_crosses_matrices_that_differ_in_importance(tmp_path: Path) -> None:
+def test_no_range_crosses_matrices_with_different_importance(tmp_path: Path) -> None:
     plan = experts_plan(tmp_path)
 
     @settings(max_examples=60)
     @given(chunk_bytes=st.integers(1, 20_000), done=done_ranges())
     def check(chunk_bytes: int, done: list[Done]) -> None:
         found = list(jobs(work_of(plan), chunk_bytes, {1: done}))
-        covered(found)
+        check_coverage(found)
         for job in found:
             if job.tensor.number == 1:
                 assert job.start // N_ROWS == (job.stop - 1) // N_ROWS == job.matrix

@@ -1,4 +1,4 @@
-"""What a journal tells is what was noted whole, whatever came after it; oracle: the list itself."""
+"""A journal returns all complete records and nothing after them; oracle: the recorded list."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def written(out: Path, *additions: list[Done]) -> Path:
-    """The journal of an output with records that were added at several times."""
+    """Write the journal of an output with records that are added one list after the other."""
     journal = Journal(out)
     journal.begin(IDENTITY)
     for some in additions:
@@ -41,8 +41,8 @@ def written(out: Path, *additions: list[Done]) -> Path:
 def found(out: Path) -> tuple[object, list[Done]]:
     journal = Journal(out)
     try:
-        identity, noted = journal.read()
-        return identity, list(noted)
+        identity, recorded = journal.read()
+        return identity, list(recorded)
     finally:
         journal.close()
 
@@ -50,18 +50,18 @@ def found(out: Path) -> tuple[object, list[Done]]:
 @pytest.mark.slow
 @once
 @given(first=records, second=records)
-def test_all_that_was_added_is_read(tmp_path: Path, first: list[Done], second: list[Done]) -> None:
+def test_all_added_records_are_read(tmp_path: Path, first: list[Done], second: list[Done]) -> None:
     written(tmp_path / "x", first, second)
     assert found(tmp_path / "x") == (IDENTITY, first + second)
 
 
 @pytest.mark.slow
 @once
-@given(noted=records, share=st.floats(0, 1), tail=st.binary(max_size=200))
-def test_of_a_torn_journal_the_whole_records_at_its_beginning_are_read(
-    tmp_path: Path, noted: list[Done], share: float, tail: bytes
+@given(recorded=records, share=st.floats(0, 1), tail=st.binary(max_size=200))
+def test_complete_records_of_a_torn_journal_are_read(
+    tmp_path: Path, recorded: list[Done], share: float, tail: bytes
 ) -> None:
-    path = written(tmp_path / "x", noted)
+    path = written(tmp_path / "x", recorded)
     content = path.read_bytes()
     begin = content.index(b"\n") + 1
     cut = begin + int(share * (len(content) - begin))
@@ -69,29 +69,29 @@ def test_of_a_torn_journal_the_whole_records_at_its_beginning_are_read(
     identity, read = found(tmp_path / "x")
     whole = (cut - begin) // 72
     assert identity == IDENTITY
-    assert read[:whole] == noted[:whole]
-    # More only where the tail happens to be what was cut off.
-    assert read == noted[: len(read)]
+    assert read[:whole] == recorded[:whole]
+    # There are more only if the tail happens to equal the bytes that were cut off.
+    assert read == recorded[: len(read)]
 
 
 @pytest.mark.slow
 @once
-@given(noted=records.filter(bool), at=st.floats(0, 0.999), bit=st.integers(0, 7))
-def test_a_flipped_bit_ends_what_is_believed(
-    tmp_path: Path, noted: list[Done], at: float, bit: int
+@given(recorded=records.filter(bool), at=st.floats(0, 0.999), bit=st.integers(0, 7))
+def test_records_from_a_flipped_bit_on_are_ignored(
+    tmp_path: Path, recorded: list[Done], at: float, bit: int
 ) -> None:
-    path = written(tmp_path / "x", noted)
+    path = written(tmp_path / "x", recorded)
     content = bytearray(path.read_bytes())
     begin = content.index(b"\n") + 1
     position = begin + int(at * (len(content) - begin))
     content[position] ^= 1 << bit
     path.write_bytes(content)
-    assert found(tmp_path / "x")[1] == noted[: (position - begin) // 72]
+    assert found(tmp_path / "x")[1] == recorded[: (position - begin) // 72]
 
 
 @once
 @given(head=st.binary(max_size=300))
-def test_any_file_is_read_or_refused_and_left_as_it_is(tmp_path: Path, head: bytes) -> None:
+def test_any_file_is_read_or_refused_and_left_unchanged(tmp_path: Path, head: bytes) -> None:
     path = journal_path(tmp_path / "x")
     path.write_bytes(head)
     try:
@@ -105,25 +105,25 @@ def test_any_file_is_read_or_refused_and_left_as_it_is(tmp_path: Path, head: byt
     "head",
     [b"", bytes(5000), b'{"dynq', b'{"dynquant journal":1,"rec', b'{"dynquant journal":1}{\n'],
 )
-def test_what_a_crash_makes_of_a_new_journal_is_an_empty_one(tmp_path: Path, head: bytes) -> None:
+def test_new_journal_after_a_crash_counts_as_empty(tmp_path: Path, head: bytes) -> None:
     journal_path(tmp_path / "x").write_bytes(head)
     assert found(tmp_path / "x") == (None, [])
 
 
 @pytest.mark.parametrize("deep", [b"[" * 100_000, b'{"a":' * 100_000])
-def test_an_identity_that_is_nested_deeply_is_none(tmp_path: Path, deep: bytes) -> None:
+def test_deeply_nested_identity_is_ignored(tmp_path: Path, deep: bytes) -> None:
     journal_path(tmp_path / "x").write_bytes(b'{"dynquant journal":' + deep + b"\n")
     assert found(tmp_path / "x") == (None, [])
 
 
-def test_another_version_of_the_format_shows_as_a_difference(tmp_path: Path) -> None:
+def test_another_format_version_is_a_difference(tmp_path: Path) -> None:
     path = written(tmp_path / "x")
     path.write_bytes(path.read_bytes().replace(b'journal":1', b'journal":2'))
     assert found(tmp_path / "x")[0] == {"dynquant journal": 2, **IDENTITY}
 
 
 @pytest.mark.slow
-def test_a_journal_of_many_records_is_read_in_pieces(tmp_path: Path) -> None:
+def test_journal_of_many_records_is_read_in_pieces(tmp_path: Path) -> None:
     many = [Done(i, i, i + 1, i, (0.0,) * 5) for i in range(40_000)]
     written(tmp_path / "x", [*many, COMPLETE])
     assert found(tmp_path / "x") == (IDENTITY, [*many, COMPLETE])
@@ -135,26 +135,26 @@ def test_short_reads_and_short_writes_are_continued(
     read, write = os.pread, os.pwrite
     monkeypatch.setattr(os, "pread", lambda fd, n, at: read(fd, min(n, 7), at))
     monkeypatch.setattr(os, "pwrite", lambda fd, content, at: write(fd, content[:5], at))
-    noted = [Done(1, 2, 3, 4, (5.0,) * 5)] * 3
-    written(tmp_path / "x", noted)
-    assert found(tmp_path / "x") == (IDENTITY, noted)
+    recorded = [Done(1, 2, 3, 4, (5.0,) * 5)] * 3
+    written(tmp_path / "x", recorded)
+    assert found(tmp_path / "x") == (IDENTITY, recorded)
 
 
-def test_a_link_in_the_place_of_the_journal_is_not_followed(tmp_path: Path) -> None:
+def test_symbolic_link_as_journal_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("mine")
     journal_path(tmp_path / "x").symlink_to(tmp_path / "mine")
     with pytest.raises(ConvertError, match=r"x\.journal: cannot be created"):
         Journal(tmp_path / "x")
 
 
-def test_the_lock_is_held_until_it_is_closed_and_by_the_file_that_has_the_name(
+def test_lock_is_held_until_the_journal_is_closed_by_the_file_with_its_name(
     tmp_path: Path,
 ) -> None:
     first = Journal(tmp_path / "x")
     with pytest.raises(ConvertError, match="another dynquant is writing it"):
         Journal(tmp_path / "x")
     first.remove()
-    second = Journal(tmp_path / "x")  # a new file: nobody finds the old one any more
+    second = Journal(tmp_path / "x")  # a new file; the old one has no name
     with pytest.raises(ConvertError, match="another dynquant is writing it"):
         Journal(tmp_path / "x")
     second.close()

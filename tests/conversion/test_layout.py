@@ -1,4 +1,4 @@
-"""The header is what gguf and llama.cpp read: oracle is gguf.GGUFReader."""
+"""The header is read correctly by gguf.GGUFReader, the oracle."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def read(plan: Plan, path: Path) -> gguf.GGUFReader:
     return gguf.GGUFReader(path)
 
 
-def test_every_key_comes_back_with_its_type(tmp_path: Path) -> None:
+def test_every_key_reads_back_with_its_type(tmp_path: Path) -> None:
     more = {"x.truth": boolean(False), "x.list": i32s([3, -1])}
     plan = make_plan(model(), recipe(), set_keys=more)
     reader = read(plan, tmp_path / "x")
@@ -40,19 +40,19 @@ def test_an_empty_array_is_written(tmp_path: Path) -> None:
     assert found["x.list"].contents() == [1]
 
 
-def test_bytes_that_are_no_utf8_are_written_as_they_are(tmp_path: Path) -> None:
+def test_bytes_that_are_not_utf8_are_written_unchanged(tmp_path: Path) -> None:
     cut = "né".encode()[:2]
     keys = {"general.name": string(cut.decode("utf-8", "surrogateescape"))}
     plan = make_plan(model(), recipe(), set_keys=keys)
     assert bytes(read(plan, tmp_path / "x").fields["general.name"].parts[-1]) == cut
 
 
-def test_an_empty_text_is_written(tmp_path: Path) -> None:
+def test_an_empty_string_is_written(tmp_path: Path) -> None:
     plan = make_plan(model(), recipe(), set_keys={"general.name": ""})
     assert read(plan, tmp_path / "x").fields["general.name"].contents() == ""
 
 
-def test_every_tensor_comes_back_with_shape_type_and_place(tmp_path: Path) -> None:
+def test_every_tensor_reads_back_with_shape_type_and_offset(tmp_path: Path) -> None:
     plan = small_plan(more="rules: [{role: ffn_down, type: Q4_K}]")
     (layout,) = lay_out(plan).files
     found = read(plan, tmp_path / "x").tensors
@@ -64,7 +64,7 @@ def test_every_tensor_comes_back_with_shape_type_and_place(tmp_path: Path) -> No
         assert there.n_bytes == planned.n_bytes
 
 
-def test_the_data_section_begins_aligned_whatever_the_keys() -> None:
+def test_data_section_is_aligned_for_keys_of_any_length() -> None:
     for length in range(40):
         plan = make_plan(model(), recipe(), set_keys={"general.name": "n" * length})
         assert len(lay_out(plan).files[0].header) % 32 == 0
@@ -77,7 +77,7 @@ def test_the_last_tensor_is_padded() -> None:
     assert layout.file_bytes == layout.position(last) + (last.n_bytes + 31) // 32 * 32
 
 
-def test_the_header_is_the_bytes_that_gguf_itself_writes(tmp_path: Path) -> None:
+def test_header_equals_that_of_the_gguf_package(tmp_path: Path) -> None:
     keys = {"general.architecture": KEYS["general.architecture"], **KEYS}
     tensors = (computed_tensor("a.weight", 3, 32), computed_tensor("b.weight", 5))
     plan = make_plan(type(model())("llama", keys, tensors, {}), recipe("F32"))

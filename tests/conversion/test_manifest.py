@@ -1,4 +1,4 @@
-"""A manifest tells the truth; gguf, hashlib, xxhash and jsonschema are the oracles."""
+"""Manifests are correct; the oracles are gguf, hashlib, xxhash and jsonschema."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ SPLIT = Split(max_tensors=3)
 
 
 def stored_plan(folder: Path, split: Split | None = None, default: str = "Q8_0") -> Plan:
-    """The small model, with three tensors that come from files, two of them from the same."""
+    """Plan the small model with three tensors from files, two of them from the same file."""
     shapes = {"blk.1.ffn_up.weight": (50, 256), "blk.1.attn_q.weight": (70, 256)}
     stored = [
         stored_tensor(folder / f"model-{i}", name, weights(*shape, seed=i))
@@ -59,20 +59,20 @@ def stored_plan(folder: Path, split: Split | None = None, default: str = "Q8_0")
 
 
 def made(plan: Plan, out: Path, **options: Any) -> dict[str, Any]:
-    """Convert, and return the manifest as the json module reads it."""
+    """Convert, and return the parsed manifest."""
     convert_plan(plan, out, **({"threads": 2, "manifest": "auto"} | options))
     return json.loads(manifest_path(out).read_text())
 
 
 @cache
 def example() -> str:
-    """A manifest with all parts that a manifest may have."""
+    """Return a manifest with all parts that a manifest can have."""
     found = json.loads((DATA / "manifest.json").read_text())
     return json.dumps(found)
 
 
 @pytest.mark.parametrize("split", [None, SPLIT])
-def test_hashes_and_places_are_those_of_the_finished_files(
+def test_hashes_and_offsets_are_those_of_the_finished_files(
     tmp_path: Path, split: Split | None
 ) -> None:
     manifest = made(stored_plan(tmp_path, split), tmp_path / "x.gguf", chunk_bytes=4096)
@@ -105,7 +105,7 @@ def test_each_source_file_is_listed_once_with_its_hash(tmp_path: Path, how: str)
         assert source["sha256_from"] == "read"
 
 
-def test_without_hashes_the_sources_are_listed_all_the_same(tmp_path: Path) -> None:
+def test_sources_are_listed_even_without_hashes(tmp_path: Path) -> None:
     manifest = made(stored_plan(tmp_path), tmp_path / "x.gguf", manifest="none")
     assert [(s["sha256"], s["sha256_from"]) for s in manifest["sources"]] == [(None, None)] * 2
 
@@ -126,7 +126,7 @@ def text_of(plan: Plan, out: Path, **options: Any) -> str:
 
 
 @pytest.mark.parametrize(("threads", "chunk_bytes"), [(1, 1 << 20), (7, 3000)])
-def test_it_does_not_depend_on_threads_or_chunks_or_folder(
+def test_manifest_does_not_depend_on_threads_chunks_or_folder(
     tmp_path: Path, threads: int, chunk_bytes: int
 ) -> None:
     found = set[str]()
@@ -142,7 +142,7 @@ def test_it_does_not_depend_on_threads_or_chunks_or_folder(
     assert text.endswith("}\n") and "\r" not in text
 
 
-def test_a_recipe_in_another_folder_makes_the_same_manifest(tmp_path: Path) -> None:
+def test_recipe_in_another_folder_gives_the_same_manifest(tmp_path: Path) -> None:
     found = set[str]()
     for folder in (tmp_path / "here", tmp_path / "there"):
         folder.mkdir()
@@ -162,7 +162,7 @@ def test_a_recipe_in_another_folder_makes_the_same_manifest(tmp_path: Path) -> N
     assert manifest["ignored"] == {"output_norm.weight": "dropped by base.yaml:2"}
 
 
-def test_the_hash_of_the_recipe_is_that_of_the_texts_and_of_the_key(tmp_path: Path) -> None:
+def test_recipe_hash_is_that_of_its_texts_and_of_the_key(tmp_path: Path) -> None:
     manifest = made(stored_plan(tmp_path), tmp_path / "x.gguf")["recipe"]
     texts = "\0".join((manifest["text"], *manifest["extends"]))
     assert manifest["sha256"] == hashlib.sha256(texts.encode()).hexdigest()
@@ -171,10 +171,10 @@ def test_the_hash_of_the_recipe_is_that_of_the_texts_and_of_the_key(tmp_path: Pa
 
 
 class StopError(Exception):
-    """A run is broken off."""
+    """Interrupts a run."""
 
 
-def test_a_run_that_went_on_makes_the_same_manifest(tmp_path: Path) -> None:
+def test_resumed_run_writes_the_same_manifest(tmp_path: Path) -> None:
     (tmp_path / "whole").mkdir()
     plan = stored_plan(tmp_path, SPLIT)
     whole = text_of(plan, tmp_path / "whole" / "x.gguf")
@@ -191,7 +191,7 @@ def test_a_run_that_went_on_makes_the_same_manifest(tmp_path: Path) -> None:
     assert manifest_path(tmp_path / "x.gguf").read_text() == whole
 
 
-def test_the_importance_is_told_without_its_folder(tmp_path: Path) -> None:
+def test_imatrix_is_recorded_without_its_folder(tmp_path: Path) -> None:
     path = write_counted(tmp_path / "i.gguf", {DOWN: (weights(1, 512) ** 2, [1])})
     imatrix = read_imatrix(path)
     plan = make_plan(model(), recipe("Q4_0"), imatrix=imatrix)
@@ -205,7 +205,7 @@ def test_the_importance_is_told_without_its_folder(tmp_path: Path) -> None:
     assert {t["name"]: t["importance"] for t in manifest["tensors"]}[DOWN] == "yes"
 
 
-def test_the_repository_is_told_by_the_keys_of_a_model_from_the_hub(tmp_path: Path) -> None:
+def test_repository_is_taken_from_the_keys_of_a_model_from_the_hub(tmp_path: Path) -> None:
     keys = {
         "dynquant.source": string("hf://org/model"),
         "dynquant.source_revision": string("0123456789" * 4),
@@ -216,13 +216,13 @@ def test_the_repository_is_told_by_the_keys_of_a_model_from_the_hub(tmp_path: Pa
 
 
 @pytest.mark.parametrize("role", ["attn_k_b", "attn_kv_b"])
-def test_how_latent_attention_is_stored_is_told(tmp_path: Path, role: str) -> None:
+def test_layout_of_latent_attention_is_recorded(tmp_path: Path, role: str) -> None:
     tensor = stored_tensor(tmp_path / "w", f"blk.0.{role}.weight", weights(5, 256))
     found = made(make_plan(model(tensor), recipe()), tmp_path / "x.gguf")["model"]
     assert found["mla"] == {"attn_k_b": "split", "attn_kv_b": "merged"}[role]
 
 
-def test_errors_are_told_to_six_digits(tmp_path: Path) -> None:
+def test_errors_are_recorded_with_six_digits(tmp_path: Path) -> None:
     plan = stored_plan(tmp_path)
     done = convert_plan(plan, tmp_path / "x.gguf", threads=1)
     n = len(plan.tensors)
@@ -232,12 +232,12 @@ def test_errors_are_told_to_six_digits(tmp_path: Path) -> None:
         third: TensorError(float("nan"), 0, 0),
     }
     found = manifest_of(replace(done, errors=errors), lay_out(plan), [])
-    told = found.model_dump()["tensors"]
-    assert told[0]["error"] == {"weighted": 1.23457e-5, "one_minus_cos2": 0.0, "max": 0.25}
-    assert [t["error"] for t in told[1:]] == [None] * (n - 1)
+    recorded = found.model_dump()["tensors"]
+    assert recorded[0]["error"] == {"weighted": 1.23457e-5, "one_minus_cos2": 0.0, "max": 0.25}
+    assert [t["error"] for t in recorded[1:]] == [None] * (n - 1)
 
 
-def test_names_that_are_no_text_are_told_all_the_same(tmp_path: Path) -> None:
+def test_names_that_are_not_utf8_are_recorded_with_escapes(tmp_path: Path) -> None:
     stored = stored_tensor(tmp_path / os.fsdecode(b"w\xff"), "a.weight", weights(5, 256))
     plan = make_plan(model(stored), recipe())
     manifest = made(plan, tmp_path / os.fsdecode(b"x\xff.gguf"))
@@ -245,13 +245,13 @@ def test_names_that_are_no_text_are_told_all_the_same(tmp_path: Path) -> None:
     assert manifest["output"]["files"][0]["name"] == "x\\udcff.gguf"
 
 
-def test_no_manifest_is_written_where_none_is_wanted(tmp_path: Path) -> None:
+def test_no_manifest_is_written_unless_requested(tmp_path: Path) -> None:
     convert_plan(stored_plan(tmp_path), tmp_path / "x.gguf", threads=1)
     assert names(tmp_path) == ["model-0", "model-1", "x.gguf"]
 
 
 @pytest.mark.parametrize("how", [None, "auto"])
-def test_a_manifest_that_exists_is_kept_without_force(tmp_path: Path, how: Any) -> None:
+def test_existing_manifest_is_kept_without_force(tmp_path: Path, how: Any) -> None:
     there = manifest_path(tmp_path / "x.gguf")
     there.write_text("mine")
     with pytest.raises(ConvertError, match=r"manifest\.json: exists; replace it with --force"):
@@ -260,7 +260,7 @@ def test_a_manifest_that_exists_is_kept_without_force(tmp_path: Path, how: Any) 
 
 
 @pytest.mark.parametrize("how", [None, "auto"])
-def test_a_file_that_is_replaced_does_not_keep_its_manifest(tmp_path: Path, how: Any) -> None:
+def test_replaced_file_does_not_keep_its_manifest(tmp_path: Path, how: Any) -> None:
     plan, out = stored_plan(tmp_path), tmp_path / "x.gguf"
     made(stored_plan(tmp_path, default="F16"), out)
     convert_plan(plan, out, threads=1, manifest=how, force=True)
@@ -271,11 +271,11 @@ def test_a_file_that_is_replaced_does_not_keep_its_manifest(tmp_path: Path, how:
         assert file.sha256 == hashlib.sha256(out.read_bytes()).hexdigest()
 
 
-def test_the_schema_is_a_schema() -> None:
+def test_schema_is_valid() -> None:
     jsonschema.Draft202012Validator.check_schema(manifest_schema())
 
 
-def test_what_is_written_is_valid_and_is_read_back(tmp_path: Path) -> None:
+def test_written_manifest_is_valid_and_reads_back(tmp_path: Path) -> None:
     for folder, plan in (("a", stored_plan(tmp_path)), ("b", stored_plan(tmp_path, SPLIT))):
         (tmp_path / folder).mkdir()
         manifest = made(plan, tmp_path / folder / "x.gguf")
@@ -284,12 +284,12 @@ def test_what_is_written_is_valid_and_is_read_back(tmp_path: Path) -> None:
         assert found.model_dump() == manifest
 
 
-def test_a_manifest_with_all_parts_is_valid() -> None:
+def test_manifest_with_all_parts_is_valid() -> None:
     assert [e.message for e in VALIDATOR.iter_errors(json.loads(example()))] == []
     parse_manifest(example().encode(), "m.json")
 
 
-def test_it_is_found_by_any_shard_and_told_where_there_is_none(tmp_path: Path) -> None:
+def test_manifest_is_found_from_any_shard_and_a_missing_one_is_named(tmp_path: Path) -> None:
     made(stored_plan(tmp_path, SPLIT), tmp_path / "x.gguf")
     for name in names(tmp_path):
         if name.endswith(".gguf"):
@@ -299,7 +299,7 @@ def test_it_is_found_by_any_shard_and_told_where_there_is_none(tmp_path: Path) -
 
 
 def changed(*path: Any, to: Any) -> bytes:
-    """The example with one value in another's place; to=... takes the key out."""
+    """Return the example with one value replaced; to=... removes the key."""
     manifest = json.loads(example())
     *outer, last = path
     inner = manifest
@@ -336,7 +336,7 @@ FORM: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("why", FORM)
-def test_what_the_schema_refuses_the_reader_refuses_with_the_place(why: str) -> None:
+def test_reader_refuses_manifests_that_the_schema_refuses_and_names_the_key(why: str) -> None:
     content, message = FORM[why]
     assert not VALIDATOR.is_valid(json.loads(content))
     with pytest.raises(ManifestError, match=f"^m.json: .*{message}"):
@@ -381,20 +381,20 @@ OTHERS: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("why", OTHERS)
-def test_what_is_no_manifest_or_contradicts_itself_is_refused(why: str) -> None:
+def test_invalid_or_contradictory_manifest_is_refused(why: str) -> None:
     content, message = OTHERS[why]
     with pytest.raises(ManifestError, match=message):
         parse_manifest(content, "m.json")
 
 
-def test_a_thousand_faults_are_told_in_a_few_lines() -> None:
+def test_a_thousand_faults_are_reported_in_a_few_lines() -> None:
     with pytest.raises(ManifestError) as e:
         parse_manifest(changed("recipe", "extends", to=[1] * 1000), "m.json")
     assert len(e.value.messages) == 11
     assert e.value.messages[-1] == "m.json: 990 more faults"
 
 
-def test_a_file_that_is_too_long_or_absent_is_refused(tmp_path: Path) -> None:
+def test_missing_irregular_or_too_large_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.gguf.manifest.json"
     with pytest.raises(ManifestError, match="cannot be read: No such file"):
         read_manifest(path)
@@ -410,12 +410,12 @@ def test_a_file_that_is_too_long_or_absent_is_refused(tmp_path: Path) -> None:
         read_manifest(path)
 
 
-def test_the_command_prints_the_schema_and_the_manifest(tmp_path: Path) -> None:
+def test_command_prints_schema_and_manifest(tmp_path: Path) -> None:
     text = text_of(stored_plan(tmp_path), tmp_path / "x.gguf")
     runner = CliRunner()
     assert json.loads(runner.invoke(app, ["manifest", "--schema"]).output) == manifest_schema()
     assert runner.invoke(app, ["manifest", str(tmp_path / "x.gguf")]).output == text
 
 
-def test_nothing_is_hashed_of_a_plan_without_files() -> None:
+def test_plan_without_source_files_has_no_source_hashes() -> None:
     assert SourceDigests(work_of(make_plan(model(), recipe())), "read", 0).sources() == []

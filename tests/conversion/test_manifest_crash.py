@@ -1,4 +1,4 @@
-"""Wherever the last step of a run breaks off, the same command makes whole what it left."""
+"""If a run crashes at any step of its end, the same command completes the output."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from dynquant.plan.shards import Split
 
 
 class CrashError(BaseException):
-    """The power goes."""
+    """A simulated power loss."""
 
 
 class Crash:
-    """Breaks off before the k-th step that changes names, or that puts them on the disk."""
+    """Crashes before the k-th step that changes names or syncs."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, k: int | None) -> None:
         self.steps: list[str] = []
@@ -36,16 +36,16 @@ class Crash:
             (output, "sync_folder"),
             (os, "fsync"),
         ):
-            monkeypatch.setattr(owner, name, self._breaking(name, getattr(owner, name)))
+            monkeypatch.setattr(owner, name, self._crashing(name, getattr(owner, name)))
 
-    def _breaking(self, name: str, step: Callable[..., Any]) -> Callable[..., Any]:
-        def broken(*args: Any, **options: Any) -> Any:
+    def _crashing(self, name: str, step: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*args: Any, **options: Any) -> Any:
             if len(self.steps) == self._k:
                 raise CrashError
             self.steps.append(f"{name} {getattr(args[0], 'name', '')}")
             return step(*args, **options)
 
-        return broken
+        return wrapped
 
 
 @cache
@@ -56,7 +56,7 @@ def plan_of(shards: int, default: str = "Q8_0") -> Plan:
 
 
 def convert(folder: Path, shards: int, **options: Any) -> None:
-    """Run in one thread that never syncs in between, so that steps come in one order."""
+    """Run in one thread, which does not sync between jobs, so that the order of steps is fixed."""
     out = folder / "x.gguf"
     convert_plan(plan_of(shards), out, **({"manifest": "auto"} | options), threads=1)
 
@@ -65,15 +65,15 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in names(folder)}
 
 
-def looks_whole(folder: Path, old: dict[str, bytes]) -> bool:
-    """Whether there is what a runtime loads and what is not the output of before."""
+def looks_complete(folder: Path, old: dict[str, bytes]) -> bool:
+    """Return whether a file that a runtime loads is not that of the old output."""
     first = [n for n in names(folder) if n in ("x.gguf", "x-00001-of-00002.gguf")]
     return any((folder / n).read_bytes() != old.get(n) for n in first)
 
 
 @pytest.fixture
 def steps(tmp_path: Path, request: pytest.FixtureRequest) -> int:
-    """How many steps a run has that does not break off."""
+    """Return the number of steps of an undisturbed run."""
     with pytest.MonkeyPatch.context() as patch:
         crash = Crash(patch, None)
         (tmp_path / "counted").mkdir()
@@ -89,10 +89,10 @@ CASES = [(1, False), (1, True), (2, False), (2, True)]
 @pytest.mark.parametrize(
     ("steps", "shards", "is_there"), [(n, n, is_there) for n, is_there in CASES], indirect=["steps"]
 )
-def test_after_a_crash_at_any_step_the_same_command_finishes(
+def test_same_command_finishes_after_a_crash_at_any_step(
     tmp_path: Path, steps: int, shards: int, is_there: bool
 ) -> None:
-    """is_there: an output of another recipe, which --force replaces."""
+    """is_there: whether --force replaces the output of another recipe."""
     whole = contents(tmp_path / "counted")
     for k in range(steps + 1):
         folder = tmp_path / str(k)
@@ -108,7 +108,7 @@ def test_after_a_crash_at_any_step_the_same_command_finishes(
                 assert k == steps or is_there
             except CrashError:
                 pass
-        if looks_whole(folder, old):
+        if looks_complete(folder, old):
             found = read_manifest(manifest_path(folder / "x.gguf"))
             for file in found.output.files:
                 assert hashlib.sha256((folder / file.name).read_bytes()).hexdigest() == file.sha256
@@ -119,13 +119,13 @@ def test_after_a_crash_at_any_step_the_same_command_finishes(
         assert contents(folder) == whole
 
 
-def test_a_manifest_that_was_not_named_goes_where_none_is_wanted(tmp_path: Path) -> None:
+def test_unfinished_manifest_is_deleted_by_a_run_without_manifest(tmp_path: Path) -> None:
     (tmp_path / "x.gguf.manifest.json.part").write_text("{}")
     convert(tmp_path, 1, manifest=None)
     assert names(tmp_path) == ["x.gguf"]
 
 
-def test_a_manifest_of_before_goes_with_the_output_it_tells_of(tmp_path: Path) -> None:
+def test_old_manifest_is_deleted_with_its_output(tmp_path: Path) -> None:
     convert(tmp_path, 1)
     convert(tmp_path, 1, manifest=None, force=True)
     assert names(tmp_path) == ["x.gguf"]

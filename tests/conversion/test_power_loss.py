@@ -1,6 +1,6 @@
-"""A disk that loses power keeps what was synced: everything that is believed must have been.
+"""After a power loss, the next run trusts only data that was synced.
 
-The oracle is a conversion that nothing disturbed; crashes.Disk makes what a disk would hold.
+The oracle is an undisturbed conversion; crashes.Disk simulates the power losses.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from crashes import QUICK, Disk, gone_on, held, looks_whole, made, restored, sharded_plan
+from crashes import QUICK, Disk, contents, looks_complete, made, restored, resumed, sharded_plan
 
 from dynquant.conversion.layout import FileLayout, lay_out
 from dynquant.conversion.records import COMPLETE
@@ -40,7 +40,7 @@ def expected(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Content:
 
 @pytest.fixture(autouse=True)
 def quick_syncs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is on the disk is what the tests say: nothing waits for the real one."""
+    """Do not wait for the real disk; the simulated one defines which data is safe."""
     monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
@@ -52,66 +52,66 @@ def recorded(plan: Plan, folder: Path, **options: Any) -> Disk:
 
 
 def some(disk: Disk, n: int) -> list[int]:
-    """Moments of a run: those at both ends, and about n of the rest."""
+    """Return moments of a run: those at both ends, and about n of the others."""
     length = len(disk.log)
     return sorted({*range(12), *range(length - 16, length + 1), *range(0, length, length // n)})
 
 
 def losses(disk: Disk, n: int, folder: Path) -> Iterator[Path]:
-    """The folder after power losses: all that was not synced is lost, or nothing, or some."""
+    """Yield the folder after power losses in which all, no or some unsynced data is lost."""
     for moment in some(disk, n):
         for lost in (1.0, 0.0, 0.5):
             yield restored(folder, disk.after(moment, random.Random(moment), lost))
 
 
-def ended(plan: Plan, folder: Path, expected: Content) -> None:
-    """Nothing in a folder looks complete and is not; the next run completes it, and only that."""
-    assert not looks_whole(folder, expected) or held(folder).items() >= expected.items()
-    if held(folder) != expected:
-        gone_on(plan, folder)
-    assert held(folder) == expected
+def check_resume(plan: Plan, folder: Path, expected: Content) -> None:
+    """Check that no incomplete output looks complete, and that the next run completes it."""
+    assert not looks_complete(folder, expected) or contents(folder).items() >= expected.items()
+    if contents(folder) != expected:
+        resumed(plan, folder)
+    assert contents(folder) == expected
 
 
 @pytest.mark.slow
-def test_a_power_loss_takes_nothing_that_is_believed(
+def test_run_resumes_correctly_after_a_power_loss(
     plan: Plan, expected: Content, tmp_path: Path
 ) -> None:
     disk = recorded(plan, restored(tmp_path / "run", {}))
     for folder in losses(disk, 12, tmp_path / "lost"):
-        ended(plan, folder, expected)
+        check_resume(plan, folder, expected)
 
 
-def broken_off(plan: Plan, folder: Path, share: float = 0.6) -> Content:
-    """What is left of a run that lost power after a share of its work."""
+def interrupted(plan: Plan, folder: Path, share: float = 0.6) -> Content:
+    """Return the files left by a run that lost power after a share of its work."""
     disk = recorded(plan, restored(folder, {}))
     last = max(i for i, (call, *_) in enumerate(disk.log) if call == "write")
     return disk.after(round(last * share), random.Random(1), 0.5)
 
 
 @pytest.mark.slow
-def test_a_power_loss_after_a_power_loss_takes_nothing_that_is_believed(
+def test_run_resumes_correctly_after_two_power_losses(
     plan: Plan, expected: Content, tmp_path: Path
 ) -> None:
-    left = broken_off(plan, tmp_path / "first")
+    left = interrupted(plan, tmp_path / "first")
     disk = recorded(plan, restored(tmp_path / "second", left))
     for folder in losses(disk, 6, tmp_path / "lost"):
-        ended(plan, folder, expected)
+        check_resume(plan, folder, expected)
 
 
 @pytest.mark.slow
-def test_a_power_loss_while_it_begins_anew_leaves_no_header_unwritten(
+def test_headers_are_written_after_a_power_loss_during_restart(
     plan: Plan, expected: Content, tmp_path: Path
 ) -> None:
-    left = broken_off(plan, tmp_path / "first", 1.0)
+    left = interrupted(plan, tmp_path / "first", 1.0)
     disk = recorded(plan, restored(tmp_path / "second", left), restart=True)
     for folder in losses(disk, 6, tmp_path / "lost"):
-        ended(plan, folder, expected)
+        check_resume(plan, folder, expected)
 
 
-def test_the_journal_forgets_before_the_files_that_it_tells_of_go(
+def test_restart_empties_the_journal_before_it_deletes_the_files(
     plan: Plan, tmp_path: Path
 ) -> None:
-    left = broken_off(plan, tmp_path / "first", 1.0)
+    left = interrupted(plan, tmp_path / "first", 1.0)
     disk = recorded(plan, restored(tmp_path / "second", left), restart=True)
     emptied = disk.log.index(("size", JOURNAL, 0, None))
     synced = next(i for i, e in enumerate(disk.log) if e[:2] == ("sync", JOURNAL) and i > emptied)
@@ -119,28 +119,28 @@ def test_the_journal_forgets_before_the_files_that_it_tells_of_go(
 
 
 @pytest.mark.slow
-def test_old_shards_and_new_ones_are_never_mixed(tmp_path: Path) -> None:
-    # One shard of each has the same size, as it has after a change of the recipe elsewhere.
+def test_old_and_new_shards_are_never_mixed(tmp_path: Path) -> None:
+    # One shard has the same size in both, as after a change of the recipe for other tensors.
     old, new = sharded_plan(), sharded_plan(default="Q4_0")
     before, after = made(old, tmp_path / "old"), made(new, tmp_path / "new")
     assert before.keys() == after.keys()
     disk = recorded(new, restored(tmp_path / "run", before), force=True)
     for folder in losses(disk, 6, tmp_path / "lost"):
-        found = held(folder)
-        if looks_whole(folder, after):
+        found = contents(folder)
+        if looks_complete(folder, after):
             assert found.items() >= before.items() or found.items() >= after.items()
         convert_plan(new, folder / "x.gguf", force=True, **QUICK)
-        assert held(folder) == after
+        assert contents(folder) == after
 
 
-def test_rows_are_synced_before_the_journal_tells_of_them(plan: Plan, tmp_path: Path) -> None:
+def test_rows_are_synced_before_the_journal_records_them(plan: Plan, tmp_path: Path) -> None:
     disk = recorded(plan, restored(tmp_path / "run", {}))
     files = lay_out(plan).files
     inodes = {name: inode for call, name, inode, is_made in disk.log if call == "open" and is_made}
     parts = [inodes[f"x-0000{i + 1}-of-0000{len(files)}.gguf.part"] for i in range(len(files))]
     written: dict[Any, list[tuple[int, int, int]]] = {}
     safe: dict[Any, set[int]] = {part: set() for part in parts}
-    told = 0
+    n_recorded = 0
     for number, (call, inode, position, content) in enumerate(disk.log):
         if call == "sync":
             done = [w for w in written.get(inode, ()) if w[0] < position]
@@ -158,10 +158,10 @@ def test_rows_are_synced_before_the_journal_tells_of_them(plan: Plan, tmp_path: 
                 first = files[planned.shard].position(planned)
                 rows = range(first + start * row, first + stop * row)
                 assert safe[parts[planned.shard]].issuperset(rows)
-                told += len(rows)
+                n_recorded += len(rows)
         elif call == "write":
             written.setdefault(inode, []).append((number, position, position + len(content)))
-    assert told == plan.tensor_bytes
+    assert n_recorded == plan.tensor_bytes
 
 
 def row_size(tensor: TensorPlan) -> int:
@@ -169,31 +169,33 @@ def row_size(tensor: TensorPlan) -> int:
 
 
 def pad(file: FileLayout) -> int:
-    """Bytes between and behind the tensors of a file, which nobody writes."""
+    """Return the number of padding bytes of a file, which are not written."""
     return sum(len(zeros) for position, zeros in file.between() if position)
 
 
-def test_what_the_journal_tells_is_not_made_again(plan: Plan, tmp_path: Path) -> None:
+def test_rows_in_the_journal_are_not_encoded_again(plan: Plan, tmp_path: Path) -> None:
     disk = recorded(plan, restored(tmp_path / "run", {}))
     journal = next(inode for call, name, inode, _ in disk.log if (call, name) == ("open", JOURNAL))
-    told = 0
+    n_recorded = 0
     for number, (call, inode, position, content) in enumerate(disk.log):
         if (call, inode) == ("write", journal) and position:
-            if told:
+            if n_recorded:
                 folder = restored(tmp_path / "lost", disk.after(number, random.Random(0), 1.0))
-                assert gone_on(plan, folder).resumed_bytes == told
+                assert resumed(plan, folder).resumed_bytes == n_recorded
             rows = [r for r in RECORD.iter_unpack(content) if r[0] != COMPLETE.tensor]
-            told += sum((stop - start) * row_size(plan.tensors[t]) for t, start, stop, *_ in rows)
-    assert told == plan.tensor_bytes
+            n_recorded += sum(
+                (stop - start) * row_size(plan.tensors[t]) for t, start, stop, *_ in rows
+            )
+    assert n_recorded == plan.tensor_bytes
 
 
-def test_blocks_that_the_journal_tells_of_and_the_disk_lost_are_made_again(
+def test_blocks_in_the_journal_that_the_disk_lost_are_encoded_again(
     plan: Plan, expected: Content, tmp_path: Path
 ) -> None:
-    left = broken_off(plan, tmp_path / "first", 1.0)
+    left = interrupted(plan, tmp_path / "first", 1.0)
     for name in left:
         if name.endswith(".part"):
             left[name] = bytes(len(left[name]))
     folder = restored(tmp_path / "zeros", left)
-    assert gone_on(plan, folder).resumed_bytes == 0
-    assert held(folder) == expected
+    assert resumed(plan, folder).resumed_bytes == 0
+    assert contents(folder) == expected

@@ -1,4 +1,4 @@
-"""Memory stays small whatever the shape, reading fails by name, many tensors cost little each."""
+"""Memory is bounded, read errors name file and offset, and work is linear in tensors."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ from dynquant.tensors import ShardFile, Stored
 from dynquant.transforms import stack, transposed
 
 folder = Path(sys.argv[1])
-# Of 64 MiB, blocks that wait for a thread that the system does not run could be all of a tensor;
-# the test below has the limit of 64 MiB.
+# With the default of 64 MiB, a whole tensor could wait for a thread that is not scheduled. The test
+# below covers that limit.
 digest._MOST_HELD = 8 << 20
 
 def peak():
@@ -62,7 +62,7 @@ shapes = {
     "matrices in one tensor": lambda: bf16(16, 1024, 2048),
     "experts stacked": lambda: stack([bf16(1024, 2048)] * 16),
     "FP8 with scales": fp8,
-    "matrices turned": lambda: transposed(bf16(64, 512, 1024)),
+    "transposed matrices": lambda: transposed(bf16(64, 512, 1024)),
 }
 found = {}
 for name, source in shapes.items():
@@ -76,7 +76,7 @@ print(json.dumps(found))
 
 
 def figures_of(script: str, folder: Path) -> dict[str, int]:
-    """Return what a script prints that runs in a process of its own."""
+    """Run a script in a separate process and return the figures that it prints."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS / "support"), *sys.path])}
     done = subprocess.run(
         [sys.executable, "-c", script, str(folder)],
@@ -91,9 +91,9 @@ def figures_of(script: str, folder: Path) -> dict[str, int]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
-def test_no_tensor_is_ever_whole_in_memory(tmp_path: Path) -> None:
-    # 67 MB stored and 36 MB written of each shape (of FP8 twice as many weights); the peak is of
-    # the process, so that each shape has what those before it left.
+def test_no_tensor_is_held_in_memory_whole(tmp_path: Path) -> None:
+    # Each shape has 67 MB stored and 36 MB written (FP8 twice as many weights). The peak is that of
+    # the process, so memory that earlier shapes used does not count again.
     found = figures_of(PEAKS, tmp_path)
     assert {name: n for name, n in found.items() if n > 25_000_000} == {}
 
@@ -128,8 +128,8 @@ def added(digests, job, encoded):
     add(digests, job, encoded)
 
 def encoded(encoder, batch, **options):
-    # Whoever has the first rows waits until the other thread may bring no more, and half a
-    # second, in which a thread without a limit would bring the rest.
+    # The thread with the first rows waits until the other thread has reached the limit, and for
+    # half a second more, in which a thread without a limit would add all other rows.
     jobs.append(None)
     if len(jobs) == 1:
         while found[0]._held <= _MOST_HELD and len(jobs) < n_jobs:
@@ -151,17 +151,17 @@ print(json.dumps({"held": held[-1], "grown": peak() - before, "limit": _MOST_HEL
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
-def test_blocks_wait_in_no_more_memory_than_the_limit_and_a_part_for_each_thread(
+def test_waiting_blocks_take_at_most_the_limit_and_one_chunk_per_thread(
     tmp_path: Path,
 ) -> None:
-    # 143 MB are written, and all but the first rows could wait.
+    # 143 MB are written, and all rows except the first could wait.
     found = figures_of(HELD, tmp_path)
     assert found["limit"] == 64 << 20
     assert found["limit"] < found["held"] < found["limit"] + 2 * 1_000_000
     assert found["grown"] < found["limit"] + 2 * 12_500_000
 
 
-# ---- a source that is hard to read ---------------------------------------------------------------
+# ---- sources that fail or are read-only ----------------------------------------------------------
 
 
 def stored_plan(folder: Path) -> Plan:
@@ -179,7 +179,7 @@ def test_short_reads_of_a_source_are_continued(
     assert (tmp_path / "x.gguf").read_bytes() == (tmp_path / "whole.gguf").read_bytes()
 
 
-def test_a_read_that_fails_is_told_with_file_and_offset_and_can_be_gone_on_from(
+def test_failed_read_is_reported_with_file_and_offset_and_run_can_be_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = stored_plan(tmp_path)
@@ -202,7 +202,7 @@ def test_a_read_that_fails_is_told_with_file_and_offset_and_can_be_gone_on_from(
 
 
 def refuse_writes(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    """Refuse writes in a folder to root, too, whom permissions do not stop."""
+    """Refuse writes in a folder, even for root, who is not restricted by permissions."""
     whole = os.open
 
     def read_only(path: Any, flags: int, *more: Any, **options: Any) -> int:
@@ -216,9 +216,7 @@ def refuse_writes(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
         os.open(folder / "x", os.O_CREAT | os.O_WRONLY)
 
 
-def test_a_source_that_may_only_be_read_is_enough(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_read_only_source_is_sufficient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
     plan = stored_plan(folder)
@@ -235,19 +233,19 @@ def test_nothing_is_written_beside_the_source(tmp_path: Path) -> None:
     assert names(folder) == ["w"]
 
 
-# ---- a model larger than the memory --------------------------------------------------------------
+# ---- models larger than memory -------------------------------------------------------------------
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="this system takes no such advice")
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="needs posix_fadvise")
 @pytest.mark.parametrize("memory", [100_000, 1 << 40])
-def test_only_what_does_not_fit_is_forgotten_and_only_when_all_of_it_was_read(
+def test_page_cache_is_dropped_only_for_large_models_and_finished_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: int
 ) -> None:
-    told: list[str] = []
+    advised: list[str] = []
 
     def advise(fd: int, *_: int) -> None:
-        told.append(Path(f"/proc/self/fd/{fd}").readlink().name)
+        advised.append(Path(f"/proc/self/fd/{fd}").readlink().name)
 
     monkeypatch.setattr(os, "posix_fadvise", advise)
     monkeypatch.setattr(pagecache, "memory_bytes", lambda: memory)
@@ -261,16 +259,16 @@ def test_only_what_does_not_fit_is_forgotten_and_only_when_all_of_it_was_read(
 
     monkeypatch.setattr(os, "pwrite", pwrite)
     convert_plan(plan, tmp_path / "x.gguf", threads=1, chunk_bytes=9000, sync_seconds=0.005)
-    # The second is read to the end: nobody waits for its pages, but the next run may.
-    assert set(told) == ({"w0", "x.gguf.part"} if memory == 100_000 else set())
-    assert told.count("w0") <= 1
+    # The second file is the last one read: its pages are kept, because the next run may need them.
+    assert set(advised) == ({"w0", "x.gguf.part"} if memory == 100_000 else set())
+    assert advised.count("w0") <= 1
 
 
 # ---- many tensors --------------------------------------------------------------------------------
 
 
 def calls_for(n: int, folder: Path) -> int:
-    """Calls of Python functions that n tensors take, in all threads."""
+    """Return how many calls of Python functions n tensors take, in all threads."""
     tensors = [computed_tensor(f"blk.{i}.attn_norm.weight", 32) for i in range(n)]
     return calls_of(
         lambda: convert_plan(make_plan(model(*tensors), recipe()), folder / f"{n}.gguf", threads=2)
@@ -279,7 +277,7 @@ def calls_for(n: int, folder: Path) -> int:
 
 @pytest.mark.slow
 def test_four_times_as_many_tensors_take_about_four_times_as_many_calls(tmp_path: Path) -> None:
-    # Work that grows with the square takes sixteen times as many.
+    # Quadratic work would take sixteen times as many.
     few, many = calls_for(500, tmp_path), calls_for(2000, tmp_path)
     assert few > 10_000
     assert many < 5 * few

@@ -1,6 +1,6 @@
-"""Whatever ends a conversion, the next one goes on to the same bytes, and nothing looks finished.
+"""An interrupted conversion resumes to the same bytes, and its output does not look complete.
 
-The oracle is a conversion that nothing disturbed.
+The oracle is an undisturbed conversion.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from crashes import (
     QUICK,
     Counter,
     at_call,
+    contents,
     dies,
     fails,
-    gone_on,
-    held,
     killed,
-    looks_whole,
+    looks_complete,
     made,
     restored,
+    resumed,
     sharded_plan,
 )
 from handmade import model, names, recipe, stored_tensor, weights
@@ -62,22 +62,22 @@ def expected(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
 
 @pytest.fixture
 def unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a process wrote is there when it dies, synced or not: time is saved."""
+    """Do not sync: data that a killed process wrote is in the page cache anyway."""
     monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
-def ended(plan: Plan, folder: Path, expected: dict[str, bytes]) -> None:
-    """Nothing in a folder looks complete and is not; the next run completes it, and only that."""
-    if looks_whole(folder, expected):
-        assert held(folder).items() >= expected.items()
-    if held(folder) != expected:  # else it was over when it was stopped
-        gone_on(plan, folder)
-    assert held(folder) == expected
+def check_resume(plan: Plan, folder: Path, expected: dict[str, bytes]) -> None:
+    """Check that no incomplete output looks complete, and that the next run completes it."""
+    if looks_complete(folder, expected):
+        assert contents(folder).items() >= expected.items()
+    if contents(folder) != expected:  # otherwise it had finished before it was stopped
+        resumed(plan, folder)
+    assert contents(folder) == expected
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("unsynced")
-def test_conversions_killed_at_50_random_moments_end_in_the_same_files(tmp_path: Path) -> None:
+def test_conversion_killed_at_50_random_moments_gives_the_same_files(tmp_path: Path) -> None:
     plan = sharded_plan(rows=700, default="Q4_K")
     began = time.perf_counter()
     expected = made(plan, tmp_path / "whole")
@@ -87,17 +87,17 @@ def test_conversions_killed_at_50_random_moments_end_in_the_same_files(tmp_path:
     kills = 0
     while kills < KILLS:
         is_killed = killed(
-            lambda: gone_on(plan, folder), lambda: time.sleep(rng.uniform(0, seconds))
+            lambda: resumed(plan, folder), lambda: time.sleep(rng.uniform(0, seconds))
         )
-        is_whole = held(folder) == expected
+        is_whole = contents(folder) == expected
         kills += is_killed and not is_whole
-        assert not looks_whole(folder, expected) or held(folder).items() >= expected.items()
+        assert not looks_complete(folder, expected) or contents(folder).items() >= expected.items()
         if is_whole:
             restored(folder, {})
-    ended(plan, folder, expected)
+    check_resume(plan, folder, expected)
 
 
-def until_it_ends() -> None:
+def wait_for_child() -> None:
     os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
 
 
@@ -106,13 +106,13 @@ ONE: dict[str, Any] = {"threads": 1, "chunk_bytes": 40_000, "sync_seconds": 0.00
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("unsynced")
-def test_killed_before_a_change_of_the_disk_it_goes_on(
+def test_conversion_killed_before_a_change_of_the_disk_resumes(
     plan: Plan, expected: dict[str, bytes], tmp_path: Path
 ) -> None:
     with at_call(CALLS, 0, dies) as counter:
         made(plan, tmp_path / "whole", **ONE)
     n = counter.seen
-    # All the calls at the end, where files get their names, and some of the others.
+    # All calls at the end, where files get their final names, and some of the others.
     for number in (*range(1, n - 14, 5), *range(n - 14, n + 1)):
         folder = restored(tmp_path / str(number), {})
 
@@ -120,8 +120,8 @@ def test_killed_before_a_change_of_the_disk_it_goes_on(
             with at_call(CALLS, number, dies):
                 convert_plan(plan, folder / "x.gguf", **ONE)
 
-        killed(die, until_it_ends)
-        ended(plan, folder, expected)
+        killed(die, wait_for_child)
+        check_resume(plan, folder, expected)
 
 
 @pytest.mark.usefixtures("unsynced")
@@ -142,7 +142,7 @@ def test_killed_before_a_change_of_the_disk_it_goes_on(
         ],
     ),
 )
-def test_a_call_that_fails_is_told_and_the_next_run_goes_on(
+def test_failed_call_is_reported_and_next_run_resumes(
     plan: Plan, expected: dict[str, bytes], tmp_path: Path, call: str, code: int
 ) -> None:
     number, is_over = 1, False
@@ -154,7 +154,7 @@ def test_a_call_that_fails_is_told_and_the_next_run_goes_on(
             except ConvertError as e:
                 assert str(folder) in str(e)
         is_over = counter.seen < number
-        ended(plan, folder, expected)
+        check_resume(plan, folder, expected)
         number += 1 + number // 5
 
 
@@ -162,11 +162,11 @@ def test_a_call_that_fails_is_told_and_the_next_run_goes_on(
 
 
 STEADY: dict[str, Any] = {"threads": 1, "chunk_bytes": 8192, "sync_seconds": 1e6}
-"""Jobs in their order; nothing is noted but at the end."""
+"""Jobs run in order, and are recorded only at the end."""
 
 
 def at_job(number: int, act: Callable[[], object]) -> AbstractContextManager[Counter]:
-    """Let something happen before the blocks of a job (of two shards) are written."""
+    """Run `act` before the blocks of a job are written; the output has two shards."""
     headers_and_identity = 3
     return at_call(("pwrite",), headers_and_identity + number, act)
 
@@ -175,8 +175,8 @@ def interrupt() -> None:
     raise KeyboardInterrupt
 
 
-def broken_off(plan: Plan, folder: Path, n_jobs: int = 25) -> Path:
-    """A folder in which a conversion was interrupted after some jobs (of about 50)."""
+def interrupted(plan: Plan, folder: Path, n_jobs: int = 25) -> Path:
+    """Return a folder in which a conversion was interrupted after some of about 50 jobs."""
     folder.mkdir()
     with at_job(n_jobs + 1, interrupt), pytest.raises(KeyboardInterrupt):
         convert_plan(plan, folder / "x.gguf", **STEADY)
@@ -184,7 +184,7 @@ def broken_off(plan: Plan, folder: Path, n_jobs: int = 25) -> Path:
 
 
 def bytes_of(plan: Plan, n_jobs: int) -> int:
-    """Bytes of the first jobs of a steady run."""
+    """Return the number of bytes of the first jobs of a steady run."""
     return sum(
         job.n_bytes for job in islice(jobs(work_of(plan), STEADY["chunk_bytes"], {}), n_jobs)
     )
@@ -192,7 +192,7 @@ def bytes_of(plan: Plan, n_jobs: int) -> int:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_it_after_the_job_at_hand_and_all_is_in_the_journal(
+def test_run_ends_after_the_current_job_at_a_signal_and_the_journal_is_complete(
     plan: Plan, expected: dict[str, bytes], tmp_path: Path, number: signal.Signals
 ) -> None:
     folder = restored(tmp_path / "stopped", {})
@@ -200,19 +200,19 @@ def test_a_signal_ends_it_after_the_job_at_hand_and_all_is_in_the_journal(
 
     def stop() -> None:
         os.kill(os.getpid(), number)
-        time.sleep(0.5)  # the job at hand takes that long
+        time.sleep(0.5)  # the duration of the current job
 
     def run() -> None:
         signal.signal(number, handlers[number])
         with at_job(20, stop), pytest.raises((KeyboardInterrupt, SystemExit)):
             convert_plan(plan, folder / "x.gguf", **STEADY)
 
-    assert not killed(run, until_it_ends)
-    assert gone_on(plan, folder).resumed_bytes == bytes_of(plan, 20)
-    assert held(folder) == expected
+    assert not killed(run, wait_for_child)
+    assert resumed(plan, folder).resumed_bytes == bytes_of(plan, 20)
+    assert contents(folder) == expected
 
 
-def test_while_one_run_writes_no_other_does_and_its_death_unlocks(
+def test_output_is_locked_until_the_run_that_writes_it_dies(
     plan: Plan, expected: dict[str, bytes], tmp_path: Path
 ) -> None:
     folder = restored(tmp_path / "locked", {})
@@ -220,138 +220,136 @@ def test_while_one_run_writes_no_other_does_and_its_death_unlocks(
     def run() -> None:
         convert_plan(plan, folder / "x.gguf", progress=lambda _: time.sleep(60), **QUICK)
 
-    def try_it() -> None:
+    def check_refusal() -> None:
         while not (folder / "x.gguf.journal").exists() or not list(folder.glob("*.part")):
             time.sleep(0.001)
         for options in ({}, {"force": True}, {"restart": True}):
             with pytest.raises(ConvertError, match="another dynquant is writing it"):
                 convert_plan(plan, folder / "x.gguf", **options, **QUICK)
 
-    assert killed(run, try_it)
-    gone_on(plan, folder)
-    assert held(folder) == expected
+    assert killed(run, check_refusal)
+    resumed(plan, folder)
+    assert contents(folder) == expected
 
 
-def test_outputs_whose_shards_have_the_same_names_exclude_each_other(
-    plan: Plan, tmp_path: Path
-) -> None:
-    def try_it(_: Progress) -> None:
+def test_outputs_with_the_same_shard_names_exclude_each_other(plan: Plan, tmp_path: Path) -> None:
+    def check_refusal(_: Progress) -> None:
         with pytest.raises(ConvertError, match=r"gguf\.part: another dynquant is writing it"):
             convert_plan(plan, tmp_path / "x", **QUICK)
 
-    convert_plan(plan, tmp_path / "x.gguf", progress=try_it, **QUICK)
+    convert_plan(plan, tmp_path / "x.gguf", progress=check_refusal, **QUICK)
     assert len(names(tmp_path)) == 2
 
 
-def test_a_journal_of_another_conversion_is_refused_and_nothing_touched(
+def test_journal_of_another_conversion_is_refused_and_files_are_unchanged(
     plan: Plan, tmp_path: Path
 ) -> None:
-    folder = broken_off(plan, tmp_path / "a")
-    before = held(folder)
+    folder = interrupted(plan, tmp_path / "a")
+    before = contents(folder)
     with pytest.raises(ConvertError, match=r"recipe was .* and is .*--restart"):
-        gone_on(sharded_plan(default="Q4_0"), folder)
-    assert held(folder) == before
+        resumed(sharded_plan(default="Q4_0"), folder)
+    assert contents(folder) == before
 
 
-def test_restart_begins_anew_and_takes_parts_of_another_cut_away(
+def test_restart_starts_from_zero_and_removes_parts_with_another_split(
     plan: Plan, tmp_path: Path
 ) -> None:
     other = sharded_plan(4)
     expected = made(other, tmp_path / "whole")
-    folder = broken_off(plan, tmp_path / "a")
+    folder = interrupted(plan, tmp_path / "a")
     assert convert_plan(other, folder / "x.gguf", restart=True, **QUICK).resumed_bytes == 0
-    assert held(folder) == expected
+    assert contents(folder) == expected
 
 
-def test_a_restart_that_is_refused_leaves_the_rows_that_are_there(
+def test_refused_restart_keeps_existing_rows(
     plan: Plan, expected: dict[str, bytes], tmp_path: Path
 ) -> None:
-    folder = broken_off(plan, tmp_path / "a")
+    folder = interrupted(plan, tmp_path / "a")
     (folder / min(expected)).write_text("mine")
-    before = held(folder)
+    before = contents(folder)
     with pytest.raises(ConvertError, match="exists; replace it with --force"):
         convert_plan(plan, folder / "x.gguf", restart=True, **QUICK)
-    assert held(folder) == before
+    assert contents(folder) == before
 
 
-def test_a_file_that_is_no_journal_is_left_alone(plan: Plan, tmp_path: Path) -> None:
+def test_file_that_is_not_a_journal_is_unchanged(plan: Plan, tmp_path: Path) -> None:
     (tmp_path / "x.gguf.journal").write_text("Dear diary,\n")
     with pytest.raises(ConvertError, match="not a journal of a conversion; move it away"):
-        gone_on(plan, tmp_path)
-    assert held(tmp_path) == {"x.gguf.journal": b"Dear diary,\n"}
+        resumed(plan, tmp_path)
+    assert contents(tmp_path) == {"x.gguf.journal": b"Dear diary,\n"}
     convert_plan(plan, tmp_path / "x.gguf", restart=True, **QUICK)
 
 
-# ---- found damaged -------------------------------------------------------------------------------
+# ---- damaged files -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("where", [0, 0.3, "padding"])
-def test_a_part_that_was_damaged_meanwhile_is_mended(
+def test_part_damaged_between_runs_is_repaired(
     plan: Plan, expected: dict[str, bytes], tmp_path: Path, where: float | str
 ) -> None:
-    folder = broken_off(plan, tmp_path / "a", 48)
+    folder = interrupted(plan, tmp_path / "a", 48)
     part = max(folder.glob("*.part"))
     content = bytearray(part.read_bytes())
     padding = [at for at, _ in lay_out(plan).files[-1].between() if at]
     at = padding[0] if isinstance(where, str) else int(len(content) * where)
     content[at] ^= 1
     part.write_bytes(content)
-    gone_on(plan, folder)
-    assert held(folder) == expected
+    resumed(plan, folder)
+    assert contents(folder) == expected
 
 
-def noted(plan: Plan, folder: Path) -> Path:
-    """A folder in which all is done, and one rename is not; the process died."""
+def unrenamed(plan: Plan, folder: Path) -> Path:
+    """Return a folder in which only one rename is missing, because the process was killed."""
     folder.mkdir()
 
     def die() -> None:
         with at_call(("replace",), 2, dies):
-            gone_on(plan, folder)
+            resumed(plan, folder)
 
-    assert killed(die, until_it_ends)
+    assert killed(die, wait_for_child)
     return folder
 
 
-def test_all_that_was_complete_is_only_read_and_named(
+def test_complete_rows_are_only_read_before_the_last_rename(
     plan: Plan, expected: dict[str, bytes], tmp_path: Path
 ) -> None:
-    folder = noted(plan, tmp_path / "a")
-    assert not looks_whole(folder, expected)
-    assert gone_on(plan, folder).resumed_bytes == plan.tensor_bytes
-    assert held(folder) == expected
+    folder = unrenamed(plan, tmp_path / "a")
+    assert not looks_complete(folder, expected)
+    assert resumed(plan, folder).resumed_bytes == plan.tensor_bytes
+    assert contents(folder) == expected
 
 
 @pytest.mark.parametrize("length", ["same", "other"])
-def test_a_file_put_in_the_place_of_a_named_one_is_not_overwritten(
+def test_file_that_replaced_a_finished_shard_is_not_overwritten(
     plan: Plan, expected: dict[str, bytes], tmp_path: Path, length: str
 ) -> None:
-    folder = noted(plan, tmp_path / "a")
+    folder = unrenamed(plan, tmp_path / "a")
     theirs = folder / max(expected)
     header = lay_out(plan).files[1].header
     size = len(expected[theirs.name]) if length == "same" else len(header) + 100
     theirs.write_bytes(header + bytes(size - len(header)))
-    before = held(folder)
+    before = contents(folder)
     with pytest.raises(ConvertError, match=r"--force|changed since the interrupted run wrote it"):
-        gone_on(plan, folder)
-    assert held(folder) == before
+        resumed(plan, folder)
+    assert contents(folder) == before
     convert_plan(plan, folder / "x.gguf", restart=True, force=True, **QUICK)
-    assert held(folder) == expected
+    assert contents(folder) == expected
 
 
 @pytest.mark.parametrize("torn", [b"torn", bytes(500), b"\xff" * 500])
-def test_rows_that_are_noted_after_a_torn_record_are_found(
+def test_rows_recorded_after_a_torn_record_are_found(
     plan: Plan, tmp_path: Path, torn: bytes
 ) -> None:
-    folder = broken_off(plan, tmp_path / "a", 10)
+    folder = interrupted(plan, tmp_path / "a", 10)
     with (folder / "x.gguf.journal").open("ab") as file:
         file.write(torn)
-    # Ten more: this time neither headers nor an identity are written before.
+    # Ten more jobs: this run does not write the headers and the identity first.
     with at_call(("pwrite",), 11, interrupt), pytest.raises(KeyboardInterrupt):
         convert_plan(plan, folder / "x.gguf", **STEADY)
-    assert gone_on(plan, folder).resumed_bytes == bytes_of(plan, 20)
+    assert resumed(plan, folder).resumed_bytes == bytes_of(plan, 20)
 
 
-def test_signals_that_interrupt_calls_change_nothing(
+def test_output_is_the_same_if_signals_interrupt_calls(
     plan: Plan, expected: dict[str, bytes], tmp_path: Path
 ) -> None:
     seen: list[int] = []
@@ -366,7 +364,7 @@ def test_signals_that_interrupt_calls_change_nothing(
     assert found == expected
 
 
-def test_a_source_that_is_written_meanwhile_is_told(tmp_path: Path) -> None:
+def test_source_that_changes_during_a_run_is_reported(tmp_path: Path) -> None:
     tensor = stored_tensor(tmp_path / "w", "a.weight", weights(50, 256))
     plan = make_plan(model(tensor), recipe())
 

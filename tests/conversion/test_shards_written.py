@@ -1,4 +1,4 @@
-"""Shards are those of llama.cpp: oracles are gguf's own writer and llama.cpp, which loads them."""
+"""Shards are like those of llama.cpp; oracles: the gguf package's writer and llama.cpp."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ THREE = ("m-00001-of-00003.gguf", "m-00002-of-00003.gguf", "m-00003-of-00003.ggu
 
 
 def written_by_gguf(folder: Path, source: Path, n: int) -> None:
-    """Cut a file into shards of n tensors with gguf's own writer."""
+    """Split a file into shards of n tensors with the gguf package's writer."""
     reader = gguf.GGUFReader(source)
     writer = gguf.GGUFWriter(folder / "m.gguf", "llama", split_max_tensors=n)
     for name, field in reader.fields.items():
@@ -41,7 +41,7 @@ def written_by_gguf(folder: Path, source: Path, n: int) -> None:
     writer.close()
 
 
-def test_names_keys_and_tensors_are_those_of_ggufs_writer(tmp_path: Path) -> None:
+def test_names_keys_and_tensors_are_those_of_the_gguf_packages_writer(tmp_path: Path) -> None:
     for folder in ("ours", "theirs"):
         (tmp_path / folder).mkdir()
     convert_plan(make_plan(model(), recipe()), tmp_path / "whole.gguf")
@@ -52,12 +52,12 @@ def test_names_keys_and_tensors_are_those_of_ggufs_writer(tmp_path: Path) -> Non
     for name in THREE:
         ours, theirs = tmp_path / "ours" / name, tmp_path / "theirs" / name
         assert tensors_of(ours) == tensors_of(theirs)
-        # Their writer begins every shard with an architecture; llama-gguf-split does not.
+        # The gguf package writes an architecture into every shard; llama-gguf-split does not.
         wanted = {k: v for k, v in keys_of(theirs).items() if name == THREE[0] or "split." in k}
         assert dict(keys_of(ours)) == wanted
 
 
-def test_what_converted_returns_are_the_files_and_their_hashes(tmp_path: Path) -> None:
+def test_result_has_the_files_and_their_hashes(tmp_path: Path) -> None:
     made = convert_plan(sharded_plan(), tmp_path / "x.gguf")
     assert [p.name for p in made.paths] == names(tmp_path)
     assert list(made.sha256) == [hashlib.sha256(p.read_bytes()).hexdigest() for p in made.paths]
@@ -79,14 +79,14 @@ def test_every_tensor_is_in_one_shard_within_the_limits(
         assert shard.n_bytes == sum(held)
         assert max_tensors is None or len(held) <= max_tensors
         assert max_bytes is None or len(held) == 1 or sum(held) <= max_bytes
-        if following:  # none is cut earlier than it must be
+        if following:  # no shard ends earlier than the limits require
             is_long = max_bytes is not None and sum(held) + sizes[following.start] > max_bytes
             assert is_long or len(held) == max_tensors
 
 
 @pytest.mark.slow
 @pytest.mark.oracle
-def test_llama_cpp_loads_the_shards_and_answers_as_with_the_whole_file(tmp_path: Path) -> None:
+def test_llama_cpp_gives_the_same_results_with_shards_and_with_one_file(tmp_path: Path) -> None:
     llamacpp: Any = pytest.importorskip("llamacpp", reason="needs xllamacpp", exc_type=ImportError)
     reference = load_reference(TINY_BOOKS)
     whole, cut = tmp_path / "whole.gguf", tmp_path / "m.gguf"

@@ -1,4 +1,4 @@
-"""Source files are hashed once, near what the encoders read; hashlib and huggingface_hub judge."""
+"""Source files are hashed once, close to the encoders; oracles: hashlib and huggingface_hub."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ OTHER = "0" * 64
 
 
 def plan_of(*paths: Path) -> Plan:
-    """A tensor from each file, which is there."""
+    """Plan one tensor from each of these existing files."""
     tensors = [
         ModelTensor(f"blk.{i}.attn_q.weight", Stored(ShardFile(p), 0, (40, 256), ALL["BF16"]))
         for i, p in enumerate(paths)
@@ -53,7 +53,7 @@ def found(plan: Plan, how: Any = "auto") -> list[Source]:
 
 
 def cached(folder: Path, name: str) -> Path:
-    """A file as the cache of huggingface_hub has it, whose blob has this name."""
+    """Write a file as in the cache of huggingface_hub, with this name of its blob."""
     blob, link = folder / "blobs" / name, folder / "snapshots" / "abc" / "model.safetensors"
     blob.parent.mkdir(parents=True)
     link.parent.mkdir(parents=True)
@@ -63,7 +63,7 @@ def cached(folder: Path, name: str) -> Path:
 
 
 def downloaded(folder: Path, etag: str, later: float = 0.0) -> Path:
-    """A file as `hf download --local-dir` leaves it; later: seconds of a write after that."""
+    """Write a file as `hf download --local-dir` does; later: seconds until a later write."""
     metadata = pytest.importorskip("huggingface_hub._local_folder")
     folder.mkdir()
     path = folder / "model.safetensors"
@@ -74,25 +74,25 @@ def downloaded(folder: Path, etag: str, later: float = 0.0) -> Path:
     return path
 
 
-def test_a_file_of_the_hubs_cache_is_known_by_the_name_of_its_content(tmp_path: Path) -> None:
+def test_hash_of_a_file_in_the_hub_cache_is_the_name_of_its_blob(tmp_path: Path) -> None:
     path = cached(tmp_path, OTHER)
     (source,) = found(plan_of(path))
     assert (source.name, source.sha256, source.sha256_from) == ("model.safetensors", OTHER, "hub")
 
 
-def test_a_file_of_hf_download_is_known_by_its_etag(tmp_path: Path) -> None:
+def test_hash_of_a_file_from_hf_download_is_its_etag(tmp_path: Path) -> None:
     (source,) = found(plan_of(downloaded(tmp_path / "x", OTHER)))
     assert (source.sha256, source.sha256_from) == (OTHER, "hub")
 
 
 @pytest.mark.parametrize("name", ["a" * 40, "A" * 64, "0" * 64 + ".incomplete"])
-def test_what_is_no_sha256_is_read(tmp_path: Path, name: str) -> None:
+def test_file_is_read_if_its_name_or_etag_is_not_a_sha256(tmp_path: Path, name: str) -> None:
     for path in (cached(tmp_path / "cache", name), downloaded(tmp_path / "local", name)):
         (source,) = found(plan_of(path))
         assert (source.sha256, source.sha256_from) == (SHA256, "read")
 
 
-def test_a_download_that_was_written_to_is_read(tmp_path: Path) -> None:
+def test_download_modified_later_is_read(tmp_path: Path) -> None:
     (source,) = found(plan_of(downloaded(tmp_path / "x", OTHER, later=5)))
     assert (source.sha256, source.sha256_from) == (SHA256, "read")
 
@@ -100,107 +100,105 @@ def test_a_download_that_was_written_to_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "metadata", [b"", b"\n", b"\n\n\n", b"a\n" + b"0" * 64 + b"\nsoon\n", b"\xff" * 99, b"a" * 9999]
 )
-def test_metadata_that_is_damaged_tells_nothing(tmp_path: Path, metadata: bytes) -> None:
+def test_damaged_download_metadata_is_ignored(tmp_path: Path, metadata: bytes) -> None:
     path = downloaded(tmp_path / "x", OTHER)
     (beside,) = path.parent.rglob("*.metadata")
     beside.write_bytes(metadata)
     assert known_sha256(path) is None
 
 
-def test_a_file_named_like_a_blob_that_no_link_names_is_read(tmp_path: Path) -> None:
+def test_blob_without_a_link_has_no_known_hash(tmp_path: Path) -> None:
     cached(tmp_path, OTHER)
     assert known_sha256(tmp_path / "blobs" / OTHER) is None
 
 
-def test_all_is_read_if_that_is_wanted(tmp_path: Path) -> None:
+def test_cached_file_is_read_on_request(tmp_path: Path) -> None:
     (source,) = found(plan_of(cached(tmp_path, OTHER)), "read")
     assert (source.sha256, source.sha256_from) == (SHA256, "read")
 
 
 def large(folder: Path, n: int, pieces: int = 8) -> list[Path]:
-    """Files of several pieces, a tensor and other bytes in each."""
+    """Write files of several pieces, each with a tensor and other bytes."""
     paths = [folder / f"model-{i}" for i in range(n)]
     for i, path in enumerate(paths):
-        rest = np.random.default_rng(i).bytes((pieces << 20) - len(CONTENT))
-        path.write_bytes(CONTENT + rest)
+        others = np.random.default_rng(i).bytes((pieces << 20) - len(CONTENT))
+        path.write_bytes(CONTENT + others)
     return paths
 
 
 class Hashing:
-    """The hashing of a plan, and the pieces that it read."""
+    """Hashes the sources of a plan and records the pieces that are read."""
 
     def __init__(self, plan: Plan, monkeypatch: pytest.MonkeyPatch, first: int | None = 0) -> None:
         self.at: list[tuple[str, int]] = []
         read = ShardFile.read
 
-        def noted(file: ShardFile, offset: int, into: U8) -> None:
+        def recorded(file: ShardFile, offset: int, into: U8) -> None:
             read(file, offset, into)
             if len(into) == source_hashes.PIECE:
                 self.at.append((file.path.name, offset >> 20))
 
-        monkeypatch.setattr(ShardFile, "read", noted)
+        monkeypatch.setattr(ShardFile, "read", recorded)
         monkeypatch.setattr(source_hashes, "AHEAD", 3 << 20)
         self.digests = SourceDigests(work_of(plan), "read", first)
 
-    def rest(self) -> tuple[str, int]:
-        """Return the last piece that is read before others have to come."""
+    def advance(self) -> tuple[str, int]:
+        """Hash as far as possible; return the last piece that was read."""
         while self.digests.step(np.empty(source_hashes.PIECE, np.uint8)):
             pass
         return self.at[-1]
 
 
-def test_hashing_is_ahead_of_the_encoders_by_no_more_than_it_may_be(
+def test_hashing_is_at_most_the_limit_ahead_of_the_encoders(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = plan_of(*large(tmp_path, 2))
     hashing = Hashing(plan, monkeypatch)
     readers = [t.source.file for t in plan.sources.values() if isinstance(t.source, Stored)]
-    assert hashing.rest() == ("model-0", 3)
+    assert hashing.advance() == ("model-0", 3)
     readers[0].read((2 << 20) - 1, np.empty(1, np.uint8))
-    assert hashing.rest() == ("model-0", 5)
+    assert hashing.advance() == ("model-0", 5)
     readers[0].read((8 << 20) - 1, np.empty(1, np.uint8))
-    assert hashing.rest() == ("model-1", 3)
+    assert hashing.advance() == ("model-1", 3)
     readers[1].read((2 << 20) - 1, np.empty(1, np.uint8))
     hashing.digests.arrive(1)
-    assert hashing.rest() == ("model-1", 5)
+    assert hashing.advance() == ("model-1", 5)
     hashing.digests.release()
-    assert hashing.rest() == ("model-1", 7)
+    assert hashing.advance() == ("model-1", 7)
     assert hashing.at == [(f"model-{i}", piece) for i in (0, 1) for piece in range(8)]
 
 
 @pytest.mark.slow
-def test_hashing_of_a_run_that_goes_on_begins_with_what_the_encoders_do_not_read(
+def test_hashing_of_a_resumed_run_starts_with_files_that_encoders_do_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hashing = Hashing(plan_of(*large(tmp_path, 3)), monkeypatch, first=1)
-    assert hashing.rest() == ("model-1", 3)
+    assert hashing.advance() == ("model-1", 3)
     hashing.digests.release()
-    hashing.rest()
+    hashing.advance()
     assert len(hashing.at) == 24
 
 
 @pytest.mark.slow
-def test_a_file_is_hashed_by_one_thread_and_the_next_by_another(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_threads_hash_different_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hashing = Hashing(plan_of(*large(tmp_path, 2)), monkeypatch)
     hashing.digests.release()
     read = ShardFile.read
 
-    def while_another_does(file: ShardFile, offset: int, into: U8) -> None:
+    def read_while_another_hashes(file: ShardFile, offset: int, into: U8) -> None:
         if not hashing.at and file.path.name == "model-0":
             assert hashing.digests.step(np.empty(source_hashes.PIECE, np.uint8))
         read(file, offset, into)
 
-    monkeypatch.setattr(ShardFile, "read", while_another_does)
+    monkeypatch.setattr(ShardFile, "read", read_while_another_hashes)
     assert hashing.digests.step(np.empty(source_hashes.PIECE, np.uint8))
     assert hashing.at == [("model-1", 0), ("model-0", 0)]
-    hashing.rest()
+    hashing.advance()
     for source in hashing.digests.sources():
         assert source.sha256 == hashlib.sha256((tmp_path / source.name).read_bytes()).hexdigest()
 
 
-def test_a_source_that_changes_meanwhile_is_told_and_no_output_is_left(tmp_path: Path) -> None:
+def test_source_that_changes_during_a_run_is_reported_and_no_output_is_left(tmp_path: Path) -> None:
     plan = plan_of(*large(tmp_path, 2))
     path = tmp_path / "model-1"
 
@@ -214,7 +212,7 @@ def test_a_source_that_changes_meanwhile_is_told_and_no_output_is_left(tmp_path:
         convert_plan(plan, tmp_path / "x.gguf", threads=1, manifest="auto")
 
 
-def test_a_source_that_cannot_be_read_to_its_end_stops_the_run(
+def test_failed_read_while_hashing_stops_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = plan_of(*large(tmp_path, 1))
@@ -234,14 +232,12 @@ def test_a_source_that_cannot_be_read_to_its_end_stops_the_run(
 
 
 @pytest.mark.parametrize("threads", [1, 9])
-def test_files_have_the_hashes_of_their_own_bytes_with_any_number_of_threads(
-    tmp_path: Path, threads: int
-) -> None:
+def test_hashes_do_not_depend_on_the_number_of_threads(tmp_path: Path, threads: int) -> None:
     plan = plan_of(*large(tmp_path, 5, pieces=2))
     out = tmp_path / "x.gguf"
     convert_plan(plan, out, threads=threads, manifest="auto")
-    told = {s["name"]: s["sha256"] for s in json.loads(manifest_path(out).read_text())["sources"]}
-    assert told == {
+    listed = {s["name"]: s["sha256"] for s in json.loads(manifest_path(out).read_text())["sources"]}
+    assert listed == {
         p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in tmp_path.glob("model-*")
     }
 
@@ -253,7 +249,7 @@ TINY = TINY_BOOKS
     ("options", "hashed"),
     [((), "read"), (("--source-hashes", "none"), None), (("--no-manifest",), ...)],
 )
-def test_the_command_line_takes_the_wish(
+def test_command_line_has_options_for_source_hashes(
     tmp_path: Path, options: tuple[str, ...], hashed: Any
 ) -> None:
     out = tmp_path / "x.gguf"

@@ -1,4 +1,4 @@
-"""The same GGUF in other files: what is split and put together again is the same, bit for bit."""
+"""A GGUF that is split and merged again is the same, bit for bit."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def run(*args: Any) -> Any:
 
 @pytest.fixture
 def whole(tmp_path: Path) -> Path:
-    """A GGUF with keys and tensors of many types, integers too."""
+    """A GGUF with keys and tensors of many types, including integers."""
 
     def fill(writer: gguf.GGUFWriter) -> None:
         for i, (kind, value) in enumerate(SCALARS.items()):
@@ -43,7 +43,7 @@ def whole(tmp_path: Path) -> Path:
     ("how", "count"),
     [(("--max-tensors", 4), 3), (("--max-tensors", 99), 1), (("--max-size", "2000"), 5)],
 )
-def test_shards_hold_every_tensor_and_the_first_every_key(
+def test_shards_contain_every_tensor_and_the_first_every_key(
     whole: Path, tmp_path: Path, how: tuple[str, Any], count: int
 ) -> None:
     assert run("split", whole, "-o", tmp_path / "s.gguf", *how, "-q").exit_code == 0
@@ -65,8 +65,8 @@ def test_shards_hold_every_tensor_and_the_first_every_key(
 
 
 @pytest.mark.slow
-def test_merge_makes_the_same_file_again(whole: Path, tmp_path: Path) -> None:
-    # once through dynquant, so that the bytes before the tensors are laid out by it
+def test_merge_gives_the_original_file(whole: Path, tmp_path: Path) -> None:
+    # written once by dynquant, so that the header has its layout
     run("merge", whole, "-o", tmp_path / "a.gguf", "-q")
     run("split", tmp_path / "a.gguf", "-o", tmp_path / "s.gguf", "--max-tensors", 3, "-q")
     done = run("merge", tmp_path / "s-00002-of-00004.gguf", "-o", tmp_path / "b.gguf", "-q")
@@ -75,7 +75,7 @@ def test_merge_makes_the_same_file_again(whole: Path, tmp_path: Path) -> None:
     assert tensors_of(tmp_path / "b.gguf") == tensors_of(whole)
 
 
-def test_a_missing_shard_is_named_and_nothing_written(whole: Path, tmp_path: Path) -> None:
+def test_missing_shard_is_named_and_nothing_is_written(whole: Path, tmp_path: Path) -> None:
     run("split", whole, "-o", tmp_path / "s.gguf", "--max-tensors", 4, "-q")
     (tmp_path / "s-00002-of-00003.gguf").unlink()
     error = run("merge", tmp_path / "s-00001-of-00003.gguf", "-o", tmp_path / "b.gguf").exception
@@ -84,7 +84,7 @@ def test_a_missing_shard_is_named_and_nothing_written(whole: Path, tmp_path: Pat
     assert not list(tmp_path.glob("b*"))
 
 
-def test_a_shard_that_exists_is_kept_without_force(whole: Path, tmp_path: Path) -> None:
+def test_existing_shard_is_kept_without_force(whole: Path, tmp_path: Path) -> None:
     (tmp_path / "s-00002-of-00003.gguf").write_text("mine")
     how = ("split", whole, "-o", tmp_path / "s.gguf", "--max-tensors", 4, "-q")
     error = run(*how).exception
@@ -98,5 +98,5 @@ def test_a_shard_that_exists_is_kept_without_force(whole: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("how", [(), ("--max-size", "big"), ("--max-tensors", 0)])
-def test_how_to_cut_must_be_said(whole: Path, tmp_path: Path, how: tuple[str, Any]) -> None:
+def test_split_requires_a_limit(whole: Path, tmp_path: Path, how: tuple[str, Any]) -> None:
     assert run("split", whole, "-o", tmp_path / "s.gguf", *how).exit_code == 2

@@ -1,4 +1,4 @@
-"""`dynquant recipe from-gguf`, `import`, `export`: files in, text out, nothing replaced unasked."""
+"""`dynquant recipe from-gguf`, `import`, `export`: input, output, and --force."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def types_of(plan: Plan) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_a_converted_file_gives_back_a_recipe_with_the_same_plan(tmp_path: Path) -> None:
+def test_recipe_from_a_converted_file_gives_the_same_plan(tmp_path: Path) -> None:
     file = tmp_path / "tiny.gguf"
     made = CliRunner().invoke(app, ["convert", str(TINY), "-o", str(file), "-r", "dynamic-4bit"])
     assert made.exit_code == 0
@@ -78,7 +78,7 @@ def test_a_list_is_read_from_a_file_and_from_stdin(form: str, tmp_path: Path) ->
     assert [types[f"blk.{i}.ffn_down.weight"] for i in range(4)] == ["Q5_K"] * 2 + ["Q4_K"] * 2
 
 
-def test_a_custom_q_list_can_be_given_itself() -> None:
+def test_custom_q_list_can_be_an_argument() -> None:
     options = ["--format", "custom-q", "--default", "Q4_K"]
     done = run("import", LISTS["custom-q"], *options)
     assert done.exit_code == 0
@@ -87,7 +87,7 @@ def test_a_custom_q_list_can_be_given_itself() -> None:
     assert message.startswith("custom-q: item 2: 'iq4_ks' is a type of ik_llama.cpp")
 
 
-def test_an_imported_list_can_extend_a_recipe(tmp_path: Path) -> None:
+def test_imported_list_can_extend_a_recipe(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "parent.yaml").write_text("default: Q5_0\n")
     options = ["--format", "custom-q", "--extends", "parent.yaml", "-o", "sub/child.yaml"]

@@ -1,7 +1,7 @@
-"""What llama-quantize makes of an exported list: the oracle is the first match of Python's re.
+"""Exported lists give the same types in llama-quantize; the oracle is the first match in Python.
 
-Patterns are made lower-case, as llama-quantize does it, and searched in the name as it is.
-scripts/checks/compare_tensor_types.py asks llama_model_quantize itself.
+As in llama-quantize, patterns are converted to lower case and searched in the unchanged name.
+scripts/checks/compare_tensor_types.py compares with llama_model_quantize.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def types_by(name: str, shapes: Shapes) -> dict[str, QuantType]:
     return {name: a.type for name, a in given.items()}
 
 
-def peer(text: str, shapes: Shapes) -> dict[str, str]:
-    """What a list gives each tensor that llama-quantize quantizes; `mix` where it has no word."""
+def types_in_llama_quantize(text: str, shapes: Shapes) -> dict[str, str]:
+    """Return the type of each tensor that llama-quantize quantizes; `mix` if no word matches."""
     pairs = [(re.compile(w.split("=")[0].lower()), w.split("=")[1]) for w in text.split()]
     return {
         t.name: next((q.upper() for p, q in pairs if p.search(t.name)), "mix")
@@ -50,7 +50,7 @@ def names(types: dict[str, QuantType], shapes: Shapes) -> dict[str, str]:
 def test_every_tensor_gets_its_type_from_its_first_word(name: str, shapes: Shapes) -> None:
     types = types_by(name, shapes)
     text = tensor_types(tensors_of(shapes), types)
-    assert peer(text, shapes) == names(types, shapes)
+    assert types_in_llama_quantize(text, shapes) == names(types, shapes)
     assert len(text.split()) <= len(load_recipe(name).rules) + 8
     assert re.fullmatch(r"(\^[^\s=]+\$=[a-z0-9_]+\n)+", text), "anchored words, one a line"
 
@@ -82,10 +82,12 @@ def any_types(draw: st.DrawFn) -> tuple[Shapes, dict[str, QuantType]]:
 @given(any_types())
 def test_any_types_can_be_exported(model: tuple[Shapes, dict[str, QuantType]]) -> None:
     shapes, types = model
-    assert peer(tensor_types(tensors_of(shapes), types), shapes) == names(types, shapes)
+    assert types_in_llama_quantize(tensor_types(tensors_of(shapes), types), shapes) == names(
+        types, shapes
+    )
 
 
-def test_a_list_that_was_exported_can_be_imported() -> None:
+def test_exported_list_can_be_imported() -> None:
     types = types_by("deepseek-r1-dq3_k_m", R1 | {"blk.0.attn_kv_b.weight": (512, 256)})
     del types["blk.0.attn_kv_b.weight"]
     text = tensor_types(tensors_of(R1), types)
@@ -95,7 +97,7 @@ def test_a_list_that_was_exported_can_be_imported() -> None:
     assert [rule for rule in recipe.rules if rule.names] == []
 
 
-def test_capitals_and_signs_of_names_do_not_end_or_change_a_word() -> None:
+def test_capitals_and_signs_in_names_are_escaped() -> None:
     shapes = {f"blk.{i}.Odd role=x{{1}}+\u00e9.weight": (64, 64) for i in range(4)} | dense(4)
     types = {t.name: ALL["F32"] for t in tensors_of(shapes)}
     types |= {t.name: ALL["Q8_0"] for t in tensors_of(shapes) if not protection(t)}
@@ -103,10 +105,10 @@ def test_capitals_and_signs_of_names_do_not_end_or_change_a_word() -> None:
     text = tensor_types(tensors_of(shapes), types)
     assert text == text.lower()
     assert text.isascii()
-    assert peer(text, shapes) == names(types, shapes)
+    assert types_in_llama_quantize(text, shapes) == names(types, shapes)
 
 
-def test_names_that_differ_in_case_alone_are_refused_if_their_types_do() -> None:
+def test_names_that_differ_only_in_case_are_refused_if_types_differ() -> None:
     shapes: Shapes = {"blk.0.Up.weight": (64, 64), "blk.0.up.weight": (64, 64)}
     types = {"blk.0.Up.weight": ALL["Q8_0"], "blk.0.up.weight": ALL["Q4_0"]}
     with pytest.raises(RecipeError, match="and another tensor match the same pattern"):
@@ -119,8 +121,8 @@ def test_tensors_that_llama_quantize_keeps_have_no_word() -> None:
         assert role not in text
 
 
-def test_the_router_of_shared_experts_is_kept_by_a_word_where_it_is_a_matrix() -> None:
-    # tensor_allows_quantization in llama-quant.cpp leaves out ffn_gate_inp, and vectors
+def test_router_of_shared_experts_has_a_word_if_it_is_a_matrix() -> None:
+    # tensor_allows_quantization in llama-quant.cpp excludes ffn_gate_inp and vectors.
     shapes: Shapes = {
         "blk.0.ffn_gate_inp_shexp.weight": (2, 64),
         "blk.1.ffn_gate_inp_shexp.weight": (64,),
@@ -130,7 +132,7 @@ def test_the_router_of_shared_experts_is_kept_by_a_word_where_it_is_a_matrix() -
     assert r"^blk\.[0-9]+\.ffn_gate_inp_shexp\.weight$=f32" in text.splitlines()
 
 
-def test_types_that_llama_quantize_cannot_be_made_to_give_are_errors_together() -> None:
+def test_types_that_llama_quantize_cannot_give_are_reported_together() -> None:
     shapes = dense(3) | {"blk.0.one_row.weight": (1, 64)}
     types = types_by("q8_0", shapes)
     types |= {"blk.1.attn_norm.weight": ALL["F16"], "blk.2.attn_norm.weight": ALL["F16"]}

@@ -1,4 +1,4 @@
-"""Lists of PATTERN=TYPE as recipes: the oracle is Python's re, pattern by pattern, first match."""
+"""Lists of PATTERN=TYPE as recipes; the oracle is the first matching pattern in Python's re."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ output\.weight=q6_k
 
 
 def rules_of(text: str) -> list[tuple[tuple[str, ...], list[str], tuple[str, ...], str]]:
-    """Roles, layers, names and type of each rule."""
+    """Return roles, layers, names and type of each rule."""
     found: list[tuple[tuple[str, ...], list[str], tuple[str, ...], str]] = []
     for rule in parse_recipe(text, "r.yaml", "r").rules:
         assert rule.type is not None
@@ -71,14 +71,14 @@ def rules_of(text: str) -> list[tuple[tuple[str, ...], list[str], tuple[str, ...
 
 
 def types_by(recipe: Recipe, shapes: Shapes) -> dict[str, str]:
-    """The type of each tensor, where rules may take nothing, as a tool's patterns may."""
+    """Return the type of each tensor; as in the tools, a rule may apply to no tensor."""
     lenient = replace(recipe, rules=tuple(replace(r, optional=True) for r in recipe.rules))
     given = assign(lenient, tensors_of(shapes)).assignments
     return {name: a.type.name for name, a in given.items()}
 
 
 def first_match(words: Sequence[str], shapes: Shapes, default: str) -> dict[str, str]:
-    """The type of each tensor by the first pattern that is found, as all the tools have it."""
+    """Return the type of each tensor by the first matching pattern, as in all the tools."""
     pairs = [(re.compile(w.split("=")[0]), w.split("=")[1].upper()) for w in words]
     return {
         t.name: "F32" if protection(t) else next((q for p, q in pairs if p.search(t.name)), default)
@@ -86,7 +86,7 @@ def first_match(words: Sequence[str], shapes: Shapes, default: str) -> dict[str,
     }
 
 
-def test_a_machine_made_list_becomes_rules_by_role_and_layers() -> None:
+def test_generated_list_becomes_rules_by_role_and_layers() -> None:
     text = recipe_of_thireus(THIREUS, "Some.recipe", Q4)
     assert rules_of(text) == [
         (("token_embd", "output"), [], (), "Q8_0"),
@@ -103,14 +103,14 @@ def test_a_machine_made_list_becomes_rules_by_role_and_layers() -> None:
     assert assign(recipe, tensors_of(MODELS[0])).warnings == ()
 
 
-def test_a_script_for_custom_q_is_read_with_its_comments() -> None:
+def test_script_for_custom_q_may_have_comments() -> None:
     text = recipe_of_custom_q(CUSTOM_Q, "-", Q4)
     assert rules_of(text) == [
         (("attn_q_b",), ["0-1"], (), "Q8_0"),
         (("attn_k_b",), [], (), "Q8_0"),
         (("ffn_down_exps",), ["3"], (), "Q6_K"),
         (("ffn_gate_exps", "ffn_up_exps"), [], (), "IQ3_S"),
-        ((), [], (r"/output\.weight/",), "Q6_K"),  # attn_output.weight ends so, too
+        ((), [], (r"/output\.weight/",), "Q6_K"),  # attn_output.weight also ends like this
     ]
     joined = ",".join(w for w in CUSTOM_Q.split("\n") if w and not w.startswith("#"))
     assert rules_of(recipe_of_custom_q(joined, "-", Q4)) == rules_of(text)
@@ -131,7 +131,7 @@ def test_a_script_for_custom_q_is_read_with_its_comments() -> None:
         (r"blk\.[0-2]\.ffn_gate_exps.*", ("ffn_gate_exps",), ["0-2"]),
     ],
 )
-def test_a_pattern_for_roles_and_layers_is_a_rule_with_these(
+def test_pattern_for_roles_and_layers_becomes_a_rule_with_them(
     pattern: str, roles: tuple[str, ...], layers: list[str]
 ) -> None:
     text = recipe_of_tensor_types(f"{pattern}=q6_k", "t", Q4)
@@ -155,7 +155,7 @@ def test_a_pattern_for_roles_and_layers_is_a_rule_with_these(
         r"blk\..*\.output\.weight",
     ],
 )
-def test_a_pattern_that_is_no_role_stays_as_it_is(pattern: str) -> None:
+def test_other_patterns_are_kept_unchanged(pattern: str) -> None:
     text = recipe_of_tensor_types(f"{pattern}=q6_k", "t", Q4)
     assert rules_of(text) == [((), [], (f"/{pattern}/",), "Q6_K")]
 
@@ -210,20 +210,20 @@ def test_every_tensor_gets_the_type_of_the_first_pattern_found(
 @pytest.mark.slow
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(lists())
-def test_lists_for_models_in_two_parts_keep_their_parts_apart(words: list[str]) -> None:
+def test_lists_for_models_in_two_parts_distinguish_the_parts(words: list[str]) -> None:
     words = [r"^dec\.blk\.[0-3]\.ffn_up\.weight$=q5_0", *words]
     recipe = parse_recipe(recipe_of_tensor_types("\n".join(words), "t", Q4), "r.yaml", "r")
     shapes = two_parts(6)
     assert types_by(recipe, shapes) == first_match(words, shapes, "Q4_K")
 
 
-def test_patterns_of_llama_quantize_are_lower_case_and_those_of_others_are_not() -> None:
+def test_only_patterns_of_llama_quantize_are_converted_to_lower_case() -> None:
     word = "Blk.0.FFN_UP.weight=Q8_0"
     assert rules_of(recipe_of_tensor_types(word, "t", Q4))[0][0] == ("ffn_up",)
     assert rules_of(recipe_of_custom_q(word, "c", Q4))[0][2] == ("/Blk.0.FFN_UP.weight/",)
 
 
-def test_rows_that_do_not_divide_get_what_llama_quantize_gives_them() -> None:
+def test_indivisible_rows_get_the_types_of_llama_quantize() -> None:
     words = "attn_k=q4_k attn_v=q5_k attn_q=iq2_xxs ffn_up=q3_k"
     recipe = parse_recipe(recipe_of_tensor_types(words, "t", Base(ALL["Q6_K"])), "r.yaml", "r")
     types = types_by(recipe, dense(1, hidden=896, ffn=4864))
@@ -242,7 +242,7 @@ def test_missing_default_is_an_error() -> None:
         recipe_of_tensor_types("attn_v=q6_k", "t", Base())
 
 
-def test_a_recipe_can_be_extended_in_place_of_a_default() -> None:
+def test_recipe_can_be_extended_instead_of_a_default() -> None:
     text = recipe_of_tensor_types(
         "ffn_down_exps=q8_0 ffn_up=q6_k", "t", Base(extends="dynamic-4bit")
     )
@@ -253,7 +253,7 @@ def test_a_recipe_can_be_extended_in_place_of_a_default() -> None:
         recipe_of_tensor_types("ffn_up=q6_k", "t", Base(extends="no_such"))
 
 
-def test_a_pattern_for_everything_is_the_default_and_ends_the_list() -> None:
+def test_pattern_for_everything_is_the_default_and_ends_the_list() -> None:
     text = recipe_of_tensor_types("attn_v=q6_k .*=q5_k ffn_up=q8_0", "t", Base())
     recipe = parse_recipe(text, "r.yaml", "r")
     assert (recipe.default.name, len(recipe.rules)) == ("Q5_K", 1)
@@ -281,7 +281,7 @@ def test_all_faults_are_reported_at_once_with_their_lines(form: str) -> None:
     assert [m.split(" ")[0] for m in e.value.messages] == [f"list.txt:{n}:" for n in range(2, 7)]
 
 
-def test_types_of_another_program_are_errors_with_all_their_lines() -> None:
+def test_unsupported_types_of_other_programs_are_reported_with_all_lines() -> None:
     types = ["q8_0", "iq4_ks", "iq2_k", "iq4_ks", "iq4_ks", "q4_k_r4", "q6_k", "iq1_kt", "iq2_k"]
     text = "\n".join(f"blk\\.{i}\\.attn_v={t}" for i, t in enumerate(types))
     with pytest.raises(RecipeError) as e:

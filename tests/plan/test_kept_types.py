@@ -1,4 +1,4 @@
-"""Integer tables are no weights: they arrive as they are stored, in every recipe."""
+"""Integer tables are not weights: every recipe copies them unchanged."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def table(dtype: str, *shape: int) -> np.ndarray:
     return values.astype(DTYPES[dtype])
 
 
-def test_types_that_are_kept_are_none_that_a_recipe_can_name() -> None:
+def test_recipes_cannot_use_types_that_are_only_copied() -> None:
     assert list(KEPT) == list(DTYPES)
     assert ALL.keys().isdisjoint(KEPT)
 
@@ -39,7 +39,7 @@ def test_types_that_are_kept_are_none_that_a_recipe_can_name() -> None:
 @pytest.mark.parametrize("default", slow_except(["Q4_K"], ["F32", "Q8_0", "Q4_K"]))
 @pytest.mark.parametrize("shape", [(37, 6), pytest.param((5,), marks=pytest.mark.slow)])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_table_is_copied_whatever_the_recipe_says(
+def test_table_is_copied_with_every_recipe(
     tmp_path: Path, dtype: str, shape: tuple[int, ...], default: str
 ) -> None:
     from safetensors.numpy import save_file
@@ -59,7 +59,7 @@ def test_a_table_is_copied_whatever_the_recipe_says(
     assert np.array_equal(found.data, stored)
 
 
-def test_a_family_may_have_tables_but_its_weights_are_floats(tmp_path: Path) -> None:
+def test_integers_are_accepted_as_tables_and_refused_as_weights(tmp_path: Path) -> None:
     config = config_of("LlamaForCausalLM", num_hidden_layers=1)
     tensors = tensors_of(config) | {
         "model.layers.0.mlp.tid2eid": table("I32", 24, 2),

@@ -1,4 +1,4 @@
-"""A plan is the whole file as data; what cannot be written is refused there, all at once."""
+"""A plan describes the whole file, and reports together all reasons why it cannot be written."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ def test_a_tensor_has_the_bytes_of_its_rows_in_its_type() -> None:
     assert sizes["output_norm.weight"] == (N_PER_ROW + 1) * 4
 
 
-def test_the_rule_of_each_tensor_is_told() -> None:
+def test_plan_records_the_rule_of_each_tensor() -> None:
     rules = {t.name: t.rule for t in small_plan(more=MIXED).tensors}
     assert rules["blk.1.ffn_down.weight"] == "recipes/hand.yaml:2"
     assert rules["blk.0.ffn_down.weight"] == "recipes/hand.yaml:1 default"
 
 
-def test_a_fallback_tells_the_type_it_replaces() -> None:
+def test_fallback_records_the_type_that_it_replaces() -> None:
     tensor = computed_tensor("blk.0.ffn_up.weight", 3, 96)
     made = make_plan(model(tensor), recipe("Q4_K", "fallback: Q8_0")).tensors[0]
     assert (made.type.name, made.instead_of) == ("Q8_0", ALL["Q4_K"])
 
 
-def test_keys_of_the_quantizer_stand_between_the_model_and_its_tokenizer() -> None:
+def test_keys_of_the_quantization_are_between_those_of_model_and_tokenizer() -> None:
     assert list(small_plan().keys) == [
         *list(KEYS)[:4],
         "general.file_type",
@@ -86,7 +86,7 @@ def test_the_recipe_is_recorded_by_name_and_hash() -> None:
         ("Q6_K", "rules: [{role: ffn_down, type: Q4_K}]", 15),
     ],
 )
-def test_file_type_is_llama_cpps_of_the_quants_with_most_weights(
+def test_file_type_is_that_of_the_quants_with_most_weights(
     default: str, more: str, number: int
 ) -> None:
     assert small_plan(default, more).keys["general.file_type"] == u32(number)
@@ -95,7 +95,7 @@ def test_file_type_is_llama_cpps_of_the_quants_with_most_weights(
 @pytest.mark.parametrize(
     ("name", "number"), [("Q3_K_L", 13), ("Q4_K_S", 14), ("Q5_K_M", 17), ("Q6_K", 18)]
 )
-def test_file_type_of_a_mix_is_its_own(name: str, number: int) -> None:
+def test_file_type_of_a_mix_is_that_of_llama_quantize(name: str, number: int) -> None:
     plan = make_plan(load_model(TINY_BOOKS), load_recipe(name))
     assert plan.keys["general.file_type"] == u32(number)
 
@@ -161,7 +161,7 @@ def test_five_dimensions_are_refused() -> None:
     assert "5 dimensions" in message
 
 
-def test_a_name_that_is_there_twice_is_refused() -> None:
+def test_duplicate_tensor_name_is_refused() -> None:
     (message,) = refused(("a.weight", (2, 32)), ("a.weight", (2, 32)))
     assert "'a.weight'" in message
 
@@ -177,7 +177,7 @@ def test_a_model_without_tensors_is_refused() -> None:
         make_plan(type(empty)("llama", empty.keys, (), {}), recipe("F32"))
 
 
-def test_all_problems_are_told_at_once_also_those_of_the_recipe() -> None:
+def test_all_problems_of_plan_and_recipe_are_reported_together() -> None:
     tensors = [computed_tensor("a.weight", 1, 1, 1, 1, 32), computed_tensor("x" * 70, 2, 32)]
     with pytest.raises(DynquantError) as e:
         make_plan(
@@ -188,7 +188,7 @@ def test_all_problems_are_told_at_once_also_those_of_the_recipe() -> None:
     assert len(e.value.messages) == 5
 
 
-def test_a_recipe_that_does_not_fit_is_a_recipe_error() -> None:
+def test_recipe_that_does_not_fit_the_model_is_a_recipe_error() -> None:
     with pytest.raises(RecipeError):
         small_plan(more="rules: [{role: attn_v, type: Q4_0}]")
 
@@ -212,18 +212,18 @@ def test_a_recipe_that_does_not_fit_is_a_recipe_error() -> None:
         ("x.new", "1.2.3", KeyValue("1.2.3", GGUFValueType.STRING)),
     ],
 )
-def test_a_set_key_keeps_its_type_and_a_new_one_takes_it_from_its_form(
+def test_existing_key_keeps_its_type_and_type_of_a_new_key_follows_from_its_value(
     key: str, text: str, value: KeyValue
 ) -> None:
     assert make_plan(model(), recipe(), set_keys={key: text}).keys[key] == value
 
 
-def test_a_typed_value_is_set_as_it_is() -> None:
+def test_typed_value_is_set_unchanged() -> None:
     plan = make_plan(model(), recipe(), set_keys={"llama.sizes": i32s([1, 2])})
     assert plan.keys["llama.sizes"] == i32s([1, 2])
 
 
-def test_a_new_key_stands_behind_the_others_of_its_group() -> None:
+def test_new_key_follows_the_others_of_its_group() -> None:
     names = list(make_plan(model(), recipe(), set_keys={"llama.new": "1"}).keys)
     assert names.index("llama.new") == names.index("llama.rope.freq_base") + 1
 
@@ -245,14 +245,14 @@ def test_a_new_key_stands_behind_the_others_of_its_group() -> None:
         ("x.new", "18446744073709551616"),
     ],
 )
-def test_a_setting_that_cannot_be_is_refused_by_its_key(key: str, text: str) -> None:
+def test_invalid_setting_is_refused_with_its_key(key: str, text: str) -> None:
     with pytest.raises(PlanError) as e:
         make_plan(model(), recipe(), set_keys={key: text})
     (message,) = e.value.messages
     assert key in message
 
 
-def test_an_array_of_no_type_is_refused() -> None:
+def test_array_without_a_type_is_refused() -> None:
     with pytest.raises(PlanError, match=r"'x\.list' has values that are not array"):
         make_plan(model(), recipe(), set_keys={"x.list": KeyValue((), GGUFValueType.ARRAY)})
 

@@ -1,4 +1,4 @@
-"""What a plan knows of importance, and what it refuses without."""
+"""Plans record importance, and types that need it are refused without it."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ MIXED = "rules: [{role: ffn_down, layers: 1, type: Q4_0}]"
 
 
 def imatrix(folder: Path, n_per_row: int = 2 * N_PER_ROW) -> Imatrix:
-    """An imatrix of the first of two layers, in the older format."""
+    """Return an imatrix of the first of two layers, in the older format."""
     return read_imatrix(write_legacy(folder / "x.dat", {DOWN: np.ones(n_per_row, np.float32)}))
 
 
-def weighed_plan(folder: Path, default: str = "Q4_0", more: str = "") -> Plan:
+def weighted_plan(folder: Path, default: str = "Q4_0", more: str = "") -> Plan:
     return make_plan(model(), recipe(default, more), imatrix=imatrix(folder))
 
 
-def test_an_imatrix_is_recorded_in_llama_cpps_keys_and_by_its_hash(tmp_path: Path) -> None:
-    keys = weighed_plan(tmp_path).keys
+def test_imatrix_is_recorded_in_the_keys_of_llama_cpp_and_by_its_hash(tmp_path: Path) -> None:
+    keys = weighted_plan(tmp_path).keys
     sha256 = hashlib.sha256((tmp_path / "x.dat").read_bytes()).hexdigest()
     assert {n: k for n, k in keys.items() if "imatrix" in n} == {
         "quantize.imatrix.file": string("x.dat"),
@@ -44,7 +44,7 @@ def test_an_imatrix_is_recorded_in_llama_cpps_keys_and_by_its_hash(tmp_path: Pat
     assert list(keys).index("tokenizer.ggml.model") == len(keys) - 2
 
 
-def test_what_an_imatrix_does_not_say_is_no_key(tmp_path: Path) -> None:
+def test_facts_missing_in_an_imatrix_give_no_key(tmp_path: Path) -> None:
     keys = {"imatrix_datasets": None, "imatrix_chunk_count": None}
     path = write_counted(tmp_path / "x", {DOWN: (np.ones((1, 512), np.float32), [1])}, **keys)
     made = make_plan(model(), recipe(), imatrix=read_imatrix(path)).keys
@@ -59,8 +59,8 @@ def test_keys_of_an_imatrix_cannot_be_set(tmp_path: Path) -> None:
         make_plan(model(), recipe(), set_keys={"quantize.imatrix.file": "mine"})
 
 
-def test_a_tensor_tells_whether_it_has_importance(tmp_path: Path) -> None:
-    plan = weighed_plan(tmp_path)
+def test_plan_records_whether_each_tensor_has_importance(tmp_path: Path) -> None:
+    plan = weighted_plan(tmp_path)
     assert {t.name: t.importance for t in plan.tensors if t.importance} == {DOWN: "yes"}
     assert plan.unweighted == (
         "token_embd.weight",
@@ -84,13 +84,13 @@ def test_experts_without_data_are_counted(tmp_path: Path) -> None:
     ) in shown(plan)
 
 
-def test_quantized_tensors_that_lack_importance_are_warned_of(tmp_path: Path) -> None:
-    (warning,) = weighed_plan(tmp_path).warnings
+def test_quantized_tensors_without_importance_give_a_warning(tmp_path: Path) -> None:
+    (warning,) = weighted_plan(tmp_path).warnings
     assert "no importance for blk.1.ffn_down.weight, blk.1.ffn_up_exps.weight;" in warning
 
 
-def test_tensors_that_store_each_weight_alone_have_and_lack_no_importance(tmp_path: Path) -> None:
-    plan = weighed_plan(tmp_path, "F16")
+def test_float_types_neither_have_nor_miss_importance(tmp_path: Path) -> None:
+    plan = weighted_plan(tmp_path, "F16")
     assert plan.warnings == plan.unweighted == ()
     assert {t.importance for t in plan.tensors} == {None}
     assert not plan.importance
@@ -101,7 +101,7 @@ def test_another_models_imatrix_is_an_importance_error(tmp_path: Path) -> None:
         make_plan(model(), recipe(), imatrix=imatrix(tmp_path, 96))
 
 
-def test_an_imatrix_and_a_recipe_that_do_not_fit_are_told_at_once(tmp_path: Path) -> None:
+def test_problems_of_imatrix_recipe_and_keys_are_reported_together(tmp_path: Path) -> None:
     with pytest.raises(PlanError) as e:
         make_plan(
             model(),
@@ -116,7 +116,7 @@ NEEDING = [t.name for t in ALL.values() if t.needs_importance]
 EXPERTS = "blk.1.ffn_up_exps.weight"
 
 
-def lacking(more: str = "", default: str = "IQ2_XS", **options: Any) -> tuple[str, ...]:
+def missing_importance(more: str = "", default: str = "IQ2_XS", **options: Any) -> tuple[str, ...]:
     with pytest.raises(PlanError) as e:
         make_plan(model(), recipe(default, more), **options)
     return e.value.messages
@@ -124,37 +124,37 @@ def lacking(more: str = "", default: str = "IQ2_XS", **options: Any) -> tuple[st
 
 @pytest.mark.parametrize("default", NEEDING)
 def test_types_that_need_importance_are_refused_without_an_imatrix(default: str) -> None:
-    assert lacking(default=default) == (
+    assert missing_importance(default=default) == (
         f"recipes/hand.yaml:1 default: {default} needs importance, and there is none for"
         f" blk.{{0-1}}.ffn_down.weight, {EXPERTS}; give the model's imatrix (--imatrix FILE), or"
         " use another type",
     )
 
 
-def test_tensors_that_lack_importance_are_told_for_each_rule() -> None:
-    rule, default = lacking(MIXED.replace("Q4_0", "IQ1_S"))[::-1]
+def test_tensors_without_importance_are_reported_for_each_rule() -> None:
+    rule, default = missing_importance(MIXED.replace("Q4_0", "IQ1_S"))[::-1]
     assert rule.startswith("recipes/hand.yaml:2: IQ1_S needs importance")
     assert "none for blk.1.ffn_down.weight;" in rule
     assert f"none for {DOWN}, {EXPERTS};" in default
 
 
-def test_tensors_that_an_imatrix_leaves_out_are_refused_and_no_others(tmp_path: Path) -> None:
-    (message,) = lacking(imatrix=imatrix(tmp_path))
+def test_only_tensors_missing_in_the_imatrix_are_refused(tmp_path: Path) -> None:
+    (message,) = missing_importance(imatrix=imatrix(tmp_path))
     assert f"and {tmp_path / 'x.dat'} has none for blk.1.ffn_down.weight, {EXPERTS};" in message
     assert "give an imatrix that covers them" in message
 
 
-def test_the_other_types_are_planned_without_an_imatrix() -> None:
+def test_other_types_need_no_imatrix() -> None:
     for name in ALL.keys() - set(NEEDING):
         assert small_plan(name).warnings == ()
 
 
-def test_embedding_and_output_may_lack_importance_as_in_llama_quantize() -> None:
+def test_embedding_and_output_need_no_importance_as_in_llama_quantize() -> None:
     tensors = [computed_tensor(n, 2, N_PER_ROW) for n in ("token_embd.weight", "output.weight")]
     assert make_plan(model(*tensors), recipe("IQ1_S")).type_counts == {"IQ1_S": 2}
 
 
-def test_experts_without_data_are_a_warning_also_for_types_that_need_importance(
+def test_experts_without_data_are_a_warning_even_for_types_that_need_importance(
     tmp_path: Path,
 ) -> None:
     entries = {EXPERTS: (np.ones((3, N_PER_ROW), np.float32), [1, 0, 1])}
@@ -165,11 +165,11 @@ def test_experts_without_data_are_a_warning_also_for_types_that_need_importance(
     assert f"no importance for 1 of 3 experts in {EXPERTS};" in warning
 
 
-def test_a_lack_of_importance_is_told_with_everything_else() -> None:
-    assert len(lacking(set_keys={"llama.block_count": "two"})) == 2
+def test_missing_importance_is_reported_with_other_problems() -> None:
+    assert len(missing_importance(set_keys={"llama.block_count": "two"})) == 2
 
 
-def test_another_models_imatrix_is_not_also_said_to_lack_tensors(tmp_path: Path) -> None:
+def test_imatrix_of_another_model_is_not_also_reported_as_incomplete(tmp_path: Path) -> None:
     with pytest.raises(ImportanceError) as e:
         make_plan(model(), recipe("IQ2_XS"), imatrix=imatrix(tmp_path, 96))
     assert len(e.value.messages) == 1

@@ -1,4 +1,4 @@
-"""A plan needs headers and config.json: without a tokenizer there is a plan, and no file."""
+"""A plan needs only headers and config.json; a file also needs a tokenizer."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def test_the_plan_has_the_tensors_of_the_whole_model(folder: Path) -> None:
     assert (len(bare.missing), whole.missing) == (1, ())
 
 
-def test_unless_asked_for_a_model_without_a_tokenizer_is_refused(folder: Path) -> None:
+def test_model_without_a_tokenizer_is_refused_by_default(folder: Path) -> None:
     with pytest.raises(NoVocabError, match=r"model: no tokenizer; put tokenizer\.json"):
         dynquant.load_model(folder)
 
 
-def test_it_is_not_written(folder: Path, tmp_path: Path) -> None:
+def test_plan_without_a_tokenizer_cannot_be_written(folder: Path, tmp_path: Path) -> None:
     model = dynquant.load_model(folder, needs_vocab=False)
     plan = dynquant.make_plan(model, dynquant.load_recipe("q8_0"))
     with pytest.raises(PlanError, match="model: no tokenizer"):
@@ -49,24 +49,24 @@ def test_it_is_not_written(folder: Path, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_a_tokenizer_that_is_there_and_damaged_stops_the_plan(folder: Path) -> None:
+def test_damaged_tokenizer_is_an_error(folder: Path) -> None:
     (folder / "tokenizer.json").write_text("{")
     with pytest.raises(VocabError, match=r"tokenizer\.json"):
         dynquant.load_model(folder, needs_vocab=False)
 
 
-def test_scripts_see_what_is_lacking(folder: Path) -> None:
+def test_json_lists_missing_parts(folder: Path) -> None:
     model = dynquant.load_model(folder, needs_vocab=False)
     plan = dynquant.make_plan(model, dynquant.load_recipe("q8_0"))
     assert json.loads(json.dumps(plan_json(plan)))["lacks"] == list(model.missing)
 
 
-def test_the_command_says_what_it_does_not_know(
+def test_command_states_that_the_size_is_unknown(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan_command(str(folder), "q8_0")
-    said = capsys.readouterr()
-    assert "file    size unknown" in said.out
-    assert "no tokenizer" in said.err
+    printed = capsys.readouterr()
+    assert "file    size unknown" in printed.out
+    assert "no tokenizer" in printed.err
     plan_command(str(folder), "q8_0", json=True)
     assert json.loads(capsys.readouterr().out)["file_bytes"] is None

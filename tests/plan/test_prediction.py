@@ -1,8 +1,8 @@
-"""Layers that predict further ahead: dropped, kept, or with types of their own.
+"""Prediction layers (multi-token prediction): dropped, kept, or with separate types.
 
-The reference DeepSeek-V3 with one more layer, as published ones have it (README_WEIGHTS.md of
-DeepSeek-V3): a decoder layer with experts, two norms, the matrix that joins their results, and
-copies of the model's embedding and output.
+The model is the reference DeepSeek-V3 with one more layer, as in published models
+(README_WEIGHTS.md of DeepSeek-V3): a decoder layer with experts, two norms, the matrix that joins
+their results, and copies of the model's embedding and output.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def layer_3(plan: Plan) -> set[str]:
 
 
 @pytest.mark.parametrize("text", ["default: F32", "default: F32\nprediction_layers: drop"])
-def test_they_are_dropped_by_default_and_listed(folder: Path, text: str) -> None:
+def test_prediction_layers_are_dropped_by_default_and_listed(folder: Path, text: str) -> None:
     plan = plan_of(folder, text)
     assert {t.name for t in plan.tensors} == {
         t.name for t in load_model(load_reference("deepseek-v3").folder).tensors
@@ -53,7 +53,7 @@ def test_they_are_dropped_by_default_and_listed(folder: Path, text: str) -> None
     assert not plan.prediction
 
 
-def test_kept_they_change_the_keys_and_leave_copies_out(folder: Path) -> None:
+def test_kept_prediction_layers_change_the_keys_and_omit_copies(folder: Path) -> None:
     plan = plan_of(folder, "default: F32\nprediction_layers: keep")
     assert {f"nextn.{name}.weight" for name in NEXTN} <= layer_3(plan)
     assert {"attn_k_b.weight", "exp_probs_b.bias", "ffn_gate_exps.weight"} <= layer_3(plan)
@@ -72,7 +72,7 @@ def test_kept_they_change_the_keys_and_leave_copies_out(folder: Path) -> None:
     assert plan.prediction == range(3, 4)
 
 
-def test_a_copy_that_differs_is_kept(folder: Path, tmp_path: Path) -> None:
+def test_copy_that_differs_is_kept(folder: Path, tmp_path: Path) -> None:
     changed = Path(shutil.copytree(folder, tmp_path / "m"))
     path = changed / "model-00002-of-00002.safetensors"
     tensors = {name: x.copy() for name, x in read_bf16(path).items()}
@@ -83,23 +83,23 @@ def test_a_copy_that_differs_is_kept(folder: Path, tmp_path: Path) -> None:
     assert list(plan.ignored) == ["model.layers.3.embed_tokens.weight"]
 
 
-def test_copies_may_be_missing_but_nothing_else(tmp_path: Path) -> None:
+def test_only_copies_may_be_missing(tmp_path: Path) -> None:
     plan = plan_of(
         with_prediction(tmp_path / "a", head=False), "default: F32\nprediction_layers: keep"
     )
     assert not plan.ignored
-    lacking = with_prediction(tmp_path / "b", without="model.layers.3.enorm.weight")
+    incomplete = with_prediction(tmp_path / "b", without="model.layers.3.enorm.weight")
     with pytest.raises(ArchitectureError, match=r"model\.layers\.3\.enorm\.weight is missing"):
-        load_model(lacking)
+        load_model(incomplete)
 
 
-def test_a_checkpoint_without_them_needs_none_whatever_the_recipe_says() -> None:
+def test_recipe_that_keeps_prediction_layers_fits_a_model_without_them() -> None:
     plan = plan_of(load_reference("deepseek-v3").folder, "default: F32\nprediction_layers: keep")
     assert plan.keys["deepseek2.block_count"].value == N_LAYERS
     assert not plan.prediction and not plan.ignored
 
 
-def test_rules_give_them_types_of_their_own_and_minus_one_is_the_models_last(folder: Path) -> None:
+def test_rules_select_prediction_layers_and_minus_one_is_the_last_other_layer(folder: Path) -> None:
     plan = plan_of(
         folder,
         "default: F16\nprediction_layers: keep\nrules:\n"
@@ -120,24 +120,26 @@ def test_rules_give_them_types_of_their_own_and_minus_one_is_the_models_last(fol
     assert [types[f"blk.{i}.attn_q_a.weight"] for i in range(4)] == ["F16", "BF16", "BF16", "F16"]
 
 
-def test_a_rule_for_dropped_ones_takes_no_tensor(folder: Path) -> None:
+def test_rule_for_dropped_layers_applies_to_no_tensor(folder: Path) -> None:
     with pytest.raises(RecipeError, match="applies to no tensor: the model has no nextn"):
         plan_of(folder, "default: F16\nrules: [{role: nextn.eh_proj, type: Q8_0}]")
 
 
-def test_the_size_in_the_name_is_the_models_own(folder: Path) -> None:
+def test_size_in_the_name_does_not_count_prediction_layers(folder: Path) -> None:
     alone = load_model(load_reference("deepseek-v3").folder).keys["general.size_label"]
     assert load_model(folder).keys["general.size_label"] == alone
 
 
 @pytest.mark.parametrize("text", ["yes", "keeps", "[keep, drop]"])
-def test_other_words_are_refused_with_their_place(text: str) -> None:
+def test_invalid_value_is_refused_with_its_place(text: str) -> None:
     with pytest.raises(RecipeError, match=r"r\.yaml:2:20: "):
         parse_recipe(f"default: F16\nprediction_layers: {text}", "r.yaml", "r")
 
 
 @pytest.mark.slow
-def test_the_plan_shows_what_becomes_of_them(folder: Path, tmp_path: Path) -> None:
+def test_plan_shows_whether_prediction_layers_are_kept_or_dropped(
+    folder: Path, tmp_path: Path
+) -> None:
     recipe = tmp_path / "keep.yaml"
     recipe.write_text("default: F16\nprediction_layers: keep\n")
     kept = CliRunner().invoke(app, ["plan", str(folder), "-r", str(recipe)])
@@ -153,7 +155,7 @@ def test_the_plan_shows_what_becomes_of_them(folder: Path, tmp_path: Path) -> No
 @pytest.mark.oracle
 @pytest.mark.parametrize("mla", ["split", "merged"])
 @pytest.mark.parametrize("keep", ["drop", "keep"])
-def test_the_model_answers_the_same_with_them_and_without(
+def test_results_do_not_depend_on_prediction_layers(
     folder: Path, tmp_path: Path, keep: str, mla: Any
 ) -> None:
     llamacpp: Any = pytest.importorskip("llamacpp", reason="needs xllamacpp", exc_type=ImportError)

@@ -1,4 +1,4 @@
-"""A saved plan gives the bytes that the recipe gives, and whatever does not fit is named."""
+"""A saved plan gives the same bytes as its recipe, and each input that does not match is named."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_saved_plan_gives_the_same_bytes(family: str, tmp_path: Path) -> None:
     }
 
 
-def test_prediction_layers_and_shards_and_keys_are_part_of_it(tmp_path: Path) -> None:
+def test_shards_and_keys_are_part_of_a_saved_plan(tmp_path: Path) -> None:
     options: dict[str, Any] = {
         "split": dynquant.Split(max_tensors=20),
         "set_keys": {"general.name": "Mine", "my.number": "7"},
@@ -56,7 +56,7 @@ def test_prediction_layers_and_shards_and_keys_are_part_of_it(tmp_path: Path) ->
     assert list(again.keys) == list(plan.keys)
 
 
-def test_the_plan_of_another_layout_of_attention_is_the_same(tmp_path: Path) -> None:
+def test_saved_plan_keeps_the_layout_of_attention(tmp_path: Path) -> None:
     folder = load_reference("deepseek-v3").folder
     plan = dynquant.make_plan(folder, "q8_0", mla="merged")
     plan.save(tmp_path / "plan.json")
@@ -64,7 +64,7 @@ def test_the_plan_of_another_layout_of_attention_is_the_same(tmp_path: Path) -> 
     assert [t.name for t in again.tensors] == [t.name for t in plan.tensors]
 
 
-def test_the_command_line_saves_and_carries_out(tmp_path: Path) -> None:
+def test_commands_save_a_plan_and_convert_with_it(tmp_path: Path) -> None:
     plan, out, direct = tmp_path / "p.json", tmp_path / "a.gguf", tmp_path / "b.gguf"
     assert run("plan", TINY_BOOKS, "-r", "dynamic-4bit", "--save", plan).code == 0
     assert run("convert", TINY_BOOKS, "--plan", plan, "-o", out).code == 0
@@ -84,15 +84,13 @@ def test_an_existing_plan_is_replaced_only_with_force(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "option", [("-r", "q8_0"), ("--effort", "best"), ("--set", "a.b=1"), ("--mla", "split")]
 )
-def test_options_that_a_plan_decides_are_wrong_usage(
-    option: tuple[str, ...], tmp_path: Path
-) -> None:
+def test_options_fixed_by_a_plan_are_wrong_usage(option: tuple[str, ...], tmp_path: Path) -> None:
     done = run("convert", TINY_BOOKS, "--plan", tmp_path / "p", "-o", tmp_path / "o", *option)
     assert done.code == 2
     assert "--plan decides it already" in done.err
 
 
-def test_a_recipe_or_a_plan_is_needed(tmp_path: Path) -> None:
+def test_recipe_or_plan_is_required(tmp_path: Path) -> None:
     done = run("convert", TINY_BOOKS, "-o", tmp_path / "o.gguf")
     assert done.code == 2
     assert "--recipe R, or --plan PLAN.json" in done.err
@@ -109,7 +107,7 @@ def test_a_draft_cannot_be_saved(tmp_path: Path) -> None:
     assert not (tmp_path / "p.json").exists()
 
 
-# What does not fit
+# Inputs that do not match
 
 
 @pytest.fixture
@@ -224,7 +222,7 @@ def test_an_edited_recipe_is_named(plan: Path, model: Path) -> None:
 DOWN = "blk.0.ffn_down.weight"
 
 
-def test_the_imatrix_must_be_the_one_of_the_plan(model: Path, tmp_path: Path) -> None:
+def test_another_imatrix_than_that_of_the_plan_is_refused(model: Path, tmp_path: Path) -> None:
     n = dynquant.load_model(model).tensors
     width = next(t for t in n if t.name == DOWN).n_per_row
     files = [
@@ -244,7 +242,7 @@ def test_the_imatrix_must_be_the_one_of_the_plan(model: Path, tmp_path: Path) ->
 # The document
 
 
-def test_the_schema_accepts_what_is_written(plan: Path) -> None:
+def test_schema_accepts_a_written_plan(plan: Path) -> None:
     Draft202012Validator(plan_schema()).validate(json.loads(plan.read_text()))
 
 
@@ -272,6 +270,6 @@ def test_contradictions_are_refused(plan: Path, model: Path) -> None:
     assert "tensor_bytes is" in message
 
 
-def test_nothing_of_the_machine_is_in_it(plan: Path, tmp_path: Path) -> None:
+def test_saved_plan_contains_no_path_of_the_machine(plan: Path, tmp_path: Path) -> None:
     assert str(tmp_path) not in plan.read_text()
     assert saved.VERSION == 1

@@ -1,4 +1,4 @@
-"""What `import dynquant` offers."""
+"""The public API of `import dynquant`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from dynquant import errors
 from dynquant.conversion.engine import Progress
 
 
-def test_every_public_name_is_there() -> None:
+def test_every_public_name_exists() -> None:
     assert all(getattr(dynquant, name) is not None for name in dynquant.__all__)
     assert set(dir(dynquant)) >= {"convert", "decode", "encode", "load_model", "make_plan"}
 
@@ -32,7 +32,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         dynquant.quantize  # noqa: B018
 
 
-def test_the_version_is_the_packages() -> None:
+def test_version_is_that_of_the_package() -> None:
     assert dynquant.__version__ == version("dynquant")
 
 
@@ -44,7 +44,7 @@ def test_encode_gives_rows_of_blocks_that_gguf_decodes() -> None:
     assert np.array_equal(dynquant.decode(blocks, "Q8_0", 64), theirs)
 
 
-def test_convert_takes_a_model_and_a_recipe_that_are_loaded(tmp_path: Path) -> None:
+def test_convert_accepts_a_loaded_model_and_recipe(tmp_path: Path) -> None:
     plan = dynquant.convert(
         model(), str(tmp_path / "x.gguf"), recipe=recipe(), set_keys={"general.name": "Mine"}
     ).plan
@@ -53,39 +53,39 @@ def test_convert_takes_a_model_and_a_recipe_that_are_loaded(tmp_path: Path) -> N
     assert reader.fields["general.name"].contents() == "Mine"
 
 
-def test_convert_takes_the_name_of_a_shipped_recipe(tmp_path: Path) -> None:
+def test_convert_accepts_the_name_of_a_shipped_recipe(tmp_path: Path) -> None:
     assert dynquant.convert(model(), tmp_path / "x.gguf", recipe="f32").plan.type_counts == {
         "F32": 6
     }
 
 
 @pytest.mark.parametrize("loaded", [False, True])
-def test_convert_takes_an_imatrix_as_a_file_or_loaded(tmp_path: Path, loaded: bool) -> None:
+def test_convert_accepts_an_imatrix_as_a_file_or_loaded(tmp_path: Path, loaded: bool) -> None:
     path = write_legacy(tmp_path / "i.dat", {DOWN: np.ones(512, np.float32)})
     imatrix = dynquant.load_imatrix(path) if loaded else str(path)
     plan = dynquant.convert(model(), tmp_path / "x.gguf", recipe=recipe(), imatrix=imatrix).plan
     assert list(plan.importance) == [DOWN]
 
 
-def test_convert_takes_an_effort(tmp_path: Path) -> None:
+def test_convert_accepts_an_effort(tmp_path: Path) -> None:
     plan = dynquant.convert(model(), tmp_path / "x.gguf", recipe=recipe(), effort="best").plan
     assert plan.effort == "best"
 
 
-def test_convert_calls_back_with_progress(tmp_path: Path) -> None:
+def test_convert_reports_progress(tmp_path: Path) -> None:
     seen: list[Progress] = []
     dynquant.convert(model(), tmp_path / "x.gguf", recipe=recipe(), progress=seen.append)
     assert seen[-1].weights_done == seen[-1].weights_total > 0
 
 
-def test_the_notebook_bar_ends_full(tmp_path: Path) -> None:
+def test_notebook_progress_bar_ends_at_100_percent(tmp_path: Path) -> None:
     drawn = io.StringIO()
     bar = dynquant.tqdm_progress(file=drawn, mininterval=0)
     dynquant.convert(model(), tmp_path / "x.gguf", recipe=recipe(), progress=bar)
     assert "100%" in drawn.getvalue()
 
 
-def test_errors_share_one_kind(tmp_path: Path) -> None:
+def test_errors_are_of_class_dynquant_error(tmp_path: Path) -> None:
     with pytest.raises(dynquant.DynquantError):
         dynquant.convert(tmp_path / "none", tmp_path / "x.gguf", recipe="q8_0")
 
@@ -150,7 +150,7 @@ def test_inspect_verify_read_manifest_and_types(tmp_path: Path) -> None:
     ],
     ids=["lists", "float16", "float64", "column order"],
 )
-def test_encode_takes_any_floats(convert: Callable[[Any], Any]) -> None:
+def test_encode_accepts_any_floats(convert: Callable[[Any], Any]) -> None:
     x = weights(3, 64).astype(np.float16).astype(np.float32)
     assert np.array_equal(dynquant.encode(convert(x), "Q8_0"), dynquant.encode(x, "Q8_0"))
 
@@ -168,13 +168,13 @@ class Bfloat16Tensor:
         return self._x
 
 
-def test_encode_takes_torchs_bfloat16() -> None:
+def test_encode_accepts_bfloat16_of_torch() -> None:
     x = weights(3, 64)
     assert np.array_equal(dynquant.encode(Bfloat16Tensor(x), "Q8_0"), dynquant.encode(x, "Q8_0"))
 
 
 @pytest.mark.parametrize("x", [np.zeros((2, 64), np.int8), np.zeros((2, 64), bool), "text"])
-def test_encode_refuses_what_is_not_floats(x: Any) -> None:
+def test_encode_refuses_arrays_that_are_not_floats(x: Any) -> None:
     with pytest.raises(dynquant.EncodeError, match="must be floats"):
         dynquant.encode(x, "Q8_0")
 

@@ -1,4 +1,4 @@
-"""Messages, help, comments and documentation use the words of the field, not private ones."""
+"""Messages, help, comments, documentation and tests use the words of the field."""
 
 from __future__ import annotations
 
@@ -32,6 +32,9 @@ PRIVATE = {
 
 ANY = re.compile("|".join(PRIVATE), re.IGNORECASE)
 
+IN_IDENTIFIER = re.compile(r"(?<=[^\W_])_+(?=[^\W_])")
+"""Underscores between the words of an identifier; names of tests are sentences."""
+
 EXEMPT = {
     "grids.h": "generated tables",
     "test_english.py": "this list",
@@ -47,6 +50,7 @@ FILES = sorted(
         *(ROOT / "recipes").rglob("*.yaml"),
         *(ROOT / ".github").rglob("*.yml"),
         *(ROOT / "scripts").rglob("*.py"),
+        *(ROOT / "tests").rglob("*.py"),
         *(page for page in PAGES if page.exists()),
     ]
     if path.name not in EXEMPT
@@ -57,6 +61,8 @@ def private_words(path: Path) -> list[str]:
     """Return a line for each private word in a file: where it is, and what to write instead."""
     found: list[str] = []
     text = path.read_text("utf-8")
+    if "tests" in path.relative_to(ROOT).parts:
+        text = IN_IDENTIFIER.sub(" ", text)
     if not ANY.search(text):
         return found
     for number, line in enumerate(text.splitlines(), 1):
@@ -78,3 +84,7 @@ def test_private_words_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     page = tmp_path / "page.md"
     page.write_text("The plan says so.\nThe rest is told, and weighs alike.\n")
     assert len(private_words(page)) == 2
+    names = tmp_path / "tests" / "test_names.py"
+    names.parent.mkdir()
+    names.write_text("def test_failed_call_is_told_and_run_is_resumed() -> None: ...\n")
+    assert len(private_words(names)) == 1

@@ -1,4 +1,4 @@
-"""The house: imports point down, only the roof knows typer and rich, the library never prints."""
+"""Imports have one direction, only the CLI uses typer, and the library never prints."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from places import ROOT
 
 PACKAGE = ROOT / "dynquant"
 
-# From the ground floor to the roof; a room imports from those before it. A module of the package
-# itself is a room too.
+# A room imports only from rooms before it. A top-level module of the package is a room too.
 ROOMS = (
     "errors",
     "keys",
@@ -59,7 +58,7 @@ def nodes(file: Path) -> list[ast.AST]:
 
 @cache
 def imports(file: Path) -> set[str]:
-    """Return the full names of all modules that a file imports, wherever in it."""
+    """Return the full names of all modules that a file imports anywhere."""
     found: set[str] = set()
     for node in nodes(file):
         if isinstance(node, ast.Import):
@@ -79,22 +78,23 @@ def of_package(file: Path) -> Iterator[str]:
             yield rest[0] if rest and rest[0] in ROOMS else "__init__"
 
 
-def test_every_room_has_its_place() -> None:
+def test_every_room_is_listed() -> None:
     assert {room_of(f) for f in FILES} <= set(ROOMS)
 
 
-def test_imports_point_down() -> None:
+def test_rooms_import_only_from_rooms_before_them() -> None:
     for file in FILES:
         if (room := room_of(file)) == "__init__":
             continue
-        # `from dynquant.x import y` names the package, too; only a plain import needs the roof.
+        # `from dynquant.x import y` also names the package; only a plain `import dynquant` uses its
+        # __init__.
         used = {r for r in of_package(file) if r != "__init__"}
         above = {r for r in used if ROOMS.index(r) > ROOMS.index(room)}
-        assert not above, f"{file}: {room} stands below {above}"
+        assert not above, f"{file}: {room} is before {above}"
         assert room == "cli" or "dynquant" not in imports(file), file
 
 
-def test_only_the_roof_knows_typer_and_rich() -> None:
+def test_only_the_cli_uses_typer_and_only_cli_and_report_use_rich() -> None:
     for file in FILES:
         used = {n.split(".")[0] for n in imports(file)} & {"typer", "rich", "click"}
         allowed = {"cli": {"typer", "rich"}, "report": {"rich"}}.get(room_of(file), set())
@@ -123,13 +123,13 @@ def loaded_by(code: str) -> set[str]:
 
 
 @pytest.mark.parametrize("code", ["import dynquant", "import dynquant.cli"])
-def test_starting_up_imports_nothing_heavy(code: str) -> None:
+def test_import_loads_no_heavy_package(code: str) -> None:
     heavy = {"numpy", "gguf", "yaml", "tokenizers", "safetensors", "tqdm", "rich", "torch"}
     heavy |= {"huggingface_hub", "jinja2"}
     assert not loaded_by(code) & heavy
 
 
 @pytest.mark.slow
-def test_nothing_needs_torch_or_transformers() -> None:
+def test_package_does_not_import_torch_or_transformers() -> None:
     used = {n.split(".")[0] for f in FILES for n in imports(f)}
     assert not used & {"torch", "transformers", "sentencepiece", "xllamacpp"}

@@ -116,7 +116,7 @@ def matches(shown: str, printed: str) -> bool:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A folder in which the paths of a page exist, and which gets all that its commands write."""
+    """A scratch folder in which the paths of a page exist and its commands write."""
     for folder in ("tests", "scripts"):
         (tmp_path / folder).symlink_to(ROOT / folder)
     return tmp_path
@@ -124,7 +124,7 @@ def checkout(tmp_path: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_all_examples_of_a_page_run_in_its_order(page: Path, checkout: Path) -> None:
+def test_all_examples_of_a_page_run_in_order(page: Path, checkout: Path) -> None:
     for block in blocks(page):
         place = f"{name_of(page)}:{block.line}"
         if block.language == "yaml":
@@ -142,9 +142,9 @@ def test_all_examples_of_a_page_run_in_its_order(page: Path, checkout: Path) -> 
             if not command.is_ours:
                 continue
             done = run(command.line, checkout)
-            told = f"{place}\n$ {command.line}\n{done.stdout}"
-            assert done.returncode == command.code, told
-            assert command.output is None or matches(command.output, done.stdout), told
+            context = f"{place}\n$ {command.line}\n{done.stdout}"
+            assert done.returncode == command.code, context
+            assert command.output is None or matches(command.output, done.stdout), context
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
@@ -163,14 +163,14 @@ def test_every_other_command_is_a_step_of_the_gate(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_every_link_to_a_file_leads_to_one(page: Path) -> None:
+def test_every_link_to_a_file_has_a_target(page: Path) -> None:
     links = re.findall(r"(?:\]\(|srcset=\"|src=\")([^)#\"\s]+)", page.read_text("utf-8"))
     files = {link for link in links if not re.match(r"[a-z]+:", link)}
     missing = {file for file in files if not (page.parent / file).exists()}
     assert missing == set()
 
 
-def test_the_pages_have_examples_of_every_kind() -> None:
+def test_pages_have_examples_of_every_kind() -> None:
     languages = [block.language for page in PAGES for block in blocks(page)]
     assert {"sh", "console", "yaml", "python"} <= set(languages)
     ours = [c for page in PAGES for block in blocks(page) for c in commands(block) if c.is_ours]

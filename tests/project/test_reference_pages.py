@@ -45,7 +45,7 @@ def test_every_architecture_class_is_on_the_page_of_models() -> None:
     assert set(families()) - names_in_code("models.md") == set()
 
 
-def test_the_map_of_the_package_lists_all_rooms_in_the_order_of_imports() -> None:
+def test_contributing_lists_all_rooms_in_the_order_of_imports() -> None:
     tree = ast.parse((ROOT / "tests" / "project" / "test_imports.py").read_text(encoding="utf-8"))
     (rooms,) = (
         ast.literal_eval(node.value)
@@ -56,6 +56,6 @@ def test_the_map_of_the_package_lists_all_rooms_in_the_order_of_imports() -> Non
     assert [room for room in listed if room in rooms] == [r for r in rooms if r != "__init__"]
 
 
-def test_the_map_of_tests_lists_all_folders() -> None:
+def test_contributing_lists_all_folders_of_tests() -> None:
     folders = {p.name for p in (ROOT / "tests").iterdir() if p.is_dir()} - {"__pycache__"}
     assert folders == set(re.findall(r"^\| `tests/(\w+)/` \|", CONTRIBUTING, re.MULTILINE))

@@ -1,4 +1,4 @@
-"""The trained model that the repository ships, converted, answers like the original.
+"""The trained model in the repository gives the same results after conversion.
 
 The oracles are transformers and the model's own tokenizer (stored by make_references.py)
 and llama.cpp.
@@ -30,10 +30,10 @@ pytestmark = pytest.mark.oracle
 KL_CEILINGS = kl_ceilings()[TINY_BOOKS]
 """Mean KL(transformers || ours) over the prompts' last tokens, in nats; may only go down.
 
-They tell a recipe from a worse one: all Q4_K gives 1.6e-2, all Q4_0 2.6e-2, Q5_K_S 3.8e-3, Q3_K_S
-5.2e-2. They cannot tell encoders of one quality apart: settings of Q4_K and Q5_K whose KL over
-49,000 tokens and six permutations of the model (as compare_objectives.py makes them) is
-1.35e-2 to 1.37e-2 give 7.1e-3 to 8.8e-3 here, and ggml's encoders, with 1.45e-2 there, 6.6e-3.
+They detect a worse recipe: all Q4_K gives 1.6e-2, all Q4_0 2.6e-2, Q5_K_S 3.8e-3, Q3_K_S 5.2e-2.
+They cannot detect small differences of encoders: settings of Q4_K and Q5_K with a KL of 1.35e-2 to
+1.37e-2 over 49,000 tokens and six permutations of the model (as in compare_objectives.py) give
+7.1e-3 to 8.8e-3 here; ggml's encoders give 1.45e-2 there and 6.6e-3 here.
 """
 
 

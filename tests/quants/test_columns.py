@@ -21,7 +21,7 @@ def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def rows(n_rows: int) -> F32:
-    """Rows of many magnitudes, with zeros in some; no two rows of sixteen are alike."""
+    """Return rows of many magnitudes, some with zeros; any sixteen rows in sequence differ."""
     rng = np.random.default_rng(n_rows)
     x = rng.standard_t(4, (n_rows, N_PER_ROW)) * np.exp(rng.uniform(-60, 60, (n_rows, 1)))
     x[2::7, : N_PER_ROW // 2] = 0
@@ -64,7 +64,7 @@ def test_columns_encode_to_the_blocks_of_their_copy(
 
 
 @pytest.mark.parametrize("name", ["F32", "Q4_K"])
-def test_the_first_row_that_is_not_finite_in_the_columns_is_returned(isa: str, name: str) -> None:
+def test_first_row_with_a_nonfinite_weight_in_the_columns_is_returned(isa: str, name: str) -> None:
     x = rows(20)
     x[4, 700], x[9, 300], x[11, 300] = np.nan, np.inf, np.nan
     blocks = np.empty((20, ALL[name].row_size(256)), np.uint8)
@@ -75,7 +75,7 @@ def test_the_first_row_that_is_not_finite_in_the_columns_is_returned(isa: str, n
     assert found == 9
 
 
-def test_columns_that_reach_beyond_a_buffer_are_refused(isa: str) -> None:
+def test_columns_beyond_a_buffer_are_refused(isa: str) -> None:
     x, w, blocks = np.ones((4, 512), np.float32), np.ones(256, np.float32), np.empty(576, np.uint8)
     good = [_core.ISAS.index(isa), TYPES.index("Q4_K"), x, 512, 256, 256, w, 1, blocks]
     _core.encode_columns(*good)

@@ -1,4 +1,4 @@
-"""Python and the C core mean the same by a position, and the core runs on this CPU."""
+"""Positions mean the same in Python and in the C core, and the core runs on this CPU."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dynquant.quants.search import EFFORTS
 from dynquant.quants.stored import NUMBERS, PACKINGS
 from dynquant.quants.table import FLOATS
 
-# The features that each level of the x86-64 psABI adds, by their names in /proc/cpuinfo.
+# Features that each level of the x86-64 psABI adds, as named in /proc/cpuinfo.
 LEVELS = {
     "v2": {"cx16", "lahf_lm", "popcnt", "pni", "ssse3", "sse4_1", "sse4_2"},
     "v3": {"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe", "xsave"},
@@ -20,7 +20,7 @@ LEVELS = {
 }
 
 
-def test_the_core_has_the_names_of_python_in_the_same_order() -> None:
+def test_names_in_the_core_equal_those_in_python() -> None:
     assert _core.EFFORTS == EFFORTS
     assert tuple(FLOATS) == _core.STORED
     assert _core.NUMBERS == NUMBERS
@@ -33,7 +33,7 @@ def test_the_core_has_every_type_once() -> None:
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="not an x86-64 CPU")
-def test_a_build_runs_where_the_cpu_has_every_feature_of_its_level() -> None:
+def test_isa_is_available_if_the_cpu_has_all_features_of_its_level() -> None:
     cpuinfo = Path("/proc/cpuinfo")
     if not cpuinfo.exists():
         pytest.skip("no /proc/cpuinfo")

@@ -15,7 +15,7 @@ CSRC = next(p for p in Path(__file__).resolve().parents if (p / "pyproject.toml"
 )
 SOURCES = sorted([*CSRC.glob("*.c"), *CSRC.glob("*.h")])
 HEADERS = [path for path in SOURCES if path.suffix == ".h"]
-# Names of what a standalone header does not use itself, and the vectors of other ISAs.
+# Declarations that a standalone header does not use, and vectors of other ISAs.
 UNUSED = ["-Wno-unused-function", "-Wno-unused-const-variable", "-Wno-psabi"]
 COMPILER = shutil.which(os.environ.get("CC", "cc"))
 

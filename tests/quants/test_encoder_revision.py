@@ -1,6 +1,6 @@
-"""Encoders that give other bytes have another revision, so that resumes and comparisons are safe.
+"""A change of the encoders' output has a new revision, so that resuming and comparing are safe.
 
-This is not a golden output: a change of encoders is welcome, with a new ENCODER_REVISION, an
+This is not a golden output: encoders may change, with a new ENCODER_REVISION, an
 *Output:* line in the changelog, and the new hash that the failing test prints.
 """
 

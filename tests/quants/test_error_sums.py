@@ -1,4 +1,4 @@
-"""The errors of a conversion are those that numpy finds in double precision, wherever it runs."""
+"""Errors of a conversion equal those of numpy in double precision on every ISA."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ X = dict(matrices(5, 768))["student-t"]
 
 
 def expected(x: F32, y: F32, importance: F32 | None) -> ErrorSums:
-    """The five sums in double precision."""
+    """Return the five sums in double precision."""
     w = np.ones(x.shape[1]) if importance is None else importance.astype(np.float64)
     a, b = x.astype(np.float64), y.astype(np.float64)
     sums = [float((w * p).sum()) for p in ((a - b) ** 2, a * a, a * b, b * b)]
@@ -39,7 +39,7 @@ def expected(x: F32, y: F32, importance: F32 | None) -> ErrorSums:
 
 
 def figures(x: F32, y: F32, importance: F32 | None) -> TensorError:
-    """The three figures by their definitions."""
+    """Return the three figures by their definitions."""
     e = expected(x, y, importance)
     angle = 1 - e.product**2 / (e.original * e.decoded)
     return TensorError(e.difference / e.original, angle, e.largest)
@@ -48,7 +48,7 @@ def figures(x: F32, y: F32, importance: F32 | None) -> TensorError:
 def on_each_isa(
     monkeypatch: pytest.MonkeyPatch, x: F32, stored: str, name: str, w: F32 | None
 ) -> ErrorSums:
-    """The sums of x in a stored type and another, which all builds of the core agree about."""
+    """Return the sums of x in two types; they must be the same on all ISAs."""
     rows, blocks = encode(x, stored), encode(x, name, w)
     found: set[tuple[bytes, ...]] = set()
     for isa in isas():
@@ -75,28 +75,28 @@ def test_sums_are_those_of_numpy_on_every_isa(
 
 
 @pytest.mark.parametrize("stored", [n for n, t in ALL.items() if not t.needs_importance])
-def test_blocks_of_any_type_are_an_original(monkeypatch: pytest.MonkeyPatch, stored: str) -> None:
+def test_original_may_be_stored_in_any_type(monkeypatch: pytest.MonkeyPatch, stored: str) -> None:
     found = on_each_isa(monkeypatch, X, stored, "Q4_K", None)
     x, y = gguf_decode(encode(X, stored), ALL[stored]), gguf_decode(encode(X, "Q4_K"), ALL["Q4_K"])
     np.testing.assert_allclose(found, expected(x, y, None), rtol=2e-6)
 
 
 @pytest.mark.parametrize("name", ["F16", "BF16", "Q8_0", "Q4_K", "IQ4_XS"])
-def test_no_weights_are_too_large_or_small_for_the_sums(
+def test_sums_are_accurate_for_very_large_and_small_weights(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     for case, x in degenerate_rows():
         w = np.exp(10 * np.random.default_rng(1).standard_normal(512)).astype(np.float32)
         found = on_each_isa(monkeypatch, x, "F32", name, w)
         wanted = expected(x, gguf_decode(encode(x, name, w), ALL[name]), w)
-        # A difference rounds where x is subnormal; of what is nothing beside x, nothing is asked.
+        # Differences are rounded where x is subnormal; sums much smaller than x are not tested.
         least = [1e-12 * wanted.original] * 4 + [1e-45]
         for a, b, atol in zip(found, wanted, least, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=atol, err_msg=case)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 5), (1, 1023), (1, 1025), (70, 31), (2, 4096)])
-def test_rows_of_any_length_are_summed_to_their_ends(
+def test_rows_of_any_length_are_summed_completely(
     monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int]
 ) -> None:
     x, w = weights(*shape), log_normal_importance(shape[1])
@@ -105,19 +105,19 @@ def test_rows_of_any_length_are_summed_to_their_ends(
     np.testing.assert_allclose(found, wanted, rtol=2e-6)
 
 
-def test_of_a_bf16_file_in_f16_only_what_f16_lacks_is_an_error() -> None:
+def test_error_of_bf16_in_f16_counts_only_values_outside_f16() -> None:
     x = gguf_decode(encode(weights(4, 64), "BF16"), ALL["BF16"])
     x[1, 7] = 2.0**-30
     found = error_sums(encode(x, "BF16"), ALL["BF16"], 64, ALL["F16"], encode(x, "F16"))
     assert (found.difference, found.largest) == (2.0**-60, 2.0**-30)
 
 
-def test_figures_of_zeros_are_zero_and_of_weights_lost_are_one() -> None:
+def test_figures_are_zero_for_zeros_and_one_for_lost_weights() -> None:
     assert ErrorSums().figures() == TensorError(0.0, 0.0, 0.0)
     assert ErrorSums(3.0, 3.0, 3.0, 0.0, 1.5).figures() == TensorError(1.0, 1.0, 1.5)
 
 
-def test_a_gain_is_an_error_of_length_and_none_of_angle() -> None:
+def test_gain_is_an_error_of_length_but_not_of_angle() -> None:
     x = weights(2, 64)
     found = error_sums(encode(x, "F32"), ALL["F32"], 64, ALL["F32"], encode(2 * x, "F32")).figures()
     assert found.weighted == pytest.approx(1)
@@ -141,8 +141,8 @@ def test_buffers_that_do_not_fit_together_are_refused() -> None:
 EXPERTS = "blk.1.ffn_up_exps.weight"
 
 
-def weighed_plan(folder: Path) -> Plan:
-    """The small model with importance for one matrix and for each expert but one."""
+def weighted_plan(folder: Path) -> Plan:
+    """Plan the small model with importance for one matrix and for two of three experts."""
     rng = np.random.default_rng(0)
     spread = [np.exp(rng.standard_normal(s)).astype(np.float32) for s in ((1, 512), (3, 256))]
     entries = {DOWN: (spread[0], [1]), EXPERTS: (spread[1], (1, 0, 1))}
@@ -151,8 +151,8 @@ def weighed_plan(folder: Path) -> Plan:
     return make_plan(model(), recipe("Q4_K", more), imatrix=imatrix)
 
 
-def test_a_conversion_tells_the_errors_of_what_it_wrote(tmp_path: Path) -> None:
-    plan = weighed_plan(tmp_path)
+def test_conversion_reports_the_errors_of_the_written_tensors(tmp_path: Path) -> None:
+    plan = weighted_plan(tmp_path)
     found = convert_plan(plan, tmp_path / "x.gguf", threads=2, chunk_bytes=5000).errors
     written = gguf.GGUFReader(tmp_path / "x.gguf").tensors
     for tensor, out in zip(plan.tensors, written, strict=True):
@@ -180,7 +180,7 @@ def test_errors_do_not_depend_on_threads_or_on_the_isa(
         monkeypatch.setenv("DYNQUANT_ISA", isa)
         for threads in (1, 2, 7):
             out = tmp_path / "x.gguf"
-            plan = weighed_plan(tmp_path)
+            plan = weighted_plan(tmp_path)
             done = convert_plan(plan, out, threads=threads, chunk_bytes=5000, force=True)
             found.add(tuple(done.errors.items()))
     assert len(found) == 1
@@ -189,13 +189,13 @@ def test_errors_do_not_depend_on_threads_or_on_the_isa(
 def test_errors_are_the_same_after_a_resume(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = weighed_plan(tmp_path)
+    plan = weighted_plan(tmp_path)
     original, calls = write.PartFiles.write, [0]
 
-    def breaks_off(*args: object) -> None:
+    def interrupt(*args: object) -> None:
         calls[0] += 1
         if calls[0] == 40:
-            raise ConvertError("broken off")
+            raise ConvertError("interrupted")
         original(*args)  # type: ignore[reportArgumentType]
 
     measured: list[object] = []
@@ -203,13 +203,13 @@ def test_errors_are_the_same_after_a_resume(
     whole = convert_plan(plan, tmp_path / "whole.gguf", threads=1, chunk_bytes=5000)
     in_whole = len(measured)
     with monkeypatch.context() as patched:
-        patched.setattr(write.PartFiles, "write", breaks_off)
-        with pytest.raises(ConvertError, match="broken off"):
+        patched.setattr(write.PartFiles, "write", interrupt)
+        with pytest.raises(ConvertError, match="interrupted"):
             convert_plan(plan, tmp_path / "x.gguf", threads=1, chunk_bytes=5000)
     in_first = len(measured) - in_whole
     resumed = convert_plan(plan, tmp_path / "x.gguf", threads=2, chunk_bytes=5000)
     assert resumed.errors == whole.errors
-    # The rows that were measured when the run broke off were not written.
+    # The rows measured at the time of the interrupt were not written.
     assert 0 < len(measured) - in_whole - in_first == in_whole - (in_first - 1)
 
 
@@ -231,7 +231,7 @@ def test_a_tensor_of_zeros_has_no_error(tmp_path: Path) -> None:
     zeros = ModelTensor("a.weight", Computed(np.zeros((4, 256), np.float32)))
     plan = make_plan(model(zeros, computed_tensor("b.weight", 4, 256)), recipe("Q4_K"))
     errors = convert_plan(plan, tmp_path / "x.gguf", threads=1).errors
-    nothing, something = errors["a.weight"], errors["b.weight"]
-    assert nothing == TensorError(0.0, 0.0, 0.0)
-    assert something
-    assert 0 < something.one_minus_cos2 <= something.weighted < 0.01
+    of_zeros, of_weights = errors["a.weight"], errors["b.weight"]
+    assert of_zeros == TensorError(0.0, 0.0, 0.0)
+    assert of_weights
+    assert 0 < of_weights.one_minus_cos2 <= of_weights.weighted < 0.01

@@ -1,4 +1,4 @@
-"""Weighting by magnitude with weights and importances whose product no float holds."""
+"""Weighting by magnitude with weights and importances whose product overflows a float."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Buffers that begin at odd addresses give the same bytes and weights as aligned ones.
+"""Buffers at odd addresses give the same bytes and weights as aligned ones.
 
 The oracle for undefined behaviour is scripts/check_sanitizers.sh, which runs these tests.
 """
@@ -25,7 +25,7 @@ def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def at_odd_address(a: np.ndarray) -> np.ndarray:
-    """A copy of an array that begins at an odd address."""
+    """Return a copy of an array at an odd address."""
     room = np.empty(a.nbytes + 2, np.uint8)
     start = 1 if room.ctypes.data % 2 == 0 else 0
     copy = room[start : start + a.nbytes].view(a.dtype).reshape(a.shape)

@@ -1,4 +1,4 @@
-"""Every type on every ISA: one set of checks that a new type gets for nothing."""
+"""Every type on every ISA: one set of checks that includes each new type automatically."""
 
 from __future__ import annotations
 
@@ -41,18 +41,18 @@ TYPES = list(ALL)
 BLOCK_TYPES = [name for name, qtype in ALL.items() if not qtype.is_float]
 MATRICES = dict(matrices())
 
-# ggml builds tables of neighbors in a grid before it encodes the first block of the other types:
-# for IQ1_M, that takes many seconds.
+# For the other types, ggml builds tables of grid neighbors before it encodes the first block; for
+# IQ1_M this takes many seconds.
 QUICK_IN_GGML = [name for name in BLOCK_TYPES if not name.startswith(("IQ1", "IQ2", "IQ3"))]
 
-# The weighted error that each type may leave, x 1e-6 of the weighted sum of squares, on
+# The largest permitted weighted error of each type, x 1e-6 of the weighted sum of squares, on
 # MATRICES["gaussian"] with and without importance. scripts/checks/compare_ceilings.py checks that
 # no ceiling rises.
 CEILING = type_ceilings()
 
-# From and to which largest magnitude of a row each type keeps its error: all f16 scales hold the
-# first, NVFP4's 8-bit floats less.
-HELD = dict.fromkeys(BLOCK_TYPES, (0.001, 65504)) | {"NVFP4": (0.02, 2000)}
+# Range of a row's largest magnitude in which the error of a type is normal: types with f16 scales,
+# and NVFP4, whose scales are 8-bit floats.
+RANGES = dict.fromkeys(BLOCK_TYPES, (0.001, 65504)) | {"NVFP4": (0.02, 2000)}
 
 
 @pytest.fixture(params=isas())
@@ -79,7 +79,7 @@ def test_number_and_sizes_are_those_of_ggml(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TYPES)
-def test_number_and_sizes_are_those_of_the_gguf_package_where_it_has_the_type(name: str) -> None:
+def test_number_and_sizes_are_those_of_the_gguf_package(name: str) -> None:
     if name not in gguf.GGMLQuantizationType.__members__:
         pytest.skip("not a type of this gguf package")
     ggml_type = gguf.GGMLQuantizationType[name]
@@ -96,9 +96,7 @@ def test_decodes_to_the_same_floats_as_the_gguf_package(isa: str, name: str) -> 
 
 
 @pytest.mark.parametrize("name", BLOCK_TYPES)
-def test_decodes_any_bytes_with_a_finite_scale_as_the_gguf_package_does(
-    isa: str, name: str
-) -> None:
+def test_any_bytes_with_a_finite_scale_decode_as_in_the_gguf_package(isa: str, name: str) -> None:
     qtype = ALL[name]
     rng = np.random.default_rng(2)
     blocks = rng.integers(0, 256, (64, qtype.row_size(256)), np.uint8)
@@ -122,7 +120,7 @@ def test_every_isa_gives_the_same_bytes(
 
 
 @pytest.mark.parametrize("name", TYPES)
-def test_a_row_encodes_to_the_same_bytes_alone_and_among_others(name: str) -> None:
+def test_bytes_of_a_row_do_not_depend_on_other_rows(name: str) -> None:
     x = MATRICES["student-t"][:7, :768]
     w = log_normal_importance(768)
     together = encode(x, name, w)
@@ -131,7 +129,7 @@ def test_a_row_encodes_to_the_same_bytes_alone_and_among_others(name: str) -> No
 
 
 @pytest.mark.parametrize("name", TYPES)
-def test_stays_under_its_error_ceiling(name: str) -> None:
+def test_error_is_below_the_ceiling(name: str) -> None:
     x = MATRICES["gaussian"]
     for w, ceiling in zip((log_normal_importance(x.shape[1]), None), CEILING[name], strict=True):
         assert weighted_error(x, decode(encode(x, name, w), name, x.shape[1]), w) <= ceiling * 1e-6
@@ -141,7 +139,7 @@ def test_stays_under_its_error_ceiling(name: str) -> None:
 @pytest.mark.parametrize("with_importance", [True, False])
 @pytest.mark.parametrize("matrix", MATRICES)
 @pytest.mark.parametrize("name", slow_except(QUICK_IN_GGML, BLOCK_TYPES))
-def test_loses_no_more_than_ggml(name: str, matrix: str, with_importance: bool) -> None:
+def test_error_is_at_most_that_of_ggml(name: str, matrix: str, with_importance: bool) -> None:
     pytest.importorskip("xllamacpp")
     if not with_importance and requires_importance(ALL[name]):
         pytest.skip("ggml does not encode this type without importance")
@@ -152,14 +150,14 @@ def test_loses_no_more_than_ggml(name: str, matrix: str, with_importance: bool) 
     assert ours <= theirs
 
 
-# At normal effort already the format's optimum, or so near that a matrix may not show it.
+# Types whose encoders reach the optimum of the format at normal effort, or almost.
 OPTIMAL_AT_NORMAL = ("MXFP4", "NVFP4", "Q1_0", "Q2_0", "TQ1_0", "TQ2_0")
 
 
 @pytest.mark.parametrize("with_importance", [True, False])
 @pytest.mark.parametrize("matrix", MATRICES)
 @pytest.mark.parametrize("name", slow_except(FAST_TYPES, BLOCK_TYPES))
-def test_more_effort_loses_no_more(name: str, matrix: str, with_importance: bool) -> None:
+def test_more_effort_gives_no_larger_error(name: str, matrix: str, with_importance: bool) -> None:
     x = MATRICES[matrix]
     w = log_normal_importance(x.shape[1]) if with_importance else None
     fast, normal, best = [
@@ -173,9 +171,7 @@ def test_more_effort_loses_no_more(name: str, matrix: str, with_importance: bool
 
 @pytest.mark.parametrize("stored", FLOATS.values(), ids=FLOATS)
 @pytest.mark.parametrize("name", slow_except(FAST_TYPES, TYPES))
-def test_stored_rows_encode_as_their_float_values_do(
-    isa: str, name: str, stored: QuantType
-) -> None:
+def test_stored_rows_encode_like_their_float_values(isa: str, name: str, stored: QuantType) -> None:
     source = ALL[stored.name]
     rows = encode(MATRICES["student-t"], source)
     values = gguf_decode(rows, source)
@@ -186,7 +182,7 @@ def test_stored_rows_encode_as_their_float_values_do(
 
 
 @pytest.mark.parametrize("stored", [ALL["F16"], ALL["BF16"]])
-def test_every_half_float_survives_the_way_through_f32(isa: str, stored: QuantType) -> None:
+def test_every_half_float_is_unchanged_by_way_of_f32(isa: str, stored: QuantType) -> None:
     every = np.arange(1 << 16, dtype=np.uint16)
     infinite = 0x7C00 if stored is ALL["F16"] else 0x7F80
     finite = every[(every & infinite) != infinite].reshape(1, -1)
@@ -196,7 +192,7 @@ def test_every_half_float_survives_the_way_through_f32(isa: str, stored: QuantTy
 
 
 @pytest.mark.parametrize("name", ["F16", "BF16"])
-def test_float_types_round_like_the_gguf_package_and_saturate(isa: str, name: str) -> None:
+def test_float_types_round_as_in_the_gguf_package_and_saturate(isa: str, name: str) -> None:
     rng = np.random.default_rng(5)
     patterns = rng.integers(0, 1 << 32, 50_000, np.uint64).astype(np.uint32)
     x = patterns.view(np.float32)
@@ -216,7 +212,7 @@ def bf16_rounded(x: F32) -> F32:
 
 @pytest.mark.parametrize("stored", FLOATS.values(), ids=FLOATS)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_a_number_that_is_not_finite_is_refused_with_its_row(stored: QuantType, bad: float) -> None:
+def test_nonfinite_weight_is_refused_with_its_row(stored: QuantType, bad: float) -> None:
     n_per_row = 768
     rows = encode(np.ones((9, n_per_row), np.float32), stored)
     itemsize = stored.type_size
@@ -238,17 +234,19 @@ def test_a_number_that_is_not_finite_is_refused_with_its_row(stored: QuantType, 
     st.floats(-12, 12),
 )
 @settings(max_examples=100, deadline=None)
-def test_any_shape_and_scale_stays_close(
+def test_error_is_bounded_for_any_shape_and_scale(
     name: str, n_rows: int, n_blocks: int, seed: int, exponent: float
 ) -> None:
     n_per_row = n_blocks * ALL[name].block_size
     rng = np.random.default_rng(seed)
     x = (10.0**exponent * rng.standard_normal((n_rows, n_per_row))).astype(np.float32)
     decoded = gguf_decode(encode(x, name), ALL[name])
-    least, most = HELD[name]
-    held = least < float(np.abs(x).max()) < most
-    # A block of a few weights may have four times the error that many have on average.
-    assert weighted_error(x, decoded) <= min(1 + 1e-6, 4e-6 * CEILING[name][1] if held else np.inf)
+    least, most = RANGES[name]
+    in_range = least < float(np.abs(x).max()) < most
+    # A few weights can have four times the average error of many.
+    assert weighted_error(x, decoded) <= min(
+        1 + 1e-6, 4e-6 * CEILING[name][1] if in_range else np.inf
+    )
 
 
 def test_rows_of_the_wrong_length_are_refused() -> None:
@@ -264,7 +262,7 @@ def test_importance_of_the_wrong_shape_or_sign_is_refused() -> None:
         encode(x, "Q4_K", np.full(256, -1, np.float32))
 
 
-def test_an_unknown_type_names_the_nearest() -> None:
+def test_unknown_type_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(EncodeError, match=r"'q4km' is not a quant type; did you mean Q4_K\?"):
         quant_type("q4km")
 
@@ -276,7 +274,7 @@ def projection(x: F32, decoded: F32, w: F32) -> float:
 
 
 @pytest.mark.parametrize("name", ["Q2_K", "Q3_K", "Q4_0", "IQ1_M", "IQ1_S", "IQ2_XXS", "TQ1_0"])
-def test_gains_lead_from_the_least_error_to_the_originals_length(name: str) -> None:
+def test_gains_range_from_the_least_error_to_the_length_of_the_original(name: str) -> None:
     x = MATRICES["gaussian"]
     w = log_normal_importance(x.shape[1])
     decoded = [gguf_decode(encode(x, name, w, gain=gain), ALL[name]) for gain in GAINS]
@@ -288,7 +286,7 @@ def test_gains_lead_from_the_least_error_to_the_originals_length(name: str) -> N
 
 
 @pytest.mark.parametrize("name", [n for n in BLOCK_TYPES if n != "Q1_0"])
-def test_weighing_by_magnitude_spends_the_bits_on_large_weights(name: str) -> None:
+def test_weighting_by_magnitude_lowers_the_error_of_large_weights(name: str) -> None:
     x = MATRICES["student-t"]
     plain, by_magnitude = (
         gguf_decode(encode(x, name, weighting=weighting), ALL[name]) for weighting in WEIGHTINGS
@@ -300,17 +298,17 @@ def test_weighing_by_magnitude_spends_the_bits_on_large_weights(name: str) -> No
     assert errors[1] < errors[0]
 
 
-def test_a_mixture_of_llama_quantize_is_named_as_such() -> None:
+def test_mix_of_llama_quantize_is_refused_as_a_mix() -> None:
     with pytest.raises(EncodeError, match=r"'Q4_K_M' is llama-quantize's name of a mixture"):
         quant_type("Q4_K_M")
 
 
-def test_a_type_for_activations_is_named_as_such() -> None:
+def test_type_for_activations_is_refused_as_such() -> None:
     with pytest.raises(EncodeError, match="'Q8_K' is a type of GGUF, but none that weights"):
         quant_type("Q8_K")
 
 
-def test_an_isa_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_isa_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DYNQUANT_ISA", "sse9")
     with pytest.raises(DynquantError, match="DYNQUANT_ISA='sse9' is not supported on this CPU"):
         active_isa()

@@ -1,4 +1,4 @@
-"""The optimum where it can be known, and rows that no weights of a model look like."""
+"""Encoders reach the optimum where it can be computed, and accept degenerate rows."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MATRICES = dict(matrices())
 
 
 def optimum(x: F32, w: F32, levels: list[float], scales: F32) -> F32:
-    """Return the least weighted error of each block over all scales, levels nearest, in float64.
+    """Return the least weighted error of each block over all scales, with nearest levels.
 
     x: [n_blocks, block_size]; w likewise; scales: [n_blocks or 1, n_scales]
     """
@@ -41,8 +41,7 @@ def optimum(x: F32, w: F32, levels: list[float], scales: F32) -> F32:
 
 
 def solved(x: F32, w: F32, levels: list[float], thresholds: F32) -> F32:
-    """Return the least-squares scale for the levels chosen by each threshold: every local optimum
-    is one of them."""
+    """Return the least-squares scale for the levels of each threshold; they include all optima."""
     midpoints = np.add(levels[:-1], levels[1:]) / 2
     scales = []
     for s in thresholds.T.astype(np.float64)[:, :, None]:
@@ -52,7 +51,7 @@ def solved(x: F32, w: F32, levels: list[float], thresholds: F32) -> F32:
 
 
 def around_breakpoints(x: F32, breakpoints: list[float], signs: list[int]) -> F32:
-    """Return scales on either side of each one at which some weight changes its level."""
+    """Return scales just below and above each scale at which a weight changes its level."""
     return np.concatenate(
         [
             sign * np.abs(x) / b * f
@@ -69,8 +68,8 @@ UE4M3 = np.array([*range(1, 8), *[(8 + k % 8) * 2.0 ** (k // 8 - 1) for k in ran
 @pytest.mark.slow
 @pytest.mark.parametrize("matrix", MATRICES)
 @pytest.mark.parametrize("name", ["TQ1_0", "TQ2_0", "Q2_0", "MXFP4", "NVFP4", "Q1_0"])
-def test_reaches_the_optimum_of_its_format(name: str, matrix: str) -> None:
-    """The oracle tries every scale that matters, in float64, on the decoders' own levels."""
+def test_best_effort_reaches_the_optimum_of_the_format(name: str, matrix: str) -> None:
+    """The oracle tries every relevant scale in float64 with the levels of the decoder."""
     qtype, all_x = ALL[name], MATRICES[matrix]
     all_w = log_normal_importance(all_x.shape[1])
     group = 16 if name == "NVFP4" else qtype.block_size

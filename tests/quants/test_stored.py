@@ -1,6 +1,6 @@
-"""Numbers with scales beside them become weights: every code, on every ISA, and no byte beyond.
+"""Stored codes and scales become weights: every code, on every ISA, within the buffers.
 
-The oracles are the definitions of the formats (tests/packers.py), and gguf for MXFP4.
+The oracles are the definitions of the formats (tests/support/packers.py), and gguf for MXFP4.
 """
 
 from __future__ import annotations
@@ -53,31 +53,31 @@ def test_every_code_has_its_value(number: str, values: np.ndarray) -> None:
     assert not np.isfinite(found[special]).any()
 
 
-def test_an_exponent_is_a_power_of_two_also_below_the_normal_floats() -> None:
+def test_exponents_are_powers_of_two_including_subnormal_floats() -> None:
     found = numbers(EVERY, "E8M0", 256)[0]
     np.testing.assert_array_equal(found[:255], np.exp2(np.arange(255.0) - 127).astype(np.float32))
     assert np.isnan(found[255])
 
 
-def test_fp4_takes_the_low_half_of_a_byte_first() -> None:
+def test_first_fp4_code_is_the_low_half_of_a_byte() -> None:
     found = numbers(EVERY, "FP4", 512)[0].reshape(256, 2)
     np.testing.assert_array_equal(found, E2M1[np.stack([EVERY[0] & 15, EVERY[0] >> 4], 1)])
 
 
 @pytest.mark.parametrize("bits", range(1, 9))
 @pytest.mark.parametrize("n_per_row", [1, 7, 32, 75])
-def test_codes_of_any_width_are_read_where_they_are_packed(bits: int, n_per_row: int) -> None:
+def test_packed_codes_of_any_width_are_decoded(bits: int, n_per_row: int) -> None:
     codes = np.random.default_rng(bits).integers(0, 1 << bits, (5, n_per_row))
     packed = np.ascontiguousarray(pack_bits(codes, bits)).view(np.uint8)
     np.testing.assert_array_equal(numbers(packed, "BITS", n_per_row, bits), codes)
-    # A row ends with its last code; nothing after it is looked at (the sanitizers would tell).
+    # A row ends with its last code; no byte after it is read (the sanitizers would detect it).
     short = np.ascontiguousarray(packed[:, : -(-n_per_row * bits // 8)])
     np.testing.assert_array_equal(numbers(short, "BITS", n_per_row, bits), codes)
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize(("n", "n_per_row"), [(1, 32), (16, 64), (37, 96), (64, 33)])
-def test_turned_codes_are_read_where_they_are_packed(bits: int, n: int, n_per_row: int) -> None:
+def test_transposed_packed_codes_are_decoded(bits: int, n: int, n_per_row: int) -> None:
     codes = np.random.default_rng(bits).integers(0, 1 << bits, (n, n_per_row))
     words = np.ascontiguousarray(pack_bits(codes, bits).T).view(np.uint8)
     found = np.empty((n, n_per_row), np.float32)
@@ -87,7 +87,7 @@ def test_turned_codes_are_read_where_they_are_packed(bits: int, n: int, n_per_ro
 
 @pytest.mark.slow
 @given(st.integers(1, 40), st.integers(1, 70), st.integers(1, 50), st.integers(1, 90), st.data())
-def test_each_weight_takes_the_scale_of_its_rectangle(
+def test_each_weight_has_the_scale_of_its_rectangle(
     n: int, n_per_row: int, rows: int, columns: int, data: st.DataObject
 ) -> None:
     first = data.draw(st.integers(0, rows - 1))
@@ -108,7 +108,7 @@ def test_each_weight_takes_the_scale_of_its_rectangle(
     np.testing.assert_array_equal(found, (codes - zero[i, j]) * scale[i, j])
 
 
-def test_mxfp4_blocks_are_worth_what_the_codes_are() -> None:
+def test_mxfp4_blocks_have_the_values_of_the_codes() -> None:
     rng = np.random.default_rng(4)
     codes = rng.integers(0, 16, (50, 32))
     scales = rng.integers(100, 140, 50).astype(np.uint8)
@@ -118,7 +118,7 @@ def test_mxfp4_blocks_are_worth_what_the_codes_are() -> None:
     np.testing.assert_array_equal(found, expected)
 
 
-def test_the_core_refuses_what_would_reach_beyond_a_buffer() -> None:
+def test_core_refuses_sizes_beyond_a_buffer() -> None:
     codes, scale, weights = (
         np.zeros((4, 8), np.uint8),
         np.ones((2, 2), np.float32),
@@ -138,7 +138,7 @@ def test_the_core_refuses_what_would_reach_beyond_a_buffer() -> None:
             _core.decode_rows(*good[:position], value, *good[position + 1 :])
 
 
-def test_the_core_refuses_turned_words_that_do_not_fit() -> None:
+def test_core_refuses_transposed_words_that_do_not_fit() -> None:
     words, scale = np.zeros((3, 4 * 16), np.uint8), np.ones((2, 16), np.float32)
     groups, weights = np.zeros(32, np.int32), np.empty((4, 32), np.float32)
     good = [0, 0, 3, words, 16, 12, 4, 32, scale, scale, groups, weights]

@@ -1,7 +1,7 @@
 """A file of tiny-books in each block type predicts text in llama.cpp.
 
-All that the gguf package knows run on the CPU in the pinned wheel, but for Q8_1 and Q8_K, which
-hold activations. (Those that are not in ALL were tried with ggml's encoder.)
+The pinned wheel runs all types of the gguf package on the CPU except Q8_1 and Q8_K, which are for
+activations. (Types that are not in ALL were tried with ggml's encoder.)
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ llamacpp: Any = pytest.importorskip("llamacpp", reason="needs xllamacpp", exc_ty
 pytestmark = pytest.mark.oracle
 
 N_VOCAB = 2048
-"""Perplexity of the model that holds all tokens equally likely."""
+"""Perplexity of a model to which all tokens are equally likely."""
 
 PREDICTED = range(20, 200, 9)
-"""Positions of the longest prompt, 200 tokens, whose token is predicted from all before it."""
+"""Positions of the predicted tokens in the longest prompt, which has 200 tokens."""
 
-# The embedding is the output matrix, too: with it in ternary weights, ggml's TQ1_0 has a perplexity
-# of 9,138 on these positions, and of 1,061 with it in Q8_0. The original has 78.
+# The embedding is also the output matrix: if it is ternary, ggml's TQ1_0 has a perplexity of 9,138
+# at these positions; if it is Q8_0, 1,061. The original model has 78.
 EMBEDDING = "rules: [{role: token_embd, type: Q8_0}]"
 
 
@@ -42,7 +42,7 @@ def reference() -> Reference:
 
 @pytest.fixture(scope="module")
 def imatrix(reference: Reference, tmp_path_factory: pytest.TempPathFactory) -> Imatrix:
-    """A made-up imatrix: channels that differ a little, by chance."""
+    """A random imatrix, in which channels differ a little."""
     rng = np.random.default_rng(0)
     means = {
         t.name: rng.uniform(0.5, 1.5, t.n_per_row).astype(np.float32)

@@ -1,4 +1,4 @@
-"""What rules do besides giving a type: keep, drop, override; and what a recipe says of its use."""
+"""Actions of rules besides a type (keep, drop, override), and keys about the use of a recipe."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("layers", ["drop", "keep"])
-def test_a_rule_may_drop_the_layers_that_predict(folder: Path, layers: str) -> None:
+def test_rule_can_drop_the_prediction_layers(folder: Path, layers: str) -> None:
     text = f"default: F16\nprediction_layers: {layers}\nrules: [{{role: mtp, drop: true}}]"
     plan = plan_of(folder, text)
     assert not [t.name for t in plan.tensors if t.name.startswith("blk.3.")]
@@ -68,7 +68,7 @@ def test_a_rule_may_drop_the_layers_that_predict(folder: Path, layers: str) -> N
     assert all(reason.startswith(why) for reason in plan.ignored.values())
 
 
-def test_a_part_of_the_layers_that_predict_cannot_be_dropped(folder: Path) -> None:
+def test_part_of_the_prediction_layers_cannot_be_dropped(folder: Path) -> None:
     text = "default: F16\nprediction_layers: keep\nrules: [{role: mtp, name: '*attn*', drop: true}]"
     with pytest.raises(PlanError, match=r"^r\.yaml:3: drops only a part of the layers") as e:
         plan_of(folder, text)
@@ -96,7 +96,7 @@ def test_protection_is_overridden_with_a_warning() -> None:
     )
 
 
-def test_an_overriding_rule_keeps_its_place_among_the_others() -> None:
+def test_overriding_rule_keeps_its_position() -> None:
     tensors = [unread("blk.0.ffn_gate_inp.weight", 8, 256), unread("blk.0.attn_q.weight", 8, 256)]
     text = (
         "default: Q4_K\nrules:\n  - {name: '*', type: Q8_0}\n"
@@ -106,7 +106,7 @@ def test_an_overriding_rule_keeps_its_place_among_the_others() -> None:
     assert [a.type.name for a in given.values()] == ["BF16", "Q8_0"]
 
 
-def test_integers_stay_integers_whatever_is_overridden() -> None:
+def test_override_does_not_apply_to_integers() -> None:
     tensors = list(model().tensors)
     text = "default: Q8_0\nrules: [{name: tid2eid.weight, override: true, type: F16}]"
     table = ModelTensor("tid2eid.weight", Unread((4, 256), KEPT["I32"]))
@@ -135,7 +135,7 @@ def test_ignored_importance_changes_nothing_and_gives_a_warning(imatrix: Imatrix
     assert plan.warnings == ("recipes/hand.yaml: ignores the imatrix m.dat (importance: ignored)",)
 
 
-def test_rules_may_ask_whether_there_is_importance(imatrix: Imatrix) -> None:
+def test_rules_can_depend_on_importance(imatrix: Imatrix) -> None:
     asking = recipe("Q8_0", "rules: [{role: ffn_down, when: {importance: true}, type: Q4_0}]")
     assert "Q4_0" not in make_plan(model(), asking).type_counts
     assert make_plan(model(), asking, imatrix=imatrix).type_counts["Q4_0"] == 2
@@ -148,7 +148,7 @@ def test_the_recipes_effort_is_the_default() -> None:
     assert make_plan(model(), recipe("Q8_0")).effort == "normal"
 
 
-def test_another_architecture_is_a_warning() -> None:
+def test_recipe_for_another_architecture_gives_a_warning() -> None:
     assert make_plan(model(), recipe("Q8_0", "for: [llama, qwen3]")).warnings == ()
     assert make_plan(model(), recipe("Q8_0", "for: deepseek2")).warnings == (
         "recipes/hand.yaml: is meant for deepseek2, and the model is llama",
@@ -163,7 +163,7 @@ def test_metadata_sets_keys_and_set_overrides_it() -> None:
     assert again["general.name"].value == "Yours"
 
 
-def test_metadata_that_no_key_can_hold_is_refused_with_its_recipe() -> None:
+def test_invalid_metadata_is_refused_with_its_recipe() -> None:
     wrong = recipe("Q8_0", "metadata: {llama.block_count: many, dynquant.version: '9'}")
     with pytest.raises(PlanError) as e:
         make_plan(model(), wrong)
@@ -174,7 +174,7 @@ def test_metadata_that_no_key_can_hold_is_refused_with_its_recipe() -> None:
     )
 
 
-def test_tensors_may_be_ordered_by_layer() -> None:
+def test_tensors_can_be_ordered_by_layer() -> None:
     names = [t.name for t in small_plan(more="output: {tensor_order: layer}").tensors]
     assert names == [
         "output_norm.weight",

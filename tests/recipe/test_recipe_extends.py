@@ -1,4 +1,4 @@
-"""A recipe that extends another: what comes first, what is taken over, what goes round."""
+"""A recipe that extends another: order of rules, inherited keys, and cycles."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def refusal(name: str) -> list[str]:
     return list(e.value.messages)
 
 
-def test_own_rules_come_first(folder: Path) -> None:
+def test_rules_of_the_child_come_first(folder: Path) -> None:
     text = "extends: parent.yaml\nrules: [{role: ffn_down, type: Q8_0}]"
     given = apply(text, folder).assignments
     assert [a.type.name for a in given.values()] == ["Q4_K", "Q6_K", "Q8_0"]
@@ -101,7 +101,7 @@ def test_given_keys_override_the_parent(folder: Path) -> None:
     assert not child.keeps_prediction
 
 
-def test_a_path_is_from_the_file_that_extends(folder: Path) -> None:
+def test_path_is_relative_to_the_extending_file(folder: Path) -> None:
     write(folder / "sub" / "middle.yaml", "extends: ../parent.yaml\ndefault: Q5_K")
     child = load_recipe(write(folder / "child.yaml", "extends: sub/middle.yaml"))
     assert child.default_place.path == str(Path("sub") / "middle.yaml")
@@ -113,14 +113,14 @@ def test_a_shipped_recipe_is_extended_by_its_name(folder: Path) -> None:
     assert {rule.place.path for rule in child.rules} == {"recipes/dynamic-4bit.yaml"}
 
 
-def test_the_hash_is_of_all_that_is_extended(folder: Path) -> None:
+def test_hash_covers_all_extended_recipes(folder: Path) -> None:
     child = write(folder / "child.yaml", "extends: parent.yaml")
     before = load_recipe(child).sha256
     (folder / "parent.yaml").write_text(PARENT.replace("Q5_K", "Q6_K"))
     assert load_recipe(child).sha256 != before
 
 
-def test_a_circle_of_extends_is_refused(folder: Path) -> None:
+def test_cycle_of_extends_is_refused(folder: Path) -> None:
     (folder / "a.yaml").write_text("extends: b.yaml")
     (folder / "b.yaml").write_text("name: b\nextends: a.yaml")
     assert refusal("a.yaml") == [
@@ -140,13 +140,13 @@ def test_a_missing_parent_is_refused_at_its_place(folder: Path) -> None:
     ]
 
 
-def test_faults_of_both_come_at_once_each_with_its_file(folder: Path) -> None:
+def test_faults_of_child_and_parent_are_reported_together_with_their_files(folder: Path) -> None:
     (folder / "parent.yaml").write_text("default: Q4_X")
     (folder / "a.yaml").write_text("extends: parent.yaml\nrules: [{role: attn_w, type: Q6_K}]")
     assert [m.split(" ")[0] for m in refusal("a.yaml")] == ["a.yaml:2:16:", "parent.yaml:1:10:"]
 
 
-def test_a_chain_is_bounded_by_its_files(folder: Path) -> None:
+def test_long_chain_of_extends_is_read(folder: Path) -> None:
     for i in range(50):
         (folder / f"{i}.yaml").write_text(f"extends: {i + 1}.yaml")
     (folder / "50.yaml").write_text("default: Q4_K")

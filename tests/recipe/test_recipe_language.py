@@ -1,4 +1,4 @@
-"""The recipe language: what is read, and how every fault is reported."""
+"""The recipe language: every key is read, and every fault is reported."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ fallback: [Q8_0, F16]
 """
 
 
-def test_every_key_of_a_recipe_reaches_its_data():
+def test_every_key_of_the_language_is_parsed():
     recipe = parse(EVERY_KEY)
     assert (recipe.intended, recipe.importance, recipe.effort) == (
         ("llama", "qwen3moe"),
@@ -82,7 +82,7 @@ def test_every_key_of_a_recipe_reaches_its_data():
     assert recipe.keeps_prediction
 
 
-def test_every_key_is_read():
+def test_example_recipe_is_parsed():
     recipe = parse(WHOLE)
     assert (recipe.name, recipe.description) == ("small", "for small\nmachines")
     assert (recipe.path, recipe.text) == ("r.yaml", WHOLE)
@@ -95,16 +95,16 @@ def test_every_key_is_read():
     assert rule.names == ("/^blk/",)
 
 
-def test_no_is_text_and_not_false():
+def test_no_is_a_string_and_not_false():
     assert parse(WHOLE).rules[1].names == ("no",)
 
 
-def test_a_type_may_be_in_any_case():
+def test_type_can_be_written_in_any_case():
     rule = parse(WHOLE).rules[1]
     assert rule.type is not None and rule.type.name == "Q8_0"
 
 
-def test_only_the_default_is_needed():
+def test_only_the_default_is_required():
     recipe = parse("default: F16")
     assert (recipe.name, recipe.description, recipe.rules) == ("r", "", ())
     assert recipe.fallback == Fallback()
@@ -121,7 +121,7 @@ def test_fallback_is_a_type_a_list_or_error(declared: str, types: list[str]):
 @pytest.mark.slow
 @SEEDED
 @given(st.integers(1, 40), st.integers(-40, 39), st.integers(-40, 39))
-def test_layers_are_those_of_pythons_indices(n_layers: int, first: int, last: int):
+def test_layer_numbers_are_like_python_indices(n_layers: int, first: int, last: int):
     layers = list(range(n_layers))
     assume(-n_layers <= first < n_layers and -n_layers <= last < n_layers)
     covered = [i for i in layers if LayerRange(first, last).covers(i, n_layers)]
@@ -131,7 +131,7 @@ def test_layers_are_those_of_pythons_indices(n_layers: int, first: int, last: in
 @pytest.mark.parametrize(
     ("first", "last", "covered"), [(2, 99, [2, 3]), (-99, 1, [0, 1]), (4, 4, []), (-5, -5, [])]
 )
-def test_layers_may_reach_out_of_the_model(first: int, last: int, covered: list[int]):
+def test_layer_range_can_extend_beyond_the_model(first: int, last: int, covered: list[int]):
     assert [i for i in range(4) if LayerRange(first, last).covers(i, 4)] == covered
 
 
@@ -156,7 +156,7 @@ def test_every_role_of_a_family_is_in_the_vocabulary(family: MODEL_ARCH):
         (r"/\.\d\./", "blk.12.ffn_gate.weight", False),
     ],
 )
-def test_a_glob_fits_the_whole_name_and_a_regular_expression_any_part(
+def test_glob_matches_the_whole_name_and_regular_expression_any_part(
     pattern: str, name: str, fits: bool
 ):
     assert bool(name_pattern(pattern).search(name)) == fits
@@ -319,7 +319,7 @@ def test_fault_is_reported_with_its_place_and_a_remedy(text: str, expected: list
     assert messages(text) == [f"r.yaml:{message}" for message in expected]
 
 
-def test_faults_come_all_at_once_in_the_order_of_the_file():
+def test_all_faults_are_reported_in_the_order_of_the_file():
     places = [
         tuple(map(int, message.split(":")[1:3]))
         for message in messages(
@@ -342,9 +342,9 @@ def test_faults_come_all_at_once_in_the_order_of_the_file():
     ],
     ids=["laughs", "deep lists", "deep mappings", "many faults"],
 )
-def test_hostile_text_is_refused_with_calls_in_proportion_to_its_length(text: str):
+def test_hostile_text_is_refused_in_linear_time(text: str):
     found: list[str] = []
-    # Valid text takes 25 calls a character.
+    # Valid text takes 25 calls per character.
     assert calls_of(lambda: found.extend(messages(text))) < 50 * len(text)
     assert found
 
@@ -358,27 +358,27 @@ def test_any_text_is_a_recipe_or_a_recipe_error(text: str):
         assert all(message.startswith("r.yaml:") for message in e.messages)
 
 
-def test_a_path_is_shown_as_the_user_gave_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_path_is_shown_as_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "mine.yaml").write_text("default: Q4_X")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RecipeError, match=r"^mine\.yaml:1:10: 'Q4_X' is not"):
         load_recipe("mine.yaml")
 
 
-def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path):
+def test_byte_order_mark_is_removed(tmp_path: Path):
     path = tmp_path / "mine.yaml"
     path.write_bytes(b"\xef\xbb\xbfdefault: Q4_K")
     assert load_recipe(path).text == "default: Q4_K"
 
 
-def test_bytes_that_are_not_utf8_are_placed(tmp_path: Path):
+def test_bytes_that_are_not_utf8_are_refused_with_their_place(tmp_path: Path):
     path = tmp_path / "mine.yaml"
     path.write_bytes(b"default: Q4_K\nname: \xff")
     with pytest.raises(RecipeError, match=r"mine\.yaml:2:7: not UTF-8 text; save it as UTF-8"):
         load_recipe(path)
 
 
-def test_a_huge_file_is_refused_unread(tmp_path: Path):
+def test_huge_file_is_refused_without_reading_it(tmp_path: Path):
     path = tmp_path / "mine.yaml"
     with path.open("wb") as file:
         file.truncate(10**12)
@@ -386,7 +386,7 @@ def test_a_huge_file_is_refused_unread(tmp_path: Path):
         load_recipe(path)
 
 
-def test_a_missing_recipe_names_the_nearest_and_lists_the_shipped():
+def test_missing_recipe_is_reported_with_the_nearest_name():
     with pytest.raises(RecipeError) as e:
         load_recipe("dynamic-4bits")
     assert str(e.value) == (
@@ -395,18 +395,20 @@ def test_a_missing_recipe_names_the_nearest_and_lists_the_shipped():
     )
 
 
-def test_a_folder_is_no_recipe(tmp_path: Path):
+def test_folder_is_refused_as_recipe(tmp_path: Path):
     with pytest.raises(RecipeError, match="cannot be read"):
         load_recipe(tmp_path)
 
 
-def test_a_path_object_is_never_a_shipped_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_path_object_never_names_a_shipped_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RecipeError, match="neither a shipped recipe nor a file"):
         load_recipe(Path("q8_0"))
 
 
-def test_installed_recipes_come_before_a_checkouts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_installed_recipes_have_precedence_over_those_of_a_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(loader, "__file__", str(tmp_path / "dynquant/recipe/loader.py"))
     for folder in ("recipes", "dynquant/recipes"):
         assert all(folder not in str(path) for path in shipped_recipes().values())

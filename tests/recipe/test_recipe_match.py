@@ -1,4 +1,4 @@
-"""Which rule decides a tensor: against a naive matcher, and every refusal and warning."""
+"""Matching of rules and tensors: equal to a naive matcher, with every refusal and warning."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def written_rules(draw: st.DrawFn) -> tuple[list[dict[str, str | list[str]]], in
 
 
 def naive_type(name: str, rules: list[dict[str, str | list[str]]], n_layers: int) -> str:
-    """The type of a tensor, found the long way: layer sets written out, globs by hand."""
+    """Return the type of a tensor by brute force: layer sets enumerated, globs written by hand."""
     words = name.split(".")
     role, layer = (words[2], int(words[1])) if words[0] == "blk" else (words[0], None)
     for rule in rules:
@@ -95,7 +95,7 @@ def naive_type(name: str, rules: list[dict[str, str | list[str]]], n_layers: int
 @pytest.mark.slow
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(written_rules())
-def test_every_tensor_gets_the_type_a_naive_matcher_gives(
+def test_types_equal_those_of_a_naive_matcher(
     written: tuple[list[dict[str, str | list[str]]], int],
 ):
     written_as, n_layers = written
@@ -116,7 +116,7 @@ def test_every_tensor_gets_the_type_a_naive_matcher_gives(
     }
 
 
-def test_first_rule_that_fits_decides_and_is_named():
+def test_first_matching_rule_decides_and_is_named():
     given = apply(rules("role: ffn_down, layers: 0, type: Q6_K", "role: ffn_down, type: Q5_K"))
     first = given.assignments["blk.0.ffn_down.weight"]
     second = given.assignments["blk.1.ffn_down.weight"]
@@ -147,16 +147,14 @@ def test_tensors_without_a_rule_get_the_default():
         ("token_types.weight", (2, 256), "small or no matrix"),
     ],
 )
-def test_protected_tensor_is_f32_whatever_the_rules_say(
-    name: str, shape: tuple[int, ...], why: str
-):
+def test_protected_tensor_is_f32_despite_rules(name: str, shape: tuple[int, ...], why: str):
     tensors = [*model(), ModelTensor(name, Unread(shape))]
     given = apply(rules("name: '*', type: Q6_K"), tensors).assignments[name]
     assert (given.type.name, given.rule) == ("F32", f"built-in: {why}")
 
 
 @pytest.mark.parametrize("part", ["enc", "dec", "v", "a"])
-def test_layers_of_a_model_in_two_parts_are_layers(part: str) -> None:
+def test_layers_of_model_parts_are_selected_by_number(part: str) -> None:
     tensor = ModelTensor(f"{part}.blk.1.ffn_down.weight", Unread((8, 256)))
     given = apply(rules("role: ffn_down, layers: 1, type: Q6_K"), [tensor]).assignments[tensor.name]
     assert given.type.name == "Q6_K"
@@ -205,7 +203,7 @@ def test_optional_rule_may_apply_to_no_tensor(rule: str):
     assert apply(rules(rule + ", optional: true")).warnings == ()
 
 
-def test_shadowed_rule_is_a_warning_that_names_the_rules_before_it():
+def test_shadowed_rule_is_a_warning_that_names_the_earlier_rules():
     text = rules(
         "role: ffn_down, layers: 0-1, type: Q6_K",
         "layers: 2--1, type: Q5_K",
@@ -217,7 +215,7 @@ def test_shadowed_rule_is_a_warning_that_names_the_rules_before_it():
     )
 
 
-def test_idle_rules_and_rows_that_do_not_divide_come_all_at_once():
+def test_idle_rules_and_indivisible_rows_are_reported_together():
     text = rules("role: attn_k, type: Q6_K", "layers: 7, type: Q6_K", "role: output, type: Q8_0")
     assert [m.split(" ")[0] for m in refusal(text, model(4, 100))] == [
         "r.yaml:3:5:",
@@ -227,7 +225,7 @@ def test_idle_rules_and_rows_that_do_not_divide_come_all_at_once():
     ]
 
 
-def test_row_that_does_not_divide_without_a_fallback_is_an_error():
+def test_indivisible_row_without_a_fallback_is_an_error():
     assert refusal("default: Q4_K", model(1, 96)) == [
         "r.yaml:1:10: Q4_K's block of 256 does not divide rows of 96 weights, and there is no"
         " fallback: token_embd.weight and 5 more; add a fallback such as [Q8_0, F16], or choose"
@@ -243,7 +241,7 @@ def test_row_that_no_fallback_divides_is_an_error():
     ]
 
 
-def test_fallback_passes_over_types_of_fewer_bits():
+def test_fallback_skips_types_with_fewer_bits():
     text = "default: Q6_K\nfallback: [IQ4_NL, Q8_0]"
     assert {a.type.name for a in apply(text, model(1, 96)).assignments.values()} == {"F32", "Q8_0"}
 
@@ -254,7 +252,7 @@ def test_fallback_passes_over_types_of_fewer_bits():
     st.lists(st.sampled_from(["Q6_K", "Q8_0", "IQ4_NL", "F16"]), min_size=1, max_size=4),
     st.integers(1, 1024),
 )
-def test_the_first_fallback_whose_block_divides_the_row_is_taken(chain: list[str], n: int):
+def test_first_fallback_whose_block_divides_the_row_is_used(chain: list[str], n: int):
     block = {name: GGML_QUANT_SIZES[GGMLQuantizationType[name]][0] for name in ("Q4_K", *chain)}
     expected = next((name for name in ("Q4_K", *chain) if n % block[name] == 0), None)
     tensors = [ModelTensor("output.weight", Unread((2, n)))]
@@ -275,12 +273,12 @@ def test_use_of_the_fallback_is_a_warning_with_its_cost():
     )
 
 
-def test_a_recipe_that_fits_warns_of_nothing():
+def test_matching_recipe_gives_no_warning():
     assert apply(rules("role: ffn_down, layers: [0-3, -4--1], type: Q6_K")).warnings == ()
 
 
 @pytest.mark.slow
-def test_a_thousand_tensors_match_a_hundred_rules_in_less_than_ten_calls_for_each_pair():
+def test_matching_takes_less_than_ten_calls_per_tensor_and_rule():
     each = [f"name: '/^blk.{i}.ffn/', type: Q6_K" for i in range(100)]
     recipe = parse_recipe(rules(*each), "r.yaml", "r")
     tensors = model(250)

@@ -1,6 +1,6 @@
-"""The mixes of llama-quantize as recipes: the same type for the same tensor as llama.cpp gives.
+"""The mixes of llama-quantize as recipes give every tensor the same type as llama.cpp.
 
-The oracle is llama.cpp itself, whose answers tests/references/mixes.json holds (tests/mixes.py).
+The oracle is llama.cpp; its answers are in tests/references/mixes.json (tests/support/mixes.py).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from dynquant.recipe.rules import Recipe
 MODELS = tuple(reference()["models"])
 MIXES = tuple(reference()["models"][MODELS[0]]["types"])
 OURS = {"Q8_0": "q8_0", "F16": "f16"}
-"""Mixes without rules, which are dynquant's own recipes too."""
+"""Mixes without rules, which are also recipes of dynquant."""
 
 LOW = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M")
 NEEDY = (*LOW, "IQ3_XXS", "IQ3_XS", "Q2_K_S")
@@ -42,11 +42,11 @@ COUNTED = {
     "Qwen1.5-MoE-A2.7B": "ffn_down_exps:2 ffn_down_shexp:1-2",
     "Qwen3-Next-80B-A3B": "ffn_down_exps:3-5 ffn_down_shexp:3-5",
 }
-"""What LOW raises on purpose and llama-quantize does not, where layers have two kinds of ffn_down.
+"""Tensors that LOW raises on purpose, unlike llama-quantize, in layers with two kinds of ffn_down.
 
-Their first eighth is 3, 3, 3 and 6 layers. In LOW llama-quantize takes as many matrices instead: of
-DeepSeek-V2-Lite that of layer 0 and the two of layer 1. Where 256 does not divide the rows, the
-fallback makes both types one, or others of the same size.
+The first eighth of the layers is 3, 3, 3 and 6 layers. For LOW, llama-quantize raises as many
+matrices instead: in DeepSeek-V2-Lite that of layer 0 and the two of layer 1. Where 256 does not
+divide the rows, the fallback replaces both types by one, or by types of the same size.
 """
 
 MILDER = {
@@ -55,8 +55,8 @@ MILDER = {
     "IQ3_XXS": {"Qwen2.5-0.5B", "gpt-oss-20b", "Falcon-7B"},
     "IQ3_XS": {"Qwen2.5-0.5B", "gpt-oss-20b", "Falcon-7B"},
 }
-"""Where llama-quantize goes on without an imatrix: by the length of their rows, the fallback stands
-in for every type that needs one."""
+"""Models for which llama-quantize needs no imatrix: because of the length of their rows, the
+fallback replaces every type that needs one."""
 
 
 @cache
@@ -64,7 +64,7 @@ def recipe(mix: str) -> Recipe:
     return load_recipe(mix)
 
 
-# Without an imatrix those of NEEDY are refused, as tests below show.
+# Without an imatrix, the mixes of NEEDY are refused; see the tests below.
 CASES = [(mix, True) for mix in MIXES] + [(mix, False) for mix in MIXES if mix not in NEEDY]
 
 
@@ -87,11 +87,11 @@ def test_every_tensor_has_the_type_that_llama_quantize_gives_it(mix: str, import
 
 
 @pytest.mark.parametrize("mix", MIXES)
-def test_importance_is_required_where_llama_quantize_gives_up_without(mix: str):
-    giving_up = {name for name in MODELS if peer_needs_imatrix(name, mix)}
+def test_importance_is_required_as_in_llama_quantize(mix: str):
+    refusing = {name for name in MODELS if peer_needs_imatrix(name, mix)}
     required = recipe(mix).importance == "required"
     assert required == (mix in NEEDY)
-    assert giving_up == (set(MODELS) - MILDER.get(mix, set()) if required else set())
+    assert refusing == (set(MODELS) - MILDER.get(mix, set()) if required else set())
 
 
 @pytest.mark.parametrize("mix", NEEDY)
@@ -116,18 +116,18 @@ def test_each_name_of_llama_quantize_is_a_recipe():
 
 
 @pytest.mark.parametrize("mix", MIXES)
-def test_a_mix_is_found_by_its_name_in_any_case(mix: str):
+def test_mix_is_found_by_its_name_in_any_case(mix: str):
     assert recipe(mix) == load_recipe(mix.lower())
     assert recipe(mix).name == OURS.get(mix, mix)
     assert recipe(mix).path == f"recipes/{OURS.get(mix, f'llama.cpp/{mix}')}.yaml"
 
 
 @pytest.mark.parametrize("alias", ["Q3_K", "Q4_K", "Q5_K"])
-def test_the_name_of_a_k_type_is_the_medium_mix_as_for_llama_quantize(alias: str):
+def test_name_of_a_k_type_is_the_medium_mix_as_in_llama_quantize(alias: str):
     assert load_recipe(alias).name == f"{alias}_M"
 
 
-def test_entries_are_read_as_they_are_written():
+def test_packed_entry_unpacks_to_the_same_types():
     types = peer_types("Llama-3.1-8B", "Q4_K_M", importance=True)
     assert isinstance(types, dict)
     assert set(types) == {name for name, _, _ in shapes("Llama-3.1-8B").named()}

@@ -30,17 +30,17 @@ def reads(text: str) -> bool:
     return True
 
 
-def test_it_is_a_schema() -> None:
+def test_schema_is_valid() -> None:
     jsonschema.Draft7Validator.check_schema(recipe_schema())
 
 
-def test_the_shipped_file_is_what_the_command_prints() -> None:
+def test_shipped_schema_is_current() -> None:
     shipped = json.loads((ROOT / "recipes" / "recipe.schema.json").read_text())
     assert shipped == recipe_schema()
 
 
 @pytest.mark.parametrize("name", shipped_recipes())
-def test_shipped_recipes_point_to_it_and_are_valid(name: str) -> None:
+def test_shipped_recipes_name_the_schema_and_are_valid(name: str) -> None:
     path = shipped_recipes()[name]
     first = path.read_text().splitlines()[0]
     *head, pointer = first.partition("$schema=")

@@ -1,4 +1,4 @@
-"""What selectors pick: groups, patterns of layers, shapes, facts of the model."""
+"""Selectors of rules: groups, patterns of layers, shapes, facts of the model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SEEDED = settings(deadline=None, derandomize=True)
 
 
 def deepseek(n_layers: int = 10, dense: int = 3) -> list[ModelTensor]:
-    """The tensors of a small DeepSeek: the first layers dense, the others with experts."""
+    """Return the tensors of a small DeepSeek: the first layers dense, the others with experts."""
     names = ["token_embd", "output"]
     for i in range(n_layers):
         ffn = [""] if i < dense else ["_exps", "_shexp"]
@@ -30,7 +30,7 @@ def deepseek(n_layers: int = 10, dense: int = 3) -> list[ModelTensor]:
     return [unread(f"{name}.weight", 8, 256) for name in names]
 
 
-def picked(selector: str, tensors: list[ModelTensor], facts: Facts | None = None) -> set[str]:
+def selected(selector: str, tensors: list[ModelTensor], facts: Facts | None = None) -> set[str]:
     text = f"default: Q4_K\nrules: [{{{selector}, type: Q8_0, optional: true}}]"
     given = assign(parse_recipe(text, "r.yaml", "r"), tensors, facts).assignments
     return {name for name, a in given.items() if a.type.name == "Q8_0"}
@@ -52,19 +52,19 @@ def layers_of(names: set[str]) -> list[int]:
         ("output", {"output"}),
     ],
 )
-def test_a_group_is_its_roles(group: str, roles: set[str]) -> None:
+def test_group_selects_its_roles(group: str, roles: set[str]) -> None:
     tensors = deepseek()
     expected = {t.name for t in tensors if t.parts.role in roles}
-    assert picked(f"role: {group}", tensors) == expected
+    assert selected(f"role: {group}", tensors) == expected
 
 
-def test_ffn_is_dense_routed_and_shared() -> None:
+def test_ffn_selects_dense_routed_and_shared_experts() -> None:
     tensors = deepseek()
     expected = {t.name for t in tensors if t.parts.role.startswith("ffn_")}
-    assert picked("role: ffn", tensors) == expected
+    assert selected("role: ffn", tensors) == expected
 
 
-def test_groups_are_roles_that_gguf_has_and_share_none_but_by_name() -> None:
+def test_groups_consist_of_gguf_roles_and_are_disjoint() -> None:
     assert set().union(*GROUPS.values()) <= ROLES
     assert not (GROUPS.keys() & ROLES) - {"output"}
     apart = ("attention", "experts", "shared_experts", "dense_ffn", "router", "norms", "ssm")
@@ -86,22 +86,22 @@ def test_every_matrix_of_a_family_is_in_a_group(family: MODEL_ARCH) -> None:
 @pytest.mark.slow
 @SEEDED
 @given(st.integers(1, 100))
-def test_parts_of_the_depth_are_llama_quantizes_use_more_bits(n: int) -> None:
-    # use_more_bits in llama-quant.cpp, in its integer divisions
+def test_parts_of_the_depth_can_express_use_more_bits_of_llama_quantize(n: int) -> None:
+    # use_more_bits in llama-quant.cpp, with its integer divisions
     expected = [i for i in range(n) if i < n // 8 or i >= 7 * n // 8 or (i - n // 8) % 3 == 2]
     tensors = [unread(f"blk.{i}.attn_v.weight", 8, 256) for i in range(n)]
-    found = picked("layers: [0%-12.5%, 87.5%-100%, {every: 3, from: 12.5%+2}]", tensors)
+    found = selected("layers: [0%-12.5%, 87.5%-100%, {every: 3, from: 12.5%+2}]", tensors)
     assert layers_of(found) == expected
 
 
 @pytest.mark.slow
 @SEEDED
 @given(st.integers(1, 60), st.lists(st.integers(0, 100), min_size=2, max_size=2, unique=True))
-def test_parts_that_meet_leave_no_layer_out_and_share_none(n: int, cuts: list[int]) -> None:
+def test_adjacent_parts_cover_every_layer_once(n: int, cuts: list[int]) -> None:
     low, high = sorted(cuts)
     parts = [f"{a}%-{b}%" for a, b in ((0, low), (low, high), (high, 100)) if a < b]
     tensors = [unread(f"blk.{i}.attn_v.weight", 8, 256) for i in range(n)]
-    found = [layers_of(picked(f"layers: {part}", tensors)) for part in parts]
+    found = [layers_of(selected(f"layers: {part}", tensors)) for part in parts]
     assert sorted(layer for part in found for layer in part) == list(range(n))
 
 
@@ -127,10 +127,10 @@ def test_parts_that_meet_leave_no_layer_out_and_share_none(n: int, cuts: list[in
     ],
 )
 def test_patterns_of_layers(layers: str, expected: list[int]) -> None:
-    assert layers_of(picked(f"role: attn_output, layers: {layers}", deepseek())) == expected
+    assert layers_of(selected(f"role: attn_output, layers: {layers}", deepseek())) == expected
 
 
-def test_shape_asks_for_rows_and_weights() -> None:
+def test_shape_selects_by_rows_and_weights() -> None:
     shapes = {"a": (8, 256), "b": (8, 128), "c": (4, 8, 256), "d": (2, 256)}
     tensors = [unread(f"blk.0.{n}.weight", *s) for n, s in shapes.items()]
 
@@ -146,7 +146,7 @@ def test_shape_asks_for_rows_and_weights() -> None:
 
 
 def model(*extra: str, **keys: Any) -> Model:
-    """A llama of two layers; keys: of the architecture, without its name."""
+    """Return a llama of two layers; keys: keys of the architecture, without its name."""
     names = ["token_embd.weight", *extra, *(f"blk.{i}.attn_v.weight" for i in range(2))]
     tensors = tuple(unread(name, 8, 256) for name in names)
     given = {f"llama.{k}": u32(v) if isinstance(v, int) else i32s(v) for k, v in keys.items()}
@@ -157,7 +157,7 @@ HEADS = {"attention.head_count": 32, "attention.head_count_kv": 8}
 
 
 @pytest.mark.parametrize(
-    ("when", "holds"),
+    ("when", "expected"),
     [
         ("{experts: 8}", True),
         ("{experts: [4, 8]}", True),
@@ -177,14 +177,14 @@ HEADS = {"attention.head_count": 32, "attention.head_count_kv": 8}
         ("{architecture: qwen3}", False),
     ],
 )
-def test_conditions_ask_facts_of_the_model(when: str, holds: bool) -> None:
+def test_conditions_depend_on_facts_of_the_model(when: str, expected: bool) -> None:
     found = model(expert_count=8, **HEADS)
     facts = facts_of(found, importance=True)
-    names = picked(f"role: attn_v, when: {when}", list(found.tensors), facts)
-    assert bool(names) == holds
+    names = selected(f"role: attn_v, when: {when}", list(found.tensors), facts)
+    assert bool(names) == expected
 
 
-def test_a_rule_whose_condition_does_not_hold_need_not_fit() -> None:
+def test_rule_whose_condition_is_false_may_apply_to_no_tensor() -> None:
     text = "default: Q4_K\nrules: [{role: ffn_down_exps, when: {experts: '> 1'}, type: Q8_0}]"
     found = model(**HEADS)
     assert assign(parse_recipe(text, "r.yaml", "r"), found.tensors, facts_of(found)).warnings == ()
@@ -199,25 +199,25 @@ def test_a_rule_whose_condition_does_not_hold_need_not_fit() -> None:
         ({}, 0),
     ],
 )
-def test_query_heads_for_each_key_head(keys: dict[str, Any], gqa: int) -> None:
+def test_gqa_is_the_number_of_query_heads_per_key_head(keys: dict[str, Any], gqa: int) -> None:
     assert facts_of(model(**keys)).gqa == gqa
 
 
-def test_an_output_matrix_unties_the_embedding() -> None:
+def test_embedding_is_tied_unless_there_is_an_output_matrix() -> None:
     assert facts_of(model()).tied_embeddings
     assert not facts_of(model("output.weight")).tied_embeddings
 
 
-def test_mtp_is_every_tensor_of_the_layers_that_predict() -> None:
+def test_mtp_selects_every_tensor_of_the_prediction_layers() -> None:
     tensors = (*deepseek(4), unread("blk.4.nextn.eh_proj.weight", 8, 256))
     tensors += (unread("blk.4.attn_q_a.weight", 8, 256),)
     found = Model("deepseek2", {}, tensors, {}, Prediction(range(4, 5), {}))
-    names = picked("role: mtp", list(tensors), facts_of(found))
+    names = selected("role: mtp", list(tensors), facts_of(found))
     assert names == {"blk.4.nextn.eh_proj.weight", "blk.4.attn_q_a.weight"}
     assert facts_of(found).n_layers == 4
 
 
-def test_prediction_layers_of_a_gguf_follow_from_its_keys() -> None:
+def test_prediction_layers_of_a_gguf_are_taken_from_its_keys() -> None:
     found = model(block_count=2, nextn_predict_layers=1)
     assert facts_of(found).prediction == range(1, 2)
-    assert picked("role: mtp", list(found.tensors), facts_of(found)) == {"blk.1.attn_v.weight"}
+    assert selected("role: mtp", list(found.tensors), facts_of(found)) == {"blk.1.attn_v.weight"}

@@ -1,4 +1,4 @@
-"""The recipes that come with dynquant: each fits every dense model, at the size it promises."""
+"""Shipped recipes fit every dense model and give the size that they state."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ ELSEWHERE = (
     *(f"deepseek-r1-{name}" for name in ("dq3_k_m", "iq1_m", "iq1_s", "iq2_xxs", "q2_k_xl")),
     *(f"dynamic-moe-{bits}bit" for bits in ("1.58", "2", "3")),
 )
-"""Those that dense models are not for: test_deepseek_r1.py and test_recipe_sizes.py apply them."""
+"""Recipes that are not for dense models: see test_deepseek_r1.py and test_recipe_sizes.py."""
 
 
 @dataclass(frozen=True)
 class Dense:
-    """The sizes of a dense model of the Llama kind."""
+    """The sizes of a dense model like Llama."""
 
     hidden: int
     ffn: int
@@ -93,7 +93,7 @@ def bits_per_weight(recipe: str, model: Dense) -> float:
     return bits / sum(sizes.values())
 
 
-def test_exactly_these_recipes_are_shipped_beside_the_mixes():
+def test_exactly_these_recipes_are_shipped_besides_the_mixes():
     own = [name for name, path in shipped_recipes().items() if path.parent.name == "recipes"]
     assert sorted(own) == sorted(RECIPES + ELSEWHERE)
 
@@ -113,7 +113,7 @@ def test_recipe_fits_a_dense_model_without_a_warning(name: str, model: Dense):
 
 @pytest.mark.parametrize("model", ODD_ROWS.values(), ids=ODD_ROWS.keys())
 @pytest.mark.parametrize("name", RECIPES)
-def test_rows_that_do_not_divide_never_get_fewer_bits(name: str, model: Dense):
+def test_indivisible_rows_never_get_fewer_bits(name: str, model: Dense):
     given = apply(name, model).assignments.values()
     assert all(a.type.bpw >= a.instead_of.bpw for a in given if a.instead_of)
 
@@ -144,13 +144,11 @@ def test_counts_of_types(recipe: str, model: str):
     ("recipe", "least", "most"), [("dynamic-4bit", 4.6, 4.9), ("dynamic-6bit", 6.6, 7.0)]
 )
 @pytest.mark.parametrize("model", ["Llama-3.1-8B", "Llama-2-7B", "Qwen3-4B"])
-def test_dynamic_recipe_has_the_size_it_promises(
-    recipe: str, least: float, most: float, model: str
-):
+def test_dynamic_recipe_has_the_stated_size(recipe: str, least: float, most: float, model: str):
     assert least <= bits_per_weight(recipe, MODELS[model]) <= most
 
 
-def test_a_tied_embedding_gets_the_output_matrix_bits():
+def test_tied_embedding_gets_the_bits_of_the_output_matrix():
     given = apply("dynamic-4bit", MODELS["tiny-books"]).assignments
     untied = apply("dynamic-4bit", MODELS["Llama-3.1-8B"]).assignments
     assert given["token_embd.weight"].type is untied["output.weight"].type

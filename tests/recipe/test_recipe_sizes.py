@@ -1,4 +1,4 @@
-"""The dynamic recipes on every family, and on models of published sizes: what they promise."""
+"""Dynamic recipes fit every family and give the stated size for published models."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dynquant.recipe.match import assign
 DENSE_RECIPES = ("dynamic-2bit", "dynamic-3bit", "dynamic-4bit", "dynamic-5bit", "dynamic-6bit")
 MIXTURE_RECIPES = ("dynamic-moe-1.58bit", "dynamic-moe-2bit", "dynamic-moe-3bit")
 ODD = ("DeepSeek-V2-Lite", "gpt-oss-120b", "Qwen2.5-0.5B")
-"""Models with rows of 1408, 2880 and 896 weights, which no block of 256 divides."""
+"""Models with rows of 1408, 2880 and 896 weights, which are not multiples of 256."""
 
 
 @cache
@@ -52,7 +52,7 @@ def bits_per_weight(given: Assigned, model: Model) -> float:
 
 
 def unexpected(given: Assigned) -> list[str]:
-    """Warnings but those of rows that blocks do not divide."""
+    """Return all warnings except those about rows that blocks do not divide."""
     return [w for w in given.warnings if ": fallback " not in w]
 
 
@@ -63,25 +63,25 @@ def test_the_shapes_are_those_of_the_published_model(name: str) -> None:
 
 @pytest.mark.parametrize("family", slow_except(FAST_FAMILIES, FAMILIES))
 @pytest.mark.parametrize("recipe", DENSE_RECIPES)
-def test_a_dynamic_recipe_fits_every_family(recipe: str, family: str) -> None:
+def test_dynamic_recipe_fits_every_family(recipe: str, family: str) -> None:
     assert unexpected(apply(recipe, reference(family))) == []
 
 
 @pytest.mark.parametrize("family", slow_except(FAST_FAMILIES, FAMILIES))
 @pytest.mark.parametrize("recipe", MIXTURE_RECIPES)
-def test_a_recipe_for_mixtures_fits_every_mixture_and_no_other(recipe: str, family: str) -> None:
+def test_recipe_for_mixtures_fits_mixtures_only(recipe: str, family: str) -> None:
     model = reference(family)
     if has_experts(model):
         assert unexpected(apply(recipe, model)) == []
         return
     try:
-        said = unexpected(apply(recipe, model))
+        warnings = unexpected(apply(recipe, model))
     except RecipeError as e:
-        said = [*e.messages]
-    assert ["the model has no experts" in message for message in said] == [True]
+        warnings = [*e.messages]
+    assert ["the model has no experts" in message for message in warnings] == [True]
 
 
-PROMISED = {
+STATED = {
     "dynamic-moe-1.58bit": (1.6, 1.9),
     "dynamic-moe-2bit": (2.3, 2.5),
     "dynamic-moe-3bit": (3.28, 3.5),
@@ -95,8 +95,8 @@ PROMISED = {
 
 @pytest.mark.parametrize("name", [n for n in MIXTURES if n not in ODD])
 @pytest.mark.parametrize("recipe", slow_except(["dynamic-moe-2bit"], MIXTURE_RECIPES))
-def test_a_mixture_has_the_promised_size_without_any_fallback(recipe: str, name: str) -> None:
-    least, most = PROMISED[recipe]
+def test_mixture_has_the_stated_size_without_fallbacks(recipe: str, name: str) -> None:
+    least, most = STATED[recipe]
     given = apply(recipe, published(name))
     assert least <= bits_per_weight(given, published(name)) <= most
     assert given.warnings == ()
@@ -104,8 +104,8 @@ def test_a_mixture_has_the_promised_size_without_any_fallback(recipe: str, name:
 
 @pytest.mark.parametrize("name", [n for n in DENSE if n not in ODD])
 @pytest.mark.parametrize("recipe", DENSE_RECIPES)
-def test_a_dense_model_has_the_promised_size_without_any_fallback(recipe: str, name: str) -> None:
-    least, most = PROMISED[recipe]
+def test_dense_model_has_the_stated_size_without_fallbacks(recipe: str, name: str) -> None:
+    least, most = STATED[recipe]
     given = apply(recipe, published(name))
     assert least <= bits_per_weight(given, published(name)) <= most
     assert given.warnings == ()
@@ -114,11 +114,11 @@ def test_a_dense_model_has_the_promised_size_without_any_fallback(recipe: str, n
 @pytest.mark.parametrize(
     ("name", "recipe", "most"),
     [
-        # Without Q2_0 for rows of 1408 it would be 2.8; the plan of rows that divide is 1.86.
+        # Without Q2_0 for rows of 1408 it would be 2.8; with rows that blocks divide it is 1.86.
         ("DeepSeek-V2-Lite", "dynamic-moe-1.58bit", 2.2),
         ("DeepSeek-V2-Lite", "dynamic-moe-2bit", 3.2),
         ("DeepSeek-V2-Lite", "dynamic-moe-3bit", 3.8),
-        # As published 4.25 in the experts, which recipes of more bits keep.
+        # The published experts have 4.25 bits, which recipes with more bits keep.
         ("gpt-oss-120b", "dynamic-moe-1.58bit", 2.5),
         ("gpt-oss-120b", "dynamic-moe-2bit", 3.0),
         ("gpt-oss-120b", "dynamic-moe-3bit", 4.35),
@@ -128,7 +128,7 @@ def test_a_dense_model_has_the_promised_size_without_any_fallback(recipe: str, n
         ("Qwen2.5-0.5B", "dynamic-5bit", 6.7),
     ],
 )
-def test_rows_that_do_not_divide_cost_what_the_plan_says(
+def test_cost_of_indivisible_rows_is_bounded_and_reported(
     name: str, recipe: str, most: float
 ) -> None:
     model = published(name)
@@ -141,12 +141,12 @@ def test_rows_that_do_not_divide_cost_what_the_plan_says(
     assert len(given.warnings) > 0
 
 
-def test_gpt_oss_keeps_the_experts_that_it_is_published_in() -> None:
+def test_experts_of_gpt_oss_keep_their_published_type() -> None:
     given = apply("dynamic-6bit", published("gpt-oss-120b")).assignments
     assert {a.type.name for n, a in given.items() if "_exps.weight" in n} == {"MXFP4"}
 
 
-def test_without_an_imatrix_no_type_is_left_that_needs_one() -> None:
+def test_recipes_use_no_type_that_needs_importance_without_an_imatrix() -> None:
     for recipe in ("dynamic-3bit", "dynamic-moe-3bit"):
         given = apply(recipe, published("OLMoE-7B"), importance=False)
         assert not any(a.type.needs_importance for a in given.assignments.values())

@@ -297,7 +297,7 @@ def test_hub_reads_the_front_matter(tmp_path: Path) -> None:
     }
 
 
-def test_options_add_what_the_files_do_not_record(made: Finished) -> None:
+def test_options_add_facts_missing_in_the_files(made: Finished) -> None:
     release = released(made, license_="mit", base_model="a/b")
     assert front_of(release) | {"license": "mit", "base_model": "a/b"} == front_of(release)
     assert release.missing == ()
@@ -474,7 +474,7 @@ def test_json_has_the_error_that_the_conversion_measured(converted: Path, tmp_pa
     assert model["error"] == pytest.approx(np.average(errors, weights=n_weights), rel=1e-4)
 
 
-def test_json_lists_what_is_missing(converted: Path, tmp_path: Path) -> None:
+def test_json_lists_missing_parts(converted: Path, tmp_path: Path) -> None:
     assert len(released_json(converted, tmp_path / "out")["lacks"]) == 2
 
 

@@ -38,12 +38,12 @@ class Reference:
 
     @property
     def embeds(self) -> bool:
-        """Whether it is an embedding model, which predicts no tokens."""
+        """Return whether it is an embedding model, which predicts no tokens."""
         return (self.folder / "modules.json").exists()
 
     @property
     def parses_special(self) -> bool:
-        """Whether its tokenizer parses the text of a control token as that token."""
+        """Return whether its tokenizer parses the text of a control token as that token."""
         return any((self.folder / n).exists() for n in ("tokenizer.json", "tiktoken.model"))
 
 

@@ -1,7 +1,7 @@
-"""Crashes made to order: processes killed at any moment, calls that fail, disks that lose power.
+"""Simulated crashes: processes killed at any moment, failing calls, and power losses.
 
-A conversion touches the disk through few calls of `os`, all counted here: whatever happens, happens
-between two of them or within one.
+A conversion changes the disk through a few calls of `os`, which are counted here. Each crash is
+between two of these calls or within one.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ from dynquant.plan.plan import Plan
 from dynquant.plan.shards import Split
 
 CALLS = ("open", "pwrite", "fsync", "ftruncate", "fallocate", "replace", "unlink")
-"""All that changes a disk in a conversion: pathlib's methods call these, too."""
+"""All calls with which a conversion changes the disk; pathlib's methods call them too."""
 
 
 def home(call: str) -> Any:
-    """Where a call is looked up."""
+    """Return the module in which a call is looked up."""
     return disk if call == "fallocate" else os
 
 
 MORE = "rules: [{role: ffn_down, type: Q4_K}, {role: token_embd, type: F16}]"
 
 QUICK: dict[str, Any] = {"threads": 2, "chunk_bytes": 8192, "sync_seconds": 0.002}
-"""Many small jobs, noted at once: there is much to lose."""
+"""Many small jobs that are recorded immediately, so that a crash can lose many records."""
 
 
 def sharded_plan(n: int = 3, rows: int = 67, default: str = "Q8_0") -> Plan:
-    """A model of four tensors of odd sizes in n shards."""
+    """Return the plan of a model of four tensors of odd sizes in n shards."""
     shapes = {
         "token_embd.weight": (37, 256),
         "blk.0.ffn_down.weight": (rows, 512),
@@ -57,20 +57,20 @@ def sharded_plan(n: int = 3, rows: int = 67, default: str = "Q8_0") -> Plan:
     return make_plan(model, recipe(default, MORE), split=Split(max_tensors=-(-4 // n)))
 
 
-def held(folder: Path) -> dict[str, bytes]:
-    """The files of a folder."""
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return the names and contents of the files in a folder."""
     return {p.name: p.read_bytes() for p in folder.iterdir()}
 
 
 def made(plan: Plan, folder: Path, **options: Any) -> dict[str, bytes]:
-    """What an undisturbed conversion leaves in a folder, which is made for it."""
+    """Create a folder and return the files of an undisturbed conversion in it."""
     folder.mkdir()
     convert_plan(plan, folder / "x.gguf", **(QUICK | options))
-    return held(folder)
+    return contents(folder)
 
 
-def looks_whole(folder: Path, expected: dict[str, bytes]) -> bool:
-    """Whether a runtime would load what is there: the first shard has its name."""
+def looks_complete(folder: Path, expected: dict[str, bytes]) -> bool:
+    """Return whether a runtime would load the output: the first shard has its final name."""
     return (folder / min(expected)).exists()
 
 
@@ -78,9 +78,9 @@ def looks_whole(folder: Path, expected: dict[str, bytes]) -> bool:
 
 
 def killed(step: Callable[[], object], when: Callable[[], object]) -> bool:
-    """Take a step in a process of its own that dies (SIGKILL) as soon as `when` returns.
+    """Run a step in a child process, which is killed (SIGKILL) as soon as `when` returns.
 
-    Returns whether it was killed; False if it had ended before, which must be well.
+    Returns whether it was killed; False if it had already ended, which must be without an error.
     """
     pid = os.fork()
     if not pid:
@@ -107,7 +107,7 @@ def killed(step: Callable[[], object], when: Callable[[], object]) -> bool:
 
 @dataclass
 class Counter:
-    """Counts calls, and does something at one of them."""
+    """Counts calls, and is true at one of them."""
 
     at: int
     seen: int = 0
@@ -119,7 +119,7 @@ class Counter:
 
 @contextmanager
 def at_call(names: tuple[str, ...], number: int, act: Callable[[], object]) -> Generator[Counter]:
-    """Let something happen before the number-th of these calls, of all together."""
+    """Run `act` before the number-th call; calls of all the names are counted together."""
     counter = Counter(number)
 
     def wrapped(real: Callable[..., Any]) -> Callable[..., Any]:
@@ -141,7 +141,7 @@ def at_call(names: tuple[str, ...], number: int, act: Callable[[], object]) -> G
 
 
 def fails(code: int) -> Callable[[], object]:
-    """What a call does that fails."""
+    """Return a function that fails as a call of `os` does."""
 
     def act() -> object:
         raise OSError(code, os.strerror(code))
@@ -150,37 +150,38 @@ def fails(code: int) -> Callable[[], object]:
 
 
 def dies() -> None:
-    """What `kill -9` does."""
+    """Kill this process as `kill -9` does."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 # ---- without power ----
 
 Entry = tuple[str, Any, Any, Any]
-"""A call of a run: open (name, inode, whether it was made), write (inode, position, content), size
-(inode, size), sync (inode, number of the calls before it began), rename, unlink (names)."""
+"""A call of a run: open (name, inode, whether the file was created), write (inode, position,
+content), size (inode, size), sync (inode, number of calls before it), rename, unlink (names)."""
 
 FOLDER = "the folder"
 
 
 class Disk:
-    """What a disk would hold after a power loss at any moment of a run.
+    """Simulates the content of a folder after a power loss at any moment of a run.
 
-    Records all calls of a run in one folder. Writes and sizes are lost or torn, each by itself,
-    unless their file was synced after them; names, each by itself, unless the folder was.
+    Records all calls of a run in one folder. A write or a change of size is lost or torn unless
+    its file was synced afterwards; a change of a name is lost unless the folder was. Each is lost
+    or kept separately.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.log: list[Entry] = []
-        self._before = held(folder)
+        self._before = contents(folder)
         self._inodes: dict[int, Any] = {p.stat().st_ino: p.name for p in folder.iterdir()}
         self._inodes[folder.stat().st_ino] = FOLDER
         self._files: dict[int, Any] = {}
 
     @contextmanager
     def recorded(self) -> Generator[None]:
-        """Record what happens meanwhile."""
+        """Record the calls inside the `with` block."""
         real = {name: getattr(home(name), name) for name in CALLS}
 
         def note(call: str, a: Any = None, b: Any = None, c: Any = None) -> None:
@@ -203,7 +204,7 @@ class Disk:
             return n
 
         def fsync(fd: int) -> None:
-            # What is written while a file is being synced may be safe or not: here it is not.
+            # Writes during a sync may or may not be safe; here they are not.
             before = len(self.log)
             real["fsync"](fd)
             note("sync", self._files[fd], before)
@@ -231,9 +232,9 @@ class Disk:
             yield
 
     def after(self, moment: int, rng: random.Random, lost: float) -> dict[str, bytes]:
-        """What the folder holds after a power loss before the call of this number.
+        """Return the files of the folder after a power loss before the call with this number.
 
-        lost: how likely each thing that was not synced is lost
+        lost: probability that a change that was not synced is lost
         """
         names: dict[str, Any] = {name: name for name in self._before}
         safe: dict[Any, bytes] = dict(self._before)
@@ -261,7 +262,7 @@ class Disk:
 
 
 def _torn(entry: Entry, rng: random.Random) -> Entry:
-    """Of some writes, the beginning."""
+    """Truncate some writes."""
     call, inode, position, content = entry
     if call == "size" or rng.random() < 0.7:
         return entry
@@ -269,7 +270,7 @@ def _torn(entry: Entry, rng: random.Random) -> Entry:
 
 
 def _written(safe: bytes, entries: list[Entry]) -> bytes:
-    """A file after some writes and changes of size."""
+    """Return the content of a file after some writes and changes of size."""
     content = bytearray(safe)
     for call, _, position, written in entries:
         if call == "size":
@@ -281,7 +282,7 @@ def _written(safe: bytes, entries: list[Entry]) -> bytes:
 
 
 def _name(names: dict[str, Any], steps: list[Entry]) -> None:
-    """Carry out changes of names."""
+    """Apply changes of names."""
     for call, a, b, _ in steps:
         if call == "open":
             names[a] = b
@@ -292,7 +293,7 @@ def _name(names: dict[str, Any], steps: list[Entry]) -> None:
 
 
 def restored(folder: Path, content: dict[str, bytes]) -> Path:
-    """Put files into a folder, and nothing else."""
+    """Write files into a folder, and delete all others."""
     folder.mkdir(exist_ok=True)
     for path in folder.iterdir():
         path.unlink()
@@ -301,8 +302,8 @@ def restored(folder: Path, content: dict[str, bytes]) -> Path:
     return folder
 
 
-def gone_on(plan: Plan, folder: Path) -> Result:
-    """Convert where a run was broken off."""
+def resumed(plan: Plan, folder: Path) -> Result:
+    """Resume an interrupted conversion."""
     return convert_plan(plan, folder / "x.gguf", **QUICK)
 
 

@@ -1,4 +1,4 @@
-"""Models and recipes made by hand, so that plan and convert are tested without any checkpoint."""
+"""Handmade models and recipes, to test plan and convert without a checkpoint."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def weights(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 def bf16(x: np.ndarray) -> np.ndarray:
-    """The upper halves of float32 numbers, which is BF16 rounded towards zero."""
+    """Return the upper halves of float32 numbers: BF16, rounded towards zero."""
     return (x.view(np.uint32) >> 16).astype("<u2")
 
 
 def stored_tensor(path: Path, name: str, x: np.ndarray) -> ModelTensor:
-    """A tensor in a file of its own, as BF16."""
+    """Write a tensor as BF16 into a separate file."""
     path.write_bytes(bf16(x).tobytes())
     return ModelTensor(name, Stored(ShardFile(path), 0, x.shape, ALL["BF16"]))
 
@@ -51,7 +51,7 @@ def computed_tensor(name: str, *shape: int, seed: int = 0) -> ModelTensor:
 
 
 def small_tensors() -> tuple[ModelTensor, ...]:
-    """Row counts that no chunk divides, and a norm whose bytes need padding behind them."""
+    """Return tensors with row counts that chunks do not divide, and a norm that needs padding."""
     shapes = {
         "token_embd.weight": (37, N_PER_ROW),
         "blk.0.attn_norm.weight": (N_PER_ROW + 1,),
@@ -76,12 +76,12 @@ def small_plan(default: str = "Q8_0", more: str = "") -> Plan:
 
 
 def names(folder: Path) -> list[str]:
-    """What a folder holds."""
+    """Return the names of the files in a folder."""
     return sorted(p.name for p in folder.iterdir())
 
 
 def shown(plan: Plan) -> str:
-    """The plan as people see it."""
+    """Return the plan as printed."""
     drawn = io.StringIO()
     Console(file=drawn, width=200).print(plan_tables(plan, 0))
     return drawn.getvalue()

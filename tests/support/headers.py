@@ -33,7 +33,7 @@ def tensors_of(shapes: Shapes, integers: Iterable[str] = ()) -> list[ModelTensor
 
 
 def dense(n_layers: int, hidden: int = 256, ffn: int = 512, *, tied: bool = False) -> Shapes:
-    """A Llama with biases on its queries."""
+    """Return a Llama with biases of the queries."""
     shapes: Shapes = {"token_embd.weight": (512, hidden), "output_norm.weight": (hidden,)}
     if not tied:
         shapes["output.weight"] = (512, hidden)
@@ -49,7 +49,7 @@ def dense(n_layers: int, hidden: int = 256, ffn: int = 512, *, tied: bool = Fals
 def latent_experts(
     n_layers: int, n_dense: int, *, hidden: int = 256, ffn: int = 512, nope: int = 256
 ) -> Shapes:
-    """A DeepSeek: latent attention, dense layers first, then routed experts and shared ones."""
+    """Return a DeepSeek: latent attention, dense layers, then routed and shared experts."""
     shapes: Shapes = {
         "token_embd.weight": (512, hidden),
         "output_norm.weight": (hidden,),
@@ -79,7 +79,7 @@ def latent_experts(
 
 
 def two_parts(n_layers: int, hidden: int = 256) -> Shapes:
-    """A T5: layers of an encoder and of a decoder, which have roles in common."""
+    """Return a T5: layers of an encoder and a decoder, which share roles."""
     shapes: Shapes = {"token_embd.weight": (512, hidden), "output.weight": (512, hidden)}
     for part in ("enc", "dec"):
         for i in range(n_layers):

@@ -1,4 +1,4 @@
-"""The command line run in this process: a tenth of the time that a new one takes."""
+"""Runs the command line in this process, which takes a tenth of the time of a new process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Done(NamedTuple):
 
 
 def run(*args: object) -> Done:
-    """Run the command line; what it does to this process is undone."""
+    """Run the command line, and undo its changes to this process."""
     out, err = io.StringIO(), io.StringIO()
     before = signal.getsignal(signal.SIGTERM)
     code: object = None

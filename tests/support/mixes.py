@@ -1,17 +1,17 @@
-"""Which types `llama-quantize` gives: tests/references/mixes.json, and how to read it.
+"""Reads tests/references/mixes.json, the types that `llama-quantize` chooses.
 
-The file is made by make_mix_references.py. Of each model it holds the keys that decide, the
-tensors, and for each mix the type of each tensor, without and with an imatrix:
+The file is made by make_mix_references.py. For each model it contains the keys that affect types,
+the tensors, and the type of each tensor in each mix, without and with an imatrix:
 
     models.<model>.keys              `<architecture>.expert_count` and the like
     models.<model>.tensors           by role: shape, slowest dimension first, and layers
-    models.<model>.floats            roles of those that are stored in F32, and stay so
-    models.<model>.needs_imatrix     the mixes with which llama-quantize gives up without an imatrix
-    models.<model>.types.<mix>       one entry, or two where an imatrix makes a difference
+    models.<model>.floats            roles that are stored in F32, and remain F32
+    models.<model>.needs_imatrix     the mixes that llama-quantize refuses without an imatrix
+    models.<model>.types.<mix>       one entry, or two if the imatrix makes a difference
 
-An entry is the type of most tensors under "", and under each other type those that have it, such
-as `output attn_v:0-3,6` (a role, and of a role of the layers which of them); or the mix is refused,
-and the entry is the reason.
+An entry has the type of most tensors under "", and the tensors of each other type under its name,
+such as `output attn_v:0-3,6` (roles, with the numbers of layers). If the mix is refused, the entry
+is the reason.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Entry = dict[str, str] | str
 
 @dataclass(frozen=True)
 class Shapes:
-    """A model as llama-quantize sees it: keys without the architecture before them, and tensors.
+    """A model for llama-quantize: keys without the prefix of the architecture, and tensors.
 
     tensors: by role: shape, slowest dimension first, and the layers that have it, such as `0-3,7`;
              none for a tensor outside the layers
@@ -112,7 +112,7 @@ def unpacked(entry: dict[str, str], all_names: Iterable[str]) -> dict[str, str]:
 
 @cache
 def reference() -> dict[str, Any]:
-    """Return the whole file."""
+    """Return the content of the file."""
     return json.loads(REFERENCE.read_text())
 
 
@@ -136,13 +136,13 @@ def peer_types(model: str, mix: str, *, importance: bool) -> dict[str, str] | st
 
 
 def peer_needs_imatrix(model: str, mix: str) -> bool:
-    """Whether llama-quantize gives up without an imatrix."""
+    """Return whether llama-quantize refuses the mix without an imatrix."""
     return mix in reference()["models"][model]["needs_imatrix"]
 
 
 @dataclass(frozen=True)
 class Unread:
-    """A source of which only the shape is wanted."""
+    """A source with a shape only; reading it is an error."""
 
     shape: tuple[int, ...]
     stored: QuantType
@@ -153,7 +153,7 @@ class Unread:
 
 @cache
 def model(name: str) -> Model:
-    """Return a model of the file as dynquant sees it."""
+    """Return a model of the file as a model of dynquant."""
     known = shapes(name)
     return Model(
         architecture=known.architecture,

@@ -1,4 +1,4 @@
-"""What the encoders are measured against: ggml's own, and decoders of gguf and of llama.cpp."""
+"""Oracles for the encoders: ggml's encoders, and the decoders of gguf and llama.cpp."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ def ggml_encode(x: F32, qtype: QuantType, importance: F32 | None = None) -> U8:
 
 
 def requires_importance(qtype: QuantType) -> bool:
-    """Whether ggml's encoder of a type aborts without importance."""
+    """Return whether ggml's encoder of a type aborts without importance."""
     required: bool = ggml().ggml_quantize_requires_imatrix(qtype.ggml_type)
     return required
 
 
 def ggml_accepts(blocks: U8, qtype: QuantType) -> bool:
-    """Say whether llama.cpp would load these blocks: `ggml_validate_row_data`."""
+    """Return whether llama.cpp would load these blocks: `ggml_validate_row_data`."""
     blocks = np.ascontiguousarray(blocks)
     return ggml().ggml_validate_row_data(qtype.ggml_type, blocks.ctypes.data, blocks.nbytes)
 
@@ -65,10 +65,10 @@ NOT_IN_GGUF = ("Q1_0", "Q2_0")
 
 
 def gguf_decode(blocks: U8, qtype: QuantType) -> F32:
-    """Decode with the gguf package, bit for bit what llama.cpp computes with, or with llama.cpp."""
+    """Decode with the gguf package, or with llama.cpp for types that it does not have."""
     if qtype.name in NOT_IN_GGUF:
         return ggml_decode(blocks, qtype)
-    with np.errstate(all="ignore"):  # random blocks may hold scales that are not finite
+    with np.errstate(all="ignore"):  # random blocks may have nonfinite scales
         return quants.dequantize(blocks, qtype.ggml_type).astype(np.float32, copy=False)
 
 
@@ -92,14 +92,14 @@ def weighted_error(x: F32, decoded: F32, importance: F32 | None = None) -> float
 
 
 def error_at_equal_gain(x: F32, decoded: F32, importance: F32 | None = None) -> float:
-    """Return 1 - cos^2 of the angle between x and decoded: the error that no gain could mend."""
+    """Return 1 - cos^2 of the angle between x and decoded: the error that no gain can reduce."""
     w = np.ones(x.shape[1]) if importance is None else importance.astype(np.float64)
     a, b = x.astype(np.float64), decoded.astype(np.float64)
     return float(1 - (w * a * b).sum() ** 2 / ((w * a * a).sum() * (w * b * b).sum()))
 
 
 def matrices(n_rows: int = 24, n_per_row: int = 1024) -> Iterator[tuple[str, F32]]:
-    """Yield weights as models have them: Gaussian, and heavy-tailed with a few outliers."""
+    """Yield weights as in models: Gaussian, and heavy-tailed with a few outliers."""
     rng = np.random.default_rng(20261121)
     shape = (n_rows, n_per_row)
     yield "gaussian", (0.02 * rng.standard_normal(shape)).astype(np.float32)
@@ -109,12 +109,12 @@ def matrices(n_rows: int = 24, n_per_row: int = 1024) -> Iterator[tuple[str, F32
 
 
 def log_normal_importance(n_per_row: int) -> F32:
-    """Return importances spread as those of real imatrix files: log-normal, sigma one."""
+    """Return importances with the spread of real imatrix files: log-normal, sigma one."""
     return np.exp(np.random.default_rng(7).standard_normal(n_per_row)).astype(np.float32)
 
 
 def degenerate_rows() -> list[tuple[str, F32]]:
-    """Rows that break careless encoders, 512 weights each."""
+    """Return rows of 512 weights that break careless encoders."""
     rng = np.random.default_rng(3)
     normal = rng.standard_normal(512).astype(np.float32)
     outlier = (normal * 1e-3).astype(np.float32)

@@ -1,4 +1,4 @@
-"""A DeepSeek-V3 with a layer that predicts further ahead (multi-token prediction)."""
+"""A DeepSeek-V3 with a prediction layer (multi-token prediction)."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ N_LAYERS, HIDDEN = 3, 32
 
 
 def bf16(x: np.ndarray) -> np.ndarray:
-    """The upper halves of float32 numbers, which is BF16 rounded towards zero."""
+    """Return the upper halves of float32 numbers: BF16, rounded towards zero."""
     return (x.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
 
 
 def with_prediction(folder: Path, *, without: str = "", head: bool = True) -> Path:
-    """Copy the reference, and write layer 3 into a second shard; head: with its own copies."""
+    """Copy the reference and add layer 3 as a second shard; head: copy embedding and output too."""
     shutil.copytree(load_reference("deepseek-v3").folder, folder)
     stored = read_bf16(folder / "model.safetensors")
     rng = np.random.default_rng(3)
@@ -50,7 +50,7 @@ def with_prediction(folder: Path, *, without: str = "", head: bool = True) -> Pa
 
 
 def read_bf16(path: Path) -> dict[str, np.ndarray]:
-    """Tensors of a file as 16-bit numbers: numpy has no BF16."""
+    """Return the tensors of a file as 16-bit numbers, because numpy has no BF16."""
     content = path.read_bytes()
     n = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + n])
@@ -65,7 +65,7 @@ def write_bf16(path: Path, tensors: dict[str, np.ndarray]) -> None:
     save_file(tensors, path)
     content = path.read_bytes()
     n = int.from_bytes(content[:8], "little")
-    # "U16" and "BF16" differ by a letter, which a space at the end of the header pays for.
+    # "BF16" is one letter longer than "U16"; padding at the end of the header is adjusted.
     header = content[8 : 8 + n].replace(b'"U16"', b'"BF16"').rstrip()
     header += b" " * (-len(header) % 8)
     path.write_bytes(len(header).to_bytes(8, "little") + header + content[8 + n :])

@@ -1,7 +1,7 @@
-"""Published models by their config.json, and how many weights they are said to have.
+"""Published models: their config.json and their number of weights.
 
-Of each configuration what decides shapes and routing; the counts are those of the model pages on
-Hugging Face (of safetensors), without layers that predict further ahead and scales of weights.
+The configurations contain only keys that determine shapes and routing. The counts are those on the
+model pages of Hugging Face (for safetensors), without prediction layers and scales of weights.
 """
 
 from __future__ import annotations
@@ -332,11 +332,11 @@ WEIGHTS = {
 }
 
 SHARDS = {"DeepSeek-R1": 163, "Kimi-K2": 61}
-"""Files that a checkpoint is published in, of those that scripts make whole."""
+"""Number of files of each published checkpoint that scripts make in full."""
 
 
 def model_of(config: Config) -> Model:
-    """Return the model of a configuration by names and shapes, without what predicts ahead."""
+    """Return names and shapes of the model of a configuration, without prediction layers."""
     architecture = describe(config, "config.json")
     tensors = tuple(_tensors(architecture))
     return Model(architecture.name, architecture.keys, tensors, {})

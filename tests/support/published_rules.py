@@ -1,7 +1,7 @@
-"""How each family's published tokenizer.json splits a text: facts of the formats, not prose.
+"""How the published tokenizer.json of each family splits a text.
 
-A family's regexes are spelled as its file spells them, so that reading one is tested and not only
-what it means; where several of a family's files differ, each has an entry.
+Regular expressions are spelled exactly as in the files, so that tests cover parsing as well as
+meaning. If files of a family differ, each has an entry.
 """
 
 from __future__ import annotations
@@ -68,9 +68,9 @@ def _sequence(*rules: Rule) -> Rule:
 
 @dataclass(frozen=True)
 class Published:
-    """A family's rules, and what the name in the GGUF is to be.
+    """The rules of a family, and their name in the GGUF.
 
-    config: what its tokenizer_config.json says beside the special tokens
+    config: keys of its tokenizer_config.json besides the special tokens
     """
 
     pre_tokenizer: Rule

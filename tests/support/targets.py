@@ -91,7 +91,7 @@ def write_files(folder: Path, files: Files) -> None:
 
 
 def is_refused(target: Target, folder: Path) -> bool:
-    """Whether a target refuses the files of a folder; raises other errors than DynquantError."""
+    """Return whether a target refuses the files of a folder; other errors are raised."""
     try:
         target.read(folder)
     except DynquantError as e:

@@ -17,12 +17,12 @@ EXPERTS = "blk.1.ffn_up_exps.weight"
 
 
 def spread(*shape: int, seed: int = 0) -> F32:
-    """Log-normal numbers, as far from each other as real mean squares are."""
+    """Return log-normal numbers with the spread of real mean squares."""
     return np.exp(2 * np.random.default_rng(seed).standard_normal(shape)).astype(np.float32)
 
 
-def weighed_plan(folder: Path, counts: tuple[int, ...] = (1, 1, 1)) -> Plan:
-    """The small model at four bits, with importance for one matrix and for experts."""
+def weighted_plan(folder: Path, counts: tuple[int, ...] = (1, 1, 1)) -> Plan:
+    """Plan the small model at four bits, with importance for one matrix and for experts."""
     entries = {
         DOWN: (spread(1, 512), [1]),
         EXPERTS: (spread(3, 256, seed=1), counts),

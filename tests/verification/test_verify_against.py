@@ -268,7 +268,7 @@ def test_verify_with_against_gives_the_results_of_both(path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_verify_takes_an_imatrix_by_its_path(imatrix: Path, tmp_path: Path) -> None:
+def test_verify_accepts_the_path_of_an_imatrix(imatrix: Path, tmp_path: Path) -> None:
     out = tmp_path / "x.gguf"
     dynquant.convert(TINY_BOOKS, out, recipe=recipe("IQ2_S", MIXED), imatrix=imatrix, threads=1)
     assert verify(out, TINY_BOOKS, imatrix=imatrix, sample=4).is_sound

@@ -10,7 +10,7 @@ import pytest
 from handmade import DOWN, computed_tensor, model, names, recipe, small_plan, weights
 from hypothesis import given
 from hypothesis import strategies as st
-from weighted import weighed_plan
+from weighted import weighted_plan
 
 from dynquant.arch.base import ModelTensor
 from dynquant.arrays import U8
@@ -141,7 +141,7 @@ def test_number_that_became_infinite_is_reported(tmp_path: Path) -> None:
 
 
 def test_experts_are_encoded_again_with_their_importance(tmp_path: Path) -> None:
-    plan = weighed_plan(tmp_path)
+    plan = weighted_plan(tmp_path)
     assert DOWN in plan.importance
     convert_plan(plan, tmp_path / "x.gguf", threads=1, verify_sample=40)
     assert isinstance(plan.sources[DOWN].source, Computed)
