@@ -127,6 +127,8 @@ struct codec {
 #define N_ISAS 1
 #endif
 
-/* All builds, slowest first; codec_runs(i): whether this CPU supports build i. */
+/* All builds, slowest first; codec_runs(i): whether this CPU supports build i, as codecs_detect
+ * found, which runs once when the module is loaded. */
 extern const struct codec *const codecs[N_ISAS];
+void codecs_detect(void);
 int codec_runs(int i);

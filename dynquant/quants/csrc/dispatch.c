@@ -58,24 +58,21 @@ static int supports_v3(void)
 
 static int supports_v4(void)
 {
-    return supports_v3() && SUPPORTS("avx512f") && SUPPORTS("avx512bw") && SUPPORTS("avx512cd") &&
+    return SUPPORTS("avx512f") && SUPPORTS("avx512bw") && SUPPORTS("avx512cd") &&
            SUPPORTS("avx512dq") && SUPPORTS("avx512vl");
 }
 
 #endif
 
-int codec_runs(int i)
+/* CPUID takes tens of microseconds under a hypervisor, so it is asked once. */
+static int runs[N_ISAS] = {1};
+
+void codecs_detect(void)
 {
-    switch (i) {
-    case 0:
-        return 1;
 #if defined(__x86_64__)
-    case 1:
-        return supports_v3();
-    case 2:
-        return supports_v4();
+    runs[1] = supports_v3();
+    runs[2] = runs[1] && supports_v4();
 #endif
-    default:
-        return 0;
-    }
 }
+
+int codec_runs(int i) { return i >= 0 && i < N_ISAS && runs[i]; }

@@ -257,6 +257,7 @@ static int add_types(PyObject *module)
 static int add_tables(PyObject *module)
 {
     const char *isas[N_ISAS];
+    codecs_detect();
     for (int i = 0; i < N_ISAS; i++)
         isas[i] = codec_runs(i) ? codecs[i]->isa : NULL;
     if (ADD_NAMES("ISAS", isas) || ADD_NAMES("EFFORTS", effort_names) ||
