@@ -151,9 +151,9 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        from importlib.metadata import version
+        from dynquant.distribution import our_version
 
-        return version("dynquant")
+        return our_version()
     if name in __all__:
         return getattr(importlib.import_module(_HOME_OF.get(name, "dynquant.errors")), name)
     raise AttributeError(f"module 'dynquant' has no attribute {name!r}")

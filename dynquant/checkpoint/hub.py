@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import cast
 
 from dynquant.checkpoint.gguf_shards import shard_names
+from dynquant.distribution import requirement
 from dynquant.errors import CheckpointError
 from dynquant.keys import Keys, string
 
@@ -157,7 +158,7 @@ def _snapshot(name: HubName, allow: Iterable[str], ignore: Iterable[str] = ()) -
         )
     except ImportError as e:
         raise CheckpointError(
-            f"{name}: huggingface_hub is not installed; pip install 'dynquant[hub]'"
+            f"{name}: huggingface_hub is not installed; pip install '{requirement('hub')}'"
         ) from e
     # The base class is the HTTP library's error, whichever library is used. OSError and ValueError
     # are errors of files and addresses, RuntimeError is raised by hf_xet.

@@ -66,7 +66,9 @@ def _version(wanted: bool) -> None:
 def dynquant_(
     _: Annotated[
         bool,
-        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+        typer.Option(
+            "--version", "-V", callback=_version, is_eager=True, help="Print the version."
+        ),
     ] = False,
 ) -> None:
     """Dynamic quantized GGUF files of any model, in one pass, from a recipe."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy as np
 from dynquant.checkpoint.packed.settings import MODELOPT
 from dynquant.checkpoint.source_file import hash_of_settings, reading, source_facts
 from dynquant.conversion.work import Work
+from dynquant.distribution import our_version
 from dynquant.errors import CheckpointError
 from dynquant.plan.plan import Plan
 from dynquant.quants.encoder import ENCODER_REVISION
@@ -27,7 +27,7 @@ def identity_of(plan: Plan, work: Work) -> dict[str, Any]:
     paths = [file.path for file in work.source_files]
     headers = b"".join(file.header for file in work.layout.files)
     return {
-        "dynquant version": version("dynquant"),
+        "dynquant version": our_version(),
         "encoder revision": ENCODER_REVISION,
         "recipe": plan.recipe.sha256,
         "effort": plan.effort,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from importlib.metadata import version
 from typing import Literal
 
 from dynquant.conversion.layout import Layout
@@ -21,6 +20,7 @@ from dynquant.conversion.manifest import (
     Tensor,
 )
 from dynquant.conversion.result import Result
+from dynquant.distribution import our_version
 from dynquant.json_documents import plain
 from dynquant.keys import Keys
 from dynquant.plan.plan import Plan
@@ -38,7 +38,7 @@ def manifest_of(result: Result, layout: Layout, sources: Sequence[Source]) -> Ma
     return Manifest(
         manifest=1,
         dynquant=Maker(
-            version=version("dynquant"),
+            version=our_version(),
             isa=codec.active_isa(),
             encoder_revision=ENCODER_REVISION,
         ),

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from importlib.metadata import version
 
 from gguf import GGUFValueType
 
 from dynquant.arch.base import Model, ModelTensor
+from dynquant.distribution import our_version
 from dynquant.errors import EncodeError, ImportanceError, PlanError
 from dynquant.importance.audit import Importance, audit
 from dynquant.importance.imatrix import Imatrix
@@ -91,7 +91,7 @@ def _other_maker(saved: SavedPlan) -> Iterator[str]:
             f"was made for encoder revision {saved.dynquant.encoder_revision}, and this dynquant"
             f" has {ENCODER_REVISION}; make the plan again"
         )
-    elif saved.dynquant.version != (ours := version("dynquant")):
+    elif saved.dynquant.version != (ours := our_version()):
         yield f"was made by dynquant {saved.dynquant.version}, and this is {ours}; make it again"
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.metadata import version
 
 from gguf import GGML_QUANT_VERSION, LlamaFileType
 
+from dynquant.distribution import our_version
 from dynquant.importance.imatrix import Imatrix
 from dynquant.keys import Keys, string, u32
 from dynquant.quants.encoder import ENCODER_REVISION
@@ -50,7 +50,7 @@ def quantizer_keys(
         if imatrix.chunk_count is not None:
             keys["quantize.imatrix.chunks_count"] = u32(imatrix.chunk_count)
     keys |= {
-        "dynquant.version": string(version("dynquant")),
+        "dynquant.version": string(our_version()),
         "dynquant.recipe": string(recipe.name),
         "dynquant.recipe_sha256": string(recipe.sha256),
         "dynquant.effort": string(effort),

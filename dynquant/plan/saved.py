@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,6 +17,7 @@ from pydantic import Field, model_validator
 
 from dynquant.arch.base import ModelTensor
 from dynquant.checkpoint.source_file import source_facts
+from dynquant.distribution import our_version
 from dynquant.errors import PlanError
 from dynquant.json_documents import (
     MAX_FAULTS,
@@ -163,7 +163,7 @@ def saved_plan(plan: Plan) -> SavedPlan:
     short = plan.recipe.short
     return SavedPlan(
         plan=VERSION,
-        dynquant=PlanMaker(version=version("dynquant"), encoder_revision=ENCODER_REVISION),
+        dynquant=PlanMaker(version=our_version(), encoder_revision=ENCODER_REVISION),
         architecture=plain(plan.architecture),
         mla="merged" if _has_role(plan.tensors, "attn_kv_b") else "split",
         recipe=PlanRecipe(

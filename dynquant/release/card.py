@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from urllib.parse import quote
 
 from dynquant.conversion.manifest import Manifest
+from dynquant.distribution import requirement
 from dynquant.figures import figure, gigabytes
 from dynquant.release.finished import Finished, version_of
 from dynquant.release.front import imatrix_of
@@ -109,10 +110,10 @@ def _verifying(models: Sequence[Finished], base_model: str | None) -> Iterator[s
     first = models[0]
     yield "## How to verify"
     yield ""
-    version = f"=={version_of(first)}" if version_of(first) != "unknown" else ""
+    version = version_of(first) if version_of(first) != "unknown" else ""
     lines = [
         f"sha256sum --check --ignore-missing {SUMS}",
-        f"pip install dynquant{version}",
+        f"pip install {requirement(version=version)}",
         f"dynquant verify {shlex.quote(first.path.name)}",
     ]
     source = _source_name(first, base_model)

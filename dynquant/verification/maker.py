@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
 
 from dynquant.arch.base import Model
 from dynquant.arch.load import Mla, load_model
 from dynquant.checkpoint.gguf_shards import Shards
+from dynquant.distribution import our_version
 from dynquant.errors import VerificationError, VocabError
 from dynquant.importance.imatrix import Imatrix
 from dynquant.quants.encoder import ENCODER_REVISION
@@ -73,7 +73,7 @@ class Maker:
             yield (
                 f"quantized tensors against the source: dynquant {self.version} made the file with"
                 f" encoder revision {'unknown' if theirs is None else theirs}, and this dynquant"
-                f" {version('dynquant')} has revision {ENCODER_REVISION}; compare with the dynquant"
+                f" {our_version()} has revision {ENCODER_REVISION}; compare with the dynquant"
                 " that made it"
             )
 

@@ -277,7 +277,7 @@ def test_a_missing_library_is_reported_with_its_extra(
     with pytest.raises(CheckpointError) as e:
         dynquant.load_model(MODEL)
     assert str(e.value) == (
-        f"{MODEL}: huggingface_hub is not installed; pip install 'dynquant[hub]'"
+        f"{MODEL}: huggingface_hub is not installed; pip install 'dynquant-gguf[hub]'"
     )
 
 

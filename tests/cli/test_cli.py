@@ -52,7 +52,13 @@ def recipe(tmp_path: Path) -> Path:
 
 
 def test_the_version_is_printed() -> None:
-    assert run("--version") == (0, f"dynquant {version('dynquant')}\n", "")
+    expected = f"dynquant {version('dynquant-gguf')}\n"
+    assert run("--version") == run("-V") == (0, expected, "")
+
+
+def test_the_package_is_a_command() -> None:
+    command = [sys.executable, "-m", "dynquant", "--version"]
+    assert subprocess.run(command, capture_output=True).stdout.startswith(b"dynquant ")
 
 
 @pytest.mark.parametrize("args", [["--help"], *([c, "--help"] for c in COMMANDS)])

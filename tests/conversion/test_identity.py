@@ -127,8 +127,8 @@ def test_changed_settings_that_affect_only_weights_are_named(folder: Path) -> No
 
 def test_changed_version_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = found(planned(folder))
-    monkeypatch.setattr(identity, "version", lambda _: "9.9.9")
-    ours = metadata.version("dynquant")
+    monkeypatch.setattr(identity, "our_version", lambda: "9.9.9")
+    ours = metadata.version("dynquant-gguf")
     assert changed(before, found(planned(folder))) == [f"dynquant version was {ours} and is 9.9.9"]
 
 

@@ -167,7 +167,7 @@ def test_another_model_is_named_by_its_architecture(plan: Path) -> None:
 def test_another_version_and_another_encoder_revision_are_named(
     plan: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bind, "version", lambda _: "9.9.9")
+    monkeypatch.setattr(bind, "our_version", lambda: "9.9.9")
     (message,) = messages(plan, model)
     assert message.endswith("and this is 9.9.9; make it again")
     monkeypatch.setattr(bind, "ENCODER_REVISION", 99)

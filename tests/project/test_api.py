@@ -33,7 +33,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 
 def test_version_is_that_of_the_package() -> None:
-    assert dynquant.__version__ == version("dynquant")
+    assert dynquant.__version__ == version("dynquant-gguf")
 
 
 def test_encode_gives_rows_of_blocks_that_gguf_decodes() -> None:

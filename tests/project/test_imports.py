@@ -17,6 +17,7 @@ PACKAGE = ROOT / "dynquant"
 # A room imports only from rooms before it. A top-level module of the package is a room too.
 ROOMS = (
     "errors",
+    "distribution",
     "keys",
     "arrays",
     "name_lists",
@@ -43,6 +44,7 @@ ROOMS = (
     "api",
     "cli",
     "__init__",
+    "__main__",
 )
 FILES = sorted(PACKAGE.rglob("*.py"))
 

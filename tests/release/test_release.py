@@ -329,7 +329,7 @@ def test_card_shows_sources_imatrix_and_commands(tmp_path: Path) -> None:
         "`model.safetensors`",
         f"dynquant verify x.gguf \\\n  --against hf://a/b@{'c' * 40} --imatrix i.gguf\n",
         "sha256sum --check --ignore-missing SHA256SUMS\n",
-        "pip install dynquant==0.1.0\n",
+        "pip install dynquant-gguf==0.1.0\n",
         "llama-server -m x.gguf --port 8080\n",
         "hf download me/b-GGUF --include 'x*.gguf' --local-dir .\n",
         load_recipe("q8_0").sha256,
