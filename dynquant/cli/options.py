@@ -18,6 +18,15 @@ ModelArgument = Annotated[
         " hf://ORG/MODEL[@REVISION] or hf://ORG/MODEL/FILE.gguf, always fetched completely.",
     ),
 ]
+
+
+def recipe_names(incomplete: str) -> list[str]:
+    """Return the shipped recipes whose names begin with a word, for completion in a shell."""
+    from dynquant.recipe.loader import shipped_recipes
+
+    return [name for name in shipped_recipes() if name.startswith(incomplete)]
+
+
 RecipeOption = Annotated[
     str | None,
     typer.Option(
@@ -26,6 +35,7 @@ RecipeOption = Annotated[
         metavar="R",
         help="A shipped recipe (`dynquant recipes`) or a YAML file.",
         show_default=False,
+        autocompletion=recipe_names,
     ),
 ]
 ImatrixOption = Annotated[

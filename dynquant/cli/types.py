@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
+
 from dynquant.cli import console
 from dynquant.cli.options import JsonOption
 
 
-def types(json: JsonOption = False) -> None:
+def types(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="TYPE...", help="Only these types.", show_default=False),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
     """List the quant types that recipes can name."""
-    from dynquant.quants.table import ALL
+    from dynquant.quants.table import ALL, quant_type
 
+    found = [quant_type(name) for name in names] if names else ALL.values()
     if json:
         from dynquant.report.documents import types_json
 
-        console.write_json(types_json(ALL.values()))
+        console.write_json(types_json(found))
     else:
         from dynquant.report.tables import type_table
 
-        console.show(type_table(ALL.values()))
+        console.show(type_table(found))

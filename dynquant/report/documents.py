@@ -15,6 +15,7 @@ from dynquant.checkpoint.gguf import GGUFFile
 from dynquant.keys import KeyValue, Scalar
 from dynquant.plan.plan import Plan
 from dynquant.quants.table import QuantType
+from dynquant.recipe.rules import Recipe
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:
@@ -100,6 +101,20 @@ def _scalar(value: Scalar, type_: GGUFValueType | None) -> Scalar:
         return str(value)  # JSON has no number for it
     # The shortest decimal that reads back as the same 32 bits: 1e-05, not 9.999999747378752e-06.
     return float(str(np.float32(value))) if type_ is GGUFValueType.FLOAT32 else value
+
+
+def recipes_json(recipes: Iterable[Recipe]) -> list[dict[str, Any]]:
+    """Return recipes as `dynquant recipes --json` prints them."""
+    return [
+        {
+            "name": r.name,
+            "description": r.description.strip(),
+            "importance": r.importance,
+            "architectures": list(r.intended),
+            "sha256": r.sha256,
+        }
+        for r in recipes
+    ]
 
 
 def types_json(types: Iterable[QuantType]) -> list[dict[str, Any]]:

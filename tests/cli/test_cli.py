@@ -21,6 +21,7 @@ from inprocess import run
 from places import ROOT
 from subsets import slow_except
 
+from dynquant.cli.options import recipe_names
 from dynquant.quants.search import EFFORTS
 from dynquant.quants.table import ALL
 
@@ -442,3 +443,16 @@ def test_interrupted_conversion_is_resumed_by_the_next_run(
     assert names(folder) == ["x.gguf.journal", "x.gguf.part"]
     assert run(*arguments).code == 0
     assert names(folder) == ["x.gguf", "x.gguf.manifest.json"]
+
+
+def test_types_shows_the_named_ones_only() -> None:
+    code, out, _ = run("types", "q4_k", "IQ1_S")
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()[1:]] == ["Q4_K", "IQ1_S"]
+    code, _, err = run("types", "q4k")
+    assert (code, "did you mean Q4_K?" in err) == (1, True)
+
+
+def test_names_of_recipes_are_completed() -> None:
+    assert recipe_names("dynamic-4") == ["dynamic-4bit"]
+    assert recipe_names("nothing") == []

@@ -27,6 +27,7 @@ COMMANDS = {
     "recipe diff": ("recipe", "diff", "q8_0", "q4_0", MODEL),
     "recipe explain": ("recipe", "explain", "q8_0", MODEL, "blk.1.ffn_down"),
     "types": ("types",),
+    "recipes": ("recipes",),
 }
 
 
