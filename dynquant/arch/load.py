@@ -41,6 +41,7 @@ def load_model(
     """
     if hub.is_hub_name(str(path)):
         return _of_hub(str(path), pre, mla, needs_vocab)
+    hub.refuse_address(str(path))
     return _on_disk(Path(path), pre, mla, needs_vocab)
 
 

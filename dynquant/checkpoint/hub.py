@@ -58,6 +58,14 @@ def is_hub_name(text: str) -> bool:
     return text.startswith("hf:/")
 
 
+def refuse_address(text: str) -> None:
+    """Raise CheckpointError for the address of a web page, with the name to give instead."""
+    if re.match(r"https?:/", text):
+        page = re.match(r"https?:/+(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)", text, re.ASCII)
+        name = f"hf://{page[1]}" if page else "hf://ORG/MODEL for a model on the Hub"
+        raise CheckpointError(f"{text}: is the address of a page; write {name}")
+
+
 def parse_hub_name(text: str) -> HubName:
     """Parse hf://org/model[@revision][/file.gguf]; raise CheckpointError for other forms."""
     found = _NAME.fullmatch(text)

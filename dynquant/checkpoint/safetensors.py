@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -54,15 +55,23 @@ class Checkpoint:
     tensors: dict[str, StoredTensor]
 
 
+def _instead(path: Path) -> str:
+    """Return what to give instead of a path that is not a folder."""
+    if path.suffix == ".safetensors" and path.is_file():
+        return f"it is one file of a checkpoint; give the folder {path.parent}"
+    usual = "give one with config.json and safetensors files, or a GGUF"
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(path), re.ASCII) and not path.parent.exists():
+        return f"{usual}; for a model on the Hub, write hf://{path}"
+    return usual
+
+
 def open_checkpoint(folder: Path) -> Checkpoint:
     """Read config.json and the headers of all shards.
 
     Raises CheckpointError with everything that is missing, contradictory or damaged.
     """
     if not folder.is_dir():
-        raise CheckpointError(
-            f"{folder}: not a folder; give one with config.json and safetensors files, or a GGUF"
-        )
+        raise CheckpointError(f"{folder}: not a folder; {_instead(folder)}")
     problems: list[str] = []
     config: dict[str, Any] = {}
     shards: dict[str, dict[str, StoredTensor]] = {}

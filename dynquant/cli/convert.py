@@ -17,6 +17,7 @@ from dynquant.cli.options import (
     ManifestOption,
     MaxSizeOption,
     ModelArgument,
+    OutOption,
     PlanMlaOption,
     PreOption,
     RecipeOption,
@@ -38,9 +39,7 @@ if TYPE_CHECKING:
 
 def convert(
     model: ModelArgument,
-    out: Annotated[
-        Path, typer.Option("--out", "-o", metavar="OUT.gguf", help="The file to write.")
-    ],
+    out: OutOption,
     recipe: RecipeOption = None,
     plan: Annotated[
         Path | None,

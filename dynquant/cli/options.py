@@ -38,6 +38,20 @@ RecipeOption = Annotated[
         autocompletion=recipe_names,
     ),
 ]
+
+
+def _named_file(path: Path) -> Path:
+    if str(path) == "-":
+        raise typer.BadParameter("the output is written in place, not to stdout; name a file")
+    return path
+
+
+OutOption = Annotated[
+    Path,
+    typer.Option(
+        "--out", "-o", metavar="OUT.gguf", help="The file to write.", callback=_named_file
+    ),
+]
 ImatrixOption = Annotated[
     Path | None,
     typer.Option(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dynquant.cli import console
-from dynquant.cli.options import split_of
+from dynquant.cli.options import OutOption, split_of
 
 if TYPE_CHECKING:
     from dynquant.plan.shards import Split
@@ -51,9 +51,7 @@ def split(
 
 def merge(
     file: FileArgument,
-    out: Annotated[
-        Path, typer.Option("--out", "-o", metavar="OUT.gguf", help="The file to write.")
-    ],
+    out: OutOption,
     force: ForceOption = False,
     quiet: QuietOption = False,
 ) -> None:

@@ -15,7 +15,7 @@ from dynquant.plan.checks import changing, importance_problems, requantized, ten
 from dynquant.plan.plan import Plan, RecipeText, TensorPlan, padded
 from dynquant.plan.quantizer_keys import quantizer_keys, with_ours
 from dynquant.plan.resolve import resolve
-from dynquant.plan.set_keys import apply_settings, key_problems
+from dynquant.plan.set_keys import apply_settings, key_problems, unknown_settings
 from dynquant.plan.shards import Shard, Split, shards_of
 from dynquant.quants.search import EFFORTS, Effort
 from dynquant.quants.table import QuantType
@@ -87,6 +87,8 @@ def make_plan(
         known, imatrix_warnings = audited
         refusals += importance_problems(changed, imatrix, known)
     importance = {name: known[name] for name in quantized if name in known}
+    warnings += unknown_settings(recipe.metadata, f"{recipe.path}: metadata")
+    warnings += unknown_settings(set_keys or (), "--set")
     keys, faults = _keys(model, recipe, effort, assigned, imatrix, set_keys or {})
     problems.add(*faults)
     if not draft:

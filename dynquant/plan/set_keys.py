@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
+import gguf
 from gguf import GGUFValueType
 
 from dynquant.keys import FORMATS, Keys, KeyValue, Scalar
@@ -19,6 +21,10 @@ _TRUTH = {"true": True, "false": False}
 _FIXED = re.compile(
     r"general\.(architecture|alignment|quantization_version)|(dynquant|quantize|split)\..*"
 )
+
+
+_GENERAL = {v for k, v in vars(gguf.Keys.General).items() if not k.startswith("_")}
+"""Keys of the group `general` in GGUF's specification; `{id}` stands for a number."""
 
 
 def apply_settings(
@@ -113,6 +119,21 @@ def _scalars_fit(values: tuple[Scalar, ...], type_: GGUFValueType) -> bool:
     except (struct.error, OverflowError):
         return False
     return True
+
+
+def unknown_settings(settings: Iterable[str], where: str) -> list[str]:
+    """Return a warning for each `general.` key that GGUF does not define: probably a typing error.
+
+    where: the start of the messages
+    """
+    found: list[str] = []
+    for name in settings:
+        pattern = re.sub(r"\.\d+\.", ".{id}.", name)
+        if name.startswith("general.") and pattern not in _GENERAL:
+            near = difflib.get_close_matches(pattern, _GENERAL, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            found.append(f"{where} {name}: is not a general key of GGUF; runtimes ignore it{hint}")
+    return found
 
 
 def key_problems(keys: Keys) -> list[str]:

@@ -10,6 +10,7 @@ from dynquant.arch.base import ModelTensor
 from dynquant.quants.table import QuantType
 from dynquant.recipe.assignment import BUILT_IN, Assignment
 from dynquant.recipe.facts import Facts
+from dynquant.recipe.loader import is_shipped, shipped_recipes
 from dynquant.recipe.protection import Protection
 from dynquant.recipe.roles import GROUPS
 from dynquant.recipe.rules import Recipe, Rule
@@ -78,8 +79,28 @@ class Findings:
                     f"{rule.where}: rule ({rule}) applies to no tensor: earlier rules"
                     f" ({', '.join(earlier)}) decide all tensors that it matches"
                 )
+        if errors and (cause := self._wrong_kind()):
+            errors = [cause]
         errors += self._refusals()
         return errors, (*warnings, *self._overrides(), *self._replacements(assignments))
+
+    def _wrong_kind(self) -> str:
+        """Return why a recipe that its user did not write is for other models, or ""."""
+        recipe, architecture = self._recipe, self._facts.architecture
+        if recipe.intended and architecture not in recipe.intended:
+            return (
+                f"{recipe.path}: is for {', '.join(recipe.intended)}, but the model is"
+                f" {architecture}; choose another recipe (`dynquant recipes`)"
+            )
+        idle = {r for s in self._selections if s.rule not in self._used for r in s.rule.roles}
+        if is_shipped(recipe) and not self._facts.n_experts and "experts" in idle:
+            dense = recipe.name.replace("-moe", "")
+            instead = dense if dense in shipped_recipes() else "another recipe"
+            return (
+                f"{recipe.path}: is for mixtures of experts, but the model has no experts; take"
+                f" {instead} (`dynquant recipes`)"
+            )
+        return ""
 
     def _why_idle(
         self, selection: Selection, selected: list[str], assignments: Mapping[str, Assignment]

@@ -73,6 +73,11 @@ def shipped_recipes() -> dict[str, Path]:
     return {}
 
 
+def is_shipped(recipe: Recipe) -> bool:
+    """Whether a recipe is one of the package's own, which its user did not write."""
+    return recipe.name in shipped_recipes() and recipe.path == f"recipes/{recipe.name}.yaml"
+
+
 def load_recipe(name_or_path: str | Path) -> Recipe:
     """Read a shipped recipe by its name ("q8_0", in any case), or a recipe file by its path.
 

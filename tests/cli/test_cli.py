@@ -18,7 +18,7 @@ import pytest
 from handmade import names
 from imatrices import write_legacy
 from inprocess import run
-from places import ROOT
+from places import ROOT, TINY_BOOKS
 from subsets import slow_except
 
 from dynquant.cli.options import recipe_names
@@ -456,3 +456,50 @@ def test_types_shows_the_named_ones_only() -> None:
 def test_names_of_recipes_are_completed() -> None:
     assert recipe_names("dynamic-4") == ["dynamic-4bit"]
     assert recipe_names("nothing") == []
+
+
+@pytest.mark.parametrize(
+    ("given", "instead"),
+    [
+        ("org/Model-7B", "write hf://org/Model-7B"),
+        ("https://huggingface.co/org/Model-7B/tree/main", "write hf://org/Model-7B"),
+        ("https://example.org/model", "write hf://ORG/MODEL"),
+        (str(TINY_BOOKS / "model.safetensors"), f"give the folder {TINY_BOOKS}"),
+    ],
+)
+def test_a_model_in_another_form_is_answered_with_the_form_to_type(
+    given: str, instead: str
+) -> None:
+    code, _, err = run("plan", given, "-r", "q8_0")
+    assert (code, len(err.splitlines())) == (1, 1)
+    assert instead in err
+
+
+def test_output_to_stdout_is_wrong_usage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run("convert", TINY_BOOKS, "-r", "q8_0", "-o", "-")
+    assert (code, "name a file" in err) == (2, True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_general_key_that_gguf_does_not_define_is_a_warning() -> None:
+    given = ("general.nam=x", "general.author=y", "general.base_model.0.name=z", "mine.key=1")
+    settings = [word for key in given for word in ("--set", key)]
+    code, _, err = run("plan", TINY_BOOKS, "-r", "q8_0", *settings)
+    assert code == 0
+    assert err.count("is not a general key of GGUF") == 1
+    assert "--set general.nam: " in err
+    assert "did you mean general.name?" in err
+
+
+@pytest.mark.parametrize(
+    ("recipe", "cause"),
+    [
+        ("dynamic-moe-2bit", "the model has no experts; take dynamic-2bit"),
+        ("deepseek-r1-iq1_s", "is for deepseek2, but the model is qwen3"),
+    ],
+)
+def test_a_recipe_for_other_models_is_one_error(recipe: str, cause: str) -> None:
+    code, _, err = run("plan", TINY_BOOKS, "-r", recipe)
+    assert (code, len(err.splitlines())) == (1, 1)
+    assert cause in err
