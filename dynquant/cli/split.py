@@ -63,11 +63,11 @@ def merge(
 
 def _copy(file: Path, out: Path, wanted: Split, *, force: bool, quiet: bool) -> None:
     from dynquant.conversion.write import convert_plan
-    from dynquant.figures import gigabytes
+    from dynquant.figures import size_text
     from dynquant.plan.copied import copied
 
     plan = copied(file, wanted)
     with console.progress_of(out.name, quiet=quiet) as progress:
         made = convert_plan(plan, out, force=force, progress=progress)
     for path in made.paths:
-        console.talk(f"{path}: {gigabytes(path.stat().st_size)}", quiet=quiet)
+        console.talk(f"{path}: {size_text(path.stat().st_size)}", quiet=quiet)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from dynquant.conversion.losses import Loss
 from dynquant.errors import GateError
-from dynquant.figures import figure, gigabytes
+from dynquant.figures import figure, size_text
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Gate:
 
 def size_gate(n_bytes: int, limit: int) -> Gate:
     """Check that the output's files have at most `limit` bytes together."""
-    return Gate("size", gigabytes(limit), gigabytes(n_bytes), n_bytes <= limit)
+    return Gate("size", size_text(limit), size_text(n_bytes), n_bytes <= limit)
 
 
 def error_gate(loss: Loss | None, limit: float) -> Gate:

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from dynquant.conversion.manifest import Manifest
 from dynquant.distribution import requirement
-from dynquant.figures import figure, gigabytes
+from dynquant.figures import figure, size_column
 from dynquant.release.finished import Finished, version_of
 from dynquant.release.front import imatrix_of
 from dynquant.release.markdown import (
@@ -198,8 +198,8 @@ def _settings(model: Finished, names: FileNames) -> Iterator[str]:
 def _source_table(manifest: Manifest) -> list[str]:
     listed = manifest.sources[:_SHOWN]
     rows = [
-        (code(s.name), gigabytes(s.bytes), code(s.sha256 or f"header {s.header_sha256}"))
-        for s in listed
+        (code(s.name), size, code(s.sha256 or f"header {s.header_sha256}"))
+        for s, size in zip(listed, size_column([s.bytes for s in listed]), strict=True)
     ]
     lines = table(("source file", "size>", "SHA-256"), rows)
     more = len(manifest.sources) - len(listed)

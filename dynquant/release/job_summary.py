@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dynquant.conversion.gates import Gate
 from dynquant.errors import ReleaseError
-from dynquant.figures import gigabytes
+from dynquant.figures import size_column
 from dynquant.release.finished import Finished
 from dynquant.release.markdown import ERROR_WORDS, code, file_table, role_table, table, text
 
@@ -17,7 +17,7 @@ def summary_of(model: Finished, sha256: Sequence[str], gates: Sequence[Gate] = (
 
     sha256: of each file
     """
-    hashes = zip(model.paths, model.sizes, sha256, strict=True)
+    files = zip(model.paths, size_column(model.sizes), sha256, strict=True)
     lines = [
         f"## {text(model.stem)}",
         "",
@@ -29,7 +29,7 @@ def summary_of(model: Finished, sha256: Sequence[str], gates: Sequence[Gate] = (
         *([ERROR_WORDS, ""] if model.loss else []),
         *table(
             ("file", "size>", "SHA-256"),
-            ((code(path.name), gigabytes(n), code(h)) for path, n, h in hashes),
+            ((code(path.name), size, code(h)) for path, size, h in files),
         ),
     ]
     return "\n".join(lines) + "\n\n"

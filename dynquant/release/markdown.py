@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from dynquant.conversion.losses import Loss, loss_of
-from dynquant.figures import figure, gigabytes
+from dynquant.figures import figure, size_column
 from dynquant.release.finished import Finished
 from dynquant.report.tables import ranges
 from dynquant.report.totals import by_role
@@ -59,16 +59,17 @@ def _line(words: str) -> str:
 def file_table(models: Sequence[Finished]) -> list[str]:
     """Return a table with a line for each model: first file, recipe, size, bits and error."""
     head = ("file", "recipe", "size>", "bits per weight>", "error>")
-    return table(head, (_line_of(m) for m in models))
+    sizes = size_column([m.file_bytes for m in models])
+    return table(head, (_line_of(m, size) for m, size in zip(models, sizes, strict=True)))
 
 
-def _line_of(model: Finished) -> tuple[str, ...]:
+def _line_of(model: Finished, size: str) -> tuple[str, ...]:
     n = len(model.paths)
     more = f" and {n - 1} more" if n > 1 else ""
     return (
         code(model.path.name) + more,
         text(model.recipe),
-        gigabytes(model.file_bytes),
+        size,
         f"{model.bits_per_weight:.3f}",
         figure(_weighted(model.loss)),
     )
@@ -83,13 +84,14 @@ def role_table(model: Finished) -> list[str]:
     if model.errors:
         head += ["error>", "1 − cos²>", "largest difference>"]
     rows: list[list[str]] = []
-    for share in by_role(model.tensors):
+    shares = by_role(model.tensors)
+    for share, size in zip(shares, size_column([s.n_bytes for s in shares]), strict=True):
         parts = share.by_type
         types = [
             f"{part.name} ({ranges(part.layers)})" if len(parts) > 1 and part.layers else part.name
             for part in parts
         ]
-        row = [code(share.name), text(", ".join(types)), gigabytes(share.n_bytes)]
+        row = [code(share.name), text(", ".join(types)), size]
         row.append(f"{share.bits_per_weight:.3f}")
         if model.errors:
             loss = loss_of(share.tensors, model.errors)

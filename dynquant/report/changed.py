@@ -10,7 +10,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from dynquant.arch.base import TensorName
-from dynquant.figures import gigabytes
+from dynquant.figures import size_text
 from dynquant.plan.difference import Change, Typed, bits_per_weight, changes
 from dynquant.report.tables import plain_table, ranges
 
@@ -60,7 +60,7 @@ def _parts(change: Change) -> TensorName:
 
 def _size(tensors: Sequence[Typed]) -> str:
     n_bytes = sum(t.n_bytes for t in tensors)
-    return f"{gigabytes(n_bytes)}, {bits_per_weight(tensors):.3f} bits per weight"
+    return f"{size_text(n_bytes)}, {bits_per_weight(tensors):.3f} bits per weight"
 
 
 def changed_json(before: Sequence[Typed], after: Sequence[Typed]) -> dict[str, Any]:

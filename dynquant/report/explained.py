@@ -11,7 +11,7 @@ from rich.text import Text
 
 from dynquant.arch.base import ModelTensor
 from dynquant.errors import RecipeError
-from dynquant.figures import gigabytes
+from dynquant.figures import size_text
 from dynquant.name_lists import grouped
 from dynquant.plan.resolve import Resolved
 from dynquant.recipe.assignment import Assignment
@@ -81,7 +81,7 @@ def _head(tensors: Sequence[ModelTensor], given: Assignment | None) -> Iterator[
     if given is None:
         return
     n_bytes = sum(t.n_rows * given.type.row_size(t.n_per_row) for t in tensors)
-    line = f"{given.type.name}, {given.type.bpw:g} bits per weight, {gigabytes(n_bytes)}"
+    line = f"{given.type.name}, {given.type.bpw:g} bits per weight, {size_text(n_bytes)}"
     if given.instead_of:
         line += (
             f"; the fallback for {given.instead_of.name}, whose blocks of"

@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from dynquant.errors import ReportError
-from dynquant.figures import gigabytes
+from dynquant.figures import size_text
 from dynquant.name_lists import grouped
 from dynquant.plan.plan import Plan
 from dynquant.quants.table import QuantType
@@ -26,7 +26,7 @@ _TEMPLATE = "plan.html.jinja"
 _FILTERS: dict[str, Callable[[Any], object]] = {
     "bits": lambda bits: f"{bits:.3f}",
     "exact": lambda bits: f"{bits:g}",
-    "gigabytes": gigabytes,
+    "size_text": size_text,
     "grouped": grouped,
     "ranges": ranges,
     "shape": lambda shape: " × ".join(map(str, shape)),

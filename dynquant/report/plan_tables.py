@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from dynquant.figures import gigabytes
+from dynquant.figures import size_text
 from dynquant.importance.imatrix import Imatrix
 from dynquant.name_lists import grouped
 from dynquant.plan.plan import Plan, TensorPlan
@@ -58,10 +58,10 @@ def _decided(tensor: TensorPlan) -> str:
 
 
 def _totals(plan: Plan, file_bytes: int | None) -> Iterator[str]:
-    yield f"tensors {gigabytes(plan.tensor_bytes)}, {plan.bits_per_weight:.3f} bits per weight"
-    yield f"file    {'size unknown' if file_bytes is None else gigabytes(file_bytes)}"
+    yield f"tensors {size_text(plan.tensor_bytes)}, {plan.bits_per_weight:.3f} bits per weight"
+    yield f"file    {'size unknown' if file_bytes is None else size_text(file_bytes)}"
     if len(plan.shards) > 1:
-        sizes = ", ".join(gigabytes(shard.n_bytes) for shard in plan.shards[:_SHOWN])
+        sizes = ", ".join(size_text(shard.n_bytes) for shard in plan.shards[:_SHOWN])
         more = ", …" if len(plan.shards) > _SHOWN else ""
         yield f"shards  {len(plan.shards)}: {sizes}{more}"
     yield f"types   {', '.join(f'{name} {count}' for name, count in plan.type_counts.items())}"
@@ -71,7 +71,7 @@ def _totals(plan: Plan, file_bytes: int | None) -> Iterator[str]:
     if len(used) > 1:
         extra = sum(f.extra_bytes for f in used)
         yield (
-            f"all fallbacks: {sum(len(f.names) for f in used)} tensors, {gigabytes(extra)} more,"
+            f"all fallbacks: {sum(len(f.names) for f in used)} tensors, {size_text(extra)} more,"
             f" {8 * extra / plan.n_weights:+.4f} bits per weight of the model"
         )
     if plan.prediction:
@@ -81,7 +81,7 @@ def _totals(plan: Plan, file_bytes: int | None) -> Iterator[str]:
 def _fallback(used: Fallback) -> str:
     return (
         f"fallback {used.taken.name} for {used.wanted.name}: {len(used.names)} tensors,"
-        f" {used.extra_bits:+.4g} bits per weight, {gigabytes(used.extra_bytes)} more:"
+        f" {used.extra_bits:+.4g} bits per weight, {size_text(used.extra_bytes)} more:"
         f" {_some(used.names)}"
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dynquant.figures import gigabytes
+from dynquant.figures import size_text
 from dynquant.verification.findings import Verification, counted
 
 
@@ -36,7 +36,7 @@ def verified_text(found: Verification, name: str, seconds: str) -> str:
     lines += [f"not checked  {what}" for what in found.unchecked]
     verdict = counted(len(found.faults), "fault") if found.faults else "sound"
     lines.append(
-        f"{name}: {verdict}; {gigabytes(n_bytes)}, {counted(found.n_tensors, 'tensor')},"
+        f"{name}: {verdict}; {size_text(n_bytes)}, {counted(found.n_tensors, 'tensor')},"
         f" {counted(len(found.files), 'file')}, in {seconds}"
     )
     return "\n".join(lines) + "\n"

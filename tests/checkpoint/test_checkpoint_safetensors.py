@@ -299,7 +299,7 @@ def test_a_folder_without_config_is_refused(tmp_path: Path) -> None:
 
 def test_a_file_in_place_of_a_folder_is_refused(tmp_path: Path) -> None:
     path = single(tmp_path, save(WEIGHTS)) / "model.safetensors"
-    assert "not a folder; give one with config.json" in refusal(path)[0]
+    assert "not a folder; it is one file of a checkpoint; give the folder" in refusal(path)[0]
 
 
 def test_names_that_differ_in_one_number_are_grouped() -> None:

@@ -87,7 +87,7 @@ def test_shards_are_listed_if_there_are_several() -> None:
     made = replace(recipe(), output=Output(shard_bytes=40_000))
     plan = make_plan(model(), made)
     assert [shard.stop for shard in plan.shards] == [2, 3, 4, 6]
-    assert "shards  4: 0.01 MB (0.01 MiB), 0.04 MB (0.03 MiB), " in shown(plan)
+    assert "shards  4: 11.1 kB (10.9 KiB), 36.4 kB (35.6 KiB), " in shown(plan)
     assert "shards" not in shown(small_plan())
 
 
