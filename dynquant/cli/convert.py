@@ -187,7 +187,7 @@ def _summarize(summary: Path, result: Result, gates: list[Gate]) -> None:
 
 def _report(result: Result, out: Path, threads: int, seconds: float, *, quiet: bool) -> None:
     """Print what was written, as a line of text or as an event."""
-    from dynquant.figures import size_text
+    from dynquant.figures import figure, size_text
 
     plan: Plan = result.plan
     rest = 1 - result.resumed_bytes / plan.tensor_bytes
@@ -213,10 +213,11 @@ def _report(result: Result, out: Path, threads: int, seconds: float, *, quiet: b
     resumed = ""
     if result.resumed_bytes:
         resumed = f", {size_text(result.resumed_bytes)} of it from an earlier run"
+    error = f", error {figure(result.loss.weighted)}" if result.loss else ""
     shards = f" in {len(result.paths)} shards" if len(result.paths) > 1 else ""
     console.talk(
-        f"{out}: {size_text(result.n_bytes)}{shards}, {plan.bits_per_weight:.3f} bits per weight,"
-        f" in {console.duration(seconds)} on {threads} threads"
+        f"{out}: {size_text(result.n_bytes)}{shards}, {plan.bits_per_weight:.3f} bits per weight"
+        f"{error}, in {console.duration(seconds)} on {threads} threads"
         f" ({rate / 1e6:.1f} million weights/s){resumed}",
         quiet=quiet,
     )

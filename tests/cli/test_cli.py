@@ -441,7 +441,10 @@ def test_interrupted_conversion_is_resumed_by_the_next_run(
     assert "Traceback" not in messages
     assert messages.splitlines()[-1].startswith("interrupted; ")
     assert names(folder) == ["x.gguf.journal", "x.gguf.part"]
-    assert run(*arguments).code == 0
+    code, _, err = run(*arguments)
+    assert code == 0
+    assert "x.gguf: resuming an interrupted run, of which " in err
+    assert re.search(r"bits per weight, error 0\.\d+, in ", err.splitlines()[-1])
     assert names(folder) == ["x.gguf", "x.gguf.manifest.json"]
 
 
