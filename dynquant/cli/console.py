@@ -185,30 +185,32 @@ def _bar(name: str) -> Generator[Callable[[Progress], None]]:
     )
     with rich.Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(name, total=None)
-        begun = False
+        resuming = _resuming(name)
 
         def report(progress: Progress) -> None:
-            nonlocal begun
-            if not begun:
-                begun = True
-                _resuming(name, progress)
-                # The speed and the time left are those of this run.
-                bar.reset(task, total=progress.bytes_total, completed=progress.bytes_resumed)
+            resuming(progress)
             bar.update(task, completed=progress.bytes_done, total=progress.bytes_total)
 
         yield report
 
 
-def _resuming(name: str, progress: Progress) -> None:
-    """Report that an interrupted run is resumed."""
-    if progress.bytes_resumed:
-        share = progress.bytes_resumed / progress.bytes_total
-        talk(f"{name}: resuming an interrupted run, of which {share:.0%} is written")
+def _resuming(name: str) -> Callable[[Progress], None]:
+    """Return what reports once, as soon as it is known, that an interrupted run is resumed."""
+    is_reported = False
+
+    def report(progress: Progress) -> None:
+        nonlocal is_reported
+        if progress.bytes_resumed and not is_reported:
+            is_reported = True
+            talk(f"{name}: resuming an interrupted run")
+
+    return report
 
 
 def _log(name: str) -> Callable[[Progress], None]:
     started = last_line = time.monotonic()
     begun = False
+    resuming = _resuming(name)
 
     def report(progress: Progress) -> None:
         nonlocal begun, last_line
@@ -217,8 +219,8 @@ def _log(name: str) -> Callable[[Progress], None]:
         scale, unit = (1e9, "GB") if total >= 1e9 else (1e6, "MB")
         if not begun:
             talk(f"{name}: writing {total / scale:.2f} {unit}")
-            _resuming(name, progress)
             begun = True
+        resuming(progress)
         if now - last_line < _LOG_SECONDS or not progress.bytes_done:
             return
         last_line = now
