@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 from dynquant.arch.base import Architecture, Model
 from dynquant.arch.families import families
@@ -42,6 +42,9 @@ def load_model(
     if hub.is_hub_name(str(path)):
         return _of_hub(str(path), pre, mla, needs_vocab)
     hub.refuse_address(str(path))
+    if mla not in get_args(Mla):
+        choices = ", ".join(get_args(Mla))
+        raise ArchitectureError(f"mla={mla!r} is not a layout; use one of {choices}")
     return _on_disk(Path(path), pre, mla, needs_vocab)
 
 

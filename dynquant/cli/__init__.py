@@ -7,6 +7,7 @@ usage · 3 a limit is exceeded: the size (--max-size) or the error (--max-error)
 
 from __future__ import annotations
 
+import errno
 import signal
 import sys
 from types import FrameType
@@ -82,10 +83,18 @@ def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
 def main() -> NoReturn:
     """Run the command line and exit."""
     signal.signal(signal.SIGTERM, _terminate)
+    console.open_streams()
     console.print_anything()
     console.log_as("text")
     try:
         app(prog_name="dynquant")
+    except OSError as e:
+        # Rooms report the files that they read and write; this is what no room expects, such as a
+        # name that is too long for the file system.
+        if e.filename is None and e.errno != errno.ENOSPC:
+            raise
+        console.fail(DynquantError(f"{e.filename or 'output'}: {e.strerror}"))
+        sys.exit(1)
     except DynquantError as e:
         console.fail(e)
         sys.exit(3 if isinstance(e, GateError) else 1)

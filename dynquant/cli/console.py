@@ -20,6 +20,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Generator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -50,6 +51,13 @@ def log_as(format_: LogFormat) -> None:
     _Log.started = time.monotonic()
 
 
+def open_streams() -> None:
+    """Replace streams that the caller closed (`>&-`) with ones that nobody reads."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 open until the end
+
+
 def print_anything() -> None:
     """Let stdout and stderr print ? for characters that their encoding does not have."""
     for stream in (sys.stdout, sys.stderr):
@@ -67,6 +75,10 @@ def write(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         # The exit code of a program that SIGPIPE (13) ended.
         raise SystemExit(128 + 13) from None
+    except OSError as e:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        talk(f"error: stdout: cannot be written: {e.strerror}")
+        raise SystemExit(1) from None
 
 
 def write_json(document: Any) -> None:
@@ -78,11 +90,18 @@ def show(*tables: RenderableType) -> None:
     """Write rich tables to stdout; without colours and line breaks unless it is a terminal."""
     from rich.console import Console
 
-    width = None if sys.stdout.isatty() else _WIDE
-    console = Console(file=sys.stdout, width=width, markup=False, emoji=False, highlight=False)
-    with console.capture() as captured:
-        console.print(*tables, sep="\n")
-    lines = captured.get().splitlines()
+    is_terminal = sys.stdout.isatty()
+    text = io.StringIO()
+    console = Console(
+        file=text,
+        force_terminal=is_terminal,
+        width=None if is_terminal else _WIDE,
+        markup=False,
+        emoji=False,
+        highlight=False,
+    )
+    console.print(*tables, sep="\n")
+    lines = text.getvalue().splitlines()
     write("".join(line.rstrip(" ") + "\n" for line in lines))
 
 

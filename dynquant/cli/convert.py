@@ -124,7 +124,7 @@ def convert(
     from dynquant.conversion.output import check_output
     from dynquant.conversion.work import work_of
     from dynquant.conversion.write import convert_plan, default_threads
-    from dynquant.release.job_summary import add_summary, refused_summary
+    from dynquant.release.job_summary import add_summary, check_summary, refused_summary
     from dynquant.report.plan_tables import plan_tables
 
     if quiet or log_format == "json":
@@ -133,6 +133,8 @@ def convert(
     console.event(
         "start", quiet=quiet, command="convert", model=model, out=str(out), **planning.source
     )
+    if summary:
+        check_summary(summary)
     made = planning.make()
     for warning in made.warnings:
         console.warn(warning, quiet=quiet)
@@ -169,6 +171,8 @@ def convert(
         gates.append(error_gate(result.loss or NOTHING_LOST, max_error))
     if summary:
         _summarize(summary, result, gates)
+    for warning in result.warnings:
+        console.warn(warning, quiet=quiet)
     _report(result, out, threads, time.monotonic() - started, quiet=quiet)
     for gate in gates:
         check_gate(gate, str(out), "the output is complete but exceeds the limit")

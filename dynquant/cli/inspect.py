@@ -17,6 +17,7 @@ def inspect(
 ) -> None:
     """Print the keys and tensors of a GGUF file."""
     from dynquant.checkpoint.gguf import read_gguf
+    from dynquant.checkpoint.gguf_shards import first_file
     from dynquant.checkpoint.hub import is_hub_name
     from dynquant.errors import CheckpointError
 
@@ -25,7 +26,7 @@ def inspect(
             f"{file}: inspect reads files on disk only; download it with `hf download`, or use"
             " `dynquant plan`"
         )
-    found = read_gguf(Path(file))
+    found = read_gguf(first_file(Path(file)))
     if json:
         from dynquant.report.documents import file_json
 

@@ -40,7 +40,7 @@ Identity = dict[str, Any]
 
 def journal_path(out: Path) -> Path:
     """Return the path of an output's journal."""
-    return out.with_name(out.name + ".journal")
+    return Path(f"{out}.journal")
 
 
 class Journal:

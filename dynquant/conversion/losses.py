@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from dynquant.name_lists import grouped
 from dynquant.plan.plan import TensorPlan
 
 
@@ -42,6 +43,42 @@ class Loss:
     one_minus_cos2: float
     max: float
     n_weights: int
+
+
+SPECIAL = ("TQ1_0", "TQ2_0", "Q1_0", "Q2_0")
+"""Types for models that are trained with weights of one or two bits, or of three values."""
+
+_POOR, _LOST = 0.15, 0.5
+"""Relative squared errors: with more than the first, a model of a special type answers nonsense;
+more than the second means that most of a tensor is lost, in any type."""
+
+
+def loss_warnings(
+    tensors: Iterable[TensorPlan], errors: Mapping[str, MeasuredError]
+) -> tuple[str, ...]:
+    """Return warnings of tensors whose errors are so large that answers are probably nonsense."""
+    lost: list[str] = []
+    poor: dict[str, list[str]] = {}
+    for t in tensors:
+        error = errors[t.name].weighted if t.name in errors else 0.0
+        if error > _LOST:
+            lost.append(t.name)
+        elif t.type.name in SPECIAL and error > _POOR:
+            poor.setdefault(t.type.name, []).append(t.name)
+    found: list[str] = []
+    if lost:
+        worst = max(errors[name].weighted for name in lost)
+        found.append(
+            f"{', '.join(grouped(lost))}: more than half is lost (relative squared error up to"
+            f" {worst:.3g}); the weights are probably beyond the range of the type: use BF16 or F32"
+        )
+    for name, some in poor.items():
+        worst = max(errors[n].weighted for n in some)
+        found.append(
+            f"{', '.join(grouped(some))}: {name} has a relative squared error of up to {worst:.3g};"
+            " the model was not trained for this type, and its answers are probably nonsense"
+        )
+    return tuple(found)
 
 
 NOTHING_LOST = Loss(0.0, 0.0, 0.0, 0)

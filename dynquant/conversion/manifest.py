@@ -188,7 +188,7 @@ class Manifest(Part):
 
 def manifest_path(out: Path) -> Path:
     """Return the path of an output's manifest; for shards, `out` is the name without numbers."""
-    return out.with_name(out.name + ".manifest.json")
+    return Path(f"{out}.manifest.json")
 
 
 def find_manifest(path: Path) -> Path:

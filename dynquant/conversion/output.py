@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from dynquant.checkpoint.gguf_shards import NAME
 from dynquant.conversion.disk import (
     allocated_bytes,
     free_bytes,
@@ -28,11 +30,13 @@ from dynquant.plan.plan import Plan
 
 def part_path(out: Path) -> Path:
     """Return the name of an output file while it is incomplete."""
-    return out.with_name(out.name + ".part")
+    return Path(f"{out}.part")
 
 
 def check_output(plan: Plan, out: Path, work: Work, *, force: bool) -> None:
     """Raise ConvertError, with all reasons, if a plan's files cannot be written as `out`."""
+    if out.name in ("", ".."):
+        raise ConvertError(f"'{out}': is not the name of a file; name the file to write")
     problems: list[str] = []
     folder = out.parent
     layout = work.layout
@@ -59,7 +63,23 @@ def check_output(plan: Plan, out: Path, work: Work, *, force: bool) -> None:
                 problems.append(f"{path}: exists; replace it with --force, or name another output")
         if what := reads.get(_inode(part_path(path))):
             problems.append(f"{part_path(path)}: is {what}; name another output")
+    problems += _other_forms(out, paths)
     ConvertError.raise_any(problems)
+
+
+def _other_forms(out: Path, paths: Sequence[Path]) -> Iterator[str]:
+    """Yield a problem for each complete output of the same name that is cut into other files.
+
+    Both would have one manifest.
+    """
+    shards = out.parent.glob(f"{glob.escape(out.stem)}-00001-of-?????.gguf")
+    for path in (out, *shards):
+        is_output = path == out or NAME.fullmatch(path.name)
+        if is_output and path not in paths and path.is_file():
+            yield (
+                f"{path}: is an output of the same name, cut into other files, with the same"
+                " manifest; remove it, or name another output"
+            )
 
 
 class PartFiles:
@@ -206,9 +226,19 @@ class PartFiles:
 
 def _read_files(plan: Plan, work: Work) -> dict[tuple[int, int] | None, str]:
     """Return the files that the conversion reads, by device and inode, so that links count."""
-    reads = dict.fromkeys(
-        (*plan.files, *(file.path for file in work.source_files)), "a file of the model itself"
-    )
+    weights = [file.path for file in work.source_files]
+    reads = dict.fromkeys((*plan.files, *weights), "a file of the model itself")
+    for path in dict.fromkeys((*plan.files, *weights)):
+        if path.suffix == ".gguf":
+            shard = NAME.fullmatch(path.name)
+            whole = path.with_name(f"{shard['prefix']}.gguf") if shard else path
+            manifests = (manifest_path(path), manifest_path(whole))
+            reads |= dict.fromkeys(manifests, "the manifest of the model")
+    for folder in {path.parent for path in weights if path.suffix != ".gguf"}:
+        # Configuration and tokenizer; files of an earlier output in this folder may be replaced.
+        others = [path for path in folder.iterdir() if ".gguf" not in path.name]
+        reads |= dict.fromkeys(others, "a file of the model itself")
+    reads[Path(plan.recipe.path)] = "the recipe"
     if plan.imatrix:
         reads[plan.imatrix.path] = "the imatrix"
     found = {_inode(path): what for path, what in reads.items()}

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dynquant.conversion.losses import Loss, loss_of
+from dynquant.conversion.losses import Loss, loss_of, loss_warnings
 from dynquant.plan.plan import Plan
 from dynquant.quants.error import TensorError
 
@@ -48,6 +48,11 @@ class Result:
     def bits_per_weight(self) -> float:
         """Mean bits of a weight over all tensors."""
         return self.plan.bits_per_weight
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Warnings of tensors whose errors are so large that answers are probably nonsense."""
+        return loss_warnings(self.plan.tensors, self.errors)
 
     @property
     def loss(self) -> Loss | None:

@@ -18,7 +18,7 @@ from dynquant.conversion.records import COMPLETE
 from dynquant.conversion.result import Result
 from dynquant.conversion.resume import begin
 from dynquant.conversion.second_look import SAMPLES, check_sample
-from dynquant.conversion.source_hashes import SourceDigests, SourceHashes
+from dynquant.conversion.source_hashes import SOURCE_HASHES, SourceDigests, SourceHashes
 from dynquant.conversion.stages import EncodeStage, Sink, SourceStage
 from dynquant.conversion.work import Work, work_of
 from dynquant.errors import ConvertError, PlanError
@@ -80,6 +80,11 @@ def convert_plan(
     PlanError.raise_any((*plan.missing, *plan.refusals))
     if threads < 1:
         raise ConvertError(f"threads is {threads}; at least 1 is needed")
+    if verify_sample < 0:
+        raise ConvertError(f"verify_sample is {verify_sample}; it must not be negative")
+    if manifest not in (None, *SOURCE_HASHES):
+        choices = ", ".join(SOURCE_HASHES)
+        raise ConvertError(f"manifest={manifest!r} is not supported; use {choices} or False")
     # A DYNQUANT_ISA that this CPU does not support is an error before there is a file.
     codec.active_isa()
     work = work_of(plan)

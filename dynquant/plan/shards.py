@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import index
+
+from dynquant.errors import PlanError
 
 
 @dataclass(frozen=True)
@@ -12,6 +15,19 @@ class Split:
 
     max_bytes: int | None = None
     max_tensors: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raise PlanError for limits that are not positive whole numbers."""
+        for name, value in (("max_bytes", self.max_bytes), ("max_tensors", self.max_tensors)):
+            if value is not None and not _is_positive(value):
+                raise PlanError(f"{name}={value!r} is not a whole number of at least 1")
+
+
+def _is_positive(value: object) -> bool:
+    try:
+        return index(value) >= 1  # pyright: ignore[reportArgumentType]
+    except TypeError:
+        return False
 
 
 @dataclass(frozen=True)

@@ -152,6 +152,8 @@ def encode(
     if rows.ndim != 2:
         raise EncodeError(f"weights must be floats [n_rows, n_per_row], not {_described(x)}")
     n_per_row = rows.shape[1]
+    if not n_per_row:
+        raise EncodeError("weights have rows of no weights; there is nothing to encode")
     if importance is not None:
         importance = _checked(importance, n_per_row)
     search = Search(effort, weighting, gain)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from dynquant.errors import EncodeError
+
 Effort = Literal["fast", "normal", "best"]
 """How much is searched; the format is the same. `best` takes several times as long as `normal`."""
 
@@ -32,6 +34,17 @@ class Search:
     effort: Effort = "normal"
     weighting: Weighting | None = None
     gain: Gain | None = None
+
+    def __post_init__(self) -> None:
+        """Raise EncodeError for a word that is not a choice."""
+        for name, value, choices in (
+            ("effort", self.effort, EFFORTS),
+            ("weighting", self.weighting, (None, *WEIGHTINGS)),
+            ("gain", self.gain, (None, *GAINS)),
+        ):
+            if value not in choices:
+                words = ", ".join(word for word in choices if word)
+                raise EncodeError(f"{name}={value!r} is not supported; use one of {words}")
 
 
 NORMAL = Search()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,6 +39,15 @@ def summary_of(model: Finished, sha256: Sequence[str], gates: Sequence[Gate] = (
 def refused_summary(name: str, gates: Sequence[Gate]) -> str:
     """Return the summary of a conversion that a gate stopped before it started."""
     return "\n".join([f"## {text(name)}: not written", "", *_gates(gates)]) + "\n"
+
+
+def check_summary(path: Path) -> None:
+    """Raise ReleaseError if a summary cannot be added to a file, before a long conversion."""
+    folder = path.parent
+    if path.is_dir() or not folder.is_dir():
+        raise ReleaseError(f"{path}: cannot be written: is not a file in a folder that exists")
+    if not os.access(path if path.exists() else folder, os.W_OK):
+        raise ReleaseError(f"{path}: cannot be written: is not writable; name another file")
 
 
 def add_summary(path: Path, section: str) -> None:

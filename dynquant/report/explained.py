@@ -43,10 +43,11 @@ def explanations(
     problems: list[str] = []
     for pattern in patterns:
         search = name_pattern(pattern).search
-        found = [n for n in tensors if search(n) or n == f"{pattern}.weight"]
+        weight = name_pattern(f"{pattern}.weight").search if pattern[:1] != "/" else search
+        found = [n for n in tensors if search(n) or weight(n)]
         if not found:
             hint = nearest(pattern, tensors)
-            problems.append(f"the file has no tensor {pattern!r}{hint}")
+            problems.append(f"the model has no tensor {pattern!r}{hint}")
         picked |= dict.fromkeys(found)
     RecipeError.raise_any(problems)
     assignments = resolved.assigned.assignments

@@ -506,3 +506,34 @@ def test_a_recipe_for_other_models_is_one_error(recipe: str, cause: str) -> None
     code, _, err = run("plan", TINY_BOOKS, "-r", recipe)
     assert (code, len(err.splitlines())) == (1, 1)
     assert cause in err
+
+
+def test_a_summary_that_cannot_be_written_is_an_error_before_the_conversion(
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "x.gguf"
+    for summary in (tmp_path / "none" / "s.md", tmp_path):
+        code, _, err = run("convert", TINY_BOOKS, "-o", out, "-r", "q8_0", "--summary", summary)
+        assert (code, len(err.splitlines())) == (1, 1)
+        assert f"{summary}: cannot be written" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_that_is_too_long_is_one_error(tmp_path: Path) -> None:
+    for command in (("plan", "-r", "q8_0"), ("verify",), ("manifest",)):
+        code, _, err = run(command[0], tmp_path / ("x" * 300), *command[1:])
+        assert (code, "File name too long" in err) == (1, True), err
+        assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(("redirection", "code"), [("> /dev/full", 1), (">&-", 0), (">&- 2>&-", 0)])
+def test_stdout_that_is_full_or_closed_is_no_traceback(redirection: str, code: int) -> None:
+    done = subprocess.run(
+        f"{sys.executable} -m dynquant types {redirection}",
+        shell=True,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr
+    assert ("stdout: cannot be written" in done.stderr) is (code == 1)

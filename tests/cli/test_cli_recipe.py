@@ -141,8 +141,8 @@ def test_explain_json_has_every_step(recipe: str) -> None:
 
 def test_explain_names_the_nearest_of_all_tensors_that_are_not_there(recipe: str) -> None:
     assert messages("explain", recipe, TINY, "blk.1.ffn_dwon.weight", "xyz") == (
-        "the file has no tensor 'blk.1.ffn_dwon.weight'; did you mean blk.1.ffn_down.weight?",
-        "the file has no tensor 'xyz'",
+        "the model has no tensor 'blk.1.ffn_dwon.weight'; did you mean blk.1.ffn_down.weight?",
+        "the model has no tensor 'xyz'",
     )
 
 

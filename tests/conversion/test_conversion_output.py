@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,9 @@ from handmade import (
     stored_tensor,
     weights,
 )
+from places import TINY_BOOKS
 
+import dynquant
 from dynquant.conversion import disk
 from dynquant.conversion.journal import Journal
 from dynquant.conversion.layout import lay_out
@@ -175,3 +178,45 @@ def test_small_real_disk_is_reported_and_left_unchanged(tiny_disk: Path) -> None
     assert "needs" in message
     assert "65,536 free" in message
     assert names(tiny_disk) == []
+
+
+@pytest.mark.parametrize("name", [".", "", "..", "/"])
+def test_a_path_without_a_name_is_refused(name: str) -> None:
+    (message,) = refused(Path(name), force=True)
+    assert "is not the name of a file" in message
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "generation_config.json"])
+def test_no_file_of_the_model_is_replaced(tmp_path: Path, name: str) -> None:
+    folder = shutil.copytree(TINY_BOOKS, tmp_path / "m")
+    before = (folder / name).read_bytes()
+    with pytest.raises(ConvertError, match="is a file of the model itself"):
+        dynquant.convert(folder, folder / name, recipe="q8_0", force=True)
+    assert (folder / name).read_bytes() == before
+
+
+def test_the_recipe_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("default: Q8_0\n")
+    with pytest.raises(ConvertError, match="is the recipe"):
+        dynquant.convert(TINY_BOOKS, tmp_path / "r.yaml", recipe=tmp_path / "r.yaml", force=True)
+
+
+def test_an_output_in_the_folder_of_its_model_can_be_replaced(tmp_path: Path) -> None:
+    folder = shutil.copytree(TINY_BOOKS, tmp_path / "m")
+    for force in (False, True):
+        dynquant.convert(folder, folder / "x.gguf", recipe="q8_0", force=force)
+
+
+def test_an_output_of_the_same_name_in_other_files_is_kept(tmp_path: Path) -> None:
+    """Both would have one manifest."""
+    out = tmp_path / "x.gguf"
+    dynquant.convert(TINY_BOOKS, out, recipe="q8_0")
+    split = dynquant.Split(max_tensors=20)
+    with pytest.raises(ConvertError, match=r"x\.gguf: is an output of the same name") as e:
+        dynquant.convert(TINY_BOOKS, out, recipe="q4_0", split=split, force=True)
+    assert len(e.value.messages) == 1
+    assert dynquant.verify(out).is_sound
+    out.unlink()
+    dynquant.convert(TINY_BOOKS, out, recipe="q4_0", split=split, force=True)
+    with pytest.raises(ConvertError, match=r"x-00001-of-00003\.gguf: is an output of the same"):
+        dynquant.convert(TINY_BOOKS, out, recipe="q4_0", force=True)

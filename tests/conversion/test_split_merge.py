@@ -9,8 +9,10 @@ import gguf
 import numpy as np
 import pytest
 from ggufs import SCALARS, add, keys_of, tensors_of, write
+from places import TINY_BOOKS
 from typer.testing import CliRunner
 
+import dynquant
 from dynquant.checkpoint.gguf_shards import open_gguf
 from dynquant.cli import app
 from dynquant.errors import CheckpointError, ConvertError
@@ -100,3 +102,15 @@ def test_existing_shard_is_kept_without_force(whole: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize("how", [(), ("--max-size", "big"), ("--max-tensors", 0)])
 def test_split_requires_a_limit(whole: Path, tmp_path: Path, how: tuple[str, Any]) -> None:
     assert run("split", whole, "-o", tmp_path / "s.gguf", *how).exit_code == 2
+
+
+@pytest.mark.parametrize("force", [(), ("--force",)])
+def test_the_manifest_of_the_source_is_kept(tmp_path: Path, force: tuple[str, ...]) -> None:
+    shards = dynquant.convert(
+        TINY_BOOKS, tmp_path / "s.gguf", recipe="q8_0", split=dynquant.Split(max_tensors=20)
+    )
+    assert shards.manifest
+    before = shards.manifest.read_bytes()
+    done = run("merge", shards.path, "-o", tmp_path / "s.gguf", *force)
+    assert (done.exit_code, shards.manifest.read_bytes()) == (1, before)
+    assert "is the manifest of the model" in str(done.exception)

@@ -166,5 +166,5 @@ def test_example_runs_the_steps_of_the_workflow(tmp_path: Path) -> None:
 def test_failed_gate_ends_the_example_with_exit_code_3(tmp_path: Path) -> None:
     done = example("--with", "max-size=1MB", workspace=tmp_path)
     assert done.returncode == 3
-    assert "the limit is 1.00 MB (0.95 MiB)" in done.stderr
+    assert "the limit is 1.00 MB (0.954 MiB)" in done.stderr
     assert not (tmp_path / "release").exists()

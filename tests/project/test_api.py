@@ -186,3 +186,30 @@ def test_every_error_is_exported() -> None:
         if isinstance(value, type) and issubclass(value, errors.DynquantError)
     }
     assert kinds <= set(dynquant.__all__)
+
+
+@pytest.mark.parametrize(
+    ("call", "expected"),
+    [
+        (lambda: dynquant.encode(weights(1, 32), "Q8_0", effort="max"), "effort='max'"),
+        (lambda: dynquant.encode(weights(1, 32), "Q8_0", weighting="x"), "weighting='x'"),
+        (lambda: dynquant.encode(weights(1, 32), "Q8_0", gain="x"), "gain='x'"),
+        (lambda: dynquant.encode(np.empty((4, 0), np.float32), "Q8_0"), "rows of no weights"),
+        (lambda: dynquant.load_model(TINY_BOOKS, mla="x"), "mla='x' is not a layout"),
+        (lambda: dynquant.Split(max_tensors=0), "max_tensors=0"),
+        (lambda: dynquant.Split(max_tensors=2.5), "max_tensors=2.5"),
+        (lambda: dynquant.Split("1GB"), "max_bytes='1GB'"),
+    ],
+)
+def test_arguments_that_are_not_valid_are_named(call: Callable[[], Any], expected: str) -> None:
+    with pytest.raises(dynquant.DynquantError, match=expected):
+        call()
+
+
+@pytest.mark.parametrize("options", [{"manifest": "x"}, {"verify_sample": -1}, {"threads": 0}])
+def test_options_of_a_conversion_are_checked_before_it(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    with pytest.raises(dynquant.ConvertError, match=next(iter(options))):
+        dynquant.convert(model(), tmp_path / "x.gguf", recipe=recipe(), **options)
+    assert list(tmp_path.iterdir()) == []
