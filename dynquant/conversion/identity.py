@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ def identity_of(plan: Plan, work: Work) -> dict[str, Any]:
     return {
         "dynquant version": our_version(),
         "encoder revision": ENCODER_REVISION,
-        "recipe": plan.recipe.sha256,
+        "recipe": f"{plan.recipe.name}, sha256 {plan.recipe.sha256}",
         "effort": plan.effort,
         "imatrix": plan.imatrix.sha256 if plan.imatrix else None,
         "shards": len(work.layout.files),
@@ -38,6 +39,12 @@ def identity_of(plan: Plan, work: Work) -> dict[str, Any]:
         "config": {path.name: hash_of_settings(path) for path in _configs(paths)},
         "source": {path.name: _source(path) for path in paths},
     }
+
+
+def _time(nanoseconds: int) -> str:
+    """Return a time of modification as people read it, without rounding."""
+    seconds, rest = divmod(nanoseconds, 10**9)
+    return f"{time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime(seconds))}.{rest:09} UTC"
 
 
 def versions_of(work: Work) -> dict[Path, tuple[int, int]]:
@@ -80,5 +87,5 @@ def _source(path: Path) -> dict[str, Any]:
     return {
         "bytes": facts.n_bytes,
         "header": facts.header_sha256,
-        "modified": facts.modified,
+        "modified": _time(facts.modified),
     }

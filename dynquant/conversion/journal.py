@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -167,7 +168,8 @@ def changed(before: Mapping[str, Any], now: Mapping[str, Any], where: str = "") 
 
 def _shown(value: Any) -> str:
     text = "absent" if value is None else str(value)
-    return text if len(text) <= 40 else text[:16] + "…"
+    text = re.sub(r"\b([0-9a-f]{12})[0-9a-f]{20,}\b", r"\1…", text)
+    return text if len(text) <= 60 else text[:40] + "…"
 
 
 def refuse_changed(path: Path, before: Identity, now: Identity) -> None:
