@@ -54,7 +54,7 @@ def _of_hub(text: str, pre: str | None, mla: Mla, needs_vocab: bool) -> Model:
         path, name = hub.fetch_gguf(name)
     else:
         path, name = hub.fetch_description(name)
-        # Unknown families are rejected before hundreds of size_text are downloaded.
+        # Unknown families are rejected before hundreds of gigabytes are downloaded.
         describe(read_config(path), str(path / "config.json"))
         hub.fetch_files(name, shard_files(path))
     model = _on_disk(path, pre, mla, needs_vocab)

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 
 from dynquant.arch.base import ModelTensor
-from dynquant.quants.table import QuantType
+from dynquant.figures import size_text
+from dynquant.quants.table import ALL, QuantType
 from dynquant.recipe.assignment import BUILT_IN, Assignment
 from dynquant.recipe.facts import Facts
 from dynquant.recipe.loader import is_shipped, shipped_recipes
@@ -138,14 +139,20 @@ class Findings:
 
     def _refusals(self) -> Iterator[str]:
         """Yield an error for each rule and row length that no block divides."""
+        fallback = self._recipe.fallback
         for (rule, wanted, n_per_row), names in self._refused.items():
             place = rule.place if rule else self._recipe.default_place
-            tried = ", ".join(t.name for t in self._recipe.fallback.of(wanted))
+            tried = ", ".join(t.name for t in fallback.of(wanted))
             missing = f"nor does the fallback ({tried})" if tried else "and there is no fallback"
+            if not tried and (smaller := fallback.listed(wanted)):
+                missing = (
+                    f"and the types of the fallback have fewer bits"
+                    f" ({', '.join(t.name for t in smaller)})"
+                )
             yield (
                 f"{place}: {wanted.name}'s block of {wanted.block_size} does not divide rows of"
                 f" {n_per_row} weights, {missing}: {_some(names)}; add a fallback such as"
-                " [Q8_0, F16], or choose another type"
+                f" [{', '.join(_fitting(wanted, n_per_row))}], or choose another type"
             )
 
     def _overrides(self) -> Iterator[str]:
@@ -157,21 +164,34 @@ class Findings:
             )
 
     def _replacements(self, assignments: Mapping[str, Assignment]) -> Iterator[str]:
-        """Yield a warning for each pair of types of the fallback, with the bytes it costs."""
+        """Yield one warning for all fallback types that make the file larger."""
         groups: dict[tuple[QuantType, QuantType, int], list[ModelTensor]] = defaultdict(list)
         for tensor in self._tensors:
             given = assignments.get(tensor.name)
-            if given and given.instead_of:
+            if given and given.instead_of and given.type.bpw > given.instead_of.bpw:
                 groups[given.instead_of, given.type, tensor.n_per_row].append(tensor)
+        total, parts = 0, list[str]()
         for (wanted, taken, n_per_row), tensors in groups.items():
             bits = taken.bpw - wanted.bpw
             n_bytes = round(sum(prod(t.shape) for t in tensors) * bits / 8)
-            yield (
-                f"{self._recipe.path}: fallback {taken.name} replaces {wanted.name} ({bits:+.4g}"
-                f" bits per weight, {n_bytes:+,} bytes): {wanted.name}'s block of"
-                f" {wanted.block_size} does not divide rows of {n_per_row} weights:"
-                f" {_some([t.name for t in tensors])}"
+            total += n_bytes
+            parts.append(
+                f"{taken.name} for {wanted.name} in rows of {n_per_row} ({bits:+.4g} bits per"
+                f" weight, {size_text(n_bytes)} more: {_some([t.name for t in tensors])})"
             )
+        if parts:
+            yield (
+                f"{self._recipe.path}: fallback types make the file {size_text(total)} larger,"
+                f" because blocks do not divide the rows: {'; '.join(parts)}; to choose other"
+                " types, extend the recipe with rules for these tensors"
+            )
+
+
+def _fitting(wanted: QuantType, n_per_row: int) -> list[str]:
+    """Return types for a fallback, the smallest first, that every runtime reads."""
+    usual = (ALL[name] for name in ("IQ4_NL", "Q5_0", "Q8_0", "F16"))
+    fitting = [t.name for t in usual if not n_per_row % t.block_size and t.bpw >= wanted.bpw]
+    return list(dict.fromkeys((*fitting[:1], *fitting[-2:])))
 
 
 def _some(names: Sequence[str]) -> str:

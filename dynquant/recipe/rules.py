@@ -153,8 +153,11 @@ class Fallback:
 
     def of(self, wanted: QuantType) -> tuple[QuantType, ...]:
         """Return the types that may replace a type: none with fewer bits per weight."""
-        chain = self.of_type.get(wanted.name, self.of_all)
-        return tuple(t for t in chain if t.bpw >= wanted.bpw)
+        return tuple(t for t in self.listed(wanted) if t.bpw >= wanted.bpw)
+
+    def listed(self, wanted: QuantType) -> tuple[QuantType, ...]:
+        """Return the types that the recipe lists for a type, whatever their bits."""
+        return self.of_type.get(wanted.name, self.of_all)
 
 
 @dataclass(frozen=True)

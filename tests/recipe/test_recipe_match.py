@@ -228,15 +228,15 @@ def test_idle_rules_and_indivisible_rows_are_reported_together():
 def test_indivisible_row_without_a_fallback_is_an_error():
     assert refusal("default: Q4_K", model(1, 96)) == [
         "r.yaml:1:10: Q4_K's block of 256 does not divide rows of 96 weights, and there is no"
-        " fallback: token_embd.weight and 5 more; add a fallback such as [Q8_0, F16], or choose"
-        " another type"
+        " fallback: token_embd.weight and 5 more; add a fallback such as [IQ4_NL, Q8_0, F16], or"
+        " choose another type"
     ]
 
 
 def test_row_that_no_fallback_divides_is_an_error():
     assert refusal("default: Q4_K\nfallback: [Q5_K, Q8_0]", [model(1, 100)[0]]) == [
         "r.yaml:1:10: Q4_K's block of 256 does not divide rows of 100 weights, nor does the"
-        " fallback (Q5_K, Q8_0): token_embd.weight; add a fallback such as [Q8_0, F16], or choose"
+        " fallback (Q5_K, Q8_0): token_embd.weight; add a fallback such as [F16], or choose"
         " another type"
     ]
 
@@ -265,12 +265,23 @@ def test_first_fallback_whose_block_divides_the_row_is_used(chain: list[str], n:
     assert (given.instead_of is None) == (expected == "Q4_K")
 
 
-def test_use_of_the_fallback_is_a_warning_with_its_cost():
-    given = apply("default: Q4_K\nfallback: [IQ4_NL, F16]", model(1, 96))
-    assert given.warnings == (
-        "r.yaml: fallback IQ4_NL replaces Q4_K (+0 bits per weight, +0 bytes): Q4_K's block"
-        " of 256 does not divide rows of 96 weights: token_embd.weight and 5 more",
-    )
+def test_fallbacks_that_cost_bytes_are_one_warning() -> None:
+    given = apply("default: Q4_K\nfallback: [Q8_0, F16]", model(1, 96))
+    (warning,) = given.warnings
+    assert warning.startswith("r.yaml: fallback types make the file ")
+    assert "Q8_0 for Q4_K in rows of 96 (+4 bits per weight, " in warning
+    assert "token_embd.weight and 5 more" in warning
+    assert "extend the recipe with rules" in warning
+
+
+def test_fallbacks_that_cost_nothing_are_no_warning() -> None:
+    assert apply("default: Q4_K\nfallback: [IQ4_NL, F16]", model(1, 96)).warnings == ()
+
+
+def test_a_fallback_with_fewer_bits_is_named_as_such() -> None:
+    (message,) = refusal("default: Q6_K\nfallback: [IQ4_NL]", model(1, 96)[:1])
+    assert "the types of the fallback have fewer bits (IQ4_NL)" in message
+    assert "add a fallback such as [Q8_0, F16]" in message
 
 
 def test_matching_recipe_gives_no_warning():

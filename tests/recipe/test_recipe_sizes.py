@@ -137,8 +137,8 @@ def test_cost_of_indivisible_rows_is_bounded_and_reported(
     assert unexpected(given) == []
     replaced = [a for a in given.assignments.values() if a.instead_of]
     assert all(a.type.bpw >= a.instead_of.bpw for a in replaced if a.instead_of)
-    assert all("bytes): " in w and "'s block of " in w for w in given.warnings)
-    assert len(given.warnings) > 0
+    costly = [a for a in replaced if a.instead_of and a.type.bpw > a.instead_of.bpw]
+    assert [": fallback types make the file " in w for w in given.warnings] == [True] * bool(costly)
 
 
 def test_experts_of_gpt_oss_keep_their_published_type() -> None:
