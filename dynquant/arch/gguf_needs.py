@@ -18,6 +18,7 @@ from dynquant.arch.graph_tensors import Graph, graph_of, knows, own_layers
 from dynquant.errors import ArchitectureError
 from dynquant.keys import Keys
 from dynquant.name_lists import grouped
+from dynquant.untrusted import shown
 
 _ARCHITECTURES = {name: architecture for architecture, name in MODEL_ARCH_NAMES.items()}
 
@@ -103,10 +104,10 @@ def tensor_problems(contents: Contents) -> Iterator[str]:
     if n_here < own and not is_empty:
         # The count is untrusted input: it may be too large to loop over.
         absent_layers = (n for n in range(own) if n not in layers)
-        shown = ", ".join(f"blk.{n}" for n in islice(absent_layers, MAX_SHOWN))
+        listed = ", ".join(f"blk.{n}" for n in islice(absent_layers, MAX_SHOWN))
         more = ", …" if own - n_here > MAX_SHOWN else ""
         yield f"{own - n_here} of the {own} layers of {name}.block_count have no tensors: " + (
-            shown + more
+            listed + more
         )
     if not isinstance(graph, str):
         yield from _incomplete(name, graph, layers)
@@ -147,6 +148,12 @@ def wrong_embedding(contents: Contents) -> str | None:
 def unchecked(contents: Contents) -> Iterator[str]:
     """Yield the requirements that cannot be checked."""
     name = contents.architecture
+    kind = contents.keys.get("general.type")
+    if contents.shapes and kind is not None and kind.value != "model":
+        yield (
+            f"missing tensors: the file is of type {shown(kind.value)} (general.type), not a whole"
+            " model"
+        )
     if name is None or not contents.is_model:
         return
     within = " within layers" if contents.is_checked else ""

@@ -13,6 +13,7 @@ from typing import Any
 import gguf
 import pytest
 from agreement import FAMILIES, load_reference
+from ggufs import write
 from handmade import recipe, weights
 from incomplete import Tensor, copy, single_experts, tensors_in, without
 from predicting import N_LAYERS, with_prediction
@@ -219,6 +220,20 @@ def test_an_architecture_that_is_not_known_is_reported_as_unchecked(tmp_path: Pa
         wanted = f"missing tensors{within}: dynquant does not know the architecture {name!r}"
         assert found.unchecked[-1] == wanted
         load_model(tmp_path / f"{name}.gguf")
+
+
+def test_a_file_that_is_not_a_whole_model_is_reported_as_unchecked(tmp_path: Path) -> None:
+    adapter = write(
+        tmp_path / "a.gguf",
+        lambda w: [
+            w.add_type("adapter"),
+            w.add_tensor("blk.0.attn_q.weight.lora_a", weights(2, 8)),
+        ],
+        "llama",
+    )
+    found = verify(adapter)
+    words = "missing tensors: the file is of type 'adapter' (general.type), not a whole model"
+    assert (found.is_sound, found.unchecked[-1]) == (True, words)
 
 
 # ---- a tensor for each expert --------------------------------------------------------------------
