@@ -145,8 +145,11 @@ def wrong_embedding(contents: Contents) -> str | None:
     return f"has {shape[0]} rows for {len(tokens.value)} tokens (tokenizer.ggml.tokens)"
 
 
-def unchecked(contents: Contents) -> Iterator[str]:
-    """Yield the requirements that cannot be checked."""
+def unchecked(contents: Contents, *, is_listed: bool) -> Iterator[str]:
+    """Yield the requirements that cannot be checked.
+
+    is_listed: whether it is known that no optional tensor is missing
+    """
     name = contents.architecture
     kind = contents.keys.get("general.type")
     if contents.shapes and kind is not None and kind.value != "model":
@@ -159,8 +162,17 @@ def unchecked(contents: Contents) -> Iterator[str]:
     within = " within layers" if contents.is_checked else ""
     if not knows(name):
         yield f"missing tensors{within}: dynquant does not know the architecture {name!r}"
-    elif contents.is_checked and isinstance(why := _graph(name, contents.keys), str):
-        yield f"missing tensors{within}: {why}"
+        return
+    if not contents.is_checked:
+        return
+    graph = _graph(name, contents.keys)
+    if isinstance(graph, str):
+        yield f"missing tensors{within}: {graph}"
+    elif graph.tied and not is_listed and "output.weight" not in contents.shapes:
+        yield (
+            "whether output.weight is missing: no key states it, and llama.cpp then uses"
+            " token_embd.weight in its place"
+        )
 
 
 def _has_layers(name: str) -> bool:

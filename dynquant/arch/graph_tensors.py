@@ -123,12 +123,14 @@ class Graph:
     layers: of each layer, the names without `blk.N.`; prediction layers come last
     n_own:  the number of layers without prediction layers
     fused:  matrices that may be separate or one: the names of the parts and of the one
+    tied:   whether the embedding is the output matrix if there is no output.weight
     """
 
     whole: frozenset[str]
     layers: tuple[frozenset[str], ...]
     n_own: int
     fused: tuple[tuple[frozenset[str], set[str]], ...]
+    tied: bool
 
     def absent(self, layer: int, names: frozenset[str]) -> frozenset[str]:
         """Return the required tensors of a layer that are not among its names."""
@@ -168,6 +170,7 @@ def graph_of(name: str, keys: Keys) -> Graph:
         ),
         own.stop,
         _FUSED[name],
+        any(row.name == "output.weight" for row in described.rows) and described.tied is not None,
     )
 
 

@@ -26,9 +26,13 @@ def needed_faults(shards: Shards) -> Iterator[Fault]:
             yield Fault(wrong, file.path, tensor.name, file.data_offset + tensor.offset)
 
 
-def needed_unchecked(shards: Shards) -> Iterator[str]:
-    """Yield the requirements that cannot be checked for this architecture."""
-    yield from unchecked(_contents(shards))
+def needed_unchecked(shards: Shards, *, is_listed: bool) -> Iterator[str]:
+    """Yield the requirements that cannot be checked.
+
+    is_listed: whether a manifest lists the tensors; an optional tensor that is missing is known
+               then
+    """
+    yield from unchecked(_contents(shards), is_listed=is_listed)
 
 
 def _contents(shards: Shards) -> Contents:

@@ -105,4 +105,4 @@ def _unchecked(shards: Shards, manifest: Manifest | None, problems: list[Fault])
     odd = sorted({t.type_name for _, t in shards.tensors()} - set(ALL | KEPT))
     if odd:
         yield f"blocks of {', '.join(odd)}"
-    yield from needed_unchecked(shards)
+    yield from needed_unchecked(shards, is_listed=manifest is not None)

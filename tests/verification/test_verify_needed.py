@@ -222,6 +222,20 @@ def test_an_architecture_that_is_not_known_is_reported_as_unchecked(tmp_path: Pa
         load_model(tmp_path / f"{name}.gguf")
 
 
+def test_a_missing_output_matrix_is_reported_as_unchecked_where_models_may_be_tied(
+    whole: Callable[[str], Path], tmp_path: Path
+) -> None:
+    def unchecked(path: Path) -> list[str]:
+        return [what for what in verify(path).unchecked if what.startswith("whether output.weight")]
+
+    assert unchecked(whole("llama-2")) == []
+    less = without(whole("llama-2"), tmp_path / "less.gguf", "output.weight".__eq__)
+    assert len(unchecked(less)) == 1
+    assert unchecked(whole("gemma")) == []  # always tied
+    less = without(whole("olmo2"), tmp_path / "less.gguf", "output.weight".__eq__)
+    assert "output.weight is missing; llama.cpp's olmo2 needs it" in faults_of(less)
+
+
 def test_a_file_that_is_not_a_whole_model_is_reported_as_unchecked(tmp_path: Path) -> None:
     adapter = write(
         tmp_path / "a.gguf",
