@@ -6,10 +6,11 @@ the matrix of expert 7. llama.cpp now reads only stacks: `blk.3.ffn_up_exps.weig
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
 
-from dynquant.arch.base import ModelTensor
-from dynquant.arch.gguf_needs import ONE_EXPERT
+from dynquant.arch.base import Model, ModelTensor
+from dynquant.arch.gguf_needs import ARCHITECTURES, ONE_EXPERT
 from dynquant.errors import CheckpointError
 from dynquant.name_lists import grouped
 from dynquant.transforms import stack
@@ -18,25 +19,31 @@ Stacks = dict[str, dict[int, ModelTensor]]
 """The tensors of each stack, by the name of the stack and the number of the expert."""
 
 
-def stacked(
-    tensors: Sequence[ModelTensor], n_experts: int | None, where: str
-) -> tuple[ModelTensor, ...]:
-    """Return the tensors with one tensor for all experts of a layer, in the place of the first.
+def stacked(model: Model, path: Path) -> tuple[ModelTensor, ...]:
+    """Return a model's tensors with one for all experts of a layer, in the place of the first.
 
-    n_experts: the number of experts according to the keys; None if they do not state it
-    where:     the file, for messages
+    path: the file, for messages
 
-    Raises CheckpointError if experts are missing, superfluous, or of different types or shapes.
+    Names of an architecture that llama.cpp does not have may mean something else; its tensors are
+    returned as they are. Raises CheckpointError if experts are missing, superfluous, or of
+    different types or shapes.
     """
     stacks: Stacks = {}
-    for tensor in tensors:
+    for tensor in model.tensors:
         if (found := _stack_of(tensor.name)) is not None:
             stacks.setdefault(found[0], {})[found[1]] = tensor
-    if not stacks:
-        return tuple(tensors)
-    names = {tensor.name for tensor in tensors}
-    CheckpointError.raise_any(f"{where}: {p}" for p in _problems(stacks, n_experts, names))
-    return tuple(_replaced(tensors, stacks))
+    key = f"{model.architecture}.expert_count"
+    n_experts = model.keys[key].value if key in model.keys else None
+    if not stacks or model.architecture not in ARCHITECTURES:
+        return model.tensors
+    if type(n_experts) is not int or n_experts < 1:
+        raise CheckpointError(
+            f"{path}: has a tensor for each expert, and no {key} that states their number; get"
+            " another copy of the file"
+        )
+    names = {tensor.name for tensor in model.tensors}
+    CheckpointError.raise_any(f"{path}: {p}" for p in _problems(stacks, n_experts, names))
+    return tuple(_replaced(model.tensors, stacks))
 
 
 def _stack_of(name: str) -> tuple[str, int] | None:
@@ -44,13 +51,12 @@ def _stack_of(name: str) -> tuple[str, int] | None:
     return (f"blk.{found[1]}.{found[2]}_exps.weight", int(found[3])) if found else None
 
 
-def _problems(stacks: Stacks, n_experts: int | None, names: Iterable[str]) -> Iterator[str]:
+def _problems(stacks: Stacks, count: int, names: Collection[str]) -> Iterator[str]:
     if both := [name for name in stacks if name in names]:
         yield (
             f"{', '.join(grouped(both))}: the file has it and a tensor for each expert, too;"
             " convert the original checkpoint"
         )
-    count = n_experts or 1 + max(expert for experts in stacks.values() for expert in experts)
     every = set(range(min(count, MAX_EXPERTS)))
     absent = [_name(s, e) for s, experts in stacks.items() for e in sorted(every - {*experts})]
     beyond = [_name(s, e) for s, experts in stacks.items() for e in sorted({*experts} - every)]

@@ -47,9 +47,7 @@ def load_gguf(path: Path) -> Model:
     that is not supported, or if tensors that llama.cpp's graph needs are missing.
     """
     found = stored_gguf(path)
-    n_experts = found.keys.get(f"{found.architecture}.expert_count")
-    count = n_experts.value if n_experts is not None else None
-    tensors = stacked(found.tensors, count if type(count) is int else None, str(path))
+    tensors = stacked(found, path)
     contents = Contents(found.keys, {t.name: t.shape for t in tensors})
     problems = list(tensor_problems(contents))
     if wrong := wrong_embedding(contents):

@@ -20,7 +20,8 @@ from dynquant.keys import Keys
 from dynquant.name_lists import grouped
 from dynquant.untrusted import shown
 
-_ARCHITECTURES = {name: architecture for architecture, name in MODEL_ARCH_NAMES.items()}
+ARCHITECTURES = {name: architecture for architecture, name in MODEL_ARCH_NAMES.items()}
+"""The architectures that llama.cpp has, by name."""
 
 _EMBEDDED_ELSEWHERE = ("codeshell", "dflash", "eagle3")
 """Architectures that may use the output as embedding, or take parts from another model."""
@@ -62,9 +63,9 @@ class Contents:
         name = self.architecture
         return (
             self.is_model
-            and name in _ARCHITECTURES
+            and name in ARCHITECTURES
             and name not in _EMBEDDED_ELSEWHERE
-            and MODEL_TENSOR.TOKEN_EMBD in MODEL_TENSORS[_ARCHITECTURES[name]]
+            and MODEL_TENSOR.TOKEN_EMBD in MODEL_TENSORS[ARCHITECTURES[name]]
         )
 
 
@@ -176,7 +177,7 @@ def unchecked(contents: Contents, *, is_listed: bool) -> Iterator[str]:
 
 
 def _has_layers(name: str) -> bool:
-    tensors = MODEL_TENSORS[_ARCHITECTURES[name]]
+    tensors = MODEL_TENSORS[ARCHITECTURES[name]]
     return any(TENSOR_NAMES[tensor].startswith("blk.") for tensor in tensors)
 
 

@@ -233,7 +233,9 @@ def _layers_of(name: str, keys: Keys, n_layers: int) -> Mapping[str, Any]:
     if name == "command-r":
         found["use_qk_norm"] = n_layers >= 64  # as the graph expects, see families/cohere.py
     # llama.cpp recognises the Lite models by these numbers of layers.
-    n_vocab = _number(keys, f"{name}.vocab_size")
+    tokens = _value(keys, "tokenizer.ggml.tokens")
+    n_tokens = len(tokens) if isinstance(tokens, tuple) else None
+    n_vocab = _number(keys, f"{name}.vocab_size") or n_tokens
     lite = n_layers in (26, 27) or (n_layers, n_vocab) == (48, 128256)
     if name == "deepseek2" and not lite:
         found["q_lora_rank"] = _number(keys, f"{name}.attention.q_lora_rank") or None

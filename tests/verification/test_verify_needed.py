@@ -17,12 +17,15 @@ from ggufs import write
 from handmade import recipe, weights
 from incomplete import Tensor, copy, single_experts, tensors_in, without
 from predicting import N_LAYERS, with_prediction
+from published import MODELS, model_of
 from subsets import FAST_FAMILIES, slow_except
 
 import dynquant
+from dynquant.arch.gguf_needs import Contents, tensor_problems
 from dynquant.arch.graph_tensors import graph_of, knows
 from dynquant.arch.load import load_model
 from dynquant.errors import CheckpointError
+from dynquant.keys import string
 from dynquant.plan.make import make_plan
 from dynquant.verification.verify import verify
 
@@ -79,6 +82,17 @@ def test_a_complete_model_has_every_tensor_that_its_graph_requires(family: str, 
     assert {o for o in optional if not o.endswith(".bias") and o not in OPTIONAL_EVERYWHERE} <= {
         *("attn_q_norm.weight", "attn_k_norm.weight"),  # GLM-4-MoE
     }
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_no_published_model_lacks_a_tensor(name: str) -> None:
+    model = model_of(MODELS[name])
+    keys = {**model.keys, "general.architecture": string(model.architecture)}
+    contents = Contents(keys, {tensor.name: tensor.shape for tensor in model.tensors})
+    assert contents.is_checked
+    assert list(tensor_problems(contents)) == []
+    less = {tensor: shape for tensor, shape in contents.shapes.items() if ".1." not in tensor}
+    assert "layers of" in next(tensor_problems(Contents(keys, less)))
 
 
 @pytest.mark.oracle
@@ -307,6 +321,18 @@ def test_a_missing_expert_is_named(single: Path, tmp_path: Path) -> None:
     less = without(single, tmp_path / "less.gguf", "blk.1.ffn_up.2.weight".__eq__)
     (message,) = problems_of(less).splitlines()
     assert re.search(r"blk\.1\.ffn_up\.2\.weight is missing; the model has \d+ experts", message)
+
+
+def test_single_experts_without_their_number_are_refused(single: Path, tmp_path: Path) -> None:
+    less = copy(single, tmp_path / "less.gguf", without_keys=("llama.expert_count",))
+    (message,) = problems_of(less).splitlines()
+    assert "no llama.expert_count that states their number" in message
+
+
+def test_such_names_of_an_unknown_architecture_are_kept(tmp_path: Path) -> None:
+    name = "blk.0.ffn_up.3.weight"
+    path = write(tmp_path / "s.gguf", lambda w: w.add_tensor(name, weights(2, 32)))
+    assert [tensor.name for tensor in load_model(path).tensors] == [name]
 
 
 def test_experts_of_different_types_are_refused(single: Path, tmp_path: Path) -> None:
