@@ -21,7 +21,7 @@ def verify(
     files: Annotated[
         list[str],
         typer.Argument(
-            metavar="OUT.gguf...",
+            metavar="OUT.gguf",
             help="The file, or several; for a model in shards, any one of the shards.",
         ),
     ],
@@ -105,7 +105,7 @@ def verify(
     if json:
         documents = [verified_json(found) for found in results]
         console.write_json(documents[0] if len(documents) == 1 else documents)
-    elif len(whole) == 2:
+    elif len(whole) == 2 and results[0].n_tensors == results[1].n_tensors:
         console.talk(_how_to_compare(whole, results), quiet=quiet)
     if not all(found.is_sound for found in results):
         raise typer.Exit(1)
