@@ -14,7 +14,13 @@ from pathlib import Path
 
 from dynquant.arch.base import Model, ModelTensor
 from dynquant.arch.gguf_experts import stacked
-from dynquant.arch.gguf_needs import Contents, key_problems, tensor_problems, wrong_embedding
+from dynquant.arch.gguf_needs import (
+    Contents,
+    doubts,
+    key_problems,
+    tensor_problems,
+    wrong_embedding,
+)
 from dynquant.checkpoint.gguf_shards import Shards, open_gguf
 from dynquant.errors import CheckpointError
 from dynquant.keys import Keys
@@ -42,6 +48,7 @@ def load_gguf(path: Path) -> Model:
 
     Experts that are stored as a tensor each become one tensor for each layer, as llama.cpp needs.
     Keys that llama.cpp needs and that are missing are reported in `deviations`: users can set keys.
+    So are tensors that are probably missing.
 
     Raises CheckpointError if files are damaged, missing or hold no model, if tensors have a type
     that is not supported, or if tensors that llama.cpp's graph needs are missing.
@@ -53,7 +60,7 @@ def load_gguf(path: Path) -> Model:
     if wrong := wrong_embedding(contents):
         problems.append(f"token_embd.weight: {wrong}")
     CheckpointError.raise_any(f"{path}: {p}; {_FIX}" for p in problems)
-    warnings = tuple(f"{path}: {p}" for p in key_problems(contents))
+    warnings = tuple(f"{path}: {p}" for p in (*key_problems(contents), *doubts(contents)))
     return replace(found, tensors=tensors, deviations=warnings)
 
 

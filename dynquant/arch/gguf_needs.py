@@ -132,6 +132,28 @@ def key_problems(contents: Contents) -> Iterator[str]:
     yield from _tokenizer(contents.keys)
 
 
+def doubts(contents: Contents) -> Iterator[str]:
+    """Yield what is probably missing, though llama.cpp computes without it."""
+    values = {name: key.value for name, key in contents.keys.items() if name.startswith("llama.")}
+    is_llama_3_1 = (
+        contents.is_checked
+        and contents.architecture == "llama"
+        and values.get("llama.rope.freq_base") == LLAMA_3_BASE
+        and values.get("llama.context_length") == LLAMA_3_1_CONTEXT
+        and "llama.rope.scaling.type" not in values
+    )
+    if is_llama_3_1 and "rope_freqs.weight" not in contents.shapes:
+        yield (
+            "rope_freqs.weight is missing; a model with these rope keys is a Llama 3.1 or 3.2, and"
+            " files made before August 2024 do not have it: without it long texts are answered"
+            " differently, get another copy of the file"
+        )
+
+
+LLAMA_3_BASE, LLAMA_3_1_CONTEXT = 500000, 131072
+"""rope_theta and max_position_embeddings of all Llamas 3.1 and 3.2; Llama 3 has 8192 tokens."""
+
+
 def wrong_embedding(contents: Contents) -> str | None:
     """Return why the embedding does not fit the tokens; None if it does, or if there is none."""
     tokens = contents.keys.get("tokenizer.ggml.tokens")

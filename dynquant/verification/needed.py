@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from dynquant.arch.gguf_needs import (
     Contents,
+    doubts,
     key_problems,
     tensor_problems,
     unchecked,
@@ -24,6 +25,12 @@ def needed_faults(shards: Shards) -> Iterator[Fault]:
     for file, tensor in shards.tensors():
         if wrong and tensor.name == "token_embd.weight":
             yield Fault(wrong, file.path, tensor.name, file.data_offset + tensor.offset)
+
+
+def needed_warnings(shards: Shards) -> Iterator[str]:
+    """Yield what is probably missing, though a runtime computes without it."""
+    for what in doubts(_contents(shards)):
+        yield f"{shards.path}: {what}"
 
 
 def needed_unchecked(shards: Shards, *, is_listed: bool) -> Iterator[str]:

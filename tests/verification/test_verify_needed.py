@@ -5,7 +5,9 @@ Oracle: llama.cpp loads a file with a missing tensor, or does not.
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -248,6 +250,21 @@ def test_a_missing_output_matrix_is_reported_as_unchecked_where_models_may_be_ti
     assert unchecked(whole("gemma")) == []  # always tied
     less = without(whole("olmo2"), tmp_path / "less.gguf", "output.weight".__eq__)
     assert "output.weight is missing; llama.cpp's olmo2 needs it" in faults_of(less)
+
+
+def test_a_llama_3_1_without_its_rope_factors_is_a_warning(tmp_path: Path) -> None:
+    # LlamaModel.generate_extra_tensors in llama.cpp's converter writes them since July 2024.
+    config = json.loads((load_reference("llama-3.1").folder / "config.json").read_text())
+    config["max_position_embeddings"] = 131072
+    folder = shutil.copytree(load_reference("llama-3.1").folder, tmp_path / "m")
+    (folder / "config.json").write_text(json.dumps(config))
+    dynquant.convert(folder, tmp_path / "a.gguf", recipe="f32", threads=1)
+    less = without(tmp_path / "a.gguf", tmp_path / "less.gguf", "rope_freqs.weight".__eq__)
+    words = f"{less}: rope_freqs.weight is missing; a model with these rope keys is a Llama 3.1"
+    for warnings in (verify(less).warnings, make_plan(load_model(less), recipe("F16")).warnings):
+        assert len([w for w in warnings if w.startswith(words)]) == 1
+    whole = load_model(tmp_path / "a.gguf")
+    assert (verify(tmp_path / "a.gguf").warnings, whole.deviations) == ((), ())
 
 
 def test_a_file_that_is_not_a_whole_model_is_reported_as_unchecked(tmp_path: Path) -> None:
