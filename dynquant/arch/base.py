@@ -169,7 +169,8 @@ class Model:
                 quantization_version) and those that `prediction` changes if its layers are kept
     ignored:    stored tensors that the output leaves out, with the reason
     prediction: layers that a file may leave out; their tensors are among `tensors`
-    deviations: warnings about differences between llama.cpp's graph and the model's own code
+    deviations: warnings about differences between llama.cpp's graph and the model's own code, and
+                about keys that a GGUF must have and does not
     files:      files that belong to the model, whether or not a tensor is read from them
     is_gguf:    whether the tensors come from a GGUF, whose blocks may have been rounded before
     missing:    what prevents writing a file, though planning is possible; empty if nothing does

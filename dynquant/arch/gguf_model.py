@@ -1,16 +1,26 @@
 """Models in GGUF files: keys and tensors are taken as they are, for any architecture.
 
 Models of families that this package does not describe can be quantized after llama.cpp's converter
-has made a GGUF of them.
+has made a GGUF of them. For the families that it does describe, the tensors are checked as `verify`
+checks them.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from dynquant.arch.base import Model, ModelTensor
+from dynquant.arch.gguf_experts import stacked
+from dynquant.arch.gguf_needs import (
+    Contents,
+    doubts,
+    key_problems,
+    tensor_problems,
+    wrong_embedding,
+)
 from dynquant.checkpoint.gguf_shards import Shards, open_gguf
 from dynquant.errors import CheckpointError
 from dynquant.keys import Keys
@@ -19,6 +29,8 @@ from dynquant.quants.table import ALL, KEPT
 from dynquant.tensors import ShardFile, Stored
 
 _READ = {t.ggml_type: t for t in (*ALL.values(), *KEPT.values())}
+
+_FIX = "get another copy of the file, or make it again from its checkpoint"
 
 _NOT_KEPT = re.compile(
     # Shards and layout of the source; the output has a different layout.
@@ -33,6 +45,27 @@ _NOT_KEPT = re.compile(
 
 def load_gguf(path: Path) -> Model:
     """Describe the model in a GGUF, given its file or any of its shards.
+
+    Experts that are stored as a tensor each become one tensor for each layer, as llama.cpp needs.
+    Keys that llama.cpp needs and that are missing are reported in `deviations`: users can set keys.
+    So are tensors that are probably missing.
+
+    Raises CheckpointError if files are damaged, missing or hold no model, if tensors have a type
+    that is not supported, or if tensors that llama.cpp's graph needs are missing.
+    """
+    found = stored_gguf(path)
+    tensors = stacked(found, path)
+    contents = Contents(found.keys, {t.name: t.shape for t in tensors})
+    problems = list(tensor_problems(contents))
+    if wrong := wrong_embedding(contents):
+        problems.append(f"token_embd.weight: {wrong}")
+    CheckpointError.raise_any(f"{path}: {p}; {_FIX}" for p in problems)
+    warnings = tuple(f"{path}: {p}" for p in (*key_problems(contents), *doubts(contents)))
+    return replace(found, tensors=tensors, deviations=warnings)
+
+
+def stored_gguf(path: Path) -> Model:
+    """Describe a GGUF with the tensors that it has, whether or not a runtime can load it.
 
     Raises CheckpointError if files are damaged, missing or hold no model, or if tensors have a
     type that is not supported.

@@ -6,19 +6,23 @@ import contextlib
 import time
 from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dynquant.cli import console
 from dynquant.cli.options import ImatrixOption, JsonOption, MlaOption, ThreadsOption
 
+if TYPE_CHECKING:
+    from dynquant.verification.findings import Verification
+
 
 def verify(
-    file: Annotated[
-        Path,
+    files: Annotated[
+        list[str],
         typer.Argument(
-            metavar="OUT.gguf", help="The file; for a model in shards, any one of the shards."
+            metavar="OUT.gguf",
+            help="The file, or several; for a model in shards, any one of the shards.",
         ),
     ],
     against: Annotated[
@@ -66,31 +70,55 @@ def verify(
         )
     from dynquant.errors import VerificationError
     from dynquant.report.verified import verified_json, verified_text
+    from dynquant.verification.given import not_a_gguf, whole_models
     from dynquant.verification.verify import verify as verify_file
 
-    started = time.monotonic()
-    with _progress(file.name, quiet=quiet or json) as progress:
-        found = verify_file(
-            file,
-            against,
-            tensors=tensors,
-            sample=sample,
-            imatrix=imatrix,
-            mla=mla,
-            threads=threads,
-            progress=progress,
+    whole = whole_models(files)
+    meant = next((file for file in whole if not_a_gguf(file) is None), "OUT.gguf")
+    VerificationError.raise_any(why for f in whole if (why := not_a_gguf(f, meant)) is not None)
+    if against is not None and len(whole) > 1:
+        raise typer.BadParameter(
+            f"compares one file; run it for each of the {len(whole)} files", param_hint="--against"
         )
-    for warning in found.warnings:
-        console.warn(warning, quiet=quiet)
-    if found.faults:
-        console.fail(VerificationError(*map(str, found.faults)))
+    results: list[Verification] = []
+    for file in map(Path, whole):
+        started = time.monotonic()
+        with _progress(file.name, quiet=quiet or json) as progress:
+            found = verify_file(
+                file,
+                against,
+                tensors=tensors,
+                sample=sample,
+                imatrix=imatrix,
+                mla=mla,
+                threads=threads,
+                progress=progress,
+            )
+        results.append(found)
+        for warning in found.warnings:
+            console.warn(warning, quiet=quiet)
+        if found.faults:
+            console.fail(VerificationError(*map(str, found.faults)))
+        if not json and not quiet:
+            seconds = console.duration(time.monotonic() - started)
+            console.write(verified_text(found, file.name, seconds))
     if json:
-        console.write_json(verified_json(found))
-    elif not quiet:
-        seconds = console.duration(time.monotonic() - started)
-        console.write(verified_text(found, file.name, seconds))
-    if found.faults:
+        documents = [verified_json(found) for found in results]
+        console.write_json(documents[0] if len(documents) == 1 else documents)
+    elif len(whole) == 2 and results[0].n_tensors == results[1].n_tensors:
+        console.talk(_how_to_compare(whole, results), quiet=quiet)
+    if not all(found.is_sound for found in results):
         raise typer.Exit(1)
+
+
+def _how_to_compare(files: list[str], results: list[Verification]) -> str:
+    """Return what to type if one of two files was meant as the source of the other."""
+    sizes = [sum(size for _, size in found.files) for found in results]
+    source, out = sorted(files, key=lambda file: sizes[files.index(file)], reverse=True)
+    return (
+        "each file was checked separately; to compare one with the other as its source:"
+        f" dynquant verify {out} --against {source}"
+    )
 
 
 @contextlib.contextmanager

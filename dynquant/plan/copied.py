@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dynquant.arch.gguf_model import load_gguf
+from dynquant.arch.gguf_model import stored_gguf
 from dynquant.checkpoint.gguf_shards import open_gguf
 from dynquant.plan.make import lay_out_tensors
 from dynquant.plan.plan import Plan, RecipeText
@@ -32,7 +32,7 @@ def copied(path: Path, split: Split) -> Plan:
     Raises CheckpointError if files are damaged, missing, or not a model.
     """
     shards = open_gguf(path)
-    model = load_gguf(path)
+    model = stored_gguf(path)
     recipe = parse_recipe(_COPY, "copy", "copy")
     kept = {t.name: Assignment(t.source.stored, "copy") for t in model.tensors}
     tensors, files = lay_out_tensors(model.tensors, kept, {}, split)

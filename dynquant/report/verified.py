@@ -31,12 +31,11 @@ def verified_json(found: Verification) -> dict[str, Any]:
 
 def verified_text(found: Verification, name: str, seconds: str) -> str:
     """Return a line for each thing that was checked or could not be, and the verdict."""
-    n_bytes = sum(size for _, size in found.files)
     lines = [f"checked      {what}" for what in found.checked]
     lines += [f"not checked  {what}" for what in found.unchecked]
     verdict = counted(len(found.faults), "fault") if found.faults else "sound"
-    lines.append(
-        f"{name}: {verdict}; {size_text(n_bytes)}, {counted(found.n_tensors, 'tensor')},"
-        f" {counted(len(found.files), 'file')}, in {seconds}"
-    )
+    size = size_text(sum(size for _, size in found.files))
+    tensors, files = counted(found.n_tensors, "tensor"), counted(len(found.files), "file")
+    read = f"; {size}, {tensors}, {files}" if found.files else ""  # no size if nothing was read
+    lines.append(f"{name}: {verdict}{read}, in {seconds}")
     return "\n".join(lines) + "\n"

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,17 @@ from dynquant.quants.codec import NotFiniteError
 from dynquant.quants.search import Search
 from dynquant.tensors import ShardFile
 from dynquant.verification.ahead import in_order
-from dynquant.verification.findings import Comparison, Fault
+from dynquant.verification.findings import Comparison, Fault, counted
 from dynquant.verification.lints import value_of
 from dynquant.verification.maker import Maker, load_source
+from dynquant.verification.other_source import (
+    MAX_EACH,
+    another_model,
+    covered,
+    joined,
+    other_bytes,
+    share,
+)
 from dynquant.verification.pairing import Pair, Pairing
 
 SAMPLES = 64
@@ -94,14 +103,18 @@ def prepare(
             f"{shards.path}: no tensor name matches {tensors!r}; `dynquant inspect` lists the names"
         )
     source = load_source(model, mla, shards)
+    if (other := another_model(shards, model, source)) is not None:
+        nothing = (f"{counted(len(wanted), 'tensor')} against {model}: it is another model",)
+        return Comparer(model, maker, shards, (), (), (other,), (), nothing)
     pairing = Pairing(shards, source, maker, imatrix if maker.imatrix_sha256 else None)
     pairs = tuple(pair for name in wanted if (pair := pairing.pair(name)) is not None)
     if sample is None and tensors is None:
         sample = SAMPLES
     ranges = None if sample is None else tuple(_drawn(shards, pairs, sample))
     missing = tuple(pairing.left_out()) if tensors is None else ()
-    faults, unchecked = tuple(pairing.faults), (*maker.unchecked(), *pairing.unchecked)
-    return Comparer(model, maker, pairs, ranges, faults, missing, unchecked)
+    faults = tuple(joined(pairing.faults, len(wanted), shards, model))
+    unchecked = (*maker.unchecked(), *pairing.unchecked)
+    return Comparer(model, maker, shards, pairs, ranges, faults, missing, unchecked)
 
 
 @dataclass(frozen=True)
@@ -116,6 +129,7 @@ class Comparer:
 
     model: str
     maker: Maker
+    shards: Shards
     pairs: tuple[Pair, ...]
     ranges: tuple[Range, ...] | None
     faults: tuple[Fault, ...]
@@ -160,12 +174,25 @@ class Comparer:
     def _comparison(self, tally: _Tally) -> Comparison:
         wrong = tally.wrong.items()
         faults = [_fault(self.pairs[i], outcome, self.model, self.maker) for i, outcome in wrong]
+        # A few tensors that were asked for may all be damaged; a few that were drawn hardly are.
+        all_drawn = self.ranges is not None and 1 < len(faults) == len(tally.seen)
+        if len(faults) > MAX_EACH or all_drawn:
+            faults = [other_bytes(faults, len(tally.seen), self.shards, self.model)]
+        checked = (self._extent(tally),) if self.pairs else ()
+        return Comparison((*self.faults, *faults), self.missing, checked, self.unchecked)
+
+    def _extent(self, tally: _Tally) -> str:
+        """Return how much was compared, and how to compare all."""
         extent = "all rows" if self.ranges is None else f"{tally.n_ranges} ranges of rows"
-        checked = (
-            f"against {self.model}: {extent} of {len(tally.seen)} tensors,"
-            f" {self.n_bytes / 1e6:.1f} MB encoded again"
+        weights = sum(prod(t.shape) for _, t in self.shards.tensors())
+        compared = tally.n_weights
+        is_part = self.ranges is not None or len(self.pairs) < sum(1 for _ in self.shards.tensors())
+        hint = "; --tensors '*' compares all" if is_part and compared < weights else ""
+        return (
+            f"against {self.model}: {extent} of {counted(len(tally.seen), 'tensor')},"
+            f" {compared:,} of {weights:,} weights ({share(compared, weights)}),"
+            f" {self.n_bytes / 1e6:.1f} MB encoded again{hint}"
         )
-        return Comparison((*self.faults, *faults), self.missing, (checked,), self.unchecked)
 
 
 class _Tally:
@@ -180,10 +207,19 @@ class _Tally:
         self.seen: set[int] = set()
         self.n_ranges = 0
         self.n_bytes = 0
+        self._rows: dict[int, list[tuple[int, int]]] = {}
+
+    @property
+    def n_weights(self) -> int:
+        """Number of weights that were compared; ranges may overlap."""
+        return sum(
+            n * self._pairs[index].source.n_per_row for index, n in covered(self._rows).items()
+        )
 
     def add(self, taken: Range, outcome: _Outcome) -> None:
         """Add the result of one range."""
         self.seen.add(taken.index)
+        self._rows.setdefault(taken.index, []).append((taken.start, taken.stop))
         self.n_ranges += 1
         self.n_bytes += (taken.stop - taken.start) * self._pairs[taken.index].row_size
         if outcome.n_wrong:

@@ -13,7 +13,7 @@ from dynquant.quants.table import ALL, KEPT
 from dynquant.verification.against_manifest import manifest_faults, manifest_of
 from dynquant.verification.findings import Fault, Verification, counted
 from dynquant.verification.lints import lint_faults, lint_warnings
-from dynquant.verification.needed import needed_faults, needed_unchecked
+from dynquant.verification.needed import needed_faults, needed_unchecked, needed_warnings
 from dynquant.verification.scan import scan
 from dynquant.verification.structure import structure_faults, structure_warnings
 
@@ -57,7 +57,7 @@ def verify_file(
         faults += manifest_faults(manifest, manifest_of(path).name, shards, sizes, found)
     faults += [*lint_faults(shards), *needed_faults(shards)]
     warnings = [text for file, size in pairs for text in structure_warnings(file, size)]
-    warnings += lint_warnings(shards, found.zero)
+    warnings += [*lint_warnings(shards, found.zero), *needed_warnings(shards)]
     if manifest is not None:
         warnings += _other_names(manifest, shards)
     return Verification(
@@ -105,4 +105,4 @@ def _unchecked(shards: Shards, manifest: Manifest | None, problems: list[Fault])
     odd = sorted({t.type_name for _, t in shards.tensors()} - set(ALL | KEPT))
     if odd:
         yield f"blocks of {', '.join(odd)}"
-    yield from needed_unchecked(shards)
+    yield from needed_unchecked(shards, is_listed=manifest is not None)

@@ -12,6 +12,7 @@ from dynquant.errors import CheckpointError, VerificationError
 from dynquant.importance.imatrix import Imatrix, read_imatrix
 from dynquant.verification.against import prepare
 from dynquant.verification.findings import Verification
+from dynquant.verification.given import not_a_gguf
 from dynquant.verification.standalone import verify_file
 
 Step = Literal["reading", "comparing"]
@@ -43,9 +44,12 @@ def verify(
     progress: called with the step, the bytes done, and the bytes of the step
 
     A file that is damaged or is not a GGUF is reported as a fault. Raises VerificationError if the
-    file cannot be compared as requested, and another kind of DynquantError if the source or the
-    imatrix cannot be read; problems that the headers show are raised before the weights are read.
+    path is a folder or part of a checkpoint, or if the file cannot be compared as requested, and
+    another kind of DynquantError if the source or the imatrix cannot be read; problems that the
+    headers show are raised before the weights are read.
     """
+    if (why := not_a_gguf(str(path))) is not None:
+        raise VerificationError(why)
     path = Path(path)
     if against is None and (tensors is not None or sample is not None or imatrix is not None):
         raise VerificationError(

@@ -114,7 +114,7 @@ def test_empty_arrays_and_bytes_that_are_not_utf8_are_kept(tmp_path: Path) -> No
 
     cut = "né".encode()[:2]
     entries = [
-        text(b"general.architecture") + struct.pack("<I", 8) + text(b"llama"),
+        text(b"general.architecture") + struct.pack("<I", 8) + text(b"handmade"),
         text(b"x.text") + struct.pack("<I", 8) + text(cut),
         text(b"x.texts") + struct.pack("<IIQ", 9, 8, 2) + text(cut) + text(b""),
         text(b"x.none") + struct.pack("<IIQ", 9, 5, 0),

@@ -37,9 +37,18 @@ def add(writer: GGUFWriter, name: str, x: np.ndarray, type_name: str = "F32") ->
     writer.add_tensor(name, content, raw_dtype=ggml_type)
 
 
-def write(path: Path, fill: Callable[[GGUFWriter], object], **options: Any) -> Path:
+UNKNOWN = "handmade"
+"""An architecture that nobody knows, so that files of it may have any tensors."""
+
+
+def write(
+    path: Path,
+    fill: Callable[[GGUFWriter], object],
+    architecture: str = UNKNOWN,
+    **options: Any,
+) -> Path:
     """Write a GGUF; options are the writer's. Returns the path of the file or the first shard."""
-    writer = GGUFWriter(path, "llama", **options)
+    writer = GGUFWriter(path, architecture, **options)
     fill(writer)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

@@ -227,6 +227,17 @@ def _vocabulary(path: Path) -> Iterator[tuple[ctypes.CDLL, int]]:
         library.llama_model_free(model)
 
 
+def loads(path: Path) -> bool:
+    """Return whether llama.cpp loads a model with its tensors; it computes nothing with them."""
+    library = _library()
+    parameters = library.llama_model_default_params()
+    with _silence(library):
+        model = library.llama_model_load_from_file(str(path).encode(), parameters)
+    if model:
+        library.llama_model_free(model)
+    return bool(model)
+
+
 def vocabulary_size(path: Path) -> int:
     """Return the number of tokens in a GGUF's vocabulary."""
     with _vocabulary(path) as (library, vocab):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 from agreement import load_reference
 from handmade import recipe
 from imatrices import write_legacy
+from incomplete import Tensor, copy
 from places import TINY_BOOKS
 from typer.testing import CliRunner
 
@@ -23,6 +26,7 @@ from dynquant.quants import ENCODER_REVISION
 from dynquant.verification import maker
 from dynquant.verification.against import compare
 from dynquant.verification.findings import Comparison
+from dynquant.verification.other_source import covered
 from dynquant.verification.verify import verify
 
 MIXED = "rules: [{role: ffn_down, type: Q4_K}, {role: attn_v, type: F16}]"
@@ -184,10 +188,89 @@ def test_only_float_tensors_of_other_programs_are_compared(made: Path, tmp_path:
     assert [f.tensor for f in compare_all(tmp_path / "x.gguf").faults] == ["output_norm.weight"]
 
 
-def test_comparison_with_another_model_has_faults(path: Path) -> None:
-    other = load_reference("qwen3").folder
+def test_another_model_is_one_fault(path: Path) -> None:
+    other = load_reference("llama-2").folder
     found = compare(path, str(other), tensors="*")
-    assert any("in the source" in f.what for f in found.faults)
+    (fault,) = found.faults
+    assert fault.what == (
+        f"is another model than {other}: its architecture is qwen3, that of {other} is llama;"
+        " it has no manifest that names its source"
+    )
+    assert found.checked == ()
+    assert found.unchecked == (f"46 tensors against {other}: it is another model",)
+    code, _, err = run(path, "--against", other)
+    assert (code, err) == (1, f"error: {fault}\n")
+
+
+def test_another_model_of_the_same_architecture_is_one_fault(path: Path) -> None:
+    (fault,) = compare(path, str(load_reference("qwen3").folder)).faults
+    assert re.search(r": 46 of 46 tensors differ in name or shape, such as token_embd", fault.what)
+
+
+def changed_weights(path: Path, out: Path, n: int) -> Path:
+    """Copy an F32 file; all weights of the first n tensors are changed a little."""
+
+    def change_some(tensors: list[Tensor]) -> list[Tensor]:
+        return [(m, v * np.float32(1.5), t) for m, v, t in tensors[:n]] + tensors[n:]
+
+    return copy(path, out, change_some)
+
+
+@pytest.fixture(scope="module")
+def f32(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An F32 GGUF as the source, and a file with a manifest that was made from it."""
+    folder = tmp_path_factory.mktemp("f32")
+    dynquant.convert(TINY_BOOKS, folder / "f32.gguf", recipe="f32", threads=1)
+    command = ["convert", str(folder / "f32.gguf"), "-o", str(folder / "o.gguf"), "-r", "q8_0"]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    return folder / "f32.gguf"
+
+
+def test_another_source_of_the_same_shapes_is_one_fault_that_names_the_right_one(
+    f32: Path, tmp_path: Path
+) -> None:
+    out, other = f32.with_name("o.gguf"), changed_weights(f32, tmp_path / "other.gguf", 40)
+    source = json.loads(out.with_name("o.gguf.manifest.json").read_text())["sources"][0]
+    (fault,) = compare(out, str(other), tensors="*", threads=1).faults
+    assert fault.what.startswith(
+        f"{other} is not the source that this was made from: 40 of 46 compared tensors differ, the"
+    )
+    assert fault.what.endswith(
+        f"its manifest names f32.gguf ({source['bytes']:,} bytes, sha256 {source['sha256']})"
+    )
+    (sampled,) = compare(out, str(other), threads=1).faults
+    assert "is not the source that this was made from" in sampled.what
+
+
+def test_many_tensors_that_differ_are_one_fault_with_their_names(f32: Path, tmp_path: Path) -> None:
+    other = changed_weights(f32, tmp_path / "other.gguf", 12)
+    (fault,) = compare(f32.with_name("o.gguf"), str(other), tensors="*", threads=1).faults
+    assert fault.what.startswith(
+        f"12 of 46 compared tensors differ from {other}: token_embd.weight"
+    )
+    few = changed_weights(f32, tmp_path / "few.gguf", 3)
+    assert len(compare(f32.with_name("o.gguf"), str(few), tensors="*", threads=1).faults) == 3
+
+
+def test_compared_share_is_reported_with_the_way_to_compare_all(made: Path) -> None:
+    total = sum(int(np.prod(t.shape)) for t in gguf.GGUFReader(made).tensors)
+    (whole,) = compare_all(made).checked
+    assert f"all rows of 46 tensors, {total:,} of {total:,} weights (100%), " in whole
+    assert whole.endswith("MB encoded again")
+    hint = r"\d MB encoded again; --tensors '\*' compares all$"
+    (sampled,) = compare(made, str(TINY_BOOKS), sample=2).checked
+    found = re.search(
+        rf"2 ranges .* ([\d,]+) of {total:,} weights \(([\d.]+)%\), .*{hint}", sampled
+    )
+    assert found
+    share = 100 * int(found[1].replace(",", "")) / total
+    assert float(found[2]) == pytest.approx(share, rel=0.01)
+    (one,) = compare(made, str(TINY_BOOKS), tensors=TENSOR).checked
+    assert re.search(rf"all rows of 1 tensor, .*{hint}", one)
+
+
+def test_rows_that_two_ranges_share_count_once() -> None:
+    assert covered({0: [(4, 8), (0, 5), (6, 7)], 3: [(1, 2)]}) == {0: 8, 3: 1}
 
 
 def test_tensors_missing_from_the_file_are_a_warning(tmp_path: Path) -> None:

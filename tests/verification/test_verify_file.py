@@ -94,7 +94,10 @@ def test_correct_file_is_sound_with_and_without_manifest(made: Path) -> None:
     shutil.copy(made / "x.gguf", made / "bare")
     found = verify(made / "bare" / "x.gguf")
     assert found.is_sound
-    assert found.unchecked == ("checksums: the file has no manifest",)
+    assert [what.partition(":")[0] for what in found.unchecked] == [
+        "checksums",
+        "whether output.weight is missing",  # tiny-books has tied embeddings
+    ]
 
 
 def test_manifest_written_by_convert_agrees_with_its_file(tmp_path: Path) -> None:

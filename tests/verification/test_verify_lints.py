@@ -81,7 +81,8 @@ def test_norms_other_than_f32_are_faults(tmp_path: Path, type_name: str) -> None
 
 
 def test_biases_other_than_f32_are_faults(tmp_path: Path) -> None:
-    tensors = llama() | {"blk.0.attn_q.bias": (weights(4), "F16")}
+    biases = {f"blk.{n}.attn_q.bias": (weights(4), t) for n, t in enumerate(("F16", "F32"))}
+    tensors = llama() | biases
     (fault,) = verify(written(tmp_path / "x.gguf", tensors)).faults
     assert fault.tensor == "blk.0.attn_q.bias"
 

@@ -97,7 +97,9 @@ def array(sub_type: int, count: int, values: bytes = b"") -> bytes:
     return struct.pack("<IQ", sub_type, count) + values
 
 
-ARCHITECTURE = key(b"general.architecture", 8, text(b"llama"))
+ARCHITECTURE = key(b"general.architecture", 8, text(b"handmade"))
+"""An architecture that nobody knows, so that a file of it may have any tensors."""
+LLAMA = key(b"general.architecture", 8, text(b"llama"))
 
 
 def row(name: bytes, dims: tuple[int, ...] = (32,), offset: int = 0, type_: int = 0) -> bytes:

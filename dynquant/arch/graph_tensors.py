@@ -1,0 +1,257 @@
+"""The tensors that llama.cpp's graph of an architecture requires, by the families' tensor tables.
+
+A family describes a config.json. Here the keys of a GGUF become a config.json with the same layers,
+and the family's own table gives the names. Sizes have no effect on names, so they are small and
+constant. Where llama.cpp does not require a tensor that every checkpoint of a family has, or
+accepts another one in its place, the tables below say so. Source: src/models/ in llama.cpp.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dynquant.arch.base import Architecture, Row
+from dynquant.arch.experts import SIGMOID
+from dynquant.arch.families import families
+from dynquant.errors import ArchitectureError
+from dynquant.keys import Keys, Scalar
+
+_CLASSES = {
+    "bert": "BertModel",
+    "chatglm": "GlmForCausalLM",
+    "cohere2": "Cohere2ForCausalLM",
+    "command-r": "CohereForCausalLM",
+    "deepseek": "DeepseekForCausalLM",
+    "deepseek2": "DeepseekV2ForCausalLM",
+    "deepseek2-ocr": "DeepseekOCRForCausalLM",
+    "gemma": "GemmaForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
+    "gemma3": "Gemma3ForCausalLM",
+    "glm4": "Glm4ForCausalLM",
+    "glm4moe": "Glm4MoeForCausalLM",
+    "gpt-oss": "GptOssForCausalLM",
+    "granite": "GraniteForCausalLM",
+    "granitemoe": "GraniteMoeForCausalLM",
+    "llama": "LlamaForCausalLM",
+    "nomic-bert": "NomicBertModel",
+    "olmo2": "Olmo2ForCausalLM",
+    "olmoe": "OlmoeForCausalLM",
+    "phi3": "Phi3ForCausalLM",
+    "phimoe": "PhimoeForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen2moe": "Qwen2MoeForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "qwen3moe": "Qwen3MoeForCausalLM",
+    "qwen3next": "Qwen3NextForCausalLM",
+    "starcoder2": "Starcoder2ForCausalLM",
+}
+"""The class of config.json for each architecture of a GGUF."""
+
+_WITH_EXPERTS = {"llama": "MixtralForCausalLM", "granite": "GraniteMoeForCausalLM"}
+"""The class of an architecture that has experts in some models only, for those models."""
+
+_SETTINGS: dict[str, dict[str, Any]] = {
+    "nomic-bert": {"hidden_act": "swiglu"},
+    "phimoe": {"attention_bias": True, "lm_head_bias": True},
+    "qwen3moe": {"norm_topk_prob": True},
+}
+"""Settings that the families require, where they are not the default."""
+
+_SIZES: dict[str, Any] = {
+    "vocab_size": 64,
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "moe_intermediate_size": 64,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "num_experts_per_tok": 1,
+    "n_shared_experts": 1,
+    "n_group": 1,
+    "topk_group": 1,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 32,
+    "qk_rope_head_dim": 32,
+    "v_head_dim": 32,
+    "sliding_window": 32,
+}
+
+_OPTIONAL = frozenset(
+    {
+        # Biases of Q, K and V are optional in the graphs of all families.
+        *("attn_q.bias", "attn_k.bias", "attn_v.bias", "attn_qkv.bias"),
+        # A prediction layer without these uses the model's own.
+        *("nextn.embed_tokens.weight", "nextn.shared_head_head.weight"),
+        "nextn.shared_head_norm.weight",
+    }
+)
+_OPTIONAL_IN = {
+    "bert": frozenset({"token_types.weight", "attn_output.bias", "ffn_up.bias", "ffn_down.bias"}),
+    "nomic-bert": frozenset({"token_types.weight"}),
+}
+"""Tensors that the families declare and llama.cpp's graphs do not require."""
+
+_QKV = (frozenset({"attn_q.weight", "attn_k.weight", "attn_v.weight"}), {"attn_qkv.weight"})
+_GATE_UP = (
+    frozenset({"ffn_gate_exps.weight", "ffn_up_exps.weight"}),
+    {"ffn_gate_up_exps.weight"},
+)
+_LINEAR = (frozenset({"attn_qkv.weight", "attn_gate.weight"}), {"ssm_in.weight"})
+_FUSED = {
+    **dict.fromkeys(_CLASSES, (_QKV,)),
+    **dict.fromkeys(("deepseek2", "deepseek2-ocr"), (_QKV, _GATE_UP)),
+    "qwen3next": (_QKV, _GATE_UP, _LINEAR),
+}
+"""Matrices that a file may hold separately or as one, by architecture."""
+
+_LONGROPE = ("phi3", "phimoe")
+_ROPE_FACTORS = frozenset({"rope_factors_long.weight", "rope_factors_short.weight"})
+"""LongRoPE: a model with the key of its magnitude has both sets of factors. llama.cpp loads it
+without them, and then rotates by other angles."""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The tensors that a graph requires.
+
+    whole:  names outside the layers
+    layers: of each layer, the names without `blk.N.`; prediction layers come last
+    n_own:  the number of layers without prediction layers
+    fused:  matrices that may be separate or one: the names of the parts and of the one
+    tied:   whether the embedding is the output matrix if there is no output.weight
+    """
+
+    whole: frozenset[str]
+    layers: tuple[frozenset[str], ...]
+    n_own: int
+    fused: tuple[tuple[frozenset[str], set[str]], ...]
+    tied: bool
+
+    def absent(self, layer: int, names: frozenset[str]) -> frozenset[str]:
+        """Return the required tensors of a layer that are not among its names."""
+        absent = self.layers[layer] - names
+        for parts, one in self.fused:
+            for needed, other in ((parts, one), (one, parts)):
+                if needed <= self.layers[layer] and other <= names:
+                    absent -= needed
+        return absent
+
+
+def knows(name: str) -> bool:
+    """Return whether a family describes this architecture of a GGUF."""
+    return name in _CLASSES
+
+
+def graph_of(name: str, keys: Keys) -> Graph:
+    """Return the tensors that the graph of an architecture requires, for a model with these keys.
+
+    name: an architecture that `knows` knows
+    Raises ArchitectureError if the keys describe no model of the family.
+    """
+    described = _described(name, keys)
+    optional = _OPTIONAL | _OPTIONAL_IN.get(name, frozenset())
+    rows = [row for row in described.rows if not _ends_with(row.name, optional)]
+    if described.tied is not None:
+        rows = [row for row in rows if row.stored != described.tied[0]]
+    own = range(described.n_layers)
+    ahead = described.prediction.layers if described.prediction else range(own.stop, own.stop)
+    factors = _ROPE_FACTORS if f"{name}.rope.scaling.attn_factor" in keys else frozenset[str]()
+    return Graph(
+        frozenset(row.name for row in rows if "{}" not in row.name)
+        | (factors if name in _LONGROPE else frozenset[str]()),
+        tuple(
+            frozenset(_in_layer(row) for row in rows if _is_in(row, layer, own))
+            for layer in range(ahead.stop)
+        ),
+        own.stop,
+        _FUSED[name],
+        any(row.name == "output.weight" for row in described.rows) and described.tied is not None,
+    )
+
+
+def own_layers(name: str, keys: Keys) -> tuple[int | None, int]:
+    """Return the number of layers, and how many of them, the last, predict further ahead.
+
+    The number is None if the keys do not state it.
+    """
+    count = _number(keys, f"{name}.block_count")
+    ahead = _number(keys, f"{name}.nextn_predict_layers") or 0
+    return count, ahead if count is not None and 0 <= ahead < count else 0
+
+
+def _ends_with(name: str, endings: frozenset[str]) -> bool:
+    return name.removeprefix("blk.{}.") in endings
+
+
+def _in_layer(row: Row) -> str:
+    return row.name.removeprefix("blk.{}.")
+
+
+def _is_in(row: Row, layer: int, own: range) -> bool:
+    return "{}" in row.name and layer in (own if row.layers is None else row.layers)
+
+
+def _described(name: str, keys: Keys) -> Architecture:
+    """Describe the model by its family, with tied embeddings if its graph permits them."""
+    count, ahead = own_layers(name, keys)
+    experts = _number(keys, f"{name}.expert_count") or 0
+    kind = _CLASSES[name]
+    if experts:
+        kind = _WITH_EXPERTS.get(name, kind)
+    if name == "deepseek2" and _number(keys, f"{name}.expert_gating_func") == SIGMOID:
+        kind = "DeepseekV3ForCausalLM"
+    n_layers = (count or 0) - ahead
+    config = {
+        **_SIZES,
+        **_SETTINGS.get(name, {}),
+        **_layers_of(name, keys, n_layers),
+        "num_hidden_layers": n_layers,
+        "num_nextn_predict_layers": ahead,
+        "num_experts": max(experts, 1),
+        "n_routed_experts": max(experts, 1),
+    }
+    family, where = families()[kind], f"the keys of {name}"
+    try:
+        found = family({**config, "tie_word_embeddings": True}, where)
+    except ArchitectureError:
+        found = family({**config, "tie_word_embeddings": False}, where)
+    is_split = f"{name}.attention.key_length_mla" in keys
+    return found if is_split or found.merged is None else found.merged
+
+
+def _layers_of(name: str, keys: Keys, n_layers: int) -> Mapping[str, Any]:
+    """Return the settings that decide which tensors a layer has."""
+    found: dict[str, Any] = {
+        "first_k_dense_replace": _number(keys, f"{name}.leading_dense_block_count") or 0,
+        "shared_intermediate_size": _number(keys, f"{name}.expert_shared_feed_forward_length") or 0,
+    }
+    if name == "command-r":
+        found["use_qk_norm"] = n_layers >= 64  # as the graph expects, see families/cohere.py
+    # llama.cpp recognises the Lite models by these numbers of layers.
+    tokens = _value(keys, "tokenizer.ggml.tokens")
+    n_tokens = len(tokens) if isinstance(tokens, tuple) else None
+    n_vocab = _number(keys, f"{name}.vocab_size") or n_tokens
+    lite = n_layers in (26, 27) or (n_layers, n_vocab) == (48, 128256)
+    if name == "deepseek2" and not lite:
+        found["q_lora_rank"] = _number(keys, f"{name}.attention.q_lora_rank") or None
+    if name == "qwen3next":
+        found["full_attention_interval"] = _number(keys, f"{name}.full_attention_interval") or 4
+        recurrent = _value(keys, f"{name}.attention.recurrent_layers")
+        if isinstance(recurrent, tuple):
+            kinds = ("full_attention", "linear_attention")
+            found["layer_types"] = [kinds[bool(r)] for r in recurrent[:n_layers]]
+    return found
+
+
+def _value(keys: Keys, key: str) -> Scalar | tuple[Scalar, ...] | None:
+    return keys[key].value if key in keys else None
+
+
+def _number(keys: Keys, key: str) -> int | None:
+    found = _value(keys, key)
+    return found if type(found) is int else None
