@@ -64,6 +64,10 @@ CASES: dict[str, dict[str, Any]] = {
         "a": scheme("random-hadamard", DOWN, ("output", False), head_dim=8),
         "b": scheme("random-hadamard", DOWN, ("output", True)),
     },
+    "matrix": {"m": scheme("random-matrix", DOWN, *INPUT)},
+    "matrix-both-ways": {
+        "m": scheme("random-matrix", LINEAR, ("input", True), ("output", False), head_dim=4)
+    },
     "folded": {"R1": scheme("hadamard", DOWN, ("weight_input", True), ("weight_output", False))},
 }
 
@@ -94,14 +98,13 @@ def make(name: str, config: dict[str, Any]) -> None:
     seen: set[int] = set()
     with torch.no_grad():
         # The modules run with the numbers that are stored.
-        for module in (model.mlp.up_proj, model.mlp.down_proj, model.lm_head):
-            for p in (module.weight, module.bias):
-                if p is not None:
-                    p.copy_(p.float())
+        for p in model.parameters():
+            if p.is_floating_point():
+                p.copy_(p.float())
         for key, p in model.named_parameters(remove_duplicate=True):
             if id(p) not in seen:
                 seen.add(id(p))
-                is_sign = p.dtype == torch.float64 and "_proj." in key and key.count(".") > 2
+                is_sign = p.is_floating_point() and bool((p.abs() == 1).all())
                 stored[key] = p.detach().to(torch.bfloat16) if is_sign else p.detach()
         stored = {k: t.float() if t.dtype == torch.float64 else t for k, t in stored.items()}
         expected: dict[str, torch.Tensor] = {}

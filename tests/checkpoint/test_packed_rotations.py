@@ -290,8 +290,12 @@ def refused(folder: Path, schemes: Any, tensors: Stored = MODEL, **config: Any) 
 
 SETTINGS: dict[str, tuple[Any, str]] = {
     "type": (
-        scheme(*INPUT, type="random-matrix"),
-        "'R' is of type 'random-matrix' and acts while the model runs; supported: hadamard,",
+        scheme(*INPUT, type="butterfly"),
+        "'R' is of type 'butterfly' and acts while the model runs; supported: hadamard, random-",
+    ),
+    "scores of any matrix": (
+        scheme(("q_attn", False), ("k_cache", False), targets="re:.*attn$", type="random-matrix"),
+        "'R' does not rotate queries (q_attn) and keys (k_cache) in the same way",
     ),
     "location": (scheme(("middle", False)), "'R' applies at location 'middle', which is not"),
     "head_dim": (scheme(*INPUT, head_dim="8"), "'R' has head_dim '8', not a positive integer"),
@@ -378,10 +382,14 @@ def test_an_output_matrix_that_is_the_embedding_is_not_rotated_in_silence(
     assert found.tensors.keys() == model.keys()
 
 
-def test_a_router_that_may_be_a_linear_module_is_refused(tmp_path: Path) -> None:
-    model = MODEL | {"model.layers.0.mlp.gate.weight": ("F32", np.ones((4, 8), "f4"))}
-    (message,) = refused(tmp_path, {"v": scheme(*INPUT, **ALL)}, model)
-    assert "whether the router 'model.layers.0.mlp.gate' is one of them" in message
+@pytest.mark.parametrize("last", ["gate", "router", "patch_embedder"])
+def test_matrices_that_may_be_of_other_modules_are_refused_in_one_line(
+    tmp_path: Path, last: str
+) -> None:
+    more: Stored = {f"model.layers.{i}.mlp.{last}.weight": ("F32", np.ones((4, 8), "f4"))
+                    for i in range(3)}  # fmt: skip
+    (message,) = refused(tmp_path, {"v": scheme(*INPUT, **ALL)}, MODEL | more)
+    assert f"not known whether 'model.layers.{{0-2}}.mlp.{last}' is one of them" in message
 
 
 def test_stacked_experts_that_an_expression_matches_are_refused(tmp_path: Path) -> None:
@@ -407,6 +415,22 @@ WEIGHTS: dict[str, tuple[Any, Stored, str]] = {
         {},
         "has 8 inputs, which transform 'R' of inputs with head_dim 16 does not divide",
     ),
+    "any matrix, not stored": (
+        scheme(*INPUT, type="random-matrix"),
+        {},
+        "needs the matrix of transform 'R' of inputs, which is not stored",
+    ),
+    "a matrix or its inverse": (
+        {
+            "type": "random-matrix",
+            "apply": [
+                {"targets": "re:.*down$", "location": "input", "inverse": True},
+                {"targets": "re:.*q$", "location": "input"},
+            ],
+        },
+        {"model.layers.0.attn.q.R_input.weight": ("F32", np.ones((8, 8), "f4"))},
+        "shares the weight of transform 'R' of inputs, but it is not known which of those that are",
+    ),
     "permutation missing": (
         scheme(*INPUT, randomize=True),
         {},
@@ -426,7 +450,7 @@ WEIGHTS: dict[str, tuple[Any, Stored, str]] = {
         scheme(*INPUT, type="random-hadamard"),
         {f"model.layers.{i}.mlp.up.R_input.weight": ("F32", sylvester(8).astype("f4"))
          for i in range(2)},
-        "shares the weight of transform 'R' of inputs, but 2 are stored, such as",
+        "shares the weight of transform 'R' of inputs, but it is not known which of those that are",
     ),
 }  # fmt: skip
 

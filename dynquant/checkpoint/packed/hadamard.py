@@ -1,8 +1,9 @@
-"""Products of weights and Hadamard matrices, the same to the last bit on every machine.
+"""Products of weights and matrices, the same to the last bit on every machine.
 
-Each row is first rounded to integers so small that no sum of a row can exceed 2^52: exact in
-float64 whatever the order in which a BLAS adds, and with fused multiplication too. The integers
-keep at least 52 - log2(size) - 1 bits of the largest weight of a row, more than float32 has.
+Rows for a Hadamard matrix are first rounded to integers so small that no sum of a row can exceed
+2^52: exact in float64 whatever the order in which a BLAS adds, and with fused multiplication too.
+The integers keep at least 52 - log2(size) - 1 bits of the largest weight of a row, more than
+float32 has. Products with other matrices are sums of float64 in one fixed order, which are slower.
 """
 
 from __future__ import annotations
@@ -132,6 +133,36 @@ class Hadamard:
         return None if is_sylvester else signs
 
 
+@dataclass(frozen=True, eq=False)
+class Matrix:
+    """A stored matrix of any numbers, [size, size]."""
+
+    size: int
+    stored: StoredTensor
+    _numbers: Parts[F64] = field(default_factory=lambda: Parts[F64](), init=False, repr=False)
+
+    @property
+    def order(self) -> None:
+        """None: rows and columns are in the order of the file."""
+        return None
+
+    def rotated(self, x: F32, *, flip: bool) -> F32:
+        """Return x M, float32 [n, size]; with flip, x M^T."""
+        with self._numbers.use(0, 8 * self.size**2, self._read) as matrix:
+            rows = matrix.T if flip else matrix
+            wide = x.astype(np.float64)
+            y = np.zeros_like(wide)
+            with np.errstate(invalid="ignore", over="ignore"):
+                for i in range(self.size):
+                    y += wide[:, i : i + 1] * rows[i]
+                return y.astype(np.float32)
+
+    def _read(self, _: int) -> F64:
+        tensor = self.stored
+        rows = read_bytes(tensor, self.size, 0, self.size)
+        return widened(rows, tensor.dtype, self.size).astype(np.float64)
+
+
 def _fast(q: F64) -> F64:
     """Return q H for Sylvester's H, which is the Kronecker product of two smaller ones."""
     n, size = q.shape
@@ -145,10 +176,10 @@ def _fast(q: F64) -> F64:
 
 @dataclass(frozen=True)
 class RotatedRows:
-    """Rows multiplied block by block: x S^T / sqrt(size) with flip, x S / sqrt(size) without."""
+    """Rows multiplied block by block by a matrix; with flip, by its transpose."""
 
     source: TensorSource
-    block: Hadamard
+    block: Hadamard | Matrix
     flip: bool
 
     @property
@@ -175,7 +206,7 @@ class RotatedColumns:
     """
 
     source: TensorSource
-    block: Hadamard
+    block: Hadamard | Matrix
     flip: bool
     _blocks: Parts[U8] = field(default_factory=lambda: Parts[U8](), init=False, repr=False)
 

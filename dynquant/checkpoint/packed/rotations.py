@@ -8,7 +8,8 @@ outputs by a matrix U afterwards:
 
 llama.cpp does neither, so the file gets W. V and U are block-diagonal, with blocks of head_dim rows
 and columns, or one block of the whole dimension. A block is a Hadamard matrix divided by the root
-of its size. Blocks may be stored once for all modules of one size.
+of its size, or its transpose if it is inverted; or a stored matrix of any numbers, which is stored
+inverted where it is applied so. Blocks may be stored once for all modules of one size.
 
 Nothing has to be undone for weight_input and weight_output: they are part of the stored weights,
 and whatever cancels them is stored as well, or is itself an input or output. q_attn and k_cache
@@ -20,12 +21,12 @@ Source: the package compressed_tensors, folder transform.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, cast
 
-from dynquant.checkpoint.packed.hadamard import Hadamard, RotatedColumns, RotatedRows
+from dynquant.checkpoint.packed.hadamard import Hadamard, Matrix, RotatedColumns, RotatedRows
 from dynquant.checkpoint.packed.settings import Settings
 from dynquant.checkpoint.packed.weight import Found, Packed
 from dynquant.checkpoint.safetensors_header import StoredTensor
@@ -38,15 +39,18 @@ _RE2: Any = import_module("re2")
 """google-re2, which has no types. Expressions of untrusted files need time in proportion to the
 name with it."""
 
-TYPES = ("hadamard", "random-hadamard")
+TYPES = ("hadamard", "random-hadamard", "random-matrix")
+_MATRIX = TYPES[2]
 _FOLDED = ("weight_input", "weight_output")
 _ACTIVE = ("input", "output")
 _OF_SCORES = ("q_attn", "k_cache")
 _CANCEL_WHY = "a rotation of queries and keys, which cancels in their product"
 
-_EMBEDDING = re.compile(r"(.*\.)?(\w*embed\w*|wte|wpe)")
-_ROUTER = re.compile(r"(.*\.)?(gate|router)")
-"""A linear module or not, as the version of transformers has it."""
+_EMBEDDING = re.compile(
+    r"(.*\.)?(embed_(tokens|positions|in)|(word|position|token_type|tok)_embeddings|wte|wpe)"
+)
+_UNCERTAIN = re.compile(r"(.*\.)?(gate|router|\w*embed\w*)")
+"""Matrices of linear modules or of others, as the version of transformers has it."""
 _HEADS = ("lm_head", "output", "embed_out")
 
 _SOURCE = "use the checkpoint it was made from"
@@ -116,7 +120,7 @@ def undo_rotations(
     problems: list[str] = []
     schemes, rules = _read(settings.values["transform_config"], problems)
     _raise(settings, problems)
-    matrices = _Matrices.of(tensors, schemes)
+    matrices = _Matrices.of(tensors, schemes, rules)
     rotated.consumed = set(matrices.names)
     rotated.ignored = {n: _CANCEL_WHY for n in matrices.names if matrices.location(n) in _OF_SCORES}
     modules = _Modules.of(weights, matrices.names)
@@ -177,7 +181,7 @@ def _read(value: object, problems: list[str]) -> tuple[list[_Scheme], list[_Rule
         if acting and not whole:
             problems.append(f"{name!r} has head_dim {size!r}, not a positive integer; {_SOURCE}")
         scores = {loc: _places(acting, loc) for loc in _OF_SCORES}
-        if scores["q_attn"] != scores["k_cache"]:
+        if scores["q_attn"] != scores["k_cache"] or (scores["q_attn"] and scheme.kind == _MATRIX):
             problems.append(
                 f"{name!r} does not rotate queries (q_attn) and keys (k_cache) in the same way, so"
                 f" it does not cancel; {_SOURCE}"
@@ -270,18 +274,18 @@ class _Modules:
                 )
         by_class = "Linear" in aimed.exact
         picked: list[str] = []
-        routers: list[str] = []
+        uncertain: list[str] = []
         for module, is_certain in self.linear.items():
             by_name = aimed.has(module)
             if not (by_name or by_class) or spared.has(module) or "Linear" in spared.exact:
                 continue
-            if not by_name and not is_certain and _ROUTER.fullmatch(module):
-                routers.append(module)
+            if not by_name and not is_certain and _UNCERTAIN.fullmatch(module):
+                uncertain.append(module)
             picked.append(module)
         faults += [
-            f"{rule.label} is for linear modules, and it is not known whether the router"
-            f" {name!r} is one of them; {_SOURCE}"
-            for name in grouped(routers)
+            f"{rule.label} is for linear modules, and it is not known whether {name!r} is one of"
+            f" them; {_SOURCE}"
+            for name in grouped(uncertain)
         ]
         faults += [
             f"{rule.label} matches {module!r}, which is not a linear module, so its effect is not"
@@ -339,21 +343,29 @@ class _Matrices:
     """The stored matrices and permutations, `MODULE.SCHEME_LOCATION.weight` and `.perm`.
 
     by_scheme: their names, by the name of the scheme
-    by_shape:  those of a scheme and a shape, as far as they were needed
-    blocks:    the Hadamard matrices in use, shared by the weights
+    shared:    those that modules of one size share, or the problem, as far as they were needed
+    inverted:  whether the matrices of a scheme and location of any numbers are stored inverted:
+               only True, only False, or either
+    blocks:    the matrices in use, shared by the weights
     """
 
     tensors: Mapping[str, StoredTensor]
     by_scheme: Mapping[str, tuple[str, ...]]
-    by_shape: dict[tuple[object, ...], list[StoredTensor]] = field(
-        default_factory=dict[tuple[object, ...], list[StoredTensor]]
+    inverted: Mapping[tuple[str, str], set[bool]]
+    shared: dict[tuple[object, ...], StoredTensor | str | None] = field(
+        default_factory=dict[tuple[object, ...], "StoredTensor | str | None"]
     )
-    blocks: dict[tuple[object, ...], Hadamard] = field(
-        default_factory=dict[tuple[object, ...], Hadamard]
+    blocks: dict[tuple[object, ...], Hadamard | Matrix] = field(
+        default_factory=dict[tuple[object, ...], Hadamard | Matrix]
     )
 
     @classmethod
-    def of(cls, tensors: Mapping[str, StoredTensor], schemes: Iterable[_Scheme]) -> _Matrices:
+    def of(
+        cls,
+        tensors: Mapping[str, StoredTensor],
+        schemes: Iterable[_Scheme],
+        rules: Sequence[_Rule],
+    ) -> _Matrices:
         locations = "|".join((*_FOLDED, *_ACTIVE, *_OF_SCORES))
         by_scheme: dict[str, tuple[str, ...]] = {}
         for scheme in schemes:
@@ -361,7 +373,11 @@ class _Matrices:
                 rf"(?:.*\.)?{re.escape(scheme.name)}_(?:{locations})\.(?:weight|perm)"
             )
             by_scheme[scheme.name] = tuple(name for name in tensors if mine.fullmatch(name))
-        return cls(tensors, by_scheme)
+        inverted: dict[tuple[str, str], set[bool]] = {}
+        for rule in rules:
+            if rule.scheme.kind == _MATRIX:
+                inverted.setdefault((rule.scheme.name, rule.location), set()).add(rule.inverse)
+        return cls(tensors, by_scheme, inverted)
 
     @property
     def names(self) -> frozenset[str]:
@@ -372,8 +388,8 @@ class _Matrices:
         stem = name.rpartition(".")[0]
         return next(loc for loc in (*_FOLDED, *_OF_SCORES, *_ACTIVE) if stem.endswith(f"_{loc}"))
 
-    def block(self, module: str, rule: _Rule, size: int) -> Hadamard | str:
-        """Return the Hadamard matrix of a module, or its problem."""
+    def block(self, module: str, rule: _Rule, size: int) -> Hadamard | Matrix | str:
+        """Return the matrix of a module, or its problem."""
         scheme = rule.scheme
         matrix = self._find(module, rule, "weight", (size, size))
         order = self._find(module, rule, "perm", (size,))
@@ -387,30 +403,26 @@ class _Matrices:
                 f"needs the Hadamard matrix of {size} rows of {rule.label}, which is not stored;"
                 f" {_SOURCE}"
             )
-        if scheme.permuted != (order is not None):
+        if (scheme.permuted and scheme.kind != _MATRIX) != (order is not None):
             missing = "is not stored" if scheme.permuted else "is stored without randomize"
             return f"needs the permutation of {rule.label}, which {missing}; {_SOURCE}"
         kept = [cast("StoredTensor | None", t) for t in (matrix, order)]
         key = (size, *(t and t.name for t in kept))
         if key not in self.blocks:
-            self.blocks[key] = Hadamard(size, kept[0], kept[1])
+            is_free = scheme.kind == _MATRIX and kept[0]
+            self.blocks[key] = (
+                Matrix(size, kept[0]) if is_free and kept[0] else Hadamard(size, kept[0], kept[1])
+            )
         return self.blocks[key]
 
     def _find(
         self, module: str, rule: _Rule, part: str, shape: tuple[int, ...]
     ) -> StoredTensor | str | None:
         """Return the stored tensor of a module, or that which modules of its size share."""
-        name = rule.scheme.name
-        own = self.tensors.get(f"{module}.{name}_{rule.location}.{part}")
-        shared = [] if own else self._of_shape(name, part, shape)
-        if own is None and not shared:
-            return None
-        if own is None and len(shared) > 1:
-            return (
-                f"shares the {part} of {rule.label}, but {len(shared)} are stored, such as"
-                f" {shared[0].name}; {_SOURCE}"
-            )
-        chosen = own or shared[0]
+        own = self.tensors.get(f"{module}.{rule.scheme.name}_{rule.location}.{part}")
+        chosen = own or self._shared(rule, part, shape)
+        if chosen is None or isinstance(chosen, str):
+            return chosen
         dtypes = FLOATS if part == "weight" else ("I64", "I32")
         if chosen.shape != shape or chosen.dtype not in dtypes:
             return (
@@ -419,14 +431,27 @@ class _Matrices:
             )
         return chosen
 
-    def _of_shape(self, scheme: str, part: str, shape: tuple[int, ...]) -> list[StoredTensor]:
-        """Return the stored tensors of a scheme with a shape."""
-        key = (scheme, part, shape)
-        if key not in self.by_shape:
-            names = [n for n in self.by_scheme[scheme] if n.endswith(f".{part}")]
-            stored = map(self.tensors.__getitem__, names)
-            self.by_shape[key] = [t for t in stored if t.shape == shape]
-        return self.by_shape[key]
+    def _shared(self, rule: _Rule, part: str, shape: tuple[int, ...]) -> StoredTensor | str | None:
+        """Return the only stored tensor of a scheme and shape that can be that of a rule."""
+        name = rule.scheme.name
+        key = (name, rule.location, rule.inverse, part, shape)
+        if key in self.shared:
+            return self.shared[key]
+        stored = [self.tensors[n] for n in self.by_scheme[name] if n.endswith(f".{part}")]
+        either = {True, False}
+        ways = [(t, self.inverted.get((name, self.location(t.name)), either)) for t in stored]
+        is_free = rule.scheme.kind == _MATRIX
+        fits = [
+            (t, way) for t, way in ways if t.shape == shape and (not is_free or rule.inverse in way)
+        ]
+        found: StoredTensor | str | None = fits[0][0] if fits else None
+        if len(fits) > 1 or (fits and is_free and fits[0][1] == either):
+            found = (
+                f"shares the {part} of {rule.label}, but it is not known which of those that are"
+                f" stored, such as {fits[0][0].name}; {_SOURCE}"
+            )
+        self.shared[key] = found
+        return found
 
 
 def _undo(
@@ -442,7 +467,7 @@ def _undo(
     shape = weights[name].shape
     dimension = shape[1] if rule.location == "input" else shape[0]
     size = rule.scheme.size or dimension
-    if dimension % size or not size:
+    if not size or dimension % size:
         found.fault(
             name,
             f"has {dimension} {rule.location}s, which {rule.label} with head_dim {size} does not"
@@ -454,8 +479,9 @@ def _undo(
         found.fault(name, block)
         return
     by_input = rule.location == "input"
-    # x V^T for inputs, x U for outputs; an inverse exchanges the two.
-    flip = by_input != rule.inverse
+    # Rows times V^T for inputs, columns times U for outputs. The inverse of a Hadamard matrix is
+    # its transpose; other matrices are stored inverted.
+    flip = by_input != (rule.inverse and rule.scheme.kind != _MATRIX)
 
     def apply(target: str, wrap: Callable[[TensorSource], TensorSource]) -> None:
         weight = rotated.weights.get(target, weights[target])
