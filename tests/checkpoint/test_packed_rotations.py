@@ -173,7 +173,7 @@ def test_a_stored_matrix_that_is_no_hadamard_matrix_is_reported_when_it_is_read(
             whole(found.source())
 
 
-def test_a_permutation_that_is_none_is_reported_when_it_is_read(tmp_path: Path) -> None:
+def test_a_permutation_that_is_not_valid_is_reported_when_it_is_read(tmp_path: Path) -> None:
     tensors: Stored = {
         "l.down.weight": ("F32", np.ones((2, 8), "f4")),
         "l.down.R4_input.perm": ("I64", np.array([0, 1, 2, 3, 4, 5, 6, 6])),

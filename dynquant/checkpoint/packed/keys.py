@@ -34,8 +34,8 @@ class Keys:
     read:     keys that determine how numbers are read; settings.py and the finders check them
     harmless: keys that do not change what stored numbers mean
     only:     keys with few supported values
-    within:   keys whose values are objects, or lists of objects, with keys of their own
-    each:     keys whose values are objects by name, each with keys of its own
+    within:   keys whose values are objects or lists of objects, and the keys of these
+    each:     keys whose values are objects by name, and the keys of each
     """
 
     read: frozenset[str] = frozenset()
