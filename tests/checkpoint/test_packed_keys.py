@@ -274,6 +274,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"quant_method": "fp8", "fmt": "e4m3fnuz"},
         "fmt is 'e4m3fnuz', but E4M3 and E5M2 are supported",
     ),
+    "codes of a layer": (
+        gptq_settings(4, extra_config={"a": {"bits": 4, "data_type": "int_asym_float_zp"}}),
+        "extra_config.*.data_type is 'int_asym_float_zp', but codes of 'int' are supported",
+    ),
+    "float8 of gaudi": (
+        {"quant_method": "fp8", "data_type": "fp8_gaudi2"},
+        "data_type is 'fp8_gaudi2', but E4M3 and E5M2 are supported",
+    ),
     "gaudi": (
         compressed("float-quantized") | {"fp8_dtype_flavor": "gaudi2"},
         "fp8_dtype_flavor is 'gaudi2', another FP8 than E4M3",
@@ -312,6 +320,19 @@ def test_values_that_change_the_numbers_are_refused(
     (message,) = problems(tmp_path, settings)
     assert message.startswith(text)
     assert "; " in message
+
+
+@pytest.mark.parametrize(
+    ("method", "key", "value"),
+    [("gptq", "data_type", t) for t in ("int", "int_sym", "opt_rtn_int_asym", "rtn_int_sym_gptq")]
+    + [("fp8", "data_type", t) for t in ("fp", "fp8_sym", "block_fp8_e4m3")]
+    + [("fp8", "fmt", t) for t in ("E4M3", "e5m2", "float8_e4m3fn", "torch.float8_e5m2", "fp8")],
+)
+def test_other_words_for_supported_numbers_are_accepted(
+    tmp_path: Path, method: str, key: str, value: str
+) -> None:
+    settings = {"quant_method": method, "bits": 4, key: value}
+    assert problems(tmp_path, settings) == []
 
 
 def test_zeros_of_the_second_format_are_read_if_only_format_names_it(tmp_path: Path) -> None:

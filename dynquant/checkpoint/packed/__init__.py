@@ -43,8 +43,8 @@ def unpack(checkpoint: Checkpoint) -> Weights:
     One exception: for packed integers, one small tensor for each shape is read, because only it
     states the length of a row.
 
-    Raises CheckpointError for a quantization method that is not supported, and for all weights
-    whose parts are missing or do not fit together.
+    Raises CheckpointError for a quantization method or setting that is not supported, for rotations
+    that cannot be undone, and for all weights whose parts are missing or do not fit together.
     """
     tensors, folder = checkpoint.tensors, checkpoint.folder
     settings = read_settings(checkpoint)

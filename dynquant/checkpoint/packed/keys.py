@@ -10,6 +10,7 @@ GPTQModel, AutoAWQ, AutoRound, llm-compressor and ModelOpt write into config.jso
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -150,8 +151,10 @@ _ROTATIONS: dict[str, Only] = dict.fromkeys(
     ["rotation", "rotation_config", "rotation_configs", "hadamard_config", "transform_config"],
     _ROTATED,
 )
+# AutoRound's names. Others have zeros of floats, quantized scales, or codes of floats.
+_INTEGERS = re.compile(r"((opt_)?rtn_)?int(_a?sym)?(_gptq|_neuqi)?", re.IGNORECASE)
 _CODES = Only(
-    lambda v: isinstance(v, str) and v.lower() in ("int", "int_sym", "int_asym"),
+    lambda v: isinstance(v, str) and _INTEGERS.fullmatch(v) is not None,
     f"but codes of 'int' are supported; {_SOURCE}",
 )
 _AUTOROUND: dict[str, Only] = _ROTATIONS | {
@@ -163,24 +166,33 @@ _ADAPTER = Only(_never, f"an adapter that is added to the weights; merge it, or 
 # ---- the methods ---------------------------------------------------------------------------------
 
 # "fnuz" formats of E4M3 have another bias: their numbers are half of these.
+_E4M3_OR_E5M2 = re.compile(r"(torch\.)?((float8|fp8|f8)_)?(e4m3(fn)?|e5m2)|fp8", re.IGNORECASE)
 _FLOAT8 = Only(
-    _one_of("e4m3", "e4m3fn", "float8_e4m3", "float8_e4m3fn", "e5m2", "float8_e5m2", "fp8"),
+    lambda v: isinstance(v, str) and _E4M3_OR_E5M2.fullmatch(v) is not None,
     f"but E4M3 and E5M2 are supported; {_SOURCE}",
 )
 
 _FP8 = Keys(
     read=_keys("weight_block_size scale_fmt"),
     # Shapes and dtypes state what is stored: FP8, or FP4 of experts; the width of the numbers.
-    harmless=_COMMON | _keys("expert_dtype bits group_size sym data_type extra_config"),
-    only=_AUTOROUND | {"fmt": _FLOAT8},
+    harmless=_COMMON | _keys("expert_dtype bits group_size sym extra_config"),
+    only=_AUTOROUND
+    | {
+        "fmt": _FLOAT8,
+        # Gaudi has an E4M3 with another range.
+        "data_type": Only(
+            lambda v: isinstance(v, str) and "gaudi" not in v.lower(),
+            f"but E4M3 and E5M2 are supported; {_SOURCE}",
+        ),
+    },
 )
 
 _LAYER = Keys(
     # Shapes state the bits and groups of a layer. g_idx states an order of activations.
     harmless=_CALIBRATION
     | _ACTIVATIONS
-    | _keys("bits group_size desc_act sym data_type fixed_by_user in_blocks"),
-    only=_AUTOROUND | {"adapter": _ADAPTER},
+    | _keys("bits group_size desc_act sym fixed_by_user in_blocks"),
+    only=_AUTOROUND | {"adapter": _ADAPTER, "data_type": _CODES},
 )
 
 _GPTQ = Keys(
