@@ -122,7 +122,7 @@ def _references() -> list[Files]:
 
 @cache
 def _packed() -> list[Files]:
-    return _folders("references/packed/*")
+    return _folders("references/packed/*", "references/rotated/*")
 
 
 @cache

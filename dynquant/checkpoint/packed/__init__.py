@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 
 from dynquant.checkpoint.packed.mxfp4 import find_mxfp4
+from dynquant.checkpoint.packed.rotations import undo_rotations
 from dynquant.checkpoint.packed.scaled import FLOAT8, find_scaled
 from dynquant.checkpoint.packed.settings import read_settings
 from dynquant.checkpoint.packed.transposed import find_transposed
@@ -42,8 +43,8 @@ def unpack(checkpoint: Checkpoint) -> Weights:
     One exception: for packed integers, one small tensor for each shape is read, because only it
     states the length of a row.
 
-    Raises CheckpointError for a quantization method that is not supported, and for all weights
-    whose parts are missing or do not fit together.
+    Raises CheckpointError for a quantization method or setting that is not supported, for rotations
+    that cannot be undone, and for all weights whose parts are missing or do not fit together.
     """
     tensors, folder = checkpoint.tensors, checkpoint.folder
     settings = read_settings(checkpoint)
@@ -70,5 +71,13 @@ def unpack(checkpoint: Checkpoint) -> Weights:
             found.fault(name, "is stored twice, quantized and as floats; remove one of them")
     CheckpointError.raise_any(found.messages(folder))
     plain = {name: t for name, t in tensors.items() if name not in found.consumed}
+    weights: dict[str, StoredTensor | Packed] = {**plain, **found.weights}
+    rotated = undo_rotations(tensors, weights, settings, checkpoint.config, found)
+    CheckpointError.raise_any(found.messages(folder))
+    weights |= rotated.weights
     ignored = {name: _ACTIVATIONS_WHY for name in plain if _ACTIVATIONS.fullmatch(name)}
-    return Weights({**plain, **found.weights}, ignored)
+    left_out = rotated.consumed - rotated.ignored.keys()
+    return Weights(
+        {name: weight for name, weight in weights.items() if name not in left_out},
+        ignored | rotated.ignored,
+    )

@@ -161,6 +161,8 @@ def _integers(
     names = ["_scale", "_shape"]
     if _is_asymmetric(settings):
         names += ["_zero_point"]
+    if _is_reordered(settings):
+        names += ["_g_idx"]
     if missing := missing_parts(names, tensors, base):
         found.fault(codes.name, missing, (base + n for n in names))
         return
@@ -228,6 +230,13 @@ def _is_asymmetric(settings: Settings) -> bool:
     """Whether every group of layers has zero points."""
     groups = settings.weights
     return bool(groups) and all(weights.get("symmetric") is False for weights in groups)
+
+
+def _is_reordered(settings: Settings) -> bool:
+    """Whether the groups of every group of layers are in the order of the activations."""
+    groups = settings.weights
+    orders = (str(weights.get("actorder")).lower() for weights in groups)
+    return bool(groups) and all(order in ("group", "dynamic", "true") for order in orders)
 
 
 def _bits(settings: Settings, n_words: int, n_per_row: int) -> int | None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from dynquant.checkpoint.packed.keys import key_problems
 from dynquant.checkpoint.safetensors import Checkpoint, read_object
 from dynquant.errors import CheckpointError
 from dynquant.quants.table import FLOATS
@@ -29,6 +31,22 @@ FORMATS = (
     "nvfp4-pack-quantized",
 )
 """Formats of compressed-tensors."""
+
+ALGORITHMS = (
+    "FP8",
+    "FP8_PER_CHANNEL_PER_TOKEN",
+    "FP8_PB_REAL",
+    "FP8_PB_WO",
+    "MXFP4",
+    "MXFP8",
+    "NVFP4",
+    "W8A16",
+    "W4A16_NVFP4",
+    "W4A8_MXFP4_FP8",
+    "W4A8_NVFP4_FP8",
+    "MIXED_PRECISION",
+)
+"""Algorithms of ModelOpt whose weights need no change of the activations."""
 
 _SYNONYMS = {
     "compressed_tensors": "compressed-tensors",
@@ -54,6 +72,11 @@ _NOT_READ = {
     "vptq": "vector codebooks",
 }
 """Methods that are not supported: a description, and advice if it differs from the usual one."""
+
+_PLAIN = frozenset(_NOT_READ)
+"""Methods whose floats are the weights: they quantize when a model is loaded, or when it is saved
+store codes. Others, such as quark and fp_quant, may store floats that a rotation belongs to."""
+_ROTATES = re.compile(r"rotat|hadamard|transform|smooth", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -101,6 +124,13 @@ def read_settings(checkpoint: Checkpoint) -> Settings | None:
     method = str(found.get("quant_method") or ("modelopt" if "quant_algo" in found else None))
     method = _SYNONYMS.get(method.lower(), method.lower())
     if method not in READ and all(t.dtype in FLOATS for t in checkpoint.tensors.values()):
+        if method not in _PLAIN and (key := _rotation(found)):
+            raise CheckpointError(
+                f"{where}: quantization_config: {key} of quant_method {method!r} may rotate"
+                " activations while the model runs, and then the stored numbers are not the"
+                " weights; remove quantization_config if they are, or use the checkpoint it was"
+                " made from"
+            )
         return None  # merged or dequantized later, and saved with the old settings
     if method not in READ:
         raise CheckpointError(f"{where}: quantization_config: {_refusal(method)}")
@@ -133,6 +163,25 @@ def _of_modelopt(path: Path) -> object:
     return found.get("quantization", found)
 
 
+def _rotation(values: object, path: str = "") -> str | None:
+    """Return the first key, at any depth, that names a change of activations and is not empty."""
+    if isinstance(values, dict):
+        items = cast("dict[str, Any]", values).items()
+    elif isinstance(values, list):
+        items = [(str(i), v) for i, v in enumerate(cast("list[Any]", values))]
+    else:
+        return None
+    for key, value in items:
+        name = f"{path}{key}"
+        if not value:
+            continue
+        if _ROTATES.search(key) or (isinstance(value, str) and _ROTATES.search(value)):
+            return name
+        if inner := _rotation(value, f"{name}."):
+            return inner
+    return None
+
+
 def _refusal(method: str) -> str:
     description, _, advice = _NOT_READ.get(method.replace("intel/", ""), "").partition("; ")
     return (
@@ -151,30 +200,69 @@ def _unread(method: str, values: Mapping[str, Any]) -> Iterator[str]:
                     f"format {name!r} of compressed-tensors is not supported; supported:"
                     f" {', '.join(FORMATS)}"
                 )
-        sparsity: Any = values.get("sparsity_config") or {}
-        if sparsity.get("format", "dense") != "dense":
-            yield f"sparsity format {sparsity['format']!r} is not supported; use a dense checkpoint"
-    algorithm = str(values.get("quant_algo", "")).upper()
-    if method == "modelopt" and ("AWQ" in algorithm or "SQ" in algorithm):
-        yield (
-            f"quant_algo {algorithm} is not supported, since it scales activations as well; use"
-            " FP8, NVFP4, or the checkpoint it was made from"
-        )
-    if method == "gptq" and (form := values.get("checkpoint_format", "gptq")) not in (
-        "gptq",
-        "gptq_v2",
-    ):
+        form: object = values.get("sparsity_config") or {}
+        if isinstance(form, dict):
+            form = cast("dict[str, Any]", form).get("format", "dense")
+        if form != "dense":
+            yield f"sparsity format {form!r} is not supported; use a dense checkpoint"
+    if method == "modelopt":
+        faults = [f for a in dict.fromkeys(_algorithms(values)) if (f := _algorithm_fault(a))]
+        if faults:
+            yield from faults
+            return  # scales and adapters of such algorithms have the same cause
+    if method == "gptq" and (form := gptq_format(values)) not in ("gptq", "gptq_v2"):
         yield (
             f"checkpoint_format {form!r} of GPTQ is not supported, since it is made for a single"
             " kernel; supported: gptq, gptq_v2"
         )
+    stated = {str(values[k]).lower() for k in ("format", "checkpoint_format") if values.get(k)}
+    if method == "gptq" and len(stated) > 1:
+        yield (
+            f"format is {values['format']!r}, but checkpoint_format is"
+            f" {values['checkpoint_format']!r}; remove the one that is wrong"
+        )
     if method == "awq":
-        version = str(values.get("version", "gemm")).lower()
-        backend = values.get("backend", "autoawq")
-        if version != "gemm" or backend != "autoawq":
+        named = (values.get(key) for key in ("version", "format", "checkpoint_format"))
+        version = str(next((v for v in named if v), "gemm")).lower()
+        backend = str(values.get("backend") or "autoawq")
+        # llm-awq packs codes in another order. All other backends are kernels for the same codes.
+        if version != "gemm" or backend.lower() == "llm-awq":
             yield (
                 f"AWQ version {version!r} of {backend} is not supported; supported: gemm of autoawq"
             )
+    yield from key_problems(method, values)
+
+
+def gptq_format(values: Mapping[str, Any]) -> str:
+    """Return the format of a GPTQ checkpoint: gptq stores zeros minus one, gptq_v2 does not."""
+    return str(values.get("checkpoint_format") or values.get("format") or "gptq").lower()
+
+
+def _algorithm_fault(algorithm: str) -> str | None:
+    """Return the problem of one of ModelOpt's algorithms."""
+    if "AWQ" in algorithm or "SQ" in algorithm or "SVD" in algorithm:
+        return (
+            f"quant_algo {algorithm} is not supported, since it scales activations as well; use"
+            " FP8, NVFP4, or the checkpoint it was made from"
+        )
+    if algorithm not in ALGORITHMS:
+        return (
+            f"quant_algo {algorithm} of ModelOpt is not supported; supported:"
+            f" {', '.join(ALGORITHMS)}"
+        )
+    return None
+
+
+def _algorithms(values: Mapping[str, Any]) -> Iterator[str]:
+    """Yield ModelOpt's algorithms: the one of all layers, and those of single layers."""
+    layers = values.get("quantized_layers")
+    named = cast("dict[str, Any]", layers) if isinstance(layers, dict) else {}
+    for place in (
+        values,
+        *(cast("dict[str, Any]", v) for v in named.values() if isinstance(v, dict)),
+    ):
+        if algorithm := place.get("quant_algo"):
+            yield str(algorithm).upper()
 
 
 def _groups(values: Mapping[str, Any]) -> list[dict[str, Any]]:

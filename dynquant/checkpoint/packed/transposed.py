@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from dynquant.arrays import F32, I32, U8
-from dynquant.checkpoint.packed.settings import Settings
+from dynquant.checkpoint.packed.settings import Settings, gptq_format
 from dynquant.checkpoint.packed.weight import Found, float_rows, missing_parts, read_groups, widened
 from dynquant.checkpoint.safetensors_header import StoredTensor
 from dynquant.errors import CheckpointError
@@ -225,7 +225,7 @@ def _transposed(
         )
     if groups and groups.shape != (n_inputs,):
         return f"has g_idx {list(groups.shape)} for {n_inputs} inputs; download it again"
-    minus_one = settings.method == "gptq" and settings.values.get("checkpoint_format") != "gptq_v2"
+    minus_one = settings.method == "gptq" and gptq_format(settings.values) != "gptq_v2"
     kind: Packing = "across" if settings.method == "awq" else "down"
     return TransposedRows(
         words,
