@@ -10,6 +10,7 @@ from typing import NamedTuple
 from unittest import mock
 
 from dynquant.cli import main
+from dynquant.cli.console import log_as
 
 
 class Done(NamedTuple):
@@ -35,5 +36,6 @@ def run(*args: object) -> Done:
             code = e.code
         finally:
             signal.signal(signal.SIGTERM, before)
+            log_as("text")
     assert isinstance(code, int)
     return Done(code, out.getvalue(), err.getvalue())
