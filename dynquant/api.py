@@ -91,7 +91,7 @@ def load_imatrix(path: str | Path) -> Imatrix:
 
 def make_plan(
     model: str | Path | Model,
-    recipe: str | Path | Recipe,
+    recipe: str | Path | Mapping[str, Any] | Recipe,
     *,
     imatrix: str | Path | Imatrix | None = None,
     effort: Effort | None = None,
@@ -139,7 +139,7 @@ def convert(
     model: str | Path | Model,
     out: str | Path,
     *,
-    recipe: str | Path | Recipe,
+    recipe: str | Path | Mapping[str, Any] | Recipe,
     imatrix: str | Path | Imatrix | None = None,
     effort: Effort | None = None,
     allow_requantize: bool = False,

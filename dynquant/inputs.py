@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dynquant.arch.base import Model
 from dynquant.arch.load import Mla, load_model
@@ -28,7 +30,7 @@ class Inputs:
 
 def read_inputs(
     model: str | Path | Model,
-    recipe: str | Path | Recipe,
+    recipe: str | Path | Mapping[str, Any] | Recipe,
     imatrix: str | Path | Imatrix | None = None,
     *,
     pre: str | None = None,

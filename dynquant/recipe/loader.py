@@ -41,8 +41,12 @@ follow those of the main layers; -1 is still the last main layer.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from dynquant.errors import RecipeError
 from dynquant.recipe.reader import ExtendsError, RecipeReader
@@ -78,11 +82,19 @@ def is_shipped(recipe: Recipe) -> bool:
     return recipe.name in shipped_recipes() and recipe.path == f"recipes/{recipe.name}.yaml"
 
 
-def load_recipe(name_or_path: str | Path) -> Recipe:
+def load_recipe(name_or_path: str | Path | Mapping[str, Any]) -> Recipe:
     """Read a shipped recipe by its name ("q8_0", in any case), or a recipe file by its path.
+
+    A mapping is a recipe as YAML would load it: `{"default": "Q4_K", "rules": [...]}`.
 
     Raises RecipeError with all faults of the file, each with line and column.
     """
+    if isinstance(name_or_path, Mapping):
+        try:
+            text = yaml.safe_dump(dict(name_or_path), sort_keys=False)
+        except yaml.YAMLError as e:
+            raise RecipeError(f"the mapping cannot be written as a recipe: {e}") from e
+        return parse_recipe(text, "recipe", "recipe")
     return _load(name_or_path, ())
 
 

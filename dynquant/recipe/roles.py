@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fnmatch
+
 from gguf import TENSOR_NAMES
 
 from dynquant.errors import RecipeError
@@ -58,6 +60,21 @@ GROUP_NOTES = {
     "ssm": "state-space and convolution layers",
 }
 
+COMMON = (
+    "attn_q",
+    "attn_k",
+    "attn_v",
+    "attn_output",
+    "ffn_gate",
+    "ffn_up",
+    "ffn_down",
+    "ffn_gate_exps",
+    "ffn_up_exps",
+    "ffn_down_exps",
+    "token_embd",
+)
+"""Roles that most recipes name; editors offer them first."""
+
 # Roles of vision and audio have dots; a misspelt word rarely means one of them.
 WORDS = sorted({r for r in ROLES if "." not in r} | GROUPS.keys())
 
@@ -77,8 +94,15 @@ _HF_ROLES = {
 
 
 def role_name(text: str) -> str:
-    """Return the name of a role or group; raise RecipeError with the nearest one if unknown."""
+    """Return the name of a role or group, or a glob of roles such as `attn_*`.
+
+    Raises RecipeError with the nearest name if it is unknown, or if a glob matches no role.
+    """
     if text in ROLES or text in GROUPS:
+        return text
+    if "*" in text:
+        if not fnmatch.filter(ROLES, text):
+            raise RecipeError(f"{text!r} matches no role; use GGUF's names, such as attn_*")
         return text
     if text in _HF_ROLES:
         hint = f"; GGUF's name for it is {_HF_ROLES[text]}"
@@ -88,5 +112,7 @@ def role_name(text: str) -> str:
 
 
 def members(names: tuple[str, ...]) -> frozenset[str]:
-    """Return the roles that names of roles and groups include."""
-    return frozenset[str]().union(*(GROUPS.get(name) or {name} for name in names))
+    """Return the roles that names of roles, groups and globs include."""
+    return frozenset[str]().union(
+        *(GROUPS.get(name) or fnmatch.filter(ROLES, name) or {name} for name in names)
+    )

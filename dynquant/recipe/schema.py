@@ -7,7 +7,7 @@ from typing import Any
 from dynquant.quants.search import EFFORTS
 from dynquant.quants.table import ALL
 from dynquant.recipe.reader import ACTIONS, SELECTORS, SHAPE_KEYS
-from dynquant.recipe.roles import GROUP_NOTES, GROUPS, ROLES
+from dynquant.recipe.roles import COMMON, GROUP_NOTES, GROUPS, ROLES
 from dynquant.recipe.values import ARCHITECTURES, BOUND, COMPARISON, LAYERS, PERCENTS, SIZE
 
 SCHEMA_NAME = "recipe.schema.json"
@@ -89,10 +89,13 @@ def _rule() -> _Schema:
     return {
         **_keys(
             {
-                "role": _noted(_some(_ref("role")), "GGUF role names or groups of roles"),
+                "role": _noted(
+                    _some(_ref("role")), "GGUF role names, groups of roles, or globs (attn_*)"
+                ),
                 "layers": _noted(
                     _some({"anyOf": [_ref("range"), _ref("pattern")]}),
-                    "numbers (3, -1), ranges (0-3, -4--1), parts of the depth (0%-25%), patterns",
+                    "numbers (3, -1), ranges (0-3, 10-, -4--1), parts of the depth (0%-25%),"
+                    " patterns",
                 ),
                 "name": _noted(
                     _some({"type": "string"}), "the whole GGUF name: a glob or a /regex/"
@@ -188,7 +191,8 @@ def _type() -> _Schema:
 
 def _role() -> _Schema:
     groups = [{"const": name, "description": GROUP_NOTES[name]} for name in GROUPS]
-    return {"anyOf": [{"enum": sorted(ROLES | GROUPS.keys())}, {"oneOf": groups}]}
+    roles = [*GROUPS, *COMMON, *sorted(ROLES - {*COMMON})]  # completion offers them in this order
+    return {"anyOf": [{"enum": roles}, {"oneOf": groups}, _text(r"[a-z_.0-9]*\*[a-z_.0-9*]*")]}
 
 
 def _range() -> _Schema:

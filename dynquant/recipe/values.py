@@ -23,7 +23,7 @@ T = TypeVar("T", bound=str)
 VERSION = "1"
 """Version of the recipe language."""
 
-LAYERS = re.compile(r"(0|-?[1-9]\d{0,3})(?:-(0|-?[1-9]\d{0,3}))?")
+LAYERS = re.compile(r"(0|-?[1-9]\d{0,3})(-(0|-?[1-9]\d{0,3})?)?")
 _PERCENT = r"(\d{1,3}(?:\.\d{1,6})?)%"
 PERCENTS = re.compile(f"{_PERCENT}-{_PERCENT}")
 BOUND = re.compile(rf"{_PERCENT}(?:\+(\d{{1,4}}))?|(0|[1-9]\d{{0,3}})")
@@ -97,7 +97,7 @@ def tensor_order(text: str) -> TensorOrder:
 
 
 def layer_range(text: str) -> LayerRange | PercentRange:
-    """Read `3`, `-1`, `0-3`, `-4--1` or `0%-12.5%`."""
+    """Read `3`, `-1`, `0-3`, `-4--1`, `10-` (to the last) or `0%-12.5%`."""
     if found := PERCENTS.fullmatch(text):
         first, last = Fraction(found[1]), Fraction(found[2])
         if not first < last <= 100:
@@ -109,9 +109,10 @@ def layer_range(text: str) -> LayerRange | PercentRange:
     if not found:
         raise RecipeError(
             f"{text!r} is not a layer; write a number (3, or -1 for the last) or a range"
-            " (0-3, -4--1, 0%-25%)"
+            " (0-3, 10-, -4--1, 0%-25%)"
         )
-    first, last = int(found[1]), int(found[2] or found[1])
+    first = int(found[1])
+    last = int(found[3] or -1) if found[2] else first
     if last < first and (first < 0) == (last < 0):
         raise RecipeError(f"{text!r} is reversed; write {LayerRange(last, first)}")
     return LayerRange(first, last)

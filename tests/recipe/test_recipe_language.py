@@ -163,7 +163,7 @@ def test_glob_matches_the_whole_name_and_regular_expression_any_part(
 
 
 NOT_A_LAYER = (
-    "is not a layer; write a number (3, or -1 for the last) or a range (0-3, -4--1, 0%-25%)"
+    "is not a layer; write a number (3, or -1 for the last) or a range (0-3, 10-, -4--1, 0%-25%)"
 )
 TOP_KEYS = (
     "dynquant, name, description, extends, for, default, importance, effort, rules, fallback,"

@@ -14,7 +14,7 @@ from unread import Unread
 from dynquant.arch.base import ModelTensor
 from dynquant.errors import RecipeError
 from dynquant.recipe.assignment import Assigned
-from dynquant.recipe.loader import parse_recipe
+from dynquant.recipe.loader import load_recipe, parse_recipe
 from dynquant.recipe.match import assign
 
 
@@ -294,3 +294,24 @@ def test_matching_takes_less_than_ten_calls_per_tensor_and_rule():
     recipe = parse_recipe(rules(*each), "r.yaml", "r")
     tensors = model(250)
     assert calls_of(lambda: assign(recipe, tensors)) < 10 * len(tensors) * len(each)
+
+
+def test_an_open_range_ends_with_the_last_layer() -> None:
+    given = apply(rules("role: ffn_down, layers: [2-], type: Q6_K"), model(5)).assignments
+    taken = {n for n, a in given.items() if a.type.name == "Q6_K"}
+    assert taken == {f"blk.{i}.ffn_down.weight" for i in (2, 3, 4)}
+
+
+def test_a_glob_of_roles_selects_all_that_match() -> None:
+    given = apply(rules("role: attn_*, type: Q6_K"), model(2)).assignments
+    taken = {n.split(".")[2] for n, a in given.items() if a.type.name == "Q6_K"}
+    assert taken == {n.split(".")[2] for n in given if ".attn_" in n and "norm" not in n}
+    (message,) = refusal(rules("role: atn_*, type: Q6_K"))
+    assert "'atn_*' matches no role" in message
+
+
+def test_a_mapping_is_a_recipe() -> None:
+    made = load_recipe({"default": "Q4_K", "rules": [{"role": "attn_v", "type": "Q6_K"}]})
+    assert (made.default.name, len(made.rules)) == ("Q4_K", 1)
+    with pytest.raises(RecipeError, match="'q4km' is not a quant type"):
+        load_recipe({"default": "q4km"})
