@@ -10,6 +10,7 @@ from pathlib import Path
 
 from dynquant.keys import Keys
 from dynquant.tensors import Kept, TensorSource, n_rows
+from dynquant.vocab.loading import Trims
 
 Via = Callable[[TensorSource], TensorSource]
 """A transform of rows on their way from the checkpoint (transforms.py)."""
@@ -169,10 +170,12 @@ class Model:
                 quantization_version) and those that `prediction` changes if its layers are kept
     ignored:    stored tensors that the output leaves out, with the reason
     prediction: layers that a file may leave out; their tensors are among `tensors`
-    deviations: warnings about differences between llama.cpp's graph and the model's own code
+    deviations: warnings about differences between llama.cpp's graph and the model's own code, and
+                between its tokens and the tokenizer's
     files:      files that belong to the model, whether or not a tensor is read from them
     is_gguf:    whether the tensors come from a GGUF, whose blocks may have been rounded before
     missing:    what prevents writing a file, though planning is possible; empty if nothing does
+    trims:      tokens that remove the spaces around them; None if they are not known
     """
 
     architecture: str
@@ -184,3 +187,4 @@ class Model:
     files: tuple[Path, ...] = ()
     is_gguf: bool = False
     missing: tuple[str, ...] = ()
+    trims: Trims | None = None
