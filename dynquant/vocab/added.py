@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -13,6 +14,9 @@ from dynquant.vocab.files import TokenizerFiles, as_object, some
 from dynquant.vocab.loading import SPECIAL_BY_TEXT, Trims
 from dynquant.vocab.rules import normalized, steps_of
 from dynquant.vocab.special import around
+
+_WORD = re.compile(r"\s*[^\W\d_][\w '-]*")
+"""Letters and digits without the brackets and signs that special tokens have."""
 
 _FOUND = (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN)
 """Types of tokens that llama.cpp finds in a text before it splits the rest."""
@@ -34,6 +38,17 @@ def report_added(files: TokenizerFiles, keys: Keys) -> Trims:
         files.warn(
             f"{files.folder}: added tokens with normalized ({some(changed)}) are found in the text"
             " as the normalizer leaves it, but llama.cpp finds them in the text as it is given"
+        )
+    ids = {key.value for name, key in keys.items() if name.endswith("_token_id")}
+    plain = [
+        token.text
+        for i, token in files.added_tokens.items()
+        if token.special and i not in ids and _WORD.fullmatch(token.text)
+    ]
+    if plain:
+        files.warn(
+            f"{files.folder}: added tokens with special ({some(plain)}) look like text, but"
+            " runtimes leave special tokens out of answers; if they are text, set special to false"
         )
     # llama.cpp itself makes some tokens special by their texts.
     named = [

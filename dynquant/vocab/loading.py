@@ -104,6 +104,16 @@ NO_ENDS: Mapping[str, tuple[tuple[str, ...], ...]] = {
 }
 
 _ENDS = {"eos": Gguf.Tokenizer.EOS_ID, "eot": Gguf.Tokenizer.EOT_ID, "eom": Gguf.Tokenizer.EOM_ID}
+_IDS = _ENDS | {"bos": Gguf.Tokenizer.BOS_ID, "sep": Gguf.Tokenizer.SEP_ID}
+
+# The ids that llama.cpp assumes if the keys name none, by tokenizer.ggml.model. An end is always
+# used; a first token only if one is added.
+DEFAULT_IDS = {
+    "gpt2": {"bos": 11, "eos": 11},
+    "llama": {"bos": 1, "eos": 2},
+    "t5": {"eos": 1},
+    "bert": {"bos": 101, "sep": 102},
+}
 
 # Pre-tokenizers for which llama.cpp adds a BOS token whatever the file states.
 _ALWAYS_BOS = ("gemma4", "granite-embed-multi-311m")
@@ -200,6 +210,7 @@ def loading_warnings(keys: Keys, trims: Trims | None, source: Keys) -> list[str]
         *_trim_warnings(loaded, trims),
         *_type_warnings(loaded),
         *_end_warnings(loaded),
+        *_default_warnings(loaded),
         *_key_warnings(loaded),
     ]
 
@@ -268,6 +279,25 @@ def _end_warnings(loaded: _Loaded) -> Iterator[str]:
                     f"llama.cpp does not stop at {text!r}, the {name} token, because the vocabulary"
                     f" has {some(sorted(set(sum(lists, ())) & set(loaded.types)))}"
                 )
+
+
+def _default_warnings(loaded: _Loaded) -> Iterator[str]:
+    keys = loaded.keys
+    model = loaded.text(Gguf.Tokenizer.MODEL)
+    add_bos = keys.get(Gguf.Tokenizer.ADD_BOS)
+    is_added = add_bos.value is True if add_bos else model in ("llama", "bert")
+    for name, i in DEFAULT_IDS.get(model, {}).items():
+        if name == "bos" and not is_added:
+            continue
+        key = _IDS[name]
+        if key in keys or i >= len(loaded.tokens):
+            continue
+        if loaded.types.get(text := loaded.tokens[i]) in (TokenType.NORMAL, TokenType.BYTE):
+            effect = "stops at" if name == "eos" else "adds"
+            yield (
+                f"no file names the {name} token, so llama.cpp {effect} {text!r}, token {i}; name"
+                f" it in tokenizer_config.json, or give --set {key}=ID"
+            )
 
 
 def _key_warnings(loaded: _Loaded) -> Iterator[str]:

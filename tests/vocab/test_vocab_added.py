@@ -169,3 +169,13 @@ def test_an_end_named_by_a_file_is_not_reported_as_an_ordinary_token(tmp_path: P
         "llama.cpp shows '<|start|>' in answers and finds them in every text, because gpt-oss has"
         " tokens of this name"
     ]
+
+
+def test_words_that_are_special_are_reported(tmp_path: Path):
+    train(tmp_path, (GPT_2,))
+    texts = ("apportionment", " Übertrag", "<x>", "[INST]", "</s>", "unk")
+    add(tmp_path, *(added(700 + i, text, special=True) for i, text in enumerate(texts)))
+    add(tmp_path, added(706, "spouse"))
+    edit(tmp_path, "tokenizer_config.json", unk_token="unk")
+    (warning,) = report(tmp_path, 707).warnings
+    assert "added tokens with special ('apportionment', ' Übertrag') look like text" in warning

@@ -9,11 +9,12 @@ import pytest
 from gguf import TokenType
 from handmade import model as handmade_model
 from handmade import recipe
-from vocab_files import ends, pieces, tokenize, write_model
+from vocab_files import ends, pieces, tokenize, train, write_model
 
 from dynquant.errors import PlanError
 from dynquant.keys import Keys, boolean, f32s, i32s, string, strings, u32
 from dynquant.plan.make import make_plan
+from dynquant.vocab import read_vocab
 from dynquant.vocab.loading import (
     INFILL,
     INFILL_ENDS,
@@ -25,6 +26,7 @@ from dynquant.vocab.loading import (
     loading_problems,
     loading_warnings,
 )
+from dynquant.vocab.pretypes import GPT_2
 
 PHI = ("<|endoftext|>", "<|user|>", "<|end|>")
 """Phi-3's special tokens beside Llama's."""
@@ -178,7 +180,7 @@ def test_llama_cpp_does_not_stop_at_an_end_that_other_tokens_cancel(
     ],
 )
 def test_a_first_token_that_is_always_added_is_a_warning(changed: Keys, why: str):
-    keys = vocabulary() | changed
+    keys = vocabulary() | changed | {"tokenizer.ggml.seperator_token_id": u32(2)}
     assert loading_warnings(keys, Trims(), {}) == []
     keys["tokenizer.ggml.add_bos_token"] = boolean(False)
     (warning,) = loading_warnings(keys, Trims(), {})
@@ -213,3 +215,31 @@ def test_a_gguf_is_compared_with_the_name_that_it_had():
     assert make_plan(source, recipe()).warnings == ()
     (warning,) = make_plan(source, recipe(), set_keys={"general.name": "Mine"}).warnings
     assert warning.startswith("added tokens with rstrip")
+
+
+@pytest.mark.oracle
+def test_llama_cpp_stops_at_an_ordinary_token_if_no_end_is_named(tmp_path: Path):
+    train(tmp_path, (GPT_2,))
+    named = read_vocab(tmp_path, {})
+    assert [w for w in loading_warnings(named, Trims(), {}) if "no file names" in w] == []
+    end = "tokenizer.ggml.eos_token_id"
+    keys = {name: key for name, key in named.items() if name != end}
+    found = [w for w in loading_warnings(keys, Trims(), {}) if "no file names" in w]
+    (text,) = (keys["tokenizer.ggml.tokens"].value[11],)  # type: ignore[index]
+    assert found == [
+        f"no file names the eos token, so llama.cpp stops at {text!r}, token 11; name it in"
+        f" tokenizer_config.json, or give --set {end}=ID"
+    ]
+    assert 11 in ends(write_model(tmp_path / "m.gguf", keys))
+    assert 11 not in ends(write_model(tmp_path / "n.gguf", named))
+
+
+@pytest.mark.oracle
+def test_llama_cpp_adds_an_ordinary_token_if_no_first_token_is_named(tmp_path: Path):
+    train(tmp_path, (GPT_2,))
+    keys = dict(read_vocab(tmp_path, {}))
+    del keys["tokenizer.ggml.bos_token_id"]
+    keys["tokenizer.ggml.add_bos_token"] = boolean(True)
+    (warning,) = [w for w in loading_warnings(keys, Trims(), {}) if "no file names" in w]
+    assert "so llama.cpp adds" in warning
+    assert tokenize(write_model(tmp_path / "m.gguf", keys), ["a"])[0][0] == 11
