@@ -73,7 +73,7 @@ def _read(files: TokenizerFiles, pre: str | None) -> Keys:
     if kind == "Unigram":
         _refuse_pre(pre, kind)
         return read_unigram_json(files)
-    if files.sentencepiece:
+    if files.sentencepiece and kind in (None, "BPE"):
         _refuse_pre(pre, "SentencePiece")
         model = read_sentencepiece(files.sentencepiece)
         read = read_unigram if is_unigram(model) else read_spm

@@ -92,7 +92,7 @@ SHOWN = frozenset(("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"))
 
 SPECIAL_BY_TEXT = KNOWN_ENDS | INFILL | INFILL_ENDS | SHOWN
 
-# Ends that are none if the vocabulary has certain other tokens, of any of the lists.
+# Texts at which llama.cpp does not stop if the vocabulary has all tokens of one of the lists.
 NO_ENDS: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "<|end|>": (
         ("<|return|>", "<|call|>"),

@@ -10,6 +10,7 @@ llama.cpp the sessions of llm_tokenizer_spm, _ugm, _wpm and _bpe in src/llama-vo
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,9 @@ from dynquant.vocab.tokens import SPACE
 
 _MAX_SETTINGS = 120
 """Limit on the characters of a step's settings in a message."""
+
+_MAX_FAULTS = 20
+"""Limit on the steps of a file that are refused by name; real tokenizers have ten steps at most."""
 
 ANY: Any = object()
 """A setting that may have any value."""
@@ -167,9 +171,10 @@ def check_rules(
 
     Raises VocabError with a message for each step.
     """
-    wrong = [*_unlike(files, "normalizer", rules.normalizers, facts)]
+    found = [*_unlike(files, "normalizer", rules.normalizers, facts)]
     if rules.pre_tokenizers is not None:
-        wrong += _unlike(files, "pre_tokenizer", rules.pre_tokenizers, facts)
+        found += _unlike(files, "pre_tokenizer", rules.pre_tokenizers, facts)
+    wrong = list(dict.fromkeys(found))[:_MAX_FAULTS]
     start = f"{path}: llama.cpp's {rules.name} does not have"
     if kept:
         files.warn(*(f"{start} {what}; {kept}" for what in wrong))
@@ -179,6 +184,7 @@ def check_rules(
         for step in steps_of(files, "post_processor")
         if step.get("type") not in rules.post_processors
     ]
+    wrong = wrong[:_MAX_FAULTS]
     VocabError.raise_any(
         f"{start} {what}; to accept other tokens, remove it from the file" for what in wrong
     )
@@ -189,6 +195,7 @@ def check_rules(
         if differs:
             files.warn(f"{start} the normalizer {spelled(step)}; {differs} gets other tokens")
     odd = [spelled(s) for s in steps_of(files, "decoder") if s.get("type") not in rules.decoders]
+    odd = odd[:_MAX_FAULTS]
     if odd:
         files.warn(f"{start} the decoder {', '.join(odd)}; the text of answers differs")
 
@@ -199,15 +206,13 @@ def _unlike(
     """Yield the fault of each step that is not among the known ones."""
     label = part.replace("_", "-")
     present = steps_of(files, part)
-    types = [step.get("type") for step in present]
+    types = [str(step.get("type")) for step in present]
+    counts = Counter(types)
     order = list(dict.fromkeys(step.type for step in known))
     places = [order.index(kind) for kind in types if kind in order]
-    for step in present:
-        facts = facts - {TWICE, UNORDERED}
-        if types.count(step.get("type")) > 1:
-            facts |= {TWICE}
-        if places != sorted(places):
-            facts |= {UNORDERED}
+    unordered = {UNORDERED} if places != sorted(places) else set[str]()
+    for step, kind in zip(present, types, strict=True):
+        facts = facts - {TWICE} | unordered | ({TWICE} if counts[kind] > 1 else set[str]())
         alike = [s for s in known if s.is_like(step)]
         if not alike:
             yield f"the {label} {spelled(step)}"

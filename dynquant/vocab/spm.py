@@ -45,12 +45,11 @@ def read_spm(files: TokenizerFiles, path: Path, model: SentencePieceModel) -> Ke
         _check_same(files, path, model)
     else:
         _check_model(files, path, model)
-    prefix = files.tokenizer_config.get("add_prefix_space")
     return _keys(
         files,
         dict(enumerate(model.pieces)),
         files.added_tokens,
-        space_prefix=prefix if isinstance(prefix, bool) else model.add_dummy_prefix,
+        space_prefix=_chosen_prefix(files, model.add_dummy_prefix),
         model_ids=model.special_ids,
     )
 
@@ -88,7 +87,13 @@ def read_spm_json(files: TokenizerFiles) -> Keys:
         for i, token in files.added_tokens.items()
         if token.special or token.text not in merged
     }
-    return _keys(files, tokens, added_tokens, space_prefix=_space_prefix(files), model_ids={})
+    return _keys(
+        files,
+        tokens,
+        added_tokens,
+        space_prefix=_chosen_prefix(files, _space_prefix(files)),
+        model_ids={},
+    )
 
 
 def _keys(
@@ -178,11 +183,25 @@ def _unlisted_merges(
         )
 
 
+def _chosen_prefix(files: TokenizerFiles, found: bool) -> bool:
+    """Return whether a space is added before a text: as configured, or else as found in the model.
+
+    Warns if tokenizer.json has another rule, and no class of transformers replaces it.
+    """
+    stated = files.tokenizer_config.get("add_prefix_space")
+    chosen = stated if isinstance(stated, bool) else found
+    if files.tokenizer and not _own_rules(files) and chosen is not _space_prefix(files):
+        other = "tokenizer_config.json" if stated is chosen else "the model"
+        files.warn(
+            f"{files.folder / 'tokenizer.json'}: the rules add {'no' if chosen else 'a'} space"
+            f" before a text, but {other} adds {'one' if chosen else 'none'}, which is used; make"
+            " the files agree"
+        )
+    return chosen
+
+
 def _space_prefix(files: TokenizerFiles) -> bool:
     """Return whether the normalizer or the pre-tokenizer adds a space before a text."""
-    stated = files.tokenizer_config.get("add_prefix_space")
-    if isinstance(stated, bool):
-        return stated
     for step in steps_of(files, "normalizer") + steps_of(files, "pre_tokenizer"):
         if step.get("type") == "Prepend":
             return True
@@ -201,7 +220,7 @@ _CLASS_IGNORED = ("phi3", "phimoe", "qwen2")
 
 def _own_rules(files: TokenizerFiles) -> str | None:
     """Return the class of transformers that sets the rules itself; None if the file's apply."""
-    model_types = {config.get("model_type") for config in files.configs}
+    model_types = {str(config.get("model_type")) for config in files.configs}
     if model_types & set(_CLASS_IGNORED):
         return None
     stated: Any = files.tokenizer_config.get("tokenizer_class")

@@ -6,6 +6,7 @@ it is refused by name; a warning is enough only where the tests say so.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable
@@ -428,3 +429,48 @@ def test_files_that_disagree_about_capitals_are_refused(tmp_path: Path):
     edit(tmp_path, "tokenizer_config.json", do_lower_case=False)
     with pytest.raises(VocabError, match=r"do_lower_case is false, but .* lowercase is true"):
         read_vocab(tmp_path, {})
+
+
+def test_files_that_disagree_about_the_space_before_a_text_are_a_warning(tmp_path: Path):
+    plain_spm(tmp_path)
+    edit(tmp_path, "tokenizer_config.json", add_prefix_space=False)
+    report = VocabReport()
+    keys = read_vocab(tmp_path, {}, report=report)
+    assert keys["tokenizer.ggml.add_space_prefix"].value is False
+    (warning,) = report.warnings
+    assert "the rules add a space before a text, but tokenizer_config.json adds none" in warning
+    edit(tmp_path, "tokenizer_config.json", tokenizer_class="LlamaTokenizer")
+    report = VocabReport()
+    read_vocab(tmp_path, {}, report=report)
+    assert report.warnings == ()
+
+
+def test_a_kind_that_llama_cpp_does_not_have_is_refused_beside_a_tokenizer_model(tmp_path: Path):
+    plain_spm(tmp_path)
+    edit_model(tmp_path, type="WordLevel")
+    (tmp_path / "tokenizer.model").write_bytes(sentencepiece(pieces()))
+    with pytest.raises(VocabError, match="kind 'WordLevel' is not supported"):
+        read_vocab(tmp_path, {})
+
+
+def test_a_file_with_very_many_steps_is_refused_with_a_few_of_them(tmp_path: Path):
+    plain_spm(tmp_path)
+    many = [{"type": "Split", "pattern": {"String": str(i)}} for i in range(20_000)]
+    edit(tmp_path, "tokenizer.json", pre_tokenizer={"type": "Sequence", "pretokenizers": many})
+    with pytest.raises(VocabError) as e:
+        read_vocab(tmp_path, {})
+    assert len(e.value.messages) == 20
+
+
+@pytest.mark.parametrize("value", [[], {}, 3, None])
+def test_values_of_a_wrong_kind_raise_no_other_errors(value: Any, tmp_path: Path):
+    for path, make in MAKERS.items():
+        folder = tmp_path / path
+        folder.mkdir()
+        make(folder)
+        edit(folder, "tokenizer_config.json", tokenizer_class=value, extra_special_tokens=value)
+        step = {"type": value, "single": [], "precompiled_charsmap": value, "pattern": value}
+        for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
+            edit(folder, "tokenizer.json", **{part: step})
+            with contextlib.suppress(VocabError):
+                read_vocab(folder, {"model_type": value})
