@@ -19,7 +19,7 @@ from dynquant.checkpoint import hub
 from dynquant.checkpoint.safetensors import open_checkpoint, read_config, shard_files
 from dynquant.errors import ArchitectureError, NoVocabError, Problems, VocabError
 from dynquant.keys import Keys
-from dynquant.vocab import read_vocab
+from dynquant.vocab import VocabReport, read_vocab
 
 Mla = Literal["split", "merged"]
 
@@ -112,7 +112,11 @@ def _of_folder(folder: Path, pre: str | None, mla: Mla, needs_vocab: bool) -> Mo
     )
     # A family may have a default number of tokens.
     config = {**checkpoint.config, "vocab_size": architecture.sizes["vocab"]}
-    vocab, missing = problems.attempt(lambda: _vocab(folder, config, pre, needs_vocab)) or ({}, ())
+    report = VocabReport()
+    vocab, missing = problems.attempt(lambda: _vocab(folder, config, pre, needs_vocab, report)) or (
+        {},
+        (),
+    )
     pooling = problems.attempt(lambda: pooling_keys(folder, architecture.name))
     problems.raise_any()
     keys = (general or {}) | architecture.keys | (pooling or {}) | vocab
@@ -122,17 +126,22 @@ def _of_folder(folder: Path, pre: str | None, mla: Mla, needs_vocab: bool) -> Mo
         tensors,
         ignored,
         prediction,
-        architecture.deviations,
+        (*architecture.deviations, *report.warnings),
         missing=missing,
+        trims=report.trims,
     )
 
 
 def _vocab(
-    folder: Path, config: Mapping[str, Any], pre: str | None, is_needed: bool
+    folder: Path,
+    config: Mapping[str, Any],
+    pre: str | None,
+    is_needed: bool,
+    report: VocabReport,
 ) -> tuple[Keys, tuple[str, ...]]:
     """Return the keys of the vocabulary, or why there is none if it is not needed."""
     try:
-        return read_vocab(folder, config, pre=pre), ()
+        return read_vocab(folder, config, pre=pre, report=report), ()
     except NoVocabError as e:
         if is_needed:
             raise

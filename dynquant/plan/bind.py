@@ -25,6 +25,7 @@ from dynquant.plan.settle_prediction import settle_prediction
 from dynquant.quants.encoder import ENCODER_REVISION
 from dynquant.quants.table import ALL, KEPT
 from dynquant.recipe.assignment import Assigned, Assignment
+from dynquant.vocab.loading import loading_problems
 
 
 def bind_plan(saved: SavedPlan, model: Model, imatrix: Imatrix | None, where: str) -> Plan:
@@ -48,7 +49,7 @@ def bind_plan(saved: SavedPlan, model: Model, imatrix: Imatrix | None, where: st
     if not problems:
         problems += _other_sources(saved, [tensors[n] for n in planned])
     keys, faults = _bound_keys(saved, model.keys)
-    problems += faults
+    problems += [*faults, *loading_problems(keys)]
     PlanError.raise_any(f"{where}: {p}" for p in problems)
     ordered = [tensors[name] for name in planned]
     assignments = {t.name: _assignment(t) for t in saved.tensors}

@@ -21,6 +21,7 @@ from dynquant.quants.search import EFFORTS, Effort
 from dynquant.quants.table import QuantType
 from dynquant.recipe.assignment import Assigned, Assignment
 from dynquant.recipe.rules import Recipe
+from dynquant.vocab.loading import loading_problems, loading_warnings
 
 
 def make_plan(
@@ -90,7 +91,7 @@ def make_plan(
     warnings += unknown_settings(recipe.metadata, f"{recipe.path}: metadata")
     warnings += unknown_settings(set_keys or (), "--set")
     keys, faults = _keys(model, recipe, effort, assigned, imatrix, set_keys or {})
-    problems.add(*faults)
+    problems.add(*faults, *loading_problems(keys))
     if not draft:
         problems.add(*refusals)
     problems.raise_any(PlanError)
@@ -109,7 +110,12 @@ def make_plan(
         tensors=tensors,
         shards=shards,
         sources={t.name: t for t in model.tensors},
-        warnings=(*model.deviations, *warnings, *imatrix_warnings),
+        warnings=(
+            *model.deviations,
+            *loading_warnings(keys, model.trims, model.keys),
+            *warnings,
+            *imatrix_warnings,
+        ),
         ignored=model.ignored,
         files=model.files,
         imatrix=imatrix,

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dynquant.errors import NoVocabError, VocabError
 from dynquant.keys import Keys
+from dynquant.vocab.added import report_added
 from dynquant.vocab.bpe import read_bpe
 from dynquant.vocab.files import TokenizerFiles
+from dynquant.vocab.loading import Trims
 from dynquant.vocab.pretokenizer import is_byte_level
 from dynquant.vocab.ranks import read_tekken, read_tiktoken
 from dynquant.vocab.sentencepiece import read_sentencepiece
@@ -17,15 +20,34 @@ from dynquant.vocab.spm import read_spm, read_spm_json
 from dynquant.vocab.unigram import is_unigram, read_unigram, read_unigram_json
 from dynquant.vocab.wordpiece import read_wordpiece
 
-__all__ = ["read_vocab"]
+__all__ = ["VocabReport", "read_vocab"]
 
 
-def read_vocab(folder: Path, config: Mapping[str, Any], *, pre: str | None = None) -> Keys:
+@dataclass
+class VocabReport:
+    """What the keys of a vocabulary cannot hold.
+
+    warnings: where llama.cpp's tokens will differ from those of the tokenizer
+    trims:    tokens that remove the spaces around them in a text
+    """
+
+    warnings: tuple[str, ...] = ()
+    trims: Trims = field(default_factory=Trims)
+
+
+def read_vocab(
+    folder: Path,
+    config: Mapping[str, Any],
+    *,
+    pre: str | None = None,
+    report: VocabReport | None = None,
+) -> Keys:
     """Read a model folder's tokenizer as GGUF keys, in the order of llama.cpp's converter.
 
     config: config.json; its vocab_size is the number of tokens, and ids without a token are padded;
             its *_token_id apply if the tokenizer's files name no such token
     pre:    llama.cpp's name of the pre-tokenizer; None to recognise it by its rules
+    report: receives what the keys cannot hold
 
     Byte-level BPE is read from tokenizer.json, vocab.json and merges.txt, tiktoken.model or
     tekken.json; SentencePiece from its model file, or a tokenizer.json made from one; WordPiece
@@ -33,6 +55,15 @@ def read_vocab(folder: Path, config: Mapping[str, Any], *, pre: str | None = Non
     the tokenizer is not supported; NoVocabError if there are no files.
     """
     files = TokenizerFiles(folder, config)
+    keys = _read(files, pre)
+    trims = report_added(files, keys)
+    if report is not None:
+        report.warnings, report.trims = tuple(files.warnings), trims
+    return keys
+
+
+def _read(files: TokenizerFiles, pre: str | None) -> Keys:
+    folder = files.folder
     kind = files.model.get("type")
     if kind == "BPE" and is_byte_level(files.tokenizer):
         return read_bpe(files, pre)
@@ -42,7 +73,7 @@ def read_vocab(folder: Path, config: Mapping[str, Any], *, pre: str | None = Non
     if kind == "Unigram":
         _refuse_pre(pre, kind)
         return read_unigram_json(files)
-    if files.sentencepiece:
+    if files.sentencepiece and kind in (None, "BPE"):
         _refuse_pre(pre, "SentencePiece")
         model = read_sentencepiece(files.sentencepiece)
         read = read_unigram if is_unigram(model) else read_spm

@@ -23,6 +23,7 @@ from dynquant.vocab.files import (
 )
 from dynquant.vocab.pretokenizer import check_name, recognise
 from dynquant.vocab.pretypes import PreType
+from dynquant.vocab.rules import BYTE_LEVEL, check_rules
 from dynquant.vocab.special import Special, read_special
 from dynquant.vocab.templates import chat_template_keys
 from dynquant.vocab.tokens import Token, added_type, lay_out
@@ -63,12 +64,15 @@ def read_bpe(files: TokenizerFiles, pre: str | None) -> Keys:
     if pre is not None:
         check_name(pre)
     path = files.folder / ("tokenizer.json" if files.tokenizer else "vocab.json")
+    # Without a name, other normalizers are refused together with the pre-tokenizer's rules.
+    kept = f"--pre {pre} accepts other tokens"
+    check_rules(path, files, BYTE_LEVEL, frozenset(), kept=kept)
     vocab, merges = read_bpe_model(files)
     VocabError.raise_any(
         [
             *contradictions(path, vocab, files),
             *(_unknown_parts(path, vocab, merges)),
-            *(_unsupported(path, files.model)),
+            *(unsupported_settings(path, files.model)),
         ]
     )
     laid = {i: Token(text, TokenType.NORMAL) for text, i in vocab.items()}
@@ -206,9 +210,9 @@ def _unknown_parts(path: Path, vocab: Mapping[str, int], merges: Sequence[Merge]
         )
 
 
-def _unsupported(path: Path, model: Mapping[str, Any]) -> Iterable[str]:
+def unsupported_settings(path: Path, model: Mapping[str, Any]) -> Iterable[str]:
     """Yield a message for each setting that llama.cpp's BPE does not have."""
-    for name in ("continuing_subword_prefix", "end_of_word_suffix"):
+    for name in ("continuing_subword_prefix", "end_of_word_suffix", "dropout"):
         if model.get(name):
             yield (
                 f"{path}: {name} is {shown(model[name])}, but llama.cpp's BPE has no such setting;"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -29,17 +29,27 @@ class AddedToken:
 
     text: str
     special: bool
+    single_word: bool = False
+    lstrip: bool = False
+    rstrip: bool = False
+    normalized: bool = False
 
 
 @dataclass(frozen=True)
 class TokenizerFiles:
     """The contents of the tokenizer's files; an absent file is an empty dict.
 
-    config: the contents of config.json
+    config:   the contents of config.json
+    warnings: where llama.cpp's results will differ from the tokenizer's; readers add to it
     """
 
     folder: Path
     config: Mapping[str, Any]
+    warnings: list[str] = field(default_factory=list[str])
+
+    def warn(self, *messages: str) -> None:
+        """Add warnings, each of them once."""
+        self.warnings.extend(m for m in dict.fromkeys(messages) if m not in self.warnings)
 
     @cached_property
     def tokenizer(self) -> Json:
@@ -109,8 +119,8 @@ class TokenizerFiles:
     def added_tokens(self) -> dict[int, AddedToken]:
         """Added tokens by id: tokenizer.json, then tokenizer_config.json, then added_tokens.json.
 
-        Of several entries for an id the first applies. Tokens beyond the embedding's rows cannot
-        occur and are left out. Raises VocabError if one id has two texts, or one text two ids.
+        Of several entries for an id the first applies. Tokens beyond the embedding's rows are left
+        out with a warning. Raises VocabError if one id has two texts, or one text two ids.
         """
         found: dict[int, AddedToken] = {}
         ids: dict[str, int] = {}
@@ -129,7 +139,16 @@ class TokenizerFiles:
                 )
         VocabError.raise_any(wrong)
         size = self.vocab_size
-        return {i: t for i, t in sorted(found.items()) if size is None or i < size}
+        if size is None:
+            return dict(sorted(found.items()))
+        if beyond := sorted(i for i in found if i >= size):
+            self.warn(
+                f"{self.folder}: {len(beyond)} added tokens have ids beyond the {size} rows of the"
+                f" embedding and are left out: {some(found[i].text for i in beyond)}; llama.cpp"
+                " splits their text into other tokens; to keep them, extend the embedding"
+                " (resize_token_embeddings of transformers)"
+            )
+        return {i: t for i, t in sorted(found.items()) if i < size}
 
     def _added(self) -> Iterable[tuple[str, int, AddedToken]]:
         file = "tokenizer.json"
@@ -153,7 +172,8 @@ def _added_token(entry: Json, where: str) -> AddedToken:
     text = entry.get("content")
     if not isinstance(text, str):
         raise VocabError(f"{where}: 'content' is {shown(text)}, not a string; fix the file")
-    return AddedToken(text, special=entry.get("special") is True)
+    flags = ("special", "single_word", "lstrip", "rstrip", "normalized")
+    return AddedToken(text, **{flag: entry.get(flag) is True for flag in flags})
 
 
 def json_value(path: Path) -> Any:

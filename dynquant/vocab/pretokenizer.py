@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dynquant.errors import VocabError
-from dynquant.vocab.files import Json, TokenizerFiles, as_list, as_object
+from dynquant.vocab.files import Json, TokenizerFiles
 from dynquant.vocab.pretypes import (
     CLASS_SPLITS,
     DIGITS,
@@ -21,6 +21,7 @@ from dynquant.vocab.pretypes import (
     PUNCTUATION_RUNS,
     PreType,
 )
+from dynquant.vocab.rules import steps
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,11 @@ def _splits(tokenizer: Json) -> tuple[str, ...]:
         if rule.get("type") != "NFC":
             raise _UnknownRuleError
     splits: list[str] = []
-    for rule in _rules(tokenizer):
+    rules = _rules(tokenizer)
+    kinds = [rule.get("type") for rule in rules]
+    if kinds.count("ByteLevel") != 1:
+        raise _UnknownRuleError
+    for rule in rules:
         match rule:
             case {"type": "ByteLevel", "add_prefix_space": False, **rest}:
                 if rest.get("use_regex", True):
@@ -151,19 +156,11 @@ def _splits(tokenizer: Json) -> tuple[str, ...]:
                 splits.append(regex)
             case _:
                 raise _UnknownRuleError
+    # Steps after ByteLevel see letters for bytes instead of characters; Falcon's are equivalent.
+    if kinds[-1] != "ByteLevel" and tuple(splits) != named("falcon").splits:
+        raise _UnknownRuleError
     return tuple(splits)
 
 
 def _rules(tokenizer: Json) -> list[Json]:
     return steps(tokenizer.get("pre_tokenizer"), "pretokenizers")
-
-
-def steps(value: Any, name: str) -> list[Json]:
-    """Return a normalizer or pre-tokenizer as a flat list of its steps."""
-    if value is None:
-        return []
-    where = f"tokenizer.json: {name!r}"
-    step = as_object(value, where)
-    if step.get("type") != "Sequence":
-        return [step]
-    return [s for part in as_list(step.get(name), where) for s in steps(part, name)]

@@ -11,6 +11,7 @@ from gguf.constants import Keys as Gguf
 from dynquant.errors import VocabError
 from dynquant.keys import Keys, boolean, u32
 from dynquant.vocab.files import Json, TokenizerFiles, as_list, as_object, some
+from dynquant.vocab.loading import KNOWN_ENDS
 from dynquant.vocab.tokens import Token
 
 # The special tokens of llama.cpp's converter, in its order.
@@ -32,15 +33,6 @@ _ADD_KEYS = {
 
 # BERT begins a text with its classification token and ends it with its separator.
 _STAND_INS = {"bos": "cls", "eos": "sep"}
-
-# Texts of tokens at which llama.cpp always stops, whatever the keys are:
-# special_eog_ids in llama_vocab::impl::load.
-_KNOWN_ENDS = """
-    <|eot_id|> <|im_end|> <|end|> <|return|> <|call|> <|flush|> <|calls|> <end_of_turn>
-    <|endoftext|> </s> <|eom_id|> <EOT> _<EOT> [EOT] [EOS] <|end_of_text|> <end_of_utterance>
-    <eos> <turn|> <|tool_response> <｜end▁of▁sentence｜> [e~[
-"""
-KNOWN_ENDS = frozenset(_KNOWN_ENDS.split())
 
 IdOf = Callable[[str], int | None]
 
@@ -165,7 +157,7 @@ def _read_template(files: TokenizerFiles, special: Special, id_of: IdOf) -> None
             special.add |= {"bos": True, "eos": True, "sep": False}
         if processor.get("type") != "TemplateProcessing":
             continue
-        before, _, after = _around(processor, "single")
+        before, _, after = around(processor, "single")
         if before and "bos" not in special.ids:
             _set(special, "bos", id_of(before[0]))
         special.add["bos"] = bool(before) and id_of(before[0]) == special.ids.get("bos")
@@ -178,7 +170,7 @@ def _read_template(files: TokenizerFiles, special: Special, id_of: IdOf) -> None
             _set(special, "eos", last)
             special.add["eos"] = last is not None
             # Of a pair of texts: after the end of the first comes the separator.
-            _, between, _ = _around(processor, "pair")
+            _, between, _ = around(processor, "pair")
             separators = [i for text in between[len(after) :] if (i := id_of(text)) is not None]
             if separators:
                 special.ids.setdefault("sep", separators[0])
@@ -186,7 +178,7 @@ def _read_template(files: TokenizerFiles, special: Special, id_of: IdOf) -> None
                 special.add["sep"] = special.ids.get("sep") in separators
 
 
-def _around(processor: Json, template: str) -> tuple[list[str], list[str], list[str]]:
+def around(processor: Json, template: str) -> tuple[list[str], list[str], list[str]]:
     """Return a template's special tokens before the first text, between two texts and after."""
     where = f"tokenizer.json: {template!r}"
     sides: list[list[str]] = [[]]

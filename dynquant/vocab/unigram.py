@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,16 +18,25 @@ import numpy as np
 from gguf import TokenType
 from gguf.constants import Keys as Gguf
 
-from dynquant.errors import VocabError
+from dynquant.errors import Problems, VocabError
 from dynquant.keys import Keys, boolean, f32s, i32s, string, strings, u8s, u32
-from dynquant.untrusted import shown
-from dynquant.vocab.files import Json, TokenizerFiles, as_id, as_list, some
-from dynquant.vocab.pretokenizer import steps
+from dynquant.vocab.files import TokenizerFiles, as_id, as_list, some
+from dynquant.vocab.rules import (
+    BARE,
+    BLANKS,
+    NO_SECOND_SPACE,
+    SPANNING,
+    SPLIT,
+    UNIGRAM,
+    UNMERGED,
+    check_rules,
+    steps_of,
+)
 from dynquant.vocab.sentencepiece import SentencePieceModel
 from dynquant.vocab.special import read_special
 from dynquant.vocab.spm import BYTE, added_piece, prepared
 from dynquant.vocab.templates import chat_template_keys
-from dynquant.vocab.tokens import Token, lay_out
+from dynquant.vocab.tokens import SPACE, Token, lay_out
 
 # fairseq has four special tokens first; they replace the first three of SentencePiece.
 _FAIRSEQ_CLASSES = ("XLMRobertaTokenizer",)
@@ -62,6 +71,13 @@ def read_unigram(files: TokenizerFiles, path: Path, model: SentencePieceModel) -
     rules = _Rules(model.charsmap, model.add_dummy_prefix, model.remove_extra_whitespaces)
     stated = str(files.tokenizer_config.get("tokenizer_class")).removesuffix("Fast")
     fairseq = stated in _FAIRSEQ_CLASSES or files.config.get("model_type") in _FAIRSEQ_TYPES
+    if any(piece.type is TokenType.BYTE for piece in model.pieces):
+        _warn_of_bytes(files, path)
+    if files.tokenizer and files.model.get("type") == "BPE":
+        files.warn(
+            f"{path}: is a unigram model, but tokenizer.json is of kind 'BPE'; {path.name} is used;"
+            " remove the file that does not belong to the model"
+        )
     pieces, ids = dict(enumerate(model.pieces)), model.special_ids
     if fairseq:
         pieces, ids = _realigned(model)
@@ -91,7 +107,18 @@ def read_unigram_json(files: TokenizerFiles) -> Keys:
     unknown = None if unk is None else as_id(unk, f"{path}: 'unk_id'")
     pieces = {i: Token(text, _type(text, i == unknown), s) for i, (text, s) in enumerate(entries)}
     ids = {} if unknown is None else {"unk": unknown}
-    return _keys(files, path, pieces, _read_rules(path, files), ids, {})
+    texts = [text for text, _ in entries]
+    rules = _read_rules(path, files, texts)
+    if files.model.get("byte_fallback") is True:
+        _warn_of_bytes(files, path)
+    return _keys(files, path, pieces, rules, ids, {})
+
+
+def _warn_of_bytes(files: TokenizerFiles, path: Path) -> None:
+    files.warn(
+        f"{path}: the tokenizer splits characters without a piece into bytes; llama.cpp's unigram"
+        " has the unknown token for those beyond ASCII"
+    )
 
 
 def _keys(
@@ -102,8 +129,7 @@ def _keys(
     model_ids: Mapping[str, int],
     add: Mapping[str, bool],
 ) -> Keys:
-    if problem := _charsmap_problem(rules.charsmap):
-        raise VocabError(f"{path}: the table of replacements {problem}; download the file again")
+    _check_charsmap(path, rules.charsmap)
     laid = _bytes_spelled({i: prepared(token) for i, token in pieces.items()})
     for i, token in files.added_tokens.items():
         known = laid.get(i)
@@ -172,37 +198,84 @@ def _realigned(model: SentencePieceModel) -> tuple[dict[int, Token], dict[str, i
     return pieces, {name: i for i, name in enumerate(_FAIRSEQ.values())} | {"mask": mask}
 
 
-def _read_rules(path: Path, files: TokenizerFiles) -> _Rules:
-    """Read a tokenizer.json's normalizer and pre-tokenizer."""
-    charsmap, prefix, merge = b"", False, False
-    unknown: list[Json] = []
-    for step in steps(files.tokenizer.get("normalizer"), "normalizers"):
+def _read_rules(path: Path, files: TokenizerFiles, texts: Iterable[str]) -> _Rules:
+    """Read a tokenizer.json's normalizer and pre-tokenizer.
+
+    texts: the pieces
+
+    Raises VocabError with each rule that llama.cpp does not have.
+    """
+    charsmap, prefix, scheme = b"", False, None
+    merged, split, trimmed = False, False, False
+    for step in steps_of(files, "normalizer"):
         match step:
             case {"type": "Precompiled", "precompiled_charsmap": str(text)}:
                 charsmap = _decode(path, text)
-            case {"type": "Precompiled", "precompiled_charsmap": None}:
-                pass
-            case {"type": "Strip"}:
-                pass  # merging spaces removes those at the ends
-            case {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " " | "\u2581"}:
-                merge = True
+                _check_charsmap(path, charsmap)
+            case {"type": "Strip", **rest}:
+                trimmed |= rest.get("strip_right") is not False
+            case {"type": "Replace"}:
+                merged = True
             case _:
-                unknown.append(step)
-    for step in steps(files.tokenizer.get("pre_tokenizer"), "pretokenizers"):
+                pass
+    for step in steps_of(files, "pre_tokenizer"):
         match step:
             case {"type": "WhitespaceSplit"}:
-                merge = True
-            case {"type": "Metaspace", "replacement": "\u2581"}:
+                split = True
+            case {"type": "Metaspace"}:
                 scheme = step.get("prepend_scheme", "always")
                 prefix = scheme != "never" and step.get("add_prefix_space") is not False
             case _:
-                unknown.append(step)
-    VocabError.raise_any(
-        f"{path}: llama.cpp's unigram does not have the rule {shown(step)}; remove tokenizer.json"
-        " if the folder has the tokenizer's SentencePiece model"
-        for step in unknown
+                pass
+    facts = {
+        BLANKS: any(_replaced(charsmap, blank) != b" " for blank in b"\t\n"),
+        SPLIT: split,
+        UNMERGED: not (merged or split),
+        # llama.cpp begins a text with a space where it merges spaces.
+        BARE: (split and scheme != "always") or (merged and not prefix),
+        SPANNING: any(SPACE in text.lstrip(SPACE if merged or split else "")[1:] for text in texts),
+    }
+    problems = Problems()
+    problems.attempt(
+        lambda: check_rules(
+            path, files, UNIGRAM, frozenset(f for f, holds in facts.items() if holds)
+        )
     )
-    return _Rules(charsmap, prefix, merge)
+    if scheme is None:
+        problems.add(
+            f"{path}: the pre-tokenizer has no Metaspace, but llama.cpp's unigram replaces spaces"
+            f" by {SPACE}; this tokenizer cannot be converted"
+        )
+    problems.raise_any(VocabError)
+    if merged and not split and not trimmed:
+        files.warn(
+            f"{path}: llama.cpp's unigram removes the space after a text, the tokenizer does not"
+        )
+    if prefix and not (merged or split):
+        files.warn(f"{path}: {NO_SECOND_SPACE}")
+    return _Rules(charsmap, prefix, merged or split)
+
+
+def _replaced(charsmap: bytes, byte: int) -> bytes:
+    """Return the replacement of an ASCII character that no longer sequence begins with.
+
+    The trie's nodes are u32: the label in bits 0-7, a leaf in bit 8, and the offset to the
+    children in bits 10-30, shifted by 8 if bit 9 is set. A leaf's child has the place of the text.
+    """
+    size = struct.unpack("<I", charsmap[:4])[0] if len(charsmap) > 4 else 0
+    trie = charsmap[4 : 4 + size]
+
+    def node(i: int) -> int:
+        return struct.unpack_from("<I", trie, 4 * i)[0] if 4 * i + 4 <= len(trie) else 0
+
+    def offset(i: int) -> int:
+        return (node(i) >> 10) << ((node(i) & 1 << 9) >> 6)
+
+    at = offset(0) ^ byte
+    if not byte or node(at) & 0x800000FF != byte or not node(at) & 1 << 8:
+        return bytes([byte])
+    text = charsmap[4 + size + (node(at ^ offset(at)) & 0x7FFFFFFF) :]
+    return text.split(b"\0", 1)[0]
 
 
 def _decode(path: Path, text: str) -> bytes:
@@ -212,6 +285,11 @@ def _decode(path: Path, text: str) -> bytes:
         raise VocabError(
             f"{path}: precompiled_charsmap is not base64: {e}; download the file again"
         ) from e
+
+
+def _check_charsmap(path: Path, charsmap: bytes) -> None:
+    if problem := _charsmap_problem(charsmap):
+        raise VocabError(f"{path}: the table of replacements {problem}; download the file again")
 
 
 def _charsmap_problem(charsmap: bytes) -> str | None:

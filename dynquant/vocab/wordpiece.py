@@ -10,11 +10,11 @@ from typing import Any
 from gguf import TokenType
 from gguf.constants import Keys as Gguf
 
-from dynquant.errors import VocabError
+from dynquant.errors import Problems, VocabError
 from dynquant.keys import Keys, boolean, i32s, string, strings, u32
 from dynquant.untrusted import shown
 from dynquant.vocab.files import TokenizerFiles, as_id, read_text
-from dynquant.vocab.pretokenizer import steps
+from dynquant.vocab.rules import WORDPIECE, check_rules, steps_of
 from dynquant.vocab.special import read_special
 from dynquant.vocab.templates import chat_template_keys
 from dynquant.vocab.tokens import SPACE, Token, added_type, lay_out
@@ -52,7 +52,10 @@ def read_wordpiece(files: TokenizerFiles) -> Keys:
     files are damaged, or have rules that llama.cpp's WordPiece does not have.
     """
     path, vocab = _read_vocab(files)
-    VocabError.raise_any(_unsupported(path, files))
+    problems = Problems()
+    problems.add(*_unsupported(path, files))
+    problems.attempt(lambda: check_rules(path, files, WORDPIECE, frozenset()))
+    problems.raise_any(VocabError)
     normalizer = _normalizer(path, files)
 
     laid = {i: Token(_phantom(text), TokenType.NORMAL) for text, i in vocab.items()}
@@ -107,33 +110,61 @@ def _read_vocab(files: TokenizerFiles) -> tuple[Path, dict[str, int]]:
 def _unsupported(path: Path, files: TokenizerFiles) -> list[str]:
     """Return a message for each rule that llama.cpp's WordPiece does not have."""
     if not files.tokenizer:
-        return []
+        return _unsupported_config(files)
     wrong: list[str] = []
     prefix = files.model.get("continuing_subword_prefix", _INSIDE)
     if prefix != _INSIDE:
         wrong.append(f"{path}: continuing_subword_prefix is {shown(prefix)}, not {_INSIDE!r}")
-    splits = [s.get("type") for s in steps(files.tokenizer.get("pre_tokenizer"), "pretokenizers")]
-    if splits != ["BertPreTokenizer"]:
-        wrong.append(f"{path}: the pre-tokenizer is {splits}, not BertPreTokenizer")
     return [
         f"{w}; llama.cpp's WordPiece has no such rule, the tokenizer cannot be converted"
+        for w in wrong
+    ] + [
+        f"{path}: the {part} is missing, but llama.cpp's WordPiece always has that of BERT; the"
+        " tokenizer cannot be converted"
+        for part in ("normalizer", "pre_tokenizer")
+        if not steps_of(files, part)
+    ]
+
+
+# Classes of transformers that split a vocab.txt as BERT does.
+_CLASSES = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", "MobileBertTokenizer")
+
+
+def _unsupported_config(files: TokenizerFiles) -> list[str]:
+    """Return a message for each setting of tokenizer_config.json that llama.cpp does not have."""
+    where, config = files.folder / "tokenizer_config.json", files.tokenizer_config
+    wrong: list[str] = []
+    stated = config.get("tokenizer_class")
+    if isinstance(stated, str) and stated.removesuffix("Fast") not in _CLASSES:
+        wrong.append(f"tokenizer_class {shown(stated)} without a tokenizer.json")
+    if config.get("do_basic_tokenize") is False:
+        wrong.append("do_basic_tokenize is false")
+    if config.get("never_split"):
+        wrong.append(f"never_split is {shown(config['never_split'])}")
+    return [
+        f"{where}: {w}; llama.cpp's WordPiece has no such rule, the tokenizer cannot be converted"
         for w in wrong
     ]
 
 
 def _normalizer(path: Path, files: TokenizerFiles) -> _Normalizer:
-    """Read the normalizer; by default accents are stripped if capitals are lowered."""
+    """Read the normalizer; by default accents are stripped if capitals are lowered.
+
+    Raises VocabError if tokenizer_config.json, by which transformers builds the normalizer of a
+    BertTokenizer, contradicts tokenizer.json.
+    """
     where, rule = files.folder / "tokenizer_config.json", _slow_normalizer(files)
     if files.tokenizer:
-        found = steps(files.tokenizer.get("normalizer"), "normalizers")
-        kinds = [step.get("type") for step in found]
-        if kinds not in (["BertNormalizer"], []):
-            raise VocabError(
-                f"{path}: the normalizer is {kinds}, not BertNormalizer; llama.cpp's WordPiece has"
-                " no such rule, the tokenizer cannot be converted"
-            )
-        empty = {"lowercase": False, "strip_accents": False, "handle_chinese_chars": True}
-        where, rule = path, found[0] if found else empty
+        stated, rule = rule, steps_of(files, "normalizer")[-1]
+        VocabError.raise_any(
+            f"{where}: {_SETTINGS[name]} is {str(stated[name]).lower()}, but in tokenizer.json"
+            f" {name} is {str(rule.get(name)).lower()}; make the files agree"
+            for name in _SETTINGS
+            if isinstance(stated[name], bool)
+            and isinstance(rule.get(name), bool)
+            and stated[name] != rule[name]
+        )
+        where = path
     if rule.get("handle_chinese_chars") is False:
         raise VocabError(
             f"{where}: Chinese characters are not split, but llama.cpp's WordPiece always splits"
@@ -144,11 +175,15 @@ def _normalizer(path: Path, files: TokenizerFiles) -> _Normalizer:
     return _Normalizer(lowercase, strip if isinstance(strip, bool) else lowercase)
 
 
+# Settings of a normalizer in tokenizer.json, and their names in tokenizer_config.json.
+_SETTINGS = {
+    "lowercase": "do_lower_case",
+    "strip_accents": "strip_accents",
+    "handle_chinese_chars": "tokenize_chinese_chars",
+}
+
+
 def _slow_normalizer(files: TokenizerFiles) -> Mapping[str, Any]:
-    """Return the settings of tokenizer_config.json for a vocab.txt in the form of a normalizer."""
+    """Return the settings of tokenizer_config.json in the form of a normalizer."""
     config = files.tokenizer_config
-    return {
-        "lowercase": config.get("do_lower_case"),
-        "strip_accents": config.get("strip_accents"),
-        "handle_chinese_chars": config.get("tokenize_chinese_chars"),
-    }
+    return {name: config.get(stated) for name, stated in _SETTINGS.items()}

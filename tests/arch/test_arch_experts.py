@@ -18,7 +18,7 @@ from dynquant.keys import Keys
 def vocab(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replace the tokenizer, which is tested elsewhere."""
 
-    def read_vocab(folder: Path, config: object, *, pre: str | None) -> Keys:
+    def read_vocab(folder: Path, config: object, *, pre: str | None, **_: object) -> Keys:
         return {}
 
     monkeypatch.setattr("dynquant.arch.load.read_vocab", read_vocab)

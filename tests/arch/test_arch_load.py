@@ -41,7 +41,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
 def vocab(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replace the tokenizer, which is tested elsewhere, by one key."""
 
-    def read_vocab(folder: Path, config: object, *, pre: str | None) -> Keys:
+    def read_vocab(folder: Path, config: object, *, pre: str | None, **_: object) -> Keys:
         return {"tokenizer.ggml.model": string(pre or "none")}
 
     monkeypatch.setattr("dynquant.arch.load.read_vocab", read_vocab)

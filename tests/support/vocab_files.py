@@ -111,10 +111,12 @@ def sentencepiece(
         for text, score, t in pieces
     )
     no_pad = varint(43 << 3) + varint(2**64 - 1)
+    # A unigram model has the default, which merges spaces; one as in Llama does not.
+    spaces = b"" if model_type == 1 else bytes([0x20, False])
     return (
         out
         + block(2, b"\x18" + varint(model_type) + no_pad)
-        + block(3, bytes([0x18, dummy_prefix]))
+        + block(3, bytes([0x18, dummy_prefix]) + spaces)
     )
 
 

@@ -9,8 +9,8 @@ from vocab_files import edit, ends, tokenize, train, write_json, write_model
 
 from dynquant.errors import VocabError
 from dynquant.vocab import read_vocab
+from dynquant.vocab.loading import KNOWN_ENDS
 from dynquant.vocab.pretypes import GPT_2
-from dynquant.vocab.special import KNOWN_ENDS
 
 CONFIG: dict[str, Any] = {"vocab_size": 700}
 SEQUENCE = {"Sequence": {"id": "A", "type_id": 0}}
