@@ -139,6 +139,37 @@ class Architecture:
     ignored:    patterns of stored names that the output leaves out, with the reason
     n_experts:  number of experts in a stack
     prediction: layers that a checkpoint may have beyond the model's own
+    deviations: warnings about differences between llama.cpp's graph and the model's own code
+    merged:     the same model with keys and values of latent attention in one matrix
+    """
+
+    name: str
+    keys: Keys
+    rows: tuple[Row, ...]
+    sizes: Mapping[str, int]
+    n_layers: int
+    tied: tuple[str, str] | None
+    via: Mapping[str, Via] = field(default_factory=dict[str, Via])
+    extra: tuple[ModelTensor, ...] = ()
+    ignored: Mapping[str, str] = field(default_factory=dict[str, str])
+    n_experts: int = 0
+    prediction: Prediction | None = None
+    deviations: tuple[str, ...] = ()
+    merged: Architecture | None = None
+
+    def via_of(self, row: Row) -> Via | None:
+        """Return the transform of a row of the table: its own, else that of its role."""
+        return row.via or self.via.get(TensorName.parse(row.name.replace("{}", "0")).role)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model ready for planning; only headers and the tokenizer have been read.
+
+    keys:       complete except for those that the plan adds (general.file_type,
+                quantization_version) and those that `prediction` changes if its layers are kept
+    ignored:    stored tensors that the output leaves out, with the reason
+    prediction: layers that a file may leave out; their tensors are among `tensors`
     deviations: warnings about differences between llama.cpp's graph and the model's own code,
                 between its tokens and the tokenizer's, and about keys that a GGUF must have and
                 does not
