@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from dynquant.release.markdown import (
     table,
     text,
 )
+from dynquant.report.picture import text_of
 
 SUMS = "SHA256SUMS"
 
@@ -53,7 +55,7 @@ def card_body(
         *_head(models, base_model),
         *_files(models),
         *_running(models, repository),
-        *_verifying(models, base_model),
+        *_verifying(models),
         *_types(models),
         *_sources(models, names, base_model),
     ]
@@ -106,7 +108,7 @@ def _running(models: Sequence[Finished], repository: str | None) -> Iterator[str
         yield ""
 
 
-def _verifying(models: Sequence[Finished], base_model: str | None) -> Iterator[str]:
+def _verifying(models: Sequence[Finished]) -> Iterator[str]:
     first = models[0]
     yield "## How to verify"
     yield ""
@@ -116,7 +118,7 @@ def _verifying(models: Sequence[Finished], base_model: str | None) -> Iterator[s
         f"pip install {requirement(version=version)}",
         f"dynquant verify {shlex.quote(first.path.name)}",
     ]
-    source = _source_name(first, base_model)
+    source = _source_name(first)
     if source and first.manifest:
         importance = first.manifest.importance
         imatrix = f" --imatrix {shlex.quote(importance.file)}" if importance else ""
@@ -130,6 +132,13 @@ def _verifying(models: Sequence[Finished], base_model: str | None) -> Iterator[s
         yield (
             "The last command encodes rows of the source again and compares the bytes. The same"
             " version of dynquant gives the same bytes on every machine."
+        )
+        yield ""
+    elif first.manifest:
+        yield (
+            "The file was made from local files, which the manifest names with their hashes."
+            " `dynquant verify --against` needs these files; another copy of the model may have"
+            " other numbers."
         )
         yield ""
 
@@ -162,9 +171,11 @@ def _sources(models: Sequence[Finished], names: FileNames, base_model: str | Non
 
 
 def _source(model: Finished, base_model: str | None) -> Iterator[str]:
-    name = _source_name(model, base_model)
-    if name:
+    if name := _source_name(model):
         yield f"Source: {code(name)}"
+        yield ""
+    elif base_model:
+        yield f"Base model: {code(f'hf://{base_model}')}; made from local files"
         yield ""
     if model.manifest and model.manifest.sources:
         yield from _source_table(model.manifest)
@@ -174,7 +185,7 @@ def _source(model: Finished, base_model: str | None) -> Iterator[str]:
 def _settings(model: Finished, names: FileNames) -> Iterator[str]:
     manifest = model.manifest
     yield f"recipe: {_link(model.recipe, names.recipes.get(model.stem))}" + (
-        f", SHA-256 {code(manifest.recipe.sha256)}" if manifest else ""
+        _recipe_hashes(manifest) if manifest else ""
     )
     if manifest and manifest.importance:
         of = manifest.importance
@@ -195,6 +206,18 @@ def _settings(model: Finished, names: FileNames) -> Iterator[str]:
         yield f"chart of all tensors by layer and role: {_link('plan', name)}"
 
 
+def _recipe_hashes(manifest: Manifest) -> str:
+    """Return the hash of the recipe's file, and that of its text with the recipes it extends."""
+    recipe = manifest.recipe
+    own = hashlib.sha256(recipe.text.encode()).hexdigest()
+    if not recipe.extends:
+        return f", SHA-256 {code(own)}"
+    return (
+        f", SHA-256 {code(own)}; with the recipes that it extends (`dynquant.recipe_sha256`)"
+        f" {code(recipe.sha256)}"
+    )
+
+
 def _source_table(manifest: Manifest) -> list[str]:
     listed = manifest.sources[:_SHOWN]
     rows = [
@@ -206,11 +229,24 @@ def _source_table(manifest: Manifest) -> list[str]:
     return [*lines, "", f"{more} more are listed in the manifest."] if more else lines
 
 
-def _source_name(model: Finished, base_model: str | None) -> str | None:
-    """Return the source as `dynquant convert` takes it, with its commit if that is known."""
-    name = model.repository or base_model
-    commit = model.manifest.model.commit if model.manifest and model.repository else None
-    return f"hf://{name}" + (f"@{commit}" if commit else "") if name else None
+def _source_name(model: Finished) -> str | None:
+    """Return the source on the Hub that the file was made from, with its commit if it is known.
+
+    None for a file that was made from local files. A local GGUF may keep the key of the repository
+    that it was made from, whose numbers are not its own.
+    """
+    recorded = model.manifest.model.repository if model.manifest else None
+    name = recorded or text_of(model.keys, "dynquant.source")
+    sources = model.manifest.sources if model.manifest else []
+    from_gguf = any(s.name.endswith(".gguf") for s in sources)
+    if name is None or (sources and from_gguf != name.endswith(".gguf")):
+        return None
+    commit = model.manifest.model.commit if model.manifest else None
+    repository, file = name, ""
+    if from_gguf:
+        parts = name.removeprefix("hf://").split("/")
+        repository, file = "hf://" + "/".join(parts[:2]), "/" + "/".join(parts[2:])
+    return repository + (f"@{commit}" if commit else "") + file
 
 
 def _link(words: str, name: str | None) -> str:

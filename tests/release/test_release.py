@@ -337,6 +337,28 @@ def test_card_shows_sources_imatrix_and_commands(tmp_path: Path) -> None:
         assert expected in card
 
 
+def test_a_file_from_local_files_is_not_said_to_equal_the_repository(tmp_path: Path) -> None:
+    """A local GGUF keeps the key of the repository that it was made from."""
+    model = {"repository": "hf://a/b", "commit": "c" * 40, "mla": None}
+    hashes = {"sha256": "3" * 64, "header_sha256": "4" * 64, "sha256_from": "read"}
+    source = {"name": "b-f16.gguf", "bytes": 1, **hashes}
+    for folder, options in (("a", {"model": model, "sources": [source]}), ("b", {})):
+        (tmp_path / folder).mkdir()
+        write_manifest(make(tmp_path / folder, "x.gguf"), "q8_0", **options)
+        made = open_finished(tmp_path / folder / "x.gguf")
+        card = card_of(released(made, base_model="a/b"))
+        assert "--against hf://" not in card
+        assert "made from local files" in card
+
+
+def test_hash_of_a_recipe_is_that_of_the_file_beside_the_card(tmp_path: Path) -> None:
+    recipe = {"name": "mine", "sha256": "0" * 64, "text": "extends: q8_0\n", "extends": ["x: y\n"]}
+    write_manifest(make(tmp_path, "x.gguf"), "q8_0", recipe=recipe)
+    card = card_of(released(open_finished(tmp_path / "x.gguf")))
+    own = hashlib.sha256((tmp_path / "recipe-mine.yaml").read_bytes()).hexdigest()
+    assert f"SHA-256 `{own}`; with the recipes that it extends" in card
+
+
 def test_same_file_gives_the_same_release(made: Finished, tmp_path: Path) -> None:
     one, two = (make_release([made], folder=tmp_path / n) for n in "ab")
     assert one.texts == two.texts
