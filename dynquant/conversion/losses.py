@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from dynquant.name_lists import grouped
+from dynquant.plan.checks import SPECIAL_TYPES
 from dynquant.plan.plan import TensorPlan
 
 
@@ -45,9 +46,6 @@ class Loss:
     n_weights: int
 
 
-SPECIAL = ("TQ1_0", "TQ2_0", "Q1_0", "Q2_0")
-"""Types for models that are trained with weights of one or two bits, or of three values."""
-
 _POOR, _LOST = 0.15, 0.5
 """Relative squared errors: with more than the first, a model of a special type answers nonsense;
 more than the second means that most of a tensor is lost, in any type."""
@@ -63,7 +61,7 @@ def loss_warnings(
         error = errors[t.name].weighted if t.name in errors else 0.0
         if error > _LOST:
             lost.append(t.name)
-        elif t.type.name in SPECIAL and error > _POOR:
+        elif t.type.name in SPECIAL_TYPES and error > _POOR:
             poor.setdefault(t.type.name, []).append(t.name)
     found: list[str] = []
     if lost:

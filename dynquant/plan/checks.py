@@ -51,6 +51,28 @@ def tensor_problems(tensors: tuple[ModelTensor, ...]) -> list[str]:
     return problems
 
 
+SPECIAL_TYPES = ("TQ1_0", "TQ2_0", "Q1_0", "Q2_0")
+"""Types for models that are trained with weights of one or two bits, or of three values."""
+
+
+def special_types(path: str, changed: Mapping[str, Assignment]) -> list[str]:
+    """Return a warning for each type that only specially trained models bear.
+
+    path: of the recipe, for messages; changed: the tensors that do not keep their type
+
+    A fallback is no choice, and few tensors need one.
+    """
+    found: dict[str, list[str]] = {}
+    for name, given in changed.items():
+        if given.type.name in SPECIAL_TYPES and given.instead_of is None:
+            found.setdefault(given.type.name, []).append(name)
+    return [
+        f"{path}: {type_} is for models that are trained with such weights; others answer nonsense:"
+        f" {', '.join(grouped(names))}"
+        for type_, names in found.items()
+    ]
+
+
 def requantized(model: Model, changed: Mapping[str, Assignment]) -> Iterator[str]:
     """Yield a message for each rule that would requantize quantized tensors of a GGUF.
 

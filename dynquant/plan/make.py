@@ -11,7 +11,13 @@ from dynquant.errors import ImportanceError, PlanError, Problems, RecipeError
 from dynquant.importance.audit import Importance, audit, gaps
 from dynquant.importance.imatrix import Imatrix
 from dynquant.keys import Keys, KeyValue
-from dynquant.plan.checks import changing, importance_problems, requantized, tensor_problems
+from dynquant.plan.checks import (
+    changing,
+    importance_problems,
+    requantized,
+    special_types,
+    tensor_problems,
+)
 from dynquant.plan.plan import Plan, RecipeText, TensorPlan, padded
 from dynquant.plan.quantizer_keys import quantizer_keys, with_ours
 from dynquant.plan.resolve import resolve
@@ -88,6 +94,7 @@ def make_plan(
         known, imatrix_warnings = audited
         refusals += importance_problems(changed, imatrix, known)
     importance = {name: known[name] for name in quantized if name in known}
+    warnings += special_types(recipe.path, changed)
     warnings += unknown_settings(recipe.metadata, f"{recipe.path}: metadata")
     warnings += unknown_settings(set_keys or (), "--set")
     keys, faults = _keys(model, recipe, effort, assigned, imatrix, set_keys or {})

@@ -14,6 +14,7 @@ from imatrices import write_counted, write_legacy
 from dynquant.errors import ImportanceError, PlanError
 from dynquant.importance.imatrix import Imatrix, read_imatrix
 from dynquant.keys import string, u32
+from dynquant.plan.checks import SPECIAL_TYPES
 from dynquant.plan.make import make_plan
 from dynquant.plan.plan import Plan
 from dynquant.quants.table import ALL
@@ -145,8 +146,14 @@ def test_only_tensors_missing_in_the_imatrix_are_refused(tmp_path: Path) -> None
 
 
 def test_other_types_need_no_imatrix() -> None:
-    for name in ALL.keys() - set(NEEDING):
+    for name in ALL.keys() - set(NEEDING) - set(SPECIAL_TYPES):
         assert small_plan(name).warnings == ()
+
+
+@pytest.mark.parametrize("name", SPECIAL_TYPES)
+def test_types_of_specially_trained_models_are_a_warning(name: str) -> None:
+    (warning,) = small_plan(name).warnings
+    assert f"recipes/hand.yaml: {name} is for models that are trained with such weights" in warning
 
 
 def test_embedding_and_output_need_no_importance_as_in_llama_quantize() -> None:
