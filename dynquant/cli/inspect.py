@@ -13,6 +13,13 @@ from dynquant.cli.options import JsonOption
 
 def inspect(
     file: Annotated[str, typer.Argument(metavar="FILE.gguf", help="The file to read.")],
+    tensors: Annotated[
+        bool, typer.Option("--tensors", help="Print a line for each tensor instead.")
+    ] = False,
+    key: Annotated[
+        str | None,
+        typer.Option("--key", metavar="KEY", help="Print the whole value of one key instead."),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Print the keys and tensors of a GGUF file."""
@@ -20,7 +27,10 @@ def inspect(
     from dynquant.checkpoint.gguf_shards import first_file
     from dynquant.checkpoint.hub import is_hub_name
     from dynquant.errors import CheckpointError
+    from dynquant.report import documents, tables
 
+    if sum((tensors, key is not None, json)) > 1:
+        raise typer.BadParameter("give one of --tensors, --key and --json")
     if is_hub_name(file):
         raise CheckpointError(
             f"{file}: inspect reads files on disk only; download it with `hf download`, or use"
@@ -28,10 +38,10 @@ def inspect(
         )
     found = read_gguf(first_file(Path(file)))
     if json:
-        from dynquant.report.documents import file_json
-
-        console.write_json(file_json(found))
+        console.write_json(documents.file_json(found))
+    elif key is not None:
+        console.write(tables.value_text(found, key) + "\n")
+    elif tensors:
+        console.show(tables.tensor_list(found))
     else:
-        from dynquant.report.tables import file_tables
-
-        console.show(file_tables(found))
+        console.show(tables.file_tables(found))

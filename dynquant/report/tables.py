@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -14,6 +15,7 @@ from rich.text import Text
 
 from dynquant.arch.base import TensorName
 from dynquant.checkpoint.gguf import GGUFFile
+from dynquant.errors import CheckpointError
 from dynquant.figures import size_text
 from dynquant.keys import KeyValue
 from dynquant.quants.table import QuantType
@@ -95,6 +97,28 @@ def file_tables(file: GGUFFile) -> RenderableType:
         total += f", {8 * n_bytes / weights:.3f} bits per weight"
     tensors = tensor_table([(t, t.type_name) for t in file.tensors])
     return Group(keys, Text(), tensors, Text(), Text(total))
+
+
+def tensor_list(file: GGUFFile) -> Table:
+    """Return a table with a line for each tensor of a GGUF file."""
+    table = plain_table("tensor", "type", "shape", "bytes>", "offset>")
+    for t in file.tensors:
+        shape = " x ".join(map(str, t.shape))
+        table.add_row(t.name, t.type_name, shape, f"{t.n_bytes:,}", f"{t.offset:,}")
+    return table
+
+
+def value_text(file: GGUFFile, name: str) -> str:
+    """Return the whole value of a key as text; each value of an array on a line.
+
+    Raises CheckpointError for a key that the file does not have, with the nearest one.
+    """
+    if name not in file.keys:
+        near = difflib.get_close_matches(name, file.keys, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise CheckpointError(f"{file.path}: has no key {name!r}{hint}")
+    value = file.keys[name].value
+    return "\n".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def key_type(key: KeyValue) -> str:

@@ -537,3 +537,17 @@ def test_stdout_that_is_full_or_closed_is_no_traceback(redirection: str, code: i
     assert done.returncode == code
     assert "Traceback" not in done.stderr
     assert ("stdout: cannot be written" in done.stderr) is (code == 1)
+
+
+def test_inspect_prints_a_line_for_each_tensor_or_one_value(tmp_path: Path) -> None:
+    out = tmp_path / "x.gguf"
+    assert run("convert", TINY_BOOKS, "-o", out, "-r", "q8_0", "-q").code == 0
+    lines = run("inspect", out, "--tensors").out.splitlines()
+    assert len(lines) == 1 + len(gguf.GGUFReader(out).tensors)
+    assert lines[1].split()[:2] == ["token_embd.weight", "Q8_0"]
+    assert run("inspect", out, "--key", "general.architecture").out == "qwen3\n"
+    tokens = run("inspect", out, "--key", "tokenizer.ggml.tokens").out
+    assert tokens.count("\n") >= 2048
+    code, _, err = run("inspect", out, "--key", "general.nam")
+    assert (code, "did you mean general.name?" in err) == (1, True)
+    assert run("inspect", out, "--tensors", "--json").code == 2
