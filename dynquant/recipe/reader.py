@@ -32,6 +32,8 @@ KEYS = (
 )
 SELECTORS = ("role", "layers", "name", "shape", "when")
 ACTIONS = ("type", "choose", "keep", "drop")
+RESERVED = "choose"
+"""An action for a later version, which is refused with this reason."""
 RULE_KEYS = (*SELECTORS, *ACTIONS, "optional", "override", "note")
 LAYER_KEYS = ("in", "first", "last", "every", "from", "of")
 SHAPE_KEYS = ("row_multiple_of", "min_weights", "dimensions")

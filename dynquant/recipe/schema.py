@@ -6,7 +6,8 @@ from typing import Any
 
 from dynquant.quants.search import EFFORTS
 from dynquant.quants.table import ALL
-from dynquant.recipe.reader import ACTIONS, SELECTORS, SHAPE_KEYS
+from dynquant.recipe.loader import shipped_recipes
+from dynquant.recipe.reader import ACTIONS, RESERVED, SELECTORS, SHAPE_KEYS
 from dynquant.recipe.roles import COMMON, GROUP_NOTES, GROUPS, ROLES
 from dynquant.recipe.values import ARCHITECTURES, BOUND, COMPARISON, LAYERS, PERCENTS, SIZE
 
@@ -37,7 +38,7 @@ def recipe_schema() -> _Schema:
                 ),
                 "description": _noted({"type": "string"}, "the purpose of the recipe, in one line"),
                 "extends": _noted(
-                    {"type": "string"},
+                    {"anyOf": [{"enum": list(shipped_recipes())}, {"type": "string"}]},
                     "a shipped recipe, or a path from this file; the rules of this file come first",
                 ),
                 "for": _noted(
@@ -106,7 +107,6 @@ def _rule() -> _Schema:
                 ),
                 "when": _noted(_when(), "conditions for the model"),
                 "type": _noted(_ref("type"), "the type of the matching tensors"),
-                "choose": _noted(_some(_ref("type")), "reserved; not supported by this version"),
                 "keep": _noted({"const": True}, "keep the stored type of the tensor"),
                 "drop": _noted({"const": True}, "leave the tensor out of the file"),
                 "optional": _noted({"type": "boolean"}, "the rule may apply to no tensor"),
@@ -120,7 +120,10 @@ def _rule() -> _Schema:
             }
         ),
         "allOf": [
-            {"oneOf": [{"required": [action]} for action in ACTIONS]},
+            {
+                "oneOf": [{"required": [action]} for action in ACTIONS if action != RESERVED],
+                "errorMessage": "give one of type, keep and drop",  # of the editors' validators
+            },
             {"anyOf": [{"required": [selector]} for selector in SELECTORS]},
         ],
     }

@@ -59,7 +59,6 @@ EXAMPLES = {
         "shape": "{row_multiple_of: 256}",
         "when": '{experts: ">= 8"}',
         "type": "Q6_K",
-        "choose": "[Q4_K, Q5_K]",
         "keep": "true",
         "drop": "true",
         "optional": "true",
