@@ -12,6 +12,7 @@ from dynquant.importance.audit import Importance, audit, gaps
 from dynquant.importance.imatrix import Imatrix
 from dynquant.keys import Keys, KeyValue
 from dynquant.plan.checks import changing, importance_problems, requantized, tensor_problems
+from dynquant.plan.left_out import left_out
 from dynquant.plan.plan import Plan, RecipeText, TensorPlan, padded
 from dynquant.plan.quantizer_keys import quantizer_keys, with_ours
 from dynquant.plan.resolve import resolve
@@ -109,7 +110,7 @@ def make_plan(
         tensors=tensors,
         shards=shards,
         sources={t.name: t for t in model.tensors},
-        warnings=(*model.deviations, *warnings, *imatrix_warnings),
+        warnings=(*model.deviations, *left_out(model.ignored), *warnings, *imatrix_warnings),
         ignored=model.ignored,
         files=model.files,
         imatrix=imatrix,
