@@ -13,6 +13,7 @@ from dynquant.arch.gguf_model import load_gguf
 from dynquant.arch.metadata import general_keys
 from dynquant.arch.model_types import class_of
 from dynquant.arch.pooling import folders_of, pooling_keys
+from dynquant.arch.rerankers import reranker_problems
 from dynquant.checkpoint import causes, hub
 from dynquant.checkpoint.safetensors import open_checkpoint, read_config, shard_files
 from dynquant.errors import ArchitectureError, CheckpointError, NoVocabError, Problems, VocabError
@@ -53,7 +54,7 @@ def _of_hub(text: str, pre: str | None, mla: Mla, needs_vocab: bool) -> Model:
     else:
         path, name = hub.fetch_description(name)
         # Unknown families are rejected before hundreds of gigabytes are downloaded.
-        _describe(read_config(path), str(path / "config.json"))
+        _describe(read_config(path), path)
         hub.fetch_files(name, shard_files(path))
     model = _on_disk(path, pre, mla, needs_vocab)
     return replace(model, keys=_with_source(model.keys, hub.source_keys(name)))
@@ -94,7 +95,7 @@ def _of_folder(folder: Path, pre: str | None, mla: Mla, needs_vocab: bool) -> Mo
     top, folder = folders_of(folder)
     checkpoint = open_checkpoint(folder)
     where = str(folder / "config.json")
-    architecture = _describe(checkpoint.config, where)
+    architecture = _describe(checkpoint.config, folder)
     CheckpointError.raise_any(causes.check_weights(checkpoint))
     if mla == "merged":
         if architecture.merged is None:
@@ -137,10 +138,13 @@ def _vocab(
         return {}, e.messages
 
 
-def _describe(config: Mapping[str, Any], where: str) -> Architecture:
+def _describe(config: Mapping[str, Any], folder: Path) -> Architecture:
     """Return the architecture of a model to be converted, unless its weights cannot be read."""
+    where = str(folder / "config.json")
     CheckpointError.raise_any(causes.check_config(config, where))
-    return describe(config, where)
+    architecture = describe(config, where)
+    ArchitectureError.raise_any(reranker_problems(folder, config))
+    return architecture
 
 
 def describe(config: Mapping[str, Any], where: str) -> Architecture:

@@ -221,6 +221,39 @@ def test_base_classes_that_need_a_head_are_not_supported(tmp_path: Path) -> None
     assert "architecture 'Olmo2Model' is not supported" in message
 
 
+# ---- rerankers -----------------------------------------------------------------------------------
+
+
+def qwen3(folder: Path, readme: str = "", **changes: Any) -> Path:
+    folder.mkdir()
+    (folder / "README.md").write_text(readme)
+    config = config_of("Qwen3ForCausalLM")
+    return write_checkpoint(folder, config | changes, tensors_of(config))
+
+
+@pytest.mark.parametrize(
+    ("name", "readme", "changes"),
+    [
+        ("m", "---\nlicense: x\n---\n# Qwen3-Reranker-0.6B\n", {}),
+        ("m", "---\nbase_model: Qwen/Qwen3-Reranker-4B\n---\n", {}),
+        ("Qwen3-Reranker-8B", "", {}),
+        ("m", "", {"_name_or_path": "Qwen/Qwen3-Reranker-8B"}),
+    ],
+)
+def test_a_qwen3_reranker_is_refused_and_does_not_become_a_language_model(
+    tmp_path: Path, name: str, readme: str, changes: dict[str, Any]
+) -> None:
+    folder = qwen3(tmp_path / name, readme, **changes)
+    message = refusal(folder)
+    assert message.startswith(f"{folder}: is a Qwen3-Reranker, whose scores dynquant does not")
+    assert message.endswith("which makes a reranker of it, and give the resulting GGUF")
+
+
+def test_a_model_that_only_mentions_the_reranker_is_read(tmp_path: Path) -> None:
+    readme = "# Qwen3-Embedding-0.6B\n\n| Reranking | Qwen3-Reranker-0.6B |\n- Qwen3-Reranker-4B\n"
+    assert load_model(qwen3(tmp_path / "m", readme)).architecture == "qwen3"
+
+
 # ---- sentence-transformers -----------------------------------------------------------------------
 
 
