@@ -128,6 +128,33 @@ class Stored:
         self.file.read(self.offset + start * row_bytes(self), into[:n_bytes])
 
 
+@dataclass(frozen=True)
+class Doubles:
+    """Rows that a file stores in double precision; each number is rounded once, to F32.
+
+    rows: the numbers as they are stored, F64; numbers beyond the range of F32 become infinite
+    """
+
+    rows: Stored
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the stored tensor."""
+        return self.rows.shape
+
+    @property
+    def stored(self) -> QuantType:
+        """F32, as rounded."""
+        return ALL["F32"]
+
+    def read(self, start: int, stop: int, into: U8) -> None:
+        """Fill `into` with rows start..stop."""
+        found = np.empty((stop - start) * row_bytes(self.rows), np.uint8)
+        self.rows.read(start, stop, found)
+        with np.errstate(over="ignore"):
+            into[:] = found.view("<f8").astype("<f4").view(np.uint8)
+
+
 @dataclass(frozen=True, eq=False)
 class Computed:
     """A small tensor that is computed and not stored, such as the factors of a rope scaling."""

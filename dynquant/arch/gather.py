@@ -207,25 +207,33 @@ def _use(
     for want in wanted:
         if any(n not in stored or stored[n].shape != want.shape for n in want.stored_names):
             continue
+        role = TensorName.parse(want.name).role
+        weights = [stored[name] for name in want.stored_names]
         try:
-            parts: list[TensorSource] = [stored[name].source() for name in want.stored_names]
+            parts = [_rows(weight, is_table=role in TABLES) for weight in weights]
         except CheckpointError as e:
             unusable += e.messages
             continue
-        role = TensorName.parse(want.name).role
         copied = next((part.stored.name for part in parts if part.stored.name in KEPT), None)
         if copied and role not in TABLES:
             unusable += [
                 f"{folder}: {name} is stored as {copied}, which is not supported for weights;"
-                f" supported are {', '.join(FLOATS)}"
+                f" supported are {', '.join(FLOATS)}, F64"
                 for name in grouped(want.stored_names)
             ]
             continue
         source = stack(parts) if want.is_stack else parts[0]
-        kept = _kept([stored[name] for name in want.stored_names], want.is_stack, want.via)
+        kept = _kept(weights, want.is_stack, want.via)
         rows = want.via(source) if want.via else source
         tensors.append(ModelTensor(want.name, rows, kept, want.stored_names))
     return tensors, unusable
+
+
+def _rows(weight: Weight, *, is_table: bool) -> TensorSource:
+    """Return the rows of a weight; the numbers of tables stay as they are stored."""
+    if is_table and isinstance(weight, StoredTensor):
+        return weight.as_stored()
+    return weight.source()
 
 
 def _kept(weights: list[Weight], is_stack: bool, via: Via | None) -> Kept | None:
@@ -278,8 +286,25 @@ def _problems(
                 f" {list(expected)}; take both from one model"
             )
     known |= set(ignored)
-    for name in grouped(n for n in stored if n not in known):
+    unknown = [name for name in stored if name not in known]
+    beyond = {name: layer for name in unknown if (layer := _layer(name, architecture)) is not None}
+    if beyond:
+        first, last = min(beyond.values()), max(beyond.values())
+        layers = f"layers {first} to {last}" if first < last else f"layer {first}"
+        yield (
+            f"{folder}: {next(iter(beyond))} and all others of {layers} are beyond the"
+            f" {architecture.n_layers} layers of config.json; take both from one model"
+        )
+    for name in grouped(name for name in unknown if name not in beyond):
         yield (
             f"{folder}: {name} is not a tensor of {architecture.name} as config.json describes it;"
             " the output would not contain it"
         )
+
+
+def _layer(name: str, architecture: Architecture) -> int | None:
+    """Return the layer of a stored name if it is beyond those of config.json, else None."""
+    found = re.search(r"(?:^|\.)layers\.([0-9]{1,4})\.", name)
+    layer = int(found[1]) if found else -1
+    ahead = architecture.prediction.layers if architecture.prediction else ()
+    return layer if layer >= architecture.n_layers and layer not in ahead else None

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from dynquant.arch.base import Architecture, Model
-from dynquant.arch.families import families
 from dynquant.arch.gather import gather
 from dynquant.arch.gguf_model import load_gguf
 from dynquant.arch.metadata import general_keys
-from dynquant.arch.pooling import pooling_keys
-from dynquant.checkpoint import hub
+from dynquant.arch.model_types import class_of
+from dynquant.arch.pooling import folders_of, pooling_keys
+from dynquant.arch.rerankers import reranker_problems
+from dynquant.checkpoint import causes, hub
 from dynquant.checkpoint.safetensors import open_checkpoint, read_config, shard_files
-from dynquant.errors import ArchitectureError, NoVocabError, Problems, VocabError
+from dynquant.errors import ArchitectureError, CheckpointError, NoVocabError, Problems, VocabError
 from dynquant.keys import Keys
 from dynquant.vocab import VocabReport, read_vocab
 
@@ -55,7 +54,7 @@ def _of_hub(text: str, pre: str | None, mla: Mla, needs_vocab: bool) -> Model:
     else:
         path, name = hub.fetch_description(name)
         # Unknown families are rejected before hundreds of gigabytes are downloaded.
-        describe(read_config(path), str(path / "config.json"))
+        _describe(read_config(path), path)
         hub.fetch_files(name, shard_files(path))
     model = _on_disk(path, pre, mla, needs_vocab)
     return replace(model, keys=_with_source(model.keys, hub.source_keys(name)))
@@ -93,9 +92,11 @@ def _is_gguf(path: Path) -> bool:
 
 
 def _of_folder(folder: Path, pre: str | None, mla: Mla, needs_vocab: bool) -> Model:
+    top, folder = folders_of(folder)
     checkpoint = open_checkpoint(folder)
     where = str(folder / "config.json")
-    architecture = describe(checkpoint.config, where)
+    architecture = _describe(checkpoint.config, folder)
+    CheckpointError.raise_any(causes.check_weights(checkpoint))
     if mla == "merged":
         if architecture.merged is None:
             raise ArchitectureError(
@@ -107,9 +108,7 @@ def _of_folder(folder: Path, pre: str | None, mla: Mla, needs_vocab: bool) -> Mo
     found = problems.attempt(lambda: gather(architecture, checkpoint))
     tensors, ignored, prediction = found or ((), {}, None)
     own = [t for t in tensors if not prediction or t.parts.layer not in prediction.layers]
-    general = problems.attempt(
-        lambda: general_keys(folder, checkpoint.config, architecture.name, own)
-    )
+    general = problems.attempt(lambda: general_keys(top, checkpoint.config, architecture.name, own))
     # A family may have a default number of tokens.
     config = {**checkpoint.config, "vocab_size": architecture.sizes["vocab"]}
     report = VocabReport()
@@ -117,7 +116,7 @@ def _of_folder(folder: Path, pre: str | None, mla: Mla, needs_vocab: bool) -> Mo
         {},
         (),
     )
-    pooling = problems.attempt(lambda: pooling_keys(folder, architecture.name))
+    pooling = problems.attempt(lambda: pooling_keys(top, architecture.name))
     problems.raise_any()
     keys = (general or {}) | architecture.keys | (pooling or {}) | vocab
     return Model(
@@ -126,7 +125,7 @@ def _of_folder(folder: Path, pre: str | None, mla: Mla, needs_vocab: bool) -> Mo
         tensors,
         ignored,
         prediction,
-        (*architecture.deviations, *report.warnings),
+        (*architecture.deviations, *report.warnings, *causes.unread_files(checkpoint)),
         missing=missing,
         trims=report.trims,
     )
@@ -148,34 +147,35 @@ def _vocab(
         return {}, e.messages
 
 
+def _describe(config: Mapping[str, Any], folder: Path) -> Architecture:
+    """Return the architecture of a model to be converted, unless its weights cannot be read."""
+    where = str(folder / "config.json")
+    CheckpointError.raise_any(causes.check_config(config, where))
+    architecture = describe(config, where)
+    ArchitectureError.raise_any(reranker_problems(folder, config))
+    return architecture
+
+
 def describe(config: Mapping[str, Any], where: str) -> Architecture:
     """Return the architecture of a config.json.
 
     where: the path of config.json, which begins every message
 
     The settings of multimodal models are those of their `text_config` or `language_config`.
+    A base class is described as its language model, with the embedding as the output matrix.
     Raises ArchitectureError if the family is unknown, or if llama.cpp cannot compute its settings.
     """
-    listed = config.get("architectures")
-    name = cast(list[Any], listed)[0] if isinstance(listed, list) and listed else None
-    known = families()
-    if not isinstance(name, str):
-        raise ArchitectureError(
-            f"{where}: architectures names no model class; supported are {', '.join(known)}"
-        )
-    if name not in known:
-        stems = {_stem(other): other for other in known}
-        near = [stems[s] for s in difflib.get_close_matches(_stem(name), stems, 3, 0.7)]
-        hint = f"similar are {', '.join(near)}" if near else f"supported are {', '.join(known)}"
-        raise ArchitectureError(
-            f"{where}: architecture {name!r} is not supported; {hint}; if llama.cpp's"
-            " convert_hf_to_gguf.py supports it, convert with that and give the resulting GGUF"
-        )
+    found = class_of(config, where)
     text = config.get("text_config") or config.get("language_config")
     if isinstance(text, dict):
         config = {**config, **cast("dict[str, Any]", text)}
-    return known[name](config, where)
-
-
-def _stem(architecture: str) -> str:
-    return re.sub("For(CausalLM|ConditionalGeneration)|Model", "", architecture).lower()
+    if not found.headless:
+        return found.describe(config, where)
+    architecture = found.describe({**config, "tie_word_embeddings": True}, where)
+    warning = (
+        f"{where}: {found.name} is a language model without an output matrix, as for embeddings;"
+        " without modules.json, give llama.cpp its pooling (`--pooling`)"
+    )
+    if config.get("tie_word_embeddings") is not True:
+        warning += "; text that llama.cpp generates with the file has no meaning"
+    return replace(architecture, deviations=(*architecture.deviations, warning))

@@ -32,6 +32,35 @@ class _Modules:
     modules: tuple[_Module, ...]
 
 
+def folders_of(folder: Path) -> tuple[Path, Path]:
+    """Return the folder with modules.json and the one with the model's config.json.
+
+    They are the same, except where sentence-transformers keeps the model in a folder below
+    (`0_Transformer`). Either of the two may be given.
+
+    Raises ArchitectureError if modules.json is damaged, or names a folder elsewhere.
+    """
+    if not (folder / "config.json").exists() and (folder / "modules.json").is_file():
+        return folder, _transformer(folder) or folder
+    above = folder.absolute().parent
+    if (above / "modules.json").is_file() and not (folder / "modules.json").exists():
+        inner = _transformer(above)
+        if inner and inner.name == folder.absolute().name and inner.parent == above:
+            return above, folder
+    return folder, folder
+
+
+def _transformer(folder: Path) -> Path | None:
+    path = folder / "modules.json"
+    for module in read_config(_Modules, {"modules": _read(path)}, str(path)).modules:
+        if module.type.rpartition(".")[2] == "Transformer" and module.path:
+            inner = folder / module.path
+            if not is_inside(folder, inner):
+                raise ArchitectureError(f"{path}: {shown(str(inner))} is not in this folder")
+            return inner
+    return None
+
+
 def pooling_keys(folder: Path, arch: str) -> Keys:
     """Return `<arch>.pooling_type` as modules.json names it; no key if there is no such file.
 

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, cast
 
 from dynquant.errors import CheckpointError
 from dynquant.quants.table import FLOATS, KEPT
-from dynquant.tensors import ShardFile, Stored
+from dynquant.tensors import Doubles, ShardFile, Stored, TensorSource
 from dynquant.untrusted import RepeatedKeyError, open_regular, parse_json, shown, unique
 
 MAX_HEADER = 100_000_000
@@ -63,13 +63,21 @@ class StoredTensor:
         """The file."""
         return self.file.path
 
-    def source(self) -> Stored:
+    def source(self) -> TensorSource:
+        """Return the rows in their stored type, but F64 rounded to F32.
+
+        Raises CheckpointError if GGUF has no such type.
+        """
+        rows = self.as_stored()
+        return Doubles(rows) if self.dtype == "F64" else rows
+
+    def as_stored(self) -> Stored:
         """Return the rows in their stored type; raise CheckpointError if GGUF has no such type."""
         stored = (FLOATS | KEPT).get(self.dtype)
         if stored is None:
             raise CheckpointError(
                 f"{self.path}: {self.name} is stored as {self.dtype}, which is not supported for"
-                f" weights; supported: {', '.join(FLOATS)}"
+                f" weights; supported: {', '.join(FLOATS)}, F64"
             )
         return Stored(self.file, self.offset, self.shape, stored)
 

@@ -18,6 +18,7 @@ from dynquant.plan.checks import (
     special_types,
     tensor_problems,
 )
+from dynquant.plan.left_out import left_out
 from dynquant.plan.plan import Plan, RecipeText, TensorPlan, padded
 from dynquant.plan.quantizer_keys import quantizer_keys, with_ours
 from dynquant.plan.resolve import resolve
@@ -120,6 +121,7 @@ def make_plan(
         warnings=(
             *model.deviations,
             *loading_warnings(keys, model.trims, model.keys),
+            *left_out(model.ignored),
             *warnings,
             *imatrix_warnings,
         ),

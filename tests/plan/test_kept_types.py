@@ -46,7 +46,7 @@ def test_table_is_copied_with_every_recipe(
 
     stored = table(dtype, *shape)
     save_file({"t": stored}, tmp_path / "x.safetensors")
-    source = read_header(tmp_path / "x.safetensors")["t"].source()
+    source = read_header(tmp_path / "x.safetensors")["t"].as_stored()
     name = "blk.0.ffn_gate_tid2eid.weight"
     tensors = (*model().tensors, ModelTensor(name, source))
     plan = make_plan(model(*tensors), recipe(default))

@@ -1,0 +1,126 @@
+"""The class of a config.json: as it names it, or derived from model_type and from base classes."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+from dynquant.arch.families import Family, families
+from dynquant.errors import ArchitectureError
+
+CLASSES = {
+    "bert": "BertModel",
+    "cohere": "CohereForCausalLM",
+    "cohere2": "Cohere2ForCausalLM",
+    "deepseek_v2": "DeepseekV2ForCausalLM",
+    "deepseek_v3": "DeepseekV3ForCausalLM",
+    "gemma": "GemmaForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
+    "gemma3": "Gemma3ForConditionalGeneration",
+    "gemma3_text": "Gemma3ForCausalLM",
+    "glm": "GlmForCausalLM",
+    "glm4": "Glm4ForCausalLM",
+    "glm4_moe": "Glm4MoeForCausalLM",
+    "gpt_oss": "GptOssForCausalLM",
+    "granite": "GraniteForCausalLM",
+    "granitemoe": "GraniteMoeForCausalLM",
+    "granitemoeshared": "GraniteMoeSharedForCausalLM",
+    "kimi_k2": "KimiK2ForCausalLM",
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "mixtral": "MixtralForCausalLM",
+    "nomic_bert": "NomicBertModel",
+    "olmo2": "Olmo2ForCausalLM",
+    "olmo3": "Olmo3ForCausalLM",
+    "olmoe": "OlmoeForCausalLM",
+    "phi3": "Phi3ForCausalLM",
+    "phimoe": "PhimoeForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen2_moe": "Qwen2MoeForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
+    "qwen3_next": "Qwen3NextForCausalLM",
+    "starcoder2": "Starcoder2ForCausalLM",
+}
+"""Class by `model_type`, for a config.json without `architectures`; as in transformers'
+modeling_auto.py. A type that several models of different layout use is not listed."""
+
+_WITH_HEAD = frozenset(
+    {
+        "GptOssForCausalLM",
+        "Olmo2ForCausalLM",
+        "Olmo3ForCausalLM",
+        "OlmoeForCausalLM",
+        "PhimoeForCausalLM",
+    }
+)
+"""Classes whose graph in llama.cpp needs an output matrix, so that their base class has none."""
+
+_CONVERTED = (
+    "if llama.cpp's convert_hf_to_gguf.py supports it, convert with that and give the resulting"
+    " GGUF"
+)
+
+
+@dataclass(frozen=True)
+class Class:
+    """The class of a model.
+
+    describe: the family's function
+    headless: whether it is a base class, a language model without the output matrix
+    """
+
+    name: str
+    describe: Family
+    headless: bool = False
+
+
+def class_of(config: Mapping[str, Any], where: str) -> Class:
+    """Return the class of a config.json.
+
+    where: the path of config.json, which begins every message
+
+    Raises ArchitectureError with one line if the class is missing or not supported.
+    """
+    known = families()
+    name = _stated(config, where)
+    if name in known:
+        return Class(name, known[name])
+    language_model = re.sub("Model$", "ForCausalLM", name)
+    if language_model in known and language_model not in _WITH_HEAD:
+        return Class(name, known[language_model], headless=True)
+    stems = {_stem(other): other for other in known}
+    near = [stems[s] for s in difflib.get_close_matches(_stem(name), stems, 3, 0.7)]
+    similar = f" (similar classes that are supported: {', '.join(near)})" if near else ""
+    raise ArchitectureError(
+        f"{where}: architecture {name!r} is not supported; {_CONVERTED}{similar}"
+    )
+
+
+def _stated(config: Mapping[str, Any], where: str) -> str:
+    listed = config.get("architectures")
+    if listed is None or listed == []:
+        type_: object = config.get("model_type")
+        if isinstance(type_, str) and type_ in CLASSES:
+            return CLASSES[type_]
+        what = "no architectures and no model_type"
+        if type_ is not None:
+            what = f"no architectures, and model_type {type_!r} is not the name of a known one"
+        raise ArchitectureError(
+            f"{where}: has {what}; add the model's class, such as"
+            ' "architectures": ["LlamaForCausalLM"]'
+        )
+    name = cast("list[object]", listed)[0] if isinstance(listed, list) else listed
+    if not isinstance(listed, list) or not isinstance(name, str):
+        raise ArchitectureError(
+            f"{where}: architectures names no model class; give the class in a list, such as"
+            ' ["LlamaForCausalLM"]'
+        )
+    return name
+
+
+def _stem(architecture: str) -> str:
+    return re.sub("For(CausalLM|ConditionalGeneration)|Model", "", architecture).lower()

@@ -1,0 +1,117 @@
+"""What a file does not contain is one warning for each kind, with where it is available."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from checkpoints import config_of, tensors_of, write_checkpoint
+from handmade import model, recipe
+from safetensors.numpy import save_file
+
+from dynquant.arch.families import bert, deepseek1, gemma
+from dynquant.arch.load import load_model
+from dynquant.plan.left_out import left_out
+from dynquant.plan.make import make_plan
+from dynquant.plan.settle_prediction import _DROPPED  # pyright: ignore[reportPrivateUsage]
+
+TOWER = {
+    f"vision_tower.encoder.layers.{i}.self_attn.{p}_proj.weight": "any reason"
+    for i in range(27)
+    for p in "qk"
+}
+
+
+def test_a_vision_tower_is_one_warning() -> None:
+    (warning,) = left_out(TOWER | {"multi_modal_projector.mm_norm.weight": "any reason"})
+    assert warning.startswith("left out: 55 tensors, vision_tower.encoder.layers.{0-26}.self_attn.")
+    assert "the vision model, which llama.cpp reads from a separate file" in warning
+    assert "convert_hf_to_gguf.py --mmproj" in warning
+
+
+def test_each_kind_has_a_separate_warning() -> None:
+    ahead = {"model.layers.61.eh_proj.weight": _DROPPED}
+    found = [*left_out(TOWER | {"audio_tower.conv1.weight": "", **ahead, "pooler.w": "for x"})]
+    assert [w.rpartition(": ")[2].partition(",")[0].partition(";")[0] for w in found] == [
+        "the vision model",
+        "the audio model",
+        "keep`",
+        "for x",
+    ]
+    assert "prediction_layers: keep" in found[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("visual.blocks.0.attn.qkv.weight", "vision"),
+        ("model.visual.merger.weight", "vision"),
+        ("model.vision_model.x", "vision"),
+        ("model.image_newline", "vision"),
+        ("model.embed_vision.x", "vision"),
+        ("model.mm_projector.0.bias", "vision"),
+        ("model.audio_tower.layers.0.x", "audio"),
+        ("model.embed_audio.x", "audio"),
+    ],
+)
+def test_parts_are_known_by_their_names(name: str, kind: str) -> None:
+    (warning,) = left_out({name: "some reason"})
+    assert f"left out: {name}: the {kind} model, which" in warning
+
+
+def test_families_state_what_is_lost_and_only_that_is_a_warning() -> None:
+    """Frequencies and positions are computed again, so that nothing is lost without them."""
+    patterns = [
+        *gemma.gemma3(config_of("x", num_key_value_heads=None) | GEMMA, "c").ignored.items(),
+        *deepseek1._VISION.items(),  # pyright: ignore[reportPrivateUsage]
+        *bert._IGNORED.items(),  # pyright: ignore[reportPrivateUsage]
+    ]
+    found = [*left_out(dict(patterns))]
+    assert len(found) == len({why for _, why in patterns}) - 2
+
+
+GEMMA = {"head_dim": 4, "sliding_window": 8, "hidden_activation": "gelu_pytorch_tanh"}
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "equal to model.embed_tokens.weight, which llama.cpp uses in its place",
+        "zero in every element, and the model has no such bias",
+        "llama.cpp computes the rotary frequencies from the rope keys",
+        "scales of activations; llama.cpp does not quantize activations in advance",
+        "dropped by recipes/x.yaml:3",
+    ],
+)
+def test_tensors_that_change_nothing_are_no_warning(reason: str) -> None:
+    assert [*left_out({"a.weight": reason})] == []
+
+
+def test_the_plan_has_the_warnings() -> None:
+    plan = make_plan(replace(model(), ignored=dict(TOWER)), recipe())
+    assert [w for w in plan.warnings if w.startswith("left out: ")] == [*left_out(TOWER)]
+
+
+def warnings_beside(folder: Path, *names: str) -> list[str]:
+    config = config_of("LlamaForCausalLM")
+    write_checkpoint(folder, config, tensors_of(config))
+    for name in names:
+        save_file({"x": np.ones(1, np.float32)}, folder / name)
+    return [w for w in load_model(folder, needs_vocab=False).deviations if "left out" in w]
+
+
+def test_adapter_files_beside_the_weights_are_a_warning(tmp_path: Path) -> None:
+    (warning,) = warnings_beside(tmp_path, "adapter_model.safetensors")
+    assert warning.startswith("left out: adapter_model.safetensors: an adapter beside the model")
+    assert "convert_lora_to_gguf.py" in warning
+
+
+def test_other_weights_that_the_index_does_not_list_are_a_warning(tmp_path: Path) -> None:
+    (warning,) = warnings_beside(tmp_path, "mtp.safetensors", "value_head.safetensors")
+    assert warning.startswith("left out: mtp.safetensors and 1 more: the model's index does not")
+
+
+def test_the_same_weights_in_mistrals_layout_are_no_warning(tmp_path: Path) -> None:
+    assert warnings_beside(tmp_path, "consolidated.safetensors") == []
