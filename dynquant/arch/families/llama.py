@@ -33,7 +33,7 @@ from dynquant.transforms import interleaved_heads
 
 
 def llama(config: Mapping[str, Any], where: str) -> Architecture:
-    """Describe a Llama or Mistral: Q and K are reordered to interleaved rotary pairs."""
+    """Describe a Llama: Q and K are reordered to interleaved rotary pairs."""
     c = read_decoder(config, where)
     rope = read_rope(config, where, known=("linear", "dynamic", "yarn", "llama3"))
     rows = WEIGHTS
@@ -58,8 +58,13 @@ def llama(config: Mapping[str, Any], where: str) -> Architecture:
         },
         extra=extra,
         ignored=IGNORED,
-        deviations=window_left_out(config, where),
     )
+
+
+def mistral(config: Mapping[str, Any], where: str) -> Architecture:
+    """Describe a Mistral: a Llama in llama.cpp, whose graph has no window."""
+    # transformers' default; models after the first state null.
+    return replace(llama(config, where), deviations=window_left_out(config, where, 4096))
 
 
 @dataclass(frozen=True)
@@ -88,12 +93,13 @@ def mixtral(config: Mapping[str, Any], where: str) -> Architecture:
         ),
         sizes={**dense.sizes, "experts": experts.num_experts, "expert_ffn": ffn},
         n_experts=experts.num_experts,
+        deviations=window_left_out(config, where),
     )
 
 
 FAMILIES = {
     "LlamaForCausalLM": llama,
     "LLaMAForCausalLM": llama,  # spelling of the first conversions
-    "MistralForCausalLM": llama,
+    "MistralForCausalLM": mistral,
     "MixtralForCausalLM": mixtral,
 }

@@ -25,6 +25,7 @@ from dynquant.arch.experts import Routing, expert_rows, router_row, routing_keys
 from dynquant.arch.graph_limits import fixed, heads_fill_hidden, output_apart
 from dynquant.arch.longrope import longrope_attention, longrope_tensors
 from dynquant.arch.rope import Rope, read_rope
+from dynquant.arch.windows import window_left_out
 from dynquant.errors import ArchitectureError
 from dynquant.keys import f32, u32
 
@@ -103,6 +104,7 @@ def phimoe(config: Mapping[str, Any], where: str) -> Architecture:
         deviations=(
             f"{where}: llama.cpp computes PhiMoE differently from the model's own code: norms do"
             " not subtract the mean, and the weights of the chosen experts sum to one",
+            *window_left_out(config, where),
         ),
     )
 

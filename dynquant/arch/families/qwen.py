@@ -18,7 +18,7 @@ from dynquant.arch.decoder import (
 )
 from dynquant.arch.graph_limits import heads_fill_hidden
 from dynquant.arch.rope import read_rope
-from dynquant.arch.windows import window_left_out
+from dynquant.arch.windows import switched_window_left_out
 from dynquant.errors import ArchitectureError
 
 # llama.cpp's Qwen graphs read no rope_freqs tensor, so that they cannot compute "llama3".
@@ -38,7 +38,7 @@ def qwen2(config: Mapping[str, Any], where: str) -> Architecture:
         n_layers=c.num_hidden_layers,
         tied=TIED if c.tie_word_embeddings else None,
         ignored=IGNORED,
-        deviations=window_left_out(config, where, used=False),
+        deviations=switched_window_left_out(config, where, last=True),
     )
 
 
@@ -59,7 +59,7 @@ def qwen3(config: Mapping[str, Any], where: str) -> Architecture:
         n_layers=c.num_hidden_layers,
         tied=TIED if c.tie_word_embeddings else None,
         ignored=IGNORED,
-        deviations=window_left_out(config, where, used=False),
+        deviations=switched_window_left_out(config, where, last=True),
     )
 
 

@@ -27,6 +27,7 @@ from dynquant.arch.experts import (
 )
 from dynquant.arch.families.qwen import qwen2, qwen3
 from dynquant.arch.graph_limits import fixed, output_apart
+from dynquant.arch.windows import switched_window_left_out
 from dynquant.errors import ArchitectureError
 
 _BLOCK = "model.layers.{}.mlp."
@@ -110,6 +111,7 @@ def qwen2moe(config: Mapping[str, Any], where: str) -> Architecture:
         ),
         sizes={**dense.sizes, **experts.sizes},
         n_experts=experts.num_experts,
+        deviations=switched_window_left_out(config, where, last=False),
     )
 
 
@@ -131,6 +133,7 @@ def qwen3moe(config: Mapping[str, Any], where: str) -> Architecture:
         ),
         sizes={**dense.sizes, **experts.sizes},
         n_experts=experts.num_experts,
+        deviations=switched_window_left_out(config, where, last=False),
     )
 
 

@@ -23,6 +23,7 @@ from dynquant.arch.decoder import (
     read_decoder,
 )
 from dynquant.arch.rope import read_rope
+from dynquant.arch.windows import window_left_out
 from dynquant.errors import ArchitectureError
 
 _LAYER, _OUT = "model.layers.{}.", "blk.{}."
@@ -71,6 +72,7 @@ def starcoder2(config: Mapping[str, Any], where: str) -> Architecture:
         n_layers=c.num_hidden_layers,
         tied=TIED if c.tie_word_embeddings else None,
         ignored=IGNORED,
+        deviations=window_left_out(config, where),
     )
 
 
