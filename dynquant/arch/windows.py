@@ -87,18 +87,18 @@ def window_left_out(
 
 
 def switched_window_left_out(
-    config: Mapping[str, Any], where: str, *, last: bool
+    config: Mapping[str, Any], where: str, layers: Literal["last", "some", "all"]
 ) -> tuple[str, ...]:
     """Return that warning for a Qwen, whose windows act if `use_sliding_window` is true.
 
-    last: whether only layers from `max_window_layers` on have a window if config.json does not list
-          them in `layer_types`
+    layers: which have a window: those that `layer_types` lists, and without it those from
+            `max_window_layers` on ("last") or every second ("some"); or all without exception
     """
     c = read_config(_Stated, config, where)
-    some = not last or c.max_window_layers < c.num_hidden_layers
-    if last and c.layer_types is not None:
-        some = "sliding_attention" in c.layer_types
-    return window_left_out(config, where, 4096) if c.use_sliding_window and some else ()
+    found = layers != "last" or c.max_window_layers < c.num_hidden_layers
+    if layers != "all" and c.layer_types is not None:
+        found = "sliding_attention" in c.layer_types
+    return window_left_out(config, where, 4096) if c.use_sliding_window and found else ()
 
 
 def _left_out(window: int, where: str) -> str:

@@ -41,6 +41,7 @@ from dynquant.arch.graph_limits import fixed
 from dynquant.arch.latent_attention import Latent, Layout
 from dynquant.arch.prediction import prediction_of, prediction_rows
 from dynquant.arch.rope import Rope, deviations, latent_scaling_keys, read_rope
+from dynquant.arch.settings import DECODER, NO_WINDOW, Declared, Settings, harmless, reads
 from dynquant.errors import ArchitectureError
 from dynquant.keys import Keys, u32
 
@@ -275,8 +276,23 @@ def _routing(s: _Settings, gating: int, n_leading_dense: int) -> Routing:
     )
 
 
+_READ = DECODER | reads(_Settings, more="scoring_func topk_method num_local_experts num_experts")
+_HARMLESS = (
+    NO_WINDOW
+    | harmless("latent attention has as many heads of K as of Q", "num_key_value_heads")
+    | harmless("qk_rope_head_dim is rotated", "head_dim")
+    | harmless("checkpoints state num_nextn_predict_layers", "num_mtp_layers")
+)
+_DEEPSEEK3 = Declared(deepseek3, Settings(read=_READ, harmless=_HARMLESS))
 FAMILIES = {
-    "DeepseekV2ForCausalLM": deepseek2,
-    "DeepseekV3ForCausalLM": deepseek3,
-    "KimiK2ForCausalLM": deepseek3,
+    "DeepseekV2ForCausalLM": Declared(
+        deepseek2,
+        Settings(
+            read=_READ,
+            harmless=_HARMLESS
+            | harmless("its own code predicts no further", "num_nextn_predict_layers"),
+        ),
+    ),
+    "DeepseekV3ForCausalLM": _DEEPSEEK3,
+    "KimiK2ForCausalLM": _DEEPSEEK3,
 }

@@ -26,6 +26,7 @@ from dynquant.arch.decoder import (
 )
 from dynquant.arch.experts import Routing, expert_rows, router_row, routing_keys, with_expert_count
 from dynquant.arch.rope import llama3_factors, read_rope
+from dynquant.arch.settings import DECODER, NO_WINDOW, Declared, Settings, harmless, reads
 from dynquant.arch.windows import window_left_out
 from dynquant.keys import u32
 from dynquant.tensors import Computed
@@ -75,6 +76,7 @@ class _Experts:
 
 def mixtral(config: Mapping[str, Any], where: str) -> Architecture:
     """Describe a Mixtral: a Llama in llama.cpp, with experts of width `intermediate_size`."""
+    config = {"rope_theta": 1e6, **config}  # transformers' default
     dense = llama(config, where)
     experts = read_config(_Experts, with_expert_count(config), where)
     block = "model.layers.{}.block_sparse_moe."
@@ -97,9 +99,21 @@ def mixtral(config: Mapping[str, Any], where: str) -> Architecture:
     )
 
 
+_LLAMA = Declared(
+    llama,
+    Settings(
+        read=DECODER,
+        harmless=NO_WINDOW
+        | harmless("states who wrote the file", "is_llama_config")
+        | harmless("repeats max_position_embeddings", "max_sequence_length"),
+    ),
+)
+_WINDOW = {"sliding_window"}
 FAMILIES = {
-    "LlamaForCausalLM": llama,
-    "LLaMAForCausalLM": llama,  # spelling of the first conversions
-    "MistralForCausalLM": mistral,
-    "MixtralForCausalLM": mixtral,
+    "LlamaForCausalLM": _LLAMA,
+    "LLaMAForCausalLM": _LLAMA,  # spelling of the first conversions
+    "MistralForCausalLM": Declared(mistral, Settings(read=DECODER | _WINDOW)),
+    "MixtralForCausalLM": Declared(
+        mixtral, Settings(read=DECODER | _WINDOW | reads(_Experts, more="num_local_experts"))
+    ),
 }

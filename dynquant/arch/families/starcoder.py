@@ -23,6 +23,7 @@ from dynquant.arch.decoder import (
     read_decoder,
 )
 from dynquant.arch.rope import read_rope
+from dynquant.arch.settings import DECODER, Declared, Settings, constant, harmless, reads
 from dynquant.arch.windows import window_left_out
 from dynquant.errors import ArchitectureError
 
@@ -76,4 +77,17 @@ def starcoder2(config: Mapping[str, Any], where: str) -> Architecture:
     )
 
 
-FAMILIES = {"Starcoder2ForCausalLM": starcoder2}
+FAMILIES = {
+    "Starcoder2ForCausalLM": Declared(
+        starcoder2,
+        Settings(
+            read=DECODER | reads(_Starcoder2, more="sliding_window"),
+            harmless=harmless(
+                "rounding only", "attention_softmax_in_fp32 scale_attention_softmax_in_fp32"
+            ),
+            only=constant("layer_norm", "norm_type")
+            | constant("default", "mlp_type")
+            | constant(True, "scale_attn_weights"),
+        ),
+    )
+}
