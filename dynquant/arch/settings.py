@@ -17,6 +17,7 @@ from typing import Any, cast
 
 from dynquant.arch.base import Architecture
 from dynquant.arch.decoder import Config
+from dynquant.arch.experts import routing_problems
 from dynquant.arch.families import Family
 from dynquant.arch.rope import Rope
 from dynquant.errors import ArchitectureError, Problems
@@ -143,6 +144,8 @@ class Declared:
         problems = Problems()
         found = problems.attempt(lambda: self.family(config, where), ArchitectureError)
         problems.add(*self.settings.problems(config, where))
+        if found is not None:
+            problems.add(*routing_problems(found.name, found.keys, where))
         problems.raise_any(ArchitectureError)
         if found is None:
             raise ValueError("an error was collected but not raised")

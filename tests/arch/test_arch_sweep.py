@@ -315,3 +315,31 @@ def test_warnings_apply_to_merged_attention_too() -> None:
     assert found.merged is not None
     assert found.merged.deviations == found.deviations
     assert len(found.deviations) == 2
+
+
+TOO_MANY: tuple[tuple[str, dict[str, Any], str], ...] = (
+    ("mixtral", {"num_experts_per_tok": 6}, "num_experts_per_tok is 6, .* only 5 experts"),
+    ("olmoe", {"num_experts_per_tok": 6}, "only 5 experts"),
+    ("gpt-oss", {"num_experts_per_tok": 6}, "only 5 experts"),
+    ("deepseek-v3", {"num_experts_per_tok": 10}, "only 9 experts"),
+    ("deepseek-v3", {"num_experts_per_tok": 7}, "topk_group 2 leaves only 6 of 9 experts"),
+    ("deepseek-v3", {"topk_group": 1}, "is 4, but topk_group 1 leaves only 3 of 9 experts"),
+    ("glm4moe", {"num_experts_per_tok": 4}, "topk_group 1 leaves only 3 of 6 experts"),
+)
+
+
+@pytest.mark.parametrize(("family", "changes", "message"), TOO_MANY)
+def test_more_experts_a_token_than_can_be_chosen_are_refused(
+    family: str, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ArchitectureError, match=message):
+        describe(changed(family, changes), "config.json")
+
+
+@pytest.mark.parametrize("family", ["deepseek-v2", "deepseek-v3", "qwen3next"])
+def test_an_epsilon_that_llama_cpp_uses_in_more_norms_is_reported(family: str) -> None:
+    before = describe(config_of(family), "config.json").deviations
+    after = describe(changed(family, {"rms_norm_eps": 1e-5}), "config.json").deviations
+    (warning,) = set(after) - set(before)
+    assert "rms_norm_eps is 1e-05" in warning
+    assert "own code has 1e-06 there" in warning

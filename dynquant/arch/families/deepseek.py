@@ -37,7 +37,7 @@ from dynquant.arch.experts import (
     routing_keys,
     shared_rows,
 )
-from dynquant.arch.graph_limits import fixed
+from dynquant.arch.graph_limits import fixed, other_epsilon
 from dynquant.arch.latent_attention import Latent, Layout
 from dynquant.arch.prediction import prediction_of, prediction_rows
 from dynquant.arch.rope import Rope, deviations, latent_scaling_keys, read_rope
@@ -227,7 +227,10 @@ def _describe(
         ignored=IGNORED,
         n_experts=settings.n_routed_experts,
         prediction=prediction_of(NAME, parts.ahead),
-        deviations=deviations(rope, where),
+        deviations=(
+            *deviations(rope, where),
+            *other_epsilon(decoder, "the norms of latent attention", where),
+        ),
     )
     merged = replace(split, keys=parts.keys("merged", where), rows=parts.rows("merged"))
     return replace(split, merged=merged)
@@ -236,11 +239,6 @@ def _describe(
 def _problems(c: Config, s: _Settings, where: str) -> Iterator[str]:
     yield from fixed(c, {"attention_bias": False, "mlp_bias": False}, where)
     yield from fixed(s, {"moe_layer_freq": 1, "rope_interleave": True}, where)
-    if s.num_experts_per_tok > s.n_routed_experts:
-        yield (
-            f"{where}: num_experts_per_tok {s.num_experts_per_tok} is more than n_routed_experts"
-            f" {s.n_routed_experts}"
-        )
     # llama.cpp recognises the Lite models by the same test, and then expects q_proj.
     lite = c.num_hidden_layers in (26, 27) or (c.num_hidden_layers, c.vocab_size) == (48, 128256)
     if lite and s.q_lora_rank is not None:

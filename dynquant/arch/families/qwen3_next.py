@@ -24,7 +24,7 @@ from dynquant.arch.decoder import (
 from dynquant.arch.experts import routing_keys
 from dynquant.arch.families.qwen import SCALINGS
 from dynquant.arch.families.qwen_moe import READ, ROUTED, SHARED, read_experts
-from dynquant.arch.graph_limits import fixed
+from dynquant.arch.graph_limits import fixed, other_epsilon
 from dynquant.arch.linear_attention import LINEAR_ATTENTION, Linear
 from dynquant.arch.rope import read_rope
 from dynquant.arch.settings import NO_WINDOW, Declared, Settings, reads
@@ -120,6 +120,7 @@ def qwen3next(config: Mapping[str, Any], where: str) -> Architecture:
         ignored=IGNORED,
         n_experts=experts.num_experts,
         prediction=Prediction(range(n, n + 1), ahead),
+        deviations=other_epsilon(c, "the norms of Q and K in linear attention", where),
     )
 
 
