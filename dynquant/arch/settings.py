@@ -84,27 +84,30 @@ class Settings:
 
     def _unknown(self, config: Mapping[str, Any]) -> Iterator[str]:
         """Yield the names of settings that are neither empty nor known."""
-        for name, value in config.items():
-            if name not in self.known and not _is_empty(value):
-                yield name
-            elif name in _SETS:
-                yield from (f"{name}.{inner}" for inner in self._unknown_of_rope(value))
-
-    def _unknown_of_rope(self, value: object) -> Iterator[str]:
-        if not isinstance(value, dict):
-            return
-        known = _OF_ROPE | self.of_rope
-        for name, inner in cast("dict[str, Any]", value).items():
-            if isinstance(inner, dict):  # a set for the layers of each type
-                yield from (f"{name}.{n}" for n in self._unknown_of_rope(cast("object", inner)))
-            elif name not in known and not _is_empty(inner):
-                yield name
+        known, of_rope = self.known, _OF_ROPE | self.of_rope
+        yield from (n for n, value in config.items() if n not in known and not _is_empty(value))
+        for path, values in _ropes(config):
+            yield from (
+                f"{path}.{n}"
+                for n, value in values.items()
+                if n not in of_rope and not isinstance(value, dict) and not _is_empty(value)
+            )
 
 
 _SETS = ("rope_parameters", "rope_scaling")
 _OF_ROPE = frozenset(f.name for f in fields(Rope)) | {"type", "finetuned"}
 _MAX_NAMED = 8
 """Limit on the unknown settings that a warning names."""
+
+
+def _ropes(config: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the sets of rope settings with their names: one, or one for each type of layers."""
+    for name in _SETS:
+        found = config.get(name)
+        if isinstance(found, dict):
+            values = cast("dict[str, Any]", found)
+            yield name, values
+            yield from ((f"{name}.{n}", v) for n, v in values.items() if isinstance(v, dict))
 
 
 def _is_empty(value: object) -> bool:
@@ -162,13 +165,13 @@ COMMON: dict[str, str] = {
         "how the checkpoint was saved, and how a library loads it",
         "architectures model_type dtype torch_dtype transformers_version auto_map custom_pipelines"
         " _name_or_path name_or_path _commit_hash transformers_weights transformers.js_config"
-        " use_cache torchscript use_bfloat16 tf_legacy_loss is_encoder_decoder return_dict"
+        " use_cache torchscript use_bfloat16 tf_legacy_loss return_dict"
         " return_dict_in_generate output_attentions output_hidden_states output_scores"
         " output_router_logits _attn_implementation _attn_implementation_autoset"
         " attn_implementation _attn_implementation_internal _experts_implementation"
         " _flash_attn_2_enabled use_flash_attn use_flash_attention cache_implementation"
         " _output_attentions unsloth_version unsloth_fixed unsloth_optimized model_name"
-        " pruned_heads chunk_size_feed_forward license",
+        " chunk_size_feed_forward license",
     ),
     **harmless(
         "read with the stored weights",

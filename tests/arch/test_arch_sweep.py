@@ -290,6 +290,13 @@ def test_unknown_settings_are_one_warning_with_their_names() -> None:
     )
 
 
+def test_an_unknown_setting_of_the_rope_of_some_layers_is_reported() -> None:
+    sets = config_of("gemma3")["rope_parameters"]
+    sets["sliding_attention"]["spiral"] = 3
+    (warning,) = describe(changed("gemma3", {"rope_parameters": sets}), "config.json").deviations
+    assert "'rope_parameters.sliding_attention.spiral';" in warning
+
+
 @pytest.mark.parametrize("value", [None, False, "", [], {}])
 def test_an_unknown_setting_that_is_off_is_not_reported(value: object) -> None:
     assert describe(changed("qwen3", {"new_norm": value}), "config.json").deviations == ()
