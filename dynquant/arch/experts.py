@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,6 +95,29 @@ def routing_keys(arch: str, r: Routing) -> Keys:
     if r.weights_norm is not None:
         keys["expert_weights_norm"] = boolean(r.weights_norm)
     return {f"{arch}.{name}": value for name, value in keys.items()}
+
+
+def routing_problems(arch: str, keys: Keys, where: str) -> Iterator[str]:
+    """Yield a message if a token would need more experts than there are to choose from.
+
+    keys: the architecture's; llama.cpp does not load a file with more experts used than there are.
+          If groups limit the choice, it would take the missing ones from no group, and the model's
+          own code from groups that were not chosen
+    """
+
+    def count(name: str) -> int:
+        found = keys.get(f"{arch}.{name}")
+        return int(found.value) if found is not None and isinstance(found.value, int) else 0
+
+    n, used = count("expert_count"), count("expert_used_count")
+    groups, groups_used = count("expert_group_count"), count("expert_group_used_count")
+    if used > n:
+        yield f"{where}: num_experts_per_tok is {used}, but there are only {n} experts"
+    elif groups > 1 and used > groups_used * (n // groups):
+        yield (
+            f"{where}: num_experts_per_tok is {used}, but topk_group {groups_used} leaves only"
+            f" {groups_used * (n // groups)} of {n} experts to choose from"
+        )
 
 
 def _present(name: str, value: int | None) -> Keys:

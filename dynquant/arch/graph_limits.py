@@ -21,6 +21,23 @@ def fixed(settings: object, expected: Mapping[str, object], where: str) -> Itera
             )
 
 
+OWN_EPSILON = 1e-6
+"""The epsilon of norms for which some models' own code does not read rms_norm_eps."""
+
+
+def other_epsilon(c: Config, norms: str, where: str) -> tuple[str, ...]:
+    """Return a warning if llama.cpp has another epsilon in some norms than the model's own code.
+
+    norms: those that have OWN_EPSILON in the model's own code, and rms_norm_eps in llama.cpp
+    """
+    if c.rms_norm_eps == OWN_EPSILON:
+        return ()
+    return (
+        f"{where}: rms_norm_eps is {c.rms_norm_eps:g}, which llama.cpp uses in {norms} too; the"
+        f" model's own code has {OWN_EPSILON:g} there, so results differ slightly",
+    )
+
+
 def heads_fill_hidden(c: Config, where: str) -> Iterator[str]:
     """Yield a message unless the heads of Q add up to hidden_size, as some graphs assume."""
     if c.num_attention_heads * c.n_per_head != c.hidden_size:

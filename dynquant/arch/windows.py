@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from dynquant.arch.config import Count, Truth, read_config
+from dynquant.arch.config import Count, LayersCount, Truth, read_config
 from dynquant.errors import ArchitectureError
 from dynquant.keys import Keys, booleans, u32
 
@@ -63,22 +63,48 @@ def window_keys(
 @dataclass(frozen=True)
 class _Stated:
     max_position_embeddings: Count
+    num_hidden_layers: LayersCount
     sliding_window: int | None = None
-    use_sliding_window: Truth | None = None
+    use_sliding_window: Truth = False
+    max_window_layers: int = 28
+    layer_types: tuple[str, ...] | None = None
 
 
-def window_left_out(config: Mapping[str, Any], where: str, used: bool = True) -> tuple[str, ...]:
+def window_left_out(
+    config: Mapping[str, Any], where: str, default: int | None = None
+) -> tuple[str, ...]:
     """Return a warning if the model has a window and llama.cpp's graph of the family has none.
 
-    used: the family's default of `use_sliding_window`
+    Only for families whose own code reads `sliding_window`; it has no effect in all others.
+
+    default: the window if config.json does not state one; null is stated, and means no window
     """
     c = read_config(_Stated, config, where)
-    used = used if c.use_sliding_window is None else c.use_sliding_window
-    if not used or not c.sliding_window or c.sliding_window >= c.max_position_embeddings:
+    window = c.sliding_window if "sliding_window" in config else default
+    if not window or window >= c.max_position_embeddings:
         return ()
+    return (_left_out(window, where),)
+
+
+def switched_window_left_out(
+    config: Mapping[str, Any], where: str, layers: Literal["last", "some", "all"]
+) -> tuple[str, ...]:
+    """Return that warning for a Qwen, whose windows act if `use_sliding_window` is true.
+
+    layers: which have a window: those that `layer_types` lists, and without it those from
+            `max_window_layers` on ("last") or every second ("some"); or all without exception
+    """
+    c = read_config(_Stated, config, where)
+    found = layers != "last" or c.max_window_layers < c.num_hidden_layers
+    if layers != "all" and c.layer_types is not None:
+        found = "sliding_attention" in c.layer_types
+    return window_left_out(config, where, 4096) if c.use_sliding_window and found else ()
+
+
+def _left_out(window: int, where: str) -> str:
     return (
-        f"{where}: sliding_window is {c.sliding_window}, but llama.cpp's graph of this family has"
-        " no window: for longer texts results differ from the model's own code",
+        f"{where}: sliding_window is {window}, but llama.cpp's graph of this family has"
+        " no window: for longer texts results differ from the model's own code"
     )
 
 

@@ -166,7 +166,31 @@ WINDOWS = (
     ("mistral", {"sliding_window": 512}, False),
     ("phi3", {"sliding_window": 100}, True),
     ("qwen2", {"sliding_window": 64}, False),
-    ("qwen2", {"sliding_window": 64, "use_sliding_window": True}, True),
+    ("qwen2", {"sliding_window": 64, "use_sliding_window": True, "max_window_layers": 2}, True),
+    ("qwen2", {"sliding_window": 64, "use_sliding_window": True, "max_window_layers": 3}, False),
+    (
+        "qwen3",
+        {
+            "sliding_window": 64,
+            "use_sliding_window": True,
+            "layer_types": ["full_attention", "sliding_attention"],
+        },
+        True,
+    ),
+    ("qwen3", {"sliding_window": 64, "use_sliding_window": True}, False),  # its types are all full
+    ("qwen2moe", {"sliding_window": 64, "use_sliding_window": True}, True),
+    ("qwen3moe", {"sliding_window": 64, "use_sliding_window": True}, True),
+    ("qwen3moe", {"sliding_window": 64}, False),
+    ("mixtral", {"sliding_window": 64}, True),
+    ("starcoder2", {"sliding_window": 64}, True),
+    ("starcoder2", {"sliding_window": 512}, False),
+    ("phimoe", {"sliding_window": 40}, True),
+    ("phimoe", {"sliding_window": None}, False),
+    # Their own code has no window.
+    ("llama-3.1", {"sliding_window": 64}, False),
+    ("granite", {"sliding_window": 64}, False),
+    ("granitemoe", {"sliding_window": 64}, False),
+    ("deepseek", {"sliding_window": 64}, False),
 )
 
 
@@ -175,4 +199,11 @@ def test_a_window_that_llama_cpp_does_not_have_is_reported(
     family: str, changes: dict[str, Any], reported: bool
 ) -> None:
     found = describe({**config_of(family), **changes}, "config.json").deviations
-    assert ["has no window" in text for text in found] == [True] * reported
+    assert sum("has no window" in text for text in found) == reported
+
+
+def test_a_mistral_that_does_not_state_its_window_has_that_of_its_class() -> None:
+    config = {k: v for k, v in config_of("mistral").items() if k != "sliding_window"}
+    (warning,) = describe({**config, "max_position_embeddings": 8192}, "config.json").deviations
+    assert "sliding_window is 4096" in warning
+    assert describe({**config, "max_position_embeddings": 4096}, "config.json").deviations == ()

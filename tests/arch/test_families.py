@@ -181,7 +181,7 @@ CONFIG_MISTAKES: tuple[tuple[str, str, Callable[[dict[str, Any]], Any]], ...] = 
     ("deepseek-v3", "rope base", lambda c: c.update(rope_theta=100000.0)),
     ("deepseek-v3", "rope scaling", lambda c: c.pop("rope_scaling")),
     ("deepseek-v3", "scores", lambda c: c["rope_scaling"].update(mscale=0.5, mscale_all_dim=0.5)),
-    ("deepseek-v3", "groups", lambda c: c.update(topk_group=1)),
+    ("deepseek-v3", "groups", lambda c: c.update(n_group=1, topk_group=1)),
     ("deepseek-v3", "all groups", lambda c: c.update(topk_group=3)),
     ("deepseek-v3", "experts used", lambda c: c.update(num_experts_per_tok=3)),
     ("deepseek-v3", "experts' scale", lambda c: c.update(routed_scaling_factor=1.0)),

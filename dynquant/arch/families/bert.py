@@ -8,6 +8,8 @@ from typing import Any
 
 from dynquant.arch.base import Architecture, Row
 from dynquant.arch.config import Count, LayersCount, Positive, Truth, read_config
+from dynquant.arch.rope import read_rope
+from dynquant.arch.settings import Declared, Settings, constant, harmless, reads
 from dynquant.errors import ArchitectureError
 from dynquant.keys import Keys, boolean, f32, u32
 
@@ -161,8 +163,8 @@ _NOMIC_FIXED: dict[str, object] = {
 
 @dataclass(frozen=True)
 class _Nomic:
-    rope_theta: Positive = 1000.0
     max_trained_positions: Count | None = None
+    head_dim: Count | None = None
 
 
 def nomic(config: Mapping[str, Any], where: str) -> Architecture:
@@ -173,20 +175,61 @@ def nomic(config: Mapping[str, Any], where: str) -> Architecture:
         if config.get(key, fixed) not in (fixed, None)
     )
     renamed = {**config, **{n: config[o] for o, n in _NOMIC_NAMES.items() if o in config}}
-    ropes = config.get("rope_parameters")
-    theta = config.get("rotary_emb_base", config.get("rope_theta"))
-    if isinstance(ropes, dict):
-        theta = ropes.get("rope_theta", theta)  # pyright: ignore[reportUnknownMemberType,reportUnknownVariableType]
-    own = read_config(_Nomic, {**config, "rope_theta": theta}, where)
+    own = read_config(_Nomic, config, where)
     c = _read(renamed, where, ("swiglu", "silu"))
+    theta = config.get("rotary_emb_base", config.get("rope_theta"))
+    based = {**renamed, "rope_theta": 1000.0 if theta is None else theta}  # transformers' default
+    rope = read_rope(based, where, known=("dynamic",))
+    if own.head_dim not in (None, c.hidden_size // c.num_attention_heads):
+        raise ArchitectureError(
+            f"{where}: head_dim is {own.head_dim}; llama.cpp computes nomic-bert with"
+            f" {c.hidden_size // c.num_attention_heads}, hidden_size divided by the heads"
+        )
     # Longer contexts need a rope scaling that users set in the runtime.
     trained = min(c.max_position_embeddings, own.max_trained_positions or 2**31)
-    more = {"rope.freq_base": f32(own.rope_theta), "context_length": u32(trained)}
+    more = {"rope.freq_base": f32(rope.rope_theta), "context_length": u32(trained)}
     return _describe("nomic-bert", c, _NOMIC, more)
 
 
+_BERT_SETTINGS = Settings(
+    read=reads(_Config),
+    harmless=harmless("an embedding model has no output matrix", "tie_word_embeddings")
+    | harmless(
+        "of the pooler, which the file leaves out",
+        "directionality pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers"
+        " pooler_size_per_head pooler_type",
+    ),
+    only=constant(False, "add_cross_attention"),
+)
+_NOMIC_SETTINGS = Settings(
+    read=reads(_Config, _Nomic) | {*_NOMIC_NAMES, *_NOMIC_FIXED, "rotary_emb_base", "rope_theta"},
+    harmless=harmless("an embedding model has no output matrix", "tie_word_embeddings")
+    | harmless(
+        "how the model's own code computes the same results",
+        "use_xentropy fused_bias_fc fused_dropout_add_ln use_flash_attn pad_vocab_size_multiple"
+        " dense_seq_output reorder_and_upcast_attn mlp_checkpoint_lvl residual_in_fp32 n_ctx",
+    )
+    | harmless("has no effect within max_trained_positions", "rotary_scaling_factor")
+    | harmless(
+        "of summaries, which the file leaves out",
+        "summary_activation summary_first_dropout summary_proj_to_labels summary_type"
+        " summary_use_proj",
+    )
+    | harmless(
+        "of experts, which no layer has",
+        "num_experts num_shared_experts moe_impl moe_top_k moe_normalize_expert_weights"
+        " moe_resid_pdrop expert_choice_router ffn_div",
+    ),
+    only=constant(
+        False,
+        "scale_attn_by_inverse_layer_idx use_rms_norm parallel_block parallel_block_tied_norm"
+        " last_layer_subset",
+    )
+    | constant(True, "scale_attn_weights"),
+)
+_BERT_FAMILY = Declared(bert, _BERT_SETTINGS)
 FAMILIES = {
-    "BertModel": bert,
-    "BertForMaskedLM": bert,
-    "NomicBertModel": nomic,
+    "BertModel": _BERT_FAMILY,
+    "BertForMaskedLM": _BERT_FAMILY,
+    "NomicBertModel": Declared(nomic, _NOMIC_SETTINGS),
 }

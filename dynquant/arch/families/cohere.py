@@ -21,6 +21,16 @@ from dynquant.arch.decoder import (
     read_decoder,
 )
 from dynquant.arch.rope import read_rope
+from dynquant.arch.settings import (
+    DECODER,
+    NO_WINDOW,
+    TIED_ALWAYS,
+    Declared,
+    Settings,
+    constant,
+    harmless,
+    reads,
+)
 from dynquant.arch.windows import layer_types, window_keys
 from dynquant.errors import ArchitectureError
 from dynquant.keys import f32, u32
@@ -100,7 +110,7 @@ def command_r(config: Mapping[str, Any], where: str) -> Architecture:
 
 def cohere2(config: Mapping[str, Any], where: str) -> Architecture:
     """Describe a Command-R7B or Command-A: every fourth layer has no window and no rope."""
-    config = {"sliding_window": 4096, **_DEFAULTS, **config}
+    config = {"sliding_window": 4096, **_DEFAULTS, "rope_theta": 10000.0, **config}
     c, own = _read(config, where)
     rope = read_rope(config, where, known=("linear", "dynamic", "yarn"))
     slides = layer_types(config, c.num_hidden_layers, own.sliding_window_pattern, where)
@@ -117,7 +127,21 @@ def cohere2(config: Mapping[str, Any], where: str) -> Architecture:
     )
 
 
+_READ = DECODER | reads(_Cohere)
+_COHERE2 = Settings(
+    read=_READ | {"sliding_window", "layer_types"},
+    harmless=harmless("repeats sliding_window_pattern", "layer_switch order_of_interleaved_layers")
+    | harmless("has no effect without a norm", "use_parallel_embedding")
+    | harmless("the embedding is always the output matrix", "use_embedding_sharing"),
+    only=TIED_ALWAYS
+    | constant(1.0, "rotary_pct")
+    | constant("rope_gptj", "position_embedding_type")
+    | constant(True, "use_parallel_block use_gated_activation")
+    | constant(False, "use_qk_norm"),
+)
 FAMILIES = {
-    "CohereForCausalLM": command_r,
-    "Cohere2ForCausalLM": cohere2,
+    "CohereForCausalLM": Declared(
+        command_r, Settings(read=_READ, harmless=NO_WINDOW, only=TIED_ALWAYS)
+    ),
+    "Cohere2ForCausalLM": Declared(cohere2, _COHERE2),
 }

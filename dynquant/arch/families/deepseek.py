@@ -37,10 +37,11 @@ from dynquant.arch.experts import (
     routing_keys,
     shared_rows,
 )
-from dynquant.arch.graph_limits import fixed
+from dynquant.arch.graph_limits import fixed, other_epsilon
 from dynquant.arch.latent_attention import Latent, Layout
 from dynquant.arch.prediction import prediction_of, prediction_rows
 from dynquant.arch.rope import Rope, deviations, latent_scaling_keys, read_rope
+from dynquant.arch.settings import DECODER, NO_WINDOW, Declared, Settings, harmless, reads
 from dynquant.errors import ArchitectureError
 from dynquant.keys import Keys, u32
 
@@ -226,7 +227,10 @@ def _describe(
         ignored=IGNORED,
         n_experts=settings.n_routed_experts,
         prediction=prediction_of(NAME, parts.ahead),
-        deviations=deviations(rope, where),
+        deviations=(
+            *deviations(rope, where),
+            *other_epsilon(decoder, "the norms of latent attention", where),
+        ),
     )
     merged = replace(split, keys=parts.keys("merged", where), rows=parts.rows("merged"))
     return replace(split, merged=merged)
@@ -235,11 +239,6 @@ def _describe(
 def _problems(c: Config, s: _Settings, where: str) -> Iterator[str]:
     yield from fixed(c, {"attention_bias": False, "mlp_bias": False}, where)
     yield from fixed(s, {"moe_layer_freq": 1, "rope_interleave": True}, where)
-    if s.num_experts_per_tok > s.n_routed_experts:
-        yield (
-            f"{where}: num_experts_per_tok {s.num_experts_per_tok} is more than n_routed_experts"
-            f" {s.n_routed_experts}"
-        )
     # llama.cpp recognises the Lite models by the same test, and then expects q_proj.
     lite = c.num_hidden_layers in (26, 27) or (c.num_hidden_layers, c.vocab_size) == (48, 128256)
     if lite and s.q_lora_rank is not None:
@@ -275,8 +274,23 @@ def _routing(s: _Settings, gating: int, n_leading_dense: int) -> Routing:
     )
 
 
+_READ = DECODER | reads(_Settings, more="scoring_func topk_method num_local_experts num_experts")
+_HARMLESS = (
+    NO_WINDOW
+    | harmless("latent attention has as many heads of K as of Q", "num_key_value_heads")
+    | harmless("qk_rope_head_dim is rotated", "head_dim")
+    | harmless("checkpoints state num_nextn_predict_layers", "num_mtp_layers")
+)
+_DEEPSEEK3 = Declared(deepseek3, Settings(read=_READ, harmless=_HARMLESS))
 FAMILIES = {
-    "DeepseekV2ForCausalLM": deepseek2,
-    "DeepseekV3ForCausalLM": deepseek3,
-    "KimiK2ForCausalLM": deepseek3,
+    "DeepseekV2ForCausalLM": Declared(
+        deepseek2,
+        Settings(
+            read=_READ,
+            harmless=_HARMLESS
+            | harmless("its own code predicts no further", "num_nextn_predict_layers"),
+        ),
+    ),
+    "DeepseekV3ForCausalLM": _DEEPSEEK3,
+    "KimiK2ForCausalLM": _DEEPSEEK3,
 }

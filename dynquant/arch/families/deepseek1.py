@@ -16,6 +16,7 @@ from dynquant.arch.decoder import ATTENTION, EMBEDDING, MLP, OUTPUT, OUTPUT_NORM
 from dynquant.arch.experts import SOFTMAX, Routing, routing_keys
 from dynquant.arch.families.deepseek import EXPERTS
 from dynquant.arch.families.llama import llama
+from dynquant.arch.settings import DECODER, NO_WINDOW, Declared, Settings, constant, harmless, reads
 from dynquant.errors import ArchitectureError
 
 
@@ -121,8 +122,27 @@ def _problems(experts: _Experts, dense: Architecture, where: str) -> Iterator[st
         )
 
 
+_READ = DECODER | reads(_Experts)
+_OCR = Declared(
+    deepseek_ocr,
+    Settings(
+        read=_READ,
+        harmless=NO_WINDOW
+        | harmless("greedy routing has no groups", "n_group topk_group")
+        | harmless(
+            "attention is not latent",
+            "kv_lora_rank q_lora_rank qk_nope_head_dim qk_rope_head_dim v_head_dim",
+        )
+        | harmless(
+            "of the vision model, which the file leaves out",
+            "vision_config projector_config language_config text_config candidate_resolutions"
+            " global_view_pos tile_tag image_size",
+        ),
+        only=constant(1.0, "routed_scaling_factor") | constant(True, "lm_head"),
+    ),
+)
 FAMILIES = {
-    "DeepseekForCausalLM": deepseek,
-    "DeepseekOCRForCausalLM": deepseek_ocr,
-    "DeepseekOCR2ForCausalLM": deepseek_ocr,
+    "DeepseekForCausalLM": Declared(deepseek, Settings(read=_READ, harmless=NO_WINDOW)),
+    "DeepseekOCRForCausalLM": _OCR,
+    "DeepseekOCR2ForCausalLM": _OCR,
 }

@@ -26,6 +26,16 @@ from dynquant.arch.decoder import (
     read_decoder,
 )
 from dynquant.arch.rope import read_rope
+from dynquant.arch.settings import (
+    DECODER,
+    NO_WINDOW,
+    TIED_ALWAYS,
+    Declared,
+    Settings,
+    constant,
+    harmless,
+    reads,
+)
 from dynquant.arch.windows import layer_types, window_keys
 from dynquant.errors import ArchitectureError
 from dynquant.keys import Keys, f32
@@ -245,9 +255,37 @@ def _ropes(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 _ROPE = ("rope_parameters", "rope_scaling", "rope_theta", "rope_local_base_freq")
 
+_READ = DECODER | {"hidden_activation"}
+_WINDOWS = {"sliding_window", "layer_types"}
+_GEMMA3_FAMILY = Declared(
+    gemma3,
+    Settings(
+        read=_READ | _WINDOWS | reads(_Gemma3, more="rope_local_base_freq"),
+        harmless=harmless("layer_types states it", "_sliding_window_pattern")
+        | harmless(
+            "of the vision model, which the file leaves out",
+            "vision_config text_config image_token_index image_token_id boi_token_index"
+            " eoi_token_index mm_tokens_per_image",
+        ),
+    ),
+)
 FAMILIES = {
-    "GemmaForCausalLM": gemma,
-    "Gemma2ForCausalLM": gemma2,
-    "Gemma3ForCausalLM": gemma3,
-    "Gemma3ForConditionalGeneration": gemma3,
+    "GemmaForCausalLM": Declared(
+        gemma,
+        Settings(
+            read=_READ,
+            harmless=NO_WINDOW,
+            only=TIED_ALWAYS | constant(False, "use_bidirectional_attention"),
+        ),
+    ),
+    "Gemma2ForCausalLM": Declared(
+        gemma2,
+        Settings(
+            read=_READ | _WINDOWS | reads(_Gemma2),
+            harmless=harmless("repeats sliding_window", "sliding_window_size"),
+            only=TIED_ALWAYS,
+        ),
+    ),
+    "Gemma3ForCausalLM": _GEMMA3_FAMILY,
+    "Gemma3ForConditionalGeneration": _GEMMA3_FAMILY,
 }

@@ -20,6 +20,7 @@ from dynquant.arch.decoder import (
     read_decoder,
 )
 from dynquant.arch.rope import Rope, read_rope
+from dynquant.arch.settings import DECODER, NO_WINDOW, Declared, Settings
 from dynquant.errors import ArchitectureError
 from dynquant.keys import Keys, u32
 
@@ -98,7 +99,8 @@ def glm4(config: Mapping[str, Any], where: str) -> Architecture:
     return _dense("glm4", config, where, norms=_POST_NORMS)
 
 
+_SETTINGS = Settings(read=DECODER, harmless=NO_WINDOW)
 FAMILIES = {
-    "GlmForCausalLM": glm,
-    "Glm4ForCausalLM": glm4,
+    "GlmForCausalLM": Declared(glm, _SETTINGS),
+    "Glm4ForCausalLM": Declared(glm4, _SETTINGS),
 }

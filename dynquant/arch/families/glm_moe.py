@@ -38,6 +38,7 @@ from dynquant.arch.experts import (
     with_expert_count,
 )
 from dynquant.arch.families.glm import glm_keys, read_glm
+from dynquant.arch.settings import DECODER, NO_WINDOW, Declared, Settings, harmless, reads
 from dynquant.keys import u32
 
 _LAYER, _OUT = "model.layers.{}.", "blk.{}."
@@ -137,4 +138,13 @@ def glm4moe(config: Mapping[str, Any], where: str) -> Architecture:
     )
 
 
-FAMILIES = {"Glm4MoeForCausalLM": glm4moe}
+FAMILIES = {
+    "Glm4MoeForCausalLM": Declared(
+        glm4moe,
+        Settings(
+            read=DECODER | reads(_Experts, more="n_routed_experts num_local_experts"),
+            harmless=NO_WINDOW
+            | harmless("checkpoints state num_nextn_predict_layers", "num_mtp_layers"),
+        ),
+    )
+}

@@ -28,6 +28,7 @@ from dynquant.arch.decoder import (
 )
 from dynquant.arch.experts import Routing, router_row, routing_keys, with_expert_count
 from dynquant.arch.rope import deviations, read_rope
+from dynquant.arch.settings import DECODER, Declared, Settings, harmless, reads
 from dynquant.errors import ArchitectureError
 from dynquant.keys import u32
 from dynquant.tensors import TensorSource
@@ -164,4 +165,13 @@ def _alternate_rows(source: TensorSource, first: int, n: int, *, transpose: bool
     return rows_of_each(transposed(source) if transpose else source, first, n, 2)
 
 
-FAMILIES = {"GptOssForCausalLM": gpt_oss}
+FAMILIES = {
+    "GptOssForCausalLM": Declared(
+        gpt_oss,
+        Settings(
+            read=DECODER | reads(_Config, more="num_local_experts n_routed_experts"),
+            harmless=harmless("repeats num_experts_per_tok", "experts_per_token")
+            | harmless("the rope states it", "initial_context_length"),
+        ),
+    )
+}

@@ -11,6 +11,7 @@ from dynquant.arch.base import Architecture, Row, renamed
 from dynquant.arch.config import Count, ExpertsCount, Natural, Positive, read_config
 from dynquant.arch.experts import Routing, router_row, routing_keys, with_expert_count
 from dynquant.arch.families.llama import llama
+from dynquant.arch.settings import DECODER, NO_WINDOW, Declared, Settings, constant, reads
 from dynquant.keys import f32
 from dynquant.transforms import rows_of_each
 
@@ -102,8 +103,18 @@ def granitemoe(config: Mapping[str, Any], where: str) -> Architecture:
     )
 
 
+_READ = DECODER | reads(_Multipliers)
+_ONLY = constant("rope", "position_embedding_type")
+_WITH_EXPERTS = Declared(
+    granitemoe,
+    Settings(
+        read=_READ | reads(_Experts, more="num_local_experts"),
+        harmless=NO_WINDOW,
+        only=_ONLY,
+    ),
+)
 FAMILIES = {
-    "GraniteForCausalLM": granite,
-    "GraniteMoeForCausalLM": granitemoe,
-    "GraniteMoeSharedForCausalLM": granitemoe,
+    "GraniteForCausalLM": Declared(granite, Settings(read=_READ, harmless=NO_WINDOW, only=_ONLY)),
+    "GraniteMoeForCausalLM": _WITH_EXPERTS,
+    "GraniteMoeSharedForCausalLM": _WITH_EXPERTS,
 }

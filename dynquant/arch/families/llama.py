@@ -26,6 +26,7 @@ from dynquant.arch.decoder import (
 )
 from dynquant.arch.experts import Routing, expert_rows, router_row, routing_keys, with_expert_count
 from dynquant.arch.rope import llama3_factors, read_rope
+from dynquant.arch.settings import DECODER, NO_WINDOW, Declared, Settings, harmless, reads
 from dynquant.arch.windows import window_left_out
 from dynquant.keys import u32
 from dynquant.tensors import Computed
@@ -33,7 +34,7 @@ from dynquant.transforms import interleaved_heads
 
 
 def llama(config: Mapping[str, Any], where: str) -> Architecture:
-    """Describe a Llama or Mistral: Q and K are reordered to interleaved rotary pairs."""
+    """Describe a Llama: Q and K are reordered to interleaved rotary pairs."""
     c = read_decoder(config, where)
     rope = read_rope(config, where, known=("linear", "dynamic", "yarn", "llama3"))
     rows = WEIGHTS
@@ -58,8 +59,13 @@ def llama(config: Mapping[str, Any], where: str) -> Architecture:
         },
         extra=extra,
         ignored=IGNORED,
-        deviations=window_left_out(config, where),
     )
+
+
+def mistral(config: Mapping[str, Any], where: str) -> Architecture:
+    """Describe a Mistral: a Llama in llama.cpp, whose graph has no window."""
+    # transformers' default; models after the first state null.
+    return replace(llama(config, where), deviations=window_left_out(config, where, 4096))
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,7 @@ class _Experts:
 
 def mixtral(config: Mapping[str, Any], where: str) -> Architecture:
     """Describe a Mixtral: a Llama in llama.cpp, with experts of width `intermediate_size`."""
+    config = {"rope_theta": 1e6, **config}  # transformers' default
     dense = llama(config, where)
     experts = read_config(_Experts, with_expert_count(config), where)
     block = "model.layers.{}.block_sparse_moe."
@@ -88,12 +95,25 @@ def mixtral(config: Mapping[str, Any], where: str) -> Architecture:
         ),
         sizes={**dense.sizes, "experts": experts.num_experts, "expert_ffn": ffn},
         n_experts=experts.num_experts,
+        deviations=window_left_out(config, where),
     )
 
 
+_LLAMA = Declared(
+    llama,
+    Settings(
+        read=DECODER,
+        harmless=NO_WINDOW
+        | harmless("states who wrote the file", "is_llama_config")
+        | harmless("repeats max_position_embeddings", "max_sequence_length"),
+    ),
+)
+_WINDOW = {"sliding_window"}
 FAMILIES = {
-    "LlamaForCausalLM": llama,
-    "LLaMAForCausalLM": llama,  # spelling of the first conversions
-    "MistralForCausalLM": llama,
-    "MixtralForCausalLM": mixtral,
+    "LlamaForCausalLM": _LLAMA,
+    "LLaMAForCausalLM": _LLAMA,  # spelling of the first conversions
+    "MistralForCausalLM": Declared(mistral, Settings(read=DECODER | _WINDOW)),
+    "MixtralForCausalLM": Declared(
+        mixtral, Settings(read=DECODER | _WINDOW | reads(_Experts, more="num_local_experts"))
+    ),
 }

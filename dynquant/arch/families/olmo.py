@@ -23,6 +23,7 @@ from dynquant.arch.decoder import (
 from dynquant.arch.experts import Routing, expert_rows, router_row, routing_keys, with_expert_count
 from dynquant.arch.graph_limits import fixed, heads_fill_hidden, output_apart
 from dynquant.arch.rope import read_rope
+from dynquant.arch.settings import DECODER, NO_WINDOW, Declared, Settings, reads
 from dynquant.errors import ArchitectureError
 from dynquant.keys import booleans, u32
 
@@ -78,6 +79,7 @@ class _Windows:
 
 def olmo3(config: Mapping[str, Any], where: str) -> Architecture:
     """Describe an OLMo 3: an OLMo 2 in which three of four layers have a sliding window."""
+    config = {"rope_theta": 500000.0, **config}  # transformers' default
     dense = olmo2(_one_rope(config, where), where)
     windows = read_config(_Windows, config, where)
     n = windows.num_hidden_layers
@@ -170,7 +172,10 @@ def olmoe(config: Mapping[str, Any], where: str) -> Architecture:
 
 
 FAMILIES = {
-    "Olmo2ForCausalLM": olmo2,
-    "Olmo3ForCausalLM": olmo3,
-    "OlmoeForCausalLM": olmoe,
+    "Olmo2ForCausalLM": Declared(olmo2, Settings(read=DECODER, harmless=NO_WINDOW)),
+    "Olmo3ForCausalLM": Declared(olmo3, Settings(read=DECODER | reads(_Windows))),
+    "OlmoeForCausalLM": Declared(
+        olmoe,
+        Settings(read=DECODER | reads(_Experts, more="num_local_experts"), harmless=NO_WINDOW),
+    ),
 }

@@ -21,6 +21,7 @@ from dynquant.arch.decoder import (
 from dynquant.arch.graph_limits import heads_fill_hidden
 from dynquant.arch.longrope import longrope_attention, longrope_tensors
 from dynquant.arch.rope import read_rope
+from dynquant.arch.settings import DECODER, Declared, Settings, constant, reads
 from dynquant.arch.windows import window_left_out
 from dynquant.errors import ArchitectureError
 from dynquant.keys import f32, u32
@@ -95,5 +96,11 @@ def _long(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 FAMILIES = {
-    "Phi3ForCausalLM": phi3,
+    "Phi3ForCausalLM": Declared(
+        phi3,
+        Settings(
+            read=DECODER | reads(_Window),
+            only=constant(1, "full_attn_mod interpolate_factor") | constant(False, "lm_head_bias"),
+        ),
+    ),
 }

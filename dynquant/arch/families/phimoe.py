@@ -25,6 +25,8 @@ from dynquant.arch.experts import Routing, expert_rows, router_row, routing_keys
 from dynquant.arch.graph_limits import fixed, heads_fill_hidden, output_apart
 from dynquant.arch.longrope import longrope_attention, longrope_tensors
 from dynquant.arch.rope import Rope, read_rope
+from dynquant.arch.settings import DECODER, Declared, Settings, reads
+from dynquant.arch.windows import window_left_out
 from dynquant.errors import ArchitectureError
 from dynquant.keys import f32, u32
 
@@ -61,6 +63,7 @@ def phimoe(config: Mapping[str, Any], where: str) -> Architecture:
     llama.cpp's norms do not subtract the mean, and it normalizes the weights of the two chosen
     experts to a sum of one, whereas the model gives each a weight of about one (SparseMixer).
     """
+    config = {"rope_theta": 1e6, **config}  # transformers' default
     c = read_decoder(config, where)
     rope = read_rope(config, where, ("longrope",))
     settings = read_config(_Settings, with_expert_count(config), where)
@@ -103,6 +106,7 @@ def phimoe(config: Mapping[str, Any], where: str) -> Architecture:
         deviations=(
             f"{where}: llama.cpp computes PhiMoE differently from the model's own code: norms do"
             " not subtract the mean, and the weights of the chosen experts sum to one",
+            *window_left_out(config, where),
         ),
     )
 
@@ -119,7 +123,14 @@ def _magnitude(config: Mapping[str, Any], rope: Rope, n_context: int, where: str
     return m.long_mscale or longrope_attention(rope, n_context)
 
 
+_PHIMOE = Declared(
+    phimoe,
+    Settings(
+        read=DECODER | reads(_Settings, more="num_local_experts"),
+        of_rope=reads(_Magnitudes),
+    ),
+)
 FAMILIES = {
-    "PhiMoEForCausalLM": phimoe,
-    "PhimoeForCausalLM": phimoe,
+    "PhiMoEForCausalLM": _PHIMOE,
+    "PhimoeForCausalLM": _PHIMOE,
 }

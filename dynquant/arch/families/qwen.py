@@ -18,7 +18,8 @@ from dynquant.arch.decoder import (
 )
 from dynquant.arch.graph_limits import heads_fill_hidden
 from dynquant.arch.rope import read_rope
-from dynquant.arch.windows import window_left_out
+from dynquant.arch.settings import DECODER, Declared, Settings
+from dynquant.arch.windows import switched_window_left_out
 from dynquant.errors import ArchitectureError
 
 # llama.cpp's Qwen graphs read no rope_freqs tensor, so that they cannot compute "llama3".
@@ -38,7 +39,7 @@ def qwen2(config: Mapping[str, Any], where: str) -> Architecture:
         n_layers=c.num_hidden_layers,
         tied=TIED if c.tie_word_embeddings else None,
         ignored=IGNORED,
-        deviations=window_left_out(config, where, used=False),
+        deviations=switched_window_left_out(config, where, "last"),
     )
 
 
@@ -59,11 +60,14 @@ def qwen3(config: Mapping[str, Any], where: str) -> Architecture:
         n_layers=c.num_hidden_layers,
         tied=TIED if c.tie_word_embeddings else None,
         ignored=IGNORED,
-        deviations=window_left_out(config, where, used=False),
+        deviations=switched_window_left_out(config, where, "last"),
     )
 
 
+WINDOWS = frozenset(("use_sliding_window", "sliding_window", "max_window_layers", "layer_types"))
+"""Settings of the windows that only newer code of the Qwens reads."""
+
 FAMILIES = {
-    "Qwen2ForCausalLM": qwen2,
-    "Qwen3ForCausalLM": qwen3,
+    "Qwen2ForCausalLM": Declared(qwen2, Settings(read=DECODER | WINDOWS)),
+    "Qwen3ForCausalLM": Declared(qwen3, Settings(read=DECODER | WINDOWS)),
 }

@@ -23,10 +23,11 @@ from dynquant.arch.decoder import (
 )
 from dynquant.arch.experts import routing_keys
 from dynquant.arch.families.qwen import SCALINGS
-from dynquant.arch.families.qwen_moe import ROUTED, SHARED, read_experts
-from dynquant.arch.graph_limits import fixed
+from dynquant.arch.families.qwen_moe import READ, ROUTED, SHARED, read_experts
+from dynquant.arch.graph_limits import fixed, other_epsilon
 from dynquant.arch.linear_attention import LINEAR_ATTENTION, Linear
 from dynquant.arch.rope import read_rope
+from dynquant.arch.settings import NO_WINDOW, Declared, Settings, reads
 from dynquant.errors import ArchitectureError
 from dynquant.keys import Keys, booleans, u32
 from dynquant.transforms import plus_one
@@ -119,7 +120,12 @@ def qwen3next(config: Mapping[str, Any], where: str) -> Architecture:
         ignored=IGNORED,
         n_experts=experts.num_experts,
         prediction=Prediction(range(n, n + 1), ahead),
+        deviations=other_epsilon(c, "the norms of Q and K in linear attention", where),
     )
 
 
-FAMILIES = {"Qwen3NextForCausalLM": qwen3next}
+FAMILIES = {
+    "Qwen3NextForCausalLM": Declared(
+        qwen3next, Settings(read=READ | reads(Linear), harmless=NO_WINDOW)
+    )
+}

@@ -25,8 +25,10 @@ from dynquant.arch.experts import (
     shared_rows,
     with_expert_count,
 )
-from dynquant.arch.families.qwen import qwen2, qwen3
+from dynquant.arch.families.qwen import WINDOWS, qwen2, qwen3
 from dynquant.arch.graph_limits import fixed, output_apart
+from dynquant.arch.settings import DECODER, Declared, Settings, harmless, reads
+from dynquant.arch.windows import switched_window_left_out
 from dynquant.errors import ArchitectureError
 
 _BLOCK = "model.layers.{}.mlp."
@@ -110,6 +112,7 @@ def qwen2moe(config: Mapping[str, Any], where: str) -> Architecture:
         ),
         sizes={**dense.sizes, **experts.sizes},
         n_experts=experts.num_experts,
+        deviations=switched_window_left_out(config, where, "some"),
     )
 
 
@@ -131,10 +134,26 @@ def qwen3moe(config: Mapping[str, Any], where: str) -> Architecture:
         ),
         sizes={**dense.sizes, **experts.sizes},
         n_experts=experts.num_experts,
+        deviations=switched_window_left_out(config, where, "all"),
     )
 
 
+READ = DECODER | reads(Experts, more="num_local_experts n_routed_experts")
+"""What every Qwen with experts reads."""
+
 FAMILIES = {
-    "Qwen2MoeForCausalLM": qwen2moe,
-    "Qwen3MoeForCausalLM": qwen3moe,
+    "Qwen2MoeForCausalLM": Declared(
+        qwen2moe,
+        Settings(
+            read=READ | WINDOWS,
+            harmless=harmless("a window in any layer is reported", "max_window_layers"),
+        ),
+    ),
+    "Qwen3MoeForCausalLM": Declared(
+        qwen3moe,
+        Settings(
+            read=READ | WINDOWS,
+            harmless=harmless("all layers have the window", "max_window_layers layer_types"),
+        ),
+    ),
 }

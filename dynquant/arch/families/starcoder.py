@@ -23,6 +23,8 @@ from dynquant.arch.decoder import (
     read_decoder,
 )
 from dynquant.arch.rope import read_rope
+from dynquant.arch.settings import DECODER, Declared, Settings, constant, harmless, reads
+from dynquant.arch.windows import window_left_out
 from dynquant.errors import ArchitectureError
 
 _LAYER, _OUT = "model.layers.{}.", "blk.{}."
@@ -71,7 +73,21 @@ def starcoder2(config: Mapping[str, Any], where: str) -> Architecture:
         n_layers=c.num_hidden_layers,
         tied=TIED if c.tie_word_embeddings else None,
         ignored=IGNORED,
+        deviations=window_left_out(config, where),
     )
 
 
-FAMILIES = {"Starcoder2ForCausalLM": starcoder2}
+FAMILIES = {
+    "Starcoder2ForCausalLM": Declared(
+        starcoder2,
+        Settings(
+            read=DECODER | reads(_Starcoder2, more="sliding_window"),
+            harmless=harmless(
+                "rounding only", "attention_softmax_in_fp32 scale_attention_softmax_in_fp32"
+            ),
+            only=constant("layer_norm", "norm_type")
+            | constant("default", "mlp_type")
+            | constant(True, "scale_attn_weights"),
+        ),
+    )
+}
