@@ -26,7 +26,7 @@ Q = "model.layers.0.self_attn.q_proj"
 def vocab(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replace the tokenizer, which is tested elsewhere, by one key."""
 
-    def read_vocab(folder: Path, config: object, *, **_: object) -> Keys:
+    def read_vocab(folder: Path, config: object, **_: object) -> Keys:
         return {"tokenizer.ggml.model": string("none")}
 
     monkeypatch.setattr("dynquant.arch.load.read_vocab", read_vocab)
