@@ -279,6 +279,7 @@ _HARMLESS = (
     NO_WINDOW
     | harmless("latent attention has as many heads of K as of Q", "num_key_value_heads")
     | harmless("qk_rope_head_dim is rotated", "head_dim")
+    | harmless("the sum of qk_nope_head_dim and qk_rope_head_dim", "qk_head_dim")
     | harmless("checkpoints state num_nextn_predict_layers", "num_mtp_layers")
 )
 _DEEPSEEK3 = Declared(deepseek3, Settings(read=_READ, harmless=_HARMLESS))
