@@ -83,6 +83,7 @@ def test_a_family_without_latent_attention_has_nothing_to_merge() -> None:
         tensors_of("qwen2", mla="merged")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["plan", "convert"])
 def test_both_commands_accept_the_layout(command: str, tmp_path: Path) -> None:
     folder = str(load_reference("deepseek-v3").folder)

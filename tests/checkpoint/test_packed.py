@@ -57,7 +57,7 @@ def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     return request.param
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", slow_except(CASES[::4], CASES))
 def test_weights_equal_those_of_the_library_of_the_format(isa: str, case: str) -> None:
     """After rounding to the type of the library's result; ours are float32, rounded once."""
     found = weights(REFERENCES / case)
@@ -245,7 +245,7 @@ def test_only_the_needed_bytes_of_rows_are_read(case: str, monkeypatch: pytest.M
     assert sum(others) <= codes
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", slow_except(CASES[::4], CASES))
 def test_rows_can_be_read_into_an_unaligned_buffer(isa: str, case: str) -> None:
     source, expected = source_and_whole(case)
     n_bytes = len(expected) * row_bytes(source)

@@ -57,6 +57,7 @@ def test_the_version_is_printed() -> None:
     assert run("--version") == run("-V") == (0, expected, "")
 
 
+@pytest.mark.slow
 def test_the_package_is_a_command() -> None:
     command = [sys.executable, "-m", "dynquant", "--version"]
     assert subprocess.run(command, capture_output=True).stdout.startswith(b"dynquant ")
@@ -448,6 +449,7 @@ def test_interrupted_conversion_is_resumed_by_the_next_run(
     assert names(folder) == ["x.gguf", "x.gguf.manifest.json"]
 
 
+@pytest.mark.slow
 def test_types_shows_the_named_ones_only() -> None:
     code, out, _ = run("types", "q4_k", "IQ1_S")
     assert code == 0
@@ -526,6 +528,7 @@ def test_a_name_that_is_too_long_is_one_error(tmp_path: Path) -> None:
         assert "Traceback" not in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("redirection", "code"), [("> /dev/full", 1), (">&-", 0), (">&- 2>&-", 0)])
 def test_stdout_that_is_full_or_closed_is_no_traceback(redirection: str, code: int) -> None:
     done = subprocess.run(
@@ -539,6 +542,7 @@ def test_stdout_that_is_full_or_closed_is_no_traceback(redirection: str, code: i
     assert ("stdout: cannot be written" in done.stderr) is (code == 1)
 
 
+@pytest.mark.slow
 def test_inspect_prints_a_line_for_each_tensor_or_one_value(tmp_path: Path) -> None:
     out = tmp_path / "x.gguf"
     assert run("convert", TINY_BOOKS, "-o", out, "-r", "q8_0", "-q").code == 0

@@ -207,6 +207,7 @@ def test_an_output_in_the_folder_of_its_model_can_be_replaced(tmp_path: Path) ->
         dynquant.convert(folder, folder / "x.gguf", recipe="q8_0", force=force)
 
 
+@pytest.mark.slow
 def test_an_output_of_the_same_name_in_other_files_is_kept(tmp_path: Path) -> None:
     """Both would have one manifest."""
     out = tmp_path / "x.gguf"

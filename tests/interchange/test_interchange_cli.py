@@ -64,6 +64,7 @@ def test_recipe_from_a_converted_file_gives_the_same_plan(tmp_path: Path) -> Non
     assert run("from-gguf", file).stdout == (tmp_path / "again.yaml").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", LISTS)
 def test_a_list_is_read_from_a_file_and_from_stdin(form: str, tmp_path: Path) -> None:
     (tmp_path / "list").write_text(LISTS[form])

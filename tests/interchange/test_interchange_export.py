@@ -45,6 +45,7 @@ def names(types: dict[str, QuantType], shapes: Shapes) -> dict[str, str]:
     return {t.name: types[t.name].name for t in tensors_of(shapes) if not protection(t)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", slow_except(["q8_0"], NAMES))
 @pytest.mark.parametrize("shapes", [dense(32), dense(24, hidden=896, ffn=4864), R1, two_parts(6)])
 def test_every_tensor_gets_its_type_from_its_first_word(name: str, shapes: Shapes) -> None:

@@ -64,6 +64,7 @@ def test_saved_plan_keeps_the_layout_of_attention(tmp_path: Path) -> None:
     assert [t.name for t in again.tensors] == [t.name for t in plan.tensors]
 
 
+@pytest.mark.slow
 def test_commands_save_a_plan_and_convert_with_it(tmp_path: Path) -> None:
     plan, out, direct = tmp_path / "p.json", tmp_path / "a.gguf", tmp_path / "b.gguf"
     assert run("plan", TINY_BOOKS, "-r", "dynamic-4bit", "--save", plan).code == 0

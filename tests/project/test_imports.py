@@ -84,6 +84,7 @@ def test_every_room_is_listed() -> None:
     assert {room_of(f) for f in FILES} <= set(ROOMS)
 
 
+@pytest.mark.slow
 def test_rooms_import_only_from_rooms_before_them() -> None:
     for file in FILES:
         if (room := room_of(file)) == "__init__":

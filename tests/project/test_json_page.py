@@ -63,6 +63,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_documented_keys_are_those_of_the_document(
     command: str, folder: Path, monkeypatch: pytest.MonkeyPatch

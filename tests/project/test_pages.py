@@ -200,6 +200,7 @@ def test_every_option_of_convert_is_documented() -> None:
     assert options(("convert",)) <= set(re.findall(r"(--[a-z][a-z-]+)", section[1]))
 
 
+@pytest.mark.slow
 def test_every_option_of_a_dynquant_command_exists() -> None:
     existing = set().union(*map(options, COMMAND_NAMES), {"--help", "--version"})
     for page in PAGES:

@@ -34,6 +34,7 @@ def at_odd_address(a: np.ndarray) -> np.ndarray:
     return copy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stored", FLOATS.values(), ids=FLOATS)
 @pytest.mark.parametrize("name", slow_except(FAST_TYPES, ALL))
 def test_rows_and_blocks_at_odd_addresses_encode_to_the_same_bytes(

@@ -68,6 +68,7 @@ def recipe(mix: str) -> Recipe:
 CASES = [(mix, True) for mix in MIXES] + [(mix, False) for mix in MIXES if mix not in NEEDY]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mix", "importance"), slow_except([("Q4_K_M", True)], CASES))
 def test_every_tensor_has_the_type_that_llama_quantize_gives_it(mix: str, importance: bool):
     for name in MODELS:

@@ -184,6 +184,7 @@ def test_a_file_that_keeps_all_weights_has_no_error(tmp_path: Path) -> None:
     assert run("convert", MODEL, "-o", tmp_path / "x.gguf", *options).code == 0
 
 
+@pytest.mark.slow
 def test_the_summary_without_a_manifest_has_the_errors_that_were_measured(tmp_path: Path) -> None:
     summary = tmp_path / "s.md"
     options = ("-r", "q8_0", "--no-manifest", "--summary", summary)

@@ -210,6 +210,7 @@ def test_several_files_of_one_model_have_one_card(tmp_path: Path) -> None:
     assert checked_by_coreutils(tmp_path).returncode == 0
 
 
+@pytest.mark.slow
 def test_different_recipes_with_the_same_name_are_two_files(tmp_path: Path) -> None:
     for i, name in enumerate(("a.gguf", "b.gguf")):
         recipe = {"name": "mine", "sha256": "0" * 64, "text": f"# {i}\n", "extends": []}
@@ -337,6 +338,7 @@ def test_card_shows_sources_imatrix_and_commands(tmp_path: Path) -> None:
         assert expected in card
 
 
+@pytest.mark.slow
 def test_a_file_from_local_files_is_not_said_to_equal_the_repository(tmp_path: Path) -> None:
     """A local GGUF keeps the key of the repository that it was made from."""
     model = {"repository": "hf://a/b", "commit": "c" * 40, "mla": None}

@@ -114,6 +114,7 @@ def test_changed_row_is_named_with_its_offset(path: Path) -> None:
     assert len(compare(path, str(TINY_BOOKS), tensors="blk.1.ffn_*").faults) == 1
 
 
+@pytest.mark.slow
 def test_sample_of_one_range_finds_a_tensor_that_is_all_wrong(path: Path) -> None:
     reverse(path, TENSOR)
     (fault,) = compare(path, str(TINY_BOOKS), tensors=TENSOR, sample=1).faults
@@ -226,6 +227,7 @@ def f32(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "f32.gguf"
 
 
+@pytest.mark.slow
 def test_another_source_of_the_same_shapes_is_one_fault_that_names_the_right_one(
     f32: Path, tmp_path: Path
 ) -> None:
@@ -242,6 +244,7 @@ def test_another_source_of_the_same_shapes_is_one_fault_that_names_the_right_one
     assert "is not the source that this was made from" in sampled.what
 
 
+@pytest.mark.slow
 def test_many_tensors_that_differ_are_one_fault_with_their_names(f32: Path, tmp_path: Path) -> None:
     other = changed_weights(f32, tmp_path / "other.gguf", 12)
     (fault,) = compare(f32.with_name("o.gguf"), str(other), tensors="*", threads=1).faults

@@ -62,6 +62,7 @@ def problems_of(path: Path) -> str:
     return ""
 
 
+@pytest.mark.slow
 def test_every_architecture_of_the_families_is_known() -> None:
     folders = [load_reference(family).folder for family in FAMILIES]
     names = {load_model(folder, needs_vocab=False).architecture for folder in folders}
@@ -118,6 +119,7 @@ def test_every_missing_tensor_without_which_llama_cpp_refuses_is_named(
             assert found == (True, True), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "role"),
     [
@@ -203,6 +205,7 @@ def test_fused_matrices_replace_separate_ones(whole: Callable[[str], Path], tmp_
     assert (faults_of(path), problems_of(path)) == ("", "")
 
 
+@pytest.mark.slow
 def test_prediction_layers_are_checked_if_they_are_in_the_file(tmp_path: Path) -> None:
     folder, out = with_prediction(tmp_path / "m"), tmp_path / "o.gguf"
     by = recipe("F32", "prediction_layers: keep")
@@ -289,6 +292,7 @@ def single(whole: Callable[[str], Path], tmp_path: Path) -> Path:
     return copy(whole("mixtral"), tmp_path / "single.gguf", single_experts)
 
 
+@pytest.mark.slow
 def test_single_experts_are_stacked_into_the_same_file(
     single: Path, whole: Callable[[str], Path], tmp_path: Path
 ) -> None:

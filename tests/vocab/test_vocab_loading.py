@@ -9,6 +9,7 @@ import pytest
 from gguf import TokenType
 from handmade import model as handmade_model
 from handmade import recipe
+from subsets import slow_except
 from vocab_files import ends, pieces, tokenize, train, write_model
 
 from dynquant.errors import PlanError
@@ -73,6 +74,7 @@ def test_llama_cpp_does_not_load_a_name_of_phi_3_without_its_tokens(
         tokenize(path, ["a"])
 
 
+@pytest.mark.slow
 @pytest.mark.oracle
 @pytest.mark.parametrize("case", NAMED_CASES, ids=lambda case: case.parts[0])
 def test_llama_cpp_removes_spaces_as_the_table_of_names_states(case, tmp_path: Path):
@@ -116,9 +118,12 @@ def test_spaces_that_only_the_tokenizer_removes_are_reported_with_the_name_that_
     assert warning.endswith("but llama.cpp keeps these spaces")
 
 
+TEXTS = sorted(KNOWN_ENDS | INFILL_ENDS | INFILL)
+
+
 @pytest.mark.oracle
 @pytest.mark.parametrize("kind", [TokenType.NORMAL, TokenType.USER_DEFINED])
-@pytest.mark.parametrize("text", sorted(KNOWN_ENDS | INFILL_ENDS | INFILL))
+@pytest.mark.parametrize("text", slow_except(["</s>", "<EOT>"], TEXTS))
 def test_llama_cpp_treats_tokens_by_their_texts_as_the_tables_state(
     text: str, kind: TokenType, tmp_path: Path
 ):

@@ -203,6 +203,7 @@ FAST = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.oracle
 @pytest.mark.parametrize(("path", "part", "kind", "place"), slow_except(FAST, CASES))
 def test_a_step_gives_the_same_tokens_in_llama_cpp_or_is_refused_by_name(
@@ -453,6 +454,7 @@ def test_a_kind_that_llama_cpp_does_not_have_is_refused_beside_a_tokenizer_model
         read_vocab(tmp_path, {})
 
 
+@pytest.mark.slow
 def test_a_file_with_very_many_steps_is_refused_with_a_few_of_them(tmp_path: Path):
     plain_spm(tmp_path)
     many = [{"type": "Split", "pattern": {"String": str(i)}} for i in range(20_000)]
@@ -462,6 +464,7 @@ def test_a_file_with_very_many_steps_is_refused_with_a_few_of_them(tmp_path: Pat
     assert len(e.value.messages) == 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [[], {}, 3, None])
 def test_values_of_a_wrong_kind_raise_no_other_errors(value: Any, tmp_path: Path):
     for path, make in MAKERS.items():
