@@ -191,18 +191,27 @@ def manifest_path(out: Path) -> Path:
     return Path(f"{out}.manifest.json")
 
 
+def manifest_beside(path: Path) -> Path:
+    """Return the path of a GGUF's manifest, given the file or any of its shards; it may not exist.
+
+    A shard may have one of its own; else the manifest has the name without numbers.
+    """
+    own = manifest_path(path)
+    shard = SHARD_NAME.fullmatch(path.name)
+    if shard is None or own.exists():
+        return own
+    return manifest_path(path.with_name(f"{shard['prefix']}.gguf"))
+
+
 def find_manifest(path: Path) -> Path:
     """Return the path of an output's manifest, given its one file, a shard, or the manifest.
 
     Raises ManifestError if it is missing.
     """
-    tried = [path] if path.suffix == ".json" else [manifest_path(path)]
-    if found := SHARD_NAME.fullmatch(path.name):
-        tried.append(manifest_path(path.with_name(f"{found['prefix']}.gguf")))
-    for candidate in tried:
-        if candidate.is_file():
-            return candidate
-    raise ManifestError(f"{tried[-1]}: not found; convert writes one unless --no-manifest is given")
+    found = path if path.suffix == ".json" else manifest_beside(path)
+    if found.is_file():
+        return found
+    raise ManifestError(f"{found}: not found; convert writes one unless --no-manifest is given")
 
 
 def manifest_schema() -> dict[str, Any]:

@@ -22,7 +22,7 @@ from dynquant.conversion.disk import (
     write_whole,
 )
 from dynquant.conversion.layout import Layout
-from dynquant.conversion.manifest import manifest_path
+from dynquant.conversion.manifest import manifest_beside, manifest_path
 from dynquant.conversion.work import Work
 from dynquant.errors import ConvertError
 from dynquant.plan.plan import Plan
@@ -230,10 +230,7 @@ def _read_files(plan: Plan, work: Work) -> dict[tuple[int, int] | None, str]:
     reads = dict.fromkeys((*plan.files, *weights), "a file of the model itself")
     for path in dict.fromkeys((*plan.files, *weights)):
         if path.suffix == ".gguf":
-            shard = NAME.fullmatch(path.name)
-            whole = path.with_name(f"{shard['prefix']}.gguf") if shard else path
-            manifests = (manifest_path(path), manifest_path(whole))
-            reads |= dict.fromkeys(manifests, "the manifest of the model")
+            reads[manifest_beside(path)] = "the manifest of the model"
     for folder in {path.parent for path in weights if path.suffix != ".gguf"}:
         # Configuration and tokenizer; files of an earlier output in this folder may be replaced.
         others = [path for path in folder.iterdir() if ".gguf" not in path.name]

@@ -16,14 +16,13 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from dynquant.checkpoint.gguf import GGUFTensor
 from dynquant.checkpoint.gguf_shards import NAME, Shards, first_file, open_gguf
 from dynquant.conversion.losses import Loss, MeasuredError, loss_of
-from dynquant.conversion.manifest import Manifest, read_manifest
+from dynquant.conversion.manifest import Manifest, manifest_beside, read_manifest
 from dynquant.errors import CheckpointError, ReleaseError
 from dynquant.keys import Keys
 from dynquant.name_lists import grouped
 from dynquant.plan.plan import TensorPlan
 from dynquant.quants.table import ALL, KEPT, QuantType
 from dynquant.report.picture import Picture, model_name, text_of
-from dynquant.verification.against_manifest import manifest_of
 
 UNKNOWN_RULE = "not recorded"
 
@@ -150,7 +149,7 @@ def open_finished(path: Path) -> Finished:
     """
     shards = open_gguf(first_file(path))
     paths = tuple(f.path for f in shards.files)
-    place = manifest_of(paths[0])
+    place = manifest_beside(paths[0])
     beside = place if place.exists() else None
     manifest = read_manifest(beside) if beside else None
     sizes = tuple(p.stat().st_size for p in paths)

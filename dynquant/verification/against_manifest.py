@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import cast
 
-from dynquant.checkpoint.gguf_shards import NAME, Shards
-from dynquant.conversion.manifest import Manifest, manifest_path
+from dynquant.checkpoint.gguf_shards import Shards
+from dynquant.conversion.manifest import Manifest
 from dynquant.name_lists import grouped
 from dynquant.verification.findings import Fault, counted
 from dynquant.verification.scan import Scanned
-
-
-def manifest_of(path: Path) -> Path:
-    """Return the path of a GGUF's manifest, given the file or any of its shards."""
-    own = manifest_path(path)
-    shard = NAME.fullmatch(path.name)
-    if shard is None or own.exists():
-        return own
-    return manifest_path(path.with_name(f"{shard['prefix']}.gguf"))
 
 
 def _keys(manifest: Manifest) -> dict[str, str]:

@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from dynquant.arch.base import Model
 from dynquant.checkpoint.gguf_shards import Shards
-from dynquant.conversion.manifest import Source, read_manifest
+from dynquant.conversion.manifest import Source, manifest_beside, read_manifest
 from dynquant.errors import ManifestError
 from dynquant.name_lists import grouped
-from dynquant.verification.against_manifest import manifest_of
 from dynquant.verification.findings import Fault
 from dynquant.verification.lints import value_of
 
@@ -79,7 +78,7 @@ def other_bytes(faults: Sequence[Fault], n_compared: int, shards: Shards, model:
 
 def origin(shards: Shards) -> str:
     """Return what the manifest beside a file says about its source."""
-    path = manifest_of(shards.path)
+    path = manifest_beside(shards.path)
     try:
         manifest = read_manifest(path) if path.exists() else None
     except ManifestError:

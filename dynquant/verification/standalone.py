@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from dynquant.checkpoint.gguf_shards import Shards, first_file, open_gguf
-from dynquant.conversion.manifest import Manifest, read_manifest
+from dynquant.conversion.manifest import Manifest, manifest_beside, read_manifest
 from dynquant.conversion.write import default_threads
 from dynquant.errors import CheckpointError, ManifestError
 from dynquant.quants.table import ALL, KEPT
-from dynquant.verification.against_manifest import manifest_faults, manifest_of
+from dynquant.verification.against_manifest import manifest_faults
 from dynquant.verification.findings import Fault, Verification, counted
 from dynquant.verification.lints import lint_faults, lint_warnings
 from dynquant.verification.needed import needed_faults, needed_unchecked, needed_warnings
@@ -54,7 +54,7 @@ def verify_file(
     faults += (fault for file, size in pairs for fault in structure_faults(file, size))
     faults += found.faults
     if manifest is not None:
-        faults += manifest_faults(manifest, manifest_of(path).name, shards, sizes, found)
+        faults += manifest_faults(manifest, manifest_beside(path).name, shards, sizes, found)
     faults += [*lint_faults(shards), *needed_faults(shards)]
     warnings = [text for file, size in pairs for text in structure_warnings(file, size)]
     warnings += [*lint_warnings(shards, found.zero), *needed_warnings(shards)]
@@ -72,7 +72,7 @@ def verify_file(
 
 def _read_manifest(path: Path) -> tuple[Manifest | None, list[Fault]]:
     """Return the manifest beside a file, or why it cannot be read."""
-    place = manifest_of(path)
+    place = manifest_beside(path)
     if not place.exists():
         return None, []
     try:
