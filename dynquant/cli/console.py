@@ -227,6 +227,8 @@ def _resuming(name: str) -> Callable[[Progress], None]:
 
 
 def _log(name: str) -> Callable[[Progress], None]:
+    from dynquant.figures import size_text
+
     started = last_line = time.monotonic()
     begun = False
     resuming = _resuming(name)
@@ -237,7 +239,7 @@ def _log(name: str) -> Callable[[Progress], None]:
         total = progress.bytes_total
         scale, unit = (1e9, "GB") if total >= 1e9 else (1e6, "MB")
         if not begun:
-            talk(f"{name}: writing {total / scale:.2f} {unit}")
+            talk(f"{name}: writing {size_text(total)} of tensors")
             begun = True
         resuming(progress)
         if now - last_line < _LOG_SECONDS or not progress.bytes_done:
