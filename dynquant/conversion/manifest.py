@@ -194,7 +194,7 @@ def manifest_path(out: Path) -> Path:
 def manifest_beside(path: Path) -> Path:
     """Return the path of a GGUF's manifest, given the file or any of its shards; it may not exist.
 
-    A shard may have one of its own; else the manifest has the name without numbers.
+    That of the shard's full name if it exists; else that of the name without numbers.
     """
     own = manifest_path(path)
     shard = SHARD_NAME.fullmatch(path.name)

@@ -167,7 +167,9 @@ def sentencepiece_model(n: int) -> bytes:
     # TrainerSpec: model_type BPE, vocab_size, byte_fallback, ids of unk, bos, eos and (no) pad.
     bpe = number(3, 2) + number(4, n) + number(35, 1)
     ids = number(40, 0) + number(41, 1) + number(42, 2) + number(43, -1)
-    return out + chunk(2, bpe + ids) + chunk(3, chunk(1, b"identity"))
+    # NormalizerSpec: name, and remove_extra_whitespaces off as in Llama's own model.
+    rules = chunk(1, b"identity") + number(4, 0)
+    return out + chunk(2, bpe + ids) + chunk(3, rules)
 
 
 def write_texts(folder: Path, shape: Shape) -> None:
