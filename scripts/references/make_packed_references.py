@@ -1,6 +1,6 @@
 """Make tests/references/packed: one weight in each quantized format, dequantized by its library.
 
-    pip install '.[references]' compressed-tensors gptqmodel nvidia-modelopt
+    pip install '.[references]' auto-round compressed-tensors gptqmodel nvidia-modelopt
     python scripts/references/make_packed_references.py [CASE ...]
 
 tests/references/packed/<case>/ is a checkpoint of one tensor, `layer.weight` or `layer.experts`:
@@ -12,7 +12,8 @@ tests/references/packed/<case>/ is a checkpoint of one tensor, `layer.weight` or
 
 The libraries: compressed_tensors (BaseCompressor.decompress), transformers (Fp8Dequantize,
 convert_moe_packed_tensors), gptqmodel (TorchLinear.dequantize_weight, dequantize_gemm of AWQ),
-modelopt (FP8QTensor, NVFP4QTensor). Sizes are unusual, so that a wrong stride or order is noticed.
+modelopt (FP8QTensor, NVFP4QTensor), auto-round (its QuantLinear on unit vectors). Sizes are
+unusual, so that a wrong stride or order is noticed.
 """
 
 from __future__ import annotations
@@ -190,6 +191,39 @@ def awq() -> Made:
     return config, stored, dequantize_gemm(qweight, qzeros, scales, 4, size).T.contiguous()
 
 
+def auto_round(form: str, bits: int) -> Made:
+    """AutoRound's own format, with zeros as they are (auto_round) or minus one (auto_gptq)."""
+    from auto_round_extension.torch import qlinear_torch, qlinear_torch_zp
+
+    n, n_per_row, size = 64, 96, 32
+    rng = np.random.default_rng(bits + 20)
+    linear = torch.nn.Linear(n_per_row, n, bias=False)
+    linear.weight.data = weight(n, n_per_row, seed=bits)
+    most = 2**bits - 1
+    scale = (0.3 / most * (1 + torch.from_numpy(rng.random((n, n_per_row // size))))).half()
+    zero = torch.from_numpy(rng.integers(1, most + 1, scale.shape).astype(np.float32))
+    codes = (linear.weight.data / scale.float().repeat_interleave(size, 1)).round()
+    codes = (codes + zero.repeat_interleave(size, 1)).clamp(0, most)
+    linear.weight.data = codes - zero.repeat_interleave(size, 1)
+    linear.weight.data *= scale.float().repeat_interleave(size, 1)  # pack() does not limit codes
+    module = qlinear_torch_zp if form == "auto_round:auto_gptq" else qlinear_torch
+    layer = module.QuantLinear(bits, size, n_per_row, n, False, weight_dtype=torch.float32)
+    layer.device = "cpu"
+    layer.pack(linear, scale.float(), zero.clone(), device="cpu")
+    stored = {f"layer.{k}": getattr(layer, k).clone() for k in ("qweight", "qzeros", "scales")}
+    config = {
+        "quant_method": "auto-round",
+        "packing_format": form,
+        "bits": bits,
+        "group_size": size,
+        "sym": False,
+        "data_type": "int",
+        "autoround_version": "0.16.1",
+    }
+    # The product of code and scale is of half floats.
+    return config, stored, layer(torch.eye(n_per_row)).half().T.contiguous()
+
+
 def modelopt_fp8() -> Made:
     """FP8 of ModelOpt: one scale for a matrix."""
     from modelopt.torch.quantization.qtensor import FP8QTensor
@@ -307,6 +341,8 @@ CASES: dict[str, Callable[[], Made]] = {
     "gptq-3-desc-act": lambda: gptq(3, desc_act=True),
     "gptq-4-v2": lambda: gptq(4, v2=True),
     "awq": awq,
+    **{f"auto-round-{bits}": lambda bits=bits: auto_round("auto_round", bits) for bits in (2, 3)},
+    "auto-round-4-gptq": lambda: auto_round("auto_round:auto_gptq", 4),
 }
 
 

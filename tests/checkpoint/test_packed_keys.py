@@ -342,6 +342,41 @@ def test_zeros_of_the_second_format_are_read_if_only_format_names_it(tmp_path: P
     np.testing.assert_array_equal(read_weights(found.source(), 0, 64), value)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"packing_format": "auto_round:llm_compressor", "data_type": "mx_fp"},
+        {"packing_format": "auto_round", "act_bits": 8},
+        {"backend": "auto_round:exllamav2"},
+    ],
+    ids=str,
+)
+def test_other_formats_of_autoround_are_refused(tmp_path: Path, settings: dict[str, Any]) -> None:
+    stored = {"l.weight_packed": ("U8", np.ones((2, 2), np.uint8))}
+    named = {"quant_method": "auto-round", "bits": 4, "group_size": 32} | settings
+    folder = write_stored(tmp_path, {"quantization_config": named}, stored)
+    with pytest.raises(CheckpointError, match="packing_format of AutoRound other than those of"):
+        unpack(open_checkpoint(folder))
+
+
+def test_fp8_of_autoround_is_read(tmp_path: Path) -> None:
+    form = FORMATS["fp8 of a channel"]
+    stored, value = form.pack("l.weight", (64, 96), np.random.default_rng(3))
+    settings = {"quant_method": "auto-round", "packing_format": "auto_round:fp8_static"}
+    settings |= {"bits": 8, "act_bits": 8, "data_type": "fp", "fmt": "e4m3"}
+    folder = write_stored(tmp_path, {"quantization_config": settings}, stored)
+    found = unpack(open_checkpoint(folder)).tensors["l.weight"]
+    np.testing.assert_array_equal(read_weights(found.source(), 0, 64), value)
+
+
+def test_a_layer_may_have_another_group_size(tmp_path: Path) -> None:
+    stored, value = gptq(4)("l.weight", (64, 96), np.random.default_rng(3))
+    settings = gptq_settings(4, group_size=128, dynamic={"+:.*": {"group_size": 32}})
+    folder = write_stored(tmp_path, {"quantization_config": settings}, stored)
+    found = unpack(open_checkpoint(folder)).tensors["l.weight"]
+    np.testing.assert_array_equal(read_weights(found.source(), 0, 64), value)
+
+
 @pytest.mark.parametrize("order", ["group", True])
 def test_packed_integers_in_the_order_of_activations_need_their_groups(
     tmp_path: Path, order: object

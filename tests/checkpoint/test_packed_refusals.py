@@ -67,7 +67,11 @@ def without(tensors: Stored, ending: str) -> Stored:
         ("exl3", "ExLlamaV3's trellis codes", "use the checkpoint it was made from"),
         ("aqlm", "additive codebooks", "use the checkpoint it was made from"),
         ("quip", "lattice codebooks of QuIP#", "use the checkpoint it was made from"),
-        ("intel/auto-round", "AutoRound's own packing", "export it again with format auto_gptq"),
+        (
+            "intel/auto-round",
+            "a packing_format of AutoRound other than those of GPTQ, AWQ and FP8",
+            "export it again with format auto_round:auto_gptq or",
+        ),
     ],
 )
 def test_other_formats_are_refused_by_name_with_a_remedy(

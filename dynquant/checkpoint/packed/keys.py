@@ -173,7 +173,7 @@ _FLOAT8 = Only(
 )
 
 _FP8 = Keys(
-    read=_keys("weight_block_size scale_fmt"),
+    read=_keys("weight_block_size scale_fmt packing_format"),
     # Shapes and dtypes state what is stored: FP8, or FP4 of experts; the width of the numbers.
     harmless=_COMMON | _keys("expert_dtype bits group_size sym extra_config"),
     only=_AUTOROUND
@@ -196,7 +196,7 @@ _LAYER = Keys(
 )
 
 _GPTQ = Keys(
-    read=_keys("bits group_size desc_act checkpoint_format format"),
+    read=_keys("bits group_size desc_act checkpoint_format format packing_format"),
     # Zeros are stored even if codes are symmetric. `meta` describes how the codes were found.
     harmless=_COMMON | _keys("sym meta"),
     only=_AUTOROUND
@@ -210,7 +210,9 @@ _GPTQ = Keys(
 )
 
 _AWQ = Keys(
-    read=_keys("bits w_bit group_size q_group_size version format checkpoint_format backend"),
+    read=_keys(
+        "bits w_bit group_size q_group_size version format checkpoint_format backend packing_format"
+    ),
     harmless=_COMMON | _keys("zero_point sym desc_act meta export_compatible"),
     only={k: v for k, v in _GPTQ.only.items() if k != "is_marlin_format"},
     each=_GPTQ.each,

@@ -17,7 +17,10 @@ MODELOPT = "hf_quant_config.json"
 """The settings file of NVIDIA's ModelOpt, in addition to config.json or instead of it."""
 
 READ = ("fp8", "fbgemm_fp8", "compressed-tensors", "modelopt", "mxfp4", "gptq", "awq")
-"""Quantization methods by their names in config.json."""
+"""Quantization methods by their names in config.json.
+
+AutoRound's own format is read as the one of these that its packing_format names.
+"""
 
 FORMATS = (
     "dense",
@@ -58,7 +61,8 @@ _DEQUANTIZE = "or save it again from transformers after `model.dequantize()`"
 _NOT_READ = {
     "bitsandbytes": f"NF4, FP4 or LLM.int8() of bitsandbytes; use its base model, {_DEQUANTIZE}",
     "aqlm": "additive codebooks",
-    "auto-round": "AutoRound's own packing; export it again with format auto_gptq or auto_awq",
+    "auto-round": "a packing_format of AutoRound other than those of GPTQ, AWQ and FP8; export it"
+    " again with format auto_round:auto_gptq or auto_round:auto_awq",
     "bitnet": "ternary weights of BitNet",
     "eetq": f"INT8 of EETQ; use its base model, {_DEQUANTIZE}",
     "exl2": "ExLlamaV2's mixed groups",
@@ -72,6 +76,14 @@ _NOT_READ = {
     "vptq": "vector codebooks",
 }
 """Methods that are not supported: a description, and advice if it differs from the usual one."""
+
+_AUTOROUND_ZEROS = {
+    "auto_round": "gptq_v2",
+    "auto_round:gptqmodel": "gptq_v2",
+    "auto_round:auto_gptq": "gptq",
+    "auto_round:gptq": "gptq",
+}
+"""The formats of AutoRound that store integers as GPTQ does, and GPTQ's name of their zeros."""
 
 _PLAIN = frozenset(_NOT_READ)
 """Methods whose floats are the weights: they quantize when a model is loaded, or when it is saved
@@ -123,6 +135,8 @@ def read_settings(checkpoint: Checkpoint) -> Settings | None:
     found = cast("dict[str, Any]", values)
     method = str(found.get("quant_method") or ("modelopt" if "quant_algo" in found else None))
     method = _SYNONYMS.get(method.lower(), method.lower())
+    if method.removeprefix("intel/") == "auto-round":
+        method = _autoround_method(found) or method
     if method not in READ and all(t.dtype in FLOATS for t in checkpoint.tensors.values()):
         if method not in _PLAIN and (key := _rotation(found)):
             raise CheckpointError(
@@ -233,8 +247,31 @@ def _unread(method: str, values: Mapping[str, Any]) -> Iterator[str]:
     yield from key_problems(method, values)
 
 
+def _autoround_method(values: Mapping[str, Any]) -> str | None:
+    """Return the method whose layout AutoRound's packing_format is; None if it has another.
+
+    Source: the linear layers that AutoRound packs and loads for each packing_format. With quantized
+    activations, the layers of integers have a second scale.
+    """
+    form = _packing_format(values)
+    if form in ("auto_round:fp8", "auto_round:fp8_static"):
+        return "fp8"
+    bits = values.get("act_bits")
+    if isinstance(bits, int) and bits <= 8:
+        return None
+    if form in _AUTOROUND_ZEROS:
+        return "gptq"
+    return "awq" if form in ("auto_round:auto_awq", "auto_round:awq") else None
+
+
+def _packing_format(values: Mapping[str, Any]) -> str:
+    return str(values.get("packing_format", "")).lower()
+
+
 def gptq_format(values: Mapping[str, Any]) -> str:
     """Return the format of a GPTQ checkpoint: gptq stores zeros minus one, gptq_v2 does not."""
+    if zeros := _AUTOROUND_ZEROS.get(_packing_format(values)):
+        return zeros
     return str(values.get("checkpoint_format") or values.get("format") or "gptq").lower()
 
 

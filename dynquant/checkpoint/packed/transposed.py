@@ -1,4 +1,4 @@
-"""GPTQ and AWQ: integers in words along the outputs, [inputs, outputs] instead of its transpose.
+"""GPTQ, AWQ, AutoRound: words of integers along the outputs, [inputs, outputs], not its transpose.
 
     NAME.qweight  I32, GPTQ [inputs * bits / 32, outputs], AWQ [inputs, outputs / 8]
     NAME.qzeros   I32 [groups, outputs * bits / 32]
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 import numpy as np
 
@@ -160,7 +161,7 @@ def find_transposed(tensors: Mapping[str, StoredTensor], settings: Settings, fou
     is_gptq = settings.method == "gptq"
     bits = settings.number("bits" if "bits" in settings.values else "w_bit")
     size_key = "group_size" if "group_size" in settings.values else "q_group_size"
-    group_size = settings.number(size_key, default=-1)
+    group_sizes = [settings.number(size_key, default=-1), *_layers_group_sizes(settings)]
     known = GPTQ_BITS if is_gptq else (4,)
     if bits not in known:
         raise CheckpointError(
@@ -180,11 +181,24 @@ def find_transposed(tensors: Mapping[str, StoredTensor], settings: Settings, fou
         zeros, scales = tensors[base + ".qzeros"], tensors[base + ".scales"]
         groups = tensors.get(base + ".g_idx")
         parts = tuple(t.name for t in (words, zeros, scales, groups) if t)
-        rows = _transposed(words, zeros, scales, groups, settings, bits, group_size)
+        rows = _transposed(words, zeros, scales, groups, settings, bits, group_sizes)
         if isinstance(rows, str):
             found.fault(f"{base}.weight", rows, parts)
         else:
             found.add(f"{base}.weight", rows, parts)
+
+
+def _layers_group_sizes(settings: Settings) -> list[int]:
+    """Return the group sizes that GPTQModel and AutoRound state for single layers."""
+    layers = (settings.values.get(key) for key in ("dynamic", "extra_config"))
+    stated = (
+        cast("dict[str, Any]", layer).get("group_size")
+        for named in layers
+        if isinstance(named, dict)
+        for layer in cast("dict[str, Any]", named).values()
+        if isinstance(layer, dict)
+    )
+    return [size for size in dict.fromkeys(stated) if isinstance(size, int)]
 
 
 def _transposed(
@@ -194,9 +208,12 @@ def _transposed(
     groups: StoredTensor | None,
     settings: Settings,
     bits: int,
-    group_size: int,
+    group_sizes: list[int],
 ) -> TransposedRows | str:
-    """Return the rows of one weight, or its problem."""
+    """Return the rows of one weight, or its problem.
+
+    group_sizes: that of the checkpoint, and those of single layers
+    """
     shapes = f"qweight {list(words.shape)}, qzeros {list(zeros.shape)}, scales {list(scales.shape)}"
     if any(len(t.shape) != 2 or 0 in t.shape for t in (words, zeros, scales)):
         return f"has {shapes}, which are not matrices; download it again"
@@ -217,11 +234,12 @@ def _transposed(
     fits = fits and zeros.shape == (n_groups, n_outputs * bits // 32) and n_outputs * bits % 32 == 0
     if not fits:
         return f"has {shapes}, which do not fit together; download it again"
-    size = n_inputs if group_size < 1 else group_size
-    if groups is None and -(-n_inputs // size) != n_groups:
+    sizes = [n_inputs if size < 1 else size for size in group_sizes]
+    size = next((size for size in sizes if -(-n_inputs // size) == n_groups), None)
+    if groups is None and size is None:
         return (
             f"has {n_inputs} inputs and scales of {n_groups} groups, which does not fit group_size"
-            f" {group_size} in config.json; correct config.json or download it again"
+            f" {group_sizes[0]} in config.json; correct config.json or download it again"
         )
     if groups and groups.shape != (n_inputs,):
         return f"has g_idx {list(groups.shape)} for {n_inputs} inputs; download it again"
@@ -232,7 +250,7 @@ def _transposed(
         zeros,
         scales,
         groups,
-        size,
+        size or sizes[0],
         kind,
         bits,
         (n_outputs, n_inputs),
