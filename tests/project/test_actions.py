@@ -123,6 +123,34 @@ def test_files_that_scripts_run_are_in_the_checkout(script: str) -> None:
             assert (ROOT / word).exists(), word
 
 
+INSTALL = """
+python() {{ echo "pip $*" >> log; case "$*" in *--only-binary*) return {status};; esac; }}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("version", "tag", "status", "expected"),
+    [
+        ("0.2.0", "v0.3.0", 0, ["dynquant-gguf[hub]==0.2.0"]),
+        ("", "v0.3.0", 0, ["--only-binary dynquant-gguf dynquant-gguf[hub]==0.3.0"]),
+        ("", "v0.3.0", 1, ["dynquant-gguf[hub]==0.3.0", "/action/../../..[hub]"]),
+        ("", "v0", 0, ["/action/../../..[hub]"]),
+        ("", "main", 0, ["/action/../../..[hub]"]),
+    ],
+)
+def test_action_installs_the_wheel_of_its_release_if_there_is_one(
+    version: str, tag: str, status: int, expected: list[str], tmp_path: Path
+) -> None:
+    (install,) = (s["run"] for s in steps_of(ACTION) if s["name"] == "Install dynquant")
+    script = "set -eo pipefail\n" + INSTALL.format(status=status) + install
+    variables = {"VERSION": version, "TAG": tag, "GITHUB_ACTION_PATH": "/action"}
+    subprocess.run(["bash", "-c", script], check=True, cwd=tmp_path, env=variables)
+    installed = (tmp_path / "log").read_text().splitlines()
+    assert len(installed) == len(expected)
+    assert all(line.endswith(end) for line, end in zip(installed, expected, strict=True))
+
+
 def test_ci_runs_the_gate() -> None:
     assert ".ci/run" in [s.get("run") for s in steps_of(GITHUB / "workflows" / "ci.yml")]
 
