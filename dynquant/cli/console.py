@@ -200,15 +200,21 @@ def _bar(name: str) -> Generator[Callable[[Progress], None]]:
         rich.TaskProgressColumn(),
         rich.DownloadColumn(),
         rich.TransferSpeedColumn(),
-        rich.TimeRemainingColumn(),
+        rich.TextColumn("{task.fields[left]}", markup=False),
     )
     with rich.Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(name, total=None)
+        task = bar.add_task(name, total=None, left="")
         resuming = _resuming(name)
 
         def report(progress: Progress) -> None:
             resuming(progress)
-            bar.update(task, completed=progress.bytes_done, total=progress.bytes_total)
+            left = progress.seconds_left
+            bar.update(
+                task,
+                completed=progress.bytes_done,
+                total=progress.bytes_total,
+                left="" if left is None else f"{_whole_seconds(left)} left",
+            )
 
         yield report
 
@@ -245,12 +251,12 @@ def _log(name: str) -> Callable[[Progress], None]:
         if now - last_line < _LOG_SECONDS or not progress.bytes_done:
             return
         last_line = now
-        rate = max(progress.bytes_done - progress.bytes_resumed, 1) / (now - started)
-        left = (total - progress.bytes_done) / rate
+        rate = (progress.bytes_done - progress.bytes_resumed) / (now - started)
+        left = progress.seconds_left
         talk(
             f"{name}: {progress.bytes_done / total:.0%},"
             f" {progress.bytes_done / scale:.2f} of {total / scale:.2f} {unit},"
-            f" {rate / 1e6:.0f} MB/s, {duration(left)} left"
+            f" {rate / 1e6:.0f} MB/s" + ("" if left is None else f", {_whole_seconds(left)} left")
         )
 
     return report
@@ -277,9 +283,15 @@ def _events() -> Callable[[Progress], None]:
             total_weights=progress.weights_total,
             resumed_bytes=progress.bytes_resumed,
             bytes_per_second=round(fresh / spent) if spent else None,
+            seconds_left=None if progress.seconds_left is None else round(progress.seconds_left, 1),
         )
 
     return report
+
+
+def _whole_seconds(seconds: float) -> str:
+    """Return an estimate as text: 4 s, 3:07, 1:02:45."""
+    return f"{seconds:.0f} s" if seconds < 59.5 else duration(seconds)
 
 
 def duration(seconds: float) -> str:

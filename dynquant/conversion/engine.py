@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from dynquant.conversion.estimate import Estimate
 from dynquant.conversion.jobs import Job
 from dynquant.conversion.stages import EncodeStage, Scratch, Sink, SourceStage
 from dynquant.conversion.threads import Worker, start
@@ -19,6 +21,7 @@ class Progress:
     """How far a conversion is: bytes of tensors in the output, and weights.
 
     bytes_resumed: of the bytes done, those that an earlier run had written
+    seconds_left:  estimated from the types that are left; None before the first weights are done
     """
 
     bytes_done: int
@@ -26,6 +29,7 @@ class Progress:
     weights_done: int
     weights_total: int
     bytes_resumed: int = 0
+    seconds_left: float | None = None
 
 
 class Engine:
@@ -51,6 +55,7 @@ class Engine:
         self._bytes_done = 0
         self._weights_done = 0
         self._resumed = 0
+        self._estimate = Estimate(work)
         self._threads: list[Worker] = []
 
     @property
@@ -103,13 +108,14 @@ class Engine:
 
     def _do(self, job: Job, scratch: Scratch) -> None:
         """Take one job through the stages."""
+        started = time.monotonic()
         self._source.arrive(job, scratch, self._is_stopped)
         encoded = self._sink.written_before(job)
         is_resumed = encoded is not None
         if encoded is None:
             encoded = self._encode.encode(job, self._source.read(job, scratch))
             self._sink.write(job, encoded)
-        self._count(job, is_resumed=is_resumed)
+        self._count(job, time.monotonic() - started, is_resumed=is_resumed)
         self._sink.digests.add(job, encoded)
 
     def _save(self, sync_seconds: float) -> None:
@@ -126,11 +132,16 @@ class Engine:
         with self._lock:
             return None if self._stopped else next(self._jobs, None)
 
-    def _count(self, job: Job, *, is_resumed: bool) -> None:
+    def _count(self, job: Job, seconds: float, *, is_resumed: bool) -> None:
+        name = job.tensor.type.name
         with self._lock:
             self._bytes_done += job.n_bytes
             self._weights_done += job.n_weights
-            self._resumed += job.n_bytes if is_resumed else 0
+            if is_resumed:
+                self._resumed += job.n_bytes
+                self._estimate.skip(name, job.n_weights)
+            else:
+                self._estimate.count(name, job.n_weights, seconds)
 
     def _fail(self, failure: BaseException) -> None:
         with self._lock:
@@ -146,6 +157,14 @@ class Engine:
 
     def _report(self, progress: Callable[[Progress], None] | None) -> None:
         if progress is not None:
+            n_bytes, n_weights = self._totals
             with self._lock:
-                done = self._bytes_done, self._weights_done, self._resumed
-            progress(Progress(done[0], self._totals[0], done[1], self._totals[1], done[2]))
+                now = Progress(
+                    self._bytes_done,
+                    n_bytes,
+                    self._weights_done,
+                    n_weights,
+                    self._resumed,
+                    self._estimate.seconds_left(max(1, len(self._threads) - 1)),
+                )
+            progress(now)
