@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -45,26 +45,30 @@ class _Wanted:
 class _Spelling:
     """The prefix that a checkpoint has in place of `model.` in the names of the tensor table.
 
-    Base models without a head have none. Multimodal models put the name of their text part before
-    or after `model.`. The head is stored next to the `model` that it belongs to.
+    Base models without a head have none. Larger models put the name of their language model before
+    or after `model.`. Other names, such as the head's, have the prefix before `model.`, or none.
     """
 
+    stored: Collection[str]
     trunk: str
 
     @classmethod
-    def of(cls, stored: Iterable[str], anchor: str) -> _Spelling:
+    def of(cls, stored: Collection[str], anchor: str) -> _Spelling:
         """Derive the prefix from one tensor of the table; the table's own if it is not stored."""
         tail = anchor.removeprefix("model.")
         found = [name.removesuffix(tail) for name in stored if name.endswith(tail)]
         fitting = [p for p in found if not p or p.endswith(".")]
-        return cls(min(fitting, key=len) if fitting else anchor.removesuffix(tail))
+        return cls(
+            stored, min(fitting, key=lambda p: (len(p), p), default=anchor.removesuffix(tail))
+        )
 
     def __call__(self, name: str) -> str:
         """Return a name of the table as the checkpoint spells it."""
         if name.startswith("model."):
             return self.trunk + name.removeprefix("model.")
         before = self.trunk.removesuffix("model.")
-        return name if before == self.trunk or before.endswith("language_") else before + name
+        is_prefix = before != self.trunk and before.endswith(".") and name not in self.stored
+        return before + name if is_prefix else name
 
 
 def gather(
@@ -81,14 +85,14 @@ def gather(
     """
     unpacked = unpack(checkpoint)
     stored = unpacked.tensors
-    spell = _Spelling.of(stored, architecture.rows[0].stored)
+    ignored = unpacked.ignored | _ignored(architecture, stored)
+    spell = _Spelling.of(stored.keys() - ignored.keys(), architecture.rows[0].stored)
     wanted = list(_wanted(architecture, spell))
     prediction = architecture.prediction
     ahead = [w for w in wanted if _is_ahead(w, prediction)]
     if not any(name in stored for want in ahead for name in want.stored_names):
         wanted, prediction = [w for w in wanted if w not in ahead], None
     wanted = [w for w in wanted if not w.optional or any(name in stored for name in w.stored_names)]
-    ignored = unpacked.ignored | _ignored(architecture, stored)
     if architecture.tied is not None:
         head, embedding = (spell(n) for n in architecture.tied)
         wanted, tied = _tie(wanted, stored, head, embedding)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 from dynquant.arch.base import Architecture, Model
 from dynquant.arch.gather import gather
@@ -161,14 +161,10 @@ def describe(config: Mapping[str, Any], where: str) -> Architecture:
 
     where: the path of config.json, which begins every message
 
-    The settings of multimodal models are those of their `text_config` or `language_config`.
     A base class is described as its language model, with the embedding as the output matrix.
     Raises ArchitectureError if the family is unknown, or if llama.cpp cannot compute its settings.
     """
     found = class_of(config, where)
-    text = config.get("text_config") or config.get("language_config")
-    if isinstance(text, dict):
-        config = {**config, **cast("dict[str, Any]", text)}
     if not found.headless:
         return found.describe(config, where)
     architecture = found.describe({**config, "tie_word_embeddings": True}, where)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from dynquant.errors import VocabError
+from dynquant.text_settings import text_settings
 from dynquant.untrusted import (
     MAX_TOKENIZER,
     RepeatedKeyError,
@@ -69,10 +70,8 @@ class TokenizerFiles:
     @cached_property
     def configs(self) -> tuple[Mapping[str, Any], ...]:
         """config.json and, for a multimodal model, the configuration of its text model."""
-        inner = self.config.get("text_config") or self.config.get("language_config")
-        if isinstance(inner, Mapping):
-            return self.config, cast("Mapping[str, Any]", inner)
-        return (self.config,)
+        inner = text_settings(self.config)
+        return (self.config,) if inner is None else (self.config, inner)
 
     def has(self, name: str) -> bool:
         """Return whether the folder has a file of this name."""

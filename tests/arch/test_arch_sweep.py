@@ -22,6 +22,7 @@ from dynquant.arch.base import Architecture
 from dynquant.arch.families import families
 from dynquant.arch.load import describe
 from dynquant.arch.settings import COMMON, Declared
+from dynquant.arch.wrapped import Wrapped
 from dynquant.errors import ArchitectureError
 
 STORED: dict[str, dict[str, Any]] = json.loads(
@@ -49,6 +50,8 @@ def class_of(family: str) -> str:
 
 def declared(family: str) -> Declared:
     found = families()[class_of(family)]
+    if isinstance(found, Wrapped):
+        found = found.family
     assert isinstance(found, Declared)
     return found
 

@@ -24,6 +24,7 @@ ROOMS = (
     "figures",
     "untrusted",
     "json_documents",
+    "text_settings",
     "part_cache",
     "quants",
     "tensors",

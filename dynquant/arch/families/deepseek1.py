@@ -17,6 +17,7 @@ from dynquant.arch.experts import SOFTMAX, Routing, routing_keys
 from dynquant.arch.families.deepseek import EXPERTS
 from dynquant.arch.families.llama import llama
 from dynquant.arch.settings import DECODER, NO_WINDOW, Declared, Settings, constant, harmless, reads
+from dynquant.arch.wrapped import Wrapped
 from dynquant.errors import ArchitectureError
 
 
@@ -66,14 +67,7 @@ def deepseek_ocr(config: Mapping[str, Any], where: str) -> Architecture:
             f"{where}: K and V have {found.sizes['kv']} rows and Q has {found.sizes['q']};"
             " llama.cpp computes this family with equal numbers"
         )
-    return replace(found, via={}, ignored={**_VISION, **found.ignored})
-
-
-_VISION = {
-    r"model\.((sam_model|qwen2_model|vision_model|projector)\..*|image_newline|view_seperator)": (
-        "part of the vision model; the file holds the text model"
-    )
-}
+    return replace(found, via={})
 
 
 def _with_experts(name: str, config: Mapping[str, Any], where: str) -> Architecture:
@@ -132,17 +126,12 @@ _OCR = Declared(
         | harmless(
             "attention is not latent",
             "kv_lora_rank q_lora_rank qk_nope_head_dim qk_rope_head_dim v_head_dim",
-        )
-        | harmless(
-            "of the vision model, which the file leaves out",
-            "vision_config projector_config language_config text_config candidate_resolutions"
-            " global_view_pos tile_tag image_size",
         ),
         only=constant(1.0, "routed_scaling_factor") | constant(True, "lm_head"),
     ),
 )
 FAMILIES = {
     "DeepseekForCausalLM": Declared(deepseek, Settings(read=_READ, harmless=NO_WINDOW)),
-    "DeepseekOCRForCausalLM": _OCR,
-    "DeepseekOCR2ForCausalLM": _OCR,
+    "DeepseekOCRForCausalLM": Wrapped(_OCR),
+    "DeepseekOCR2ForCausalLM": Wrapped(_OCR),
 }

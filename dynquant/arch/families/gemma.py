@@ -37,6 +37,7 @@ from dynquant.arch.settings import (
     reads,
 )
 from dynquant.arch.windows import layer_types, window_keys
+from dynquant.arch.wrapped import Wrapped
 from dynquant.errors import ArchitectureError
 from dynquant.keys import Keys, f32
 from dynquant.tensors import TensorSource
@@ -196,15 +197,8 @@ def gemma3(config: Mapping[str, Any], where: str) -> Architecture:
         n_layers=c.num_hidden_layers,
         tied=TIED if c.tie_word_embeddings else None,
         via=via,
-        ignored=IGNORED | _VISION,
+        ignored=IGNORED,
     )
-
-
-_VISION = {
-    r"(model\.)?(vision_tower|multi_modal_projector)\..*": (
-        "part of the vision model, which llama.cpp reads from a separate file (mmproj)"
-    )
-}
 
 
 def _check_causal(use_bidirectional_attention: bool, where: str) -> None:
@@ -261,12 +255,7 @@ _GEMMA3_FAMILY = Declared(
     gemma3,
     Settings(
         read=_READ | _WINDOWS | reads(_Gemma3, more="rope_local_base_freq"),
-        harmless=harmless("layer_types states it", "_sliding_window_pattern")
-        | harmless(
-            "of the vision model, which the file leaves out",
-            "vision_config text_config image_token_index image_token_id boi_token_index"
-            " eoi_token_index mm_tokens_per_image",
-        ),
+        harmless=harmless("layer_types states it", "_sliding_window_pattern"),
     ),
 )
 FAMILIES = {
@@ -287,5 +276,5 @@ FAMILIES = {
         ),
     ),
     "Gemma3ForCausalLM": _GEMMA3_FAMILY,
-    "Gemma3ForConditionalGeneration": _GEMMA3_FAMILY,
+    "Gemma3ForConditionalGeneration": Wrapped(_GEMMA3_FAMILY),
 }

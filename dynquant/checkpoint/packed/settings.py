@@ -12,6 +12,7 @@ from dynquant.checkpoint.packed.keys import key_problems
 from dynquant.checkpoint.safetensors import Checkpoint, read_object
 from dynquant.errors import CheckpointError
 from dynquant.quants.table import FLOATS
+from dynquant.text_settings import text_settings
 
 MODELOPT = "hf_quant_config.json"
 """The settings file of NVIDIA's ModelOpt, in addition to config.json or instead of it."""
@@ -161,8 +162,7 @@ def read_settings(checkpoint: Checkpoint) -> Settings | None:
 def _values(checkpoint: Checkpoint) -> tuple[str, object]:
     """Return the file with the settings, and the settings; None if there are no settings."""
     config = checkpoint.config
-    text = config.get("text_config")
-    nested = cast("dict[str, Any]", text) if isinstance(text, dict) else {}
+    nested = text_settings(config) or {}
     where = str(checkpoint.folder / "config.json")
     for place in (config, nested):
         for key in ("quantization_config", "compression_config"):

@@ -1,0 +1,32 @@
+"""Larger models around language models of any family: the class is named by their own settings."""
+
+from __future__ import annotations
+
+from dynquant.arch.wrapped import Wrapped
+
+_ANY = Wrapped()
+FAMILIES = dict.fromkeys(
+    (
+        "AyaVisionForConditionalGeneration",
+        "AudioFlamingo3ForConditionalGeneration",
+        "GotOcr2ForConditionalGeneration",
+        "GraniteSpeechForConditionalGeneration",
+        "Idefics3ForConditionalGeneration",
+        "InternVLChatModel",
+        "InternVLForConditionalGeneration",
+        "JanusForConditionalGeneration",
+        "KimiK25ForConditionalGeneration",
+        "KimiVLForConditionalGeneration",
+        "LightOnOCRForConditionalGeneration",
+        "LightOnOcrForConditionalGeneration",
+        "LlavaForConditionalGeneration",
+        "LlavaNextForConditionalGeneration",
+        "LlavaNextVideoForConditionalGeneration",
+        "LlavaOnevisionForConditionalGeneration",
+        "Qwen2AudioForConditionalGeneration",
+        "SmolVLMForConditionalGeneration",
+        "VipLlavaForConditionalGeneration",
+        "VoxtralForConditionalGeneration",
+    ),
+    _ANY,
+)
