@@ -215,6 +215,22 @@ def interleaved_heads(source: TensorSource, n_head: int) -> TensorSource:
     return reordered(source, order)
 
 
+def half_split_heads(source: TensorSource, n_head: int, n_rotated: int) -> TensorSource:
+    """Return Q or K in the half-split order, from that of interleaved rotary pairs.
+
+    n_rotated: rotated rows of a head, which are its first; the others stay
+    """
+    n_per_head = source.shape[0] // n_head
+
+    def order(rows: I64) -> I64:
+        head, row = np.divmod(rows, n_per_head)
+        half = n_rotated // 2
+        pair = np.where(row < half, 2 * row, 2 * (row - half) + 1)
+        return head * n_per_head + np.where(row < n_rotated, pair, row)
+
+    return reordered(source, order)
+
+
 def reordered(source: TensorSource, order: Callable[[I64], I64]) -> TensorSource:
     """Return a matrix with its rows, or a vector with its elements, in another order."""
     if len(source.shape) > 1:

@@ -35,14 +35,17 @@ _CLASSES = {
     "granite": "GraniteForCausalLM",
     "granitemoe": "GraniteMoeForCausalLM",
     "llama": "LlamaForCausalLM",
+    "mistral3": "Ministral3ForCausalLM",
     "nomic-bert": "NomicBertModel",
     "olmo2": "Olmo2ForCausalLM",
     "olmoe": "OlmoeForCausalLM",
     "phi3": "Phi3ForCausalLM",
     "phimoe": "PhimoeForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
+    "qwen2vl": "Qwen2VLForConditionalGeneration",
     "qwen2moe": "Qwen2MoeForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
+    "qwen3vl": "Qwen3VLForConditionalGeneration",
     "qwen3moe": "Qwen3MoeForCausalLM",
     "qwen3next": "Qwen3NextForCausalLM",
     "starcoder2": "Starcoder2ForCausalLM",
@@ -52,10 +55,13 @@ _CLASSES = {
 _WITH_EXPERTS = {"llama": "MixtralForCausalLM", "granite": "GraniteMoeForCausalLM"}
 """The class of an architecture that has experts in some models only, for those models."""
 
+_SECTIONS = {"rope_parameters": {"mrope_section": [1, 1, 1]}}
 _SETTINGS: dict[str, dict[str, Any]] = {
     "nomic-bert": {"hidden_act": "swiglu"},
     "phimoe": {"attention_bias": True, "lm_head_bias": True},
+    "qwen2vl": _SECTIONS,
     "qwen3moe": {"norm_topk_prob": True},
+    "qwen3vl": _SECTIONS,
 }
 """Settings that the families require, where they are not the default."""
 

@@ -78,9 +78,8 @@ def read_rope(
                   files of a family; see `deviations`
     partial:      the family's default of partial_rotary_factor; None if whole heads are rotated
     """
-    name = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
-    stated = config.get(name)
-    found = cast("dict[str, Any]", stated) if isinstance(stated, dict) else {}
+    name = _name(config)
+    stated, found = config.get(name), rope_settings(config)
     if stated is not None and (stated != found or any(isinstance(v, dict) for v in found.values())):
         raise ArchitectureError(
             f"{where}: {name} must be one set of settings, the same for all layers"
@@ -119,6 +118,16 @@ def read_rope(
     return rope
 
 
+def _name(config: Mapping[str, Any]) -> str:
+    return "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
+
+
+def rope_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the rope settings of a config.json as they are stated; {} if there are none."""
+    found = config.get(_name(config))
+    return cast("dict[str, Any]", found) if isinstance(found, dict) else {}
+
+
 def deviations(rope: Rope, where: str) -> tuple[str, ...]:
     """Return a warning for each setting in place of which llama.cpp uses a constant."""
     return tuple(
@@ -141,6 +150,30 @@ def scaling_keys(arch: str, rope: Rope) -> Keys:
         if attention != 1:
             keys["attn_factor"] = f32(attention)
     return {f"{arch}.rope.scaling.{name}": value for name, value in keys.items()}
+
+
+def mscale_keys(arch: str, rope: Rope) -> Keys:
+    """Return `<arch>.rope.scaling.*` for graphs that read YaRN's betas and mscale_all_dim.
+
+    llama.cpp then scales sines and cosines by magnitude(1) / magnitude(mscale_all_dim), times
+    attn_factor.
+    """
+    keys = scaling_keys(arch, rope)
+    if rope.rope_type != "yarn" or rope.factor is None:
+        return keys
+    more: Keys = {}
+    if rope.beta_fast != _FIXED["yarn"]["beta_fast"]:
+        more["yarn_beta_fast"] = f32(rope.beta_fast)
+    if rope.beta_slow != _FIXED["yarn"]["beta_slow"]:
+        more["yarn_beta_slow"] = f32(rope.beta_slow)
+    if rope.mscale_all_dim:
+        more["yarn_log_multiplier"] = f32(rope.mscale_all_dim)
+        theirs = _magnitude(rope.factor, 1.0) / _magnitude(rope.factor, rope.mscale_all_dim)
+        keys.pop(f"{arch}.rope.scaling.attn_factor", None)
+        attention = _attention_factor(rope, rope.factor) / theirs
+        if attention != 1:
+            more["attn_factor"] = f32(attention)
+    return keys | {f"{arch}.rope.scaling.{name}": value for name, value in more.items()}
 
 
 def latent_scaling_keys(arch: str, rope: Rope, where: str) -> Keys:

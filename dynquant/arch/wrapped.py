@@ -7,7 +7,7 @@ config.json, its tensors have a prefix, and there are tensors of other parts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -79,14 +79,20 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 """Defaults of transformers' classes by `model_type`: a larger model states only other values."""
 
 
+def _nothing(_: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {}
+
+
 @dataclass(frozen=True, eq=False)
 class Wrapped:
     """A family: the language model in a larger class of config.json.
 
     family: describes the language model; None for the class that its own settings name
+    states: returns settings of the language model that the larger model's settings imply
     """
 
     family: Family | None = None
+    states: Callable[[Mapping[str, Any]], Mapping[str, Any]] = _nothing
 
     def __call__(self, config: Mapping[str, Any], where: str) -> Architecture:
         """Describe the language model; raise ArchitectureError if its class is not supported."""
@@ -98,7 +104,7 @@ class Wrapped:
             )
         of_text = f"{where}: settings of the language model"
         family = self.family or class_of(text or {}, of_text).describe
-        found = family(_settings(config, text, family), where)
+        found = family({**_settings(config, text, family), **self.states(config)}, where)
         return replace(found, ignored={**found.ignored, **OTHER_PARTS})
 
 

@@ -68,8 +68,11 @@ def randomize(model: transformers.PreTrainedModel, family: Family, seed: int) ->
 
 def model_class(config: transformers.PretrainedConfig) -> type:
     """Return the model class for a configuration; for embedding models the one without a head."""
-    embeds = "bert" in config.model_type
-    return transformers.AutoModel if embeds else transformers.AutoModelForCausalLM
+    if "bert" in config.model_type:
+        return transformers.AutoModel
+    if hasattr(config, "vision_config"):
+        return transformers.AutoModelForImageTextToText
+    return transformers.AutoModelForCausalLM
 
 
 def make_checkpoint(folder: Path, family: Family, seed: int) -> Encode:

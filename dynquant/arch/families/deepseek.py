@@ -274,21 +274,21 @@ def _routing(s: _Settings, gating: int, n_leading_dense: int) -> Routing:
     )
 
 
-_READ = DECODER | reads(_Settings, more="scoring_func topk_method num_local_experts num_experts")
-_HARMLESS = (
+READ = DECODER | reads(_Settings, more="scoring_func topk_method num_local_experts num_experts")
+HARMLESS = (
     NO_WINDOW
     | harmless("latent attention has as many heads of K as of Q", "num_key_value_heads")
     | harmless("qk_rope_head_dim is rotated", "head_dim")
     | harmless("the sum of qk_nope_head_dim and qk_rope_head_dim", "qk_head_dim")
     | harmless("checkpoints state num_nextn_predict_layers", "num_mtp_layers")
 )
-_DEEPSEEK3 = Declared(deepseek3, Settings(read=_READ, harmless=_HARMLESS))
+_DEEPSEEK3 = Declared(deepseek3, Settings(read=READ, harmless=HARMLESS))
 FAMILIES = {
     "DeepseekV2ForCausalLM": Declared(
         deepseek2,
         Settings(
-            read=_READ,
-            harmless=_HARMLESS
+            read=READ,
+            harmless=HARMLESS
             | harmless("its own code predicts no further", "num_nextn_predict_layers"),
         ),
     ),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from dynquant.arch.base import Architecture, Row
@@ -20,9 +22,12 @@ from dynquant.arch.decoder import (
     read_decoder,
 )
 from dynquant.arch.rope import Rope, read_rope
+from dynquant.arch.sections import SECTIONS, section_keys, split_sections
 from dynquant.arch.settings import DECODER, NO_WINDOW, Declared, Settings
+from dynquant.arch.wrapped import Wrapped
 from dynquant.errors import ArchitectureError
 from dynquant.keys import Keys, u32
+from dynquant.transforms import half_split_heads
 
 _LAYER, _OUT = "model.layers.{}.", "blk.{}."
 _FUSED_MLP = (
@@ -60,10 +65,14 @@ def glm_keys(arch: str, c: Config, rope: Rope) -> Keys:
 
 
 def _dense(
-    arch: str, config: Mapping[str, Any], where: str, norms: tuple[Row, ...]
+    arch: str,
+    config: Mapping[str, Any],
+    where: str,
+    norms: tuple[Row, ...],
+    head_dim: int | None = 128,
 ) -> Architecture:
     # transformers' defaults: a bias, and heads of 128 weights.
-    c, rope = read_glm({"attention_bias": True, **config}, where, 128)
+    c, rope = read_glm({"attention_bias": True, **config}, where, head_dim)
     return Architecture(
         name=arch,
         keys=glm_keys(arch, c, rope),
@@ -99,8 +108,31 @@ def glm4(config: Mapping[str, Any], where: str) -> Architecture:
     return _dense("glm4", config, where, norms=_POST_NORMS)
 
 
+def glm4v(config: Mapping[str, Any], where: str) -> Architecture:
+    """Describe the language model of a GLM-4V: a GLM-4 with rotary sections.
+
+    llama.cpp rotates pairs with sections in the half-split order, so that Q and K are reordered.
+    """
+    plain, sections = split_sections(config, where, (8, 12, 12))
+    found = _dense("glm4", plain, where, norms=_POST_NORMS, head_dim=None)
+    head, n_q, n_kv = (found.sizes[name] for name in ("head", "q", "kv"))
+    n_rotated = found.keys["glm4.rope.dimension_count"].value
+    assert isinstance(n_rotated, int)
+    return replace(
+        found,
+        keys=found.keys | section_keys("glm4", sections, n_rotated, where),
+        via={
+            "attn_q": partial(half_split_heads, n_head=n_q // head, n_rotated=n_rotated),
+            "attn_k": partial(half_split_heads, n_head=n_kv // head, n_rotated=n_rotated),
+        },
+    )
+
+
 _SETTINGS = Settings(read=DECODER, harmless=NO_WINDOW)
+_GLM4V = Wrapped(Declared(glm4v, replace(_SETTINGS, of_rope=SECTIONS)))
 FAMILIES = {
     "GlmForCausalLM": Declared(glm, _SETTINGS),
     "Glm4ForCausalLM": Declared(glm4, _SETTINGS),
+    "Glm4vForConditionalGeneration": _GLM4V,
+    "Glm46VForConditionalGeneration": _GLM4V,
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dynquant.arch.base import Architecture, Prediction, Row, on
@@ -38,7 +38,9 @@ from dynquant.arch.experts import (
     with_expert_count,
 )
 from dynquant.arch.families.glm import glm_keys, read_glm
+from dynquant.arch.sections import SECTIONS, section_keys, split_sections
 from dynquant.arch.settings import DECODER, NO_WINDOW, Declared, Settings, harmless, reads
+from dynquant.arch.wrapped import Wrapped
 from dynquant.keys import u32
 
 _LAYER, _OUT = "model.layers.{}.", "blk.{}."
@@ -138,13 +140,22 @@ def glm4moe(config: Mapping[str, Any], where: str) -> Architecture:
     )
 
 
+def glm4vmoe(config: Mapping[str, Any], where: str) -> Architecture:
+    """Describe the language model of a GLM-4.5V or 4.6V: a GLM-4-MoE with rotary sections."""
+    plain, sections = split_sections(config, where, (8, 12, 12))
+    found = glm4moe({"attention_bias": True, **plain}, where)
+    n_rotated = found.keys["glm4moe.rope.dimension_count"].value
+    assert isinstance(n_rotated, int)
+    return replace(found, keys=found.keys | section_keys("glm4moe", sections, n_rotated, where))
+
+
+_SETTINGS = Settings(
+    read=DECODER | reads(_Experts, more="n_routed_experts num_local_experts"),
+    harmless=NO_WINDOW | harmless("checkpoints state num_nextn_predict_layers", "num_mtp_layers"),
+)
 FAMILIES = {
-    "Glm4MoeForCausalLM": Declared(
-        glm4moe,
-        Settings(
-            read=DECODER | reads(_Experts, more="n_routed_experts num_local_experts"),
-            harmless=NO_WINDOW
-            | harmless("checkpoints state num_nextn_predict_layers", "num_mtp_layers"),
-        ),
-    )
+    "Glm4MoeForCausalLM": Declared(glm4moe, _SETTINGS),
+    "Glm4vMoeForConditionalGeneration": Wrapped(
+        Declared(glm4vmoe, replace(_SETTINGS, of_rope=SECTIONS))
+    ),
 }
