@@ -34,6 +34,14 @@ PUBLISHED = {
     "torch_dtype": "bfloat16",
 }
 EXPERTS = {"intermediate_size": 40, "num_local_experts": 5, "num_experts_per_tok": 4}
+HYBRID = {
+    **SHAPE,
+    "layer_types": ["full_attention", "full_attention"],
+    "position_embedding_type": "rope",
+    "mamba_n_heads": 4,
+    "mamba_d_head": 16,
+}
+ATTENTION = {"layer_types": ["attention", "attention"], "normalization_function": "rmsnorm"}
 
 FAMILIES = {
     "granite": Family(
@@ -45,6 +53,19 @@ FAMILIES = {
     ),
     "granitemoe": Family(
         transformers.GraniteMoeConfig(**SHAPE, **EXPERTS), make_llama3_bpe, published=PUBLISHED
+    ),
+    # Granite 4 without Mamba layers: dense, and with experts.
+    "granite4": Family(
+        transformers.GraniteMoeHybridConfig(
+            **HYBRID, num_local_experts=0, shared_intermediate_size=88
+        ),
+        make_llama3_bpe,
+        published=PUBLISHED | ATTENTION,
+    ),
+    "granite4moe": Family(
+        transformers.GraniteMoeHybridConfig(**HYBRID, **EXPERTS, shared_intermediate_size=24),
+        make_llama3_bpe,
+        published=PUBLISHED | ATTENTION,
     ),
     "granitemoeshared": Family(
         transformers.GraniteMoeSharedConfig(**SHAPE, **EXPERTS, shared_intermediate_size=24),
