@@ -1,17 +1,19 @@
-"""BERT and Nomic-BERT: embedding models, in which every token attends to all others."""
+"""BERT, RoBERTa and Nomic-BERT: embedding models, in which every token attends to all others."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from dynquant.arch.base import Architecture, Row
-from dynquant.arch.config import Count, LayersCount, Positive, Truth, read_config
+from dynquant.arch.config import Count, LayersCount, Natural, Positive, Truth, read_config
 from dynquant.arch.rope import read_rope
 from dynquant.arch.settings import Declared, Settings, constant, harmless, reads
 from dynquant.errors import ArchitectureError
 from dynquant.keys import Keys, boolean, f32, u32
+from dynquant.transforms import rows_of_each
 
 _EMBEDDINGS = (
     Row("model.embeddings.word_embeddings.weight", "token_embd.weight", "vocab hidden"),
@@ -57,9 +59,9 @@ _NOMIC = (
     *_both(_NOMIC_LAYER + "norm2", "blk.{}.layer_output_norm", "hidden"),
 )
 _IGNORED = {
-    r"(bert\.)?embeddings\.position_ids": "the positions 0, 1, 2 …, which llama.cpp generates",
-    r"(bert\.)?pooler\..*": "for tasks other than embedding, which llama.cpp does not support",
-    r"cls\..*": "for predicting masked words, which llama.cpp does not support",
+    r"(\w+\.)?embeddings\.position_ids": "the positions 0, 1, 2 …, which llama.cpp generates",
+    r"(\w+\.)?pooler\..*": "for tasks other than embedding, which llama.cpp does not support",
+    r"(cls|lm_head)\..*": "for predicting masked words, which llama.cpp does not support",
 }
 
 
@@ -135,6 +137,31 @@ def _describe(name: str, c: _Config, rows: tuple[Row, ...], more: Keys) -> Archi
 def bert(config: Mapping[str, Any], where: str) -> Architecture:
     """Describe a BERT; it has the exact GELU, which llama.cpp approximates by its tanh form."""
     return _describe("bert", _read(config, where, ("gelu",)), _BERT, {})
+
+
+@dataclass(frozen=True)
+class _Padding:
+    pad_token_id: Natural = 1
+
+
+def roberta(config: Mapping[str, Any], where: str) -> Architecture:
+    """Describe a RoBERTa or XLM-RoBERTa: a BERT whose positions count from behind the padding.
+
+    The first rows of its table of positions are never used, and llama.cpp counts from zero.
+    """
+    c = _read(config, where, ("gelu",))
+    first = read_config(_Padding, config, where).pad_token_id + 1
+    if first >= c.max_position_embeddings:
+        raise ArchitectureError(
+            f"{where}: pad_token_id {first - 1} leaves none of {c.max_position_embeddings}"
+            " positions (max_position_embeddings)"
+        )
+    used = {"context_length": u32(c.max_position_embeddings - first)}
+    found = _describe("bert", c, _BERT, used)
+    cut = partial(rows_of_each, start=first, stop=c.max_position_embeddings)
+    # Byte-level vocabularies do not state it.
+    types = {"tokenizer.ggml.token_type_count": u32(c.type_vocab_size)}
+    return replace(found, keys=found.keys | types, via={"position_embd": cut})
 
 
 # Names in Nomic's config.json, and in transformers.
@@ -228,8 +255,15 @@ _NOMIC_SETTINGS = Settings(
     | constant(True, "scale_attn_weights"),
 )
 _BERT_FAMILY = Declared(bert, _BERT_SETTINGS)
+_ROBERTA_FAMILY = Declared(
+    roberta, replace(_BERT_SETTINGS, read=_BERT_SETTINGS.read | reads(_Padding))
+)
 FAMILIES = {
     "BertModel": _BERT_FAMILY,
     "BertForMaskedLM": _BERT_FAMILY,
+    "RobertaModel": _ROBERTA_FAMILY,
+    "RobertaForMaskedLM": _ROBERTA_FAMILY,
+    "XLMRobertaModel": _ROBERTA_FAMILY,
+    "XLMRobertaForMaskedLM": _ROBERTA_FAMILY,
     "NomicBertModel": Declared(nomic, _NOMIC_SETTINGS),
 }

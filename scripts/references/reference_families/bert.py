@@ -8,6 +8,7 @@ from typing import Any
 
 import transformers
 from reference_tokenizers import Encode, write_json
+from reference_unigram import make_unigram
 from reference_vocabularies import make_wordpiece
 
 from reference_families import Family
@@ -24,6 +25,17 @@ _COMMON: dict[str, Any] = {
 
 def _tokenizer(folder: Path) -> Encode:
     """Write WordPiece files, and the files of sentence-transformers: the mean over all tokens."""
+    _write_pooling(folder)
+    return make_wordpiece(folder)
+
+
+def _unigram(folder: Path) -> Encode:
+    """Write XLM-R's files and the mean over all tokens."""
+    _write_pooling(folder)
+    return make_unigram(folder, xlm_r=True)
+
+
+def _write_pooling(folder: Path) -> None:
     modules = [
         {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
         for i, (path, kind) in enumerate((("", "Transformer"), ("1_Pooling", "Pooling")))
@@ -32,7 +44,6 @@ def _tokenizer(folder: Path) -> Encode:
     (folder / "1_Pooling").mkdir()
     pooling = {"word_embedding_dimension": 32, "pooling_mode_mean_tokens": True}
     write_json(folder / "1_Pooling" / "config.json", pooling)
-    return make_wordpiece(folder)
 
 
 FAMILIES = {
@@ -46,6 +57,18 @@ FAMILIES = {
         ),
         _tokenizer,
         weights=0.2,
+    ),
+    "xlm-roberta": Family(
+        transformers.XLMRobertaConfig(
+            **{**_COMMON, "type_vocab_size": 1, "pad_token_id": 1, "vocab_size": 448},
+            intermediate_size=88,
+            max_position_embeddings=66,
+            layer_norm_eps=1e-5,
+            bos_token_id=0,
+            eos_token_id=2,
+        ),
+        _unigram,
+        weights=0.15,
     ),
     "nomic-bert": Family(
         transformers.NomicBertConfig(
