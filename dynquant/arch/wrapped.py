@@ -35,7 +35,7 @@ OTHER_PARTS = {
 }
 """The parts beside a language model: patterns of stored names, with what they are."""
 
-_WITHOUT = frozenset(
+OTHER_SETTINGS = frozenset(
     {
         *("vision_config", "audio_config", "projector_config", "vision_token_id"),
         *("image_token_id", "image_token_index", "video_token_id", "video_token_index"),
@@ -113,7 +113,7 @@ def _settings(
 ) -> dict[str, Any]:
     """Return the settings of the language model; those not stated there are the larger model's."""
     if text is None:
-        return {name: value for name, value in config.items() if name not in _WITHOUT}
+        return {name: value for name, value in config.items() if name not in OTHER_SETTINGS}
     shared = family.settings.read if isinstance(family, Declared) else frozenset[str]()
     outside = {name: config[name] for name in shared if config.get(name) is not None}
     # Either may say that the embedding is the output matrix. One that is stored is used if it

@@ -25,7 +25,12 @@ class _Layers:
 def glm4moelite(config: Mapping[str, Any], where: str) -> Architecture:
     """Describe a GLM-4.7-Flash, which has DeepSeek-V3's graph in llama.cpp."""
     # transformers' defaults.
-    defaults = {"n_group": 1, "topk_group": 1, "routed_scaling_factor": 1.8}
+    defaults = {
+        "n_group": 1,
+        "topk_group": 1,
+        "routed_scaling_factor": 1.8,
+        "rms_norm_eps": 1e-5,
+    }
     present = {key: value for key, value in config.items() if value is not None}
     dense = {"first_k_dense_replace": n_leading_dense(config, where)}
     return deepseek3({**defaults, **present, **dense}, where)

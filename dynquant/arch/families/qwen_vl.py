@@ -18,10 +18,16 @@ from dynquant.keys import u32
 def qwen2vl(config: Mapping[str, Any], where: str) -> Architecture:
     """Describe the language model of a Qwen2-VL or Qwen2.5-VL: a Qwen2."""
     plain, sections = split_sections(config, where)
-    found = qwen2({"rms_norm_eps": 1e-5, **plain}, where)
+    # transformers' defaults.
+    found = qwen2({"rms_norm_eps": 1e-5, "rope_theta": 1e6, **plain}, where)
+    epsilon = (
+        f"{where}: llama.cpp's qwen2vl does not read rms_norm_eps, and computes norms with 0; where"
+        " a layer's input is small, results differ slightly"
+    )
     return replace(
         found,
         name="qwen2vl",
+        deviations=(*found.deviations, epsilon),
         keys=renamed(found.keys, "qwen2vl")
         | section_keys("qwen2vl", sections, found.sizes["head"], where),
     )
