@@ -4,8 +4,7 @@
 
 LLAMA_CPP is a llama.cpp source tree, PYTHON an interpreter that has what its converter needs. Its
 list of known vocabularies goes by a hash of token ids, which no made-up vocabulary has, so it is
-given the pre-tokenizer that dynquant recognized. For each family: tensors equal bit for bit,
-tensors
+given the pre-tokenizer that dynquant recognized. For each family: tensors equal bit for bit, tensors
 that differ or that one file has alone, and keys that differ.
 """
 
@@ -79,7 +78,7 @@ def compare(family: str, tree: Path, python: str, folder: Path) -> bool:
     """Convert one checkpoint with both, print what differs; return whether all tensors agree."""
     source = REFERENCES / family
     ours, theirs = folder / "ours.gguf", folder / "theirs.gguf"
-    plan = dynquant.convert(source, ours, recipe="f32", force=True)
+    plan = dynquant.convert(source, ours, recipe="f32", force=True).plan
     pre = plan.keys.get("tokenizer.ggml.pre")
     arguments = [str(source), "--outtype", "f32", "--outfile", str(theirs)]
     theirs.unlink(missing_ok=True)
