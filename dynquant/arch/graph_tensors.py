@@ -29,6 +29,7 @@ _CLASSES = {
     "gemma": "GemmaForCausalLM",
     "gemma2": "Gemma2ForCausalLM",
     "gemma3": "Gemma3ForCausalLM",
+    "gemma-embedding": "Gemma3TextModel",
     "glm4": "Glm4ForCausalLM",
     "glm4moe": "Glm4MoeForCausalLM",
     "gpt-oss": "GptOssForCausalLM",
@@ -59,6 +60,7 @@ _SECTIONS = {"rope_parameters": {"mrope_section": [1, 1, 1]}}
 _SETTINGS: dict[str, dict[str, Any]] = {
     "nomic-bert": {"hidden_act": "swiglu"},
     "phimoe": {"attention_bias": True, "lm_head_bias": True},
+    "gemma-embedding": {"use_bidirectional_attention": True},
     "qwen2vl": _SECTIONS,
     "qwen3moe": {"norm_topk_prob": True},
     "qwen3vl": _SECTIONS,

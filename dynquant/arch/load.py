@@ -7,15 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from dynquant.arch.base import Architecture, Model
+from dynquant.arch.base import Architecture, Model, ModelTensor
+from dynquant.arch.dense_modules import WITH_DENSE, read_dense
 from dynquant.arch.gather import gather
 from dynquant.arch.gguf_model import load_gguf
 from dynquant.arch.metadata import general_keys
 from dynquant.arch.model_types import class_of
-from dynquant.arch.pooling import folders_of, pooling_keys
+from dynquant.arch.pooling import dense_folders, folders_of, pooling_keys
 from dynquant.arch.rerankers import reranker_problems
 from dynquant.checkpoint import causes, hub
-from dynquant.checkpoint.safetensors import open_checkpoint, read_config, shard_files
+from dynquant.checkpoint.safetensors import SINGLE, open_checkpoint, read_config, shard_files
 from dynquant.errors import ArchitectureError, CheckpointError, NoVocabError, Problems, VocabError
 from dynquant.keys import Keys
 from dynquant.vocab import VocabReport, read_vocab
@@ -54,8 +55,10 @@ def _of_hub(text: str, pre: str | None, mla: Mla, needs_vocab: bool) -> Model:
     else:
         path, name = hub.fetch_description(name)
         # Unknown families are rejected before hundreds of gigabytes are downloaded.
-        _describe(read_config(path), path)
-        hub.fetch_files(name, shard_files(path))
+        architecture = _describe(read_config(path), path)
+        dense = dense_folders(path) if architecture.name == WITH_DENSE else []
+        more = [f"{folder.relative_to(path).as_posix()}/{SINGLE}" for folder in dense]
+        hub.fetch_files(name, [*shard_files(path), *more])
     model = _on_disk(path, pre, mla, needs_vocab)
     return replace(model, keys=_with_source(model.keys, hub.source_keys(name)))
 
@@ -117,8 +120,11 @@ def _of_folder(folder: Path, pre: str | None, mla: Mla, needs_vocab: bool) -> Mo
         (),
     )
     pooling = problems.attempt(lambda: pooling_keys(top, architecture.name))
+    dense = problems.attempt(lambda: _dense(top, architecture))
     problems.raise_any()
-    keys = (general or {}) | architecture.keys | (pooling or {}) | vocab
+    after, sizes = dense or ((), {})
+    tensors = (*tensors, *after)
+    keys = (general or {}) | architecture.keys | sizes | (pooling or {}) | vocab
     return Model(
         architecture.name,
         keys,
@@ -129,6 +135,13 @@ def _of_folder(folder: Path, pre: str | None, mla: Mla, needs_vocab: bool) -> Mo
         missing=missing,
         trims=report.trims,
     )
+
+
+def _dense(top: Path, architecture: Architecture) -> tuple[tuple[ModelTensor, ...], Keys]:
+    """Return the tensors and keys of modules after pooling, for graphs that compute them."""
+    if architecture.name != WITH_DENSE:
+        return (), {}
+    return read_dense(dense_folders(top), architecture.sizes["hidden"])
 
 
 def _vocab(

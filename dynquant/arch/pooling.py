@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from dynquant.arch.config import read_config
+from dynquant.arch.dense_modules import WITH_DENSE
 from dynquant.errors import ArchitectureError
 from dynquant.keys import Keys, u32
 from dynquant.untrusted import MAX_CONFIG, is_inside, parse_json, read_regular, shown
@@ -76,7 +77,7 @@ def pooling_keys(folder: Path, arch: str) -> Keys:
         f"{path}: llama.cpp does not compute a module of type {shown(kind)}; it supports"
         f" {', '.join(_KNOWN)}"
         for kind in kinds
-        if kind not in _KNOWN
+        if kind not in _KNOWN and not (kind == "Dense" and arch == WITH_DENSE)
     )
     if "Pooling" not in kinds:
         return {}
@@ -95,6 +96,21 @@ def pooling_keys(folder: Path, arch: str) -> Keys:
             " one of mean, first token and last token"
         )
     return {f"{arch}.pooling_type": u32(found[0])}
+
+
+def dense_folders(folder: Path) -> list[Path]:
+    """Return the folders of the Dense modules that modules.json lists, in order."""
+    path = folder / "modules.json"
+    if not path.is_file():
+        return []
+    modules = read_config(_Modules, {"modules": _read(path)}, str(path)).modules
+    found = [folder / m.path for m in modules if m.type.rpartition(".")[2] == "Dense" and m.path]
+    ArchitectureError.raise_any(
+        f"{path}: {shown(str(inner))} is not in this folder"
+        for inner in found
+        if not is_inside(folder, inner)
+    )
+    return found
 
 
 def _read(path: Path) -> Any:

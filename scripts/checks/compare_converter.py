@@ -4,8 +4,8 @@
 
 LLAMA_CPP is a llama.cpp source tree, PYTHON an interpreter that has what its converter needs. Its
 list of known vocabularies goes by a hash of token ids, which no made-up vocabulary has, so it is
-given the pre-tokenizer that dynquant recognized. For each family: tensors equal bit for bit, tensors
-that differ or that one file has alone, and keys that differ.
+given the pre-tokenizer that dynquant recognized. For each family: tensors equal bit for bit,
+tensors that differ or that one file has alone, and keys that differ.
 """
 
 from __future__ import annotations

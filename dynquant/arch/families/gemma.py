@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import sqrt
 from typing import Any, cast
@@ -168,6 +168,25 @@ class _Gemma3:
 
 def gemma3(config: Mapping[str, Any], where: str) -> Architecture:
     """Describe a Gemma 3's text model: norms on Q and K, a second rope in layers with a window."""
+    own = read_config(_Gemma3, config, where)
+    _check_causal(own.use_bidirectional_attention, where)
+    return _gemma3("gemma3", config, where, n_layers_of_27b=62)
+
+
+def gemma_embedding(config: Mapping[str, Any], where: str) -> Architecture:
+    """Describe an EmbeddingGemma: a Gemma 3 in which every token attends to all others.
+
+    Its window counts in both directions, half of `sliding_window` in each.
+    """
+    if not read_config(_Gemma3, config, where).use_bidirectional_attention:
+        raise ArchitectureError(
+            f"{where}: use_bidirectional_attention is not true; llama.cpp computes embedding models"
+            " of Gemma 3 with attention to all tokens"
+        )
+    return _gemma3("gemma-embedding", config, where, n_layers_of_27b=0)
+
+
+def _gemma3(name: str, config: Mapping[str, Any], where: str, n_layers_of_27b: int) -> Architecture:
     config = _complete(config, _GEMMA3)
     c = _read(config, where)
     own = read_config(_Gemma3, config, where)
@@ -176,21 +195,20 @@ def gemma3(config: Mapping[str, Any], where: str) -> Architecture:
             f"{where}: attn_logit_softcapping is {own.attn_logit_softcapping}; llama.cpp's gemma3"
             " does not cap attention"
         )
-    _check_causal(own.use_bidirectional_attention, where)
     full, windowed = _ropes(config)
     rope = read_rope(full, where, known=("linear",))
     local = read_rope(windowed, where, known=())
     slides = layer_types(config, c.num_hidden_layers, own.sliding_window_pattern, where)
-    keys: Keys = decoder_keys("gemma3", c, rope, c.n_per_head)
+    keys: Keys = decoder_keys(name, c, rope, c.n_per_head)
     if own.final_logit_softcapping is not None:
-        keys["gemma3.final_logit_softcapping"] = f32(own.final_logit_softcapping)
+        keys[f"{name}.final_logit_softcapping"] = f32(own.final_logit_softcapping)
     if any(slides):
-        keys["gemma3.rope.freq_base_swa"] = f32(local.rope_theta)
-        keys |= window_keys("gemma3", config, slides, 6, where)
-    factor = _query_factor(c, own.query_pre_attn_scalar, 62)
+        keys[f"{name}.rope.freq_base_swa"] = f32(local.rope_theta)
+        keys |= window_keys(name, config, slides, 6, where)
+    factor = _query_factor(c, own.query_pre_attn_scalar, n_layers_of_27b)
     via = _NORMS | ({} if factor == 1 else {"attn_q_norm": partial(_scaled_norm, factor=factor)})
     return Architecture(
-        name="gemma3",
+        name=name,
         keys=keys,
         rows=_BEFORE_AND_AFTER + QK_NORMS + OUTPUT,
         sizes=decoder_sizes(c),
@@ -251,13 +269,11 @@ _ROPE = ("rope_parameters", "rope_scaling", "rope_theta", "rope_local_base_freq"
 
 _READ = DECODER | {"hidden_activation"}
 _WINDOWS = {"sliding_window", "layer_types"}
-_GEMMA3_FAMILY = Declared(
-    gemma3,
-    Settings(
-        read=_READ | _WINDOWS | reads(_Gemma3, more="rope_local_base_freq"),
-        harmless=harmless("layer_types states it", "_sliding_window_pattern"),
-    ),
+_GEMMA3_SETTINGS = Settings(
+    read=_READ | _WINDOWS | reads(_Gemma3, more="rope_local_base_freq"),
+    harmless=harmless("layer_types states it", "_sliding_window_pattern"),
 )
+_GEMMA3_FAMILY = Declared(gemma3, _GEMMA3_SETTINGS)
 FAMILIES = {
     "GemmaForCausalLM": Declared(
         gemma,
@@ -276,5 +292,6 @@ FAMILIES = {
         ),
     ),
     "Gemma3ForCausalLM": _GEMMA3_FAMILY,
+    "Gemma3TextModel": Declared(gemma_embedding, replace(_GEMMA3_SETTINGS, only=TIED_ALWAYS)),
     "Gemma3ForConditionalGeneration": Wrapped(_GEMMA3_FAMILY),
 }
