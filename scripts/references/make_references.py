@@ -8,7 +8,8 @@ For each family, tests/references/<family>/ is a checkpoint in the published for
 
     <family>.json   prompts: token ids; texts, each with its token ids by the family's tokenizer
     <family>.npy    float32 [n_prompts, vocab_size]: log-probabilities of the next token; for
-                    embedding models [n_prompts, hidden_size]: the mean over the tokens
+                    embedding models [n_prompts, hidden_size]: the mean over the tokens; for
+                    classifiers [n_prompts, n_labels]: their scores
 
 The configurations are in reference_families/. Weights are large, so that any fault shows in the
 log-probabilities. tiny-books has only these two files; its checkpoint is tests/data/tiny-books.
@@ -116,7 +117,9 @@ def write_reference(
     model.eval()
     with torch.no_grad():
         outputs = [model(torch.tensor([ids])) for ids in prompts]
-        if "logits" in outputs[0]:
+        if "logits" in outputs[0] and outputs[0].logits.dim() == 2:
+            found = torch.stack([o.logits[0] for o in outputs])  # of a classifier
+        elif "logits" in outputs[0]:
             found = torch.stack([torch.log_softmax(o.logits[0, -1], dim=-1) for o in outputs])
         else:
             found = torch.stack([o.last_hidden_state[0].mean(dim=0) for o in outputs])

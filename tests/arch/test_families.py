@@ -39,7 +39,7 @@ KL_CEILINGS = kl_ceilings()
 VISIBLE = 100 * F32_TOLERANCE
 """The least difference by which one wrong tensor is noticed."""
 
-UNSEEN = re.compile(r"pooler\..*|encoder\.layer\.\d+\.attention\.self\.key\.bias")
+UNSEEN = re.compile(r"pooler\..*|(\w+\.)?encoder\.layer\.\d+\.attention\.self\.key\.bias")
 """Tensors without effect on BERT's results: the pooler, which llama.cpp does not have, and the bias
 of K, which adds the same number to all attention scores of a token."""
 
@@ -50,9 +50,13 @@ def converted(folder: Path, out: Path) -> Path:
 
 
 def log_probabilities(reference: Reference, folder: Path, out: Path) -> F32:
-    ask = llamacpp.embeddings if reference.embeds else llamacpp.log_probabilities
-    result: F32 = ask(converted(folder, out), reference.prompts)
-    return result
+    path = converted(folder, out)
+    if reference.embeds:
+        n = reference.log_probabilities.shape[1]
+        vectors: F32 = llamacpp.embeddings(path, reference.prompts, n)
+        return vectors
+    found: F32 = llamacpp.log_probabilities(path, reference.prompts)
+    return found
 
 
 def text_family(family: Family) -> Family | None:
@@ -263,12 +267,14 @@ def safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
 
 
 def reverse_rows(folder: Path, name: str) -> None:
-    """Reverse the rows of a stored tensor, or the elements of a vector."""
+    """Reverse the rows of a stored tensor, or the elements of a vector; negate a single number."""
     path = stored_tensors(folder)[name]
     tensors, begin = safetensors_header(path)
     start, stop = (begin + offset for offset in tensors[name]["data_offsets"])
     content = np.fromfile(path, np.uint8)
-    n_rows = next(n for n in tensors[name]["shape"] if n > 1)
+    n_rows = next((n for n in tensors[name]["shape"] if n > 1), 1)
+    if n_rows == 1:
+        content[stop - 1] ^= 0x80  # the sign
     rows = content[start:stop].reshape(n_rows, -1)
     rows[:] = rows[::-1].copy()
     content.tofile(path)

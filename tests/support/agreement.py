@@ -28,7 +28,8 @@ class Reference:
     prompts:           token ids
     tokens:            token ids of each text
     log_probabilities: float32 [n_prompts, n_vocab], of the token after each prompt; for embedding
-                       models (`embeds`) [n_prompts, n_embd], the vector of each prompt
+                       models (`embeds`) [n_prompts, n_embd], the vector of each prompt; for
+                       classifiers [n_prompts, n_labels], its scores
     """
 
     folder: Path
@@ -38,8 +39,10 @@ class Reference:
 
     @property
     def embeds(self) -> bool:
-        """Return whether it is an embedding model, which predicts no tokens."""
-        return (self.folder / "modules.json").exists()
+        """Return whether it is an embedding model or a classifier, which predicts no tokens."""
+        config = json.loads((self.folder / "config.json").read_text("utf-8"))
+        classifies = config["architectures"][0].endswith("ForSequenceClassification")
+        return classifies or (self.folder / "modules.json").exists()
 
     @property
     def parses_special(self) -> bool:

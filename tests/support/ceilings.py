@@ -54,7 +54,7 @@ def distance_from_transformers(family: str, recipe: str, out: Path) -> float:
     dynquant.convert(reference.folder, out, recipe=recipe, threads=2)
     expected = reference.log_probabilities
     if reference.embeds:
-        found = llamacpp.embeddings(out, reference.prompts)
+        found = llamacpp.embeddings(out, reference.prompts, expected.shape[1])
         return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
     return divergence(expected, llamacpp.log_probabilities(out, reference.prompts))
 

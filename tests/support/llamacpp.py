@@ -113,10 +113,11 @@ def log_probabilities(path: Path, prompts: Sequence[Sequence[int]]) -> F32:
         return runtime.log_probabilities(prompts)
 
 
-def embeddings(path: Path, prompts: Sequence[Sequence[int]]) -> F32:
-    """Return float32 [n_prompts, n_embd]: an embedding model's vector for each prompt.
+def embeddings(path: Path, prompts: Sequence[Sequence[int]], n: int) -> F32:
+    """Return float32 [n_prompts, n]: an embedding model's vector, or a classifier's scores.
 
-    Pooled as the file states, and not normalized.
+    Pooled as the file states, and not normalized. The server returns a whole vector for a
+    classifier too, of which only the first n numbers are scores.
     """
     parameters = _parameters(path, n_ctx=512, n_threads=1)
     parameters.embedding = True
@@ -125,7 +126,7 @@ def embeddings(path: Path, prompts: Sequence[Sequence[int]]) -> F32:
     for prompt in prompts:
         answer = server.handle_embeddings({"input": list(prompt), "embd_normalize": -1})
         (found,) = answer["data"]
-        vectors.append(np.array(found["embedding"], np.float32))
+        vectors.append(np.array(found["embedding"][:n], np.float32))
     return np.stack(vectors)
 
 

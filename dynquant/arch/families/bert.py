@@ -12,8 +12,9 @@ from dynquant.arch.config import Count, LayersCount, Natural, Positive, Truth, r
 from dynquant.arch.rope import read_rope
 from dynquant.arch.settings import Declared, Settings, constant, harmless, reads
 from dynquant.errors import ArchitectureError
-from dynquant.keys import Keys, boolean, f32, u32
+from dynquant.keys import Keys, boolean, f32, strings, u32
 from dynquant.transforms import rows_of_each
+from dynquant.untrusted import shown
 
 _EMBEDDINGS = (
     Row("model.embeddings.word_embeddings.weight", "token_embd.weight", "vocab hidden"),
@@ -164,6 +165,59 @@ def roberta(config: Mapping[str, Any], where: str) -> Architecture:
     return replace(found, keys=found.keys | types, via={"position_embd": cut})
 
 
+@dataclass(frozen=True)
+class _Labels:
+    """What a classifier tells apart; transformers has two labels if none is stated."""
+
+    id2label: dict[str, str] | None = None
+    num_labels: Count | None = None
+
+    def names(self, where: str) -> list[str]:
+        """Return the labels in the order of their numbers."""
+        stated = self.id2label
+        if stated is None:
+            return [f"LABEL_{i}" for i in range(self.num_labels or 2)]
+        if sorted(stated) != sorted(str(i) for i in range(len(stated))):
+            raise ArchitectureError(
+                f"{where}: id2label has labels {', '.join(map(shown, stated))}, not 0, 1, 2 …"
+            )
+        return [stated[str(i)] for i in range(len(stated))]
+
+
+def _classifier(
+    found: Architecture, head: tuple[Row, ...], config: Mapping[str, Any], where: str
+) -> Architecture:
+    """Return the model with a classifier of the first token: a reranker, if it has one label."""
+    labels = read_config(_Labels, config, where).names(where)
+    ignored = {k: v for k, v in found.ignored.items() if "pooler" not in k}
+    return replace(
+        found,
+        keys=found.keys
+        | {"bert.pooling_type": u32(_RANK), "bert.classifier.output_labels": strings(labels)},
+        rows=found.rows + head,
+        sizes={**found.sizes, "labels": len(labels)},
+        ignored=ignored,
+    )
+
+
+_RANK = 4
+"""LLAMA_POOLING_TYPE_RANK."""
+
+
+def bert_classifier(config: Mapping[str, Any], where: str) -> Architecture:
+    """Describe a BERT with a classifier: its pooler is the dense layer of llama.cpp's."""
+    head = _both("model.pooler.dense", "cls", "hidden", "hidden")
+    head += _both("classifier", "cls.output", "labels", "hidden")
+    return _classifier(bert(config, where), head, config, where)
+
+
+def roberta_classifier(config: Mapping[str, Any], where: str) -> Architecture:
+    """Describe a RoBERTa or XLM-RoBERTa with a classifier of two layers."""
+    head = _both("classifier.dense", "cls", "hidden", "hidden")
+    head += _both("classifier.out_proj", "cls.output", "labels", "hidden")
+    return _classifier(roberta(config, where), head, config, where)
+
+
 # Names in Nomic's config.json, and in transformers.
 _NOMIC_NAMES = {
     "n_embd": "hidden_size",
@@ -255,9 +309,9 @@ _NOMIC_SETTINGS = Settings(
     | constant(True, "scale_attn_weights"),
 )
 _BERT_FAMILY = Declared(bert, _BERT_SETTINGS)
-_ROBERTA_FAMILY = Declared(
-    roberta, replace(_BERT_SETTINGS, read=_BERT_SETTINGS.read | reads(_Padding))
-)
+_ROBERTA_SETTINGS = replace(_BERT_SETTINGS, read=_BERT_SETTINGS.read | reads(_Padding))
+_ROBERTA_FAMILY = Declared(roberta, _ROBERTA_SETTINGS)
+_CLASSIFIER = Declared(roberta_classifier, _ROBERTA_SETTINGS)
 FAMILIES = {
     "BertModel": _BERT_FAMILY,
     "BertForMaskedLM": _BERT_FAMILY,
@@ -265,5 +319,8 @@ FAMILIES = {
     "RobertaForMaskedLM": _ROBERTA_FAMILY,
     "XLMRobertaModel": _ROBERTA_FAMILY,
     "XLMRobertaForMaskedLM": _ROBERTA_FAMILY,
+    "BertForSequenceClassification": Declared(bert_classifier, _BERT_SETTINGS),
+    "RobertaForSequenceClassification": _CLASSIFIER,
+    "XLMRobertaForSequenceClassification": _CLASSIFIER,
     "NomicBertModel": Declared(nomic, _NOMIC_SETTINGS),
 }

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from reference_tokenizers import Encode, write_json
 from reference_unigram import make_unigram
@@ -46,6 +47,40 @@ def _write_pooling(folder: Path) -> None:
     write_json(folder / "1_Pooling" / "config.json", pooling)
 
 
+_XLM_R: dict[str, Any] = {
+    **_COMMON,
+    "type_vocab_size": 1,
+    "pad_token_id": 1,
+    "intermediate_size": 88,
+    "max_position_embeddings": 66,
+    "layer_norm_eps": 1e-5,
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+}
+
+
+class _Classifier:
+    """A model with a classifier, whose scores are its results."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def make(self) -> transformers.PreTrainedModel:
+        """Return the model with arbitrary weights."""
+        config = FAMILIES[self.name].config
+        return transformers.AutoModelForSequenceClassification.from_config(config)
+
+    def save(self, model: transformers.PreTrainedModel, folder: Path) -> None:
+        """Write config.json and the weights."""
+        model.save_pretrained(folder)
+
+    def load(self, folder: Path) -> transformers.PreTrainedModel:
+        """Return the model with the weights of a folder, in float32, with eager attention."""
+        return transformers.AutoModelForSequenceClassification.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation="eager"
+        )
+
+
 FAMILIES = {
     "bert": Family(
         transformers.BertConfig(
@@ -59,16 +94,32 @@ FAMILIES = {
         weights=0.2,
     ),
     "xlm-roberta": Family(
-        transformers.XLMRobertaConfig(
-            **{**_COMMON, "type_vocab_size": 1, "pad_token_id": 1, "vocab_size": 448},
-            intermediate_size=88,
-            max_position_embeddings=66,
-            layer_norm_eps=1e-5,
-            bos_token_id=0,
-            eos_token_id=2,
-        ),
+        transformers.XLMRobertaConfig(**_XLM_R),
         _unigram,
         weights=0.15,
+    ),
+    "bert-classifier": Family(
+        transformers.BertConfig(
+            **_COMMON,
+            intermediate_size=88,
+            max_position_embeddings=64,
+            num_labels=3,
+        ),
+        make_wordpiece,
+        weights=0.3,
+        draw=7,
+        model=_Classifier("bert-classifier"),
+    ),
+    # As bge-reranker: one label.
+    "xlm-roberta-reranker": Family(
+        transformers.XLMRobertaConfig(
+            **_XLM_R,
+            num_labels=1,
+        ),
+        lambda folder: make_unigram(folder, xlm_r=True),
+        weights=0.3,
+        draw=101,
+        model=_Classifier("xlm-roberta-reranker"),
     ),
     "nomic-bert": Family(
         transformers.NomicBertConfig(
