@@ -21,6 +21,7 @@ from dynquant.plan.make import make_plan
 from dynquant.plan.plan import Plan
 from dynquant.recipe.rules import Output
 from dynquant.report.documents import plan_json
+from dynquant.report.html import plan_html
 from dynquant.report.plan_tables import plan_tables
 from dynquant.report.totals import by_role, by_rule, by_type, fallbacks
 
@@ -53,6 +54,7 @@ def test_plan_states_which_readers_read_its_types_and_which_do_not() -> None:
         "\nreaders llama.cpp, Ollama, LM Studio, vLLM, transformers, ik_llama.cpp; not mistral.rs,"
         " candle (IQ4_NL)\n"
     ) in shown(plan)
+    assert "not mistral.rs, candle (IQ4_NL)" in plan_html(plan, 0)
     found = plan_json(plan)["readers"]
     assert (found["vLLM"], found["candle"]) == ((), ("IQ4_NL",))
     other = plan_json(replace(plan, architecture="deepseek2"))["readers"]
