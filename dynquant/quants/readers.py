@@ -188,7 +188,7 @@ def reader_name(name: str) -> str:
     by_lower = {_letters(known): known for known in READERS}
     near = difflib.get_close_matches(_letters(name), by_lower, n=1, cutoff=0.5)
     hint = f"; did you mean {by_lower[near[0]]}?" if near else ""
-    raise EncodeError(f"{name!r} is not a reader{hint}; known are {', '.join(READERS)}")
+    raise EncodeError(f"{name!r} is not a reader{hint} (known: {', '.join(READERS)})")
 
 
 def _letters(name: str) -> str:

@@ -84,7 +84,7 @@ def test_unknown_reader_is_refused_with_the_nearest_name(name: str, near: str | 
     (message,) = e.value.messages
     hint = f"; did you mean {near}?" if near else ""
     assert message.startswith(f"{name!r} is not a reader{hint}")
-    assert message.endswith("; known are " + ", ".join(READERS))
+    assert message.endswith(" (known: " + ", ".join(READERS) + ")")
 
 
 @pytest.mark.parametrize(
