@@ -8,6 +8,7 @@ from math import prod
 
 from dynquant.arch.base import ModelTensor
 from dynquant.figures import size_text
+from dynquant.quants.readers import read_by_all
 from dynquant.quants.table import ALL, QuantType
 from dynquant.recipe.assignment import BUILT_IN, Assignment
 from dynquant.recipe.facts import Facts
@@ -139,7 +140,7 @@ class Findings:
 
     def _refusals(self) -> Iterator[str]:
         """Yield an error for each rule and row length that no block divides."""
-        fallback = self._recipe.fallback
+        fallback, readers = self._recipe.fallback, self._recipe.readers
         for (rule, wanted, n_per_row), names in self._refused.items():
             place = rule.place if rule else self._recipe.default_place
             tried = ", ".join(t.name for t in fallback.of(wanted))
@@ -152,7 +153,7 @@ class Findings:
             yield (
                 f"{place}: {wanted.name}'s block of {wanted.block_size} does not divide rows of"
                 f" {n_per_row} weights, {missing}: {_some(names)}; add a fallback such as"
-                f" [{', '.join(_fitting(wanted, n_per_row))}], or choose another type"
+                f" [{', '.join(_fitting(wanted, n_per_row, readers))}], or choose another type"
             )
 
     def _overrides(self) -> Iterator[str]:
@@ -187,10 +188,14 @@ class Findings:
             )
 
 
-def _fitting(wanted: QuantType, n_per_row: int) -> list[str]:
-    """Return types for a fallback, the smallest first, that every runtime reads."""
+def _fitting(wanted: QuantType, n_per_row: int, readers: Sequence[str]) -> list[str]:
+    """Return types for a fallback, the smallest first, that all asked readers read."""
     usual = (ALL[name] for name in ("IQ4_NL", "Q5_0", "Q8_0", "F16"))
-    fitting = [t.name for t in usual if not n_per_row % t.block_size and t.bpw >= wanted.bpw]
+    fitting = [
+        t.name
+        for t in usual
+        if not n_per_row % t.block_size and t.bpw >= wanted.bpw and read_by_all(t, readers)
+    ]
     return list(dict.fromkeys((*fitting[:1], *fitting[-2:])))
 
 

@@ -27,6 +27,8 @@
     metadata: {general.name: Mine}   GGUF keys to set, as --set does
     prediction_layers: drop          or keep: the layers for multi-token prediction, after the
                                      model's main layers; default: drop
+    readers: [mistral.rs, candle]    programs that have to read all types: other types are errors,
+                                     and fallback types are chosen from those that they read
 
 A selector matches if one of its values matches; a rule matches if all its selectors match. A rule
 whose `when` is false is skipped. The fallback skips types with fewer bits per weight than the type

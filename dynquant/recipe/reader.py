@@ -8,8 +8,10 @@ from dataclasses import replace
 import yaml
 
 from dynquant.errors import RecipeError
+from dynquant.quants.readers import reader_name
 from dynquant.quants.table import QuantType, quant_type
 from dynquant.recipe import values
+from dynquant.recipe.for_readers import faults_of_types
 from dynquant.recipe.layers import LayerItem, LayerPattern
 from dynquant.recipe.roles import role_name
 from dynquant.recipe.rules import Action, Fallback, Output, Recipe, Rule, Shape, When
@@ -29,6 +31,7 @@ KEYS = (
     "output",
     "metadata",
     "prediction_layers",
+    "readers",
 )
 SELECTORS = ("role", "layers", "name", "shape", "when")
 ACTIONS = ("type", "choose", "keep", "drop")
@@ -82,6 +85,11 @@ class RecipeReader(Reader):
         keeps = self.value(keys.get("prediction_layers"), values.keep_or_drop)
         default = self.value(keys.get("default"), quant_type)
         place = Place.of(self.path, (keys.get("default") or node).start_mark)
+        readers = self.values(keys.get("readers"), reader_name)
+        readers = readers or (parent.readers if parent else ())
+        given = [(rule.place, rule.type) for rule in rules if rule.type]
+        given += [(place, default)] if default else []
+        self.faults += faults_of_types(readers, given)
         if default is None and parent:
             default, place = parent.default, parent.default_place
         if default is None:
@@ -102,6 +110,7 @@ class RecipeReader(Reader):
                 output=output,
                 metadata=metadata,
                 keeps_prediction=bool(keeps),
+                readers=readers,
             )
         return Recipe(
             name,
@@ -119,6 +128,7 @@ class RecipeReader(Reader):
             output=output,
             metadata={**parent.metadata, **metadata},
             keeps_prediction=parent.keeps_prediction if keeps is None else keeps,
+            readers=readers,
         )
 
     def _extended(self, node: yaml.Node | None) -> Recipe | None:

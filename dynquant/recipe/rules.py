@@ -178,6 +178,7 @@ class Recipe:
     effort:    None if the recipe does not set it
     metadata:  GGUF keys to set, with their values as text
     keeps_prediction: whether prediction layers are written
+    readers:   programs that have to read all types of the file
     """
 
     name: str
@@ -195,6 +196,7 @@ class Recipe:
     output: Output = Output()
     metadata: Mapping[str, str] = field(default_factory=dict[str, str])
     keeps_prediction: bool = False
+    readers: tuple[str, ...] = ()
 
     @property
     def sha256(self) -> str:

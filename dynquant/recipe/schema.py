@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from dynquant.quants.readers import READERS
 from dynquant.quants.search import EFFORTS
 from dynquant.quants.table import ALL
 from dynquant.recipe.loader import shipped_recipes
@@ -67,6 +68,10 @@ def recipe_schema() -> _Schema:
                 ),
                 "prediction_layers": _noted(
                     {"enum": ["drop", "keep"]}, "layers for multi-token prediction (MTP)"
+                ),
+                "readers": _noted(
+                    _some({"enum": list(READERS)}),
+                    "programs that have to read all types of the file",
                 ),
             }
         ),

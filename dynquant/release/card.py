@@ -11,6 +11,7 @@ from urllib.parse import quote
 from dynquant.conversion.manifest import Manifest
 from dynquant.distribution import requirement
 from dynquant.figures import figure, size_column
+from dynquant.quants.readers import readers_text
 from dynquant.release.finished import Finished, version_of
 from dynquant.release.front import imatrix_of
 from dynquant.release.markdown import (
@@ -151,6 +152,9 @@ def _types(models: Sequence[Finished]) -> Iterator[str]:
             yield f"### {text(m.stem)}"
             yield ""
         yield from role_table(m)
+        yield ""
+        readers = readers_text(m.type_counts, m.architecture)
+        yield f"Programs that read these types: {text(readers)}."
         yield ""
 
 

@@ -12,6 +12,7 @@ from dynquant.figures import size_text
 from dynquant.importance.imatrix import Imatrix
 from dynquant.name_lists import grouped
 from dynquant.plan.plan import Plan, TensorPlan
+from dynquant.quants.readers import readers_text
 from dynquant.report.tables import plain_table, ranges, tensor_table
 from dynquant.report.totals import Fallback, by_reason, fallbacks, needing
 
@@ -65,6 +66,7 @@ def _totals(plan: Plan, file_bytes: int | None) -> Iterator[str]:
         more = ", …" if len(plan.shards) > _SHOWN else ""
         yield f"shards  {len(plan.shards)}: {sizes}{more}"
     yield f"types   {', '.join(f'{name} {count}' for name, count in plan.type_counts.items())}"
+    yield f"readers {readers_text(plan.type_counts, plan.architecture)}"
     used = fallbacks(plan.tensors)
     for fallback in used:
         yield _fallback(fallback)

@@ -16,8 +16,8 @@ import dynquant
 from dynquant.cli import app
 
 PAGE = ROOT / "docs" / "reference" / "json.md"
-FREE = {"type_counts", "keys", "key_types", "ignored"}
-"""Keys whose values are objects with names of tensors, types or keys."""
+FREE = {"type_counts", "keys", "key_types", "ignored", "readers"}
+"""Keys whose values are objects with names of tensors, types, keys or readers."""
 
 MODEL = str(TINY_BOOKS)
 COMMANDS = {

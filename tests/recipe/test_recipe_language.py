@@ -80,6 +80,7 @@ def test_every_key_of_the_language_is_parsed():
     assert (recipe.output.shard_bytes, recipe.output.tensor_order) == (50_000_000_000, "layer")
     assert recipe.metadata == {"general.name": "Whole", "general.size_label": "7B"}
     assert recipe.keeps_prediction
+    assert recipe.readers == ("llama.cpp", "vLLM")
 
 
 def test_example_recipe_is_parsed():
@@ -167,7 +168,7 @@ NOT_A_LAYER = (
 )
 TOP_KEYS = (
     "dynquant, name, description, extends, for, default, importance, effort, rules, fallback,"
-    " output, metadata, prediction_layers"
+    " output, metadata, prediction_layers, readers"
 )
 
 FAULTS = {

@@ -69,6 +69,8 @@ WRONG = [
     "default: Q4_K\noutput: {shard_size: 50 apples}",
     "default: Q4_K\noutput: {order: layer}",
     "default: Q4_K\nprediction_layers: maybe",
+    "default: Q4_K\nreaders: vllm",
+    "default: Q4_K\nreaders: []",
     BODY + "role: attn_v",
     BODY + "type: Q6_K",
     BODY + "{role: attn_v, type: Q6_K, keep: true}",

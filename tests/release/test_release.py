@@ -31,6 +31,7 @@ from dynquant.errors import CheckpointError, ManifestError, ReleaseError
 from dynquant.keys import Keys, string, strings
 from dynquant.plan.make import make_plan
 from dynquant.plan.shards import Split
+from dynquant.quants.readers import readers_text
 from dynquant.recipe.loader import load_recipe
 from dynquant.release.finished import Finished, open_finished
 from dynquant.release.folder import Release, make_release, sums_text, write_release
@@ -318,6 +319,13 @@ def test_card_shows_errors_by_role(tmp_path: Path) -> None:
     by_role = {row[1]: row[4:8] for row in rows if len(row) == 9}
     assert by_role["`ffn_down`"] == ["8.500", "0.02", "0.01", "0.25"]
     assert by_role["`ffn_up_exps`"][1:] == ["–", "–", "–"]
+
+
+def test_card_states_which_programs_read_the_types(made: Finished) -> None:
+    types = card_of(released(made)).split("## Types by role")[1]
+    (line,) = [line for line in types.splitlines() if line.startswith("Programs that read")]
+    text = readers_text(made.type_counts, made.architecture)
+    assert line == f"Programs that read these types: {text}."
 
 
 def test_card_shows_sources_imatrix_and_commands(tmp_path: Path) -> None:

@@ -29,4 +29,5 @@ fallback: {IQ1_S: [IQ4_NL, F16], q6_k: Q8_0, IQ2_S: error, any: [Q8_0, F16]}
 output: {shard_size: 50GB, tensor_order: layer}
 metadata: {general.name: Whole, general.size_label: 7B}
 prediction_layers: keep
+readers: [llama.cpp, vLLM]
 """
