@@ -61,16 +61,22 @@ def explain(recipe: Recipe, tensor: ModelTensor, facts: Facts) -> tuple[Step, ..
 
 
 def _action(rule: Rule) -> str:
-    return rule.type.name if rule.type else rule.action
+    if rule.type is None:
+        return rule.action
+    if rule.fallback is None:
+        return rule.type.name
+    return f"{rule.type.name} (fallback {', '.join(t.name for t in rule.fallback) or 'error'})"
 
 
 def _why(selection: Selection, miss: str, tensor: ModelTensor) -> str:
     """Return the tensor's or model's value for the first selector that does not match."""
     layer = tensor.parts.layer
+    excluding = (str(one.selectors) for one in selection.excluded if one.selects(tensor))
     return {
+        "not": f"`not` ({next(excluding, '')}) excludes it",
         "when": selection.unmet,
         "role": f"role is {tensor.parts.role}",
         "layers": "in no layer" if layer is None else f"layer is {layer}",
         "name": "name differs",
-        "shape": selection.shape_miss(tensor),
+        "shape": selection.match.shape_miss(tensor),
     }[miss]

@@ -71,7 +71,7 @@ def _totals(plan: Plan, file_bytes: int | None) -> Iterator[str]:
     if len(used) > 1:
         extra = sum(f.extra_bytes for f in used)
         yield (
-            f"all fallbacks: {sum(len(f.names) for f in used)} tensors, {size_text(extra)} more,"
+            f"all fallbacks: {sum(len(f.names) for f in used)} tensors, {_more(extra)},"
             f" {8 * extra / plan.n_weights:+.4f} bits per weight of the model"
         )
     if plan.prediction:
@@ -81,9 +81,13 @@ def _totals(plan: Plan, file_bytes: int | None) -> Iterator[str]:
 def _fallback(used: Fallback) -> str:
     return (
         f"fallback {used.taken.name} for {used.wanted.name}: {len(used.names)} tensors,"
-        f" {used.extra_bits:+.4g} bits per weight, {size_text(used.extra_bytes)} more:"
+        f" {used.extra_bits:+.4g} bits per weight, {_more(used.extra_bytes)}:"
         f" {_some(used.names)}"
     )
+
+
+def _more(n_bytes: int) -> str:
+    return f"{size_text(abs(n_bytes))} {'less' if n_bytes < 0 else 'more'}"
 
 
 def _importance(plan: Plan) -> Iterator[str]:
