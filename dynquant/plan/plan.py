@@ -140,6 +140,7 @@ class Plan(Totals):
     allow_requantize: whether tensors that are quantized in a GGUF may get another type
     missing:    parts of the model without which no file can be written, as in `Model`
     refusals:   reasons not to write a file from this draft: missing importance
+    leave_out:  globs of stored names that the user leaves out
     """
 
     architecture: str
@@ -159,6 +160,7 @@ class Plan(Totals):
     allow_requantize: bool = False
     missing: tuple[str, ...] = ()
     refusals: tuple[str, ...] = ()
+    leave_out: tuple[str, ...] = ()
 
     @property
     def unweighted(self) -> tuple[str, ...]:

@@ -113,10 +113,7 @@ def _imatrix(plan: Plan, imatrix: Imatrix) -> str:
 def _ignored(plan: Plan) -> Iterator[str]:
     """Yield the tensors that are ignored and why; long lists are shortened, but not in JSON."""
     for reason, names in by_reason(plan.ignored).items():
-        if len(grouped(names)) > _SHOWN:
-            yield f"ignored: {_some(names)}: {reason}"
-        else:
-            yield from (f"ignored: {name}: {reason}" for name in grouped(names))
+        yield f"ignored: {_some(names)}: {reason}"
 
 
 def _some(names: list[str] | tuple[str, ...]) -> str:
