@@ -45,6 +45,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -113,14 +114,19 @@ def parse_recipe(text: str, path: str, name: str) -> Recipe:
 def recipe_of_texts(texts: Sequence[str], name: str) -> Recipe:
     """Return the recipe of a text and of those that it extends, in the order of their rules.
 
-    name: used if the first text has none
+    name: of the recipe
 
-    Raises RecipeError with the faults of the texts; messages call the others `name, extended N`.
+    Raises RecipeError with the faults of the texts; messages call the others `NAME, extended 1`.
     """
+    if len(texts) > MAX_FILES:
+        raise RecipeError(f"{name}: extends {len(texts) - 1} recipes; at most {MAX_FILES - 1} can")
     found: list[Given] = []
     faults: list[str] = []
     for i, text in enumerate(texts):
         path = f"{name}, extended {i}" if i else name
+        if len(text) > MAX_BYTES:
+            faults.append(f"{path}: more than {MAX_BYTES} bytes; this is not a recipe")
+            continue
         try:
             found += _parse(text, path, path, lambda _: ())
         except RecipeError as e:
@@ -128,7 +134,7 @@ def recipe_of_texts(texts: Sequence[str], name: str) -> Recipe:
     if not faults and all(file.default is None for file in found):
         faults.append(f"{name}: no default; add one, such as `default: Q4_K`")
     RecipeError.raise_any(faults)
-    return joined(found)
+    return replace(joined(found), name=name)
 
 
 @cache
