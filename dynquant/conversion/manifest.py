@@ -74,7 +74,7 @@ class RecipePart(Part):
     """of its text and the texts that it extends, joined by zero bytes; also in the GGUF's keys"""
     text: str
     extends: list[str]
-    """texts of the recipes that it extends, the nearest first"""
+    """texts of the recipes that it extends, in the order of their rules"""
 
 
 class ImportancePart(Part):

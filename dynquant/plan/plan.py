@@ -88,7 +88,7 @@ class RecipeText:
     """The recipe that a plan was made by, as text.
 
     path:   what messages call its file
-    texts:  the texts of the recipes it extends, the nearest first
+    texts:  the texts of the recipes it extends, in the order of their rules
     places: paths of the files that its rules are in
     """
 

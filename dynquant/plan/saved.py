@@ -57,7 +57,7 @@ class PlanRecipe(Part):
     """of its text and the texts that it extends, joined by zero bytes"""
     text: str
     extends: list[str]
-    """texts of the recipes that it extends, the nearest first"""
+    """texts of the recipes that it extends, in the order of their rules"""
 
 
 class PlanImportance(Part):

@@ -46,14 +46,7 @@ class Given:
 
 
 class OrderError(ValueError):
-    """The order of an `extends` list contradicts that of the files in it.
-
-    path: the file that has to come later in the list; other: a file before it that extends it
-    """
-
-    def __init__(self, path: str, other: str) -> None:
-        super().__init__(path, other)
-        self.path, self.other = path, other
+    """Two files would each have to precede the other; the text says why and what to do."""
 
 
 def in_order(parents: Sequence[Sequence[Given]]) -> tuple[Given, ...]:
@@ -61,7 +54,8 @@ def in_order(parents: Sequence[Sequence[Given]]) -> tuple[Given, ...]:
 
     parents: for each entry of its `extends`, that file and those that it extends in turn, in order
 
-    Raises OrderError if a list has a file after one that extends it.
+    Raises OrderError if a list has a file after one that extends it, or if two lists have the same
+    files in different orders.
     """
     listed = [files[0] for files in parents]
     left = [list(files) for files in reversed(parents)] + [listed[::-1]]
@@ -70,7 +64,7 @@ def in_order(parents: Sequence[Sequence[Given]]) -> tuple[Given, ...]:
         waiting = {one.path for files in left for one in files[1:]}
         free = next((files[0] for files in left if files[0].path not in waiting), None)
         if free is None:
-            raise OrderError(*_contradiction(left))
+            raise OrderError(_contradiction(left, parents))
         found.append(free)
         for files in left:
             if files[0].path == free.path:
@@ -78,14 +72,20 @@ def in_order(parents: Sequence[Sequence[Given]]) -> tuple[Given, ...]:
     return tuple(found)
 
 
-def _contradiction(left: Sequence[Sequence[Given]]) -> tuple[str, str]:
-    """Return two files, each of which would have to precede the other."""
-    for files in left:
-        for others in left:
-            paths = [one.path for one in others]
-            if files[0].path in paths[1:]:
-                return files[0].path, paths[0]
-    raise AssertionError("files that wait for each other contradict each other")
+def _contradiction(left: Sequence[Sequence[Given]], parents: Sequence[Sequence[Given]]) -> str:
+    """Return why none of the first files can be the next."""
+    pairs = ((a[0].path, b[0].path) for a in left for b in left if a[0] in b[1:])
+    path, other = next(pairs)
+    extended = next((files[1:] for files in parents if files[0].path == other), ())
+    if any(file.path == path for file in extended):
+        return (
+            f"{path} is listed after {other}, which extends it, so that each would precede the"
+            f" other; list {other} after it"
+        )
+    return (
+        f"{path} and {other} are in different orders in two lists of `extends`, so that each would"
+        " precede the other; list them in one order"
+    )
 
 
 def joined(files: Sequence[Given]) -> Recipe:

@@ -110,11 +110,7 @@ class RecipeReader(Reader):
             return in_order(parents)
         except OrderError as e:
             assert node is not None, "without entries there is no contradiction"
-            self.fault(
-                node,
-                f"{e.path} is listed after {e.other}, which extends it, so that each would"
-                f" precede the other; list {e.other} after it",
-            )
+            self.fault(node, str(e))
             return ()
 
     def _files_of(self, node: yaml.Node) -> Sequence[Given]:

@@ -12,7 +12,6 @@ from dynquant.checkpoint.gguf_shards import Shards
 from dynquant.conversion.manifest import manifest_beside, read_manifest
 from dynquant.distribution import our_version
 from dynquant.errors import (
-    ArchitectureError,
     DynquantError,
     ManifestError,
     VerificationError,
@@ -95,7 +94,7 @@ def load_source(model: str, mla: Mla, shards: Shards, leave_out: Sequence[str] =
     """
     try:
         return _load(model, mla, shards, leave_out)
-    except ArchitectureError as refused:
+    except DynquantError as refused:
         recorded = () if leave_out else _left_out(shards)
         if not recorded:
             raise
