@@ -86,8 +86,8 @@ def test_mapping_is_refused_in_a_rule() -> None:
 
 def test_explain_shows_the_fallback_of_a_rule() -> None:
     text = f"{BODY}{{role: embedding, type: Q6_K, fallback: [Q5_1, F16]}}"
-    found = explain(parse_recipe(text, "r.yaml", "r"), ODD[0], facts_of_tensors(ODD))
-    assert found[0].action == "Q6_K (fallback Q5_1, F16)"
+    rule, default = explain(parse_recipe(text, "r.yaml", "r"), ODD[0], facts_of_tensors(ODD))
+    assert (rule.action, rule.fallback, default.fallback) == ("Q6_K", ("Q5_1", "F16"), None)
 
 
 def test_plan_states_how_much_smaller_a_fallback_of_fewer_bits_is() -> None:
