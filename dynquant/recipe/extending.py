@@ -91,7 +91,7 @@ def _contradiction(left: Sequence[Sequence[Given]], parents: Sequence[Sequence[G
 def joined(files: Sequence[Given]) -> Recipe:
     """Return the recipe of a file and of those that it extends, in the order of their rules.
 
-    Of keys with one value, that of the first file which has it counts; `metadata` and `output` are
+    Of each other key, the value of the first file which has it counts; `metadata` and `output` are
     joined key by key. At least one file has a default.
     """
 
