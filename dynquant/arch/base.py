@@ -177,6 +177,7 @@ class Model:
     is_gguf:    whether the tensors come from a GGUF, whose blocks may have been rounded before
     missing:    what prevents writing a file, though planning is possible; empty if nothing does
     trims:      tokens that remove the spaces around them; None if they are not known
+    leave_out:  globs of stored names that the user leaves out
     """
 
     architecture: str
@@ -189,3 +190,4 @@ class Model:
     is_gguf: bool = False
     missing: tuple[str, ...] = ()
     trims: Trims | None = None
+    leave_out: tuple[str, ...] = ()

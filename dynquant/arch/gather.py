@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from dynquant.arch.base import Architecture, ModelTensor, Prediction, Row, TensorName, Via
+from dynquant.arch.leave_out import LeaveOut
 from dynquant.checkpoint.packed import Packed, Weight, unpack
 from dynquant.checkpoint.safetensors import Checkpoint
 from dynquant.checkpoint.safetensors_header import StoredTensor
@@ -68,9 +69,11 @@ class _Spelling:
 
 
 def gather(
-    architecture: Architecture, checkpoint: Checkpoint
+    architecture: Architecture, checkpoint: Checkpoint, leave_out: Sequence[str] = ()
 ) -> tuple[tuple[ModelTensor, ...], dict[str, str], Prediction | None]:
     """Return the model's tensors, the stored tensors left out, and the prediction layers.
+
+    leave_out: globs of stored names to leave out, which must not be tensors of the model
 
     Tensors that are left out come with the reason. Prediction layers are None if the checkpoint
     has none.
@@ -93,9 +96,13 @@ def gather(
         head, embedding = (spell(n) for n in architecture.tied)
         wanted, tied = _tie(wanted, stored, head, embedding)
         ignored |= tied
-    ignored |= _zero_biases(stored, {n for w in wanted for n in w.stored_names} | ignored.keys())
+    needed = {n for w in wanted for n in w.stored_names}
+    ignored |= _zero_biases(stored, needed | ignored.keys())
+    left_out = LeaveOut(leave_out, {**stored, **ignored}, needed | ignored.keys())
     tensors, unusable = _use(checkpoint.folder, wanted, stored)
-    problems = list(_problems(architecture, checkpoint.folder, stored, wanted, ignored))
+    problems = list(_problems(architecture, checkpoint.folder, stored, wanted, ignored, left_out))
+    problems += left_out.problems(needed, architecture.name, checkpoint.folder)
+    ignored |= left_out.reasons()
     ArchitectureError.raise_any([*problems, *unusable] if problems else [])
     CheckpointError.raise_any(unusable)
     return (*architecture.extra, *tensors), ignored, prediction
@@ -259,6 +266,7 @@ def _problems(
     stored: Mapping[str, Weight],
     wanted: list[_Wanted],
     ignored: Iterable[str],
+    left_out: LeaveOut,
 ) -> Iterator[str]:
     known: set[str] = set()
     missing: list[str] = []
@@ -285,7 +293,7 @@ def _problems(
                 f"{folder}: {name} has shape {list(found)}, but config.json implies"
                 f" {list(expected)}; take both from one model"
             )
-    known |= set(ignored)
+    known |= {*ignored, *left_out.reasons()}
     unknown = [name for name in stored if name not in known]
     beyond = {name: layer for name in unknown if (layer := _layer(name, architecture)) is not None}
     if beyond:
@@ -295,11 +303,12 @@ def _problems(
             f"{folder}: {next(iter(beyond))} and all others of {layers} are beyond the"
             f" {architecture.n_layers} layers of config.json; take both from one model"
         )
-    for name in grouped(name for name in unknown if name not in beyond):
-        yield (
-            f"{folder}: {name} is not a tensor of {architecture.name} as config.json describes it;"
-            " the output would not contain it"
-        )
+    yield from left_out.unknown(
+        (name for name in unknown if name not in beyond),
+        architecture.name,
+        folder,
+        is_whole=not (missing or shapes or beyond),
+    )
 
 
 def _layer(name: str, architecture: Architecture) -> int | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -24,7 +24,12 @@ Mla = Literal["split", "merged"]
 
 
 def load_model(
-    path: str | Path, *, pre: str | None = None, mla: Mla = "split", needs_vocab: bool = True
+    path: str | Path,
+    *,
+    pre: str | None = None,
+    mla: Mla = "split",
+    needs_vocab: bool = True,
+    leave_out: Sequence[str] = (),
 ) -> Model:
     """Describe the model in a folder, in a GGUF or on the Hub, without reading its weights.
 
@@ -34,20 +39,23 @@ def load_model(
     mla:  layout of latent attention: "split", or "merged" as in files of early 2025
     needs_vocab: whether tokenizer files are required; planning works without them, and
           `Model.missing` then reports them
+    leave_out: globs of stored names to leave out; they must not match tensors of the model
 
     Raises DynquantError with all problems: CheckpointError for the files, ArchitectureError for the
     family, VocabError for the tokenizer, or a DynquantError with the messages of several of these.
     """
     if hub.is_hub_name(str(path)):
-        return _of_hub(str(path), pre, mla, needs_vocab)
+        return _of_hub(str(path), pre, mla, needs_vocab, leave_out)
     hub.refuse_address(str(path))
     if mla not in get_args(Mla):
         choices = ", ".join(get_args(Mla))
         raise ArchitectureError(f"mla={mla!r} is not a layout; use one of {choices}")
-    return _on_disk(Path(path), pre, mla, needs_vocab)
+    return _on_disk(Path(path), pre, mla, needs_vocab, leave_out)
 
 
-def _of_hub(text: str, pre: str | None, mla: Mla, needs_vocab: bool) -> Model:
+def _of_hub(
+    text: str, pre: str | None, mla: Mla, needs_vocab: bool, leave_out: Sequence[str]
+) -> Model:
     name = hub.parse_hub_name(text)
     if name.file:
         path, name = hub.fetch_gguf(name)
@@ -56,7 +64,7 @@ def _of_hub(text: str, pre: str | None, mla: Mla, needs_vocab: bool) -> Model:
         # Unknown families are rejected before hundreds of gigabytes are downloaded.
         _describe(read_config(path), path)
         hub.fetch_files(name, shard_files(path))
-    model = _on_disk(path, pre, mla, needs_vocab)
+    model = _on_disk(path, pre, mla, needs_vocab, leave_out)
     return replace(model, keys=_with_source(model.keys, hub.source_keys(name)))
 
 
@@ -68,7 +76,9 @@ def _with_source(keys: Keys, source: Keys) -> Keys:
     return dict(theirs[:first]) | more | (dict(theirs[first:]) if first is not None else {})
 
 
-def _on_disk(path: Path, pre: str | None, mla: Mla, needs_vocab: bool) -> Model:
+def _on_disk(
+    path: Path, pre: str | None, mla: Mla, needs_vocab: bool, leave_out: Sequence[str]
+) -> Model:
     if _is_gguf(path):
         if pre is not None:
             raise VocabError(
@@ -80,8 +90,13 @@ def _on_disk(path: Path, pre: str | None, mla: Mla, needs_vocab: bool) -> Model:
                 f"{path}: the layout of a GGUF cannot be changed; remove --mla {mla}, or give the"
                 " folder that the GGUF was made from"
             )
+        if leave_out:
+            raise ArchitectureError(
+                f"{path}: --leave-out is for checkpoints; leave tensors of a GGUF out with a rule"
+                " of the recipe (`drop: true`)"
+            )
         return load_gguf(path)
-    return _of_folder(path, pre, mla, needs_vocab)
+    return _of_folder(path, pre, mla, needs_vocab, tuple(dict.fromkeys(leave_out)))
 
 
 def _is_gguf(path: Path) -> bool:
@@ -91,7 +106,9 @@ def _is_gguf(path: Path) -> bool:
     return path.is_file() and path.suffix != ".safetensors"
 
 
-def _of_folder(folder: Path, pre: str | None, mla: Mla, needs_vocab: bool) -> Model:
+def _of_folder(
+    folder: Path, pre: str | None, mla: Mla, needs_vocab: bool, leave_out: tuple[str, ...]
+) -> Model:
     top, folder = folders_of(folder)
     checkpoint = open_checkpoint(folder)
     where = str(folder / "config.json")
@@ -105,7 +122,7 @@ def _of_folder(folder: Path, pre: str | None, mla: Mla, needs_vocab: bool) -> Mo
             )
         architecture = architecture.merged
     problems = Problems()
-    found = problems.attempt(lambda: gather(architecture, checkpoint))
+    found = problems.attempt(lambda: gather(architecture, checkpoint, leave_out))
     tensors, ignored, prediction = found or ((), {}, None)
     own = [t for t in tensors if not prediction or t.parts.layer not in prediction.layers]
     general = problems.attempt(lambda: general_keys(top, checkpoint.config, architecture.name, own))
@@ -128,6 +145,7 @@ def _of_folder(folder: Path, pre: str | None, mla: Mla, needs_vocab: bool) -> Mo
         (*architecture.deviations, *report.warnings, *causes.unread_files(checkpoint)),
         missing=missing,
         trims=report.trims,
+        leave_out=leave_out,
     )
 
 

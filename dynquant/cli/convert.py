@@ -13,6 +13,7 @@ from dynquant.cli import console
 from dynquant.cli.options import (
     EffortOption,
     ImatrixOption,
+    LeaveOutOption,
     LogFormatOption,
     ManifestOption,
     MaxSizeOption,
@@ -63,6 +64,7 @@ def convert(
     mla: PlanMlaOption = None,
     split_max_size: SplitSizeOption = None,
     split_max_tensors: SplitTensorsOption = None,
+    leave_out: LeaveOutOption = None,
     restart: Annotated[
         bool,
         typer.Option("--restart", help="Start over instead of resuming an interrupted run."),
@@ -116,6 +118,7 @@ def convert(
         mla,
         split_max_size,
         split_max_tensors,
+        leave_out,
     )
     planning.check()
     limit = size_of(max_size, "--max-size")

@@ -50,7 +50,7 @@ def assign(
             continue
         wanted = _wanted(recipe, rule, tensor)
         asked.given(tensor, rule, wanted)
-        tried = (wanted, *recipe.fallback.of(wanted))
+        tried = (wanted, *_fallback(recipe, rule, wanted))
         fits = [t for t in tried if not tensor.n_per_row % t.block_size]
         if not fits:
             found.refused(tensor, wanted)
@@ -81,6 +81,13 @@ def may_take(rule: Rule, guard: Protection | None) -> bool:
 def where_default(recipe: Recipe) -> str:
     """Return the place of a recipe's default, such as `recipes/small.yaml:9 default`."""
     return f"{recipe.default_place.path}:{recipe.default_place.line} default"
+
+
+def _fallback(recipe: Recipe, rule: Rule | None, wanted: QuantType) -> tuple[QuantType, ...]:
+    """Return the types to try if the block of a rule's type does not divide the rows."""
+    if rule and rule.fallback is not None:
+        return rule.fallback
+    return recipe.fallback.of(wanted)
 
 
 def _wanted(recipe: Recipe, rule: Rule | None, tensor: ModelTensor) -> QuantType:

@@ -73,7 +73,7 @@ def _totals(plan: Plan, file_bytes: int | None) -> Iterator[str]:
     if len(used) > 1:
         extra = sum(f.extra_bytes for f in used)
         yield (
-            f"all fallbacks: {sum(len(f.names) for f in used)} tensors, {size_text(extra)} more,"
+            f"all fallbacks: {sum(len(f.names) for f in used)} tensors, {_more(extra)},"
             f" {8 * extra / plan.n_weights:+.4f} bits per weight of the model"
         )
     if plan.prediction:
@@ -83,9 +83,13 @@ def _totals(plan: Plan, file_bytes: int | None) -> Iterator[str]:
 def _fallback(used: Fallback) -> str:
     return (
         f"fallback {used.taken.name} for {used.wanted.name}: {len(used.names)} tensors,"
-        f" {used.extra_bits:+.4g} bits per weight, {size_text(used.extra_bytes)} more:"
+        f" {used.extra_bits:+.4g} bits per weight, {_more(used.extra_bytes)}:"
         f" {_some(used.names)}"
     )
+
+
+def _more(n_bytes: int) -> str:
+    return f"{size_text(abs(n_bytes))} {'less' if n_bytes < 0 else 'more'}"
 
 
 def _importance(plan: Plan) -> Iterator[str]:
@@ -111,10 +115,7 @@ def _imatrix(plan: Plan, imatrix: Imatrix) -> str:
 def _ignored(plan: Plan) -> Iterator[str]:
     """Yield the tensors that are ignored and why; long lists are shortened, but not in JSON."""
     for reason, names in by_reason(plan.ignored).items():
-        if len(grouped(names)) > _SHOWN:
-            yield f"ignored: {_some(names)}: {reason}"
-        else:
-            yield from (f"ignored: {name}: {reason}" for name in grouped(names))
+        yield f"ignored: {_some(names)}: {reason}"
 
 
 def _some(names: list[str] | tuple[str, ...]) -> str:

@@ -43,7 +43,7 @@ EXAMPLES = {
         "dynquant": "1",
         "name": "mine",
         "description": "more bits for attention",
-        "extends": "dynamic-4bit",
+        "extends": "[dynamic-4bit, mine.yaml]",
         "for": "[qwen3, qwen3moe]",
         "default": "Q4_K",
         "importance": "required",
@@ -61,9 +61,11 @@ EXAMPLES = {
         "name": "blk.*.attn_k.weight",
         "shape": "{row_multiple_of: 256}",
         "when": '{experts: ">= 8"}',
+        "not": "{role: attn_v, layers: 0-3}",
         "type": "Q6_K",
         "keep": "true",
         "drop": "true",
+        "fallback": "[Q5_1, F16]",
         "optional": "true",
         "override": "true",
         "note": "attention passes this on",
@@ -87,7 +89,7 @@ EXAMPLES = {
     "output": {"shard_size": "50GB", "tensor_order": "layer"},
     "shape": {"row_multiple_of": "256", "min_weights": "1000000", "dimensions": "3"},
 }
-SELECTORS = ("role", "layers", "name", "shape", "when")
+SELECTORS = ("role", "layers", "name", "shape", "when", "not")
 # The limits of `shape` have no description in the schema.
 SHAPES = {
     "row_multiple_of": "the row length is a multiple of this number",

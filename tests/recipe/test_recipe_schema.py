@@ -87,6 +87,19 @@ WRONG = [
     BODY + "{when: {experts: many}, type: Q6_K}",
     BODY + "{when: {importance: maybe}, type: Q6_K}",
     BODY + "{role: attn_v, type: Q6_K, optional: perhaps}",
+    BODY + "{role: attn_v, shape: {}, type: Q6_K}",
+    BODY + "{role: attn_v, when: {}, type: Q6_K}",
+    BODY + "{role: attn_v, layers: {}, type: Q6_K}",
+    BODY + "{role: attn_v, not: {}, type: Q6_K}",
+    BODY + "{role: attn_v, not: [], type: Q6_K}",
+    BODY + "{role: attn_v, not: attn_q, type: Q6_K}",
+    BODY + "{role: attn_v, not: {not: {layers: 1}}, type: Q6_K}",
+    BODY + "{role: attn_v, not: {type: Q6_K}, type: Q6_K}",
+    BODY + "{role: attn_v, fallback: Q9, type: Q6_K}",
+    BODY + "{role: attn_v, fallback: {any: F16}, type: Q6_K}",
+    BODY + "{role: attn_v, fallback: F16, keep: true}",
+    "extends: []",
+    "extends: [q8_0, {a: b}]",
 ]
 
 
@@ -99,6 +112,11 @@ def test_reader_refuses_recipes_that_the_schema_refuses(text: str) -> None:
 RIGHT = [
     "default: q4_k",
     "extends: q8_0",
+    "extends: [q8_0, dynamic-4bit]",
+    BODY + "{not: {role: attn_v}, type: Q6_K}",
+    BODY + "{role: attention, not: [{role: attn_v, layers: 0-3}, {name: '*.k'}], type: Q6_K}",
+    BODY + "{role: attn_v, type: Q6_K, fallback: Q5_1}",
+    BODY + "{role: attn_v, type: Q6_K, fallback: error}",
     BODY + "{role: attention, layers: [3, 0-3, -4--1, 0%-12.5%], type: Q6_K}",
     BODY + "{layers: {every: 3, from: 12.5%+2, of: [experts, attn_v]}, type: iq4_nl}",
     BODY + "{layers: {in: 1-3, first: 25%, last: 9}, type: Q6_K}",

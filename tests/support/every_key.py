@@ -19,7 +19,9 @@ rules:
     shape: {row_multiple_of: 256, min_weights: 4096, dimensions: 3}
     when: {experts: [8, ">= 64"], gqa: "!= 1", layers: "< 99", tied_embeddings: false,
            importance: true, architecture: [llama, qwen3moe]}
+    not: [{role: ffn_up_exps, layers: [2, {last: 1}]}, {name: "*.x", shape: {dimensions: 2}}]
     type: Q6_K
+    fallback: [Q5_1, F16]
     optional: true
     override: false
     note: so that there is one
