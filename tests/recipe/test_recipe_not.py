@@ -101,6 +101,7 @@ def written(found: dict[str, str]) -> str:
     return ", ".join(f"{key}: {value}" for key, value in found.items())
 
 
+@pytest.mark.slow
 @settings(deadline=None, derandomize=True)
 @given(selectors(), st.lists(selectors(), min_size=1, max_size=3))
 def test_not_is_the_difference_of_two_selections(

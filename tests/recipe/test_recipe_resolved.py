@@ -104,6 +104,7 @@ def test_settings_are_kept_exactly(keys: str, tmp_path: Path) -> None:
     same(recipe, parse_recipe(text, "one.yaml", "one"))
 
 
+@pytest.mark.slow
 @settings(deadline=None, derandomize=True, max_examples=50)
 @given(st.text(min_size=1), st.text(), st.text())
 def test_any_text_is_kept(name: str, note: str, value: str) -> None:
