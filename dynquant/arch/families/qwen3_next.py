@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -48,10 +47,7 @@ _AHEAD = (
     Row("mtp.pre_fc_norm_embedding.weight", _OUT + "nextn.enorm.weight", "hidden"),
     Row("mtp.pre_fc_norm_hidden.weight", _OUT + "nextn.hnorm.weight", "hidden"),
     Row("mtp.norm.weight", _OUT + "nextn.shared_head_norm.weight", "hidden"),
-    *(
-        replace(row, stored=row.stored.replace(_IN, "mtp.layers.0."))
-        for row in (*_NORMS, *_FULL, *ROUTED, *SHARED)
-    ),
+    *(row.within(_IN, "mtp.layers.0.") for row in (*_NORMS, *_FULL, *ROUTED, *SHARED)),
 )
 _FROM_ONE = (
     "attn_norm",
