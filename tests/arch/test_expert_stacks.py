@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from agreement import load_reference
-from packers import E4M3, Stored, e4m3_codes, scales, write_stored
+from packers import E4M3, Stored, e4m3_codes, scales, stored_in, write_stored
 from subsets import slow_except
 
 import dynquant
@@ -50,21 +50,6 @@ def separate(place: str, of: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def with_weight(place: str, of: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {f"{name}.weight": x for name, x in transformers5(place, of).items()}
-
-
-def stored_in(folder: Path) -> Stored:
-    """Return the tensors of a checkpoint with their dtypes, the numbers as they are stored."""
-    found: Stored = {}
-    kinds = {"BF16": np.uint16, "F32": np.float32, "F16": np.float16}
-    for path in sorted(folder.glob("*.safetensors")):
-        content = path.read_bytes()
-        n = int.from_bytes(content[:8], "little")
-        for name, entry in json.loads(content[8 : 8 + n]).items():
-            if name != "__metadata__":
-                start, stop = (8 + n + offset for offset in entry["data_offsets"])
-                values = np.frombuffer(content[start:stop], kinds[entry["dtype"]])
-                found[name] = (entry["dtype"], values.reshape(entry["shape"]))
-    return found
 
 
 def restacked(stored: Stored, form: Form, layers: Mapping[int, Form] | None = None) -> Stored:
