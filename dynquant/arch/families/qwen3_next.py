@@ -24,7 +24,7 @@ from dynquant.arch.experts import routing_keys
 from dynquant.arch.families.qwen import SCALINGS
 from dynquant.arch.families.qwen_moe import READ, ROUTED, SHARED, read_experts
 from dynquant.arch.graph_limits import fixed, other_epsilon
-from dynquant.arch.linear_attention import LINEAR_ATTENTION, Linear
+from dynquant.arch.linear_attention import LAYER_TYPES, LINEAR_ATTENTION, Linear
 from dynquant.arch.rope import read_rope
 from dynquant.arch.settings import NO_WINDOW, Declared, Settings, reads
 from dynquant.errors import ArchitectureError
@@ -72,7 +72,7 @@ def qwen3next(config: Mapping[str, Any], where: str) -> Architecture:
     linear = read_config(Linear, config, where)
     n = c.num_hidden_layers
     ArchitectureError.raise_any(
-        chain(fixed(c, {"attention_bias": False}, where), linear.problems(n, where))
+        chain(fixed(c, {"attention_bias": False}, where), linear.problems(where))
     )
     recurrent = linear.recurrent(n)
     keys = (
@@ -122,6 +122,7 @@ def qwen3next(config: Mapping[str, Any], where: str) -> Architecture:
 
 FAMILIES = {
     "Qwen3NextForCausalLM": Declared(
-        qwen3next, Settings(read=READ | reads(Linear), harmless=NO_WINDOW)
+        qwen3next,
+        Settings(read=READ | reads(Linear), harmless=NO_WINDOW, layer_types=LAYER_TYPES),
     )
 }
