@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from dynquant.arch.base import Architecture, ModelTensor, Prediction, TensorName, Via
+from dynquant.arch.buffers import constants
 from dynquant.arch.stacks import unreadable_stacks
 from dynquant.arch.wanted import Spelling, Wanted, wanted_of
 from dynquant.checkpoint.packed import Packed, Weight, unpack
@@ -56,7 +57,8 @@ def gather(
         head, embedding = (spell(n) for n in architecture.tied)
         wanted, tied = _tie(wanted, stored, head, embedding)
         ignored |= tied
-    ignored |= _zero_biases(stored, {n for w in wanted for n in w.stored_names} | ignored.keys())
+    known = {name for want in wanted for name in want.stored_names} | ignored.keys()
+    ignored |= _zero_biases(stored, known) | constants(stored, known)
     tensors, unusable = _use(checkpoint.folder, wanted, stored)
     problems = list(_problems(architecture, checkpoint.folder, stored, wanted, ignored))
     ArchitectureError.raise_any([*problems, *unusable] if problems else [])

@@ -98,10 +98,24 @@ def class_of(config: Mapping[str, Any], where: str) -> Class:
         return Class(name, known[language_model], headless=True, needs_head=needs_head)
     stems = {_stem(other): other for other in known}
     near = [stems[s] for s in difflib.get_close_matches(_stem(name), stems, 3, 0.7)]
-    similar = f" (similar classes that are supported: {', '.join(near)})" if near else ""
-    raise ArchitectureError(
-        f"{where}: architecture {name!r} is not supported; {_CONVERTED}{similar}"
-    )
+    hint = f" (similar classes that are supported: {', '.join(near)})" if near else ""
+    if text := _text_class(config):
+        hint = f" (its text model is a {text}, which is supported if it is saved separately)"
+    raise ArchitectureError(f"{where}: architecture {name!r} is not supported; {_CONVERTED}{hint}")
+
+
+def _text_class(config: Mapping[str, Any]) -> str | None:
+    """Return the class of the text model inside a multimodal model; None if it is not known."""
+    inner = config.get("text_config") or config.get("language_config")
+    if not isinstance(inner, dict):
+        return None
+    text = cast("dict[str, object]", inner)
+    listed = text.get("architectures")
+    named = cast("list[object]", listed)[0] if isinstance(listed, list) and listed else None
+    if isinstance(named, str) and named in families():
+        return named
+    type_ = text.get("model_type")
+    return CLASSES.get(type_) if isinstance(type_, str) else None
 
 
 def _stated(config: Mapping[str, Any], where: str) -> str:

@@ -202,6 +202,39 @@ def test_similar_classes_come_after_what_to_do(tmp_path: Path) -> None:
     assert "Qwen3ForCausalLM" in near
 
 
+@pytest.mark.parametrize("name", ["text_config", "language_config"])
+@pytest.mark.parametrize(
+    ("inner", "class_"),
+    [
+        ({"model_type": "llama"}, "LlamaForCausalLM"),
+        ({"model_type": "mistral", "architectures": ["MistralForCausalLM"]}, "MistralForCausalLM"),
+        ({"model_type": "foo", "architectures": ["Qwen3ForCausalLM"]}, "Qwen3ForCausalLM"),
+        ({"model_type": "qwen3", "architectures": ["FooModel"]}, "Qwen3ForCausalLM"),
+    ],
+)
+def test_an_unknown_class_around_a_known_text_model_names_it(
+    tmp_path: Path, name: str, inner: dict[str, Any], class_: str
+) -> None:
+    config = config_of(BASE)
+    changed = {"architectures": ["LlavaForConditionalGeneration"], name: config | inner}
+    message = refusal(write_checkpoint(tmp_path, changed, tensors_of(config)))
+    assert (
+        "architecture 'LlavaForConditionalGeneration' is not supported; if llama.cpp's" in message
+    )
+    assert message.endswith(
+        f" (its text model is a {class_}, which is supported if it is saved separately)"
+    )
+
+
+@pytest.mark.parametrize(
+    "inner", [{"model_type": "foo"}, {"model_type": ["llama"]}, {}, [], "x", {"architectures": []}]
+)
+def test_an_unknown_text_model_is_not_named(tmp_path: Path, inner: object) -> None:
+    changed = {"architectures": ["LlavaForConditionalGeneration"], "text_config": inner}
+    message = refusal(write_checkpoint(tmp_path, changed, tensors_of(config_of(BASE))))
+    assert "text model" not in message
+
+
 def test_a_base_class_is_an_embedding_model_and_says_so(tmp_path: Path) -> None:
     model = loaded(tmp_path, ("lm_head.weight",), architectures=["Qwen3Model"])
     assert model.architecture == "qwen3"
