@@ -56,7 +56,10 @@ def _of_hub(text: str, pre: str | None, mla: Mla, needs_vocab: bool) -> Model:
         path, name = hub.fetch_description(name)
         # Unknown families are rejected before hundreds of gigabytes are downloaded.
         _describe(read_config(path), path)
-        hub.fetch_files(name, shard_files(path))
+        if listed := shard_files(path):
+            hub.fetch_files(name, listed)
+        else:
+            hub.fetch_unlisted(name)
     model = _on_disk(path, pre, mla, needs_vocab)
     return replace(model, keys=_with_source(model.keys, hub.source_keys(name)))
 

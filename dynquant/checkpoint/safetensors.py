@@ -107,12 +107,12 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def shard_files(folder: Path) -> list[str]:
-    """Return the names of the files with weights, whether or not the files exist.
+    """Return the names of the files that the index lists, whether or not the files exist.
 
-    Raises CheckpointError if the index is damaged, or if shards are missing by their numbers.
+    Empty without an index. Raises CheckpointError if it is damaged.
     """
     if not (folder / INDEX).exists():
-        return _numbered(folder) or [SINGLE]
+        return []
     return sorted(set((_weight_map(folder) or {}).values()))
 
 
