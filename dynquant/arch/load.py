@@ -10,6 +10,7 @@ from typing import Any, Literal, cast, get_args
 from dynquant.arch.base import Architecture, Model
 from dynquant.arch.gather import gather
 from dynquant.arch.gguf_model import load_gguf
+from dynquant.arch.headless import with_copied_head
 from dynquant.arch.metadata import general_keys
 from dynquant.arch.model_types import class_of
 from dynquant.arch.pooling import folders_of, pooling_keys
@@ -63,7 +64,10 @@ def _of_hub(
         path, name = hub.fetch_description(name)
         # Unknown families are rejected before hundreds of gigabytes are downloaded.
         _describe(read_config(path), path)
-        hub.fetch_files(name, shard_files(path))
+        if listed := shard_files(path):
+            hub.fetch_files(name, listed)
+        else:
+            hub.fetch_unlisted(name)
     model = _on_disk(path, pre, mla, needs_vocab, leave_out)
     return replace(model, keys=_with_source(model.keys, hub.source_keys(name)))
 
@@ -189,11 +193,15 @@ def describe(config: Mapping[str, Any], where: str) -> Architecture:
         config = {**config, **cast("dict[str, Any]", text)}
     if not found.headless:
         return found.describe(config, where)
-    architecture = found.describe({**config, "tie_word_embeddings": True}, where)
+    tied = not found.needs_head
+    architecture = found.describe({**config, "tie_word_embeddings": tied}, where)
     warning = (
         f"{where}: {found.name} is a language model without an output matrix, as for embeddings;"
         " without modules.json, give llama.cpp its pooling (`--pooling`)"
     )
+    if found.needs_head:
+        architecture = with_copied_head(architecture)
+        warning += "; llama.cpp needs that matrix, so the file has the embedding in its place"
     if config.get("tie_word_embeddings") is not True:
         warning += "; text that llama.cpp generates with the file has no meaning"
     return replace(architecture, deviations=(*architecture.deviations, warning))

@@ -101,6 +101,13 @@ def _importance(plan: Plan) -> Iterator[str]:
         yield f"importance needed by {len(needed)} tensors ({names}), {covered}"
     if plan.imatrix:
         yield _imatrix(plan, plan.imatrix)
+    borrowed: dict[str, list[str]] = {}
+    for name, importance in plan.importance.items():
+        if importance.role:
+            borrowed.setdefault(importance.role, []).append(name)
+    if borrowed:
+        each = (f"{', '.join(grouped(names))} from {role}" for role, names in borrowed.items())
+        yield f"importance of tensors with the same inputs: {'; '.join(each)}"
 
 
 def _imatrix(plan: Plan, imatrix: Imatrix) -> str:

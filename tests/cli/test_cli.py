@@ -342,14 +342,18 @@ def test_imatrix_is_used_and_missing_tensors_are_reported(
 ) -> None:
     shown = run("plan", llama, "--recipe", recipe, "--imatrix", imatrix)
     assert shown.code == 0
-    assert "imatrix i.dat: importance for 3 tensors, none for blk.{0-1}.attn_v" in shown.out
-    assert f"warning: {imatrix}: no importance for blk.{{0-1}}.attn_v.weight" in shown.err
+    assert "imatrix i.dat: importance for 5 tensors, none for blk.{0-1}." in shown.out
+    assert "blk.0.attn_v.weight from attn_q; blk.0.ffn_gate.weight from ffn_up\n" in shown.out
+    assert f"warning: {imatrix}: no importance for blk.{{0-1}}." in shown.err
+    assert "blk.1.attn_k.weight, blk.1.attn_v.weight, blk.1.ffn_gate.weight, " in shown.err
     planned = json.loads(run("plan", llama, "--recipe", recipe, "--imatrix", imatrix, "--json").out)
-    assert [t["name"] for t in planned["tensors"] if t["importance"]] == [
-        "blk.0.attn_q.weight",
-        "blk.0.attn_k.weight",
-        "blk.0.ffn_up.weight",
-    ]
+    assert {t["name"]: t["importance"] for t in planned["tensors"] if t["importance"]} == {
+        "blk.0.attn_q.weight": "yes",
+        "blk.0.attn_k.weight": "yes",
+        "blk.0.attn_v.weight": "yes, of attn_q",
+        "blk.0.ffn_gate.weight": "yes, of ffn_up",
+        "blk.0.ffn_up.weight": "yes",
+    }
     out = tmp_path / "x.gguf"
     assert run("convert", llama, "-o", out, "--recipe", recipe, "--imatrix", imatrix).code == 0
     assert gguf.GGUFReader(out).fields["quantize.imatrix.file"].contents() == "i.dat"
