@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
@@ -100,6 +100,7 @@ def make_plan(
     mla: Mla | None = None,
     set_keys: Mapping[str, KeyValue | str] | None = None,
     split: Split | None = None,
+    leave_out: Sequence[str] = (),
     draft: bool = False,
 ) -> Plan:
     """Apply a recipe to a model, without reading its weights.
@@ -110,7 +111,9 @@ def make_plan(
 
     Raises a kind of DynquantError with all faults of model, recipe and imatrix.
     """
-    found = read_inputs(model, recipe, imatrix, pre=pre, mla=mla, needs_vocab=not draft)
+    found = read_inputs(
+        model, recipe, imatrix, pre=pre, mla=mla, needs_vocab=not draft, leave_out=leave_out
+    )
     made = make.make_plan(
         found.model,
         found.recipe,
@@ -149,6 +152,7 @@ def convert(
     mla: Mla | None = None,
     set_keys: Mapping[str, KeyValue | str] | None = None,
     split: Split | None = None,
+    leave_out: Sequence[str] = (),
     restart: bool = False,
     manifest: ManifestOption = "auto",
     verify_sample: int = SAMPLES,
@@ -168,6 +172,7 @@ def convert(
     mla:      how latent attention is stored, as in `load_model`
     set_keys: keys to change or add, as `--set KEY=VALUE` does
     split:    how to cut the output into shards; None leaves it to the recipe
+    leave_out: globs of stored names to leave out, for tensors that are no part of the model
     restart:  start over instead of resuming an interrupted run
     manifest: the sha256 of source files in the manifest beside the output: "auto" takes the Hub's
               own if they are known and computes the others, "read" computes all, "none" has none;
@@ -187,6 +192,7 @@ def convert(
         mla=mla,
         set_keys=set_keys,
         split=split,
+        leave_out=leave_out,
     )
     return made.write(
         out,

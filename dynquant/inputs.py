@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,19 +36,21 @@ def read_inputs(
     pre: str | None = None,
     mla: Mla | None = None,
     needs_vocab: bool = True,
+    leave_out: Sequence[str] = (),
 ) -> Inputs:
     """Read a recipe, an imatrix and a model, in this order; each may be loaded already.
 
     A model of the Hub is fetched only if the others are valid: that may take hours.
 
-    pre, mla, needs_vocab: as in `load_model`; pre and mla are refused for a model that is loaded
+    pre, mla, needs_vocab, leave_out: as in `load_model`; pre, mla and leave_out are refused for a
+    model that is loaded
 
     Raises DynquantError with the faults of all of them.
     """
     problems = Problems()
     rules = recipe if isinstance(recipe, Recipe) else problems.attempt(lambda: load_recipe(recipe))
     means = problems.attempt(lambda: _imatrix(imatrix))
-    loaded = _model(model, pre, mla, needs_vocab, problems)
+    loaded = _model(model, pre, mla, needs_vocab, leave_out, problems)
     problems.raise_any()
     assert loaded is not None and rules is not None, "whatever is not read is a fault"
     return Inputs(loaded, rules, means)
@@ -86,10 +88,11 @@ def _model(
     pre: str | None,
     mla: Mla | None,
     needs_vocab: bool,
+    leave_out: Sequence[str],
     problems: Problems,
 ) -> Model | None:
     if isinstance(model, Model):
-        for name, value in (("pre", pre), ("mla", mla)):
+        for name, value in (("pre", pre), ("mla", mla), ("leave_out", leave_out or None)):
             if value is not None:
                 problems.add(
                     f"{name}={value!r} has no effect on a model that is loaded; give it to"
@@ -99,21 +102,23 @@ def _model(
     if is_hub_name(str(model)):
         problems.raise_any()
     return problems.attempt(
-        lambda: load_model(model, pre=pre, mla=mla or "split", needs_vocab=needs_vocab)
+        lambda: load_model(
+            model, pre=pre, mla=mla or "split", needs_vocab=needs_vocab, leave_out=leave_out
+        )
     )
 
 
 def _model_of_plan(model: str, saved: SavedPlan) -> Model:
     """Load a model as the plan has it; its keys name a pre-tokenizer that is not recognized."""
     try:
-        loaded = load_model(model, mla=saved.mla)
+        loaded = load_model(model, mla=saved.mla, leave_out=saved.leave_out)
     except VocabError:
         if (pre := pre_tokenizer_of(saved)) is None:
             raise
-        return load_model(model, mla=saved.mla, pre=pre)
+        return load_model(model, mla=saved.mla, pre=pre, leave_out=saved.leave_out)
     pre = pre_tokenizer_of(saved)
     key = loaded.keys.get("tokenizer.ggml.pre")
     is_other = loaded.is_gguf or loaded.architecture != saved.architecture
     if is_other or key is None or pre is None or key.value == pre:
         return loaded
-    return load_model(model, mla=saved.mla, pre=pre)
+    return load_model(model, mla=saved.mla, pre=pre, leave_out=saved.leave_out)

@@ -73,7 +73,11 @@ def read_dense(folders: list[Path], n_hidden: int) -> tuple[tuple[ModelTensor, .
                 " download the folder again"
             )
             continue
-        tensors.append(ModelTensor(f"{name}.weight", found.source(), stored_names=(_WEIGHT,)))
+        tensors.append(
+            ModelTensor(
+                f"{name}.weight", found.source(), stored_names=(f"{folder.name}/{_WEIGHT}",)
+            )
+        )
         keys[f"{WITH_DENSE}.{name}_feat_in"] = u32(dense.in_features)
         keys[f"{WITH_DENSE}.{name}_feat_out"] = u32(dense.out_features)
     if (sizes[0], sizes[1], sizes[3]) != (n_hidden, sizes[2], n_hidden):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -11,6 +11,7 @@ from dynquant.arch.base import Architecture, Model, ModelTensor
 from dynquant.arch.dense_modules import WITH_DENSE, read_dense
 from dynquant.arch.gather import gather
 from dynquant.arch.gguf_model import load_gguf
+from dynquant.arch.headless import with_copied_head
 from dynquant.arch.metadata import general_keys
 from dynquant.arch.model_types import class_of
 from dynquant.arch.pooling import dense_folders, folders_of, pooling_keys
@@ -25,7 +26,12 @@ Mla = Literal["split", "merged"]
 
 
 def load_model(
-    path: str | Path, *, pre: str | None = None, mla: Mla = "split", needs_vocab: bool = True
+    path: str | Path,
+    *,
+    pre: str | None = None,
+    mla: Mla = "split",
+    needs_vocab: bool = True,
+    leave_out: Sequence[str] = (),
 ) -> Model:
     """Describe the model in a folder, in a GGUF or on the Hub, without reading its weights.
 
@@ -35,20 +41,23 @@ def load_model(
     mla:  layout of latent attention: "split", or "merged" as in files of early 2025
     needs_vocab: whether tokenizer files are required; planning works without them, and
           `Model.missing` then reports them
+    leave_out: globs of stored names to leave out; they must not match tensors of the model
 
     Raises DynquantError with all problems: CheckpointError for the files, ArchitectureError for the
     family, VocabError for the tokenizer, or a DynquantError with the messages of several of these.
     """
     if hub.is_hub_name(str(path)):
-        return _of_hub(str(path), pre, mla, needs_vocab)
+        return _of_hub(str(path), pre, mla, needs_vocab, leave_out)
     hub.refuse_address(str(path))
     if mla not in get_args(Mla):
         choices = ", ".join(get_args(Mla))
         raise ArchitectureError(f"mla={mla!r} is not a layout; use one of {choices}")
-    return _on_disk(Path(path), pre, mla, needs_vocab)
+    return _on_disk(Path(path), pre, mla, needs_vocab, leave_out)
 
 
-def _of_hub(text: str, pre: str | None, mla: Mla, needs_vocab: bool) -> Model:
+def _of_hub(
+    text: str, pre: str | None, mla: Mla, needs_vocab: bool, leave_out: Sequence[str]
+) -> Model:
     name = hub.parse_hub_name(text)
     if name.file:
         path, name = hub.fetch_gguf(name)
@@ -56,10 +65,13 @@ def _of_hub(text: str, pre: str | None, mla: Mla, needs_vocab: bool) -> Model:
         path, name = hub.fetch_description(name)
         # Unknown families are rejected before hundreds of gigabytes are downloaded.
         architecture = _describe(read_config(path), path)
-        dense = dense_folders(path) if architecture.name == WITH_DENSE else []
-        more = [f"{folder.relative_to(path).as_posix()}/{SINGLE}" for folder in dense]
-        hub.fetch_files(name, [*shard_files(path), *more])
-    model = _on_disk(path, pre, mla, needs_vocab)
+        if listed := shard_files(path):
+            dense = dense_folders(path) if architecture.name == WITH_DENSE else []
+            more = [f"{folder.relative_to(path).as_posix()}/{SINGLE}" for folder in dense]
+            hub.fetch_files(name, [*listed, *more])
+        else:
+            hub.fetch_unlisted(name)
+    model = _on_disk(path, pre, mla, needs_vocab, leave_out)
     return replace(model, keys=_with_source(model.keys, hub.source_keys(name)))
 
 
@@ -71,7 +83,9 @@ def _with_source(keys: Keys, source: Keys) -> Keys:
     return dict(theirs[:first]) | more | (dict(theirs[first:]) if first is not None else {})
 
 
-def _on_disk(path: Path, pre: str | None, mla: Mla, needs_vocab: bool) -> Model:
+def _on_disk(
+    path: Path, pre: str | None, mla: Mla, needs_vocab: bool, leave_out: Sequence[str]
+) -> Model:
     if _is_gguf(path):
         if pre is not None:
             raise VocabError(
@@ -83,8 +97,13 @@ def _on_disk(path: Path, pre: str | None, mla: Mla, needs_vocab: bool) -> Model:
                 f"{path}: the layout of a GGUF cannot be changed; remove --mla {mla}, or give the"
                 " folder that the GGUF was made from"
             )
+        if leave_out:
+            raise ArchitectureError(
+                f"{path}: --leave-out is for checkpoints; leave tensors of a GGUF out with a rule"
+                " of the recipe (`drop: true`)"
+            )
         return load_gguf(path)
-    return _of_folder(path, pre, mla, needs_vocab)
+    return _of_folder(path, pre, mla, needs_vocab, tuple(dict.fromkeys(leave_out)))
 
 
 def _is_gguf(path: Path) -> bool:
@@ -94,7 +113,9 @@ def _is_gguf(path: Path) -> bool:
     return path.is_file() and path.suffix != ".safetensors"
 
 
-def _of_folder(folder: Path, pre: str | None, mla: Mla, needs_vocab: bool) -> Model:
+def _of_folder(
+    folder: Path, pre: str | None, mla: Mla, needs_vocab: bool, leave_out: tuple[str, ...]
+) -> Model:
     top, folder = folders_of(folder)
     checkpoint = open_checkpoint(folder)
     where = str(folder / "config.json")
@@ -108,7 +129,7 @@ def _of_folder(folder: Path, pre: str | None, mla: Mla, needs_vocab: bool) -> Mo
             )
         architecture = architecture.merged
     problems = Problems()
-    found = problems.attempt(lambda: gather(architecture, checkpoint))
+    found = problems.attempt(lambda: gather(architecture, checkpoint, leave_out))
     tensors, ignored, prediction = found or ((), {}, None)
     own = [t for t in tensors if not prediction or t.parts.layer not in prediction.layers]
     general = problems.attempt(lambda: general_keys(top, checkpoint.config, architecture.name, own))
@@ -134,6 +155,7 @@ def _of_folder(folder: Path, pre: str | None, mla: Mla, needs_vocab: bool) -> Mo
         (*architecture.deviations, *report.warnings, *causes.unread_files(checkpoint)),
         missing=missing,
         trims=report.trims,
+        leave_out=leave_out,
     )
 
 
@@ -180,11 +202,15 @@ def describe(config: Mapping[str, Any], where: str) -> Architecture:
     found = class_of(config, where)
     if not found.headless:
         return found.describe(config, where)
-    architecture = found.describe({**config, "tie_word_embeddings": True}, where)
+    tied = not found.needs_head
+    architecture = found.describe({**config, "tie_word_embeddings": tied}, where)
     warning = (
         f"{where}: {found.name} is a language model without an output matrix, as for embeddings;"
         " without modules.json, give llama.cpp its pooling (`--pooling`)"
     )
+    if found.needs_head:
+        architecture = with_copied_head(architecture)
+        warning += "; llama.cpp needs that matrix, so the file has the embedding in its place"
     if config.get("tie_word_embeddings") is not True:
         warning += "; text that llama.cpp generates with the file has no meaning"
     return replace(architecture, deviations=(*architecture.deviations, warning))

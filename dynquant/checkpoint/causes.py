@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dynquant.checkpoint.safetensors import Checkpoint
+from dynquant.checkpoint.safetensors import INDEX, Checkpoint
 
 _ADAPTER = re.compile(
     r".*\.(base_layer|original_module|modules_to_save"
@@ -77,10 +77,10 @@ def unread_files(checkpoint: Checkpoint) -> Iterator[str]:
     others += [n for n in _beside(folder, "value_head.*") if n not in others]
     if others:
         more = f" and {len(others) - 1} more" if len(others) > 1 else ""
-        yield (
-            f"left out: {others[0]}{more}: the model's index does not list it; if it"
-            " belongs to the model, add it to the index"
-        )
+        why = "the model's index does not list it; if it belongs to the model, add it to the index"
+        if not (folder / INDEX).exists():
+            why = f"without {INDEX} it is not read; if it belongs to the model, add that file"
+        yield f"left out: {others[0]}{more}: {why}"
 
 
 def _beside(folder: Path, pattern: str) -> list[str]:

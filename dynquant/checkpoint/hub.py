@@ -95,11 +95,27 @@ def fetch_files(name: HubName, files: Iterable[str]) -> Path:
     folder = _snapshot(name, [escape(file) for file in wanted])
     absent = [file for file in wanted if not (folder / file).exists()]
     if absent:
-        raise CheckpointError(
-            f"{name}: has no {', '.join(absent)}; to take a GGUF of a repository, write"
-            " hf://ORG/MODEL/FILE.gguf"
-        )
+        raise _absent(name, absent)
     return folder
+
+
+def fetch_unlisted(name: HubName) -> Path:
+    """Fetch the weights of a model without an index: one file, or shards with numbers.
+
+    Returns the folder that contains them; raises CheckpointError also if there are none.
+    """
+    single, shards = "model.safetensors", "model-*-of-*.safetensors"
+    folder = _snapshot(name, [single, shards])
+    if not (folder / single).exists() and not any(folder.glob(shards)):
+        raise _absent(name, [single])
+    return folder
+
+
+def _absent(name: HubName, files: Iterable[str]) -> CheckpointError:
+    return CheckpointError(
+        f"{name}: has no {', '.join(files)}; to take a GGUF of a repository, write"
+        " hf://ORG/MODEL/FILE.gguf"
+    )
 
 
 def fetch_gguf(name: HubName) -> tuple[Path, HubName]:

@@ -13,6 +13,7 @@ from dynquant.cli import console
 from dynquant.cli.options import (
     EffortOption,
     ImatrixOption,
+    LeaveOutOption,
     LogFormatOption,
     ManifestOption,
     MaxSizeOption,
@@ -63,6 +64,7 @@ def convert(
     mla: PlanMlaOption = None,
     split_max_size: SplitSizeOption = None,
     split_max_tensors: SplitTensorsOption = None,
+    leave_out: LeaveOutOption = None,
     restart: Annotated[
         bool,
         typer.Option("--restart", help="Start over instead of resuming an interrupted run."),
@@ -116,6 +118,7 @@ def convert(
         mla,
         split_max_size,
         split_max_tensors,
+        leave_out,
     )
     planning.check()
     limit = size_of(max_size, "--max-size")
@@ -192,6 +195,7 @@ def _summarize(summary: Path, result: Result, gates: list[Gate]) -> None:
 def _report(result: Result, out: Path, threads: int, seconds: float, *, quiet: bool) -> None:
     """Print what was written, as a line of text or as an event."""
     from dynquant.figures import figure, size_text
+    from dynquant.quants.readers import readers_text
 
     plan: Plan = result.plan
     rest = 1 - result.resumed_bytes / plan.tensor_bytes
@@ -219,6 +223,7 @@ def _report(result: Result, out: Path, threads: int, seconds: float, *, quiet: b
         resumed = f", {size_text(result.resumed_bytes)} of it from an earlier run"
     error = f", error {figure(result.loss.weighted)}" if result.loss else ""
     shards = f" in {len(result.paths)} shards" if len(result.paths) > 1 else ""
+    console.talk(f"readers: {readers_text(plan.type_counts, plan.architecture)}", quiet=quiet)
     console.talk(
         f"{out}: {size_text(result.n_bytes)}{shards}, {plan.bits_per_weight:.3f} bits per weight"
         f"{error}, in {console.duration(seconds)} on {threads} threads"

@@ -139,6 +139,15 @@ SetOption = Annotated[
         help="Set a key of the file; an existing key keeps its type. Can be repeated.",
     ),
 ]
+LeaveOutOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--leave-out",
+        metavar="GLOB",
+        help="Leave out stored tensors that are no part of the model, such as a value head, by"
+        " their names in the checkpoint. Can be repeated.",
+    ),
+]
 ManifestOption = Annotated[
     bool, typer.Option("--no-manifest", help="Write no OUT.gguf.manifest.json beside the output.")
 ]

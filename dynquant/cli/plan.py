@@ -12,6 +12,7 @@ from dynquant.cli.options import (
     EffortOption,
     ImatrixOption,
     JsonOption,
+    LeaveOutOption,
     LogFormatOption,
     MaxSizeOption,
     ModelArgument,
@@ -70,6 +71,7 @@ def plan(
     mla: PlanMlaOption = None,
     split_max_size: SplitSizeOption = None,
     split_max_tensors: SplitTensorsOption = None,
+    leave_out: LeaveOutOption = None,
     max_size: MaxSizeOption = None,
     log_format: LogFormatOption = "text",
 ) -> None:
@@ -87,6 +89,7 @@ def plan(
         mla,
         split_max_size,
         split_max_tensors,
+        leave_out,
     )
     planning.check()
     limit = size_of(max_size, "--max-size")

@@ -29,6 +29,7 @@ class Planning:
     mla: Literal["split", "merged"] | None
     split_max_size: str | None
     split_max_tensors: int | None
+    leave_out: list[str] | None
 
     @property
     def source(self) -> dict[str, Any]:
@@ -52,6 +53,7 @@ class Planning:
             "--mla": self.mla,
             "--split-max-size": self.split_max_size,
             "--split-max-tensors": self.split_max_tensors,
+            "--leave-out": self.leave_out,
         }
         if also := [name for name, value in given.items() if value is not None]:
             raise typer.BadParameter(f"--plan decides it already: leave out {', '.join(also)}")
@@ -71,6 +73,7 @@ class Planning:
             pre=self.pre,
             mla=self.mla,
             needs_vocab=not draft,
+            leave_out=self.leave_out or (),
         )
         return make_plan(
             inputs.model,

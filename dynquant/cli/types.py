@@ -17,15 +17,16 @@ def types(
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """List the quant types that recipes can name."""
+    """List the quant types that recipes can name, and the programs that read them."""
     from dynquant.quants.table import ALL, quant_type
 
-    found = [quant_type(name) for name in names] if names else ALL.values()
+    found = [quant_type(name) for name in names] if names else list(ALL.values())
     if json:
         from dynquant.report.documents import types_json
 
         console.write_json(types_json(found))
     else:
-        from dynquant.report.tables import type_table
+        from dynquant.report.tables import reading_lines, type_table
 
-        console.show(type_table(found))
+        read = [line for t in found for line in reading_lines(t)] if names else []
+        console.show(type_table(found), *read)

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dynquant.cli import console
-from dynquant.cli.options import ImatrixOption, JsonOption, MlaOption, ThreadsOption
+from dynquant.cli.options import (
+    ImatrixOption,
+    JsonOption,
+    LeaveOutOption,
+    MlaOption,
+    ThreadsOption,
+)
 
 if TYPE_CHECKING:
     from dynquant.verification.findings import Verification
@@ -55,6 +61,7 @@ def verify(
     ] = None,
     imatrix: ImatrixOption = None,
     mla: MlaOption = "split",
+    leave_out: LeaveOutOption = None,
     threads: ThreadsOption = None,
     json: JsonOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print faults only.")] = False,
@@ -64,9 +71,10 @@ def verify(
     Checks the structure, the scales and codes of all blocks, and what llama.cpp requires. If there
     is an OUT.gguf.manifest.json, checks the file against it, too.
     """
-    if against is None and (tensors or sample or imatrix):
+    if against is None and (tensors or sample or imatrix or leave_out):
         raise typer.BadParameter(
-            "--tensors, --sample and --imatrix require --against MODEL", param_hint="--against"
+            "--tensors, --sample, --imatrix and --leave-out require --against MODEL",
+            param_hint="--against",
         )
     from dynquant.errors import VerificationError
     from dynquant.report.verified import verified_json, verified_text
@@ -91,6 +99,7 @@ def verify(
                 sample=sample,
                 imatrix=imatrix,
                 mla=mla,
+                leave_out=leave_out or (),
                 threads=threads,
                 progress=progress,
             )

@@ -74,7 +74,7 @@ class RecipePart(Part):
     """of its text and the texts that it extends, joined by zero bytes; also in the GGUF's keys"""
     text: str
     extends: list[str]
-    """texts of the recipes that it extends, the nearest first"""
+    """texts of the recipes that it extends, in the order of their rules"""
 
 
 class ImportancePart(Part):
@@ -160,6 +160,8 @@ class Manifest(Part):
     """in the order of the files"""
     ignored: dict[str, str]
     """stored tensors that the output leaves out, each with the reason"""
+    leave_out: Annotated[list[str], Field(max_length=256)] = Field(default_factory=list[str])
+    """globs of stored names that the user left out"""
 
     @model_validator(mode="after")
     def _agrees(self) -> Manifest:

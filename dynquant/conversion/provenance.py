@@ -84,6 +84,7 @@ def manifest_of(result: Result, layout: Layout, sources: Sequence[Source]) -> Ma
         ignored={
             plain(name): plain(plan.recipe.short(reason)) for name, reason in plan.ignored.items()
         },
+        leave_out=list(map(plain, plan.leave_out)),
     )
 
 

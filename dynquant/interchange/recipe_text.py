@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-import yaml
-
 from dynquant.recipe.schema import EDITOR_LINE
+from dynquant.recipe.yaml_text import quoted
 
 _COLUMNS = 100
-
-# Text that YAML reads without quotes in every context, including lists.
-_PLAIN = re.compile(r"[A-Za-z_][\w. -]*(?<! )")
 
 
 @dataclass(frozen=True)
@@ -65,16 +60,6 @@ def recipe_text(
         lines.pop()
     rest = [f"{key}: {value}" for key, value in more]
     return "\n".join([*lines, *([""] if rest else []), *rest]) + "\n"
-
-
-def quoted(text: str) -> str:
-    """Return text as a YAML scalar, quoted if necessary."""
-    if _PLAIN.fullmatch(text) and yaml.safe_load(text) == text:  # `true` is not a text
-        return text
-    if text.isprintable():
-        return "'" + text.replace("'", "''") + "'"
-    escaped = (c if c.isprintable() and c not in '"\\' else f"\\U{ord(c):08x}" for c in text)
-    return '"' + "".join(escaped) + '"'
 
 
 def _printable(text: str) -> str:

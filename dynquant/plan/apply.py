@@ -36,11 +36,17 @@ def apply_recipe(
 
 
 def typed_sides(
-    sides: Sequence[str], model: str | None, imatrix: Path | None = None, *, mla: Mla
+    sides: Sequence[str],
+    model: str | None,
+    imatrix: Path | None = None,
+    *,
+    mla: Mla,
+    leave_out: Sequence[str] = (),
 ) -> tuple[tuple[Typed, ...], ...]:
     """Return the tensors of each side: of a GGUF file, or of a model after applying a recipe.
 
     model, imatrix: used if a side is a recipe; the model is required then
+    leave_out: as in `load_model`
 
     Raises DynquantError with the faults of all of them.
     """
@@ -55,7 +61,9 @@ def typed_sides(
     elif recipes and model is not None:
         if is_hub_name(model):
             problems.raise_any()
-        loaded = problems.attempt(partial(load_model, model, mla=mla, needs_vocab=False))
+        loaded = problems.attempt(
+            partial(load_model, model, mla=mla, needs_vocab=False, leave_out=leave_out)
+        )
     problems.raise_any()
 
     def typed(side: str) -> tuple[Typed, ...]:

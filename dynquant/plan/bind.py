@@ -78,6 +78,7 @@ def bind_plan(saved: SavedPlan, model: Model, imatrix: Imatrix | None, where: st
         set_keys=frozenset(n for n, key in saved.keys.items() if key.set),
         allow_requantize=saved.allow_requantize,
         missing=model.missing,
+        leave_out=model.leave_out,
     )
 
 

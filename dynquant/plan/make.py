@@ -135,6 +135,7 @@ def make_plan(
         allow_requantize=allow_requantize,
         missing=model.missing,
         refusals=tuple(refusals),
+        leave_out=model.leave_out,
     )
 
 

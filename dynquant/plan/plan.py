@@ -88,7 +88,7 @@ class RecipeText:
     """The recipe that a plan was made by, as text.
 
     path:   what messages call its file
-    texts:  the texts of the recipes it extends, the nearest first
+    texts:  the texts of the recipes it extends, in the order of their rules
     places: paths of the files that its rules are in
     """
 
@@ -140,6 +140,7 @@ class Plan(Totals):
     allow_requantize: whether tensors that are quantized in a GGUF may get another type
     missing:    parts of the model without which no file can be written, as in `Model`
     refusals:   reasons not to write a file from this draft: missing importance
+    leave_out:  globs of stored names that the user leaves out
     """
 
     architecture: str
@@ -159,6 +160,7 @@ class Plan(Totals):
     allow_requantize: bool = False
     missing: tuple[str, ...] = ()
     refusals: tuple[str, ...] = ()
+    leave_out: tuple[str, ...] = ()
 
     @property
     def unweighted(self) -> tuple[str, ...]:

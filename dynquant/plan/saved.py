@@ -57,7 +57,7 @@ class PlanRecipe(Part):
     """of its text and the texts that it extends, joined by zero bytes"""
     text: str
     extends: list[str]
-    """texts of the recipes that it extends, the nearest first"""
+    """texts of the recipes that it extends, in the order of their rules"""
 
 
 class PlanImportance(Part):
@@ -135,6 +135,8 @@ class SavedPlan(Part):
     """layers among the tensors that predict further ahead"""
     ignored: dict[str, str]
     """stored tensors that the output leaves out, each with the reason"""
+    leave_out: Annotated[list[str], Field(max_length=256)] = Field(default_factory=list[str])
+    """globs of stored names that the user left out"""
     warnings: list[str]
 
     @model_validator(mode="after")
@@ -198,6 +200,7 @@ def saved_plan(plan: Plan) -> SavedPlan:
         ],
         prediction_layers=list(plan.prediction),
         ignored={plain(n): plain(short(reason)) for n, reason in plan.ignored.items()},
+        leave_out=list(map(plain, plan.leave_out)),
         warnings=[plain(_local(plan, short(w))) for w in plan.warnings],
     )
 

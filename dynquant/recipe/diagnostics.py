@@ -8,6 +8,7 @@ from math import prod
 
 from dynquant.arch.base import ModelTensor
 from dynquant.figures import size_text
+from dynquant.quants.readers import read_by_all
 from dynquant.quants.table import ALL, QuantType
 from dynquant.recipe.assignment import BUILT_IN, Assignment
 from dynquant.recipe.facts import Facts
@@ -15,7 +16,7 @@ from dynquant.recipe.loader import is_shipped, shipped_recipes
 from dynquant.recipe.protection import Protection
 from dynquant.recipe.roles import GROUPS
 from dynquant.recipe.rules import Recipe, Rule
-from dynquant.recipe.selection import Selection
+from dynquant.recipe.selection import Matching, Selection
 from dynquant.recipe.yaml_nodes import nearest
 
 
@@ -83,6 +84,7 @@ class Findings:
         if errors and (cause := self._wrong_kind()):
             errors = [cause]
         errors += self._refusals()
+        warnings += self._idle_exclusions(absent)
         return errors, (*warnings, *self._overrides(), *self._replacements(assignments))
 
     def _wrong_kind(self) -> str:
@@ -93,7 +95,7 @@ class Findings:
                 f"{recipe.path}: is for {', '.join(recipe.intended)}, but the model is"
                 f" {architecture}; choose another recipe (`dynquant recipes`)"
             )
-        idle = {r for s in self._selections if s.rule not in self._used for r in s.rule.roles}
+        idle = {r for s in self._selections if s.rule not in self._used for r in s.rule.match.roles}
         if is_shipped(recipe) and not self._facts.n_experts and "experts" in idle:
             dense = recipe.name.replace("-moe", "")
             instead = dense if dense in shipped_recipes() else "another recipe"
@@ -107,7 +109,6 @@ class Findings:
         self, selection: Selection, selected: list[str], assignments: Mapping[str, Assignment]
     ) -> str:
         """Return why a rule applies to no tensor, and how to fix it."""
-        rule, n_layers = selection.rule, self._facts.n_layers
         remedy = "; correct it, or add `optional: true`"
         if selected:
             reasons = dict.fromkeys(assignments[n].rule.removeprefix(BUILT_IN) for n in selected)
@@ -115,44 +116,76 @@ class Findings:
                 f"all tensors that it matches are protected ({', '.join(reasons)}); add"
                 " `override: true` to change them"
             )
-        if rule.roles and not any(map(selection.has_role, self._tensors)):
-            return f"the model has no {' or '.join(rule.roles)}{self._kin(rule)}{remedy}"
-        if rule.layers and not any(map(selection.has_layer, self._tensors)):
-            layers = (
+        if selection.excluded and any(map(selection.match.selects, self._tensors)):
+            return f"`not` excludes all tensors that it matches{remedy}"
+        return self._why_none(selection.match) + remedy
+
+    def _why_none(self, match: Matching) -> str:
+        """Return why no tensor matches selectors."""
+        wanted, n_layers = match.selectors, self._facts.n_layers
+        if wanted.roles and not any(map(match.has_role, self._tensors)):
+            return f"the model has no {' or '.join(wanted.roles)}{self._kin(wanted.roles)}"
+        if wanted.layers and not any(map(match.has_layer, self._tensors)):
+            return (
                 f"the model has layers 0-{n_layers - 1}" if n_layers else "the model has no layers"
             )
-            return layers + remedy
-        if rule.names and not any(map(selection.has_name, self._tensors)):
-            part = next((n for n in rule.names if any(n in t.name for t in self._tensors)), None)
+        if wanted.names and not any(map(match.has_name, self._tensors)):
+            part = next((n for n in wanted.names if any(n in t.name for t in self._tensors)), None)
             whole = f" (write '*{part}*' to match all names that contain it)" if part else ""
-            return f"no tensor has such a name{whole}{remedy}"
-        return f"each selector matches some tensors, but no tensor matches all of them{remedy}"
+            return f"no tensor has such a name{whole}"
+        return "each selector matches some tensors, but no tensor matches all of them"
 
-    def _kin(self, rule: Rule) -> str:
+    def _idle_exclusions(self, absent: Sequence[ModelTensor]) -> Iterator[str]:
+        """Yield a warning for each `not` that excludes nothing that its rule would match."""
+        for selection in self._selections:
+            rule = selection.rule
+            if rule.optional or not rule.excluded:
+                continue
+            matched = [t for t in (*self._tensors, *absent) if selection.match.selects(t)]
+            for one in selection.excluded:
+                if one.unmet or not matched or any(map(one.selects, matched)):
+                    continue
+                why = (
+                    "the rule does not match the tensors that it names"
+                    if any(map(one.selects, self._tensors))
+                    else self._why_none(one)
+                )
+                yield (
+                    f"{rule.where}: `not` ({one.selectors}) excludes no tensor: {why}; correct it,"
+                    " or add `optional: true`"
+                )
+
+    def _kin(self, roles: tuple[str, ...]) -> str:
         """Return a hint at a similar role of the model: ffn_down for ffn_down_exps."""
-        if len(rule.roles) != 1:
+        if len(roles) != 1:
             return ""
-        (role,) = rule.roles
+        (role,) = roles
         there = sorted({t.parts.role for t in self._tensors} - GROUPS["norms"])
         kin = [r for r in there if r.startswith(f"{role}_") or role.startswith(f"{r}_")]
         return nearest(role, kin)
 
     def _refusals(self) -> Iterator[str]:
         """Yield an error for each rule and row length that no block divides."""
-        fallback = self._recipe.fallback
+        readers = self._recipe.readers
         for (rule, wanted, n_per_row), names in self._refused.items():
             place = rule.place if rule else self._recipe.default_place
-            tried = ", ".join(t.name for t in fallback.of(wanted))
-            missing = f"nor does the fallback ({tried})" if tried else "and there is no fallback"
-            if not tried and (smaller := fallback.listed(wanted)):
+            if rule and rule.fallback is not None:
+                tried = listed = rule.fallback
+            else:
+                tried = self._recipe.fallback.of(wanted)
+                listed = self._recipe.fallback.listed(wanted)
+            missing = "and there is no fallback"
+            if tried:
+                missing = f"nor does the fallback ({', '.join(t.name for t in tried)})"
+            elif listed:
                 missing = (
                     f"and the types of the fallback have fewer bits"
-                    f" ({', '.join(t.name for t in smaller)})"
+                    f" ({', '.join(t.name for t in listed)})"
                 )
             yield (
                 f"{place}: {wanted.name}'s block of {wanted.block_size} does not divide rows of"
                 f" {n_per_row} weights, {missing}: {_some(names)}; add a fallback such as"
-                f" [{', '.join(_fitting(wanted, n_per_row))}], or choose another type"
+                f" [{', '.join(_fitting(wanted, n_per_row, readers))}], or choose another type"
             )
 
     def _overrides(self) -> Iterator[str]:
@@ -187,10 +220,14 @@ class Findings:
             )
 
 
-def _fitting(wanted: QuantType, n_per_row: int) -> list[str]:
-    """Return types for a fallback, the smallest first, that every runtime reads."""
+def _fitting(wanted: QuantType, n_per_row: int, readers: Sequence[str]) -> list[str]:
+    """Return types for a fallback, the smallest first, that all asked readers read."""
     usual = (ALL[name] for name in ("IQ4_NL", "Q5_0", "Q8_0", "F16"))
-    fitting = [t.name for t in usual if not n_per_row % t.block_size and t.bpw >= wanted.bpw]
+    fitting = [
+        t.name
+        for t in usual
+        if not n_per_row % t.block_size and t.bpw >= wanted.bpw and read_by_all(t, readers)
+    ]
     return list(dict.fromkeys((*fitting[:1], *fitting[-2:])))
 
 

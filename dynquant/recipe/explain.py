@@ -24,6 +24,7 @@ class Step:
     says:    its selectors; action: its type or action, such as `Q6_K` or `drop`
     verdict: "unreached" if the rule matches, but an earlier one decides
     why:     for a rule that does not match, the differing value of the tensor or the model
+    fallback: the rule's types for rows that its block does not divide; None for the recipe's
     """
 
     where: str
@@ -31,6 +32,7 @@ class Step:
     action: str
     verdict: Verdict
     why: str = ""
+    fallback: tuple[str, ...] | None = None
 
 
 def explain(recipe: Recipe, tensor: ModelTensor, facts: Facts) -> tuple[Step, ...]:
@@ -50,7 +52,8 @@ def explain(recipe: Recipe, tensor: ModelTensor, facts: Facts) -> tuple[Step, ..
             verdict, why = "protected", f"{guard.reason}; the rule has no `override: true`"
         else:
             verdict, why, taken = ("unreached" if taken else "takes"), "", True
-        steps.append(Step(rule.where, str(rule), _action(rule), verdict, why))
+        fallback = None if rule.fallback is None else tuple(t.name for t in rule.fallback)
+        steps.append(Step(rule.where, str(rule), _action(rule), verdict, why, fallback))
     verdict = "unreached" if taken else "takes"
     if guard:
         steps.append(Step(BUILT_IN.rstrip(": "), guard.reason, guard.type.name, verdict))
@@ -67,10 +70,12 @@ def _action(rule: Rule) -> str:
 def _why(selection: Selection, miss: str, tensor: ModelTensor) -> str:
     """Return the tensor's or model's value for the first selector that does not match."""
     layer = tensor.parts.layer
+    excluding = (str(one.selectors) for one in selection.excluded if one.selects(tensor))
     return {
+        "not": f"`not` ({next(excluding, '')}) excludes it",
         "when": selection.unmet,
         "role": f"role is {tensor.parts.role}",
         "layers": "in no layer" if layer is None else f"layer is {layer}",
         "name": "name differs",
-        "shape": selection.shape_miss(tensor),
+        "shape": selection.match.shape_miss(tensor),
     }[miss]

@@ -107,4 +107,4 @@ LayerItem = LayerRange | PercentRange | LayerPattern
 
 
 def _percent(part: Fraction) -> str:
-    return f"{float(part):g}%"
+    return f"{float(part):.9g}%"  # all digits that the language allows

@@ -10,6 +10,7 @@ from dynquant.quants.table import QuantType
 from dynquant.recipe.assignment import BUILT_IN, Assigned, Assignment
 from dynquant.recipe.diagnostics import Findings
 from dynquant.recipe.facts import Facts, facts_of_tensors
+from dynquant.recipe.for_readers import AskedReaders
 from dynquant.recipe.protection import Protection, protection
 from dynquant.recipe.rules import Recipe, Rule
 from dynquant.recipe.selection import Selection
@@ -26,12 +27,14 @@ def assign(
     facts:  of the model; None derives them from the tensors
     absent: tensors that the file leaves out in any case; a rule that drops them is not an error
 
-    Raises RecipeError with all rules that apply to no tensor and are not optional, and all rows
-    that no block of a rule's type or of the fallback divides.
+    Raises RecipeError with all rules that apply to no tensor and are not optional, all rows that
+    no block of a rule's type or of the fallback divides, and all types that the recipe's readers
+    do not read.
     """
     facts = facts or facts_of_tensors(tensors)
     selections = [Selection(rule, facts) for rule in recipe.rules]
     found = Findings(recipe, selections, facts, tensors)
+    asked = AskedReaders(recipe, facts.architecture)
     assignments: dict[str, Assignment] = {}
     dropped: dict[str, str] = {}
     for tensor in tensors:
@@ -39,17 +42,19 @@ def assign(
         rule = next((s.rule for s in selections if takes(s, tensor, guard)), None)
         if guard and rule is None:
             assignments[tensor.name] = Assignment(guard.type, BUILT_IN + guard.reason)
+            asked.kept(tensor, guard.type)
             continue
         found.decided(tensor, rule, guard)
         if rule and rule.action == "drop":
             dropped[tensor.name] = rule.where
             continue
         wanted = _wanted(recipe, rule, tensor)
-        tried = (wanted, *recipe.fallback.of(wanted))
+        asked.given(tensor, rule, wanted)
+        tried = (wanted, *_fallback(recipe, rule, wanted))
         fits = [t for t in tried if not tensor.n_per_row % t.block_size]
         if not fits:
             found.refused(tensor, wanted)
-        taken = fits[0] if fits else wanted
+        taken = asked.fallback(wanted, fits[0], tensor.n_per_row) if fits else wanted
         assignments[tensor.name] = Assignment(
             taken,
             rule.where if rule else where_default(recipe),
@@ -57,8 +62,8 @@ def assign(
             rule.note if rule else "",
         )
     errors, warnings = found.report(assignments, absent)
-    RecipeError.raise_any(errors)
-    return Assigned(assignments, warnings, dropped)
+    RecipeError.raise_any((*errors, *asked.errors()))
+    return Assigned(assignments, (*warnings, *asked.warnings()), dropped)
 
 
 def takes(selection: Selection, tensor: ModelTensor, guard: Protection | None) -> bool:
@@ -76,6 +81,13 @@ def may_take(rule: Rule, guard: Protection | None) -> bool:
 def where_default(recipe: Recipe) -> str:
     """Return the place of a recipe's default, such as `recipes/small.yaml:9 default`."""
     return f"{recipe.default_place.path}:{recipe.default_place.line} default"
+
+
+def _fallback(recipe: Recipe, rule: Rule | None, wanted: QuantType) -> tuple[QuantType, ...]:
+    """Return the types to try if the block of a rule's type does not divide the rows."""
+    if rule and rule.fallback is not None:
+        return rule.fallback
+    return recipe.fallback.of(wanted)
 
 
 def _wanted(recipe: Recipe, rule: Rule | None, tensor: ModelTensor) -> QuantType:

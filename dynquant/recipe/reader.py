@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 
 import yaml
 
 from dynquant.errors import RecipeError
+from dynquant.quants.readers import reader_name
 from dynquant.quants.table import QuantType, quant_type
 from dynquant.recipe import values
+from dynquant.recipe.extending import Given, OrderError, in_order
+from dynquant.recipe.for_readers import faults_of_types
 from dynquant.recipe.layers import LayerItem, LayerPattern
 from dynquant.recipe.roles import role_name
-from dynquant.recipe.rules import Action, Fallback, Output, Recipe, Rule, Shape, When
+from dynquant.recipe.rules import Action, Fallback, Rule, Selectors, Shape, TensorOrder, When
 from dynquant.recipe.yaml_nodes import Place, Reader, children, kind
 
 KEYS = (
@@ -29,20 +31,22 @@ KEYS = (
     "output",
     "metadata",
     "prediction_layers",
+    "readers",
 )
 SELECTORS = ("role", "layers", "name", "shape", "when")
 ACTIONS = ("type", "choose", "keep", "drop")
 RESERVED = "choose"
 """An action for a later version, which is refused with this reason."""
-RULE_KEYS = (*SELECTORS, *ACTIONS, "optional", "override", "note")
+NOT = "not"
+RULE_KEYS = (*SELECTORS, NOT, *ACTIONS, "fallback", "optional", "override", "note")
 LAYER_KEYS = ("in", "first", "last", "every", "from", "of")
 SHAPE_KEYS = ("row_multiple_of", "min_weights", "dimensions")
 WHEN_KEYS = ("experts", "gqa", "layers", "tied_embeddings", "importance", "architecture")
 OUTPUT_KEYS = ("shard_size", "tensor_order")
 
-Parent = Callable[[str], Recipe]
-"""Returns the recipe that `extends:` names; raises ExtendsError if it is missing, or RecipeError
-with that recipe's faults."""
+Parent = Callable[[str], Sequence[Given]]
+"""Returns the files of a recipe that `extends:` names, in the order of their rules; raises
+ExtendsError if it is missing, or RecipeError with the faults of its files."""
 
 
 class ExtendsError(RecipeError):
@@ -50,88 +54,89 @@ class ExtendsError(RecipeError):
 
 
 class RecipeReader(Reader):
-    """Reads the nodes of one file; keeps faults of the recipe that it extends separate."""
+    """Reads the nodes of one file; keeps faults of the recipes that it extends separate."""
 
     def __init__(self, path: str, parent: Parent) -> None:
         super().__init__(path)
         self._parent = parent
-        self.inherited_faults: tuple[str, ...] = ()
+        self.inherited_faults: dict[str, None] = {}
 
-    def recipe(self, node: yaml.Node | None, text: str, name: str) -> Recipe | None:
-        """Return the recipe, or None if a fault leaves it without a default."""
+    def recipe(self, node: yaml.Node | None, text: str, name: str) -> tuple[Given, ...]:
+        """Return the file and those that it extends, in the order of their rules."""
         if node is None:
             place = Place(self.path, 1, 1)
             self.faults.append((place, "empty; a recipe has at least `default: Q4_K`"))
-            return None
+            return ()
         keys = self.mapping(node, KEYS, "a recipe")
         if keys is None:
-            return None
-        parent = self._extended(keys.get("extends"))
+            return ()
+        extended = self._extended(keys.get("extends"))
         if not keys.keys() & {"default", "extends"}:
             self.fault(node, "no default; add one, such as `default: Q4_K`")
         self.value(keys.get("dynquant"), values.version)
-        name = self.value(keys.get("name"), str) or name
-        description = self.value(keys.get("description"), str.strip)
-        intended = self.values(keys.get("for"), values.architecture)
-        importance = self.value(keys.get("importance"), values.use)
-        effort = self.value(keys.get("effort"), values.effort)
-        fallback = self._fallback(keys.get("fallback"))
-        output = self._output(keys.get("output"), parent.output if parent else Output())
-        metadata = self._metadata(keys.get("metadata"))
-        rules = self.rules(keys.get("rules"))
-        keeps = self.value(keys.get("prediction_layers"), values.keep_or_drop)
+        shard_bytes, tensor_order = self._output(keys.get("output"))
         default = self.value(keys.get("default"), quant_type)
-        place = Place.of(self.path, (keys.get("default") or node).start_mark)
-        if default is None and parent:
-            default, place = parent.default, parent.default_place
-        if default is None:
-            return None
-        if parent is None:
-            return Recipe(
-                name,
-                description or "",
-                self.path,
-                text,
-                default,
-                place,
-                rules,
-                fallback=fallback or Fallback(),
-                intended=intended,
-                importance=importance or "optional",
-                effort=effort,
-                output=output,
-                metadata=metadata,
-                keeps_prediction=bool(keeps),
-            )
-        return Recipe(
-            name,
-            parent.description if description is None else description,
+        rules = self.rules(keys.get("rules"))
+        default_place = Place.of(self.path, keys["default"].start_mark) if default else None
+        readers = self.values(keys.get("readers"), reader_name)
+        asked = readers or next((file.readers for file in extended if file.readers), ())
+        # Optional rules are errors only where they apply to a tensor.
+        given = [(rule.place, rule.type) for rule in rules if rule.type and not rule.optional]
+        given += [(default_place, default)] if default and default_place else []
+        self.faults += faults_of_types(asked, given)
+        own = Given(
+            self.value(keys.get("name"), str) or name,
             self.path,
             text,
-            default,
-            place,
-            (*rules, *(replace(rule, inherited=True) for rule in parent.rules)),
-            fallback=fallback or parent.fallback,
-            texts=(parent.text, *parent.texts),
-            intended=intended or parent.intended,
-            importance=importance or parent.importance,
-            effort=effort or parent.effort,
-            output=output,
-            metadata={**parent.metadata, **metadata},
-            keeps_prediction=parent.keeps_prediction if keeps is None else keeps,
+            description=self.value(keys.get("description"), str.strip),
+            intended=self.values(keys.get("for"), values.architecture),
+            importance=self.value(keys.get("importance"), values.use),
+            effort=self.value(keys.get("effort"), values.effort),
+            fallback=self._fallback(keys.get("fallback")),
+            shard_bytes=shard_bytes,
+            tensor_order=tensor_order,
+            metadata=self._metadata(keys.get("metadata")),
+            rules=rules,
+            keeps_prediction=self.value(keys.get("prediction_layers"), values.keep_or_drop),
+            default=default,
+            default_place=default_place,
+            readers=readers,
         )
+        return (own, *extended)
 
-    def _extended(self, node: yaml.Node | None) -> Recipe | None:
+    def _extended(self, node: yaml.Node | None) -> tuple[Given, ...]:
+        """Return the files that the recipe extends, in the order of their rules."""
+        parents: list[Sequence[Given]] = []
+        lines: dict[str, int] = {}
+        for one in self.items(node):
+            files = self._files_of(one)
+            if not files:
+                continue
+            path, line = files[0].path, one.start_mark.line + 1
+            if path in lines:
+                self.fault(one, f"{path} is listed twice; line {lines[path]} has it first")
+                continue
+            lines[path] = line
+            parents.append(files)
+        try:
+            return in_order(parents)
+        except OrderError as e:
+            assert node is not None, "without entries there is no contradiction"
+            self.fault(node, str(e))
+            return ()
+
+    def _files_of(self, node: yaml.Node) -> Sequence[Given]:
+        """Return the files of one entry of `extends`; none if it has faults."""
         name = self.value(node, str)
-        if node is None or name is None:
-            return None
+        if name is None:
+            return ()
         try:
             return self._parent(name)
         except ExtendsError as e:
             self.fault(node, str(e))
         except RecipeError as e:
-            self.inherited_faults = e.messages
-        return None
+            self.inherited_faults |= dict.fromkeys(e.messages)
+        return ()
 
     def rules(self, node: yaml.Node | None) -> tuple[Rule, ...]:
         """Return the rules of a list of mappings."""
@@ -148,23 +153,73 @@ class RecipeReader(Reader):
         if keys is None:
             return None
         action, qtype = self._action(node, keys)
-        if not keys.keys() & set(SELECTORS):
-            some = f"{', '.join(SELECTORS[:-1])} or {SELECTORS[-1]}"
-            self.fault(node, f"rule without selectors; add {some}, or change the default")
+        if not keys.keys() & {*SELECTORS, NOT}:
+            self.fault(
+                node, f"rule without selectors; add {_some(SELECTORS)}, or change the default"
+            )
         rule = Rule(
             action or "type",
             qtype,
             Place.of(self.path, node.start_mark),
-            roles=self.values(keys.get("role"), role_name),
-            layers=self._layers(keys.get("layers")),
-            names=self.values(keys.get("name"), values.name),
-            shape=self._shape(keys.get("shape")),
-            when=self._when(keys.get("when")),
+            self._selectors(keys),
+            self._excluded(keys.get(NOT)),
+            self._rule_fallback(keys.get("fallback"), action, qtype),
             optional=self.value(keys.get("optional"), values.truth) or False,
             override=self.value(keys.get("override"), values.truth) or False,
             note=self.value(keys.get("note"), str) or "",
         )
         return rule if action else None
+
+    def _selectors(self, keys: dict[str, yaml.Node]) -> Selectors:
+        return Selectors(
+            roles=self.values(keys.get("role"), role_name),
+            layers=self._layers(keys.get("layers")),
+            names=self.values(keys.get("name"), values.name),
+            shape=self._shape(keys.get("shape")),
+            when=self._when(keys.get("when")),
+        )
+
+    def _excluded(self, node: yaml.Node | None) -> tuple[Selectors, ...]:
+        """Return the selectors of `not`: one mapping, or a list of them."""
+        found: list[Selectors] = []
+        for one in self.items(node):
+            if keys := self._part(one, SELECTORS, "`not`"):
+                found.append(self._selectors(keys))
+        return tuple(found)
+
+    def _part(
+        self, node: yaml.Node | None, known: tuple[str, ...], what: str
+    ) -> dict[str, yaml.Node] | None:
+        """Return the values of a mapping by key; one without keys is a fault."""
+        if node is None:
+            return None
+        if isinstance(node, yaml.MappingNode) and not node.value:
+            self.fault(node, f"{what} is empty; add {_some(known)}, or remove it")
+        return self.mapping(node, known, what)
+
+    def _rule_fallback(
+        self, node: yaml.Node | None, action: Action | None, qtype: QuantType | None
+    ) -> tuple[QuantType, ...] | None:
+        """Return the types of a rule's own fallback; None without one."""
+        if node is None:
+            return None
+        if action in ("keep", "drop"):
+            self.fault(node, f"`fallback` and `{action}` in one rule; a fallback is for `type`")
+        elif isinstance(node, yaml.MappingNode):
+            self.fault(
+                node, "the fallback of a rule is a type, a list of types or `error`, not a mapping"
+            )
+            return ()
+        found = self._chain(node)
+        useless = [t for t in found if qtype and t.block_size % qtype.block_size == 0]
+        if qtype and useless:
+            self.fault(
+                node,
+                f"the blocks of {', '.join(t.name for t in useless)} divide no row that those of"
+                f" {qtype.name} ({qtype.block_size} weights) do not divide; name types of smaller"
+                " blocks, or remove `fallback`",
+            )
+        return found
 
     def _action(
         self, node: yaml.Node, keys: dict[str, yaml.Node]
@@ -201,7 +256,7 @@ class RecipeReader(Reader):
         return tuple(item for item in items if item is not None)
 
     def _layer_pattern(self, node: yaml.Node) -> LayerPattern | None:
-        keys = self.mapping(node, LAYER_KEYS, "a pattern of layers")
+        keys = self._part(node, LAYER_KEYS, "a pattern of layers")
         if not keys:
             return None
         if "from" in keys and "every" not in keys:
@@ -220,13 +275,13 @@ class RecipeReader(Reader):
         )
 
     def _shape(self, node: yaml.Node | None) -> Shape | None:
-        keys = self.mapping(node, SHAPE_KEYS, "shape") if node is not None else None
+        keys = self._part(node, SHAPE_KEYS, "shape")
         if not keys:
             return None
         return Shape(*(self.value(keys.get(key), values.count) for key in SHAPE_KEYS))
 
     def _when(self, node: yaml.Node | None) -> When | None:
-        keys = self.mapping(node, WHEN_KEYS, "when") if node is not None else None
+        keys = self._part(node, WHEN_KEYS, "when")
         if not keys:
             return None
         return When(
@@ -255,13 +310,14 @@ class RecipeReader(Reader):
             return ()
         return self.values(node, quant_type)
 
-    def _output(self, node: yaml.Node | None, before: Output) -> Output:
+    def _output(self, node: yaml.Node | None) -> tuple[int | None, TensorOrder | None]:
+        """Return the bytes of a shard and the order of tensors; None where they are not given."""
         keys = self.mapping(node, OUTPUT_KEYS, "output") if node is not None else None
         if not keys:
-            return before
-        return Output(
-            self.value(keys.get("shard_size"), values.size) or before.shard_bytes,
-            self.value(keys.get("tensor_order"), values.tensor_order) or before.tensor_order,
+            return None, None
+        return (
+            self.value(keys.get("shard_size"), values.size),
+            self.value(keys.get("tensor_order"), values.tensor_order),
         )
 
     def _metadata(self, node: yaml.Node | None) -> dict[str, str]:
@@ -269,3 +325,7 @@ class RecipeReader(Reader):
             return {}
         values = {word: self.value(v, str) for word, _, v in self.pairs(node, "metadata")}
         return {word: text for word, text in values.items() if text is not None}
+
+
+def _some(words: Sequence[str]) -> str:
+    return f"{', '.join(words[:-1])} or {words[-1]}"

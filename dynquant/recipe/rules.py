@@ -95,23 +95,48 @@ def _truth(value: bool | None) -> str:
 
 
 @dataclass(frozen=True)
-class Rule:
-    """The action for tensors that match all selectors; an empty selector matches every tensor.
+class Selectors:
+    """Selectors, all of which must match; an empty one matches every tensor."""
 
-    type:      the type of the action "type", else None
-    optional:  the rule may apply to no tensor
-    override:  the rule may change tensors that the built-in rules protect
-    inherited: the rule is from the recipe that this one extends
-    """
-
-    action: Action
-    type: QuantType | None
-    place: Place
     roles: tuple[str, ...] = ()
     layers: tuple[LayerItem, ...] = ()
     names: tuple[str, ...] = ()
     shape: Shape | None = None
     when: When | None = None
+
+    @property
+    def given(self) -> dict[str, str]:
+        """The given selectors as text, by key."""
+        given = {
+            "role": " ".join(self.roles),
+            "layers": " ".join(map(str, self.layers)),
+            "name": " ".join(self.names),
+            "shape": str(self.shape or ""),
+            "when": str(self.when or ""),
+        }
+        return {key: text for key, text in given.items() if text}
+
+    def __str__(self) -> str:
+        return ", ".join(f"{key} {text}" for key, text in self.given.items())
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The action for tensors that match `match` and none of `excluded`.
+
+    type:      the type of the action "type", else None
+    fallback:  types to try instead of the recipe's fallback, whatever their bits; None for that one
+    optional:  the rule may apply to no tensor
+    override:  the rule may change tensors that the built-in rules protect
+    inherited: the rule is from a recipe that this one extends
+    """
+
+    action: Action
+    type: QuantType | None
+    place: Place
+    match: Selectors = Selectors()
+    excluded: tuple[Selectors, ...] = ()
+    fallback: tuple[QuantType, ...] | None = None
     optional: bool = False
     override: bool = False
     note: str = ""
@@ -125,14 +150,8 @@ class Rule:
     @property
     def selectors(self) -> dict[str, str]:
         """The given selectors as text, by key."""
-        given = {
-            "role": " ".join(self.roles),
-            "layers": " ".join(map(str, self.layers)),
-            "name": " ".join(self.names),
-            "shape": str(self.shape or ""),
-            "when": str(self.when or ""),
-        }
-        return {key: text for key, text in given.items() if text}
+        excluded = " ".join(f"({one})" for one in self.excluded)
+        return self.match.given | ({"not": excluded} if excluded else {})
 
     def __str__(self) -> str:
         return ", ".join(f"{key} {text}" for key, text in self.selectors.items())
@@ -173,11 +192,12 @@ class Recipe:
     """A valid recipe, with everything it inherits.
 
     path:      the file's name in messages; text: the file's whole text
-    texts:     the texts of the recipes it extends, the nearest first
+    texts:     the texts of the recipes it extends, in the order of their rules
     intended:  architectures it is meant for; empty for all
     effort:    None if the recipe does not set it
     metadata:  GGUF keys to set, with their values as text
     keeps_prediction: whether prediction layers are written
+    readers:   programs that have to read all types of the file
     """
 
     name: str
@@ -195,6 +215,7 @@ class Recipe:
     output: Output = Output()
     metadata: Mapping[str, str] = field(default_factory=dict[str, str])
     keeps_prediction: bool = False
+    readers: tuple[str, ...] = ()
 
     @property
     def sha256(self) -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from dynquant.quants.readers import READERS
 from dynquant.quants.search import EFFORTS
 from dynquant.quants.table import ALL
 from dynquant.recipe.loader import shipped_recipes
-from dynquant.recipe.reader import ACTIONS, RESERVED, SELECTORS, SHAPE_KEYS
+from dynquant.recipe.reader import ACTIONS, NOT, RESERVED, SELECTORS, SHAPE_KEYS
 from dynquant.recipe.roles import COMMON, GROUP_NOTES, GROUPS, ROLES
 from dynquant.recipe.values import ARCHITECTURES, BOUND, COMPARISON, LAYERS, PERCENTS, SIZE
 
@@ -38,11 +39,12 @@ def recipe_schema() -> _Schema:
                 ),
                 "description": _noted({"type": "string"}, "the purpose of the recipe, in one line"),
                 "extends": _noted(
-                    {"anyOf": [{"enum": list(shipped_recipes())}, {"type": "string"}]},
-                    "a shipped recipe, or a path from this file; the rules of this file come first",
+                    _some({"anyOf": [{"enum": list(shipped_recipes())}, {"type": "string"}]}),
+                    "shipped recipes, or paths from this file; later ones override earlier ones,"
+                    " and this file overrides all",
                 ),
                 "for": _noted(
-                    _some({"enum": ARCHITECTURES}),
+                    _some(_ref("architecture")),
                     "intended general.architecture; other models give a warning",
                 ),
                 "default": _noted(_ref("type"), "the type of every tensor that no rule matches"),
@@ -68,6 +70,10 @@ def recipe_schema() -> _Schema:
                 "prediction_layers": _noted(
                     {"enum": ["drop", "keep"]}, "layers for multi-token prediction (MTP)"
                 ),
+                "readers": _noted(
+                    _some({"enum": list(READERS)}),
+                    "programs that have to read all types of the file",
+                ),
             }
         ),
         "anyOf": [{"required": ["default"]}, {"required": ["extends"]}],
@@ -77,6 +83,7 @@ def recipe_schema() -> _Schema:
             "range": _range(),
             "rule": _rule(),
             "pattern": _pattern(),
+            "architecture": {"enum": ARCHITECTURES},
             "chain": {"anyOf": [{"const": "error"}, _some(_ref("type"))]},
         },
     }
@@ -90,25 +97,17 @@ def _rule() -> _Schema:
     return {
         **_keys(
             {
-                "role": _noted(
-                    _some(_ref("role")), "GGUF role names, groups of roles, or globs (attn_*)"
+                **_selectors(),
+                "not": _noted(
+                    _some({**_keys(_selectors()), "minProperties": 1}),
+                    "the rule does not apply to tensors that match these selectors",
                 ),
-                "layers": _noted(
-                    _some({"anyOf": [_ref("range"), _ref("pattern")]}),
-                    "numbers (3, -1), ranges (0-3, 10-, -4--1), parts of the depth (0%-25%),"
-                    " patterns",
-                ),
-                "name": _noted(
-                    _some({"type": "string"}), "the whole GGUF name: a glob or a /regex/"
-                ),
-                "shape": _noted(
-                    _keys(dict.fromkeys(SHAPE_KEYS, _COUNT)),
-                    "requirements for the tensor's shape",
-                ),
-                "when": _noted(_when(), "conditions for the model"),
                 "type": _noted(_ref("type"), "the type of the matching tensors"),
                 "keep": _noted({"const": True}, "keep the stored type of the tensor"),
                 "drop": _noted({"const": True}, "leave the tensor out of the file"),
+                "fallback": _noted(
+                    _ref("chain"), "types to try in place of the recipe's fallback, in order"
+                ),
                 "optional": _noted({"type": "boolean"}, "the rule may apply to no tensor"),
                 "override": _noted(
                     {"type": "boolean"},
@@ -119,13 +118,34 @@ def _rule() -> _Schema:
                 ),
             }
         ),
+        "dependencies": {"fallback": ["type"]},
         "allOf": [
             {
                 "oneOf": [{"required": [action]} for action in ACTIONS if action != RESERVED],
                 "errorMessage": "give one of type, keep and drop",  # of the editors' validators
             },
-            {"anyOf": [{"required": [selector]} for selector in SELECTORS]},
+            {
+                "anyOf": [{"required": [selector]} for selector in (*SELECTORS, NOT)],
+                "errorMessage": f"add a selector: {', '.join(SELECTORS)} or {NOT}",
+            },
         ],
+    }
+
+
+def _selectors() -> _Schema:
+    """Return the selectors of a rule, which `not` has again."""
+    return {
+        "role": _noted(_some(_ref("role")), "GGUF role names, groups of roles, or globs (attn_*)"),
+        "layers": _noted(
+            _some({"anyOf": [_ref("range"), _ref("pattern")]}),
+            "numbers (3, -1), ranges (0-3, 10-, -4--1), parts of the depth (0%-25%), patterns",
+        ),
+        "name": _noted(_some({"type": "string"}), "the whole GGUF name: a glob or a /regex/"),
+        "shape": _noted(
+            {**_keys(dict.fromkeys(SHAPE_KEYS, _COUNT)), "minProperties": 1},
+            "requirements for the tensor's shape",
+        ),
+        "when": _noted({**_when(), "minProperties": 1}, "conditions for the model"),
     }
 
 
@@ -140,7 +160,7 @@ def _when() -> _Schema:
                 {"type": "boolean"}, "the embedding is also the output matrix"
             ),
             "importance": _noted({"type": "boolean"}, "an imatrix is given"),
-            "architecture": _noted(_some({"enum": ARCHITECTURES}), "general.architecture"),
+            "architecture": _noted(_some(_ref("architecture")), "general.architecture"),
         }
     )
 

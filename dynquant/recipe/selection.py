@@ -8,36 +8,65 @@ from dynquant.arch.base import ModelTensor
 from dynquant.recipe.facts import Facts
 from dynquant.recipe.layers import LayerPattern
 from dynquant.recipe.roles import MTP, members
-from dynquant.recipe.rules import Comparison, Rule, When, name_pattern
+from dynquant.recipe.rules import Comparison, Rule, Selectors, When, name_pattern
 
 
 class Selection:
-    """A rule for one model; `selects` and `miss` check whether a tensor matches."""
+    """A rule for one model; `selects` and `miss` check whether a tensor matches.
+
+    match:    the selectors of the rule; excluded: those of its `not`
+    """
 
     def __init__(self, rule: Rule, facts: Facts) -> None:
         self.rule = rule
-        self.unmet = unmet(rule.when, facts) if rule.when else ""
+        self.match = Matching(rule.match, facts)
+        self.excluded = tuple(Matching(selectors, facts) for selectors in rule.excluded)
+
+    @property
+    def unmet(self) -> str:
+        """The first fact that does not meet a condition of the rule, or ""."""
+        return self.match.unmet
+
+    def miss(self, tensor: ModelTensor) -> str:
+        """Return the key of the first selector that a tensor does not match, or ""."""
+        return self.match.miss(tensor) or ("not" if self.is_excluded(tensor) else "")
+
+    def selects(self, tensor: ModelTensor) -> bool:
+        """Whether a tensor matches all selectors and is not excluded."""
+        return not (self.match.miss(tensor) or (self.excluded and self.is_excluded(tensor)))
+
+    def is_excluded(self, tensor: ModelTensor) -> bool:
+        """Whether a tensor matches selectors of the rule's `not`."""
+        return any(one.selects(tensor) for one in self.excluded)
+
+
+class Matching:
+    """Selectors for one model."""
+
+    def __init__(self, selectors: Selectors, facts: Facts) -> None:
+        self.selectors = selectors
+        self.unmet = unmet(selectors.when, facts) if selectors.when else ""
         self._facts = facts
-        self._roles = members(rule.roles)
+        self._roles = members(selectors.roles)
         self._layers: dict[int, bool] = {}
         self._counted = {
             item: facts.layers_with(item.of) if item.of else tuple(range(facts.n_layers))
-            for item in rule.layers
+            for item in selectors.layers
             if isinstance(item, LayerPattern)
         }
 
     def miss(self, tensor: ModelTensor) -> str:
         """Return the key of the first selector that a tensor does not match, or ""."""
-        rule = self.rule
+        wanted = self.selectors
         if self.unmet:
             return "when"
-        if rule.roles and not self.has_role(tensor):
+        if wanted.roles and not self.has_role(tensor):
             return "role"
-        if rule.layers and not self.has_layer(tensor):
+        if wanted.layers and not self.has_layer(tensor):
             return "layers"
-        if rule.names and not self.has_name(tensor):
+        if wanted.names and not self.has_name(tensor):
             return "name"
-        if rule.shape and self.shape_miss(tensor):
+        if wanted.shape and self.shape_miss(tensor):
             return "shape"
         return ""
 
@@ -46,14 +75,14 @@ class Selection:
         return not self.miss(tensor)
 
     def has_role(self, tensor: ModelTensor) -> bool:
-        """Whether a tensor has one of the rule's roles."""
+        """Whether a tensor has one of the selectors' roles."""
         parts = tensor.parts
         return parts.role in self._roles or (
-            MTP in self.rule.roles and parts.layer in self._facts.prediction
+            MTP in self.selectors.roles and parts.layer in self._facts.prediction
         )
 
     def has_layer(self, tensor: ModelTensor) -> bool:
-        """Whether a tensor is in one of the rule's layers."""
+        """Whether a tensor is in one of the selectors' layers."""
         layer = tensor.parts.layer
         if layer is None:
             return False
@@ -62,17 +91,17 @@ class Selection:
                 item.covers(layer, self._counted[item])
                 if isinstance(item, LayerPattern)
                 else item.covers(layer, self._facts.n_layers)
-                for item in self.rule.layers
+                for item in self.selectors.layers
             )
         return self._layers[layer]
 
     def has_name(self, tensor: ModelTensor) -> bool:
-        """Whether a tensor's name matches one of the rule's patterns."""
-        return any(name_pattern(pattern).search(tensor.name) for pattern in self.rule.names)
+        """Whether a tensor's name matches one of the selectors' patterns."""
+        return any(name_pattern(pattern).search(tensor.name) for pattern in self.selectors.names)
 
     def shape_miss(self, tensor: ModelTensor) -> str:
-        """Return the first property of a tensor's shape that the rule excludes, or ""."""
-        asked = self.rule.shape
+        """Return the first property of a tensor's shape that the selectors exclude, or ""."""
+        asked = self.selectors.shape
         if asked is None:
             return ""
         if asked.row_multiple_of and tensor.n_per_row % asked.row_multiple_of:

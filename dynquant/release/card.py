@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from urllib.parse import quote
 from dynquant.conversion.manifest import Manifest
 from dynquant.distribution import requirement
 from dynquant.figures import figure, size_column
+from dynquant.quants.readers import readers_text
 from dynquant.release.finished import Finished, version_of
 from dynquant.release.front import imatrix_of
 from dynquant.release.markdown import (
@@ -32,11 +32,15 @@ _SHOWN = 8
 
 @dataclass(frozen=True)
 class FileNames:
-    """File names of recipes, manifests and pages in the release, by the stem of their GGUF."""
+    """File names of recipes, manifests and pages in the release, by the stem of their GGUF.
+
+    sha256: of the recipes' files
+    """
 
     recipes: Mapping[str, str]
     manifests: Mapping[str, str]
     pages: Mapping[str, str]
+    sha256: Mapping[str, str]
 
 
 def card_body(
@@ -152,6 +156,9 @@ def _types(models: Sequence[Finished]) -> Iterator[str]:
             yield ""
         yield from role_table(m)
         yield ""
+        readers = readers_text(m.type_counts, m.architecture)
+        yield f"Programs that read these types: {text(readers)}."
+        yield ""
 
 
 def _sources(models: Sequence[Finished], names: FileNames, base_model: str | None) -> Iterator[str]:
@@ -185,7 +192,7 @@ def _source(model: Finished, base_model: str | None) -> Iterator[str]:
 def _settings(model: Finished, names: FileNames) -> Iterator[str]:
     manifest = model.manifest
     yield f"recipe: {_link(model.recipe, names.recipes.get(model.stem))}" + (
-        _recipe_hashes(manifest) if manifest else ""
+        _recipe_hashes(manifest, names.sha256[model.stem]) if manifest else ""
     )
     if manifest and manifest.importance:
         of = manifest.importance
@@ -206,15 +213,13 @@ def _settings(model: Finished, names: FileNames) -> Iterator[str]:
         yield f"chart of all tensors by layer and role: {_link('plan', name)}"
 
 
-def _recipe_hashes(manifest: Manifest) -> str:
-    """Return the hash of the recipe's file, and that of its text with the recipes it extends."""
-    recipe = manifest.recipe
-    own = hashlib.sha256(recipe.text.encode()).hexdigest()
-    if not recipe.extends:
-        return f", SHA-256 {code(own)}"
+def _recipe_hashes(manifest: Manifest, sha256: str) -> str:
+    """Return the hash of the recipe's file, and that of the texts that it was joined from."""
+    if not manifest.recipe.extends:
+        return f", SHA-256 {code(sha256)}"
     return (
-        f", SHA-256 {code(own)}; with the recipes that it extends (`dynquant.recipe_sha256`)"
-        f" {code(recipe.sha256)}"
+        f", SHA-256 {code(sha256)}; one file for the recipe and those that it extends, whose texts"
+        f" have the hash {code(manifest.recipe.sha256)} (`dynquant.recipe_sha256`)"
     )
 
 

@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dynquant.errors import ReleaseError
+from dynquant.conversion.manifest import RecipePart
+from dynquant.errors import RecipeError, ReleaseError
+from dynquant.recipe.loader import recipe_of_texts
+from dynquant.recipe.resolved import resolved_text
 from dynquant.release.card import SUMS, FileNames, card_body
 from dynquant.release.finished import Finished, check_same_model, picture_of_file
 from dynquant.release.front import front_matter, hub_id
@@ -86,10 +89,11 @@ def make_release(
         if m.manifest_path:
             sha256[m.manifest_path.name] = _sha256(m.manifest_path.read_bytes())
     sha256 |= {name: _sha256(content) for name, content in texts.items()}
+    recipe_sha256 = {stem: sha256[name] for stem, name in own_recipes.items()}
     card = front_matter(models, license_=license_, base_model=base_model, repository=repository)
     card += "\n" + card_body(
         models,
-        FileNames(own_recipes, manifests, pages),
+        FileNames(own_recipes, manifests, pages, recipe_sha256),
         base_model=base_model,
         repository=repository,
     )
@@ -200,31 +204,38 @@ def _folder_of(models: Sequence[Finished], folder: Path | None) -> Path:
 def _recipes(models: Sequence[Finished]) -> tuple[dict[str, bytes], dict[str, str]]:
     """Return the recipe files by name, and the name of each GGUF's recipe file by its stem.
 
-    Recipes that several GGUFs share are written once. The bytes are those of the original recipe:
-    the file of a recipe that extends no other has the SHA-256 in the manifest.
+    A recipe is one file, with those that it extends. Recipes that several GGUFs share are written
+    once. A recipe that extends no other is unchanged, so its file has the hash in the manifest.
+
+    Raises ReleaseError if recipes cannot be written as one file.
     """
     files: dict[str, bytes] = {}
     own: dict[str, str] = {}
+    problems: list[str] = []
     for m in models:
         if m.manifest is None:
             continue
         recipe = m.manifest.recipe
+        try:
+            content = _one_file(recipe).encode()
+        except RecipeError as e:
+            problems += (f"{m.manifest_path}: recipe {message}" for message in e.messages)
+            continue
         stem = f"recipe-{_UNSAFE.sub('-', recipe.name).strip('.-') or 'unnamed'}"
-        texts = [recipe.text, *recipe.extends]
-        found = _files_of(stem, texts)
-        number = 1
-        while any(files.get(name, content) != content for name, content in found.items()):
+        name, number = f"{stem}.yaml", 1
+        while files.get(name, content) != content:
             number += 1
-            found = _files_of(f"{stem}-{number}", texts)
-        files |= found
-        own[m.stem] = next(iter(found))
+            name = f"{stem}-{number}.yaml"
+        files[name] = content
+        own[m.stem] = name
+    ReleaseError.raise_any(problems)
     return files, own
 
 
-def _files_of(stem: str, texts: Sequence[str]) -> dict[str, bytes]:
-    """Return the texts of a recipe and of those that it extends, by file name."""
-    names = (stem, *(f"{stem}.extends-{i}" for i in range(1, len(texts))))
-    return {f"{name}.yaml": text.encode() for name, text in zip(names, texts, strict=True)}
+def _one_file(recipe: RecipePart) -> str:
+    if not recipe.extends:
+        return recipe.text
+    return resolved_text(recipe_of_texts([recipe.text, *recipe.extends], recipe.name))
 
 
 def _sha256(content: bytes) -> str:

@@ -14,6 +14,7 @@ from gguf import GGUFValueType
 from dynquant.checkpoint.gguf import GGUFFile
 from dynquant.keys import KeyValue, Scalar
 from dynquant.plan.plan import Plan
+from dynquant.quants.readers import READERS, unread
 from dynquant.quants.table import QuantType
 from dynquant.recipe.rules import Recipe
 
@@ -29,6 +30,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "bits_per_weight": plan.bits_per_weight,
         "weights": plan.n_weights,
         "type_counts": plan.type_counts,
+        "readers": unread(plan.type_counts, plan.architecture),
         "tensors": [
             {
                 "name": t.name,
@@ -126,6 +128,14 @@ def types_json(types: Iterable[QuantType]) -> list[dict[str, Any]]:
             "block_size": t.block_size,
             "type_size": t.type_size,
             "needs_importance": t.needs_importance,
+            "readers": {
+                r.name: {
+                    "version": r.version,
+                    "reads": r.reads(t.name),
+                    "except": list(r.exceptions(t.name)),
+                }
+                for r in READERS.values()
+            },
             "description": t.description,
         }
         for t in types

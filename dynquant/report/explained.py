@@ -72,9 +72,15 @@ def explained_tables(explained: Sequence[Explanation]) -> list[RenderableType]:
             why = step.why
             if step.verdict == "unreached":
                 why = "an earlier rule decides"
-            table.add_row(mark, step.where, Text(step.says), step.action, Text(why))
+            table.add_row(mark, step.where, Text(step.says), _gives(step), Text(why))
         found += [Text("\n".join(_head(tensors, given))), table, Text()]
     return found[:-1]
+
+
+def _gives(step: Step) -> str:
+    if step.fallback is None:
+        return step.action
+    return f"{step.action}, fallback {' '.join(step.fallback) or 'error'}"
 
 
 def _head(tensors: Sequence[ModelTensor], given: Assignment | None) -> Iterator[str]:
@@ -107,6 +113,7 @@ def explained_json(explained: Sequence[Explanation]) -> list[dict[str, Any]]:
                     "where": s.where,
                     "selects": s.says,
                     "gives": s.action,
+                    "fallback": None if s.fallback is None else list(s.fallback),
                     "verdict": s.verdict,
                     "why": s.why,
                 }

@@ -14,6 +14,7 @@ from dynquant.errors import ReportError
 from dynquant.figures import size_text
 from dynquant.name_lists import grouped
 from dynquant.plan.plan import Plan
+from dynquant.quants.readers import readers_text
 from dynquant.quants.table import QuantType
 from dynquant.report.colours import THEMES, css, ink, shade
 from dynquant.report.grid import make_grid
@@ -62,6 +63,7 @@ def page_of(picture: Picture) -> str:
             rules=by_rule(picture.tensors),
             fallbacks=fallbacks(picture.tensors),
             ignored=by_reason(picture.ignored),
+            readers=readers_text([share.name for share in types], picture.architecture),
         )
     )
 

@@ -12,6 +12,7 @@ from dynquant.figures import size_text
 from dynquant.importance.imatrix import Imatrix
 from dynquant.name_lists import grouped
 from dynquant.plan.plan import Plan, TensorPlan
+from dynquant.quants.readers import readers_text
 from dynquant.report.tables import plain_table, ranges, tensor_table
 from dynquant.report.totals import Fallback, by_reason, fallbacks, needing
 
@@ -65,13 +66,14 @@ def _totals(plan: Plan, file_bytes: int | None) -> Iterator[str]:
         more = ", …" if len(plan.shards) > _SHOWN else ""
         yield f"shards  {len(plan.shards)}: {sizes}{more}"
     yield f"types   {', '.join(f'{name} {count}' for name, count in plan.type_counts.items())}"
+    yield f"readers {readers_text(plan.type_counts, plan.architecture)}"
     used = fallbacks(plan.tensors)
     for fallback in used:
         yield _fallback(fallback)
     if len(used) > 1:
         extra = sum(f.extra_bytes for f in used)
         yield (
-            f"all fallbacks: {sum(len(f.names) for f in used)} tensors, {size_text(extra)} more,"
+            f"all fallbacks: {sum(len(f.names) for f in used)} tensors, {_more(extra)},"
             f" {8 * extra / plan.n_weights:+.4f} bits per weight of the model"
         )
     if plan.prediction:
@@ -81,9 +83,13 @@ def _totals(plan: Plan, file_bytes: int | None) -> Iterator[str]:
 def _fallback(used: Fallback) -> str:
     return (
         f"fallback {used.taken.name} for {used.wanted.name}: {len(used.names)} tensors,"
-        f" {used.extra_bits:+.4g} bits per weight, {size_text(used.extra_bytes)} more:"
+        f" {used.extra_bits:+.4g} bits per weight, {_more(used.extra_bytes)}:"
         f" {_some(used.names)}"
     )
+
+
+def _more(n_bytes: int) -> str:
+    return f"{size_text(abs(n_bytes))} {'less' if n_bytes < 0 else 'more'}"
 
 
 def _importance(plan: Plan) -> Iterator[str]:
@@ -95,6 +101,13 @@ def _importance(plan: Plan) -> Iterator[str]:
         yield f"importance needed by {len(needed)} tensors ({names}), {covered}"
     if plan.imatrix:
         yield _imatrix(plan, plan.imatrix)
+    borrowed: dict[str, list[str]] = {}
+    for name, importance in plan.importance.items():
+        if importance.role:
+            borrowed.setdefault(importance.role, []).append(name)
+    if borrowed:
+        each = (f"{', '.join(grouped(names))} from {role}" for role, names in borrowed.items())
+        yield f"importance of tensors with the same inputs: {'; '.join(each)}"
 
 
 def _imatrix(plan: Plan, imatrix: Imatrix) -> str:
@@ -109,10 +122,7 @@ def _imatrix(plan: Plan, imatrix: Imatrix) -> str:
 def _ignored(plan: Plan) -> Iterator[str]:
     """Yield the tensors that are ignored and why; long lists are shortened, but not in JSON."""
     for reason, names in by_reason(plan.ignored).items():
-        if len(grouped(names)) > _SHOWN:
-            yield f"ignored: {_some(names)}: {reason}"
-        else:
-            yield from (f"ignored: {name}: {reason}" for name in grouped(names))
+        yield f"ignored: {_some(names)}: {reason}"
 
 
 def _some(names: list[str] | tuple[str, ...]) -> str:

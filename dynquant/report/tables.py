@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from math import prod
@@ -18,6 +18,7 @@ from dynquant.checkpoint.gguf import GGUFFile
 from dynquant.errors import CheckpointError
 from dynquant.figures import size_text
 from dynquant.keys import KeyValue
+from dynquant.quants.readers import READERS
 from dynquant.quants.table import QuantType
 from dynquant.report.grid import column_of
 
@@ -141,14 +142,38 @@ def _cut(text: str) -> str:
 
 
 def type_table(types: Iterable[QuantType]) -> Table:
-    """Return a table of quant types."""
-    table = plain_table("type", "bpw>", "block>", "bytes>", "imatrix", "description")
+    """Return a table of quant types, with the readers that do not read each."""
+    table = plain_table("type", "bpw>", "block>", "bytes>", "imatrix", "not read by", "description")
     for t in types:
         needs = "needed" if t.needs_importance else ""
+        without = ", ".join(r.name for r in READERS.values() if not r.reads(t.name))
         table.add_row(
-            t.name, f"{t.bpw:g}", str(t.block_size), str(t.type_size), needs, t.description
+            t.name,
+            f"{t.bpw:g}",
+            str(t.block_size),
+            str(t.type_size),
+            needs,
+            without or "-",
+            t.description,
         )
     return table
+
+
+def reading_lines(type_: QuantType) -> Iterator[Text]:
+    """Yield the readers of a type, those that do not read it, and the architectures that differ."""
+    since = {r.name: r.since.get(type_.name) for r in READERS.values()}
+    readers = [
+        f"{name} (since {first})" if first else name
+        for name, first in since.items()
+        if READERS[name].reads(type_.name)
+    ]
+    others = [r.name for r in READERS.values() if not r.reads(type_.name)]
+    line = f"{type_.name}: read by {', '.join(readers)}"
+    yield Text(f"{line}; not by {', '.join(others)}" if others else line)
+    for r in READERS.values():
+        if but := r.exceptions(type_.name):
+            does = "does not read" if r.reads(type_.name) else "reads"
+            yield Text(f"{type_.name}: {r.name} {does} it in {', '.join(but)} models")
 
 
 def recipe_table(recipes: Iterable[tuple[str, str]]) -> Table:

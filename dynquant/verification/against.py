@@ -82,6 +82,7 @@ def prepare(
     sample: int | None = None,
     imatrix: Imatrix | None = None,
     mla: Mla = "split",
+    leave_out: Sequence[str] = (),
 ) -> Comparer:
     """Prepare a comparison from headers alone, so that errors are found before any row is read.
 
@@ -89,6 +90,7 @@ def prepare(
     tensors: a glob; all rows of the tensors whose names match are compared
     sample:  compare this many ranges of rows instead; the seed is computed from the file's header
     imatrix: the imatrix that the file was made with
+    leave_out: as in `load_model`; without any, those of the manifest beside the file
 
     Raises VerificationError if the file cannot be compared as requested, and another kind of
     DynquantError if the model cannot be read.
@@ -102,7 +104,7 @@ def prepare(
         raise VerificationError(
             f"{shards.path}: no tensor name matches {tensors!r}; `dynquant inspect` lists the names"
         )
-    source = load_source(model, mla, shards)
+    source = load_source(model, mla, shards, leave_out)
     if (other := another_model(shards, model, source)) is not None:
         nothing = (f"{counted(len(wanted), 'tensor')} against {model}: it is another model",)
         return Comparer(model, maker, shards, (), (), (other,), (), nothing)

@@ -79,7 +79,6 @@ def lint_warnings(shards: Shards, zero: dict[str, list[int]]) -> Iterator[str]:
     if doubles := [n for n, t in types.items() if t == "F64"]:
         yield f"{path}: {', '.join(grouped(doubles))}: F64, with which llama.cpp cannot multiply"
     yield from _file_type(shards, set(types.values()))
-    yield from _fallbacks(shards)
     yield from _zeros(shards, zero)
 
 
@@ -100,27 +99,6 @@ def _file_type(shards: Shards, types: set[str]) -> Iterator[str]:
         yield (
             f"{shards.path}: general.file_type is {mix}, but no tensor is {' or '.join(meant)};"
             " programs show a wrong name for this file"
-        )
-
-
-def _fallbacks(shards: Shards) -> Iterator[str]:
-    """Yield the matrices whose rows have no whole blocks of 256, in a file with such blocks."""
-    groups: dict[tuple[int, str], list[str]] = {}
-    blocks = {t.type_name for _, t in shards.tensors() if t.type_name in ALL}
-    if not any(ALL[name].block_size == 256 for name in blocks):
-        return
-    for _, t in shards.tensors():
-        name = TensorName.parse(t.name)
-        if len(t.shape) < 2 or not t.name.endswith(".weight"):
-            continue
-        n_per_row = t.shape[-1]
-        is_plain = name.role in _PLAIN_ROLES | GROUPS["router"]
-        if n_per_row % 256 and n_per_row >= 32 and t.type_name in ALL and not is_plain:
-            groups.setdefault((n_per_row, t.type_name), []).append(t.name)
-    for (n_per_row, type_name), names in groups.items():
-        yield (
-            f"{shards.path}: {', '.join(grouped(names))}: is {type_name}, because blocks of 256"
-            f" do not divide rows of {n_per_row} weights"
         )
 
 

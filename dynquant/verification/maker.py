@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from dynquant.arch.base import Model
 from dynquant.arch.load import Mla, load_model
 from dynquant.checkpoint.gguf_shards import Shards
+from dynquant.conversion.manifest import manifest_beside, read_manifest
 from dynquant.distribution import our_version
-from dynquant.errors import VerificationError, VocabError
+from dynquant.errors import (
+    DynquantError,
+    ManifestError,
+    VerificationError,
+    VocabError,
+)
 from dynquant.importance.imatrix import Imatrix
 from dynquant.quants.encoder import ENCODER_REVISION
 from dynquant.quants.search import EFFORTS, Effort
@@ -78,12 +85,40 @@ class Maker:
             )
 
 
-def load_source(model: str, mla: Mla, shards: Shards) -> Model:
-    """Load the source; take a pre-tokenizer that is not recognised from the file's keys."""
+def load_source(model: str, mla: Mla, shards: Shards, leave_out: Sequence[str] = ()) -> Model:
+    """Load the source; take what it does not say from the file's keys and from its manifest.
+
+    leave_out: as in `load_model`
+
+    The keys name a pre-tokenizer that is not recognised, the manifest the tensors left out.
+    """
     try:
-        return load_model(model, mla=mla, needs_vocab=False)
+        return _load(model, mla, shards, leave_out)
+    except DynquantError as refused:
+        recorded = () if leave_out else _left_out(shards)
+        if not recorded:
+            raise
+        try:
+            return _load(model, mla, shards, recorded)
+        except DynquantError:  # another source: the file's patterns say nothing about it
+            raise refused from None
+
+
+def _load(model: str, mla: Mla, shards: Shards, leave_out: Sequence[str]) -> Model:
+    load = partial(load_model, model, mla=mla, needs_vocab=False, leave_out=leave_out)
+    try:
+        return load()
     except VocabError:
         pre = value_of(shards, "tokenizer.ggml.pre")
         if not isinstance(pre, str):
             raise
-        return load_model(model, pre=pre, mla=mla, needs_vocab=False)
+        return load(pre=pre)
+
+
+def _left_out(shards: Shards) -> Sequence[str]:
+    """Return the globs that the manifest beside a file records."""
+    path = manifest_beside(shards.path)
+    try:
+        return read_manifest(path).leave_out if path.exists() else ()
+    except ManifestError:  # reported by the check of the manifest
+        return ()

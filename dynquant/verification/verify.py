@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -27,6 +27,7 @@ def verify(
     sample: int | None = None,
     imatrix: str | Path | Imatrix | None = None,
     mla: Mla = "split",
+    leave_out: Sequence[str] = (),
     threads: int | None = None,
     progress: Callable[[Step, int, int], None] | None = None,
 ) -> Verification:
@@ -40,6 +41,7 @@ def verify(
               64 if neither `tensors` nor `sample` is given
     imatrix:  with `against`: the imatrix that the file was made with
     mla:      with `against`: how the file stores latent attention, as in `load_model`
+    leave_out: with `against`: as in `load_model`; without any, those that the manifest records
     threads:  worker threads; None uses one for each CPU
     progress: called with the step, the bytes done, and the bytes of the step
 
@@ -63,7 +65,13 @@ def verify(
     comparer = None
     if against is not None and (shards := _shards(path)) is not None:
         comparer = prepare(
-            shards, str(against), tensors=tensors, sample=sample, imatrix=imatrix, mla=mla
+            shards,
+            str(against),
+            tensors=tensors,
+            sample=sample,
+            imatrix=imatrix,
+            mla=mla,
+            leave_out=leave_out,
         )
     found = verify_file(
         path,

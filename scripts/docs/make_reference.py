@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Write the pages of docs/reference that come from the code: cli.md, recipe.md and manifest.md.
+"""Write the pages of docs/reference that come from the code.
 
     python scripts/docs/make_reference.py           # write all pages
     python scripts/docs/make_reference.py --check   # exit with 1 if a page is out of date
 
-The commands, the schema of recipes, and the classes of the JSON documents give the tables. The text
-around them is in recipe_page.md and manifest_page.md, beside this script.
+The commands, the schema of recipes, the classes of the JSON documents and the table of readers give
+the tables. The text around them is in the files NAME_page.md beside this script.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from typer.main import get_command
 from dynquant.cli import app
 from dynquant.conversion.manifest import manifest_schema
 from dynquant.plan.saved import plan_schema
+from dynquant.quants.readers import READERS, Reader
+from dynquant.quants.table import ALL
 from dynquant.recipe.loader import built_in_text
 from dynquant.recipe.roles import GROUP_NOTES
 from dynquant.recipe.schema import recipe_schema
@@ -41,7 +43,7 @@ EXAMPLES = {
         "dynquant": "1",
         "name": "mine",
         "description": "more bits for attention",
-        "extends": "dynamic-4bit",
+        "extends": "[dynamic-4bit, mine.yaml]",
         "for": "[qwen3, qwen3moe]",
         "default": "Q4_K",
         "importance": "required",
@@ -51,6 +53,7 @@ EXAMPLES = {
         "output": "{tensor_order: layer, shard_size: 50GB}",
         "metadata": "{general.name: Tiny}",
         "prediction_layers": "keep",
+        "readers": "[llama.cpp, mistral.rs]",
     },
     "rule": {
         "role": "[attn_v, experts]",
@@ -58,9 +61,11 @@ EXAMPLES = {
         "name": "blk.*.attn_k.weight",
         "shape": "{row_multiple_of: 256}",
         "when": '{experts: ">= 8"}',
+        "not": "{role: attn_v, layers: 0-3}",
         "type": "Q6_K",
         "keep": "true",
         "drop": "true",
+        "fallback": "[Q5_1, F16]",
         "optional": "true",
         "override": "true",
         "note": "attention passes this on",
@@ -84,7 +89,7 @@ EXAMPLES = {
     "output": {"shard_size": "50GB", "tensor_order": "layer"},
     "shape": {"row_multiple_of": "256", "min_weights": "1000000", "dimensions": "3"},
 }
-SELECTORS = ("role", "layers", "name", "shape", "when")
+SELECTORS = ("role", "layers", "name", "shape", "when", "not")
 # The limits of `shape` have no description in the schema.
 SHAPES = {
     "row_multiple_of": "the row length is a multiple of this number",
@@ -412,12 +417,50 @@ def _json_type(schema: Mapping[str, Any]) -> str:
     return schema["type"]
 
 
+# The readers of GGUF.
+
+
+def readers_page() -> str:
+    """Return the page of the programs that read GGUF files, and the types that they read."""
+    rows = [(name, *(_reading(r, name) for r in READERS.values())) for name in ALL]
+    since = {name: first for r in READERS.values() for name, first in r.since.items()}
+    return _filled(
+        "readers_page.md",
+        {
+            "generated": _generated("readers_page.md and the table of readers"),
+            "types": table(("type", *READERS), rows),
+            "readers": table(
+                ("reader", "version", "date", "source", "limits"), map(_reader, READERS.values())
+            ),
+            "since": table(
+                ("type", "first version"), [(name, since[name]) for name in ALL if name in since]
+            ),
+        },
+    )
+
+
+def _reading(reader: Reader, name: str) -> str:
+    """Return whether a reader reads a type: a cell of the table."""
+    usual, but = reader.reads(name), ", ".join(reader.exceptions(name))
+    if but:
+        return f"not {but}" if usual else f"{but} only"
+    return "yes" if usual else "-"
+
+
+def _reader(reader: Reader) -> tuple[str, ...]:
+    listed = ", ".join(sorted(reader.architectures))
+    limits = [f"architectures: {listed}"] * bool(listed) + [reader.limits] * bool(reader.limits)
+    source = reader.source.replace("*", r"\*")
+    return reader.name, reader.version, reader.date, source, "; ".join(limits)
+
+
 def pages() -> dict[Path, str]:
     """Return the text of each generated page."""
     return {
         REFERENCE / "cli.md": cli_page(),
         REFERENCE / "recipe.md": recipe_page(),
         REFERENCE / "manifest.md": manifest_page(),
+        REFERENCE / "readers.md": readers_page(),
     }
 
 

@@ -34,12 +34,16 @@ def load(family: str, mla: Mla = "split") -> Model:
 
 
 def stored_in(folder: Path) -> set[str]:
-    """Return the names in a checkpoint's headers; blocks and scales of MXFP4 by their weight's."""
+    """Return the names in a checkpoint's headers; blocks and scales of MXFP4 by their weight's.
+
+    Those of a folder below have its name before them.
+    """
     found: set[str] = set()
-    for path in folder.glob("*.safetensors"):
+    for path in (*folder.glob("*.safetensors"), *folder.glob("*/*.safetensors")):
         content = path.read_bytes()
         n = int.from_bytes(content[:8], "little")
-        found |= json.loads(content[8 : 8 + n]).keys() - {"__metadata__"}
+        names = json.loads(content[8 : 8 + n]).keys() - {"__metadata__"}
+        found |= {(path.relative_to(folder).parent / name).as_posix() for name in names}
     return {re.sub(r"(_proj)_(blocks|scales)$", r"\1", name) for name in found}
 
 

@@ -138,6 +138,15 @@ def test_plan_and_dry_run_accept_a_model_on_the_hub(run: Run) -> None:
 
 
 @pytest.mark.slow
+def test_numbered_shards_without_an_index_are_fetched(run: Run, hub: Hub, folder: Path) -> None:
+    name = "model-00001-of-00001.safetensors"
+    (folder / "model.safetensors").rename(folder / name)
+    done = convert(run, MODEL)
+    assert done.returncode == 0, done.stderr
+    assert {n for n in hub.fetched() if n.endswith(".safetensors")} == {name}
+
+
+@pytest.mark.slow
 def test_shards_in_the_index_are_fetched(run: Run, hub: Hub, folder: Path, tmp_path: Path) -> None:
     name = "model-00001-of-00001.safetensors"
     (folder / "model.safetensors").rename(folder / name)

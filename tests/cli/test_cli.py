@@ -110,6 +110,25 @@ def test_types_as_json_has_names_and_sizes() -> None:
     assert q8_0["needs_importance"] is False
 
 
+def test_types_shows_which_readers_do_not_read_each() -> None:
+    (line,) = [t for t in run("types").out.splitlines() if t.startswith("IQ4_NL")]
+    assert re.split(r"\s{2,}", line)[4] == "mistral.rs, candle"
+    found = {t["name"]: t["readers"] for t in json.loads(run("types", "--json").out)}
+    assert found["IQ4_NL"]["candle"]["reads"] is False
+    mistral = found["MXFP4"]["mistral.rs"]
+    assert (mistral["reads"], mistral["except"]) == (False, ["gpt-oss"])
+    assert [name for name, of in found["Q4_K"].items() if not of["reads"]] == []
+
+
+def test_named_types_are_followed_by_their_readers_in_words() -> None:
+    *_, first, second = run("types", "mxfp4").out.splitlines()
+    assert first == "MXFP4: mistral.rs reads it in gpt-oss models"
+    assert second == "MXFP4: transformers does not read it in qwen35, qwen35moe, lfm2 models"
+    last = run("types", "IQ4_NL").out.splitlines()[-1]
+    assert last.startswith("IQ4_NL: read by llama.cpp (since b2221), Ollama, LM Studio, ")
+    assert last.endswith("; not by mistral.rs, candle")
+
+
 @pytest.mark.slow
 def test_recipes_lists_all_shipped_recipes() -> None:
     done = run("recipes")
@@ -231,7 +250,8 @@ def test_convert_prints_path_size_and_speed_to_stderr(
 ) -> None:
     done = run("convert", llama, "-o", tmp_path / "x.gguf", "--recipe", recipe, "--threads", 2)
     assert (done.code, done.out) == (0, "")
-    last = done.err.splitlines()[-1]
+    readers, last = done.err.splitlines()[-2:]
+    assert readers.startswith("readers: llama.cpp, Ollama, LM Studio, vLLM")
     assert last.startswith(f"{tmp_path / 'x.gguf'}: 1.")
     assert "MB" in last
     assert "bits per weight" in last
@@ -322,14 +342,18 @@ def test_imatrix_is_used_and_missing_tensors_are_reported(
 ) -> None:
     shown = run("plan", llama, "--recipe", recipe, "--imatrix", imatrix)
     assert shown.code == 0
-    assert "imatrix i.dat: importance for 3 tensors, none for blk.{0-1}.attn_v" in shown.out
-    assert f"warning: {imatrix}: no importance for blk.{{0-1}}.attn_v.weight" in shown.err
+    assert "imatrix i.dat: importance for 5 tensors, none for blk.{0-1}." in shown.out
+    assert "blk.0.attn_v.weight from attn_q; blk.0.ffn_gate.weight from ffn_up\n" in shown.out
+    assert f"warning: {imatrix}: no importance for blk.{{0-1}}." in shown.err
+    assert "blk.1.attn_k.weight, blk.1.attn_v.weight, blk.1.ffn_gate.weight, " in shown.err
     planned = json.loads(run("plan", llama, "--recipe", recipe, "--imatrix", imatrix, "--json").out)
-    assert [t["name"] for t in planned["tensors"] if t["importance"]] == [
-        "blk.0.attn_q.weight",
-        "blk.0.attn_k.weight",
-        "blk.0.ffn_up.weight",
-    ]
+    assert {t["name"]: t["importance"] for t in planned["tensors"] if t["importance"]} == {
+        "blk.0.attn_q.weight": "yes",
+        "blk.0.attn_k.weight": "yes",
+        "blk.0.attn_v.weight": "yes, of attn_q",
+        "blk.0.ffn_gate.weight": "yes, of ffn_up",
+        "blk.0.ffn_up.weight": "yes",
+    }
     out = tmp_path / "x.gguf"
     assert run("convert", llama, "-o", out, "--recipe", recipe, "--imatrix", imatrix).code == 0
     assert gguf.GGUFReader(out).fields["quantize.imatrix.file"].contents() == "i.dat"
@@ -453,7 +477,12 @@ def test_interrupted_conversion_is_resumed_by_the_next_run(
 def test_types_shows_the_named_ones_only() -> None:
     code, out, _ = run("types", "q4_k", "IQ1_S")
     assert code == 0
-    assert [line.split()[0] for line in out.splitlines()[1:]] == ["Q4_K", "IQ1_S"]
+    assert [line.split()[0] for line in out.splitlines()[1:]] == [
+        "Q4_K",
+        "IQ1_S",
+        "Q4_K:",
+        "IQ1_S:",
+    ]
     code, _, err = run("types", "q4k")
     assert (code, "did you mean Q4_K?" in err) == (1, True)
 

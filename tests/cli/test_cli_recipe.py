@@ -139,6 +139,18 @@ def test_explain_json_has_every_step(recipe: str) -> None:
     ]
 
 
+def test_explain_prints_the_fallback_of_a_rule(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(
+        "default: Q4_K\nrules: [{role: attention, not: {role: attn_q}, type: Q6_K, fallback: Q5_1}]"
+    )
+    done = run("explain", str(path), TINY, "blk.0.attn_q", "blk.0.attn_v")
+    assert done.stdout.count("Q6_K, fallback Q5_1") == 2
+    assert "`not` (role attn_q) excludes it" in done.stdout
+    (found,) = json.loads(run("explain", str(path), TINY, VALUE, "--json").stdout)
+    assert [s["fallback"] for s in found["steps"]] == [["Q5_1"], None]
+
+
 def test_explain_names_the_nearest_of_all_tensors_that_are_not_there(recipe: str) -> None:
     assert messages("explain", recipe, TINY, "blk.1.ffn_dwon.weight", "xyz") == (
         "the model has no tensor 'blk.1.ffn_dwon.weight'; did you mean blk.1.ffn_down.weight?",

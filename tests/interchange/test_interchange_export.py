@@ -95,7 +95,7 @@ def test_exported_list_can_be_imported() -> None:
     recipe = parse_recipe(recipe_of_tensor_types(text, "t", Base(ALL["F16"])), "r.yaml", "r")
     again = {n: a.type for n, a in assign(recipe, tensors_of(R1)).assignments.items()}
     assert again == types
-    assert [rule for rule in recipe.rules if rule.names] == []
+    assert [rule for rule in recipe.rules if rule.match.names] == []
 
 
 def test_capitals_and_signs_in_names_are_escaped() -> None:

@@ -66,7 +66,9 @@ def rules_of(text: str) -> list[tuple[tuple[str, ...], list[str], tuple[str, ...
     found: list[tuple[tuple[str, ...], list[str], tuple[str, ...], str]] = []
     for rule in parse_recipe(text, "r.yaml", "r").rules:
         assert rule.type is not None
-        found.append((rule.roles, list(map(str, rule.layers)), rule.names, rule.type.name))
+        found.append(
+            (rule.match.roles, list(map(str, rule.match.layers)), rule.match.names, rule.type.name)
+        )
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -96,8 +97,20 @@ def test_adapter_files_beside_the_weights_are_a_warning(tmp_path: Path) -> None:
 
 
 def test_other_weights_that_the_index_does_not_list_are_a_warning(tmp_path: Path) -> None:
+    names = tensors_of(config_of("LlamaForCausalLM"))
+    index = {"weight_map": dict.fromkeys(names, "model.safetensors")}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     (warning,) = warnings_beside(tmp_path, "mtp.safetensors", "value_head.safetensors")
     assert warning.startswith("left out: mtp.safetensors and 1 more: the model's index does not")
+
+
+def test_other_weights_without_an_index_are_a_warning(tmp_path: Path) -> None:
+    shards = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+    (warning,) = warnings_beside(tmp_path, *shards)
+    assert warning == (
+        f"left out: {shards[0]} and 1 more: without model.safetensors.index.json it is not read; if"
+        " it belongs to the model, add that file"
+    )
 
 
 def test_the_same_weights_in_mistrals_layout_are_no_warning(tmp_path: Path) -> None:

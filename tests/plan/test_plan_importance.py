@@ -85,6 +85,23 @@ def test_experts_without_data_are_counted(tmp_path: Path) -> None:
     ) in shown(plan)
 
 
+def test_importance_of_a_tensor_with_the_same_inputs_is_stated_once(tmp_path: Path) -> None:
+    roles = ("ffn_gate", "attn_k", "attn_v")
+    names = [f"blk.{n}.{role}.weight" for role in roles for n in range(3)]
+    tensors = [computed_tensor(name, 4, N_PER_ROW) for name in names]
+    ones = (np.ones((1, N_PER_ROW), np.float32), [2])
+    used = ("ffn_gate_up", "attn_q")
+    entries = {f"blk.{n}.{role}.weight": ones for role in used for n in range(3)}
+    path = write_counted(tmp_path / "x", entries)
+    plan = make_plan(model(*tensors), recipe(), imatrix=read_imatrix(path))
+    assert {t.importance for t in plan.tensors} == {"yes, of ffn_gate_up", "yes, of attn_q"}
+    assert plan.warnings == plan.unweighted == ()
+    assert (
+        "importance of tensors with the same inputs: blk.{0-2}.ffn_gate.weight from ffn_gate_up;"
+        " blk.{0-2}.attn_k.weight, blk.{0-2}.attn_v.weight from attn_q\n"
+    ) in shown(plan)
+
+
 def test_quantized_tensors_without_importance_give_a_warning(tmp_path: Path) -> None:
     (warning,) = weighted_plan(tmp_path).warnings
     assert "no importance for blk.1.ffn_down.weight, blk.1.ffn_up_exps.weight;" in warning

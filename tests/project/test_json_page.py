@@ -14,10 +14,11 @@ from typer.testing import CliRunner
 
 import dynquant
 from dynquant.cli import app
+from dynquant.cli.console import log_as
 
 PAGE = ROOT / "docs" / "reference" / "json.md"
-FREE = {"type_counts", "keys", "key_types", "ignored"}
-"""Keys whose values are objects with names of tensors, types or keys."""
+FREE = {"type_counts", "keys", "key_types", "ignored", "readers"}
+"""Keys whose values are objects with names of tensors, types, keys or readers."""
 
 MODEL = str(TINY_BOOKS)
 COMMANDS = {
@@ -79,6 +80,7 @@ def test_documented_events_are_those_of_a_conversion(folder: Path) -> None:
     done = CliRunner().invoke(
         app, ["convert", MODEL, "-o", out, "-r", "q8_0", "--log-format", "json"]
     )
+    log_as("text")
     rows = dict(re.findall(r"^\| (`(?:start|progress|done)`) \| (.*) \|$", PAGE.read_text(), re.M))
     for line in done.stderr.splitlines():
         event = json.loads(line)

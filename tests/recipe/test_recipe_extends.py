@@ -1,4 +1,4 @@
-"""A recipe that extends another: order of rules, inherited keys, and cycles."""
+"""A recipe that extends others: order of rules, inherited keys, diamonds and cycles."""
 
 from __future__ import annotations
 
@@ -151,3 +151,134 @@ def test_long_chain_of_extends_is_read(folder: Path) -> None:
         (folder / f"{i}.yaml").write_text(f"extends: {i + 1}.yaml")
     (folder / "50.yaml").write_text("default: Q4_K")
     assert load_recipe("0.yaml").default.name == "Q4_K"
+
+
+def chains(folder: Path, **extends: str) -> None:
+    """Write recipes that extend others; each has one rule, noted with its name."""
+    for name, value in extends.items():
+        (folder / f"{name}.yaml").write_text(
+            (f"extends: {value}\n" if value else "default: Q4_K\n")
+            + f"rules: [{{role: attn_v, type: Q6_K, note: {name}}}]"
+        )
+
+
+def order(name: str) -> str:
+    return "".join(rule.note for rule in load_recipe(name).rules)
+
+
+def test_rules_of_later_recipes_come_before_those_of_earlier_ones(folder: Path) -> None:
+    chains(folder, a="[b.yaml, c.yaml]", b="", c="d.yaml", d="")
+    assert order("a.yaml") == "acdb"
+
+
+def test_recipe_that_is_extended_twice_comes_once_after_all_that_extend_it(folder: Path) -> None:
+    chains(folder, a="[b.yaml, c.yaml]", b="d.yaml", c="d.yaml", d="")
+    recipe = load_recipe("a.yaml")
+    assert order("a.yaml") == "acbd"
+    assert [text.rpartition("note: ")[2][0] for text in recipe.texts] == ["c", "b", "d"]
+    chains(folder, a="[d.yaml, c.yaml, b.yaml]")
+    assert order("a.yaml") == "abcd"
+
+
+def test_extended_recipe_after_one_that_extends_it_is_refused(folder: Path) -> None:
+    chains(folder, a="[b.yaml, d.yaml]", b="d.yaml", d="")
+    assert refusal("a.yaml") == [
+        "a.yaml:1:10: d.yaml is listed after b.yaml, which extends it, so that each would precede"
+        " the other; list b.yaml after it"
+    ]
+
+
+def test_contradiction_deeper_down_is_refused(folder: Path) -> None:
+    chains(folder, a="[b.yaml, c.yaml]", b="[d.yaml, e.yaml]", c="[e.yaml, d.yaml]", d="", e="")
+    (message,) = refusal("a.yaml")
+    assert message.startswith("a.yaml:1:10: ")
+    assert "are in different orders in two lists of `extends`, so that each" in message
+
+
+def test_recipe_that_is_listed_twice_is_refused(folder: Path) -> None:
+    chains(folder, a="\n  - b.yaml\n  - ./b.yaml", b="")
+    assert refusal("a.yaml") == ["a.yaml:3:5: b.yaml is listed twice; line 2 has it first"]
+
+
+def test_order_is_that_of_python_classes(folder: Path) -> None:
+    """The oracle: Python's order of base classes, with the later of two recipes first."""
+    chains(
+        folder,
+        a="[f.yaml, b.yaml, c.yaml]",
+        b="[g.yaml, d.yaml]",
+        c="[g.yaml, d.yaml, e.yaml]",
+        d="h.yaml",
+        e="h.yaml",
+        f="g.yaml",
+        g="",
+        h="",
+    )
+    h, g = type("h", (), {}), type("g", (), {})
+    d, e, f = type("d", (h,), {}), type("e", (h,), {}), type("f", (g,), {})
+    b, c = type("b", (d, g), {}), type("c", (e, d, g), {})
+    expected = type("a", (c, b, f), {}).__mro__[:-1]
+    assert order("a.yaml") == "".join(cls.__name__ for cls in expected)
+
+
+LATER = """\
+default: Q5_K
+effort: fast
+output: {tensor_order: model}
+metadata: {general.name: Later, c.d: e}
+for: llama
+"""
+
+
+def test_of_keys_with_one_value_that_of_the_last_recipe_which_sets_it_counts(folder: Path) -> None:
+    (folder / "later.yaml").write_text(LATER)
+    child = load_recipe(write(folder / "child.yaml", "extends: [parent.yaml, later.yaml]"))
+    assert (child.default.name, child.effort, child.intended) == ("Q5_K", "fast", ("llama",))
+    assert (child.description, child.importance) == ("the parent", "required")
+    assert (child.output.tensor_order, child.output.shard_bytes) == ("model", 10**9)
+    assert child.metadata == {"general.name": "Later", "a.b": "c", "c.d": "e"}
+    assert [t.name for t in child.fallback.of_all] == ["Q8_0"]
+    assert child.keeps_prediction
+
+
+def test_given_keys_override_all_extended_recipes(folder: Path) -> None:
+    (folder / "later.yaml").write_text(LATER)
+    text = "extends: [parent.yaml, later.yaml]\ndefault: F16\nmetadata: {c.d: own}"
+    child = load_recipe(write(folder / "child.yaml", text))
+    assert (child.default.name, child.default_place.path) == ("F16", "child.yaml")
+    assert child.metadata == {"general.name": "Later", "a.b": "c", "c.d": "own"}
+
+
+def test_faults_of_a_recipe_that_is_extended_twice_are_reported_once(folder: Path) -> None:
+    chains(folder, a="[b.yaml, c.yaml]", b="d.yaml", c="d.yaml")
+    (folder / "d.yaml").write_text("default: Q4_X")
+    (message,) = refusal("a.yaml")
+    assert message.startswith("d.yaml:1:10: ")
+
+
+def test_cycle_through_a_list_is_refused(folder: Path) -> None:
+    chains(folder, a="[d.yaml, b.yaml]", b="[d.yaml, a.yaml]", d="")
+    (message,) = refusal("a.yaml")
+    assert message.startswith("b.yaml:1:19: 'a.yaml' extends itself: a.yaml -> b.yaml -> a.yaml")
+
+
+def test_ladder_of_diamonds_is_read_in_little_time(folder: Path) -> None:
+    """Each of 60 files extends two; there are 2^30 ways through them."""
+    for i in range(0, 58, 2):
+        both = f"[{i + 2}.yaml, {i + 3}.yaml]"
+        chains(folder, **{str(i): both, str(i + 1): both})
+    chains(folder, **{"58": "", "59": ""})
+    assert len(load_recipe("0.yaml").rules) == 59
+
+
+def test_more_files_than_the_limit_are_refused(folder: Path) -> None:
+    names = [f"x{i}" for i in range(64)]
+    chains(folder, a=f"[{', '.join(f'{n}.yaml' for n in names)}]", **dict.fromkeys(names, ""))
+    (message,) = refusal("a.yaml")
+    assert "'x63.yaml' follows 64 recipes that extend each other; merge some of them" in message
+
+
+def test_readers_are_those_of_the_last_recipe_that_names_some(folder: Path) -> None:
+    (folder / "later.yaml").write_text("default: Q5_K\nreaders: candle")
+    (folder / "parent.yaml").write_text(PARENT + "readers: [llama.cpp]")
+    child = load_recipe(write(folder / "child.yaml", "extends: [later.yaml, parent.yaml]"))
+    assert child.readers == ("llama.cpp",)

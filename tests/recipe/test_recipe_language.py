@@ -72,7 +72,10 @@ def test_every_key_of_the_language_is_parsed():
         "shape": "{row_multiple_of: 256, min_weights: 4096, dimensions: 3}",
         "when": "{experts: 8 >= 64, gqa: != 1, layers: < 99, tied_embeddings: false,"
         " importance: true, architecture: llama qwen3moe}",
+        "not": "(role ffn_up_exps, layers 2 {last: 1}) (name *.x, shape {dimensions: 2})",
     }
+    assert [t.name for t in first.fallback or ()] == ["Q5_1", "F16"]
+    assert second.fallback is None
     assert (first.optional, first.override, first.note) == (True, False, "so that there is one")
     assert (second.action, third.action, second.type) == ("drop", "keep", None)
     chains = {name: [t.name for t in chain] for name, chain in recipe.fallback.of_type.items()}
@@ -80,6 +83,7 @@ def test_every_key_of_the_language_is_parsed():
     assert (recipe.output.shard_bytes, recipe.output.tensor_order) == (50_000_000_000, "layer")
     assert recipe.metadata == {"general.name": "Whole", "general.size_label": "7B"}
     assert recipe.keeps_prediction
+    assert recipe.readers == ("llama.cpp", "vLLM")
 
 
 def test_example_recipe_is_parsed():
@@ -90,13 +94,13 @@ def test_example_recipe_is_parsed():
     assert [t.name for t in recipe.fallback.of_all] == ["Q8_0", "F16"]
     rule = recipe.rules[0]
     assert (rule.type and rule.type.name, rule.optional, rule.where) == ("Q6_K", True, "r.yaml:10")
-    assert rule.roles == ("ffn_down", "attn_v")
-    assert rule.layers == (LayerRange(0, 3), LayerRange(-2, -2), LayerRange(-4, -1))
-    assert rule.names == ("/^blk/",)
+    assert rule.match.roles == ("ffn_down", "attn_v")
+    assert rule.match.layers == (LayerRange(0, 3), LayerRange(-2, -2), LayerRange(-4, -1))
+    assert rule.match.names == ("/^blk/",)
 
 
 def test_no_is_a_string_and_not_false():
-    assert parse(WHOLE).rules[1].names == ("no",)
+    assert parse(WHOLE).rules[1].match.names == ("no",)
 
 
 def test_type_can_be_written_in_any_case():
@@ -167,7 +171,7 @@ NOT_A_LAYER = (
 )
 TOP_KEYS = (
     "dynquant, name, description, extends, for, default, importance, effort, rules, fallback,"
-    " output, metadata, prediction_layers"
+    " output, metadata, prediction_layers, readers"
 )
 
 FAULTS = {

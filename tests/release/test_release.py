@@ -31,6 +31,7 @@ from dynquant.errors import CheckpointError, ManifestError, ReleaseError
 from dynquant.keys import Keys, string, strings
 from dynquant.plan.make import make_plan
 from dynquant.plan.shards import Split
+from dynquant.quants.readers import readers_text
 from dynquant.recipe.loader import load_recipe
 from dynquant.release.finished import Finished, open_finished
 from dynquant.release.folder import Release, make_release, sums_text, write_release
@@ -186,13 +187,11 @@ def test_recipe_file_equals_the_recipe_of_the_manifest(made: Finished) -> None:
 
 
 def test_hostile_recipe_name_does_not_leave_the_folder(tmp_path: Path) -> None:
-    recipe = {"name": "../../x/é", "sha256": "0" * 64, "text": "a\n", "extends": ["b\n"]}
+    texts = {"text": "extends: b\n", "extends": ["default: Q8_0\n"]}
+    recipe = {"name": "../../x/é", "sha256": "0" * 64, **texts}
     write_manifest(make(tmp_path, "x.gguf"), "q8_0", recipe=recipe)
     release = released(open_finished(tmp_path / "x.gguf"))
-    assert [n for n in release.texts if n.startswith("recipe")] == [
-        "recipe-x.yaml",
-        "recipe-x.extends-1.yaml",
-    ]
+    assert [n for n in release.texts if n.startswith("recipe")] == ["recipe-x.yaml"]
 
 
 @pytest.mark.slow
@@ -320,6 +319,13 @@ def test_card_shows_errors_by_role(tmp_path: Path) -> None:
     assert by_role["`ffn_up_exps`"][1:] == ["–", "–", "–"]
 
 
+def test_card_states_which_programs_read_the_types(made: Finished) -> None:
+    types = card_of(released(made)).split("## Types by role")[1]
+    (line,) = [line for line in types.splitlines() if line.startswith("Programs that read")]
+    text = readers_text(made.type_counts, made.architecture)
+    assert line == f"Programs that read these types: {text}."
+
+
 def test_card_shows_sources_imatrix_and_commands(tmp_path: Path) -> None:
     model = {"repository": "hf://a/b", "commit": "c" * 40, "mla": None}
     write_manifest(make(tmp_path, "x.gguf"), "q8_0", importance=IMATRIX, model=model)
@@ -354,11 +360,41 @@ def test_a_file_from_local_files_is_not_said_to_equal_the_repository(tmp_path: P
 
 
 def test_hash_of_a_recipe_is_that_of_the_file_beside_the_card(tmp_path: Path) -> None:
-    recipe = {"name": "mine", "sha256": "0" * 64, "text": "extends: q8_0\n", "extends": ["x: y\n"]}
+    texts = {"text": "extends: q8_0\n", "extends": ["default: Q8_0\n"]}
+    recipe = {"name": "mine", "sha256": "5" * 64, **texts}
     write_manifest(make(tmp_path, "x.gguf"), "q8_0", recipe=recipe)
     card = card_of(released(open_finished(tmp_path / "x.gguf")))
     own = hashlib.sha256((tmp_path / "recipe-mine.yaml").read_bytes()).hexdigest()
-    assert f"SHA-256 `{own}`; with the recipes that it extends" in card
+    assert f"SHA-256 `{own}`; one file for the recipe and those that it extends" in card
+    assert f"whose texts have the hash `{'5' * 64}` (`dynquant.recipe_sha256`)" in card
+
+
+def test_recipe_of_a_release_needs_no_other_file(tmp_path: Path) -> None:
+    """It gives the types of the GGUF without the recipes that it extends."""
+    (tmp_path / "more.yaml").write_text("default: Q5_0\nrules: [{role: ffn_down, type: Q8_0}]")
+    (tmp_path / "mine.yaml").write_text("extends: [q8_0, more.yaml]\nname: mine")
+    model = Model("llama", dict(KEYS), small_tensors(), {})
+    plan = make_plan(model, load_recipe(tmp_path / "mine.yaml"))
+    out = tmp_path / "out"
+    out.mkdir()
+    convert_plan(plan, out / "x.gguf", threads=1, manifest="none")
+    card = card_of(released(open_finished(out / "x.gguf")))
+    assert [path.name for path in out.glob("*.yaml")] == ["recipe-mine.yaml"]
+    again = make_plan(model, load_recipe(out / "recipe-mine.yaml"))
+    types = [[(t.name, t.type.name) for t in each.tensors] for each in (plan, again)]
+    assert types[0] == types[1]
+    assert {name for _, name in types[0]} == {"F32", "Q5_0", "Q8_0"}
+    own = hashlib.sha256((out / "recipe-mine.yaml").read_bytes()).hexdigest()
+    assert f"SHA-256 `{own}`" in card
+    assert f"{own}  recipe-mine.yaml" in (out / "SHA256SUMS").read_text()
+
+
+def test_recipe_that_cannot_be_one_file_is_refused_with_its_manifest(tmp_path: Path) -> None:
+    recipe = {"name": "mine", "sha256": "0" * 64, "text": "a: b\n", "extends": ["x: y\n"]}
+    write_manifest(make(tmp_path, "x.gguf"), "q8_0", recipe=recipe)
+    with pytest.raises(ReleaseError) as e:
+        released(open_finished(tmp_path / "x.gguf"))
+    assert str(e.value).startswith(f"{tmp_path}/x.gguf.manifest.json: recipe mine:1:1: ")
 
 
 def test_same_file_gives_the_same_release(made: Finished, tmp_path: Path) -> None:

@@ -20,6 +20,8 @@ from dynquant.errors import PlanError
 from dynquant.plan.make import make_plan
 from dynquant.plan.plan import Plan
 from dynquant.recipe.rules import Output
+from dynquant.report.documents import plan_json
+from dynquant.report.html import plan_html
 from dynquant.report.plan_tables import plan_tables
 from dynquant.report.totals import by_role, by_rule, by_type, fallbacks
 
@@ -44,6 +46,19 @@ def test_each_role_has_a_line_for_each_type_with_its_layers() -> None:
     lines = shown(small_plan(more="rules:\n  - {role: ffn_down, layers: 1, type: Q4_0}\n"))
     downs = [line.split()[:4] for line in lines.splitlines() if line.startswith("ffn_down")]
     assert downs == [["ffn_down", "0", "1", "Q8_0"], ["ffn_down", "1", "1", "Q4_0"]]
+
+
+def test_plan_states_which_readers_read_its_types_and_which_do_not() -> None:
+    plan = small_plan("IQ4_NL")
+    assert (
+        "\nreaders llama.cpp, Ollama, LM Studio, vLLM, transformers, ik_llama.cpp; not mistral.rs,"
+        " candle (IQ4_NL)\n"
+    ) in shown(plan)
+    assert "not mistral.rs, candle (IQ4_NL)" in plan_html(plan, 0)
+    found = plan_json(plan)["readers"]
+    assert (found["vLLM"], found["candle"]) == ((), ("IQ4_NL",))
+    other = plan_json(replace(plan, architecture="deepseek2"))["readers"]
+    assert other["candle"] == ("IQ4_NL", "architecture deepseek2")
 
 
 def test_each_tensor_has_a_line_with_shape_type_bytes_bits_and_rule() -> None:

@@ -19,7 +19,9 @@ rules:
     shape: {row_multiple_of: 256, min_weights: 4096, dimensions: 3}
     when: {experts: [8, ">= 64"], gqa: "!= 1", layers: "< 99", tied_embeddings: false,
            importance: true, architecture: [llama, qwen3moe]}
+    not: [{role: ffn_up_exps, layers: [2, {last: 1}]}, {name: "*.x", shape: {dimensions: 2}}]
     type: Q6_K
+    fallback: [Q5_1, F16]
     optional: true
     override: false
     note: so that there is one
@@ -29,4 +31,5 @@ fallback: {IQ1_S: [IQ4_NL, F16], q6_k: Q8_0, IQ2_S: error, any: [Q8_0, F16]}
 output: {shard_size: 50GB, tensor_order: layer}
 metadata: {general.name: Whole, general.size_label: 7B}
 prediction_layers: keep
+readers: [llama.cpp, vLLM]
 """

@@ -29,17 +29,18 @@ from dynquant.conversion.jobs import Done
 from dynquant.conversion.journal import Journal, refuse_changed
 from dynquant.conversion.layout import lay_out
 from dynquant.conversion.write import convert_plan
-from dynquant.errors import DynquantError, VerificationError
+from dynquant.errors import DynquantError, RecipeError, VerificationError
 from dynquant.importance.imatrix import read_imatrix
 from dynquant.interchange.from_gguf import recipe_of_gguf
 from dynquant.interchange.item_lists import recipe_of_custom_q
 from dynquant.interchange.items import Base
 from dynquant.interchange.tensor_types import recipe_of_tensor_types
 from dynquant.plan.make import make_plan
-from dynquant.quants.table import quant_type
+from dynquant.quants.table import QuantType, quant_type
 from dynquant.recipe.facts import facts_of
 from dynquant.recipe.loader import load_recipe, parse_recipe
 from dynquant.recipe.match import assign
+from dynquant.recipe.resolved import resolved_text
 from dynquant.recipe.rules import Recipe
 from dynquant.release.finished import open_finished
 from dynquant.release.folder import make_release
@@ -195,8 +196,9 @@ def _legacy() -> list[Files]:
 def _recipes() -> list[Files]:
     found = sorted((ROOT / "recipes").glob("**/*.yaml"))
     more = b"""\
-extends: Q4_K_M
+extends: [Q8_0, Q4_K_M]
 rules:
+  - {role: ffn, not: [{role: ffn_up, layers: 1-}, {name: "*.x"}], type: Q6_K, fallback: [Q5_1]}
   - {name: ['/^blk\\.[0-3]\\./', "*.ffn_*"], layers: [0-3, -1, {every: 4, from: 2}], type: Q6_K}
   - {role: experts, when: {experts: ">= 8"}, shape: {min_weights: 1000}, keep: true}
 fallback: {IQ1_S: [IQ4_NL, F16], any: error}
@@ -301,12 +303,21 @@ def _small_model() -> Model:
 
 
 def _read_recipe(folder: Path) -> None:
-    _assign(load_recipe(folder / "r.yaml"))
+    """Apply a recipe, and the file that it becomes with those that it extends."""
+    recipe = load_recipe(folder / "r.yaml")
+    types = _assign(recipe)
+    if recipe.texts:
+        text = resolved_text(recipe)
+        try:
+            assert _assign(parse_recipe(text, "one.yaml", "one")) == types
+        except RecipeError as e:
+            raise AssertionError(text) from e
 
 
-def _assign(recipe: Recipe) -> None:
+def _assign(recipe: Recipe) -> dict[str, QuantType]:
     model = _small_model()
-    assign(recipe, model.tensors, facts_of(model))
+    given = assign(recipe, model.tensors, facts_of(model)).assignments
+    return {name: one.type for name, one in given.items()}
 
 
 def _read_list(folder: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from dynquant.cli import console
-from dynquant.cli.options import ImatrixOption, MlaOption
+from dynquant.cli.options import ImatrixOption, LeaveOutOption, MlaOption
 
 
 def check(
@@ -22,6 +22,7 @@ def check(
     ] = None,
     imatrix: ImatrixOption = None,
     mla: MlaOption = "split",
+    leave_out: LeaveOutOption = None,
     strict: Annotated[bool, typer.Option("--strict", help="Treat warnings as errors.")] = False,
 ) -> None:
     """Check a recipe, optionally for a model; exit with 1 if there are faults.
@@ -39,7 +40,9 @@ def check(
     from dynquant.plan.apply import apply_recipe
     from dynquant.plan.difference import bits_per_weight, typed_by
 
-    given = read_inputs(model, recipe, imatrix, mla=mla, needs_vocab=False)
+    given = read_inputs(
+        model, recipe, imatrix, mla=mla, needs_vocab=False, leave_out=leave_out or ()
+    )
     found = apply_recipe(
         given.recipe, given.model, has_imatrix=given.imatrix is not None, strict=strict
     )

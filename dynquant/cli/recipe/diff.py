@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from dynquant.cli import console
-from dynquant.cli.options import ImatrixOption, JsonOption, MlaOption
+from dynquant.cli.options import ImatrixOption, JsonOption, LeaveOutOption, MlaOption
 
 
 def diff(
@@ -24,12 +24,13 @@ def diff(
     imatrix: ImatrixOption = None,
     json: JsonOption = False,
     mla: MlaOption = "split",
+    leave_out: LeaveOutOption = None,
 ) -> None:
     """Show the tensors whose type changes from A to B, and the difference in bytes."""
     from dynquant.plan.apply import typed_sides
     from dynquant.report.changed import changed_json, changed_tables
 
-    a, b = typed_sides((before, after), model, imatrix, mla=mla)
+    a, b = typed_sides((before, after), model, imatrix, mla=mla, leave_out=leave_out or ())
     if json:
         console.write_json(changed_json(a, b))
     else:

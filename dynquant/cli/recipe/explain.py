@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from dynquant.cli import console
-from dynquant.cli.options import ImatrixOption, JsonOption, MlaOption, ModelArgument
+from dynquant.cli.options import ImatrixOption, JsonOption, LeaveOutOption, MlaOption, ModelArgument
 
 
 def explain(
@@ -25,13 +25,16 @@ def explain(
     imatrix: ImatrixOption = None,
     json: JsonOption = False,
     mla: MlaOption = "split",
+    leave_out: LeaveOutOption = None,
 ) -> None:
     """Show why tensors get their types: the result of each rule, and the rule that decides."""
     from dynquant.inputs import read_inputs
     from dynquant.plan.apply import apply_recipe
     from dynquant.report.explained import explained_json, explained_tables, explanations
 
-    given = read_inputs(model, recipe, imatrix, mla=mla, needs_vocab=False)
+    given = read_inputs(
+        model, recipe, imatrix, mla=mla, needs_vocab=False, leave_out=leave_out or ()
+    )
     found = apply_recipe(given.recipe, given.model, has_imatrix=given.imatrix is not None)
     explained = explanations(given.recipe, found, tensors)
     if json:

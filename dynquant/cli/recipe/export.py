@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from dynquant.cli import console
-from dynquant.cli.options import ImatrixOption, MlaOption, ModelArgument
+from dynquant.cli.options import ImatrixOption, LeaveOutOption, MlaOption, ModelArgument
 from dynquant.cli.text_files import ForceOption, OutOption, write_text
 
 
@@ -23,6 +23,7 @@ def export(
     ] = "tensor-type-file",
     imatrix: ImatrixOption = None,
     mla: MlaOption = "split",
+    leave_out: LeaveOutOption = None,
     force: ForceOption = False,
 ) -> None:
     """Write a list with which llama-quantize gives a model's tensors the types of a recipe.
@@ -34,7 +35,9 @@ def export(
     from dynquant.plan.apply import apply_recipe, exported_tensor_types
 
     assert form == "tensor-type-file", "the only format"
-    given = read_inputs(model, recipe, imatrix, mla=mla, needs_vocab=False)
+    given = read_inputs(
+        model, recipe, imatrix, mla=mla, needs_vocab=False, leave_out=leave_out or ()
+    )
     found = apply_recipe(given.recipe, given.model, has_imatrix=given.imatrix is not None)
     for warning in found.warnings:
         console.talk(f"warning: {warning}")
