@@ -260,6 +260,16 @@ def rows_of_each(
     return Rows(source, (*outer, kept, n_per_row), order)
 
 
+def first_half_of_each(source: TensorSource) -> TensorSource:
+    """Return the first half of the rows of each matrix: the gates of experts, before their ups."""
+    return rows_of_each(source, 0, source.shape[-2] // 2)
+
+
+def second_half_of_each(source: TensorSource) -> TensorSource:
+    """Return the second half of the rows of each matrix."""
+    return rows_of_each(source, source.shape[-2] // 2, source.shape[-2])
+
+
 def elements_of_each(source: TensorSource, start: int, stop: int, step: int = 1) -> TensorSource:
     """Return elements start..stop of each row, with a step: `rows_of_each` for biases."""
     columns = Reshaped(source, (*source.shape, 1))

@@ -76,6 +76,26 @@ class ModelTensor:
 
 
 @dataclass(frozen=True)
+class Form:
+    """Another form in which programs store a tensor of the table.
+
+    stored, shape, via: as in Row; a dimension `2*ffn` is twice `ffn`
+    layout:   a name for the forms of several rows that occur together, such as gate, up and down
+    oriented: whether the names show that rows are outputs; if not, only the shapes do
+    """
+
+    stored: str
+    shape: str
+    layout: str = ""
+    via: Via | None = None
+    oriented: bool = True
+
+    def within(self, before: str, after: str) -> Form:
+        """Return the form with another beginning of the stored name."""
+        return replace(self, stored=self.stored.replace(before, after))
+
+
+@dataclass(frozen=True)
 class Row:
     """A row of a family's tensor table. `{}` stands for the layer; such a row repeats per layer.
 
@@ -88,6 +108,7 @@ class Row:
     optional: whether an otherwise complete checkpoint may omit it
     via:      the transform of its rows, by which two rows can take parts of one stored tensor;
               None for the one that `Architecture.via` has for its role
+    forms:    other forms in which a checkpoint may store the tensor
     """
 
     stored: str
@@ -96,6 +117,14 @@ class Row:
     layers: Collection[int] | None = None
     optional: bool = False
     via: Via | None = None
+    forms: tuple[Form, ...] = ()
+
+    def within(self, before: str, after: str) -> Row:
+        """Return the row with another beginning of the stored names."""
+        stored = self.stored.replace(before, after)
+        return replace(
+            self, stored=stored, forms=tuple(f.within(before, after) for f in self.forms)
+        )
 
 
 def on(layers: Collection[int], rows: Iterable[Row]) -> tuple[Row, ...]:
@@ -156,6 +185,11 @@ class Architecture:
     prediction: Prediction | None = None
     deviations: tuple[str, ...] = ()
     merged: Architecture | None = None
+
+    def dimensions(self, shape: str) -> tuple[int, ...]:
+        """Return the shape of a row or form as numbers."""
+        words = (word.rpartition("*") for word in shape.split())
+        return tuple(int(times or 1) * self.sizes[name] for times, _, name in words)
 
     def via_of(self, row: Row) -> Via | None:
         """Return the transform of a row of the table: its own, else that of its role."""

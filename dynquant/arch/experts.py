@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
-from dynquant.arch.base import Row
+from dynquant.arch.base import Form, Row
 from dynquant.keys import Keys, boolean, f32, u32
+from dynquant.transforms import first_half_of_each, second_half_of_each
 
 SOFTMAX, SIGMOID = 1, 2
 """expert_gating_func: the function from scores to weights (llama_expert_gating_func_type)."""
@@ -23,19 +24,85 @@ def with_expert_count(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**config, "num_experts": next(found, None)}
 
 
+_TARGETS = tuple(f"blk.{{}}.ffn_{part}_exps.weight" for part in ("gate", "up", "down"))
+_SHAPES = ("expert_ffn hidden", "expert_ffn hidden", "hidden expert_ffn")
+_STACKS = tuple(f"experts {shape}" for shape in _SHAPES)
+_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
+
+Names = tuple[str, str, str]
+"""Of gate, up and down."""
+
+_Layout = tuple[Form, ...]
+"""The forms of gate, up and down."""
+
+
 def expert_rows(block: str, gate: str, up: str, down: str) -> tuple[Row, ...]:
     """Return the rows of a layer's experts if each expert is stored separately.
 
     block:          the part of the name before `experts.N` ("model.layers.{}.mlp.")
     gate, up, down: the parts of the names after it
-    Dimensions:     `expert_ffn` and `hidden`
+    Dimensions:     `experts`, `expert_ffn` and `hidden`
+
+    Other forms: stacks of all experts of a layer, as transformers 5 stores them
+    (`save_original_format=False`) and mlx-lm, and stacks named as an expert without its number.
     """
-    before = block + "experts.{expert}."
-    return (
-        Row(f"{before}{gate}.weight", "blk.{}.ffn_gate_exps.weight", "expert_ffn hidden"),
-        Row(f"{before}{up}.weight", "blk.{}.ffn_up_exps.weight", "expert_ffn hidden"),
-        Row(f"{before}{down}.weight", "blk.{}.ffn_down_exps.weight", "hidden expert_ffn"),
+    names = (gate, up, down)
+    layouts: list[_Layout] = []
+    for place in dict.fromkeys((block, block.replace("block_sparse_moe", "mlp"))):
+        if place != block:
+            layouts.append(_layout(f"{place}experts.{{expert}}.", names, ".weight", _SHAPES))
+        layouts += _fused(place)
+        layouts += (
+            _layout(f"{place}experts.", parts, end, _STACKS, oriented=False)
+            for parts in dict.fromkeys((names, _PROJECTIONS))
+            for end in ("", ".weight")
+        )
+        layouts.append(_layout(f"{place}switch_mlp.", _PROJECTIONS, ".weight", _STACKS))
+    stored = (f"{block}experts.{{expert}}.{name}.weight" for name in names)
+    return tuple(map(_row, stored, _TARGETS, _SHAPES, zip(*layouts, strict=True)))
+
+
+def fused_rows(block: str, both: str, down: str) -> tuple[Row, ...]:
+    """Return the rows of experts that are stored as stacks, gates before ups in one of them.
+
+    block:      the part of the name before `both` and `down`, the names of the stacks
+    Dimensions: `experts`, `expert_ffn`, `expert_ffn_twice` and `hidden`
+    """
+    twice = "experts expert_ffn_twice hidden"
+    layouts = [*_fused(block), _layout(f"{block}switch_mlp.", _PROJECTIONS, ".weight", _STACKS)]
+    stored, shapes = (block + both, block + both, block + down), (twice, twice, _STACKS[2])
+    rows = map(_row, stored, _TARGETS, shapes, zip(*layouts, strict=True))
+    return tuple(replace(row, via=via) for row, via in zip(rows, _HALVES, strict=True))
+
+
+_HALVES = (first_half_of_each, second_half_of_each, None)
+
+
+def _row(stored: str, target: str, shape: str, forms: tuple[Form, ...]) -> Row:
+    return Row(stored, target, shape, forms=forms)
+
+
+def _layout(
+    before: str, names: Names, end: str, shapes: Iterable[str], *, oriented: bool = True
+) -> _Layout:
+    key = f"{before}{names}{end}"
+    return tuple(
+        Form(f"{before}{name}{end}", shape, key, oriented=oriented)
+        for name, shape in zip(names, shapes, strict=True)
     )
+
+
+def _fused(place: str) -> Iterator[_Layout]:
+    """Yield the layouts in which one stack holds the rows of gates, then those of ups."""
+    both, down = f"{place}experts.gate_up_proj", f"{place}experts.down_proj"
+    twice = "experts 2*expert_ffn hidden"
+    for end in ("", ".weight"):
+        yield tuple(
+            Form(stored + end, shape, both + end, via, oriented=False)
+            for stored, shape, via in zip(
+                (both, both, down), (twice, twice, _STACKS[2]), _HALVES, strict=True
+            )
+        )
 
 
 def shared_rows(block: str) -> tuple[Row, ...]:
@@ -51,9 +118,14 @@ def shared_rows(block: str) -> tuple[Row, ...]:
     )
 
 
-def router_row(stored: str) -> Row:
-    """Return the row of the matrix that scores the experts; dimensions: `experts` and `hidden`."""
-    return Row(stored, "blk.{}.ffn_gate_inp.weight", "experts hidden")
+def router_row(stored: str, *others: str) -> Row:
+    """Return the row of the matrix that scores the experts; dimensions: `experts` and `hidden`.
+
+    others: other names of it, as in transformers 5
+    """
+    shape = "experts hidden"
+    forms = tuple(Form(name, shape) for name in others)
+    return Row(stored, "blk.{}.ffn_gate_inp.weight", shape, forms=forms)
 
 
 @dataclass(frozen=True)

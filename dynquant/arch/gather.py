@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from dynquant.arch.base import Architecture, ModelTensor, Prediction, Row, TensorName, Via
+from dynquant.arch.base import Architecture, ModelTensor, Prediction, TensorName, Via
+from dynquant.arch.buffers import constants
+from dynquant.arch.stacks import unreadable_stacks
+from dynquant.arch.wanted import Spelling, Wanted, wanted_of
 from dynquant.checkpoint.packed import Packed, Weight, unpack
 from dynquant.checkpoint.safetensors import Checkpoint
 from dynquant.checkpoint.safetensors_header import StoredTensor
@@ -25,50 +28,7 @@ HEAD = "lm_head.weight"
 TABLES = frozenset({"ffn_gate_tid2eid"})
 """Roles of integer tables, whose numbers are indices and not weights."""
 
-_EXPERT = "{expert}"
 _CHUNK = 1 << 22
-
-
-@dataclass(frozen=True)
-class _Wanted:
-    """A tensor of the output, to be made of stored tensors of this shape."""
-
-    stored_names: tuple[str, ...]
-    name: str
-    shape: tuple[int, ...]
-    is_stack: bool
-    optional: bool
-    via: Via | None
-
-
-@dataclass(frozen=True)
-class _Spelling:
-    """The prefix that a checkpoint has in place of `model.` in the names of the tensor table.
-
-    Base models without a head have none. Larger models put the name of their language model before
-    or after `model.`. Other names, such as the head's, have the prefix before `model.`, or none.
-    """
-
-    stored: Collection[str]
-    trunk: str
-
-    @classmethod
-    def of(cls, stored: Collection[str], anchor: str) -> _Spelling:
-        """Derive the prefix from one tensor of the table; the table's own if it is not stored."""
-        tail = anchor.removeprefix("model.")
-        found = [name.removesuffix(tail) for name in stored if name.endswith(tail)]
-        fitting = [p for p in found if not p or p.endswith(".")]
-        return cls(
-            stored, min(fitting, key=lambda p: (len(p), p), default=anchor.removesuffix(tail))
-        )
-
-    def __call__(self, name: str) -> str:
-        """Return a name of the table as the checkpoint spells it."""
-        if name.startswith("model."):
-            return self.trunk + name.removeprefix("model.")
-        before = self.trunk.removesuffix("model.")
-        is_prefix = before != self.trunk and before.endswith(".") and name not in self.stored
-        return before + name if is_prefix else name
 
 
 def gather(
@@ -86,8 +46,8 @@ def gather(
     unpacked = unpack(checkpoint)
     stored = unpacked.tensors
     ignored = unpacked.ignored | _ignored(architecture, stored)
-    spell = _Spelling.of(stored.keys() - ignored.keys(), architecture.rows[0].stored)
-    wanted = list(_wanted(architecture, spell))
+    spell = Spelling.of(stored.keys() - ignored.keys(), architecture.rows[0].stored)
+    wanted = list(wanted_of(architecture, spell, stored))
     prediction = architecture.prediction
     ahead = [w for w in wanted if _is_ahead(w, prediction)]
     if not any(name in stored for want in ahead for name in want.stored_names):
@@ -97,7 +57,8 @@ def gather(
         head, embedding = (spell(n) for n in architecture.tied)
         wanted, tied = _tie(wanted, stored, head, embedding)
         ignored |= tied
-    ignored |= _zero_biases(stored, {n for w in wanted for n in w.stored_names} | ignored.keys())
+    known = {name for want in wanted for name in want.stored_names} | ignored.keys()
+    ignored |= _zero_biases(stored, known) | constants(stored, known)
     tensors, unusable = _use(checkpoint.folder, wanted, stored)
     problems = list(_problems(architecture, checkpoint.folder, stored, wanted, ignored))
     ArchitectureError.raise_any([*problems, *unusable] if problems else [])
@@ -105,7 +66,7 @@ def gather(
     return (*architecture.extra, *tensors), ignored, prediction
 
 
-def _is_ahead(want: _Wanted, prediction: Prediction | None) -> bool:
+def _is_ahead(want: Wanted, prediction: Prediction | None) -> bool:
     return bool(prediction and TensorName.parse(want.name).layer in prediction.layers)
 
 
@@ -116,39 +77,9 @@ def _ignored(architecture: Architecture, stored: Iterable[str]) -> dict[str, str
     }
 
 
-def _wanted(architecture: Architecture, spell: _Spelling) -> Iterator[_Wanted]:
-    """Yield the tensors of the table in the order of the output, layer by layer."""
-    rows = architecture.rows
-    layered = [row for row in rows if "{}" in row.name]
-    first = rows.index(layered[0]) if layered else len(rows)
-    yield from (_expand(architecture, row, spell) for row in rows[:first])
-    ahead = architecture.prediction.layers if architecture.prediction else ()
-    for layer in (*range(architecture.n_layers), *ahead):
-        for row in layered:
-            if layer in (range(architecture.n_layers) if row.layers is None else row.layers):
-                yield _expand(architecture, row, spell, layer)
-    yield from (_expand(architecture, r, spell) for r in rows[first:] if r not in layered)
-
-
-def _expand(
-    architecture: Architecture, row: Row, spell: _Spelling, layer: int | None = None
-) -> _Wanted:
-    stored = spell(row.stored.replace("{}", str(layer)))
-    is_stack = _EXPERT in stored
-    experts = range(architecture.n_experts) if is_stack else range(1)
-    return _Wanted(
-        tuple(stored.replace(_EXPERT, str(expert)) for expert in experts),
-        row.name.replace("{}", str(layer)),
-        tuple(architecture.sizes[size] for size in row.shape.split()),
-        is_stack,
-        row.optional,
-        architecture.via_of(row),
-    )
-
-
 def _tie(
-    wanted: list[_Wanted], stored: Mapping[str, Weight], head: str, embedding: str
-) -> tuple[list[_Wanted], dict[str, str]]:
+    wanted: list[Wanted], stored: Mapping[str, Weight], head: str, embedding: str
+) -> tuple[list[Wanted], dict[str, str]]:
     """Drop the output matrix if the embedding replaces it.
 
     As in transformers, two stored matrices that differ are not tied, even if config.json declares
@@ -203,7 +134,7 @@ def _equal(a: Weight, b: Weight) -> bool:
 
 
 def _use(
-    folder: Path, wanted: list[_Wanted], stored: Mapping[str, Weight]
+    folder: Path, wanted: list[Wanted], stored: Mapping[str, Weight]
 ) -> tuple[list[ModelTensor], list[str]]:
     """Return a tensor for each wanted one that is stored, and messages for unreadable dtypes."""
     tensors: list[ModelTensor] = []
@@ -261,13 +192,14 @@ def _problems(
     architecture: Architecture,
     folder: Path,
     stored: Mapping[str, Weight],
-    wanted: list[_Wanted],
+    wanted: list[Wanted],
     ignored: Iterable[str],
 ) -> Iterator[str]:
     known: set[str] = set()
     missing: list[str] = []
     shapes: dict[tuple[tuple[int, ...], tuple[int, ...]], list[str]] = {}
     for want in wanted:
+        known.update(want.again)
         for name in want.stored_names:
             if name in known:
                 continue
@@ -276,7 +208,11 @@ def _problems(
                 missing.append(name)
             elif stored[name].shape != want.shape:
                 shapes.setdefault((stored[name].shape, want.shape), []).append(name)
-    for name in grouped(missing):
+    known |= set(ignored)
+    unknown = [name for name in stored if name not in known]
+    stacks = unreadable_stacks(folder, stored, wanted, unknown)
+    yield from stacks.messages
+    for name in grouped(n for n in missing if n not in stacks.names):
         tied = name == HEAD and architecture.tied is None
         hint = " (tie_word_embeddings in config.json is false)" if tied else ""
         yield (
@@ -284,13 +220,12 @@ def _problems(
             " checkpoint again"
         )
     for (found, expected), names in shapes.items():
-        for name in grouped(names):
+        for name in grouped(n for n in names if n not in stacks.names):
             yield (
                 f"{folder}: {name} has shape {list(found)}, but config.json implies"
                 f" {list(expected)}; take both from one model"
             )
-    known |= set(ignored)
-    unknown = [name for name in stored if name not in known]
+    unknown = [name for name in unknown if name not in stacks.names]
     beyond = {name: layer for name in unknown if (layer := _layer(name, architecture)) is not None}
     if beyond:
         first, last = min(beyond.values()), max(beyond.values())

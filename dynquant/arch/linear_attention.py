@@ -25,6 +25,10 @@ LINEAR_ATTENTION = (
 )
 
 
+LAYER_TYPES = ("full_attention", "linear_attention")
+"""Kinds of layers in `layer_types`."""
+
+
 @dataclass(frozen=True)
 class Linear:
     """Linear attention, with the names of config.json and the defaults of transformers."""
@@ -92,19 +96,11 @@ class Linear:
             return [kind == "linear_attention" for kind in self.layer_types]
         return [(layer + 1) % self.full_attention_interval != 0 for layer in range(n_layers)]
 
-    def problems(self, n_layers: int, where: str) -> Iterator[str]:
+    def problems(self, where: str) -> Iterator[str]:
         """Yield a message for each setting that llama.cpp's graph cannot compute."""
         yield from fixed(self, {"linear_value_head_dim": self.linear_key_head_dim}, where)
         if self.linear_num_value_heads % self.linear_num_key_heads:
             yield (
                 f"{where}: linear_num_value_heads {self.linear_num_value_heads} is not a multiple"
                 f" of linear_num_key_heads {self.linear_num_key_heads}"
-            )
-        types = self.layer_types
-        if types is not None and (
-            len(types) != n_layers or not {*types} <= {"linear_attention", "full_attention"}
-        ):
-            yield (
-                f"{where}: layer_types is {', '.join(types) or 'empty'}; it must have"
-                f" linear_attention or full_attention for each of {n_layers} layers"
             )

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 from dynquant.arch.base import Architecture, Model
 from dynquant.arch.gather import gather
 from dynquant.arch.gguf_model import load_gguf
+from dynquant.arch.headless import with_copied_head
 from dynquant.arch.metadata import general_keys
 from dynquant.arch.model_types import class_of
 from dynquant.arch.pooling import folders_of, pooling_keys
@@ -167,11 +168,15 @@ def describe(config: Mapping[str, Any], where: str) -> Architecture:
     found = class_of(config, where)
     if not found.headless:
         return found.describe(config, where)
-    architecture = found.describe({**config, "tie_word_embeddings": True}, where)
+    tied = not found.needs_head
+    architecture = found.describe({**config, "tie_word_embeddings": tied}, where)
     warning = (
         f"{where}: {found.name} is a language model without an output matrix, as for embeddings;"
         " without modules.json, give llama.cpp its pooling (`--pooling`)"
     )
+    if found.needs_head:
+        architecture = with_copied_head(architecture)
+        warning += "; llama.cpp needs that matrix, so the file has the embedding in its place"
     if config.get("tie_word_embeddings") is not True:
         warning += "; text that llama.cpp generates with the file has no meaning"
     return replace(architecture, deviations=(*architecture.deviations, warning))

@@ -55,9 +55,10 @@ _WITH_HEAD = frozenset(
         "Olmo3ForCausalLM",
         "OlmoeForCausalLM",
         "PhimoeForCausalLM",
+        "Qwen2MoeForCausalLM",
     }
 )
-"""Classes whose graph in llama.cpp needs an output matrix, so that their base class has none."""
+"""Classes whose graph in llama.cpp needs an output matrix in the file."""
 
 _CONVERTED = (
     "if llama.cpp's convert_hf_to_gguf.py supports it, convert with that and give the resulting"
@@ -71,11 +72,13 @@ class Class:
 
     describe: the family's function
     headless: whether it is a base class, a language model without the output matrix
+    needs_head: whether llama.cpp does not load a file without that matrix
     """
 
     name: str
     describe: Family
     headless: bool = False
+    needs_head: bool = False
 
 
 def class_of(config: Mapping[str, Any], where: str) -> Class:
@@ -90,14 +93,29 @@ def class_of(config: Mapping[str, Any], where: str) -> Class:
     if name in known:
         return Class(name, known[name])
     language_model = re.sub("Model$", "ForCausalLM", name)
-    if language_model in known and language_model not in _WITH_HEAD:
-        return Class(name, known[language_model], headless=True)
+    if language_model in known:
+        needs_head = language_model in _WITH_HEAD
+        return Class(name, known[language_model], headless=True, needs_head=needs_head)
     stems = {_stem(other): other for other in known}
     near = [stems[s] for s in difflib.get_close_matches(_stem(name), stems, 3, 0.7)]
-    similar = f" (similar classes that are supported: {', '.join(near)})" if near else ""
-    raise ArchitectureError(
-        f"{where}: architecture {name!r} is not supported; {_CONVERTED}{similar}"
-    )
+    hint = f" (similar classes that are supported: {', '.join(near)})" if near else ""
+    if text := _text_class(config):
+        hint = f" (its text model is a {text}, which is supported if it is saved separately)"
+    raise ArchitectureError(f"{where}: architecture {name!r} is not supported; {_CONVERTED}{hint}")
+
+
+def _text_class(config: Mapping[str, Any]) -> str | None:
+    """Return the class of the text model inside a multimodal model; None if it is not known."""
+    inner = config.get("text_config") or config.get("language_config")
+    if not isinstance(inner, dict):
+        return None
+    text = cast("dict[str, object]", inner)
+    listed = text.get("architectures")
+    named = cast("list[object]", listed)[0] if isinstance(listed, list) and listed else None
+    if isinstance(named, str) and named in families():
+        return named
+    type_ = text.get("model_type")
+    return CLASSES.get(type_) if isinstance(type_, str) else None
 
 
 def _stated(config: Mapping[str, Any], where: str) -> str:

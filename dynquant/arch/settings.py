@@ -11,7 +11,7 @@ and what training programs write into config.json.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, cast
 
@@ -46,12 +46,14 @@ class Settings:
     harmless: names that do not change the answer, with the reason
     only:     names with few supported values
     of_rope:  names that the family reads in rope_parameters and rope_scaling, besides those of Rope
+    layer_types: kinds of layers, where `layer_types` is among the names
     """
 
     read: frozenset[str] = frozenset()
     harmless: Mapping[str, str] = field(default_factory=dict[str, str])
     only: Mapping[str, Only] = field(default_factory=dict[str, Only])
     of_rope: frozenset[str] = frozenset()
+    layer_types: tuple[str, ...] = ("full_attention", "sliding_attention")
 
     @property
     def known(self) -> frozenset[str]:
@@ -61,6 +63,27 @@ class Settings:
     def problems(self, config: Mapping[str, Any], where: str) -> Iterator[str]:
         """Yield a message for each setting whose value is refused."""
         return self._unsupported(config, where, refused=True)
+
+    def layer_problems(self, config: Mapping[str, Any], where: str) -> Iterator[str]:
+        """Yield a message if `layer_types` is not a known kind of layer for each layer."""
+        types, n_layers = config.get("layer_types"), config.get("num_hidden_layers")
+        if types is None or "layer_types" not in self.known:
+            return
+        if not isinstance(types, list | tuple):
+            yield f"{where}: layer_types is {shown(types)}; it must be a list"
+            return
+        found = cast("Sequence[object]", types)
+        unknown = [kind for kind in found if kind not in self.layer_types]
+        if isinstance(n_layers, int) and len(found) != n_layers:
+            yield (
+                f"{where}: layer_types has {len(found)} entries for num_hidden_layers {n_layers};"
+                " take both from one model"
+            )
+        elif unknown:
+            yield (
+                f"{where}: layer_types has {shown(unknown[0])}; llama.cpp computes this family with"
+                f" {' and '.join(self.layer_types)}"
+            )
 
     def warnings(self, config: Mapping[str, Any], where: str) -> Iterator[str]:
         """Yield a warning for each setting whose value is reported, and one for those unknown."""
@@ -145,6 +168,9 @@ class Declared:
     def __call__(self, config: Mapping[str, Any], where: str) -> Architecture:
         """Describe a config.json, as the family does."""
         problems = Problems()
+        if wrong := list(self.settings.layer_problems(config, where)):
+            problems.add(*wrong)
+            config = {**config, "layer_types": None}  # families read the list
         found = problems.attempt(lambda: self.family(config, where), ArchitectureError)
         problems.add(*self.settings.problems(config, where))
         if found is not None:

@@ -18,23 +18,16 @@ class _Window:
 
 @dataclass(frozen=True)
 class _Types:
-    layer_types: tuple[Literal["sliding_attention", "full_attention"], ...]
+    layer_types: tuple[str, ...]
 
 
 def layer_types(
     config: Mapping[str, Any], n_layers: int, pattern: int, where: str
 ) -> tuple[bool, ...]:
-    """Return which layers have a window: by `layer_types`, else all but every pattern-th.
-
-    Raises ArchitectureError for unknown types, or if their number differs from the layers'.
-    """
+    """Return which layers have a window: by `layer_types`, else all but every pattern-th."""
     if config.get("layer_types") is None:
         return _every(n_layers, pattern)
     types = read_config(_Types, config, where).layer_types
-    if len(types) != n_layers:
-        raise ArchitectureError(
-            f"{where}: layer_types has {len(types)} entries for num_hidden_layers {n_layers}"
-        )
     return tuple(t == "sliding_attention" for t in types)
 
 

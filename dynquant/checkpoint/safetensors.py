@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, TypeVar, cast
 
+from dynquant.checkpoint.numbered import numbered_shards
 from dynquant.checkpoint.safetensors_header import StoredTensor, read_header
 from dynquant.errors import CheckpointError
 from dynquant.name_lists import grouped
@@ -36,7 +37,11 @@ _NOT_READ = (
     ("adapter_model.safetensors", "that is an adapter; merge it into its base model first"),
     ("consolidated*.safetensors", "that is Mistral's layout; use the one for transformers"),
     ("pytorch_model*.bin", "convert it to safetensors first"),
-    ("*.safetensors", f"one file must be named {SINGLE}, several need {INDEX}"),
+    (
+        "*.safetensors",
+        f"one file must be named {SINGLE}; several need {INDEX}, or the names"
+        " model-00001-of-00002.safetensors, model-00002-of-00002.safetensors, …",
+    ),
     ("*.bin", "convert it to safetensors first"),
     ("*.pt*", "convert it to safetensors first"),
 )
@@ -81,8 +86,12 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     except CheckpointError as e:
         problems += e.messages
     try:
-        wanted = _weight_map(folder)
-        shards = _headers(folder, sorted(set(wanted.values())) if wanted is not None else [SINGLE])
+        numbered = _numbered(folder)
+        wanted = None if numbered else _weight_map(folder)
+        files = numbered or (sorted(set(wanted.values())) if wanted else [SINGLE])
+        shards = _headers(folder, files)
+        if numbered:  # each tensor must be in one of them, whichever it is
+            wanted = {name: file for file, found in shards.items() for name in found}
     except CheckpointError as e:
         problems += e.messages
     if wanted is not None and not problems:
@@ -100,10 +109,10 @@ def read_config(folder: Path) -> dict[str, Any]:
 def shard_files(folder: Path) -> list[str]:
     """Return the names of the files with weights, whether or not the files exist.
 
-    Raises CheckpointError if the index is damaged.
+    Raises CheckpointError if the index is damaged, or if shards are missing by their numbers.
     """
     if not (folder / INDEX).exists():
-        return [SINGLE]
+        return _numbered(folder) or [SINGLE]
     return sorted(set((_weight_map(folder) or {}).values()))
 
 
@@ -154,6 +163,12 @@ def _weight_map(folder: Path) -> dict[str, str] | None:
             f"{path}: does not list {SINGLE}, which also exists; remove the one that is out of date"
         )
     return cast("dict[str, str]", weight_map)
+
+
+def _numbered(folder: Path) -> list[str]:
+    """Return the shards of a folder without an index, in the order of their numbers."""
+    alone = (folder / INDEX).exists() or (folder / SINGLE).exists()
+    return [] if alone else numbered_shards(folder, INDEX)
 
 
 def _is_inside(name: str) -> bool:

@@ -8,7 +8,7 @@ from math import prod
 
 import numpy as np
 
-from dynquant.arch.base import ModelTensor
+from dynquant.arch.base import ModelTensor, TensorName
 from dynquant.arrays import F32
 from dynquant.errors import ImportanceError
 from dynquant.importance.entry import Entry
@@ -19,18 +19,33 @@ _SELDOM_COUNTED = ("token_embd.weight", "output.weight")
 """llama-imatrix has no data for the embedding, and for the output only with --process-output."""
 
 
+_SAME_INPUTS = (
+    ("ffn_gate_up", "ffn_up", "ffn_gate"),
+    ("ffn_gate_up_exps", "ffn_up_exps", "ffn_gate_exps"),
+    ("ffn_up_shexp", "ffn_gate_shexp"),
+    ("ffn_up_chexps", "ffn_gate_chexps"),
+    ("attn_qkv", "attn_q", "attn_k", "attn_v"),
+)
+"""Roles whose matrices multiply the same activations in every graph of llama.cpp, so that their
+importance is the same. A file has other names than the model if one of the two has fused matrices
+(`--fuse-gate-up-exps` of llama.cpp's converter)."""
+
+
 @dataclass(frozen=True)
 class Importance:
     """The importance of one tensor's input channels, for each of its matrices.
 
     n_matrices: 1, or the product of the dimensions before the last two: experts
     without:    matrices without data in the file: the count or all sums are zero
+    role:       the role of the tensor that the data were collected for, if it is another one with
+                the same inputs
     """
 
     entry: Entry
     n_matrices: int
     n_per_row: int
     without: frozenset[int] = frozenset()
+    role: str = ""
 
     @property
     def is_shared(self) -> bool:
@@ -39,10 +54,11 @@ class Importance:
 
     @property
     def coverage(self) -> str:
-        """The text in a plan: "yes", or "partial: 125 of 128 experts"."""
+        """The text in a plan: "yes", or "partial: 125 of 128 experts"; ", of ROLE" if borrowed."""
+        of = f", of {self.role}" if self.role else ""
         if not self.without:
-            return "yes"
-        return f"partial: {self.n_matrices - len(self.without)} of {self.n_matrices} experts"
+            return "yes" + of
+        return f"partial: {self.n_matrices - len(self.without)} of {self.n_matrices} experts{of}"
 
     def of(self, matrix: int) -> F32 | None:
         """Return the mean squares of a matrix, float32 [n_per_row]; None if it has no data.
@@ -72,14 +88,18 @@ def audit(
 ) -> tuple[dict[str, Importance], tuple[str, ...]]:
     """Return the importance of each tensor with data in the file, and warnings.
 
-    Names must be equal. An entry has a value for each channel of a row, either once for all
-    matrices of the tensor or for each matrix. Raises ImportanceError for the file of another model,
-    with the names and sizes that differ.
+    Names must be equal. A tensor without an entry has that of a tensor with the same inputs. An
+    entry has a value for each channel of a row, either once for all matrices of the tensor or for
+    each matrix. Raises ImportanceError for the file of another model, with the names and sizes that
+    differ.
     """
     path = imatrix.path
     by_name = {t.name: t for t in tensors}
-    extra = grouped(sorted(imatrix.entries.keys() - by_name.keys()))
     known = [(by_name[name], e) for name, e in imatrix.entries.items() if name in by_name]
+    absent = (t for t in tensors if t.name not in imatrix.entries)
+    known += [(t, e) for t in absent if (e := _of_same_inputs(t, imatrix)) is not None]
+    used = {entry.name for _, entry in known}
+    extra = grouped(sorted(imatrix.entries.keys() - used))
     if not known:
         raise ImportanceError(
             f"{path}: is the imatrix of another model: this model has none of its tensors"
@@ -123,12 +143,25 @@ def gaps(
 
 
 def _audited(tensor: ModelTensor, entry: Entry) -> Importance:
-    made = Importance(entry, _n_matrices(tensor), tensor.n_per_row)
+    role = TensorName.parse(entry.name).role if entry.name != tensor.name else ""
+    made = Importance(entry, _n_matrices(tensor), tensor.n_per_row, role=role)
     if made.is_shared:
         empty = range(made.n_matrices) if made.is_empty(0) else ()
     else:
         empty = (m for m in range(made.n_matrices) if made.is_empty(m))
     return replace(made, without=frozenset(empty))
+
+
+def _of_same_inputs(tensor: ModelTensor, imatrix: Imatrix) -> Entry | None:
+    """Return the entry of another tensor with the same inputs, if its sizes agree."""
+    role = tensor.parts.role
+    for roles in _SAME_INPUTS if tensor.name.endswith(f".{role}.weight") else ():
+        for other in roles if role in roles else ():
+            name = tensor.name.removesuffix(f"{role}.weight") + f"{other}.weight"
+            entry = imatrix.entries.get(name)
+            if entry is not None and _fits(tensor, entry):
+                return entry
+    return None
 
 
 def _n_matrices(tensor: ModelTensor) -> int:

@@ -95,6 +95,11 @@ def _importance(plan: Plan) -> Iterator[str]:
         yield f"importance needed by {len(needed)} tensors ({names}), {covered}"
     if plan.imatrix:
         yield _imatrix(plan, plan.imatrix)
+    if borrowed := {n: i.entry.name for n, i in plan.importance.items() if i.role}:
+        yield (
+            f"importance of {', '.join(grouped(borrowed))} is that of"
+            f" {', '.join(grouped(dict.fromkeys(borrowed.values())))}, which has the same inputs"
+        )
 
 
 def _imatrix(plan: Plan, imatrix: Imatrix) -> str:

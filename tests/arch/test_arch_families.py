@@ -11,7 +11,9 @@ import pytest
 from agreement import load_reference
 from checkpoints import write_holes
 
+from dynquant.arch.families import families
 from dynquant.arch.load import describe, load_model
+from dynquant.arch.settings import Declared
 from dynquant.errors import ArchitectureError
 
 
@@ -41,8 +43,6 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
         {"head_dim": 16},
         "4 heads of 16 weights do not add up to hidden_size 32",
     ),
-    "too few types": ("olmo3", {"layer_types": ["full_attention"]}, "layer_types is full_att"),
-    "unknown types": ("olmo3", {"layer_types": ["a", "b", "c", "d"]}, "layer_types is a, b, c, d"),
     "two bases": (
         "olmo3",
         {
@@ -90,8 +90,11 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
         {"linear_num_value_heads": 5},
         "linear_num_value_heads 5 is not a multiple of linear_num_key_heads 2",
     ),
-    "no layers": ("qwen3next", {"layer_types": []}, "layer_types is empty; it must have"),
-    "unknown layers": ("qwen3next", {"layer_types": ["a", "b", "c"]}, "layer_types is a, b, c"),
+    "windows": (
+        "qwen3next",
+        {"layer_types": ["sliding_attention"] * 3},
+        "'sliding_attention'; llama.cpp computes this family with full_attention and linear_att",
+    ),
 }
 
 
@@ -100,6 +103,38 @@ def test_settings_that_the_graph_cannot_compute_are_rejected(case: str, tmp_path
     family, changes, problem = BAD[case]
     with pytest.raises(ArchitectureError, match=problem):
         load_model(changed(family, changes, tmp_path))
+
+
+WITH_LAYER_TYPES = [
+    name
+    for name, family in families().items()
+    if isinstance(family, Declared) and "layer_types" in family.settings.known
+]
+
+
+def test_families_with_kinds_of_layers_are_known() -> None:
+    assert {"Qwen2ForCausalLM", "Qwen3ForCausalLM", "Qwen3NextForCausalLM"} <= {*WITH_LAYER_TYPES}
+    assert {"Gemma3ForCausalLM", "GptOssForCausalLM", "Olmo3ForCausalLM"} <= {*WITH_LAYER_TYPES}
+
+
+@pytest.mark.parametrize(
+    ("types", "problem"),
+    [
+        ([], "layer_types has 0 entries for num_hidden_layers 3; take both from one model"),
+        (["full_attention"] * 2, "layer_types has 2 entries for num_hidden_layers 3; take both"),
+        (["full_attention"] * 4, "layer_types has 4 entries for num_hidden_layers 3; take both"),
+        (["full_attention", "chunked", "x"], "layer_types has 'chunked'; llama.cpp computes this"),
+        ([["full_attention"]] * 3, r"layer_types has \['full_attention'\]; llama.cpp computes"),
+        ("full_attention", "layer_types is 'full_attention'; it must be a list"),
+    ],
+)
+@pytest.mark.parametrize("name", WITH_LAYER_TYPES)
+def test_layer_types_must_be_a_known_kind_for_each_layer(
+    name: str, types: object, problem: str
+) -> None:
+    config = {"architectures": [name], "num_hidden_layers": 3, "layer_types": types}
+    with pytest.raises(ArchitectureError, match=f"config.json: {problem}"):
+        describe(config, "config.json")
 
 
 def test_rope_settings_for_each_kind_of_layer_are_those_of_full_attention(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from dynquant.arch.base import Model, ModelTensor
 from dynquant.arch.load import load_model
 from dynquant.errors import ArchitectureError, CheckpointError, DynquantError, VocabError
 from dynquant.keys import Keys, string
+from dynquant.plan.left_out import left_out
 from dynquant.tensors import row_bytes
 
 MODEL_ARCHS = {
@@ -140,6 +141,48 @@ def test_rotary_frequencies_are_ignored_with_the_reason(tmp_path: Path) -> None:
     model = load_model(write_checkpoint(tmp_path, config, tensors_of(config) | extra))
     assert list(model.ignored) == names
     assert all("computes the rotary frequencies" in reason for reason in model.ignored.values())
+
+
+BUFFERS: tuple[tuple[str, tuple[int, ...]], ...] = (
+    ("model.layers.0.self_attn.bias", (1, 1, 8, 8)),
+    ("model.layers.0.attn.masked_bias", ()),
+    ("model.layers.0.self_attn.masked_bias", (1,)),
+    ("model.position_ids", (1, 8)),
+    ("model.layers.0.self_attn.rotary_emb.cos_cached", (1, 1, 8, 4)),
+    ("model.layers.0.self_attn.rotary_emb.sin_cached", (8, 4)),
+    ("model.rotary_emb.original_inv_freq", (2,)),
+)
+
+
+@pytest.mark.parametrize("architecture", ["LlamaForCausalLM", "Qwen3ForCausalLM"])
+def test_constants_that_old_programs_stored_are_ignored_without_a_warning(
+    architecture: str, tmp_path: Path
+) -> None:
+    config = config_of(architecture)
+    extra = {name: np.ones(shape, np.float32) for name, shape in BUFFERS}
+    model = load_model(write_checkpoint(tmp_path, config, tensors_of(config) | extra))
+    assert model.ignored.keys() == extra.keys()
+    assert list(left_out(model.ignored)) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("model.layers.0.self_attn.bias", (16,)),
+        ("model.layers.0.self_attn.bias", (1, 2, 8, 8)),
+        ("model.layers.0.attn.masked_bias", (8,)),
+        ("model.position_ids", (2, 8)),
+        ("model.layers.0.self_attn.rotary_emb.cos_cached", (4,)),
+        ("model.layers.0.mlp.bias", (1, 1, 8, 8)),
+    ],
+)
+def test_tensors_of_other_shapes_are_no_such_constants(
+    name: str, shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    config = config_of("LlamaForCausalLM")
+    stored = tensors_of(config) | {name: np.zeros(shape, np.float32)}
+    with pytest.raises(ArchitectureError, match=f"{name} is not a tensor of llama"):
+        load_model(write_checkpoint(tmp_path, config, stored))
 
 
 def test_names_without_the_prefix_of_the_model_are_recognised(tmp_path: Path) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from agreement import load_reference
 from checkpoints import config_of, tensors_of, write_checkpoint
+from packers import stored_in, write_stored
 
 from dynquant.arch.base import Model
 from dynquant.arch.families import families
@@ -199,6 +202,39 @@ def test_similar_classes_come_after_what_to_do(tmp_path: Path) -> None:
     assert "Qwen3ForCausalLM" in near
 
 
+@pytest.mark.parametrize("name", ["text_config", "language_config"])
+@pytest.mark.parametrize(
+    ("inner", "class_"),
+    [
+        ({"model_type": "llama"}, "LlamaForCausalLM"),
+        ({"model_type": "mistral", "architectures": ["MistralForCausalLM"]}, "MistralForCausalLM"),
+        ({"model_type": "foo", "architectures": ["Qwen3ForCausalLM"]}, "Qwen3ForCausalLM"),
+        ({"model_type": "qwen3", "architectures": ["FooModel"]}, "Qwen3ForCausalLM"),
+    ],
+)
+def test_an_unknown_class_around_a_known_text_model_names_it(
+    tmp_path: Path, name: str, inner: dict[str, Any], class_: str
+) -> None:
+    config = config_of(BASE)
+    changed = {"architectures": ["LlavaForConditionalGeneration"], name: config | inner}
+    message = refusal(write_checkpoint(tmp_path, changed, tensors_of(config)))
+    assert (
+        "architecture 'LlavaForConditionalGeneration' is not supported; if llama.cpp's" in message
+    )
+    assert message.endswith(
+        f" (its text model is a {class_}, which is supported if it is saved separately)"
+    )
+
+
+@pytest.mark.parametrize(
+    "inner", [{"model_type": "foo"}, {"model_type": ["llama"]}, {}, [], "x", {"architectures": []}]
+)
+def test_an_unknown_text_model_is_not_named(tmp_path: Path, inner: object) -> None:
+    changed = {"architectures": ["LlavaForConditionalGeneration"], "text_config": inner}
+    message = refusal(write_checkpoint(tmp_path, changed, tensors_of(config_of(BASE))))
+    assert "text model" not in message
+
+
 def test_a_base_class_is_an_embedding_model_and_says_so(tmp_path: Path) -> None:
     model = loaded(tmp_path, ("lm_head.weight",), architectures=["Qwen3Model"])
     assert model.architecture == "qwen3"
@@ -214,11 +250,33 @@ def test_text_of_a_tied_base_class_is_not_doubted(tmp_path: Path) -> None:
     assert "no meaning" not in " ".join(model.deviations)
 
 
-def test_base_classes_that_need_a_head_are_not_supported(tmp_path: Path) -> None:
-    config = config_of(BASE)
-    changed = config | {"architectures": ["Olmo2Model"]}
-    message = refusal(write_checkpoint(tmp_path, changed, tensors_of(config)))
-    assert "architecture 'Olmo2Model' is not supported" in message
+@pytest.mark.parametrize(
+    ("family", "class_"),
+    [
+        ("gpt-oss", "GptOssModel"),
+        ("olmo2", "Olmo2Model"),
+        ("olmo3", "Olmo3Model"),
+        ("olmoe", "OlmoeModel"),
+        ("phimoe", "PhimoeModel"),
+        ("qwen2moe", "Qwen2MoeModel"),
+    ],
+)
+def test_a_base_class_whose_graph_needs_a_head_has_the_embedding_in_its_place(
+    tmp_path: Path, family: str, class_: str
+) -> None:
+    source = load_reference(family).folder
+    shutil.copytree(source, tmp_path / family, ignore=shutil.ignore_patterns("*.safetensors*"))
+    config = json.loads((source / "config.json").read_text("utf-8")) | {"architectures": [class_]}
+    stored = {n: t for n, t in stored_in(source).items() if not n.startswith("lm_head.")}
+    assert len(stored) < len(stored_in(source))
+    model = load_model(write_stored(tmp_path / family, config, stored))
+    found, whole = weights_of(model), weights_of(load_model(source))
+    assert found.keys() == whole.keys()
+    np.testing.assert_array_equal(found["output.weight"], found["token_embd.weight"])
+    assert not found.get("output.bias", np.zeros(1)).any()
+    (warning,) = (w for w in model.deviations if "without an output matrix" in w)
+    assert f"{class_} is a language model without an output matrix, as for embeddings" in warning
+    assert "llama.cpp needs that matrix, so the file has the embedding in its place" in warning
 
 
 # ---- rerankers -----------------------------------------------------------------------------------

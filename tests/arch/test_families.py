@@ -24,6 +24,7 @@ from agreement import (
     max_difference,
 )
 from ceilings import RECIPES, distance_from_transformers, kl_ceilings
+from packers import stored_in, write_stored
 from subsets import FAST_FAMILIES, slow_except
 
 import dynquant
@@ -109,6 +110,29 @@ def test_one_tensor_with_its_rows_reversed_is_noticed(family: str, tmp_path: Pat
         if difference < VISIBLE:
             missed[name] = difference
     assert not missed
+
+
+BASE_CLASSES = {
+    "gpt-oss": "GptOssModel",
+    "olmo2": "Olmo2Model",
+    "olmo3": "Olmo3Model",
+    "olmoe": "OlmoeModel",
+    "phimoe": "PhimoeModel",
+    "qwen2moe": "Qwen2MoeModel",
+}
+"""Those whose graph in llama.cpp needs an output matrix."""
+
+
+@pytest.mark.parametrize("family", slow_except(["olmo2"], BASE_CLASSES))
+def test_llama_cpp_loads_a_base_class_whose_graph_needs_a_head(family: str, tmp_path: Path) -> None:
+    source = load_reference(family).folder
+    folder = tmp_path / family
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.safetensors*"))
+    config = json.loads((source / "config.json").read_text("utf-8"))
+    config["architectures"] = [BASE_CLASSES[family]]
+    stored = {n: t for n, t in stored_in(source).items() if not n.startswith("lm_head.")}
+    write_stored(folder, config, stored)
+    assert llamacpp.loads(converted(folder, tmp_path / "f32.gguf"))
 
 
 CONFIG_MISTAKES: tuple[tuple[str, str, Callable[[dict[str, Any]], Any]], ...] = (

@@ -142,7 +142,7 @@ REFUSED = (
     ("Gemma2ForCausalLM", {"final_logit_softcapping": None}, "is null"),
     ("Gemma2ForCausalLM", {"layer_types": ["full_attention"] * 3}, "needs at least one such layer"),
     ("Gemma2ForCausalLM", {"layer_types": ["sliding_attention"]}, "has 1 entries"),
-    ("Gemma2ForCausalLM", {"layer_types": ["chunked_attention"] * 3}, "layer_types.0"),
+    ("Gemma2ForCausalLM", {"layer_types": ["chunked_attention"] * 3}, "has 'chunked_"),
     ("Gemma3ForCausalLM", {"attn_logit_softcapping": 50.0}, "does not cap attention"),
     ("Gemma3ForCausalLM", {"use_bidirectional_attention": True}, "causal attention"),
     ("Gemma3ForCausalLM", {"attention_bias": True}, "no bias on o_proj"),

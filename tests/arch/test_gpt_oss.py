@@ -143,7 +143,10 @@ REFUSED: tuple[tuple[str, Callable[[dict[str, Any]], Any]], ...] = (
     ("tie_word_embeddings is True", lambda c: c.update(tie_word_embeddings=True)),
     ("swiglu_limit is 5.0", lambda c: c.update(swiglu_limit=5.0)),
     ("swiglu_alpha is 1.0", lambda c: c.update(swiglu_alpha=1.0)),
-    ("layer_types does not alternate", lambda c: c["layer_types"].pop(0)),
+    (
+        "layer_types does not alternate",
+        lambda c: c["layer_types"].insert(0, c["layer_types"].pop()),
+    ),
     ("beta_fast is 8", lambda c: c["rope_parameters"].update(beta_fast=8.0)),
 )
 

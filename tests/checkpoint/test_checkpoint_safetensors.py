@@ -263,6 +263,87 @@ def test_a_stale_index_beside_the_single_file_is_refused(tmp_path: Path) -> None
     assert "remove the one that is out of date" in refusal(tmp_path)[0]
 
 
+# ---- shards without an index ---------------------------------------------------------------------
+
+
+def numbered(folder: Path, *names: str) -> Path:
+    """Write shards with a tensor each, without an index."""
+    sharded(folder, {name: {f"t{i}": WEIGHTS["c.bias"] + i} for i, name in enumerate(names)})
+    (folder / INDEX).unlink()
+    return folder
+
+
+OF_3 = tuple(f"model-{n:05}-of-00003.safetensors" for n in (1, 2, 3))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        OF_3,
+        ("model-00001-of-00001.safetensors",),
+        ("model-0-of-2.safetensors", "model-1-of-2.safetensors"),
+        ("model.fp16-00001-of-00002.safetensors", "model.fp16-00002-of-00002.safetensors"),
+    ],
+)
+def test_a_set_that_is_complete_by_its_numbers_needs_no_index(
+    names: tuple[str, ...], tmp_path: Path
+) -> None:
+    tensors = open_checkpoint(numbered(tmp_path, *names)).tensors
+    assert {n: t.path.name for n, t in tensors.items()} == {
+        f"t{i}": name for i, name in enumerate(names)
+    }
+
+
+@pytest.mark.parametrize("broken_link", [False, True])
+def test_missing_numbers_are_named(broken_link: bool, tmp_path: Path) -> None:
+    numbered(tmp_path, OF_3[1])
+    if broken_link:
+        (tmp_path / OF_3[0]).symlink_to("gone")
+    assert refusal(tmp_path) == (
+        f"{tmp_path}: missing {OF_3[0]}, {OF_3[2]}, and there is no {INDEX}; download the"
+        " checkpoint again",
+    )
+
+
+def test_many_missing_numbers_are_counted(tmp_path: Path) -> None:
+    (message,) = refusal(numbered(tmp_path, "model-00001-of-99999.safetensors"))
+    assert "model-00009-of-99999.safetensors and 99990 more, and there is no" in message
+
+
+def test_a_tensor_in_two_shards_without_an_index_is_refused(tmp_path: Path) -> None:
+    numbered(tmp_path, *OF_3)
+    save_file({"t0": WEIGHTS["c.bias"]}, tmp_path / OF_3[2])
+    assert refusal(tmp_path) == (f"{tmp_path}: t0 is in {OF_3[0]} and in {OF_3[2]}",)
+
+
+@pytest.mark.parametrize(
+    ("other", "problem"),
+    [
+        ("model-00001-of-00004.safetensors", "has several sets of shards (model-*-of-00003."),
+        ("merged-00001-of-00003.safetensors", "has several sets of shards (merged-*-of-00003."),
+        ("model-00004-of-00003.safetensors", "model-00004-of-00003.safetensors: one too many"),
+        ("model-3-of-00003.safetensors", "one too many for 3 shards, and there is no"),
+    ],
+)
+def test_files_that_do_not_belong_to_the_set_are_refused(
+    other: str, problem: str, tmp_path: Path
+) -> None:
+    (message,) = refusal(numbered(tmp_path, *OF_3, other))
+    assert problem in message
+
+
+def test_shards_of_other_layouts_are_not_taken_for_the_model(tmp_path: Path) -> None:
+    (message,) = refusal(numbered(tmp_path, "consolidated-00001-of-00001.safetensors"))
+    assert "that is Mistral's layout" in message
+
+
+def test_a_damaged_shard_without_an_index_is_reported_once(tmp_path: Path) -> None:
+    numbered(tmp_path, *OF_3)
+    (tmp_path / OF_3[1]).write_bytes(b"damaged")
+    (message,) = refusal(tmp_path)
+    assert OF_3[1] in message
+
+
 @pytest.mark.parametrize(
     ("name", "advice"),
     [

@@ -207,3 +207,94 @@ def test_the_imatrix_of_tinyllama_covers_all_matrices_of_a_tinyllama(
     assert plan.warnings == ()
     assert plan.unweighted == ("token_embd.weight", "output.weight")
     assert sum(t.importance == "yes" for t in plan.tensors) == 22 * 7
+
+
+# ---- other names for the same inputs -------------------------------------------------------------
+
+SAME = (
+    (("ffn_gate", "ffn_up"), "ffn_gate_up", (6, 8)),
+    (("ffn_gate_exps", "ffn_up_exps"), "ffn_gate_up_exps", (3, 6, 8)),
+    (("attn_q", "attn_k", "attn_v"), "attn_qkv", (6, 8)),
+)
+
+
+@pytest.mark.parametrize(("apart", "fused", "shape"), SAME)
+def test_separate_tensors_have_the_importance_of_the_fused_one(
+    apart: tuple[str, ...], fused: str, shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    names = [f"blk.1.{role}.weight" for role in apart]
+    n = shape[0] if len(shape) > 2 else 1
+    sums = positive(n, 8)
+    path = counted(tmp_path, {f"blk.1.{fused}.weight": (sums, [2] * n)})
+    found, warnings, unweighted = audited(path, *(computed_tensor(name, *shape) for name in names))
+    assert warnings == unweighted == ()
+    assert {name: i.coverage for name, i in found.items()} == dict.fromkeys(
+        names, f"yes, of {fused}"
+    )
+    for importance in found.values():
+        for matrix in range(n):
+            np.testing.assert_array_equal(importance.of(matrix), sums[matrix] / 2)
+
+
+@pytest.mark.parametrize(("apart", "fused", "shape"), SAME)
+def test_a_fused_tensor_has_the_importance_of_a_separate_one(
+    apart: tuple[str, ...], fused: str, shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    n = shape[0] if len(shape) > 2 else 1
+    path = counted(tmp_path, {f"blk.1.{r}.weight": (positive(n, 8), [2] * n) for r in apart[:2]})
+    found, warnings, _ = audited(path, computed_tensor(f"blk.1.{fused}.weight", *shape))
+    (importance,) = found.values()
+    used = importance.entry.name
+    (unused,) = {f"blk.1.{role}.weight" for role in apart[:2]} - {used}
+    assert importance.role in apart
+    assert warnings == (f"{path}: ignored, not in the model: {unused}",)
+
+
+def test_a_gate_without_an_entry_has_the_importance_of_up(tmp_path: Path) -> None:
+    gate, up = "blk.0.ffn_gate.weight", "blk.0.ffn_up.weight"
+    path = counted(tmp_path, {up: (positive(1, 8), [2])})
+    found, *_ = audited(path, computed_tensor(gate, 6, 8), computed_tensor(up, 6, 8))
+    assert {name: i.coverage for name, i in found.items()} == {gate: "yes, of ffn_up", up: "yes"}
+
+
+def test_experts_without_data_stay_without_in_the_other_tensor(tmp_path: Path) -> None:
+    gate = "blk.0.ffn_gate_exps.weight"
+    sums = (positive(3, 8), [2, 0, 2])
+    path = counted(tmp_path, {"blk.0.ffn_gate_up_exps.weight": sums})
+    found, *_ = audited(path, computed_tensor(gate, 3, 6, 8))
+    assert found[gate].coverage == "partial: 2 of 3 experts, of ffn_gate_up_exps"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "shape", "other"),
+    [
+        ("blk.0.ffn_gate.weight", (6, 4), "blk.0.ffn_up.weight"),  # other sizes
+        ("blk.0.ffn_gate_exps.weight", (2, 6, 8), "blk.0.ffn_up_exps.weight"),
+        ("blk.0.ffn_gate.weight", (6, 8), "blk.1.ffn_up.weight"),  # another layer
+        ("blk.0.ffn_down.weight", (6, 8), "blk.0.ffn_up.weight"),  # other inputs
+        ("blk.0.ffn_gate_exps.weight", (1, 6, 8), "blk.0.ffn_up.weight"),
+        ("blk.0.attn_output.weight", (6, 8), "blk.0.attn_qkv.weight"),
+        ("dec.blk.0.cross_attn_q.weight", (6, 8), "dec.blk.0.attn_q.weight"),
+        ("dec.blk.0.attn_q.weight", (6, 8), "enc.blk.0.attn_q.weight"),
+    ],
+)
+def test_other_tensors_have_no_importance_of_it(
+    wanted: str, shape: tuple[int, ...], other: str, tmp_path: Path
+) -> None:
+    entries: dict[str, Counted] = {
+        name: (positive(1, 8), [2]) for name in (other, "blk.0.attn_gate.weight")
+    }
+    if "exps" in other:
+        entries[other] = (positive(3, 8), [2, 2, 2])
+    tensors = (computed_tensor(wanted, *shape), computed_tensor("blk.0.attn_gate.weight", 6, 8))
+    found, *_ = audited(counted(tmp_path, entries), *tensors)
+    assert wanted not in found
+
+
+def test_an_entry_for_the_tensor_comes_first(tmp_path: Path) -> None:
+    gate = "blk.0.ffn_gate.weight"
+    own = positive(1, 8, seed=1)
+    entries = {gate: (own, [2]), "blk.0.ffn_gate_up.weight": (positive(1, 8, seed=2), [2])}
+    found, *_ = audited(counted(tmp_path, entries), computed_tensor(gate, 6, 8))
+    np.testing.assert_array_equal(found[gate].of(0), own[0] / 2)
+    assert found[gate].coverage == "yes"

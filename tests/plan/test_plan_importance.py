@@ -85,6 +85,21 @@ def test_experts_without_data_are_counted(tmp_path: Path) -> None:
     ) in shown(plan)
 
 
+def test_importance_of_a_tensor_with_the_same_inputs_is_stated_once(tmp_path: Path) -> None:
+    gates = [computed_tensor(f"blk.{n}.ffn_gate.weight", 4, N_PER_ROW) for n in range(3)]
+    ones = (np.ones((1, N_PER_ROW), np.float32), [2])
+    entries = {f"blk.{n}.ffn_gate_up.weight": ones for n in range(3)}
+    plan = make_plan(
+        model(*gates), recipe(), imatrix=read_imatrix(write_counted(tmp_path / "x", entries))
+    )
+    assert {t.importance for t in plan.tensors} == {"yes, of ffn_gate_up"}
+    assert plan.warnings == plan.unweighted == ()
+    assert (
+        "importance of blk.{0-2}.ffn_gate.weight is that of blk.{0-2}.ffn_gate_up.weight, which"
+        " has the same inputs\n"
+    ) in shown(plan)
+
+
 def test_quantized_tensors_without_importance_give_a_warning(tmp_path: Path) -> None:
     (warning,) = weighted_plan(tmp_path).warnings
     assert "no importance for blk.1.ffn_down.weight, blk.1.ffn_up_exps.weight;" in warning

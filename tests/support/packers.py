@@ -287,6 +287,21 @@ FORMATS: dict[str, Format] = {
 }
 
 
+def stored_in(folder: Path) -> Stored:
+    """Return the tensors of a checkpoint with their dtypes, the numbers as they are stored."""
+    found: Stored = {}
+    kinds = {"BF16": np.uint16, "F32": np.float32, "F16": np.float16}
+    for path in sorted(folder.glob("*.safetensors")):
+        content = path.read_bytes()
+        n = int.from_bytes(content[:8], "little")
+        for name, entry in json.loads(content[8 : 8 + n]).items():
+            if name != "__metadata__":
+                start, stop = (8 + n + offset for offset in entry["data_offsets"])
+                values = np.frombuffer(content[start:stop], kinds[entry["dtype"]])
+                found[name] = (entry["dtype"], values.reshape(entry["shape"]))
+    return found
+
+
 def write_stored(folder: Path, config: dict[str, Any], tensors: Stored) -> Path:
     """Write a checkpoint of tensors in any dtype of safetensors."""
     folder.mkdir(parents=True, exist_ok=True)

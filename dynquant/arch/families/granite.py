@@ -9,7 +9,7 @@ from typing import Any
 
 from dynquant.arch.base import Architecture, Row, renamed
 from dynquant.arch.config import Count, ExpertsCount, Natural, Positive, read_config
-from dynquant.arch.experts import Routing, router_row, routing_keys, with_expert_count
+from dynquant.arch.experts import Routing, fused_rows, router_row, routing_keys, with_expert_count
 from dynquant.arch.families.llama import llama
 from dynquant.arch.settings import DECODER, NO_WINDOW, Declared, Settings, constant, reads
 from dynquant.keys import f32
@@ -52,16 +52,10 @@ class _Experts:
 
 
 _IN, _OUT = "model.layers.{}.", "blk.{}."
-_GATE_UP = _IN + "block_sparse_moe.input_linear.weight"
+_BLOCK = _IN + "block_sparse_moe."
 _EXPERTS = (
-    router_row(_IN + "block_sparse_moe.router.layer.weight"),
-    Row(_GATE_UP, _OUT + "ffn_gate_exps.weight", "experts gate_up hidden"),
-    Row(_GATE_UP, _OUT + "ffn_up_exps.weight", "experts gate_up hidden"),
-    Row(
-        _IN + "block_sparse_moe.output_linear.weight",
-        _OUT + "ffn_down_exps.weight",
-        "experts hidden ffn",
-    ),
+    router_row(_BLOCK + "router.layer.weight", _BLOCK + "router.weight"),
+    *fused_rows(_BLOCK, "input_linear.weight", "output_linear.weight"),
 )
 _SHARED_GATE_UP = _IN + "shared_mlp.input_linear.weight"
 _SHARED = (
@@ -89,14 +83,13 @@ def granitemoe(config: Mapping[str, Any], where: str) -> Architecture:
         sizes={
             **dense.sizes,
             "experts": experts.num_experts,
-            "gate_up": 2 * n_gates,
+            "expert_ffn": n_gates,
+            "expert_ffn_twice": 2 * n_gates,
             "shared": n_shared,
             "shared_gate_up": 2 * n_shared,
         },
         via={
             **dense.via,
-            "ffn_gate_exps": partial(rows_of_each, start=0, stop=n_gates),
-            "ffn_up_exps": partial(rows_of_each, start=n_gates, stop=2 * n_gates),
             "ffn_gate_shexp": partial(rows_of_each, start=0, stop=n_shared),
             "ffn_up_shexp": partial(rows_of_each, start=n_shared, stop=2 * n_shared),
         },

@@ -88,7 +88,7 @@ def mixtral(config: Mapping[str, Any], where: str) -> Architecture:
         rows=(
             *EMBEDDING,
             *ATTENTION,
-            router_row(block + "gate.weight"),
+            router_row(block + "gate.weight", "model.layers.{}.mlp.gate.weight"),
             *expert_rows(block, gate="w1", up="w3", down="w2"),
             *OUTPUT_NORM,
             *OUTPUT,

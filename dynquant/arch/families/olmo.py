@@ -86,11 +86,6 @@ def olmo3(config: Mapping[str, Any], where: str) -> Architecture:
     types = windows.layer_types or tuple(
         "full_attention" if layer % 4 == 3 else "sliding_attention" for layer in range(n)
     )
-    if len(types) != n or not {*types} <= {"full_attention", "sliding_attention"}:
-        raise ArchitectureError(
-            f"{where}: layer_types is {', '.join(types)}; it must have full_attention or"
-            f" sliding_attention for each of {n} layers"
-        )
     return replace(
         dense,
         keys=dense.keys

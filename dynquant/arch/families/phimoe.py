@@ -91,7 +91,7 @@ def phimoe(config: Mapping[str, Any], where: str) -> Architecture:
         rows=(
             *EMBEDDING,
             *ATTENTION,
-            router_row(_BLOCK + "gate.weight"),
+            router_row(_BLOCK + "gate.weight", _IN + "mlp.router.weight"),
             *expert_rows(_BLOCK, gate="w1", up="w3", down="w2"),
             *OUTPUT_NORM,
             *OUTPUT,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -25,7 +24,7 @@ from dynquant.arch.experts import routing_keys
 from dynquant.arch.families.qwen import SCALINGS
 from dynquant.arch.families.qwen_moe import READ, ROUTED, SHARED, read_experts
 from dynquant.arch.graph_limits import fixed, other_epsilon
-from dynquant.arch.linear_attention import LINEAR_ATTENTION, Linear
+from dynquant.arch.linear_attention import LAYER_TYPES, LINEAR_ATTENTION, Linear
 from dynquant.arch.rope import read_rope
 from dynquant.arch.settings import NO_WINDOW, Declared, Settings, reads
 from dynquant.errors import ArchitectureError
@@ -48,10 +47,7 @@ _AHEAD = (
     Row("mtp.pre_fc_norm_embedding.weight", _OUT + "nextn.enorm.weight", "hidden"),
     Row("mtp.pre_fc_norm_hidden.weight", _OUT + "nextn.hnorm.weight", "hidden"),
     Row("mtp.norm.weight", _OUT + "nextn.shared_head_norm.weight", "hidden"),
-    *(
-        replace(row, stored=row.stored.replace(_IN, "mtp.layers.0."))
-        for row in (*_NORMS, *_FULL, *ROUTED, *SHARED)
-    ),
+    *(row.within(_IN, "mtp.layers.0.") for row in (*_NORMS, *_FULL, *ROUTED, *SHARED)),
 )
 _FROM_ONE = (
     "attn_norm",
@@ -76,7 +72,7 @@ def qwen3next(config: Mapping[str, Any], where: str) -> Architecture:
     linear = read_config(Linear, config, where)
     n = c.num_hidden_layers
     ArchitectureError.raise_any(
-        chain(fixed(c, {"attention_bias": False}, where), linear.problems(n, where))
+        chain(fixed(c, {"attention_bias": False}, where), linear.problems(where))
     )
     recurrent = linear.recurrent(n)
     keys = (
@@ -126,6 +122,7 @@ def qwen3next(config: Mapping[str, Any], where: str) -> Architecture:
 
 FAMILIES = {
     "Qwen3NextForCausalLM": Declared(
-        qwen3next, Settings(read=READ | reads(Linear), harmless=NO_WINDOW)
+        qwen3next,
+        Settings(read=READ | reads(Linear), harmless=NO_WINDOW, layer_types=LAYER_TYPES),
     )
 }

@@ -49,8 +49,14 @@ def a_vocabulary_with_endless_padding(at: Path) -> None:
 
 
 @on("config", "ArchitectureError", "at most 65536 are read")
+def a_million_dense_layers(at: Path) -> None:
+    """mlp_only_layers of 1,000,000 wrong words; each is an error"""
+    reference(at, "qwen3moe", mlp_only_layers=["x"] * 1_000_000)
+
+
+@on("config", "ArchitectureError", "has 1000000 entries for num_hidden_layers")
 def a_million_layer_types(at: Path) -> None:
-    """layer_types of 1,000,000 wrong words; each is an error"""
+    """layer_types of 1,000,000 wrong words"""
     reference(at, "gpt-oss", layer_types=["x"] * 1_000_000)
 
 
