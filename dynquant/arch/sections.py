@@ -66,3 +66,21 @@ def section_keys(arch: str, sections: tuple[int, ...], n_rotated: int, where: st
             f" have {n_rotated // 2}; llama.cpp stops at such a model"
         )
     return {f"{arch}.rope.dimension_sections": i32s([*sections, 0, 0, 0][:4])}
+
+
+def unturned_pairs(sections: tuple[int, ...], where: str) -> tuple[str, ...]:
+    """Return a warning about pairs that llama.cpp does not rotate if sections are interleaved.
+
+    The pairs count time, height and width by turns, each as often as its section says. llama.cpp
+    gives the pairs whose turn is over to a fourth count, which is zero in text; transformers gives
+    them to time. Source: ggml_mrope_cache_init in ggml-cpu/ops.cpp.
+    """
+    counts = [*sections, 0, 0][:3]
+    pairs = [pair for pair in range(sum(sections)) if pair >= 3 * counts[pair % 3]]
+    if not pairs:
+        return ()
+    return (
+        f"{where}: with mrope_section {list(sections)} llama.cpp does not rotate the pairs"
+        f" {', '.join(map(str, pairs))} of a head, which the model's own code rotates by the"
+        " position; results differ, the more the longer the text",
+    )

@@ -216,11 +216,9 @@ def test_an_unknown_class_around_a_known_text_model_names_it(
     tmp_path: Path, name: str, inner: dict[str, Any], class_: str
 ) -> None:
     config = config_of(BASE)
-    changed = {"architectures": ["LlavaForConditionalGeneration"], name: config | inner}
+    changed = {"architectures": ["UnknownVLForConditionalGeneration"], name: config | inner}
     message = refusal(write_checkpoint(tmp_path, changed, tensors_of(config)))
-    assert (
-        "architecture 'LlavaForConditionalGeneration' is not supported; if llama.cpp's" in message
-    )
+    assert "'UnknownVLForConditionalGeneration' is not supported; if llama.cpp's" in message
     assert message.endswith(
         f" (its text model is a {class_}, which is supported if it is saved separately)"
     )
@@ -230,7 +228,7 @@ def test_an_unknown_class_around_a_known_text_model_names_it(
     "inner", [{"model_type": "foo"}, {"model_type": ["llama"]}, {}, [], "x", {"architectures": []}]
 )
 def test_an_unknown_text_model_is_not_named(tmp_path: Path, inner: object) -> None:
-    changed = {"architectures": ["LlavaForConditionalGeneration"], "text_config": inner}
+    changed = {"architectures": ["UnknownVLForConditionalGeneration"], "text_config": inner}
     message = refusal(write_checkpoint(tmp_path, changed, tensors_of(config_of(BASE))))
     assert "text model" not in message
 

@@ -40,9 +40,12 @@ KL_CEILINGS = kl_ceilings()
 VISIBLE = 100 * F32_TOLERANCE
 """The least difference by which one wrong tensor is noticed."""
 
-UNSEEN = re.compile(r"pooler\..*|encoder\.layer\.\d+\.attention\.self\.key\.bias")
-"""Tensors without effect on BERT's results: the pooler, which llama.cpp does not have, and the bias
-of K, which adds the same number to all attention scores of a token."""
+UNSEEN = re.compile(
+    r"pooler\..*|encoder\.layer\.\d+\.attention\.self\.key\.bias"
+    r"|(model\.)?(visual|vision_tower|multi_modal_projector)\..*"
+)
+"""Tensors without effect on the results: BERT's pooler, which llama.cpp does not have, and its bias
+of K, which adds the same number to all attention scores of a token; vision models."""
 
 
 def converted(folder: Path, out: Path) -> Path:
