@@ -24,6 +24,7 @@ from dynquant.arch.load import describe
 from dynquant.arch.settings import COMMON, Declared
 from dynquant.arch.wrapped import Wrapped
 from dynquant.errors import ArchitectureError
+from dynquant.text_settings import text_settings
 
 STORED: dict[str, dict[str, Any]] = json.loads(
     (TESTS / "references" / "config_fields.json").read_text("utf-8")
@@ -58,21 +59,19 @@ def declared(family: str) -> Declared:
 
 def fields_of(family: str) -> dict[str, Any]:
     """Return the settings of the family with its values, else those of its class."""
-    text = config_of(family)
-    text |= text.pop("language_config", {})
-    return {**STORED.get(class_of(family), {}), **text}
+    config = config_of(family)
+    return {**STORED.get(class_of(family), {}), **(text_settings(config) or config)}
 
 
 def changed(family: str, changes: Mapping[str, Any]) -> dict[str, Any]:
     config = config_of(family)
-    inner = config.get("language_config", config)
-    inner.update(changes)
+    (text_settings(config) or config).update(changes)
     return config
 
 
 def without(family: str, name: str) -> dict[str, Any]:
     config = config_of(family)
-    config.get("language_config", config).pop(name, None)
+    (text_settings(config) or config).pop(name, None)
     return config
 
 
