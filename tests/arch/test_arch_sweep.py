@@ -162,9 +162,18 @@ def others(family: str, name: str, value: object) -> Iterator[Any]:
 ROPES = ("rope_parameters", "rope_scaling")
 
 
+def sections_of(family: str) -> object:
+    """Return the rotary sections of a reference, whose defaults are made for larger heads."""
+    config = config_of(family)
+    rope = (text_settings(config) or config).get("rope_parameters")
+    return rope.get("mrope_section") if rope else None
+
+
 def silent(family: str, name: str) -> list[Any]:
     """Return the values of a setting that change nothing, without a word."""
     base = dict(WITH.get(name, {}))
+    if name == "rope_theta" and (sections := sections_of(family)):
+        base["rope_parameters"] = {"mrope_section": sections}
     if name == "layer_types":
         base[name] = ["full_attention"] * fields_of(family)["num_hidden_layers"]
     try:

@@ -106,7 +106,7 @@ def test_a_file_with_its_prediction_layer_gives_the_same_results(
     text = f"default: F32\nprediction_layers: keep\nrules: [{rule}]"
     out = tmp_path / "m.gguf"
     plan = dynquant.convert(folder, out, recipe=parse_recipe(text, "r.yaml", "r"), threads=1).plan
-    types = {t.name: t.qtype.name for t in plan.tensors}
+    types = {t.name: t.type.name for t in plan.tensors}
     assert types["blk.3.nextn.eh_proj.weight"] == "Q8_0"
     assert types["blk.3.attn_q.weight"] == "F32"
     ours = llamacpp.log_probabilities(out, reference.prompts)
