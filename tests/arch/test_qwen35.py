@@ -324,3 +324,14 @@ def test_only_reported_sections_change_the_results(tmp_path: Path) -> None:
     usual = results(2, 2, 2)
     assert max_difference(usual, results(2, 2, 1)) < F32_TOLERANCE
     assert max_difference(usual, results(4, 1, 1)) > 100 * F32_TOLERANCE
+
+
+# ---- recipes -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bits", ["3bit", "4bit", "5bit", "6bit", "moe-3bit"])
+def test_dynamic_recipes_keep_what_controls_the_state(bits: str) -> None:
+    found = dynquant.make_plan(load_reference("qwen35moe").folder, recipe=f"dynamic-{bits}")
+    types = {t.name: t.type.name for t in found.tensors}
+    assert types["blk.0.ssm_alpha.weight"] == types["blk.0.ssm_beta.weight"] == "Q8_0"
+    assert types["blk.0.ssm_conv1d.weight"] == types["blk.0.ssm_a"] == "F32"
