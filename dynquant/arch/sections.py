@@ -80,7 +80,7 @@ def unturned_pairs(sections: tuple[int, ...], where: str) -> tuple[str, ...]:
     if not pairs:
         return ()
     return (
-        f"{where}: with mrope_section {list(sections)} llama.cpp does not rotate the pairs"
-        f" {', '.join(map(str, pairs))} of a head, which the model's own code rotates by the"
-        " position; results differ, the more the longer the text",
+        f"{where}: mrope_section is {list(sections)}: llama.cpp does not rotate {len(pairs)} of the"
+        f" pairs of each head ({', '.join(map(str, pairs))}), and the model's own code does;"
+        " results differ, most in long texts",
     )

@@ -298,7 +298,16 @@ def test_pairs_that_llama_cpp_does_not_rotate_are_reported(
     found = describe(with_sections(sections), "config.json").deviations
     assert len(found) == (pairs is not None)
     if pairs is not None:
-        assert f"does not rotate the pairs {pairs} of a head" in found[0]
+        n = len(pairs.split(", "))
+        assert f"llama.cpp does not rotate {n} of the pairs of each head ({pairs}), and" in found[0]
+
+
+def test_the_default_sections_of_qwen3_vl_are_reported() -> None:
+    config = config_of("qwen3vl")
+    config["text_config"] |= {"head_dim": 128, "rope_parameters": {"rope_theta": 5e6}}
+    (warning,) = describe(config, "config.json").deviations
+    assert "mrope_section is [24, 20, 20]: llama.cpp does not rotate 2 of the pairs" in warning
+    assert "(61, 62)" in warning
 
 
 @pytest.mark.oracle
