@@ -68,15 +68,15 @@ def section_keys(arch: str, sections: tuple[int, ...], n_rotated: int, where: st
     return {f"{arch}.rope.dimension_sections": i32s([*sections, 0, 0, 0][:4])}
 
 
-def unturned_pairs(sections: tuple[int, ...], where: str) -> tuple[str, ...]:
+def unrotated_pairs(sections: tuple[int, ...], n_rotated: int, where: str) -> tuple[str, ...]:
     """Return a warning about pairs that llama.cpp does not rotate if sections are interleaved.
 
-    The pairs count time, height and width by turns, each as often as its section says. llama.cpp
-    gives the pairs whose turn is over to a fourth count, which is zero in text; transformers gives
-    them to time. Source: ggml_mrope_cache_init in ggml-cpu/ops.cpp.
+    Pair 3i counts time, 3i+1 height and 3i+2 width, each as often as its section says. The pairs
+    that are then left count a fourth number in llama.cpp, which is zero in text, and time in
+    transformers. Source: ggml_mrope_cache_init in ggml-cpu/ops.cpp.
     """
-    counts = [*sections, 0, 0][:3]
-    pairs = [pair for pair in range(sum(sections)) if pair >= 3 * counts[pair % 3]]
+    counts, n = [*sections, 0, 0][:3], sum(sections)
+    pairs = [p for p in range(n_rotated // 2) if p % n >= 3 * counts[p % n % 3]]
     if not pairs:
         return ()
     return (

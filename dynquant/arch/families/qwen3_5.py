@@ -12,7 +12,7 @@ from dynquant.arch.decoder import MLP
 from dynquant.arch.families.qwen3_next import MIXTURE, hybrid
 from dynquant.arch.families.qwen_moe import READ, read_experts
 from dynquant.arch.linear_attention import BY_PURPOSE, LAYER_TYPES, Linear
-from dynquant.arch.sections import SECTIONS, section_keys, split_sections, unturned_pairs
+from dynquant.arch.sections import SECTIONS, section_keys, split_sections, unrotated_pairs
 from dynquant.arch.settings import (
     DECODER,
     NO_WINDOW,
@@ -43,17 +43,18 @@ def qwen35(config: Mapping[str, Any], where: str) -> Architecture:
 def qwen35moe(config: Mapping[str, Any], where: str) -> Architecture:
     """Describe a Qwen3.5 with experts in every layer, whose weights always sum to one."""
     plain, sections = split_sections(config, where, _SECTIONS)
-    experts = read_experts({**plain, "norm_topk_prob": True}, where)
-    # There are no dense layers, whose size llama.cpp then does not need.
-    completed = {"intermediate_size": experts.moe_intermediate_size, **plain}
+    # transformers' default, and what its class always does.
+    shared = {"shared_expert_intermediate_size": 512, **plain, "norm_topk_prob": True}
+    experts = read_experts(shared, where)
     linear = read_config(Linear, plain, where)
     via = linear.via_by_purpose
-    found = hybrid("qwen35moe", completed, where, linear, BY_PURPOSE, via, MIXTURE, experts)
-    if plain.get("intermediate_size") is None:
-        keys = dict(found.keys)
-        del keys["qwen35moe.feed_forward_length"]
-        found = replace(found, keys=keys)
-    return _with_sections(found, sections, where)
+    is_stated = plain.get("intermediate_size") is not None
+    # No layer is dense, and llama.cpp does not need the size.
+    c = plain if is_stated else {**plain, "intermediate_size": experts.moe_intermediate_size}
+    found = hybrid("qwen35moe", c, where, linear, BY_PURPOSE, via, MIXTURE, experts)
+    unused = () if is_stated else ("qwen35moe.feed_forward_length",)
+    keys = {key: value for key, value in found.keys.items() if key not in unused}
+    return _with_sections(replace(found, keys=keys), sections, where)
 
 
 def _with_sections(found: Architecture, sections: tuple[int, ...], where: str) -> Architecture:
@@ -62,7 +63,7 @@ def _with_sections(found: Architecture, sections: tuple[int, ...], where: str) -
     return replace(
         found,
         keys=found.keys | section_keys(found.name, sections, n_rotated, where),
-        deviations=(*found.deviations, *unturned_pairs(sections, where)),
+        deviations=(*found.deviations, *unrotated_pairs(sections, n_rotated, where)),
     )
 
 
