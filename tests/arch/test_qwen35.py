@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from agreement import F32_TOLERANCE, load_reference, max_difference
 from packers import FORMATS, Stored, bf16_values, stored_in, write_stored
+from subsets import slow_except
 
 import dynquant
 from dynquant.arch.base import Model, ModelTensor
@@ -111,6 +112,52 @@ def test_a_file_with_its_prediction_layer_gives_the_same_results(
     assert types["blk.3.attn_q.weight"] == "F32"
     ours = llamacpp.log_probabilities(out, reference.prompts)
     assert max_difference(reference.log_probabilities, ours) < F32_TOLERANCE
+
+
+ENORM = "mtp.pre_fc_norm_embedding.weight"
+
+
+def clairvoyant(family: str) -> Stored:
+    """Return a model whose prediction layer computes what the model computes one token later.
+
+    Of its layers only layer 1 does anything, and the prediction layer is a copy of that. Its input
+    is the next token's embedding, whose norm is one, and nothing of the hidden state.
+    """
+    stored = stored_in(load_reference(family).folder)
+    found = {n: bf16_values(x).copy() for n, (_, x) in (stored | ahead(stored)).items()}
+    for name, x in found.items():
+        if ("layers.0" in name or "layers.2" in name) and "mtp" not in name:
+            x[...] = 0 if "out_proj" in name or "down_proj" in name else x
+        elif name.endswith("embed_tokens.weight"):
+            x /= np.sqrt((x**2).mean(axis=1, keepdims=True))
+        elif name.endswith("language_model.norm.weight"):
+            found["mtp.norm.weight"] = x
+    factors = 1 + found[ENORM]  # stored minus one
+    found["mtp.fc.weight"] = np.concatenate([np.diag(1 / factors), np.zeros((32, 32))], axis=1)
+    return {name: ("F32", x.astype(np.float32)) for name, x in found.items()}
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("family", slow_except(["qwen35"], ["qwen35", "qwen35moe"]))
+def test_llama_cpp_accepts_drafts_of_the_prediction_layer(family: str, tmp_path: Path) -> None:
+    """It has not seen the first token, so that a few drafts differ."""
+    llamacpp: Any = pytest.importorskip("llamacpp", reason="needs xllamacpp", exc_type=ImportError)
+    recipe = parse_recipe("default: F32\nprediction_layers: keep", "r.yaml", "r")
+    stored = clairvoyant(family)
+    share: dict[str, float] = {}
+    for reversed_ in (
+        "",
+        "mtp.layers.0.self_attn.q_proj.weight",
+        "mtp.pre_fc_norm_embedding.weight",
+    ):
+        changed = {n: (kind, x[::-1] if n == reversed_ else x) for n, (kind, x) in stored.items()}
+        folder = written(family, tmp_path / (reversed_ or "right"), changed)
+        dynquant.convert(folder, folder / "m.gguf", recipe=recipe, threads=1)
+        prompts = load_reference(family).prompts[:3]
+        drafted, accepted = llamacpp.drafts(folder / "m.gguf", prompts, 40)
+        share[reversed_] = accepted / drafted
+    assert share.pop("") > 0.95
+    assert max(share.values()) < 0.7
 
 
 @pytest.mark.parametrize(
