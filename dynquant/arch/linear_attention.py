@@ -7,7 +7,7 @@ it needs the value heads in another order.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -32,7 +32,7 @@ _STATE = (
     Row(_LINEAR + "norm.weight", _OUT + "ssm_norm.weight", "v_head"),
     Row(_LINEAR + "out_proj.weight", _OUT + "ssm_out.weight", "hidden v"),
 )
-BY_KEY_HEAD = (
+_BY_KEY_HEAD = (
     Row(_LINEAR + "in_proj_qkvz.weight", _OUT + "attn_qkv.weight", "qkvz hidden"),
     Row(_LINEAR + "in_proj_qkvz.weight", _OUT + "attn_gate.weight", "qkvz hidden"),
     Row(_LINEAR + "in_proj_ba.weight", _OUT + "ssm_ba.weight", "ba hidden"),
@@ -40,7 +40,7 @@ BY_KEY_HEAD = (
 )
 """Stored as two matrices of inputs, in which the rows of each key head are together."""
 
-BY_PURPOSE = (
+_BY_PURPOSE = (
     Row(_LINEAR + "in_proj_qkv.weight", _OUT + "attn_qkv.weight", "qkv hidden"),
     Row(_LINEAR + "in_proj_z.weight", _OUT + "attn_gate.weight", "v hidden"),
     Row(_LINEAR + "in_proj_b.weight", _OUT + "ssm_beta.weight", "v_heads hidden"),
@@ -51,6 +51,14 @@ BY_PURPOSE = (
 
 LAYER_TYPES = ("full_attention", "linear_attention")
 """Kinds of layers in `layer_types`."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The rows of a layer with linear attention, and their transforms by role."""
+
+    rows: tuple[Row, ...]
+    via: Mapping[str, Via]
 
 
 @dataclass(frozen=True)
@@ -90,22 +98,23 @@ class Linear:
         }
 
     @property
-    def via_by_key_head(self) -> dict[str, Via]:
-        """Transforms of BY_KEY_HEAD by role: queries, keys, values and gates separated."""
+    def by_key_head(self) -> Layout:
+        """Two matrices of inputs, from which queries, keys, values and gates are separated."""
         head, groups = self.linear_key_head_dim, self.linear_num_key_heads
         values = 2 * head + self.n_v // groups
         qkv = ((0, head), (head, 2 * head), (2 * head, values))
         gate = ((values, values + self.n_v // groups),)
-        return {
+        via: dict[str, Via] = {
             "attn_qkv": partial(parts_of_groups, n_groups=groups, parts=qkv),
             "attn_gate": partial(parts_of_groups, n_groups=groups, parts=gate),
             "ssm_conv1d": partial(squeezed, dimension=1),
             "ssm_a": negated_exp,
         }
+        return Layout(_BY_KEY_HEAD, via)
 
     @property
-    def via_by_purpose(self) -> dict[str, Via]:
-        """Transforms of BY_PURPOSE by role: value heads in tiled order.
+    def by_purpose(self) -> Layout:
+        """Four matrices of inputs, whose value heads are put into tiled order.
 
         llama.cpp repeats the key heads as a whole, so that value head i meets key head i modulo
         their number. Stored are the value heads of the first key head, then those of the second.
@@ -120,7 +129,7 @@ class Linear:
         def kernels(source: TensorSource) -> TensorSource:
             return values(squeezed(source, dimension=1))
 
-        return {
+        via: dict[str, Via] = {
             "attn_qkv": values,
             "attn_gate": partial(heads, each=head),
             "ssm_alpha": partial(heads, each=1),
@@ -130,6 +139,7 @@ class Linear:
             "ssm_conv1d": kernels,
             "ssm_out": partial(tiled_columns, n_groups=groups, each=head),
         }
+        return Layout(_BY_PURPOSE, via)
 
     def keys(self, arch: str) -> Keys:
         """Return the keys, which llama.cpp shares with state space models."""

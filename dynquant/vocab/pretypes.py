@@ -188,6 +188,6 @@ MODEL_CLASSES = {
 }
 
 # The tokenizer class of models that may state another; transformers does not use that one.
-CORRECTED_CLASSES = dict.fromkeys(
+CORRECTED_CLASSES: dict[str, str] = dict.fromkeys(
     ("qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"), "Qwen3_5Tokenizer"
 )

@@ -11,7 +11,7 @@ from dynquant.arch.config import read_config
 from dynquant.arch.decoder import MLP
 from dynquant.arch.families.qwen3_next import MIXTURE, hybrid
 from dynquant.arch.families.qwen_moe import READ, read_experts
-from dynquant.arch.linear_attention import BY_PURPOSE, LAYER_TYPES, Linear
+from dynquant.arch.linear_attention import LAYER_TYPES, Linear
 from dynquant.arch.sections import SECTIONS, section_keys, split_sections, unrotated_pairs
 from dynquant.arch.settings import (
     DECODER,
@@ -36,7 +36,7 @@ def qwen35(config: Mapping[str, Any], where: str) -> Architecture:
     """
     plain, sections = split_sections(config, where, _SECTIONS)
     linear = read_config(Linear, plain, where)
-    found = hybrid("qwen35", plain, where, linear, BY_PURPOSE, linear.via_by_purpose, MLP)
+    found = hybrid("qwen35", plain, where, linear, linear.by_purpose, MLP)
     return _with_sections(found, sections, where)
 
 
@@ -47,11 +47,10 @@ def qwen35moe(config: Mapping[str, Any], where: str) -> Architecture:
     shared = {"shared_expert_intermediate_size": 512, **plain, "norm_topk_prob": True}
     experts = read_experts(shared, where)
     linear = read_config(Linear, plain, where)
-    via = linear.via_by_purpose
     is_stated = plain.get("intermediate_size") is not None
     # No layer is dense, and llama.cpp does not need the size.
     c = plain if is_stated else {**plain, "intermediate_size": experts.moe_intermediate_size}
-    found = hybrid("qwen35moe", c, where, linear, BY_PURPOSE, via, MIXTURE, experts)
+    found = hybrid("qwen35moe", c, where, linear, linear.by_purpose, MIXTURE, experts)
     unused = () if is_stated else ("qwen35moe.feed_forward_length",)
     keys = {key: value for key, value in found.keys.items() if key not in unused}
     return _with_sections(replace(found, keys=keys), sections, where)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from itertools import chain
 from typing import Any
 
-from dynquant.arch.base import Architecture, Prediction, Row, Via, on
+from dynquant.arch.base import Architecture, Prediction, Row, on
 from dynquant.arch.config import read_config
 from dynquant.arch.decoder import (
     ATTENTION,
@@ -24,7 +24,7 @@ from dynquant.arch.experts import routing_keys
 from dynquant.arch.families.qwen import SCALINGS
 from dynquant.arch.families.qwen_moe import READ, ROUTED, SHARED, Experts, read_experts
 from dynquant.arch.graph_limits import fixed, other_epsilon
-from dynquant.arch.linear_attention import BY_KEY_HEAD, LAYER_TYPES, Linear
+from dynquant.arch.linear_attention import LAYER_TYPES, Layout, Linear
 from dynquant.arch.rope import read_rope
 from dynquant.arch.settings import NO_WINDOW, Declared, Settings, reads
 from dynquant.errors import ArchitectureError
@@ -70,8 +70,7 @@ def qwen3next(config: Mapping[str, Any], where: str) -> Architecture:
     completed = {"shared_expert_intermediate_size": 512, "norm_topk_prob": True, **config}
     experts = read_experts(completed, where, norm_topk_prob=True)
     linear = read_config(Linear, config, where)
-    via = linear.via_by_key_head
-    return hybrid("qwen3next", config, where, linear, BY_KEY_HEAD, via, MIXTURE, experts)
+    return hybrid("qwen3next", config, where, linear, linear.by_key_head, MIXTURE, experts)
 
 
 def hybrid(
@@ -79,15 +78,14 @@ def hybrid(
     config: Mapping[str, Any],
     where: str,
     linear: Linear,
-    linear_rows: Iterable[Row],
-    via: Mapping[str, Via],
-    feed_forward: Iterable[Row],
+    layout: Layout,
+    feed_forward: tuple[Row, ...],
     experts: Experts | None = None,
 ) -> Architecture:
     """Describe a model of layers with linear attention and layers with gated attention.
 
-    linear_rows:  of a layer with linear attention, with their transforms by role (`via`)
-    feed_forward: rows of every layer, as in Architecture.rows
+    layout:       how linear attention is stored
+    feed_forward: its rows, in every layer
     experts:      those of every layer; None if there are none
     """
     c = read_decoder(config, where, head_dim=256)
@@ -96,7 +94,7 @@ def hybrid(
     ArchitectureError.raise_any(
         chain(fixed(c, {"attention_bias": False}, where), linear.problems(where))
     )
-    recurrent, feed_forward = linear.recurrent(n), tuple(feed_forward)
+    recurrent = linear.recurrent(n)
     keys = (
         decoder_keys(name, c, rope, c.n_per_head)
         | (routing_keys(name, experts.routing) if experts else {})
@@ -120,7 +118,7 @@ def hybrid(
             *EMBEDDING,
             *on(range(n), _NORMS),
             *on([layer for layer in range(n) if not recurrent[layer]], _FULL),
-            *on([layer for layer in range(n) if recurrent[layer]], linear_rows),
+            *on([layer for layer in range(n) if recurrent[layer]], layout.rows),
             *on(range(n), feed_forward),
             *on([n], (*_AHEAD, *as_ahead)),
             *OUTPUT_NORM,
@@ -135,7 +133,7 @@ def hybrid(
         },
         n_layers=n,
         tied=TIED if c.tie_word_embeddings else None,
-        via={**dict.fromkeys(_FROM_ONE, plus_one), **via},
+        via={**dict.fromkeys(_FROM_ONE, plus_one), **layout.via},
         ignored=IGNORED,
         n_experts=experts.num_experts if experts else 0,
         prediction=Prediction(range(n, n + 1), ahead),
