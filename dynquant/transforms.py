@@ -158,6 +158,40 @@ class Transposed:
         return matrix.view(np.uint8)
 
 
+@dataclass(frozen=True, eq=False)
+class Columns:
+    """Columns of each row in any order, in pieces of several: piece i is the source's order[i].
+
+    order: int64 [pieces of a row]; each: weights of a piece, whole blocks of the source's type
+    """
+
+    source: TensorSource
+    order: I64
+    each: int
+
+    def __post_init__(self) -> None:
+        in_row = len(self.order) * self.each
+        if in_row != self.source.shape[-1] or self.each % self.source.stored.block_size:
+            raise ValueError(f"{len(self.order)} pieces of {self.each} in {self.source.shape}")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the source."""
+        return self.source.shape
+
+    @property
+    def stored(self) -> QuantType:
+        """The type of the source."""
+        return self.source.stored
+
+    def read(self, start: int, stop: int, into: U8) -> None:
+        """Fill `into` with rows start..stop."""
+        rows = np.empty((stop - start) * row_bytes(self), np.uint8)
+        self.source.read(start, stop, rows)
+        pieces = rows.reshape(stop - start, len(self.order), -1)
+        into.reshape(pieces.shape)[:] = pieces[:, self.order]
+
+
 @dataclass(frozen=True)
 class Elementwise:
     """A function of each weight, computed in F32."""
@@ -275,6 +309,36 @@ def elements_of_each(source: TensorSource, start: int, stop: int, step: int = 1)
     columns = Reshaped(source, (*source.shape, 1))
     picked = rows_of_each(columns, start, stop, step)
     return Reshaped(picked, picked.shape[:-1])
+
+
+def tiled_heads(source: TensorSource, n_groups: int, each: int, first: int = 0) -> TensorSource:
+    """Return rows of heads in tiled order: the first head of each group, then the second of each.
+
+    The source has the heads of a group together. A vector's elements are reordered like rows.
+
+    each: rows of a head; first: rows before the heads, which stay
+    """
+    n_in_group = (source.shape[0] - first) // (n_groups * each)
+
+    def order(rows: I64) -> I64:
+        head, within = np.divmod(rows - first, each)
+        number, group = np.divmod(head, n_groups)
+        moved = first + (group * n_in_group + number) * each + within
+        return np.where(rows < first, rows, moved)
+
+    return reordered(source, order)
+
+
+def tiled_columns(source: TensorSource, n_groups: int, each: int) -> TensorSource:
+    """Return the columns of heads in tiled order, as `tiled_heads` does for rows.
+
+    F32 if a block of the source spans two heads.
+    """
+    n_heads = source.shape[-1] // each
+    number, group = np.divmod(np.arange(n_heads, dtype=np.int64), n_groups)
+    whole = each % source.stored.block_size == 0
+    pieces = source if whole else Elementwise(source, lambda x: x)
+    return Columns(pieces, group * (n_heads // n_groups) + number, each)
 
 
 def transposed(source: TensorSource) -> TensorSource:

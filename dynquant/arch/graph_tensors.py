@@ -49,6 +49,8 @@ _CLASSES = {
     "qwen3vl": "Qwen3VLForConditionalGeneration",
     "qwen3moe": "Qwen3MoeForCausalLM",
     "qwen3next": "Qwen3NextForCausalLM",
+    "qwen35": "Qwen3_5ForCausalLM",
+    "qwen35moe": "Qwen3_5MoeForCausalLM",
     "starcoder2": "Starcoder2ForCausalLM",
 }
 """The class of config.json for each architecture of a GGUF."""
@@ -62,6 +64,8 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "phimoe": {"attention_bias": True, "lm_head_bias": True},
     "gemma-embedding": {"use_bidirectional_attention": True},
     "qwen2vl": _SECTIONS,
+    "qwen35": _SECTIONS,
+    "qwen35moe": _SECTIONS,
     "qwen3moe": {"norm_topk_prob": True},
     "qwen3vl": _SECTIONS,
 }
@@ -114,6 +118,7 @@ _FUSED = {
     **dict.fromkeys(_CLASSES, (_QKV,)),
     **dict.fromkeys(("deepseek2", "deepseek2-ocr"), (_QKV, _GATE_UP)),
     "qwen3next": (_QKV, _GATE_UP, _LINEAR),
+    "qwen35moe": (_QKV, _GATE_UP),
 }
 """Matrices that a file may hold separately or as one, by architecture."""
 
@@ -247,7 +252,7 @@ def _layers_of(name: str, keys: Keys, n_layers: int) -> Mapping[str, Any]:
     lite = n_layers in (26, 27) or (n_layers, n_vocab) == (48, 128256)
     if name == "deepseek2" and not lite:
         found["q_lora_rank"] = _number(keys, f"{name}.attention.q_lora_rank") or None
-    if name == "qwen3next":
+    if name in ("qwen3next", "qwen35", "qwen35moe"):
         found["full_attention_interval"] = _number(keys, f"{name}.full_attention_interval") or 4
         recurrent = _value(keys, f"{name}.attention.recurrent_layers")
         if isinstance(recurrent, tuple):

@@ -66,3 +66,21 @@ def section_keys(arch: str, sections: tuple[int, ...], n_rotated: int, where: st
             f" have {n_rotated // 2}; llama.cpp stops at such a model"
         )
     return {f"{arch}.rope.dimension_sections": i32s([*sections, 0, 0, 0][:4])}
+
+
+def unrotated_pairs(sections: tuple[int, ...], n_rotated: int, where: str) -> tuple[str, ...]:
+    """Return a warning about pairs that llama.cpp does not rotate if sections are interleaved.
+
+    Pair 3i counts time, 3i+1 height and 3i+2 width, each as often as its section says. The pairs
+    that are then left count a fourth number in llama.cpp, which is zero in text, and time in
+    transformers. Source: ggml_mrope_cache_init in ggml-cpu/ops.cpp.
+    """
+    counts, n = [*sections, 0, 0][:3], sum(sections)
+    pairs = [p for p in range(n_rotated // 2) if p % n >= 3 * counts[p % n % 3]]
+    if not pairs:
+        return ()
+    return (
+        f"{where}: mrope_section is {list(sections)}: llama.cpp does not rotate {len(pairs)} of the"
+        f" pairs of each head ({', '.join(map(str, pairs))}), and the model's own code does;"
+        " results differ, most in long texts",
+    )

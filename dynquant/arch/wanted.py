@@ -33,34 +33,49 @@ class Wanted:
     has_forms: bool = False
 
 
+_AHEAD = "mtp.fc.weight"
+"""A tensor of prediction layers that are stored apart from the model's own layers."""
+
+
 @dataclass(frozen=True)
 class Spelling:
     """The prefix that a checkpoint has in place of `model.` in the names of the tensor table.
 
     Base models without a head have none. Larger models put the name of their language model before
     or after `model.`. Other names, such as the head's, have the prefix before `model.`, or none.
+    Names of prediction layers (`mtp.`) have any of these (`ahead`).
     """
 
     stored: Collection[str]
     trunk: str
+    ahead: str = ""
 
     @classmethod
     def of(cls, stored: Collection[str], anchor: str) -> Spelling:
         """Derive the prefix from one tensor of the table; the table's own if it is not stored."""
         tail = anchor.removeprefix("model.")
-        found = [name.removesuffix(tail) for name in stored if name.endswith(tail)]
-        fitting = [p for p in found if not p or p.endswith(".")]
         return cls(
-            stored, min(fitting, key=lambda p: (len(p), p), default=anchor.removesuffix(tail))
+            stored,
+            _prefix(stored, tail, default=anchor.removesuffix(tail)),
+            _prefix(stored, _AHEAD, default=""),
         )
 
     def __call__(self, name: str) -> str:
         """Return a name of the table as the checkpoint spells it."""
         if name.startswith("model."):
             return self.trunk + name.removeprefix("model.")
+        if name.startswith("mtp."):
+            return self.ahead + name
         before = self.trunk.removesuffix("model.")
         is_prefix = before != self.trunk and before.endswith(".") and name not in self.stored
         return before + name if is_prefix else name
+
+
+def _prefix(stored: Collection[str], tail: str, default: str) -> str:
+    """Return the shortest prefix that a stored name has before a tail."""
+    found = [name.removesuffix(tail) for name in stored if name.endswith(tail)]
+    fitting = [p for p in found if not p or p.endswith(".")]
+    return min(fitting, key=lambda p: (len(p), p), default=default)
 
 
 def wanted_of(

@@ -28,7 +28,7 @@ OTHER_PARTS = {
         f"the audio model, {_SEPARATE}"
     ),
     rf"{_BEFORE}((vision|visual|image)(_\w+)?|embed_vision|vit\w*|sam_model|qwen2_model|mlp1"
-    r"|view_seperator|(multi_modal_|mm_)?projector|connector|aligner)(\..*)?": (
+    r"|view_seperator|(multi_modal_|mm_)?projector|connector|aligner|merger)(\..*)?": (
         f"the vision model, {_SEPARATE}"
     ),
     r"(talker|token2wav|code2wav)\..*": "the model that speaks, which llama.cpp does not compute",

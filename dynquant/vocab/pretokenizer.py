@@ -12,6 +12,7 @@ from dynquant.errors import VocabError
 from dynquant.vocab.files import Json, TokenizerFiles
 from dynquant.vocab.pretypes import (
     CLASS_SPLITS,
+    CORRECTED_CLASSES,
     DIGITS,
     EACH_DIGIT,
     GPT_2,
@@ -117,6 +118,7 @@ def _read_rules(files: TokenizerFiles) -> tuple[Path, str, tuple[str, ...] | Non
     stated: Any = files.tokenizer_config.get("tokenizer_class")
     model_type: Any = files.config.get("model_type")
     name = stated if isinstance(stated, str) else MODEL_CLASSES.get(str(model_type), "")
+    name = CORRECTED_CLASSES.get(str(model_type), name)
     rules = f"tokenizer_class {stated!r} of model_type {model_type!r} without a tokenizer.json"
     splits = CLASS_SPLITS.get(name.removesuffix("Fast"))
     if files.tokenizer_config.get("add_prefix_space") is True:

@@ -29,6 +29,10 @@ _QWEN = rf"{CONTRACTIONS}|{_WORD}|\p{{N}}|{_SIGNS_AND_SPACE}"
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 _BEFORE_WORD = r"[^\r\n\p{L}\p{N}]?"
 _SIGNS_SLASH_AND_SPACE = r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_QWEN35 = (
+    rf"{CONTRACTIONS}|{_BEFORE_WORD}[\p{{L}}\p{{M}}]+|\p{{N}}"
+    r"| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 _TEKKEN = (
     rf"{_BEFORE_WORD}{_UPPER}*{_LOWER}+|{_BEFORE_WORD}{_UPPER}+{_LOWER}*|\p{{N}}"
     rf"|{_SIGNS_SLASH_AND_SPACE}"
@@ -103,14 +107,7 @@ PRE_TYPES = (
     PreType("dbrx", (_CL100K,)),
     PreType("chatglm-bpe", (_CL100K,), expects_bos=False),
     PreType("qwen2", (_QWEN,), clean_spaces=False),
-    PreType(
-        "qwen35",
-        (
-            rf"{CONTRACTIONS}|{_BEFORE_WORD}[\p{{L}}\p{{M}}]+|\p{{N}}"
-            r"| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-        ),
-        clean_spaces=False,
-    ),
+    PreType("qwen35", (_QWEN35,), clean_spaces=False),
     PreType("tekken", (_TEKKEN,), ignore_merges=True, clean_spaces=False),
     PreType("gpt-4o", (_O200K,), clean_spaces=False),
     PreType("tiny_aya", (r"\d{1,3}(?=(?:\d{3})*\b)", _O200K), clean_spaces=False),
@@ -176,6 +173,7 @@ CLASS_SPLITS = {
     "GPT2Tokenizer": (GPT_2,),
     "CodeGenTokenizer": (GPT_2,),
     "Qwen2Tokenizer": (_QWEN,),
+    "Qwen3_5Tokenizer": (_QWEN35,),
 }
 
 # The tokenizer class of models that do not state it, by model_type.
@@ -188,3 +186,8 @@ MODEL_CLASSES = {
     "qwen3": "Qwen2Tokenizer",
     "qwen3_moe": "Qwen2Tokenizer",
 }
+
+# The tokenizer class of models that may state another; transformers does not use that one.
+CORRECTED_CLASSES: dict[str, str] = dict.fromkeys(
+    ("qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"), "Qwen3_5Tokenizer"
+)

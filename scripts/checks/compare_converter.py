@@ -1,11 +1,12 @@
 """F32 files of the reference checkpoints beside those of llama.cpp's convert_hf_to_gguf.py.
 
-    python scripts/checks/compare_converter.py LLAMA_CPP [FAMILY ...] [--python PYTHON]
+    python scripts/checks/compare_converter.py LLAMA_CPP [FAMILY ...] [--python PYTHON] [--no-mtp]
 
 LLAMA_CPP is a llama.cpp source tree, PYTHON an interpreter that has what its converter needs. Its
 list of known vocabularies goes by a hash of token ids, which no made-up vocabulary has, so it is
-given the pre-tokenizer that dynquant recognized. For each family: tensors equal bit for bit,
-tensors that differ or that one file has alone, and keys that differ.
+given the pre-tokenizer that dynquant recognized. For some families it needs --no-mtp if a
+checkpoint has no prediction layers. For each family: tensors equal bit for bit, tensors that differ
+or that one file has alone, and keys that differ.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -74,13 +75,16 @@ def _apart(a: np.ndarray, b: np.ndarray) -> str:
     return f"by at most {np.abs(a - b).max() / np.abs(b).max():.0e} of the largest"
 
 
-def compare(family: str, tree: Path, python: str, folder: Path) -> bool:
-    """Convert one checkpoint with both, print what differs; return whether all tensors agree."""
+def compare(family: str, tree: Path, python: str, folder: Path, more: Sequence[str]) -> bool:
+    """Convert one checkpoint with both, print what differs; return whether all tensors agree.
+
+    more: options of the converter
+    """
     source = REFERENCES / family
     ours, theirs = folder / "ours.gguf", folder / "theirs.gguf"
     plan = dynquant.convert(source, ours, recipe="f32", force=True).plan
     pre = plan.keys.get("tokenizer.ggml.pre")
-    arguments = [str(source), "--outtype", "f32", "--outfile", str(theirs)]
+    arguments = [str(source), "--outtype", "f32", "--outfile", str(theirs), *more]
     theirs.unlink(missing_ok=True)
     done = subprocess.run(
         [python, "-c", _PEER, str(tree), str(pre.value) if pre else "default", *arguments],
@@ -121,11 +125,14 @@ def main() -> None:
     parser.add_argument("tree", type=Path, metavar="LLAMA_CPP")
     parser.add_argument("families", nargs="*", metavar="FAMILY")
     parser.add_argument("--python", default=sys.executable, help="default: this one")
+    parser.add_argument("--no-mtp", action="store_true", help="an option of the converter")
     given = parser.parse_args()
+    more = ("--no-mtp",) if given.no_mtp else ()
     known = sorted(p.parent.name for p in REFERENCES.glob("*/config.json"))
     with tempfile.TemporaryDirectory() as folder:
         agreed = [
-            compare(f, given.tree, given.python, Path(folder)) for f in given.families or known
+            compare(f, given.tree, given.python, Path(folder), more)
+            for f in given.families or known
         ]
     print(f"all tensors agree in {sum(agreed)} of {len(agreed)}")
 

@@ -87,7 +87,9 @@ def make_checkpoint(folder: Path, family: Family, seed: int) -> Encode:
     else:
         model = model_class(family.config).from_config(family.config)
         randomize(model, family, seed)
-        model.to(family.dtype).save_pretrained(folder, max_shard_size=family.shard_size)
+        model.to(family.dtype).save_pretrained(
+            folder, max_shard_size=family.shard_size, save_original_format=not family.stacks
+        )
     config = json.loads((folder / "config.json").read_text("utf-8"))
     config.update(family.published)
     removed = {key for key, value in family.published.items() if value is None}

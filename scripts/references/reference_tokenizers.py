@@ -72,6 +72,9 @@ LLAMA3_SPLIT = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 QWEN2_SPLIT = LLAMA3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
+QWEN35_SPLIT = QWEN2_SPLIT.replace(r"?\p{L}+", r"?[\p{L}\p{M}]+").replace(
+    r" ?[^\s\p{L}\p{N}]", r" ?[^\s\p{L}\p{M}\p{N}]"
+)
 
 Encode = Callable[[str], list[int]]
 
@@ -192,7 +195,7 @@ def make_llama3_bpe(folder: Path) -> Encode:
     return make_bpe(folder, 442, LLAMA3_SPLIT, dict.fromkeys(ends + turns, True), config)
 
 
-def make_qwen_bpe(folder: Path, plain: tuple[str, ...] = ()) -> Encode:
+def make_qwen_bpe(folder: Path, plain: tuple[str, ...] = (), split: str = QWEN2_SPLIT) -> Encode:
     """Qwen: single digits, no BOS token, fewer tokens than rows in the embedding."""
     config = {
         "add_bos_token": False,
@@ -208,4 +211,4 @@ def make_qwen_bpe(folder: Path, plain: tuple[str, ...] = ()) -> Encode:
     }
     special = dict.fromkeys(("<|endoftext|>", "<|im_start|>", "<|im_end|>"), True)
     added = special | dict.fromkeys(plain, False)
-    return make_bpe(folder, 400, QWEN2_SPLIT, added, config)
+    return make_bpe(folder, 400, split, added, config)

@@ -34,7 +34,7 @@ def before(config: dict[str, Any]) -> dict[str, Any]:
     return {
         **rest,
         **{key: rope[key] for key in SETTINGS if key in rope},
-        "rope_scaling": None if rope["rope_type"] == "default" else scaling,
+        "rope_scaling": scaling if scaling.keys() - {"rope_type"} else None,
         "torch_dtype": config.get("dtype"),
     }
 

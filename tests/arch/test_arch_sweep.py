@@ -166,9 +166,19 @@ def others(family: str, name: str, value: object) -> Iterator[Any]:
 ROPES = ("rope_parameters", "rope_scaling")
 
 
+def without_theta(family: str) -> dict[str, Any] | None:
+    """Return rotary settings with sections, whose defaults are made for larger heads; else None."""
+    config = config_of(family)
+    rope: dict[str, Any] = (text_settings(config) or config).get("rope_parameters") or {}
+    has_sections = "mrope_section" in rope
+    return {k: v for k, v in rope.items() if k != "rope_theta"} if has_sections else None
+
+
 def silent(family: str, name: str) -> list[Any]:
     """Return the values of a setting that change nothing, without a word."""
     base = dict(WITH.get(name, {}))
+    if name == "rope_theta":
+        base["rope_parameters"] = without_theta(family)
     if name == "layer_types":
         base[name] = ["full_attention"] * fields_of(family)["num_hidden_layers"]
     if name == "rope_theta":

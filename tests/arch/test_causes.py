@@ -215,9 +215,10 @@ def test_similar_classes_come_after_what_to_do(tmp_path: Path) -> None:
 def test_an_unknown_class_around_a_known_text_model_names_it(
     tmp_path: Path, name: str, inner: dict[str, Any], class_: str
 ) -> None:
-    changed = {"architectures": ["OtherForConditionalGeneration"], name: inner}
-    message = refusal(write_checkpoint(tmp_path, changed, tensors_of(config_of(BASE))))
-    assert "'OtherForConditionalGeneration' is not supported; if llama.cpp's" in message
+    config = config_of(BASE)
+    changed = {"architectures": ["UnknownVLForConditionalGeneration"], name: config | inner}
+    message = refusal(write_checkpoint(tmp_path, changed, tensors_of(config)))
+    assert "'UnknownVLForConditionalGeneration' is not supported; if llama.cpp's" in message
     assert message.endswith(
         f" (its text model is a {class_}, which is supported if it is saved separately)"
     )
@@ -227,7 +228,7 @@ def test_an_unknown_class_around_a_known_text_model_names_it(
     "inner", [{"model_type": "foo"}, {"model_type": ["llama"]}, {}, [], "x", {"architectures": []}]
 )
 def test_an_unknown_text_model_is_not_named(tmp_path: Path, inner: object) -> None:
-    changed = {"architectures": ["OtherForConditionalGeneration"], "text_config": inner}
+    changed = {"architectures": ["UnknownVLForConditionalGeneration"], "text_config": inner}
     message = refusal(write_checkpoint(tmp_path, changed, tensors_of(config_of(BASE))))
     assert "text model" not in message
 

@@ -132,6 +132,7 @@ FAMILIES = (
     "qwen2moe",
     "qwen3moe",
     "qwen3next",
+    "qwen35moe-text",
 )
 
 

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 
 from dynquant.tensors import Computed, TensorSource
-from dynquant.transforms import negated_exp, parts_of_groups, read_weights, squeezed
+from dynquant.transforms import (
+    Columns,
+    negated_exp,
+    parts_of_groups,
+    read_weights,
+    squeezed,
+    tiled_columns,
+    tiled_heads,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -40,3 +48,28 @@ def test_negated_exp_is_rounded_from_float64() -> None:
     x = RNG.standard_normal((1, 1000)).astype(np.float32)
     expected = (-np.exp(x.astype(np.float64))).astype(np.float32)
     assert np.array_equal(whole(negated_exp(Computed(x))), expected)
+
+
+def test_heads_of_groups_are_tiled_after_rows_that_stay() -> None:
+    # Five rows, then two groups of three heads of four rows.
+    x = RNG.standard_normal((5 + 24, 7)).astype(np.float32)
+    heads = x[5:].reshape(2, 3, 4, 7).transpose(1, 0, 2, 3).reshape(24, 7)
+    found = whole(tiled_heads(Computed(x), 2, 4, 5))
+    assert np.array_equal(found, np.concatenate([x[:5], heads]))
+
+
+def test_elements_of_a_vector_are_tiled() -> None:
+    x = np.arange(6, dtype=np.float32)
+    assert whole(tiled_heads(Computed(x), 2, 1)).tolist() == [0, 3, 1, 4, 2, 5]
+
+
+def test_columns_are_tiled_as_rows_are() -> None:
+    x = RNG.standard_normal((7, 24)).astype(np.float32)
+    found = whole(tiled_columns(Computed(x), 2, 4))
+    assert np.array_equal(found, whole(tiled_heads(Computed(x.T.copy()), 2, 4)).T)
+
+
+def test_pieces_that_do_not_make_up_a_row_are_no_columns() -> None:
+    x = RNG.standard_normal((7, 24)).astype(np.float32)
+    with pytest.raises(ValueError, match="5 pieces of 4"):
+        Columns(Computed(x), np.arange(5), 4)

@@ -130,6 +130,25 @@ def embeddings(path: Path, prompts: Sequence[Sequence[int]], n: int) -> F32:
     return np.stack(vectors)
 
 
+def drafts(path: Path, prompts: Sequence[Sequence[int]], n_tokens: int) -> tuple[int, int]:
+    """Continue prompts with drafts of the file's prediction layer, one token at a time.
+
+    Returns how many tokens were drafted, and how many of them the model itself would have chosen.
+    """
+    parameters = _parameters(path, n_ctx=512, n_threads=1)
+    kinds = xllamacpp.common_speculative_type
+    parameters.speculative.types = [kinds.COMMON_SPECULATIVE_TYPE_DRAFT_MTP]
+    parameters.speculative.draft.n_max = 1
+    server: Any = xllamacpp.Server(parameters)
+    drafted = accepted = 0
+    for prompt in prompts:
+        request = {"prompt": list(prompt), "n_predict": n_tokens, "temperature": 0.0}
+        answer = server.handle_completions({**request, "ignore_eos": True, "cache_prompt": False})
+        drafted += answer["timings"]["draft_n"]
+        accepted += answer["timings"]["draft_n_accepted"]
+    return drafted, accepted
+
+
 def generate(path: Path, prompt: str, n_tokens: int) -> str:
     """Return the most likely continuation of a text."""
     with Runtime(path) as runtime:

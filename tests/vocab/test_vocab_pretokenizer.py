@@ -143,7 +143,14 @@ def test_without_tokenizer_json_the_class_determines_the_rules(
     name: str, suffix: str, tmp_path: Path
 ):
     slow_files(tmp_path, tokenizer_class=name + suffix)
-    assert pre_of(tmp_path) == ("qwen2" if name == "Qwen2Tokenizer" else "gpt-2")
+    expected = {"Qwen2Tokenizer": "qwen2", "Qwen3_5Tokenizer": "qwen35"}
+    assert pre_of(tmp_path) == expected.get(name, "gpt-2")
+
+
+def test_qwen_3_5_may_state_the_class_of_qwen_2(tmp_path: Path):
+    slow_files(tmp_path, tokenizer_class="Qwen2Tokenizer")
+    keys = read_vocab(tmp_path, {**CONFIG, "model_type": "qwen3_5"})
+    assert keys["tokenizer.ggml.pre"].value == "qwen35"
 
 
 def test_without_a_class_the_model_type_determines_the_rules(tmp_path: Path):

@@ -22,9 +22,9 @@ from dynquant.arch.decoder import (
 )
 from dynquant.arch.experts import routing_keys
 from dynquant.arch.families.qwen import SCALINGS
-from dynquant.arch.families.qwen_moe import READ, ROUTED, SHARED, read_experts
+from dynquant.arch.families.qwen_moe import READ, ROUTED, SHARED, Experts, read_experts
 from dynquant.arch.graph_limits import fixed, other_epsilon
-from dynquant.arch.linear_attention import LAYER_TYPES, LINEAR_ATTENTION, Linear
+from dynquant.arch.linear_attention import LAYER_TYPES, Layout, Linear
 from dynquant.arch.rope import read_rope
 from dynquant.arch.settings import NO_WINDOW, Declared, Settings, reads
 from dynquant.errors import ArchitectureError
@@ -47,7 +47,6 @@ _AHEAD = (
     Row("mtp.pre_fc_norm_embedding.weight", _OUT + "nextn.enorm.weight", "hidden"),
     Row("mtp.pre_fc_norm_hidden.weight", _OUT + "nextn.hnorm.weight", "hidden"),
     Row("mtp.norm.weight", _OUT + "nextn.shared_head_norm.weight", "hidden"),
-    *(row.within(_IN, "mtp.layers.0.") for row in (*_NORMS, *_FULL, *ROUTED, *SHARED)),
 )
 _FROM_ONE = (
     "attn_norm",
@@ -61,60 +60,82 @@ _FROM_ONE = (
 )
 """Norms that are stored minus one, unlike the norm in linear attention."""
 
+MIXTURE = (*ROUTED, *SHARED)
+"""The feed-forward rows of a layer with experts."""
+
 
 def qwen3next(config: Mapping[str, Any], where: str) -> Architecture:
     """Describe a Qwen3-Next: experts in every layer; most checkpoints have a prediction layer."""
-    c = read_decoder(config, where, head_dim=256)
-    rope = read_rope(config, where, SCALINGS, partial=0.25)
     # transformers' defaults.
     completed = {"shared_expert_intermediate_size": 512, "norm_topk_prob": True, **config}
     experts = read_experts(completed, where, norm_topk_prob=True)
     linear = read_config(Linear, config, where)
+    return hybrid("qwen3next", config, where, linear, linear.by_key_head, MIXTURE, experts)
+
+
+def hybrid(
+    name: str,
+    config: Mapping[str, Any],
+    where: str,
+    linear: Linear,
+    layout: Layout,
+    feed_forward: tuple[Row, ...],
+    experts: Experts | None = None,
+) -> Architecture:
+    """Describe a model of layers with linear attention and layers with gated attention.
+
+    layout:       how linear attention is stored
+    feed_forward: its rows, in every layer
+    experts:      those of every layer; None if there are none
+    """
+    c = read_decoder(config, where, head_dim=256)
+    rope = read_rope(config, where, SCALINGS, partial=0.25)
     n = c.num_hidden_layers
     ArchitectureError.raise_any(
         chain(fixed(c, {"attention_bias": False}, where), linear.problems(where))
     )
     recurrent = linear.recurrent(n)
     keys = (
-        decoder_keys("qwen3next", c, rope, c.n_per_head)
-        | routing_keys("qwen3next", experts.routing)
-        | linear.keys("qwen3next")
+        decoder_keys(name, c, rope, c.n_per_head)
+        | (routing_keys(name, experts.routing) if experts else {})
+        | linear.keys(name)
         | {
-            "qwen3next.attention.recurrent_layers": booleans(recurrent),
-            "qwen3next.rope.dimension_count": u32(int(c.n_per_head * rope.partial_rotary_factor)),
+            f"{name}.attention.recurrent_layers": booleans(recurrent),
+            f"{name}.rope.dimension_count": u32(int(c.n_per_head * rope.partial_rotary_factor)),
         }
     )
     ahead: Keys = {
-        "qwen3next.block_count": u32(n + 1),
-        "qwen3next.nextn_predict_layers": u32(1),
-        "qwen3next.attention.recurrent_layers": booleans([*recurrent, False]),
+        f"{name}.block_count": u32(n + 1),
+        f"{name}.nextn_predict_layers": u32(1),
+        f"{name}.attention.recurrent_layers": booleans([*recurrent, False]),
     }
+    as_ahead = (row.within(_IN, "mtp.layers.0.") for row in (*_NORMS, *_FULL, *feed_forward))
     sizes = decoder_sizes(c)
     return Architecture(
-        name="qwen3next",
+        name=name,
         keys=keys,
         rows=(
             *EMBEDDING,
             *on(range(n), _NORMS),
             *on([layer for layer in range(n) if not recurrent[layer]], _FULL),
-            *on([layer for layer in range(n) if recurrent[layer]], LINEAR_ATTENTION),
-            *on(range(n), (*ROUTED, *SHARED)),
-            *on([n], _AHEAD),
+            *on([layer for layer in range(n) if recurrent[layer]], layout.rows),
+            *on(range(n), feed_forward),
+            *on([n], (*_AHEAD, *as_ahead)),
             *OUTPUT_NORM,
             *OUTPUT,
         ),
         sizes={
             **sizes,
-            **experts.sizes,
+            **(experts.sizes if experts else {}),
             **linear.sizes,
             "gated_q": 2 * sizes["q"],
             "hidden_twice": 2 * sizes["hidden"],
         },
         n_layers=n,
         tied=TIED if c.tie_word_embeddings else None,
-        via={**dict.fromkeys(_FROM_ONE, plus_one), **linear.via},
+        via={**dict.fromkeys(_FROM_ONE, plus_one), **layout.via},
         ignored=IGNORED,
-        n_experts=experts.num_experts,
+        n_experts=experts.num_experts if experts else 0,
         prediction=Prediction(range(n, n + 1), ahead),
         deviations=other_epsilon(c, "the norms of Q and K in linear attention", where),
     )

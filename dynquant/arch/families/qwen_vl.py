@@ -9,7 +9,7 @@ from typing import Any, cast
 from dynquant.arch.base import Architecture, renamed
 from dynquant.arch.config import Natural, read_config
 from dynquant.arch.families.qwen import WINDOWS, qwen2, qwen3
-from dynquant.arch.sections import SECTIONS, section_keys, split_sections
+from dynquant.arch.sections import SECTIONS, section_keys, split_sections, unrotated_pairs
 from dynquant.arch.settings import DECODER, NO_WINDOW, Declared, Settings, reads
 from dynquant.arch.wrapped import Wrapped
 from dynquant.keys import u32
@@ -46,6 +46,7 @@ def qwen3vl(config: Mapping[str, Any], where: str) -> Architecture:
         keys=renamed(found.keys, "qwen3vl")
         | section_keys("qwen3vl", sections, found.sizes["head"], where)
         | {"qwen3vl.n_deepstack_layers": u32(read_config(Deepstack, config, where).n_deepstack)},
+        deviations=(*found.deviations, *unrotated_pairs(sections, found.sizes["head"], where)),
     )
 
 

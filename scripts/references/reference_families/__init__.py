@@ -51,6 +51,7 @@ class Family:
     weights:   the standard deviation of matrices
     embedding: the standard deviation of the embedding
     draw:      the seed of the weights, chosen so that the prompts use every expert
+    stacks:    whether each layer's experts are stored as stacks; one by one if not
     model:     how to make and load the model if transformers has no class for it
     """
 
@@ -64,6 +65,7 @@ class Family:
     embedding: float = 0.25
     draw: int = 0
     adapt: Callable[[transformers.PreTrainedModel], None] | None = None
+    stacks: bool = False
     model: Composed | None = None
 
 
