@@ -4,8 +4,9 @@
     python scripts/docs/make_reference.py           # write all pages
     python scripts/docs/make_reference.py --check   # exit with 1 if a page is out of date
 
-The commands, the schema of recipes, the classes of the JSON documents and the table of readers give
-the tables. The text around them is in the files NAME_page.md beside this script.
+The commands, the schema of recipes, the classes of the JSON documents, the table of readers and the
+registry of families give the tables. The text around them is in the files NAME_page.md beside this
+script.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from family_table import around_any, family_rows
 from typer.main import get_command
 
 from dynquant.cli import app
@@ -454,6 +456,19 @@ def _reader(reader: Reader) -> tuple[str, ...]:
     return reader.name, reader.version, reader.date, source, "; ".join(limits)
 
 
+def models_page() -> str:
+    """Return the page of sources, families, quantized checkpoints and vocabularies."""
+    head = ("family", "such as", "classes in `config.json`", "GGUF architecture", "references")
+    return _filled(
+        "models_page.md",
+        {
+            "generated": _generated("models_page.md and the registry of families"),
+            "families": table(head, family_rows()),
+            "larger": around_any(),
+        },
+    )
+
+
 def pages() -> dict[Path, str]:
     """Return the text of each generated page."""
     return {
@@ -461,6 +476,7 @@ def pages() -> dict[Path, str]:
         REFERENCE / "recipe.md": recipe_page(),
         REFERENCE / "manifest.md": manifest_page(),
         REFERENCE / "readers.md": readers_page(),
+        REFERENCE / "models.md": models_page(),
     }
 
 
