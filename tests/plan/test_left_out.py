@@ -12,7 +12,8 @@ from checkpoints import config_of, tensors_of, write_checkpoint
 from handmade import model, recipe
 from safetensors.numpy import save_file
 
-from dynquant.arch.families import bert, gemma
+from dynquant.arch import encoder
+from dynquant.arch.families import gemma
 from dynquant.arch.load import load_model
 from dynquant.arch.wrapped import OTHER_PARTS
 from dynquant.plan.left_out import left_out
@@ -54,7 +55,7 @@ def test_families_state_what_is_lost_and_only_that_is_a_warning() -> None:
     patterns = [
         *gemma.gemma3(config_of("x", num_key_value_heads=None) | GEMMA, "c").ignored.items(),
         *OTHER_PARTS.items(),
-        *bert._IGNORED.items(),  # pyright: ignore[reportPrivateUsage]
+        *encoder.IGNORED.items(),  # pyright: ignore[reportPrivateUsage]
     ]
     found = [*left_out(dict(patterns))]
     assert len(found) == len({why for _, why in patterns}) - 2
