@@ -79,7 +79,7 @@ def compare(family: str, tree: Path, python: str, folder: Path) -> bool:
     """Convert one checkpoint with both, print what differs; return whether all tensors agree."""
     source = REFERENCES / family
     ours, theirs = folder / "ours.gguf", folder / "theirs.gguf"
-    plan = dynquant.convert(source, ours, recipe="f32", force=True)
+    plan = dynquant.convert(source, ours, recipe="f32", force=True).plan
     pre = plan.keys.get("tokenizer.ggml.pre")
     arguments = [str(source), "--outtype", "f32", "--outfile", str(theirs)]
     theirs.unlink(missing_ok=True)

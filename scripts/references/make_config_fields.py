@@ -25,9 +25,14 @@ def fields_of(architecture: str) -> dict[str, Any] | None:
     model = getattr(transformers, _SPELLINGS.get(architecture, architecture), None)
     if model is None:
         return None
+    config = model.config_class
+    # Of a larger model, the settings of its language model.
+    config = getattr(config, "sub_configs", {}).get("text_config", config)
+    if not dataclasses.is_dataclass(config):
+        return None  # a class around any language model
     of_all = {f.name for f in dataclasses.fields(transformers.PreTrainedConfig)}
-    found = {f.name: f.default for f in dataclasses.fields(model.config_class)}
-    theta = getattr(model.config_class, "default_theta", 10000.0)
+    found = {f.name: f.default for f in dataclasses.fields(config)}
+    theta = getattr(config, "default_theta", 10000.0)
     # Gemma 3 has two.
     has_one = "rope_parameters" in found and isinstance(theta, float)
     rope = {"rope_theta": theta} if has_one else {}

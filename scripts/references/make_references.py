@@ -41,6 +41,17 @@ REFERENCES = TESTS / "references"
 TINY_BOOKS = TESTS / "data" / "tiny-books"
 
 
+FACTORS = (
+    "norm.weight",
+    "norm_1.weight",
+    "norm_2.weight",
+    "_scalar",
+    "router.scale",
+    "expert_scale",
+)
+"""Endings of the names of factors, which are near one: norms, and Gemma 4's scales."""
+
+
 def randomize(model: transformers.PreTrainedModel, family: Family, seed: int) -> None:
     """Set all stored tensors to numbers large enough to affect the log-probabilities."""
     rng = np.random.default_rng(seed)
@@ -51,8 +62,8 @@ def randomize(model: transformers.PreTrainedModel, family: Family, seed: int) ->
     with torch.no_grad():
         for name, parameter in sorted(tensors.items()):
             noise = rng.standard_normal(parameter.shape, dtype=np.float32)
-            if name.lower().endswith("norm.weight"):
-                noise = family.norms + 0.3 * noise
+            if name.lower().endswith(FACTORS):
+                noise = family.norms + family.spread * noise
             elif name.endswith("correction_bias"):
                 noise = 0.1 * noise  # with more noise some experts would never be chosen
             elif name.endswith("sinks"):

@@ -28,7 +28,7 @@ from subsets import FAST_FAMILIES, slow_except
 
 import dynquant
 from dynquant.arch.families import Family, families
-from dynquant.arch.wrapped import Wrapped
+from dynquant.arch.wrapped import OTHER_PARTS, Wrapped
 
 llamacpp: Any = pytest.importorskip("llamacpp", reason="needs xllamacpp", exc_type=ImportError)
 
@@ -95,12 +95,18 @@ def test_tokens_equal_the_familys_own_tokenizers(family: str, tmp_path: Path) ->
     assert dict(zip(reference.tokens, ours, strict=True)) == reference.tokens
 
 
+def is_of_another_part(name: str) -> bool:
+    """Return whether a stored tensor is of the vision model, which the file leaves out."""
+    return any(re.fullmatch(pattern, name) for pattern in OTHER_PARTS)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_one_tensor_with_its_rows_reversed_is_noticed(family: str, tmp_path: Path) -> None:
     reference = load_reference(family)
     missed = {}
-    for name in one_of_each_kind(stored_tensors(reference.folder)):
+    names = one_of_each_kind(stored_tensors(reference.folder))
+    for name in (n for n in names if not is_of_another_part(n)):
         folder = shutil.copytree(reference.folder, tmp_path / "mutated", dirs_exist_ok=True)
         reverse_rows(folder, name)
         out = tmp_path / f"{name}.gguf"
@@ -257,12 +263,14 @@ def safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
 
 
 def reverse_rows(folder: Path, name: str) -> None:
-    """Reverse the rows of a stored tensor, or the elements of a vector."""
+    """Reverse the rows of a stored tensor, the elements of a vector, or the sign of a scalar."""
     path = stored_tensors(folder)[name]
     tensors, begin = safetensors_header(path)
     start, stop = (begin + offset for offset in tensors[name]["data_offsets"])
     content = np.fromfile(path, np.uint8)
-    n_rows = next(n for n in tensors[name]["shape"] if n > 1)
+    n_rows = next((n for n in tensors[name]["shape"] if n > 1), 1)
+    if n_rows == 1:
+        content[stop - 1] ^= 0x80
     rows = content[start:stop].reshape(n_rows, -1)
     rows[:] = rows[::-1].copy()
     content.tofile(path)
