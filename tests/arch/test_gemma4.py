@@ -102,6 +102,11 @@ def test_full_layers_may_share_keys_without_a_window_before_them() -> None:
     assert keys_of("gemma4", **changes)["attention.shared_kv_layers"] == 2
 
 
+def test_null_states_that_there_are_no_embeddings_for_each_layer() -> None:
+    rows = describe(config_of("gemma4", hidden_size_per_layer_input=None), "c").rows
+    assert not [row.name for row in rows if "per_layer" in row.name]
+
+
 def test_the_last_layer_has_no_window_as_in_transformers() -> None:
     types = [WINDOW, WINDOW, FULL, WINDOW, WINDOW]
     found = keys_of("gemma4", layer_types=types)["attention.sliding_window_pattern"]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from dynquant.arch.base import Architecture, ModelTensor, Row, on
-from dynquant.arch.config import Count, ExpertsCount, Natural, Positive, Truth, read_config
+from dynquant.arch.config import Count, Natural, Positive, Truth, read_config
 from dynquant.arch.decoder import (
     EMBEDDING,
     GELU,
@@ -25,7 +25,7 @@ from dynquant.arch.decoder import (
     decoder_sizes,
     read_decoder,
 )
-from dynquant.arch.experts import Routing, router_row, routing_keys
+from dynquant.arch.experts import routing_keys
 from dynquant.arch.graph_limits import fixed
 from dynquant.arch.head_sizes import HEADS, head_keys, head_rows, head_sizes, read_heads
 from dynquant.arch.per_layer import (
@@ -38,6 +38,7 @@ from dynquant.arch.per_layer import (
 )
 from dynquant.arch.rope import proportional_factors, read_rope, ropes_by_kind
 from dynquant.arch.settings import DECODER, Declared, Settings, harmless, reads
+from dynquant.arch.side_experts import SIDE_EXPERTS, SideExperts, read_side_experts
 from dynquant.arch.windows import layer_types, window_keys
 from dynquant.arch.wrapped import Wrapped
 from dynquant.errors import ArchitectureError
@@ -51,16 +52,6 @@ _NORMS = (
     Row(_IN + "pre_feedforward_layernorm.weight", _OUT + "ffn_norm.weight", "hidden"),
     Row(_IN + "post_feedforward_layernorm.weight", _OUT + "post_ffw_norm.weight", "hidden"),
     Row(_IN + "layer_scalar", _OUT + "layer_output_scale.weight", "one"),
-)
-_ROUTED = (
-    router_row(_IN + "router.proj.weight"),
-    Row(_IN + "router.scale", _OUT + "ffn_gate_inp.scale", "hidden"),
-    Row(_IN + "router.per_expert_scale", _OUT + "ffn_down_exps.scale", "experts"),
-    Row(_IN + "experts.gate_up_proj", _OUT + "ffn_gate_up_exps.weight", "experts gate_up hidden"),
-    Row(_IN + "experts.down_proj", _OUT + "ffn_down_exps.weight", "experts hidden expert_ffn"),
-    Row(_IN + "pre_feedforward_layernorm_2.weight", _OUT + "pre_ffw_norm_2.weight", "hidden"),
-    Row(_IN + "post_feedforward_layernorm_1.weight", _OUT + "post_ffw_norm_1.weight", "hidden"),
-    Row(_IN + "post_feedforward_layernorm_2.weight", _OUT + "post_ffw_norm_2.weight", "hidden"),
 )
 _DOUBLE = tuple(Row(row.stored, row.name, row.shape.replace("ffn", "double")) for row in MLP)
 
@@ -100,26 +91,24 @@ class _Gemma4:
     use_double_wide_mlp: Truth = False
     enable_moe_block: Truth = False
 
-    @property
-    def per_layer(self) -> int:
-        """Weights of a token's embedding for each layer; 0 for none."""
-        return self.hidden_size_per_layer_input
-
-
-@dataclass(frozen=True)
-class _Experts:
-    num_experts: ExpertsCount
-    top_k_experts: Count
-    moe_intermediate_size: Count
-
 
 def gemma4(config: Mapping[str, Any], where: str) -> Architecture:
     """Describe the language model of a Gemma 4."""
     present = {key: value for key, value in config.items() if value is not None}
-    config = {**_DEFAULTS, **present, "hidden_act": present.get("hidden_activation", GELU[0])}
+    config = {
+        **_DEFAULTS,
+        **present,
+        "hidden_act": present.get("hidden_activation", GELU[0]),
+        # null states that there are none.
+        "hidden_size_per_layer_input": config.get("hidden_size_per_layer_input", 256) or 0,
+    }
     c = read_decoder(config, where, activation=GELU)
     own = read_config(_Gemma4, config, where)
-    n, n_shared, width = c.num_hidden_layers, own.num_kv_shared_layers, own.per_layer
+    n, n_shared, width = (
+        c.num_hidden_layers,
+        own.num_kv_shared_layers,
+        own.hidden_size_per_layer_input,
+    )
     # transformers gives the last layer no window, whatever config.json states.
     slides = (*layer_types(config, n, 6, where)[:-1], False)
     ArchitectureError.raise_any(
@@ -128,7 +117,7 @@ def gemma4(config: Mapping[str, Any], where: str) -> Architecture:
     heads = read_heads(config, c, slides, where, global_kv=own.attention_k_eq_v)
     full, windowed = ropes_by_kind(config, where, _ROPES)
     rope = read_rope(full, where, known=("proportional",), partial=1.0)
-    routing = _routing(config, where) if own.enable_moe_block else None
+    experts = read_side_experts(config, where) if own.enable_moe_block else None
     wide = range(n - n_shared, n) if own.use_double_wide_mlp else range(n, n)
     keys = {
         **decoder_keys("gemma4", c, rope, None),
@@ -140,7 +129,7 @@ def gemma4(config: Mapping[str, Any], where: str) -> Architecture:
         "gemma4.final_logit_softcapping": f32(own.final_logit_softcapping or 0.0),
         # llama.cpp has no default pattern: with the period 1 no layer has a window.
         **window_keys("gemma4", config, slides, 1, where),
-        **(routing_keys("gemma4", routing) if routing else {}),
+        **(routing_keys("gemma4", experts.routing) if experts else {}),
     }
     return Architecture(
         name="gemma4",
@@ -152,7 +141,7 @@ def gemma4(config: Mapping[str, Any], where: str) -> Architecture:
             *head_rows(slides, n_shared, k_eq_v=own.attention_k_eq_v),
             *on(range(wide.start), MLP),
             *on(wide, _DOUBLE),
-            *(_ROUTED if routing else ()),
+            *(SIDE_EXPERTS if experts else ()),
             *(IN_EACH_LAYER if width else ()),
             *OUTPUT_NORM,
             *OUTPUT,
@@ -161,7 +150,7 @@ def gemma4(config: Mapping[str, Any], where: str) -> Architecture:
             **decoder_sizes(c),
             **head_sizes(heads, c),
             **per_layer_sizes(width, n),
-            **_expert_sizes(routing),
+            **(experts.sizes if experts else {}),
             "double": 2 * c.intermediate_size,
             "one": 1,
         },
@@ -173,7 +162,7 @@ def gemma4(config: Mapping[str, Any], where: str) -> Architecture:
             ),
         ),
         ignored=IGNORED | unused_by_shared(n, n_shared),
-        n_experts=routing.n_experts if routing else 0,
+        n_experts=experts.num_experts if experts else 0,
     )
 
 
@@ -184,16 +173,11 @@ def _problems(c: Config, own: _Gemma4, where: str) -> Iterator[str]:
             f"{where}: use_bidirectional_attention is 'all'; llama.cpp computes the text of this"
             " family with causal attention"
         )
-    if own.per_layer and own.vocab_size_per_layer_input != c.vocab_size:
+    if own.hidden_size_per_layer_input and own.vocab_size_per_layer_input != c.vocab_size:
         yield (
             f"{where}: vocab_size_per_layer_input is {own.vocab_size_per_layer_input}, but"
             f" llama.cpp needs the {c.vocab_size} tokens of vocab_size in that table too"
         )
-
-
-def _routing(config: Mapping[str, Any], where: str) -> Routing:
-    e = read_config(_Experts, config, where)
-    return Routing(e.num_experts, e.top_k_experts, e.moe_intermediate_size)
 
 
 def _widths(c: Config, wide: range) -> Keys:
@@ -202,13 +186,6 @@ def _widths(c: Config, wide: range) -> Keys:
         return {}
     widths = [c.intermediate_size * (1 + (i in wide)) for i in range(c.num_hidden_layers)]
     return {"gemma4.feed_forward_length": i32s(widths)}
-
-
-def _expert_sizes(routing: Routing | None) -> dict[str, int]:
-    if routing is None or routing.expert_ffn is None:
-        return {}
-    expert_ffn = routing.expert_ffn
-    return {"experts": routing.n_experts, "expert_ffn": expert_ffn, "gate_up": 2 * expert_ffn}
 
 
 def gemma4_unified(config: Mapping[str, Any], where: str) -> Architecture:
@@ -227,7 +204,7 @@ _ROPE = harmless(
     "rope_parameters states them for each kind of layers",
     "rope_theta partial_rotary_factor original_max_position_embeddings",
 )
-_GEMMA4 = Declared(gemma4, Settings(read=_READ | reads(_Experts), harmless=_ROPE))
+_GEMMA4 = Declared(gemma4, Settings(read=_READ | reads(SideExperts), harmless=_ROPE))
 _GEMMA4_UNIFIED = Declared(
     gemma4_unified,
     Settings(read=_READ, harmless=_ROPE),
