@@ -29,6 +29,7 @@ _CLASSES = {
     "gemma": "GemmaForCausalLM",
     "gemma2": "Gemma2ForCausalLM",
     "gemma3": "Gemma3ForCausalLM",
+    "gemma3n": "Gemma3nForCausalLM",
     "gemma4": "Gemma4ForCausalLM",
     "glm4": "Glm4ForCausalLM",
     "glm4moe": "Glm4MoeForCausalLM",
@@ -58,6 +59,7 @@ _WITH_EXPERTS = {"llama": "MixtralForCausalLM", "granite": "GraniteMoeForCausalL
 
 _SECTIONS = {"rope_parameters": {"mrope_section": [1, 1, 1]}}
 _SETTINGS: dict[str, dict[str, Any]] = {
+    "gemma3n": {"vocab_size_per_layer_input": 64},
     # Full layers may have no values.
     "gemma4": {"attention_k_eq_v": True, "global_head_dim": 32, "vocab_size_per_layer_input": 64},
     "nomic-bert": {"hidden_act": "swiglu"},
@@ -254,6 +256,11 @@ def _layers_of(name: str, keys: Keys, n_layers: int) -> Mapping[str, Any]:
     lite = n_layers in (26, 27) or (n_layers, n_vocab) == (48, 128256)
     if name == "deepseek2" and not lite:
         found["q_lora_rank"] = _number(keys, f"{name}.attention.q_lora_rank") or None
+    if name == "gemma3n":
+        found |= {
+            "num_kv_shared_layers": max(0, n_layers - 20),
+            "activation_sparsity_pattern": [0.95] * min(n_layers, 10) + [0.0] * (n_layers - 10),
+        }
     if name == "gemma4":
         found |= _of_gemma4(keys, n_layers)
     if name == "qwen3next":

@@ -48,8 +48,9 @@ FACTORS = (
     "_scalar",
     "router.scale",
     "expert_scale",
+    "output_scale",
 )
-"""Endings of the names of factors, which are near one: norms, and Gemma 4's scales."""
+"""Endings of the names of factors, which are near one: norms, and scales of Gemma 3n and 4."""
 
 
 def randomize(model: transformers.PreTrainedModel, family: Family, seed: int) -> None:
@@ -66,6 +67,8 @@ def randomize(model: transformers.PreTrainedModel, family: Family, seed: int) ->
                 noise = family.norms + family.spread * noise
             elif name.endswith("correction_bias"):
                 noise = 0.1 * noise  # with more noise some experts would never be chosen
+            elif name.endswith("modality_router.weight"):
+                noise = 4 * noise  # Gemma 3n divides its input by the hidden size
             elif name.endswith("sinks"):
                 noise = 2 * noise
             elif name.endswith("bias"):
