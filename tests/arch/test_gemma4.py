@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 from dynquant.arch.load import describe, load_model
 from dynquant.arch.rope import proportional_factors, read_rope
 from dynquant.errors import ArchitectureError
+from dynquant.importance.audit import missing
 from dynquant.plan.make import make_plan
 
 WINDOW, FULL = "sliding_attention", "full_attention"
@@ -68,13 +69,10 @@ def test_heads_of_single_layers_and_of_all_full_layers_are_read() -> None:
         ({"2": {"head_dim": 21}, "4": {"head_dim": 21}}, "heads of 21 weights"),
         ({"0": {"num_key_value_heads": 3}}, "not a multiple of 3, the heads of K and V"),
         ({"x": {}}, "per_layer_config.x"),
-        ([], None),
+        ([1], "per_layer_config is [1], but should be a valid dictionary"),
     ],
 )
-def test_heads_that_llama_cpp_cannot_compute_are_refused(layers: Any, words: str | None) -> None:
-    if words is None:
-        assert describe(config_of("gemma4", per_layer_config=None, global_head_dim=20), "c")
-        return
+def test_heads_that_llama_cpp_cannot_compute_are_refused(layers: Any, words: str) -> None:
     assert words in refusal("gemma4", per_layer_config=layers)
 
 
@@ -185,3 +183,8 @@ def test_full_layers_without_values_have_no_value_matrix() -> None:
     found = describe(config_of("gemma4moe"), "c")
     layers = [sorted(r.layers or ()) for r in found.rows if r.name == "blk.{}.attn_v.weight"]
     assert layers == [[0, 1]]
+
+
+def test_a_table_of_embeddings_needs_no_importance() -> None:
+    wanted = ("per_layer_token_embd.weight", "blk.0.inp_gate.weight")
+    assert missing(wanted, {}) == ["blk.0.inp_gate.weight"]

@@ -212,5 +212,6 @@ _GEMMA4_UNIFIED = Declared(
 FAMILIES = {
     "Gemma4ForCausalLM": _GEMMA4,
     "Gemma4ForConditionalGeneration": Wrapped(_GEMMA4),
+    "Gemma4UnifiedForCausalLM": _GEMMA4_UNIFIED,
     "Gemma4UnifiedForConditionalGeneration": Wrapped(_GEMMA4_UNIFIED),
 }
