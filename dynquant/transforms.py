@@ -386,3 +386,13 @@ def negated_exp(source: TensorSource) -> TensorSource:
     """Return -exp(x): the decay rate of a state; the checkpoint stores its logarithm."""
     # In float64, so that every machine rounds to the same float32.
     return Elementwise(source, lambda x: -np.exp(x.astype(np.float64)).astype(np.float32))
+
+
+def padded(source: TensorSource, n_rows: int) -> TensorSource:
+    """Return a matrix with copies of its first row after the last one, up to this many rows."""
+    stored = source.shape[0]
+
+    def order(row: I64) -> I64:
+        return np.where(row < stored, row, 0)
+
+    return Rows(source, (n_rows, *source.shape[1:]), order)

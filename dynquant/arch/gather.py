@@ -146,6 +146,7 @@ def _use(
     """Return a tensor for each wanted one that is stored, and messages for unreadable dtypes."""
     tensors: list[ModelTensor] = []
     unusable: list[str] = []
+    names = {want.name for want in wanted}
     for want in wanted:
         if any(n not in stored or stored[n].shape != want.shape for n in want.stored_names):
             continue
@@ -165,7 +166,9 @@ def _use(
             ]
             continue
         source = stack(parts) if want.is_stack else parts[0]
-        kept = _kept(weights, want.is_stack, want.via)
+        # A graph that has a factor of its own under the name of the blocks' factor has no other.
+        is_free = f"{want.name.removesuffix('weight')}scale" not in names
+        kept = _kept(weights, want.is_stack, want.via) if is_free else None
         rows = want.via(source) if want.via else source
         tensors.append(ModelTensor(want.name, rows, kept, want.stored_names))
     return tensors, unusable

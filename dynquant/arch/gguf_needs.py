@@ -268,7 +268,7 @@ def _tokenizer(keys: Keys) -> Iterator[str]:
     if tokens is None or not isinstance(tokens.value, tuple):
         yield "tokenizer.ggml.tokens is missing; llama.cpp needs it"
         return
-    if model.value == "gpt2" and "tokenizer.ggml.merges" not in keys:
+    if model.value in ("gpt2", "gemma4") and "tokenizer.ggml.merges" not in keys:
         yield "tokenizer.ggml.merges is missing; llama.cpp needs it"
     for key in ("scores", "token_type"):
         values = keys.get(f"tokenizer.ggml.{key}")

@@ -30,6 +30,8 @@ _CLASSES = {
     "gemma2": "Gemma2ForCausalLM",
     "gemma3": "Gemma3ForCausalLM",
     "gemma-embedding": "Gemma3TextModel",
+    "gemma3n": "Gemma3nForCausalLM",
+    "gemma4": "Gemma4ForCausalLM",
     "glm4": "Glm4ForCausalLM",
     "glm4moe": "Glm4MoeForCausalLM",
     "gpt-oss": "GptOssForCausalLM",
@@ -60,6 +62,9 @@ _WITH_EXPERTS = {"llama": "MixtralForCausalLM", "granite": "GraniteMoeForCausalL
 
 _SECTIONS = {"rope_parameters": {"mrope_section": [1, 1, 1]}}
 _SETTINGS: dict[str, dict[str, Any]] = {
+    "gemma3n": {"vocab_size_per_layer_input": 64},
+    # Full layers may have no values.
+    "gemma4": {"attention_k_eq_v": True, "global_head_dim": 32, "vocab_size_per_layer_input": 64},
     "nomic-bert": {"hidden_act": "swiglu"},
     "phimoe": {"attention_bias": True, "lm_head_bias": True},
     "gemma-embedding": {"use_bidirectional_attention": True},
@@ -109,6 +114,7 @@ _OPTIONAL_IN = {
 """Tensors that the families declare and llama.cpp's graphs do not require."""
 
 _QKV = (frozenset({"attn_q.weight", "attn_k.weight", "attn_v.weight"}), {"attn_qkv.weight"})
+_QK = (frozenset({"attn_q.weight", "attn_k.weight"}), {"attn_qkv.weight"})
 _GATE_UP = (
     frozenset({"ffn_gate_exps.weight", "ffn_up_exps.weight"}),
     {"ffn_gate_up_exps.weight"},
@@ -117,10 +123,14 @@ _LINEAR = (frozenset({"attn_qkv.weight", "attn_gate.weight"}), {"ssm_in.weight"}
 _FUSED = {
     **dict.fromkeys(_CLASSES, (_QKV,)),
     **dict.fromkeys(("deepseek2", "deepseek2-ocr"), (_QKV, _GATE_UP)),
+    "gemma4": (_QK, _QKV, _GATE_UP),
     "qwen3next": (_QKV, _GATE_UP, _LINEAR),
     "qwen35moe": (_QKV, _GATE_UP),
 }
 """Matrices that a file may hold separately or as one, by architecture."""
+
+_COMPUTED = {"gemma4": frozenset({"rope_freqs.weight"})}
+"""Tensors that no checkpoint has and the graph of an architecture requires."""
 
 _LONGROPE = ("phi3", "phimoe")
 _ROPE_FACTORS = frozenset({"rope_factors_long.weight", "rope_factors_short.weight"})
@@ -176,7 +186,8 @@ def graph_of(name: str, keys: Keys) -> Graph:
     factors = _ROPE_FACTORS if f"{name}.rope.scaling.attn_factor" in keys else frozenset[str]()
     return Graph(
         frozenset(row.name for row in rows if "{}" not in row.name)
-        | (factors if name in _LONGROPE else frozenset[str]()),
+        | (factors if name in _LONGROPE else frozenset[str]())
+        | _COMPUTED.get(name, frozenset[str]()),
         tuple(
             frozenset(_in_layer(row) for row in rows if _is_in(row, layer, own))
             for layer in range(ahead.stop)
@@ -252,12 +263,35 @@ def _layers_of(name: str, keys: Keys, n_layers: int) -> Mapping[str, Any]:
     lite = n_layers in (26, 27) or (n_layers, n_vocab) == (48, 128256)
     if name == "deepseek2" and not lite:
         found["q_lora_rank"] = _number(keys, f"{name}.attention.q_lora_rank") or None
+    if name == "gemma3n":
+        found |= {
+            "num_kv_shared_layers": max(0, n_layers - 20),
+            "activation_sparsity_pattern": [0.95] * min(n_layers, 10) + [0.0] * (n_layers - 10),
+        }
+    if name == "gemma4":
+        found |= _of_gemma4(keys, n_layers)
     if name in ("qwen3next", "qwen35", "qwen35moe"):
         found["full_attention_interval"] = _number(keys, f"{name}.full_attention_interval") or 4
         recurrent = _value(keys, f"{name}.attention.recurrent_layers")
         if isinstance(recurrent, tuple):
             kinds = ("full_attention", "linear_attention")
             found["layer_types"] = [kinds[bool(r)] for r in recurrent[:n_layers]]
+    return found
+
+
+def _of_gemma4(keys: Keys, n_layers: int) -> dict[str, Any]:
+    """Return which layers of a Gemma 4 have a window, keys and values, experts and embeddings."""
+    found: dict[str, Any] = {
+        "num_kv_shared_layers": _number(keys, "gemma4.attention.shared_kv_layers") or 0,
+        "hidden_size_per_layer_input": _number(keys, "gemma4.embedding_length_per_layer_input")
+        or 0,
+        "enable_moe_block": bool(_number(keys, "gemma4.expert_count")),
+        "top_k_experts": 1,
+    }
+    slides = _value(keys, "gemma4.attention.sliding_window_pattern")
+    if isinstance(slides, tuple):
+        kinds = ("full_attention", "sliding_attention")
+        found["layer_types"] = [kinds[bool(slide)] for slide in slides[:n_layers]]
     return found
 
 

@@ -20,7 +20,8 @@ from dynquant.keys import Keys, f32, string, u32
 class Rope:
     """`rope_parameters` of transformers 5, `rope_scaling` of older versions, with their names.
 
-    rope_type: "default" (no scaling), "linear", "dynamic", "yarn", "llama3", "longrope"
+    rope_type: "default" (no scaling), "linear", "dynamic", "yarn", "llama3", "longrope",
+               "proportional"
     """
 
     rope_theta: Positive
@@ -49,6 +50,7 @@ _NEEDS = {
     "yarn": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
     "longrope": ("long_factor", "short_factor"),
+    "proportional": (),
 }
 
 
@@ -61,6 +63,26 @@ _FIXED: dict[str, dict[str, object]] = {
 }
 _TOP_LEVEL = ("rope_theta", "partial_rotary_factor")
 _ORIGINAL = "original_max_position_embeddings"
+
+
+def ropes_by_kind(
+    config: Mapping[str, Any], where: str, kinds: Mapping[str, Mapping[str, Any]]
+) -> tuple[dict[str, Any], ...]:
+    """Return config.json once for each kind of layers, with the rope of that kind.
+
+    kinds: the kinds in `rope_parameters`, with the family's defaults
+
+    Raises ArchitectureError if rope_parameters does not state all of them.
+    """
+    found = config.get("rope_parameters") or kinds
+    both = cast("dict[str, Any]", found) if isinstance(found, dict) else {}
+    ArchitectureError.raise_any(
+        f"{where}: rope_parameters has no settings for {kind} (an object)"
+        for kind in kinds
+        if not isinstance(both.get(kind), dict)
+    )
+    shared = {"max_position_embeddings": config.get("max_position_embeddings")}
+    return tuple({**shared, "rope_parameters": both[kind]} for kind in kinds)
 
 
 def read_rope(
@@ -245,3 +267,25 @@ def llama3_factors(rope: Rope, head_dim: int) -> F32:
         kept = 1.0 if turns >= high else 0.0 if turns < low else (turns - low) / (high - low)
         divisors.append(1 / ((1 - kept) / factor + kept))
     return np.array(divisors, np.float32)
+
+
+_UNROTATED = 1e30
+"""The divisor in llama.cpp's converter: an angle of zero, up to 1e20 tokens."""
+
+
+def proportional_factors(rope: Rope, head_dim: int) -> F32:
+    """Return divisors for a rope in which only the first pairs of a head are rotated.
+
+    The frequencies are those of the whole head. llama.cpp rotates all pairs, and the divisor of the
+    others is so large that they stay.
+
+    returns: float32 [head_dim / 2], the tensor rope_freqs.weight; ones for rope_type "default"
+    Source: `_compute_proportional_rope_parameters` in transformers.
+    """
+    n_pairs = head_dim // 2
+    if rope.rope_type == "default":
+        return np.ones(n_pairs, np.float32)
+    n_rotated = int(rope.partial_rotary_factor * head_dim // 2)
+    divisors = np.full(n_pairs, _UNROTATED, np.float32)
+    divisors[:n_rotated] = rope.factor or 1.0
+    return divisors

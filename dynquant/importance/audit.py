@@ -15,8 +15,8 @@ from dynquant.importance.entry import Entry
 from dynquant.importance.imatrix import Imatrix
 from dynquant.name_lists import grouped
 
-_SELDOM_COUNTED = ("token_embd.weight", "output.weight")
-"""llama-imatrix has no data for the embedding, and for the output only with --process-output."""
+_SELDOM_COUNTED = ("token_embd.weight", "per_layer_token_embd.weight", "output.weight")
+"""llama-imatrix has no data for embeddings, and for the output only with --process-output."""
 
 
 _SAME_INPUTS = (

@@ -12,6 +12,7 @@ from dynquant.keys import Keys
 from dynquant.vocab.added import report_added
 from dynquant.vocab.bpe import read_bpe
 from dynquant.vocab.files import TokenizerFiles
+from dynquant.vocab.gemma4 import is_gemma4, read_gemma4
 from dynquant.vocab.loading import Trims
 from dynquant.vocab.pretokenizer import is_byte_level
 from dynquant.vocab.ranks import read_tekken, read_tiktoken
@@ -50,9 +51,9 @@ def read_vocab(
     report: receives what the keys cannot hold
 
     Byte-level BPE is read from tokenizer.json, vocab.json and merges.txt, tiktoken.model or
-    tekken.json; SentencePiece from its model file, or a tokenizer.json made from one; WordPiece
-    from tokenizer.json or vocab.txt. Raises VocabError if files are damaged or contradictory, or
-    the tokenizer is not supported; NoVocabError if there are no files.
+    tekken.json; SentencePiece from its model file, or a tokenizer.json made from one; Gemma 4 from
+    tokenizer.json; WordPiece from tokenizer.json or vocab.txt. Raises VocabError if files are
+    damaged or contradictory, or the tokenizer is not supported; NoVocabError if there are no files.
     """
     files = TokenizerFiles(folder, config)
     keys = _read(files, pre)
@@ -73,6 +74,9 @@ def _read(files: TokenizerFiles, pre: str | None) -> Keys:
     if kind == "Unigram":
         _refuse_pre(pre, kind)
         return read_unigram_json(files)
+    if kind == "BPE" and files.model.get("byte_fallback") is True and is_gemma4(files):
+        _refuse_pre(pre, "Gemma 4")
+        return read_gemma4(files)
     if files.sentencepiece and kind in (None, "BPE"):
         _refuse_pre(pre, "SentencePiece")
         model = read_sentencepiece(files.sentencepiece)

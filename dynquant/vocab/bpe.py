@@ -71,8 +71,8 @@ def read_bpe(files: TokenizerFiles, pre: str | None) -> Keys:
     VocabError.raise_any(
         [
             *contradictions(path, vocab, files),
-            *(_unknown_parts(path, vocab, merges)),
-            *(unsupported_settings(path, files.model)),
+            *unknown_parts(path, vocab, merges),
+            *unsupported_settings(path, files.model),
         ]
     )
     laid = {i: Token(text, TokenType.NORMAL) for text, i in vocab.items()}
@@ -199,7 +199,7 @@ def contradictions(path: Path, vocab: Mapping[str, int], files: TokenizerFiles) 
             )
 
 
-def _unknown_parts(path: Path, vocab: Mapping[str, int], merges: Sequence[Merge]) -> Iterable[str]:
+def unknown_parts(path: Path, vocab: Mapping[str, int], merges: Sequence[Merge]) -> Iterable[str]:
     """Yield a message if merges name tokens that are not in the vocabulary."""
     bad = [(a, b) for a, b in merges if a not in vocab or b not in vocab or a + b not in vocab]
     if bad:

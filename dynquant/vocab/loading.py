@@ -90,6 +90,13 @@ INFILL_ENDS = frozenset(_INFILL_ENDS.split())
 SHOWN = frozenset(("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"))
 """Texts of tokens of gpt-oss that llama.cpp finds in every text and shows in answers."""
 
+_GEMMA4_SHOWN = """
+    <|channel> <channel|> <|tool_call> <tool_call|> <|tool_response> <tool_response|> <|"|>
+"""
+GEMMA4_SHOWN = frozenset(_GEMMA4_SHOWN.split())
+"""Texts of tokens of Gemma 4 that are shown in answers, so that runtimes can read tool calls and
+thoughts there. llama.cpp stops at one of them nevertheless."""
+
 SPECIAL_BY_TEXT = KNOWN_ENDS | INFILL | INFILL_ENDS | SHOWN
 
 # Texts at which llama.cpp does not stop if the vocabulary has all tokens of one of the lists.
@@ -148,6 +155,15 @@ class _Loaded:
         ids = {key.value for name, key in self.keys.items() if name.endswith("_token_id")}
         named = {self.tokens[i] for i in ids if type(i) is int and 0 <= i < len(self.tokens)}
         return [t for t in sorted(texts - named) if self.types.get(t) in types]
+
+    @cached_property
+    def no_ends(self) -> frozenset[str]:
+        """Texts at which llama.cpp does not stop, because of other tokens."""
+        return frozenset(
+            text
+            for text, lists in NO_ENDS.items()
+            if any(all(other in self.types for other in others) for others in lists)
+        )
 
     @cached_property
     def case(self) -> tuple[NamedCase, str] | None:
@@ -245,7 +261,9 @@ def _trim_warnings(loaded: _Loaded, trims: Trims) -> Iterator[str]:
 
 def _type_warnings(loaded: _Loaded) -> Iterator[str]:
     ordinary = (TokenType.NORMAL, TokenType.USER_DEFINED)
-    if ends := loaded.of_types(KNOWN_ENDS | INFILL_ENDS, *ordinary):
+    visible = GEMMA4_SHOWN if loaded.text(Gguf.Tokenizer.MODEL) == "gemma4" else frozenset[str]()
+    stops = (KNOWN_ENDS | INFILL_ENDS) - loaded.no_ends - visible
+    if ends := loaded.of_types(stops, *ordinary):
         yield (
             f"llama.cpp stops at {some(ends)} because of the text, but in this vocabulary these are"
             " not special tokens"
@@ -269,7 +287,7 @@ def _type_warnings(loaded: _Loaded) -> Iterator[str]:
 
 def _end_warnings(loaded: _Loaded) -> Iterator[str]:
     for text, lists in NO_ENDS.items():
-        if not any(all(other in loaded.types for other in others) for others in lists):
+        if text not in loaded.no_ends:
             continue
         for name, key in _ENDS.items():
             found = loaded.keys.get(key)

@@ -120,6 +120,22 @@ SPM = PathRules(
     decoders=("Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"),
 )
 
+GEMMA4 = PathRules(
+    "Gemma 4",
+    normalizers=(Step("Replace", {"pattern": {"String": " "}, "content": SPACE}),),
+    pre_tokenizers=(
+        # Gemma's never matches, because the normalizer has replaced the spaces.
+        Step("Split", {"pattern": {"String": " "}}, unless=(SPACES,)),
+        Step(
+            "Split",
+            {"pattern": {"String": SPACE}, "behavior": "MergedWithNext", "invert": False},
+            unless=(SPANNING,),
+        ),
+    ),
+    post_processors=_POST,
+    decoders=("Replace", "ByteFallback", "Fuse"),
+)
+
 UNIGRAM = PathRules(
     "unigram",
     normalizers=(
@@ -157,7 +173,7 @@ BYTE_LEVEL = PathRules(
     decoders=("ByteLevel", "Fuse"),
 )
 
-PATHS = (SPM, UNIGRAM, WORDPIECE, BYTE_LEVEL)
+PATHS = (SPM, GEMMA4, UNIGRAM, WORDPIECE, BYTE_LEVEL)
 
 
 def check_rules(

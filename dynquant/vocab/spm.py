@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -104,10 +104,7 @@ def _keys(
     space_prefix: bool,
     model_ids: Mapping[str, int],
 ) -> Keys:
-    texts = {token.text for token in pieces.values()}
-    # Gemma has a tab instead of <0x09>; llama.cpp falls back to either.
-    missing = [b for b in range(256) if not texts & {f"<0x{b:02X}>", chr(b) if b < 128 else ""}]
-    if missing:
+    if missing := missing_bytes({token.text for token in pieces.values()}):
         raise VocabError(
             f"{files.folder}: the SentencePiece model has no pieces for {len(missing)} of the 256"
             " bytes, which llama.cpp needs; this tokenizer cannot be converted"
@@ -126,6 +123,16 @@ def _keys(
         Gguf.Tokenizer.ADD_PREFIX: boolean(space_prefix),
         **chat_template_keys(files),
     }
+
+
+def missing_bytes(texts: Container[str]) -> list[int]:
+    """Return the bytes for which there is no token.
+
+    Gemma has a tab instead of <0x09>; llama.cpp falls back to either.
+    """
+    return [
+        b for b in range(256) if f"<0x{b:02X}>" not in texts and not (b < 128 and chr(b) in texts)
+    ]
 
 
 def prepared(token: Token) -> Token:
@@ -190,7 +197,7 @@ def _chosen_prefix(files: TokenizerFiles, found: bool) -> bool:
     """
     stated = files.tokenizer_config.get("add_prefix_space")
     chosen = stated if isinstance(stated, bool) else found
-    if files.tokenizer and not _own_rules(files) and chosen is not _space_prefix(files):
+    if files.tokenizer and not own_rules(files) and chosen is not _space_prefix(files):
         other = "tokenizer_config.json" if stated is chosen else "the model"
         files.warn(
             f"{files.folder / 'tokenizer.json'}: the rules add {'no' if chosen else 'a'} space"
@@ -218,7 +225,7 @@ _GEMMAS = ("gemma", "gemma2", "gemma3", "gemma3_text")
 _CLASS_IGNORED = ("phi3", "phimoe", "qwen2")
 
 
-def _own_rules(files: TokenizerFiles) -> str | None:
+def own_rules(files: TokenizerFiles) -> str | None:
     """Return the class of transformers that sets the rules itself; None if the file's apply."""
     model_types = {str(config.get("model_type")) for config in files.configs}
     if model_types & set(_CLASS_IGNORED):
@@ -236,7 +243,7 @@ def _check_json(files: TokenizerFiles, merges: Sequence[Merge] | None = None) ->
     merges: None to read them only if they matter
     """
     path = files.folder / "tokenizer.json"
-    name = _own_rules(files)
+    name = own_rules(files)
     kept = f"the output has the rules of transformers' {name}, which ignores it" if name else ""
     normalizers, splits = steps_of(files, "normalizer"), steps_of(files, "pre_tokenizer")
     facts: set[str] = set()
@@ -324,7 +331,7 @@ def _check_model(files: TokenizerFiles, path: Path, model: SentencePieceModel) -
         for what, holds in rules.items()
         if holds
     ]
-    if name := _own_rules(files):
+    if name := own_rules(files):
         files.warn(*(f"{w}, nor does transformers' {name}" for w in wrong))
     else:
         VocabError.raise_any(f"{w}; this tokenizer cannot be converted" for w in wrong)

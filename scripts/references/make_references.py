@@ -42,6 +42,18 @@ REFERENCES = TESTS / "references"
 TINY_BOOKS = TESTS / "data" / "tiny-books"
 
 
+FACTORS = (
+    "norm.weight",
+    "norm_1.weight",
+    "norm_2.weight",
+    "_scalar",
+    "router.scale",
+    "expert_scale",
+    "output_scale",
+)
+"""Endings of the names of factors, which are near one: norms, and scales of Gemma 3n and 4."""
+
+
 def randomize(model: transformers.PreTrainedModel, family: Family, seed: int) -> None:
     """Set all stored tensors to numbers large enough to affect the log-probabilities."""
     rng = np.random.default_rng(seed)
@@ -52,10 +64,12 @@ def randomize(model: transformers.PreTrainedModel, family: Family, seed: int) ->
     with torch.no_grad():
         for name, parameter in sorted(tensors.items()):
             noise = rng.standard_normal(parameter.shape, dtype=np.float32)
-            if name.lower().endswith("norm.weight"):
-                noise = family.norms + 0.3 * noise
+            if name.lower().endswith(FACTORS):
+                noise = family.norms + family.spread * noise
             elif name.endswith("correction_bias"):
                 noise = 0.1 * noise  # with more noise some experts would never be chosen
+            elif name.endswith("modality_router.weight"):
+                noise = 4 * noise  # Gemma 3n divides its input by the hidden size
             elif name.endswith("sinks"):
                 noise = 2 * noise
             elif name.endswith("bias"):

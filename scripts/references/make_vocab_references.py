@@ -18,7 +18,12 @@ from pathlib import Path
 from reference_ranks import make_tekken, make_tiktoken
 from reference_tokenizers import TEXTS
 from reference_unigram import make_unigram
-from reference_vocabularies import make_gemma_bpe, make_spm_json, make_wordpiece
+from reference_vocabularies import (
+    make_gemma4_bpe,
+    make_gemma_bpe,
+    make_spm_json,
+    make_wordpiece,
+)
 
 VOCABULARIES = Path(__file__).resolve().parents[2] / "tests" / "data" / "vocabularies"
 
@@ -26,6 +31,7 @@ KINDS = {
     "bert": make_wordpiece,
     "bert-cased": partial(make_wordpiece, lowercase=False),
     "gemma": make_gemma_bpe,
+    "gemma4": make_gemma4_bpe,
     "kimi-k2": make_tiktoken,
     "phi-3": make_spm_json,
     "t5": make_unigram,

@@ -91,6 +91,25 @@ def save_spm_json(
     return tokenizer
 
 
+GEMMA_RULES: dict[str, Any] = {
+    "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": SPACE},
+    "pre_tokenizer": {
+        "type": "Split",
+        "pattern": {"String": " "},
+        "behavior": "MergedWithPrevious",
+        "invert": False,
+    },
+    "decoder": {
+        "type": "Sequence",
+        "decoders": [
+            {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
+            {"type": "ByteFallback"},
+            {"type": "Fuse"},
+        ],
+    },
+}
+
+
 def make_gemma_bpe(
     folder: Path, vocab_size: int = 448, *, spaces_are_added: bool = False
 ) -> Encode:
@@ -104,26 +123,9 @@ def make_gemma_bpe(
     special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
     plain = runs if spaces_are_added else lines
     turns = {"<start_of_turn>": True, "<end_of_turn>": True, **dict.fromkeys(plain, False)}
-    rules = {
-        "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": SPACE},
-        "pre_tokenizer": {
-            "type": "Split",
-            "pattern": {"String": " "},
-            "behavior": "MergedWithPrevious",
-            "invert": False,
-        },
-        "decoder": {
-            "type": "Sequence",
-            "decoders": [
-                {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
-                {"type": "ByteFallback"},
-                {"type": "Fuse"},
-            ],
-        },
-    }
     n_learned = vocab_size - len(special) - len(BYTES) - len(runs) - 2
     pieces = [*runs, *train_pieces(n_learned, "")]
-    tokenizer = save_spm_json(folder, special, pieces, rules, turns)
+    tokenizer = save_spm_json(folder, special, pieces, GEMMA_RULES, turns)
     tab_for_byte(folder)
     write_json(
         folder / "tokenizer_config.json",
@@ -135,6 +137,63 @@ def make_gemma_bpe(
             "eos_token": "<eos>",
             "pad_token": "<pad>",
             "sp_model_kwargs": {},
+            "tokenizer_class": "GemmaTokenizer",
+            "unk_token": "<unk>",
+        },
+    )
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    return lambda text: tokenizer.encode(text).ids
+
+
+def make_gemma4_bpe(folder: Path, vocab_size: int = 480) -> Encode:
+    """Gemma 4: merges over whole texts, so that tokens span words and a token has one merge.
+
+    Runs of line ends and of spaces are merged, a tab is <0x09>, the tokens of tool calls are
+    special, and a tag is an added token that is not.
+    """
+    special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
+    turns = ["<|turn>", "<turn|>", "<|image|>", "<|think|>"]
+    tools = ["<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", "<|tool_response>"]
+    tools += ["<tool_response|>", '<|"|>']
+    tag = "<table>"
+    runs = ["\n\n", "\n\n\n", "\n\n\n\n", SPACE * 2, SPACE * 3, SPACE * 4]
+    doubled = [["\n", "\n"], ["\n\n", "\n"], ["\n\n", "\n\n"]]
+    doubled += [[run[0].replace("\n", SPACE), run[1].replace("\n", SPACE)] for run in doubled]
+    n_learned = vocab_size - len([*special, *turns, *tools, tag, *BYTES, "\n", *runs])
+    learned = Tokenizer(models.BPE())
+    trainer = trainers.BpeTrainer(vocab_size=n_learned, show_progress=False)
+    # Without a pre-tokenizer a text is one word; each is cut to what the trainer takes.
+    learned.train_from_iterator([text.replace(" ", SPACE) for text in PROSE], trainer)
+    merges = json.loads(learned.to_str())["model"]["merges"]
+    pieces = sorted(learned.get_vocab().items(), key=lambda item: item[1])
+    texts = [*special, *turns, *tools, tag, *BYTES, "\n", *runs, *(text for text, _ in pieces)]
+    vocab = {text: i for i, text in enumerate(texts)}
+    plain = json.loads(Tokenizer(models.BPE()).to_str())
+    plain["model"] |= {
+        "vocab": vocab,
+        "merges": [*doubled, *merges],
+        "byte_fallback": True,
+        "fuse_unk": True,
+        "unk_token": "<unk>",
+    }
+    tokenizer = Tokenizer.from_str(json.dumps(plain | GEMMA_RULES))
+    named = [*special, *turns, *tools]
+    tokenizer.add_special_tokens([AddedToken(text, normalized=False) for text in named])
+    tokenizer.add_tokens([AddedToken(tag, normalized=False, special=False)])
+    first = tokenizer.token_to_id("<bos>")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", pair="<bos> $A <bos>:1 $B:1", special_tokens=[("<bos>", first)]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
+    tab_for_byte(folder)
+    write_json(
+        folder / "tokenizer_config.json",
+        {
+            "bos_token": "<bos>",
+            "eos_token": "<eos>",
+            "extra_special_tokens": [*turns, *tools],
+            "mask_token": "<mask>",
+            "pad_token": "<pad>",
             "tokenizer_class": "GemmaTokenizer",
             "unk_token": "<unk>",
         },

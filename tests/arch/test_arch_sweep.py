@@ -67,7 +67,8 @@ def fields_of(family: str) -> dict[str, Any]:
 def changed(family: str, changes: Mapping[str, Any]) -> dict[str, Any]:
     config = config_of(family)
     (text_settings(config) or config).update(changes)
-    return config
+    # A larger class states some settings twice.
+    return config | {name: value for name, value in changes.items() if name in config}
 
 
 def without(family: str, name: str) -> dict[str, Any]:
@@ -143,8 +144,12 @@ OTHERS: dict[str, tuple[Any, ...]] = {
 }
 
 
-WITHOUT_EFFECT = {"granite4": {"intermediate_size", "num_experts_per_tok"}}
-"""Settings of experts that a model does not have."""
+WITHOUT_EFFECT = {
+    "gemma4moe": {"use_double_wide_mlp"},
+    "gemma4unified": {"use_double_wide_mlp"},
+    "granite4": {"intermediate_size", "num_experts_per_tok"},
+}
+"""Settings of layers or experts that a model does not have."""
 
 
 def others(family: str, name: str, value: object) -> Iterator[Any]:

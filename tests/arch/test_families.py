@@ -145,6 +145,8 @@ def test_llama_cpp_loads_a_base_class_whose_graph_needs_a_head(family: str, tmp_
     assert llamacpp.loads(converted(folder, tmp_path / "f32.gguf"))
 
 
+_FULL, _CAP = "full_attention", {"final_logit_softcapping": 0.7}
+_OTHER_ROPE = {"sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}
 CONFIG_MISTAKES: tuple[tuple[str, str, Callable[[dict[str, Any]], Any]], ...] = (
     ("gemma", "rope base", lambda c: c.update(rope_theta=100.0)),
     ("gemma", "norm epsilon", lambda c: c.update(rms_norm_eps=1e-1)),
@@ -167,6 +169,22 @@ CONFIG_MISTAKES: tuple[tuple[str, str, Callable[[dict[str, Any]], Any]], ...] = 
         "rope base of local layers",
         lambda c: c["rope_parameters"]["sliding_attention"].update(rope_theta=10000.0),
     ),
+    *(
+        ("gemma4", what, lambda c, change=change: change(c["text_config"]))
+        for what, change in (
+            ("cap of logits", lambda t: t.update(final_logit_softcapping=None)),
+            ("window", lambda t: t.update(sliding_window=8)),
+            (
+                "rotated part",
+                lambda t: t["rope_parameters"][_FULL].update(partial_rotary_factor=0.1),
+            ),
+            ("rope base", lambda t: t["rope_parameters"][_FULL].update(rope_theta=100.0)),
+            ("rope base of local layers", lambda t: t["rope_parameters"].update(_OTHER_ROPE)),
+            ("norm epsilon", lambda t: t.update(rms_norm_eps=1e-1)),
+        )
+    ),
+    ("gemma4moe", "experts used", lambda c: c.update(top_k_experts=2)),
+    ("gemma4unified", "a cap of logits", lambda c: c["text_config"].update(_CAP)),
     ("glm", "rotated part of a head", lambda c: c.update(partial_rotary_factor=1.0)),
     ("glm4", "rotated part of a head", lambda c: c.update(partial_rotary_factor=0.5)),
     ("glm4moe", "rotated part of a head", lambda c: c.update(partial_rotary_factor=0.6)),

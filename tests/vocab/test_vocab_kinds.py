@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ FORMS = [
     ("bert-cased", ()),
     ("bert-cased", ("tokenizer.json",)),
     ("gemma", ()),
+    ("gemma4", ()),
     ("kimi-k2", ()),
     ("phi-3", ()),
     ("t5", ()),
@@ -28,7 +30,16 @@ FORMS = [
     ("xlm-r", ()),
     ("xlm-r", ("tokenizer.json",)),
 ]
-MODELS = {"bert": "bert", "t5": "t5", "xlm-r": "t5", "gemma": "llama", "phi-3": "llama"}
+MODELS = {
+    "bert": "bert",
+    "gemma": "llama",
+    "gemma4": "gemma4",
+    "phi-3": "llama",
+    "t5": "t5",
+    "xlm-r": "t5",
+}
+CONFIGS: dict[str, dict[str, Any]] = {"gemma4": {"model_type": "gemma4_text"}}
+"""Settings of config.json by which a kind is known."""
 
 
 def test_every_stored_kind_is_tested():
@@ -42,7 +53,7 @@ def test_llama_cpp_tokenizes_as_the_library_of_the_kind(
 ):
     folder = tmp_path / "model"
     shutil.copytree(VOCABULARIES / name, folder, ignore=shutil.ignore_patterns(*without))
-    keys = read_vocab(folder, {})
+    keys = read_vocab(folder, CONFIGS.get(name, {}))
     assert keys["tokenizer.ggml.model"].value == MODELS.get(name.removesuffix("-cased"), "gpt2")
     stored = json.loads((VOCABULARIES / f"{name}.json").read_text(encoding="utf-8"))
     texts = [entry["text"] for entry in stored]

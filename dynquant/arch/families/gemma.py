@@ -80,7 +80,7 @@ _GEMMA3 = {
 }
 
 
-def _complete(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+def complete(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """Return config.json with defaults, and the activation as `hidden_act`.
 
     The first Gemmas have `hidden_act` "gelu" and mean the tanh form that `hidden_activation` names.
@@ -101,7 +101,7 @@ def _read(config: Mapping[str, Any], where: str) -> Config:
 
 def gemma(config: Mapping[str, Any], where: str) -> Architecture:
     """Describe a Gemma: a Llama with GELU, in which the embedding is always the output matrix."""
-    config = _complete(config, _COMMON)
+    config = complete(config, _COMMON)
     c = _read(config, where)
     rope = read_rope(config, where, known=("linear", "dynamic"))
     return Architecture(
@@ -131,10 +131,10 @@ def gemma2(config: Mapping[str, Any], where: str) -> Architecture:
         for cap in ("attn_logit_softcapping", "final_logit_softcapping")
         if cap in config and config[cap] is None
     )
-    config = _complete(config, _GEMMA2)
+    config = complete(config, _GEMMA2)
     c = _read(config, where)
     own = read_config(_Gemma2, config, where)
-    _check_causal(own.use_bidirectional_attention, where)
+    check_causal(own.use_bidirectional_attention, where)
     # All layers are rotated alike, so that one scaling applies to those with a window too.
     rope = read_rope(config, where, known=("linear", "dynamic"))
     caps = {
@@ -169,7 +169,7 @@ class _Gemma3:
 def gemma3(config: Mapping[str, Any], where: str) -> Architecture:
     """Describe a Gemma 3's text model: norms on Q and K, a second rope in layers with a window."""
     own = read_config(_Gemma3, config, where)
-    _check_causal(own.use_bidirectional_attention, where)
+    check_causal(own.use_bidirectional_attention, where)
     return _gemma3("gemma3", config, where, n_layers_of_27b=62)
 
 
@@ -187,7 +187,7 @@ def gemma_embedding(config: Mapping[str, Any], where: str) -> Architecture:
 
 
 def _gemma3(name: str, config: Mapping[str, Any], where: str, n_layers_of_27b: int) -> Architecture:
-    config = _complete(config, _GEMMA3)
+    config = complete(config, _GEMMA3)
     c = _read(config, where)
     own = read_config(_Gemma3, config, where)
     if own.attn_logit_softcapping is not None:
@@ -195,7 +195,7 @@ def _gemma3(name: str, config: Mapping[str, Any], where: str, n_layers_of_27b: i
             f"{where}: attn_logit_softcapping is {own.attn_logit_softcapping}; llama.cpp's gemma3"
             " does not cap attention"
         )
-    full, windowed = _ropes(config)
+    full, windowed = ropes(config)
     rope = read_rope(full, where, known=("linear",))
     local = read_rope(windowed, where, known=())
     slides = layer_types(config, c.num_hidden_layers, own.sliding_window_pattern, where)
@@ -219,7 +219,8 @@ def _gemma3(name: str, config: Mapping[str, Any], where: str, n_layers_of_27b: i
     )
 
 
-def _check_causal(use_bidirectional_attention: bool, where: str) -> None:
+def check_causal(use_bidirectional_attention: bool, where: str) -> None:
+    """Raise ArchitectureError if tokens attend to later ones."""
     if use_bidirectional_attention:
         raise ArchitectureError(
             f"{where}: use_bidirectional_attention is true; llama.cpp computes this architecture"
@@ -243,7 +244,7 @@ def _scaled_norm(source: TensorSource, factor: float) -> TensorSource:
     return scaled(plus_one(source), factor)
 
 
-def _ropes(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def ropes(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return config.json twice: with the rope of layers without a window, and of those with one.
 
     transformers 5 has both in rope_parameters. In older versions rope_theta and rope_scaling belong

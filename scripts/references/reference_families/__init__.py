@@ -25,6 +25,22 @@ COMMON = {"hidden_size": 32, "rms_norm_eps": 1e-5, "max_position_embeddings": 51
 GELU = {"weights": 0.15, "embedding": 0.05}
 
 
+class GeluTable(torch.nn.Module):
+    """GELU as llama.cpp computes it on CPU: by a table of half-floats, indexed by half-floats."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return GELU's tanh form; beyond 10 it is the identity or zero."""
+        found = torch.nn.functional.gelu(x.half().float(), approximate="tanh").half().float()
+        return torch.where(x <= -10, torch.zeros_like(x), torch.where(x >= 10, x, found))
+
+
+def with_gelu_table(model: transformers.PreTrainedModel) -> None:
+    """Compute the activation of a model as llama.cpp does, where its rounding alone is too much."""
+    for module in model.modules():
+        if hasattr(module, "act_fn"):
+            module.act_fn = GeluTable()
+
+
 class Composed(Protocol):
     """A model built from parts of transformers."""
 
@@ -48,6 +64,7 @@ class Family:
     published: config keys in the form of published files if transformers now writes another form;
                None removes a key
     norms:     the mean of the norms' factors as stored
+    spread:    the standard deviation of these factors
     weights:   the standard deviation of matrices
     embedding: the standard deviation of the embedding
     draw:      the seed of the weights, chosen so that the prompts use every expert
@@ -61,6 +78,7 @@ class Family:
     shard_size: str = "1GB"
     published: dict[str, Any] = field(default_factory=dict)
     norms: float = 1.0
+    spread: float = 0.3
     weights: float = 0.25
     embedding: float = 0.25
     draw: int = 0

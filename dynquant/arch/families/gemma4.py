@@ -1,0 +1,217 @@
+"""Gemma 4 (text): windows in most layers with heads of another size, norms stored as they are.
+
+The small ones have an embedding for each layer, and their last layers have no keys and values of
+their own. One has experts beside its feed-forward matrices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from dynquant.arch.base import Architecture, ModelTensor, Row, on
+from dynquant.arch.config import Count, Natural, Positive, Truth, read_config
+from dynquant.arch.decoder import (
+    EMBEDDING,
+    GELU,
+    IGNORED,
+    MLP,
+    OUTPUT,
+    OUTPUT_NORM,
+    TIED,
+    Config,
+    decoder_keys,
+    decoder_sizes,
+    read_decoder,
+)
+from dynquant.arch.experts import routing_keys
+from dynquant.arch.graph_limits import fixed
+from dynquant.arch.head_sizes import HEADS, head_keys, head_rows, head_sizes, read_heads
+from dynquant.arch.per_layer import (
+    IN_EACH_LAYER,
+    PER_LAYER,
+    per_layer_keys,
+    per_layer_sizes,
+    shared_problems,
+    unused_by_shared,
+)
+from dynquant.arch.rope import proportional_factors, read_rope, ropes_by_kind
+from dynquant.arch.settings import DECODER, Declared, Settings, harmless, reads
+from dynquant.arch.side_experts import SIDE_EXPERTS, SideExperts, read_side_experts
+from dynquant.arch.windows import layer_types, window_keys
+from dynquant.arch.wrapped import Wrapped
+from dynquant.errors import ArchitectureError
+from dynquant.keys import Keys, f32, i32s
+from dynquant.tensors import Computed
+
+_IN, _OUT = "model.layers.{}.", "blk.{}."
+_NORMS = (
+    Row(_IN + "input_layernorm.weight", _OUT + "attn_norm.weight", "hidden"),
+    Row(_IN + "post_attention_layernorm.weight", _OUT + "post_attention_norm.weight", "hidden"),
+    Row(_IN + "pre_feedforward_layernorm.weight", _OUT + "ffn_norm.weight", "hidden"),
+    Row(_IN + "post_feedforward_layernorm.weight", _OUT + "post_ffw_norm.weight", "hidden"),
+    Row(_IN + "layer_scalar", _OUT + "layer_output_scale.weight", "one"),
+)
+_DOUBLE = tuple(Row(row.stored, row.name, row.shape.replace("ffn", "double")) for row in MLP)
+
+_ROPES: dict[str, dict[str, Any]] = {
+    "full_attention": {
+        "rope_type": "proportional",
+        "partial_rotary_factor": 0.25,
+        "rope_theta": 1e6,
+    },
+    "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+}
+# transformers' defaults.
+_DEFAULTS = {
+    "vocab_size": 262144,
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": True,
+    "sliding_window": 512,
+}
+_UNIFIED = {"max_position_embeddings": 262144, "sliding_window": 1024}
+
+
+@dataclass(frozen=True)
+class _Gemma4:
+    final_logit_softcapping: Positive | None = None
+    use_bidirectional_attention: Literal["all", "vision"] | None = None
+    vocab_size_per_layer_input: Count = 262144
+    hidden_size_per_layer_input: Natural = 256
+    attention_k_eq_v: Truth = False
+    num_kv_shared_layers: Natural = 0
+    use_double_wide_mlp: Truth = False
+    enable_moe_block: Truth = False
+
+
+def gemma4(config: Mapping[str, Any], where: str) -> Architecture:
+    """Describe the language model of a Gemma 4."""
+    present = {key: value for key, value in config.items() if value is not None}
+    config = {
+        **_DEFAULTS,
+        **present,
+        "hidden_act": present.get("hidden_activation", GELU[0]),
+        # null states that there are none.
+        "hidden_size_per_layer_input": config.get("hidden_size_per_layer_input", 256) or 0,
+    }
+    c = read_decoder(config, where, activation=GELU)
+    own = read_config(_Gemma4, config, where)
+    n, n_shared, width = (
+        c.num_hidden_layers,
+        own.num_kv_shared_layers,
+        own.hidden_size_per_layer_input,
+    )
+    # transformers gives the last layer no window, whatever config.json states.
+    slides = (*layer_types(config, n, 6, where)[:-1], False)
+    ArchitectureError.raise_any(
+        [*_problems(c, own, where), *shared_problems(slides, n_shared, where)]
+    )
+    heads = read_heads(config, c, slides, where, global_kv=own.attention_k_eq_v)
+    full, windowed = ropes_by_kind(config, where, _ROPES)
+    rope = read_rope(full, where, known=("proportional",), partial=1.0)
+    experts = read_side_experts(config, where) if own.enable_moe_block else None
+    wide = range(n - n_shared, n) if own.use_double_wide_mlp else range(n, n)
+    keys = {
+        **decoder_keys("gemma4", c, rope, None),
+        **_widths(c, wide),
+        "gemma4.rope.freq_base_swa": f32(read_rope(windowed, where, known=()).rope_theta),
+        **head_keys("gemma4", heads, slides),
+        **per_layer_keys("gemma4", width, n_shared),
+        # Without the key llama.cpp caps at 30, with zero not at all.
+        "gemma4.final_logit_softcapping": f32(own.final_logit_softcapping or 0.0),
+        # llama.cpp has no default pattern: with the period 1 no layer has a window.
+        **window_keys("gemma4", config, slides, 1, where),
+        **(routing_keys("gemma4", experts.routing) if experts else {}),
+    }
+    return Architecture(
+        name="gemma4",
+        keys=keys,
+        rows=(
+            *EMBEDDING,
+            *(PER_LAYER if width else ()),
+            *_NORMS,
+            *head_rows(slides, n_shared, k_eq_v=own.attention_k_eq_v),
+            *on(range(wide.start), MLP),
+            *on(wide, _DOUBLE),
+            *(SIDE_EXPERTS if experts else ()),
+            *(IN_EACH_LAYER if width else ()),
+            *OUTPUT_NORM,
+            *OUTPUT,
+        ),
+        sizes={
+            **decoder_sizes(c),
+            **head_sizes(heads, c),
+            **per_layer_sizes(width, n),
+            **(experts.sizes if experts else {}),
+            "double": 2 * c.intermediate_size,
+            "one": 1,
+        },
+        n_layers=n,
+        tied=TIED if c.tie_word_embeddings else None,
+        extra=(
+            ModelTensor(
+                "rope_freqs.weight", Computed(proportional_factors(rope, heads.full.n_per_head))
+            ),
+        ),
+        ignored=IGNORED | unused_by_shared(n, n_shared),
+        n_experts=experts.num_experts if experts else 0,
+    )
+
+
+def _problems(c: Config, own: _Gemma4, where: str) -> Iterator[str]:
+    yield from fixed(c, {"attention_bias": False, "is_causal": True}, where)
+    if own.use_bidirectional_attention == "all":
+        yield (
+            f"{where}: use_bidirectional_attention is 'all'; llama.cpp computes the text of this"
+            " family with causal attention"
+        )
+    if own.hidden_size_per_layer_input and own.vocab_size_per_layer_input != c.vocab_size:
+        yield (
+            f"{where}: vocab_size_per_layer_input is {own.vocab_size_per_layer_input}, but"
+            f" llama.cpp needs the {c.vocab_size} tokens of vocab_size in that table too"
+        )
+
+
+def _widths(c: Config, wide: range) -> Keys:
+    """Return the key of the feed-forward width, which some layers have twice."""
+    if not wide:
+        return {}
+    widths = [c.intermediate_size * (1 + (i in wide)) for i in range(c.num_hidden_layers)]
+    return {"gemma4.feed_forward_length": i32s(widths)}
+
+
+def gemma4_unified(config: Mapping[str, Any], where: str) -> Architecture:
+    """Describe the language model of a Gemma 4 without encoders: no embeddings for each layer."""
+    without = {"hidden_size_per_layer_input": 0, "enable_moe_block": False}
+    return gemma4({**_UNIFIED, **config, **without}, where)
+
+
+_READ = (
+    DECODER - {"rope_theta", "partial_rotary_factor", "original_max_position_embeddings"}
+    | HEADS
+    | reads(_Gemma4)
+    | {"hidden_activation", "sliding_window", "layer_types"}
+)
+_ROPE = harmless(
+    "rope_parameters states them for each kind of layers",
+    "rope_theta partial_rotary_factor original_max_position_embeddings",
+)
+_GEMMA4 = Declared(gemma4, Settings(read=_READ | reads(SideExperts), harmless=_ROPE))
+_GEMMA4_UNIFIED = Declared(
+    gemma4_unified,
+    Settings(read=_READ, harmless=_ROPE),
+)
+FAMILIES = {
+    "Gemma4ForCausalLM": _GEMMA4,
+    "Gemma4ForConditionalGeneration": Wrapped(_GEMMA4),
+    "Gemma4UnifiedForCausalLM": _GEMMA4_UNIFIED,
+    "Gemma4UnifiedForConditionalGeneration": Wrapped(_GEMMA4_UNIFIED),
+}
