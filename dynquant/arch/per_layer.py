@@ -5,10 +5,12 @@ These are Gemma 3n and the small Gemma 4.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
-from dynquant.arch.base import Row
-from dynquant.keys import Keys, u32
+from dynquant.arch.base import Row, on
+from dynquant.arch.decoder import MLP
+from dynquant.keys import Keys, i32s, u32
 
 _IN, _OUT = "model.layers.{}.", "blk.{}."
 PER_LAYER = (
@@ -41,6 +43,40 @@ def per_layer_keys(arch: str, width: int, n_shared: int) -> Keys:
         f"{arch}.attention.shared_kv_layers": u32(n_shared),
         f"{arch}.embedding_length_per_layer_input": u32(width),
     }
+
+
+def mlp_rows(n_own: int, wide: range) -> tuple[Row, ...]:
+    """Return the feed-forward rows, of twice the width (`double`) in the layers `wide`."""
+    double = (replace(row, shape=row.shape.replace("ffn", "double")) for row in MLP)
+    return (*on(range(n_own), MLP), *on(wide, double))
+
+
+def width_keys(arch: str, width: int, n_layers: int, wide: range) -> Keys:
+    """Return the key of the feed-forward width, if some layers have it twice."""
+    if not wide:
+        return {}
+    widths = [width * (1 + (layer in wide)) for layer in range(n_layers)]
+    return {f"{arch}.feed_forward_length": i32s(widths)}
+
+
+_OF_KV = frozenset({"blk.{}.attn_k.weight", "blk.{}.attn_v.weight", "blk.{}.attn_k_norm.weight"})
+
+
+def with_copied_keys(rows: Iterable[Row], slides: tuple[bool, ...], n_shared: int) -> Iterator[Row]:
+    """Yield the rows of attention for a graph that needs keys and values in all layers.
+
+    It does not use those of the last layers, and checkpoints may have none. They are copies of
+    those that the layer uses.
+    """
+    first = len(slides) - n_shared
+    for row in rows:
+        if row.name not in _OF_KV:
+            yield row
+            continue
+        yield from on(range(first), (row,))
+        for windowed, place in ((True, first - 2), (False, first - 1)):
+            layers = {i for i in range(first, len(slides)) if slides[i] == windowed}
+            yield from on(layers, (replace(row, stored=row.stored.replace("{}", str(place))),))
 
 
 def unused_by_shared(n_layers: int, n_shared: int) -> dict[str, str]:

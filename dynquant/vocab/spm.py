@@ -221,7 +221,7 @@ def _space_prefix(files: TokenizerFiles) -> bool:
 # the rules of SentencePiece themselves; the model types that have one if no class is stated; and
 # those whose stated class is ignored (MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS).
 _OWN_RULES = ("LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer")
-_GEMMAS = ("gemma", "gemma2", "gemma3", "gemma3_text")
+_GEMMAS = ("gemma", "gemma2", "gemma3", "gemma3_text", "gemma3n", "gemma3n_text")
 _CLASS_IGNORED = ("phi3", "phimoe", "qwen2")
 
 

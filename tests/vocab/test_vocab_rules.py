@@ -294,6 +294,7 @@ def test_all_rules_that_llama_cpp_does_not_have_are_refused_at_once(tmp_path: Pa
         ({}, "LlamaTokenizerFast"),
         ({}, "GemmaTokenizer"),
         ({"model_type": "gemma2"}, None),
+        ({"model_type": "gemma3n_text"}, None),
     ],
 )
 def test_rules_that_the_class_of_transformers_replaces_are_warnings(

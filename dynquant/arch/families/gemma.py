@@ -44,13 +44,18 @@ from dynquant.tensors import TensorSource
 from dynquant.transforms import plus_one, scaled
 
 _LAYER, _OUT = "model.layers.{}.", "blk.{}."
-_BEFORE_AND_AFTER = (
-    *EMBEDDING,
-    *(row for row in ATTENTION if ".self_attn." in row.stored),
+NORMS_AROUND = (
     Row(_LAYER + "input_layernorm.weight", _OUT + "attn_norm.weight", "hidden"),
     Row(_LAYER + "post_attention_layernorm.weight", _OUT + "post_attention_norm.weight", "hidden"),
     Row(_LAYER + "pre_feedforward_layernorm.weight", _OUT + "ffn_norm.weight", "hidden"),
     Row(_LAYER + "post_feedforward_layernorm.weight", _OUT + "post_ffw_norm.weight", "hidden"),
+)
+"""Norms before and after attention and the feed-forward matrices."""
+
+_BEFORE_AND_AFTER = (
+    *EMBEDDING,
+    *(row for row in ATTENTION if ".self_attn." in row.stored),
+    *NORMS_AROUND,
     *MLP,
     *OUTPUT_NORM,
 )

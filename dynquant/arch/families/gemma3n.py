@@ -11,7 +11,8 @@ from functools import partial
 from statistics import NormalDist
 from typing import Any, cast
 
-from dynquant.arch.base import Architecture, Row, on
+from dynquant.arch.altup import ALTUP, RANK, SIZES, STACKS, STREAMS
+from dynquant.arch.base import Architecture, Row
 from dynquant.arch.config import Count, Natural, Positive, Truth, read_config
 from dynquant.arch.decoder import (
     ATTENTION,
@@ -27,7 +28,7 @@ from dynquant.arch.decoder import (
     decoder_sizes,
     read_decoder,
 )
-from dynquant.arch.families.gemma import check_causal, complete, ropes
+from dynquant.arch.families.gemma import NORMS_AROUND, check_causal, complete, ropes
 from dynquant.arch.graph_limits import fixed
 from dynquant.arch.per_layer import (
     IN_EACH_LAYER,
@@ -36,6 +37,7 @@ from dynquant.arch.per_layer import (
     per_layer_sizes,
     shared_problems,
     unused_by_shared,
+    with_copied_keys,
 )
 from dynquant.arch.rope import read_rope
 from dynquant.arch.settings import DECODER, Declared, Settings, harmless, reads
@@ -45,44 +47,16 @@ from dynquant.errors import ArchitectureError
 from dynquant.keys import f32, f32s, u32
 from dynquant.transforms import padded
 
-_IN, _OUT = "model.layers.{}.", "blk.{}."
-_STREAMS = 4
-_STACKS = (
-    Row("model.altup_projections.{expert}.weight", "altup_proj.weight", "hidden hidden"),
-    Row(
-        "model.altup_unembed_projections.{expert}.weight",
-        "altup_unembd_proj.weight",
-        "hidden hidden",
-    ),
-)
-_IN_LAYERS = (
-    Row(_IN + "input_layernorm.weight", _OUT + "attn_norm.weight", "hidden"),
-    Row(_IN + "post_attention_layernorm.weight", _OUT + "post_attention_norm.weight", "hidden"),
-    Row(_IN + "pre_feedforward_layernorm.weight", _OUT + "ffn_norm.weight", "hidden"),
-    Row(_IN + "post_feedforward_layernorm.weight", _OUT + "post_ffw_norm.weight", "hidden"),
-    *MLP,
-    *IN_EACH_LAYER,
-    Row(
-        _IN + "altup.correction_coefs.weight", _OUT + "altup_correct_coef.weight", "streams streams"
-    ),
-    Row(_IN + "altup.correct_output_scale", _OUT + "altup_correct_scale.weight", "hidden"),
-    Row(_IN + "altup.prediction_coefs.weight", _OUT + "altup_predict_coef.weight", "pairs streams"),
-    Row(_IN + "altup.modality_router.weight", _OUT + "altup_router.weight", "streams hidden"),
-    Row(_IN + "altup.router_norm.weight", _OUT + "altup_router_norm.weight", "hidden"),
-    Row(_IN + "laurel.linear_left.weight", _OUT + "laurel_l.weight", "rank hidden"),
-    Row(_IN + "laurel.linear_right.weight", _OUT + "laurel_r.weight", "hidden rank"),
-    Row(_IN + "laurel.post_laurel_norm.weight", _OUT + "laurel_post_norm.weight", "hidden"),
-)
+_IN_LAYERS = (*NORMS_AROUND, *MLP, *IN_EACH_LAYER, *ALTUP)
 _ATTENTION = (*(row for row in ATTENTION if ".self_attn." in row.stored), *QK_NORMS)
-_OF_KV = frozenset({"blk.{}.attn_k.weight", "blk.{}.attn_v.weight", "blk.{}.attn_k_norm.weight"})
 
 _N_OWN_KV, _N_SPARSE, _SPARSITY = 20, 10, 0.95
 _FIXED: dict[str, object] = {
     "hidden_size_per_layer_input": 256,
-    "altup_num_inputs": _STREAMS,
+    "altup_num_inputs": STREAMS,
     "altup_active_idx": 0,
     "altup_correct_scale": True,
-    "laurel_rank": 64,
+    "laurel_rank": RANK,
     "final_logit_softcapping": 30.0,
 }
 """Constants of the graph, which reads no key of them."""
@@ -151,8 +125,8 @@ def gemma3n(config: Mapping[str, Any], where: str) -> Architecture:
         rows=(
             *EMBEDDING,
             *_per_layer(c.vocab_size),
-            *_STACKS,
-            *_attention(slides, n_shared),
+            *STACKS,
+            *with_copied_keys(_ATTENTION, slides, n_shared),
             *_IN_LAYERS,
             *OUTPUT_NORM,
             *OUTPUT,
@@ -161,14 +135,12 @@ def gemma3n(config: Mapping[str, Any], where: str) -> Architecture:
             **decoder_sizes(c),
             **per_layer_sizes(width, n),
             "table": own.vocab_size_per_layer_input,
-            "streams": _STREAMS,
-            "pairs": _STREAMS**2,
-            "rank": own.laurel_rank,
+            **SIZES,
         },
         n_layers=n,
         tied=TIED if c.tie_word_embeddings else None,
         ignored=IGNORED | unused_by_shared(n, n_shared),
-        n_experts=_STREAMS - 1,  # the matrices of a stack
+        n_experts=STREAMS - 1,  # the matrices of a stack
     )
 
 
@@ -211,23 +183,6 @@ def _per_layer(n_vocab: int) -> tuple[Row, ...]:
     table, *rest = PER_LAYER
     via = partial(padded, n_rows=n_vocab)
     return (replace(table, shape="table per_layers", via=via), *rest)
-
-
-def _attention(slides: tuple[bool, ...], n_shared: int) -> Iterator[Row]:
-    """Yield the rows of attention.
-
-    The graph needs keys and values in all layers. Those that it does not use are those of the layer
-    whose are used; checkpoints may have none.
-    """
-    first = len(slides) - n_shared
-    for row in _ATTENTION:
-        if row.name not in _OF_KV:
-            yield row
-            continue
-        yield from on(range(first), (row,))
-        for windowed, place in ((True, first - 2), (False, first - 1)):
-            layers = {i for i in range(first, len(slides)) if slides[i] == windowed}
-            yield from on(layers, (replace(row, stored=row.stored.replace("{}", str(place))),))
 
 
 _GEMMA3N = Declared(

@@ -10,13 +10,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from dynquant.arch.base import Architecture, ModelTensor, Row, on
+from dynquant.arch.base import Architecture, ModelTensor, Row
 from dynquant.arch.config import Count, Natural, Positive, Truth, read_config
 from dynquant.arch.decoder import (
     EMBEDDING,
     GELU,
     IGNORED,
-    MLP,
     OUTPUT,
     OUTPUT_NORM,
     TIED,
@@ -26,15 +25,18 @@ from dynquant.arch.decoder import (
     read_decoder,
 )
 from dynquant.arch.experts import routing_keys
+from dynquant.arch.families.gemma import NORMS_AROUND
 from dynquant.arch.graph_limits import fixed
 from dynquant.arch.head_sizes import HEADS, head_keys, head_rows, head_sizes, read_heads
 from dynquant.arch.per_layer import (
     IN_EACH_LAYER,
     PER_LAYER,
+    mlp_rows,
     per_layer_keys,
     per_layer_sizes,
     shared_problems,
     unused_by_shared,
+    width_keys,
 )
 from dynquant.arch.rope import proportional_factors, read_rope, ropes_by_kind
 from dynquant.arch.settings import DECODER, Declared, Settings, harmless, reads
@@ -42,18 +44,10 @@ from dynquant.arch.side_experts import SIDE_EXPERTS, SideExperts, read_side_expe
 from dynquant.arch.windows import layer_types, window_keys
 from dynquant.arch.wrapped import Wrapped
 from dynquant.errors import ArchitectureError
-from dynquant.keys import Keys, f32, i32s
+from dynquant.keys import f32
 from dynquant.tensors import Computed
 
-_IN, _OUT = "model.layers.{}.", "blk.{}."
-_NORMS = (
-    Row(_IN + "input_layernorm.weight", _OUT + "attn_norm.weight", "hidden"),
-    Row(_IN + "post_attention_layernorm.weight", _OUT + "post_attention_norm.weight", "hidden"),
-    Row(_IN + "pre_feedforward_layernorm.weight", _OUT + "ffn_norm.weight", "hidden"),
-    Row(_IN + "post_feedforward_layernorm.weight", _OUT + "post_ffw_norm.weight", "hidden"),
-    Row(_IN + "layer_scalar", _OUT + "layer_output_scale.weight", "one"),
-)
-_DOUBLE = tuple(Row(row.stored, row.name, row.shape.replace("ffn", "double")) for row in MLP)
+_SCALAR = Row("model.layers.{}.layer_scalar", "blk.{}.layer_output_scale.weight", "one")
 
 _ROPES: dict[str, dict[str, Any]] = {
     "full_attention": {
@@ -121,7 +115,7 @@ def gemma4(config: Mapping[str, Any], where: str) -> Architecture:
     wide = range(n - n_shared, n) if own.use_double_wide_mlp else range(n, n)
     keys = {
         **decoder_keys("gemma4", c, rope, None),
-        **_widths(c, wide),
+        **width_keys("gemma4", c.intermediate_size, n, wide),
         "gemma4.rope.freq_base_swa": f32(read_rope(windowed, where, known=()).rope_theta),
         **head_keys("gemma4", heads, slides),
         **per_layer_keys("gemma4", width, n_shared),
@@ -137,10 +131,10 @@ def gemma4(config: Mapping[str, Any], where: str) -> Architecture:
         rows=(
             *EMBEDDING,
             *(PER_LAYER if width else ()),
-            *_NORMS,
+            *NORMS_AROUND,
+            _SCALAR,
             *head_rows(slides, n_shared, k_eq_v=own.attention_k_eq_v),
-            *on(range(wide.start), MLP),
-            *on(wide, _DOUBLE),
+            *mlp_rows(wide.start, wide),
             *(SIDE_EXPERTS if experts else ()),
             *(IN_EACH_LAYER if width else ()),
             *OUTPUT_NORM,
@@ -178,14 +172,6 @@ def _problems(c: Config, own: _Gemma4, where: str) -> Iterator[str]:
             f"{where}: vocab_size_per_layer_input is {own.vocab_size_per_layer_input}, but"
             f" llama.cpp needs the {c.vocab_size} tokens of vocab_size in that table too"
         )
-
-
-def _widths(c: Config, wide: range) -> Keys:
-    """Return the key of the feed-forward width, which some layers have twice."""
-    if not wide:
-        return {}
-    widths = [c.intermediate_size * (1 + (i in wide)) for i in range(c.num_hidden_layers)]
-    return {"gemma4.feed_forward_length": i32s(widths)}
 
 
 def gemma4_unified(config: Mapping[str, Any], where: str) -> Architecture:
