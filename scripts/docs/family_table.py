@@ -36,6 +36,7 @@ PUBLISHED = {
     "Glm4vForConditionalGeneration": "GLM-4.1V, 4.6V-Flash",
     "Glm4vMoeForConditionalGeneration": "GLM-4.5V, 4.6V",
     "GraniteMoeHybridForCausalLM": "Granite 4 Micro, 1B, 350M",
+    "InternLM3ForCausalLM": "InternLM3-8B",
     "LlamaForCausalLM": "Llama 2, 3, 3.1 to 3.3",
     "Mistral3ForConditionalGeneration": (
         "Mistral Small 3.1, 3.2, Devstral 2, Magistral 1.2, Ministral 3"

@@ -26,7 +26,7 @@ from dynquant.arch.decoder import (
 )
 from dynquant.arch.experts import Routing, expert_rows, router_row, routing_keys, with_expert_count
 from dynquant.arch.rope import llama3_factors, read_rope
-from dynquant.arch.settings import DECODER, NO_WINDOW, Declared, Settings, harmless, reads
+from dynquant.arch.settings import DECODER, NO_WINDOW, Declared, Settings, constant, harmless, reads
 from dynquant.arch.windows import window_left_out
 from dynquant.keys import u32
 from dynquant.tensors import Computed
@@ -60,6 +60,11 @@ def llama(config: Mapping[str, Any], where: str) -> Architecture:
         extra=extra,
         ignored=IGNORED,
     )
+
+
+def internlm3(config: Mapping[str, Any], where: str) -> Architecture:
+    """Describe an InternLM3: a Llama with heads of 128 weights."""
+    return llama({"head_dim": 128, "rms_norm_eps": 1e-5, **config}, where)
 
 
 def mistral(config: Mapping[str, Any], where: str) -> Architecture:
@@ -110,6 +115,10 @@ _LLAMA = Declared(
 )
 _WINDOW = {"sliding_window"}
 FAMILIES = {
+    "InternLM3ForCausalLM": Declared(
+        internlm3,
+        Settings(read=DECODER, harmless=NO_WINDOW, only=constant(False, "bias qkv_bias")),
+    ),
     "LlamaForCausalLM": _LLAMA,
     "LLaMAForCausalLM": _LLAMA,  # spelling of the first conversions
     "MistralForCausalLM": Declared(mistral, Settings(read=DECODER | _WINDOW)),

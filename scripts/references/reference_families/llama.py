@@ -61,6 +61,27 @@ FAMILIES = {
             "torch_dtype": "bfloat16",
         },
     ),
+    "internlm3": Family(
+        transformers.LlamaConfig(
+            **COMMON,
+            vocab_size=400,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=24,
+            intermediate_size=72,
+            bos_token_id=1,
+            eos_token_id=2,
+            rope_parameters={"rope_type": "dynamic", "factor": 6.0, "rope_theta": 50000.0},
+        ),
+        lambda folder: make_sentencepiece(folder, 400, ["<|im_start|>", "<|im_end|>"]),
+        published={
+            "architectures": ["InternLM3ForCausalLM"],
+            "model_type": "internlm3",
+            "bias": False,
+            "qkv_bias": False,
+        },
+    ),
     "mistral": Family(
         transformers.MistralConfig(
             **COMMON,
