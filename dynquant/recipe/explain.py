@@ -40,7 +40,7 @@ def explain(recipe: Recipe, tensor: ModelTensor, facts: Facts) -> tuple[Step, ..
 
     The last step is the built-in protection if there is one, else the default.
     """
-    guard = protection(tensor)
+    guard = protection(tensor, facts.architecture)
     steps: list[Step] = []
     taken = False
     for rule in recipe.rules:

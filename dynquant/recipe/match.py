@@ -38,7 +38,7 @@ def assign(
     assignments: dict[str, Assignment] = {}
     dropped: dict[str, str] = {}
     for tensor in tensors:
-        guard = protection(tensor)
+        guard = protection(tensor, facts.architecture)
         rule = next((s.rule for s in selections if takes(s, tensor, guard)), None)
         if guard and rule is None:
             assignments[tensor.name] = Assignment(guard.type, BUILT_IN + guard.reason)

@@ -21,23 +21,25 @@ class Protection:
     fixed: bool = False
 
 
-def protection(tensor: ModelTensor) -> Protection | None:
+def protection(tensor: ModelTensor, architecture: str = "") -> Protection | None:
     """Return the protection of a tensor, or None if the recipe decides its type.
+
+    architecture: of the model; if it is "", rules for single architectures do not apply
 
     Tensors of types that are not quantized (KEPT: integers, F64) keep the stored type.
     """
     if kept := KEPT.get(tensor.source.stored.name):
         reason = "double precision" if kept.name == "F64" else "integers"
         return Protection(reason, kept, fixed=True)
-    for selection, protected in _built_in():
+    for selection, protected in _built_in(architecture):
         if not selection.miss(tensor):
             return protected
     return None
 
 
 @cache
-def _built_in() -> tuple[tuple[Selection, Protection], ...]:
-    facts = Facts("", 0)  # the built-in rules have no conditions
+def _built_in(architecture: str) -> tuple[tuple[Selection, Protection], ...]:
+    facts = Facts(architecture, 0)  # the built-in rules have no other conditions
     found: list[tuple[Selection, Protection]] = []
     for rule in built_in_rules():
         assert rule.type is not None, "the built-in rules give types"

@@ -7,11 +7,12 @@ import fnmatch
 from gguf import TENSOR_NAMES
 
 from dynquant.errors import RecipeError
+from dynquant.recipe.newer_names import NEWER_ROLES
 from dynquant.recipe.yaml_nodes import nearest
 
 # The roles that TensorName.parse finds in the tensor names of all GGUF architectures. `ffn` is left
 # out: that tensor is an activation's scale; here `ffn` is the group of all feed-forward matrices.
-ROLES = frozenset(
+ROLES = NEWER_ROLES | frozenset(
     name
     for name in (full.removeprefix("blk.{bid}.") for full in TENSOR_NAMES.values())
     if "{bid}" not in name and name != "ffn"

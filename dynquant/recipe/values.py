@@ -15,6 +15,7 @@ from gguf import MODEL_ARCH_NAMES
 from dynquant.errors import RecipeError
 from dynquant.quants.search import EFFORTS, Effort
 from dynquant.recipe.layers import Bound, LayerRange, PercentRange
+from dynquant.recipe.newer_names import NEWER_ARCHITECTURES
 from dynquant.recipe.rules import Comparison, TensorOrder, Use, name_pattern
 from dynquant.recipe.yaml_nodes import nearest
 
@@ -34,7 +35,7 @@ SIZE = re.compile(r"(\d+(?:\.\d+)?) ?(GB|GiB|MB|MiB|G|M)?")
 # As llama-gguf-split reads --split-max-size: G and M are decimal.
 _UNITS = {None: 1, "M": 10**6, "MB": 10**6, "MiB": 2**20, "G": 10**9, "GB": 10**9, "GiB": 2**30}
 
-ARCHITECTURES = sorted(MODEL_ARCH_NAMES.values())
+ARCHITECTURES = sorted({*MODEL_ARCH_NAMES.values(), *NEWER_ARCHITECTURES})
 
 
 def one_of(words: Sequence[T], text: str) -> T:
