@@ -18,7 +18,7 @@ _RANK = 4
 
 @dataclass(frozen=True)
 class _Labels:
-    """What a classifier tells apart; transformers has two labels if none is stated."""
+    """The labels of a classifier; transformers has two labels if none is stated."""
 
     id2label: dict[str, str] | None = None
     num_labels: Count | None = None

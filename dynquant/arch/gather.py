@@ -166,7 +166,7 @@ def _use(
             ]
             continue
         source = stack(parts) if want.is_stack else parts[0]
-        # A graph that has a factor of its own under the name of the blocks' factor has no other.
+        # A graph that has another factor under the name of the blocks' factor has only that one.
         is_free = f"{want.name.removesuffix('weight')}scale" not in names
         kept = _kept(weights, want.is_stack, want.via) if is_free else None
         rows = want.via(source) if want.via else source

@@ -187,6 +187,7 @@ def graph_of(name: str, keys: Keys) -> Graph:
     return Graph(
         frozenset(row.name for row in rows if "{}" not in row.name)
         | (factors if name in _LONGROPE else frozenset[str]())
+        | {f"{d}.weight" for d in ("dense_2", "dense_3") if f"{name}.{d}_feat_out" in keys}
         | _COMPUTED.get(name, frozenset[str]()),
         tuple(
             frozenset(_in_layer(row) for row in rows if _is_in(row, layer, own))

@@ -1,6 +1,6 @@
 """Heads of one size in layers with a window, and of another in all other layers.
 
-The last layers may have no keys and values of their own, and full layers no values: these are the
+The last layers may have no keys and values, and full layers no values: these are the
 keys then.
 """
 
@@ -132,7 +132,7 @@ def _problems(found: list[set[Kind]], c: Config, where: str) -> Iterator[str]:
 def head_rows(slides: tuple[bool, ...], n_shared: int, *, k_eq_v: bool) -> tuple[Row, ...]:
     """Return the rows of attention with norms on Q and K, by kind of layers.
 
-    n_shared: the last layers, without keys and values of their own
+    n_shared: the last layers, which have no keys and values
     k_eq_v:   whether full layers have no values
     """
     rows: list[Row] = []

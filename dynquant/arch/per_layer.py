@@ -1,4 +1,4 @@
-"""Models with an embedding for each layer, whose last layers have no keys and values of their own.
+"""Models with an embedding for each layer, whose last layers have no keys and values.
 
 These are Gemma 3n and the small Gemma 4.
 """
@@ -80,7 +80,7 @@ def with_copied_keys(rows: Iterable[Row], slides: tuple[bool, ...], n_shared: in
 
 
 def unused_by_shared(n_layers: int, n_shared: int) -> dict[str, str]:
-    """Return patterns of tensors that layers without keys and values of their own do not use.
+    """Return patterns of tensors that layers without keys and values do not use.
 
     Published models store them. llama.cpp's converter writes them, but no graph reads them, and an
     imatrix has no importance for them.
@@ -99,17 +99,17 @@ def unused_by_shared(n_layers: int, n_shared: int) -> dict[str, str]:
 def shared_problems(slides: tuple[bool, ...], n_shared: int, where: str) -> Iterator[str]:
     """Yield a message unless layers share keys and values as llama.cpp does.
 
-    In transformers a layer has those of the last layer of its kind that has its own. llama.cpp
+    In transformers a layer has those of the last layer of its kind that has some. llama.cpp
     takes the last of these layers for a full one, and the one before for one with a window.
 
     slides:   which layers have a window
-    n_shared: the last layers, without keys and values of their own
+    n_shared: the last layers, without keys and values
     """
     first = len(slides) - n_shared
     if first < 2:
         yield (
             f"{where}: num_kv_shared_layers is {n_shared} of {len(slides)} layers; llama.cpp needs"
-            " at least two with keys and values of their own"
+            " at least two with keys and values"
         )
         return
     for windowed, place in ((True, first - 2), (False, first - 1)):

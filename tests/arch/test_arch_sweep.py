@@ -21,7 +21,6 @@ from subsets import FAST_FAMILIES, slow_except
 from dynquant.arch.base import Architecture
 from dynquant.arch.families import families
 from dynquant.arch.load import describe
-from dynquant.arch.sections import SECTIONS
 from dynquant.arch.settings import COMMON, Declared
 from dynquant.arch.wrapped import OTHER_SETTINGS, Wrapped
 from dynquant.errors import ArchitectureError
@@ -188,7 +187,9 @@ def silent(family: str, name: str) -> list[Any]:
         base[name] = ["full_attention"] * fields_of(family)["num_hidden_layers"]
     if name == "rope_theta":
         stated = fields_of(family).get("rope_parameters") or {}
-        base["rope_parameters"] = {k: v for k, v in stated.items() if k in SECTIONS} or None
+        is_one = not any(isinstance(v, dict) for v in stated.values())
+        rest = {k: v for k, v in stated.items() if k != name} if is_one else {}
+        base["rope_parameters"] = rest or None
     try:
         before = footprint(describe(changed(family, base), "config.json"))
     except ArchitectureError:
@@ -235,7 +236,7 @@ def differs_without(family: str, name: str, default: object) -> bool:
     return stated is None or footprint(missing) != footprint(stated)
 
 
-SIZED = {"num_key_value_heads"}
+SIZED = {"num_hidden_layers", "num_key_value_heads"}
 """Settings whose default may not fit the reference's other sizes."""
 
 

@@ -31,7 +31,10 @@ from dynquant.keys import string
 from dynquant.plan.make import make_plan
 from dynquant.verification.verify import verify
 
-OPTIONAL_EVERYWHERE = {"output.weight", "rope_freqs.weight", "token_types.weight"}
+OPTIONAL_EVERYWHERE = {
+    *("output.weight", "rope_freqs.weight", "token_types.weight"),
+    *("cls.weight", "cls.bias", "cls.output.weight", "cls.output.bias"),
+}
 """Tensors without which a file is another valid file: nobody can know that they are missing."""
 
 

@@ -1,7 +1,7 @@
 """Gemma 4: small with shared keys and values, with experts, and the one without encoders.
 
 Windows are shorter than the prompts, and soft caps low enough to affect the results. The last layer
-that has keys and values of its own is a full one, as in published models.
+that has keys and values is a full one, as in published models.
 """
 
 from __future__ import annotations
