@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import shlex
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -82,7 +83,7 @@ class LeaveOut:
                 " would not contain it"
             )
         if apart:
-            globs = " ".join(f"--leave-out {glob!r}" for glob in self._globs(apart))
+            globs = " ".join(f"--leave-out {_quoted(glob)}" for glob in self._globs(apart))
             is_, it = ("is not a tensor", "it") if len(apart) == 1 else ("are no tensors", "them")
             yield (
                 f"{folder}: {_some(apart)} {is_} of {name} as config.json describes it; to convert"
@@ -113,6 +114,12 @@ class LeaveOut:
         return difflib.get_close_matches(pattern, self._globs(unknown), 1) or (
             difflib.get_close_matches(pattern, self._stored, 1)
         )
+
+
+def _quoted(glob: str) -> str:
+    """Return a glob for a shell, always in quotes."""
+    quoted = shlex.quote(glob)
+    return quoted if quoted != glob else f"'{glob}'"
 
 
 def _some(names: Iterable[str]) -> str:

@@ -31,7 +31,7 @@ def load_model(
     pre: str | None = None,
     mla: Mla = "split",
     needs_vocab: bool = True,
-    leave_out: Sequence[str] = (),
+    leave_out: Sequence[str] | str = (),
 ) -> Model:
     """Describe the model in a folder, in a GGUF or on the Hub, without reading its weights.
 
@@ -41,11 +41,12 @@ def load_model(
     mla:  layout of latent attention: "split", or "merged" as in files of early 2025
     needs_vocab: whether tokenizer files are required; planning works without them, and
           `Model.missing` then reports them
-    leave_out: globs of stored names to leave out; they must not match tensors of the model
+    leave_out: globs of stored names to leave out, or one; they must not match tensors of the model
 
     Raises DynquantError with all problems: CheckpointError for the files, ArchitectureError for the
     family, VocabError for the tokenizer, or a DynquantError with the messages of several of these.
     """
+    leave_out = (leave_out,) if isinstance(leave_out, str) else leave_out
     if hub.is_hub_name(str(path)):
         return _of_hub(str(path), pre, mla, needs_vocab, leave_out)
     hub.refuse_address(str(path))

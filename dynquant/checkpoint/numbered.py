@@ -36,7 +36,7 @@ def numbered_shards(folder: Path, index: str) -> list[str]:
         )
     stem, count, width = matches[0]["stem"], matches[0]["count"], len(matches[0]["number"])
     found = {int(m["number"]): m[0] for m in matches if (folder / m[0]).exists()}
-    first = 0 if 0 in found else 1
+    first = 0 if 0 in found and int(count) not in found else 1
     wanted = range(first, first + int(count))
     absent = [f"{stem}-{n:0{width}}-of-{count}.safetensors" for n in wanted if n not in found]
     if absent:

@@ -122,6 +122,7 @@ def convert(
     )
     planning.check()
     limit = size_of(max_size, "--max-size")
+    from dynquant.cli.text_files import refuse_read
     from dynquant.conversion.gates import check_gate, error_gate, size_gate
     from dynquant.conversion.losses import NOTHING_LOST
     from dynquant.conversion.output import check_output
@@ -139,6 +140,8 @@ def convert(
     if summary:
         check_summary(summary)
     made = planning.make()
+    if summary:
+        refuse_read(summary, made.recipe.places)
     for warning in made.warnings:
         console.warn(warning, quiet=quiet)
     work = work_of(made)
@@ -223,10 +226,11 @@ def _report(result: Result, out: Path, threads: int, seconds: float, *, quiet: b
         resumed = f", {size_text(result.resumed_bytes)} of it from an earlier run"
     error = f", error {figure(result.loss.weighted)}" if result.loss else ""
     shards = f" in {len(result.paths)} shards" if len(result.paths) > 1 else ""
+    many = "threads" if threads > 1 else "thread"
     console.talk(f"readers: {readers_text(plan.type_counts, plan.architecture)}", quiet=quiet)
     console.talk(
         f"{out}: {size_text(result.n_bytes)}{shards}, {plan.bits_per_weight:.3f} bits per weight"
-        f"{error}, in {console.duration(seconds)} on {threads} threads"
+        f"{error}, in {console.duration(seconds)} on {threads} {many}"
         f" ({rate / 1e6:.1f} million weights/s){resumed}",
         quiet=quiet,
     )

@@ -93,6 +93,7 @@ def plan(
     )
     planning.check()
     limit = size_of(max_size, "--max-size")
+    from dynquant.cli.text_files import refuse_read
     from dynquant.conversion.gates import check_gate, size_gate
     from dynquant.conversion.layout import lay_out
     from dynquant.errors import PlanError
@@ -107,6 +108,9 @@ def plan(
         check_plan_path(save, force=force)
     console.event("start", command="plan", model=model, **planning.source)
     made = planning.make(draft=save is None)
+    for path in (html, save):
+        if path:
+            refuse_read(path, made.recipe.places)
     for warning in made.warnings:
         console.warn(warning)
     for part in made.missing:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -20,8 +21,10 @@ _MAX_BYTES = 1 << 20
 """Limit on the size of a list; the longest published ones have a tenth of it."""
 
 
-def write_text(text: str, out: Path | None, *, force: bool) -> None:
+def write_text(text: str, out: Path | None, *, force: bool, reads: Iterable[str] = ()) -> None:
     """Write text to a file, completely or not at all, or to stdout.
+
+    reads: files that the command read, which are not replaced
 
     Raises RecipeError if the file exists and force is false, or if it cannot be written.
     """
@@ -32,12 +35,22 @@ def write_text(text: str, out: Path | None, *, force: bool) -> None:
         return
     if out.exists() and not force:
         raise RecipeError(f"{out}: exists; replace it with --force, or name another output")
+    refuse_read(out, reads)
     part = out.with_name(f"{out.name}.part")
     try:
         part.write_text(text, "utf-8")
         part.replace(out)
     except OSError as e:
         raise RecipeError(f"{out}: cannot be written: {e.strerror}") from e
+
+
+def refuse_read(out: Path, reads: Iterable[str]) -> None:
+    """Raise RecipeError if a file to write is one that the command reads."""
+    from dynquant.errors import RecipeError
+
+    for path in map(Path, reads):
+        if path.exists() and out.exists() and path.samefile(out):
+            raise RecipeError(f"{out}: is a recipe that this command reads; name another output")
 
 
 def read_text(file: str) -> tuple[str, str]:

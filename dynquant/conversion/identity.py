@@ -33,7 +33,7 @@ def identity_of(plan: Plan, work: Work) -> dict[str, Any]:
         "recipe": f"{plan.recipe.name}, sha256 {plan.recipe.sha256}",
         "effort": plan.effort,
         "imatrix": plan.imatrix.sha256 if plan.imatrix else None,
-        "--leave-out": list(plan.leave_out) or None,
+        "--leave-out": sorted(plan.leave_out) or None,
         "shards": len(work.layout.files),
         "plan": hashlib.sha256(headers).hexdigest(),
         "computed": _hash_of_computed(work),

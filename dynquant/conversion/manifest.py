@@ -160,7 +160,7 @@ class Manifest(Part):
     """in the order of the files"""
     ignored: dict[str, str]
     """stored tensors that the output leaves out, each with the reason"""
-    leave_out: Annotated[list[str], Field(max_length=256)] = Field(default_factory=list[str])
+    leave_out: list[str] = Field(default_factory=list[str])
     """globs of stored names that the user left out"""
 
     @model_validator(mode="after")

@@ -235,7 +235,7 @@ def _read_files(plan: Plan, work: Work) -> dict[tuple[int, int] | None, str]:
         # Configuration and tokenizer; files of an earlier output in this folder may be replaced.
         others = [path for path in folder.iterdir() if ".gguf" not in path.name]
         reads |= dict.fromkeys(others, "a file of the model itself")
-    reads[Path(plan.recipe.path)] = "the recipe"
+    reads |= dict.fromkeys(map(Path, {plan.recipe.path, *plan.recipe.places}), "the recipe")
     if plan.imatrix:
         reads[plan.imatrix.path] = "the imatrix"
     found = {_inode(path): what for path, what in reads.items()}

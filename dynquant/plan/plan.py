@@ -102,7 +102,7 @@ class RecipeText:
     @classmethod
     def of(cls, recipe: Recipe) -> RecipeText:
         """Return the text of a recipe."""
-        places = {recipe.path, recipe.default_place.path, *(r.place.path for r in recipe.rules)}
+        places = {*recipe.files, recipe.default_place.path, *(r.place.path for r in recipe.rules)}
         return cls(
             recipe.name,
             recipe.description,

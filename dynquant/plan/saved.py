@@ -135,7 +135,7 @@ class SavedPlan(Part):
     """layers among the tensors that predict further ahead"""
     ignored: dict[str, str]
     """stored tensors that the output leaves out, each with the reason"""
-    leave_out: Annotated[list[str], Field(max_length=256)] = Field(default_factory=list[str])
+    leave_out: list[str] = Field(default_factory=list[str])
     """globs of stored names that the user left out"""
     warnings: list[str]
 

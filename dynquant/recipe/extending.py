@@ -118,6 +118,7 @@ def joined(files: Sequence[Given]) -> Recipe:
         (*own.rules, *rules),
         fallback=first(lambda f: f.fallback) or Fallback(),
         texts=tuple(file.text for file in others),
+        extended=tuple(file.path for file in others),
         intended=first(lambda f: f.intended or None) or (),
         importance=importance or "optional",
         effort=first(lambda f: f.effort),

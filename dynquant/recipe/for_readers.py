@@ -31,12 +31,20 @@ class AskedReaders:
         self._architecture = architecture
         self._found: dict[tuple[Place | None, QuantType], list[str]] = defaultdict(list)
 
-    def fallback(self, wanted: QuantType, taken: QuantType, n_per_row: int) -> QuantType:
-        """Return the type for rows of n_per_row in place of the fallback type `taken`."""
-        if taken == wanted or self._read(taken):
-            return taken
+    def fallback(
+        self, wanted: QuantType, fitting: Sequence[QuantType], n_per_row: int
+    ) -> QuantType:
+        """Return the type for rows of n_per_row, if all readers read it.
+
+        If they do not read the first that fits, it is the smaller of two: the next one of the
+        recipe that they read, and the nearest type that they read.
+        """
+        if fitting[0] == wanted or self._read(fitting[0]):
+            return fitting[0]
         readers, architecture = self._recipe.readers, self._architecture
-        return fallback_read(wanted, n_per_row, readers, architecture) or taken
+        nearest = fallback_read(wanted, n_per_row, readers, architecture)
+        found = [*(t for t in fitting if self._read(t)), *([nearest] if nearest else [])]
+        return min(found, key=lambda t: t.bpw, default=fitting[0])
 
     def given(self, tensor: ModelTensor, rule: Rule | None, wanted: QuantType) -> None:
         """Record the type that a rule or the default gives a tensor, if it is not read."""

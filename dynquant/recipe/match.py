@@ -54,7 +54,7 @@ def assign(
         fits = [t for t in tried if not tensor.n_per_row % t.block_size]
         if not fits:
             found.refused(tensor, wanted)
-        taken = asked.fallback(wanted, fits[0], tensor.n_per_row) if fits else wanted
+        taken = asked.fallback(wanted, fits, tensor.n_per_row) if fits else wanted
         assignments[tensor.name] = Assignment(
             taken,
             rule.where if rule else where_default(recipe),

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dynquant.errors import RecipeError
+from dynquant.quants.readers import read_by_all, similar_read
 from dynquant.quants.table import QuantType
 from dynquant.recipe.layers import LayerItem, LayerPattern
 from dynquant.recipe.rules import Fallback, Output, Recipe, Rule, Selectors, Shape, When
@@ -63,7 +64,7 @@ def _keys(recipe: Recipe) -> dict[str, Any]:
             "name": recipe.name,
             "description": recipe.description,
             "for": _some(recipe.intended),
-            "default": recipe.default.name,
+            "default": _default(recipe).name,
             "importance": recipe.importance if recipe.importance != "optional" else None,
             "effort": recipe.effort,
             "fallback": _fallback(recipe.fallback),
@@ -73,6 +74,16 @@ def _keys(recipe: Recipe) -> dict[str, Any]:
             "readers": _some(recipe.readers),
         }
     )
+
+
+def _default(recipe: Recipe) -> QuantType:
+    """Return the default, or a similar type that the recipe's readers read.
+
+    An inherited default that they do not read is an error only where it is used.
+    """
+    if read_by_all(recipe.default, recipe.readers):
+        return recipe.default
+    return similar_read(recipe.default, recipe.readers)
 
 
 def _rule(rule: Rule) -> dict[str, Any]:

@@ -193,6 +193,7 @@ class Recipe:
 
     path:      the file's name in messages; text: the file's whole text
     texts:     the texts of the recipes it extends, in the order of their rules
+    extended:  their paths
     intended:  architectures it is meant for; empty for all
     effort:    None if the recipe does not set it
     metadata:  GGUF keys to set, with their values as text
@@ -209,6 +210,7 @@ class Recipe:
     rules: tuple[Rule, ...]
     fallback: Fallback = Fallback()
     texts: tuple[str, ...] = ()
+    extended: tuple[str, ...] = field(default=(), compare=False)
     intended: tuple[str, ...] = ()
     importance: Use = "optional"
     effort: Effort | None = None
@@ -216,6 +218,11 @@ class Recipe:
     metadata: Mapping[str, str] = field(default_factory=dict[str, str])
     keeps_prediction: bool = False
     readers: tuple[str, ...] = ()
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The paths of the recipe and of those that it extends."""
+        return self.path, *self.extended
 
     @property
     def sha256(self) -> str:

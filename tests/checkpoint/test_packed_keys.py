@@ -377,6 +377,28 @@ def test_a_layer_may_have_another_group_size(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_weights(found.source(), 0, 64), value)
 
 
+def test_a_layer_may_have_another_number_of_bits(tmp_path: Path) -> None:
+    stored, value = gptq(8)("l.weight", (64, 96), np.random.default_rng(3))
+    settings = gptq_settings(4, dynamic={"+:.*": {"bits": 8}})
+    folder = write_stored(tmp_path, {"quantization_config": settings}, stored)
+    found = unpack(open_checkpoint(folder)).tensors["l.weight"]
+    np.testing.assert_array_equal(read_weights(found.source(), 0, 64), value)
+
+
+def test_two_group_sizes_that_fit_a_layer_are_refused(tmp_path: Path) -> None:
+    """Of 64 inputs, both 32 and 40 make two groups."""
+    stored, _ = gptq(4)("l.weight", (64, 64), np.random.default_rng(3))
+    settings = gptq_settings(4, group_size=32, extra_config={"l": {"group_size": 40}})
+    folder = write_stored(tmp_path, {"quantization_config": settings}, stored)
+    with pytest.raises(CheckpointError, match="one of group sizes 32, 40, since all of them do"):
+        unpack(open_checkpoint(folder))
+
+
+def test_layers_that_are_not_quantized_may_have_any_data_type(tmp_path: Path) -> None:
+    layers = {"lm_head": {"bits": 16, "data_type": "float"}}
+    assert problems(tmp_path, gptq_settings(4, extra_config=layers)) == []
+
+
 @pytest.mark.parametrize("order", ["group", True])
 def test_packed_integers_in_the_order_of_activations_need_their_groups(
     tmp_path: Path, order: object

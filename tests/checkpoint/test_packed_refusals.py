@@ -223,10 +223,16 @@ FAULTS: dict[str, tuple[Any, Stored, str]] = {
         layers(gptq(4)),
         "l.{0-2}.up.qweight cannot be read without *.g_idx, which is missing",
     ),
-    "other bits": (
-        gptq_settings(8),
-        layers(gptq(4)),
-        "l.{0-2}.up.weight has qweight [12, 64], qzeros [3, 8], scales [3, 64], which do not fit",
+    "zeros of other bits": (
+        gptq_settings(4),
+        layers(gptq(4)) | {k: t for k, t in layers(gptq(8)).items() if k.endswith("qzeros")},
+        "l.{0-2}.up.weight has 48 inputs and scales of 3 groups, which does not fit group_size 32",
+    ),
+    "zeros of an odd width": (
+        gptq_settings(4),
+        layers(gptq(4))
+        | {k: (d, x[:, :7]) for k, (d, x) in layers(gptq(4)).items() if k.endswith("qzeros")},
+        "l.{0-2}.up.weight has qweight [12, 64], qzeros [3, 7], scales [3, 64], which do not fit",
     ),
     "another group size": (
         gptq_settings(4) | {"group_size": 64},

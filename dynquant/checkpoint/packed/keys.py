@@ -68,7 +68,7 @@ def _problems(method: str, keys: Keys, values: Mapping[str, Any], path: str) -> 
                 yield from _problems(method, keys.within[key], inner, f"{name}.")
         elif key in keys.each and isinstance(value, dict):
             named = cast("dict[str, Any]", value)
-            for inner in (i for v in named.values() for i in _objects(v)):
+            for inner in (i for v in named.values() for i in _objects(v) if not _is_float(i)):
                 yield from _problems(method, keys.each[key], inner, f"{name}.*.")
         elif key not in keys.known:
             yield (
@@ -82,6 +82,12 @@ def _objects(value: object) -> Iterator[dict[str, Any]]:
     """Yield a value that is an object, or the objects of a list."""
     listed = cast("list[object]", value) if isinstance(value, list) else [value]
     yield from (cast("dict[str, Any]", v) for v in listed if isinstance(v, dict))
+
+
+def _is_float(layer: Mapping[str, Any]) -> bool:
+    """Return whether a layer's settings say that it is not quantized."""
+    bits = layer.get("bits")
+    return isinstance(bits, int) and bits >= 16
 
 
 def _short(value: object) -> str:

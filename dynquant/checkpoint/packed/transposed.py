@@ -227,19 +227,23 @@ def _transposed(
     if settings.method == "awq":
         n_inputs, fits = words.shape[0], words.shape[1] * 8 == n_outputs
     else:
-        n_inputs = groups.shape[0] if groups else words.shape[0] * 32 // bits
-        # Some layers may differ from config.json in the number of bits.
-        bits = next((b for b in (bits, *GPTQ_BITS) if words.shape[0] * 32 == n_inputs * b), 0)
-        fits = bits > 0 and words.shape[1] == n_outputs
+        # A layer may differ from config.json in the number of bits; its zeros state it.
+        bits = zeros.shape[1] * 32 // n_outputs
+        n_inputs = words.shape[0] * 32 // bits if bits in GPTQ_BITS else 0
+        fits = n_inputs > 0 and words.shape == (n_inputs * bits // 32, n_outputs)
+        fits = fits and n_inputs * bits % 32 == 0
     fits = fits and zeros.shape == (n_groups, n_outputs * bits // 32) and n_outputs * bits % 32 == 0
     if not fits:
         return f"has {shapes}, which do not fit together; download it again"
-    sizes = [n_inputs if size < 1 else size for size in group_sizes]
-    size = next((size for size in sizes if -(-n_inputs // size) == n_groups), None)
-    if groups is None and size is None:
+    sizes = dict.fromkeys(n_inputs if size < 1 else min(size, n_inputs) for size in group_sizes)
+    fitting = [size for size in sizes if -(-n_inputs // size) == n_groups]
+    if groups is None and len(fitting) != 1:
+        stated = f"group_size {group_sizes[0]}"
+        if fitting:
+            stated = f"one of group sizes {', '.join(map(str, fitting))}, since all of them do,"
         return (
-            f"has {n_inputs} inputs and scales of {n_groups} groups, which does not fit group_size"
-            f" {group_sizes[0]} in config.json; correct config.json or download it again"
+            f"has {n_inputs} inputs and scales of {n_groups} groups, which does not fit {stated}"
+            " in config.json; correct config.json or download it again"
         )
     if groups and groups.shape != (n_inputs,):
         return f"has g_idx {list(groups.shape)} for {n_inputs} inputs; download it again"
@@ -250,7 +254,7 @@ def _transposed(
         zeros,
         scales,
         groups,
-        size or sizes[0],
+        fitting[0] if fitting else n_inputs,
         kind,
         bits,
         (n_outputs, n_inputs),

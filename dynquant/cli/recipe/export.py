@@ -41,4 +41,4 @@ def export(
     found = apply_recipe(given.recipe, given.model, has_imatrix=given.imatrix is not None)
     for warning in found.warnings:
         console.talk(f"warning: {warning}")
-    write_text(exported_tensor_types(found), out, force=force)
+    write_text(exported_tensor_types(found), out, force=force, reads=given.recipe.files)

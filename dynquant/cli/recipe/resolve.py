@@ -29,4 +29,5 @@ def resolve(
     from dynquant.recipe.loader import load_recipe
     from dynquant.recipe.resolved import resolved_text
 
-    write_text(resolved_text(load_recipe(recipe)), out, force=force)
+    loaded = load_recipe(recipe)
+    write_text(resolved_text(loaded), out, force=force, reads=loaded.files)
