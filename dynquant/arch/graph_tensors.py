@@ -47,6 +47,7 @@ _CLASSES = {
     "qwen2moe": "Qwen2MoeForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
     "qwen3vl": "Qwen3VLForConditionalGeneration",
+    "qwen3vlmoe": "Qwen3VLMoeForConditionalGeneration",
     "qwen3moe": "Qwen3MoeForCausalLM",
     "qwen3next": "Qwen3NextForCausalLM",
     "qwen35": "Qwen3_5ForCausalLM",
@@ -59,6 +60,7 @@ _WITH_EXPERTS = {"llama": "MixtralForCausalLM", "granite": "GraniteMoeForCausalL
 """The class of an architecture that has experts in some models only, for those models."""
 
 _SECTIONS = {"rope_parameters": {"mrope_section": [1, 1, 1]}}
+_DEEPSTACK: dict[str, Any] = {**_SECTIONS, "vision_config": {"deepstack_visual_indexes": []}}
 _SETTINGS: dict[str, dict[str, Any]] = {
     "nomic-bert": {"hidden_act": "swiglu"},
     "phimoe": {"attention_bias": True, "lm_head_bias": True},
@@ -67,7 +69,8 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "qwen35": _SECTIONS,
     "qwen35moe": _SECTIONS,
     "qwen3moe": {"norm_topk_prob": True},
-    "qwen3vl": _SECTIONS,
+    "qwen3vl": _DEEPSTACK,
+    "qwen3vlmoe": _DEEPSTACK,
 }
 """Settings that the families require, where they are not the default."""
 
