@@ -36,6 +36,7 @@ _CLASSES = {
     "granite": "GraniteForCausalLM",
     "granitemoe": "GraniteMoeForCausalLM",
     "llama": "LlamaForCausalLM",
+    "minimax-m2": "MiniMaxM2ForCausalLM",
     "mistral3": "Ministral3ForCausalLM",
     "nomic-bert": "NomicBertModel",
     "olmo2": "Olmo2ForCausalLM",

@@ -31,6 +31,7 @@ CLASSES = {
     "granitemoeshared": "GraniteMoeSharedForCausalLM",
     "kimi_k2": "KimiK2ForCausalLM",
     "llama": "LlamaForCausalLM",
+    "minimax_m2": "MiniMaxM2ForCausalLM",
     "mistral": "MistralForCausalLM",
     "mixtral": "MixtralForCausalLM",
     "nomic_bert": "NomicBertModel",
@@ -58,6 +59,7 @@ modeling_auto.py. A type that several models of different layout use is not list
 _WITH_HEAD = frozenset(
     {
         "GptOssForCausalLM",
+        "MiniMaxM2ForCausalLM",
         "Olmo2ForCausalLM",
         "Olmo3ForCausalLM",
         "OlmoeForCausalLM",

@@ -117,6 +117,10 @@ def moved(stored: Stored, names: Mapping[str, str]) -> Stored:
 
 
 ROUTERS = {
+    "minimax-m2": {
+        "block_sparse_moe.gate": "mlp.gate",
+        "block_sparse_moe.e_score": "mlp.e_score",
+    },
     "mixtral": {"block_sparse_moe.gate": "mlp.gate"},
     "phimoe": {"block_sparse_moe.gate": "mlp.router"},
     "granitemoe": {"router.layer": "router"},
@@ -131,6 +135,7 @@ FAMILIES = (
     "granitemoe",
     "granitemoeshared",
     "kimi-k2",
+    "minimax-m2",
     "mixtral",
     "olmoe",
     "phimoe",

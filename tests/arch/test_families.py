@@ -124,6 +124,7 @@ def test_one_tensor_with_its_rows_reversed_is_noticed(family: str, tmp_path: Pat
 
 BASE_CLASSES = {
     "gpt-oss": "GptOssModel",
+    "minimax-m2": "MiniMaxM2Model",
     "olmo2": "Olmo2Model",
     "olmo3": "Olmo3Model",
     "olmoe": "OlmoeModel",
@@ -174,6 +175,9 @@ CONFIG_MISTAKES: tuple[tuple[str, str, Callable[[dict[str, Any]], Any]], ...] = 
     ("glm4moe", "normalized expert weights", lambda c: c.update(norm_topk_prob=False)),
     ("glm4moe", "groups of experts", lambda c: c.update(n_group=1)),
     ("glm4moe", "experts used", lambda c: c.update(num_experts_per_tok=3)),
+    ("minimax-m2", "rotated part of a head", lambda c: c.update(rotary_dim=10)),
+    ("minimax-m2", "rope base", lambda c: c.update(rope_theta=10000.0)),
+    ("minimax-m2", "experts used", lambda c: c.update(num_experts_per_tok=2)),
     ("command-r", "scale of logits", lambda c: c.update(logit_scale=0.0625)),
     ("command-r", "norm epsilon", lambda c: c.update(layer_norm_eps=1e-1)),
     ("command-r", "rope base", lambda c: c.update(rope_theta=10000.0)),

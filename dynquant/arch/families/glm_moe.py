@@ -37,7 +37,7 @@ from dynquant.arch.experts import (
     shared_rows,
     with_expert_count,
 )
-from dynquant.arch.families.glm import glm_keys, read_glm
+from dynquant.arch.partial_rotation import partial_keys, read_partial
 from dynquant.arch.sections import SECTIONS, section_keys, split_sections
 from dynquant.arch.settings import DECODER, NO_WINDOW, Declared, Settings, harmless, reads
 from dynquant.arch.wrapped import Wrapped
@@ -82,7 +82,7 @@ class _Experts:
 
 def glm4moe(config: Mapping[str, Any], where: str) -> Architecture:
     """Describe a GLM-4-MoE: dense layers first, then experts chosen by sigmoids and a bias."""
-    c, rope = read_glm(config, where, None)
+    c, rope = read_partial(config, where, None, partial=0.5)
     e = read_config(_Experts, with_expert_count(config), where)
     n, n_dense = c.num_hidden_layers, e.first_k_dense_replace
     ahead = range(n, n + e.num_nextn_predict_layers)
@@ -107,7 +107,7 @@ def glm4moe(config: Mapping[str, Any], where: str) -> Architecture:
     )
     return Architecture(
         name="glm4moe",
-        keys=glm_keys("glm4moe", c, rope) | routing_keys("glm4moe", routing),
+        keys=partial_keys("glm4moe", c, rope) | routing_keys("glm4moe", routing),
         rows=(
             *EMBEDDING,
             *on(every, attention),
