@@ -36,6 +36,7 @@ _CLASSES = {
     "granite": "GraniteForCausalLM",
     "granitemoe": "GraniteMoeForCausalLM",
     "llama": "LlamaForCausalLM",
+    "llama4": "Llama4ForCausalLM",
     "minimax-m2": "MiniMaxM2ForCausalLM",
     "mistral3": "Ministral3ForCausalLM",
     "nomic-bert": "NomicBertModel",
@@ -247,6 +248,11 @@ def _layers_of(name: str, keys: Keys, n_layers: int) -> Mapping[str, Any]:
         "first_k_dense_replace": _number(keys, f"{name}.leading_dense_block_count") or 0,
         "shared_intermediate_size": _number(keys, f"{name}.expert_shared_feed_forward_length") or 0,
     }
+    if name == "llama4":
+        found["intermediate_size_mlp"] = _SIZES["intermediate_size"]
+        found["interleave_moe_layer_step"] = _number(keys, f"{name}.interleave_moe_layer_step") or 1
+        # As the graph expects, see families/llama4.py.
+        found["use_qk_norm"] = _number(keys, f"{name}.expert_count") != 128
     if name == "command-r":
         found["use_qk_norm"] = n_layers >= 64  # as the graph expects, see families/cohere.py
     # llama.cpp recognises the Lite models by these numbers of layers.

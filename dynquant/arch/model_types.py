@@ -31,6 +31,8 @@ CLASSES = {
     "granitemoeshared": "GraniteMoeSharedForCausalLM",
     "kimi_k2": "KimiK2ForCausalLM",
     "llama": "LlamaForCausalLM",
+    "llama4": "Llama4ForConditionalGeneration",
+    "llama4_text": "Llama4ForCausalLM",
     "minimax_m2": "MiniMaxM2ForCausalLM",
     "mistral": "MistralForCausalLM",
     "mixtral": "MixtralForCausalLM",
