@@ -158,6 +158,16 @@ def router_row(stored: str, *others: str) -> Row:
     return Row(stored, "blk.{}.ffn_gate_inp.weight", shape, forms=forms)
 
 
+_MLP = "model.layers.{}.mlp."
+SIGMOID_EXPERTS = (
+    router_row(_MLP + "gate.weight"),
+    Row(_MLP + "gate.e_score_correction_bias", "blk.{}.exp_probs_b.bias", "experts"),
+    *expert_rows(_MLP, gate="gate_proj", up="up_proj", down="down_proj"),
+    *shared_rows(_MLP + "shared_experts."),
+)
+"""Routed experts with a bias of their scores, and the experts that all tokens use."""
+
+
 @dataclass(frozen=True)
 class Routing:
     """How tokens are routed to experts; None writes no key, so that llama.cpp's default applies.

@@ -26,6 +26,9 @@ _CLASSES = {
     "deepseek": "DeepseekForCausalLM",
     "deepseek2": "DeepseekV2ForCausalLM",
     "deepseek2-ocr": "DeepseekOCRForCausalLM",
+    "dots1": "Dots1ForCausalLM",
+    "ernie4_5": "Ernie4_5ForCausalLM",
+    "ernie4_5-moe": "Ernie4_5_MoeForCausalLM",
     "gemma": "GemmaForCausalLM",
     "gemma2": "Gemma2ForCausalLM",
     "gemma3": "Gemma3ForCausalLM",
@@ -110,6 +113,8 @@ _OPTIONAL = frozenset(
 _OPTIONAL_IN = {
     "bert": frozenset({"token_types.weight", "attn_output.bias", "ffn_up.bias", "ffn_down.bias"}),
     "nomic-bert": frozenset({"token_types.weight"}),
+    "dots1": frozenset({"exp_probs_b.bias"}),
+    "ernie4_5-moe": frozenset({"exp_probs_b.bias"}),
 }
 """Tensors that the families declare and llama.cpp's graphs do not require."""
 
@@ -248,6 +253,10 @@ def _layers_of(name: str, keys: Keys, n_layers: int) -> Mapping[str, Any]:
         "first_k_dense_replace": _number(keys, f"{name}.leading_dense_block_count") or 0,
         "shared_intermediate_size": _number(keys, f"{name}.expert_shared_feed_forward_length") or 0,
     }
+    if name == "ernie4_5-moe":
+        found["moe_layer_start_index"] = found["first_k_dense_replace"]
+        has_shared = bool(_number(keys, f"{name}.expert_shared_feed_forward_length"))
+        found["moe_num_shared_experts"] = int(has_shared)
     if name == "llama4":
         found["intermediate_size_mlp"] = _SIZES["intermediate_size"]
         found["interleave_moe_layer_step"] = _number(keys, f"{name}.interleave_moe_layer_step") or 1

@@ -18,6 +18,9 @@ CLASSES = {
     "cohere2": "Cohere2ForCausalLM",
     "deepseek_v2": "DeepseekV2ForCausalLM",
     "deepseek_v3": "DeepseekV3ForCausalLM",
+    "dots1": "Dots1ForCausalLM",
+    "ernie4_5": "Ernie4_5ForCausalLM",
+    "ernie4_5_moe": "Ernie4_5_MoeForCausalLM",
     "gemma": "GemmaForCausalLM",
     "gemma2": "Gemma2ForCausalLM",
     "gemma3": "Gemma3ForConditionalGeneration",
@@ -53,6 +56,7 @@ CLASSES = {
     "qwen3_next": "Qwen3NextForCausalLM",
     "qwen3_omni_moe": "Qwen3OmniMoeForConditionalGeneration",
     "qwen3_vl_moe": "Qwen3VLMoeForConditionalGeneration",
+    "solar_open": "SolarOpenForCausalLM",
     "starcoder2": "Starcoder2ForCausalLM",
 }
 """Class by `model_type`, for a config.json without `architectures`; as in transformers'
@@ -60,6 +64,7 @@ modeling_auto.py. A type that several models of different layout use is not list
 
 _WITH_HEAD = frozenset(
     {
+        "Dots1ForCausalLM",
         "GptOssForCausalLM",
         "MiniMaxM2ForCausalLM",
         "Olmo2ForCausalLM",

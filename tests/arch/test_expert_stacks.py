@@ -131,6 +131,8 @@ ROUTERS = {
 FAMILIES = (
     "deepseek-v2",
     "deepseek-v3",
+    "dots1",
+    "ernie4.5moe",
     "glm4moe",
     "granitemoe",
     "granitemoeshared",

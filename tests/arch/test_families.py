@@ -123,6 +123,7 @@ def test_one_tensor_with_its_rows_reversed_is_noticed(family: str, tmp_path: Pat
 
 
 BASE_CLASSES = {
+    "dots1": "Dots1Model",
     "gpt-oss": "GptOssModel",
     "minimax-m2": "MiniMaxM2Model",
     "olmo2": "Olmo2Model",
@@ -179,6 +180,12 @@ CONFIG_MISTAKES: tuple[tuple[str, str, Callable[[dict[str, Any]], Any]], ...] = 
     ("llama4", "rope scaling", lambda c: c["text_config"]["rope_parameters"].update(factor=2.0)),
     ("llama4", "experts used", lambda c: c["text_config"].update(num_experts_per_tok=1)),
     ("llama4", "norm epsilon", lambda c: c["text_config"].update(rms_norm_eps=1e-1)),
+    ("ernie4.5", "rope base", lambda c: c.update(rope_theta=10000.0)),
+    ("ernie4.5moe", "experts used", lambda c: c.update(moe_k=2)),
+    ("dots1", "groups of experts", lambda c: c.update(n_group=1)),
+    ("dots1", "experts' scale", lambda c: c.update(routed_scaling_factor=1.0)),
+    ("dots1", "experts' sum", lambda c: c.update(norm_topk_prob=False)),
+    ("solar-open", "rotated part of a head", lambda c: c.update(partial_rotary_factor=0.5)),
     ("minimax-m2", "rotated part of a head", lambda c: c.update(rotary_dim=10)),
     ("minimax-m2", "rope base", lambda c: c.update(rope_theta=10000.0)),
     ("minimax-m2", "experts used", lambda c: c.update(num_experts_per_tok=2)),
