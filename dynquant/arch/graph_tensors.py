@@ -38,6 +38,7 @@ _CLASSES = {
     "gpt-oss": "GptOssForCausalLM",
     "granite": "GraniteForCausalLM",
     "granitemoe": "GraniteMoeForCausalLM",
+    "hunyuan-moe": "HunYuanMoEV1ForCausalLM",
     "llama": "LlamaForCausalLM",
     "llama4": "Llama4ForCausalLM",
     "minimax-m2": "MiniMaxM2ForCausalLM",

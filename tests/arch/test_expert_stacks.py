@@ -136,6 +136,7 @@ FAMILIES = (
     "glm4moe",
     "granitemoe",
     "granitemoeshared",
+    "hunyuan-moe",
     "kimi-k2",
     "minimax-m2",
     "mixtral",
@@ -146,6 +147,7 @@ FAMILIES = (
     "qwen3next",
     "qwen3omnimoe",
     "qwen35moe-text",
+    "solar-open",
 )
 
 
