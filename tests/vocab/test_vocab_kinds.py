@@ -20,6 +20,7 @@ FORMS = [
     ("bert-cased", ()),
     ("bert-cased", ("tokenizer.json",)),
     ("gemma", ()),
+    ("hunyuan", ()),
     ("kimi-k2", ()),
     ("phi-3", ()),
     ("t5", ()),
