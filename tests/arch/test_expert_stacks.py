@@ -189,6 +189,27 @@ def test_stacks_with_outputs_last_give_the_same_bytes(tmp_path: Path) -> None:
     assert ours == file_of("qwen3omnimoe", tmp_path / "separate", stored)
 
 
+@pytest.mark.parametrize("family", slow_except(["llama4"], ["llama4", "qwen3vlmoe"]))
+def test_separate_experts_give_the_same_bytes_as_stacks_with_outputs_last(
+    family: str, tmp_path: Path
+) -> None:
+    """As quantizers store them."""
+    stored = stored_in(load_reference(family).folder)
+    separate: Stored = {}
+    for name, (kind, x) in stored.items():
+        place, found, part = name.partition("experts.")
+        if not found:
+            separate[name] = (kind, x)
+            continue
+        roles = ("gate_proj", "up_proj") if part == "gate_up_proj" else (part,)
+        for role, matrices in zip(roles, np.split(x, len(roles), axis=2), strict=True):
+            for expert, matrix in enumerate(matrices):
+                separate[f"{place}experts.{expert}.{role}.weight"] = (kind, matrix.T)
+    assert len(separate) > len(stored) + 10
+    ours = file_of(family, tmp_path / "separate", separate)
+    assert ours == file_of(family, tmp_path / "stacks", stored)
+
+
 @pytest.mark.parametrize("form", [outputs_last, transformers5])
 def test_the_other_stack_shows_where_outputs_are(form: Form, tmp_path: Path) -> None:
     """With experts of half the hidden size, the stack of gates and ups is square."""
