@@ -8,7 +8,8 @@ from typing import Any
 
 from dynquant.arch.base import Form, Row
 from dynquant.keys import Keys, boolean, f32, u32
-from dynquant.transforms import first_half_of_each, second_half_of_each
+from dynquant.tensors import TensorSource
+from dynquant.transforms import first_half_of_each, second_half_of_each, transposed
 
 SOFTMAX, SIGMOID = 1, 2
 """expert_gating_func: the function from scores to weights (llama_expert_gating_func_type)."""
@@ -36,11 +37,15 @@ _Layout = tuple[Form, ...]
 """The forms of gate, up and down."""
 
 
-def expert_rows(block: str, gate: str, up: str, down: str) -> tuple[Row, ...]:
+def expert_rows(
+    block: str, gate: str, up: str, down: str, *, outputs_last: bool = False
+) -> tuple[Row, ...]:
     """Return the rows of a layer's experts if each expert is stored separately.
 
     block:          the part of the name before `experts.N` ("model.layers.{}.mlp.")
     gate, up, down: the parts of the names after it
+    outputs_last:   whether published models of the family have stacks with outputs last; shapes
+                    show which stacks these are
     Dimensions:     `experts`, `expert_ffn` and `hidden`
 
     Other forms: stacks of all experts of a layer, as transformers 5 stores them
@@ -52,6 +57,7 @@ def expert_rows(block: str, gate: str, up: str, down: str) -> tuple[Row, ...]:
         if place != block:
             layouts.append(_layout(f"{place}experts.{{expert}}.", names, ".weight", _SHAPES))
         layouts += _fused(place)
+        layouts += _outputs_last(place) if outputs_last else ()
         layouts += (
             _layout(f"{place}experts.", parts, end, _STACKS, oriented=False)
             for parts in dict.fromkeys((names, _PROJECTIONS))
@@ -76,6 +82,16 @@ def fused_rows(block: str, both: str, down: str) -> tuple[Row, ...]:
 
 
 _HALVES = (first_half_of_each, second_half_of_each, None)
+
+
+def gates_of_outputs_last(source: TensorSource) -> TensorSource:
+    """Return the gates of a stack [experts, inputs, gates and ups]."""
+    return first_half_of_each(transposed(source))
+
+
+def ups_of_outputs_last(source: TensorSource) -> TensorSource:
+    """Return the ups of a stack [experts, inputs, gates and ups]."""
+    return second_half_of_each(transposed(source))
 
 
 def _row(stored: str, target: str, shape: str, forms: tuple[Form, ...]) -> Row:
@@ -105,6 +121,20 @@ def _fused(place: str) -> Iterator[_Layout]:
         )
 
 
+def _outputs_last(place: str) -> Iterator[_Layout]:
+    """Yield the layouts of `_fused` with the last two dimensions exchanged."""
+    both, down = f"{place}experts.gate_up_proj", f"{place}experts.down_proj"
+    twice = "experts hidden 2*expert_ffn"
+    vias = (gates_of_outputs_last, ups_of_outputs_last, transposed)
+    for end in ("", ".weight"):
+        yield tuple(
+            Form(stored + end, shape, f"{both}{end} transposed", via, oriented=False)
+            for stored, shape, via in zip(
+                (both, both, down), (twice, twice, "experts expert_ffn hidden"), vias, strict=True
+            )
+        )
+
+
 def shared_rows(block: str) -> tuple[Row, ...]:
     """Return the rows of the experts that all tokens use, stored as one matrix per projection.
 
@@ -126,6 +156,16 @@ def router_row(stored: str, *others: str) -> Row:
     shape = "experts hidden"
     forms = tuple(Form(name, shape) for name in others)
     return Row(stored, "blk.{}.ffn_gate_inp.weight", shape, forms=forms)
+
+
+_MLP = "model.layers.{}.mlp."
+SIGMOID_EXPERTS = (
+    router_row(_MLP + "gate.weight"),
+    Row(_MLP + "gate.e_score_correction_bias", "blk.{}.exp_probs_b.bias", "experts"),
+    *expert_rows(_MLP, gate="gate_proj", up="up_proj", down="down_proj"),
+    *shared_rows(_MLP + "shared_experts."),
+)
+"""Routed experts with a bias of their scores, and the experts that all tokens use."""
 
 
 @dataclass(frozen=True)

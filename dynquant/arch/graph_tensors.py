@@ -26,6 +26,9 @@ _CLASSES = {
     "deepseek": "DeepseekForCausalLM",
     "deepseek2": "DeepseekV2ForCausalLM",
     "deepseek2-ocr": "DeepseekOCRForCausalLM",
+    "dots1": "Dots1ForCausalLM",
+    "ernie4_5": "Ernie4_5ForCausalLM",
+    "ernie4_5-moe": "Ernie4_5_MoeForCausalLM",
     "gemma": "GemmaForCausalLM",
     "gemma2": "Gemma2ForCausalLM",
     "gemma3": "Gemma3ForCausalLM",
@@ -37,7 +40,10 @@ _CLASSES = {
     "gpt-oss": "GptOssForCausalLM",
     "granite": "GraniteForCausalLM",
     "granitemoe": "GraniteMoeForCausalLM",
+    "hunyuan-moe": "HunYuanMoEV1ForCausalLM",
     "llama": "LlamaForCausalLM",
+    "llama4": "Llama4ForCausalLM",
+    "minimax-m2": "MiniMaxM2ForCausalLM",
     "mistral3": "Ministral3ForCausalLM",
     "nomic-bert": "NomicBertModel",
     "olmo2": "Olmo2ForCausalLM",
@@ -49,6 +55,7 @@ _CLASSES = {
     "qwen2moe": "Qwen2MoeForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
     "qwen3vl": "Qwen3VLForConditionalGeneration",
+    "qwen3vlmoe": "Qwen3VLMoeForConditionalGeneration",
     "qwen3moe": "Qwen3MoeForCausalLM",
     "qwen3next": "Qwen3NextForCausalLM",
     "qwen35": "Qwen3_5ForCausalLM",
@@ -61,6 +68,7 @@ _WITH_EXPERTS = {"llama": "MixtralForCausalLM", "granite": "GraniteMoeForCausalL
 """The class of an architecture that has experts in some models only, for those models."""
 
 _SECTIONS = {"rope_parameters": {"mrope_section": [1, 1, 1]}}
+_DEEPSTACK: dict[str, Any] = {**_SECTIONS, "vision_config": {"deepstack_visual_indexes": []}}
 _SETTINGS: dict[str, dict[str, Any]] = {
     "gemma3n": {"vocab_size_per_layer_input": 64},
     # Full layers may have no values.
@@ -72,7 +80,8 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "qwen35": _SECTIONS,
     "qwen35moe": _SECTIONS,
     "qwen3moe": {"norm_topk_prob": True},
-    "qwen3vl": _SECTIONS,
+    "qwen3vl": _DEEPSTACK,
+    "qwen3vlmoe": _DEEPSTACK,
 }
 """Settings that the families require, where they are not the default."""
 
@@ -110,6 +119,8 @@ _OPTIONAL = frozenset(
 _OPTIONAL_IN = {
     "bert": frozenset({"token_types.weight", "attn_output.bias", "ffn_up.bias", "ffn_down.bias"}),
     "nomic-bert": frozenset({"token_types.weight"}),
+    "dots1": frozenset({"exp_probs_b.bias"}),
+    "ernie4_5-moe": frozenset({"exp_probs_b.bias"}),
 }
 """Tensors that the families declare and llama.cpp's graphs do not require."""
 
@@ -255,6 +266,15 @@ def _layers_of(name: str, keys: Keys, n_layers: int) -> Mapping[str, Any]:
         "first_k_dense_replace": _number(keys, f"{name}.leading_dense_block_count") or 0,
         "shared_intermediate_size": _number(keys, f"{name}.expert_shared_feed_forward_length") or 0,
     }
+    if name == "ernie4_5-moe":
+        found["moe_layer_start_index"] = found["first_k_dense_replace"]
+        has_shared = bool(_number(keys, f"{name}.expert_shared_feed_forward_length"))
+        found["moe_num_shared_experts"] = int(has_shared)
+    if name == "llama4":
+        found["intermediate_size_mlp"] = _SIZES["intermediate_size"]
+        found["interleave_moe_layer_step"] = _number(keys, f"{name}.interleave_moe_layer_step") or 1
+        # As the graph expects, see families/llama4.py.
+        found["use_qk_norm"] = _number(keys, f"{name}.expert_count") != 128
     if name == "command-r":
         found["use_qk_norm"] = n_layers >= 64  # as the graph expects, see families/cohere.py
     # llama.cpp recognises the Lite models by these numbers of layers.

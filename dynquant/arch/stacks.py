@@ -41,11 +41,12 @@ def unreadable_stacks(
     wanted:  the tensors of the output; unknown: stored tensors that none of them is made of
     """
     experts = [want for want in wanted if want.has_forms]
+    matrices = [want for want in experts if len(want.shape) > 1]
     found = (
         _twice(experts),
-        _transposed(experts, stored),
-        _square(experts, stored),
-        _foreign(experts, stored, unknown),
+        _transposed(matrices, stored),
+        _square(matrices, stored),
+        _foreign(matrices, stored, unknown),
     )
     messages = tuple(f"{folder}: {text}" for text, _ in found if text)
     return Unreadable(messages, frozenset(name for _, names in found for name in names))
@@ -108,7 +109,7 @@ def _foreign(
     absent: dict[str, list[str]] = {}
     for want in experts:
         place = _OF_LAYER.fullmatch(want.stored_names[0])
-        if place and len(want.shape) > 1 and not any(name in stored for name in want.stored_names):
+        if place and not any(name in stored for name in want.stored_names):
             absent.setdefault(place[1], []).extend(want.stored_names)
     instead = {
         name: (list(stored[name].shape), place[1])

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from dynquant.arch.base import Architecture, Form, Row, Via
+from dynquant.checkpoint.packed import Weight
 
 _EXPERT = "{expert}"
 
@@ -79,7 +80,7 @@ def _prefix(stored: Collection[str], tail: str, default: str) -> str:
 
 
 def wanted_of(
-    architecture: Architecture, spell: Spelling, stored: Collection[str]
+    architecture: Architecture, spell: Spelling, stored: Mapping[str, Weight]
 ) -> Iterator[Wanted]:
     """Yield the tensors of the table in the order of the output, layer by layer.
 
@@ -126,20 +127,29 @@ def _expand(
     )
 
 
-def _in_stored_form(rows: Sequence[list[Wanted]], stored: Collection[str]) -> Iterator[Wanted]:
+def _in_stored_form(rows: Sequence[list[Wanted]], stored: Mapping[str, Weight]) -> Iterator[Wanted]:
     """Yield each row in the form that is stored; if none is, in the form of the rows beside it.
 
-    Forms share names: the one that most rows have is meant.
+    Forms share names: the one that most rows have is meant, then the one whose shapes most have.
     """
     found = [
         [form for form in forms if len(forms) > 1 and any(n in stored for n in form.stored_names)]
         for forms in rows
     ]
-    n_rows = Counter(form.layout for forms in found for form in forms if form.layout)
+    layouts = [form for forms in found for form in forms if form.layout]
+    n_rows = Counter(form.layout for form in layouts)
+    n_fitting = Counter(form.layout for form in layouts if _fits(form, stored))
     for forms, present in zip(rows, found, strict=True):
         like = [form for form in forms if form.layout in n_rows]
-        by_rows = [sorted(group, key=lambda f: -n_rows[f.layout]) for group in (present, like)]
+        by_rows = [
+            sorted(group, key=lambda f: (-n_rows[f.layout], -n_fitting[f.layout]))
+            for group in (present, like)
+        ]
         chosen = (*by_rows[0], *by_rows[1], *forms)[0]
         names = dict.fromkeys(name for form in present for name in form.stored_names)
         again = tuple(n for n in names if n in stored and n not in chosen.stored_names)
         yield replace(chosen, again=again) if again else chosen
+
+
+def _fits(form: Wanted, stored: Mapping[str, Weight]) -> bool:
+    return all(n in stored and stored[n].shape == form.shape for n in form.stored_names)

@@ -15,7 +15,7 @@ from dynquant.vocab.files import TokenizerFiles
 from dynquant.vocab.gemma4 import is_gemma4, read_gemma4
 from dynquant.vocab.loading import Trims
 from dynquant.vocab.pretokenizer import is_byte_level
-from dynquant.vocab.ranks import read_tekken, read_tiktoken
+from dynquant.vocab.ranks import HUNYUAN, read_hunyuan, read_tekken, read_tiktoken
 from dynquant.vocab.sentencepiece import read_sentencepiece
 from dynquant.vocab.spm import read_spm, read_spm_json
 from dynquant.vocab.unigram import is_unigram, read_unigram, read_unigram_json
@@ -50,10 +50,11 @@ def read_vocab(
     pre:    llama.cpp's name of the pre-tokenizer; None to recognise it by its rules
     report: receives what the keys cannot hold
 
-    Byte-level BPE is read from tokenizer.json, vocab.json and merges.txt, tiktoken.model or
-    tekken.json; SentencePiece from its model file, or a tokenizer.json made from one; Gemma 4 from
-    tokenizer.json; WordPiece from tokenizer.json or vocab.txt. Raises VocabError if files are
-    damaged or contradictory, or the tokenizer is not supported; NoVocabError if there are no files.
+    Byte-level BPE is read from tokenizer.json, vocab.json and merges.txt, tiktoken.model,
+    hy.tiktoken or tekken.json; SentencePiece from its model file, or a tokenizer.json made from
+    one; Gemma 4 from tokenizer.json; WordPiece from tokenizer.json or vocab.txt. Raises VocabError
+    if files are damaged or contradictory, or the tokenizer is not supported; NoVocabError if there
+    are no files.
     """
     files = TokenizerFiles(folder, config)
     keys = _read(files, pre)
@@ -95,6 +96,8 @@ def _read(files: TokenizerFiles, pre: str | None) -> Keys:
         return read_bpe(files, pre)
     if files.has("tiktoken.model"):
         return read_tiktoken(files, pre)
+    if files.has(HUNYUAN):
+        return read_hunyuan(files, pre)
     if files.has("tekken.json"):
         return read_tekken(files, pre)
     if files.has("vocab.txt"):

@@ -1,4 +1,4 @@
-"""Byte-level BPE in tiktoken's form, ranks of byte strings: the files of Kimi-K2 and Mistral.
+"""Byte-level BPE in tiktoken's form, ranks of byte strings: the files of Kimi, Hunyuan and Mistral.
 
 Such files have no merges: any two neighbours that together are a token are joined, the pair whose
 token has the lowest rank first.
@@ -35,6 +35,14 @@ _LETTERS = {byte: chr(byte) for byte in _PLAIN} | {b: chr(256 + i) for i, b in e
 # Kimi's tokenizer class, whose code contains the rules of the pre-tokenizer, reserves this many ids
 # after the ranks for special tokens and names those in no file <|reserved_token_ID|>.
 _KIMI_CLASS, _KIMI_SPECIAL = "TikTokenTokenizer", 256
+
+# Hunyuan's tokenizer class has these special tokens after the ranks. config.json of the published
+# models has another id of BOS, of a letter; llama.cpp's converter takes this one.
+HUNYUAN = "hy.tiktoken"
+_HUNYUAN_SPECIAL = (
+    *("<|endoftext|>", "<|startoftext|>", "<|bos|>", "<|eos|>", "<|pad|>"),
+    *(f"<|extra_{i}|>" for i in range(205)),
+)
 
 # Special tokens of a tekken.json that does not list them, by id (mistral-common).
 _TEKKEN_SPECIAL = """
@@ -78,6 +86,35 @@ def read_tiktoken(files: TokenizerFiles, pre: str | None) -> Keys:
     special.add.setdefault("bos", False)
     model = BpeModel(path, vocab, merges_of_ranks(ranks), ignore_merges=True)
     return bpe_keys(files, model, tokens, special, named("kimi-k2") if pre is None else pre)
+
+
+def read_hunyuan(files: TokenizerFiles, pre: str | None) -> Keys:
+    """Return the keys of a `hy.tiktoken`, a file as `tiktoken.model`.
+
+    pre: llama.cpp's name of the pre-tokenizer; None for Hunyuan's
+
+    Raises VocabError if the file is damaged.
+    """
+    path = files.folder / HUNYUAN
+    if pre is not None:
+        check_name(pre)
+    ranks = _tiktoken_ranks(path)
+    vocab = {letters(token): rank for token, rank in ranks.items()}
+    VocabError.raise_any(contradictions(path, vocab, files))
+    laid = {rank: Token(text, TokenType.NORMAL) for text, rank in vocab.items()}
+    laid |= {
+        i: Token(text, TokenType.CONTROL)
+        for i, text in enumerate(_HUNYUAN_SPECIAL, len(ranks))
+        if files.vocab_size is None or i < files.vocab_size
+    }
+    laid |= {i: Token(token.text, added_type(token)) for i, token in files.added_tokens.items()}
+    tokens = lay_out(files.folder, laid, files.vocab_size)
+    special = read_special(files, tokens)
+    if not files.tokenizer_config.get("bos_token"):
+        special.ids["bos"] = len(ranks) + _HUNYUAN_SPECIAL.index("<|bos|>")
+    special.add.setdefault("bos", False)
+    model = BpeModel(path, vocab, merges_of_ranks(ranks), ignore_merges=True)
+    return bpe_keys(files, model, tokens, special, pre or "hunyuan")
 
 
 def read_tekken(files: TokenizerFiles, pre: str | None) -> Keys:

@@ -36,11 +36,17 @@ PUBLISHED = {
     "Glm4vForConditionalGeneration": "GLM-4.1V, 4.6V-Flash",
     "Glm4vMoeForConditionalGeneration": "GLM-4.5V, 4.6V",
     "GraniteMoeHybridForCausalLM": "Granite 4 Micro, 1B, 350M",
+    "Dots1ForCausalLM": "dots.llm1",
+    "Ernie4_5ForCausalLM": "ERNIE 4.5 0.3B",
+    "Ernie4_5_MoeForCausalLM": "ERNIE 4.5 21B-A3B, 300B-A47B",
+    "HunYuanMoEV1ForCausalLM": "Hunyuan A13B",
     "InternLM3ForCausalLM": "InternLM3-8B",
     "LlamaForCausalLM": "Llama 2, 3, 3.1 to 3.3",
     "Mistral3ForConditionalGeneration": (
         "Mistral Small 3.1, 3.2, Devstral 2, Magistral 1.2, Ministral 3"
     ),
+    "Llama4ForConditionalGeneration": "Llama 4 Scout, Maverick",
+    "MiniMaxM2ForCausalLM": "MiniMax M2, M2.5, M2.7",
     "MistralForCausalLM": "Mistral 7B, Nemo, Small 3",
     "NomicBertModel": "nomic-embed-text v1, v1.5",
     "Phi3ForCausalLM": "Phi-3, Phi-4, Phi-4-mini",
@@ -51,6 +57,9 @@ PUBLISHED = {
     "Qwen3NextForCausalLM": "Qwen3-Next, Qwen3-Coder-Next",
     "Qwen3_5ForConditionalGeneration": "Qwen3.5, 3.6, 3.8, MiniCPM-V 4.6",
     "Qwen3_5MoeForConditionalGeneration": "Qwen3.5-35B-A3B, 122B-A10B",
+    "Qwen3VLForConditionalGeneration": "Qwen3-VL",
+    "Qwen3VLMoeForConditionalGeneration": "Qwen3-VL-30B-A3B, 235B-A22B",
+    "SolarOpenForCausalLM": "Solar Open 100B",
     "XLMRobertaForSequenceClassification": "bge-reranker",
     "XLMRobertaModel": "bge-m3, multilingual-E5",
 }

@@ -27,7 +27,8 @@ def fields_of(architecture: str) -> dict[str, Any] | None:
         return None
     config = model.config_class
     # Of a larger model, the settings of its language model.
-    config = getattr(config, "sub_configs", {}).get("text_config", config)
+    for part in ("thinker_config", "text_config"):
+        config = getattr(config, "sub_configs", {}).get(part, config)
     if not dataclasses.is_dataclass(config):
         return None  # a class around any language model
     of_all = {f.name for f in dataclasses.fields(transformers.PreTrainedConfig)}

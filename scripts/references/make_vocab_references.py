@@ -15,7 +15,7 @@ import shutil
 from functools import partial
 from pathlib import Path
 
-from reference_ranks import make_tekken, make_tiktoken
+from reference_ranks import make_hunyuan, make_tekken, make_tiktoken
 from reference_tokenizers import TEXTS
 from reference_unigram import make_unigram
 from reference_vocabularies import (
@@ -32,6 +32,7 @@ KINDS = {
     "bert-cased": partial(make_wordpiece, lowercase=False),
     "gemma": make_gemma_bpe,
     "gemma4": make_gemma4_bpe,
+    "hunyuan": make_hunyuan,
     "kimi-k2": make_tiktoken,
     "phi-3": make_spm_json,
     "t5": make_unigram,

@@ -1,4 +1,4 @@
-"""Tokenizers in the form of ranks for make_references.py: Kimi-K2's, and Mistral's tekken."""
+"""Tokenizers in the form of ranks for make_references.py: Kimi-K2's, Hunyuan's, and tekken."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import tiktoken
-from reference_tokenizers import PROSE, Encode, write_json
+from reference_tokenizers import PROSE, QWEN2_SPLIT, Encode, write_json
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "support"))
@@ -71,6 +71,30 @@ def make_tiktoken(folder: Path, n_learned: int = 384) -> Encode:
     )
     encoding = tiktoken.Encoding(
         "kimi", pat_str=KIMI_SPLIT, mergeable_ranks=ranks, special_tokens=special
+    )
+    return lambda text: encoding.encode(text, allowed_special="all")
+
+
+def make_hunyuan(folder: Path, n_learned: int = 384) -> Encode:
+    """Write Hunyuan's hy.tiktoken, whose tokenizer class names the special tokens that follow."""
+    ranks = train_ranks(QWEN2_SPLIT, n_learned)
+    lines = "".join(f"{base64.b64encode(t).decode()} {rank}\n" for t, rank in ranks.items())
+    (folder / "hy.tiktoken").write_text(lines, "utf-8")
+    texts = ["<|endoftext|>", "<|startoftext|>", "<|bos|>", "<|eos|>", "<|pad|>"]
+    texts += [f"<|extra_{i}|>" for i in range(205)]
+    write_json(
+        folder / "tokenizer_config.json",
+        {
+            "auto_map": {"AutoTokenizer": ["tokenization_hy.HYTokenizer", None]},
+            "clean_up_tokenization_spaces": False,
+            "tokenizer_class": "HYTokenizer",
+        },
+    )
+    encoding = tiktoken.Encoding(
+        "hunyuan",
+        pat_str=QWEN2_SPLIT,
+        mergeable_ranks=ranks,
+        special_tokens={text: n_learned + i for i, text in enumerate(texts)},
     )
     return lambda text: encoding.encode(text, allowed_special="all")
 

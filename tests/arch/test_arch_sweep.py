@@ -119,6 +119,7 @@ WITH: dict[str, dict[str, Any]] = {
     "topk_group": {**_GROUPED, "n_group": 3},
     "max_position_embeddings": {"model_max_length": None},
     "hidden_act": {"hidden_activation": None},
+    "no_rope_layer_interval": {"no_rope_layers": None, "layer_types": None},
 }
 """Other settings that a setting needs to act: it has no effect without windows, for example."""
 

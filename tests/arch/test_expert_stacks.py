@@ -48,6 +48,11 @@ def separate(place: str, of: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {f"{place}experts.{role}_proj.weight": x for role, x in of.items()}
 
 
+def outputs_last(place: str, of: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """As Qwen3-VL with experts is published."""
+    return {name: x.transpose(0, 2, 1) for name, x in transformers5(place, of).items()}
+
+
 def with_weight(place: str, of: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {f"{name}.weight": x for name, x in transformers5(place, of).items()}
 
@@ -112,6 +117,10 @@ def moved(stored: Stored, names: Mapping[str, str]) -> Stored:
 
 
 ROUTERS = {
+    "minimax-m2": {
+        "block_sparse_moe.gate": "mlp.gate",
+        "block_sparse_moe.e_score": "mlp.e_score",
+    },
     "mixtral": {"block_sparse_moe.gate": "mlp.gate"},
     "phimoe": {"block_sparse_moe.gate": "mlp.router"},
     "granitemoe": {"router.layer": "router"},
@@ -122,17 +131,23 @@ ROUTERS = {
 FAMILIES = (
     "deepseek-v2",
     "deepseek-v3",
+    "dots1",
+    "ernie4.5moe",
     "glm4moe",
     "granitemoe",
     "granitemoeshared",
+    "hunyuan-moe",
     "kimi-k2",
+    "minimax-m2",
     "mixtral",
     "olmoe",
     "phimoe",
     "qwen2moe",
     "qwen3moe",
     "qwen3next",
+    "qwen3omnimoe",
     "qwen35moe-text",
+    "solar-open",
 )
 
 
@@ -164,6 +179,55 @@ def test_other_stacks_give_the_same_bytes(family: str, form: Form, tmp_path: Pat
     stored = stored_in(load_reference(family).folder)
     ours = file_of(family, tmp_path / "stacks", restacked(stored, form))
     assert ours == file_of(family, tmp_path / "separate", stored)
+
+
+def test_stacks_with_outputs_last_give_the_same_bytes(tmp_path: Path) -> None:
+    stored = stored_in(load_reference("qwen3omnimoe").folder)
+    stacks = restacked(stored, outputs_last)
+    assert stacks["thinker.model.layers.0.mlp.experts.gate_up_proj"][1].shape == (5, 32, 40)
+    ours = file_of("qwen3omnimoe", tmp_path / "stacks", stacks)
+    assert ours == file_of("qwen3omnimoe", tmp_path / "separate", stored)
+
+
+@pytest.mark.parametrize("family", slow_except(["llama4"], ["llama4", "qwen3vlmoe"]))
+def test_separate_experts_give_the_same_bytes_as_stacks_with_outputs_last(
+    family: str, tmp_path: Path
+) -> None:
+    """As quantizers store them."""
+    stored = stored_in(load_reference(family).folder)
+    separate: Stored = {}
+    for name, (kind, x) in stored.items():
+        place, found, part = name.partition("experts.")
+        if not found:
+            separate[name] = (kind, x)
+            continue
+        roles = ("gate_proj", "up_proj") if part == "gate_up_proj" else (part,)
+        for role, matrices in zip(roles, np.split(x, len(roles), axis=2), strict=True):
+            for expert, matrix in enumerate(matrices):
+                separate[f"{place}experts.{expert}.{role}.weight"] = (kind, matrix.T)
+    assert len(separate) > len(stored) + 10
+    ours = file_of(family, tmp_path / "separate", separate)
+    assert ours == file_of(family, tmp_path / "stacks", stored)
+
+
+@pytest.mark.parametrize("form", [outputs_last, transformers5])
+def test_the_other_stack_shows_where_outputs_are(form: Form, tmp_path: Path) -> None:
+    """With experts of half the hidden size, the stack of gates and ups is square."""
+    source = load_reference("qwen3omnimoe").folder
+    config = json.loads((source / "config.json").read_text("utf-8"))
+    config["thinker_config"]["text_config"]["moe_intermediate_size"] = 16
+    rng = np.random.default_rng(0)
+    stored: Stored = {}
+    for name, (kind, x) in stored_in(source).items():
+        shape = tuple(16 if n == 20 else n for n in x.shape) if EXPERT.fullmatch(name) else x.shape
+        stored[name] = (kind, rng.integers(0x3C00, 0x3E00, shape).astype(np.uint16))
+    shutil.copytree(source, tmp_path / "m", ignore=shutil.ignore_patterns("*.safetensors*"))
+    model = load_model(write_stored(tmp_path / "m", config, restacked(stored, form)))
+    for role in ("gate", "up", "down"):
+        name = f"thinker.model.layers.2.mlp.experts.4.{role}_proj.weight"
+        found = weights_of(model, f"blk.2.ffn_{role}_exps.weight")[4]
+        expected = stored[name][1].astype(np.uint32) << 16
+        np.testing.assert_array_equal(found, expected.view(np.float32))
 
 
 def test_each_layer_may_have_another_form(tmp_path: Path) -> None:
@@ -337,6 +401,29 @@ def test_fp8_stacks_with_their_scales_are_read(tmp_path: Path) -> None:
     both = "model.layers.1.mlp.experts.gate_up_proj"
     whole = read_fp8(stored[both][1], stored[f"{both}_scale_inv"][1])
     for role, rows in (("gate", slice(0, 24)), ("up", slice(24, 48))):
+        np.testing.assert_array_equal(
+            weights_of(model, f"blk.1.ffn_{role}_exps.weight"), whole[:, rows]
+        )
+
+
+def test_fp8_stacks_with_outputs_last_are_read(tmp_path: Path) -> None:
+    source = load_reference("qwen3omnimoe").folder
+    config = json.loads((source / "config.json").read_text("utf-8"))
+    config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [16, 16]}
+    rng = np.random.default_rng(0)
+    stored: Stored = {}
+    for name, (kind, x) in restacked(stored_in(source), outputs_last).items():
+        if ".experts." not in name:
+            stored[name] = (kind, x)
+            continue
+        grid = (x.shape[0], -(-x.shape[1] // 16), -(-x.shape[2] // 16))
+        stored[name] = ("F8_E4M3", e4m3_codes(rng, x.shape))
+        stored[f"{name}_scale_inv"] = ("F32", scales(rng, *grid))
+    shutil.copytree(source, tmp_path / "m", ignore=shutil.ignore_patterns("*.safetensors*"))
+    model = load_model(write_stored(tmp_path / "m", config, stored))
+    both = "thinker.model.layers.1.mlp.experts.gate_up_proj"
+    whole = read_fp8(stored[both][1], stored[f"{both}_scale_inv"][1]).transpose(0, 2, 1)
+    for role, rows in (("gate", slice(0, 20)), ("up", slice(20, 40))):
         np.testing.assert_array_equal(
             weights_of(model, f"blk.1.ffn_{role}_exps.weight"), whole[:, rows]
         )

@@ -23,8 +23,8 @@ from dynquant.tensors import Computed
 FP8 = FORMATS["fp8 128x128 F32"]
 
 SPLIT = re.compile(
-    r".*\.(kv_b_proj\.weight|mlp\.experts\.gate_up_proj(_bias)?|input_linear\.weight"
-    r"|in_proj_qkvz\.weight)"
+    r".*\.(kv_b_proj\.weight|(mlp|feed_forward)\.experts\.gate_up_proj(_bias)?"
+    r"|input_linear\.weight|in_proj_qkvz\.weight)"
 )
 """Stored tensors that become two in the GGUF: keys and values, gate and up, QKV and gate."""
 

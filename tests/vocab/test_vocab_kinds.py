@@ -22,6 +22,7 @@ FORMS = [
     ("bert-cased", ("tokenizer.json",)),
     ("gemma", ()),
     ("gemma4", ()),
+    ("hunyuan", ()),
     ("kimi-k2", ()),
     ("phi-3", ()),
     ("t5", ()),

@@ -85,6 +85,22 @@ def test_kimis_reserved_ids_are_control_tokens_with_unlikely_texts(kimi: Path):
     assert len(values(kimi, "tokens", {"vocab_size": N + 258})) == N + 258
 
 
+def test_hunyuans_class_names_special_tokens_after_the_ranks():
+    folder = VOCABULARIES / "hunyuan"
+    keys = read_vocab(folder, {"vocab_size": N + 212, "bos_token_id": 1, "eos_token_id": N + 3})
+    tokens, types = (
+        values(folder, name, {"vocab_size": N + 212}) for name in ("tokens", "token_type")
+    )
+    assert tokens[N : N + 6] == [
+        *("<|endoftext|>", "<|startoftext|>", "<|bos|>", "<|eos|>", "<|pad|>", "<|extra_0|>"),
+    ]
+    assert tokens[N + 209 :] == ["<|extra_204|>", f"[PAD{N + 210}]", f"[PAD{N + 211}]"]
+    assert set(types[N : N + 210]) == {TokenType.CONTROL}
+    assert keys["tokenizer.ggml.pre"].value == "hunyuan"
+    ids = [keys[f"tokenizer.ggml.{name}_token_id"].value for name in ("bos", "eos")]
+    assert ids == [N + 2, N + 3]
+
+
 def test_an_unknown_class_needs_the_pre_option(kimi: Path):
     edit(kimi, "tokenizer_config.json", tokenizer_class="MyTokenizer")
     with pytest.raises(

@@ -16,17 +16,13 @@ from dynquant.arch.decoder import (
     OUTPUT_NORM,
     QKV_BIASES,
     TIED,
-    Config,
-    decoder_keys,
     decoder_sizes,
-    read_decoder,
 )
-from dynquant.arch.rope import Rope, read_rope
+from dynquant.arch.partial_rotation import partial_keys, read_partial
 from dynquant.arch.sections import SECTIONS, section_keys, split_sections
 from dynquant.arch.settings import DECODER, NO_WINDOW, Declared, Settings
 from dynquant.arch.wrapped import Wrapped
 from dynquant.errors import ArchitectureError
-from dynquant.keys import Keys, u32
 from dynquant.transforms import half_split_heads
 
 _LAYER, _OUT = "model.layers.{}.", "blk.{}."
@@ -39,29 +35,6 @@ _POST_NORMS = (
     Row(_LAYER + "post_self_attn_layernorm.weight", _OUT + "post_attention_norm.weight", "hidden"),
     Row(_LAYER + "post_mlp_layernorm.weight", _OUT + "post_ffw_norm.weight", "hidden"),
 )
-_SCALINGS = ("linear", "dynamic", "yarn")
-
-
-def read_glm(config: Mapping[str, Any], where: str, head_dim: int | None) -> tuple[Config, Rope]:
-    """Return decoder and rope settings; raise ArchitectureError if an odd number is rotated."""
-    c = read_decoder(config, where, head_dim)
-    rope = read_rope(config, where, _SCALINGS, partial=0.5)
-    if _n_rotated(c, rope) % 2:
-        raise ArchitectureError(
-            f"{where}: partial_rotary_factor {rope.partial_rotary_factor} rotates"
-            f" {_n_rotated(c, rope)} weights of a head; rotary embeddings need an even number"
-        )
-    return c, rope
-
-
-def _n_rotated(c: Config, rope: Rope) -> int:
-    return int(c.n_per_head * rope.partial_rotary_factor)
-
-
-def glm_keys(arch: str, c: Config, rope: Rope) -> Keys:
-    """Return the decoder's keys, and the number of rotated weights of a head."""
-    keys = decoder_keys(arch, c, rope, c.n_per_head)
-    return keys | {f"{arch}.rope.dimension_count": u32(_n_rotated(c, rope))}
 
 
 def _dense(
@@ -72,10 +45,10 @@ def _dense(
     head_dim: int | None = 128,
 ) -> Architecture:
     # transformers' defaults: a bias, and heads of 128 weights.
-    c, rope = read_glm({"attention_bias": True, **config}, where, head_dim)
+    c, rope = read_partial({"attention_bias": True, **config}, where, head_dim, partial=0.5)
     return Architecture(
         name=arch,
-        keys=glm_keys(arch, c, rope),
+        keys=partial_keys(arch, c, rope),
         rows=(
             *EMBEDDING,
             *ATTENTION,

@@ -1,4 +1,4 @@
-"""GLM-4-MoE (4.5, 4.6): part of each head is rotated, experts chosen by sigmoids and a bias."""
+"""GLM-4-MoE (4.5, 4.6) and Solar Open: experts chosen by sigmoids and a bias."""
 
 from __future__ import annotations
 
@@ -30,30 +30,21 @@ from dynquant.arch.decoder import (
 )
 from dynquant.arch.experts import (
     SIGMOID,
+    SIGMOID_EXPERTS,
     Routing,
-    expert_rows,
-    router_row,
     routing_keys,
-    shared_rows,
     with_expert_count,
 )
-from dynquant.arch.families.glm import glm_keys, read_glm
+from dynquant.arch.partial_rotation import partial_keys, read_partial
 from dynquant.arch.sections import SECTIONS, section_keys, split_sections
-from dynquant.arch.settings import DECODER, NO_WINDOW, Declared, Settings, harmless, reads
+from dynquant.arch.settings import DECODER, NO_WINDOW, Declared, Settings, constant, harmless, reads
 from dynquant.arch.wrapped import Wrapped
 from dynquant.keys import u32
 
 _LAYER, _OUT = "model.layers.{}.", "blk.{}."
-_BLOCK = _LAYER + "mlp."
 _BEFORE = tuple(row for row in ATTENTION if "post_attention" not in row.stored)
 _AFTER = (
     Row(_LAYER + "post_attention_layernorm.weight", _OUT + "post_attention_norm.weight", "hidden"),
-)
-_EXPERTS = (
-    router_row(_BLOCK + "gate.weight"),
-    Row(_BLOCK + "gate.e_score_correction_bias", _OUT + "exp_probs_b.bias", "experts"),
-    *expert_rows(_BLOCK, gate="gate_proj", up="up_proj", down="down_proj"),
-    *shared_rows(_BLOCK + "shared_experts."),
 )
 _PREDICTION = (
     Row(_LAYER + "eh_proj.weight", _OUT + "nextn.eh_proj.weight", "hidden two_hidden"),
@@ -80,9 +71,12 @@ class _Experts:
     num_nextn_predict_layers: AheadCount = 0
 
 
-def glm4moe(config: Mapping[str, Any], where: str) -> Architecture:
-    """Describe a GLM-4-MoE: dense layers first, then experts chosen by sigmoids and a bias."""
-    c, rope = read_glm(config, where, None)
+def glm4moe(config: Mapping[str, Any], where: str, partial: float = 0.5) -> Architecture:
+    """Describe a GLM-4-MoE: dense layers first, then experts chosen by sigmoids and a bias.
+
+    partial: the default of partial_rotary_factor
+    """
+    c, rope = read_partial(config, where, None, partial)
     e = read_config(_Experts, with_expert_count(config), where)
     n, n_dense = c.num_hidden_layers, e.first_k_dense_replace
     ahead = range(n, n + e.num_nextn_predict_layers)
@@ -107,12 +101,12 @@ def glm4moe(config: Mapping[str, Any], where: str) -> Architecture:
     )
     return Architecture(
         name="glm4moe",
-        keys=glm_keys("glm4moe", c, rope) | routing_keys("glm4moe", routing),
+        keys=partial_keys("glm4moe", c, rope) | routing_keys("glm4moe", routing),
         rows=(
             *EMBEDDING,
             *on(every, attention),
             *on(range(n_dense), MLP),
-            *on(range(n_dense, every.stop), _EXPERTS),
+            *on(range(n_dense, every.stop), SIGMOID_EXPERTS),
             *on(ahead, _PREDICTION),
             *OUTPUT_NORM,
             *OUTPUT,
@@ -149,13 +143,34 @@ def glm4vmoe(config: Mapping[str, Any], where: str) -> Architecture:
     return replace(found, keys=found.keys | section_keys("glm4moe", sections, n_rotated, where))
 
 
+def solar_open(config: Mapping[str, Any], where: str) -> Architecture:
+    """Describe a Solar Open: a GLM-4-MoE with experts in every layer, whose heads are rotated."""
+    e = read_config(_Experts, with_expert_count(config), where)
+    always = {
+        "first_k_dense_replace": 0,
+        "use_qk_norm": False,
+        "intermediate_size": e.moe_intermediate_size,
+    }
+    stated = {"rope_theta": 1e6, "head_dim": 128, "rms_norm_eps": 1e-5, **config, **always}
+    found = glm4moe(stated, where, partial=1.0)
+    # No layer is dense.
+    keys = {k: v for k, v in found.keys.items() if k != "glm4moe.feed_forward_length"}
+    return replace(found, keys=keys)
+
+
 _SETTINGS = Settings(
     read=DECODER | reads(_Experts, more="n_routed_experts num_local_experts"),
     harmless=NO_WINDOW | harmless("checkpoints state num_nextn_predict_layers", "num_mtp_layers"),
+)
+_OF_SOLAR = Settings(
+    read=_SETTINGS.read - {"first_k_dense_replace", "use_qk_norm", "intermediate_size"},
+    harmless=NO_WINDOW | harmless("no layer is dense", "intermediate_size"),
+    only=constant(0, "first_k_dense_replace") | constant(False, "use_qk_norm"),
 )
 FAMILIES = {
     "Glm4MoeForCausalLM": Declared(glm4moe, _SETTINGS),
     "Glm4vMoeForConditionalGeneration": Wrapped(
         Declared(glm4vmoe, replace(_SETTINGS, of_rope=SECTIONS))
     ),
+    "SolarOpenForCausalLM": Declared(solar_open, _OF_SOLAR),
 }

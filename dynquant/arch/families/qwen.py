@@ -43,10 +43,12 @@ def qwen2(config: Mapping[str, Any], where: str) -> Architecture:
     )
 
 
-def qwen3(config: Mapping[str, Any], where: str) -> Architecture:
-    """Describe a Qwen3: norms on the heads of Q and K, no biases."""
-    # transformers' default for Qwen3; Llama's is hidden_size / num_attention_heads.
-    c = read_decoder(config, where, head_dim=128)
+def qwen3(config: Mapping[str, Any], where: str, head_dim: int | None = 128) -> Architecture:
+    """Describe a Qwen3: norms on the heads of Q and K, no biases.
+
+    head_dim: transformers' default for the class; None is hidden_size / num_attention_heads
+    """
+    c = read_decoder(config, where, head_dim)
     rope = read_rope(config, where, SCALINGS)
     if c.attention_bias:
         raise ArchitectureError(

@@ -116,10 +116,10 @@ def qwen2moe(config: Mapping[str, Any], where: str) -> Architecture:
     )
 
 
-def qwen3moe(config: Mapping[str, Any], where: str) -> Architecture:
-    """Describe a Qwen3-MoE: a Qwen3 with experts."""
+def qwen3moe(config: Mapping[str, Any], where: str, head_dim: int | None = 128) -> Architecture:
+    """Describe a Qwen3-MoE: a Qwen3 with experts, with its default of head_dim."""
     experts = read_experts(config, where, norm_topk_prob=True)
-    dense = qwen3(config, where)
+    dense = qwen3(config, where, head_dim)
     return replace(
         dense,
         name="qwen3moe",

@@ -1,4 +1,4 @@
-"""GLM-4 and GLM-4-MoE."""
+"""GLM-4, GLM-4-MoE and Solar Open."""
 
 from __future__ import annotations
 
@@ -174,5 +174,40 @@ FAMILIES = {
             **_IMAGES,
         ),
         _tokenizer,
+    ),
+    "solar-open": Family(
+        transformers.SolarOpenConfig(
+            **_COMMON,
+            num_hidden_layers=2,
+            num_attention_heads=6,
+            num_key_value_heads=2,
+            head_dim=20,
+            moe_intermediate_size=24,
+            n_routed_experts=7,
+            num_experts_per_tok=3,
+            n_shared_experts=1,
+            routed_scaling_factor=1.6,
+            rope_parameters={
+                "rope_type": "yarn",
+                "rope_theta": 1000000.0,
+                "factor": 2.0,
+                "original_max_position_embeddings": 256,
+            },
+        ),
+        _tokenizer,
+        published={
+            "dtype": None,
+            "first_k_dense_replace": 0,
+            "intermediate_size": 72,
+            "partial_rotary_factor": 1.0,
+            "rope_parameters": None,
+            "rope_scaling": {
+                "type": "yarn",
+                "factor": 2.0,
+                "original_max_position_embeddings": 256,
+            },
+            "rope_theta": 1000000.0,
+            "torch_dtype": "bfloat16",
+        },
     ),
 }

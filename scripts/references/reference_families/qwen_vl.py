@@ -1,11 +1,15 @@
-"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL, with tiny vision models."""
+"""Qwen2-VL, Qwen2.5-VL, Qwen3-VL and Qwen3-Omni, with tiny other models."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
-from reference_tokenizers import make_qwen_bpe
+from reference_tokenizers import make_qwen_bpe, write_json
+from safetensors.torch import load_file, save_file
 
 from reference_families import COMMON, Family
 
@@ -34,6 +38,97 @@ def _without_epsilon(model: transformers.PreTrainedModel) -> None:
     for module in model.modules():
         if hasattr(module, "variance_epsilon"):
             module.variance_epsilon = 0.0
+
+
+_VISION: dict[str, Any] = {
+    "depth": 2,
+    "hidden_size": 8,
+    "out_hidden_size": 32,
+    "num_heads": 1,
+    "intermediate_size": 8,
+    "num_position_embeddings": 4,
+    "deepstack_visual_indexes": [0, 1],
+}
+_EXPERTS: dict[str, Any] = {
+    **_TEXT,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 3,
+    "head_dim": 24,
+    "num_hidden_layers": 3,
+    "intermediate_size": 72,
+    "moe_intermediate_size": 20,
+    "num_experts": 5,
+    "num_experts_per_tok": 3,
+    "rope_parameters": _rope(5, 4, 3),
+}
+
+
+class _OutputsLast:
+    """A model whose stacks of experts have outputs last, as published.
+
+    transformers reads both forms, and writes a new model with outputs first.
+    """
+
+    def make(self) -> transformers.PreTrainedModel:
+        """Return the model with arbitrary weights."""
+        config = FAMILIES["qwen3vlmoe"].config
+        return transformers.Qwen3VLMoeForConditionalGeneration(config)
+
+    def save(self, model: transformers.PreTrainedModel, folder: Path) -> None:
+        """Write config.json and the weights."""
+        model.save_pretrained(folder)
+        path = folder / "model.safetensors"
+        stored = {
+            name: t.transpose(1, 2).contiguous() if ".experts." in name else t
+            for name, t in load_file(path).items()
+        }
+        save_file(stored, path, {"format": "pt"})
+
+    def load(self, folder: Path) -> transformers.PreTrainedModel:
+        """Return the model with the weights of a folder, in float32, with eager attention."""
+        return transformers.Qwen3VLMoeForConditionalGeneration.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation="eager"
+        )
+
+
+class _Omni:
+    """The part of a Qwen3-Omni that thinks, with the names of the whole."""
+
+    def make(self) -> transformers.PreTrainedModel:
+        """Return the model with arbitrary weights."""
+        config = FAMILIES["qwen3omnimoe"].config
+        return transformers.Qwen3OmniMoeThinkerForConditionalGeneration(config)
+
+    def save(self, model: transformers.PreTrainedModel, folder: Path) -> None:
+        """Write config.json and the weights."""
+        model.save_pretrained(folder)
+        path = folder / "model.safetensors"
+        stored = {f"thinker.{name}": tensor for name, tensor in load_file(path).items()}
+        save_file(stored, path, {"format": "pt"})
+        thinker = json.loads((folder / "config.json").read_text("utf-8"))
+        text = thinker["text_config"]
+        rope = text.pop("rope_parameters")
+        text["rope_theta"] = rope.pop("rope_theta")
+        text["rope_scaling"] = {**rope, "interleaved": True, "mrope_interleaved": True}
+        whole = {
+            "architectures": ["Qwen3OmniMoeForConditionalGeneration"],
+            "model_type": "qwen3_omni_moe",
+            "enable_audio_output": True,
+            "thinker_config": thinker,
+        }
+        write_json(folder / "config.json", whole)
+
+    def load(self, folder: Path) -> transformers.PreTrainedModel:
+        """Return the model with the weights of a folder, in float32, with eager attention."""
+        thinker = json.loads((folder / "config.json").read_text("utf-8"))["thinker_config"]
+        stored = load_file(folder / "model.safetensors")
+        return transformers.Qwen3OmniMoeThinkerForConditionalGeneration.from_pretrained(
+            None,
+            config=transformers.Qwen3OmniMoeThinkerConfig(**thinker),
+            state_dict={name.removeprefix("thinker."): t for name, t in stored.items()},
+            dtype=torch.float32,
+            attn_implementation="eager",
+        )
 
 
 FAMILIES = {
@@ -111,5 +206,36 @@ FAMILIES = {
             **_TOKENS,
         ),
         lambda folder: make_qwen_bpe(folder, ("<think>", "</think>")),
+    ),
+    "qwen3vlmoe": Family(
+        transformers.Qwen3VLMoeConfig(
+            text_config=_EXPERTS,
+            vision_config=_VISION,
+            tie_word_embeddings=False,
+            **_TOKENS,
+        ),
+        lambda folder: make_qwen_bpe(folder, ("<think>", "</think>")),
+        model=_OutputsLast(),
+    ),
+    "qwen3omnimoe": Family(
+        transformers.Qwen3OmniMoeThinkerConfig(
+            text_config=_EXPERTS,
+            vision_config=_VISION,
+            audio_config={
+                "num_mel_bins": 8,
+                "encoder_layers": 1,
+                "encoder_attention_heads": 1,
+                "encoder_ffn_dim": 8,
+                "d_model": 8,
+                "output_dim": 32,
+                "max_source_positions": 16,
+                "downsample_hidden_size": 4,
+            },
+            image_token_id=410,
+            video_token_id=411,
+            audio_token_id=412,
+        ),
+        lambda folder: make_qwen_bpe(folder, ("<think>", "</think>")),
+        model=_Omni(),
     ),
 }

@@ -1,0 +1,41 @@
+"""Heads of which only the first weights are rotated: their settings and their keys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dynquant.arch.decoder import Config, decoder_keys, read_decoder
+from dynquant.arch.rope import Rope, read_rope
+from dynquant.errors import ArchitectureError
+from dynquant.keys import Keys, u32
+
+_SCALINGS = ("linear", "dynamic", "yarn")
+
+
+def read_partial(
+    config: Mapping[str, Any], where: str, head_dim: int | None, partial: float
+) -> tuple[Config, Rope]:
+    """Return decoder and rope settings; raise ArchitectureError if an odd number is rotated.
+
+    head_dim: the family's default; None for hidden_size / num_attention_heads
+    partial:  the family's default of partial_rotary_factor
+    """
+    c = read_decoder(config, where, head_dim)
+    rope = read_rope(config, where, _SCALINGS, partial=partial)
+    if _n_rotated(c, rope) % 2:
+        raise ArchitectureError(
+            f"{where}: partial_rotary_factor {rope.partial_rotary_factor} rotates"
+            f" {_n_rotated(c, rope)} weights of a head; rotary embeddings need an even number"
+        )
+    return c, rope
+
+
+def _n_rotated(c: Config, rope: Rope) -> int:
+    return int(c.n_per_head * rope.partial_rotary_factor)
+
+
+def partial_keys(arch: str, c: Config, rope: Rope) -> Keys:
+    """Return the decoder's keys, and the number of rotated weights of a head."""
+    keys = decoder_keys(arch, c, rope, c.n_per_head)
+    return keys | {f"{arch}.rope.dimension_count": u32(_n_rotated(c, rope))}
