@@ -35,8 +35,11 @@ _CLASSES = {
     "gpt-oss": "GptOssForCausalLM",
     "granite": "GraniteForCausalLM",
     "granitemoe": "GraniteMoeForCausalLM",
+    "lfm2": "Lfm2ForCausalLM",
+    "lfm2moe": "Lfm2MoeForCausalLM",
     "llama": "LlamaForCausalLM",
     "mistral3": "Ministral3ForCausalLM",
+    "muse-glimmer": "MuseGlimmerForConditionalGeneration",
     "nomic-bert": "NomicBertModel",
     "olmo2": "Olmo2ForCausalLM",
     "olmoe": "OlmoeForCausalLM",
@@ -107,6 +110,11 @@ _OPTIONAL_IN = {
     "nomic-bert": frozenset({"token_types.weight"}),
 }
 """Tensors that the families declare and llama.cpp's graphs do not require."""
+
+_COMPUTED = {
+    "muse-glimmer": frozenset({"attn_q_norm.weight", "attn_k_norm.weight"}),
+}
+"""Tensors of each layer that no checkpoint of the family has: they are computed."""
 
 _QKV = (frozenset({"attn_q.weight", "attn_k.weight", "attn_v.weight"}), {"attn_qkv.weight"})
 _GATE_UP = (
@@ -179,6 +187,7 @@ def graph_of(name: str, keys: Keys) -> Graph:
         | (factors if name in _LONGROPE else frozenset[str]()),
         tuple(
             frozenset(_in_layer(row) for row in rows if _is_in(row, layer, own))
+            | _COMPUTED.get(name, frozenset[str]())
             for layer in range(ahead.stop)
         ),
         own.stop,
@@ -252,6 +261,11 @@ def _layers_of(name: str, keys: Keys, n_layers: int) -> Mapping[str, Any]:
     lite = n_layers in (26, 27) or (n_layers, n_vocab) == (48, 128256)
     if name == "deepseek2" and not lite:
         found["q_lora_rank"] = _number(keys, f"{name}.attention.q_lora_rank") or None
+    if name in ("lfm2", "lfm2moe"):
+        found["num_dense_layers"] = found["first_k_dense_replace"]
+        heads = _value(keys, f"{name}.attention.head_count_kv")
+        if isinstance(heads, tuple):
+            found["layer_types"] = ["full_attention" if n else "conv" for n in heads]
     if name in ("qwen3next", "qwen35", "qwen35moe"):
         found["full_attention_interval"] = _number(keys, f"{name}.full_attention_interval") or 4
         recurrent = _value(keys, f"{name}.attention.recurrent_layers")

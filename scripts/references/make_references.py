@@ -54,7 +54,7 @@ def randomize(model: transformers.PreTrainedModel, family: Family, seed: int) ->
             noise = rng.standard_normal(parameter.shape, dtype=np.float32)
             if name.lower().endswith("norm.weight"):
                 noise = family.norms + 0.3 * noise
-            elif name.endswith("correction_bias"):
+            elif name.endswith(("correction_bias", "expert_bias")):
                 noise = 0.1 * noise  # with more noise some experts would never be chosen
             elif name.endswith("sinks"):
                 noise = 2 * noise

@@ -30,7 +30,7 @@ from dynquant.text_settings import text_settings
 STORED: dict[str, dict[str, Any]] = json.loads(
     (TESTS / "references" / "config_fields.json").read_text("utf-8")
 )
-SWEPT = tuple(f for f in FAMILIES if f not in ("gpt-oss-mxfp4", "command-r-plus"))
+SWEPT = tuple(f for f in FAMILIES if f not in ("gpt-oss-mxfp4", "command-r-plus", "lfm2vl"))
 """Families without those that are another's in another form."""
 
 
@@ -119,6 +119,8 @@ WITH: dict[str, dict[str, Any]] = {
     "topk_group": {**_GROUPED, "n_group": 3},
     "max_position_embeddings": {"model_max_length": None},
     "hidden_act": {"hidden_activation": None},
+    "intermediate_size": {"block_ff_dim": None, "block_auto_adjust_ff_dim": False},
+    "tie_word_embeddings": {"tie_embedding": None},
 }
 """Other settings that a setting needs to act: it has no effect without windows, for example."""
 
@@ -137,6 +139,7 @@ OTHERS: dict[str, tuple[Any, ...]] = {
     "clip_qkv": (0.5,),
     "mlp_only_layers": ([0],),
     "q_lora_rank": (16,),
+    "block_ff_dim": (200,),
     "n_group": (1, 3),
     "topk_group": (1,),
     "tie_word_embeddings": (True, False),
@@ -181,6 +184,8 @@ def silent(family: str, name: str) -> list[Any]:
         base["rope_parameters"] = without_theta(family)
     if name == "layer_types":
         base[name] = ["full_attention"] * fields_of(family)["num_hidden_layers"]
+    if name == "rope_theta" and fields_of(family).get("layer_rope_theta"):
+        base["layer_rope_theta"] = None
     if name == "rope_theta":
         stated = fields_of(family).get("rope_parameters") or {}
         base["rope_parameters"] = {k: v for k, v in stated.items() if k in SECTIONS} or None

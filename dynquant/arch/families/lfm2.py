@@ -1,0 +1,270 @@
+"""LFM2 and LFM2.5, dense and with experts: short convolutions in some layers, else attention."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
+from typing import Any
+
+from dynquant.arch.base import Architecture, Row, on
+from dynquant.arch.config import (
+    Count,
+    ExpertsCount,
+    LayersCount,
+    Natural,
+    Positive,
+    Truth,
+    read_config,
+)
+from dynquant.arch.decoder import (
+    EMBEDDING,
+    IGNORED,
+    OUTPUT,
+    TIED,
+    decoder_keys,
+    decoder_sizes,
+    read_decoder,
+)
+from dynquant.arch.experts import (
+    SIGMOID,
+    Routing,
+    expert_rows,
+    router_row,
+    routing_keys,
+    with_expert_count,
+)
+from dynquant.arch.graph_limits import fixed, heads_fill_hidden
+from dynquant.arch.rope import read_rope
+from dynquant.arch.settings import (
+    DECODER,
+    NO_WINDOW,
+    Declared,
+    Settings,
+    constant,
+    harmless,
+    reads,
+)
+from dynquant.errors import ArchitectureError
+from dynquant.keys import i32s, u32
+from dynquant.transforms import squeezed
+
+_IN, _OUT = "model.layers.{}.", "blk.{}."
+_NORMS = (
+    Row(_IN + "operator_norm.weight", _OUT + "attn_norm.weight", "hidden"),
+    Row(_IN + "ffn_norm.weight", _OUT + "ffn_norm.weight", "hidden"),
+)
+_ATTENTION = (
+    Row(_IN + "self_attn.q_proj.weight", _OUT + "attn_q.weight", "q hidden"),
+    Row(_IN + "self_attn.k_proj.weight", _OUT + "attn_k.weight", "kv hidden"),
+    Row(_IN + "self_attn.v_proj.weight", _OUT + "attn_v.weight", "kv hidden"),
+    Row(_IN + "self_attn.out_proj.weight", _OUT + "attn_output.weight", "hidden q"),
+    Row(_IN + "self_attn.q_layernorm.weight", _OUT + "attn_q_norm.weight", "head"),
+    Row(_IN + "self_attn.k_layernorm.weight", _OUT + "attn_k_norm.weight", "head"),
+)
+_CONVOLUTION = (
+    Row(_IN + "conv.in_proj.weight", _OUT + "shortconv.in_proj.weight", "hidden_thrice hidden"),
+    Row(_IN + "conv.conv.weight", _OUT + "shortconv.conv.weight", "hidden one kernel"),
+    Row(_IN + "conv.out_proj.weight", _OUT + "shortconv.out_proj.weight", "hidden hidden"),
+)
+_BLOCK = _IN + "feed_forward."
+_MLP = (
+    Row(_BLOCK + "w1.weight", _OUT + "ffn_gate.weight", "ffn hidden"),
+    Row(_BLOCK + "w3.weight", _OUT + "ffn_up.weight", "ffn hidden"),
+    Row(_BLOCK + "w2.weight", _OUT + "ffn_down.weight", "hidden ffn"),
+)
+_EXPERTS = (
+    router_row(_BLOCK + "gate.weight"),
+    Row(_BLOCK + "expert_bias", _OUT + "exp_probs_b.bias", "experts"),
+    *expert_rows(_BLOCK, gate="w1", up="w3", down="w2"),
+)
+# llama.cpp's name for the norm before the output matrix, which this family names after embeddings.
+_LAST_NORM = (Row("model.embedding_norm.weight", "token_embd_norm.weight", "hidden"),)
+
+LAYER_TYPES = ("full_attention", "conv")
+"""Kinds of layers in `layer_types`."""
+
+
+@dataclass(frozen=True)
+class _Hybrid:
+    """config.json's settings besides those of all decoders, with transformers' defaults."""
+
+    num_hidden_layers: LayersCount
+    conv_L_cache: Count = 3  # noqa: N815 (a name in config.json)
+    norm_eps: Positive = 1e-5
+    layer_types: tuple[str, ...] | None = None
+    full_attn_idxs: tuple[Natural, ...] | None = None
+    tie_embedding: Truth | None = None
+    tie_word_embeddings: Truth = True
+
+    @property
+    def has_attention(self) -> list[bool]:
+        """Which layers have attention: by `layer_types`, else by their numbers, else all."""
+        if self.layer_types is not None:
+            return [kind != "conv" for kind in self.layer_types]
+        all_ = self.full_attn_idxs is None
+        return [all_ or n in (self.full_attn_idxs or ()) for n in range(self.num_hidden_layers)]
+
+    def problems(self, where: str) -> Iterator[str]:
+        """Yield a message for each setting that llama.cpp's graph cannot compute."""
+        if self.conv_L_cache < 2:
+            yield f"{where}: conv_L_cache is {self.conv_L_cache}; llama.cpp needs at least 2"
+
+
+@dataclass(frozen=True)
+class _Width:
+    """The width of the MLP, which is derived from the stated one, with transformers' defaults."""
+
+    block_ff_dim: Count | None = None
+    intermediate_size: Count = 12288
+    block_auto_adjust_ff_dim: Truth = True
+    block_ffn_dim_multiplier: Positive | None = 1.0
+    block_multiple_of: Count = 256
+
+    @property
+    def n_ffn(self) -> int:
+        """Rows of the gate: two thirds of what is stated, rounded up to a multiple."""
+        stated = self.block_ff_dim or self.intermediate_size
+        if not self.block_auto_adjust_ff_dim:
+            return stated
+        part = int(2 * stated / 3)
+        if self.block_ffn_dim_multiplier is None:
+            return part
+        each = self.block_multiple_of
+        return -(-int(self.block_ffn_dim_multiplier * part) // each) * each
+
+
+def _lfm2(name: str, config: Mapping[str, Any], where: str, n_ffn: int) -> Architecture:
+    """Describe the layers, each with an MLP of this width."""
+    hybrid = read_config(_Hybrid, config, where)
+    tied = hybrid.tie_word_embeddings if hybrid.tie_embedding is None else hybrid.tie_embedding
+    present = {key: value for key, value in config.items() if value is not None}
+    completed: dict[str, Any] = {
+        "rope_theta": 1e6,
+        "max_position_embeddings": 128000,
+        **present,
+        "intermediate_size": n_ffn,
+        "rms_norm_eps": hybrid.norm_eps,
+        "tie_word_embeddings": tied,
+    }
+    c = read_decoder(completed, where)
+    rope = read_rope(completed, where, ("linear", "dynamic", "yarn"))
+    ArchitectureError.raise_any(
+        chain(
+            hybrid.problems(where),
+            fixed(c, {"attention_bias": False}, where),
+            heads_fill_hidden(c, where),
+        )
+    )
+    attends = hybrid.has_attention
+    layers = range(c.num_hidden_layers)
+    return Architecture(
+        name=name,
+        keys=decoder_keys(name, c, rope, None)
+        | {
+            f"{name}.attention.head_count_kv": i32s([c.n_head_kv * a for a in attends]),
+            f"{name}.vocab_size": u32(c.vocab_size),
+            f"{name}.shortconv.l_cache": u32(hybrid.conv_L_cache),
+        },
+        rows=(
+            *EMBEDDING,
+            *_NORMS,
+            *on([n for n in layers if attends[n]], _ATTENTION),
+            *on([n for n in layers if not attends[n]], _CONVOLUTION),
+            *_MLP,
+            *_LAST_NORM,
+            *OUTPUT,
+        ),
+        sizes={
+            **decoder_sizes(c),
+            "hidden_thrice": 3 * c.hidden_size,
+            "one": 1,
+            "kernel": hybrid.conv_L_cache,
+        },
+        n_layers=c.num_hidden_layers,
+        tied=TIED if c.tie_word_embeddings else None,
+        via={"shortconv.conv": partial(squeezed, dimension=1)},
+        ignored=IGNORED,
+    )
+
+
+def lfm2(config: Mapping[str, Any], where: str) -> Architecture:
+    """Describe a dense LFM2."""
+    return _lfm2("lfm2", config, where, read_config(_Width, config, where).n_ffn)
+
+
+@dataclass(frozen=True)
+class _Experts:
+    """config.json's settings of experts, with transformers' defaults."""
+
+    num_hidden_layers: LayersCount
+    intermediate_size: Count = 7168
+    moe_intermediate_size: Count = 1792
+    num_dense_layers: Natural = 2
+    num_experts: ExpertsCount = 32
+    num_experts_per_tok: Count = 4
+
+
+def lfm2moe(config: Mapping[str, Any], where: str) -> Architecture:
+    """Describe an LFM2 with experts in all layers but the first ones."""
+    experts = read_config(_Experts, with_expert_count(config), where)
+    dense = _lfm2("lfm2moe", config, where, experts.intermediate_size)
+    n_dense = min(experts.num_dense_layers, experts.num_hidden_layers)
+    routing = Routing(
+        experts.num_experts,
+        experts.num_experts_per_tok,
+        expert_ffn=experts.moe_intermediate_size,
+        gating=SIGMOID,
+        n_leading_dense=n_dense,
+    )
+    return replace(
+        dense,
+        keys=dense.keys | routing_keys("lfm2moe", routing),
+        rows=(
+            *(row for row in dense.rows if row not in _MLP),
+            *on(range(n_dense), _MLP),
+            *on(range(n_dense, experts.num_hidden_layers), _EXPERTS),
+        ),
+        sizes={
+            **dense.sizes,
+            "experts": experts.num_experts,
+            "expert_ffn": experts.moe_intermediate_size,
+        },
+        n_experts=experts.num_experts,
+    )
+
+
+_READ = (DECODER | reads(_Hybrid)) - {"rms_norm_eps"}
+_HARMLESS = (
+    NO_WINDOW
+    | harmless(
+        "repeats another setting",
+        "block_dim block_norm_eps conv_dim conv_dim_out num_heads rms_norm_eps block_use_swiglu",
+    )
+    | harmless(
+        "used while training only",
+        "block_mlp_init_scale block_out_init_scale block_use_xavier_init conv_use_xavier_init"
+        " theta",
+    )
+)
+_ONLY = constant(False, "conv_bias") | constant(True, "use_pos_enc")
+FAMILIES = {
+    "Lfm2ForCausalLM": Declared(
+        lfm2,
+        Settings(
+            read=_READ | reads(_Width), harmless=_HARMLESS, only=_ONLY, layer_types=LAYER_TYPES
+        ),
+    ),
+    "Lfm2MoeForCausalLM": Declared(
+        lfm2moe,
+        Settings(
+            read=(_READ - {"full_attn_idxs"}) | reads(_Experts, more="num_local_experts"),
+            harmless=_HARMLESS,
+            only=_ONLY
+            | constant(True, "use_expert_bias norm_topk_prob")
+            | constant(1.0, "routed_scaling_factor"),
+            layer_types=LAYER_TYPES,
+        ),
+    ),
+}
