@@ -15,10 +15,13 @@ from typing import Any
 from dynquant.arch.base import Architecture, Row
 from dynquant.arch.experts import SIGMOID
 from dynquant.arch.families import families
+from dynquant.arch.families.exaone4 import LAYERS_WITH_WINDOWS
 from dynquant.errors import ArchitectureError
 from dynquant.keys import Keys, Scalar
 
 _CLASSES = {
+    "apertus": "ApertusForCausalLM",
+    "arcee": "ArceeForCausalLM",
     "bert": "BertModel",
     "chatglm": "GlmForCausalLM",
     "cohere2": "Cohere2ForCausalLM",
@@ -26,6 +29,7 @@ _CLASSES = {
     "deepseek": "DeepseekForCausalLM",
     "deepseek2": "DeepseekV2ForCausalLM",
     "deepseek2-ocr": "DeepseekOCRForCausalLM",
+    "exaone4": "Exaone4ForCausalLM",
     "gemma": "GemmaForCausalLM",
     "gemma2": "Gemma2ForCausalLM",
     "gemma3": "Gemma3ForCausalLM",
@@ -35,6 +39,7 @@ _CLASSES = {
     "gpt-oss": "GptOssForCausalLM",
     "granite": "GraniteForCausalLM",
     "granitemoe": "GraniteMoeForCausalLM",
+    "hunyuan-dense": "HunYuanDenseV1ForCausalLM",
     "lfm2": "Lfm2ForCausalLM",
     "lfm2moe": "Lfm2MoeForCausalLM",
     "llama": "LlamaForCausalLM",
@@ -54,9 +59,14 @@ _CLASSES = {
     "qwen3next": "Qwen3NextForCausalLM",
     "qwen35": "Qwen3_5ForCausalLM",
     "qwen35moe": "Qwen3_5MoeForCausalLM",
+    "seed_oss": "SeedOssForCausalLM",
+    "smollm3": "SmolLM3ForCausalLM",
     "starcoder2": "Starcoder2ForCausalLM",
 }
 """The class of config.json for each architecture of a GGUF."""
+
+DESCRIBED = frozenset(_CLASSES)
+"""The architectures that families describe; the gguf package does not know all of them."""
 
 _WITH_EXPERTS = {"llama": "MixtralForCausalLM", "granite": "GraniteMoeForCausalLM"}
 """The class of an architecture that has experts in some models only, for those models."""
@@ -165,7 +175,7 @@ class Graph:
 
 def knows(name: str) -> bool:
     """Return whether a family describes this architecture of a GGUF."""
-    return name in _CLASSES
+    return name in DESCRIBED
 
 
 def graph_of(name: str, keys: Keys) -> Graph:
@@ -176,7 +186,8 @@ def graph_of(name: str, keys: Keys) -> Graph:
     """
     described = _described(name, keys)
     optional = _OPTIONAL | _OPTIONAL_IN.get(name, frozenset())
-    rows = [row for row in described.rows if not _ends_with(row.name, optional)]
+    keys_only = optional | described.numbers
+    rows = [row for row in described.rows if not _ends_with(row.name, keys_only)]
     if described.tied is not None:
         rows = [row for row in rows if row.stored != described.tied[0]]
     own = range(described.n_layers)
@@ -254,6 +265,8 @@ def _layers_of(name: str, keys: Keys, n_layers: int) -> Mapping[str, Any]:
     }
     if name == "command-r":
         found["use_qk_norm"] = n_layers >= 64  # as the graph expects, see families/cohere.py
+    if name == "exaone4" and n_layers != LAYERS_WITH_WINDOWS:
+        found["sliding_window"] = None
     # llama.cpp recognises the Lite models by these numbers of layers.
     tokens = _value(keys, "tokenizer.ggml.tokens")
     n_tokens = len(tokens) if isinstance(tokens, tuple) else None

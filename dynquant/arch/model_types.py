@@ -13,11 +13,14 @@ from dynquant.errors import ArchitectureError
 from dynquant.text_settings import text_settings
 
 CLASSES = {
+    "apertus": "ApertusForCausalLM",
+    "arcee": "ArceeForCausalLM",
     "bert": "BertModel",
     "cohere": "CohereForCausalLM",
     "cohere2": "Cohere2ForCausalLM",
     "deepseek_v2": "DeepseekV2ForCausalLM",
     "deepseek_v3": "DeepseekV3ForCausalLM",
+    "exaone4": "Exaone4ForCausalLM",
     "gemma": "GemmaForCausalLM",
     "gemma2": "Gemma2ForCausalLM",
     "gemma3": "Gemma3ForConditionalGeneration",
@@ -29,6 +32,7 @@ CLASSES = {
     "granite": "GraniteForCausalLM",
     "granitemoe": "GraniteMoeForCausalLM",
     "granitemoeshared": "GraniteMoeSharedForCausalLM",
+    "hunyuan_v1_dense": "HunYuanDenseV1ForCausalLM",
     "kimi_k2": "KimiK2ForCausalLM",
     "lfm2": "Lfm2ForCausalLM",
     "lfm2_moe": "Lfm2MoeForCausalLM",
@@ -52,6 +56,8 @@ CLASSES = {
     "qwen3_5_text": "Qwen3_5ForCausalLM",
     "qwen3_moe": "Qwen3MoeForCausalLM",
     "qwen3_next": "Qwen3NextForCausalLM",
+    "seed_oss": "SeedOssForCausalLM",
+    "smollm3": "SmolLM3ForCausalLM",
     "starcoder2": "Starcoder2ForCausalLM",
 }
 """Class by `model_type`, for a config.json without `architectures`; as in transformers'
@@ -59,6 +65,7 @@ modeling_auto.py. A type that several models of different layout use is not list
 
 _WITH_HEAD = frozenset(
     {
+        "ApertusForCausalLM",
         "GptOssForCausalLM",
         "Olmo2ForCausalLM",
         "Olmo3ForCausalLM",

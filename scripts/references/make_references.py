@@ -56,6 +56,8 @@ def randomize(model: transformers.PreTrainedModel, family: Family, seed: int) ->
                 noise = family.norms + 0.3 * noise
             elif name.endswith(("correction_bias", "expert_bias")):
                 noise = 0.1 * noise  # with more noise some experts would never be chosen
+            elif ".act_fn." in name:
+                noise = 0.7 * (np.sign(noise) + noise)  # small ones have little effect
             elif name.endswith("sinks"):
                 noise = 2 * noise
             elif name.endswith("bias"):
@@ -64,7 +66,7 @@ def randomize(model: transformers.PreTrainedModel, family: Family, seed: int) ->
                 noise = family.embedding * noise
             else:
                 noise = family.weights * noise
-            parameter.copy_(torch.from_numpy(noise))
+            parameter.copy_(torch.from_numpy(np.asarray(noise)))
 
 
 def model_class(config: transformers.PretrainedConfig) -> type:

@@ -121,6 +121,8 @@ WITH: dict[str, dict[str, Any]] = {
     "hidden_act": {"hidden_activation": None},
     "intermediate_size": {"block_ff_dim": None, "block_auto_adjust_ff_dim": False},
     "tie_word_embeddings": {"tie_embedding": None},
+    "no_rope_layer_interval": {"no_rope_layers": None},
+    "sliding_window_pattern": {"layer_types": None},
 }
 """Other settings that a setting needs to act: it has no effect without windows, for example."""
 
@@ -146,8 +148,11 @@ OTHERS: dict[str, tuple[Any, ...]] = {
 }
 
 
-WITHOUT_EFFECT = {"granite4": {"intermediate_size", "num_experts_per_tok"}}
-"""Settings of experts that a model does not have."""
+WITHOUT_EFFECT = {
+    "exaone4": {"sliding_window_pattern"},
+    "granite4": {"intermediate_size", "num_experts_per_tok"},
+}
+"""Settings of windows and experts that a model does not have."""
 
 
 def others(family: str, name: str, value: object) -> Iterator[Any]:
