@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -46,9 +45,9 @@ from dynquant.arch.settings import (
     harmless,
     reads,
 )
+from dynquant.arch.short_convolution import CONVOLUTION, LAYER_TYPES, VIA, Convolutions
 from dynquant.errors import ArchitectureError
-from dynquant.keys import i32s, u32
-from dynquant.transforms import squeezed
+from dynquant.keys import u32
 
 _IN, _OUT = "model.layers.{}.", "blk.{}."
 _NORMS = (
@@ -62,11 +61,6 @@ _ATTENTION = (
     Row(_IN + "self_attn.out_proj.weight", _OUT + "attn_output.weight", "hidden q"),
     Row(_IN + "self_attn.q_layernorm.weight", _OUT + "attn_q_norm.weight", "head"),
     Row(_IN + "self_attn.k_layernorm.weight", _OUT + "attn_k_norm.weight", "head"),
-)
-_CONVOLUTION = (
-    Row(_IN + "conv.in_proj.weight", _OUT + "shortconv.in_proj.weight", "hidden_thrice hidden"),
-    Row(_IN + "conv.conv.weight", _OUT + "shortconv.conv.weight", "hidden one kernel"),
-    Row(_IN + "conv.out_proj.weight", _OUT + "shortconv.out_proj.weight", "hidden hidden"),
 )
 _BLOCK = _IN + "feed_forward."
 _MLP = (
@@ -82,34 +76,19 @@ _EXPERTS = (
 # llama.cpp's name for the norm before the output matrix, which this family names after embeddings.
 _LAST_NORM = (Row("model.embedding_norm.weight", "token_embd_norm.weight", "hidden"),)
 
-LAYER_TYPES = ("full_attention", "conv")
-"""Kinds of layers in `layer_types`."""
-
 
 @dataclass(frozen=True)
-class _Hybrid:
+class _Own:
     """config.json's settings besides those of all decoders, with transformers' defaults."""
 
-    num_hidden_layers: LayersCount
-    conv_L_cache: Count = 3  # noqa: N815 (a name in config.json)
     norm_eps: Positive = 1e-5
-    layer_types: tuple[str, ...] | None = None
-    full_attn_idxs: tuple[Natural, ...] | None = None
     tie_embedding: Truth | None = None
     tie_word_embeddings: Truth = True
 
     @property
-    def has_attention(self) -> list[bool]:
-        """Which layers have attention: by `layer_types`, else by their numbers, else all."""
-        if self.layer_types is not None:
-            return [kind != "conv" for kind in self.layer_types]
-        all_ = self.full_attn_idxs is None
-        return [all_ or n in (self.full_attn_idxs or ()) for n in range(self.num_hidden_layers)]
-
-    def problems(self, where: str) -> Iterator[str]:
-        """Yield a message for each setting that llama.cpp's graph cannot compute."""
-        if self.conv_L_cache < 2:
-            yield f"{where}: conv_L_cache is {self.conv_L_cache}; llama.cpp needs at least 2"
+    def is_tied(self) -> bool:
+        """Whether the embedding is the output matrix; the first name has precedence."""
+        return self.tie_word_embeddings if self.tie_embedding is None else self.tie_embedding
 
 
 @dataclass(frozen=True)
@@ -119,17 +98,16 @@ class _Width:
     block_ff_dim: Count | None = None
     intermediate_size: Count = 12288
     block_auto_adjust_ff_dim: Truth = True
-    block_ffn_dim_multiplier: Positive | None = 1.0
+    block_ffn_dim_multiplier: Positive = 1.0
     block_multiple_of: Count = 256
 
-    @property
-    def n_ffn(self) -> int:
-        """Rows of the gate: two thirds of what is stated, rounded up to a multiple."""
+    def n_ffn(self, *, is_rounded: bool) -> int:
+        """Return the rows of the gate: two thirds of what is stated, rounded up to a multiple."""
         stated = self.block_ff_dim or self.intermediate_size
         if not self.block_auto_adjust_ff_dim:
             return stated
         part = int(2 * stated / 3)
-        if self.block_ffn_dim_multiplier is None:
+        if not is_rounded:
             return part
         each = self.block_multiple_of
         return -(-int(self.block_ffn_dim_multiplier * part) // each) * each
@@ -137,61 +115,54 @@ class _Width:
 
 def _lfm2(name: str, config: Mapping[str, Any], where: str, n_ffn: int) -> Architecture:
     """Describe the layers, each with an MLP of this width."""
-    hybrid = read_config(_Hybrid, config, where)
-    tied = hybrid.tie_word_embeddings if hybrid.tie_embedding is None else hybrid.tie_embedding
+    own = read_config(_Own, config, where)
+    mixed = read_config(Convolutions, config, where)
     present = {key: value for key, value in config.items() if value is not None}
     completed: dict[str, Any] = {
         "rope_theta": 1e6,
         "max_position_embeddings": 128000,
         **present,
         "intermediate_size": n_ffn,
-        "rms_norm_eps": hybrid.norm_eps,
-        "tie_word_embeddings": tied,
+        "rms_norm_eps": own.norm_eps,
+        "tie_word_embeddings": own.is_tied,
     }
     c = read_decoder(completed, where)
     rope = read_rope(completed, where, ("linear", "dynamic", "yarn"))
     ArchitectureError.raise_any(
         chain(
-            hybrid.problems(where),
+            mixed.problems(where),
             fixed(c, {"attention_bias": False}, where),
             heads_fill_hidden(c, where),
         )
     )
-    attends = hybrid.has_attention
-    layers = range(c.num_hidden_layers)
     return Architecture(
         name=name,
         keys=decoder_keys(name, c, rope, None)
-        | {
-            f"{name}.attention.head_count_kv": i32s([c.n_head_kv * a for a in attends]),
-            f"{name}.vocab_size": u32(c.vocab_size),
-            f"{name}.shortconv.l_cache": u32(hybrid.conv_L_cache),
-        },
+        | mixed.keys(name, c.n_head_kv)
+        | {f"{name}.vocab_size": u32(c.vocab_size)},
         rows=(
             *EMBEDDING,
             *_NORMS,
-            *on([n for n in layers if attends[n]], _ATTENTION),
-            *on([n for n in layers if not attends[n]], _CONVOLUTION),
+            *on(mixed.layers(attention=True), _ATTENTION),
+            *on(mixed.layers(attention=False), CONVOLUTION),
             *_MLP,
             *_LAST_NORM,
             *OUTPUT,
         ),
-        sizes={
-            **decoder_sizes(c),
-            "hidden_thrice": 3 * c.hidden_size,
-            "one": 1,
-            "kernel": hybrid.conv_L_cache,
-        },
+        sizes={**decoder_sizes(c), **mixed.sizes(c.hidden_size)},
         n_layers=c.num_hidden_layers,
         tied=TIED if c.tie_word_embeddings else None,
-        via={"shortconv.conv": partial(squeezed, dimension=1)},
+        via=VIA,
         ignored=IGNORED,
     )
 
 
 def lfm2(config: Mapping[str, Any], where: str) -> Architecture:
     """Describe a dense LFM2."""
-    return _lfm2("lfm2", config, where, read_config(_Width, config, where).n_ffn)
+    # Null is not the default here: without a multiplier transformers does not round.
+    is_rounded = config.get("block_ffn_dim_multiplier", 1.0) is not None
+    n_ffn = read_config(_Width, config, where).n_ffn(is_rounded=is_rounded)
+    return _lfm2("lfm2", config, where, n_ffn)
 
 
 @dataclass(frozen=True)
@@ -235,7 +206,7 @@ def lfm2moe(config: Mapping[str, Any], where: str) -> Architecture:
     )
 
 
-_READ = (DECODER | reads(_Hybrid)) - {"rms_norm_eps"}
+_READ = (DECODER | reads(_Own, Convolutions)) - {"rms_norm_eps"}
 _HARMLESS = (
     NO_WINDOW
     | harmless(
