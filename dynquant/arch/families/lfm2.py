@@ -220,13 +220,13 @@ _HARMLESS = (
     )
 )
 _ONLY = constant(False, "conv_bias") | constant(True, "use_pos_enc")
+_LFM2 = Declared(
+    lfm2,
+    Settings(read=_READ | reads(_Width), harmless=_HARMLESS, only=_ONLY, layer_types=LAYER_TYPES),
+)
 FAMILIES = {
-    "Lfm2ForCausalLM": Declared(
-        lfm2,
-        Settings(
-            read=_READ | reads(_Width), harmless=_HARMLESS, only=_ONLY, layer_types=LAYER_TYPES
-        ),
-    ),
+    "Lfm2ForCausalLM": _LFM2,
+    "LFM2ForCausalLM": _LFM2,  # spelling of the first checkpoints
     "Lfm2MoeForCausalLM": Declared(
         lfm2moe,
         Settings(
