@@ -211,15 +211,14 @@ _HARMLESS = (
     NO_WINDOW
     | harmless(
         "repeats another setting",
-        "block_dim block_norm_eps conv_dim conv_dim_out num_heads rms_norm_eps block_use_swiglu",
+        "block_dim block_norm_eps conv_dim conv_dim_out num_heads rms_norm_eps theta",
     )
     | harmless(
         "used while training only",
-        "block_mlp_init_scale block_out_init_scale block_use_xavier_init conv_use_xavier_init"
-        " theta",
+        "block_mlp_init_scale block_out_init_scale block_use_xavier_init conv_use_xavier_init",
     )
 )
-_ONLY = constant(False, "conv_bias") | constant(True, "use_pos_enc")
+_ONLY = constant(False, "conv_bias") | constant(True, "use_pos_enc block_use_swiglu")
 _LFM2 = Declared(
     lfm2,
     Settings(read=_READ | reads(_Width), harmless=_HARMLESS, only=_ONLY, layer_types=LAYER_TYPES),
