@@ -1,18 +1,15 @@
-"""LFM2 and LFM2.5, dense and with experts: short convolutions in some layers, else attention."""
+"""LFM2 and LFM2.5: short convolutions in some layers, attention in the others."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
 from dynquant.arch.base import Architecture, Row, on
 from dynquant.arch.config import (
     Count,
-    ExpertsCount,
-    LayersCount,
-    Natural,
     Positive,
     Truth,
     read_config,
@@ -25,14 +22,6 @@ from dynquant.arch.decoder import (
     decoder_keys,
     decoder_sizes,
     read_decoder,
-)
-from dynquant.arch.experts import (
-    SIGMOID,
-    Routing,
-    expert_rows,
-    router_row,
-    routing_keys,
-    with_expert_count,
 )
 from dynquant.arch.graph_limits import fixed, heads_fill_hidden
 from dynquant.arch.rope import read_rope
@@ -62,16 +51,11 @@ _ATTENTION = (
     Row(_IN + "self_attn.q_layernorm.weight", _OUT + "attn_q_norm.weight", "head"),
     Row(_IN + "self_attn.k_layernorm.weight", _OUT + "attn_k_norm.weight", "head"),
 )
-_BLOCK = _IN + "feed_forward."
-_MLP = (
-    Row(_BLOCK + "w1.weight", _OUT + "ffn_gate.weight", "ffn hidden"),
-    Row(_BLOCK + "w3.weight", _OUT + "ffn_up.weight", "ffn hidden"),
-    Row(_BLOCK + "w2.weight", _OUT + "ffn_down.weight", "hidden ffn"),
-)
-_EXPERTS = (
-    router_row(_BLOCK + "gate.weight"),
-    Row(_BLOCK + "expert_bias", _OUT + "exp_probs_b.bias", "experts"),
-    *expert_rows(_BLOCK, gate="w1", up="w3", down="w2"),
+BLOCK = _IN + "feed_forward."
+MLP = (
+    Row(BLOCK + "w1.weight", _OUT + "ffn_gate.weight", "ffn hidden"),
+    Row(BLOCK + "w3.weight", _OUT + "ffn_up.weight", "ffn hidden"),
+    Row(BLOCK + "w2.weight", _OUT + "ffn_down.weight", "hidden ffn"),
 )
 # llama.cpp's name for the norm before the output matrix, which this family names after embeddings.
 _LAST_NORM = (Row("model.embedding_norm.weight", "token_embd_norm.weight", "hidden"),)
@@ -113,7 +97,7 @@ class _Width:
         return -(-int(self.block_ffn_dim_multiplier * part) // each) * each
 
 
-def _lfm2(name: str, config: Mapping[str, Any], where: str, n_ffn: int) -> Architecture:
+def hybrid(name: str, config: Mapping[str, Any], where: str, n_ffn: int) -> Architecture:
     """Describe the layers, each with an MLP of this width."""
     own = read_config(_Own, config, where)
     mixed = read_config(Convolutions, config, where)
@@ -145,7 +129,7 @@ def _lfm2(name: str, config: Mapping[str, Any], where: str, n_ffn: int) -> Archi
             *_NORMS,
             *on(mixed.layers(attention=True), _ATTENTION),
             *on(mixed.layers(attention=False), CONVOLUTION),
-            *_MLP,
+            *MLP,
             *_LAST_NORM,
             *OUTPUT,
         ),
@@ -162,52 +146,11 @@ def lfm2(config: Mapping[str, Any], where: str) -> Architecture:
     # Null is not the default here: without a multiplier transformers does not round.
     is_rounded = config.get("block_ffn_dim_multiplier", 1.0) is not None
     n_ffn = read_config(_Width, config, where).n_ffn(is_rounded=is_rounded)
-    return _lfm2("lfm2", config, where, n_ffn)
+    return hybrid("lfm2", config, where, n_ffn)
 
 
-@dataclass(frozen=True)
-class _Experts:
-    """config.json's settings of experts, with transformers' defaults."""
-
-    num_hidden_layers: LayersCount
-    intermediate_size: Count = 7168
-    moe_intermediate_size: Count = 1792
-    num_dense_layers: Natural = 2
-    num_experts: ExpertsCount = 32
-    num_experts_per_tok: Count = 4
-
-
-def lfm2moe(config: Mapping[str, Any], where: str) -> Architecture:
-    """Describe an LFM2 with experts in all layers but the first ones."""
-    experts = read_config(_Experts, with_expert_count(config), where)
-    dense = _lfm2("lfm2moe", config, where, experts.intermediate_size)
-    n_dense = min(experts.num_dense_layers, experts.num_hidden_layers)
-    routing = Routing(
-        experts.num_experts,
-        experts.num_experts_per_tok,
-        expert_ffn=experts.moe_intermediate_size,
-        gating=SIGMOID,
-        n_leading_dense=n_dense,
-    )
-    return replace(
-        dense,
-        keys=dense.keys | routing_keys("lfm2moe", routing),
-        rows=(
-            *(row for row in dense.rows if row not in _MLP),
-            *on(range(n_dense), _MLP),
-            *on(range(n_dense, experts.num_hidden_layers), _EXPERTS),
-        ),
-        sizes={
-            **dense.sizes,
-            "experts": experts.num_experts,
-            "expert_ffn": experts.moe_intermediate_size,
-        },
-        n_experts=experts.num_experts,
-    )
-
-
-_READ = (DECODER | reads(_Own, Convolutions)) - {"rms_norm_eps"}
-_HARMLESS = (
+READ = (DECODER | reads(_Own, Convolutions)) - {"rms_norm_eps"}
+HARMLESS = (
     NO_WINDOW
     | harmless(
         "repeats another setting",
@@ -218,23 +161,14 @@ _HARMLESS = (
         "block_mlp_init_scale block_out_init_scale block_use_xavier_init conv_use_xavier_init",
     )
 )
-_ONLY = constant(False, "conv_bias") | constant(True, "use_pos_enc block_use_swiglu")
+"""Settings that do not change the answer, with and without experts."""
+
+ONLY = constant(False, "conv_bias") | constant(True, "use_pos_enc block_use_swiglu")
 _LFM2 = Declared(
     lfm2,
-    Settings(read=_READ | reads(_Width), harmless=_HARMLESS, only=_ONLY, layer_types=LAYER_TYPES),
+    Settings(read=READ | reads(_Width), harmless=HARMLESS, only=ONLY, layer_types=LAYER_TYPES),
 )
 FAMILIES = {
     "Lfm2ForCausalLM": _LFM2,
     "LFM2ForCausalLM": _LFM2,  # spelling of the first checkpoints
-    "Lfm2MoeForCausalLM": Declared(
-        lfm2moe,
-        Settings(
-            read=(_READ - {"full_attn_idxs"}) | reads(_Experts, more="num_local_experts"),
-            harmless=_HARMLESS,
-            only=_ONLY
-            | constant(True, "use_expert_bias norm_topk_prob")
-            | constant(1.0, "routed_scaling_factor"),
-            layer_types=LAYER_TYPES,
-        ),
-    ),
 }
