@@ -65,8 +65,8 @@ def n_rows(shape: tuple[int, ...]) -> int:
 
 
 def row_bytes(source: TensorSource) -> int:
-    """Return the stored bytes of one row of a source."""
-    return source.stored.row_size(source.shape[-1])
+    """Return the stored bytes of one row of a source; a single number is a row."""
+    return source.stored.row_size(prod(source.shape[-1:]))
 
 
 class ShardFile:

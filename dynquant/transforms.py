@@ -219,7 +219,7 @@ def read_weights(source: TensorSource, start: int, stop: int) -> F32:
     """Return rows start..stop of a source, float32 [stop - start, n_per_row]."""
     rows = np.empty((stop - start, row_bytes(source)), np.uint8)
     source.read(start, stop, rows.reshape(-1))
-    return decode(rows, source.stored, source.shape[-1])
+    return decode(rows, source.stored, prod(source.shape[-1:]))
 
 
 # ---- functions for the declarations of families --------------------------------------------------

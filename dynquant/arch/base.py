@@ -165,6 +165,8 @@ class Architecture:
                 checkpoint omits it; None if both must be stored
     via:        transforms of rows, by role
     extra:      tensors that are computed, not stored
+    numbers:    keys whose values, one for each layer, are stored as tensors; the rows of these are
+                named `blk.{}.` and the name of the key
     ignored:    patterns of stored names that the output leaves out, with the reason
     n_experts:  number of experts in a stack
     prediction: layers that a checkpoint may have beyond the model's own
@@ -180,6 +182,7 @@ class Architecture:
     tied: tuple[str, str] | None
     via: Mapping[str, Via] = field(default_factory=dict[str, Via])
     extra: tuple[ModelTensor, ...] = ()
+    numbers: frozenset[str] = frozenset()
     ignored: Mapping[str, str] = field(default_factory=dict[str, str])
     n_experts: int = 0
     prediction: Prediction | None = None

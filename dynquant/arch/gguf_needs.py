@@ -59,13 +59,13 @@ class Contents:
 
     @property
     def is_checked(self) -> bool:
-        """Whether its tensors can be checked: a model with an embedding that gguf knows."""
+        """Whether its tensors can be checked: a known model with an embedding."""
         name = self.architecture
         return (
             self.is_model
-            and name in ARCHITECTURES
+            and name is not None
             and name not in _EMBEDDED_ELSEWHERE
-            and MODEL_TENSOR.TOKEN_EMBD in MODEL_TENSORS[ARCHITECTURES[name]]
+            and (knows(name) or _has_embedding(name))
         )
 
 
@@ -198,7 +198,14 @@ def unchecked(contents: Contents, *, is_listed: bool) -> Iterator[str]:
         )
 
 
+def _has_embedding(name: str) -> bool:
+    known = ARCHITECTURES.get(name)
+    return known is not None and MODEL_TENSOR.TOKEN_EMBD in MODEL_TENSORS[known]
+
+
 def _has_layers(name: str) -> bool:
+    if name not in ARCHITECTURES:
+        return True
     tensors = MODEL_TENSORS[ARCHITECTURES[name]]
     return any(TENSOR_NAMES[tensor].startswith("blk.") for tensor in tensors)
 

@@ -15,10 +15,13 @@ from typing import Any
 from dynquant.arch.base import Architecture, Row
 from dynquant.arch.experts import SIGMOID
 from dynquant.arch.families import families
+from dynquant.arch.families.exaone4 import LAYERS_WITH_WINDOWS
 from dynquant.errors import ArchitectureError
 from dynquant.keys import Keys, Scalar
 
 _CLASSES = {
+    "apertus": "ApertusForCausalLM",
+    "arcee": "ArceeForCausalLM",
     "bert": "BertModel",
     "chatglm": "GlmForCausalLM",
     "cohere2": "Cohere2ForCausalLM",
@@ -29,6 +32,7 @@ _CLASSES = {
     "dots1": "Dots1ForCausalLM",
     "ernie4_5": "Ernie4_5ForCausalLM",
     "ernie4_5-moe": "Ernie4_5_MoeForCausalLM",
+    "exaone4": "Exaone4ForCausalLM",
     "gemma": "GemmaForCausalLM",
     "gemma2": "Gemma2ForCausalLM",
     "gemma3": "Gemma3ForCausalLM",
@@ -41,10 +45,14 @@ _CLASSES = {
     "granite": "GraniteForCausalLM",
     "granitemoe": "GraniteMoeForCausalLM",
     "hunyuan-moe": "HunYuanMoEV1ForCausalLM",
+    "hunyuan-dense": "HunYuanDenseV1ForCausalLM",
+    "lfm2": "Lfm2ForCausalLM",
+    "lfm2moe": "Lfm2MoeForCausalLM",
     "llama": "LlamaForCausalLM",
     "llama4": "Llama4ForCausalLM",
     "minimax-m2": "MiniMaxM2ForCausalLM",
     "mistral3": "Ministral3ForCausalLM",
+    "muse-glimmer": "MuseGlimmerForConditionalGeneration",
     "nomic-bert": "NomicBertModel",
     "olmo2": "Olmo2ForCausalLM",
     "olmoe": "OlmoeForCausalLM",
@@ -60,9 +68,14 @@ _CLASSES = {
     "qwen3next": "Qwen3NextForCausalLM",
     "qwen35": "Qwen3_5ForCausalLM",
     "qwen35moe": "Qwen3_5MoeForCausalLM",
+    "seed_oss": "SeedOssForCausalLM",
+    "smollm3": "SmolLM3ForCausalLM",
     "starcoder2": "Starcoder2ForCausalLM",
 }
 """The class of config.json for each architecture of a GGUF."""
+
+DESCRIBED = frozenset(_CLASSES)
+"""The architectures that families describe; the gguf package does not know all of them."""
 
 _WITH_EXPERTS = {"llama": "MixtralForCausalLM", "granite": "GraniteMoeForCausalLM"}
 """The class of an architecture that has experts in some models only, for those models."""
@@ -124,6 +137,11 @@ _OPTIONAL_IN = {
 }
 """Tensors that the families declare and llama.cpp's graphs do not require."""
 
+_COMPUTED_IN_LAYERS = {
+    "muse-glimmer": frozenset({"attn_q_norm.weight", "attn_k_norm.weight"}),
+}
+"""Tensors of each layer that no checkpoint of the family has: they are computed."""
+
 _QKV = (frozenset({"attn_q.weight", "attn_k.weight", "attn_v.weight"}), {"attn_qkv.weight"})
 _QK = (frozenset({"attn_q.weight", "attn_k.weight"}), {"attn_qkv.weight"})
 _GATE_UP = (
@@ -178,7 +196,7 @@ class Graph:
 
 def knows(name: str) -> bool:
     """Return whether a family describes this architecture of a GGUF."""
-    return name in _CLASSES
+    return name in DESCRIBED
 
 
 def graph_of(name: str, keys: Keys) -> Graph:
@@ -189,7 +207,8 @@ def graph_of(name: str, keys: Keys) -> Graph:
     """
     described = _described(name, keys)
     optional = _OPTIONAL | _OPTIONAL_IN.get(name, frozenset())
-    rows = [row for row in described.rows if not _ends_with(row.name, optional)]
+    keys_only = optional | described.numbers
+    rows = [row for row in described.rows if not _ends_with(row.name, keys_only)]
     if described.tied is not None:
         rows = [row for row in rows if row.stored != described.tied[0]]
     own = range(described.n_layers)
@@ -202,6 +221,7 @@ def graph_of(name: str, keys: Keys) -> Graph:
         | _COMPUTED.get(name, frozenset[str]()),
         tuple(
             frozenset(_in_layer(row) for row in rows if _is_in(row, layer, own))
+            | _COMPUTED_IN_LAYERS.get(name, frozenset[str]())
             for layer in range(ahead.stop)
         ),
         own.stop,
@@ -277,6 +297,8 @@ def _layers_of(name: str, keys: Keys, n_layers: int) -> Mapping[str, Any]:
         found["use_qk_norm"] = _number(keys, f"{name}.expert_count") != 128
     if name == "command-r":
         found["use_qk_norm"] = n_layers >= 64  # as the graph expects, see families/cohere.py
+    if name == "exaone4" and n_layers != LAYERS_WITH_WINDOWS:
+        found["sliding_window"] = None
     # llama.cpp recognises the Lite models by these numbers of layers.
     tokens = _value(keys, "tokenizer.ggml.tokens")
     n_tokens = len(tokens) if isinstance(tokens, tuple) else None
@@ -291,6 +313,11 @@ def _layers_of(name: str, keys: Keys, n_layers: int) -> Mapping[str, Any]:
         }
     if name == "gemma4":
         found |= _of_gemma4(keys, n_layers)
+    if name in ("lfm2", "lfm2moe"):
+        found["num_dense_layers"] = found["first_k_dense_replace"]
+        heads = _value(keys, f"{name}.attention.head_count_kv")
+        if isinstance(heads, tuple):
+            found["layer_types"] = ["full_attention" if n else "conv" for n in heads]
     if name in ("qwen3next", "qwen35", "qwen35moe"):
         found["full_attention_interval"] = _number(keys, f"{name}.full_attention_interval") or 4
         recurrent = _value(keys, f"{name}.attention.recurrent_layers")

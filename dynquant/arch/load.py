@@ -16,6 +16,7 @@ from dynquant.arch.metadata import general_keys
 from dynquant.arch.model_types import class_of
 from dynquant.arch.pooling import dense_folders, folders_of, pooling_keys
 from dynquant.arch.rerankers import reranker_problems
+from dynquant.arch.stored_numbers import numbers_as_keys
 from dynquant.checkpoint import causes, hub
 from dynquant.checkpoint.safetensors import SINGLE, open_checkpoint, read_config, shard_files
 from dynquant.errors import ArchitectureError, CheckpointError, NoVocabError, Problems, VocabError
@@ -132,6 +133,9 @@ def _of_folder(
     problems = Problems()
     found = problems.attempt(lambda: gather(architecture, checkpoint, leave_out))
     tensors, ignored, prediction = found or ((), {}, None)
+    tensors, numbers, as_keys = problems.attempt(
+        lambda: numbers_as_keys(tensors, architecture.numbers, folder)
+    ) or (tensors, {}, {})
     own = [t for t in tensors if not prediction or t.parts.layer not in prediction.layers]
     general = problems.attempt(lambda: general_keys(top, checkpoint.config, architecture.name, own))
     # A family may have a default number of tokens.
@@ -146,12 +150,12 @@ def _of_folder(
     problems.raise_any()
     after, sizes = dense or ((), {})
     tensors = (*tensors, *after)
-    keys = (general or {}) | architecture.keys | sizes | (pooling or {}) | vocab
+    keys = (general or {}) | architecture.keys | numbers | sizes | (pooling or {}) | vocab
     return Model(
         architecture.name,
         keys,
         tensors,
-        ignored,
+        ignored | as_keys,
         prediction,
         (*architecture.deviations, *report.warnings, *causes.unread_files(checkpoint)),
         missing=missing,

@@ -13,6 +13,8 @@ from dynquant.errors import ArchitectureError
 from dynquant.text_settings import text_settings
 
 CLASSES = {
+    "apertus": "ApertusForCausalLM",
+    "arcee": "ArceeForCausalLM",
     "bert": "BertModel",
     "cohere": "CohereForCausalLM",
     "cohere2": "Cohere2ForCausalLM",
@@ -21,6 +23,7 @@ CLASSES = {
     "dots1": "Dots1ForCausalLM",
     "ernie4_5": "Ernie4_5ForCausalLM",
     "ernie4_5_moe": "Ernie4_5_MoeForCausalLM",
+    "exaone4": "Exaone4ForCausalLM",
     "gemma": "GemmaForCausalLM",
     "gemma2": "Gemma2ForCausalLM",
     "gemma3": "Gemma3ForConditionalGeneration",
@@ -42,11 +45,14 @@ CLASSES = {
     "granitemoe": "GraniteMoeForCausalLM",
     "granitemoehybrid": "GraniteMoeHybridForCausalLM",
     "granitemoeshared": "GraniteMoeSharedForCausalLM",
+    "hunyuan_v1_dense": "HunYuanDenseV1ForCausalLM",
     "hunyuan_v1_moe": "HunYuanMoEV1ForCausalLM",
     "idefics3": "Idefics3ForConditionalGeneration",
     "internlm3": "InternLM3ForCausalLM",
     "internvl": "InternVLForConditionalGeneration",
     "kimi_k2": "KimiK2ForCausalLM",
+    "lfm2": "Lfm2ForCausalLM",
+    "lfm2_moe": "Lfm2MoeForCausalLM",
     "llama": "LlamaForCausalLM",
     "llama4": "Llama4ForConditionalGeneration",
     "llama4_text": "Llama4ForCausalLM",
@@ -56,6 +62,8 @@ CLASSES = {
     "mistral": "MistralForCausalLM",
     "mistral3": "Mistral3ForConditionalGeneration",
     "mixtral": "MixtralForCausalLM",
+    "muse_glimmer": "MuseGlimmerForConditionalGeneration",
+    "muse_glimmer_text": "MuseGlimmerForConditionalGeneration",
     "nomic_bert": "NomicBertModel",
     "olmo2": "Olmo2ForCausalLM",
     "olmo3": "Olmo3ForCausalLM",
@@ -77,6 +85,8 @@ CLASSES = {
     "qwen3_vl": "Qwen3VLForConditionalGeneration",
     "qwen3_vl_moe": "Qwen3VLMoeForConditionalGeneration",
     "roberta": "RobertaModel",
+    "seed_oss": "SeedOssForCausalLM",
+    "smollm3": "SmolLM3ForCausalLM",
     "smolvlm": "SmolVLMForConditionalGeneration",
     "solar_open": "SolarOpenForCausalLM",
     "starcoder2": "Starcoder2ForCausalLM",
@@ -89,6 +99,7 @@ modeling_auto.py. A type that several models of different layout use is not list
 _WITH_HEAD = frozenset(
     {
         "Dots1ForCausalLM",
+        "ApertusForCausalLM",
         "GptOssForCausalLM",
         "MiniMaxM2ForCausalLM",
         "Olmo2ForCausalLM",

@@ -46,6 +46,14 @@ OTHER_SETTINGS = frozenset(
 
 _TIED = "tie_word_embeddings"
 _DEFAULTS: dict[str, dict[str, Any]] = {
+    "lfm2": {
+        "hidden_size": 2560,
+        "max_position_embeddings": 128000,
+        "num_attention_heads": 32,
+        "num_hidden_layers": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 65536,
+    },
     "llama": {
         "hidden_size": 4096,
         "intermediate_size": 11008,
@@ -64,6 +72,16 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 8,
         "rms_norm_eps": 1e-6,
         "vocab_size": 32000,
+    },
+    "muse_glimmer_text": {
+        "hidden_size": 6656,
+        "intermediate_size": 19968,
+        "max_position_embeddings": 131072,
+        "num_attention_heads": 32,
+        "num_hidden_layers": 52,
+        "num_key_value_heads": 2,
+        "rms_norm_eps": 1e-5,
+        "vocab_size": 202048,
     },
     "qwen2": {
         "hidden_size": 4096,

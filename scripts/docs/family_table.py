@@ -41,6 +41,8 @@ PUBLISHED = {
     "Ernie4_5_MoeForCausalLM": "ERNIE 4.5 21B-A3B, 300B-A47B",
     "HunYuanMoEV1ForCausalLM": "Hunyuan A13B",
     "InternLM3ForCausalLM": "InternLM3-8B",
+    "Lfm2ForCausalLM": "LFM2, LFM2.5, LFM2-VL",
+    "Lfm2MoeForCausalLM": "LFM2-8B-A1B, LFM2.5-8B-A1B",
     "LlamaForCausalLM": "Llama 2, 3, 3.1 to 3.3",
     "Mistral3ForConditionalGeneration": (
         "Mistral Small 3.1, 3.2, Devstral 2, Magistral 1.2, Ministral 3"
@@ -48,6 +50,7 @@ PUBLISHED = {
     "Llama4ForConditionalGeneration": "Llama 4 Scout, Maverick",
     "MiniMaxM2ForCausalLM": "MiniMax M2, M2.5, M2.7",
     "MistralForCausalLM": "Mistral 7B, Nemo, Small 3",
+    "MuseGlimmerForConditionalGeneration": "Muse Glimmer 30B",
     "NomicBertModel": "nomic-embed-text v1, v1.5",
     "Phi3ForCausalLM": "Phi-3, Phi-4, Phi-4-mini",
     "Qwen2ForCausalLM": "Qwen2, Qwen2.5",

@@ -66,10 +66,12 @@ def randomize(model: transformers.PreTrainedModel, family: Family, seed: int) ->
             noise = rng.standard_normal(parameter.shape, dtype=np.float32)
             if name.lower().endswith(FACTORS):
                 noise = family.norms + family.spread * noise
-            elif name.endswith("correction_bias"):
+            elif name.endswith(("correction_bias", "expert_bias")):
                 noise = 0.1 * noise  # with more noise some experts would never be chosen
             elif name.endswith("modality_router.weight"):
                 noise = 4 * noise  # Gemma 3n divides its input by the hidden size
+            elif ".act_fn." in name:
+                noise = 0.7 * (np.sign(noise) + noise)  # small ones have little effect
             elif name.endswith("sinks"):
                 noise = 2 * noise
             elif name.endswith("bias"):
@@ -78,7 +80,7 @@ def randomize(model: transformers.PreTrainedModel, family: Family, seed: int) ->
                 noise = family.embedding * noise
             else:
                 noise = family.weights * noise
-            parameter.copy_(torch.from_numpy(noise))
+            parameter.copy_(torch.from_numpy(np.asarray(noise)))
 
 
 def model_class(config: transformers.PretrainedConfig) -> type:

@@ -29,7 +29,7 @@ from dynquant.text_settings import text_settings
 STORED: dict[str, dict[str, Any]] = json.loads(
     (TESTS / "references" / "config_fields.json").read_text("utf-8")
 )
-SWEPT = tuple(f for f in FAMILIES if f not in ("gpt-oss-mxfp4", "command-r-plus"))
+SWEPT = tuple(f for f in FAMILIES if f not in ("gpt-oss-mxfp4", "command-r-plus", "lfm2vl"))
 """Families without those that are another's in another form."""
 
 
@@ -119,7 +119,10 @@ WITH: dict[str, dict[str, Any]] = {
     "topk_group": {**_GROUPED, "n_group": 3},
     "max_position_embeddings": {"model_max_length": None},
     "hidden_act": {"hidden_activation": None},
+    "intermediate_size": {"block_ff_dim": None, "block_auto_adjust_ff_dim": False},
+    "tie_word_embeddings": {"tie_embedding": None},
     "no_rope_layer_interval": {"no_rope_layers": None, "layer_types": None},
+    "sliding_window_pattern": {"layer_types": None},
 }
 """Other settings that a setting needs to act: it has no effect without windows, for example."""
 
@@ -138,6 +141,7 @@ OTHERS: dict[str, tuple[Any, ...]] = {
     "clip_qkv": (0.5,),
     "mlp_only_layers": ([0],),
     "q_lora_rank": (16,),
+    "block_ff_dim": (200,),
     "n_group": (1, 3),
     "topk_group": (1,),
     "tie_word_embeddings": (True, False),
@@ -145,11 +149,12 @@ OTHERS: dict[str, tuple[Any, ...]] = {
 
 
 WITHOUT_EFFECT = {
+    "exaone4": {"sliding_window_pattern"},
     "gemma4moe": {"use_double_wide_mlp"},
     "gemma4unified": {"use_double_wide_mlp"},
     "granite4": {"intermediate_size", "num_experts_per_tok"},
 }
-"""Settings of layers or experts that a model does not have."""
+"""Settings of layers, windows or experts that a model does not have."""
 
 
 def others(family: str, name: str, value: object) -> Iterator[Any]:
@@ -186,6 +191,8 @@ def silent(family: str, name: str) -> list[Any]:
         base["rope_parameters"] = without_theta(family)
     if name == "layer_types":
         base[name] = ["full_attention"] * fields_of(family)["num_hidden_layers"]
+    if name == "rope_theta" and fields_of(family).get("layer_rope_theta"):
+        base["layer_rope_theta"] = None
     if name == "rope_theta":
         stated = fields_of(family).get("rope_parameters") or {}
         is_one = not any(isinstance(v, dict) for v in stated.values())

@@ -124,6 +124,7 @@ def test_one_tensor_with_its_rows_reversed_is_noticed(family: str, tmp_path: Pat
 
 BASE_CLASSES = {
     "dots1": "Dots1Model",
+    "apertus": "ApertusModel",
     "gpt-oss": "GptOssModel",
     "minimax-m2": "MiniMaxM2Model",
     "olmo2": "Olmo2Model",
@@ -271,6 +272,22 @@ CONFIG_MISTAKES: tuple[tuple[str, str, Callable[[dict[str, Any]], Any]], ...] = 
     ("gpt-oss", "rope scaling", lambda c: c["rope_parameters"].update(factor=2.0)),
     ("gpt-oss", "sliding window", lambda c: c.update(sliding_window=7)),
     ("gpt-oss", "experts used", lambda c: c.update(num_experts_per_tok=2)),
+    ("lfm2", "rope base", lambda c: c.update(rope_theta=10000.0)),
+    ("lfm2", "norm epsilon", lambda c: c.update(norm_eps=1e-1)),
+    ("lfm2moe", "experts used", lambda c: c.update(num_experts_per_tok=2)),
+    *(
+        ("muse-glimmer", f"no {m}", lambda c, m=m: c["text_config"].pop(m))
+        for m in ("qk_scale_factor", "output_multiplier", "final_logit_softcapping")
+    ),
+    ("muse-glimmer", "window", lambda c: c["text_config"].update(sliding_window=8)),
+    ("smollm3", "rope base", lambda c: c["rope_parameters"].update(rope_theta=10000.0)),
+    ("arcee", "rope scaling", lambda c: c["rope_parameters"].update(rope_type="default")),
+    ("apertus", "rope scaling", lambda c: c["rope_parameters"].update(factor=2.0)),
+    ("seed-oss", "rope base", lambda c: c.update(rope_theta=10000.0)),
+    ("exaone4", "rope scaling", lambda c: c["rope_parameters"].update(rope_type="default")),
+    ("exaone4-64", "window", lambda c: c.update(sliding_window=8)),
+    ("exaone4-64", "layers with window and rope", lambda c: c["layer_types"].reverse()),
+    ("hunyuan", "stretched base", lambda c: c["rope_scaling"].pop("alpha")),
     ("qwen3", "norm epsilon", lambda c: c.update(rms_norm_eps=1e-1)),
 )
 

@@ -17,6 +17,7 @@ FAMILIES = dict.fromkeys(
         "JanusForConditionalGeneration",
         "KimiK25ForConditionalGeneration",
         "KimiVLForConditionalGeneration",
+        "Lfm2VlForConditionalGeneration",
         "LightOnOCRForConditionalGeneration",
         "LightOnOcrForConditionalGeneration",
         "LlavaForConditionalGeneration",
