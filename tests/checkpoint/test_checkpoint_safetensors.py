@@ -322,6 +322,7 @@ def test_a_tensor_in_two_shards_without_an_index_is_refused(tmp_path: Path) -> N
         ("model-00001-of-00004.safetensors", "has several sets of shards (model-*-of-00003."),
         ("merged-00001-of-00003.safetensors", "has several sets of shards (merged-*-of-00003."),
         ("model-00004-of-00003.safetensors", "model-00004-of-00003.safetensors: one too many"),
+        ("model-00000-of-00003.safetensors", "model-00000-of-00003.safetensors: one too many"),
         ("model-3-of-00003.safetensors", "one too many for 3 shards, and there is no"),
     ],
 )

@@ -177,6 +177,17 @@ def test_resolve_prints_and_writes_the_file(tmp_path: Path) -> None:
     assert CliRunner().invoke(app, [*command, "-o", str(out)]).exit_code == 1
 
 
+def test_an_unused_default_that_readers_do_not_read_is_no_fault_in_one_file(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "base.yaml").write_text("default: IQ4_NL\n")
+    own = "extends: base.yaml\nreaders: [mistral.rs]\nrules: [{name: '*', type: Q8_0}]"
+    _, text = resolve(own, tmp_path)
+    found = parse_recipe(text, "one.yaml", "one")
+    assert found.default.name != "IQ4_NL"
+    assert found.readers == ("mistral.rs",)
+
+
 def test_readers_are_kept_and_inherited_types_that_they_do_not_read_stay_optional(
     tmp_path: Path,
 ) -> None:
