@@ -30,12 +30,12 @@ from dynquant.arch.settings import (
     reads,
 )
 from dynquant.errors import ArchitectureError
-from dynquant.keys import u32
+from dynquant.keys import Keys, u32
 from dynquant.tensors import Computed
 
 _NAME = "hunyuan-dense"
 _IN, _OUT = "model.layers.{}.self_attn.", "blk.{}."
-_QK_NORMS = (
+QK_NORMS = (
     Row(_IN + "query_layernorm.weight", _OUT + "attn_q_norm.weight", "head"),
     Row(_IN + "key_layernorm.weight", _OUT + "attn_k_norm.weight", "head"),
 )
@@ -46,7 +46,7 @@ second, as llama.cpp's converter says."""
 
 
 @dataclass(frozen=True)
-class _Stretch:
+class Stretch:
     """How much the longest wavelength grows, in the rope settings."""
 
     alpha: Positive | None = None
@@ -56,21 +56,14 @@ def hunyuan(config: Mapping[str, Any], where: str) -> Architecture:
     """Describe a dense Hunyuan: a fixed `alpha` of its dynamic rope scaling becomes its base."""
     c = read_decoder(config, where)
     rope = read_rope(config, where, known=("linear", "dynamic", "yarn", "llama3"))
-    alpha = read_config(_Stretch, rope_settings(config), where).alpha
-    stretches = alpha is not None and rope.rope_type == "dynamic"
     ArchitectureError.raise_any(_problems(c, where))
-    if alpha is not None and stretches:
-        rope = replace(rope, rope_theta=_stretched(rope, alpha, c.n_per_head))
-    keys = decoder_keys(_NAME, c, rope, c.n_per_head)
-    if stretches and c.max_position_embeddings == _STATED:
-        keys[f"{_NAME}.context_length"] = u32(_CONTEXT)
     extra: tuple[ModelTensor, ...] = ()
     if rope.rope_type == "llama3":
         extra = (ModelTensor("rope_freqs.weight", Computed(llama3_factors(rope, c.n_per_head))),)
     return Architecture(
         name=_NAME,
-        keys=keys,
-        rows=WEIGHTS + _QK_NORMS,
+        keys=stretched_keys(_NAME, c, rope, config, where),
+        rows=WEIGHTS + QK_NORMS,
         sizes=decoder_sizes(c),
         n_layers=c.num_hidden_layers,
         tied=TIED if c.tie_word_embeddings else None,
@@ -79,9 +72,16 @@ def hunyuan(config: Mapping[str, Any], where: str) -> Architecture:
     )
 
 
-def _stretched(rope: Rope, alpha: float, head_dim: int) -> float:
-    """Return the base with which the longest wavelength is `alpha` times as long."""
-    return rope.rope_theta * alpha ** (head_dim / (head_dim - 2))
+def stretched_keys(name: str, c: Config, rope: Rope, config: Mapping[str, Any], where: str) -> Keys:
+    """Return the decoder's keys; `alpha` stretches the longest wavelength by that factor."""
+    alpha = read_config(Stretch, rope_settings(config), where).alpha
+    if alpha is None or rope.rope_type != "dynamic":
+        return decoder_keys(name, c, rope, c.n_per_head)
+    base = rope.rope_theta * alpha ** (c.n_per_head / (c.n_per_head - 2))
+    keys = decoder_keys(name, c, replace(rope, rope_theta=base), c.n_per_head)
+    if c.max_position_embeddings == _STATED:
+        keys[f"{name}.context_length"] = u32(_CONTEXT)
+    return keys
 
 
 def _problems(c: Config, where: str) -> Iterator[str]:
@@ -106,7 +106,7 @@ FAMILIES = {
             only=constant(False, "use_cla")
             | constant(True, "use_qk_norm use_rotary_pos_emb")
             | {"norm_type": Only(("rms", "hf_rms"), "llama.cpp computes this family with 'rms'")},
-            of_rope=reads(_Stretch),
+            of_rope=reads(Stretch),
         ),
     )
 }

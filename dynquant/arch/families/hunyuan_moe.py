@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, cast
 
-from dynquant.arch.base import Architecture, Row
-from dynquant.arch.config import Count, ExpertsCount, Positive, Truth, read_config
+from dynquant.arch.base import Architecture
+from dynquant.arch.config import Count, ExpertsCount, Truth, read_config
 from dynquant.arch.decoder import (
     ATTENTION,
     EMBEDDING,
@@ -16,13 +16,13 @@ from dynquant.arch.decoder import (
     OUTPUT_NORM,
     TIED,
     Config,
-    decoder_keys,
     decoder_sizes,
     read_decoder,
 )
 from dynquant.arch.experts import Routing, expert_rows, router_row, routing_keys, shared_rows
+from dynquant.arch.families.hunyuan import QK_NORMS, Stretch, stretched_keys
 from dynquant.arch.graph_limits import fixed
-from dynquant.arch.rope import Rope, read_rope, rope_settings
+from dynquant.arch.rope import read_rope
 from dynquant.arch.settings import (
     DECODER,
     NO_WINDOW,
@@ -34,23 +34,17 @@ from dynquant.arch.settings import (
     reads,
 )
 from dynquant.errors import ArchitectureError
-from dynquant.keys import u32
 
 _NAME = "hunyuan-moe"
 _LAYER, _OUT = "model.layers.{}.", "blk.{}."
 _BLOCK = _LAYER + "mlp."
 _ROWS = (
     *ATTENTION,
-    Row(_LAYER + "self_attn.query_layernorm.weight", _OUT + "attn_q_norm.weight", "head"),
-    Row(_LAYER + "self_attn.key_layernorm.weight", _OUT + "attn_k_norm.weight", "head"),
+    *QK_NORMS,
     router_row(_BLOCK + "gate.wg.weight"),
     *expert_rows(_BLOCK, gate="gate_proj", up="up_proj", down="down_proj"),
     *shared_rows(_BLOCK + "shared_mlp."),
 )
-
-_STATED, _CONTEXT = 32768, 262144
-"""Published models with `alpha` state the first as max_position_embeddings, and are made for the
-second, as llama.cpp's converter says."""
 
 
 @dataclass(frozen=True)
@@ -64,13 +58,6 @@ class _Own:
     norm_topk_prob: Truth = True
 
 
-@dataclass(frozen=True)
-class _Stretch:
-    """How much the longest wavelength grows, in the rope settings."""
-
-    alpha: Positive | None = None
-
-
 def hunyuan_moe(config: Mapping[str, Any], where: str) -> Architecture:
     """Describe a Hunyuan A13B: a fixed `alpha` of its dynamic rope scaling becomes its base."""
     config = {"rms_norm_eps": 1e-5, **config}  # transformers' default
@@ -78,15 +65,9 @@ def hunyuan_moe(config: Mapping[str, Any], where: str) -> Architecture:
     rope = read_rope(config, where, known=("linear", "dynamic", "yarn"))
     own = read_config(_Own, _of_all_layers(config, where), where)
     ArchitectureError.raise_any(_problems(c, own, where))
-    alpha = read_config(_Stretch, rope_settings(config), where).alpha
-    stretches = alpha is not None and rope.rope_type == "dynamic"
-    if alpha is not None and stretches:
-        rope = replace(rope, rope_theta=_stretched(rope, alpha, c.n_per_head))
     n_ffn = c.intermediate_size
     routing = Routing(own.num_experts, own.moe_topk, n_ffn, shared_ffn=n_ffn, n_shared=1)
-    keys = decoder_keys(_NAME, c, rope, c.n_per_head) | routing_keys(_NAME, routing)
-    if stretches and c.max_position_embeddings == _STATED:
-        keys[f"{_NAME}.context_length"] = u32(_CONTEXT)
+    keys = stretched_keys(_NAME, c, rope, config, where) | routing_keys(_NAME, routing)
     return Architecture(
         name=_NAME,
         keys=keys,
@@ -119,11 +100,6 @@ def _of_all_layers(config: Mapping[str, Any], where: str) -> dict[str, Any]:
             )
         found[name] = numbers[0]
     return found
-
-
-def _stretched(rope: Rope, alpha: float, head_dim: int) -> float:
-    """Return the base with which the longest wavelength is `alpha` times as long."""
-    return rope.rope_theta * alpha ** (head_dim / (head_dim - 2))
 
 
 def _problems(c: Config, own: _Own, where: str) -> Iterator[str]:
@@ -167,7 +143,7 @@ FAMILIES = {
                     ("rms", "hf_rms", "fused"), "llama.cpp computes this family with 'rms'"
                 ),
             },
-            of_rope=reads(_Stretch),
+            of_rope=reads(Stretch),
         ),
     )
 }
