@@ -382,14 +382,23 @@ def test_square_matrices_are_read_where_names_or_the_other_stack_show_their_rows
 # ---- quantized -----------------------------------------------------------------------------------
 
 
-def test_fp8_stacks_with_their_scales_are_read(tmp_path: Path) -> None:
-    """Blocks of 16 x 16: those of the fused stack contain rows of gates and of ups."""
-    source = load_reference("qwen3moe").folder
+@pytest.mark.parametrize(
+    ("family", "form", "layer"),
+    [
+        ("qwen3moe", transformers5, "model.layers.1."),
+        ("qwen3omnimoe", outputs_last, "thinker.model.layers.1."),
+    ],
+)
+def test_fp8_stacks_with_their_scales_are_read(
+    family: str, form: Form, layer: str, tmp_path: Path
+) -> None:
+    """Blocks of 16 x 16: some of the fused stack contain both gates and ups."""
+    source = load_reference(family).folder
     config = json.loads((source / "config.json").read_text("utf-8"))
     config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [16, 16]}
     rng = np.random.default_rng(0)
     stored: Stored = {}
-    for name, (kind, x) in restacked(stored_in(source), transformers5).items():
+    for name, (kind, x) in restacked(stored_in(source), form).items():
         if ".experts." not in name:
             stored[name] = (kind, x)
             continue
@@ -398,35 +407,12 @@ def test_fp8_stacks_with_their_scales_are_read(tmp_path: Path) -> None:
         stored[f"{name}_scale_inv"] = ("F32", scales(rng, *grid))
     shutil.copytree(source, tmp_path / "m", ignore=shutil.ignore_patterns("*.safetensors*"))
     model = load_model(write_stored(tmp_path / "m", config, stored))
-    both = "model.layers.1.mlp.experts.gate_up_proj"
+    both = f"{layer}mlp.experts.gate_up_proj"
     whole = read_fp8(stored[both][1], stored[f"{both}_scale_inv"][1])
-    for role, rows in (("gate", slice(0, 24)), ("up", slice(24, 48))):
-        np.testing.assert_array_equal(
-            weights_of(model, f"blk.1.ffn_{role}_exps.weight"), whole[:, rows]
-        )
-
-
-def test_fp8_stacks_with_outputs_last_are_read(tmp_path: Path) -> None:
-    source = load_reference("qwen3omnimoe").folder
-    config = json.loads((source / "config.json").read_text("utf-8"))
-    config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [16, 16]}
-    rng = np.random.default_rng(0)
-    stored: Stored = {}
-    for name, (kind, x) in restacked(stored_in(source), outputs_last).items():
-        if ".experts." not in name:
-            stored[name] = (kind, x)
-            continue
-        grid = (x.shape[0], -(-x.shape[1] // 16), -(-x.shape[2] // 16))
-        stored[name] = ("F8_E4M3", e4m3_codes(rng, x.shape))
-        stored[f"{name}_scale_inv"] = ("F32", scales(rng, *grid))
-    shutil.copytree(source, tmp_path / "m", ignore=shutil.ignore_patterns("*.safetensors*"))
-    model = load_model(write_stored(tmp_path / "m", config, stored))
-    both = "thinker.model.layers.1.mlp.experts.gate_up_proj"
-    whole = read_fp8(stored[both][1], stored[f"{both}_scale_inv"][1]).transpose(0, 2, 1)
-    for role, rows in (("gate", slice(0, 20)), ("up", slice(20, 40))):
-        np.testing.assert_array_equal(
-            weights_of(model, f"blk.1.ffn_{role}_exps.weight"), whole[:, rows]
-        )
+    if form is outputs_last:
+        whole = whole.transpose(0, 2, 1)
+    for role, part in zip(("gate", "up"), np.split(whole, 2, axis=1), strict=True):
+        np.testing.assert_array_equal(weights_of(model, f"blk.1.ffn_{role}_exps.weight"), part)
 
 
 def read_fp8(codes: np.ndarray, scale: np.ndarray) -> np.ndarray:
