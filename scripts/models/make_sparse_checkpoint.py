@@ -4,7 +4,7 @@
     python scripts/models/make_sparse_checkpoint.py DeepSeek-R1 FOLDER
 
 CONFIG is a config.json of any family that dynquant supports, or the name of a published model
-(tests/support/published.py). Names, dtypes, shapes and offsets are those of the published
+(tests/support/published_configs.py). Names, dtypes, shapes and offsets are those of the published
 checkpoint. DeepSeek-R1 has 91,991 tensors of 688.6 GB in 163 files; headers and index take 21 MB
 on disk. There is no tokenizer: `dynquant plan` does not need it, but `dynquant convert` does.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "support"))
-from published import MODELS, SHARDS
+from published_configs import MODELS, SHARDS
 from sparse import header_of, n_bytes, write_sparse
 
 SHARD_BYTES = 5_000_000_000

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from imatrices import write_legacy
-from published import DEEPSEEK_R1, SHARDS
+from published_configs import DEEPSEEK_R1, SHARDS
 from sparse import header_of, n_bytes, write_sparse
 
 from dynquant.arch.base import Model

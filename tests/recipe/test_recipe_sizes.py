@@ -7,7 +7,8 @@ from math import prod
 
 import pytest
 from agreement import FAMILIES, load_reference
-from published import DENSE, MIXTURES, MODELS, WEIGHTS, model_of
+from published import model_of
+from published_configs import DENSE, MIXTURES, MODELS, WEIGHTS
 from subsets import FAST_FAMILIES, slow_except
 
 from dynquant.arch.base import Model

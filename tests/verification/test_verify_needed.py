@@ -19,7 +19,8 @@ from ggufs import write
 from handmade import recipe, weights
 from incomplete import Tensor, copy, single_experts, tensors_in, without
 from predicting import N_LAYERS, with_prediction
-from published import MODELS, model_of
+from published import model_of
+from published_configs import MODELS
 from subsets import FAST_FAMILIES, slow_except
 
 import dynquant
