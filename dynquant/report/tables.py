@@ -23,16 +23,22 @@ from dynquant.quants.table import QuantType
 from dynquant.report.grid import column_of
 
 _SHOWN_ITEMS = 6
+_SHOWN_RANGES = 6
 _SHOWN_CHARACTERS = 72
 
 
 def ranges(numbers: Iterable[int]) -> str:
-    """Return sorted numbers as ranges, each number once: 0-3,5,8-9."""
+    """Return sorted numbers as ranges, each number once: 0-3,5,8-9.
+
+    Of many ranges only the first ones and the last are shown: 0-2,4-6,8-10,…,60-62.
+    """
     parts: list[str] = []
     for _, run in groupby(enumerate(sorted(set(numbers))), key=lambda p: p[1] - p[0]):
         members = [n for _, n in run]
         ends = (members[0],) if len(members) == 1 else (members[0], members[-1])
         parts.append("-".join(map(str, ends)))
+    if len(parts) > _SHOWN_RANGES:
+        parts[3:-1] = ["…"]
     return ",".join(parts)
 
 

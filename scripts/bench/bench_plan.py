@@ -78,11 +78,16 @@ class Measured:
     planning: float
 
 
-def command_of(command: list[str]) -> tuple[str, float, int]:
-    """Run a command; return what it printed, its seconds and its largest resident size."""
+def command_of(command: list[str], *, is_quiet: bool = False) -> tuple[str, float, int]:
+    """Run a command; return what it printed, its seconds and its largest resident size.
+
+    is_quiet: whether its stderr is dropped
+    """
     start = time.perf_counter()
     with tempfile.TemporaryFile() as out:
-        actions = [(os.POSIX_SPAWN_DUP2, out.fileno(), 1)]
+        actions: list[tuple[int, ...] | tuple[Any, ...]] = [(os.POSIX_SPAWN_DUP2, out.fileno(), 1)]
+        if is_quiet:
+            actions.append((os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0))
         pid = os.posix_spawn(command[0], command, os.environ, file_actions=actions)
         _, status, usage = os.wait4(pid, 0)
         wall = time.perf_counter() - start

