@@ -1,4 +1,4 @@
-"""Text for numbers that users read: sizes and errors."""
+"""Text for numbers that users read: sizes, counts and errors."""
 
 from __future__ import annotations
 
@@ -34,6 +34,11 @@ def _power(n_bytes: int) -> int:
 
 def _in_unit(n_bytes: int, power: int) -> str:
     return f"{three_digits(n_bytes / 1000**power)} {_PREFIXES[power]}B"
+
+
+def counted(n: int, noun: str) -> str:
+    """Return a number of things as text: `1 file`, `3 files`."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
 def three_digits(value: float) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from dynquant.arch.base import ModelTensor
 from dynquant.checkpoint.gguf_shards import Shards, open_gguf
 from dynquant.errors import RecipeError
+from dynquant.figures import counted
 from dynquant.interchange.compaction import Column, Taken, compact
 from dynquant.interchange.grouping import named_roles
 from dynquant.interchange.patterns import MAX_LAYERS, Header
@@ -68,7 +69,9 @@ def recipe_of_types(
     rules = [_written(*each) for each in named_roles(found, columns, facts.n_layers)]
     n_bits = sum(8 * t.n_rows * known[types[t.name]].row_size(t.n_per_row) for t in headers)
     bpw = n_bits / max(1, sum(prod(t.shape) for t in headers))
-    comments = [f"The types of {file}: {len(headers)} tensors, {bpw:.3f} bits per weight."]
+    comments = [
+        f"The types of {file}: {counted(len(headers), 'tensor')}, {bpw:.3f} bits per weight."
+    ]
     keys = [("name", quoted(file.removesuffix(".gguf"))), ("default", default)]
     predicts = any(t.parts.layer in prediction for t in headers)
     more = [("prediction_layers", "keep")] if predicts else []

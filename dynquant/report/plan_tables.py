@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from dynquant.figures import size_text
+from dynquant.figures import counted, size_text
 from dynquant.importance.imatrix import Imatrix
 from dynquant.name_lists import grouped
 from dynquant.plan.plan import Plan, TensorPlan
@@ -27,7 +27,7 @@ def plan_tables(plan: Plan, file_bytes: int | None, *, each: bool = False) -> Re
     """
     title = (
         f"{plan.architecture} by recipe {plan.recipe.name}, effort {plan.effort}:"
-        f" {len(plan.tensors)} tensors, {plan.n_weights:,} weights"
+        f" {counted(len(plan.tensors), 'tensor')}, {plan.n_weights:,} weights"
     )
     tensors = _each(plan) if each else tensor_table([(t, t.type.name) for t in plan.tensors])
     lines = [*_totals(plan, file_bytes), *_importance(plan), *_ignored(plan)]
@@ -73,7 +73,8 @@ def _totals(plan: Plan, file_bytes: int | None) -> Iterator[str]:
     if len(used) > 1:
         extra = sum(f.extra_bytes for f in used)
         yield (
-            f"all fallbacks: {sum(len(f.names) for f in used)} tensors, {_more(extra)},"
+            f"all fallbacks: {counted(sum(len(f.names) for f in used), 'tensor')},"
+            f" {_more(extra)},"
             f" {8 * extra / plan.n_weights:+.4f} bits per weight of the model"
         )
     if plan.prediction:
@@ -82,7 +83,7 @@ def _totals(plan: Plan, file_bytes: int | None) -> Iterator[str]:
 
 def _fallback(used: Fallback) -> str:
     return (
-        f"fallback {used.taken.name} for {used.wanted.name}: {len(used.names)} tensors,"
+        f"fallback {used.taken.name} for {used.wanted.name}: {counted(len(used.names), 'tensor')},"
         f" {used.extra_bits:+.4g} bits per weight, {_more(used.extra_bytes)}:"
         f" {_some(used.names)}"
     )
@@ -98,7 +99,7 @@ def _importance(plan: Plan) -> Iterator[str]:
         names = ", ".join(dict.fromkeys(t.type.name for t in needed))
         without = [t.name for t in needed if not t.importance]
         covered = f"missing for {_some(without)}" if without else "available for all"
-        yield f"importance needed by {len(needed)} tensors ({names}), {covered}"
+        yield f"importance needed by {counted(len(needed), 'tensor')} ({names}), {covered}"
     if plan.imatrix:
         yield _imatrix(plan, plan.imatrix)
     borrowed: dict[str, list[str]] = {}
@@ -112,7 +113,7 @@ def _importance(plan: Plan) -> Iterator[str]:
 
 def _imatrix(plan: Plan, imatrix: Imatrix) -> str:
     """Return how many tensors an imatrix covers, and the others but the embedding."""
-    line = f"imatrix {imatrix.path.name}: importance for {len(plan.importance)} tensors"
+    line = f"imatrix {imatrix.path.name}: importance for {counted(len(plan.importance), 'tensor')}"
     if without := sum(len(i.without) for i in plan.importance.values()):
         line += f" ({without} of their experts have none)"
     missing = [n for n in plan.unweighted if n != "token_embd.weight"]

@@ -16,7 +16,7 @@ from rich.text import Text
 from dynquant.arch.base import TensorName
 from dynquant.checkpoint.gguf import GGUFFile
 from dynquant.errors import CheckpointError
-from dynquant.figures import size_text
+from dynquant.figures import counted, size_text
 from dynquant.keys import KeyValue
 from dynquant.quants.readers import READERS
 from dynquant.quants.table import QuantType
@@ -99,7 +99,7 @@ def file_tables(file: GGUFFile) -> RenderableType:
         keys.add_row(name, key_type(key), Text(_shortened(key)))
     n_bytes = sum(t.n_bytes for t in file.tensors)
     weights = sum(prod(t.shape) for t in file.tensors)
-    total = f"{len(file.tensors)} tensors, {weights:,} weights, {size_text(n_bytes)}"
+    total = f"{counted(len(file.tensors), 'tensor')}, {weights:,} weights, {size_text(n_bytes)}"
     if weights:
         total += f", {8 * n_bytes / weights:.3f} bits per weight"
     tensors = tensor_table([(t, t.type_name) for t in file.tensors])

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from dynquant.figures import size_text
-from dynquant.verification.findings import Verification, counted
+from dynquant.figures import counted, size_text
+from dynquant.verification.findings import Verification
 
 
 def verified_json(found: Verification) -> dict[str, Any]:

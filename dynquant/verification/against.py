@@ -15,13 +15,14 @@ from dynquant.arch.load import Mla
 from dynquant.checkpoint.gguf_shards import Shards, first_file, open_gguf
 from dynquant.conversion.write import default_threads
 from dynquant.errors import VerificationError
+from dynquant.figures import counted
 from dynquant.importance.imatrix import Imatrix
 from dynquant.measure.sample import Candidate, Range, draw, encode_rows
 from dynquant.quants.codec import NotFiniteError
 from dynquant.quants.search import Search
 from dynquant.tensors import ShardFile
 from dynquant.verification.ahead import in_order
-from dynquant.verification.findings import Comparison, Fault, counted
+from dynquant.verification.findings import Comparison, Fault
 from dynquant.verification.lints import value_of
 from dynquant.verification.maker import Maker, load_source
 from dynquant.verification.other_source import (

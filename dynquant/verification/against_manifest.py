@@ -7,8 +7,9 @@ from typing import cast
 
 from dynquant.checkpoint.gguf_shards import Shards
 from dynquant.conversion.manifest import Manifest
+from dynquant.figures import counted
 from dynquant.name_lists import grouped
-from dynquant.verification.findings import Fault, counted
+from dynquant.verification.findings import Fault
 from dynquant.verification.scan import Scanned
 
 

@@ -6,11 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 
-def counted(n: int, noun: str) -> str:
-    """Return a number of things as text: `1 file`, `3 files`."""
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
-
-
 @dataclass(frozen=True)
 class Fault:
     """Something wrong with a file.

@@ -9,9 +9,10 @@ from dynquant.checkpoint.gguf_shards import Shards, first_file, open_gguf
 from dynquant.conversion.manifest import Manifest, manifest_beside, read_manifest
 from dynquant.conversion.write import default_threads
 from dynquant.errors import CheckpointError, ManifestError
+from dynquant.figures import counted
 from dynquant.quants.table import ALL, KEPT
 from dynquant.verification.against_manifest import manifest_faults
-from dynquant.verification.findings import Fault, Verification, counted
+from dynquant.verification.findings import Fault, Verification
 from dynquant.verification.lints import lint_faults, lint_warnings
 from dynquant.verification.needed import needed_faults, needed_unchecked, needed_warnings
 from dynquant.verification.scan import scan

@@ -8,6 +8,7 @@ import typer
 
 from dynquant.cli import console
 from dynquant.cli.options import ImatrixOption, LeaveOutOption, MlaOption
+from dynquant.figures import counted
 
 
 def check(
@@ -50,6 +51,7 @@ def check(
         console.talk(f"warning: {warning}")
     tensors = typed_by(found)
     console.talk(
-        f"{given.recipe.path}: fits {model} ({found.model.architecture}): {len(tensors)} tensors,"
+        f"{given.recipe.path}: fits {model} ({found.model.architecture}):"
+        f" {counted(len(tensors), 'tensor')},"
         f" {bits_per_weight(tensors):.3f} bits per weight"
     )
