@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, islice
 from math import prod
 
 import numpy as np
@@ -88,7 +89,7 @@ def audit(
 ) -> tuple[dict[str, Importance], tuple[str, ...]]:
     """Return the importance of each tensor with data in the file, and warnings.
 
-    Names must be equal. A tensor without an entry has that of a tensor with the same inputs. An
+    Names must be equal. A tensor without data has those of a tensor with the same inputs. An
     entry has a value for each channel of a row, either once for all matrices of the tensor or for
     each matrix. Raises ImportanceError for the file of another model, with the names and sizes that
     differ.
@@ -97,7 +98,7 @@ def audit(
     by_name = {t.name: t for t in tensors}
     known = [(by_name[name], e) for name, e in imatrix.entries.items() if name in by_name]
     absent = (t for t in tensors if t.name not in imatrix.entries)
-    known += [(t, e) for t in absent if (e := _of_same_inputs(t, imatrix)) is not None]
+    known += [(t, e) for t in absent for e in islice(_of_same_inputs(t, imatrix), 1)]
     used = {entry.name for _, entry in known}
     extra = grouped(sorted(imatrix.entries.keys() - used))
     if not known:
@@ -113,8 +114,8 @@ def audit(
         f"{path}: is the imatrix of another model: {m}"
         for m in _misfits(p for p in misfits if not _is_embedding(p))
     )
-    found = {t.name: _audited(t, e) for t, e in known if _fits(t, e)}
-    return {n: i for n, i in found.items() if len(i.without) < i.n_matrices}, tuple(warnings)
+    found = {t.name: _with_data(t, e, imatrix) for t, e in known if _fits(t, e)}
+    return {name: i for name, i in found.items() if i is not None}, tuple(warnings)
 
 
 def missing(wanted: Iterable[str], importance: Mapping[str, Importance]) -> list[str]:
@@ -142,6 +143,15 @@ def gaps(
         )
 
 
+def _with_data(tensor: ModelTensor, entry: Entry, imatrix: Imatrix) -> Importance | None:
+    """Return the importance from an entry, or from one with the same inputs if that has no data."""
+    for each in chain([entry], _of_same_inputs(tensor, imatrix)):
+        found = _audited(tensor, each)
+        if len(found.without) < found.n_matrices:
+            return found
+    return None
+
+
 def _audited(tensor: ModelTensor, entry: Entry) -> Importance:
     role = TensorName.parse(entry.name).role if entry.name != tensor.name else ""
     made = Importance(entry, _n_matrices(tensor), tensor.n_per_row, role=role)
@@ -152,16 +162,15 @@ def _audited(tensor: ModelTensor, entry: Entry) -> Importance:
     return replace(made, without=frozenset(empty))
 
 
-def _of_same_inputs(tensor: ModelTensor, imatrix: Imatrix) -> Entry | None:
-    """Return the entry of another tensor with the same inputs, if its sizes agree."""
+def _of_same_inputs(tensor: ModelTensor, imatrix: Imatrix) -> Iterator[Entry]:
+    """Yield the entries of other tensors with the same inputs, if their sizes agree."""
     role = tensor.parts.role
     for roles in _SAME_INPUTS if tensor.name.endswith(f".{role}.weight") else ():
         for other in roles if role in roles else ():
             name = tensor.name.removesuffix(f"{role}.weight") + f"{other}.weight"
             entry = imatrix.entries.get(name)
-            if entry is not None and _fits(tensor, entry):
-                return entry
-    return None
+            if other != role and entry is not None and _fits(tensor, entry):
+                yield entry
 
 
 def _n_matrices(tensor: ModelTensor) -> int:

@@ -73,6 +73,22 @@ def test_each_expert_has_its_own_part_of_an_older_files_entry(tmp_path: Path) ->
         assert np.array_equal(found[EXPERTS].of(expert), means[expert])
 
 
+def test_an_entry_without_data_gives_way_to_one_with_the_same_inputs(tmp_path: Path) -> None:
+    gate, up = computed_tensor("blk.0.ffn_gate.weight", 6, 8), computed_tensor(UP, 6, 8)
+    sums = positive(1, 8)
+    entries = {gate.name: (np.zeros((1, 8), np.float32), [0]), UP: (sums, [4])}
+    found, _ = audit(read_imatrix(counted(tmp_path, entries)), [gate, up])
+    assert np.array_equal(found[gate.name].of(0), sums[0] / np.float32(4))
+    assert (found[gate.name].role, found[UP].role) == ("ffn_up", "")
+
+
+def test_no_data_for_all_tensors_with_the_same_inputs_is_no_importance(tmp_path: Path) -> None:
+    gate, up = computed_tensor("blk.0.ffn_gate.weight", 6, 8), computed_tensor(UP, 6, 8)
+    none = (np.zeros((1, 8), np.float32), [0])
+    found, _ = audit(read_imatrix(counted(tmp_path, {gate.name: none, UP: none})), [gate, up])
+    assert found == {}
+
+
 def test_many_matrices_under_one_count_have_their_own_parts(tmp_path: Path) -> None:
     # What llama-imatrix writes for the heads of attn_k_b: one long row, one count.
     sums = positive(1, 24)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import subprocess
 import sys
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -196,3 +198,25 @@ def test_failed_gate_ends_the_example_with_exit_code_3(tmp_path: Path) -> None:
     assert done.returncode == 3
     assert "the limit is 1.00 MB (0.954 MiB)" in done.stderr
     assert not (tmp_path / "release").exists()
+
+
+def test_action_passes_each_line_of_globs_and_keys(tmp_path: Path) -> None:
+    (convert,) = (s for s in steps_of(ACTION) if s["name"] == "Convert")
+    script = 'set -eo pipefail\ndynquant() { printf "%s\\n" "$@" > log; }\n' + convert["run"]
+    given = {
+        "MODEL": "hf://ORG/MODEL",
+        "OUT": "out/x.gguf",
+        "LEAVE_OUT": "v_head.*\nscore.*\n",
+        "SET": "general.name=A name\n",
+    }
+    variables = {**dict.fromkeys(convert["env"], ""), "GITHUB_STEP_SUMMARY": "summary", **given}
+    variables["PATH"] = os.environ["PATH"]
+    subprocess.run(["bash", "-c", script], check=True, cwd=tmp_path, env=variables)
+    written = (tmp_path / "log").read_text().splitlines()
+    for option in (
+        ("--leave-out", "v_head.*"),
+        ("--leave-out", "score.*"),
+        ("--set", "general.name=A name"),
+    ):
+        assert option in pairwise(written)
+    assert written[:2] == ["convert", "hf://ORG/MODEL"]
