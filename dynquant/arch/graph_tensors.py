@@ -29,6 +29,7 @@ _CLASSES = {
     "deepseek": "DeepseekForCausalLM",
     "deepseek2": "DeepseekV2ForCausalLM",
     "deepseek2-ocr": "DeepseekOCRForCausalLM",
+    "deepseek32": "DeepseekV32ForCausalLM",
     "dots1": "Dots1ForCausalLM",
     "ernie4_5": "Ernie4_5ForCausalLM",
     "ernie4_5-moe": "Ernie4_5_MoeForCausalLM",
@@ -41,6 +42,7 @@ _CLASSES = {
     "gemma4": "Gemma4ForCausalLM",
     "glm4": "Glm4ForCausalLM",
     "glm4moe": "Glm4MoeForCausalLM",
+    "glm-dsa": "GlmMoeDsaForCausalLM",
     "gpt-oss": "GptOssForCausalLM",
     "granite": "GraniteForCausalLM",
     "granitemoe": "GraniteMoeForCausalLM",
@@ -117,6 +119,9 @@ _SIZES: dict[str, Any] = {
     "qk_nope_head_dim": 32,
     "qk_rope_head_dim": 32,
     "v_head_dim": 32,
+    "index_n_heads": 2,
+    "index_head_dim": 64,
+    "index_topk": 1,
     "sliding_window": 32,
 }
 
@@ -306,6 +311,10 @@ def _layers_of(name: str, keys: Keys, n_layers: int) -> Mapping[str, Any]:
     lite = n_layers in (26, 27) or (n_layers, n_vocab) == (48, 128256)
     if name == "deepseek2" and not lite:
         found["q_lora_rank"] = _number(keys, f"{name}.attention.q_lora_rank") or None
+    if name in ("deepseek32", "glm-dsa"):
+        found["q_lora_rank"] = 32
+    if name == "glm-dsa":
+        found["indexer_types"] = _indexer_types(keys, n_layers)
     if name == "gemma3n":
         found |= {
             "num_kv_shared_layers": max(0, n_layers - 20),
@@ -325,6 +334,14 @@ def _layers_of(name: str, keys: Keys, n_layers: int) -> Mapping[str, Any]:
             kinds = ("full_attention", "linear_attention")
             found["layer_types"] = [kinds[bool(r)] for r in recurrent[:n_layers]]
     return found
+
+
+def _indexer_types(keys: Keys, n_layers: int) -> list[str]:
+    """Return which layers of a GLM-5 need an indexer; the graph requires that they have one."""
+    full = _value(keys, "glm-dsa.attention.indexer.types")
+    if isinstance(full, tuple) and len(full) == n_layers and full[0]:
+        return ["full" if is_full else "shared" for is_full in full]
+    return ["full"] * n_layers
 
 
 def _of_gemma4(keys: Keys, n_layers: int) -> dict[str, Any]:

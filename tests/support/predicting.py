@@ -1,4 +1,4 @@
-"""A DeepSeek-V3 with a prediction layer (multi-token prediction)."""
+"""A DeepSeek-V3, or another model of its form, with a prediction layer (multi-token prediction)."""
 
 from __future__ import annotations
 
@@ -23,16 +23,20 @@ def bf16(x: np.ndarray) -> np.ndarray:
     return (x.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
 
 
-def with_prediction(folder: Path, *, without: str = "", head: bool = True) -> Path:
-    """Copy the reference and add layer 3 as a second shard; head: copy embedding and output too."""
-    shutil.copytree(load_reference("deepseek-v3").folder, folder)
+def with_prediction(
+    folder: Path, *, family: str = "deepseek-v3", without: str = "", head: bool = True
+) -> Path:
+    """Copy the reference and add a layer as a second shard; head: copy embedding and output too."""
+    shutil.copytree(load_reference(family).folder, folder)
+    config = json.loads((folder / "config.json").read_text("utf-8"))
     stored = read_bf16(folder / "model.safetensors")
     rng = np.random.default_rng(3)
-    at = f"model.layers.{N_LAYERS}."
+    n_layers: int = config["num_hidden_layers"]
+    at, last = f"model.layers.{n_layers}.", f"model.layers.{n_layers - 1}."
     more = {
-        name.replace("model.layers.2.", at): x[::-1].copy()
+        name.replace(last, at): x[::-1].copy()
         for name, x in stored.items()
-        if name.startswith("model.layers.2.")
+        if name.startswith(last)
     }
     more[at + "eh_proj.weight"] = bf16(rng.standard_normal((HIDDEN, 2 * HIDDEN)))
     for norm in ("enorm", "hnorm", "shared_head.norm"):

@@ -14,8 +14,8 @@ from dynquant.arch.base import Architecture, on, renamed
 from dynquant.arch.config import Count, ExpertsCount, Natural, Truth, read_config
 from dynquant.arch.decoder import ATTENTION, EMBEDDING, MLP, OUTPUT, OUTPUT_NORM
 from dynquant.arch.experts import SOFTMAX, Routing, routing_keys
-from dynquant.arch.families.deepseek import EXPERTS
 from dynquant.arch.families.llama import llama
+from dynquant.arch.latent_decoder import EXPERTS
 from dynquant.arch.settings import DECODER, NO_WINDOW, Declared, Settings, constant, harmless, reads
 from dynquant.arch.wrapped import Wrapped
 from dynquant.errors import ArchitectureError

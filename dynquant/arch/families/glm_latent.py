@@ -14,7 +14,7 @@ from dynquant.errors import ArchitectureError
 
 
 @dataclass(frozen=True)
-class _Layers:
+class DenseLayers:
     """Which layers have experts, in either of two forms."""
 
     num_hidden_layers: LayersCount
@@ -36,15 +36,17 @@ def glm4moelite(config: Mapping[str, Any], where: str) -> Architecture:
     return deepseek3({**defaults, **present, **dense}, where)
 
 
-def n_leading_dense(config: Mapping[str, Any], where: str) -> int:
+def n_leading_dense(config: Mapping[str, Any], where: str, default: int = 1) -> int:
     """Return how many layers have no experts; they are the first.
+
+    default: of the model's class
 
     Raises ArchitectureError if there are later ones, or if two settings contradict each other.
     """
-    layers = read_config(_Layers, config, where)
+    layers = read_config(DenseLayers, config, where)
     stated, types = layers.first_k_dense_replace, layers.mlp_layer_types
     if types is None:
-        return 1 if stated is None else stated
+        return min(default, layers.num_hidden_layers) if stated is None else stated
     n = next((i for i, kind in enumerate(types) if kind == "sparse"), len(types))
     if len(types) != layers.num_hidden_layers or "dense" in types[n:]:
         raise ArchitectureError(
@@ -61,6 +63,6 @@ def n_leading_dense(config: Mapping[str, Any], where: str) -> int:
 
 FAMILIES = {
     "Glm4MoeLiteForCausalLM": Declared(
-        glm4moelite, Settings(read=READ | reads(_Layers), harmless=HARMLESS)
+        glm4moelite, Settings(read=READ | reads(DenseLayers), harmless=HARMLESS)
     ),
 }
