@@ -46,6 +46,7 @@ _CLASSES = {
     "granitemoe": "GraniteMoeForCausalLM",
     "hunyuan-moe": "HunYuanMoEV1ForCausalLM",
     "hunyuan-dense": "HunYuanDenseV1ForCausalLM",
+    "kimi-linear": "KimiLinearForCausalLM",
     "lfm2": "Lfm2ForCausalLM",
     "lfm2moe": "Lfm2MoeForCausalLM",
     "llama": "LlamaForCausalLM",
@@ -86,6 +87,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "gemma3n": {"vocab_size_per_layer_input": 64},
     # Full layers may have no values.
     "gemma4": {"attention_k_eq_v": True, "global_head_dim": 32, "vocab_size_per_layer_input": 64},
+    "kimi-linear": {"linear_num_heads": 2},
     "nomic-bert": {"hidden_act": "swiglu"},
     "phimoe": {"attention_bias": True, "lm_head_bias": True},
     "gemma-embedding": {"use_bidirectional_attention": True},
@@ -313,11 +315,12 @@ def _layers_of(name: str, keys: Keys, n_layers: int) -> Mapping[str, Any]:
         }
     if name == "gemma4":
         found |= _of_gemma4(keys, n_layers)
-    if name in ("lfm2", "lfm2moe"):
+    other = "linear_attention" if name == "kimi-linear" else "conv"
+    if name in ("kimi-linear", "lfm2", "lfm2moe"):
         found["num_dense_layers"] = found["first_k_dense_replace"]
         heads = _value(keys, f"{name}.attention.head_count_kv")
         if isinstance(heads, tuple):
-            found["layer_types"] = ["full_attention" if n else "conv" for n in heads]
+            found["layer_types"] = ["full_attention" if n else other for n in heads]
     if name in ("qwen3next", "qwen35", "qwen35moe"):
         found["full_attention_interval"] = _number(keys, f"{name}.full_attention_interval") or 4
         recurrent = _value(keys, f"{name}.attention.recurrent_layers")
