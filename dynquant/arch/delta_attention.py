@@ -10,39 +10,37 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from dynquant.arch.base import Form, Row, Via
+from dynquant.arch.base import Row, Via
 from dynquant.arch.config import Count, LayersCount, Natural, Truth, read_config
 from dynquant.errors import ArchitectureError
-from dynquant.keys import Keys, u32
+from dynquant.keys import Keys, f32, u32
 from dynquant.tensors import TensorSource
 from dynquant.transforms import Reshaped, negated_exp
 
 _IN, _OUT = "model.layers.{}.self_attn.", "blk.{}."
 
 
-def _convolution(part: str) -> Row:
-    stored = f"{_IN}{part}_conv1d.weight"
-    forms = (Form(stored, "delta kernel"),)
-    return Row(stored, f"{_OUT}ssm_conv1d_{part}.weight", "delta one kernel", forms=forms)
-
+NORMS = (
+    Row("model.layers.{}.input_layernorm.weight", _OUT + "attn_norm.weight", "hidden"),
+    Row("model.layers.{}.post_attention_layernorm.weight", _OUT + "ffn_norm.weight", "hidden"),
+)
+"""The norms of a layer, which the rows of latent attention include."""
 
 INPUTS = (
     Row(_IN + "q_proj.weight", _OUT + "attn_q.weight", "delta hidden"),
     Row(_IN + "k_proj.weight", _OUT + "attn_k.weight", "delta hidden"),
     Row(_IN + "v_proj.weight", _OUT + "attn_v.weight", "delta hidden"),
-    *(_convolution(part) for part in "qkv"),
+    *(
+        Row(f"{_IN}{x}_conv1d.weight", f"{_OUT}ssm_conv1d_{x}.weight", "delta one kernel")
+        for x in "qkv"
+    ),
     Row(_IN + "b_proj.weight", _OUT + "ssm_beta.weight", "delta_heads hidden"),
 )
 DECAY = (
     Row(_IN + "f_a_proj.weight", _OUT + "ssm_f_a.weight", "delta_head hidden"),
     Row(_IN + "f_b_proj.weight", _OUT + "ssm_f_b.weight", "delta delta_head"),
     Row(_IN + "dt_bias", _OUT + "ssm_dt.bias", "delta"),
-    Row(
-        _IN + "A_log",
-        _OUT + "ssm_a",
-        "one one delta_heads one",
-        forms=(Form(_IN + "A_log", "delta_heads"),),
-    ),
+    Row(_IN + "A_log", _OUT + "ssm_a", "delta_heads"),
 )
 GATE = (
     Row(_IN + "g_a_proj.weight", _OUT + "ssm_g_a.weight", "delta_head hidden"),
@@ -57,18 +55,12 @@ DELTA = (*INPUTS, *DECAY, *GATE, *RESULT)
 
 
 def kernels(source: TensorSource) -> TensorSource:
-    """Return the kernels of a convolution, [channels, 1, kernel] or [channels, kernel], in 4-D."""
-    return Reshaped(source, (1, source.shape[0], 1, source.shape[-1]))
+    """Return the kernels [channels, 1, kernel] of a convolution in 4-D."""
+    return Reshaped(source, (1, *source.shape))
 
 
-def rates(source: TensorSource) -> TensorSource:
-    """Return the decay rates -exp(x) of the heads, stored in 4-D or 1-D, as [1, 1, heads, 1]."""
-    heads = max(source.shape)
-    return Reshaped(negated_exp(Reshaped(source, (heads,))), (1, 1, heads, 1))
-
-
-VIA: dict[str, Via] = {**{f"ssm_conv1d_{part}": kernels for part in "qkv"}, "ssm_a": rates}
-"""Transforms of the rows, by role; the converter of llama.cpp writes the same four dimensions."""
+VIA: dict[str, Via] = {**{f"ssm_conv1d_{x}": kernels for x in "qkv"}, "ssm_a": negated_exp}
+"""Transforms of the rows, by role."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +91,11 @@ class Delta:
         return {
             f"{arch}.ssm.conv_kernel": u32(self.linear_conv_kernel_dim),
             f"{arch}.kda.head_dim": u32(self.linear_head_dim),
-        }
+        } | (
+            {}
+            if self.linear_lower_bound is None
+            else {f"{arch}.kda.gate_lower_bound": f32(self.linear_lower_bound)}
+        )
 
     def problems(self, n_head: int, where: str) -> Iterator[str]:
         """Yield a message for each setting that llama.cpp's graphs cannot compute.
@@ -118,7 +114,7 @@ class Delta:
 
 @dataclass(frozen=True)
 class Published:
-    """`linear_attn_config` of published checkpoints; layers are numbered from one."""
+    """`linear_attn_config` of published checkpoints."""
 
     head_dim: Count | None = None
     num_heads: Count | None = None
@@ -147,10 +143,12 @@ def published(config: Mapping[str, Any], where: str) -> Published:
     return read_config(Published, found, f"{where}: linear_attn_config")
 
 
-def read_delta(config: Mapping[str, Any], where: str, *, n_heads: int = 32) -> Delta:
+def read_delta(
+    config: Mapping[str, Any], where: str, n_heads: int = 32, lower_bound: float | None = None
+) -> Delta:
     """Return the settings, from config.json or from linear_attn_config in it.
 
-    n_heads: the class's default of linear_num_heads
+    n_heads, lower_bound: the class's defaults of linear_num_heads and linear_lower_bound
 
     Raises ArchitectureError if both state a setting and disagree.
     """
@@ -168,22 +166,25 @@ def read_delta(config: Mapping[str, Any], where: str, *, n_heads: int = 32) -> D
         if value is not None and config.get(name) not in (None, value)
     )
     inside = {name: value for name, (_, value) in names.items() if value is not None}
-    return read_config(Delta, {"linear_num_heads": n_heads, **config, **inside}, where)
+    defaults = {"linear_num_heads": n_heads, "linear_lower_bound": lower_bound}
+    present = {name: value for name, value in config.items() if value is not None}
+    return read_config(Delta, {**defaults, **present, **inside}, where)
 
 
 def delta_layers(
-    config: Mapping[str, Any], where: str, by_default: Callable[[int], bool]
+    config: Mapping[str, Any], where: str, by_default: Callable[[int], bool], first: int
 ) -> list[bool]:
     """Return which layers have delta attention: by layer_types, else by linear_attn_config.
 
     by_default: whether a layer has it if config.json does not say
+    first:      the number of the first layer in linear_attn_config
 
     Raises ArchitectureError if both say it and disagree, and if all layers are of one kind.
     """
     kinds = read_config(_Kinds, config, where)
     n = kinds.num_hidden_layers
     found = [by_default(layer) for layer in range(n)]
-    listed = _listed(published(config, where), n, where)
+    listed = _listed(published(config, where), range(first, first + n), where)
     if kinds.layer_types is not None:
         found = [kind == "linear_attention" for kind in kinds.layer_types]
         if listed is not None and listed != found:
@@ -207,13 +208,13 @@ class _Kinds:
     layer_types: tuple[str, ...] | None = None
 
 
-def _listed(stated: Published, n_layers: int, where: str) -> list[bool] | None:
+def _listed(stated: Published, numbers: range, where: str) -> list[bool] | None:
     """Return which layers have delta attention by the two lists; None if there are none."""
     if stated.kda_layers is None or stated.full_attn_layers is None:
         return None
-    if sorted((*stated.kda_layers, *stated.full_attn_layers)) != list(range(1, n_layers + 1)):
+    if sorted((*stated.kda_layers, *stated.full_attn_layers)) != list(numbers):
         raise ArchitectureError(
             f"{where}: kda_layers and full_attn_layers of linear_attn_config do not name each of"
-            f" {n_layers} layers once; they count from 1"
+            f" {len(numbers)} layers once; they count from {numbers.start}"
         )
-    return [layer + 1 in stated.kda_layers for layer in range(n_layers)]
+    return [layer in stated.kda_layers for layer in numbers]

@@ -41,6 +41,7 @@ _CLASSES = {
     "gemma4": "Gemma4ForCausalLM",
     "glm4": "Glm4ForCausalLM",
     "glm4moe": "Glm4MoeForCausalLM",
+    "glm5-next": "Glm5NextForConditionalGeneration",
     "gpt-oss": "GptOssForCausalLM",
     "granite": "GraniteForCausalLM",
     "granitemoe": "GraniteMoeForCausalLM",
@@ -87,6 +88,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "gemma3n": {"vocab_size_per_layer_input": 64},
     # Full layers may have no values.
     "gemma4": {"attention_k_eq_v": True, "global_head_dim": 32, "vocab_size_per_layer_input": 64},
+    "glm5-next": {"linear_num_heads": 2, "qk_rope_head_dim": 0},
     "kimi-linear": {"linear_num_heads": 2},
     "nomic-bert": {"hidden_act": "swiglu"},
     "phimoe": {"attention_bias": True, "lm_head_bias": True},
@@ -315,12 +317,16 @@ def _layers_of(name: str, keys: Keys, n_layers: int) -> Mapping[str, Any]:
         }
     if name == "gemma4":
         found |= _of_gemma4(keys, n_layers)
-    other = "linear_attention" if name == "kimi-linear" else "conv"
-    if name in ("kimi-linear", "lfm2", "lfm2moe"):
+    if name == "glm5-next":
+        own = _value(keys, "glm5-next.attention.indexer.types")
+        if isinstance(own, tuple):
+            found["indexer_types"] = [("shared", "full")[bool(n)] for n in own[:n_layers]]
+    other = "conv" if name.startswith("lfm2") else "linear_attention"
+    if name in ("glm5-next", "kimi-linear", "lfm2", "lfm2moe"):
         found["num_dense_layers"] = found["first_k_dense_replace"]
         heads = _value(keys, f"{name}.attention.head_count_kv")
         if isinstance(heads, tuple):
-            found["layer_types"] = ["full_attention" if n else other for n in heads]
+            found["layer_types"] = ["full_attention" if n else other for n in heads[:n_layers]]
     if name in ("qwen3next", "qwen35", "qwen35moe"):
         found["full_attention_interval"] = _number(keys, f"{name}.full_attention_interval") or 4
         recurrent = _value(keys, f"{name}.attention.recurrent_layers")

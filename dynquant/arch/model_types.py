@@ -40,6 +40,8 @@ CLASSES = {
     "glm4_moe_lite": "Glm4MoeLiteForCausalLM",
     "glm4v": "Glm4vForConditionalGeneration",
     "glm4v_moe": "Glm4vMoeForConditionalGeneration",
+    "glm5_next": "Glm5NextForConditionalGeneration",
+    "glm5_next_text": "Glm5NextForConditionalGeneration",
     "gpt_oss": "GptOssForCausalLM",
     "granite": "GraniteForCausalLM",
     "granitemoe": "GraniteMoeForCausalLM",

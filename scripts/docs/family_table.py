@@ -35,6 +35,7 @@ PUBLISHED = {
     "Glm4MoeLiteForCausalLM": "GLM-4.7-Flash",
     "Glm4vForConditionalGeneration": "GLM-4.1V, 4.6V-Flash",
     "Glm4vMoeForConditionalGeneration": "GLM-4.5V, 4.6V",
+    "Glm5NextForConditionalGeneration": "GLM-5.3-Flash",
     "GraniteMoeHybridForCausalLM": "Granite 4 Micro, 1B, 350M",
     "Dots1ForCausalLM": "dots.llm1",
     "Ernie4_5ForCausalLM": "ERNIE 4.5 0.3B",

@@ -244,7 +244,13 @@ def differs_without(family: str, name: str, default: object) -> bool:
     return stated is None or footprint(missing) != footprint(stated)
 
 
-SIZED = {"num_hidden_layers", "num_key_value_heads", "linear_head_dim", "linear_num_heads"}
+SIZED = {
+    "num_hidden_layers",
+    "num_key_value_heads",
+    "linear_head_dim",
+    "linear_lower_bound",
+    "linear_num_heads",
+}
 """Settings whose default may not fit the reference's other sizes."""
 
 

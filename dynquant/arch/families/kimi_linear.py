@@ -22,6 +22,7 @@ from dynquant.arch.decoder import (
 )
 from dynquant.arch.delta_attention import (
     DELTA,
+    NORMS,
     VIA,
     Delta,
     delta_layers,
@@ -29,7 +30,7 @@ from dynquant.arch.delta_attention import (
 )
 from dynquant.arch.experts import expert_rows, router_row, routing_keys, shared_rows
 from dynquant.arch.graph_limits import fixed, other_epsilon, output_apart
-from dynquant.arch.latent_mixture import Mixture
+from dynquant.arch.latent_mixture import Layers, Mixture, n_leading_dense
 from dynquant.arch.rope import UNROTATED
 from dynquant.arch.settings import (
     DECODER,
@@ -45,9 +46,10 @@ from dynquant.keys import i32s, u32
 
 NAME = "kimi-linear"
 _BLOCK, _MLP = "model.layers.{}.block_sparse_moe.", "model.layers.{}.mlp."
-_NORMS = (
-    Row("model.layers.{}.input_layernorm.weight", "blk.{}.attn_norm.weight", "hidden"),
-    Row("model.layers.{}.post_attention_layernorm.weight", "blk.{}.ffn_norm.weight", "hidden"),
+# The rates of decay are in four dimensions here, in the file too.
+_DELTA = tuple(
+    replace(row, shape="one one delta_heads one") if row.stored.endswith("A_log") else row
+    for row in DELTA
 )
 # transformers 5 saves a dense layer under the other name.
 DENSE = tuple(
@@ -82,7 +84,6 @@ SPELLINGS = {
 
 
 DEFAULTS: dict[str, Any] = {
-    "first_k_dense_replace": 1,
     "kv_lora_rank": 512,
     "max_position_embeddings": 1 << 20,
     "moe_intermediate_size": 1024,
@@ -117,12 +118,12 @@ def kimi_linear(config: Mapping[str, Any], where: str) -> Architecture:
     stated = {**DEFAULTS, **respelled(config, where)}
     m, delta = read_config(Mixture, stated, where), read_delta(stated, where)
     c = read_decoder({**stated, "head_dim": 2, "num_key_value_heads": None}, where)
-    recurrent = delta_layers(stated, where, by_default=lambda n: n == 0 or n % 4 != 0)
-    n, n_dense = c.num_hidden_layers, m.n_dense(where)
+    recurrent = delta_layers(stated, where, by_default=lambda n: n == 0 or n % 4 != 0, first=1)
+    n, n_dense = c.num_hidden_layers, n_leading_dense(stated, where)
     ArchitectureError.raise_any(_problems(c, m, delta, where))
     latent = m.latent(c.num_attention_heads)
     # The graph normalizes the weights of the experts without a key.
-    routing = replace(m.routing(where), weights_norm=None)
+    routing = replace(m.routing(n_dense), weights_norm=None)
     keys = (
         decoder_keys(NAME, c, UNROTATED, None)
         | routing_keys(NAME, routing)
@@ -140,7 +141,7 @@ def kimi_linear(config: Mapping[str, Any], where: str) -> Architecture:
         rows=(
             *EMBEDDING,
             *on(full, latent.rows("split")),
-            *on(linear, (*_NORMS, *DELTA)),
+            *on(linear, (*NORMS, *_DELTA)),
             *on(range(n_dense), DENSE),
             *on(range(n_dense, n), EXPERTS),
             *OUTPUT_NORM,
@@ -168,7 +169,7 @@ def _problems(c: Config, m: Mixture, delta: Delta, where: str) -> Iterator[str]:
     )
 
 
-READ = DECODER | reads(Mixture, Delta, more="layer_types linear_attn_config")
+READ = DECODER | reads(Layers, Mixture, Delta, more="layer_types linear_attn_config")
 FAMILIES = {
     "KimiLinearForCausalLM": Declared(
         kimi_linear,
