@@ -35,19 +35,21 @@ _CLASSES = {
     "ernie4_5-moe": "Ernie4_5_MoeForCausalLM",
     "exaone4": "Exaone4ForCausalLM",
     "gemma": "GemmaForCausalLM",
+    "gemma-embedding": "Gemma3TextModel",
     "gemma2": "Gemma2ForCausalLM",
     "gemma3": "Gemma3ForCausalLM",
-    "gemma-embedding": "Gemma3TextModel",
     "gemma3n": "Gemma3nForCausalLM",
     "gemma4": "Gemma4ForCausalLM",
+    "glm-dsa": "GlmMoeDsaForCausalLM",
     "glm4": "Glm4ForCausalLM",
     "glm4moe": "Glm4MoeForCausalLM",
-    "glm-dsa": "GlmMoeDsaForCausalLM",
+    "glm5-next": "Glm5NextForConditionalGeneration",
     "gpt-oss": "GptOssForCausalLM",
     "granite": "GraniteForCausalLM",
     "granitemoe": "GraniteMoeForCausalLM",
-    "hunyuan-moe": "HunYuanMoEV1ForCausalLM",
     "hunyuan-dense": "HunYuanDenseV1ForCausalLM",
+    "hunyuan-moe": "HunYuanMoEV1ForCausalLM",
+    "kimi-linear": "KimiLinearForCausalLM",
     "lfm2": "Lfm2ForCausalLM",
     "lfm2moe": "Lfm2MoeForCausalLM",
     "llama": "LlamaForCausalLM",
@@ -61,15 +63,15 @@ _CLASSES = {
     "phi3": "Phi3ForCausalLM",
     "phimoe": "PhimoeForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
-    "qwen2vl": "Qwen2VLForConditionalGeneration",
     "qwen2moe": "Qwen2MoeForCausalLM",
+    "qwen2vl": "Qwen2VLForConditionalGeneration",
     "qwen3": "Qwen3ForCausalLM",
-    "qwen3vl": "Qwen3VLForConditionalGeneration",
-    "qwen3vlmoe": "Qwen3VLMoeForConditionalGeneration",
-    "qwen3moe": "Qwen3MoeForCausalLM",
-    "qwen3next": "Qwen3NextForCausalLM",
     "qwen35": "Qwen3_5ForCausalLM",
     "qwen35moe": "Qwen3_5MoeForCausalLM",
+    "qwen3moe": "Qwen3MoeForCausalLM",
+    "qwen3next": "Qwen3NextForCausalLM",
+    "qwen3vl": "Qwen3VLForConditionalGeneration",
+    "qwen3vlmoe": "Qwen3VLMoeForConditionalGeneration",
     "seed_oss": "SeedOssForCausalLM",
     "smollm3": "SmolLM3ForCausalLM",
     "starcoder2": "Starcoder2ForCausalLM",
@@ -88,6 +90,8 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "gemma3n": {"vocab_size_per_layer_input": 64},
     # Full layers may have no values.
     "gemma4": {"attention_k_eq_v": True, "global_head_dim": 32, "vocab_size_per_layer_input": 64},
+    "glm5-next": {"linear_num_heads": 2, "qk_rope_head_dim": 0},
+    "kimi-linear": {"linear_num_heads": 2},
     "nomic-bert": {"hidden_act": "swiglu"},
     "phimoe": {"attention_bias": True, "lm_head_bias": True},
     "gemma-embedding": {"use_bidirectional_attention": True},
@@ -322,11 +326,16 @@ def _layers_of(name: str, keys: Keys, n_layers: int) -> Mapping[str, Any]:
         }
     if name == "gemma4":
         found |= _of_gemma4(keys, n_layers)
-    if name in ("lfm2", "lfm2moe"):
+    if name == "glm5-next":
+        own = _value(keys, "glm5-next.attention.indexer.types")
+        if isinstance(own, tuple):
+            found["indexer_types"] = [("shared", "full")[bool(n)] for n in own[:n_layers]]
+    other = "conv" if name.startswith("lfm2") else "linear_attention"
+    if name in ("glm5-next", "kimi-linear", "lfm2", "lfm2moe"):
         found["num_dense_layers"] = found["first_k_dense_replace"]
         heads = _value(keys, f"{name}.attention.head_count_kv")
         if isinstance(heads, tuple):
-            found["layer_types"] = ["full_attention" if n else "conv" for n in heads]
+            found["layer_types"] = ["full_attention" if n else other for n in heads[:n_layers]]
     if name in ("qwen3next", "qwen35", "qwen35moe"):
         found["full_attention_interval"] = _number(keys, f"{name}.full_attention_interval") or 4
         recurrent = _value(keys, f"{name}.attention.recurrent_layers")

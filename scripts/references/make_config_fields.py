@@ -18,6 +18,8 @@ import transformers
 
 REFERENCES = Path(__file__).resolve().parents[2] / "tests" / "references"
 _SPELLINGS = {"PhiMoEForCausalLM": "PhimoeForCausalLM"}
+_RENAMED = ("KimiLinearForCausalLM",)
+"""Classes that save most settings under other names than their fields'."""
 
 
 def fields_of(architecture: str) -> dict[str, Any] | None:
@@ -37,7 +39,8 @@ def fields_of(architecture: str) -> dict[str, Any] | None:
     # Gemma 3 has two.
     has_one = "rope_parameters" in found and isinstance(theta, float)
     rope = {"rope_theta": theta} if has_one else {}
-    return {k: v for k, v in found.items() if k not in of_all} | rope
+    saved = config.attribute_map if architecture in _RENAMED else {}
+    return {saved.get(k, k): v for k, v in found.items() if k not in of_all} | rope
 
 
 def main() -> None:

@@ -72,7 +72,9 @@ def randomize(model: transformers.PreTrainedModel, family: Family, seed: int) ->
                 noise = 4 * noise  # Gemma 3n divides its input by the hidden size
             elif ".act_fn." in name:
                 noise = 0.7 * (np.sign(noise) + noise)  # small ones have little effect
-            elif name.endswith("sinks"):
+            elif name.endswith("_hc.scale"):
+                noise = 1 + noise
+            elif name.endswith(("sinks", "_hc.base")):
                 noise = 2 * noise
             elif name.endswith("bias"):
                 noise = 0.5 * noise

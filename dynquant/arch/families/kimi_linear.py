@@ -1,0 +1,190 @@
+"""Kimi-Linear: delta attention in most layers, latent attention without positions in the others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from itertools import chain
+from typing import Any
+
+from dynquant.arch.base import Architecture, Form, Row, on
+from dynquant.arch.config import read_config
+from dynquant.arch.decoder import (
+    EMBEDDING,
+    IGNORED,
+    MLP,
+    OUTPUT,
+    OUTPUT_NORM,
+    Config,
+    decoder_keys,
+    decoder_sizes,
+    read_decoder,
+)
+from dynquant.arch.delta_attention import (
+    DELTA,
+    NORMS,
+    VIA,
+    Delta,
+    delta_layers,
+    read_delta,
+)
+from dynquant.arch.experts import expert_rows, router_row, routing_keys, shared_rows
+from dynquant.arch.graph_limits import fixed, other_epsilon, output_apart
+from dynquant.arch.latent_mixture import Layers, Mixture, n_leading_dense
+from dynquant.arch.rope import UNROTATED
+from dynquant.arch.settings import (
+    DECODER,
+    NO_WINDOW,
+    Declared,
+    Settings,
+    constant,
+    harmless,
+    reads,
+)
+from dynquant.errors import ArchitectureError
+from dynquant.keys import i32s, u32
+
+NAME = "kimi-linear"
+_BLOCK, _MLP = "model.layers.{}.block_sparse_moe.", "model.layers.{}.mlp."
+# The rates of decay are in four dimensions here, in the file too.
+_DELTA = tuple(
+    replace(row, shape="one one delta_heads one") if row.stored.endswith("A_log") else row
+    for row in DELTA
+)
+# transformers 5 saves a dense layer under the other name.
+DENSE = tuple(
+    replace(row, forms=(Form(row.stored, row.shape).within(_MLP, _BLOCK),)) for row in MLP
+)
+EXPERTS = (
+    router_row(_BLOCK + "gate.weight", _MLP + "gate.weight"),
+    Row(
+        _BLOCK + "gate.e_score_correction_bias",
+        "blk.{}.exp_probs_b.bias",
+        "experts",
+        forms=(Form(_MLP + "gate.e_score_correction_bias", "experts"),),
+    ),
+    *expert_rows(_BLOCK, gate="w1", up="w3", down="w2"),
+    *(
+        replace(row, forms=(Form(row.stored, row.shape).within(_BLOCK, _MLP),))
+        for row in shared_rows(_BLOCK + "shared_experts.")
+    ),
+)
+"""The feed-forward rows of a layer with experts; stacks of transformers 5 are `mlp.`."""
+
+LAYER_TYPES = ("full_attention", "linear_attention")
+SPELLINGS = {
+    "model_max_length": "max_position_embeddings",
+    "moe_renormalize": "norm_topk_prob",
+    "num_expert_group": "n_group",
+    "num_experts_per_token": "num_experts_per_tok",
+    "num_local_experts": "num_experts",
+    "num_shared_experts": "n_shared_experts",
+}
+"""Names in published checkpoints of settings that transformers names otherwise."""
+
+
+DEFAULTS: dict[str, Any] = {
+    "kv_lora_rank": 512,
+    "max_position_embeddings": 1 << 20,
+    "moe_intermediate_size": 1024,
+    "n_shared_experts": 1,
+    "norm_topk_prob": True,
+    "num_experts": 256,
+    "num_experts_per_tok": 8,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "rms_norm_eps": 1e-5,
+    "routed_scaling_factor": 2.446,
+    "v_head_dim": 128,
+}
+"""transformers' defaults."""
+
+
+def respelled(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return config.json with the names of transformers; raise ArchitectureError for conflicts."""
+    found = {n: value for n, value in config.items() if value is not None and n not in SPELLINGS}
+    stated = {n: config[n] for n in SPELLINGS if config.get(n) is not None}
+    ArchitectureError.raise_any(
+        f"{where}: {name} is {value} and {SPELLINGS[name]} is {found[SPELLINGS[name]]}, two names"
+        " of one setting; remove the one that is wrong"
+        for name, value in stated.items()
+        if found.get(SPELLINGS[name], value) != value
+    )
+    return found | {SPELLINGS[name]: value for name, value in stated.items()}
+
+
+def kimi_linear(config: Mapping[str, Any], where: str) -> Architecture:
+    """Describe a Kimi-Linear."""
+    stated = {**DEFAULTS, **respelled(config, where)}
+    m, delta = read_config(Mixture, stated, where), read_delta(stated, where)
+    c = read_decoder({**stated, "head_dim": 2, "num_key_value_heads": None}, where)
+    recurrent = delta_layers(stated, where, by_default=lambda n: n == 0 or n % 4 != 0, first=1)
+    n, n_dense = c.num_hidden_layers, n_leading_dense(stated, where)
+    ArchitectureError.raise_any(_problems(c, m, delta, where))
+    latent = m.latent(c.num_attention_heads)
+    # The graph normalizes the weights of the experts without a key.
+    routing = replace(m.routing(n_dense), weights_norm=None)
+    keys = (
+        decoder_keys(NAME, c, UNROTATED, None)
+        | routing_keys(NAME, routing)
+        | {f"{NAME}.vocab_size": u32(c.vocab_size)}
+        | latent.keys(NAME, "split")
+        | {f"{NAME}.attention.head_count_kv": i32s([int(not r) for r in recurrent])}
+        | delta.keys(NAME)
+    )
+    unused = (f"{NAME}.rope.freq_base", f"{NAME}.attention.q_lora_rank")
+    full = [layer for layer in range(n) if not recurrent[layer]]
+    linear = [layer for layer in range(n) if recurrent[layer]]
+    return Architecture(
+        name=NAME,
+        keys={key: value for key, value in keys.items() if key not in unused},
+        rows=(
+            *EMBEDDING,
+            *on(full, latent.rows("split")),
+            *on(linear, (*NORMS, *_DELTA)),
+            *on(range(n_dense), DENSE),
+            *on(range(n_dense, n), EXPERTS),
+            *OUTPUT_NORM,
+            *OUTPUT,
+        ),
+        sizes={**decoder_sizes(c), **latent.sizes, **m.sizes, **delta.sizes},
+        n_layers=n,
+        tied=None,
+        via=VIA,
+        ignored=IGNORED,
+        n_experts=m.num_experts,
+        deviations=other_epsilon(
+            c, "the norms of latent attention and of Q and K in delta attention", where
+        ),
+    )
+
+
+def _problems(c: Config, m: Mixture, delta: Delta, where: str) -> Iterator[str]:
+    yield from chain(
+        fixed(c, {"attention_bias": False}, where),
+        fixed(m, {"q_lora_rank": None, "norm_topk_prob": True}, where),
+        fixed(delta, {"linear_lower_bound": None}, where),
+        delta.problems(c.num_attention_heads, where),
+        output_apart(c, where),
+    )
+
+
+READ = DECODER | reads(Layers, Mixture, Delta, more="layer_types linear_attn_config")
+FAMILIES = {
+    "KimiLinearForCausalLM": Declared(
+        kimi_linear,
+        Settings(
+            read=(READ | {*SPELLINGS}) - {"linear_lower_bound"},
+            harmless=NO_WINDOW
+            | harmless("latent attention has as many heads of K as of Q", "num_key_value_heads")
+            | harmless("the model has no rotary embeddings", "head_dim rope_theta rope_scaling")
+            | harmless("the sum of qk_nope_head_dim and qk_rope_head_dim", "qk_head_dim")
+            | harmless("groups of experts are stated by n_group", "use_grouped_topk"),
+            only=constant(True, "mla_use_nope")
+            | constant("sigmoid", "moe_router_activation_func")
+            | constant(1, "moe_layer_freq")
+            | constant(0, "num_nextn_predict_layers"),
+            layer_types=LAYER_TYPES,
+        ),
+    )
+}

@@ -1,0 +1,115 @@
+"""Settings of models with latent attention and experts, as DeepSeek-V3 has them.
+
+Used by the families that mix latent attention with delta attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from dynquant.arch.config import (
+    Count,
+    ExpertsCount,
+    LayersCount,
+    Natural,
+    Positive,
+    Truth,
+    read_config,
+)
+from dynquant.arch.experts import SIGMOID, Routing
+from dynquant.arch.latent_attention import Latent
+from dynquant.errors import ArchitectureError
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Which layers have experts, in either of two forms."""
+
+    num_hidden_layers: LayersCount
+    first_k_dense_replace: Natural | None = None
+    mlp_layer_types: tuple[Literal["dense", "sparse"], ...] | None = None
+
+
+def n_leading_dense(config: Mapping[str, Any], where: str, default: int = 1) -> int:
+    """Return how many layers have no experts; they are the first.
+
+    default: of the class, if neither form is stated
+
+    Raises ArchitectureError if there are later ones, or if two settings contradict each other.
+    """
+    layers = read_config(Layers, config, where)
+    stated, types = layers.first_k_dense_replace, layers.mlp_layer_types
+    if types is None:
+        return min(default if stated is None else stated, layers.num_hidden_layers)
+    n = next((i for i, kind in enumerate(types) if kind == "sparse"), len(types))
+    if len(types) != layers.num_hidden_layers or "dense" in types[n:]:
+        raise ArchitectureError(
+            f"{where}: mlp_layer_types is not dense and then sparse for each of"
+            f" {layers.num_hidden_layers} layers, as llama.cpp's graph needs"
+        )
+    if stated is not None and stated != n:
+        raise ArchitectureError(
+            f"{where}: first_k_dense_replace is {stated}, but mlp_layer_types has {n} dense layers;"
+            " remove the one that is wrong"
+        )
+    return n
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """The settings of config.json, with the names of transformers; families have the defaults."""
+
+    kv_lora_rank: Count
+    qk_nope_head_dim: Count
+    qk_rope_head_dim: Natural
+    v_head_dim: Count
+    num_experts: ExpertsCount
+    num_experts_per_tok: Count
+    n_shared_experts: Count
+    moe_intermediate_size: Count
+    routed_scaling_factor: Positive
+    norm_topk_prob: Truth
+    q_lora_rank: Count | None = None
+    n_group: Count = 1
+    topk_group: Count = 1
+
+    def latent(self, n_head: int) -> Latent:
+        """Return the dimensions of latent attention."""
+        return Latent(
+            n_head,
+            self.kv_lora_rank,
+            self.q_lora_rank,
+            self.qk_nope_head_dim,
+            self.qk_rope_head_dim,
+            self.v_head_dim,
+        )
+
+    def routing(self, n_dense: int) -> Routing:
+        """Return how tokens are routed; groups of experts only if they limit the choice.
+
+        n_dense: leading layers without experts
+        """
+        limits = self.topk_group < self.n_group
+        return Routing(
+            n_experts=self.num_experts,
+            n_used=self.num_experts_per_tok,
+            expert_ffn=self.moe_intermediate_size,
+            n_shared=self.n_shared_experts,
+            weights_scale=self.routed_scaling_factor,
+            weights_norm=self.norm_topk_prob,
+            gating=SIGMOID,
+            n_groups=self.n_group if limits else None,
+            n_groups_used=self.topk_group if limits else None,
+            n_leading_dense=n_dense,
+        )
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The dimensions of the experts' rows."""
+        return {
+            "experts": self.num_experts,
+            "expert_ffn": self.moe_intermediate_size,
+            "shared_ffn": self.moe_intermediate_size * self.n_shared_experts,
+        }
