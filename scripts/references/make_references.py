@@ -63,6 +63,8 @@ def randomize(model: transformers.PreTrainedModel, family: Family, seed: int) ->
     tensors |= {name: buffer for name, buffer in model.named_buffers() if name in stored}
     with torch.no_grad():
         for name, parameter in sorted(tensors.items()):
+            if not parameter.is_floating_point():
+                continue  # constants of hashes, which follow from the configuration
             noise = rng.standard_normal(parameter.shape, dtype=np.float32)
             if name.lower().endswith(FACTORS):
                 noise = family.norms + family.spread * noise
@@ -72,6 +74,8 @@ def randomize(model: transformers.PreTrainedModel, family: Family, seed: int) ->
                 noise = 4 * noise  # Gemma 3n divides its input by the hidden size
             elif ".act_fn." in name:
                 noise = 0.7 * (np.sign(noise) + noise)  # small ones have little effect
+            elif ".ple.norm_" in name:
+                noise = 1.0 * noise  # of a root, and of one among several streams
             elif name.endswith("sinks"):
                 noise = 2 * noise
             elif name.endswith("bias"):
