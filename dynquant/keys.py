@@ -91,6 +91,11 @@ def i32s(values: Sequence[int]) -> KeyValue:
     return KeyValue(tuple(values), GGUFValueType.ARRAY, GGUFValueType.INT32)
 
 
+def u64s(values: Sequence[int]) -> KeyValue:
+    """Return an array of unsigned 64-bit integers, for constants that other types would round."""
+    return KeyValue(tuple(values), GGUFValueType.ARRAY, GGUFValueType.UINT64)
+
+
 def booleans(values: Sequence[bool]) -> KeyValue:
     """Return an array of truth values, such as one for each layer."""
     return KeyValue(tuple(values), GGUFValueType.ARRAY, GGUFValueType.BOOL)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
-_NUMBER = re.compile(r"(?<=\.)(?:0|[1-9][0-9]{0,8})(?=\.)")
+_NUMBER = re.compile(r"(?:(?<=\.)|(?<=\.shard_))(?:0|[1-9][0-9]{0,8})(?=\.)")
 
 
 def grouped(names: Iterable[str]) -> list[str]:

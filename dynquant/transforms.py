@@ -6,8 +6,11 @@ rows need. Transforms that move rows accept every type, blocks too; those that c
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import accumulate
 from math import prod
 
 import numpy as np
@@ -49,6 +52,39 @@ class Stack:
             first, last = max(start, part * n), min(stop, (part + 1) * n)
             place = into[(first - start) * size : (last - start) * size]
             self.parts[part].read(first - part * n, last - part * n, place)
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Matrices of one width and type as one matrix: the rows of each after those of the last."""
+
+    parts: tuple[TensorSource, ...]
+
+    @cached_property
+    def _ends(self) -> tuple[int, ...]:
+        """The number of rows up to the end of each part."""
+        return tuple(accumulate(part.shape[0] for part in self.parts))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[rows of all parts, columns]."""
+        return (self._ends[-1], *self.parts[0].shape[1:])
+
+    @property
+    def stored(self) -> QuantType:
+        """The type of all parts."""
+        return self.parts[0].stored
+
+    def read(self, start: int, stop: int, into: U8) -> None:
+        """Fill `into` with rows start..stop, from one part or several."""
+        size, done = row_bytes(self), start
+        while done < stop:
+            index = bisect_right(self._ends, done)
+            begin = self._ends[index] - self.parts[index].shape[0]
+            last = min(stop, self._ends[index])
+            place = into[(done - start) * size : (last - start) * size]
+            self.parts[index].read(done - begin, last - begin, place)
+            done = last
 
 
 @dataclass(frozen=True)
@@ -227,9 +263,18 @@ def read_weights(source: TensorSource, start: int, stop: int) -> F32:
 
 def stack(parts: Sequence[TensorSource]) -> TensorSource:
     """Return tensors of one shape as one tensor; F32 if their types differ."""
+    return Stack(_of_one_type(parts))
+
+
+def joined(parts: Sequence[TensorSource]) -> TensorSource:
+    """Return matrices of one width as one matrix, rows after rows; F32 if their types differ."""
+    return Joined(_of_one_type(parts))
+
+
+def _of_one_type(parts: Sequence[TensorSource]) -> tuple[TensorSource, ...]:
     if len({part.stored for part in parts}) > 1:
-        return Stack(tuple(Elementwise(part, lambda x: x) for part in parts))
-    return Stack(tuple(parts))
+        return tuple(Elementwise(part, lambda x: x) for part in parts)
+    return tuple(parts)
 
 
 def interleaved_heads(source: TensorSource, n_head: int) -> TensorSource:

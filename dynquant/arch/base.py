@@ -100,12 +100,14 @@ class Row:
     """A row of a family's tensor table. `{}` stands for the layer; such a row repeats per layer.
 
     stored:   the name in the checkpoint; `{expert}` in it stands for each expert, and the tensors
-              of all experts are stacked
+              of all experts are stacked; `{part}` stands for each of `parts` tensors, whose rows
+              are joined
     name:     the name in the GGUF
     shape:    dimensions of a stored tensor in numpy's order, named as in `Architecture.sizes` and
               separated by spaces
     layers:   the layers that have this tensor; None for all
     optional: whether an otherwise complete checkpoint may omit it
+    parts:    the number of tensors that it is stored in; 0 if `stored` has no `{part}`
     via:      the transform of its rows, by which two rows can take parts of one stored tensor;
               None for the one that `Architecture.via` has for its role
     forms:    other forms in which a checkpoint may store the tensor
@@ -116,6 +118,7 @@ class Row:
     shape: str
     layers: Collection[int] | None = None
     optional: bool = False
+    parts: int = 0
     via: Via | None = None
     forms: tuple[Form, ...] = ()
 
@@ -167,6 +170,8 @@ class Architecture:
     extra:      tensors that are computed, not stored
     numbers:    keys whose values, one for each layer, are stored as tensors; the rows of these are
                 named `blk.{}.` and the name of the key
+    integers:   keys whose values are integers that a tensor stores, and the permitted ones; the
+                rows of these have the name of the key
     ignored:    patterns of stored names that the output leaves out, with the reason
     n_experts:  number of experts in a stack
     prediction: layers that a checkpoint may have beyond the model's own
@@ -183,6 +188,7 @@ class Architecture:
     via: Mapping[str, Via] = field(default_factory=dict[str, Via])
     extra: tuple[ModelTensor, ...] = ()
     numbers: frozenset[str] = frozenset()
+    integers: Mapping[str, range] = field(default_factory=dict[str, range])
     ignored: Mapping[str, str] = field(default_factory=dict[str, str])
     n_experts: int = 0
     prediction: Prediction | None = None

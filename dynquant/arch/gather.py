@@ -21,7 +21,7 @@ from dynquant.errors import ArchitectureError, CheckpointError
 from dynquant.name_lists import grouped
 from dynquant.quants.table import FLOATS, KEPT
 from dynquant.tensors import Kept, TensorSource
-from dynquant.transforms import Reshaped, stack
+from dynquant.transforms import Reshaped, joined, stack
 
 HEAD = "lm_head.weight"
 """The tensor that checkpoints of tied models omit; config.json may not declare them tied."""
@@ -64,7 +64,7 @@ def gather(
     known = needed | ignored.keys()
     ignored |= _zero_biases(stored, known) | constants(stored, known)
     left_out = LeaveOut(leave_out, {**stored, **ignored}, needed | ignored.keys())
-    tensors, unusable = _use(checkpoint.folder, wanted, stored)
+    tensors, unusable = _use(architecture, checkpoint.folder, wanted, stored)
     problems = list(_problems(architecture, checkpoint.folder, stored, wanted, ignored, left_out))
     problems += left_out.problems(needed, architecture.name, checkpoint.folder)
     ignored |= left_out.reasons()
@@ -141,34 +141,36 @@ def _equal(a: Weight, b: Weight) -> bool:
 
 
 def _use(
-    folder: Path, wanted: list[Wanted], stored: Mapping[str, Weight]
+    architecture: Architecture, folder: Path, wanted: list[Wanted], stored: Mapping[str, Weight]
 ) -> tuple[list[ModelTensor], list[str]]:
     """Return a tensor for each wanted one that is stored, and messages for unreadable dtypes."""
     tensors: list[ModelTensor] = []
     unusable: list[str] = []
     names = {want.name for want in wanted}
     for want in wanted:
-        if any(n not in stored or stored[n].shape != want.shape for n in want.stored_names):
+        if not want.fits(stored):
             continue
-        role = TensorName.parse(want.name).role
+        is_table = TensorName.parse(want.name).role in TABLES or want.name in architecture.integers
         weights = [stored[name] for name in want.stored_names]
         try:
-            parts = [_rows(weight, is_table=role in TABLES) for weight in weights]
+            parts = [_rows(weight, is_table=is_table) for weight in weights]
         except CheckpointError as e:
             unusable += e.messages
             continue
         copied = next((part.stored.name for part in parts if part.stored.name in KEPT), None)
-        if copied and role not in TABLES:
+        if copied and not is_table:
             unusable += [
                 f"{folder}: {name} is stored as {copied}, which is not supported for weights;"
                 f" supported are {', '.join(FLOATS)}, F64"
                 for name in grouped(want.stored_names)
             ]
             continue
-        source = stack(parts) if want.is_stack else parts[0]
+        together = stack if want.is_stack else joined if want.is_joined else None
+        source = together(parts) if together else parts[0]
         # A graph that has another factor under the name of the blocks' factor has only that one.
         is_free = f"{want.name.removesuffix('weight')}scale" not in names
-        kept = _kept(weights, want.is_stack, want.via) if is_free else None
+        whole = is_free and not want.is_joined
+        kept = _kept(weights, want.is_stack, want.via) if whole else None
         rows = want.via(source) if want.via else source
         tensors.append(ModelTensor(want.name, rows, kept, want.stored_names))
     return tensors, unusable
@@ -217,8 +219,9 @@ def _problems(
             known.add(name)
             if name not in stored:
                 missing.append(name)
-            elif stored[name].shape != want.shape:
+            elif not want.is_of(stored[name].shape):
                 shapes.setdefault((stored[name].shape, want.shape), []).append(name)
+    yield from (m for want in wanted for m in _other_rows(folder, stored, want))
     known |= {*ignored, *left_out.reasons()}
     unknown = [name for name in stored if name not in known]
     stacks = unreadable_stacks(folder, stored, wanted, unknown)
@@ -251,6 +254,19 @@ def _problems(
         folder,
         is_whole=not (missing or shapes or beyond or stacks.messages),
     )
+
+
+def _other_rows(folder: Path, stored: Mapping[str, Weight], want: Wanted) -> Iterator[str]:
+    """Yield a message if the rows of all stored parts are not as many as config.json implies."""
+    parts = want.stored_names
+    if all(n in stored and want.is_of(stored[n].shape) for n in parts) and (
+        missing := want.n_missing_rows(stored)
+    ):
+        names = ", ".join(grouped(parts))
+        yield (
+            f"{folder}: {names} have {want.shape[0] - missing} rows together, but config.json"
+            f" implies {want.shape[0]}; take both from one model"
+        )
 
 
 def _layer(name: str, architecture: Architecture) -> int | None:

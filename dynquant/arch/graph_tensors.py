@@ -72,6 +72,7 @@ _CLASSES = {
     "qwen3next": "Qwen3NextForCausalLM",
     "qwen3vl": "Qwen3VLForConditionalGeneration",
     "qwen3vlmoe": "Qwen3VLMoeForConditionalGeneration",
+    "qwen4exp": "Qwen4ExpForCausalLM",
     "seed_oss": "SeedOssForCausalLM",
     "smollm3": "SmolLM3ForCausalLM",
     "starcoder2": "Starcoder2ForCausalLM",
@@ -98,6 +99,17 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "qwen2vl": _SECTIONS,
     "qwen35": _SECTIONS,
     "qwen35moe": _SECTIONS,
+    "qwen4exp": {
+        **_SECTIONS,
+        "output_gate_type": "sigmoid",
+        "indexer_n_heads": 1,
+        "indexer_head_dim": 32,
+        "indexer_budget": 4,
+        "indexer_compress_ratio": 4,
+        "ngram_vocab_size_base": 8,
+        "split_ngram_parts": 1,
+        "eos_token_id": 0,
+    },
     "qwen3moe": {"norm_topk_prob": True},
     "qwen3vl": _DEEPSTACK,
     "qwen3vlmoe": _DEEPSTACK,
@@ -164,6 +176,7 @@ _FUSED = {
     "gemma4": (_QK, _QKV, _GATE_UP),
     "qwen3next": (_QKV, _GATE_UP, _LINEAR),
     "qwen35moe": (_QKV, _GATE_UP),
+    "qwen4exp": (_QKV, _GATE_UP),
 }
 """Matrices that a file may hold separately or as one, by architecture."""
 
@@ -216,7 +229,7 @@ def graph_of(name: str, keys: Keys) -> Graph:
     """
     described = _described(name, keys)
     optional = _OPTIONAL | _OPTIONAL_IN.get(name, frozenset())
-    keys_only = optional | described.numbers
+    keys_only = optional | described.numbers | described.integers.keys()
     rows = [row for row in described.rows if not _ends_with(row.name, keys_only)]
     if described.tied is not None:
         rows = [row for row in rows if row.stored != described.tied[0]]
@@ -336,7 +349,14 @@ def _layers_of(name: str, keys: Keys, n_layers: int) -> Mapping[str, Any]:
         heads = _value(keys, f"{name}.attention.head_count_kv")
         if isinstance(heads, tuple):
             found["layer_types"] = ["full_attention" if n else other for n in heads[:n_layers]]
-    if name in ("qwen3next", "qwen35", "qwen35moe"):
+    if name == "qwen4exp":
+        layers = _value(keys, "qwen4exp.ple.layers")
+        found["ple_layer_ids"] = [
+            layer + 1
+            for layer in (layers if isinstance(layers, tuple) else ())
+            if isinstance(layer, int)
+        ]
+    if name in ("qwen3next", "qwen35", "qwen35moe", "qwen4exp"):
         found["full_attention_interval"] = _number(keys, f"{name}.full_attention_interval") or 4
         recurrent = _value(keys, f"{name}.attention.recurrent_layers")
         if isinstance(recurrent, tuple):

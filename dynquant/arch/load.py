@@ -16,7 +16,7 @@ from dynquant.arch.metadata import general_keys
 from dynquant.arch.model_types import class_of
 from dynquant.arch.pooling import dense_folders, folders_of, pooling_keys
 from dynquant.arch.rerankers import reranker_problems
-from dynquant.arch.stored_numbers import numbers_as_keys
+from dynquant.arch.stored_numbers import stored_keys
 from dynquant.checkpoint import causes, hub
 from dynquant.checkpoint.safetensors import SINGLE, open_checkpoint, read_config, shard_files
 from dynquant.errors import ArchitectureError, CheckpointError, NoVocabError, Problems, VocabError
@@ -134,7 +134,7 @@ def _of_folder(
     found = problems.attempt(lambda: gather(architecture, checkpoint, leave_out))
     tensors, ignored, prediction = found or ((), {}, None)
     tensors, numbers, as_keys = problems.attempt(
-        lambda: numbers_as_keys(tensors, architecture.numbers, folder)
+        lambda: stored_keys(tensors, architecture, folder)
     ) or (tensors, {}, {})
     own = [t for t in tensors if not prediction or t.parts.layer not in prediction.layers]
     general = problems.attempt(lambda: general_keys(top, checkpoint.config, architecture.name, own))

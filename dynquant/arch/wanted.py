@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from dynquant.arch.base import Architecture, Form, Row, Via
 from dynquant.checkpoint.packed import Weight
 
-_EXPERT = "{expert}"
+_EXPERT, _PART = "{expert}", "{part}"
 
 
 @dataclass(frozen=True)
 class Wanted:
     """A tensor of the output, to be made of stored tensors of this shape.
 
+    is_joined: whether it is made of their rows; the shape is then that of all together
     layout:   of the form in which the checkpoint stores it, see Form
     oriented: whether the stored names show that rows are outputs
     again:    stored tensors that hold it a second time, in another form
@@ -32,6 +33,26 @@ class Wanted:
     oriented: bool = True
     again: tuple[str, ...] = ()
     has_forms: bool = False
+    is_joined: bool = False
+
+    def is_of(self, found: tuple[int, ...]) -> bool:
+        """Return whether a stored tensor of this shape can be one of those it is made of."""
+        if not self.is_joined:
+            return found == self.shape
+        return len(found) > 1 and found[1:] == self.shape[1:]
+
+    def fits(self, stored: Mapping[str, Weight]) -> bool:
+        """Return whether all tensors that it is made of are stored, in their shapes."""
+        return (
+            all(n in stored and self.is_of(stored[n].shape) for n in self.stored_names)
+            and self.n_missing_rows(stored) == 0
+        )
+
+    def n_missing_rows(self, stored: Mapping[str, Weight]) -> int:
+        """Return how many rows the stored parts have too few; zero if it is not joined."""
+        if not self.is_joined:
+            return 0
+        return self.shape[0] - sum(stored[n].shape[0] for n in self.stored_names)
 
 
 _AHEAD = "mtp.fc.weight"
@@ -89,19 +110,20 @@ def wanted_of(
     rows = architecture.rows
     layered = [row for row in rows if "{}" in row.name]
     first = rows.index(layered[0]) if layered else len(rows)
-    yield from (_expand(architecture, row, spell) for row in rows[:first])
+
+    def there(rows: Iterable[Row], layer: int | None = None) -> Iterator[Wanted]:
+        forms = ((row, (None, *row.forms)) for row in rows)
+        return _in_stored_form(
+            [[_expand(architecture, row, spell, layer, f) for f in fs] for row, fs in forms], stored
+        )
+
+    yield from there(rows[:first])
     ahead = architecture.prediction.layers if architecture.prediction else ()
     for layer in (*range(architecture.n_layers), *ahead):
         own = range(architecture.n_layers)
-        there = [row for row in layered if layer in (own if row.layers is None else row.layers)]
-        yield from _in_stored_form(
-            [
-                [_expand(architecture, row, spell, layer, f) for f in (None, *row.forms)]
-                for row in there
-            ],
-            stored,
-        )
-    yield from (_expand(architecture, r, spell) for r in rows[first:] if r not in layered)
+        of_layer = (r for r in layered if layer in (own if r.layers is None else r.layers))
+        yield from there(of_layer, layer)
+    yield from there(r for r in rows[first:] if r not in layered)
 
 
 def _expand(
@@ -113,9 +135,15 @@ def _expand(
 ) -> Wanted:
     stored = spell((form or row).stored.replace("{}", str(layer)))
     is_stack = _EXPERT in stored
+    is_joined = _PART in stored
     experts = range(architecture.n_experts) if is_stack else range(1)
+    parts = range(row.parts) if is_joined else range(1)
     return Wanted(
-        tuple(stored.replace(_EXPERT, str(expert)) for expert in experts),
+        tuple(
+            stored.replace(_EXPERT, str(expert)).replace(_PART, str(part))
+            for expert in experts
+            for part in parts
+        ),
         row.name.replace("{}", str(layer)),
         architecture.dimensions((form or row).shape),
         is_stack,
@@ -124,6 +152,7 @@ def _expand(
         form.layout if form else "",
         form is None or form.oriented,
         has_forms=bool(row.forms),
+        is_joined=is_joined,
     )
 
 
@@ -138,7 +167,7 @@ def _in_stored_form(rows: Sequence[list[Wanted]], stored: Mapping[str, Weight]) 
     ]
     layouts = [form for forms in found for form in forms if form.layout]
     n_rows = Counter(form.layout for form in layouts)
-    n_fitting = Counter(form.layout for form in layouts if _fits(form, stored))
+    n_fitting = Counter(form.layout for form in layouts if form.fits(stored))
     for forms, present in zip(rows, found, strict=True):
         like = [form for form in forms if form.layout in n_rows]
         by_rows = [
@@ -149,7 +178,3 @@ def _in_stored_form(rows: Sequence[list[Wanted]], stored: Mapping[str, Weight]) 
         names = dict.fromkeys(name for form in present for name in form.stored_names)
         again = tuple(n for n in names if n in stored and n not in chosen.stored_names)
         yield replace(chosen, again=again) if again else chosen
-
-
-def _fits(form: Wanted, stored: Mapping[str, Weight]) -> bool:
-    return all(n in stored and stored[n].shape == form.shape for n in form.stored_names)

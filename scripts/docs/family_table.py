@@ -64,6 +64,7 @@ PUBLISHED = {
     "Qwen3NextForCausalLM": "Qwen3-Next, Qwen3-Coder-Next",
     "Qwen3_5ForConditionalGeneration": "Qwen3.5, 3.6, 3.8, MiniCPM-V 4.6",
     "Qwen3_5MoeForConditionalGeneration": "Qwen3.5-35B-A3B, 122B-A10B",
+    "Qwen4ExpForConditionalGeneration": "Qwen3.8-Flash-Next",
     "Qwen3VLForConditionalGeneration": "Qwen3-VL",
     "Qwen3VLMoeForConditionalGeneration": "Qwen3-VL-30B-A3B, 235B-A22B",
     "SolarOpenForCausalLM": "Solar Open 100B",

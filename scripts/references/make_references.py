@@ -63,6 +63,8 @@ def randomize(model: transformers.PreTrainedModel, family: Family, seed: int) ->
     tensors |= {name: buffer for name, buffer in model.named_buffers() if name in stored}
     with torch.no_grad():
         for name, parameter in sorted(tensors.items()):
+            if not parameter.is_floating_point():
+                continue  # constants of hashes, which follow from the configuration
             noise = rng.standard_normal(parameter.shape, dtype=np.float32)
             if name.lower().endswith(FACTORS):
                 noise = family.norms + family.spread * noise
@@ -74,6 +76,8 @@ def randomize(model: transformers.PreTrainedModel, family: Family, seed: int) ->
                 noise = 0.7 * (np.sign(noise) + noise)  # small ones have little effect
             elif name.endswith("_hc.scale"):
                 noise = 1 + noise
+            elif ".ple.norm_" in name:
+                noise = 1.0 * noise  # of a root, and of one among several streams
             elif name.endswith(("sinks", "_hc.base")):
                 noise = 2 * noise
             elif name.endswith("bias"):

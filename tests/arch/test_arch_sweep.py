@@ -86,7 +86,13 @@ def plain(via: object) -> object:
 def shapes(found: Architecture) -> list[object]:
     """Return the stored tensors that a description asks for, with their shapes."""
     return [
-        (row.stored, row.name, [found.sizes[word] for word in row.shape.split()], row.layers)
+        (
+            row.stored,
+            row.parts,
+            row.name,
+            [found.sizes[word] for word in row.shape.split()],
+            row.layers,
+        )
         for row in found.rows
     ] + [found.n_layers, found.tied, found.n_experts]
 

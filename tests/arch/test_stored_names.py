@@ -24,9 +24,10 @@ FP8 = FORMATS["fp8 128x128 F32"]
 
 SPLIT = re.compile(
     r".*\.(kv_b_proj\.weight|(mlp|feed_forward)\.experts\.gate_up_proj(_bias)?"
-    r"|input_linear\.weight|in_proj_qkvz\.weight)"
+    r"|input_linear\.weight|in_proj_qkvz\.weight|index_qk_proj\.weight)"
 )
-"""Stored tensors that become two in the GGUF: keys and values, gate and up, QKV and gate."""
+"""Stored tensors that become two in the GGUF: keys and values, gate and up, QKV and gate,
+queries and keys of an indexer."""
 
 
 def load(family: str, mla: Mla = "split") -> Model:

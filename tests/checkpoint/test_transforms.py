@@ -20,6 +20,7 @@ from dynquant.transforms import (
     Rows,
     Transposed,
     elements_of_each,
+    joined,
     plus_one,
     reordered,
     rows_of_each,
@@ -40,6 +41,11 @@ def both(*shape: int) -> tuple[F32, TensorSource]:
 def stacked() -> tuple[F32, TensorSource]:
     x = numbered(5, 3, 4)
     return x, stack([Computed(part) for part in x])
+
+
+def rows_of_several() -> tuple[F32, TensorSource]:
+    x = numbered(9, 4)
+    return x, joined([Computed(part) for part in np.split(x, [2, 3, 7])])
 
 
 def transposed_matrices() -> tuple[F32, TensorSource]:
@@ -100,6 +106,7 @@ def offset() -> tuple[F32, TensorSource]:
 
 CASES: tuple[Callable[[], tuple[F32, TensorSource]], ...] = (
     stacked,
+    rows_of_several,
     transposed_matrices,
     heads,
     halves,

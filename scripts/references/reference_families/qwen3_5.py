@@ -1,4 +1,4 @@
-"""Qwen3.5: dense and with experts, as language models and in models that see."""
+"""Qwen3.5 and Qwen3.8-Flash-Next: as language models and in models that see."""
 
 from __future__ import annotations
 
@@ -64,6 +64,27 @@ def _rope(*sections: int, part: float = 0.25) -> dict[str, Any]:
     }
 
 
+_HASHED: dict[str, Any] = {
+    **_TEXT,
+    **_EXPERTS,
+    "layer_types": ["linear_attention", "indexed_attention", "linear_attention"],
+    "output_gate_type": "sigmoid",
+    "hc_count": 3,
+    "hc_lowrank": 10,
+    "ple_layer_ids": [3],
+    "ple_conv_kernel_size": 3,
+    "ngram_size": 3,
+    "heads_per_ngram": 2,
+    "ngram_vocab_size_base": 23,
+    "make_ngram_vocab_size_divisible_by": 8,
+    "split_ngram_parts": 7,
+    "indexer_n_heads": 5,
+    "indexer_kv_heads": 1,
+    "indexer_head_dim": 20,
+    "indexer_budget": 6,
+    "indexer_compress_ratio": 3,
+}
+
 FAMILIES = {
     "qwen35": Family(
         transformers.Qwen3_5Config(
@@ -112,5 +133,23 @@ FAMILIES = {
     "qwen35moe-text": Family(
         transformers.Qwen3_5MoeTextConfig(**_TEXT, **_EXPERTS, rope_parameters=_rope(1, 1, 1)),
         _tokenizer,
+    ),
+    "qwen38-flash-next": Family(
+        transformers.Qwen4ExpConfig(
+            text_config={**_HASHED, "rope_parameters": _rope(2, 2, 2, part=0.5)},
+            vision_config={**_VISION, "patch_size": 4},
+            tie_word_embeddings=False,
+            **_TOKENS,
+        ),
+        _tokenizer,
+        stacks=True,
+    ),
+    "qwen38-flash-next-text": Family(
+        transformers.Qwen4ExpTextConfig(**_HASHED, rope_parameters=_rope(1, 1, 1)),
+        _tokenizer,
+        published={
+            "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+            "eos_token_id": [402, 400],
+        },
     ),
 }
