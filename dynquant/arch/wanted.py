@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +10,11 @@ from dataclasses import dataclass, replace
 from dynquant.arch.base import Architecture, Form, Row, Via
 from dynquant.checkpoint.packed import Weight
 
-_EXPERT = "{expert}"
+_PART = re.compile(r"\{(\w+)\}")
+"""A word in a stored name that stands for each of several tensors: `{expert}`, `{head}`."""
+
+_TRUNKS = ("model.", "transformer.", "gpt_neox.")
+"""What the names of a language model without its head begin with, in the tables of families."""
 
 
 @dataclass(frozen=True)
@@ -45,29 +50,34 @@ class Spelling:
     Base models without a head have none. Larger models put the name of their language model before
     or after `model.`. Other names, such as the head's, have the prefix before `model.`, or none.
     Names of prediction layers (`mtp.`) have any of these (`ahead`).
+
+    table: the prefix in the table: `model.`, or another word of older families
     """
 
     stored: Collection[str]
     trunk: str
     ahead: str = ""
+    table: str = "model."
 
     @classmethod
     def of(cls, stored: Collection[str], anchor: str) -> Spelling:
         """Derive the prefix from one tensor of the table; the table's own if it is not stored."""
-        tail = anchor.removeprefix("model.")
+        table = next((trunk for trunk in _TRUNKS if anchor.startswith(trunk)), "model.")
+        tail = anchor.removeprefix(table)
         return cls(
             stored,
             _prefix(stored, tail, default=anchor.removesuffix(tail)),
             _prefix(stored, _AHEAD, default=""),
+            table,
         )
 
     def __call__(self, name: str) -> str:
         """Return a name of the table as the checkpoint spells it."""
-        if name.startswith("model."):
-            return self.trunk + name.removeprefix("model.")
+        if name.startswith(self.table):
+            return self.trunk + name.removeprefix(self.table)
         if name.startswith("mtp."):
             return self.ahead + name
-        before = self.trunk.removesuffix("model.")
+        before = self.trunk.removesuffix(self.table)
         is_prefix = before != self.trunk and before.endswith(".") and name not in self.stored
         return before + name if is_prefix else name
 
@@ -89,7 +99,7 @@ def wanted_of(
     rows = architecture.rows
     layered = [row for row in rows if "{}" in row.name]
     first = rows.index(layered[0]) if layered else len(rows)
-    yield from (_expand(architecture, row, spell) for row in rows[:first])
+    yield from _whole(architecture, rows[:first], spell, stored)
     ahead = architecture.prediction.layers if architecture.prediction else ()
     for layer in (*range(architecture.n_layers), *ahead):
         own = range(architecture.n_layers)
@@ -101,7 +111,16 @@ def wanted_of(
             ],
             stored,
         )
-    yield from (_expand(architecture, r, spell) for r in rows[first:] if r not in layered)
+    after = [row for row in rows[first:] if row not in layered]
+    yield from _whole(architecture, after, spell, stored)
+
+
+def _whole(
+    architecture: Architecture, rows: Sequence[Row], spell: Spelling, stored: Mapping[str, Weight]
+) -> Iterator[Wanted]:
+    """Yield the tensors outside the layers, each in the form that is stored."""
+    forms = [[_expand(architecture, r, spell, form=f) for f in (None, *r.forms)] for r in rows]
+    yield from _in_stored_form(forms, stored)
 
 
 def _expand(
@@ -112,13 +131,13 @@ def _expand(
     form: Form | None = None,
 ) -> Wanted:
     stored = spell((form or row).stored.replace("{}", str(layer)))
-    is_stack = _EXPERT in stored
-    experts = range(architecture.n_experts) if is_stack else range(1)
+    found = _PART.search(stored)
+    parts = range(architecture.n_parts(found[1])) if found else range(1)
     return Wanted(
-        tuple(stored.replace(_EXPERT, str(expert)) for expert in experts),
+        tuple(_PART.sub(str(part), stored) for part in parts),
         row.name.replace("{}", str(layer)),
         architecture.dimensions((form or row).shape),
-        is_stack,
+        found is not None,
         row.optional,
         form.via if form else architecture.via_of(row),
         form.layout if form else "",
