@@ -415,6 +415,8 @@ def parts_of_groups(
 ) -> TensorSource:
     """Return some rows of each group of rows: the first part of all groups, then the next part.
 
+    A vector's elements are taken like rows.
+
     parts: start and end of each part within a group, in the order of the result
     """
     each = source.shape[0] // n_groups
@@ -424,6 +426,9 @@ def parts_of_groups(
     def order(row: I64) -> I64:
         return rows[row]
 
+    if len(source.shape) == 1:
+        elements = Reshaped(source, (*source.shape, 1))
+        return Reshaped(Rows(elements, (len(rows), 1), order), (len(rows),))
     return Rows(source, (len(rows), *source.shape[1:]), order)
 
 

@@ -95,13 +95,18 @@ class Form:
         return replace(self, stored=self.stored.replace(before, after))
 
 
+JOINED = "part"
+"""The word in a stored name that stands for tensors whose rows are joined, `{part}`."""
+
+
 @dataclass(frozen=True)
 class Row:
     """A row of a family's tensor table. `{}` stands for the layer; such a row repeats per layer.
 
     stored:   the name in the checkpoint; `{expert}` in it stands for each expert, and the tensors
-              of all experts are stacked; `{part}` stands for each of `parts` tensors, whose rows
-              are joined
+              of all experts are stacked; `{head}` and `{kv_head}` likewise, for the numbers of
+              `heads` and `kv_heads` in `Architecture.sizes`; `{part}` stands for each of `parts`
+              tensors, whose rows are joined
     name:     the name in the GGUF
     shape:    dimensions of a stored tensor in numpy's order, named as in `Architecture.sizes` and
               separated by spaces
@@ -199,6 +204,12 @@ class Architecture:
         """Return the shape of a row or form as numbers."""
         words = (word.rpartition("*") for word in shape.split())
         return tuple(int(times or 1) * self.sizes[name] for times, _, name in words)
+
+    def n_parts(self, word: str, row: Row) -> int:
+        """Return how many tensors a word in a row's stored name stands for: expert, head, part."""
+        if word == JOINED:
+            return row.parts
+        return self.n_experts if word == "expert" else self.sizes[f"{word}s"]
 
     def via_of(self, row: Row) -> Via | None:
         """Return the transform of a row of the table: its own, else that of its role."""

@@ -142,10 +142,11 @@ def decoder_sizes(c: Config) -> dict[str, int]:
 
 
 def decoder_keys(
-    arch: str, c: Config, rope: Rope, head_dim: int | None, *, layer_norm: bool = False
+    arch: str, c: Config, rope: Rope | None, head_dim: int | None, *, layer_norm: bool = False
 ) -> Keys:
     """Return the keys common to all decoders, in llama.cpp's order.
 
+    rope:       None if positions are not rotations
     head_dim:   None if llama.cpp is to derive key_length and value_length from embedding_length
     layer_norm: whether norms subtract the mean; `rms_norm_eps` is their epsilon too
     """
@@ -160,13 +161,13 @@ def decoder_keys(
         **({} if c.is_causal else {"attention.causal": boolean(False)}),
     }
     rest = {
-        "rope.freq_base": f32(rope.rope_theta),
+        **({} if rope is None else {"rope.freq_base": f32(rope.rope_theta)}),
         f"attention.{epsilon}": f32(c.rms_norm_eps),
     }
     if head_dim is not None:
         rest |= {"attention.key_length": u32(head_dim), "attention.value_length": u32(head_dim)}
     return (
         {f"{arch}.{name}": value for name, value in keys.items()}
-        | scaling_keys(arch, rope)
+        | ({} if rope is None else scaling_keys(arch, rope))
         | {f"{arch}.{name}": value for name, value in rest.items()}
     )

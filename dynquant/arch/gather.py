@@ -23,7 +23,7 @@ from dynquant.quants.table import FLOATS, KEPT
 from dynquant.tensors import Kept, TensorSource
 from dynquant.transforms import Reshaped, joined, stack
 
-HEAD = "lm_head.weight"
+HEADS = ("lm_head.weight", "embed_out.weight")
 """The tensor that checkpoints of tied models omit; config.json may not declare them tied."""
 
 TABLES = frozenset({"ffn_gate_tid2eid"})
@@ -227,7 +227,7 @@ def _problems(
     stacks = unreadable_stacks(folder, stored, wanted, unknown)
     yield from stacks.messages
     for name in grouped(n for n in missing if n not in stacks.names):
-        tied = name == HEAD and architecture.tied is None
+        tied = name in HEADS and architecture.tied is None
         hint = " (tie_word_embeddings in config.json is false)" if tied else ""
         yield (
             f"{folder}: {name} is missing{hint}; {architecture.name} needs it, download the"
@@ -271,7 +271,7 @@ def _other_rows(folder: Path, stored: Mapping[str, Weight], want: Wanted) -> Ite
 
 def _layer(name: str, architecture: Architecture) -> int | None:
     """Return the layer of a stored name if it is beyond those of config.json, else None."""
-    found = re.search(r"(?:^|\.)layers\.([0-9]{1,4})\.", name)
+    found = re.search(r"(?:^|\.)(?:layers|h|blocks)\.([0-9]{1,4})\.", name)
     layer = int(found[1]) if found else -1
     ahead = architecture.prediction.layers if architecture.prediction else ()
     return layer if layer >= architecture.n_layers and layer not in ahead else None

@@ -23,6 +23,7 @@ _CLASSES = {
     "apertus": "ApertusForCausalLM",
     "arcee": "ArceeForCausalLM",
     "bert": "BertModel",
+    "bloom": "BloomForCausalLM",
     "chatglm": "GlmForCausalLM",
     "cohere2": "Cohere2ForCausalLM",
     "command-r": "CohereForCausalLM",
@@ -34,6 +35,7 @@ _CLASSES = {
     "ernie4_5": "Ernie4_5ForCausalLM",
     "ernie4_5-moe": "Ernie4_5_MoeForCausalLM",
     "exaone4": "Exaone4ForCausalLM",
+    "falcon": "FalconForCausalLM",
     "gemma": "GemmaForCausalLM",
     "gemma-embedding": "Gemma3TextModel",
     "gemma2": "Gemma2ForCausalLM",
@@ -45,6 +47,8 @@ _CLASSES = {
     "glm4moe": "Glm4MoeForCausalLM",
     "glm5-next": "Glm5NextForConditionalGeneration",
     "gpt-oss": "GptOssForCausalLM",
+    "gpt2": "GPT2LMHeadModel",
+    "gptneox": "GPTNeoXForCausalLM",
     "granite": "GraniteForCausalLM",
     "granitemoe": "GraniteMoeForCausalLM",
     "hunyuan-dense": "HunYuanDenseV1ForCausalLM",
@@ -56,10 +60,13 @@ _CLASSES = {
     "llama4": "Llama4ForCausalLM",
     "minimax-m2": "MiniMaxM2ForCausalLM",
     "mistral3": "Ministral3ForCausalLM",
+    "mpt": "MptForCausalLM",
     "muse-glimmer": "MuseGlimmerForConditionalGeneration",
     "nomic-bert": "NomicBertModel",
+    "olmo": "OlmoForCausalLM",
     "olmo2": "Olmo2ForCausalLM",
     "olmoe": "OlmoeForCausalLM",
+    "phi2": "PhiForCausalLM",
     "phi3": "Phi3ForCausalLM",
     "phimoe": "PhimoeForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
@@ -75,6 +82,8 @@ _CLASSES = {
     "qwen4exp": "Qwen4ExpForCausalLM",
     "seed_oss": "SeedOssForCausalLM",
     "smollm3": "SmolLM3ForCausalLM",
+    "stablelm": "StableLmForCausalLM",
+    "starcoder": "GPTBigCodeForCausalLM",
     "starcoder2": "Starcoder2ForCausalLM",
 }
 """The class of config.json for each architecture of a GGUF."""
@@ -158,6 +167,12 @@ _OPTIONAL_IN = {
 }
 """Tensors that the families declare and llama.cpp's graphs do not require."""
 
+_FUSED_ONLY = ("bloom", "falcon", "gpt2", "gptneox", "mpt", "starcoder")
+"""Architectures whose graphs have Q, K and V in one matrix only."""
+
+_NEEDS_QKV_BIAS = frozenset({"bloom", "gpt2", "gptneox", "starcoder"})
+"""Architectures of these whose graphs require the bias of that matrix."""
+
 _COMPUTED_IN_LAYERS = {
     "muse-glimmer": frozenset({"attn_q_norm.weight", "attn_k_norm.weight"}),
 }
@@ -170,9 +185,10 @@ _GATE_UP = (
     {"ffn_gate_up_exps.weight"},
 )
 _LINEAR = (frozenset({"attn_qkv.weight", "attn_gate.weight"}), {"ssm_in.weight"})
-_FUSED = {
+_FUSED: dict[str, tuple[tuple[frozenset[str], set[str]], ...]] = {
     **dict.fromkeys(_CLASSES, (_QKV,)),
     **dict.fromkeys(("deepseek2", "deepseek2-ocr"), (_QKV, _GATE_UP)),
+    **dict.fromkeys(_FUSED_ONLY, ()),
     "gemma4": (_QK, _QKV, _GATE_UP),
     "qwen3next": (_QKV, _GATE_UP, _LINEAR),
     "qwen35moe": (_QKV, _GATE_UP),
@@ -229,6 +245,8 @@ def graph_of(name: str, keys: Keys) -> Graph:
     """
     described = _described(name, keys)
     optional = _OPTIONAL | _OPTIONAL_IN.get(name, frozenset())
+    if name in _NEEDS_QKV_BIAS:
+        optional -= {"attn_qkv.bias"}
     keys_only = optional | described.numbers | described.integers.keys()
     rows = [row for row in described.rows if not _ends_with(row.name, keys_only)]
     if described.tied is not None:
@@ -339,6 +357,8 @@ def _layers_of(name: str, keys: Keys, n_layers: int) -> Mapping[str, Any]:
         }
     if name == "gemma4":
         found |= _of_gemma4(keys, n_layers)
+    if name == "stablelm":
+        found["use_parallel_residual"] = bool(_value(keys, "stablelm.use_parallel_residual"))
     if name == "glm5-next":
         own = _value(keys, "glm5-next.attention.indexer.types")
         if isinstance(own, tuple):

@@ -33,4 +33,4 @@ def with_copied_head(architecture: Architecture) -> Architecture:
 def _rows(rows: tuple[Row, ...], embedding: str) -> Iterator[Row]:
     for row in rows:
         if row.name != _BIAS:
-            yield replace(row, stored=embedding) if row.name == _WEIGHT else row
+            yield replace(row, stored=embedding, forms=()) if row.name == _WEIGHT else row

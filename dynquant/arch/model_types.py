@@ -16,6 +16,7 @@ CLASSES = {
     "apertus": "ApertusForCausalLM",
     "arcee": "ArceeForCausalLM",
     "bert": "BertModel",
+    "bloom": "BloomForCausalLM",
     "cohere": "CohereForCausalLM",
     "cohere2": "Cohere2ForCausalLM",
     "deepseek_v2": "DeepseekV2ForCausalLM",
@@ -25,6 +26,7 @@ CLASSES = {
     "ernie4_5": "Ernie4_5ForCausalLM",
     "ernie4_5_moe": "Ernie4_5_MoeForCausalLM",
     "exaone4": "Exaone4ForCausalLM",
+    "falcon": "FalconForCausalLM",
     "gemma": "GemmaForCausalLM",
     "gemma2": "Gemma2ForCausalLM",
     "gemma3": "Gemma3ForConditionalGeneration",
@@ -44,6 +46,9 @@ CLASSES = {
     "glm5_next": "Glm5NextForConditionalGeneration",
     "glm5_next_text": "Glm5NextForConditionalGeneration",
     "glm_moe_dsa": "GlmMoeDsaForCausalLM",
+    "gpt2": "GPT2LMHeadModel",
+    "gpt_bigcode": "GPTBigCodeForCausalLM",
+    "gpt_neox": "GPTNeoXForCausalLM",
     "gpt_oss": "GptOssForCausalLM",
     "granite": "GraniteForCausalLM",
     "granitemoe": "GraniteMoeForCausalLM",
@@ -67,12 +72,15 @@ CLASSES = {
     "mistral": "MistralForCausalLM",
     "mistral3": "Mistral3ForConditionalGeneration",
     "mixtral": "MixtralForCausalLM",
+    "mpt": "MptForCausalLM",
     "muse_glimmer": "MuseGlimmerForConditionalGeneration",
     "muse_glimmer_text": "MuseGlimmerForConditionalGeneration",
     "nomic_bert": "NomicBertModel",
+    "olmo": "OlmoForCausalLM",
     "olmo2": "Olmo2ForCausalLM",
     "olmo3": "Olmo3ForCausalLM",
     "olmoe": "OlmoeForCausalLM",
+    "phi": "PhiForCausalLM",
     "phi3": "Phi3ForCausalLM",
     "phimoe": "PhimoeForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
@@ -96,6 +104,7 @@ CLASSES = {
     "smollm3": "SmolLM3ForCausalLM",
     "smolvlm": "SmolVLMForConditionalGeneration",
     "solar_open": "SolarOpenForCausalLM",
+    "stablelm": "StableLmForCausalLM",
     "starcoder2": "Starcoder2ForCausalLM",
     "voxtral": "VoxtralForConditionalGeneration",
     "xlm-roberta": "XLMRobertaModel",
@@ -107,16 +116,22 @@ _WITH_HEAD = frozenset(
     {
         "Dots1ForCausalLM",
         "ApertusForCausalLM",
+        "GPTNeoXForCausalLM",
         "GptOssForCausalLM",
         "MiniMaxM2ForCausalLM",
         "Olmo2ForCausalLM",
         "Olmo3ForCausalLM",
         "OlmoeForCausalLM",
+        "PhiForCausalLM",
         "PhimoeForCausalLM",
         "Qwen2MoeForCausalLM",
+        "StableLmForCausalLM",
     }
 )
 """Classes whose graph in llama.cpp needs an output matrix in the file."""
+
+_HEADED = {"GPT2Model": "GPT2LMHeadModel"}
+"""The language model of a base class whose name does not follow the rule."""
 
 _CONVERTED = (
     "if llama.cpp's convert_hf_to_gguf.py supports it, convert with that and give the resulting"
@@ -150,7 +165,7 @@ def class_of(config: Mapping[str, Any], where: str) -> Class:
     name = _stated(config, where)
     if name in known:
         return Class(name, known[name])
-    language_model = re.sub("Model$", "ForCausalLM", name)
+    language_model = _HEADED.get(name) or re.sub("Model$", "ForCausalLM", name)
     if language_model in known:
         needs_head = language_model in _WITH_HEAD
         return Class(name, known[language_model], headless=True, needs_head=needs_head)

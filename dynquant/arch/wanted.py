@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from dynquant.arch.base import Architecture, Form, Row, Via
+from dynquant.arch.base import JOINED, Architecture, Form, Row, Via
 from dynquant.checkpoint.packed import Weight
 
-_EXPERT, _PART = "{expert}", "{part}"
+_WORD = re.compile(r"\{(\w+)\}")
+"""A word in a stored name that stands for each of several tensors: `{expert}`, `{head}`."""
+
+_TRUNKS = ("model.", "transformer.", "gpt_neox.")
+"""What the names of a language model without its head begin with, in the tables of families."""
 
 
 @dataclass(frozen=True)
@@ -66,29 +71,34 @@ class Spelling:
     Base models without a head have none. Larger models put the name of their language model before
     or after `model.`. Other names, such as the head's, have the prefix before `model.`, or none.
     Names of prediction layers (`mtp.`) have any of these (`ahead`).
+
+    table: the prefix in the table: `model.`, or another word of older families
     """
 
     stored: Collection[str]
     trunk: str
     ahead: str = ""
+    table: str = "model."
 
     @classmethod
     def of(cls, stored: Collection[str], anchor: str) -> Spelling:
         """Derive the prefix from one tensor of the table; the table's own if it is not stored."""
-        tail = anchor.removeprefix("model.")
+        table = next((trunk for trunk in _TRUNKS if anchor.startswith(trunk)), "model.")
+        tail = anchor.removeprefix(table)
         return cls(
             stored,
             _prefix(stored, tail, default=anchor.removesuffix(tail)),
             _prefix(stored, _AHEAD, default=""),
+            table,
         )
 
     def __call__(self, name: str) -> str:
         """Return a name of the table as the checkpoint spells it."""
-        if name.startswith("model."):
-            return self.trunk + name.removeprefix("model.")
+        if name.startswith(self.table):
+            return self.trunk + name.removeprefix(self.table)
         if name.startswith("mtp."):
             return self.ahead + name
-        before = self.trunk.removesuffix("model.")
+        before = self.trunk.removesuffix(self.table)
         is_prefix = before != self.trunk and before.endswith(".") and name not in self.stored
         return before + name if is_prefix else name
 
@@ -134,25 +144,20 @@ def _expand(
     form: Form | None = None,
 ) -> Wanted:
     stored = spell((form or row).stored.replace("{}", str(layer)))
-    is_stack = _EXPERT in stored
-    is_joined = _PART in stored
-    experts = range(architecture.n_experts) if is_stack else range(1)
-    parts = range(row.parts) if is_joined else range(1)
+    found = _WORD.search(stored)
+    word = found[1] if found else ""
+    n = architecture.n_parts(word, row) if word else 1
     return Wanted(
-        tuple(
-            stored.replace(_EXPERT, str(expert)).replace(_PART, str(part))
-            for expert in experts
-            for part in parts
-        ),
+        tuple(_WORD.sub(str(part), stored) for part in range(n)),
         row.name.replace("{}", str(layer)),
         architecture.dimensions((form or row).shape),
-        is_stack,
+        word not in ("", JOINED),
         row.optional,
         form.via if form else architecture.via_of(row),
         form.layout if form else "",
         form is None or form.oriented,
         has_forms=bool(row.forms),
-        is_joined=is_joined,
+        is_joined=word == JOINED,
     )
 
 

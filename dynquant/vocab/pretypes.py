@@ -101,6 +101,7 @@ PRE_TYPES = (
     PreType("gpt-2", (GPT_2,)),
     PreType("starcoder", (EACH_DIGIT, GPT_2)),
     PreType("smollm", (EACH_DIGIT, GPT_2), clean_spaces=False),
+    PreType("bloom", (" ?[^(\\s|[.,!?…。，、।۔،])]+",)),
     PreType("falcon", (PUNCTUATION_RUNS, GPT_2, DIGITS, "[0-9][0-9][0-9]")),
     PreType("llama-bpe", (_CL100K,), ignore_merges=True),
     PreType("glm4", (_CL100K,), ignore_merges=True, expects_bos=False),

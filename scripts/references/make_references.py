@@ -46,12 +46,20 @@ FACTORS = (
     "norm.weight",
     "norm_1.weight",
     "norm_2.weight",
+    "norm_f.weight",
+    "ln_1.weight",
+    "ln_2.weight",
+    "ln_f.weight",
+    "ln_attn.weight",
+    "ln_mlp.weight",
     "_scalar",
     "router.scale",
     "expert_scale",
     "output_scale",
 )
 """Endings of the names of factors, which are near one: norms, and scales of Gemma 3n and 4."""
+
+EMBEDDINGS = ("embed_tokens.weight", "embeddings.weight", "embed_in.weight", "wte.weight")
 
 
 def randomize(model: transformers.PreTrainedModel, family: Family, seed: int) -> None:
@@ -66,7 +74,7 @@ def randomize(model: transformers.PreTrainedModel, family: Family, seed: int) ->
             if not parameter.is_floating_point():
                 continue  # constants of hashes, which follow from the configuration
             noise = rng.standard_normal(parameter.shape, dtype=np.float32)
-            if name.lower().endswith(FACTORS):
+            if name.lower().endswith(FACTORS) or "layernorm.norms." in name:
                 noise = family.norms + family.spread * noise
             elif name.endswith(("correction_bias", "expert_bias")):
                 noise = 0.1 * noise  # with more noise some experts would never be chosen
@@ -82,7 +90,7 @@ def randomize(model: transformers.PreTrainedModel, family: Family, seed: int) ->
                 noise = 2 * noise
             elif name.endswith("bias"):
                 noise = 0.5 * noise
-            elif name.endswith(("embed_tokens.weight", "embeddings.weight")):
+            elif name.endswith(EMBEDDINGS):
                 noise = family.embedding * noise
             else:
                 noise = family.weights * noise

@@ -86,6 +86,20 @@ _AS_IS = {"clean_up_tokenization_spaces": False}
 _NO_NORMALIZER: Rule = {"type": "Sequence", "normalizers": []}
 
 FAMILIES = {
+    "gpt-2": Published(_bytes(True), "gpt-2", has_bos=False),
+    "bloom": Published(
+        _sequence(_split(" ?[^(\\s|[.,!?…。，、।۔،])]+"), _bytes(False)), "bloom", config=_AS_IS
+    ),
+    "falcon": Published(
+        _sequence(
+            {"type": "Punctuation", "behavior": "Contiguous"},
+            _bytes(True),
+            {"type": "Digits", "individual_digits": False},
+            _split("[0-9][0-9][0-9]"),
+        ),
+        "falcon",
+        has_bos=False,
+    ),
     "llama-3": Published(
         _sequence(_split(LLAMA3_SPLIT), _bytes(False)),
         "llama-bpe",

@@ -37,8 +37,9 @@ class GeluTable(torch.nn.Module):
 def with_gelu_table(model: transformers.PreTrainedModel) -> None:
     """Compute the activation of a model as llama.cpp does, where its rounding alone is too much."""
     for module in model.modules():
-        if hasattr(module, "act_fn"):
-            module.act_fn = GeluTable()
+        for name in ("act_fn", "activation_fn"):
+            if hasattr(module, name):
+                setattr(module, name, GeluTable())
 
 
 class Composed(Protocol):

@@ -1,0 +1,111 @@
+"""Decoders of 2019 to 2023: other names of settings, norms with biases, fused Q, K and V.
+
+GPT-2, GPT-NeoX, Falcon, MPT, Bloom and their relatives. Their config.json has names of its own,
+most of their layers have biases, and Q, K and V are one matrix in the checkpoint and in llama.cpp.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+from dynquant.arch.base import Row, Via
+from dynquant.arch.decoder import GELU, Config, decoder_sizes, read_decoder
+from dynquant.errors import ArchitectureError
+from dynquant.transforms import parts_of_groups
+from dynquant.untrusted import shown
+
+ANY_GELU = (*GELU, "gelu", "gelu_python", "gelu_accurate")
+"""Names of GELU, exact or approximated; llama.cpp computes its tanh form in all of these families,
+whose results differ from the exact one by 5e-4 at most."""
+
+
+def with_bias(stored: str, name: str, n_out: str, n_in: str | None = None) -> tuple[Row, Row]:
+    """Return the rows of a matrix or norm and of its bias."""
+    weight = n_out if n_in is None else f"{n_out} {n_in}"
+    return (
+        Row(f"{stored}.weight", f"{name}.weight", weight),
+        Row(f"{stored}.bias", f"{name}.bias", n_out),
+    )
+
+
+def without_bias(rows: Collection[Row]) -> tuple[Row, ...]:
+    """Return the rows of matrices and norms."""
+    return tuple(row for row in rows if not row.stored.endswith(".bias"))
+
+
+def read_early(
+    config: Mapping[str, Any],
+    where: str,
+    names: Mapping[str, str],
+    defaults: Mapping[str, Any],
+    ratio: int = 4,
+) -> Config:
+    """Return the config of a decoder in which settings have other names.
+
+    names:      the usual name of each of these settings
+    defaults:   the defaults of the family's class, by the usual names
+    ratio:      the width of the MLP by that of the model, if config.json does not state the former
+
+    Both names of a setting are read, as in transformers. Raises ArchitectureError with the names
+    that config.json has.
+    """
+    ArchitectureError.raise_any(
+        f"{where}: {own} is {shown(config[own])}, but {usual} is {shown(config[usual])}; both name"
+        " one setting, make them equal"
+        for own, usual in names.items()
+        if None not in (config.get(own), config.get(usual)) and config[own] != config[usual]
+    )
+    found = {**defaults, **usual_names(config, names)}
+    hidden = found.get("hidden_size")
+    if found.get("intermediate_size") is None and isinstance(hidden, int):
+        found["intermediate_size"] = ratio * hidden
+    try:
+        c = read_decoder({**found, "head_dim": None}, where, activation=ANY_GELU)
+        ArchitectureError.raise_any(_misfits(c, where))
+    except ArchitectureError as e:
+        raise ArchitectureError(*(_own_names(m, config, names) for m in e.messages)) from e
+    return c
+
+
+def usual_names(config: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """Return config.json with the usual names of its settings beside its own."""
+    stated = {usual: config[own] for own, usual in names.items() if config.get(own) is not None}
+    return {**config, **stated}
+
+
+def _own_names(message: str, config: Mapping[str, Any], names: Mapping[str, str]) -> str:
+    """Return a message with the names that a config.json has, or would have."""
+    for own, usual in names.items():
+        if own in config or usual not in config:
+            message = re.sub(rf"\b{usual}\b", own, message)
+    return message
+
+
+def _misfits(c: Config, where: str) -> Iterator[str]:
+    if c.hidden_size % c.num_attention_heads:
+        yield (
+            f"{where}: hidden_size {c.hidden_size} is not a multiple of"
+            f" num_attention_heads {c.num_attention_heads}"
+        )
+    if not c.is_causal:
+        yield f"{where}: is_causal is false; llama.cpp computes this family with true"
+
+
+def fused_sizes(c: Config) -> dict[str, int]:
+    """Return the dimensions of a decoder with Q, K and V in one matrix."""
+    sizes = decoder_sizes(c)
+    return {**sizes, "qkv": sizes["q"] + 2 * sizes["kv"], "positions": c.max_position_embeddings}
+
+
+def heads_apart(c: Config) -> dict[str, Via]:
+    """Return the transform of a fused Q, K and V that has the heads of a group together.
+
+    The checkpoint has the queries of a group, its keys and its values, then the next group.
+    llama.cpp needs all queries before all keys before all values.
+    """
+    n, each = c.num_attention_heads // c.n_head_kv, c.n_per_head
+    parts = ((0, n * each), (n * each, (n + 1) * each), ((n + 1) * each, (n + 2) * each))
+    return {"attn_qkv": partial(parts_of_groups, n_groups=c.n_head_kv, parts=parts)}
