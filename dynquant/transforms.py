@@ -360,6 +360,17 @@ def squeezed(source: TensorSource, dimension: int) -> TensorSource:
     return Reshaped(source, (*shape[:dimension], *shape[dimension + 1 :]))
 
 
+def column(source: TensorSource) -> TensorSource:
+    """Return a vector as a matrix of one column."""
+    return Reshaped(source, (*source.shape, 1))
+
+
+def in_groups(source: TensorSource, n: int) -> TensorSource:
+    """Return a vector as a matrix with a row for each of n groups; F32 if stored in blocks."""
+    whole = source if source.stored.is_float else Elementwise(source, lambda x: x)
+    return Reshaped(whole, (n, source.shape[0] // n))
+
+
 def scaled(source: TensorSource, factor: float) -> TensorSource:
     """Return a tensor times a number, which llama.cpp's graph does not apply."""
     return Elementwise(source, lambda x: x * np.float32(factor))

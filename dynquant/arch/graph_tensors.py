@@ -53,6 +53,8 @@ _CLASSES = {
     "minimax-m2": "MiniMaxM2ForCausalLM",
     "mistral3": "Ministral3ForCausalLM",
     "muse-glimmer": "MuseGlimmerForConditionalGeneration",
+    "nemotron_h": "NemotronHForCausalLM",
+    "nemotron_h_moe": "NemotronHForCausalLM",
     "nomic-bert": "NomicBertModel",
     "olmo2": "Olmo2ForCausalLM",
     "olmoe": "OlmoeForCausalLM",
@@ -318,6 +320,9 @@ def _layers_of(name: str, keys: Keys, n_layers: int) -> Mapping[str, Any]:
         heads = _value(keys, f"{name}.attention.head_count_kv")
         if isinstance(heads, tuple):
             found["layer_types"] = ["full_attention" if n else "conv" for n in heads]
+    if name in ("nemotron_h", "nemotron_h_moe"):
+        found["layers_block_type"] = _kinds_of_nemotron(name, keys, n_layers)
+        found["moe_latent_size"] = _number(keys, f"{name}.moe_latent_size") or None
     if name in ("qwen3next", "qwen35", "qwen35moe"):
         found["full_attention_interval"] = _number(keys, f"{name}.full_attention_interval") or 4
         recurrent = _value(keys, f"{name}.attention.recurrent_layers")
@@ -325,6 +330,26 @@ def _layers_of(name: str, keys: Keys, n_layers: int) -> Mapping[str, Any]:
             kinds = ("full_attention", "linear_attention")
             found["layer_types"] = [kinds[bool(r)] for r in recurrent[:n_layers]]
     return found
+
+
+def _kinds_of_nemotron(name: str, keys: Keys, n_layers: int) -> list[str]:
+    """Return the kinds of layers, which follow from their heads of K and V and their widths."""
+    kv, widths = (
+        _of_layers(keys, f"{name}.{key}", n_layers)
+        for key in ("attention.head_count_kv", "feed_forward_length")
+    )
+    wide = "moe" if _number(keys, f"{name}.expert_count") else "mlp"
+    return [
+        wide if width else "attention" if heads else "mamba"
+        for heads, width in zip(kv, widths, strict=True)
+    ]
+
+
+def _of_layers(keys: Keys, key: str, n_layers: int) -> list[object]:
+    """Return a value for each layer: an array's, or one for all; zero beyond an array's end."""
+    found = _value(keys, key)
+    values = found if isinstance(found, tuple) else (found or 0,) * n_layers
+    return [*values[:n_layers], *[0] * (n_layers - len(values))]
 
 
 def _of_gemma4(keys: Keys, n_layers: int) -> dict[str, Any]:

@@ -64,6 +64,7 @@ CLASSES = {
     "mixtral": "MixtralForCausalLM",
     "muse_glimmer": "MuseGlimmerForConditionalGeneration",
     "muse_glimmer_text": "MuseGlimmerForConditionalGeneration",
+    "nemotron_h": "NemotronHForCausalLM",
     "nomic_bert": "NomicBertModel",
     "olmo2": "Olmo2ForCausalLM",
     "olmo3": "Olmo3ForCausalLM",

@@ -51,6 +51,7 @@ PUBLISHED = {
     "MiniMaxM2ForCausalLM": "MiniMax M2, M2.5, M2.7",
     "MistralForCausalLM": "Mistral 7B, Nemo, Small 3",
     "MuseGlimmerForConditionalGeneration": "Muse Glimmer 30B",
+    "NemotronHForCausalLM": "Nemotron-H, Nano 2, Nemotron 3 and 3.5",
     "NomicBertModel": "nomic-embed-text v1, v1.5",
     "Phi3ForCausalLM": "Phi-3, Phi-4, Phi-4-mini",
     "Qwen2ForCausalLM": "Qwen2, Qwen2.5",

@@ -153,6 +153,12 @@ WITHOUT_EFFECT = {
     "gemma4moe": {"use_double_wide_mlp"},
     "gemma4unified": {"use_double_wide_mlp"},
     "granite4": {"intermediate_size", "num_experts_per_tok"},
+    "nemotron-h": {
+        *("n_routed_experts", "n_shared_experts", "moe_intermediate_size", "moe_latent_size"),
+        *("moe_shared_expert_intermediate_size", "num_experts_per_tok", "routed_scaling_factor"),
+        *("n_group", "topk_group", "norm_topk_prob", "num_nextn_predict_layers"),
+    },
+    "nemotron-h-moe": {"intermediate_size"},
 }
 """Settings of layers, windows or experts that a model does not have."""
 
