@@ -232,19 +232,25 @@ def stack(parts: Sequence[TensorSource]) -> TensorSource:
     return Stack(tuple(parts))
 
 
-def interleaved_heads(source: TensorSource, n_head: int) -> TensorSource:
+def interleaved_heads(
+    source: TensorSource, n_head: int, n_rotated: int | None = None
+) -> TensorSource:
     """Return Q or K in the order of interleaved rotary pairs, from the half-split order of HF.
 
     Hugging Face stores the first halves of a head's rotary pairs before the second halves.
     llama.cpp's Llama graph needs them pair by pair: row 2j+k of a head is row k*(head_dim/2)+j of
     the stored head. A bias is one row; its elements are permuted in the same way.
+
+    n_rotated: rotated rows of a head, which are its first; the others stay. None for all
     """
     head_dim = source.shape[0] // n_head
+    rotated = head_dim if n_rotated is None else n_rotated
 
     def order(row: I64) -> I64:
         head, within = np.divmod(row, head_dim)
         pair, half = np.divmod(within, 2)
-        return head * head_dim + half * (head_dim // 2) + pair
+        moved = np.where(within < rotated, half * (rotated // 2) + pair, within)
+        return head * head_dim + moved
 
     return reordered(source, order)
 

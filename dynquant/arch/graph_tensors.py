@@ -43,6 +43,7 @@ _CLASSES = {
     "glm4moe": "Glm4MoeForCausalLM",
     "gpt-oss": "GptOssForCausalLM",
     "granite": "GraniteForCausalLM",
+    "granitehybrid": "GraniteMoeHybridForCausalLM",
     "granitemoe": "GraniteMoeForCausalLM",
     "hunyuan-moe": "HunYuanMoEV1ForCausalLM",
     "hunyuan-dense": "HunYuanDenseV1ForCausalLM",
@@ -86,6 +87,7 @@ _SECTIONS = {"rope_parameters": {"mrope_section": [1, 1, 1]}}
 _DEEPSTACK: dict[str, Any] = {**_SECTIONS, "vision_config": {"deepstack_visual_indexes": []}}
 _SETTINGS: dict[str, dict[str, Any]] = {
     "gemma3n": {"vocab_size_per_layer_input": 64},
+    "granitehybrid": {"mamba_n_heads": 2},
     # Full layers may have no values.
     "gemma4": {"attention_k_eq_v": True, "global_head_dim": 32, "vocab_size_per_layer_input": 64},
     "nomic-bert": {"hidden_act": "swiglu"},
@@ -320,6 +322,12 @@ def _layers_of(name: str, keys: Keys, n_layers: int) -> Mapping[str, Any]:
         heads = _value(keys, f"{name}.attention.head_count_kv")
         if isinstance(heads, tuple):
             found["layer_types"] = ["full_attention" if n else "conv" for n in heads]
+    if name == "granitehybrid":
+        experts = _number(keys, f"{name}.expert_count") or 0
+        heads = _of_layers(keys, f"{name}.attention.head_count_kv", n_layers)
+        found["layer_types"] = ["attention" if n else "mamba" for n in heads]
+        found["num_local_experts"] = experts
+        found["shared_intermediate_size"] |= int(not experts)  # without experts it is the MLP
     if name in ("nemotron_h", "nemotron_h_moe"):
         found["layers_block_type"] = _kinds_of_nemotron(name, keys, n_layers)
         found["moe_latent_size"] = _number(keys, f"{name}.moe_latent_size") or None

@@ -15,6 +15,7 @@ from dynquant.text_settings import text_settings
 CLASSES = {
     "apertus": "ApertusForCausalLM",
     "arcee": "ArceeForCausalLM",
+    "bamba": "BambaForCausalLM",
     "bert": "BertModel",
     "cohere": "CohereForCausalLM",
     "cohere2": "Cohere2ForCausalLM",

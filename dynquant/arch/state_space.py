@@ -8,12 +8,14 @@ scan with one decay rate for each head; a norm for each group of heads; and a pr
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, cast
+from typing import Any, Literal, cast
 
-from dynquant.arch.base import Row, Via
-from dynquant.keys import Keys, u32
+from dynquant.arch.base import Architecture, Row, Via, on, renamed
+from dynquant.arch.config import Count
+from dynquant.errors import ArchitectureError
+from dynquant.keys import Keys, i32s, u32
 from dynquant.tensors import TensorSource
 from dynquant.transforms import column, in_groups, negated_exp, squeezed
 
@@ -114,6 +116,45 @@ class Mamba2:
             yield f"{where}: {kernel} is 1; llama.cpp needs at least 2"
 
 
+@dataclass(frozen=True)
+class MambaSettings:
+    """The settings of Bamba, Granite 4 and Falcon-H1, with transformers' defaults."""
+
+    hidden_size: Count
+    mamba_n_heads: Count = 128
+    mamba_d_head: Count | Literal["auto"] = "auto"
+    mamba_n_groups: Count = 1
+    mamba_d_state: Count = 256
+    mamba_d_conv: Count = 4
+    mamba_expand: Count = 2
+    time_step_limit: Any = None
+
+    @property
+    def mamba(self) -> Mamba2:
+        """The sizes of the layers."""
+        return self.with_channels(self.mamba_expand * self.hidden_size)
+
+    def with_channels(self, n_inner: int) -> Mamba2:
+        """Return the sizes of layers with this number of channels."""
+        each = n_inner // self.mamba_n_heads if self.mamba_d_head == "auto" else self.mamba_d_head
+        return Mamba2(
+            self.mamba_n_heads, each, self.mamba_n_groups, self.mamba_d_state, self.mamba_d_conv
+        )
+
+    def problems(self, where: str, n_inner: int) -> Iterator[str]:
+        """Yield a message for each setting that llama.cpp's graphs cannot compute.
+
+        n_inner: the number of channels
+        """
+        found = self.with_channels(n_inner)
+        if found.n_inner != n_inner:
+            yield (
+                f"{where}: {found.n_heads} heads of {found.n_per_head} channels (mamba_n_heads,"
+                f" mamba_d_head) are not {n_inner} channels"
+            )
+        yield from found.problems(where, "mamba_n_heads", "mamba_n_groups", "mamba_d_conv")
+
+
 SHORTEST_STEP = 1e-3
 """A lower limit on time steps that has no visible effect: the default of transformers."""
 
@@ -141,3 +182,42 @@ def _step(value: object) -> float:
         return float(cast(Any, value))
     except (TypeError, ValueError):
         return float("nan")
+
+
+def hybrid_layers(
+    attention: Architecture, name: str, attends: Sequence[bool], s: MambaSettings, where: str
+) -> Architecture:
+    """Return a model with Mamba 2 in place of attention in some layers (Granite 4, Bamba).
+
+    attention: the model with attention in all layers
+    name:      its architecture then
+    attends:   which layers have attention
+    Raises ArchitectureError if llama.cpp's graph of these models cannot compute the sizes.
+    """
+    n_inner = s.mamba_expand * s.hidden_size
+    problems = [*s.problems(where, n_inner)]
+    if s.mamba_expand != 2:
+        problems.append(
+            f"{where}: mamba_expand is {s.mamba_expand}; llama.cpp computes this family with 2"
+        )
+    if not any(attends):
+        problems.append(f"{where}: no layer has attention; llama.cpp needs at least one")
+    ArchitectureError.raise_any(problems)
+    by_kind = [[n for n, a in enumerate(attends) if a == kind] for kind in (True, False)]
+    rows: list[Row] = []
+    for row in attention.rows:
+        if ".self_attn.q_proj.weight" in row.stored:
+            rows += on(by_kind[1], mamba2_rows("model.layers.{}.mamba."))
+        rows += on(by_kind[0], (row,)) if ".self_attn." in row.stored else (row,)
+    keys = renamed(attention.keys, name)
+    key = f"{name}.attention.head_count_kv"
+    n_kv = keys[key].value
+    assert isinstance(n_kv, int)
+    return replace(
+        attention,
+        name=name,
+        keys=keys | s.mamba.keys(name) | {key: i32s([n_kv * a for a in attends])},
+        rows=tuple(rows),
+        sizes={**attention.sizes, **s.mamba.sizes},
+        via={**attention.via, **s.mamba.via},
+    )

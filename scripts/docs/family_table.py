@@ -18,6 +18,7 @@ REFERENCES = Path(__file__).resolve().parents[2] / "tests" / "references"
 
 
 PUBLISHED = {
+    "BambaForCausalLM": "Bamba 9B",
     "BertForSequenceClassification": "ms-marco-MiniLM",
     "BertModel": "all-MiniLM, bge-en",
     "CohereForCausalLM": "Command-R, R+",
@@ -35,7 +36,7 @@ PUBLISHED = {
     "Glm4MoeLiteForCausalLM": "GLM-4.7-Flash",
     "Glm4vForConditionalGeneration": "GLM-4.1V, 4.6V-Flash",
     "Glm4vMoeForConditionalGeneration": "GLM-4.5V, 4.6V",
-    "GraniteMoeHybridForCausalLM": "Granite 4 Micro, 1B, 350M",
+    "GraniteMoeHybridForCausalLM": "Granite 4 Micro, Tiny, Small, 1B, 350M",
     "Dots1ForCausalLM": "dots.llm1",
     "Ernie4_5ForCausalLM": "ERNIE 4.5 0.3B",
     "Ernie4_5_MoeForCausalLM": "ERNIE 4.5 21B-A3B, 300B-A47B",

@@ -53,6 +53,11 @@ FACTORS = (
 )
 """Endings of the names of factors, which are near one: norms, and scales of Gemma 3n and 4."""
 
+STATE_SPACE = tuple(
+    f"{block}.{name}" for block in ("mamba", "mixer") for name in ("A_log", "D", "dt_bias")
+)
+"""Endings of the names of state space layers' vectors, whose effect is small."""
+
 
 def randomize(model: transformers.PreTrainedModel, family: Family, seed: int) -> None:
     """Set all stored tensors to numbers large enough to affect the log-probabilities."""
@@ -72,6 +77,8 @@ def randomize(model: transformers.PreTrainedModel, family: Family, seed: int) ->
                 noise = 4 * noise  # Gemma 3n divides its input by the hidden size
             elif ".act_fn." in name:
                 noise = 0.7 * (np.sign(noise) + noise)  # small ones have little effect
+            elif name.endswith(STATE_SPACE):
+                pass
             elif name.endswith("sinks"):
                 noise = 2 * noise
             elif name.endswith("bias"):

@@ -148,11 +148,17 @@ OTHERS: dict[str, tuple[Any, ...]] = {
 }
 
 
+OF_MAMBA = {
+    *("mamba_n_heads", "mamba_n_groups", "mamba_d_state", "mamba_d_head", "mamba_d_conv"),
+    *("mamba_expand", "time_step_limit"),
+}
 WITHOUT_EFFECT = {
     "exaone4": {"sliding_window_pattern"},
     "gemma4moe": {"use_double_wide_mlp"},
     "gemma4unified": {"use_double_wide_mlp"},
-    "granite4": {"intermediate_size", "num_experts_per_tok"},
+    "granite4": {"intermediate_size", "num_experts_per_tok", *OF_MAMBA},
+    "granite4moe": OF_MAMBA,
+    "granite4h": {"intermediate_size", "num_experts_per_tok", "rope_theta"},
     "nemotron-h": {
         *("n_routed_experts", "n_shared_experts", "moe_intermediate_size", "moe_latent_size"),
         *("moe_shared_expert_intermediate_size", "num_experts_per_tok", "routed_scaling_factor"),
@@ -304,6 +310,8 @@ SUB: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("family", slow_except(FAST_FAMILIES, SWEPT))
 def test_a_setting_of_the_rope_is_used_or_refused_or_reported(family: str, kind: str) -> None:
     if "rope_theta" not in fields_of(family) and not config_of(family).get("rope_parameters"):
+        pytest.skip("no rope")
+    if config_of(family).get("position_embedding_type") == "nope":
         pytest.skip("no rope")
     silent: list[str] = []
     base = {"rope_type": kind, "rope_theta": 10000.0, **SCALED[kind]}
