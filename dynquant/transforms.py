@@ -277,19 +277,25 @@ def _of_one_type(parts: Sequence[TensorSource]) -> tuple[TensorSource, ...]:
     return tuple(parts)
 
 
-def interleaved_heads(source: TensorSource, n_head: int) -> TensorSource:
+def interleaved_heads(
+    source: TensorSource, n_head: int, n_rotated: int | None = None
+) -> TensorSource:
     """Return Q or K in the order of interleaved rotary pairs, from the half-split order of HF.
 
     Hugging Face stores the first halves of a head's rotary pairs before the second halves.
     llama.cpp's Llama graph needs them pair by pair: row 2j+k of a head is row k*(head_dim/2)+j of
     the stored head. A bias is one row; its elements are permuted in the same way.
+
+    n_rotated: rotated rows of a head, which are its first; the others stay. None for all
     """
     head_dim = source.shape[0] // n_head
+    rotated = head_dim if n_rotated is None else n_rotated
 
     def order(row: I64) -> I64:
         head, within = np.divmod(row, head_dim)
         pair, half = np.divmod(within, 2)
-        return head * head_dim + half * (head_dim // 2) + pair
+        moved = np.where(within < rotated, half * (rotated // 2) + pair, within)
+        return head * head_dim + moved
 
     return reordered(source, order)
 
@@ -403,6 +409,17 @@ def squeezed(source: TensorSource, dimension: int) -> TensorSource:
     if shape[dimension] != 1:
         raise ValueError(f"dimension {dimension} of {shape} is not 1")
     return Reshaped(source, (*shape[:dimension], *shape[dimension + 1 :]))
+
+
+def column(source: TensorSource) -> TensorSource:
+    """Return a vector as a matrix of one column."""
+    return Reshaped(source, (*source.shape, 1))
+
+
+def in_groups(source: TensorSource, n: int) -> TensorSource:
+    """Return a vector as a matrix with a row for each of n groups; F32 if stored in blocks."""
+    whole = source if source.stored.is_float else Elementwise(source, lambda x: x)
+    return Reshaped(whole, (n, source.shape[0] // n))
 
 
 def scaled(source: TensorSource, factor: float) -> TensorSource:

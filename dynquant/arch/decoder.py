@@ -171,3 +171,9 @@ def decoder_keys(
         | ({} if rope is None else scaling_keys(arch, rope))
         | {f"{arch}.{name}": value for name, value in rest.items()}
     )
+
+
+def keys_without_rope(arch: str, c: Config, head_dim: int | None) -> Keys:
+    """Return the keys of a decoder whose attention has no rotary embeddings."""
+    keys = decoder_keys(arch, c, Rope(1.0, "default", 2), head_dim)
+    return {key: value for key, value in keys.items() if ".rope." not in key}

@@ -50,6 +50,7 @@ _CLASSES = {
     "gpt2": "GPT2LMHeadModel",
     "gptneox": "GPTNeoXForCausalLM",
     "granite": "GraniteForCausalLM",
+    "granitehybrid": "GraniteMoeHybridForCausalLM",
     "granitemoe": "GraniteMoeForCausalLM",
     "hunyuan-dense": "HunYuanDenseV1ForCausalLM",
     "hunyuan-moe": "HunYuanMoEV1ForCausalLM",
@@ -62,6 +63,8 @@ _CLASSES = {
     "mistral3": "Ministral3ForCausalLM",
     "mpt": "MptForCausalLM",
     "muse-glimmer": "MuseGlimmerForConditionalGeneration",
+    "nemotron_h": "NemotronHForCausalLM",
+    "nemotron_h_moe": "NemotronHForCausalLM",
     "nomic-bert": "NomicBertModel",
     "olmo": "OlmoForCausalLM",
     "olmo2": "Olmo2ForCausalLM",
@@ -98,6 +101,7 @@ _SECTIONS = {"rope_parameters": {"mrope_section": [1, 1, 1]}}
 _DEEPSTACK: dict[str, Any] = {**_SECTIONS, "vision_config": {"deepstack_visual_indexes": []}}
 _SETTINGS: dict[str, dict[str, Any]] = {
     "gemma3n": {"vocab_size_per_layer_input": 64},
+    "granitehybrid": {"mamba_n_heads": 2},
     # Full layers may have no values.
     "gemma4": {"attention_k_eq_v": True, "global_head_dim": 32, "vocab_size_per_layer_input": 64},
     "glm5-next": {"linear_num_heads": 2, "qk_rope_head_dim": 0},
@@ -376,6 +380,15 @@ def _layers_of(name: str, keys: Keys, n_layers: int) -> Mapping[str, Any]:
             for layer in (layers if isinstance(layers, tuple) else ())
             if isinstance(layer, int)
         ]
+    if name == "granitehybrid":
+        experts = _number(keys, f"{name}.expert_count") or 0
+        heads = _of_layers(keys, f"{name}.attention.head_count_kv", n_layers)
+        found["layer_types"] = ["attention" if n else "mamba" for n in heads]
+        found["num_local_experts"] = experts
+        found["shared_intermediate_size"] |= int(not experts)  # without experts it is the MLP
+    if name in ("nemotron_h", "nemotron_h_moe"):
+        found["layers_block_type"] = _kinds_of_nemotron(name, keys, n_layers)
+        found["moe_latent_size"] = _number(keys, f"{name}.moe_latent_size") or None
     if name in ("qwen3next", "qwen35", "qwen35moe", "qwen4exp"):
         found["full_attention_interval"] = _number(keys, f"{name}.full_attention_interval") or 4
         recurrent = _value(keys, f"{name}.attention.recurrent_layers")
@@ -391,6 +404,26 @@ def _indexer_types(keys: Keys, n_layers: int) -> list[str]:
     if isinstance(full, tuple) and len(full) == n_layers and full[0]:
         return ["full" if is_full else "shared" for is_full in full]
     return ["full"] * n_layers
+
+
+def _kinds_of_nemotron(name: str, keys: Keys, n_layers: int) -> list[str]:
+    """Return the kinds of layers, which follow from their heads of K and V and their widths."""
+    kv, widths = (
+        _of_layers(keys, f"{name}.{key}", n_layers)
+        for key in ("attention.head_count_kv", "feed_forward_length")
+    )
+    wide = "moe" if _number(keys, f"{name}.expert_count") else "mlp"
+    return [
+        wide if width else "attention" if heads else "mamba"
+        for heads, width in zip(kv, widths, strict=True)
+    ]
+
+
+def _of_layers(keys: Keys, key: str, n_layers: int) -> list[object]:
+    """Return a value for each layer: an array's, or one for all; zero beyond an array's end."""
+    found = _value(keys, key)
+    values = found if isinstance(found, tuple) else (found or 0,) * n_layers
+    return [*values[:n_layers], *[0] * (n_layers - len(values))]
 
 
 def _of_gemma4(keys: Keys, n_layers: int) -> dict[str, Any]:

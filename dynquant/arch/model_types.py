@@ -15,6 +15,7 @@ from dynquant.text_settings import text_settings
 CLASSES = {
     "apertus": "ApertusForCausalLM",
     "arcee": "ArceeForCausalLM",
+    "bamba": "BambaForCausalLM",
     "bert": "BertModel",
     "bloom": "BloomForCausalLM",
     "cohere": "CohereForCausalLM",
@@ -75,6 +76,7 @@ CLASSES = {
     "mpt": "MptForCausalLM",
     "muse_glimmer": "MuseGlimmerForConditionalGeneration",
     "muse_glimmer_text": "MuseGlimmerForConditionalGeneration",
+    "nemotron_h": "NemotronHForCausalLM",
     "nomic_bert": "NomicBertModel",
     "olmo": "OlmoForCausalLM",
     "olmo2": "Olmo2ForCausalLM",

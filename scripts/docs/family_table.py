@@ -18,6 +18,7 @@ REFERENCES = Path(__file__).resolve().parents[2] / "tests" / "references"
 
 
 PUBLISHED = {
+    "BambaForCausalLM": "Bamba 9B",
     "BertForSequenceClassification": "ms-marco-MiniLM",
     "BertModel": "all-MiniLM, bge-en",
     "CohereForCausalLM": "Command-R, R+",
@@ -38,7 +39,7 @@ PUBLISHED = {
     "Glm4vForConditionalGeneration": "GLM-4.1V, 4.6V-Flash",
     "Glm4vMoeForConditionalGeneration": "GLM-4.5V, 4.6V",
     "Glm5NextForConditionalGeneration": "GLM-5.3-Flash",
-    "GraniteMoeHybridForCausalLM": "Granite 4 Micro, 1B, 350M",
+    "GraniteMoeHybridForCausalLM": "Granite 4 Micro, Tiny, Small, 1B, 350M",
     "Dots1ForCausalLM": "dots.llm1",
     "Ernie4_5ForCausalLM": "ERNIE 4.5 0.3B",
     "Ernie4_5_MoeForCausalLM": "ERNIE 4.5 21B-A3B, 300B-A47B",
@@ -55,6 +56,7 @@ PUBLISHED = {
     "MiniMaxM2ForCausalLM": "MiniMax M2, M2.5, M2.7",
     "MistralForCausalLM": "Mistral 7B, Nemo, Small 3",
     "MuseGlimmerForConditionalGeneration": "Muse Glimmer 30B",
+    "NemotronHForCausalLM": "Nemotron-H, Nano 2, Nemotron 3 and 3.5",
     "NomicBertModel": "nomic-embed-text v1, v1.5",
     "Phi3ForCausalLM": "Phi-3, Phi-4, Phi-4-mini",
     "Qwen2ForCausalLM": "Qwen2, Qwen2.5",

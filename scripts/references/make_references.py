@@ -61,6 +61,11 @@ FACTORS = (
 
 EMBEDDINGS = ("embed_tokens.weight", "embeddings.weight", "embed_in.weight", "wte.weight")
 
+STATE_SPACE = tuple(
+    f"{block}.{name}" for block in ("mamba", "mixer") for name in ("A_log", "D", "dt_bias")
+)
+"""Endings of the names of state space layers' vectors, whose effect is small."""
+
 
 def randomize(model: transformers.PreTrainedModel, family: Family, seed: int) -> None:
     """Set all stored tensors to numbers large enough to affect the log-probabilities."""
@@ -82,6 +87,8 @@ def randomize(model: transformers.PreTrainedModel, family: Family, seed: int) ->
                 noise = 4 * noise  # Gemma 3n divides its input by the hidden size
             elif ".act_fn." in name:
                 noise = 0.7 * (np.sign(noise) + noise)  # small ones have little effect
+            elif name.endswith(STATE_SPACE):
+                pass
             elif name.endswith("_hc.scale"):
                 noise = 1 + noise
             elif ".ple.norm_" in name:

@@ -154,12 +154,24 @@ OTHERS: dict[str, tuple[Any, ...]] = {
 }
 
 
+OF_MAMBA = {
+    *("mamba_n_heads", "mamba_n_groups", "mamba_d_state", "mamba_d_head", "mamba_d_conv"),
+    *("mamba_expand", "time_step_limit"),
+}
 WITHOUT_EFFECT = {
     "exaone4": {"sliding_window_pattern"},
     "falcon-40b": {"multi_query"},
     "gemma4moe": {"use_double_wide_mlp"},
     "gemma4unified": {"use_double_wide_mlp"},
-    "granite4": {"intermediate_size", "num_experts_per_tok"},
+    "granite4": {"intermediate_size", "num_experts_per_tok", *OF_MAMBA},
+    "granite4moe": OF_MAMBA,
+    "granite4h": {"intermediate_size", "num_experts_per_tok", "rope_theta"},
+    "nemotron-h": {
+        *("n_routed_experts", "n_shared_experts", "moe_intermediate_size", "moe_latent_size"),
+        *("moe_shared_expert_intermediate_size", "num_experts_per_tok", "routed_scaling_factor"),
+        *("n_group", "topk_group", "norm_topk_prob", "num_nextn_predict_layers"),
+    },
+    "nemotron-h-moe": {"intermediate_size"},
 }
 """Settings of layers, windows or experts that a model does not have."""
 
@@ -314,6 +326,8 @@ def test_a_setting_of_the_rope_is_used_or_refused_or_reported(family: str, kind:
         pytest.skip("no rope")
     if "rope_theta" in declared(family).settings.harmless:
         pytest.skip("its layers are not rotated")
+    if config_of(family).get("position_embedding_type") == "nope":
+        pytest.skip("no rope")
     silent: list[str] = []
     base = {"rope_type": kind, "rope_theta": 10000.0, **SCALED[kind]}
     of_config = {"rope_scaling": None, "original_max_position_embeddings": None}

@@ -8,14 +8,7 @@ from functools import partial
 from typing import Any
 
 from dynquant.arch.base import Architecture, Row, renamed
-from dynquant.arch.config import (
-    Count,
-    ExpertsCount,
-    LayersCount,
-    Natural,
-    Positive,
-    read_config,
-)
+from dynquant.arch.config import Count, ExpertsCount, Natural, Positive, read_config
 from dynquant.arch.experts import Routing, fused_rows, router_row, routing_keys, with_expert_count
 from dynquant.arch.families.llama import llama
 from dynquant.arch.settings import (
@@ -24,10 +17,8 @@ from dynquant.arch.settings import (
     Declared,
     Settings,
     constant,
-    harmless,
     reads,
 )
-from dynquant.errors import ArchitectureError
 from dynquant.keys import f32
 from dynquant.transforms import rows_of_each
 
@@ -60,7 +51,9 @@ def granite(config: Mapping[str, Any], where: str) -> Architecture:
 
 
 @dataclass(frozen=True)
-class _Experts:
+class Experts:
+    """The settings of experts, and of the one that all tokens use."""
+
     num_experts: ExpertsCount
     num_experts_per_tok: Count
     intermediate_size: Count
@@ -73,10 +66,10 @@ _EXPERTS = (
     router_row(_BLOCK + "router.layer.weight", _BLOCK + "router.weight"),
     *fused_rows(_BLOCK, "input_linear.weight", "output_linear.weight"),
 )
-_SHARED_GATE_UP = _IN + "shared_mlp.input_linear.weight"
+SHARED_GATE_UP = _IN + "shared_mlp.input_linear.weight"
 _SHARED = (
-    Row(_SHARED_GATE_UP, _OUT + "ffn_gate_shexp.weight", "shared_gate_up hidden"),
-    Row(_SHARED_GATE_UP, _OUT + "ffn_up_shexp.weight", "shared_gate_up hidden"),
+    Row(SHARED_GATE_UP, _OUT + "ffn_gate_shexp.weight", "shared_gate_up hidden"),
+    Row(SHARED_GATE_UP, _OUT + "ffn_up_shexp.weight", "shared_gate_up hidden"),
     Row(_IN + "shared_mlp.output_linear.weight", _OUT + "ffn_down_shexp.weight", "hidden shared"),
 )
 
@@ -84,7 +77,7 @@ _SHARED = (
 def granitemoe(config: Mapping[str, Any], where: str) -> Architecture:
     """Describe a Granite-MoE: all experts of a layer in one tensor, gate rows before up rows."""
     dense = granite(config, where)
-    experts = read_config(_Experts, with_expert_count(config), where)
+    experts = read_config(Experts, with_expert_count(config), where)
     n_gates, n_shared = experts.intermediate_size, experts.shared_intermediate_size
     routing = Routing(experts.num_experts, experts.num_experts_per_tok, shared_ffn=n_shared or None)
     return replace(
@@ -112,92 +105,18 @@ def granitemoe(config: Mapping[str, Any], where: str) -> Architecture:
     )
 
 
-@dataclass(frozen=True)
-class _Hybrid:
-    """Settings of Granite 4: which layers have attention, and how positions count."""
-
-    num_hidden_layers: LayersCount
-    layer_types: tuple[str, ...]
-    shared_intermediate_size: Count
-    num_local_experts: Natural = 8
-    position_embedding_type: str | None = None
-
-
-_DENSE = (
-    Row(_SHARED_GATE_UP, _OUT + "ffn_gate.weight", "shared_gate_up hidden"),
-    Row(_SHARED_GATE_UP, _OUT + "ffn_up.weight", "shared_gate_up hidden"),
-    Row(_IN + "shared_mlp.output_linear.weight", _OUT + "ffn_down.weight", "hidden shared"),
-)
-
-
-def granite4(config: Mapping[str, Any], where: str) -> Architecture:
-    """Describe a Granite 4 in which all layers have attention: a Granite, dense or with experts.
-
-    Without experts, the MLP is what is the shared expert with them.
-    """
-    h = read_config(_Hybrid, config, where)
-    problems: list[str] = []
-    if not {*h.layer_types} <= {"attention", "full_attention"}:
-        problems.append(
-            f"{where}: layer_types has {', '.join(dict.fromkeys(h.layer_types))}; Granite 4 with"
-            " layers other than attention is not supported, give the GGUF of llama.cpp's"
-            " convert_hf_to_gguf.py"
-        )
-    elif len(h.layer_types) != h.num_hidden_layers:
-        problems.append(
-            f"{where}: layer_types has {len(h.layer_types)} entries for num_hidden_layers"
-            f" {h.num_hidden_layers}"
-        )
-    if h.position_embedding_type != "rope":
-        problems.append(
-            f"{where}: position_embedding_type is {h.position_embedding_type!r}; llama.cpp computes"
-            " a Granite without Mamba with 'rope'"
-        )
-    ArchitectureError.raise_any(problems)
-    if h.num_local_experts:
-        return granitemoe(config, where)
-    n = h.shared_intermediate_size
-    dense = granite({**config, "intermediate_size": n}, where)
-    return replace(
-        dense,
-        rows=(*(row for row in dense.rows if ".mlp." not in row.stored), *_DENSE),
-        sizes={**dense.sizes, "shared": n, "shared_gate_up": 2 * n},
-        via={
-            **dense.via,
-            "ffn_gate": partial(rows_of_each, start=0, stop=n),
-            "ffn_up": partial(rows_of_each, start=n, stop=2 * n),
-        },
-    )
-
-
-_READ = DECODER | reads(_Multipliers)
+READ = DECODER | reads(_Multipliers)
 _ONLY = constant("rope", "position_embedding_type")
 _WITH_EXPERTS = Declared(
     granitemoe,
     Settings(
-        read=_READ | reads(_Experts, more="num_local_experts"),
+        read=READ | reads(Experts, more="num_local_experts"),
         harmless=NO_WINDOW,
         only=_ONLY,
     ),
 )
 FAMILIES = {
-    "GraniteForCausalLM": Declared(granite, Settings(read=_READ, harmless=NO_WINDOW, only=_ONLY)),
+    "GraniteForCausalLM": Declared(granite, Settings(read=READ, harmless=NO_WINDOW, only=_ONLY)),
     "GraniteMoeForCausalLM": _WITH_EXPERTS,
     "GraniteMoeSharedForCausalLM": _WITH_EXPERTS,
-    "GraniteMoeHybridForCausalLM": Declared(
-        granite4,
-        Settings(
-            read=_READ | reads(_Experts, _Hybrid),
-            harmless=NO_WINDOW
-            | harmless(
-                "of Mamba layers, which the model does not have",
-                "mamba_n_heads mamba_n_groups mamba_d_state mamba_d_head mamba_d_conv mamba_expand"
-                " mamba_chunk_size mamba_conv_bias mamba_proj_bias time_step_limit"
-                " attention_layer_indices",
-            )
-            | harmless("used while training only", "init_method"),
-            only=constant("rmsnorm", "normalization_function"),
-            layer_types=("attention", "full_attention", "mamba", "linear_attention"),
-        ),
-    ),
 }

@@ -41,7 +41,17 @@ HYBRID = {
     "mamba_n_heads": 4,
     "mamba_d_head": 16,
 }
+MAMBA = {
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "num_hidden_layers": 3,
+    "mamba_n_heads": 4,
+    "mamba_d_head": 16,
+    "mamba_n_groups": 2,
+    "mamba_d_state": 7,
+    "mamba_d_conv": 3,
+}
 ATTENTION = {"layer_types": ["attention", "attention"], "normalization_function": "rmsnorm"}
+MIXED = {"layer_types": ["mamba", "attention", "mamba"], "normalization_function": "rmsnorm"}
 
 FAMILIES = {
     "granite": Family(
@@ -66,6 +76,23 @@ FAMILIES = {
         transformers.GraniteMoeHybridConfig(**HYBRID, **EXPERTS, shared_intermediate_size=24),
         make_llama3_bpe,
         published=PUBLISHED | ATTENTION,
+    ),
+    # With Mamba layers, as published: dense without rotary embeddings.
+    "granite4h": Family(
+        transformers.GraniteMoeHybridConfig(
+            **HYBRID | MAMBA | {"position_embedding_type": "nope"},
+            num_local_experts=0,
+            shared_intermediate_size=88,
+        ),
+        make_llama3_bpe,
+        published=PUBLISHED | MIXED,
+    ),
+    "granite4hmoe": Family(
+        transformers.GraniteMoeHybridConfig(
+            **HYBRID | MAMBA | EXPERTS, shared_intermediate_size=24
+        ),
+        make_llama3_bpe,
+        published=PUBLISHED | MIXED,
     ),
     "granitemoeshared": Family(
         transformers.GraniteMoeSharedConfig(**SHAPE, **EXPERTS, shared_intermediate_size=24),

@@ -1,0 +1,215 @@
+"""Nemotron-H, Nemotron Nano 2, Nemotron 3 and 3.5: Mamba 2, attention and MLPs, one to a layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from typing import Any
+
+from dynquant.arch import decoder
+from dynquant.arch.base import Architecture, Row, Via, on
+from dynquant.arch.config import Count, Positive, Truth, read_config
+from dynquant.arch.decoder import (
+    IGNORED,
+    OUTPUT,
+    TIED,
+    Config,
+    decoder_sizes,
+    keys_without_rope,
+    read_decoder,
+)
+from dynquant.arch.graph_limits import fixed
+from dynquant.arch.latent_experts import LatentExperts
+from dynquant.arch.layer_kinds import (
+    ATTENTION,
+    EXPERTS,
+    MAMBA,
+    MLP,
+    kind_problems,
+    layer_kinds,
+)
+from dynquant.arch.prediction import folded_prediction, folded_rows
+from dynquant.arch.settings import (
+    DECODER,
+    NO_WINDOW,
+    Declared,
+    Only,
+    Settings,
+    constant,
+    harmless,
+    reads,
+)
+from dynquant.arch.state_space import Mamba2, mamba2_rows, step_warnings
+from dynquant.errors import ArchitectureError
+from dynquant.keys import f32, i32s
+from dynquant.transforms import interleaved_heads
+
+_LAYER, _OUT = "model.layers.{}.", "blk.{}."
+_MIXER = _LAYER + "mixer."
+_EMBEDDING = (Row("model.embeddings.weight", "token_embd.weight", "vocab hidden"),)
+_NORM = (Row(_LAYER + "norm.weight", _OUT + "attn_norm.weight", "hidden"),)
+_ATTENTION = tuple(
+    row.within("self_attn.", "mixer.") for row in decoder.ATTENTION if ".self_attn." in row.stored
+)
+_MLP, _MLP_BIASES = (
+    tuple(row.within("mlp.", "mixer.") for row in rows if ".gate_proj." not in row.stored)
+    for rows in (decoder.MLP, decoder.MLP_BIASES)
+)
+_LAST_NORM = (Row("model.norm_f.weight", "output_norm.weight", "hidden"),)
+
+
+@dataclass(frozen=True)
+class _Own:
+    """config.json's settings besides those of all decoders, with transformers' defaults."""
+
+    intermediate_size: Count = 21504
+    head_dim: Count = 128
+    layer_norm_epsilon: Positive = 1e-5
+    mlp_bias: Truth = False
+    mamba_num_heads: Count = 128
+    mamba_head_dim: Count = 64
+    n_groups: Count = 8
+    ssm_state_size: Count = 128
+    conv_kernel: Count = 4
+    time_step_min: Any = 0.001
+    time_step_limit: Any = None
+
+    @property
+    def mamba(self) -> Mamba2:
+        """The sizes of state space layers."""
+        return Mamba2(
+            self.mamba_num_heads,
+            self.mamba_head_dim,
+            self.n_groups,
+            self.ssm_state_size,
+            self.conv_kernel,
+        )
+
+    @property
+    def mlp_rows(self) -> tuple[Row, ...]:
+        """The rows of a layer that is an MLP."""
+        return (*_MLP, *(_MLP_BIASES if self.mlp_bias else ()))
+
+
+def nemotron_h(config: Mapping[str, Any], where: str) -> Architecture:
+    """Describe a Nemotron-H, dense or with experts; most with experts have a prediction layer."""
+    kinds = layer_kinds(config, where)
+    n, with_experts = len(kinds), EXPERTS in kinds
+    own = read_config(_Own, config, where)
+    completed = {
+        **config,
+        "num_hidden_layers": n,
+        "intermediate_size": own.intermediate_size,
+        "rms_norm_eps": own.layer_norm_epsilon,
+    }
+    c = read_decoder(completed, where, head_dim=own.head_dim)
+    ArchitectureError.raise_any(
+        chain(
+            kind_problems(kinds, where),
+            fixed(c, {"attention_bias": False}, where),
+            fixed(own, {"mlp_bias": False}, where) if with_experts else (),
+            own.mamba.problems(where, "mamba_num_heads", "n_groups", "conv_kernel"),
+        )
+    )
+    experts = read_config(LatentExperts, config, where) if with_experts else None
+    name = "nemotron_h_moe" if experts else "nemotron_h"
+    width = experts.moe_intermediate_size if experts else c.intermediate_size
+    layers = {kind: [i for i in range(n) if kinds[i] == kind] for kind in {*kinds}}
+    own_kv = [c.n_head_kv * (kind == ATTENTION) for kind in kinds]
+    widths = [width * (kind in (EXPERTS, MLP)) for kind in kinds]
+    mixture = experts.rows(_MIXER) if experts else ()
+    limits = {"time_step_min": own.time_step_min, "time_step_limit": own.time_step_limit}
+    return Architecture(
+        name=name,
+        keys=keys_without_rope(name, c, c.n_per_head)
+        | own.mamba.keys(name)
+        | {
+            f"{name}.attention.layer_norm_epsilon": f32(own.layer_norm_epsilon),
+            f"{name}.attention.head_count_kv": i32s(own_kv),
+            f"{name}.feed_forward_length": i32s(widths),
+        }
+        | (experts.keys(name) if experts else {}),
+        rows=(
+            *_EMBEDDING,
+            *on(range(n), _NORM),
+            *on(layers[MAMBA], mamba2_rows(_MIXER)),
+            *on(layers[ATTENTION], _ATTENTION),
+            *(on(layers[MLP], own.mlp_rows) if MLP in kinds else ()),
+            *on(layers.get(EXPERTS, ()), mixture),
+            *(folded_rows(n, _LAYER, (*_NORM, *_ATTENTION), mixture) if experts else ()),
+            *_LAST_NORM,
+            *OUTPUT,
+        ),
+        sizes={
+            **decoder_sizes(c),
+            **own.mamba.sizes,
+            "hidden_twice": 2 * c.hidden_size,
+            **(experts.sizes(c.hidden_size) if experts else {}),
+        },
+        n_layers=n,
+        tied=(TIED[0], "model.embeddings.weight") if c.tie_word_embeddings else None,
+        via={**own.mamba.via, **_permuted(c)},
+        ignored=IGNORED,
+        n_experts=experts.n_routed_experts if experts else 0,
+        prediction=folded_prediction(name, [*own_kv, c.n_head_kv], [*widths, width])
+        if experts
+        else None,
+        deviations=tuple(step_warnings(limits, where)),
+    )
+
+
+def _permuted(c: Config) -> Mapping[str, Via]:
+    """Return the transforms of Q and K.
+
+    Their order within a head has no effect, since there are no rotary embeddings. llama.cpp's
+    converter changes it in files and in adapters, which must fit each other.
+    """
+    return {
+        "attn_q": partial(interleaved_heads, n_head=c.num_attention_heads),
+        "attn_k": partial(interleaved_heads, n_head=c.n_head_kv),
+    }
+
+
+_NO_POSITIONS = harmless(
+    "attention has no positions",
+    "rope_theta partial_rotary_factor original_max_position_embeddings",
+)
+FAMILIES = {
+    "NemotronHForCausalLM": Declared(
+        nemotron_h,
+        Settings(
+            read=(
+                DECODER - {"rms_norm_eps", "hidden_act", "is_causal"} - {*_NO_POSITIONS}
+                | reads(_Own, LatentExperts, more="layers_block_type hybrid_override_pattern")
+            ),
+            harmless=NO_WINDOW
+            | _NO_POSITIONS
+            | harmless("repeats another setting", "rms_norm_eps norm_eps expand")
+            | harmless(
+                "used while training only",
+                "time_step_max time_step_floor rescale_prenorm_residual",
+            )
+            | harmless(
+                "how the model is computed",
+                "chunk_size mamba_ssm_cache_dtype use_mamba_kernels num_logits_to_keep"
+                " residual_in_fp32 moe_shared_expert_overlap",
+            ),
+            only=constant("relu2", "mlp_hidden_act")
+            | constant("silu", "mamba_hidden_act")
+            | constant(False, "use_bias mamba_proj_bias")
+            | constant(True, "use_conv_bias")
+            | {
+                "num_nextn_predict_layers": Only((0, 1), "llama.cpp computes one prediction layer"),
+                "mtp_layers_block_type": Only(
+                    (["full_attention", "moe"], ["attention", "moe"]),
+                    "llama.cpp computes a prediction layer of attention and experts",
+                ),
+                "mtp_hybrid_override_pattern": Only(
+                    ("*E",), "llama.cpp computes a prediction layer of attention and experts"
+                ),
+            },
+        ),
+    ),
+}
