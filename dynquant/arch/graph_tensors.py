@@ -20,6 +20,7 @@ from dynquant.errors import ArchitectureError
 from dynquant.keys import Keys, Scalar
 
 _CLASSES = {
+    "afmoe": "AfmoeForCausalLM",
     "apertus": "ApertusForCausalLM",
     "arcee": "ArceeForCausalLM",
     "bert": "BertModel",
@@ -83,6 +84,7 @@ _WITH_EXPERTS = {"llama": "MixtralForCausalLM", "granite": "GraniteMoeForCausalL
 _SECTIONS = {"rope_parameters": {"mrope_section": [1, 1, 1]}}
 _DEEPSTACK: dict[str, Any] = {**_SECTIONS, "vision_config": {"deepstack_visual_indexes": []}}
 _SETTINGS: dict[str, dict[str, Any]] = {
+    "afmoe": {"mup_enabled": True},
     "gemma3n": {"vocab_size_per_layer_input": 64},
     # Full layers may have no values.
     "gemma4": {"attention_k_eq_v": True, "global_head_dim": 32, "vocab_size_per_layer_input": 64},
@@ -286,6 +288,8 @@ def _layers_of(name: str, keys: Keys, n_layers: int) -> Mapping[str, Any]:
         "first_k_dense_replace": _number(keys, f"{name}.leading_dense_block_count") or 0,
         "shared_intermediate_size": _number(keys, f"{name}.expert_shared_feed_forward_length") or 0,
     }
+    if name == "afmoe":
+        found["num_dense_layers"] = found["first_k_dense_replace"]
     if name == "ernie4_5-moe":
         found["moe_layer_start_index"] = found["first_k_dense_replace"]
         has_shared = bool(_number(keys, f"{name}.expert_shared_feed_forward_length"))

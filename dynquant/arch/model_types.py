@@ -13,6 +13,7 @@ from dynquant.errors import ArchitectureError
 from dynquant.text_settings import text_settings
 
 CLASSES = {
+    "afmoe": "AfmoeForCausalLM",
     "apertus": "ApertusForCausalLM",
     "arcee": "ArceeForCausalLM",
     "bert": "BertModel",
@@ -40,6 +41,7 @@ CLASSES = {
     "glm4_moe_lite": "Glm4MoeLiteForCausalLM",
     "glm4v": "Glm4vForConditionalGeneration",
     "glm4v_moe": "Glm4vMoeForConditionalGeneration",
+    "glm_ocr": "GlmOcrForConditionalGeneration",
     "gpt_oss": "GptOssForCausalLM",
     "granite": "GraniteForCausalLM",
     "granitemoe": "GraniteMoeForCausalLM",
@@ -92,6 +94,8 @@ CLASSES = {
     "starcoder2": "Starcoder2ForCausalLM",
     "voxtral": "VoxtralForConditionalGeneration",
     "xlm-roberta": "XLMRobertaModel",
+    "youtu": "YoutuForCausalLM",
+    "youtu_vl": "YoutuVLForConditionalGeneration",
 }
 """Class by `model_type`, for a config.json without `architectures`; as in transformers'
 modeling_auto.py. A type that several models of different layout use is not listed."""

@@ -18,6 +18,7 @@ REFERENCES = Path(__file__).resolve().parents[2] / "tests" / "references"
 
 
 PUBLISHED = {
+    "AfmoeForCausalLM": "Trinity Nano, Mini, Large",
     "BertForSequenceClassification": "ms-marco-MiniLM",
     "BertModel": "all-MiniLM, bge-en",
     "CohereForCausalLM": "Command-R, R+",
@@ -35,6 +36,7 @@ PUBLISHED = {
     "Glm4MoeLiteForCausalLM": "GLM-4.7-Flash",
     "Glm4vForConditionalGeneration": "GLM-4.1V, 4.6V-Flash",
     "Glm4vMoeForConditionalGeneration": "GLM-4.5V, 4.6V",
+    "GlmOcrForConditionalGeneration": "GLM-OCR",
     "GraniteMoeHybridForCausalLM": "Granite 4 Micro, 1B, 350M",
     "Dots1ForCausalLM": "dots.llm1",
     "Ernie4_5ForCausalLM": "ERNIE 4.5 0.3B",
@@ -65,6 +67,8 @@ PUBLISHED = {
     "SolarOpenForCausalLM": "Solar Open 100B",
     "XLMRobertaForSequenceClassification": "bge-reranker",
     "XLMRobertaModel": "bge-m3, multilingual-E5",
+    "YoutuForCausalLM": "Youtu-LLM-2B",
+    "YoutuVLForConditionalGeneration": "Youtu-VL-4B",
 }
 """Published models of a class, as people call them."""
 

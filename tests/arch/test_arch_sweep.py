@@ -123,6 +123,7 @@ WITH: dict[str, dict[str, Any]] = {
     "tie_word_embeddings": {"tie_embedding": None},
     "no_rope_layer_interval": {"no_rope_layers": None, "layer_types": None},
     "sliding_window_pattern": {"layer_types": None},
+    "global_attn_every_n_layers": {"layer_types": None},
 }
 """Other settings that a setting needs to act: it has no effect without windows, for example."""
 

@@ -207,6 +207,18 @@ CONFIG_MISTAKES: tuple[tuple[str, str, Callable[[dict[str, Any]], Any]], ...] = 
     ("solar-open", "rotated part of a head", lambda c: c.update(partial_rotary_factor=0.5)),
     ("hunyuan-moe", "stretched base", lambda c: c["rope_scaling"].update(alpha=100.0)),
     ("hunyuan-moe", "experts used", lambda c: c.update(moe_topk=2)),
+    ("afmoe", "window", lambda c: c.update(sliding_window=8)),
+    ("afmoe", "rope scaling", lambda c: c["rope_parameters"].update(factor=4.0)),
+    ("afmoe", "experts used", lambda c: c.update(num_experts_per_tok=2)),
+    ("afmoe", "experts' scale", lambda c: c.update(route_scale=1.0)),
+    (
+        "glm-ocr",
+        "rotated part of a head",
+        lambda c: c["text_config"]["rope_parameters"].update(
+            partial_rotary_factor=1.0, mrope_section=[5, 3, 2]
+        ),
+    ),
+    ("youtu", "rope scaling", lambda c: c.pop("rope_scaling")),
     ("minimax-m2", "rotated part of a head", lambda c: c.update(rotary_dim=10)),
     ("minimax-m2", "rope base", lambda c: c.update(rope_theta=10000.0)),
     ("minimax-m2", "experts used", lambda c: c.update(num_experts_per_tok=2)),

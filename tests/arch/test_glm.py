@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from agreement import F32_TOLERANCE, TESTS, load_reference, max_difference
+from packers import stored_in, write_stored
 from safetensors import safe_open
 
 import dynquant
@@ -113,3 +114,31 @@ def test_settings_that_llama_cpp_does_not_compute_are_rejected(
 ) -> None:
     with pytest.raises(ArchitectureError, match=says):
         describe(config_of(family) | changes, "config.json")
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("keep", ["drop", "keep"])
+def test_results_of_glm_ocr_are_the_same_with_and_without_its_prediction_layer(
+    tmp_path: Path, keep: str
+) -> None:
+    llamacpp: Any = pytest.importorskip("llamacpp", reason="needs xllamacpp", exc_type=ImportError)
+    source = TESTS / "references" / "glm-ocr"
+    config, stored = config_of("glm-ocr"), stored_in(source)
+    config["text_config"]["num_nextn_predict_layers"] = 1
+    last, ahead = "model.language_model.layers.1.", "model.language_model.layers.2."
+    copies = {n.replace(last, ahead): t for n, t in stored.items() if n.startswith(last)}
+    norm, head = stored["model.language_model.norm.weight"], stored["lm_head.weight"]
+    copies |= {f"{ahead}{name}.weight": norm for name in ("enorm", "hnorm", "shared_head.norm")}
+    copies[f"{ahead}shared_head.head.weight"] = head
+    copies[f"{ahead}eh_proj.weight"] = (head[0], np.tile(head[1][:32], (1, 2)))
+    ignored = shutil.ignore_patterns("*.safetensors")
+    folder = shutil.copytree(source, tmp_path / "predicts", ignore=ignored)
+    write_stored(folder, config, stored | copies)
+    out = tmp_path / f"{keep}.gguf"
+    recipe = parse_recipe(f"default: F32\nprediction_layers: {keep}", "r.yaml", "r")
+    plan = dynquant.convert(folder, out, recipe=recipe, threads=1).plan
+    assert ("blk.2.nextn.eh_proj.weight" in plan.sources) == (keep == "keep")
+    assert "blk.2.nextn.shared_head_head.weight" not in plan.sources  # equal to the model's
+    reference = load_reference("glm-ocr")
+    ours = llamacpp.log_probabilities(out, reference.prompts)
+    assert max_difference(reference.log_probabilities, ours) < F32_TOLERANCE

@@ -239,13 +239,7 @@ def _describe(
 def _problems(c: Config, s: _Settings, where: str) -> Iterator[str]:
     yield from fixed(c, {"attention_bias": False, "mlp_bias": False}, where)
     yield from fixed(s, {"moe_layer_freq": 1, "rope_interleave": True}, where)
-    # llama.cpp recognises the Lite models by the same test, and then expects q_proj.
-    lite = c.num_hidden_layers in (26, 27) or (c.num_hidden_layers, c.vocab_size) == (48, 128256)
-    if lite and s.q_lora_rank is not None:
-        yield (
-            f"{where}: q_lora_rank is {s.q_lora_rank}; llama.cpp expects models of"
-            f" {c.num_hidden_layers} layers to have no q_lora_rank"
-        )
+    yield from lite_problems(c, s.q_lora_rank, where)
     groups, used = s.n_group or 1, s.topk_group or 1
     if groups > 1 and (
         used > groups or s.n_routed_experts % groups or s.n_routed_experts < 2 * groups
@@ -254,6 +248,17 @@ def _problems(c: Config, s: _Settings, where: str) -> Iterator[str]:
             f"{where}: n_group {groups} and topk_group {used} do not fit {s.n_routed_experts}"
             " experts; llama.cpp needs equal groups of at least two experts, and no more groups"
             " used than there are"
+        )
+
+
+def lite_problems(c: Config, q_rank: int | None, where: str) -> Iterator[str]:
+    """Yield a message if llama.cpp takes a model for a Lite one and it has no q_proj."""
+    # The same test as in llama.cpp.
+    lite = c.num_hidden_layers in (26, 27) or (c.num_hidden_layers, c.vocab_size) == (48, 128256)
+    if lite and q_rank is not None:
+        yield (
+            f"{where}: q_lora_rank is {q_rank}; llama.cpp expects models of"
+            f" {c.num_hidden_layers} layers to have no q_lora_rank"
         )
 
 
