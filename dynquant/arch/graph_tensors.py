@@ -23,6 +23,8 @@ _CLASSES = {
     "afmoe": "AfmoeForCausalLM",
     "apertus": "ApertusForCausalLM",
     "arcee": "ArceeForCausalLM",
+    "bailingmoe": "BailingMoeForCausalLM",
+    "bailingmoe2": "BailingMoeV2ForCausalLM",
     "bert": "BertModel",
     "chatglm": "GlmForCausalLM",
     "cohere2": "Cohere2ForCausalLM",
@@ -134,6 +136,7 @@ _OPTIONAL = frozenset(
 _OPTIONAL_IN = {
     "bert": frozenset({"token_types.weight", "attn_output.bias", "ffn_up.bias", "ffn_down.bias"}),
     "nomic-bert": frozenset({"token_types.weight"}),
+    "bailingmoe2": frozenset({"exp_probs_b.bias"}),
     "dots1": frozenset({"exp_probs_b.bias"}),
     "ernie4_5-moe": frozenset({"exp_probs_b.bias"}),
 }

@@ -104,6 +104,8 @@ _WITH_HEAD = frozenset(
     {
         "Dots1ForCausalLM",
         "ApertusForCausalLM",
+        "BailingMoeForCausalLM",
+        "BailingMoeV2ForCausalLM",
         "GptOssForCausalLM",
         "MiniMaxM2ForCausalLM",
         "Olmo2ForCausalLM",

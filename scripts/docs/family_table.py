@@ -19,6 +19,8 @@ REFERENCES = Path(__file__).resolve().parents[2] / "tests" / "references"
 
 PUBLISHED = {
     "AfmoeForCausalLM": "Trinity Nano, Mini, Large",
+    "BailingMoeForCausalLM": "Ling and Ring 1, 1.5",
+    "BailingMoeV2ForCausalLM": "Ling and Ring 2.0",
     "BertForSequenceClassification": "ms-marco-MiniLM",
     "BertModel": "all-MiniLM, bge-en",
     "CohereForCausalLM": "Command-R, R+",

@@ -123,6 +123,8 @@ def test_one_tensor_with_its_rows_reversed_is_noticed(family: str, tmp_path: Pat
 
 
 BASE_CLASSES = {
+    "bailingmoe": "BailingMoeModel",
+    "bailingmoe2": "BailingMoeV2Model",
     "dots1": "Dots1Model",
     "apertus": "ApertusModel",
     "gpt-oss": "GptOssModel",
@@ -211,6 +213,14 @@ CONFIG_MISTAKES: tuple[tuple[str, str, Callable[[dict[str, Any]], Any]], ...] = 
     ("afmoe", "rope scaling", lambda c: c["rope_parameters"].update(factor=4.0)),
     ("afmoe", "experts used", lambda c: c.update(num_experts_per_tok=2)),
     ("afmoe", "experts' scale", lambda c: c.update(route_scale=1.0)),
+    ("bailingmoe", "rope base", lambda c: c.update(rope_theta=10000.0)),
+    ("bailingmoe", "experts used", lambda c: c.update(num_experts_per_tok=3)),
+    ("bailingmoe", "experts' sum", lambda c: c.update(norm_topk_prob=False)),
+    ("bailingmoe", "normalized head", lambda c: c.update(norm_head=False)),
+    ("bailingmoe2", "rope base", lambda c: c.update(rope_theta=10000.0)),
+    ("bailingmoe2", "rotated part of a head", lambda c: c.pop("partial_rotary_factor")),
+    ("bailingmoe2", "groups", lambda c: c.update(n_group=1, topk_group=1)),
+    ("bailingmoe2", "experts' scale", lambda c: c.pop("routed_scaling_factor")),
     (
         "glm-ocr",
         "rotated part of a head",

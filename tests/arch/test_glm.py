@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from agreement import F32_TOLERANCE, TESTS, load_reference, max_difference
-from packers import stored_in, write_stored
+from predicting import with_copied_layer
 from safetensors import safe_open
 
 import dynquant
@@ -122,18 +122,11 @@ def test_results_of_glm_ocr_are_the_same_with_and_without_its_prediction_layer(
     tmp_path: Path, keep: str
 ) -> None:
     llamacpp: Any = pytest.importorskip("llamacpp", reason="needs xllamacpp", exc_type=ImportError)
-    source = TESTS / "references" / "glm-ocr"
-    config, stored = config_of("glm-ocr"), stored_in(source)
-    config["text_config"]["num_nextn_predict_layers"] = 1
-    last, ahead = "model.language_model.layers.1.", "model.language_model.layers.2."
-    copies = {n.replace(last, ahead): t for n, t in stored.items() if n.startswith(last)}
-    norm, head = stored["model.language_model.norm.weight"], stored["lm_head.weight"]
-    copies |= {f"{ahead}{name}.weight": norm for name in ("enorm", "hnorm", "shared_head.norm")}
-    copies[f"{ahead}shared_head.head.weight"] = head
-    copies[f"{ahead}eh_proj.weight"] = (head[0], np.tile(head[1][:32], (1, 2)))
-    ignored = shutil.ignore_patterns("*.safetensors")
-    folder = shutil.copytree(source, tmp_path / "predicts", ignore=ignored)
-    write_stored(folder, config, stored | copies)
+    norms = ("enorm", "hnorm", "shared_head.norm")
+    more = {f"{name}.weight": "model.language_model.norm.weight" for name in norms}
+    more["shared_head.head.weight"] = "lm_head.weight"
+    last = "model.language_model.layers.1."
+    folder = with_copied_layer("glm-ocr", tmp_path / "predicts", last, more)
     out = tmp_path / f"{keep}.gguf"
     recipe = parse_recipe(f"default: F32\nprediction_layers: {keep}", "r.yaml", "r")
     plan = dynquant.convert(folder, out, recipe=recipe, threads=1).plan

@@ -37,7 +37,7 @@ from dynquant.arch.experts import (
     routing_keys,
     shared_rows,
 )
-from dynquant.arch.graph_limits import fixed, other_epsilon
+from dynquant.arch.graph_limits import fixed, group_problems, other_epsilon
 from dynquant.arch.latent_attention import Latent, Layout
 from dynquant.arch.prediction import prediction_of, prediction_rows
 from dynquant.arch.rope import Rope, deviations, latent_scaling_keys, read_rope
@@ -240,15 +240,7 @@ def _problems(c: Config, s: _Settings, where: str) -> Iterator[str]:
     yield from fixed(c, {"attention_bias": False, "mlp_bias": False}, where)
     yield from fixed(s, {"moe_layer_freq": 1, "rope_interleave": True}, where)
     yield from lite_problems(c, s.q_lora_rank, where)
-    groups, used = s.n_group or 1, s.topk_group or 1
-    if groups > 1 and (
-        used > groups or s.n_routed_experts % groups or s.n_routed_experts < 2 * groups
-    ):
-        yield (
-            f"{where}: n_group {groups} and topk_group {used} do not fit {s.n_routed_experts}"
-            " experts; llama.cpp needs equal groups of at least two experts, and no more groups"
-            " used than there are"
-        )
+    yield from group_problems(s.n_group or 1, s.topk_group or 1, s.n_routed_experts, where)
 
 
 def lite_problems(c: Config, q_rank: int | None, where: str) -> Iterator[str]:
