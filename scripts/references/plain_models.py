@@ -1,8 +1,8 @@
 """Decoders in plain torch, for models of which transformers 5.24 has no class.
 
 Their authors publish modelling code beside the weights. These functions compute what that code
-describes, but share no text with it; each family's module in reference_families names its source. They
-work on one text at a time: x is float32 [tokens, hidden], heads are [heads, tokens, head].
+describes, but share no text with it; each family's module in reference_families names its source.
+They work on one text at a time: x is float32 [tokens, hidden], heads are [heads, tokens, head].
 """
 
 from __future__ import annotations

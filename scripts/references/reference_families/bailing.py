@@ -152,7 +152,7 @@ _FIRST: dict[str, Any] = {
     "norm_head": True,
     "norm_softmax": False,
     "num_attention_heads": 6,
-    "num_experts": 7,
+    "num_experts": 5,
     "num_experts_per_tok": 2,
     "num_shared_experts": 2,
     "rms_norm_eps": 1e-5,
