@@ -53,6 +53,8 @@ _CLASSES = {
     "lfm2moe": "Lfm2MoeForCausalLM",
     "llama": "LlamaForCausalLM",
     "llama4": "Llama4ForCausalLM",
+    "minicpm": "MiniCPMForCausalLM",
+    "minicpm3": "MiniCPM3ForCausalLM",
     "minimax-m2": "MiniMaxM2ForCausalLM",
     "mistral3": "Ministral3ForCausalLM",
     "muse-glimmer": "MuseGlimmerForConditionalGeneration",
@@ -166,7 +168,7 @@ _FUSED = {
 _COMPUTED = {"gemma4": frozenset({"rope_freqs.weight"})}
 """Tensors that no checkpoint has and the graph of an architecture requires."""
 
-_LONGROPE = ("phi3", "phimoe")
+_LONGROPE = ("minicpm", "minicpm3", "phi3", "phimoe")
 _ROPE_FACTORS = frozenset({"rope_factors_long.weight", "rope_factors_short.weight"})
 """LongRoPE: a model with the key of its magnitude has both sets of factors. llama.cpp loads it
 without them, and then rotates by other angles."""

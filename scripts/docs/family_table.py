@@ -52,6 +52,8 @@ PUBLISHED = {
         "Mistral Small 3.1, 3.2, Devstral 2, Magistral 1.2, Ministral 3"
     ),
     "Llama4ForConditionalGeneration": "Llama 4 Scout, Maverick",
+    "MiniCPM3ForCausalLM": "MiniCPM3-4B",
+    "MiniCPMForCausalLM": "MiniCPM-1B, 2B, MiniCPM4, 4.1",
     "MiniMaxM2ForCausalLM": "MiniMax M2, M2.5, M2.7",
     "MistralForCausalLM": "Mistral 7B, Nemo, Small 3",
     "MuseGlimmerForConditionalGeneration": "Muse Glimmer 30B",

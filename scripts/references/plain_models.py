@@ -120,10 +120,17 @@ def _angles(n_tokens: int, n_rotated: int, base: float) -> Tensor:
     return torch.outer(torch.arange(n_tokens, dtype=torch.float64), base ** (-pairs / n_rotated))
 
 
-def rotate_halves(x: Tensor, base: float, n_rotated: int | None = None) -> Tensor:
-    """Rotate the pairs (i, i + half) of the first weights of each head; the others stay."""
+def rotate_halves(
+    x: Tensor, base: float, n_rotated: int | None = None, factors: Tensor | None = None
+) -> Tensor:
+    """Rotate the pairs (i, i + half) of the first weights of each head; the others stay.
+
+    factors: divisors of the angles, one for each pair
+    """
     n = n_rotated or x.shape[-1]
     angles = _angles(x.shape[-2], n, base)
+    if factors is not None:
+        angles = angles / factors
     cos, sin = angles.cos().float(), angles.sin().float()
     first, second, rest = x[..., : n // 2], x[..., n // 2 : n], x[..., n:]
     return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], -1)

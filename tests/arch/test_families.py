@@ -229,6 +229,13 @@ CONFIG_MISTAKES: tuple[tuple[str, str, Callable[[dict[str, Any]], Any]], ...] = 
         ),
     ),
     ("youtu", "rope scaling", lambda c: c.pop("rope_scaling")),
+    *(
+        ("minicpm", f"no {m}", lambda c, m=m: c.pop(m))
+        for m in ("scale_emb", "scale_depth", "dim_model_base")
+    ),
+    ("minicpm", "short factors", lambda c: c["rope_scaling"]["short_factor"].reverse()),
+    ("minicpm3", "short factors", lambda c: c["rope_parameters"]["short_factor"].reverse()),
+    ("minicpm3", "magnitude", lambda c: c["rope_parameters"].pop("attention_factor")),
     ("minimax-m2", "rotated part of a head", lambda c: c.update(rotary_dim=10)),
     ("minimax-m2", "rope base", lambda c: c.update(rope_theta=10000.0)),
     ("minimax-m2", "experts used", lambda c: c.update(num_experts_per_tok=2)),
