@@ -23,6 +23,7 @@ _CLASSES = {
     "afmoe": "AfmoeForCausalLM",
     "apertus": "ApertusForCausalLM",
     "arcee": "ArceeForCausalLM",
+    "baichuan": "BaichuanForCausalLM",
     "bailingmoe": "BailingMoeForCausalLM",
     "bailingmoe2": "BailingMoeV2ForCausalLM",
     "bert": "BertModel",
@@ -49,6 +50,7 @@ _CLASSES = {
     "granitemoe": "GraniteMoeForCausalLM",
     "hunyuan-moe": "HunYuanMoEV1ForCausalLM",
     "hunyuan-dense": "HunYuanDenseV1ForCausalLM",
+    "internlm2": "InternLM2ForCausalLM",
     "lfm2": "Lfm2ForCausalLM",
     "lfm2moe": "Lfm2MoeForCausalLM",
     "llama": "LlamaForCausalLM",
@@ -89,7 +91,9 @@ _SECTIONS = {"rope_parameters": {"mrope_section": [1, 1, 1]}}
 _DEEPSTACK: dict[str, Any] = {**_SECTIONS, "vision_config": {"deepstack_visual_indexes": []}}
 _SETTINGS: dict[str, dict[str, Any]] = {
     "afmoe": {"mup_enabled": True},
+    "bailingmoe": {"use_bias": False},
     "gemma3n": {"vocab_size_per_layer_input": 64},
+    "internlm2": {"bias": False},
     # Full layers may have no values.
     "gemma4": {"attention_k_eq_v": True, "global_head_dim": 32, "vocab_size_per_layer_input": 64},
     "nomic-bert": {"hidden_act": "swiglu"},

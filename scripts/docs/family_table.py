@@ -19,10 +19,13 @@ REFERENCES = Path(__file__).resolve().parents[2] / "tests" / "references"
 
 PUBLISHED = {
     "AfmoeForCausalLM": "Trinity Nano, Mini, Large",
+    "BaiChuanForCausalLM": "Baichuan-7B",
+    "BaichuanForCausalLM": "Baichuan-13B, Baichuan2-7B, 13B",
     "BailingMoeForCausalLM": "Ling and Ring 1, 1.5",
     "BailingMoeV2ForCausalLM": "Ling and Ring 2.0",
     "BertForSequenceClassification": "ms-marco-MiniLM",
     "BertModel": "all-MiniLM, bge-en",
+    "ChatGLMModel": "ChatGLM3-6B, GLM-4-9B (own code)",
     "CohereForCausalLM": "Command-R, R+",
     "Cohere2ForCausalLM": "Command-R7B, Command-A",
     "DeepseekForCausalLM": "DeepSeek-V1",
@@ -44,6 +47,7 @@ PUBLISHED = {
     "Ernie4_5ForCausalLM": "ERNIE 4.5 0.3B",
     "Ernie4_5_MoeForCausalLM": "ERNIE 4.5 21B-A3B, 300B-A47B",
     "HunYuanMoEV1ForCausalLM": "Hunyuan A13B",
+    "InternLM2ForCausalLM": "InternLM2, InternLM2.5",
     "InternLM3ForCausalLM": "InternLM3-8B",
     "Lfm2ForCausalLM": "LFM2, LFM2.5, LFM2-VL",
     "Lfm2MoeForCausalLM": "LFM2-8B-A1B, LFM2.5-8B-A1B",

@@ -118,6 +118,7 @@ WITH: dict[str, dict[str, Any]] = {
     "n_group": {**_GROUPED, "topk_group": 1},
     "topk_group": {**_GROUPED, "n_group": 3},
     "max_position_embeddings": {"model_max_length": None},
+    "model_max_length": {"max_position_embeddings": None},
     "hidden_act": {"hidden_activation": None},
     "intermediate_size": {"block_ff_dim": None, "block_auto_adjust_ff_dim": False},
     "tie_word_embeddings": {"tie_embedding": None},
@@ -150,6 +151,7 @@ OTHERS: dict[str, tuple[Any, ...]] = {
 
 
 WITHOUT_EFFECT = {
+    "baichuan2": {"z_loss_weight"},  # it shows a Baichuan 2, whatever its value is
     "exaone4": {"sliding_window_pattern"},
     "gemma4moe": {"use_double_wide_mlp"},
     "gemma4unified": {"use_double_wide_mlp"},
@@ -221,7 +223,7 @@ def test_a_setting_with_another_value_is_used_or_refused_or_reported(family: str
     allowed = {*COMMON, *declared(family).settings.harmless, *ROPES, *OTHER_SETTINGS}
     allowed |= WITHOUT_EFFECT.get(family, set())
     names = [n for n in fields_of(family) if n not in allowed]
-    assert len(names) >= 10
+    assert len(names) >= 9
     assert {name: v for name in names if (v := silent(family, name))} == {}
 
 
