@@ -52,10 +52,10 @@ def read_vocab(
     report: receives what the keys cannot hold
 
     Byte-level BPE is read from tokenizer.json, vocab.json and merges.txt, tiktoken.model,
-    hy.tiktoken, tekken.json or a ChatGLM's tokenizer.model; SentencePiece from its model file, or a tokenizer.json made from
-    one; Gemma 4 from tokenizer.json; WordPiece from tokenizer.json or vocab.txt. Raises VocabError
-    if files are damaged or contradictory, or the tokenizer is not supported; NoVocabError if there
-    are no files.
+    hy.tiktoken, tekken.json, or GLM-4-9B's tokenizer.model; SentencePiece from its model file, or a
+    tokenizer.json made from one; Gemma 4 from tokenizer.json; WordPiece from tokenizer.json or
+    vocab.txt. Raises VocabError if files are damaged or contradictory, or the tokenizer is not
+    supported; NoVocabError if there are no files.
     """
     files = TokenizerFiles(folder, config)
     keys = _read(files, pre)
