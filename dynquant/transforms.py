@@ -251,6 +251,46 @@ class Elementwise:
         into[:] = np.ascontiguousarray(values, "<f4").view(np.uint8).reshape(-1)
 
 
+@dataclass(frozen=True, eq=False)
+class UnitColumns:
+    """A matrix with each column divided by its norm plus a small number, computed in F32.
+
+    The norms are computed once, in one pass over the matrix, and are shared by the threads that
+    read rows.
+    """
+
+    source: TensorSource
+    epsilon: float
+    _norms: Parts[F32] = field(default_factory=lambda: Parts[F32](), init=False, repr=False)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the source."""
+        return self.source.shape
+
+    @property
+    def stored(self) -> QuantType:
+        """F32, as computed."""
+        return ALL["F32"]
+
+    def read(self, start: int, stop: int, into: U8) -> None:
+        """Fill `into` with rows start..stop."""
+        with self._norms.use(0, 4 * self.shape[-1], self._computed) as norms:
+            values = read_weights(self.source, start, stop) / norms
+        into[:] = np.ascontiguousarray(values, "<f4").view(np.uint8).reshape(-1)
+
+    def _computed(self, _: int) -> F32:
+        """Return the divisors of the columns, float32 [n_per_row]."""
+        # In float64 and in one order, so that every machine rounds to the same float32.
+        total = np.zeros(self.shape[-1], np.float64)
+        step = max(1, _SLAB_BYTES // (4 * self.shape[-1]))
+        for start in range(0, self.shape[0], step):
+            rows = read_weights(self.source, start, min(start + step, self.shape[0]))
+            for row in rows.astype(np.float64):
+                total += row * row
+        return np.sqrt(total).astype(np.float32) + np.float32(self.epsilon)
+
+
 def read_weights(source: TensorSource, start: int, stop: int) -> F32:
     """Return rows start..stop of a source, float32 [stop - start, n_per_row]."""
     rows = np.empty((stop - start, row_bytes(source)), np.uint8)
@@ -322,6 +362,13 @@ def reordered(source: TensorSource, order: Callable[[I64], I64]) -> TensorSource
         return Rows(source, source.shape, order)
     elements = Reshaped(source, (*source.shape, 1))
     return Reshaped(Rows(elements, elements.shape, order), source.shape)
+
+
+def rows_between(source: TensorSource, start: int, stop: int) -> TensorSource:
+    """Return rows start..stop of a matrix, or elements start..stop of a vector."""
+    if len(source.shape) > 1:
+        return rows_of_each(source, start, stop)
+    return elements_of_each(source, start, stop)
 
 
 def rows_of_each(

@@ -54,3 +54,13 @@ def output_apart(c: Config, where: str) -> Iterator[str]:
             f"{where}: tie_word_embeddings is true; llama.cpp's graph of this family requires a"
             " separate output matrix"
         )
+
+
+def group_problems(groups: int, used: int, n_experts: int, where: str) -> Iterator[str]:
+    """Yield a message if llama.cpp cannot choose experts from these groups; 1 for no groups."""
+    if groups > 1 and (used > groups or n_experts % groups or n_experts < 2 * groups):
+        yield (
+            f"{where}: n_group {groups} and topk_group {used} do not fit {n_experts}"
+            " experts; llama.cpp needs equal groups of at least two experts, and no more groups"
+            " used than there are"
+        )

@@ -20,8 +20,12 @@ from dynquant.errors import ArchitectureError
 from dynquant.keys import Keys, Scalar
 
 _CLASSES = {
+    "afmoe": "AfmoeForCausalLM",
     "apertus": "ApertusForCausalLM",
     "arcee": "ArceeForCausalLM",
+    "baichuan": "BaichuanForCausalLM",
+    "bailingmoe": "BailingMoeForCausalLM",
+    "bailingmoe2": "BailingMoeV2ForCausalLM",
     "bert": "BertModel",
     "bloom": "BloomForCausalLM",
     "chatglm": "GlmForCausalLM",
@@ -54,11 +58,14 @@ _CLASSES = {
     "granitemoe": "GraniteMoeForCausalLM",
     "hunyuan-dense": "HunYuanDenseV1ForCausalLM",
     "hunyuan-moe": "HunYuanMoEV1ForCausalLM",
+    "internlm2": "InternLM2ForCausalLM",
     "kimi-linear": "KimiLinearForCausalLM",
     "lfm2": "Lfm2ForCausalLM",
     "lfm2moe": "Lfm2MoeForCausalLM",
     "llama": "LlamaForCausalLM",
     "llama4": "Llama4ForCausalLM",
+    "minicpm": "MiniCPMForCausalLM",
+    "minicpm3": "MiniCPM3ForCausalLM",
     "minimax-m2": "MiniMaxM2ForCausalLM",
     "mistral3": "Ministral3ForCausalLM",
     "mpt": "MptForCausalLM",
@@ -100,8 +107,11 @@ _WITH_EXPERTS = {"llama": "MixtralForCausalLM", "granite": "GraniteMoeForCausalL
 _SECTIONS = {"rope_parameters": {"mrope_section": [1, 1, 1]}}
 _DEEPSTACK: dict[str, Any] = {**_SECTIONS, "vision_config": {"deepstack_visual_indexes": []}}
 _SETTINGS: dict[str, dict[str, Any]] = {
+    "afmoe": {"mup_enabled": True},
+    "bailingmoe": {"use_bias": False},
     "gemma3n": {"vocab_size_per_layer_input": 64},
     "granitehybrid": {"mamba_n_heads": 2},
+    "internlm2": {"bias": False},
     # Full layers may have no values.
     "gemma4": {"attention_k_eq_v": True, "global_head_dim": 32, "vocab_size_per_layer_input": 64},
     "glm5-next": {"linear_num_heads": 2, "qk_rope_head_dim": 0},
@@ -166,6 +176,7 @@ _OPTIONAL = frozenset(
 _OPTIONAL_IN = {
     "bert": frozenset({"token_types.weight", "attn_output.bias", "ffn_up.bias", "ffn_down.bias"}),
     "nomic-bert": frozenset({"token_types.weight"}),
+    "bailingmoe2": frozenset({"exp_probs_b.bias"}),
     "dots1": frozenset({"exp_probs_b.bias"}),
     "ernie4_5-moe": frozenset({"exp_probs_b.bias"}),
 }
@@ -203,7 +214,7 @@ _FUSED: dict[str, tuple[tuple[frozenset[str], set[str]], ...]] = {
 _COMPUTED = {"gemma4": frozenset({"rope_freqs.weight"})}
 """Tensors that no checkpoint has and the graph of an architecture requires."""
 
-_LONGROPE = ("phi3", "phimoe")
+_LONGROPE = ("minicpm", "minicpm3", "phi3", "phimoe")
 _ROPE_FACTORS = frozenset({"rope_factors_long.weight", "rope_factors_short.weight"})
 """LongRoPE: a model with the key of its magnitude has both sets of factors. llama.cpp loads it
 without them, and then rotates by other angles."""
@@ -330,6 +341,8 @@ def _layers_of(name: str, keys: Keys, n_layers: int) -> Mapping[str, Any]:
         "first_k_dense_replace": _number(keys, f"{name}.leading_dense_block_count") or 0,
         "shared_intermediate_size": _number(keys, f"{name}.expert_shared_feed_forward_length") or 0,
     }
+    if name == "afmoe":
+        found["num_dense_layers"] = found["first_k_dense_replace"]
     if name == "ernie4_5-moe":
         found["moe_layer_start_index"] = found["first_k_dense_replace"]
         has_shared = bool(_number(keys, f"{name}.expert_shared_feed_forward_length"))

@@ -38,7 +38,7 @@ from dynquant.arch.experts import (
     routing_keys,
     shared_rows,
 )
-from dynquant.arch.graph_limits import fixed, other_epsilon
+from dynquant.arch.graph_limits import fixed, group_problems, other_epsilon
 from dynquant.arch.indexer import Indexer, indexer_rows
 from dynquant.arch.latent_attention import Latent, Layout
 from dynquant.arch.prediction import prediction_of, prediction_rows
@@ -219,13 +219,8 @@ def describe(
 def _problems(c: Config, s: LatentDecoder, kind: Kind, where: str) -> Iterator[str]:
     yield from fixed(c, {"attention_bias": False, "mlp_bias": False}, where)
     yield from fixed(s, {"moe_layer_freq": 1, "rope_interleave": True}, where)
-    # llama.cpp recognises the Lite models by the same test, and then expects q_proj.
-    lite = c.num_hidden_layers in (26, 27) or (c.num_hidden_layers, c.vocab_size) == (48, 128256)
-    if lite and s.q_lora_rank is not None and kind.name == DEEPSEEK2:
-        yield (
-            f"{where}: q_lora_rank is {s.q_lora_rank}; llama.cpp expects models of"
-            f" {c.num_hidden_layers} layers to have no q_lora_rank"
-        )
+    if kind.name == DEEPSEEK2:
+        yield from lite_problems(c, s.q_lora_rank, where)
     if kind.indexer is not None and s.q_lora_rank is None:
         yield f"{where}: q_lora_rank is missing; the queries of the indexer are computed from it"
     if kind.indexer is not None and kind.indexer.index_head_dim < s.qk_rope_head_dim:
@@ -233,14 +228,17 @@ def _problems(c: Config, s: LatentDecoder, kind: Kind, where: str) -> Iterator[s
             f"{where}: index_head_dim {kind.indexer.index_head_dim} is less than qk_rope_head_dim"
             f" {s.qk_rope_head_dim}; the rotated part must fit in a head of the indexer"
         )
-    groups, used = s.n_group or 1, s.topk_group or 1
-    if groups > 1 and (
-        used > groups or s.n_routed_experts % groups or s.n_routed_experts < 2 * groups
-    ):
+    yield from group_problems(s.n_group or 1, s.topk_group or 1, s.n_routed_experts, where)
+
+
+def lite_problems(c: Config, q_rank: int | None, where: str) -> Iterator[str]:
+    """Yield a message if llama.cpp takes a model for a Lite one and it has no q_proj."""
+    # The same test as in llama.cpp.
+    lite = c.num_hidden_layers in (26, 27) or (c.num_hidden_layers, c.vocab_size) == (48, 128256)
+    if lite and q_rank is not None:
         yield (
-            f"{where}: n_group {groups} and topk_group {used} do not fit {s.n_routed_experts}"
-            " experts; llama.cpp needs equal groups of at least two experts, and no more groups"
-            " used than there are"
+            f"{where}: q_lora_rank is {q_rank}; llama.cpp expects models of"
+            f" {c.num_hidden_layers} layers to have no q_lora_rank"
         )
 
 

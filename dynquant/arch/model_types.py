@@ -13,11 +13,14 @@ from dynquant.errors import ArchitectureError
 from dynquant.text_settings import text_settings
 
 CLASSES = {
+    "afmoe": "AfmoeForCausalLM",
     "apertus": "ApertusForCausalLM",
     "arcee": "ArceeForCausalLM",
+    "baichuan": "BaichuanForCausalLM",
     "bamba": "BambaForCausalLM",
     "bert": "BertModel",
     "bloom": "BloomForCausalLM",
+    "chatglm": "ChatGLMModel",
     "cohere": "CohereForCausalLM",
     "cohere2": "Cohere2ForCausalLM",
     "deepseek_v2": "DeepseekV2ForCausalLM",
@@ -47,6 +50,7 @@ CLASSES = {
     "glm5_next": "Glm5NextForConditionalGeneration",
     "glm5_next_text": "Glm5NextForConditionalGeneration",
     "glm_moe_dsa": "GlmMoeDsaForCausalLM",
+    "glm_ocr": "GlmOcrForConditionalGeneration",
     "gpt2": "GPT2LMHeadModel",
     "gpt_bigcode": "GPTBigCodeForCausalLM",
     "gpt_neox": "GPTNeoXForCausalLM",
@@ -58,6 +62,7 @@ CLASSES = {
     "hunyuan_v1_dense": "HunYuanDenseV1ForCausalLM",
     "hunyuan_v1_moe": "HunYuanMoEV1ForCausalLM",
     "idefics3": "Idefics3ForConditionalGeneration",
+    "internlm2": "InternLM2ForCausalLM",
     "internlm3": "InternLM3ForCausalLM",
     "internvl": "InternVLForConditionalGeneration",
     "kimi_k2": "KimiK2ForCausalLM",
@@ -68,6 +73,8 @@ CLASSES = {
     "llama4": "Llama4ForConditionalGeneration",
     "llama4_text": "Llama4ForCausalLM",
     "llava": "LlavaForConditionalGeneration",
+    "minicpm": "MiniCPMForCausalLM",
+    "minicpm3": "MiniCPM3ForCausalLM",
     "minimax_m2": "MiniMaxM2ForCausalLM",
     "ministral3": "Ministral3ForCausalLM",
     "mistral": "MistralForCausalLM",
@@ -110,6 +117,8 @@ CLASSES = {
     "starcoder2": "Starcoder2ForCausalLM",
     "voxtral": "VoxtralForConditionalGeneration",
     "xlm-roberta": "XLMRobertaModel",
+    "youtu": "YoutuForCausalLM",
+    "youtu_vl": "YoutuVLForConditionalGeneration",
 }
 """Class by `model_type`, for a config.json without `architectures`; as in transformers'
 modeling_auto.py. A type that several models of different layout use is not listed."""
@@ -119,7 +128,12 @@ _WITH_HEAD = frozenset(
         "Dots1ForCausalLM",
         "ApertusForCausalLM",
         "GPTNeoXForCausalLM",
+        "BaiChuanForCausalLM",
+        "BaichuanForCausalLM",
+        "BailingMoeForCausalLM",
+        "BailingMoeV2ForCausalLM",
         "GptOssForCausalLM",
+        "InternLM2ForCausalLM",
         "MiniMaxM2ForCausalLM",
         "Olmo2ForCausalLM",
         "Olmo3ForCausalLM",

@@ -27,7 +27,7 @@ OTHER_PARTS = {
     rf"{_BEFORE}(audio(_\w+)?|embed_audio|speech_\w+|whisper\w*)\..*": (
         f"the audio model, {_SEPARATE}"
     ),
-    rf"{_BEFORE}((vision|visual|image)(_\w+)?|embed_vision|vit\w*|sam_model|qwen2_model|mlp1"
+    rf"{_BEFORE}((vision|visual|image)(_\w+)?|embed_vision|vit\w*|sam_model|siglip2|qwen2_model|mlp1"
     r"|view_seperator|(multi_modal_|mm_)?projector|connector|aligner|merger)(\..*)?": (
         f"the vision model, {_SEPARATE}"
     ),

@@ -11,6 +11,7 @@ from dynquant.errors import NoVocabError, VocabError
 from dynquant.keys import Keys
 from dynquant.vocab.added import report_added
 from dynquant.vocab.bpe import read_bpe
+from dynquant.vocab.chatglm import GLM4, kind_of, read_chatglm, read_glm4
 from dynquant.vocab.files import TokenizerFiles
 from dynquant.vocab.gemma4 import is_gemma4, read_gemma4
 from dynquant.vocab.loading import Trims
@@ -51,10 +52,10 @@ def read_vocab(
     report: receives what the keys cannot hold
 
     Byte-level BPE is read from tokenizer.json, vocab.json and merges.txt, tiktoken.model,
-    hy.tiktoken or tekken.json; SentencePiece from its model file, or a tokenizer.json made from
-    one; Gemma 4 from tokenizer.json; WordPiece from tokenizer.json or vocab.txt. Raises VocabError
-    if files are damaged or contradictory, or the tokenizer is not supported; NoVocabError if there
-    are no files.
+    hy.tiktoken, tekken.json, or GLM-4-9B's tokenizer.model; SentencePiece from its model file, or a
+    tokenizer.json made from one; Gemma 4 from tokenizer.json; WordPiece from tokenizer.json or
+    vocab.txt. Raises VocabError if files are damaged or contradictory, or the tokenizer is not
+    supported; NoVocabError if there are no files.
     """
     files = TokenizerFiles(folder, config)
     keys = _read(files, pre)
@@ -78,6 +79,11 @@ def _read(files: TokenizerFiles, pre: str | None) -> Keys:
     if kind == "BPE" and files.model.get("byte_fallback") is True and is_gemma4(files):
         _refuse_pre(pre, "Gemma 4")
         return read_gemma4(files)
+    if own := kind_of(files):
+        if own == GLM4:
+            return read_glm4(files, pre)
+        _refuse_pre(pre, "SentencePiece")
+        return read_chatglm(files)
     if files.sentencepiece and kind in (None, "BPE"):
         _refuse_pre(pre, "SentencePiece")
         model = read_sentencepiece(files.sentencepiece)

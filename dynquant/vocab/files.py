@@ -103,7 +103,7 @@ class TokenizerFiles:
     def vocab_size(self) -> int | None:
         """The number of rows of the embedding, from config.json."""
         for config in self.configs:
-            size = config.get("vocab_size")
+            size = config.get("padded_vocab_size") or config.get("vocab_size")  # ChatGLM has both
             if type(size) is int and size > 0:
                 return size
         return None

@@ -23,6 +23,7 @@ from dynquant.untrusted import shown
 from dynquant.vocab.bpe import BpeModel, Merge, bpe_keys, contradictions
 from dynquant.vocab.files import TokenizerFiles, as_id, as_list, as_object, read_text
 from dynquant.vocab.pretokenizer import Traits, check_name, named, recognise_splits
+from dynquant.vocab.pretypes import PreType
 from dynquant.vocab.special import read_special
 from dynquant.vocab.tokens import MAX_TOKENS, Token, added_type, lay_out
 
@@ -86,6 +87,25 @@ def read_tiktoken(files: TokenizerFiles, pre: str | None) -> Keys:
     special.add.setdefault("bos", False)
     model = BpeModel(path, vocab, merges_of_ranks(ranks), ignore_merges=True)
     return bpe_keys(files, model, tokens, special, named("kimi-k2") if pre is None else pre)
+
+
+def read_rank_file(files: TokenizerFiles, path: Path, pre: PreType | str) -> Keys:
+    """Return the keys of a file with a line `base64 rank` per token; others are added tokens.
+
+    pre: the pre-tokenizer, or llama.cpp's name of it
+
+    Raises VocabError if the file is damaged.
+    """
+    ranks = _tiktoken_ranks(path)
+    vocab = {letters(token): rank for token, rank in ranks.items()}
+    VocabError.raise_any(contradictions(path, vocab, files))
+    laid = {rank: Token(text, TokenType.NORMAL) for text, rank in vocab.items()}
+    laid |= {i: Token(token.text, added_type(token)) for i, token in files.added_tokens.items()}
+    tokens = lay_out(files.folder, laid, files.vocab_size)
+    special = read_special(files, tokens)
+    special.add.setdefault("bos", False)
+    model = BpeModel(path, vocab, merges_of_ranks(ranks), ignore_merges=True)
+    return bpe_keys(files, model, tokens, special, pre)
 
 
 def read_hunyuan(files: TokenizerFiles, pre: str | None) -> Keys:

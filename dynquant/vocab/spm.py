@@ -44,8 +44,8 @@ def read_spm(files: TokenizerFiles, path: Path, model: SentencePieceModel) -> Ke
         _check_json(files)
         _check_same(files, path, model)
     else:
-        _check_model(files, path, model)
-    return _keys(
+        check_model(files, path, model)
+    return spm_keys(
         files,
         dict(enumerate(model.pieces)),
         files.added_tokens,
@@ -87,7 +87,7 @@ def read_spm_json(files: TokenizerFiles) -> Keys:
         for i, token in files.added_tokens.items()
         if token.special or token.text not in merged
     }
-    return _keys(
+    return spm_keys(
         files,
         tokens,
         added_tokens,
@@ -96,7 +96,7 @@ def read_spm_json(files: TokenizerFiles) -> Keys:
     )
 
 
-def _keys(
+def spm_keys(
     files: TokenizerFiles,
     pieces: Mapping[int, Token],
     added: Mapping[int, AddedToken],
@@ -104,6 +104,13 @@ def _keys(
     space_prefix: bool,
     model_ids: Mapping[str, int],
 ) -> Keys:
+    """Return the keys of pieces and added tokens by id.
+
+    space_prefix: whether a text gets a space in front
+    model_ids:    ids of special tokens that the model states
+
+    Raises VocabError if there are no pieces for single bytes, or if ids are beyond the vocabulary.
+    """
     if missing := missing_bytes({token.text for token in pieces.values()}):
         raise VocabError(
             f"{files.folder}: the SentencePiece model has no pieces for {len(missing)} of the 256"
@@ -320,7 +327,7 @@ def _check_same(files: TokenizerFiles, path: Path, model: SentencePieceModel) ->
         )
 
 
-def _check_model(files: TokenizerFiles, path: Path, model: SentencePieceModel) -> None:
+def check_model(files: TokenizerFiles, path: Path, model: SentencePieceModel) -> None:
     """Raise VocabError for rules of a SentencePiece model that llama.cpp does not have, or warn."""
     rules = {
         "replaces characters by a table (precompiled_charsmap)": bool(model.charsmap),

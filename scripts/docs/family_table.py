@@ -19,8 +19,14 @@ REFERENCES = Path(__file__).resolve().parents[2] / "tests" / "references"
 
 PUBLISHED = {
     "BambaForCausalLM": "Bamba 9B",
+    "AfmoeForCausalLM": "Trinity Nano, Mini, Large",
+    "BaiChuanForCausalLM": "Baichuan-7B",
+    "BaichuanForCausalLM": "Baichuan-13B, Baichuan2-7B, 13B",
+    "BailingMoeForCausalLM": "Ling and Ring 1, 1.5",
+    "BailingMoeV2ForCausalLM": "Ling and Ring 2.0",
     "BertForSequenceClassification": "ms-marco-MiniLM",
     "BertModel": "all-MiniLM, bge-en",
+    "ChatGLMModel": "ChatGLM3-6B, GLM-4-9B (own code)",
     "CohereForCausalLM": "Command-R, R+",
     "Cohere2ForCausalLM": "Command-R7B, Command-A",
     "DeepseekForCausalLM": "DeepSeek-V1",
@@ -40,10 +46,12 @@ PUBLISHED = {
     "Glm4vMoeForConditionalGeneration": "GLM-4.5V, 4.6V",
     "Glm5NextForConditionalGeneration": "GLM-5.3-Flash",
     "GraniteMoeHybridForCausalLM": "Granite 4 Micro, Tiny, Small, 1B, 350M",
+    "GlmOcrForConditionalGeneration": "GLM-OCR",
     "Dots1ForCausalLM": "dots.llm1",
     "Ernie4_5ForCausalLM": "ERNIE 4.5 0.3B",
     "Ernie4_5_MoeForCausalLM": "ERNIE 4.5 21B-A3B, 300B-A47B",
     "HunYuanMoEV1ForCausalLM": "Hunyuan A13B",
+    "InternLM2ForCausalLM": "InternLM2, InternLM2.5",
     "InternLM3ForCausalLM": "InternLM3-8B",
     "KimiLinearForCausalLM": "Kimi-Linear 48B-A3B",
     "Lfm2ForCausalLM": "LFM2, LFM2.5, LFM2-VL",
@@ -53,6 +61,8 @@ PUBLISHED = {
         "Mistral Small 3.1, 3.2, Devstral 2, Magistral 1.2, Ministral 3"
     ),
     "Llama4ForConditionalGeneration": "Llama 4 Scout, Maverick",
+    "MiniCPM3ForCausalLM": "MiniCPM3-4B",
+    "MiniCPMForCausalLM": "MiniCPM-1B, 2B, MiniCPM4, 4.1",
     "MiniMaxM2ForCausalLM": "MiniMax M2, M2.5, M2.7",
     "MistralForCausalLM": "Mistral 7B, Nemo, Small 3",
     "MuseGlimmerForConditionalGeneration": "Muse Glimmer 30B",
@@ -72,6 +82,8 @@ PUBLISHED = {
     "SolarOpenForCausalLM": "Solar Open 100B",
     "XLMRobertaForSequenceClassification": "bge-reranker",
     "XLMRobertaModel": "bge-m3, multilingual-E5",
+    "YoutuForCausalLM": "Youtu-LLM-2B",
+    "YoutuVLForConditionalGeneration": "Youtu-VL-4B",
 }
 """Published models of a class, as people call them."""
 

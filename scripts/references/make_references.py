@@ -6,7 +6,8 @@
 For each family, tests/references/<family>/ is a checkpoint in the published form of the family
 (tokenizer files, layout). Two files are next to it:
 
-    <family>.json   prompts: token ids; texts, each with its token ids by the family's tokenizer
+    <family>.json   prompts: token ids; texts, each with its token ids by the family's tokenizer;
+                    by: what computed the results, if not a class of transformers
     <family>.npy    float32 [n_prompts, vocab_size]: log-probabilities of the next token; for
                     embedding models [n_prompts, hidden_size]: the mean over the tokens; for
                     classifiers [n_prompts, n_labels]: their scores
@@ -28,6 +29,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
+from plain_models import BY, Plain
 from reference_families import Family, families
 from reference_tokenizers import (
     PROSE,
@@ -150,9 +152,13 @@ def load(folder: Path) -> transformers.PreTrainedModel:
 
 
 def write_reference(
-    name: str, model: transformers.PreTrainedModel, encode: Encode, prompts: list[list[int]]
+    name: str,
+    model: transformers.PreTrainedModel,
+    encode: Encode,
+    prompts: list[list[int]],
+    by: str = "",
 ) -> None:
-    """Write the results of the model and the tokenizer."""
+    """Write the results of the model and the tokenizer; by: what computed them, if stated."""
     model.eval()
     with torch.no_grad():
         outputs = [model(torch.tensor([ids])) for ids in prompts]
@@ -168,7 +174,7 @@ def write_reference(
         ",\n".join(json.dumps(ids) for ids in prompts),
         '], "texts": [',
         ",\n".join(json.dumps({"text": text, "tokens": encode(text)}) for text in TEXTS),
-        "]}",
+        "]}" if not by else f'], "by": {json.dumps(by)}}}',
     ]
     (REFERENCES / f"{name}.json").write_text("\n".join(lines) + "\n", "utf-8")
 
@@ -211,7 +217,8 @@ def main() -> None:
         model = (composed.load if composed else load)(REFERENCES / name)
         if known[name].adapt:
             known[name].adapt(model)
-        write_reference(name, model, encode, prompts)
+        by = BY if isinstance(composed, Plain) else ""
+        write_reference(name, model, encode, prompts, by)
         size = sum(path.stat().st_size for path in (REFERENCES / name).iterdir())
         print(f"{name}: {size / 1000:.0f} kB, prompts of {[len(ids) for ids in prompts]} tokens")
 

@@ -124,11 +124,13 @@ WITH: dict[str, dict[str, Any]] = {
     "n_group": {**_GROUPED, "topk_group": 1},
     "topk_group": {**_GROUPED, "n_group": 3},
     "max_position_embeddings": {"model_max_length": None},
+    "model_max_length": {"max_position_embeddings": None},
     "hidden_act": {"hidden_activation": None},
     "intermediate_size": {"block_ff_dim": None, "block_auto_adjust_ff_dim": False},
     "tie_word_embeddings": {"tie_embedding": None},
     "no_rope_layer_interval": {"no_rope_layers": None, "layer_types": None},
     "sliding_window_pattern": {"layer_types": None},
+    "global_attn_every_n_layers": {"layer_types": None},
 }
 """Other settings that a setting needs to act: it has no effect without windows, for example."""
 
@@ -159,6 +161,7 @@ OF_MAMBA = {
     *("mamba_expand", "time_step_limit"),
 }
 WITHOUT_EFFECT = {
+    "baichuan2": {"z_loss_weight"},  # it shows a Baichuan 2, whatever its value is
     "exaone4": {"sliding_window_pattern"},
     "falcon-40b": {"multi_query"},
     "gemma4moe": {"use_double_wide_mlp"},

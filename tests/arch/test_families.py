@@ -123,9 +123,14 @@ def test_one_tensor_with_its_rows_reversed_is_noticed(family: str, tmp_path: Pat
 
 
 BASE_CLASSES = {
+    "baichuan": "BaiChuanModel",
+    "baichuan2": "BaichuanModel",
+    "bailingmoe": "BailingMoeModel",
+    "bailingmoe2": "BailingMoeV2Model",
     "dots1": "Dots1Model",
     "apertus": "ApertusModel",
     "gpt-oss": "GptOssModel",
+    "internlm2": "InternLM2Model",
     "minimax-m2": "MiniMaxM2Model",
     "olmo2": "Olmo2Model",
     "olmo3": "Olmo3Model",
@@ -143,7 +148,9 @@ def test_llama_cpp_loads_a_base_class_whose_graph_needs_a_head(family: str, tmp_
     shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.safetensors*"))
     config = json.loads((source / "config.json").read_text("utf-8"))
     config["architectures"] = [BASE_CLASSES[family]]
-    stored = {n: t for n, t in stored_in(source).items() if not n.startswith("lm_head.")}
+    stored = {
+        n: t for n, t in stored_in(source).items() if not n.startswith(("lm_head.", "output."))
+    }
     write_stored(folder, config, stored)
     assert llamacpp.loads(converted(folder, tmp_path / "f32.gguf"))
 
@@ -207,6 +214,38 @@ CONFIG_MISTAKES: tuple[tuple[str, str, Callable[[dict[str, Any]], Any]], ...] = 
     ("solar-open", "rotated part of a head", lambda c: c.update(partial_rotary_factor=0.5)),
     ("hunyuan-moe", "stretched base", lambda c: c["rope_scaling"].update(alpha=100.0)),
     ("hunyuan-moe", "experts used", lambda c: c.update(moe_topk=2)),
+    ("afmoe", "window", lambda c: c.update(sliding_window=8)),
+    ("afmoe", "rope scaling", lambda c: c["rope_parameters"].update(factor=4.0)),
+    ("afmoe", "experts used", lambda c: c.update(num_experts_per_tok=2)),
+    ("afmoe", "experts' scale", lambda c: c.update(route_scale=1.0)),
+    ("baichuan", "normalized head", lambda c: c.update(z_loss_weight=0)),
+    ("baichuan2", "plain head", lambda c: c.pop("z_loss_weight")),
+    ("internlm2", "rope base", lambda c: c.update(rope_theta=10000.0)),
+    ("chatglm", "rope base", lambda c: c.update(rope_ratio=1)),
+    ("chatglm3", "norm epsilon", lambda c: c.update(layernorm_epsilon=1e-1)),
+    ("bailingmoe", "rope base", lambda c: c.update(rope_theta=10000.0)),
+    ("bailingmoe", "experts used", lambda c: c.update(num_experts_per_tok=3)),
+    ("bailingmoe", "experts' sum", lambda c: c.update(norm_topk_prob=False)),
+    ("bailingmoe", "normalized head", lambda c: c.update(norm_head=False)),
+    ("bailingmoe2", "rope base", lambda c: c.update(rope_theta=10000.0)),
+    ("bailingmoe2", "rotated part of a head", lambda c: c.pop("partial_rotary_factor")),
+    ("bailingmoe2", "groups", lambda c: c.update(n_group=1, topk_group=1)),
+    ("bailingmoe2", "experts' scale", lambda c: c.pop("routed_scaling_factor")),
+    (
+        "glm-ocr",
+        "rotated part of a head",
+        lambda c: c["text_config"]["rope_parameters"].update(
+            partial_rotary_factor=1.0, mrope_section=[5, 3, 2]
+        ),
+    ),
+    ("youtu", "rope scaling", lambda c: c.pop("rope_scaling")),
+    *(
+        ("minicpm", f"no {m}", lambda c, m=m: c.pop(m))
+        for m in ("scale_emb", "scale_depth", "dim_model_base")
+    ),
+    ("minicpm", "short factors", lambda c: c["rope_scaling"]["short_factor"].reverse()),
+    ("minicpm3", "short factors", lambda c: c["rope_parameters"]["short_factor"].reverse()),
+    ("minicpm3", "magnitude", lambda c: c["rope_parameters"].pop("attention_factor")),
     ("minimax-m2", "rotated part of a head", lambda c: c.update(rotary_dim=10)),
     ("minimax-m2", "rope base", lambda c: c.update(rope_theta=10000.0)),
     ("minimax-m2", "experts used", lambda c: c.update(num_experts_per_tok=2)),

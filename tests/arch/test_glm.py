@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from agreement import F32_TOLERANCE, TESTS, load_reference, max_difference
+from predicting import with_copied_layer
 from safetensors import safe_open
 
 import dynquant
@@ -113,3 +114,24 @@ def test_settings_that_llama_cpp_does_not_compute_are_rejected(
 ) -> None:
     with pytest.raises(ArchitectureError, match=says):
         describe(config_of(family) | changes, "config.json")
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("keep", ["drop", "keep"])
+def test_results_of_glm_ocr_are_the_same_with_and_without_its_prediction_layer(
+    tmp_path: Path, keep: str
+) -> None:
+    llamacpp: Any = pytest.importorskip("llamacpp", reason="needs xllamacpp", exc_type=ImportError)
+    norms = ("enorm", "hnorm", "shared_head.norm")
+    more = {f"{name}.weight": "model.language_model.norm.weight" for name in norms}
+    more["shared_head.head.weight"] = "lm_head.weight"
+    last = "model.language_model.layers.1."
+    folder = with_copied_layer("glm-ocr", tmp_path / "predicts", last, more)
+    out = tmp_path / f"{keep}.gguf"
+    recipe = parse_recipe(f"default: F32\nprediction_layers: {keep}", "r.yaml", "r")
+    plan = dynquant.convert(folder, out, recipe=recipe, threads=1).plan
+    assert ("blk.2.nextn.eh_proj.weight" in plan.sources) == (keep == "keep")
+    assert "blk.2.nextn.shared_head_head.weight" not in plan.sources  # equal to the model's
+    reference = load_reference("glm-ocr")
+    ours = llamacpp.log_probabilities(out, reference.prompts)
+    assert max_difference(reference.log_probabilities, ours) < F32_TOLERANCE

@@ -1,4 +1,4 @@
-"""A DeepSeek-V3, or another model of its form, with a prediction layer (multi-token prediction)."""
+"""Checkpoints with a prediction layer (multi-token prediction)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from agreement import load_reference
+from packers import stored_in, write_stored
 from safetensors.numpy import save_file
 
 from dynquant.arch.load import load_model
@@ -50,6 +51,27 @@ def with_prediction(
     index = dict.fromkeys(stored, "model-00001-of-00002.safetensors")
     index |= dict.fromkeys(more, "model-00002-of-00002.safetensors")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    return folder
+
+
+def with_copied_layer(name: str, folder: Path, last: str, more: dict[str, str]) -> Path:
+    """Copy a reference and add its last layer once more, as a layer for multi-token prediction.
+
+    last: the beginning of the names of the last layer, `model.layers.1.`
+    more: names of the further tensors in the new layer, and the stored tensors that they copy
+    """
+    source = load_reference(name).folder
+    stored = stored_in(source)
+    number = int(last.rstrip(".").rpartition(".")[2])
+    ahead = last.replace(f".{number}.", f".{number + 1}.")
+    copies = {n.replace(last, ahead): x for n, x in stored.items() if n.startswith(last)}
+    copies |= {ahead + new: stored[old] for new, old in more.items()}
+    dtype, head = stored["lm_head.weight"]
+    copies[f"{ahead}eh_proj.weight"] = (dtype, np.tile(head[: head.shape[1]], (1, 2)))
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    config = json.loads((source / "config.json").read_text("utf-8"))
+    config.get("text_config", config)["num_nextn_predict_layers"] = 1
+    write_stored(folder, config, stored | copies)
     return folder
 
 

@@ -32,11 +32,17 @@ from dynquant.keys import u32
 from dynquant.tensors import Computed
 from dynquant.transforms import interleaved_heads
 
+SCALINGS = ("linear", "dynamic", "yarn", "llama3")
+"""The scalings of the rope that llama.cpp's graph of Llama computes."""
 
-def llama(config: Mapping[str, Any], where: str) -> Architecture:
-    """Describe a Llama: Q and K are reordered to interleaved rotary pairs."""
+
+def llama(config: Mapping[str, Any], where: str, known: tuple[str, ...] = SCALINGS) -> Architecture:
+    """Describe a Llama: Q and K are reordered to interleaved rotary pairs.
+
+    known: scalings of the rope that the family supports
+    """
     c = read_decoder(config, where)
-    rope = read_rope(config, where, known=("linear", "dynamic", "yarn", "llama3"))
+    rope = read_rope(config, where, known)
     rows = WEIGHTS
     if c.attention_bias:
         rows += QKV_BIASES + O_BIAS

@@ -1,4 +1,4 @@
-"""GLM-4, GLM-4-MoE and Solar Open."""
+"""GLM-4, GLM-OCR, GLM-4-MoE and Solar Open."""
 
 from __future__ import annotations
 
@@ -144,6 +144,23 @@ FAMILIES = {
                 "intermediate_size": 72,
                 "attention_bias": True,
                 "rope_parameters": _sections(1, 1, 2),
+            },
+            vision_config=_VISION,
+            tie_word_embeddings=False,
+            **_IMAGES,
+        ),
+        _tokenizer,
+    ),
+    "glm-ocr": Family(
+        transformers.GlmOcrConfig(
+            text_config={
+                **_COMMON,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 3,
+                "num_key_value_heads": 1,
+                "head_dim": 20,
+                "intermediate_size": 72,
+                "rope_parameters": {**_sections(3, 2, 1), "partial_rotary_factor": 0.6},
             },
             vision_config=_VISION,
             tie_word_embeddings=False,

@@ -1,0 +1,263 @@
+"""Ling and Ring, first generation and 2.0: fused Q, K and V, routed experts beside shared ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
+from typing import Any
+
+from dynquant.arch.base import Architecture, Row, on
+from dynquant.arch.config import (
+    AheadCount,
+    Count,
+    ExpertsCount,
+    Natural,
+    Positive,
+    Truth,
+    read_config,
+)
+from dynquant.arch.decoder import IGNORED, MLP, OUTPUT, OUTPUT_NORM, Config, decoder_sizes
+from dynquant.arch.experts import (
+    SIGMOID,
+    Routing,
+    expert_rows,
+    router_row,
+    routing_keys,
+    shared_rows,
+)
+from dynquant.arch.graph_limits import fixed, group_problems, heads_fill_hidden, output_apart
+from dynquant.arch.partial_rotation import partial_keys, read_partial
+from dynquant.arch.prediction import prediction_of
+from dynquant.arch.rope import deviations
+from dynquant.arch.settings import (
+    DECODER,
+    NO_WINDOW,
+    Declared,
+    Settings,
+    constant,
+    harmless,
+    reads,
+)
+from dynquant.errors import ArchitectureError
+from dynquant.keys import u32
+from dynquant.tensors import TensorSource
+from dynquant.transforms import UnitColumns, interleaved_heads, rows_between
+
+_LAYER, _OUT = "model.layers.{}.", "blk.{}."
+_ATTENTION, _BLOCK = _LAYER + "attention.", _LAYER + "mlp."
+_EMBEDDING = (Row("model.word_embeddings.weight", "token_embd.weight", "vocab hidden"),)
+_AROUND = (
+    Row(_LAYER + "input_layernorm.weight", _OUT + "attn_norm.weight", "hidden"),
+    Row(_ATTENTION + "dense.weight", _OUT + "attn_output.weight", "hidden q"),
+    Row(_LAYER + "post_attention_layernorm.weight", _OUT + "ffn_norm.weight", "hidden"),
+)
+_QKV = _ATTENTION + "query_key_value."
+_FUSED = (
+    Row(_QKV + "weight", _OUT + "attn_qkv.weight", "qkv hidden"),
+    Row(_ATTENTION + "query_layernorm.weight", _OUT + "attn_q_norm.weight", "head"),
+    Row(_ATTENTION + "key_layernorm.weight", _OUT + "attn_k_norm.weight", "head"),
+)
+_EXPERTS = (
+    router_row(_BLOCK + "gate.weight"),
+    *expert_rows(_BLOCK, gate="gate_proj", up="up_proj", down="down_proj"),
+    *shared_rows(_BLOCK + "shared_experts."),
+)
+_CORRECTION = (Row(_BLOCK + "gate.expert_bias", _OUT + "exp_probs_b.bias", "experts"),)
+_PREDICTION = (
+    Row(_LAYER + "eh_proj.weight", _OUT + "nextn.eh_proj.weight", "hidden hidden_twice"),
+    Row(_LAYER + "enorm.weight", _OUT + "nextn.enorm.weight", "hidden"),
+    Row(_LAYER + "hnorm.weight", _OUT + "nextn.hnorm.weight", "hidden"),
+    Row(_LAYER + "final_layernorm.weight", _OUT + "layer_output_norm.weight", "hidden"),
+)
+
+
+@dataclass(frozen=True)
+class _Both:
+    """Settings of both generations, with the defaults of the classes that models bring along."""
+
+    num_experts: ExpertsCount
+    num_experts_per_tok: Count
+    num_shared_experts: Count
+    moe_intermediate_size: Count
+    use_qkv_bias: Truth = False
+
+
+@dataclass(frozen=True)
+class _First(_Both):
+    first_k_dense_replace: Natural = 0
+    norm_topk_prob: Truth = True
+    use_bias: Truth = True
+    norm_head: Truth = False
+
+
+@dataclass(frozen=True)
+class _Second(_Both):
+    first_k_dense_replace: Natural = 1
+    use_bias: Truth = False
+    n_group: Natural = 8
+    topk_group: Natural = 4
+    routed_scaling_factor: Positive = 1.0
+    use_qk_norm: Truth = True
+    num_nextn_predict_layers: AheadCount = 0
+
+
+def bailing(config: Mapping[str, Any], where: str) -> Architecture:
+    """Describe a Ling or Ring of the first generation: a softmax over all experts.
+
+    `norm_head` divides each column of the output matrix by its norm.
+    """
+    own = read_config(_First, config, where)
+    config = {"rms_norm_eps": 1e-5, "intermediate_size": own.moe_intermediate_size, **config}
+    c, rope = read_partial({**config, "partial_rotary_factor": 1.0}, where, None, partial=1.0)
+    always = {"first_k_dense_replace": 0, "use_bias": False}
+    ArchitectureError.raise_any(chain(output_apart(c, where), fixed(own, always, where)))
+    # Their code leaves the weight of a single expert as it is.
+    norm = own.norm_topk_prob and own.num_experts_per_tok > 1
+    routing = replace(_routing(own), weights_norm=norm, weights_scale=1.0, n_leading_dense=0)
+    name, sizes = "bailingmoe", _sizes(c, own)
+    return Architecture(
+        name=name,
+        keys=partial_keys(name, c, rope)
+        | {f"{name}.vocab_size": u32(c.vocab_size)}
+        | routing_keys(name, routing),
+        rows=(*_EMBEDDING, *_AROUND, *_separate(c, own), *_EXPERTS, *OUTPUT_NORM, *OUTPUT),
+        sizes=sizes,
+        n_layers=c.num_hidden_layers,
+        tied=None,
+        via={"output": partial(UnitColumns, epsilon=1e-7)} if own.norm_head else {},
+        ignored=IGNORED,
+        n_experts=own.num_experts,
+        deviations=deviations(rope, where),
+    )
+
+
+def bailing2(config: Mapping[str, Any], where: str) -> Architecture:
+    """Describe a Ling or Ring 2.0: sigmoid scores, a bias and groups to choose the experts."""
+    defaults = {"rms_norm_eps": 1e-6, "head_dim": 128, "rope_theta": 600000.0}
+    config = {**defaults, **{key: value for key, value in config.items() if value is not None}}
+    # llama.cpp's converter: 0.5; their own code rotates whole heads.
+    c, rope = read_partial(config, where, None, partial=1.0)
+    own = read_config(_Second, config, where)
+    ArchitectureError.raise_any(_problems_of_second(c, own, where))
+    n = c.num_hidden_layers
+    every = range(n + own.num_nextn_predict_layers)
+    n_dense = min(own.first_k_dense_replace, n)
+    limits = 0 < own.topk_group < own.n_group
+    routing = replace(
+        _routing(own),
+        # llama.cpp multiplies this by the number of shared experts, its converter does too.
+        shared_ffn=own.moe_intermediate_size,
+        weights_norm=own.num_experts_per_tok > 1,
+        weights_scale=own.routed_scaling_factor,
+        gating=SIGMOID,
+        n_groups=own.n_group if limits else None,
+        n_groups_used=own.topk_group if limits else None,
+        n_leading_dense=n_dense,
+    )
+    name = "bailingmoe2"
+    return Architecture(
+        name=name,
+        keys=partial_keys(name, c, rope)
+        | {f"{name}.vocab_size": u32(c.vocab_size)}
+        | routing_keys(name, routing),
+        rows=(
+            *_EMBEDDING,
+            *on(every, (*_AROUND, *_FUSED)),
+            *on(range(n_dense), MLP),
+            *on(every[n_dense:], (*_EXPERTS, *_CORRECTION)),
+            *on(every[n:], _PREDICTION),
+            *OUTPUT_NORM,
+            *OUTPUT,
+        ),
+        sizes=_sizes(c, own),
+        n_layers=n,
+        tied=None,
+        ignored=IGNORED,
+        n_experts=own.num_experts,
+        prediction=prediction_of(name, every[n:]),
+        deviations=deviations(rope, where),
+    )
+
+
+def _problems_of_second(c: Config, own: _Second, where: str) -> Iterator[str]:
+    yield from output_apart(c, where)
+    yield from heads_fill_hidden(c, where)
+    yield from fixed(own, {"use_bias": False, "use_qkv_bias": False, "use_qk_norm": True}, where)
+    yield from group_problems(own.n_group or 1, own.topk_group or 1, own.num_experts, where)
+
+
+def _separate(c: Config, own: _Both) -> Iterator[Row]:
+    """Yield the rows of Q, K and V, which are stored after each other."""
+    q, kv = c.num_attention_heads * c.n_per_head, c.n_head_kv * c.n_per_head
+    for part, start, stop, n_head in (
+        ("q", 0, q, c.num_attention_heads),
+        ("k", q, q + kv, c.n_head_kv),
+        ("v", q + kv, q + 2 * kv, 0),
+    ):
+        via = partial(_rows_of_heads, start=start, stop=stop, n_head=n_head)
+        yield Row(_QKV + "weight", f"{_OUT}attn_{part}.weight", "qkv hidden", via=via)
+        if own.use_qkv_bias:
+            yield Row(_QKV + "bias", f"{_OUT}attn_{part}.bias", "qkv", via=via)
+
+
+def _rows_of_heads(source: TensorSource, start: int, stop: int, n_head: int) -> TensorSource:
+    """Return rows start..stop, rotary pairs interleaved; n_head: 0 if they are not rotated."""
+    part = rows_between(source, start, stop)
+    return interleaved_heads(part, n_head) if n_head else part
+
+
+def _routing(own: _Both) -> Routing:
+    return Routing(
+        own.num_experts,
+        own.num_experts_per_tok,
+        expert_ffn=own.moe_intermediate_size,
+        n_shared=own.num_shared_experts,
+    )
+
+
+def _sizes(c: Config, own: _Both) -> dict[str, int]:
+    sizes = decoder_sizes(c)
+    return sizes | {
+        "qkv": sizes["q"] + 2 * sizes["kv"],
+        "hidden_twice": 2 * c.hidden_size,
+        "experts": own.num_experts,
+        "expert_ffn": own.moe_intermediate_size,
+        "shared_ffn": own.moe_intermediate_size * own.num_shared_experts,
+    }
+
+
+_HARMLESS = (
+    NO_WINDOW
+    | harmless("used while training only", "output_dropout")
+    | harmless("its classes have use_bias and use_qkv_bias", "attention_bias mlp_bias")
+)
+_DECODER = DECODER - {"attention_bias", "mlp_bias"}
+FAMILIES = {
+    "BailingMoeForCausalLM": Declared(
+        bailing,
+        Settings(
+            read=_DECODER | reads(_First),
+            harmless=_HARMLESS | harmless("their own code does not read it", "norm_softmax"),
+        ),
+    ),
+    "BailingMoeV2ForCausalLM": Declared(
+        bailing2,
+        Settings(
+            read=_DECODER | reads(_Second),
+            harmless=_HARMLESS
+            | harmless(
+                "their own code always normalizes the weights and computes in F32",
+                "norm_topk_prob router_dtype use_rmsnorm",
+            )
+            | harmless("used while training only", "mtp_loss_scaling_factor")
+            | harmless(
+                "their own code has moe_intermediate_size times num_shared_experts",
+                "moe_shared_expert_intermediate_size",
+            ),
+            only=constant("sigmoid", "score_function")
+            | constant(True, "moe_router_enable_expert_bias"),
+        ),
+    ),
+}

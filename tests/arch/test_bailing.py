@@ -1,0 +1,81 @@
+"""Prediction layers of Ling 2.0, normalized output matrices, and settings that are refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from agreement import F32_TOLERANCE, load_reference, max_difference
+from predicting import with_copied_layer
+
+import dynquant
+from dynquant.arch.load import describe
+from dynquant.errors import ArchitectureError
+from dynquant.recipe.loader import parse_recipe
+from dynquant.tensors import Computed
+from dynquant.transforms import UnitColumns, read_weights
+
+
+def config_of(name: str) -> dict[str, Any]:
+    text = (load_reference(name).folder / "config.json").read_text("utf-8")
+    config: dict[str, Any] = json.loads(text)
+    return config
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("keep", ["drop", "keep"])
+def test_results_of_ling_2_are_the_same_with_and_without_its_prediction_layer(
+    tmp_path: Path, keep: str
+) -> None:
+    llamacpp: Any = pytest.importorskip("llamacpp", reason="needs xllamacpp", exc_type=ImportError)
+    norms = ("enorm", "hnorm", "final_layernorm")
+    more = {f"{name}.weight": "model.norm.weight" for name in norms}
+    folder = with_copied_layer("bailingmoe2", tmp_path / "predicts", "model.layers.1.", more)
+    out = tmp_path / f"{keep}.gguf"
+    recipe = parse_recipe(f"default: F32\nprediction_layers: {keep}", "r.yaml", "r")
+    plan = dynquant.convert(folder, out, recipe=recipe, threads=1).plan
+    for name in ("nextn.eh_proj", "layer_output_norm", "exp_probs_b"):
+        found = any(n.startswith(f"blk.2.{name}.") for n in plan.sources)
+        assert found == (keep == "keep")
+    reference = load_reference("bailingmoe2")
+    ours = llamacpp.log_probabilities(out, reference.prompts)
+    assert max_difference(reference.log_probabilities, ours) < F32_TOLERANCE
+
+
+def test_columns_are_divided_by_their_norms() -> None:
+    x = np.random.default_rng(5).standard_normal((37, 6)).astype(np.float32)
+    found = read_weights(UnitColumns(Computed(x), 1e-7), 3, 31)
+    expected = x / (np.linalg.norm(x.astype(np.float64), axis=0) + 1e-7)
+    np.testing.assert_allclose(found, expected[3:31], rtol=1e-6)
+
+
+REFUSED: tuple[tuple[str, dict[str, Any], str], ...] = (
+    ("bailingmoe", {"first_k_dense_replace": 1}, "first_k_dense_replace is 1"),
+    ("bailingmoe", {"use_bias": True}, "use_bias is True"),
+    ("bailingmoe2", {"use_qk_norm": False}, "use_qk_norm is False"),
+    ("bailingmoe2", {"head_dim": 12}, "do not add up to hidden_size"),
+    ("bailingmoe2", {"n_group": 4}, "do not fit 6 experts"),
+    ("bailingmoe2", {"score_function": "softmax"}, "llama.cpp computes this family with .sigmoid"),
+)
+
+
+@pytest.mark.parametrize(("family", "changes", "says"), REFUSED)
+def test_settings_that_llama_cpp_does_not_compute_are_rejected(
+    family: str, changes: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ArchitectureError, match=says):
+        describe(config_of(family) | changes, "config.json")
+
+
+def test_no_groups_are_written_if_all_are_used() -> None:
+    found = describe(config_of("bailingmoe2") | {"topk_group": 3}, "config.json")
+    assert "bailingmoe2.expert_group_count" not in found.keys
+
+
+def test_the_weight_of_a_single_expert_is_not_normalized() -> None:
+    for family in ("bailingmoe", "bailingmoe2"):
+        found = describe(config_of(family) | {"num_experts_per_tok": 1}, "config.json")
+        assert found.keys[f"{found.name}.expert_weights_norm"].value is False
