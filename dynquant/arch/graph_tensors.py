@@ -23,6 +23,7 @@ _CLASSES = {
     "apertus": "ApertusForCausalLM",
     "arcee": "ArceeForCausalLM",
     "bert": "BertModel",
+    "bitnet": "BitNetForCausalLM",
     "chatglm": "GlmForCausalLM",
     "cohere2": "Cohere2ForCausalLM",
     "command-r": "CohereForCausalLM",
@@ -83,6 +84,7 @@ _WITH_EXPERTS = {"llama": "MixtralForCausalLM", "granite": "GraniteMoeForCausalL
 _SECTIONS = {"rope_parameters": {"mrope_section": [1, 1, 1]}}
 _DEEPSTACK: dict[str, Any] = {**_SECTIONS, "vision_config": {"deepstack_visual_indexes": []}}
 _SETTINGS: dict[str, dict[str, Any]] = {
+    "bitnet": {"hidden_act": "silu", "tie_word_embeddings": True},
     "gemma3n": {"vocab_size_per_layer_input": 64},
     # Full layers may have no values.
     "gemma4": {"attention_k_eq_v": True, "global_head_dim": 32, "vocab_size_per_layer_input": 64},

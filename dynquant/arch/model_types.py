@@ -16,6 +16,7 @@ CLASSES = {
     "apertus": "ApertusForCausalLM",
     "arcee": "ArceeForCausalLM",
     "bert": "BertModel",
+    "bitnet": "BitNetForCausalLM",
     "cohere": "CohereForCausalLM",
     "cohere2": "Cohere2ForCausalLM",
     "deepseek_v2": "DeepseekV2ForCausalLM",

@@ -20,6 +20,7 @@ REFERENCES = Path(__file__).resolve().parents[2] / "tests" / "references"
 PUBLISHED = {
     "BertForSequenceClassification": "ms-marco-MiniLM",
     "BertModel": "all-MiniLM, bge-en",
+    "BitNetForCausalLM": "BitNet b1.58 with SiLU",
     "CohereForCausalLM": "Command-R, R+",
     "Cohere2ForCausalLM": "Command-R7B, Command-A",
     "DeepseekForCausalLM": "DeepSeek-V1",
