@@ -53,10 +53,16 @@ class Kept:
     blocks: their rows
     factor: F32 [n_matrices], a factor for each matrix; llama.cpp reads it from the tensor
             NAME.scale
+    others: the same codes in blocks of other types, for recipes that name these
     """
 
     blocks: TensorSource
     factor: TensorSource
+    others: tuple[TensorSource, ...] = ()
+
+    def of_type(self, name: str) -> TensorSource | None:
+        """Return the blocks of a type; None if there are none."""
+        return next((b for b in (self.blocks, *self.others) if b.stored.name == name), None)
 
 
 def n_rows(shape: tuple[int, ...]) -> int:

@@ -189,15 +189,17 @@ def _kept(weights: list[Weight], is_stack: bool, via: Via | None) -> Kept | None
     if not found or len(found) < len(weights):
         return None
     if not is_stack:
-        blocks, factor = found[0].blocks, found[0].factor
+        blocks, factor = [found[0].blocks, *found[0].others], found[0].factor
     else:
-        blocks = stack([kept.blocks for kept in found])
+        blocks = [stack([kept.blocks for kept in found])]
         factor = Reshaped(stack([kept.factor for kept in found]), (len(found),))
     try:
-        moved = via(blocks) if via else blocks
+        moved = [via(b) if via else b for b in blocks]
     except ValueError:  # the transform moves columns
         return None
-    return Kept(moved, factor) if moved.stored == blocks.stored else None
+    if any(m.stored != b.stored for m, b in zip(moved, blocks, strict=True)):
+        return None
+    return Kept(moved[0], factor, tuple(moved[1:]))
 
 
 def _problems(

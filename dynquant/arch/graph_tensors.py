@@ -27,6 +27,7 @@ _CLASSES = {
     "bailingmoe": "BailingMoeForCausalLM",
     "bailingmoe2": "BailingMoeV2ForCausalLM",
     "bert": "BertModel",
+    "bitnet": "BitNetForCausalLM",
     "bloom": "BloomForCausalLM",
     "chatglm": "GlmForCausalLM",
     "cohere2": "Cohere2ForCausalLM",
@@ -109,6 +110,7 @@ _DEEPSTACK: dict[str, Any] = {**_SECTIONS, "vision_config": {"deepstack_visual_i
 _SETTINGS: dict[str, dict[str, Any]] = {
     "afmoe": {"mup_enabled": True},
     "bailingmoe": {"use_bias": False},
+    "bitnet": {"hidden_act": "silu", "tie_word_embeddings": True},
     "gemma3n": {"vocab_size_per_layer_input": 64},
     "granitehybrid": {"mamba_n_heads": 2},
     "internlm2": {"bias": False},

@@ -19,6 +19,7 @@ CLASSES = {
     "baichuan": "BaichuanForCausalLM",
     "bamba": "BambaForCausalLM",
     "bert": "BertModel",
+    "bitnet": "BitNetForCausalLM",
     "bloom": "BloomForCausalLM",
     "chatglm": "ChatGLMModel",
     "cohere": "CohereForCausalLM",

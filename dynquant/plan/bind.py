@@ -115,8 +115,9 @@ def _settled(model: Model, planned: Mapping[str, PlanTensor]) -> Iterator[ModelT
     for tensor in model.tensors:
         chosen, kept = planned.get(tensor.name), tensor.kept
         factor = tensor.name.removesuffix("weight") + "scale"
-        if kept and chosen and chosen.type == kept.blocks.stored.name and factor in planned:
-            yield ModelTensor(tensor.name, kept.blocks)
+        blocks = kept.of_type(chosen.type) if kept and chosen else None
+        if kept and blocks and factor in planned:
+            yield ModelTensor(tensor.name, blocks)
             yield ModelTensor(factor, kept.factor)
         else:
             yield tensor

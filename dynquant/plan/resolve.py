@@ -110,8 +110,9 @@ def _settled(model: Model, assigned: Assigned) -> Iterator[ModelTensor]:
     for tensor in model.tensors:
         chosen = assigned.assignments.get(tensor.name)
         kept = tensor.kept
-        if kept is None or chosen is None or chosen.type != kept.blocks.stored:
+        blocks = kept.of_type(chosen.type.name) if kept and chosen else None
+        if kept is None or blocks is None:
             yield tensor
             continue
-        yield ModelTensor(tensor.name, kept.blocks, stored_names=tensor.stored_names)
+        yield ModelTensor(tensor.name, blocks, stored_names=tensor.stored_names)
         yield ModelTensor(tensor.name.removesuffix("weight") + "scale", kept.factor)

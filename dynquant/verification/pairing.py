@@ -105,12 +105,16 @@ class Pairing:
             yield f"{self._path}: {', '.join(grouped(left))} is in the source, but not in the file"
 
 
-def _sources(model: Model, names: Mapping[str, object]) -> Iterator[tuple[str, ModelTensor]]:
+def _sources(
+    model: Model, names: Mapping[str, tuple[GGUFFile, GGUFTensor]]
+) -> Iterator[tuple[str, ModelTensor]]:
     """Yield tensors that a file may have, by name; stored blocks if it has their factor, too."""
     for tensor in model.tensors:
         factor = tensor.name.removesuffix("weight") + "scale"
-        if tensor.kept is not None and factor in names:
-            yield tensor.name, ModelTensor(tensor.name, tensor.kept.blocks)
+        there = names.get(tensor.name)
+        if tensor.kept is not None and there and factor in names:
+            blocks = tensor.kept.of_type(there[1].type_name) or tensor.kept.blocks
+            yield tensor.name, ModelTensor(tensor.name, blocks)
             yield factor, ModelTensor(factor, tensor.kept.factor)
         else:
             yield tensor.name, replace(tensor, kept=None)

@@ -27,6 +27,7 @@ PUBLISHED = {
     "BertForSequenceClassification": "ms-marco-MiniLM",
     "BertModel": "all-MiniLM, bge-en",
     "ChatGLMModel": "ChatGLM3-6B, GLM-4-9B (own code)",
+    "BitNetForCausalLM": "BitNet b1.58 with SiLU",
     "CohereForCausalLM": "Command-R, R+",
     "Cohere2ForCausalLM": "Command-R7B, Command-A",
     "DeepseekForCausalLM": "DeepSeek-V1",

@@ -269,6 +269,26 @@ def gpt_oss() -> Made:
     return {"quant_method": "mxfp4"}, stored, expected.transpose(1, 2).contiguous()
 
 
+def bitnet(kind: str) -> Made:
+    """Ternary weights of BitNet: packed, or rounded by transformers while the model runs."""
+    torch._dynamo.config.disable = True  # its functions are compiled otherwise
+    from transformers.integrations.bitnet import WeightQuant, pack_weights, unpack_weights
+
+    w = weight(44, 192, seed=len(kind)).bfloat16()
+    config = {"quant_method": "bitnet", "linear_class": "autobitlinear"}
+    if kind == "online":
+        expected = WeightQuant.apply(w)
+        return config | {"quantization_mode": "online"}, {"layer.weight": w}, expected
+    codes = torch.clamp(torch.round(w.float() / 0.05), -1, 1)
+    packed = pack_weights(codes.clone())
+    scale = torch.tensor([0.0377 if kind == "auto" else 26.3]).bfloat16()
+    stored = {"layer.weight": packed, "layer.weight_scale": scale}
+    unpacked = unpack_weights(packed, dtype=torch.float32)
+    if kind == "auto":  # the product is multiplied by the scale
+        return config, stored, unpacked * scale.float()
+    return {"quant_method": "bitnet"}, stored, unpacked / scale.float()  # it is divided by it
+
+
 INT = {"type": "int", "symmetric": True}
 FLOAT = {"type": "float", "symmetric": True}
 
@@ -336,6 +356,7 @@ CASES: dict[str, Callable[[], Made]] = {
     "modelopt-fp8": modelopt_fp8,
     "modelopt-nvfp4": modelopt_nvfp4,
     "gpt-oss": gpt_oss,
+    **{f"bitnet-{kind}": lambda kind=kind: bitnet(kind) for kind in ("packed", "auto", "online")},
     **{f"gptq-{bits}": lambda bits=bits: gptq(bits) for bits in (2, 3, 4, 8)},
     "gptq-4-desc-act": lambda: gptq(4, desc_act=True),
     "gptq-3-desc-act": lambda: gptq(3, desc_act=True),

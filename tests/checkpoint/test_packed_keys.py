@@ -119,6 +119,13 @@ PUBLISHED: dict[str, dict[str, Any]] = {
             "targets": [],
         },
     },
+    "bitnet 2B-4T": {
+        "linear_class": "autobitlinear", "quant_method": "bitnet", "quantization_mode": "offline",
+    },
+    "bitnet 2B-4T-bf16": {
+        "linear_class": "autobitlinear", "quant_method": "bitnet", "quantization_mode": "online",
+    },
+    "llama 3 1.58": {"modules_to_not_convert": ["lm_head"], "quant_method": "bitnet"},
     "preset by name": {
         "config_groups": {"W8A16": ["Linear"]}, "format": "int-quantized",
         "quant_method": "compressed-tensors",
@@ -305,6 +312,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "unknown algorithm": (
         {"quant_method": "modelopt", "quant_algo": "W6A6"},
         "quant_algo W6A6 of ModelOpt is not supported; supported: FP8, ",
+    ),
+    "norms of bitnet": (
+        {"quant_method": "bitnet", "use_rms_norm": True},
+        "use_rms_norm is True, a norm before each matrix, which llama.cpp does not compute",
+    ),
+    "class of bitnet": (
+        {"quant_method": "bitnet", "linear_class": "other"},
+        "linear_class is 'other', which is not known",
     ),
     "scaled inputs": (
         {"quant_method": "modelopt", "quant_algo": "FP8", "pre_quant_scale": True},

@@ -83,7 +83,7 @@ def test_other_formats_are_refused_by_name_with_a_remedy(
         f" supported; {advice}"
     )
     assert message.endswith(
-        "; supported: fp8, fbgemm_fp8, compressed-tensors, modelopt, mxfp4, gptq, awq"
+        "; supported: fp8, fbgemm_fp8, compressed-tensors, modelopt, mxfp4, gptq, awq, bitnet"
     )
 
 

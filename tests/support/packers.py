@@ -218,6 +218,25 @@ def awq(name: str, shape: tuple[int, int], rng: np.random.Generator) -> tuple[St
     return stored, value.T.astype(np.float32)
 
 
+def bitnet(divides: bool) -> Pack:
+    def pack(
+        name: str, shape: tuple[int, int], rng: np.random.Generator
+    ) -> tuple[Stored, np.ndarray]:
+        codes = rng.integers(0, 3, shape)
+        parts = codes.reshape(4, shape[0] // 4, shape[1])
+        packed = sum(part << 2 * k for k, part in enumerate(parts))
+        stored = bf16_bits(np.float32([26.0 + rng.random() if divides else 0.03]))
+        scale = bf16_values(stored)
+        value = (codes - 1) * (1 / scale if divides else scale)
+        found: Stored = {
+            name: ("U8", np.asarray(packed, np.uint8)),
+            f"{name}_scale": ("BF16", stored),
+        }
+        return found, value
+
+    return pack
+
+
 @dataclass(frozen=True)
 class Format:
     """A quantization format: its settings in config.json, and a function that packs a weight."""
@@ -283,6 +302,10 @@ FORMATS: dict[str, Format] = {
     **{f"gptq {bits}": Format(gptq_settings(bits), gptq(bits)) for bits in (2, 3, 4, 8)},
     "gptq act order": Format(gptq_settings(4, desc_act=True), gptq(4, act_order=True)),
     "gptq v2": Format(gptq_settings(3, checkpoint_format="gptq_v2"), gptq(3, v2=True)),
+    "bitnet": Format({"quant_method": "bitnet"}, bitnet(divides=True)),
+    "bitnet of autobitlinear": Format(
+        {"quant_method": "bitnet", "linear_class": "autobitlinear"}, bitnet(divides=False)
+    ),
     "awq": Format({"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm"}, awq),
 }
 

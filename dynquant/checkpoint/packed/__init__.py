@@ -13,6 +13,7 @@ from dynquant.checkpoint.packed.mxfp4 import find_mxfp4
 from dynquant.checkpoint.packed.rotations import undo_rotations
 from dynquant.checkpoint.packed.scaled import FLOAT8, find_scaled
 from dynquant.checkpoint.packed.settings import read_settings
+from dynquant.checkpoint.packed.ternary import find_ternary
 from dynquant.checkpoint.packed.transposed import find_transposed
 from dynquant.checkpoint.packed.weight import Found, Packed, Weight
 from dynquant.checkpoint.safetensors import Checkpoint
@@ -64,6 +65,8 @@ def unpack(checkpoint: Checkpoint) -> Weights:
         find_transposed(tensors, settings, found)
     elif settings.method == "mxfp4":
         find_mxfp4(tensors, found)
+    elif settings.method == "bitnet":
+        find_ternary(tensors, settings, found)
     else:
         find_scaled(tensors, settings, found)
     for name in found.weights:

@@ -288,6 +288,19 @@ _MODELOPT = Keys(
     each={"config_groups": _GROUP, "quantized_layers": _MODELOPT_LAYER},
 )
 
+_BITNET = Keys(
+    harmless=_COMMON | _keys("rms_norm_eps"),
+    only={
+        "linear_class": Only(
+            _one_of("bitlinear", "autobitlinear"), f"which is not known; {_SOURCE}"
+        ),
+        "quantization_mode": Only(_one_of("offline", "online"), f"which is not known; {_SOURCE}"),
+        "use_rms_norm": Only(
+            _never, f"a norm before each matrix, which llama.cpp does not compute; {_SOURCE}"
+        ),
+    },
+)
+
 KEYS: dict[str, Keys] = {
     "fp8": _FP8,
     "fbgemm_fp8": Keys(harmless=_COMMON),
@@ -296,5 +309,6 @@ KEYS: dict[str, Keys] = {
     "mxfp4": Keys(harmless=_COMMON),
     "gptq": _GPTQ,
     "awq": _AWQ,
+    "bitnet": _BITNET,
 }
 """The keys of each quantization method that is read."""

@@ -17,7 +17,7 @@ from dynquant.text_settings import text_settings
 MODELOPT = "hf_quant_config.json"
 """The settings file of NVIDIA's ModelOpt, in addition to config.json or instead of it."""
 
-READ = ("fp8", "fbgemm_fp8", "compressed-tensors", "modelopt", "mxfp4", "gptq", "awq")
+READ = ("fp8", "fbgemm_fp8", "compressed-tensors", "modelopt", "mxfp4", "gptq", "awq", "bitnet")
 """Quantization methods by their names in config.json.
 
 AutoRound's own format is read as the one of these that its packing_format names.
@@ -64,7 +64,6 @@ _NOT_READ = {
     "aqlm": "additive codebooks",
     "auto-round": "a packing_format of AutoRound other than those of GPTQ, AWQ and FP8; export it"
     " again with format auto_round:auto_gptq or auto_round:auto_awq",
-    "bitnet": "ternary weights of BitNet",
     "eetq": f"INT8 of EETQ; use its base model, {_DEQUANTIZE}",
     "exl2": "ExLlamaV2's mixed groups",
     "exl3": "ExLlamaV3's trellis codes",
@@ -138,7 +137,8 @@ def read_settings(checkpoint: Checkpoint) -> Settings | None:
     method = _SYNONYMS.get(method.lower(), method.lower())
     if method.removeprefix("intel/") == "auto-round":
         method = _autoround_method(found) or method
-    if method not in READ and all(t.dtype in FLOATS for t in checkpoint.tensors.values()):
+    is_plain = all(t.dtype in FLOATS for t in checkpoint.tensors.values())
+    if method not in READ and is_plain:
         if method not in _PLAIN and (key := _rotation(found)):
             raise CheckpointError(
                 f"{where}: quantization_config: {key} of quant_method {method!r} may rotate"
