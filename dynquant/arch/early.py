@@ -52,13 +52,7 @@ def read_early(
     Both names of a setting are read, as in transformers. Raises ArchitectureError with the names
     that config.json has.
     """
-    ArchitectureError.raise_any(
-        f"{where}: {own} is {shown(config[own])}, but {usual} is {shown(config[usual])}; both name"
-        " one setting, make them equal"
-        for own, usual in names.items()
-        if None not in (config.get(own), config.get(usual)) and config[own] != config[usual]
-    )
-    found = {**defaults, **usual_names(config, names)}
+    found = {**defaults, **usual_names(config, where, names)}
     hidden = found.get("hidden_size")
     if found.get("intermediate_size") is None and isinstance(hidden, int):
         found["intermediate_size"] = ratio * hidden
@@ -70,8 +64,17 @@ def read_early(
     return c
 
 
-def usual_names(config: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """Return config.json with the usual names of its settings beside its own."""
+def usual_names(config: Mapping[str, Any], where: str, names: Mapping[str, str]) -> dict[str, Any]:
+    """Return config.json with the usual names of its settings beside its own.
+
+    Raises ArchitectureError for settings that it states twice with different values.
+    """
+    ArchitectureError.raise_any(
+        f"{where}: {own} is {shown(config[own])}, but {usual} is {shown(config[usual])}; both name"
+        " one setting, make them equal"
+        for own, usual in names.items()
+        if None not in (config.get(own), config.get(usual)) and config[own] != config[usual]
+    )
     stated = {usual: config[own] for own, usual in names.items() if config.get(own) is not None}
     return {**config, **stated}
 

@@ -9,7 +9,7 @@ from typing import Any
 from dynquant.arch.base import Architecture, Form, Row
 from dynquant.arch.config import Positive, Truth, read_config
 from dynquant.arch.decoder import IGNORED
-from dynquant.arch.early import ANY_GELU, fused_sizes, heads_apart, usual_names, with_bias
+from dynquant.arch.early import ANY_GELU, fused_sizes, heads_apart, with_bias
 from dynquant.arch.graph_limits import output_apart
 from dynquant.arch.partial_rotation import partial_keys, read_partial
 from dynquant.arch.settings import DECODER, Declared, Settings, constant, harmless, reads
@@ -52,8 +52,12 @@ class _NeoX:
 def gptneox(config: Mapping[str, Any], where: str) -> Architecture:
     """Describe a GPT-NeoX: Q, K and V of each head together, part of a head rotated."""
     own = read_config(_NeoX, config, where)
-    stated = {**config, **{n: getattr(own, n) for n in _NAMES}, "num_key_value_heads": None}
-    usual = {"hidden_act": "gelu", **usual_names(stated, _NAMES), "head_dim": None}
+    usual = {
+        "hidden_act": "gelu",
+        **config,
+        **{usual: getattr(own, name) for name, usual in _NAMES.items()},
+        **{"num_key_value_heads": None, "head_dim": None},
+    }
     c, rope = read_partial(usual, where, None, own.rotary_pct, ANY_GELU)
     problems = list(output_apart(c, where))
     if not own.attention_bias:
