@@ -22,15 +22,6 @@ ANY_GELU = (*GELU, "gelu", "gelu_python", "gelu_accurate")
 whose results differ from the exact one by 5e-4 at most."""
 
 
-def with_bias(stored: str, name: str, n_out: str, n_in: str | None = None) -> tuple[Row, Row]:
-    """Return the rows of a matrix or norm and of its bias."""
-    weight = n_out if n_in is None else f"{n_out} {n_in}"
-    return (
-        Row(f"{stored}.weight", f"{name}.weight", weight),
-        Row(f"{stored}.bias", f"{name}.bias", n_out),
-    )
-
-
 def without_bias(rows: Collection[Row]) -> tuple[Row, ...]:
     """Return the rows of matrices and norms."""
     return tuple(row for row in rows if not row.stored.endswith(".bias"))

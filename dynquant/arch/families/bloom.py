@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dynquant.arch.base import Architecture, Row
+from dynquant.arch.base import Architecture, Row, with_bias
 from dynquant.arch.decoder import OUTPUT, decoder_keys
-from dynquant.arch.early import fused_sizes, heads_apart, read_early, with_bias
+from dynquant.arch.early import fused_sizes, heads_apart, read_early
 from dynquant.arch.settings import Declared, Settings, constant, harmless
 
 _IN, _OUT = "transformer.h.{}.", "blk.{}."

@@ -6,14 +6,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dynquant.arch.base import Architecture, Row
+from dynquant.arch.base import Architecture, Row, with_bias
 from dynquant.arch.config import Count, Natural, Truth, read_config
 from dynquant.arch.decoder import IGNORED, OUTPUT, decoder_keys
 from dynquant.arch.early import (
     fused_sizes,
     heads_apart,
     read_early,
-    with_bias,
     without_bias,
 )
 from dynquant.arch.rope import read_rope

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dynquant.arch.base import Architecture, Form, Row
+from dynquant.arch.base import Architecture, Form, Row, with_bias
 from dynquant.arch.config import Positive, Truth, read_config
 from dynquant.arch.decoder import IGNORED
-from dynquant.arch.early import ANY_GELU, fused_sizes, heads_apart, with_bias
+from dynquant.arch.early import ANY_GELU, fused_sizes, heads_apart
 from dynquant.arch.graph_limits import output_apart
 from dynquant.arch.partial_rotation import partial_keys, read_partial
 from dynquant.arch.settings import DECODER, Declared, Settings, constant, harmless, reads
