@@ -7,7 +7,7 @@ most of their layers have biases, and Q, K and V are one matrix in the checkpoin
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,7 @@ from dynquant.untrusted import shown
 
 ANY_GELU = (*GELU, "gelu", "gelu_python", "gelu_accurate")
 """Names of GELU, exact or approximated; llama.cpp computes its tanh form in all of these families,
-whose results differ from the exact one by 5e-4 at most."""
+whose values differ from those of the exact one by 5e-4 at most."""
 
 
 def without_bias(rows: Collection[Row]) -> tuple[Row, ...]:
@@ -49,7 +49,10 @@ def read_early(
         found["intermediate_size"] = ratio * hidden
     try:
         c = read_decoder({**found, "head_dim": None}, where, activation=ANY_GELU)
-        ArchitectureError.raise_any(_misfits(c, where))
+        if not c.is_causal:
+            raise ArchitectureError(
+                f"{where}: is_causal is false; llama.cpp computes this family with true"
+            )
     except ArchitectureError as e:
         raise ArchitectureError(*(_own_names(m, config, names) for m in e.messages)) from e
     return c
@@ -72,20 +75,11 @@ def usual_names(config: Mapping[str, Any], where: str, names: Mapping[str, str])
 
 def _own_names(message: str, config: Mapping[str, Any], names: Mapping[str, str]) -> str:
     """Return a message with the names that a config.json has, or would have."""
+    message = message.removesuffix(", and head_dim is missing")  # no class has this setting
     for own, usual in names.items():
         if own in config or usual not in config:
             message = re.sub(rf"\b{usual}\b", own, message)
     return message
-
-
-def _misfits(c: Config, where: str) -> Iterator[str]:
-    if c.hidden_size % c.num_attention_heads:
-        yield (
-            f"{where}: hidden_size {c.hidden_size} is not a multiple of"
-            f" num_attention_heads {c.num_attention_heads}"
-        )
-    if not c.is_causal:
-        yield f"{where}: is_causal is false; llama.cpp computes this family with true"
 
 
 def fused_sizes(c: Config) -> dict[str, int]:

@@ -41,7 +41,7 @@ REFUSED: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("gpt2", {"scale_attn_weights": False}, "scale_attn_weights is false; .* with true"),
     ("gpt2", {"add_cross_attention": True}, "add_cross_attention is true"),
     ("gpt2", {"activation_function": "relu"}, "activation_function is 'relu'"),
-    ("gpt2", {"n_head": 5}, "n_embd 32 is not a multiple of n_head 5"),
+    ("gpt2", {"n_head": 5}, "n_embd 32 is not a multiple of n_head 5$"),
     ("gpt2", {"n_layer": {}}, "^config.json: n_layer is missing$"),
     ("gpt2", {"hidden_size": 64}, "n_embd is 32, but hidden_size is 64; both name one setting"),
     ("gpt2", {"is_causal": False}, "is_causal is false"),
