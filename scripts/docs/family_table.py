@@ -28,7 +28,7 @@ PUBLISHED = {
     "DeepseekV2ForCausalLM": "DeepSeek-V2, V2-Lite",
     "DeepseekV3ForCausalLM": "DeepSeek-V3, V3.1, R1, Kimi-K2",
     "FalconForCausalLM": "Falcon 7B, 40B, 180B, Falcon2 11B",
-    "GPT2LMHeadModel": "GPT-2, DistilGPT2",
+    "GPT2LMHeadModel": "GPT-2, DistilGPT2, Cerebras-GPT",
     "GPTBigCodeForCausalLM": "StarCoder, SantaCoder",
     "GPTNeoXForCausalLM": "Pythia, GPT-NeoX 20B, Dolly, RedPajama",
     "Gemma3ForConditionalGeneration": "Gemma 3, MedGemma",

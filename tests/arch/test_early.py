@@ -51,6 +51,7 @@ REFUSED: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("gptneox", {"rope_theta": 500.0}, "rope_theta is 500.0, but .* uses rotary_emb_base"),
     ("gptneox", {"partial_rotary_factor": 1.0}, "is 1.0, but .* uses rotary_pct \\(0.5\\)"),
     ("gptneox", {"rotary_pct": 0.4}, "rotates 3 weights of a head"),
+    ("gptneox", {"rotary_pct": 0.1}, "rotates 0 weights of a head"),
     ("stablelm", {"rope_pct": 0.25}, "rope_pct is 0.25, but partial_rotary_factor is 0.5"),
     ("stablelm", {"head_dim": 16}, "do not add up to hidden_size"),
     ("stablelm", {"tie_word_embeddings": True}, "requires a separate output matrix"),

@@ -58,8 +58,9 @@ _SETTINGS = Settings(
     )
     | harmless(
         "how the model was trained",
-        "bias_dropout_fusion offset_alibi skip_bias_add skip_bias_add_qkv n_inner",
-    ),
+        "bias_dropout_fusion offset_alibi skip_bias_add skip_bias_add_qkv",
+    )
+    | harmless("the MLP is always four times as wide as the model", "n_inner"),
     only=constant(False, "apply_residual_connection_post_layernorm"),
 )
 FAMILIES = {"BloomForCausalLM": Declared(bloom, _SETTINGS)}

@@ -12,7 +12,7 @@ from dynquant.arch.decoder import IGNORED
 from dynquant.arch.early import ANY_GELU, fused_sizes, heads_apart
 from dynquant.arch.graph_limits import output_apart
 from dynquant.arch.partial_rotation import partial_keys, read_partial
-from dynquant.arch.settings import DECODER, Declared, Settings, constant, harmless, reads
+from dynquant.arch.settings import DECODER, Declared, Settings, harmless, reads
 from dynquant.errors import ArchitectureError
 from dynquant.keys import boolean
 
@@ -84,8 +84,6 @@ def gptneox(config: Mapping[str, Any], where: str) -> Architecture:
 
 _SETTINGS = Settings(
     read=DECODER | reads(_NeoX),
-    harmless=harmless("the model is always causal", "is_decoder")
-    | harmless("rounding only", "attention_softmax_in_fp32"),
-    only=constant(True, "rotary"),
+    harmless=harmless("the model is always causal", "is_decoder"),
 )
 FAMILIES = {"GPTNeoXForCausalLM": Declared(gptneox, _SETTINGS)}
