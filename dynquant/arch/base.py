@@ -135,6 +135,15 @@ class Row:
         )
 
 
+def with_bias(stored: str, name: str, n_out: str, n_in: str | None = None) -> tuple[Row, Row]:
+    """Return the rows of a matrix or norm and of its bias."""
+    weight = n_out if n_in is None else f"{n_out} {n_in}"
+    return (
+        Row(f"{stored}.weight", f"{name}.weight", weight),
+        Row(f"{stored}.bias", f"{name}.bias", n_out),
+    )
+
+
 def on(layers: Collection[int], rows: Iterable[Row]) -> tuple[Row, ...]:
     """Return rows that only these layers have."""
     return tuple(replace(row, layers=layers) for row in rows)

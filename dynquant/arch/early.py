@@ -7,7 +7,7 @@ most of their layers have biases, and Q, K and V are one matrix in the checkpoin
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any
 
@@ -19,16 +19,7 @@ from dynquant.untrusted import shown
 
 ANY_GELU = (*GELU, "gelu", "gelu_python", "gelu_accurate")
 """Names of GELU, exact or approximated; llama.cpp computes its tanh form in all of these families,
-whose results differ from the exact one by 5e-4 at most."""
-
-
-def with_bias(stored: str, name: str, n_out: str, n_in: str | None = None) -> tuple[Row, Row]:
-    """Return the rows of a matrix or norm and of its bias."""
-    weight = n_out if n_in is None else f"{n_out} {n_in}"
-    return (
-        Row(f"{stored}.weight", f"{name}.weight", weight),
-        Row(f"{stored}.bias", f"{name}.bias", n_out),
-    )
+whose values differ from those of the exact one by 5e-4 at most."""
 
 
 def without_bias(rows: Collection[Row]) -> tuple[Row, ...]:
@@ -52,46 +43,43 @@ def read_early(
     Both names of a setting are read, as in transformers. Raises ArchitectureError with the names
     that config.json has.
     """
+    found = {**defaults, **usual_names(config, where, names)}
+    hidden = found.get("hidden_size")
+    if found.get("intermediate_size") is None and isinstance(hidden, int):
+        found["intermediate_size"] = ratio * hidden
+    try:
+        c = read_decoder({**found, "head_dim": None}, where, activation=ANY_GELU)
+        if not c.is_causal:
+            raise ArchitectureError(
+                f"{where}: is_causal is false; llama.cpp computes this family with true"
+            )
+    except ArchitectureError as e:
+        raise ArchitectureError(*(_own_names(m, config, names) for m in e.messages)) from e
+    return c
+
+
+def usual_names(config: Mapping[str, Any], where: str, names: Mapping[str, str]) -> dict[str, Any]:
+    """Return config.json with the usual names of its settings beside its own.
+
+    Raises ArchitectureError for settings that it states twice with different values.
+    """
     ArchitectureError.raise_any(
         f"{where}: {own} is {shown(config[own])}, but {usual} is {shown(config[usual])}; both name"
         " one setting, make them equal"
         for own, usual in names.items()
         if None not in (config.get(own), config.get(usual)) and config[own] != config[usual]
     )
-    found = {**defaults, **usual_names(config, names)}
-    hidden = found.get("hidden_size")
-    if found.get("intermediate_size") is None and isinstance(hidden, int):
-        found["intermediate_size"] = ratio * hidden
-    try:
-        c = read_decoder({**found, "head_dim": None}, where, activation=ANY_GELU)
-        ArchitectureError.raise_any(_misfits(c, where))
-    except ArchitectureError as e:
-        raise ArchitectureError(*(_own_names(m, config, names) for m in e.messages)) from e
-    return c
-
-
-def usual_names(config: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """Return config.json with the usual names of its settings beside its own."""
     stated = {usual: config[own] for own, usual in names.items() if config.get(own) is not None}
     return {**config, **stated}
 
 
 def _own_names(message: str, config: Mapping[str, Any], names: Mapping[str, str]) -> str:
     """Return a message with the names that a config.json has, or would have."""
+    message = message.removesuffix(", and head_dim is missing")  # no class has this setting
     for own, usual in names.items():
         if own in config or usual not in config:
             message = re.sub(rf"\b{usual}\b", own, message)
     return message
-
-
-def _misfits(c: Config, where: str) -> Iterator[str]:
-    if c.hidden_size % c.num_attention_heads:
-        yield (
-            f"{where}: hidden_size {c.hidden_size} is not a multiple of"
-            f" num_attention_heads {c.num_attention_heads}"
-        )
-    if not c.is_causal:
-        yield f"{where}: is_causal is false; llama.cpp computes this family with true"
 
 
 def fused_sizes(c: Config) -> dict[str, int]:

@@ -20,14 +20,6 @@ POSITIONS = (
 )
 
 
-def both(stored: str, name: str, n_out: str, n_in: str | None = None) -> tuple[Row, Row]:
-    """Return the rows of a matrix or norm and of its bias."""
-    weight = n_out if n_in is None else f"{n_out} {n_in}"
-    return Row(f"{stored}.weight", f"{name}.weight", weight), Row(
-        f"{stored}.bias", f"{name}.bias", n_out
-    )
-
-
 IGNORED = {
     r"(\w+\.)?embeddings\.position_ids": "the positions 0, 1, 2 …, which llama.cpp generates",
     r"(\w+\.)?pooler\..*": "for tasks other than embedding, which llama.cpp does not support",

@@ -138,6 +138,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "qwen3moe": {"norm_topk_prob": True},
     "qwen3vl": _DEEPSTACK,
     "qwen3vlmoe": _DEEPSTACK,
+    "starcoder": {"num_key_value_heads": None},
 }
 """Settings that the families require, where they are not the default."""
 

@@ -20,7 +20,7 @@ def read_partial(
     partial: float,
     activation: tuple[str, ...] = SILU,
 ) -> tuple[Config, Rope]:
-    """Return decoder and rope settings; raise ArchitectureError if an odd number is rotated.
+    """Return decoder and rope settings; raise ArchitectureError if an odd number or 0 is rotated.
 
     head_dim: the family's default; None for hidden_size / num_attention_heads
     partial:  the family's default of partial_rotary_factor
@@ -28,10 +28,10 @@ def read_partial(
     """
     c = read_decoder(config, where, head_dim, activation)
     rope = read_rope(config, where, _SCALINGS, partial=partial)
-    if _n_rotated(c, rope) % 2:
+    if _n_rotated(c, rope) % 2 or not _n_rotated(c, rope):
         raise ArchitectureError(
             f"{where}: partial_rotary_factor {rope.partial_rotary_factor} rotates"
-            f" {_n_rotated(c, rope)} weights of a head; rotary embeddings need an even number"
+            f" {_n_rotated(c, rope)} weights of a head; rotary embeddings need an even number, not 0"
         )
     return c, rope
 

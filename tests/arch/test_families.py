@@ -130,15 +130,20 @@ BASE_CLASSES = {
     "dots1": "Dots1Model",
     "apertus": "ApertusModel",
     "gpt-oss": "GptOssModel",
+    "gptneox": "GPTNeoXModel",
     "internlm2": "InternLM2Model",
     "minimax-m2": "MiniMaxM2Model",
     "olmo2": "Olmo2Model",
     "olmo3": "Olmo3Model",
     "olmoe": "OlmoeModel",
+    "phi2": "PhiModel",
     "phimoe": "PhimoeModel",
     "qwen2moe": "Qwen2MoeModel",
+    "stablelm": "StableLmModel",
 }
 """Those whose graph in llama.cpp needs an output matrix."""
+
+HEADS = ("lm_head.", "embed_out.", "output.")
 
 
 @pytest.mark.parametrize("family", slow_except(["olmo2"], BASE_CLASSES))
@@ -148,9 +153,7 @@ def test_llama_cpp_loads_a_base_class_whose_graph_needs_a_head(family: str, tmp_
     shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.safetensors*"))
     config = json.loads((source / "config.json").read_text("utf-8"))
     config["architectures"] = [BASE_CLASSES[family]]
-    stored = {
-        n: t for n, t in stored_in(source).items() if not n.startswith(("lm_head.", "output."))
-    }
+    stored = {n: t for n, t in stored_in(source).items() if not n.startswith(HEADS)}
     write_stored(folder, config, stored)
     assert llamacpp.loads(converted(folder, tmp_path / "f32.gguf"))
 
@@ -330,6 +333,17 @@ CONFIG_MISTAKES: tuple[tuple[str, str, Callable[[dict[str, Any]], Any]], ...] = 
     ("exaone4-64", "window", lambda c: c.update(sliding_window=8)),
     ("exaone4-64", "layers with window and rope", lambda c: c["layer_types"].reverse()),
     ("hunyuan", "stretched base", lambda c: c["rope_scaling"].pop("alpha")),
+    ("gpt2", "norm epsilon", lambda c: c.update(layer_norm_epsilon=1e-1)),
+    ("gptneox", "parallel residual", lambda c: c.update(use_parallel_residual=False)),
+    ("gptneox", "rope base", lambda c: c.update(rotary_emb_base=100)),
+    ("gptneox", "rotated part of a head", lambda c: c.update(rotary_pct=0.25)),
+    ("stablelm", "rope base", lambda c: c.update(rope_theta=100.0)),
+    ("stablelm", "rotated part of a head", lambda c: c.update(partial_rotary_factor=0.25)),
+    ("phi2", "rotated part of a head", lambda c: c.update(partial_rotary_factor=0.75)),
+    ("olmo", "clipped values", lambda c: c.update(clip_qkv=None)),
+    ("olmo", "rope base", lambda c: c.update(rope_theta=100.0)),
+    ("mpt", "clipped values", lambda c: c["attn_config"].update(clip_qkv=None)),
+    ("mpt", "slopes of positions", lambda c: c["attn_config"].update(alibi_bias_max=2)),
     ("qwen3", "norm epsilon", lambda c: c.update(rms_norm_eps=1e-1)),
 )
 

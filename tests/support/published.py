@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from published_configs import Config
@@ -24,8 +25,8 @@ def _tensors(architecture: Architecture) -> Iterator[ModelTensor]:
         if row.stored in tied:
             continue
         shape = tuple(architecture.sizes[size] for size in row.shape.split())
-        if "{expert}" in row.stored:
-            shape = (architecture.n_experts, *shape)
+        if found := re.search(r"\{(\w+)\}", row.stored):
+            shape = (architecture.n_parts(found[1]), *shape)
         layers = range(architecture.n_layers) if row.layers is None else row.layers
         for layer in layers if "{}" in row.name else (0,):
             if layer < architecture.n_layers:

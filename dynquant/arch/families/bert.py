@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dynquant.arch.base import Architecture
+from dynquant.arch.base import Architecture, with_bias
 from dynquant.arch.classifier import with_classifier
 from dynquant.arch.encoder import (
     EMBEDDINGS,
     POSITIONS,
     EncoderConfig,
-    both,
     describe_encoder,
     read_encoder,
 )
@@ -21,15 +20,15 @@ _LAYER = "model.encoder.layer.{}."
 BERT = (
     *EMBEDDINGS,
     *POSITIONS,
-    *both("model.embeddings.LayerNorm", "token_embd_norm", "hidden"),
-    *both(_LAYER + "attention.self.query", "blk.{}.attn_q", "hidden", "hidden"),
-    *both(_LAYER + "attention.self.key", "blk.{}.attn_k", "hidden", "hidden"),
-    *both(_LAYER + "attention.self.value", "blk.{}.attn_v", "hidden", "hidden"),
-    *both(_LAYER + "attention.output.dense", "blk.{}.attn_output", "hidden", "hidden"),
-    *both(_LAYER + "attention.output.LayerNorm", "blk.{}.attn_output_norm", "hidden"),
-    *both(_LAYER + "intermediate.dense", "blk.{}.ffn_up", "ffn", "hidden"),
-    *both(_LAYER + "output.dense", "blk.{}.ffn_down", "hidden", "ffn"),
-    *both(_LAYER + "output.LayerNorm", "blk.{}.layer_output_norm", "hidden"),
+    *with_bias("model.embeddings.LayerNorm", "token_embd_norm", "hidden"),
+    *with_bias(_LAYER + "attention.self.query", "blk.{}.attn_q", "hidden", "hidden"),
+    *with_bias(_LAYER + "attention.self.key", "blk.{}.attn_k", "hidden", "hidden"),
+    *with_bias(_LAYER + "attention.self.value", "blk.{}.attn_v", "hidden", "hidden"),
+    *with_bias(_LAYER + "attention.output.dense", "blk.{}.attn_output", "hidden", "hidden"),
+    *with_bias(_LAYER + "attention.output.LayerNorm", "blk.{}.attn_output_norm", "hidden"),
+    *with_bias(_LAYER + "intermediate.dense", "blk.{}.ffn_up", "ffn", "hidden"),
+    *with_bias(_LAYER + "output.dense", "blk.{}.ffn_down", "hidden", "ffn"),
+    *with_bias(_LAYER + "output.LayerNorm", "blk.{}.layer_output_norm", "hidden"),
 )
 
 
@@ -40,8 +39,8 @@ def bert(config: Mapping[str, Any], where: str) -> Architecture:
 
 def bert_classifier(config: Mapping[str, Any], where: str) -> Architecture:
     """Describe a BERT with a classifier: its pooler is the dense layer of llama.cpp's."""
-    head = both("model.pooler.dense", "cls", "hidden", "hidden")
-    head += both("classifier", "cls.output", "labels", "hidden")
+    head = with_bias("model.pooler.dense", "cls", "hidden", "hidden")
+    head += with_bias("classifier", "cls.output", "labels", "hidden")
     return with_classifier(bert(config, where), head, config, where)
 
 

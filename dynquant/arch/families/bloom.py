@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dynquant.arch.base import Architecture, Row
+from dynquant.arch.base import Architecture, Row, with_bias
 from dynquant.arch.decoder import OUTPUT, decoder_keys
-from dynquant.arch.early import fused_sizes, heads_apart, read_early, with_bias
+from dynquant.arch.early import fused_sizes, heads_apart, read_early
 from dynquant.arch.settings import Declared, Settings, constant, harmless
 
 _IN, _OUT = "transformer.h.{}.", "blk.{}."
@@ -58,8 +58,9 @@ _SETTINGS = Settings(
     )
     | harmless(
         "how the model was trained",
-        "bias_dropout_fusion offset_alibi skip_bias_add skip_bias_add_qkv n_inner",
-    ),
+        "bias_dropout_fusion offset_alibi skip_bias_add skip_bias_add_qkv",
+    )
+    | harmless("the MLP is always four times as wide as the model", "n_inner"),
     only=constant(False, "apply_residual_connection_post_layernorm"),
 )
 FAMILIES = {"BloomForCausalLM": Declared(bloom, _SETTINGS)}

@@ -6,19 +6,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dynquant.arch.base import Architecture, Row
+from dynquant.arch.base import Architecture, Row, with_bias
 from dynquant.arch.config import Count, Natural, Truth, read_config
 from dynquant.arch.decoder import IGNORED, OUTPUT, decoder_keys
 from dynquant.arch.early import (
     fused_sizes,
     heads_apart,
     read_early,
-    usual_names,
-    with_bias,
     without_bias,
 )
 from dynquant.arch.rope import read_rope
-from dynquant.arch.settings import Declared, Settings, constant, reads
+from dynquant.arch.settings import Declared, Settings, constant, harmless, reads
 from dynquant.errors import ArchitectureError
 from dynquant.keys import string
 
@@ -70,14 +68,12 @@ class _Falcon:
 
 def falcon(config: Mapping[str, Any], where: str) -> Architecture:
     """Describe a Falcon: fused Q, K and V by groups of heads, one norm or two for each layer."""
-    own = read_config(_Falcon, config, where)
+    is_old_40b = config.get("model_type") == "RefinedWeb"
+    own = read_config(_Falcon, {"new_decoder_architecture": is_old_40b, **config}, where)
     stated = {**config, "num_key_value_heads": _kv_heads(own)}
     c = read_early(stated, where, _NAMES, _DEFAULTS)
-    rope = read_rope(
-        usual_names({"max_position_embeddings": c.max_position_embeddings, **config}, _NAMES),
-        where,
-        ("linear", "dynamic", "yarn"),
-    )
+    long = {"max_position_embeddings": c.max_position_embeddings, **config}
+    rope = read_rope(long, where, ("linear", "dynamic", "yarn"))
     ArchitectureError.raise_any(_problems(own, where))
     has_two = own.new_decoder_architecture and own.num_ln_in_parallel_attn != 1
     return Architecture(
@@ -115,6 +111,7 @@ def _problems(own: _Falcon, where: str) -> Iterator[str]:
 _SETTINGS = Settings(
     read=reads(_Falcon, more="vocab_size max_position_embeddings tie_word_embeddings rope_theta")
     | {*_NAMES, *_NAMES.values()},
+    harmless=harmless("the stored tensors show it", "ff_factor"),
     only=constant(False, "alibi bias apply_residual_connection_post_layernorm")
     | constant(True, "parallel_attn"),
 )

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dynquant.arch.base import Architecture, Form, Row
+from dynquant.arch.base import Architecture, Form, Row, with_bias
 from dynquant.arch.config import Positive, Truth, read_config
 from dynquant.arch.decoder import IGNORED
-from dynquant.arch.early import ANY_GELU, fused_sizes, heads_apart, usual_names, with_bias
+from dynquant.arch.early import ANY_GELU, fused_sizes, heads_apart
 from dynquant.arch.graph_limits import output_apart
 from dynquant.arch.partial_rotation import partial_keys, read_partial
-from dynquant.arch.settings import DECODER, Declared, Settings, constant, harmless, reads
+from dynquant.arch.settings import DECODER, Declared, Settings, harmless, reads
 from dynquant.errors import ArchitectureError
 from dynquant.keys import boolean
 
@@ -52,8 +52,12 @@ class _NeoX:
 def gptneox(config: Mapping[str, Any], where: str) -> Architecture:
     """Describe a GPT-NeoX: Q, K and V of each head together, part of a head rotated."""
     own = read_config(_NeoX, config, where)
-    stated = {**config, **{n: getattr(own, n) for n in _NAMES}, "num_key_value_heads": None}
-    usual = {"hidden_act": "gelu", **usual_names(stated, _NAMES), "head_dim": None}
+    usual = {
+        "hidden_act": "gelu",
+        **config,
+        **{usual: getattr(own, name) for name, usual in _NAMES.items()},
+        **{"num_key_value_heads": None, "head_dim": None},
+    }
     c, rope = read_partial(usual, where, None, own.rotary_pct, ANY_GELU)
     problems = list(output_apart(c, where))
     if not own.attention_bias:
@@ -80,8 +84,6 @@ def gptneox(config: Mapping[str, Any], where: str) -> Architecture:
 
 _SETTINGS = Settings(
     read=DECODER | reads(_NeoX),
-    harmless=harmless("the model is always causal", "is_decoder")
-    | harmless("rounding only", "attention_softmax_in_fp32"),
-    only=constant(True, "rotary"),
+    harmless=harmless("the model is always causal", "is_decoder"),
 )
 FAMILIES = {"GPTNeoXForCausalLM": Declared(gptneox, _SETTINGS)}

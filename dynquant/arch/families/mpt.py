@@ -56,10 +56,13 @@ class _Attention:
 
 _INSIDE = Settings(
     read=reads(_Attention),
-    harmless=harmless("how the model's own code computes the same results", "attn_impl attn_pdrop")
-    | harmless("the settings have no effect on it", "is_encoder_decoder"),
+    harmless=harmless("how the model's own code computes the same results", "attn_impl")
+    | harmless("has no effect without rope", "rope_impl rope_theta rope_dail_config rope_hf_config")
+    | harmless("the attention is that of a decoder", "is_encoder_decoder"),
     only=constant(True, "alibi")
     | constant("multihead_attention", "attn_type")
+    | constant(True, "fused_qkv")
+    | constant(-1, "sliding_window_size")
     | constant(False, "prefix_lm qk_ln qk_gn attn_uses_sequence_id rope")
     | dict.fromkeys(
         ("softmax_scale", "kv_n_heads"),
@@ -95,7 +98,8 @@ _SETTINGS = Settings(
     read=frozenset({*_NAMES, *_NAMES.values(), "vocab_size", "tie_word_embeddings"}) | reads(_Mpt),
     harmless=harmless("has no effect with ALiBi", "learned_pos_emb")
     | harmless("used while training only", "embedding_fraction emb_pdrop")
-    | harmless("how the weights began, and where", "init_config init_device verbose"),
+    | harmless("how the weights began, and where", "init_config init_device verbose")
+    | harmless("how the model was made", "tokenizer_name fc_type use_pad_tok_in_ffn"),
     only=constant(True, "no_bias")
     | {
         "norm_type": Only(

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dynquant.arch.base import Architecture, Row
+from dynquant.arch.base import Architecture, Row, with_bias
 from dynquant.arch.config import Count, read_config
-from dynquant.arch.encoder import EMBEDDINGS, EncoderConfig, both, describe_encoder, read_encoder
+from dynquant.arch.encoder import EMBEDDINGS, EncoderConfig, describe_encoder, read_encoder
 from dynquant.arch.rope import read_rope
 from dynquant.arch.settings import Declared, Settings, constant, harmless, reads
 from dynquant.errors import ArchitectureError
@@ -17,14 +17,14 @@ from dynquant.keys import f32, u32
 _LAYER = "model.encoder.layers.{}."
 _ROWS = (
     *EMBEDDINGS,
-    *both("model.emb_ln", "token_embd_norm", "hidden"),
+    *with_bias("model.emb_ln", "token_embd_norm", "hidden"),
     Row(_LAYER + "attn.Wqkv.weight", "blk.{}.attn_qkv.weight", "qkv hidden"),
     Row(_LAYER + "attn.out_proj.weight", "blk.{}.attn_output.weight", "hidden hidden"),
-    *both(_LAYER + "norm1", "blk.{}.attn_output_norm", "hidden"),
+    *with_bias(_LAYER + "norm1", "blk.{}.attn_output_norm", "hidden"),
     Row(_LAYER + "mlp.fc11.weight", "blk.{}.ffn_up.weight", "ffn hidden"),
     Row(_LAYER + "mlp.fc12.weight", "blk.{}.ffn_gate.weight", "ffn hidden"),
     Row(_LAYER + "mlp.fc2.weight", "blk.{}.ffn_down.weight", "hidden ffn"),
-    *both(_LAYER + "norm2", "blk.{}.layer_output_norm", "hidden"),
+    *with_bias(_LAYER + "norm2", "blk.{}.layer_output_norm", "hidden"),
 )
 # Names in Nomic's config.json, and in transformers.
 _NAMES = {

@@ -40,7 +40,7 @@ class _Olmo:
 
 
 def olmo(config: Mapping[str, Any], where: str) -> Architecture:
-    """Describe an OLMo 1: norms without weights, queries, keys and values clipped in the 7B."""
+    """Describe an OLMo 1: norms without weights, queries, keys and values clipped in some."""
     own = read_config(_Olmo, config, where)
     c = read_decoder({**config, "rms_norm_eps": EPSILON}, where)
     rope = read_rope(config, where, ("linear", "dynamic", "yarn"))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dynquant.arch.base import Architecture, Row
+from dynquant.arch.base import Architecture, Row, with_bias
 from dynquant.arch.config import Positive, read_config
 from dynquant.arch.decoder import (
     EMBEDDING,
@@ -15,7 +15,6 @@ from dynquant.arch.decoder import (
     OUTPUT,
     decoder_sizes,
 )
-from dynquant.arch.early import with_bias
 from dynquant.arch.graph_limits import heads_fill_hidden, output_apart
 from dynquant.arch.partial_rotation import partial_keys, read_partial
 from dynquant.arch.settings import DECODER, NO_WINDOW, Declared, Settings, constant, reads

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from dynquant.arch.base import Architecture
+from dynquant.arch.base import Architecture, with_bias
 from dynquant.arch.classifier import with_classifier
 from dynquant.arch.config import Natural, read_config
-from dynquant.arch.encoder import both, describe_encoder, read_encoder
+from dynquant.arch.encoder import describe_encoder, read_encoder
 from dynquant.arch.families.bert import BERT, BERT_SETTINGS
 from dynquant.arch.settings import Declared, reads
 from dynquant.errors import ArchitectureError
@@ -45,8 +45,8 @@ def roberta(config: Mapping[str, Any], where: str) -> Architecture:
 
 def roberta_classifier(config: Mapping[str, Any], where: str) -> Architecture:
     """Describe a RoBERTa or XLM-RoBERTa with a classifier of two layers."""
-    head = both("classifier.dense", "cls", "hidden", "hidden")
-    head += both("classifier.out_proj", "cls.output", "labels", "hidden")
+    head = with_bias("classifier.dense", "cls", "hidden", "hidden")
+    head += with_bias("classifier.out_proj", "cls.output", "labels", "hidden")
     return with_classifier(roberta(config, where), head, config, where)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dynquant.arch.base import Architecture, Row
+from dynquant.arch.base import Architecture, Row, with_bias
 from dynquant.arch.config import Positive, Truth, read_config
 from dynquant.arch.decoder import (
     ATTENTION,
@@ -17,7 +17,7 @@ from dynquant.arch.decoder import (
     QKV_BIASES,
     decoder_sizes,
 )
-from dynquant.arch.early import with_bias
+from dynquant.arch.early import usual_names
 from dynquant.arch.graph_limits import heads_fill_hidden, output_apart
 from dynquant.arch.partial_rotation import partial_keys, read_partial
 from dynquant.arch.settings import DECODER, NO_WINDOW, Declared, Settings, reads
@@ -36,6 +36,10 @@ _QK_NORMS = (
 _OUTPUT_NORM = with_bias("model.norm", "output_norm", "hidden")
 
 
+# Names in files of StableLMEpochForCausalLM, before transformers had the class.
+_EPOCH = {"norm_eps": "layer_norm_eps", "rope_pct": "partial_rotary_factor"}
+
+
 @dataclass(frozen=True)
 class _StableLm:
     layer_norm_eps: Positive = 1e-5
@@ -46,6 +50,7 @@ class _StableLm:
 
 def stablelm(config: Mapping[str, Any], where: str) -> Architecture:
     """Describe a StableLM: layer norms, part of a head rotated, in the 12B a norm for each head."""
+    config = usual_names(config, where, _EPOCH)
     own = read_config(_StableLm, config, where)
     # transformers' default.
     stated = {"num_key_value_heads": 32, **config, "rms_norm_eps": own.layer_norm_eps}
@@ -74,5 +79,6 @@ def stablelm(config: Mapping[str, Any], where: str) -> Architecture:
     )
 
 
-_SETTINGS = Settings(read=DECODER | reads(_StableLm), harmless=NO_WINDOW)
-FAMILIES = {"StableLmForCausalLM": Declared(stablelm, _SETTINGS)}
+_SETTINGS = Settings(read=DECODER | reads(_StableLm) | {*_EPOCH}, harmless=NO_WINDOW)
+_STABLELM = Declared(stablelm, _SETTINGS)
+FAMILIES = dict.fromkeys(("StableLmForCausalLM", "StableLMEpochForCausalLM"), _STABLELM)
