@@ -21,7 +21,7 @@ from dynquant.errors import ArchitectureError, CheckpointError
 from dynquant.name_lists import grouped
 from dynquant.quants.table import FLOATS, KEPT
 from dynquant.tensors import Kept, TensorSource
-from dynquant.transforms import Reshaped, stack
+from dynquant.transforms import Product, Reshaped, stack
 
 HEAD = "lm_head.weight"
 """The tensor that checkpoints of tied models omit; config.json may not declare them tied."""
@@ -148,7 +148,7 @@ def _use(
     unusable: list[str] = []
     names = {want.name for want in wanted}
     for want in wanted:
-        if any(n not in stored or stored[n].shape != want.shape for n in want.stored_names):
+        if any(n not in stored or stored[n].shape != want.shape_of(n) for n in want.stored_names):
             continue
         role = TensorName.parse(want.name).role
         weights = [stored[name] for name in want.stored_names]
@@ -166,8 +166,10 @@ def _use(
             ]
             continue
         source = stack(parts) if want.is_stack else parts[0]
+        if want.factor is not None:
+            source = Product(*parts)
         # A graph that has another factor under the name of the blocks' factor has only that one.
-        is_free = f"{want.name.removesuffix('weight')}scale" not in names
+        is_free = f"{want.name.removesuffix('weight')}scale" not in names and want.factor is None
         kept = _kept(weights, want.is_stack, want.via) if is_free else None
         rows = want.via(source) if want.via else source
         tensors.append(ModelTensor(want.name, rows, kept, want.stored_names))
@@ -217,8 +219,8 @@ def _problems(
             known.add(name)
             if name not in stored:
                 missing.append(name)
-            elif stored[name].shape != want.shape:
-                shapes.setdefault((stored[name].shape, want.shape), []).append(name)
+            elif stored[name].shape != (shape := want.shape_of(name)):
+                shapes.setdefault((stored[name].shape, shape), []).append(name)
     known |= {*ignored, *left_out.reasons()}
     unknown = [name for name in stored if name not in known]
     stacks = unreadable_stacks(folder, stored, wanted, unknown)

@@ -20,6 +20,7 @@ class Wanted:
     oriented: whether the stored names show that rows are outputs
     again:    stored tensors that hold it a second time, in another form
     has_forms: whether the table has other forms of it
+    factor:   the shape of the last stored tensor if it is the first's factor
     """
 
     stored_names: tuple[str, ...]
@@ -32,6 +33,12 @@ class Wanted:
     oriented: bool = True
     again: tuple[str, ...] = ()
     has_forms: bool = False
+    factor: tuple[int, ...] | None = None
+
+    def shape_of(self, name: str) -> tuple[int, ...]:
+        """Return the shape of one of the stored tensors."""
+        is_last = name == self.stored_names[-1]
+        return self.factor if self.factor is not None and is_last else self.shape
 
 
 _AHEAD = "mtp.fc.weight"
@@ -114,8 +121,9 @@ def _expand(
     stored = spell((form or row).stored.replace("{}", str(layer)))
     is_stack = _EXPERT in stored
     experts = range(architecture.n_experts) if is_stack else range(1)
+    factors = (spell(row.times[0].replace("{}", str(layer))),) if row.times else ()
     return Wanted(
-        tuple(stored.replace(_EXPERT, str(expert)) for expert in experts),
+        (*(stored.replace(_EXPERT, str(expert)) for expert in experts), *factors),
         row.name.replace("{}", str(layer)),
         architecture.dimensions((form or row).shape),
         is_stack,
@@ -124,6 +132,7 @@ def _expand(
         form.layout if form else "",
         form is None or form.oriented,
         has_forms=bool(row.forms),
+        factor=architecture.dimensions(row.times[1]) if row.times else None,
     )
 
 
@@ -152,4 +161,4 @@ def _in_stored_form(rows: Sequence[list[Wanted]], stored: Mapping[str, Weight]) 
 
 
 def _fits(form: Wanted, stored: Mapping[str, Weight]) -> bool:
-    return all(n in stored and stored[n].shape == form.shape for n in form.stored_names)
+    return all(n in stored and stored[n].shape == form.shape_of(n) for n in form.stored_names)

@@ -42,6 +42,7 @@ PUBLISHED = {
     "Ernie4_5_MoeForCausalLM": "ERNIE 4.5 21B-A3B, 300B-A47B",
     "HunYuanMoEV1ForCausalLM": "Hunyuan A13B",
     "InternLM3ForCausalLM": "InternLM3-8B",
+    "KimiK3ForConditionalGeneration": "Kimi-K3",
     "KimiLinearForCausalLM": "Kimi-Linear 48B-A3B",
     "Lfm2ForCausalLM": "LFM2, LFM2.5, LFM2-VL",
     "Lfm2MoeForCausalLM": "LFM2-8B-A1B, LFM2.5-8B-A1B",
