@@ -291,6 +291,31 @@ class UnitColumns:
         return np.sqrt(total).astype(np.float32) + np.float32(self.epsilon)
 
 
+@dataclass(frozen=True)
+class Product:
+    """The product of two tensors with the same number of weights, in F32."""
+
+    first: TensorSource
+    second: TensorSource
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the first."""
+        return self.first.shape
+
+    @property
+    def stored(self) -> QuantType:
+        """F32, as computed."""
+        return ALL["F32"]
+
+    def read(self, start: int, stop: int, into: U8) -> None:
+        """Fill `into` with rows start..stop."""
+        values = read_weights(self.first, start, stop) * read_weights(
+            Reshaped(self.second, self.first.shape), start, stop
+        )
+        into[:] = np.ascontiguousarray(values, "<f4").view(np.uint8).reshape(-1)
+
+
 def read_weights(source: TensorSource, start: int, stop: int) -> F32:
     """Return rows start..stop of a source, float32 [stop - start, n_per_row]."""
     rows = np.empty((stop - start, row_bytes(source)), np.uint8)

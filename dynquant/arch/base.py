@@ -116,6 +116,8 @@ class Row:
     via:      the transform of its rows, by which two rows can take parts of one stored tensor;
               None for the one that `Architecture.via` has for its role
     forms:    other forms in which a checkpoint may store the tensor
+    times:    the name and shape of a second stored tensor, by whose weights the first's are
+              multiplied before `via`
     """
 
     stored: str
@@ -126,6 +128,7 @@ class Row:
     parts: int = 0
     via: Via | None = None
     forms: tuple[Form, ...] = ()
+    times: tuple[str, str] | None = None
 
     def within(self, before: str, after: str) -> Row:
         """Return the row with another beginning of the stored names."""

@@ -16,8 +16,8 @@ Natural = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
 LayersCount = Annotated[int, Field(strict=True, gt=0, le=512)]
 """LLAMA_MAX_LAYERS of llama.cpp."""
 
-ExpertsCount = Annotated[int, Field(strict=True, gt=0, le=512)]
-"""LLAMA_MAX_EXPERTS of llama.cpp."""
+ExpertsCount = Annotated[int, Field(strict=True, gt=0, le=1024)]
+"""LLAMA_MAX_EXPERTS of llama.cpp; 512 before Kimi-K3."""
 
 AheadCount = Annotated[int, Field(strict=True, ge=0, le=512)]
 """Number of layers that predict further ahead; published models have at most three."""

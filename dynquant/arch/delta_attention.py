@@ -7,15 +7,16 @@ compute the decay and the output gate. Used by Kimi-Linear, GLM-5.3-Flash and Ki
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any
 
-from dynquant.arch.base import Row, Via
+from dynquant.arch.base import Form, Row, Via
 from dynquant.arch.config import Count, LayersCount, Natural, Truth, read_config
 from dynquant.errors import ArchitectureError
 from dynquant.keys import Keys, f32, u32
 from dynquant.tensors import TensorSource
-from dynquant.transforms import Reshaped, negated_exp
+from dynquant.transforms import Reshaped, elements_of_each, negated_exp
 
 _IN, _OUT = "model.layers.{}.self_attn.", "blk.{}."
 
@@ -61,6 +62,23 @@ def kernels(source: TensorSource) -> TensorSource:
 
 VIA: dict[str, Via] = {**{f"ssm_conv1d_{x}": kernels for x in "qkv"}, "ssm_a": negated_exp}
 """Transforms of the rows, by role."""
+
+
+def padded_decay(n_heads: int) -> Iterator[Row]:
+    """Yield the rows of DECAY; rates may be stored as long as a head, with zeros after the last."""
+    for row in DECAY:
+        if row.name.endswith("ssm_a"):
+            each = Form(row.stored, row.shape, "a rate for each head", negated_exp)
+            first = partial(_first_rates, n_heads=n_heads)
+            yield replace(
+                row, forms=(each, Form(row.stored, "delta_head", "rates, then zeros", first))
+            )
+        else:
+            yield row
+
+
+def _first_rates(source: TensorSource, n_heads: int) -> TensorSource:
+    return negated_exp(elements_of_each(source, 0, n_heads))
 
 
 @dataclass(frozen=True)
@@ -121,6 +139,7 @@ class Published:
     short_conv_kernel_size: Count | None = None
     gate_lower_bound: float | None = None
     safe_gate: Truth | None = None
+    use_full_rank_gate: Truth = False
     full_attn_layers: tuple[Natural, ...] | None = None
     kda_layers: tuple[Natural, ...] | None = None
 
@@ -169,6 +188,17 @@ def read_delta(
     defaults = {"linear_num_heads": n_heads, "linear_lower_bound": lower_bound}
     present = {name: value for name, value in config.items() if value is not None}
     return read_config(Delta, {**defaults, **present, **inside}, where)
+
+
+def default_bound(config: Mapping[str, Any]) -> float | None:
+    """Return the bound of the decay if none is stated: -5, or no bound if a null says so.
+
+    As in transformers' class for GLM-5.3-Flash.
+    """
+    found: Any = config.get("linear_attn_config")
+    inside: dict[str, Any] = found if isinstance(found, dict) else {}  # pyright: ignore
+    bounds = config.get("linear_lower_bound", 0), inside.get("gate_lower_bound", 0)
+    return None if None in bounds and not inside.get("safe_gate", bool(inside)) else -5.0
 
 
 def delta_layers(

@@ -21,7 +21,7 @@ from dynquant.errors import ArchitectureError, CheckpointError
 from dynquant.name_lists import grouped
 from dynquant.quants.table import FLOATS, KEPT
 from dynquant.tensors import Kept, TensorSource
-from dynquant.transforms import Reshaped, joined, stack
+from dynquant.transforms import Product, Reshaped, joined, stack
 
 HEADS = ("lm_head.weight", "embed_out.weight")
 """The tensor that checkpoints of tied models omit; config.json may not declare them tied."""
@@ -165,11 +165,10 @@ def _use(
                 for name in grouped(want.stored_names)
             ]
             continue
-        together = stack if want.is_stack else joined if want.is_joined else None
-        source = together(parts) if together else parts[0]
         # A graph that has another factor under the name of the blocks' factor has only that one.
         is_free = f"{want.name.removesuffix('weight')}scale" not in names
-        whole = is_free and not want.is_joined
+        whole = is_free and not want.is_joined and want.factor is None
+        source = _together(want, parts)
         kept = _kept(weights, want.is_stack, want.via) if whole else None
         rows = want.via(source) if want.via else source
         tensors.append(ModelTensor(want.name, rows, kept, want.stored_names))
@@ -181,6 +180,15 @@ def _rows(weight: Weight, *, is_table: bool) -> TensorSource:
     if is_table and isinstance(weight, StoredTensor):
         return weight.as_stored()
     return weight.source()
+
+
+def _together(want: Wanted, parts: Sequence[TensorSource]) -> TensorSource:
+    """Return the stored tensors that a wanted one is made of, as one source."""
+    if want.factor is not None:
+        return Product(*parts)
+    if want.is_stack:
+        return stack(parts)
+    return joined(parts) if want.is_joined else parts[0]
 
 
 def _kept(weights: list[Weight], is_stack: bool, via: Via | None) -> Kept | None:
@@ -221,8 +229,8 @@ def _problems(
             known.add(name)
             if name not in stored:
                 missing.append(name)
-            elif not want.is_of(stored[name].shape):
-                shapes.setdefault((stored[name].shape, want.shape), []).append(name)
+            elif not want.is_of(name, stored[name].shape):
+                shapes.setdefault((stored[name].shape, want.shape_of(name)), []).append(name)
     yield from (m for want in wanted for m in _other_rows(folder, stored, want))
     known |= {*ignored, *left_out.reasons()}
     unknown = [name for name in stored if name not in known]
@@ -261,7 +269,7 @@ def _problems(
 def _other_rows(folder: Path, stored: Mapping[str, Weight], want: Wanted) -> Iterator[str]:
     """Yield a message if the rows of all stored parts are not as many as config.json implies."""
     parts = want.stored_names
-    if all(n in stored and want.is_of(stored[n].shape) for n in parts) and (
+    if all(n in stored and want.is_of(n, stored[n].shape) for n in parts) and (
         missing := want.n_missing_rows(stored)
     ):
         names = ", ".join(grouped(parts))

@@ -60,6 +60,7 @@ _CLASSES = {
     "hunyuan-dense": "HunYuanDenseV1ForCausalLM",
     "hunyuan-moe": "HunYuanMoEV1ForCausalLM",
     "internlm2": "InternLM2ForCausalLM",
+    "kimi-k3": "KimiK3ForConditionalGeneration",
     "kimi-linear": "KimiLinearForCausalLM",
     "lfm2": "Lfm2ForCausalLM",
     "lfm2moe": "Lfm2MoeForCausalLM",
@@ -117,6 +118,16 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     # Full layers may have no values.
     "gemma4": {"attention_k_eq_v": True, "global_head_dim": 32, "vocab_size_per_layer_input": 64},
     "glm5-next": {"linear_num_heads": 2, "qk_rope_head_dim": 0},
+    "kimi-k3": {
+        "attn_res_block_size": 1,
+        "hidden_act": "situ",
+        "latent_moe_use_norm": True,
+        "linear_attn_config": {"num_heads": 2, "use_full_rank_gate": True},
+        "mla_use_output_gate": True,
+        "num_experts_per_tok": 2,
+        "q_lora_rank": 32,
+        "routed_expert_hidden_size": 64,
+    },
     "kimi-linear": {"linear_num_heads": 2},
     "nomic-bert": {"hidden_act": "swiglu"},
     "phimoe": {"attention_bias": True, "lm_head_bias": True},
@@ -384,7 +395,7 @@ def _layers_of(name: str, keys: Keys, n_layers: int) -> Mapping[str, Any]:
         if isinstance(own, tuple):
             found["indexer_types"] = [("shared", "full")[bool(n)] for n in own[:n_layers]]
     other = "conv" if name.startswith("lfm2") else "linear_attention"
-    if name in ("glm5-next", "kimi-linear", "lfm2", "lfm2moe"):
+    if name in ("glm5-next", "kimi-k3", "kimi-linear", "lfm2", "lfm2moe"):
         found["num_dense_layers"] = found["first_k_dense_replace"]
         heads = _value(keys, f"{name}.attention.head_count_kv")
         if isinstance(heads, tuple):

@@ -20,6 +20,7 @@ from dynquant.arch.config import (
 )
 from dynquant.arch.experts import SIGMOID, Routing
 from dynquant.arch.latent_attention import Latent
+from dynquant.arch.settings import NO_WINDOW, harmless
 from dynquant.errors import ArchitectureError
 
 
@@ -113,3 +114,12 @@ class Mixture:
             "expert_ffn": self.moe_intermediate_size,
             "shared_ffn": self.moe_intermediate_size * self.n_shared_experts,
         }
+
+
+NO_POSITIONS = (
+    NO_WINDOW
+    | harmless("latent attention has as many heads of K as of Q", "num_key_value_heads")
+    | harmless("the model has no rotary embeddings", "head_dim rope_theta rope_scaling")
+    | harmless("the sum of qk_nope_head_dim and qk_rope_head_dim", "qk_head_dim")
+)
+"""Settings without effect on latent attention that is not rotated."""

@@ -67,6 +67,7 @@ CLASSES = {
     "internlm3": "InternLM3ForCausalLM",
     "internvl": "InternVLForConditionalGeneration",
     "kimi_k2": "KimiK2ForCausalLM",
+    "kimi_k3": "KimiK3ForConditionalGeneration",
     "kimi_linear": "KimiLinearForCausalLM",
     "lfm2": "Lfm2ForCausalLM",
     "lfm2_moe": "Lfm2MoeForCausalLM",

@@ -31,7 +31,8 @@ def read_partial(
     if _n_rotated(c, rope) % 2 or not _n_rotated(c, rope):
         raise ArchitectureError(
             f"{where}: partial_rotary_factor {rope.partial_rotary_factor} rotates"
-            f" {_n_rotated(c, rope)} weights of a head; rotary embeddings need an even number, not 0"
+            f" {_n_rotated(c, rope)} weights of a head; rotary embeddings need an even number,"
+            " not 0"
         )
     return c, rope
 

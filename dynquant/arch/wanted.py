@@ -26,6 +26,7 @@ class Wanted:
     oriented: whether the stored names show that rows are outputs
     again:    stored tensors that hold it a second time, in another form
     has_forms: whether the table has other forms of it
+    factor:   the shape of the last stored tensor if it is the first's factor
     """
 
     stored_names: tuple[str, ...]
@@ -39,17 +40,23 @@ class Wanted:
     again: tuple[str, ...] = ()
     has_forms: bool = False
     is_joined: bool = False
+    factor: tuple[int, ...] | None = None
 
-    def is_of(self, found: tuple[int, ...]) -> bool:
-        """Return whether a stored tensor of this shape can be one of those it is made of."""
+    def shape_of(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a stored tensor; of all together if their rows are joined."""
+        is_last = name == self.stored_names[-1]
+        return self.factor if self.factor is not None and is_last else self.shape
+
+    def is_of(self, name: str, found: tuple[int, ...]) -> bool:
+        """Return whether a stored tensor may have this shape."""
         if not self.is_joined:
-            return found == self.shape
+            return found == self.shape_of(name)
         return len(found) > 1 and found[1:] == self.shape[1:]
 
     def fits(self, stored: Mapping[str, Weight]) -> bool:
         """Return whether all tensors that it is made of are stored, in their shapes."""
         return (
-            all(n in stored and self.is_of(stored[n].shape) for n in self.stored_names)
+            all(n in stored and self.is_of(n, stored[n].shape) for n in self.stored_names)
             and self.n_missing_rows(stored) == 0
         )
 
@@ -147,8 +154,9 @@ def _expand(
     found = _WORD.search(stored)
     word = found[1] if found else ""
     n = architecture.n_parts(word, row) if word else 1
+    factors = (spell(row.times[0].replace("{}", str(layer))),) if row.times else ()
     return Wanted(
-        tuple(_WORD.sub(str(part), stored) for part in range(n)),
+        (*(_WORD.sub(str(part), stored) for part in range(n)), *factors),
         row.name.replace("{}", str(layer)),
         architecture.dimensions((form or row).shape),
         word not in ("", JOINED),
@@ -158,6 +166,7 @@ def _expand(
         form is None or form.oriented,
         has_forms=bool(row.forms),
         is_joined=word == JOINED,
+        factor=architecture.dimensions(row.times[1]) if row.times else None,
     )
 
 

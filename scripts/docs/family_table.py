@@ -59,6 +59,7 @@ PUBLISHED = {
     "HunYuanMoEV1ForCausalLM": "Hunyuan A13B",
     "InternLM2ForCausalLM": "InternLM2, InternLM2.5",
     "InternLM3ForCausalLM": "InternLM3-8B",
+    "KimiK3ForConditionalGeneration": "Kimi-K3",
     "KimiLinearForCausalLM": "Kimi-Linear 48B-A3B",
     "Lfm2ForCausalLM": "LFM2, LFM2.5, LFM2-VL",
     "Lfm2MoeForCausalLM": "LFM2-8B-A1B, LFM2.5-8B-A1B",

@@ -117,6 +117,7 @@ def moved(stored: Stored, names: Mapping[str, str]) -> Stored:
 
 
 ROUTERS = {
+    "kimi-linear": {"block_sparse_moe.": "mlp."},
     "minimax-m2": {
         "block_sparse_moe.gate": "mlp.gate",
         "block_sparse_moe.e_score": "mlp.e_score",
@@ -126,7 +127,7 @@ ROUTERS = {
     "granitemoe": {"router.layer": "router"},
     "granitemoeshared": {"router.layer": "router"},
 }
-"""Names of the router in transformers 5, where they differ."""
+"""Names of the router and shared experts in transformers 5, where they differ."""
 
 FAMILIES = (
     "deepseek-v2",
@@ -134,10 +135,12 @@ FAMILIES = (
     "dots1",
     "ernie4.5moe",
     "glm4moe",
+    "glm5-next",
     "granitemoe",
     "granitemoeshared",
     "hunyuan-moe",
     "kimi-k2",
+    "kimi-linear",
     "minimax-m2",
     "mixtral",
     "olmoe",

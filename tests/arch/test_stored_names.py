@@ -35,7 +35,7 @@ def load(family: str, mla: Mla = "split") -> Model:
 
 
 def stored_in(folder: Path) -> set[str]:
-    """Return the names in a checkpoint's headers; blocks and scales of MXFP4 by their weight's.
+    """Return the names in a checkpoint's headers; blocks and scales by their weight's.
 
     Those of a folder below have its name before them.
     """
@@ -45,7 +45,8 @@ def stored_in(folder: Path) -> set[str]:
         n = int.from_bytes(content[:8], "little")
         names = json.loads(content[8 : 8 + n]).keys() - {"__metadata__"}
         found |= {(path.relative_to(folder).parent / name).as_posix() for name in names}
-    return {re.sub(r"(_proj)_(blocks|scales)$", r"\1", name) for name in found}
+    found = {re.sub(r"(_proj)_(blocks|scales)$", r"\1", name) for name in found}
+    return {re.sub(r"(\.weight)_(packed|scale)$", r"\1", name) for name in found}
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,7 +1,4 @@
-"""GLM-5.3-Flash (the language model): delta attention, and latent attention with an indexer.
-
-Layers have four residual streams instead of one, and nothing is rotated.
-"""
+"""GLM-5.3-Flash (the language model): delta attention, latent attention, and residual streams."""
 
 from __future__ import annotations
 
@@ -30,25 +27,18 @@ from dynquant.arch.delta_attention import (
     NORMS,
     VIA,
     Delta,
+    default_bound,
     delta_layers,
     read_delta,
 )
 from dynquant.arch.experts import SIGMOID_EXPERTS, routing_keys, with_expert_count
 from dynquant.arch.graph_limits import fixed, output_apart
 from dynquant.arch.hyper_connections import HYPER, Hyper
-from dynquant.arch.latent_mixture import Layers, Mixture, n_leading_dense
+from dynquant.arch.latent_mixture import NO_POSITIONS, Layers, Mixture, n_leading_dense
 from dynquant.arch.pooled_indexer import INDEXER, KINDS, Indexer, has_own_indexer
 from dynquant.arch.prediction import prediction_of, prediction_rows
 from dynquant.arch.rope import UNROTATED
-from dynquant.arch.settings import (
-    DECODER,
-    NO_WINDOW,
-    Declared,
-    Settings,
-    constant,
-    harmless,
-    reads,
-)
+from dynquant.arch.settings import DECODER, Declared, Settings, constant, harmless, reads
 from dynquant.arch.wrapped import Wrapped
 from dynquant.errors import ArchitectureError
 from dynquant.keys import Keys, f32, f32s, i32s, u32
@@ -97,7 +87,7 @@ def glm5_next(config: Mapping[str, Any], where: str) -> Architecture:
     c, own = read_decoder(stated, where), read_config(_Own, stated, where)
     m, hyper = read_config(Mixture, stated, where), read_config(Hyper, stated, where)
     indexer, has_own = read_config(Indexer, stated, where), has_own_indexer(stated, where)
-    delta = read_delta(stated, where, n_heads=64, lower_bound=_default_bound(config))
+    delta = read_delta(stated, where, n_heads=64, lower_bound=default_bound(config))
     recurrent = delta_layers(stated, where, by_default=lambda n: n % 4 != 3, first=0)
     ArchitectureError.raise_any(
         chain(
@@ -161,14 +151,6 @@ def glm5_next(config: Mapping[str, Any], where: str) -> Architecture:
     )
 
 
-def _default_bound(config: Mapping[str, Any]) -> float | None:
-    """Return the bound of the decay if none is stated: -5, or no bound if a null says so."""
-    found: Any = config.get("linear_attn_config")
-    inside: dict[str, Any] = found if isinstance(found, dict) else {}  # pyright: ignore
-    bounds = config.get("linear_lower_bound", 0), inside.get("gate_lower_bound", 0)
-    return None if None in bounds and not inside.get("safe_gate", bool(inside)) else -5.0
-
-
 def _by_layer(recurrent: Sequence[bool], limit: float, n_ahead: int) -> Keys:
     """Return the keys that have a value for each layer."""
     limits = f32s([limit] * (len(recurrent) + n_ahead))
@@ -198,10 +180,8 @@ def _problems(
 _SETTINGS = Settings(
     read=(DECODER | KINDS | reads(_Own, Layers, Mixture, Delta, Indexer, Hyper))
     | {"layer_types", "linear_attn_config", "n_routed_experts", "num_local_experts"},
-    harmless=NO_WINDOW
-    | harmless("latent attention has as many heads of K as of Q", "num_key_value_heads")
-    | harmless("the model has no rotary embeddings", "head_dim rope_theta indexer_rope_interleave")
-    | harmless("the sum of qk_nope_head_dim and qk_rope_head_dim", "qk_head_dim")
+    harmless=NO_POSITIONS
+    | harmless("the model has no rotary embeddings", "indexer_rope_interleave")
     | harmless("llama.cpp scores experts in F32", "moe_router_dtype")
     | harmless("llama.cpp does not compute the prediction layer", "index_share_for_mtp_iteration")
     | harmless("checkpoints state num_nextn_predict_layers", "num_mtp_layers"),

@@ -26,25 +26,18 @@ from dynquant.arch.delta_attention import (
     VIA,
     Delta,
     delta_layers,
+    published,
     read_delta,
 )
 from dynquant.arch.experts import expert_rows, router_row, routing_keys, shared_rows
 from dynquant.arch.graph_limits import fixed, other_epsilon, output_apart
-from dynquant.arch.latent_mixture import Layers, Mixture, n_leading_dense
+from dynquant.arch.latent_mixture import NO_POSITIONS, Layers, Mixture, n_leading_dense
 from dynquant.arch.rope import UNROTATED
-from dynquant.arch.settings import (
-    DECODER,
-    NO_WINDOW,
-    Declared,
-    Settings,
-    constant,
-    harmless,
-    reads,
-)
+from dynquant.arch.settings import DECODER, Declared, Settings, constant, harmless, reads
 from dynquant.errors import ArchitectureError
 from dynquant.keys import i32s, u32
 
-NAME = "kimi-linear"
+_NAME = "kimi-linear"
 _BLOCK, _MLP = "model.layers.{}.block_sparse_moe.", "model.layers.{}.mlp."
 # The rates of decay are in four dimensions here, in the file too.
 _DELTA = tuple(
@@ -114,29 +107,38 @@ def respelled(config: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def kimi_linear(config: Mapping[str, Any], where: str) -> Architecture:
-    """Describe a Kimi-Linear."""
+    """Describe a Kimi-Linear.
+
+    Raises ArchitectureError for the language model of a Kimi-K3, which has the same class.
+    """
+    if config.get("attn_res_block_size") is not None:
+        raise ArchitectureError(
+            f"{where}: attn_res_block_size is that of a Kimi-K3; set architectures to"
+            ' ["KimiK3ForConditionalGeneration"]'
+        )
     stated = {**DEFAULTS, **respelled(config, where)}
     m, delta = read_config(Mixture, stated, where), read_delta(stated, where)
     c = read_decoder({**stated, "head_dim": 2, "num_key_value_heads": None}, where)
     recurrent = delta_layers(stated, where, by_default=lambda n: n == 0 or n % 4 != 0, first=1)
     n, n_dense = c.num_hidden_layers, n_leading_dense(stated, where)
-    ArchitectureError.raise_any(_problems(c, m, delta, where))
+    low_rank = fixed(published(stated, where), {"use_full_rank_gate": False}, where)
+    ArchitectureError.raise_any(chain(_problems(c, m, delta, where), low_rank))
     latent = m.latent(c.num_attention_heads)
     # The graph normalizes the weights of the experts without a key.
     routing = replace(m.routing(n_dense), weights_norm=None)
     keys = (
-        decoder_keys(NAME, c, UNROTATED, None)
-        | routing_keys(NAME, routing)
-        | {f"{NAME}.vocab_size": u32(c.vocab_size)}
-        | latent.keys(NAME, "split")
-        | {f"{NAME}.attention.head_count_kv": i32s([int(not r) for r in recurrent])}
-        | delta.keys(NAME)
+        decoder_keys(_NAME, c, UNROTATED, None)
+        | routing_keys(_NAME, routing)
+        | {f"{_NAME}.vocab_size": u32(c.vocab_size)}
+        | latent.keys(_NAME, "split")
+        | {f"{_NAME}.attention.head_count_kv": i32s([int(not r) for r in recurrent])}
+        | delta.keys(_NAME)
     )
-    unused = (f"{NAME}.rope.freq_base", f"{NAME}.attention.q_lora_rank")
+    unused = (f"{_NAME}.rope.freq_base", f"{_NAME}.attention.q_lora_rank")
     full = [layer for layer in range(n) if not recurrent[layer]]
     linear = [layer for layer in range(n) if recurrent[layer]]
     return Architecture(
-        name=NAME,
+        name=_NAME,
         keys={key: value for key, value in keys.items() if key not in unused},
         rows=(
             *EMBEDDING,
@@ -169,22 +171,19 @@ def _problems(c: Config, m: Mixture, delta: Delta, where: str) -> Iterator[str]:
     )
 
 
-READ = DECODER | reads(Layers, Mixture, Delta, more="layer_types linear_attn_config")
+READ = (
+    DECODER | reads(Layers, Mixture, Delta, more="layer_types linear_attn_config") | {*SPELLINGS}
+) - {"linear_lower_bound"}
+HARMLESS = NO_POSITIONS | harmless("num_expert_group states the groups", "use_grouped_topk")
+ONLY = (
+    constant(True, "mla_use_nope")
+    | constant("sigmoid", "moe_router_activation_func")
+    | constant(1, "moe_layer_freq")
+    | constant(0, "num_nextn_predict_layers")
+)
 FAMILIES = {
     "KimiLinearForCausalLM": Declared(
         kimi_linear,
-        Settings(
-            read=(READ | {*SPELLINGS}) - {"linear_lower_bound"},
-            harmless=NO_WINDOW
-            | harmless("latent attention has as many heads of K as of Q", "num_key_value_heads")
-            | harmless("the model has no rotary embeddings", "head_dim rope_theta rope_scaling")
-            | harmless("the sum of qk_nope_head_dim and qk_rope_head_dim", "qk_head_dim")
-            | harmless("groups of experts are stated by n_group", "use_grouped_topk"),
-            only=constant(True, "mla_use_nope")
-            | constant("sigmoid", "moe_router_activation_func")
-            | constant(1, "moe_layer_freq")
-            | constant(0, "num_nextn_predict_layers"),
-            layer_types=LAYER_TYPES,
-        ),
+        Settings(read=READ, harmless=HARMLESS, only=ONLY, layer_types=LAYER_TYPES),
     )
 }

@@ -107,7 +107,7 @@ FAMILIES = {
         ),
         _tokenizer,
         published={"text_config": _PUBLISHED},
-        weights=0.4,
+        weights=0.3,
         draw=1,
     ),
 }
