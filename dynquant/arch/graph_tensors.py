@@ -26,6 +26,7 @@ _CLASSES = {
     "baichuan": "BaichuanForCausalLM",
     "bailingmoe": "BailingMoeForCausalLM",
     "bailingmoe2": "BailingMoeV2ForCausalLM",
+    "bailingmoe3": "BailingMoeV3ForCausalLM",
     "bert": "BertModel",
     "chatglm": "GlmForCausalLM",
     "cohere2": "Cohere2ForCausalLM",
@@ -310,6 +311,12 @@ def _layers_of(name: str, keys: Keys, n_layers: int) -> Mapping[str, Any]:
         found["use_qk_norm"] = _number(keys, f"{name}.expert_count") != 128
     if name == "command-r":
         found["use_qk_norm"] = n_layers >= 64  # as the graph expects, see families/cohere.py
+    if name == "bailingmoe3":
+        heads = _value(keys, f"{name}.attention.head_count_kv")
+        if isinstance(heads, tuple):
+            kinds = ("linear_attention", "full_attention")
+            found["layer_types"] = [kinds[bool(n)] for n in heads[:n_layers]]
+        found["q_lora_rank"] = _number(keys, f"{name}.attention.q_lora_rank")
     if name == "exaone4" and n_layers != LAYERS_WITH_WINDOWS:
         found["sliding_window"] = None
     # llama.cpp recognises the Lite models by these numbers of layers.

@@ -16,6 +16,7 @@ CLASSES = {
     "afmoe": "AfmoeForCausalLM",
     "apertus": "ApertusForCausalLM",
     "arcee": "ArceeForCausalLM",
+    "bailing_hybrid": "BailingHybridForCausalLM",
     "baichuan": "BaichuanForCausalLM",
     "bert": "BertModel",
     "chatglm": "ChatGLMModel",
