@@ -1,6 +1,6 @@
 """Gated delta attention in Ling 3's form (Kimi's, with whole matrices for its gates).
 
-Three short convolutions mix Q, K and V of the last few tokens; a state decays by a gate of its own
+Three short convolutions mix Q, K and V of the last few tokens; a state decays by a gate
 for each channel, between one and the exponential of a bound.
 """
 

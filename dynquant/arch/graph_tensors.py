@@ -122,6 +122,7 @@ _SIZES: dict[str, Any] = {
     "rope_theta": 10000.0,
     "num_experts_per_tok": 1,
     "n_shared_experts": 1,
+    "num_shared_experts": 1,
     "n_group": 1,
     "topk_group": 1,
     "kv_lora_rank": 32,
@@ -143,7 +144,6 @@ _OPTIONAL = frozenset(
 _OPTIONAL_IN = {
     "bert": frozenset({"token_types.weight", "attn_output.bias", "ffn_up.bias", "ffn_down.bias"}),
     "nomic-bert": frozenset({"token_types.weight"}),
-    "bailingmoe2": frozenset({"exp_probs_b.bias"}),
     "dots1": frozenset({"exp_probs_b.bias"}),
     "ernie4_5-moe": frozenset({"exp_probs_b.bias"}),
 }
@@ -163,6 +163,7 @@ _GATE_UP = (
 _LINEAR = (frozenset({"attn_qkv.weight", "attn_gate.weight"}), {"ssm_in.weight"})
 _FUSED = {
     **dict.fromkeys(_CLASSES, (_QKV,)),
+    **dict.fromkeys(("bailingmoe2", "bailingmoe3", "minicpm3"), ()),
     **dict.fromkeys(("deepseek2", "deepseek2-ocr"), (_QKV, _GATE_UP)),
     "gemma4": (_QK, _QKV, _GATE_UP),
     "qwen3next": (_QKV, _GATE_UP, _LINEAR),

@@ -93,6 +93,7 @@ CLASSES = {
     "qwen3_vl": "Qwen3VLForConditionalGeneration",
     "qwen3_vl_moe": "Qwen3VLMoeForConditionalGeneration",
     "roberta": "RobertaModel",
+    "sarvam_moe": "SarvamMoEForCausalLM",
     "seed_oss": "SeedOssForCausalLM",
     "smollm3": "SmolLM3ForCausalLM",
     "smolvlm": "SmolVLMForConditionalGeneration",
@@ -122,6 +123,7 @@ _WITH_HEAD = frozenset(
         "OlmoeForCausalLM",
         "PhimoeForCausalLM",
         "Qwen2MoeForCausalLM",
+        "SarvamMoEForCausalLM",
     }
 )
 """Classes whose graph in llama.cpp needs an output matrix in the file."""

@@ -32,6 +32,8 @@ THRICE = {
     "baichuan": ".W_pack.",
     "baichuan2": ".W_pack.",
     "bailingmoe": ".query_key_value.",
+    "chatglm": ".query_key_value.",
+    "chatglm3": ".query_key_value.",
     "internlm2": ".wqkv.",
 }
 """Stored tensors that become three, Q, K and V, by family."""

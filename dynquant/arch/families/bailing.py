@@ -238,6 +238,20 @@ _HARMLESS = (
     | harmless("its classes have use_bias and use_qkv_bias", "attention_bias mlp_bias")
 )
 _DECODER = DECODER - {"attention_bias", "mlp_bias"}
+SECOND = Settings(
+    read=_DECODER | reads(_Second),
+    harmless=_HARMLESS
+    | harmless(
+        "their own code always normalizes the weights and computes in F32",
+        "norm_topk_prob router_dtype use_rmsnorm",
+    )
+    | harmless("used while training only", "mtp_loss_scaling_factor")
+    | harmless(
+        "their own code has moe_intermediate_size times num_shared_experts",
+        "moe_shared_expert_intermediate_size",
+    ),
+    only=constant("sigmoid", "score_function") | constant(True, "moe_router_enable_expert_bias"),
+)
 FAMILIES = {
     "BailingMoeForCausalLM": Declared(
         bailing,
@@ -246,22 +260,5 @@ FAMILIES = {
             harmless=_HARMLESS | harmless("their own code does not read it", "norm_softmax"),
         ),
     ),
-    "BailingMoeV2ForCausalLM": Declared(
-        bailing2,
-        Settings(
-            read=_DECODER | reads(_Second),
-            harmless=_HARMLESS
-            | harmless(
-                "their own code always normalizes the weights and computes in F32",
-                "norm_topk_prob router_dtype use_rmsnorm",
-            )
-            | harmless("used while training only", "mtp_loss_scaling_factor")
-            | harmless(
-                "their own code has moe_intermediate_size times num_shared_experts",
-                "moe_shared_expert_intermediate_size",
-            ),
-            only=constant("sigmoid", "score_function")
-            | constant(True, "moe_router_enable_expert_bias"),
-        ),
-    ),
+    "BailingMoeV2ForCausalLM": Declared(bailing2, SECOND),
 }
