@@ -256,8 +256,9 @@ FAMILIES = {
     "BailingMoeForCausalLM": Declared(
         bailing,
         Settings(
-            read=_DECODER | reads(_First),
-            harmless=_HARMLESS | harmless("their own code does not read it", "norm_softmax"),
+            read=(_DECODER - {"partial_rotary_factor"}) | reads(_First),
+            harmless=_HARMLESS
+            | harmless("their own code does not read it", "norm_softmax partial_rotary_factor"),
         ),
     ),
     "BailingMoeV2ForCausalLM": Declared(bailing2, SECOND),
