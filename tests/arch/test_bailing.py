@@ -136,3 +136,8 @@ def test_results_of_ling_3_are_the_same_with_and_without_its_prediction_layer(
     reference = load_reference("bailingmoe3")
     ours = llamacpp.log_probabilities(out, reference.prompts)
     assert max_difference(reference.log_probabilities, ours) < F32_TOLERANCE
+
+
+def test_a_rotated_part_of_heads_is_no_deviation() -> None:
+    for family in ("bailingmoe", "bailingmoe2", "bailingmoe3", "sarvam-moe"):
+        assert describe(config_of(family), "config.json").deviations == ()

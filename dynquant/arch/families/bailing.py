@@ -181,7 +181,7 @@ def bailing2(config: Mapping[str, Any], where: str) -> Architecture:
         ignored=IGNORED,
         n_experts=own.num_experts,
         prediction=prediction_of(name, every[n:]),
-        deviations=deviations(rope, where),
+        deviations=deviations(replace(rope, partial_rotary_factor=1.0), where),
     )
 
 
