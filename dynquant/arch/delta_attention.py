@@ -1,7 +1,7 @@
 """Delta attention (KDA): linear attention as in linear_attention.py, with a decay for each channel.
 
 Queries, keys and values each have a matrix and a short convolution. Two products of small matrices
-compute the decay and the output gate. Used by Kimi-Linear, GLM-5.3-Flash and Kimi-K3.
+compute the decay and the output gate. Used by Kimi-Linear, GLM-5.3-Flash, Kimi-K3 and Ling 3.
 """
 
 from __future__ import annotations
@@ -37,16 +37,26 @@ INPUTS = (
     ),
     Row(_IN + "b_proj.weight", _OUT + "ssm_beta.weight", "delta_heads hidden"),
 )
+RATES = (
+    Row(_IN + "dt_bias", _OUT + "ssm_dt.bias", "delta"),
+    Row(_IN + "A_log", _OUT + "ssm_a", "delta_heads"),
+)
 DECAY = (
     Row(_IN + "f_a_proj.weight", _OUT + "ssm_f_a.weight", "delta_head hidden"),
     Row(_IN + "f_b_proj.weight", _OUT + "ssm_f_b.weight", "delta delta_head"),
-    Row(_IN + "dt_bias", _OUT + "ssm_dt.bias", "delta"),
-    Row(_IN + "A_log", _OUT + "ssm_a", "delta_heads"),
+    *RATES,
 )
 GATE = (
     Row(_IN + "g_a_proj.weight", _OUT + "ssm_g_a.weight", "delta_head hidden"),
     Row(_IN + "g_b_proj.weight", _OUT + "ssm_g_b.weight", "delta delta_head"),
 )
+WHOLE = (
+    Row(_IN + "f_proj.weight", _OUT + "ssm_f_a.weight", "delta hidden"),
+    Row(_IN + "g_proj.weight", _OUT + "ssm_g_a.weight", "delta hidden"),
+    *RATES,
+)
+"""Decay and gate where one matrix computes each (Ling 3)."""
+
 RESULT = (
     Row(_IN + "o_norm.weight", _OUT + "ssm_norm.weight", "delta_head"),
     Row(_IN + "o_proj.weight", _OUT + "attn_output.weight", "hidden delta"),

@@ -26,6 +26,7 @@ _CLASSES = {
     "baichuan": "BaichuanForCausalLM",
     "bailingmoe": "BailingMoeForCausalLM",
     "bailingmoe2": "BailingMoeV2ForCausalLM",
+    "bailingmoe3": "BailingMoeV3ForCausalLM",
     "bert": "BertModel",
     "bitnet": "BitNetForCausalLM",
     "bloom": "BloomForCausalLM",
@@ -166,6 +167,7 @@ _SIZES: dict[str, Any] = {
     "rope_theta": 10000.0,
     "num_experts_per_tok": 1,
     "n_shared_experts": 1,
+    "num_shared_experts": 1,
     "n_group": 1,
     "topk_group": 1,
     "kv_lora_rank": 32,
@@ -190,7 +192,6 @@ _OPTIONAL = frozenset(
 _OPTIONAL_IN = {
     "bert": frozenset({"token_types.weight", "attn_output.bias", "ffn_up.bias", "ffn_down.bias"}),
     "nomic-bert": frozenset({"token_types.weight"}),
-    "bailingmoe2": frozenset({"exp_probs_b.bias"}),
     "dots1": frozenset({"exp_probs_b.bias"}),
     "ernie4_5-moe": frozenset({"exp_probs_b.bias"}),
 }
@@ -216,6 +217,7 @@ _GATE_UP = (
 _LINEAR = (frozenset({"attn_qkv.weight", "attn_gate.weight"}), {"ssm_in.weight"})
 _FUSED: dict[str, tuple[tuple[frozenset[str], set[str]], ...]] = {
     **dict.fromkeys(_CLASSES, (_QKV,)),
+    **dict.fromkeys(("bailingmoe2", "bailingmoe3", "minicpm3"), ()),
     **dict.fromkeys(("deepseek2", "deepseek2-ocr"), (_QKV, _GATE_UP)),
     **dict.fromkeys(_FUSED_ONLY, ()),
     "gemma4": (_QK, _QKV, _GATE_UP),
@@ -368,6 +370,12 @@ def _layers_of(name: str, keys: Keys, n_layers: int) -> Mapping[str, Any]:
         found["use_qk_norm"] = _number(keys, f"{name}.expert_count") != 128
     if name == "command-r":
         found["use_qk_norm"] = n_layers >= 64  # as the graph expects, see families/cohere.py
+    if name == "bailingmoe3":
+        heads = _value(keys, f"{name}.attention.head_count_kv")
+        if isinstance(heads, tuple):
+            kinds = ("linear_attention", "full_attention")
+            found["layer_types"] = [kinds[bool(n)] for n in heads[:n_layers]]
+        found["q_lora_rank"] = _number(keys, f"{name}.attention.q_lora_rank")
     if name == "exaone4" and n_layers != LAYERS_WITH_WINDOWS:
         found["sliding_window"] = None
     # llama.cpp recognises the Lite models by these numbers of layers.

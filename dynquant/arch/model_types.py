@@ -17,6 +17,7 @@ CLASSES = {
     "apertus": "ApertusForCausalLM",
     "arcee": "ArceeForCausalLM",
     "baichuan": "BaichuanForCausalLM",
+    "bailing_hybrid": "BailingHybridForCausalLM",
     "bamba": "BambaForCausalLM",
     "bert": "BertModel",
     "bitnet": "BitNetForCausalLM",
@@ -111,6 +112,7 @@ CLASSES = {
     "qwen4_exp": "Qwen4ExpForConditionalGeneration",
     "qwen4_exp_text": "Qwen4ExpForCausalLM",
     "roberta": "RobertaModel",
+    "sarvam_moe": "SarvamMoEForCausalLM",
     "seed_oss": "SeedOssForCausalLM",
     "smollm3": "SmolLM3ForCausalLM",
     "smolvlm": "SmolVLMForConditionalGeneration",
@@ -144,6 +146,7 @@ _WITH_HEAD = frozenset(
         "PhimoeForCausalLM",
         "Qwen2MoeForCausalLM",
         "StableLmForCausalLM",
+        "SarvamMoEForCausalLM",
     }
 )
 """Classes whose graph in llama.cpp needs an output matrix in the file."""

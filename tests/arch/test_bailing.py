@@ -58,6 +58,17 @@ REFUSED: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("bailingmoe2", {"use_qk_norm": False}, "use_qk_norm is False"),
     ("bailingmoe2", {"head_dim": 12}, "do not add up to hidden_size"),
     ("bailingmoe2", {"n_group": 4}, "do not fit 6 experts"),
+    ("bailingmoe3", {"kda_safe_gate": False}, "kda_safe_gate is False"),
+    ("bailingmoe3", {"kda_lower_bound": 0.0}, "llama.cpp needs one below zero"),
+    ("bailingmoe3", {"layer_group_size": 1}, "some layers of each kind"),
+    (
+        "bailingmoe3",
+        {"mlp_layer_types": ["dense"] * 4},
+        "mlp_layer_types is not dense in the first",
+    ),
+    ("bailingmoe3", {"no_kda_lora": False}, "no_kda_lora is false"),
+    ("bailingmoe3", {"gated_attention_proj_granularity_type": "element"}, "with 'head_wise'"),
+    ("sarvam-moe", {"norm_topk_prob": False}, "norm_topk_prob is false"),
     ("bailingmoe2", {"score_function": "softmax"}, "llama.cpp computes this family with .sigmoid"),
 )
 
@@ -79,3 +90,54 @@ def test_the_weight_of_a_single_expert_is_not_normalized() -> None:
     for family in ("bailingmoe", "bailingmoe2"):
         found = describe(config_of(family) | {"num_experts_per_tok": 1}, "config.json")
         assert found.keys[f"{found.name}.expert_weights_norm"].value is False
+
+
+def test_ling_3_has_the_same_keys_in_the_form_that_transformers_writes() -> None:
+    published = config_of("bailingmoe3")
+    renamed = {
+        "max_position_embeddings": "model_max_length",
+        "n_group": "num_expert_group",
+        "norm_topk_prob": "moe_renormalize",
+        "num_experts_per_tok": "num_experts_per_token",
+    }
+    written = {renamed.get(name, name): value for name, value in published.items()}
+    written |= {"head_dim": 6, "linear_head_dim": 16, "linear_conv_kernel_dim": 4}
+    written |= {"architectures": ["BailingHybridForCausalLM"], "linear_num_heads": 2}
+    found, other = describe(published, "c"), describe(written, "c")
+    assert found.keys == other.keys
+    assert found.deviations == other.deviations == ()
+    assert found.sizes == other.sizes
+
+
+def test_limits_of_ling_3s_activations_are_keys_and_reported() -> None:
+    limits = {"expert_swiglu_limit_list": [None, 0.0, 4.0, 7.0]}
+    found = describe(config_of("bailingmoe3") | limits, "c")
+    assert found.keys["bailingmoe3.swiglu_clamp_exp"].value == (0.0, 0.0, 4.0, 7.0)
+    assert "bailingmoe3.swiglu_clamp_shexp" not in found.keys
+    (warning,) = found.deviations
+    assert "expert_swiglu_limit_list limits activations of experts" in warning
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("keep", ["drop", "keep"])
+def test_results_of_ling_3_are_the_same_with_and_without_its_prediction_layer(
+    tmp_path: Path, keep: str
+) -> None:
+    llamacpp: Any = pytest.importorskip("llamacpp", reason="needs xllamacpp", exc_type=ImportError)
+    norms = ("enorm", "hnorm", "final_layernorm")
+    more = {f"{name}.weight": "model.norm.weight" for name in norms}
+    folder = with_copied_layer("bailingmoe3", tmp_path / "predicts", "model.layers.3.", more)
+    out = tmp_path / f"{keep}.gguf"
+    recipe = parse_recipe(f"default: F32\nprediction_layers: {keep}", "r.yaml", "r")
+    plan = dynquant.convert(folder, out, recipe=recipe, threads=1).plan
+    assert ("blk.4.nextn.eh_proj.weight" in plan.sources) == (keep == "keep")
+    heads = plan.keys["bailingmoe3.attention.head_count_kv"].value
+    assert heads == ((0, 1, 0, 1, 1) if keep == "keep" else (0, 1, 0, 1))
+    reference = load_reference("bailingmoe3")
+    ours = llamacpp.log_probabilities(out, reference.prompts)
+    assert max_difference(reference.log_probabilities, ours) < F32_TOLERANCE
+
+
+def test_a_rotated_part_of_heads_is_no_deviation() -> None:
+    for family in ("bailingmoe", "bailingmoe2", "bailingmoe3", "sarvam-moe"):
+        assert describe(config_of(family), "config.json").deviations == ()

@@ -139,6 +139,7 @@ BASE_CLASSES = {
     "phi2": "PhiModel",
     "phimoe": "PhimoeModel",
     "qwen2moe": "Qwen2MoeModel",
+    "sarvam-moe": "SarvamMoEModel",
     "stablelm": "StableLmModel",
 }
 """Those whose graph in llama.cpp needs an output matrix."""
@@ -221,6 +222,11 @@ CONFIG_MISTAKES: tuple[tuple[str, str, Callable[[dict[str, Any]], Any]], ...] = 
     ("afmoe", "rope scaling", lambda c: c["rope_parameters"].update(factor=4.0)),
     ("afmoe", "experts used", lambda c: c.update(num_experts_per_tok=2)),
     ("afmoe", "experts' scale", lambda c: c.update(route_scale=1.0)),
+    ("bailingmoe3", "rope base", lambda c: c.update(rope_theta=100.0)),
+    ("bailingmoe3", "bound of the decay", lambda c: c.pop("kda_lower_bound")),
+    ("bailingmoe3", "groups", lambda c: c.update(n_group=1, topk_group=1)),
+    ("sarvam-moe", "rope base", lambda c: c.update(rope_theta=100.0)),
+    ("sarvam-moe", "experts' scale", lambda c: c.update(routed_scaling_factor=1.0)),
     ("baichuan", "normalized head", lambda c: c.update(z_loss_weight=0)),
     ("baichuan2", "plain head", lambda c: c.pop("z_loss_weight")),
     ("internlm2", "rope base", lambda c: c.update(rope_theta=10000.0)),

@@ -19,8 +19,13 @@ def config_of(name: str) -> dict[str, Any]:
 
 
 REFUSED: tuple[tuple[str, dict[str, Any], str], ...] = (
-    ("minicpm", {"num_experts": 8}, "num_experts is 8; llama.cpp computes this family with 0"),
+    (
+        "minicpm",
+        {"num_experts": 8},
+        "num_experts is 8; llama.cpp computes this family without experts",
+    ),
     ("minicpm", {"mlp_bias": True}, "mlp_bias is true"),
+    ("minicpm", {"attention_bias": True}, "attention_bias is true"),
     ("minicpm3", {"scale_emb": 10}, "scale_emb is 10.0; llama.cpp computes this family with 12.0"),
     ("minicpm3", {"scale_depth": 1.5}, "scale_depth is 1.5"),
     ("minicpm3", {"dim_model_base": 128}, "dim_model_base is 128.0"),

@@ -47,7 +47,8 @@ from dynquant.transforms import UnitColumns, interleaved_heads, rows_between
 
 _LAYER, _OUT = "model.layers.{}.", "blk.{}."
 _ATTENTION, _BLOCK = _LAYER + "attention.", _LAYER + "mlp."
-_EMBEDDING = (Row("model.word_embeddings.weight", "token_embd.weight", "vocab hidden"),)
+TIED = ("lm_head.weight", "model.word_embeddings.weight")
+EMBEDDING = (Row(TIED[1], "token_embd.weight", "vocab hidden"),)
 _AROUND = (
     Row(_LAYER + "input_layernorm.weight", _OUT + "attn_norm.weight", "hidden"),
     Row(_ATTENTION + "dense.weight", _OUT + "attn_output.weight", "hidden q"),
@@ -64,8 +65,11 @@ _EXPERTS = (
     *expert_rows(_BLOCK, gate="gate_proj", up="up_proj", down="down_proj"),
     *shared_rows(_BLOCK + "shared_experts."),
 )
-_CORRECTION = (Row(_BLOCK + "gate.expert_bias", _OUT + "exp_probs_b.bias", "experts"),)
-_PREDICTION = (
+ROUTED = (
+    *_EXPERTS,
+    Row(_BLOCK + "gate.expert_bias", _OUT + "exp_probs_b.bias", "experts"),
+)
+PREDICTION = (
     Row(_LAYER + "eh_proj.weight", _OUT + "nextn.eh_proj.weight", "hidden hidden_twice"),
     Row(_LAYER + "enorm.weight", _OUT + "nextn.enorm.weight", "hidden"),
     Row(_LAYER + "hnorm.weight", _OUT + "nextn.hnorm.weight", "hidden"),
@@ -122,7 +126,7 @@ def bailing(config: Mapping[str, Any], where: str) -> Architecture:
         keys=partial_keys(name, c, rope)
         | {f"{name}.vocab_size": u32(c.vocab_size)}
         | routing_keys(name, routing),
-        rows=(*_EMBEDDING, *_AROUND, *_separate(c, own), *_EXPERTS, *OUTPUT_NORM, *OUTPUT),
+        rows=(*EMBEDDING, *_AROUND, *_separate(c, own), *_EXPERTS, *OUTPUT_NORM, *OUTPUT),
         sizes=sizes,
         n_layers=c.num_hidden_layers,
         tied=None,
@@ -163,11 +167,11 @@ def bailing2(config: Mapping[str, Any], where: str) -> Architecture:
         | {f"{name}.vocab_size": u32(c.vocab_size)}
         | routing_keys(name, routing),
         rows=(
-            *_EMBEDDING,
+            *EMBEDDING,
             *on(every, (*_AROUND, *_FUSED)),
             *on(range(n_dense), MLP),
-            *on(every[n_dense:], (*_EXPERTS, *_CORRECTION)),
-            *on(every[n:], _PREDICTION),
+            *on(every[n_dense:], ROUTED),
+            *on(every[n:], PREDICTION),
             *OUTPUT_NORM,
             *OUTPUT,
         ),
@@ -177,7 +181,7 @@ def bailing2(config: Mapping[str, Any], where: str) -> Architecture:
         ignored=IGNORED,
         n_experts=own.num_experts,
         prediction=prediction_of(name, every[n:]),
-        deviations=deviations(rope, where),
+        deviations=deviations(replace(rope, partial_rotary_factor=1.0), where),
     )
 
 
@@ -234,30 +238,28 @@ _HARMLESS = (
     | harmless("its classes have use_bias and use_qkv_bias", "attention_bias mlp_bias")
 )
 _DECODER = DECODER - {"attention_bias", "mlp_bias"}
+SECOND = Settings(
+    read=_DECODER | reads(_Second),
+    harmless=_HARMLESS
+    | harmless(
+        "their own code always normalizes the weights and computes in F32",
+        "norm_topk_prob router_dtype use_rmsnorm",
+    )
+    | harmless("used while training only", "mtp_loss_scaling_factor")
+    | harmless(
+        "their own code has moe_intermediate_size times num_shared_experts",
+        "moe_shared_expert_intermediate_size",
+    ),
+    only=constant("sigmoid", "score_function") | constant(True, "moe_router_enable_expert_bias"),
+)
 FAMILIES = {
     "BailingMoeForCausalLM": Declared(
         bailing,
         Settings(
-            read=_DECODER | reads(_First),
-            harmless=_HARMLESS | harmless("their own code does not read it", "norm_softmax"),
-        ),
-    ),
-    "BailingMoeV2ForCausalLM": Declared(
-        bailing2,
-        Settings(
-            read=_DECODER | reads(_Second),
+            read=(_DECODER - {"partial_rotary_factor"}) | reads(_First),
             harmless=_HARMLESS
-            | harmless(
-                "their own code always normalizes the weights and computes in F32",
-                "norm_topk_prob router_dtype use_rmsnorm",
-            )
-            | harmless("used while training only", "mtp_loss_scaling_factor")
-            | harmless(
-                "their own code has moe_intermediate_size times num_shared_experts",
-                "moe_shared_expert_intermediate_size",
-            ),
-            only=constant("sigmoid", "score_function")
-            | constant(True, "moe_router_enable_expert_bias"),
+            | harmless("their own code does not read it", "norm_softmax partial_rotary_factor"),
         ),
     ),
+    "BailingMoeV2ForCausalLM": Declared(bailing2, SECOND),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from dynquant.arch.base import Architecture, Row
@@ -14,6 +15,7 @@ from dynquant.arch.rope import Rope
 from dynquant.arch.settings import NO_WINDOW, Declared, Settings, constant, harmless, reads
 from dynquant.errors import ArchitectureError
 from dynquant.keys import u32
+from dynquant.transforms import rows_between
 
 _NAME = "chatglm"
 _LAYER, _OUT = "transformer.encoder.layers.{}.", "blk.{}."
@@ -21,7 +23,6 @@ _EMBEDDING, _OUTPUT = "transformer.embedding.word_embeddings.weight", "transform
 _ROWS = (
     Row(_EMBEDDING, "token_embd.weight", "vocab hidden"),
     Row(_LAYER + "input_layernorm.weight", _OUT + "attn_norm.weight", "hidden"),
-    Row(_LAYER + "self_attention.query_key_value.weight", _OUT + "attn_qkv.weight", "qkv hidden"),
     Row(_LAYER + "self_attention.dense.weight", _OUT + "attn_output.weight", "hidden q"),
     Row(_LAYER + "post_attention_layernorm.weight", _OUT + "ffn_norm.weight", "hidden"),
     # Gate rows before up rows; llama.cpp's graph splits the product.
@@ -30,7 +31,7 @@ _ROWS = (
     Row("transformer.encoder.final_layernorm.weight", "output_norm.weight", "hidden"),
     Row(_OUTPUT + ".weight", "output.weight", "vocab hidden"),
 )
-_BIAS = (Row(_LAYER + "self_attention.query_key_value.bias", _OUT + "attn_qkv.bias", "qkv"),)
+_QKV = _LAYER + "self_attention.query_key_value."
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def chatglm(config: Mapping[str, Any], where: str) -> Architecture:
         name=_NAME,
         keys=decoder_keys(_NAME, c, rope, own.kv_channels)
         | {f"{_NAME}.rope.dimension_count": u32(own.kv_channels // 2)},
-        rows=_ROWS + (_BIAS if own.add_qkv_bias else ()),
+        rows=(*_ROWS, *_separate(sizes["q"], sizes["kv"], has_bias=own.add_qkv_bias)),
         sizes={
             **sizes,
             "qkv": sizes["q"] + 2 * sizes["kv"],
@@ -95,6 +96,18 @@ def chatglm(config: Mapping[str, Any], where: str) -> Architecture:
         },
         deviations=_ratio_of_positions(own, where),
     )
+
+
+def _separate(q: int, kv: int, *, has_bias: bool) -> Iterator[Row]:
+    """Yield the rows of Q, K and V, so that a recipe can give each its type.
+
+    llama.cpp's converter keeps them in one matrix, attn_qkv.
+    """
+    for part, start, stop in (("q", 0, q), ("k", q, q + kv), ("v", q + kv, q + 2 * kv)):
+        via = partial(rows_between, start=start, stop=stop)
+        yield Row(_QKV + "weight", f"{_OUT}attn_{part}.weight", "qkv hidden", via=via)
+        if has_bias:
+            yield Row(_QKV + "bias", f"{_OUT}attn_{part}.bias", "qkv", via=via)
 
 
 def _problems(c: Config, own: _Own, where: str) -> Iterator[str]:

@@ -155,11 +155,13 @@ FAMILIES = {
     "MiniCPMForCausalLM": Declared(
         minicpm,
         Settings(
-            read=(DECODER - {"head_dim", "mlp_bias"}) | reads(_Scales),
-            harmless=_HARMLESS | harmless("used while training only", "mup_denominator"),
+            read=(DECODER - {"head_dim", "attention_bias", "mlp_bias"}) | reads(_Scales),
+            harmless=_HARMLESS
+            | harmless("used while training only", "mup_denominator")
+            | harmless("the family has no experts", "num_experts_per_tok"),
             only={
-                **constant(False, "mlp_bias"),
-                **constant(0, "num_experts num_experts_per_tok"),
+                **constant(False, "attention_bias mlp_bias"),
+                "num_experts": Only((0, 1), "llama.cpp computes this family without experts"),
                 "sparse_config": Only(
                     (),
                     "llama.cpp's attention has no sparse blocks: for long texts results differ"

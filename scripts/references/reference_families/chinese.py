@@ -29,7 +29,6 @@ from plain_models import (
     rotate_halves,
     rotate_pairs,
 )
-from reference_ranks import train_ranks
 from reference_tokenizers import LLAMA3_SPLIT, Encode, make_sentencepiece, write_json
 from torch import Tensor
 from torch.nn.functional import linear, normalize
@@ -277,6 +276,8 @@ def _spm(folder: Path) -> Encode:
 
 def _glm4(folder: Path) -> Encode:
     """Write GLM-4-9B's tokenizer.model: ranks, and special tokens in tokenizer_config.json."""
+    from reference_ranks import train_ranks  # which needs dynquant, unlike the others
+
     ranks = train_ranks(LLAMA3_SPLIT, 400)
     lines = "".join(f"{base64.b64encode(t).decode()} {rank}\n" for t, rank in ranks.items())
     (folder / "tokenizer.model").write_text(lines, "utf-8")

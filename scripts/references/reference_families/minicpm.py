@@ -45,8 +45,7 @@ def logits(w: Weights, c: Config, ids: Tensor) -> Tensor:
         normed = rms_norm(x, w[f"{at}input_layernorm.weight"], epsilon)
 
         def of(name: str, y: Tensor, at: str = at) -> Tensor:
-            found = f"{at}self_attn.{name}_proj."
-            return linear(y, w[f"{found}weight"], w.get(f"{found}bias"))
+            return linear(y, w[f"{at}self_attn.{name}_proj.weight"])
 
         q, k, v = (heads(of(p, normed), n if p == "q" else c["num_key_value_heads"]) for p in "qkv")
         theta = c["rope_theta"]
@@ -73,13 +72,12 @@ def shapes(c: Config) -> Shapes:
             found[f"{at}{norm}.weight"] = (hidden,)
         for name, rows in (("q", hidden), ("k", kv), ("v", kv), ("o", hidden)):
             found[f"{at}self_attn.{name}_proj.weight"] = (rows, hidden)
-            found[f"{at}self_attn.{name}_proj.bias"] = (rows,)
     return found
 
 
 _CONFIG: dict[str, Any] = {
     "architectures": ["MiniCPMForCausalLM"],
-    "attention_bias": True,
+    "attention_bias": False,
     "attention_dropout": 0.0,
     "bos_token_id": 1,
     "dim_model_base": 20,
