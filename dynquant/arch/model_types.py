@@ -51,6 +51,7 @@ CLASSES = {
     "internlm3": "InternLM3ForCausalLM",
     "internvl": "InternVLForConditionalGeneration",
     "kimi_k2": "KimiK2ForCausalLM",
+    "laguna": "LagunaForCausalLM",
     "lfm2": "Lfm2ForCausalLM",
     "lfm2_moe": "Lfm2MoeForCausalLM",
     "llama": "LlamaForCausalLM",

@@ -41,6 +41,7 @@ PUBLISHED = {
     "Ernie4_5_MoeForCausalLM": "ERNIE 4.5 21B-A3B, 300B-A47B",
     "HunYuanMoEV1ForCausalLM": "Hunyuan A13B",
     "InternLM3ForCausalLM": "InternLM3-8B",
+    "LagunaForCausalLM": "Laguna XS.2, S 2.1, M.1",
     "Lfm2ForCausalLM": "LFM2, LFM2.5, LFM2-VL",
     "Lfm2MoeForCausalLM": "LFM2-8B-A1B, LFM2.5-8B-A1B",
     "LlamaForCausalLM": "Llama 2, 3, 3.1 to 3.3",

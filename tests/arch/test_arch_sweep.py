@@ -127,6 +127,7 @@ WITH: dict[str, dict[str, Any]] = {
     "hidden_act": {"hidden_activation": None},
     "intermediate_size": {"block_ff_dim": None, "block_auto_adjust_ff_dim": False},
     "tie_word_embeddings": {"tie_embedding": None},
+    "num_attention_heads": {"num_attention_heads_per_layer": None},
     "no_rope_layer_interval": {"no_rope_layers": None, "layer_types": None},
     "sliding_window_pattern": {"layer_types": None},
 }

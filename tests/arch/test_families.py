@@ -251,6 +251,18 @@ CONFIG_MISTAKES: tuple[tuple[str, str, Callable[[dict[str, Any]], Any]], ...] = 
     ("qwen3next", "rope base", lambda c: c.update(rope_theta=10000.0)),
     ("qwen3next", "rotated part", lambda c: c.update(partial_rotary_factor=0.5)),
     ("qwen3next", "experts used", lambda c: c.update(num_experts_per_tok=3)),
+    *(
+        ("laguna", what, lambda c, change=change: change(c))
+        for what, change in (
+            ("window", lambda c: c.update(sliding_window=8)),
+            ("layers with a window", lambda c: c["layer_types"].reverse()),
+            ("experts used", lambda c: c.update(num_experts_per_tok=2)),
+            ("experts' scale", lambda c: c.update(moe_routed_scaling_factor=1.0)),
+            ("magnitude", lambda c: c["rope_parameters"][_FULL].pop("attention_factor")),
+            ("rotated part", lambda c: c["rope_parameters"][_FULL].update(partial_rotary_factor=1)),
+            ("rope base of local layers", lambda c: c["rope_parameters"].update(_OTHER_ROPE)),
+        )
+    ),
     ("qwen38-flash-next-text", "chosen blocks", lambda c: c.update(indexer_budget=9)),
     ("qwen38-flash-next-text", "size of blocks", lambda c: c.update(indexer_compress_ratio=2)),
     ("qwen38-flash-next-text", "rope base", lambda c: c["rope_parameters"].update(rope_theta=1e4)),
