@@ -24,6 +24,7 @@ CLASSES = {
     "ernie4_5": "Ernie4_5ForCausalLM",
     "ernie4_5_moe": "Ernie4_5_MoeForCausalLM",
     "exaone4": "Exaone4ForCausalLM",
+    "exaone_moe": "ExaoneMoeForCausalLM",
     "gemma": "GemmaForCausalLM",
     "gemma2": "Gemma2ForCausalLM",
     "gemma3": "Gemma3ForConditionalGeneration",
@@ -103,6 +104,7 @@ _WITH_HEAD = frozenset(
     {
         "Dots1ForCausalLM",
         "ApertusForCausalLM",
+        "ExaoneMoeForCausalLM",
         "GptOssForCausalLM",
         "MiniMaxM2ForCausalLM",
         "Olmo2ForCausalLM",

@@ -39,6 +39,7 @@ PUBLISHED = {
     "Dots1ForCausalLM": "dots.llm1",
     "Ernie4_5ForCausalLM": "ERNIE 4.5 0.3B",
     "Ernie4_5_MoeForCausalLM": "ERNIE 4.5 21B-A3B, 300B-A47B",
+    "ExaoneMoeForCausalLM": "K-EXAONE-236B-A23B",
     "HunYuanMoEV1ForCausalLM": "Hunyuan A13B",
     "InternLM3ForCausalLM": "InternLM3-8B",
     "LagunaForCausalLM": "Laguna XS.2, S 2.1, M.1",

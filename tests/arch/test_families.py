@@ -125,6 +125,7 @@ def test_one_tensor_with_its_rows_reversed_is_noticed(family: str, tmp_path: Pat
 BASE_CLASSES = {
     "dots1": "Dots1Model",
     "apertus": "ApertusModel",
+    "exaone-moe": "ExaoneMoeModel",
     "gpt-oss": "GptOssModel",
     "minimax-m2": "MiniMaxM2Model",
     "olmo2": "Olmo2Model",
@@ -251,6 +252,18 @@ CONFIG_MISTAKES: tuple[tuple[str, str, Callable[[dict[str, Any]], Any]], ...] = 
     ("qwen3next", "rope base", lambda c: c.update(rope_theta=10000.0)),
     ("qwen3next", "rotated part", lambda c: c.update(partial_rotary_factor=0.5)),
     ("qwen3next", "experts used", lambda c: c.update(num_experts_per_tok=3)),
+    *(
+        ("exaone-moe", what, lambda c, change=change: change(c))
+        for what, change in (
+            ("window", lambda c: c.update(sliding_window=8)),
+            ("layers with a window", lambda c: c["layer_types"].reverse()),
+            ("experts used", lambda c: c.update(num_experts_per_tok=1)),
+            ("groups", lambda c: c.update(n_group=1)),
+            ("experts' scale", lambda c: c.update(routed_scaling_factor=1.0)),
+            ("experts' sum", lambda c: c.update(norm_topk_prob=False)),
+            ("rope scaling", lambda c: c["rope_parameters"].update(rope_type="default")),
+        )
+    ),
     *(
         ("laguna", what, lambda c, change=change: change(c))
         for what, change in (

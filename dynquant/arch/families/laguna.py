@@ -1,4 +1,4 @@
-"""Laguna: windows with more heads and a rope of their own, gated attention, sigmoid experts."""
+"""Laguna: heads, windows and ropes that differ by layer, gated attention, sigmoid experts."""
 
 from __future__ import annotations
 
