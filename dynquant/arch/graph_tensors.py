@@ -25,6 +25,7 @@ _CLASSES = {
     "bert": "BertModel",
     "chatglm": "GlmForCausalLM",
     "cohere2": "Cohere2ForCausalLM",
+    "cohere2moe": "Cohere2MoeForCausalLM",
     "command-r": "CohereForCausalLM",
     "deepseek": "DeepseekForCausalLM",
     "deepseek2": "DeepseekV2ForCausalLM",
@@ -170,6 +171,7 @@ _FUSED = {
     "qwen3next": (_QKV, _GATE_UP, _LINEAR),
     "qwen35moe": (_QKV, _GATE_UP),
     "qwen4exp": (_QKV, _GATE_UP),
+    "cohere2moe": (_QKV, _GATE_UP),
 }
 """Matrices that a file may hold separately or as one, by architecture."""
 
@@ -299,6 +301,7 @@ def _layers_of(name: str, keys: Keys, n_layers: int) -> Mapping[str, Any]:
     """Return the settings that decide which tensors a layer has."""
     found: dict[str, Any] = {
         "first_k_dense_replace": _number(keys, f"{name}.leading_dense_block_count") or 0,
+        "num_shared_experts": _number(keys, f"{name}.expert_shared_count") or 0,
         "shared_intermediate_size": _number(keys, f"{name}.expert_shared_feed_forward_length") or 0,
     }
     if name == "ernie4_5-moe":

@@ -22,6 +22,7 @@ PUBLISHED = {
     "BertModel": "all-MiniLM, bge-en",
     "CohereForCausalLM": "Command-R, R+",
     "Cohere2ForCausalLM": "Command-R7B, Command-A",
+    "Cohere2MoeForCausalLM": "Command-A-plus, North-Mini-Code",
     "DeepseekForCausalLM": "DeepSeek-V1",
     "DeepseekOCRForCausalLM": "DeepSeek-OCR, OCR 2",
     "DeepseekV2ForCausalLM": "DeepSeek-V2, V2-Lite",

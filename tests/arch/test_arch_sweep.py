@@ -156,12 +156,13 @@ OTHERS: dict[str, tuple[Any, ...]] = {
 
 
 WITHOUT_EFFECT = {
+    "cohere2moe-rms": {"layer_norm_eps", "norm_topk_prob", "prefix_dense_sliding_window_pattern"},
     "exaone4": {"sliding_window_pattern"},
     "gemma4moe": {"use_double_wide_mlp"},
     "gemma4unified": {"use_double_wide_mlp"},
     "granite4": {"intermediate_size", "num_experts_per_tok"},
 }
-"""Settings of layers, windows or experts that a model does not have."""
+"""Settings of layers, windows, norms or experts that a model does not have."""
 
 
 def others(family: str, name: str, value: object) -> Iterator[Any]:

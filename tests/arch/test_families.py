@@ -253,6 +253,18 @@ CONFIG_MISTAKES: tuple[tuple[str, str, Callable[[dict[str, Any]], Any]], ...] = 
     ("qwen3next", "rotated part", lambda c: c.update(partial_rotary_factor=0.5)),
     ("qwen3next", "experts used", lambda c: c.update(num_experts_per_tok=3)),
     *(
+        ("cohere2moe", what, lambda c, change=change: change(c))
+        for what, change in (
+            ("window", lambda c: c.update(sliding_window=8)),
+            ("layers with window and rope", lambda c: c["layer_types"].reverse()),
+            ("scores", lambda c: c.update(expert_selection_fn="softmax")),
+            ("experts' sum", lambda c: c.update(norm_topk_prob=False)),
+            ("scale of logits", lambda c: c.update(logit_scale=0.0625)),
+            ("norms", lambda c: c.update(rms_norm_eps=1e-5)),
+            ("rope base", lambda c: c["rope_parameters"].update(rope_theta=1e4)),
+        )
+    ),
+    *(
         ("exaone-moe", what, lambda c, change=change: change(c))
         for what, change in (
             ("window", lambda c: c.update(sliding_window=8)),
