@@ -141,7 +141,9 @@ def cohere2moe(config: Mapping[str, Any], where: str) -> Architecture:
     )
     ahead = range(n, n + own.num_nextn_predict_layers)
     shared = shared_rows(_MLP + "shared_experts.") if own.num_shared_experts else ()
-    next_rows = (replace(r, optional="shared_head" in r.name) for r in prediction_rows(ahead))
+    next_rows = (
+        replace(r, optional=r.optional or "shared_head" in r.name) for r in prediction_rows(ahead)
+    )
     dense = own.prefix_dense_intermediate_size or ffn
     return Architecture(
         name=NAME,
