@@ -32,6 +32,7 @@ _CLASSES = {
     "bloom": "BloomForCausalLM",
     "chatglm": "GlmForCausalLM",
     "cohere2": "Cohere2ForCausalLM",
+    "cohere2moe": "Cohere2MoeForCausalLM",
     "command-r": "CohereForCausalLM",
     "deepseek": "DeepseekForCausalLM",
     "deepseek2": "DeepseekV2ForCausalLM",
@@ -40,6 +41,7 @@ _CLASSES = {
     "dots1": "Dots1ForCausalLM",
     "ernie4_5": "Ernie4_5ForCausalLM",
     "ernie4_5-moe": "Ernie4_5_MoeForCausalLM",
+    "exaone-moe": "ExaoneMoeForCausalLM",
     "exaone4": "Exaone4ForCausalLM",
     "falcon": "FalconForCausalLM",
     "gemma": "GemmaForCausalLM",
@@ -63,6 +65,7 @@ _CLASSES = {
     "internlm2": "InternLM2ForCausalLM",
     "kimi-k3": "KimiK3ForConditionalGeneration",
     "kimi-linear": "KimiLinearForCausalLM",
+    "laguna": "LagunaForCausalLM",
     "lfm2": "Lfm2ForCausalLM",
     "lfm2moe": "Lfm2MoeForCausalLM",
     "llama": "LlamaForCausalLM",
@@ -224,6 +227,7 @@ _FUSED: dict[str, tuple[tuple[frozenset[str], set[str]], ...]] = {
     "qwen3next": (_QKV, _GATE_UP, _LINEAR),
     "qwen35moe": (_QKV, _GATE_UP),
     "qwen4exp": (_QKV, _GATE_UP),
+    "cohere2moe": (_QKV, _GATE_UP),
 }
 """Matrices that a file may hold separately or as one, by architecture."""
 
@@ -355,6 +359,7 @@ def _layers_of(name: str, keys: Keys, n_layers: int) -> Mapping[str, Any]:
     """Return the settings that decide which tensors a layer has."""
     found: dict[str, Any] = {
         "first_k_dense_replace": _number(keys, f"{name}.leading_dense_block_count") or 0,
+        "num_shared_experts": _number(keys, f"{name}.expert_shared_count") or 0,
         "shared_intermediate_size": _number(keys, f"{name}.expert_shared_feed_forward_length") or 0,
     }
     if name == "afmoe":

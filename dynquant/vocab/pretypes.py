@@ -33,6 +33,10 @@ _QWEN35 = (
     rf"{CONTRACTIONS}|{_BEFORE_WORD}[\p{{L}}\p{{M}}]+|\p{{N}}"
     r"| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_EXAONE = (
+    rf"{CONTRACTIONS}|{_BEFORE_WORD}(?:\p{{L}}\p{{M}}*(?: \p{{L}}\p{{M}}*)*)+|\p{{N}}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+"
+)
 _TEKKEN = (
     rf"{_BEFORE_WORD}{_UPPER}*{_LOWER}+|{_BEFORE_WORD}{_UPPER}+{_LOWER}*|\p{{N}}"
     rf"|{_SIGNS_SLASH_AND_SPACE}"
@@ -109,6 +113,8 @@ PRE_TYPES = (
     PreType("chatglm-bpe", (_CL100K,), expects_bos=False),
     PreType("qwen2", (_QWEN,), clean_spaces=False),
     PreType("qwen35", (_QWEN35,), clean_spaces=False),
+    PreType("laguna", (r"[^\n]+|[\n]+", _QWEN), clean_spaces=False),
+    PreType("exaone-moe", (_EXAONE,)),
     PreType("tekken", (_TEKKEN,), ignore_merges=True, clean_spaces=False),
     PreType("gpt-4o", (_O200K,), clean_spaces=False),
     PreType("tiny_aya", (r"\d{1,3}(?=(?:\d{3})*\b)", _O200K), clean_spaces=False),

@@ -128,6 +128,7 @@ WITH: dict[str, dict[str, Any]] = {
     "hidden_act": {"hidden_activation": None},
     "intermediate_size": {"block_ff_dim": None, "block_auto_adjust_ff_dim": False},
     "tie_word_embeddings": {"tie_embedding": None},
+    "num_attention_heads": {"num_attention_heads_per_layer": None},
     "no_rope_layer_interval": {"no_rope_layers": None, "layer_types": None},
     "sliding_window_pattern": {"layer_types": None},
     "global_attn_every_n_layers": {"layer_types": None},
@@ -162,6 +163,7 @@ OF_MAMBA = {
 }
 WITHOUT_EFFECT = {
     "baichuan2": {"z_loss_weight"},  # it shows a Baichuan 2, whatever its value is
+    "cohere2moe-rms": {"layer_norm_eps", "norm_topk_prob", "prefix_dense_sliding_window_pattern"},
     "exaone4": {"sliding_window_pattern"},
     "falcon-40b": {"multi_query"},
     "gemma4moe": {"use_double_wide_mlp"},
@@ -176,7 +178,7 @@ WITHOUT_EFFECT = {
     },
     "nemotron-h-moe": {"intermediate_size"},
 }
-"""Settings of layers, windows or experts that a model does not have."""
+"""Settings of layers, windows, norms or experts that a model does not have."""
 
 
 def others(family: str, name: str, value: object) -> Iterator[Any]:

@@ -129,6 +129,7 @@ BASE_CLASSES = {
     "bailingmoe2": "BailingMoeV2Model",
     "dots1": "Dots1Model",
     "apertus": "ApertusModel",
+    "exaone-moe": "ExaoneMoeModel",
     "gpt-oss": "GptOssModel",
     "gptneox": "GPTNeoXModel",
     "internlm2": "InternLM2Model",
@@ -299,6 +300,42 @@ CONFIG_MISTAKES: tuple[tuple[str, str, Callable[[dict[str, Any]], Any]], ...] = 
     ("qwen3next", "rope base", lambda c: c.update(rope_theta=10000.0)),
     ("qwen3next", "rotated part", lambda c: c.update(partial_rotary_factor=0.5)),
     ("qwen3next", "experts used", lambda c: c.update(num_experts_per_tok=3)),
+    *(
+        ("cohere2moe", what, lambda c, change=change: change(c))
+        for what, change in (
+            ("window", lambda c: c.update(sliding_window=8)),
+            ("layers with window and rope", lambda c: c["layer_types"].reverse()),
+            ("scores", lambda c: c.update(expert_selection_fn="softmax")),
+            ("experts' sum", lambda c: c.update(norm_topk_prob=False)),
+            ("scale of logits", lambda c: c.update(logit_scale=0.0625)),
+            ("norms", lambda c: c.update(rms_norm_eps=1e-5)),
+            ("rope base", lambda c: c["rope_parameters"].update(rope_theta=1e4)),
+        )
+    ),
+    *(
+        ("exaone-moe", what, lambda c, change=change: change(c))
+        for what, change in (
+            ("window", lambda c: c.update(sliding_window=8)),
+            ("layers with a window", lambda c: c["layer_types"].reverse()),
+            ("experts used", lambda c: c.update(num_experts_per_tok=1)),
+            ("groups", lambda c: c.update(n_group=1)),
+            ("experts' scale", lambda c: c.update(routed_scaling_factor=1.0)),
+            ("experts' sum", lambda c: c.update(norm_topk_prob=False)),
+            ("rope scaling", lambda c: c["rope_parameters"].update(rope_type="default")),
+        )
+    ),
+    *(
+        ("laguna", what, lambda c, change=change: change(c))
+        for what, change in (
+            ("window", lambda c: c.update(sliding_window=8)),
+            ("layers with a window", lambda c: c["layer_types"].reverse()),
+            ("experts used", lambda c: c.update(num_experts_per_tok=2)),
+            ("experts' scale", lambda c: c.update(moe_routed_scaling_factor=1.0)),
+            ("magnitude", lambda c: c["rope_parameters"][_FULL].pop("attention_factor")),
+            ("rotated part", lambda c: c["rope_parameters"][_FULL].update(partial_rotary_factor=1)),
+            ("rope base of local layers", lambda c: c["rope_parameters"].update(_OTHER_ROPE)),
+        )
+    ),
     ("qwen38-flash-next-text", "chosen blocks", lambda c: c.update(indexer_budget=9)),
     ("qwen38-flash-next-text", "size of blocks", lambda c: c.update(indexer_compress_ratio=2)),
     ("qwen38-flash-next-text", "rope base", lambda c: c["rope_parameters"].update(rope_theta=1e4)),

@@ -50,7 +50,7 @@ _PATTERN = 4
 
 
 @dataclass(frozen=True)
-class _Exaone:
+class Windows:
     """config.json's settings besides those of all decoders.
 
     sliding_window_pattern: the interval of layers without a window, or a letter for each layer of
@@ -82,6 +82,10 @@ class _Exaone:
             )
         if self.sliding_window is None and "sliding_attention" in (self.layer_types or ()):
             yield f"{where}: layer_types has 'sliding_attention', but sliding_window is null"
+        yield from self.pattern_problems(where)
+
+    def pattern_problems(self, where: str) -> Iterator[str]:
+        """Yield a message if the pattern has other letters."""
         pattern = self.sliding_window_pattern
         if isinstance(pattern, str) and (not pattern or {*pattern} - {"L", "G"}):
             yield (
@@ -93,7 +97,7 @@ class _Exaone:
 def exaone4(config: Mapping[str, Any], where: str) -> Architecture:
     """Describe an Exaone 4; the window of its class is 4096, and null means none."""
     config = {"sliding_window": 4096, **config}
-    own = read_config(_Exaone, config, where)
+    own = read_config(Windows, config, where)
     c = read_decoder(config, where)
     rope = read_rope(config, where, known=("linear", "dynamic", "yarn", "llama3"))
     problems = [*own.problems(where), *heads_fill_hidden(c, where)]
@@ -116,4 +120,4 @@ def exaone4(config: Mapping[str, Any], where: str) -> Architecture:
     )
 
 
-FAMILIES = {"Exaone4ForCausalLM": Declared(exaone4, Settings(read=DECODER | reads(_Exaone)))}
+FAMILIES = {"Exaone4ForCausalLM": Declared(exaone4, Settings(read=DECODER | reads(Windows)))}

@@ -42,12 +42,14 @@ _FULL = (
     *(r for r in ATTENTION if ".self_attn." in r.stored and ".q_proj." not in r.stored),
     *QK_NORMS,
 )
-_AHEAD = (
+AHEAD = (
     Row("mtp.fc.weight", _OUT + "nextn.eh_proj.weight", "hidden hidden_twice"),
     Row("mtp.pre_fc_norm_embedding.weight", _OUT + "nextn.enorm.weight", "hidden"),
     Row("mtp.pre_fc_norm_hidden.weight", _OUT + "nextn.hnorm.weight", "hidden"),
     Row("mtp.norm.weight", _OUT + "nextn.shared_head_norm.weight", "hidden"),
 )
+"""What a prediction layer has besides a decoder layer."""
+
 _FROM_ONE = (
     "attn_norm",
     "post_attention_norm",
@@ -120,7 +122,7 @@ def hybrid(
             *on([layer for layer in range(n) if not recurrent[layer]], _FULL),
             *on([layer for layer in range(n) if recurrent[layer]], layout.rows),
             *on(range(n), feed_forward),
-            *on([n], (*_AHEAD, *as_ahead)),
+            *on([n], (*AHEAD, *as_ahead)),
             *OUTPUT_NORM,
             *OUTPUT,
         ),

@@ -1,4 +1,4 @@
-"""Command-R, Command-R+ with its norms on Q and K, and Command-R7B.
+"""Command-R, Command-R+ with its norms on Q and K, Command-R7B and Command-A-plus.
 
 llama.cpp recognises Command-R+ by its 64 layers, so its layers are small here.
 """
@@ -24,6 +24,19 @@ _PUBLISHED: dict[str, Any] = {
     "dtype": None,
     "rope_parameters": None,
     "torch_dtype": "bfloat16",
+}
+_KINDS = ["sliding_attention", "full_attention", "sliding_attention"]
+_EXPERTS: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 12,
+    "intermediate_size": 24,
+    "logit_scale": 1.2,
+    "sliding_window": 7,
+    "num_experts": 5,
+    "num_experts_per_tok": 3,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 50000.0},
 }
 
 FAMILIES = {
@@ -55,6 +68,32 @@ FAMILIES = {
         ),
         make_llama3_bpe,
         published={**_PUBLISHED, "rope_theta": 75000000.0},
+    ),
+    "cohere2moe": Family(
+        transformers.Cohere2MoeConfig(
+            **_COMMON,
+            **_EXPERTS,
+            num_hidden_layers=5,
+            num_shared_experts=2,
+            expert_selection_fn="sigmoid",
+            layer_types=["full_attention", "sliding_attention", *_KINDS],
+            mlp_layer_types=["dense", *["sparse"] * 4],
+            prefix_dense_intermediate_size=72,
+            tie_word_embeddings=False,
+        ),
+        make_llama3_bpe,
+    ),
+    "cohere2moe-rms": Family(
+        transformers.Cohere2MoeConfig(
+            **_COMMON,
+            **_EXPERTS,
+            num_hidden_layers=4,
+            sliding_window_pattern=3,
+            rms_norm_eps=1e-6,
+            tie_word_embeddings=True,
+        ),
+        make_llama3_bpe,
+        published={"layer_types": None, "mlp_layer_types": None},
     ),
     "cohere2": Family(
         transformers.Cohere2Config(

@@ -1,4 +1,4 @@
-"""SmolLM3, AFM, Apertus, Seed-OSS, Exaone 4, Hunyuan: relatives of Llama and Qwen."""
+"""SmolLM3, AFM, Apertus, Seed-OSS, Exaone 4 and MoE, Hunyuan: relatives of Llama and Qwen."""
 
 from __future__ import annotations
 
@@ -88,6 +88,22 @@ FAMILIES = {
         make_llama3_bpe,
         published={"sliding_window_pattern": "LLLG"},
         weights=0.2,
+    ),
+    "exaone-moe": Family(
+        transformers.ExaoneMoeConfig(
+            **{**_SHAPE, "num_hidden_layers": 4},
+            head_dim=12,
+            sliding_window=7,
+            layer_types=["full_attention", "sliding_attention"] * 2,
+            moe_intermediate_size=24,
+            num_experts=6,
+            num_experts_per_tok=2,
+            num_shared_experts=2,
+            n_group=3,
+            topk_group=2,
+            rope_parameters=_LLAMA3,
+        ),
+        make_llama3_bpe,
     ),
     "hunyuan": Family(
         transformers.HunYuanDenseV1Config(
