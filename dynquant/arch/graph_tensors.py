@@ -30,6 +30,7 @@ _CLASSES = {
     "deepseek2": "DeepseekV2ForCausalLM",
     "deepseek2-ocr": "DeepseekOCRForCausalLM",
     "deepseek32": "DeepseekV32ForCausalLM",
+    "deepseek4": "DeepseekV4ForCausalLM",
     "dots1": "Dots1ForCausalLM",
     "ernie4_5": "Ernie4_5ForCausalLM",
     "ernie4_5-moe": "Ernie4_5_MoeForCausalLM",
@@ -85,6 +86,7 @@ _WITH_EXPERTS = {"llama": "MixtralForCausalLM", "granite": "GraniteMoeForCausalL
 _SECTIONS = {"rope_parameters": {"mrope_section": [1, 1, 1]}}
 _DEEPSTACK: dict[str, Any] = {**_SECTIONS, "vision_config": {"deepstack_visual_indexes": []}}
 _SETTINGS: dict[str, dict[str, Any]] = {
+    "deepseek4": {"num_key_value_heads": 1, "o_groups": 1},
     "gemma3n": {"vocab_size_per_layer_input": 64},
     # Full layers may have no values.
     "gemma4": {"attention_k_eq_v": True, "global_head_dim": 32, "vocab_size_per_layer_input": 64},
@@ -213,7 +215,7 @@ def graph_of(name: str, keys: Keys) -> Graph:
     described = _described(name, keys)
     optional = _OPTIONAL | _OPTIONAL_IN.get(name, frozenset())
     keys_only = optional | described.numbers
-    rows = [row for row in described.rows if not _ends_with(row.name, keys_only)]
+    rows = [row for row in described.rows if not (row.optional or _ends_with(row.name, keys_only))]
     if described.tied is not None:
         rows = [row for row in rows if row.stored != described.tied[0]]
     own = range(described.n_layers)
@@ -313,6 +315,8 @@ def _layers_of(name: str, keys: Keys, n_layers: int) -> Mapping[str, Any]:
         found["q_lora_rank"] = _number(keys, f"{name}.attention.q_lora_rank") or None
     if name in ("deepseek32", "glm-dsa"):
         found["q_lora_rank"] = 32
+    if name == "deepseek4":
+        found |= _of_deepseek4(keys, n_layers)
     if name == "glm-dsa":
         found["indexer_types"] = _indexer_types(keys, n_layers)
     if name == "gemma3n":
@@ -334,6 +338,16 @@ def _layers_of(name: str, keys: Keys, n_layers: int) -> Mapping[str, Any]:
             kinds = ("full_attention", "linear_attention")
             found["layer_types"] = [kinds[bool(r)] for r in recurrent[:n_layers]]
     return found
+
+
+def _of_deepseek4(keys: Keys, n_layers: int) -> dict[str, Any]:
+    """Return which layers of a DeepSeek-V4 are compressed, and which have a table of experts."""
+    ratios = _value(keys, "deepseek4.attention.compress_ratios")
+    found = ratios if isinstance(ratios, tuple) and len(ratios) >= n_layers else (0,) * n_layers
+    return {
+        "compress_ratios": list(found),
+        "num_hash_layers": _number(keys, "deepseek4.hash_layer_count") or 0,
+    }
 
 
 def _indexer_types(keys: Keys, n_layers: int) -> list[str]:

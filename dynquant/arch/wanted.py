@@ -89,19 +89,17 @@ def wanted_of(
     rows = architecture.rows
     layered = [row for row in rows if "{}" in row.name]
     first = rows.index(layered[0]) if layered else len(rows)
-    yield from (_expand(architecture, row, spell) for row in rows[:first])
+
+    def forms(row: Row, layer: int | None = None) -> list[Wanted]:
+        return [_expand(architecture, row, spell, layer, f) for f in (None, *row.forms)]
+
+    yield from _in_stored_form([forms(row) for row in rows[:first]], stored)
     ahead = architecture.prediction.layers if architecture.prediction else ()
     for layer in (*range(architecture.n_layers), *ahead):
         own = range(architecture.n_layers)
         there = [row for row in layered if layer in (own if row.layers is None else row.layers)]
-        yield from _in_stored_form(
-            [
-                [_expand(architecture, row, spell, layer, f) for f in (None, *row.forms)]
-                for row in there
-            ],
-            stored,
-        )
-    yield from (_expand(architecture, r, spell) for r in rows[first:] if r not in layered)
+        yield from _in_stored_form([forms(row, layer) for row in there], stored)
+    yield from _in_stored_form([forms(row) for row in rows[first:] if row not in layered], stored)
 
 
 def _expand(

@@ -27,6 +27,7 @@ PUBLISHED = {
     "DeepseekV2ForCausalLM": "DeepSeek-V2, V2-Lite",
     "DeepseekV3ForCausalLM": "DeepSeek-V3, V3.1, R1, Kimi-K2",
     "DeepseekV32ForCausalLM": "DeepSeek-V3.2",
+    "DeepseekV4ForCausalLM": "DeepSeek-V4 Flash, Pro",
     "Gemma3ForConditionalGeneration": "Gemma 3, MedGemma",
     "Gemma3TextModel": "EmbeddingGemma",
     "Gemma3nForConditionalGeneration": "Gemma 3n E2B, E4B",

@@ -290,7 +290,7 @@ FORMATS: dict[str, Format] = {
 def stored_in(folder: Path) -> Stored:
     """Return the tensors of a checkpoint with their dtypes, the numbers as they are stored."""
     found: Stored = {}
-    kinds = {"BF16": np.uint16, "F32": np.float32, "F16": np.float16}
+    kinds = {"BF16": np.uint16, "F32": np.float32, "F16": np.float16, "I64": np.int64}
     for path in sorted(folder.glob("*.safetensors")):
         content = path.read_bytes()
         n = int.from_bytes(content[:8], "little")
