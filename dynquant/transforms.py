@@ -16,8 +16,10 @@ from math import prod
 import numpy as np
 
 from dynquant.arrays import F32, I64, U8
+from dynquant.errors import CheckpointError
 from dynquant.part_cache import Parts
 from dynquant.quants import ALL, QuantType, decode
+from dynquant.quants.table import KEPT
 from dynquant.tensors import TensorSource, n_rows, row_bytes
 
 _SLAB_BYTES = 1 << 20
@@ -323,6 +325,35 @@ def read_weights(source: TensorSource, start: int, stop: int) -> F32:
     return decode(rows, source.stored, prod(source.shape[-1:]))
 
 
+@dataclass(frozen=True)
+class AsI32:
+    """Integers of 64 bits as integers of 32 bits; none may be larger."""
+
+    source: TensorSource
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the source."""
+        return self.source.shape
+
+    @property
+    def stored(self) -> QuantType:
+        """I32."""
+        return KEPT["I32"]
+
+    def read(self, start: int, stop: int, into: U8) -> None:
+        """Fill `into` with rows start..stop; raise CheckpointError for a number out of range."""
+        rows = np.empty((stop - start) * row_bytes(self.source), np.uint8)
+        self.source.read(start, stop, rows)
+        found = rows.view("<i8")
+        if found.size and not (found.min() >= -(2**31) and found.max() < 2**31):
+            raise CheckpointError(
+                f"rows {start} to {stop - 1} of a table have numbers beyond 32 bits; download the"
+                " checkpoint again"
+            )
+        into[:] = found.astype("<i4").view(np.uint8)
+
+
 # ---- functions for the declarations of families --------------------------------------------------
 
 
@@ -473,6 +504,11 @@ def transposed(source: TensorSource) -> TensorSource:
 def plus_one(source: TensorSource) -> TensorSource:
     """Return the factors of a norm; the checkpoint stores them minus one."""
     return Elementwise(source, lambda x: x + np.float32(1))
+
+
+def as_i32(source: TensorSource) -> TensorSource:
+    """Return a table of integers with 32 bits each."""
+    return AsI32(source) if source.stored == KEPT["I64"] else source
 
 
 def squeezed(source: TensorSource, dimension: int) -> TensorSource:

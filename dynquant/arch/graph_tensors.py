@@ -38,6 +38,7 @@ _CLASSES = {
     "deepseek2": "DeepseekV2ForCausalLM",
     "deepseek2-ocr": "DeepseekOCRForCausalLM",
     "deepseek32": "DeepseekV32ForCausalLM",
+    "deepseek4": "DeepseekV4ForCausalLM",
     "dots1": "Dots1ForCausalLM",
     "ernie4_5": "Ernie4_5ForCausalLM",
     "ernie4_5-moe": "Ernie4_5_MoeForCausalLM",
@@ -116,6 +117,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "afmoe": {"mup_enabled": True},
     "bailingmoe": {"use_bias": False},
     "bitnet": {"hidden_act": "silu", "tie_word_embeddings": True},
+    "deepseek4": {"num_key_value_heads": 1, "o_groups": 1},
     "gemma3n": {"vocab_size_per_layer_input": 64},
     "granitehybrid": {"mamba_n_heads": 2},
     "internlm2": {"bias": False},
@@ -284,6 +286,8 @@ def graph_of(name: str, keys: Keys) -> Graph:
         optional -= {"attn_qkv.bias"}
     keys_only = optional | described.numbers | described.integers.keys()
     rows = [row for row in described.rows if not _ends_with(row.name, keys_only)]
+    keys_only = optional | described.numbers
+    rows = [row for row in described.rows if not (row.optional or _ends_with(row.name, keys_only))]
     if described.tied is not None:
         rows = [row for row in rows if row.stored != described.tied[0]]
     own = range(described.n_layers)
@@ -392,6 +396,8 @@ def _layers_of(name: str, keys: Keys, n_layers: int) -> Mapping[str, Any]:
         found["q_lora_rank"] = _number(keys, f"{name}.attention.q_lora_rank") or None
     if name in ("deepseek32", "glm-dsa"):
         found["q_lora_rank"] = 32
+    if name == "deepseek4":
+        found |= _of_deepseek4(keys, n_layers)
     if name == "glm-dsa":
         found["indexer_types"] = _indexer_types(keys, n_layers)
     if name == "gemma3n":
@@ -436,6 +442,16 @@ def _layers_of(name: str, keys: Keys, n_layers: int) -> Mapping[str, Any]:
             kinds = ("full_attention", "linear_attention")
             found["layer_types"] = [kinds[bool(r)] for r in recurrent[:n_layers]]
     return found
+
+
+def _of_deepseek4(keys: Keys, n_layers: int) -> dict[str, Any]:
+    """Return which layers of a DeepSeek-V4 are compressed, and which have a table of experts."""
+    ratios = _value(keys, "deepseek4.attention.compress_ratios")
+    found = ratios if isinstance(ratios, tuple) and len(ratios) >= n_layers else (0,) * n_layers
+    return {
+        "compress_ratios": list(found),
+        "num_hash_layers": _number(keys, "deepseek4.hash_layer_count") or 0,
+    }
 
 
 def _indexer_types(keys: Keys, n_layers: int) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from dynquant.arch.base import Row
+from dynquant.arch.base import Form, Row
 from dynquant.arch.config import Count, Positive
 from dynquant.keys import Keys, f32, u32
 
@@ -33,7 +33,7 @@ class Hyper:
     def sizes(self, n_hidden: int) -> dict[str, int]:
         """Return the dimensions that the rows name."""
         n = self.hc_mult
-        return {"mixes": (2 + n) * n, "streams": n * n_hidden, "three": 3}
+        return {"mixes": (2 + n) * n, "streams": n * n_hidden, "three": 3, "hc": n, "one": 1}
 
     def keys(self, arch: str) -> Keys:
         """Return the keys."""
@@ -47,3 +47,15 @@ class Hyper:
         """Yield a message for a number of streams that llama.cpp does not compute."""
         if self.hc_mult != 4:
             yield f"{where}: hc_mult is {self.hc_mult}; llama.cpp computes 4 streams"
+
+
+HYPER_HEAD = tuple(
+    Row(
+        f"model.hc_head_{part}",
+        f"output_hc_{part}.weight",
+        shape,
+        forms=(Form(f"model.hc_head.hc_{part}", shape),),
+    )
+    for part, shape in (("fn", "hc streams"), ("base", "hc"), ("scale", "one"))
+)
+"""The rows that join the streams before the last norm, where these are stored (DeepSeek-V4)."""

@@ -157,10 +157,31 @@ def _of_folder(
         tensors,
         ignored | as_keys,
         prediction,
-        (*architecture.deviations, *report.warnings, *causes.unread_files(checkpoint)),
+        (
+            *architecture.deviations,
+            *report.warnings,
+            *causes.unread_files(checkpoint),
+            *_without_template(folder, architecture, vocab),
+        ),
         missing=missing,
         trims=report.trims,
         leave_out=leave_out,
+    )
+
+
+_WITHOUT_TEMPLATE = {"deepseek4": "DeepSeek-V4.jinja, DeepSeek-V4-Flash-0731.jinja"}
+"""Families that are published without a chat template, and the files of llama.cpp that have one."""
+
+
+def _without_template(folder: Path, architecture: Architecture, vocab: Keys) -> tuple[str, ...]:
+    """Return a warning if a file gets no chat template, with which programs guess a wrong one."""
+    names = _WITHOUT_TEMPLATE.get(architecture.name)
+    if names is None or not vocab or "tokenizer.chat_template" in vocab:
+        return ()
+    return (
+        f"{folder}: has no chat template, and llama.cpp formats chats in the way of other models;"
+        " put one into the folder as chat_template.jinja, such as the one that llama.cpp has for"
+        f" the model in models/templates ({names})",
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from dynquant.arch.base import JOINED, Architecture, Form, Row, Via
@@ -128,19 +128,16 @@ def wanted_of(
     layered = [row for row in rows if "{}" in row.name]
     first = rows.index(layered[0]) if layered else len(rows)
 
-    def there(rows: Iterable[Row], layer: int | None = None) -> Iterator[Wanted]:
-        forms = ((row, (None, *row.forms)) for row in rows)
-        return _in_stored_form(
-            [[_expand(architecture, row, spell, layer, f) for f in fs] for row, fs in forms], stored
-        )
+    def forms(row: Row, layer: int | None = None) -> list[Wanted]:
+        return [_expand(architecture, row, spell, layer, f) for f in (None, *row.forms)]
 
-    yield from there(rows[:first])
+    yield from _in_stored_form([forms(row) for row in rows[:first]], stored)
     ahead = architecture.prediction.layers if architecture.prediction else ()
     for layer in (*range(architecture.n_layers), *ahead):
         own = range(architecture.n_layers)
-        of_layer = (r for r in layered if layer in (own if r.layers is None else r.layers))
-        yield from there(of_layer, layer)
-    yield from there(r for r in rows[first:] if r not in layered)
+        there = [row for row in layered if layer in (own if row.layers is None else row.layers)]
+        yield from _in_stored_form([forms(row, layer) for row in there], stored)
+    yield from _in_stored_form([forms(row) for row in rows[first:] if row not in layered], stored)
 
 
 def _expand(

@@ -42,6 +42,7 @@ PUBLISHED = {
     "GPT2LMHeadModel": "GPT-2, DistilGPT2, Cerebras-GPT",
     "GPTBigCodeForCausalLM": "StarCoder, SantaCoder",
     "GPTNeoXForCausalLM": "Pythia, GPT-NeoX 20B, Dolly, RedPajama",
+    "DeepseekV4ForCausalLM": "DeepSeek-V4 Flash, Pro",
     "Gemma3ForConditionalGeneration": "Gemma 3, MedGemma",
     "Gemma3TextModel": "EmbeddingGemma",
     "Gemma3nForConditionalGeneration": "Gemma 3n E2B, E4B",

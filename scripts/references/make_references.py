@@ -136,11 +136,14 @@ def make_checkpoint(folder: Path, family: Family, seed: int) -> Encode:
     return family.tokenizer(folder)
 
 
-def family_prompts(encode: Encode, n_tokens: int, seed: int) -> list[list[int]]:
-    """Return six prompts of 8 to 24 tokens: beginnings of prose, followed by random ids."""
+def family_prompts(encode: Encode, n_tokens: int, seed: int, long: int = 0) -> list[list[int]]:
+    """Return six prompts of 8 to 24 tokens: beginnings of prose, followed by random ids.
+
+    long: tokens of a seventh; none if 0
+    """
     rng = np.random.default_rng(seed)
     prompts = [encode(text)[:n] for text, n in zip(PROSE, (8, 13, 19, 24), strict=False)]
-    return prompts + [rng.integers(3, n_tokens, n).tolist() for n in (11, 24)]
+    return prompts + [rng.integers(3, n_tokens, n).tolist() for n in (11, 24, long) if n]
 
 
 def load(folder: Path) -> transformers.PreTrainedModel:
@@ -212,7 +215,7 @@ def main() -> None:
             continue
         seed = zlib.crc32(name.encode()) + known[name].draw
         encode = make_checkpoint(REFERENCES / name, known[name], seed)
-        prompts = family_prompts(encode, 400, seed)
+        prompts = family_prompts(encode, 400, seed, known[name].long)
         composed = known[name].model
         model = (composed.load if composed else load)(REFERENCES / name)
         if known[name].adapt:

@@ -71,6 +71,7 @@ class Family:
     draw:      the seed of the weights, chosen so that the prompts use every expert
     stacks:    whether each layer's experts are stored as stacks; one by one if not
     model:     how to make and load the model if transformers has no class for it
+    long:      tokens of one more prompt, for layers that act in longer texts only
     """
 
     config: transformers.PretrainedConfig
@@ -86,6 +87,7 @@ class Family:
     adapt: Callable[[transformers.PreTrainedModel], None] | None = None
     stacks: bool = False
     model: Composed | None = None
+    long: int = 0
 
 
 def families() -> dict[str, Family]:
