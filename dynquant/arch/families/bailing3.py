@@ -43,7 +43,9 @@ from dynquant.tensors import TensorSource
 from dynquant.transforms import Elementwise, Reshaped
 
 _NAME = "bailingmoe3"
-_GATE = (Row("model.layers.{}.attention.g_proj.weight", "blk.{}.attn_gate.weight", "heads hidden"),)
+_GATE = (
+    Row("model.layers.{}.attention.g_proj.weight", "blk.{}.attn_gate.weight", "delta_heads hidden"),
+)
 
 _DELTA = (*NORMS, *INPUTS, *WHOLE, *RESULT)
 
