@@ -51,6 +51,8 @@ _CLASSES = {
     "lfm2moe": "Lfm2MoeForCausalLM",
     "llama": "LlamaForCausalLM",
     "llama4": "Llama4ForCausalLM",
+    "mamba": "MambaForCausalLM",
+    "mamba2": "Mamba2ForCausalLM",
     "minimax-m2": "MiniMaxM2ForCausalLM",
     "mistral3": "Ministral3ForCausalLM",
     "muse-glimmer": "MuseGlimmerForConditionalGeneration",
@@ -88,6 +90,7 @@ _DEEPSTACK: dict[str, Any] = {**_SECTIONS, "vision_config": {"deepstack_visual_i
 _SETTINGS: dict[str, dict[str, Any]] = {
     "gemma3n": {"vocab_size_per_layer_input": 64},
     "granitehybrid": {"mamba_n_heads": 2},
+    "mamba2": {"num_heads": 8, "head_dim": 16},
     # Full layers may have no values.
     "gemma4": {"attention_k_eq_v": True, "global_head_dim": 32, "vocab_size_per_layer_input": 64},
     "nomic-bert": {"hidden_act": "swiglu"},

@@ -27,6 +27,7 @@ PUBLISHED = {
     "DeepseekOCRForCausalLM": "DeepSeek-OCR, OCR 2",
     "DeepseekV2ForCausalLM": "DeepSeek-V2, V2-Lite",
     "DeepseekV3ForCausalLM": "DeepSeek-V3, V3.1, R1, Kimi-K2",
+    "FalconMambaForCausalLM": "Falcon-Mamba 7B",
     "Gemma3ForConditionalGeneration": "Gemma 3, MedGemma",
     "Gemma3TextModel": "EmbeddingGemma",
     "Gemma3nForConditionalGeneration": "Gemma 3n E2B, E4B",
@@ -49,6 +50,8 @@ PUBLISHED = {
         "Mistral Small 3.1, 3.2, Devstral 2, Magistral 1.2, Ministral 3"
     ),
     "Llama4ForConditionalGeneration": "Llama 4 Scout, Maverick",
+    "Mamba2ForCausalLM": "Mamba-Codestral 7B, mamba2-*-hf",
+    "MambaForCausalLM": "mamba-*-hf",
     "MiniMaxM2ForCausalLM": "MiniMax M2, M2.5, M2.7",
     "MistralForCausalLM": "Mistral 7B, Nemo, Small 3",
     "MuseGlimmerForConditionalGeneration": "Muse Glimmer 30B",
