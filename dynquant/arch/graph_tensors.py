@@ -33,6 +33,7 @@ _CLASSES = {
     "ernie4_5": "Ernie4_5ForCausalLM",
     "ernie4_5-moe": "Ernie4_5_MoeForCausalLM",
     "exaone4": "Exaone4ForCausalLM",
+    "falcon-h1": "FalconH1ForCausalLM",
     "gemma": "GemmaForCausalLM",
     "gemma2": "Gemma2ForCausalLM",
     "gemma3": "Gemma3ForCausalLM",
@@ -47,6 +48,7 @@ _CLASSES = {
     "granitemoe": "GraniteMoeForCausalLM",
     "hunyuan-moe": "HunYuanMoEV1ForCausalLM",
     "hunyuan-dense": "HunYuanDenseV1ForCausalLM",
+    "jamba": "JambaForCausalLM",
     "lfm2": "Lfm2ForCausalLM",
     "lfm2moe": "Lfm2MoeForCausalLM",
     "llama": "LlamaForCausalLM",
@@ -165,6 +167,15 @@ _FUSED = {
 }
 """Matrices that a file may hold separately or as one, by architecture."""
 
+_MLP_PARTS = ("ffn_gate", "ffn_up", "ffn_down")
+_EITHER = {
+    "jamba": (
+        frozenset(f"{part}.weight" for part in _MLP_PARTS),
+        frozenset({"ffn_gate_inp.weight", *(f"{part}_exps.weight" for part in _MLP_PARTS)}),
+    ),
+}
+"""Sets of tensors of which each layer has one, where no key states which."""
+
 _COMPUTED = {"gemma4": frozenset({"rope_freqs.weight"})}
 """Tensors that no checkpoint has and the graph of an architecture requires."""
 
@@ -183,6 +194,7 @@ class Graph:
     n_own:  the number of layers without prediction layers
     fused:  matrices that may be separate or one: the names of the parts and of the one
     tied:   whether the embedding is the output matrix if there is no output.weight
+    either: sets of names of which each layer needs one, besides those in `layers`
     """
 
     whole: frozenset[str]
@@ -190,6 +202,7 @@ class Graph:
     n_own: int
     fused: tuple[tuple[frozenset[str], set[str]], ...]
     tied: bool
+    either: tuple[frozenset[str], ...] = ()
 
     def absent(self, layer: int, names: frozenset[str]) -> frozenset[str]:
         """Return the required tensors of a layer that are not among its names."""
@@ -198,6 +211,8 @@ class Graph:
             for needed, other in ((parts, one), (one, parts)):
                 if needed <= self.layers[layer] and other <= names:
                     absent -= needed
+        if self.either:
+            absent |= max(self.either, key=lambda one: len(one & names)) - names
         return absent
 
 
@@ -213,7 +228,8 @@ def graph_of(name: str, keys: Keys) -> Graph:
     Raises ArchitectureError if the keys describe no model of the family.
     """
     described = _described(name, keys)
-    optional = _OPTIONAL | _OPTIONAL_IN.get(name, frozenset())
+    either = _EITHER.get(name, ())
+    optional = _OPTIONAL.union(_OPTIONAL_IN.get(name, ()), *either)
     keys_only = optional | described.numbers
     rows = [row for row in described.rows if not _ends_with(row.name, keys_only)]
     if described.tied is not None:
@@ -234,6 +250,7 @@ def graph_of(name: str, keys: Keys) -> Graph:
         own.stop,
         _FUSED[name],
         any(row.name == "output.weight" for row in described.rows) and described.tied is not None,
+        either,
     )
 
 
@@ -331,6 +348,9 @@ def _layers_of(name: str, keys: Keys, n_layers: int) -> Mapping[str, Any]:
         found["layer_types"] = ["attention" if n else "mamba" for n in heads]
         found["num_local_experts"] = experts
         found["shared_intermediate_size"] |= int(not experts)  # without experts it is the MLP
+    if name == "jamba":
+        heads = _of_layers(keys, f"{name}.attention.head_count_kv", n_layers)
+        found["layers_block_type"] = ["attention" if n else "mamba" for n in heads]
     if name in ("nemotron_h", "nemotron_h_moe"):
         found["layers_block_type"] = _kinds_of_nemotron(name, keys, n_layers)
         found["moe_latent_size"] = _number(keys, f"{name}.moe_latent_size") or None

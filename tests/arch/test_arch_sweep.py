@@ -154,6 +154,8 @@ OF_MAMBA = {
 }
 WITHOUT_EFFECT = {
     "exaone4": {"sliding_window_pattern"},
+    "falcon-h1": {"mamba_expand", "mamba_norm_before_gate"},
+    "falcon-h1-tied": {"mamba_expand"},
     "gemma4moe": {"use_double_wide_mlp"},
     "gemma4unified": {"use_double_wide_mlp"},
     "granite4": {"intermediate_size", "num_experts_per_tok", *OF_MAMBA},

@@ -88,6 +88,10 @@ def test_a_complete_model_has_every_tensor_that_its_graph_requires(family: str, 
     assert {o for o in optional if not o.endswith(".bias") and o not in OPTIONAL_EVERYWHERE} <= {
         *("attn_q_norm.weight", "attn_k_norm.weight"),  # GLM-4-MoE
         "attn_v.weight",  # in full layers of Gemma 4
+        "ssm_norm.weight",  # in some models of Falcon-H1
+        # Each layer of a Jamba has one of both.
+        *("ffn_gate.weight", "ffn_up.weight", "ffn_down.weight", "ffn_gate_inp.weight"),
+        *("ffn_gate_exps.weight", "ffn_up_exps.weight", "ffn_down_exps.weight"),
     }
 
 
