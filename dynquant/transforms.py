@@ -318,6 +318,32 @@ class Product:
         into[:] = np.ascontiguousarray(values, "<f4").view(np.uint8).reshape(-1)
 
 
+@dataclass(frozen=True, eq=False)
+class ScaledRows:
+    """Each row times a number, in F32.
+
+    factors: float32 [rows]
+    """
+
+    source: TensorSource
+    factors: F32
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the source."""
+        return self.source.shape
+
+    @property
+    def stored(self) -> QuantType:
+        """F32, as computed."""
+        return ALL["F32"]
+
+    def read(self, start: int, stop: int, into: U8) -> None:
+        """Fill `into` with rows start..stop."""
+        values = read_weights(self.source, start, stop) * self.factors[start:stop, None]
+        into[:] = np.ascontiguousarray(values, "<f4").view(np.uint8).reshape(-1)
+
+
 def read_weights(source: TensorSource, start: int, stop: int) -> F32:
     """Return rows start..stop of a source, float32 [stop - start, n_per_row]."""
     rows = np.empty((stop - start, row_bytes(source)), np.uint8)
@@ -533,6 +559,11 @@ def in_groups(source: TensorSource, n: int) -> TensorSource:
 def scaled(source: TensorSource, factor: float) -> TensorSource:
     """Return a tensor times a number, which llama.cpp's graph does not apply."""
     return Elementwise(source, lambda x: x * np.float32(factor))
+
+
+def scaled_rows(source: TensorSource, factors: F32) -> TensorSource:
+    """Return a matrix with each row times a number; factors: float32 [rows]."""
+    return ScaledRows(source, factors)
 
 
 def parts_of_groups(

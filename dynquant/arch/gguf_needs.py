@@ -241,7 +241,7 @@ def _incomplete(name: str, graph: Graph, layers: Mapping[int, frozenset[str]]) -
         if n < graph.n_own:  # prediction layers have optional tensors in any combination
             kind = optional.setdefault(graph.layers[n], set())
             kind |= {r for r in roles if r.endswith(_WEIGHTS) and not r.startswith("rope_")}
-    fused = {role for parts, one in graph.fused for role in (*parts, *one)}
+    fused = {role for parts, one in graph.fused for role in (*parts, *one)}.union(*graph.either)
     needed: dict[str, list[int]] = {}
     others: dict[str, list[int]] = {}
     for n, roles in here.items():

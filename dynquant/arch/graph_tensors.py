@@ -45,6 +45,7 @@ _CLASSES = {
     "exaone-moe": "ExaoneMoeForCausalLM",
     "exaone4": "Exaone4ForCausalLM",
     "falcon": "FalconForCausalLM",
+    "falcon-h1": "FalconH1ForCausalLM",
     "gemma": "GemmaForCausalLM",
     "gemma-embedding": "Gemma3TextModel",
     "gemma2": "Gemma2ForCausalLM",
@@ -64,6 +65,7 @@ _CLASSES = {
     "hunyuan-dense": "HunYuanDenseV1ForCausalLM",
     "hunyuan-moe": "HunYuanMoEV1ForCausalLM",
     "internlm2": "InternLM2ForCausalLM",
+    "jamba": "JambaForCausalLM",
     "kimi-k3": "KimiK3ForConditionalGeneration",
     "kimi-linear": "KimiLinearForCausalLM",
     "laguna": "LagunaForCausalLM",
@@ -71,6 +73,8 @@ _CLASSES = {
     "lfm2moe": "Lfm2MoeForCausalLM",
     "llama": "LlamaForCausalLM",
     "llama4": "Llama4ForCausalLM",
+    "mamba": "MambaForCausalLM",
+    "mamba2": "Mamba2ForCausalLM",
     "minicpm": "MiniCPMForCausalLM",
     "minicpm3": "MiniCPM3ForCausalLM",
     "minimax-m2": "MiniMaxM2ForCausalLM",
@@ -121,6 +125,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "gemma3n": {"vocab_size_per_layer_input": 64},
     "granitehybrid": {"mamba_n_heads": 2},
     "internlm2": {"bias": False},
+    "mamba2": {"num_heads": 8, "head_dim": 16},
     # Full layers may have no values.
     "gemma4": {"attention_k_eq_v": True, "global_head_dim": 32, "vocab_size_per_layer_input": 64},
     "glm5-next": {"linear_num_heads": 2, "qk_rope_head_dim": 0},
@@ -233,6 +238,15 @@ _FUSED: dict[str, tuple[tuple[frozenset[str], set[str]], ...]] = {
 }
 """Matrices that a file may hold separately or as one, by architecture."""
 
+_MLP_PARTS = ("ffn_gate", "ffn_up", "ffn_down")
+_EITHER = {
+    "jamba": (
+        frozenset(f"{part}.weight" for part in _MLP_PARTS),
+        frozenset({"ffn_gate_inp.weight", *(f"{part}_exps.weight" for part in _MLP_PARTS)}),
+    ),
+}
+"""Sets of tensors of which each layer has one, where no key states which."""
+
 _COMPUTED = {"gemma4": frozenset({"rope_freqs.weight"})}
 """Tensors that no checkpoint has and the graph of an architecture requires."""
 
@@ -251,6 +265,7 @@ class Graph:
     n_own:  the number of layers without prediction layers
     fused:  matrices that may be separate or one: the names of the parts and of the one
     tied:   whether the embedding is the output matrix if there is no output.weight
+    either: sets of names of which each layer needs one, besides those in `layers`
     """
 
     whole: frozenset[str]
@@ -258,6 +273,7 @@ class Graph:
     n_own: int
     fused: tuple[tuple[frozenset[str], set[str]], ...]
     tied: bool
+    either: tuple[frozenset[str], ...] = ()
 
     def absent(self, layer: int, names: frozenset[str]) -> frozenset[str]:
         """Return the required tensors of a layer that are not among its names."""
@@ -266,6 +282,8 @@ class Graph:
             for needed, other in ((parts, one), (one, parts)):
                 if needed <= self.layers[layer] and other <= names:
                     absent -= needed
+        if self.either:
+            absent |= max(self.either, key=lambda one: len(one & names)) - names
         return absent
 
 
@@ -285,6 +303,9 @@ def graph_of(name: str, keys: Keys) -> Graph:
     if name in _NEEDS_QKV_BIAS:
         optional -= {"attn_qkv.bias"}
     keys_only = optional | described.numbers | described.integers.keys()
+    either = _EITHER.get(name, ())
+    optional = _OPTIONAL.union(_OPTIONAL_IN.get(name, ()), *either)
+    keys_only = optional | described.numbers
     rows = [row for row in described.rows if not _ends_with(row.name, keys_only)]
     keys_only = optional | described.numbers
     rows = [row for row in described.rows if not (row.optional or _ends_with(row.name, keys_only))]
@@ -306,6 +327,7 @@ def graph_of(name: str, keys: Keys) -> Graph:
         own.stop,
         _FUSED[name],
         any(row.name == "output.weight" for row in described.rows) and described.tied is not None,
+        either,
     )
 
 
@@ -432,6 +454,9 @@ def _layers_of(name: str, keys: Keys, n_layers: int) -> Mapping[str, Any]:
         found["layer_types"] = ["attention" if n else "mamba" for n in heads]
         found["num_local_experts"] = experts
         found["shared_intermediate_size"] |= int(not experts)  # without experts it is the MLP
+    if name == "jamba":
+        heads = _of_layers(keys, f"{name}.attention.head_count_kv", n_layers)
+        found["layers_block_type"] = ["attention" if n else "mamba" for n in heads]
     if name in ("nemotron_h", "nemotron_h_moe"):
         found["layers_block_type"] = _kinds_of_nemotron(name, keys, n_layers)
         found["moe_latent_size"] = _number(keys, f"{name}.moe_latent_size") or None

@@ -166,6 +166,8 @@ WITHOUT_EFFECT = {
     "cohere2moe-rms": {"layer_norm_eps", "norm_topk_prob", "prefix_dense_sliding_window_pattern"},
     "exaone4": {"sliding_window_pattern"},
     "falcon-40b": {"multi_query"},
+    "falcon-h1": {"mamba_expand", "mamba_norm_before_gate"},
+    "falcon-h1-tied": {"mamba_expand"},
     "gemma4moe": {"use_double_wide_mlp"},
     "gemma4unified": {"use_double_wide_mlp"},
     "granite4": {"intermediate_size", "num_experts_per_tok", *OF_MAMBA},

@@ -74,6 +74,9 @@ def test_each_stored_tensor_is_ignored_or_named_by_the_tensors_made_of_it(family
     model = load(family)
     stored = stored_in(load_reference(family).folder)
     uses = Counter(name for tensor in model.tensors for name in tensor.stored_names)
+    if family == "falcon-h1-tied":  # with one multiplier as the embedding, and another as the head
+        assert uses.pop("model.embed_tokens.weight") == 2
+        stored.remove("model.embed_tokens.weight")
     assert uses == {name: n_uses(family, name) for name in stored if name not in model.ignored}
 
 

@@ -90,6 +90,10 @@ def test_a_complete_model_has_every_tensor_that_its_graph_requires(family: str, 
         *("attn_q_norm.weight", "attn_k_norm.weight"),  # GLM-4-MoE
         "attn_v.weight",  # in full layers of Gemma 4
         "attn_norm_2.weight",  # Falcon-40B, which has the keys of a Falcon-7B
+        "ssm_norm.weight",  # in some models of Falcon-H1
+        # Each layer of a Jamba has one of both.
+        *("ffn_gate.weight", "ffn_up.weight", "ffn_down.weight", "ffn_gate_inp.weight"),
+        *("ffn_gate_exps.weight", "ffn_up_exps.weight", "ffn_down_exps.weight"),
     }
 
 
