@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from dynquant.arch.base import Architecture, Form, Row, on
 from dynquant.arch.block_indexer import BLOCK_INDEXER, SPARSE, BlockIndexer, read_block_indexer
-from dynquant.arch.config import Count, ExpertsCount, Natural, Positive, read_config
+from dynquant.arch.config import Count, ExpertsCount, LayersCount, Natural, Positive, read_config
 from dynquant.arch.decoder import (
     ATTENTION,
     EMBEDDING,
@@ -78,7 +78,7 @@ _ROTARY_DIM = 64
 class _M3:
     """config.json's settings besides those of all decoders, with transformers' defaults."""
 
-    num_hidden_layers: Count
+    num_hidden_layers: LayersCount
     num_experts: ExpertsCount
     num_experts_per_tok: Count
     intermediate_size: Count = 3072
@@ -172,7 +172,7 @@ def _problems(
     yield from fixed(own, {"swiglu_alpha": 1.702, "swiglu_limit": 7.0}, where)
     yield from output_apart(c, where)
     # transformers saves its default and reads the factor.
-    if n_rotated % 2 or own.rotary_dim not in (None, _ROTARY_DIM, n_rotated):
+    if n_rotated < 2 or n_rotated % 2 or own.rotary_dim not in (None, _ROTARY_DIM, n_rotated):
         yield (
             f"{where}: {n_rotated} weights of a head are rotated by partial_rotary_factor, and"
             f" {own.rotary_dim or n_rotated} by rotary_dim; llama.cpp needs one even number"
