@@ -78,6 +78,7 @@ _CLASSES = {
     "minicpm": "MiniCPMForCausalLM",
     "minicpm3": "MiniCPM3ForCausalLM",
     "minimax-m2": "MiniMaxM2ForCausalLM",
+    "minimax-m3": "MiniMaxM3SparseForCausalLM",
     "mistral3": "Ministral3ForCausalLM",
     "mpt": "MptForCausalLM",
     "muse-glimmer": "MuseGlimmerForConditionalGeneration",
@@ -140,6 +141,11 @@ _SETTINGS: dict[str, dict[str, Any]] = {
         "routed_expert_hidden_size": 64,
     },
     "kimi-linear": {"linear_num_heads": 2},
+    "minimax-m3": {
+        "index_n_heads": 2,
+        "index_block_size": 4,
+        "rotary_dim": 16,
+    },
     "nomic-bert": {"hidden_act": "swiglu"},
     "phimoe": {"attention_bias": True, "lm_head_bias": True},
     "gemma-embedding": {"use_bidirectional_attention": True},
@@ -420,6 +426,11 @@ def _layers_of(name: str, keys: Keys, n_layers: int) -> Mapping[str, Any]:
         found["q_lora_rank"] = 32
     if name == "deepseek4":
         found |= _of_deepseek4(keys, n_layers)
+    if name == "minimax-m3":
+        sparse = [int(layer >= found["first_k_dense_replace"]) for layer in range(n_layers)]
+        found["moe_layer_freq"] = sparse
+        found["shared_intermediate_size"] = _SIZES["intermediate_size"]
+        found["sparse_attention_config"] = {"sparse_attention_freq": sparse}
     if name == "glm-dsa":
         found["indexer_types"] = _indexer_types(keys, n_layers)
     if name == "gemma3n":

@@ -22,7 +22,7 @@ def with_copied_head(architecture: Architecture) -> Architecture:
     zeros = np.zeros(architecture.sizes["vocab"], np.float32)
     return replace(
         architecture,
-        rows=tuple(_rows(architecture.rows, embedding.stored)),
+        rows=tuple(_rows(architecture.rows, embedding)),
         extra=(
             *architecture.extra,
             *(ModelTensor(r.name, Computed(zeros)) for r in architecture.rows if r.name == _BIAS),
@@ -30,7 +30,8 @@ def with_copied_head(architecture: Architecture) -> Architecture:
     )
 
 
-def _rows(rows: tuple[Row, ...], embedding: str) -> Iterator[Row]:
+def _rows(rows: tuple[Row, ...], embedding: Row) -> Iterator[Row]:
     for row in rows:
         if row.name != _BIAS:
-            yield replace(row, stored=embedding, forms=()) if row.name == _WEIGHT else row
+            is_head = row.name == _WEIGHT
+            yield replace(embedding, name=_WEIGHT, via=row.via) if is_head else row

@@ -169,7 +169,10 @@ def _of_folder(
     )
 
 
-_WITHOUT_TEMPLATE = {"deepseek4": "DeepSeek-V4.jinja, DeepSeek-V4-Flash-0731.jinja"}
+_WITHOUT_TEMPLATE = {
+    "deepseek32": "deepseek-ai-DeepSeek-V3.2.jinja",
+    "deepseek4": "deepseek-ai-DeepSeek-V4.jinja, deepseek-ai-DeepSeek-V4-Flash-0731.jinja",
+}
 """Families that are published without a chat template, and the files of llama.cpp that have one."""
 
 

@@ -28,9 +28,8 @@ OTHER_PARTS = {
         f"the audio model, {_SEPARATE}"
     ),
     rf"{_BEFORE}((vision|visual|image)(_\w+)?|embed_vision|vit\w*|sam_model|siglip2|qwen2_model|mlp1"
-    r"|view_seperator|(multi_modal_|mm_)?projector|connector|aligner|merger)(\..*)?": (
-        f"the vision model, {_SEPARATE}"
-    ),
+    r"|view_seperator|(multi_modal_|mm_)?projector|patch_merge_mlp|connector|aligner|merger)"
+    r"(\..*)?": (f"the vision model, {_SEPARATE}"),
     r"(talker|token2wav|code2wav)\..*": "the model that speaks, which llama.cpp does not compute",
 }
 """The parts beside a language model: patterns of stored names, with what they are."""

@@ -81,6 +81,7 @@ PUBLISHED = {
     "Mamba2ForCausalLM": "Mamba-Codestral 7B, mamba2-*-hf",
     "MambaForCausalLM": "mamba-*-hf",
     "MiniMaxM2ForCausalLM": "MiniMax M2, M2.5, M2.7",
+    "MiniMaxM3SparseForConditionalGeneration": "MiniMax M3",
     "MistralForCausalLM": "Mistral 7B, Nemo, Small 3",
     "MptForCausalLM": "MPT 7B, 30B",
     "MuseGlimmerForConditionalGeneration": "Muse Glimmer 30B",

@@ -25,7 +25,7 @@ QUANTIZATION = {
     "quant_method": "fp8",
     "fmt": "e4m3",
     "scale_fmt": "ue8m0",
-    "weight_block_size": [128, 128],
+    "weight_block_size": [32, 32],
     "activation_scheme": "dynamic",
 }
 
@@ -86,7 +86,7 @@ def packed_tensors() -> tuple[Stored, Stored]:
 
     Experts have 32 weights in a row, one block.
     """
-    rng, fp8, mxfp4 = np.random.default_rng(0), FORMATS["fp8 128x128 F32"], FORMATS["mxfp4"]
+    rng, fp8, mxfp4 = np.random.default_rng(0), FORMATS["fp8 32x32 F8_E8M0"], FORMATS["mxfp4"]
     packed, floats = stored_tensors(), stored_tensors()
     for name in list(packed):
         part = re.search(r"\.(experts\.\d+|shared_experts)\.(w[123])\.", name)

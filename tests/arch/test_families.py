@@ -129,6 +129,7 @@ BASE_CLASSES = {
     "bailingmoe2": "BailingMoeV2Model",
     "dots1": "Dots1Model",
     "apertus": "ApertusModel",
+    "deepseek-v4": "DeepseekV4Model",
     "exaone-moe": "ExaoneMoeModel",
     "gpt-oss": "GptOssModel",
     "gptneox": "GPTNeoXModel",
@@ -145,7 +146,7 @@ BASE_CLASSES = {
 }
 """Those whose graph in llama.cpp needs an output matrix."""
 
-HEADS = ("lm_head.", "embed_out.", "output.")
+HEADS = ("lm_head.", "embed_out.", "output.", "head.")
 
 
 @pytest.mark.parametrize("family", slow_except(["olmo2"], BASE_CLASSES))
@@ -257,6 +258,29 @@ CONFIG_MISTAKES: tuple[tuple[str, str, Callable[[dict[str, Any]], Any]], ...] = 
     ("minicpm3", "short factors", lambda c: c["rope_parameters"]["short_factor"].reverse()),
     ("minicpm3", "magnitude", lambda c: c["rope_parameters"].pop("attention_factor")),
     ("minimax-m2", "rotated part of a head", lambda c: c.update(rotary_dim=10)),
+    ("deepseek-v3.2", "tokens chosen", lambda c: c.update(index_topk=4)),
+    ("deepseek-v3.2", "rope base", lambda c: c.update(rope_theta=100000.0)),
+    ("deepseek-v3.2", "experts' scale", lambda c: c.update(routed_scaling_factor=1.0)),
+    ("glm5", "tokens chosen", lambda c: c.update(index_topk=4)),
+    ("glm5", "rope base", lambda c: c["rope_parameters"].update(rope_theta=10000.0)),
+    ("deepseek-v4", "windows chosen", lambda c: c.update(index_topk=2)),
+    ("deepseek-v4", "window", lambda c: c.update(sliding_window=8)),
+    ("deepseek-v4", "rope base", lambda c: c.update(rope_theta=100.0)),
+    ("deepseek-v4", "rope base of windows", lambda c: c.update(compress_rope_theta=100.0)),
+    ("deepseek-v4", "rope scaling", lambda c: c.pop("rope_scaling")),
+    ("deepseek-v4", "limit of activations", lambda c: c.update(swiglu_limit=1.0)),
+    ("deepseek-v4", "experts' scale", lambda c: c.update(routed_scaling_factor=1.0)),
+    ("deepseek-v4", "mixing", lambda c: c.update(hc_sinkhorn_iters=1)),
+    *(
+        ("minimax-m3", what, lambda c, change=change: change(c["text_config"]))
+        for what, change in (
+            ("rope base", lambda t: t.update(rope_theta=100.0)),
+            ("blocks", lambda t: t["sparse_attention_config"].update(sparse_topk_blocks=1)),
+            ("size of blocks", lambda t: t["sparse_attention_config"].update(sparse_block_size=8)),
+            ("experts' scale", lambda t: t.update(routed_scaling_factor=1.0)),
+            ("norm epsilon", lambda t: t.update(rms_norm_eps=1e-1)),
+        )
+    ),
     ("minimax-m2", "rope base", lambda c: c.update(rope_theta=10000.0)),
     ("minimax-m2", "experts used", lambda c: c.update(num_experts_per_tok=2)),
     ("command-r", "scale of logits", lambda c: c.update(logit_scale=0.0625)),

@@ -101,10 +101,24 @@ def _parameters(path: Path, n_ctx: int, n_threads: int) -> Any:
     # them changes a log-probability by 2e-3 to 9e-3.
     parameters.cache_type_k = xllamacpp.ggml_type.GGML_TYPE_F32
     parameters.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
-    parameters.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    kinds = xllamacpp.llama_flash_attn_type
+    parameters.flash_attn_type = (
+        kinds.LLAMA_FLASH_ATTN_TYPE_ENABLED
+        if _is_only_fused(path)
+        else kinds.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    )
     parameters.warmup = False
     parameters.verbosity = -1
     return parameters
+
+
+def _is_only_fused(path: Path) -> bool:
+    """Return whether llama.cpp computes the architecture's attention with fused attention only.
+
+    Without it, the attention of MiniMax M3 reads all tokens.
+    """
+    with path.open("rb") as file:
+        return b"minimax-m3" in file.read(1 << 10)
 
 
 def log_probabilities(path: Path, prompts: Sequence[Sequence[int]]) -> F32:

@@ -27,7 +27,7 @@ from dynquant.arch.experts import Routing, expert_rows, router_row, routing_keys
 from dynquant.arch.graph_limits import fixed, output_apart
 from dynquant.arch.hyper_connections import HYPER, HYPER_HEAD, Hyper
 from dynquant.arch.indexer import Indexer, read_indexer
-from dynquant.arch.settings import DECODER, Declared, Settings, constant, harmless, reads
+from dynquant.arch.settings import DECODER, Declared, Only, Settings, constant, harmless, reads
 from dynquant.arch.single_key import SINGLE_KEY, SingleKey
 from dynquant.arch.wrapped import OTHER_PARTS
 from dynquant.errors import ArchitectureError
@@ -200,6 +200,11 @@ FAMILIES = {
                 **constant("sqrtsoftplus", "scoring_func"),
                 **constant("noaux_tc", "topk_method"),
                 **constant(1, "num_key_value_heads"),
+                # DeepSeek-V4.1
+                **dict.fromkeys(
+                    ("kv_source_layer_ids", "index_source_layer_ids", "candidate_source_layer_id"),
+                    Only(([],), "llama.cpp computes keys and their choice in each layer"),
+                ),
             },
             layer_types=tuple(RATIOS),
         ),

@@ -79,7 +79,8 @@ FAMILIES = {
         Settings(
             read=READ | reads(Layers, Indexer, _Shared, more="layer_types"),
             harmless=HARMLESS
-            | harmless("while tokens are predicted further ahead", "index_share_for_mtp_iteration"),
+            | harmless("while tokens are predicted further ahead", "index_share_for_mtp_iteration")
+            | harmless("llama.cpp scores experts in F32", "moe_router_dtype"),
             layer_types=("indexed_attention",),
             only=constant(True, "indexer_rope_interleave"),
         ),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dynquant.arch.base import Architecture, Form, Row
-from dynquant.arch.config import Count, ExpertsCount, Natural, Positive, read_config
+from dynquant.arch.config import Count, ExpertsCount, Natural, read_config
 from dynquant.arch.decoder import (
     ATTENTION,
     EMBEDDING,
@@ -66,14 +66,13 @@ class _Own:
     num_experts_per_tok: Count
     num_mtp_modules: Natural = 0
     rotary_dim: Count | None = None
-    partial_rotary_factor: Positive | None = None
 
 
 def minimax_m2(config: Mapping[str, Any], where: str) -> Architecture:
     """Describe a MiniMax M2; the weights of the chosen experts sum to one."""
     config = {"rope_theta": 5e6, **config}  # transformers' default
     own = read_config(_Own, with_expert_count(config), where)
-    c, rope = read_partial(_with_factor(config, own), where, 128, partial=1.0)
+    c, rope = read_partial(with_factor(config, own.rotary_dim), where, 128, partial=1.0)
     ArchitectureError.raise_any(output_apart(c, where))
     if c.attention_bias:
         raise ArchitectureError(
@@ -108,12 +107,13 @@ def minimax_m2(config: Mapping[str, Any], where: str) -> Architecture:
     )
 
 
-def _with_factor(config: Mapping[str, Any], own: _Own) -> Mapping[str, Any]:
+def with_factor(config: Mapping[str, Any], rotary_dim: int | None) -> Mapping[str, Any]:
     """Return config.json with partial_rotary_factor; published files state rotary_dim."""
-    stated = (own.partial_rotary_factor, rope_settings(config).get("partial_rotary_factor"))
-    if own.rotary_dim is None or any(factor is not None for factor in stated):
+    key = "partial_rotary_factor"
+    stated = (config.get(key), rope_settings(config).get(key))
+    if rotary_dim is None or any(factor is not None for factor in stated):
         return config
-    return {**config, "partial_rotary_factor": own.rotary_dim / (config.get("head_dim") or 128)}
+    return {**config, key: rotary_dim / (config.get("head_dim") or 128)}
 
 
 FAMILIES = {

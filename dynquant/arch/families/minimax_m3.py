@@ -1,0 +1,222 @@
+"""MiniMax M3: block-sparse attention, experts, and norms that are stored minus one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from dynquant.arch.base import Architecture, Form, Row, on
+from dynquant.arch.block_indexer import BLOCK_INDEXER, SPARSE, BlockIndexer, read_block_indexer
+from dynquant.arch.config import Count, ExpertsCount, LayersCount, Natural, Positive, read_config
+from dynquant.arch.decoder import (
+    ATTENTION,
+    EMBEDDING,
+    IGNORED,
+    MLP,
+    OUTPUT,
+    OUTPUT_NORM,
+    QK_NORMS,
+    SILU,
+    Config,
+    decoder_keys,
+    decoder_sizes,
+    read_decoder,
+)
+from dynquant.arch.experts import (
+    SIGMOID,
+    Routing,
+    expert_rows,
+    router_row,
+    routing_keys,
+    shared_rows,
+    with_expert_count,
+)
+from dynquant.arch.families.minimax import with_factor
+from dynquant.arch.graph_limits import fixed, output_apart
+from dynquant.arch.rope import read_rope
+from dynquant.arch.settings import (
+    DECODER,
+    NO_WINDOW,
+    Declared,
+    Settings,
+    constant,
+    harmless,
+    reads,
+)
+from dynquant.arch.wrapped import Wrapped
+from dynquant.errors import ArchitectureError
+from dynquant.keys import u32
+from dynquant.transforms import plus_one
+
+NAME = "minimax-m3"
+_IN, _OUT = "model.layers.{}.", "blk.{}."
+_BLOCK = _IN + "block_sparse_moe."
+_SPARSE = (
+    router_row(_BLOCK + "gate.weight", _IN + "mlp.gate.weight"),
+    Row(
+        _BLOCK + "e_score_correction_bias",
+        _OUT + "exp_probs_b.bias",
+        "experts",
+        forms=(Form(_IN + "mlp.gate.e_score_correction_bias", "experts"),),
+    ),
+    *expert_rows(_BLOCK, gate="w1", up="w3", down="w2"),
+    *shared_rows(_BLOCK + "shared_experts."),
+    *BLOCK_INDEXER,
+)
+_FROM_ONE = (
+    *("attn_norm", "ffn_norm", "attn_q_norm", "attn_k_norm"),
+    *("indexer.q_norm", "indexer.k_norm", "output_norm"),
+)
+
+
+_ROTARY_DIM = 64
+"""transformers' default."""
+
+
+@dataclass(frozen=True)
+class _M3:
+    """config.json's settings besides those of all decoders, with transformers' defaults."""
+
+    num_hidden_layers: LayersCount
+    num_experts: ExpertsCount
+    num_experts_per_tok: Count
+    intermediate_size: Count = 3072
+    dense_intermediate_size: Count = 12288
+    shared_intermediate_size: Count = 3072
+    n_shared_experts: Count = 1
+    routed_scaling_factor: Positive = 2.0
+    swiglu_alpha: Positive = 1.702
+    swiglu_limit: Positive = 7.0
+    rotary_dim: Count | None = None
+    moe_layer_freq: tuple[Natural, ...] | None = None
+    mlp_layer_types: tuple[Literal["dense", "sparse"], ...] | None = None
+
+    @property
+    def sparse(self) -> tuple[bool, ...]:
+        """Which layers have experts."""
+        if self.mlp_layer_types is not None:
+            return tuple(kind == "sparse" for kind in self.mlp_layer_types)
+        return tuple(map(bool, self.moe_layer_freq or (1,) * self.num_hidden_layers))
+
+
+def minimax_m3(config: Mapping[str, Any], where: str) -> Architecture:
+    """Describe the language model of a MiniMax M3.
+
+    llama.cpp computes sparse attention with its fused attention only, which is its default.
+    """
+    present = {"rms_norm_eps": 1e-6, "rope_theta": 5e6}  # transformers' defaults
+    present |= {key: value for key, value in config.items() if value is not None}
+    own = read_config(_M3, with_expert_count(present), where)
+    dense = {"intermediate_size": own.dense_intermediate_size}
+    c = read_decoder(present | dense, where, head_dim=128, activation=("swigluoai", *SILU))
+    rope = read_rope(with_factor(present, own.rotary_dim or _ROTARY_DIM), where, (), partial=1.0)
+    n, n_rotated = c.num_hidden_layers, int(c.n_per_head * rope.partial_rotary_factor)
+    indexer, indexed = read_block_indexer(present, n, where)
+    ArchitectureError.raise_any(_problems(c, own, indexed, n_rotated, where))
+    ArchitectureError.raise_any(indexer.problems(c.n_head_kv, n_rotated, where))
+    n_dense = n - sum(own.sparse)
+    return Architecture(
+        name=NAME,
+        keys=decoder_keys(NAME, c, rope, c.n_per_head)
+        | {f"{NAME}.rope.dimension_count": u32(n_rotated)}
+        | routing_keys(NAME, _routing(own, n_dense))
+        | indexer.keys(NAME),
+        rows=(
+            *EMBEDDING,
+            *ATTENTION,
+            *QK_NORMS,
+            *on(range(n_dense), MLP),
+            *on(range(n_dense, n), _SPARSE),
+            *OUTPUT_NORM,
+            *OUTPUT,
+        ),
+        sizes={
+            **decoder_sizes(c),
+            **indexer.sizes,
+            "experts": own.num_experts,
+            "expert_ffn": own.intermediate_size,
+            "shared_ffn": own.shared_intermediate_size,
+        },
+        n_layers=n,
+        tied=None,
+        via=dict.fromkeys(_FROM_ONE, plus_one),
+        ignored=IGNORED
+        | {
+            r"(.*\.)?mtp\..*": (
+                "layers that predict further tokens, which llama.cpp does not compute for this"
+                " family"
+            )
+        },
+        n_experts=own.num_experts,
+    )
+
+
+def _routing(own: _M3, n_dense: int) -> Routing:
+    return Routing(
+        n_experts=own.num_experts,
+        n_used=own.num_experts_per_tok,
+        expert_ffn=own.intermediate_size,
+        n_shared=own.shared_intermediate_size // own.intermediate_size,
+        weights_scale=own.routed_scaling_factor,
+        weights_norm=True,
+        gating=SIGMOID,
+        n_leading_dense=n_dense,
+    )
+
+
+def _problems(
+    c: Config, own: _M3, indexed: tuple[bool, ...], n_rotated: int, where: str
+) -> Iterator[str]:
+    yield from fixed(c, {"attention_bias": False, "mlp_bias": False}, where)
+    yield from fixed(own, {"swiglu_alpha": 1.702, "swiglu_limit": 7.0}, where)
+    yield from output_apart(c, where)
+    # transformers saves its default and reads the factor.
+    if n_rotated < 2 or n_rotated % 2 or own.rotary_dim not in (None, _ROTARY_DIM, n_rotated):
+        yield (
+            f"{where}: {n_rotated} weights of a head are rotated by partial_rotary_factor, and"
+            f" {own.rotary_dim or n_rotated} by rotary_dim; llama.cpp needs one even number"
+        )
+    n, sparse = c.num_hidden_layers, own.sparse
+    if len(sparse) != n or sorted(sparse) != [*sparse]:
+        yield (
+            f"{where}: moe_layer_freq and mlp_layer_types need {n} layers, those with experts last,"
+            " as in llama.cpp's graph"
+        )
+    elif sparse != indexed:
+        yield (
+            f"{where}: llama.cpp has sparse attention in the layers with experts and in no others;"
+            " sparse_attention_freq or layer_types say otherwise"
+        )
+    if own.shared_intermediate_size != own.n_shared_experts * own.intermediate_size:
+        yield (
+            f"{where}: shared_intermediate_size is {own.shared_intermediate_size}; llama.cpp"
+            f" computes n_shared_experts {own.n_shared_experts} times intermediate_size"
+            f" {own.intermediate_size}"
+        )
+
+
+_M3_SETTINGS = Declared(
+    minimax_m3,
+    Settings(
+        read=DECODER
+        | reads(_M3, BlockIndexer, more="num_local_experts sparse_attention_config layer_types"),
+        harmless=NO_WINDOW
+        | harmless(
+            "of layers that predict further tokens, which are left out",
+            "use_mtp num_mtp_modules mtp_transformer_layers num_nextn_predict_layers",
+        ),
+        only={
+            **constant("sigmoid", "scoring_func"),
+            **constant("per_head", "qk_norm_type"),
+            **constant(True, "use_qk_norm use_routing_bias use_gemma_norm"),
+            **constant(False, "attention_output_gate"),
+        },
+        layer_types=("full_attention", SPARSE),
+    ),
+)
+FAMILIES = {
+    "MiniMaxM3SparseForCausalLM": _M3_SETTINGS,
+    "MiniMaxM3VLForCausalLM": _M3_SETTINGS,
+    "MiniMaxM3SparseForConditionalGeneration": Wrapped(_M3_SETTINGS),
+}
