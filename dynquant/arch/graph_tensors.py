@@ -55,6 +55,7 @@ _CLASSES = {
     "llama4": "Llama4ForCausalLM",
     "minimax-m2": "MiniMaxM2ForCausalLM",
     "mistral3": "Ministral3ForCausalLM",
+    "mistral4": "Mistral4ForCausalLM",
     "muse-glimmer": "MuseGlimmerForConditionalGeneration",
     "nomic-bert": "NomicBertModel",
     "olmo2": "Olmo2ForCausalLM",
@@ -166,7 +167,7 @@ _GATE_UP = (
 _LINEAR = (frozenset({"attn_qkv.weight", "attn_gate.weight"}), {"ssm_in.weight"})
 _FUSED = {
     **dict.fromkeys(_CLASSES, (_QKV,)),
-    **dict.fromkeys(("deepseek2", "deepseek2-ocr"), (_QKV, _GATE_UP)),
+    **dict.fromkeys(("deepseek2", "deepseek2-ocr", "mistral4"), (_QKV, _GATE_UP)),
     "gemma4": (_QK, _QKV, _GATE_UP),
     "qwen3next": (_QKV, _GATE_UP, _LINEAR),
     "qwen35moe": (_QKV, _GATE_UP),
@@ -322,7 +323,9 @@ def _layers_of(name: str, keys: Keys, n_layers: int) -> Mapping[str, Any]:
     n_tokens = len(tokens) if isinstance(tokens, tuple) else None
     n_vocab = _number(keys, f"{name}.vocab_size") or n_tokens
     lite = n_layers in (26, 27) or (n_layers, n_vocab) == (48, 128256)
-    if name == "deepseek2" and not lite:
+    if name == "mistral4":
+        found["q_lora_rank"] = None
+    if name in ("deepseek2", "mistral4") and not lite:
         found["q_lora_rank"] = _number(keys, f"{name}.attention.q_lora_rank") or None
     if name == "gemma3n":
         found |= {

@@ -64,6 +64,7 @@ CLASSES = {
     "ministral3": "Ministral3ForCausalLM",
     "mistral": "MistralForCausalLM",
     "mistral3": "Mistral3ForConditionalGeneration",
+    "mistral4": "Mistral4ForCausalLM",
     "mixtral": "MixtralForCausalLM",
     "muse_glimmer": "MuseGlimmerForConditionalGeneration",
     "muse_glimmer_text": "MuseGlimmerForConditionalGeneration",

@@ -52,6 +52,7 @@ PUBLISHED = {
     ),
     "Llama4ForConditionalGeneration": "Llama 4 Scout, Maverick",
     "MiniMaxM2ForCausalLM": "MiniMax M2, M2.5, M2.7",
+    "Mistral4ForCausalLM": "Mistral Small 4 119B",
     "MistralForCausalLM": "Mistral 7B, Nemo, Small 3",
     "MuseGlimmerForConditionalGeneration": "Muse Glimmer 30B",
     "NomicBertModel": "nomic-embed-text v1, v1.5",

@@ -131,6 +131,11 @@ def deepseek3(config: Mapping[str, Any], where: str) -> Architecture:
     return _describe(config, settings, where, SIGMOID)
 
 
+def softmax_mixture(config: Mapping[str, Any], where: str) -> Architecture:
+    """Describe a relative whose experts a softmax weights and groups limit, as in DeepSeek-V3."""
+    return _describe(config, read_config(_Settings, config, where), where, SOFTMAX)
+
+
 def _wrong_rules(
     config: Mapping[str, Any], known: Mapping[str, tuple[str, ...]], where: str
 ) -> Iterator[str]:
