@@ -57,6 +57,7 @@ _CLASSES = {
     "mistral3": "Ministral3ForCausalLM",
     "mistral4": "Mistral4ForCausalLM",
     "muse-glimmer": "MuseGlimmerForConditionalGeneration",
+    "nemotron": "NemotronForCausalLM",
     "nomic-bert": "NomicBertModel",
     "olmo2": "Olmo2ForCausalLM",
     "olmoe": "OlmoeForCausalLM",

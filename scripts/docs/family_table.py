@@ -13,6 +13,7 @@ from dynquant.arch.families import Family, families
 from dynquant.arch.load import describe
 from dynquant.arch.settings import Declared
 from dynquant.arch.wrapped import Wrapped
+from dynquant.text_settings import text_settings
 
 REFERENCES = Path(__file__).resolve().parents[2] / "tests" / "references"
 
@@ -55,6 +56,7 @@ PUBLISHED = {
     "Mistral4ForCausalLM": "Mistral Small 4 119B",
     "MistralForCausalLM": "Mistral 7B, Nemo, Small 3",
     "MuseGlimmerForConditionalGeneration": "Muse Glimmer 30B",
+    "NemotronForCausalLM": "Nemotron-4, Minitron",
     "NomicBertModel": "nomic-embed-text v1, v1.5",
     "Phi3ForCausalLM": "Phi-3, Phi-4, Phi-4-mini",
     "Qwen2ForCausalLM": "Qwen2, Qwen2.5",
@@ -112,9 +114,22 @@ def _references() -> dict[str, tuple[str, str]]:
     for path in sorted(REFERENCES.glob("*/config.json")):
         config: Mapping[str, Any] = json.loads(path.read_text("utf-8"))
         if "architectures" in config:
-            class_ = config["architectures"][0]
+            class_ = _class_of(config)
             found[path.parent.name] = class_, describe(config, path.name).name
     return found
+
+
+def _class_of(config: Mapping[str, Any]) -> str:
+    """Return the class of a reference; of another family in a larger model, the class of that."""
+    stated = config["architectures"][0]
+    known = families()
+    larger = known[stated]
+    if not isinstance(larger, Wrapped):
+        return stated
+    inside = larger.family_of(text_settings(config))
+    if inside is larger.family:
+        return stated
+    return next(name for name, family in known.items() if family is inside)
 
 
 def _what(family: Family) -> str:

@@ -129,6 +129,7 @@ BASE_CLASSES = {
     "exaone-moe": "ExaoneMoeModel",
     "gpt-oss": "GptOssModel",
     "minimax-m2": "MiniMaxM2Model",
+    "nemotron": "NemotronModel",
     "olmo2": "Olmo2Model",
     "olmo3": "Olmo3Model",
     "olmoe": "OlmoeModel",
@@ -265,6 +266,8 @@ CONFIG_MISTAKES: tuple[tuple[str, str, Callable[[dict[str, Any]], Any]], ...] = 
             ("rope base", lambda c: c["rope_parameters"].update(rope_theta=1e4)),
         )
     ),
+    ("nemotron", "rotated part", lambda c: c["rope_parameters"].update(partial_rotary_factor=0.5)),
+    ("nemotron", "norm epsilon", lambda c: c.update(norm_eps=1e-1)),
     *(
         ("mistral4-groups", what, lambda c, change=change: change(c["text_config"]))
         for what, change in (
