@@ -80,8 +80,10 @@ _CLASSES = {
     "minimax-m2": "MiniMaxM2ForCausalLM",
     "minimax-m3": "MiniMaxM3SparseForCausalLM",
     "mistral3": "Ministral3ForCausalLM",
+    "mistral4": "Mistral4ForCausalLM",
     "mpt": "MptForCausalLM",
     "muse-glimmer": "MuseGlimmerForConditionalGeneration",
+    "nemotron": "NemotronForCausalLM",
     "nemotron_h": "NemotronHForCausalLM",
     "nemotron_h_moe": "NemotronHForCausalLM",
     "nomic-bert": "NomicBertModel",
@@ -236,6 +238,7 @@ _FUSED: dict[str, tuple[tuple[frozenset[str], set[str]], ...]] = {
     **dict.fromkeys(("bailingmoe2", "bailingmoe3", "minicpm3"), ()),
     **dict.fromkeys(("deepseek2", "deepseek2-ocr"), (_QKV, _GATE_UP)),
     **dict.fromkeys(_FUSED_ONLY, ()),
+    **dict.fromkeys(("deepseek2", "deepseek2-ocr", "mistral4"), (_QKV, _GATE_UP)),
     "gemma4": (_QK, _QKV, _GATE_UP),
     "qwen3next": (_QKV, _GATE_UP, _LINEAR),
     "qwen35moe": (_QKV, _GATE_UP),
@@ -420,7 +423,9 @@ def _layers_of(name: str, keys: Keys, n_layers: int) -> Mapping[str, Any]:
     n_tokens = len(tokens) if isinstance(tokens, tuple) else None
     n_vocab = _number(keys, f"{name}.vocab_size") or n_tokens
     lite = n_layers in (26, 27) or (n_layers, n_vocab) == (48, 128256)
-    if name == "deepseek2" and not lite:
+    if name == "mistral4":
+        found["q_lora_rank"] = None
+    if name in ("deepseek2", "mistral4") and not lite:
         found["q_lora_rank"] = _number(keys, f"{name}.attention.q_lora_rank") or None
     if name in ("deepseek32", "glm-dsa"):
         found["q_lora_rank"] = 32

@@ -8,7 +8,7 @@ config.json, its tensors have a prefix, and there are tensors of other parts.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dynquant.arch.base import Architecture
@@ -72,6 +72,15 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "rms_norm_eps": 1e-6,
         "vocab_size": 32000,
     },
+    "mistral4": {
+        "hidden_size": 4096,
+        "intermediate_size": 12288,
+        "max_position_embeddings": 1048576,
+        "num_attention_heads": 32,
+        "num_hidden_layers": 36,
+        "rms_norm_eps": 1e-6,
+        "vocab_size": 131072,
+    },
     "muse_glimmer_text": {
         "hidden_size": 6656,
         "intermediate_size": 19968,
@@ -106,10 +115,12 @@ class Wrapped:
 
     family: describes the language model; None for the class that its own settings name
     states: returns settings of the language model that the larger model's settings imply
+    others: families of language models with another `model_type`
     """
 
     family: Family | None = None
     states: Callable[[Mapping[str, Any]], Mapping[str, Any]] = _nothing
+    others: Mapping[str, Family] = field(default_factory=dict[str, Family])
 
     def __call__(self, config: Mapping[str, Any], where: str) -> Architecture:
         """Describe the language model; raise ArchitectureError if its class is not supported."""
@@ -120,9 +131,13 @@ class Wrapped:
                 " config.json again"
             )
         of_text = f"{where}: settings of the language model"
-        family = self.family or class_of(text or {}, of_text).describe
+        family = self.family_of(text) or class_of(text or {}, of_text).describe
         found = family({**_settings(config, text, family), **self.states(config)}, where)
         return replace(found, ignored={**found.ignored, **OTHER_PARTS})
+
+    def family_of(self, text: Mapping[str, Any] | None) -> Family | None:
+        """Return the family of a language model with these settings; None if they name it."""
+        return self.others.get(str((text or {}).get("model_type"))) or self.family
 
 
 def _settings(

@@ -13,6 +13,7 @@ from dynquant.arch.families import Family, families
 from dynquant.arch.load import describe
 from dynquant.arch.settings import Declared
 from dynquant.arch.wrapped import Wrapped
+from dynquant.text_settings import text_settings
 
 REFERENCES = Path(__file__).resolve().parents[2] / "tests" / "references"
 
@@ -82,10 +83,12 @@ PUBLISHED = {
     "MambaForCausalLM": "mamba-*-hf",
     "MiniMaxM2ForCausalLM": "MiniMax M2, M2.5, M2.7",
     "MiniMaxM3SparseForConditionalGeneration": "MiniMax M3",
+    "Mistral4ForCausalLM": "Mistral Small 4 119B",
     "MistralForCausalLM": "Mistral 7B, Nemo, Small 3",
     "MptForCausalLM": "MPT 7B, 30B",
     "MuseGlimmerForConditionalGeneration": "Muse Glimmer 30B",
     "NemotronHForCausalLM": "Nemotron-H, Nano 2, Nemotron 3 and 3.5",
+    "NemotronForCausalLM": "Nemotron-4, Minitron",
     "NomicBertModel": "nomic-embed-text v1, v1.5",
     "OlmoForCausalLM": "OLMo 1, 1.7",
     "Phi3ForCausalLM": "Phi-3, Phi-4, Phi-4-mini",
@@ -149,9 +152,22 @@ def _references() -> dict[str, tuple[str, str]]:
     for path in sorted(REFERENCES.glob("*/config.json")):
         config: Mapping[str, Any] = json.loads(path.read_text("utf-8"))
         if "architectures" in config:
-            class_ = config["architectures"][0]
+            class_ = _class_of(config)
             found[path.parent.name] = class_, describe(config, path.name).name
     return found
+
+
+def _class_of(config: Mapping[str, Any]) -> str:
+    """Return the class of a reference; of another family in a larger model, the class of that."""
+    stated = config["architectures"][0]
+    known = families()
+    larger = known[stated]
+    if not isinstance(larger, Wrapped):
+        return stated
+    inside = larger.family_of(text_settings(config))
+    if inside is larger.family:
+        return stated
+    return next(name for name, family in known.items() if family is inside)
 
 
 def _what(family: Family) -> str:

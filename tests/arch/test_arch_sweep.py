@@ -52,7 +52,7 @@ def class_of(family: str) -> str:
 def declared(family: str) -> Declared:
     found = families()[class_of(family)]
     if isinstance(found, Wrapped):
-        found = found.family
+        found = found.family_of(text_settings(config_of(family)))
     assert isinstance(found, Declared)
     return found
 

@@ -30,6 +30,7 @@ from subsets import FAST_FAMILIES, slow_except
 import dynquant
 from dynquant.arch.families import Family, families
 from dynquant.arch.wrapped import OTHER_PARTS, Wrapped
+from dynquant.text_settings import text_settings
 
 llamacpp: Any = pytest.importorskip("llamacpp", reason="needs xllamacpp", exc_type=ImportError)
 
@@ -60,16 +61,16 @@ def log_probabilities(reference: Reference, folder: Path, out: Path) -> F32:
     return found
 
 
-def text_family(family: Family) -> Family | None:
+def text_family(family: Family, text: dict[str, Any] | None = None) -> Family | None:
     """Return the family of the language model; None for larger classes around any."""
-    return family.family if isinstance(family, Wrapped) else family
+    return family.family_of(text) if isinstance(family, Wrapped) else family
 
 
 def test_every_registered_family_has_a_reference() -> None:
     known = families()
     configs = [load_reference(f).folder / "config.json" for f in FAMILIES]
-    listed = [json.loads(path.read_text("utf-8"))["architectures"][0] for path in configs]
-    covered = {text_family(known[architecture]) for architecture in listed} | {None}
+    listed = [json.loads(path.read_text("utf-8")) for path in configs]
+    covered = {text_family(known[c["architectures"][0]], text_settings(c)) for c in listed} | {None}
     assert [name for name, family in known.items() if text_family(family) not in covered] == []
 
 
@@ -135,6 +136,7 @@ BASE_CLASSES = {
     "gptneox": "GPTNeoXModel",
     "internlm2": "InternLM2Model",
     "minimax-m2": "MiniMaxM2Model",
+    "nemotron": "NemotronModel",
     "olmo2": "Olmo2Model",
     "olmo3": "Olmo3Model",
     "olmoe": "OlmoeModel",
@@ -334,6 +336,18 @@ CONFIG_MISTAKES: tuple[tuple[str, str, Callable[[dict[str, Any]], Any]], ...] = 
             ("scale of logits", lambda c: c.update(logit_scale=0.0625)),
             ("norms", lambda c: c.update(rms_norm_eps=1e-5)),
             ("rope base", lambda c: c["rope_parameters"].update(rope_theta=1e4)),
+        )
+    ),
+    ("nemotron", "rotated part", lambda c: c["rope_parameters"].update(partial_rotary_factor=0.5)),
+    ("nemotron", "norm epsilon", lambda c: c.update(norm_eps=1e-1)),
+    *(
+        ("mistral4-groups", what, lambda c, change=change: change(c["text_config"]))
+        for what, change in (
+            ("growth", lambda t: t["rope_parameters"].update(llama_4_scaling_beta=1e-6)),
+            ("rope scaling", lambda t: t["rope_parameters"].update(factor=2.0)),
+            ("groups", lambda t: t.update(topk_group=1)),
+            ("experts' scale", lambda t: t.update(routed_scaling_factor=1.0)),
+            ("experts' sum", lambda t: t.update(norm_topk_prob=False)),
         )
     ),
     *(

@@ -59,6 +59,11 @@ def with_sigmoids(config: Mapping[str, Any], where: str, kind: Kind) -> Architec
     return describe(config, settings, where, kind)
 
 
+def softmax_mixture(config: Mapping[str, Any], where: str) -> Architecture:
+    """Describe a relative whose experts a softmax weights and groups limit, as in DeepSeek-V3."""
+    return _describe(config, read_config(_Settings, config, where), where, SOFTMAX)
+
+
 def _wrong_rules(
     config: Mapping[str, Any], known: Mapping[str, tuple[str, ...]], where: str
 ) -> Iterator[str]:

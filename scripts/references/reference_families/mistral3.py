@@ -1,13 +1,15 @@
-"""Mistral Small 3.1 and Ministral 3, inside the class that also sees."""
+"""Mistral Small 3.1, Ministral 3 and Mistral Small 4, inside the class that also sees."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import transformers
-from reference_tokenizers import make_sentencepiece
+from reference_tokenizers import Encode, make_sentencepiece
 
 from reference_families import COMMON, Family
+from reference_families.deepseek import ATTENTION
 
 _SIZES: dict[str, Any] = {
     **COMMON,
@@ -22,7 +24,40 @@ _SIZES: dict[str, Any] = {
 }
 
 
-def _mistral3(text: transformers.PretrainedConfig) -> Family:
+def _tokenizer(folder: Path) -> Encode:
+    return make_sentencepiece(folder, 400, ["[INST]", "[/INST]"])
+
+
+_LATENT: dict[str, Any] = {
+    **{k: v for k, v in _SIZES.items() if k != "head_dim"},
+    **ATTENTION,
+    "rms_norm_eps": 1e-6,
+    "num_hidden_layers": 3,
+    "q_lora_rank": 20,
+    "moe_intermediate_size": 24,
+    "n_routed_experts": 6,
+    "n_shared_experts": 2,
+    "num_experts_per_tok": 2,
+    "routed_scaling_factor": 1.5,
+}
+
+
+def _growing() -> dict[str, Any]:
+    """Return a rope with which queries grow within the prompts' 24 tokens."""
+    return {
+        "rope_type": "yarn",
+        "rope_theta": 10000.0,
+        "factor": 16.0,
+        "original_max_position_embeddings": 8,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "mscale": 1.0,
+        "mscale_all_dim": 1.0,
+        "llama_4_scaling_beta": 0.3,
+    }
+
+
+def _mistral3(text: transformers.PretrainedConfig, **how: Any) -> Family:
     vision = transformers.PixtralVisionConfig(
         hidden_size=8,
         intermediate_size=8,
@@ -39,7 +74,8 @@ def _mistral3(text: transformers.PretrainedConfig) -> Family:
             image_token_index=10,
             tie_word_embeddings=False,
         ),
-        lambda folder: make_sentencepiece(folder, 400, ["[INST]", "[/INST]"]),
+        _tokenizer,
+        **how,
     )
 
 
@@ -66,6 +102,18 @@ FAMILIES = {
                 "mscale_all_dim": 1.0,
                 "llama_4_scaling_beta": 0.1,
             },
+        )
+    ),
+    "mistral4": _mistral3(
+        transformers.Mistral4Config(**_LATENT, rope_parameters=_growing()), stacks=True
+    ),
+    "mistral4-groups": _mistral3(
+        transformers.Mistral4Config(
+            **{**_LATENT, "q_lora_rank": None},
+            n_group=3,
+            topk_group=2,
+            first_k_dense_replace=1,
+            rope_parameters=_growing(),
         )
     ),
 }

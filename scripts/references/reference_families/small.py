@@ -1,4 +1,4 @@
-"""SmolLM3, AFM, Apertus, Seed-OSS, Exaone 4 and MoE, Hunyuan: relatives of Llama and Qwen."""
+"""SmolLM3, AFM, Apertus, Seed-OSS, Exaone 4 and MoE, Nemotron-4, Hunyuan: relatives of Llama."""
 
 from __future__ import annotations
 
@@ -104,6 +104,21 @@ FAMILIES = {
             rope_parameters=_LLAMA3,
         ),
         make_llama3_bpe,
+    ),
+    "nemotron": Family(
+        transformers.NemotronConfig(
+            **{k: v for k, v in _SHAPE.items() if k != "rms_norm_eps"},
+            norm_eps=1e-5,
+            attention_bias=True,
+            mlp_bias=True,
+            rope_parameters={
+                "rope_type": "default",
+                "rope_theta": 50000.0,
+                "partial_rotary_factor": 0.75,
+            },
+        ),
+        make_llama3_bpe,
+        weights=0.16,
     ),
     "hunyuan": Family(
         transformers.HunYuanDenseV1Config(
