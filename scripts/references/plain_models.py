@@ -8,7 +8,7 @@ They work on one text at a time: x is float32 [tokens, hidden], heads are [heads
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,8 @@ BY = "plain torch, written from the description of the published modelling code"
 class PlainModel:
     """A model with the methods of torch modules that make_references.py calls.
 
-    shapes: every stored tensor
-    logits: the scores [tokens, vocab] of a text [tokens]
-    stored: what config.json and the weights file hold
+    logits:  the scores [tokens, vocab] of a text [tokens]
+    weights: the stored tensors by name
     """
 
     config: Config
@@ -71,15 +70,14 @@ class Plain:
 
     config: config.json as published
     shapes: the shape of every stored tensor
+    logits: as in PlainModel
     f32:    endings of the names of tensors that are stored as F32
-    more:   config.json entries without effect
     """
 
     config: Config
     shapes: Callable[[Config], Shapes]
     logits: Callable[[Weights, Config, Tensor], Tensor]
     f32: tuple[str, ...] = ()
-    more: dict[str, Any] = field(default_factory=dict)
 
     def make(self) -> Any:
         """Return the model with arbitrary weights."""
@@ -93,7 +91,7 @@ class Plain:
             for name, x in model.state_dict().items()
         }
         save_file(stored, folder / "model.safetensors", {"format": "pt"})
-        write_json(folder / "config.json", dict(sorted({**self.config, **self.more}.items())))
+        write_json(folder / "config.json", dict(sorted(self.config.items())))
 
     def load(self, folder: Path) -> Any:
         """Return the model with the weights of a folder, in float32."""
