@@ -95,7 +95,7 @@ class EncodeStage:
         keeps.
         """
         encoded = self._encode(job, batch)
-        if job.tensor.on_grid and encoded.sums.difference > 0:
+        if job.tensor.on_grid and encoded.sums.largest > 0:
             self._check(job, batch, encoded)
         return encoded
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from gridded import GRIDS, ROUND, bf16_rounded, integers
 from handmade import model, recipe, shown
+from imatrices import write_legacy
 from oracles import gguf_decode
 from typer.testing import CliRunner
 
@@ -21,6 +22,7 @@ from dynquant.cli import app
 from dynquant.conversion.result import Result
 from dynquant.conversion.write import convert_plan
 from dynquant.errors import ConvertError
+from dynquant.importance.imatrix import read_imatrix
 from dynquant.measure.grids import ROWS, OnGrid, find_grids, grid_of
 from dynquant.plan.bind import bind_plan
 from dynquant.plan.make import make_plan
@@ -149,6 +151,19 @@ def test_a_row_beside_the_grid_stops_the_conversion(tmp_path: Path) -> None:
     with pytest.raises(ConvertError, match=message):
         converted(plan, tmp_path / "x.gguf")
     assert not (tmp_path / "x.gguf").exists()
+
+
+def test_a_weight_without_importance_is_checked(tmp_path: Path) -> None:
+    x = GRIDS[Q4].weights(2, SHAPE)
+    x[22, 40] += bf16_rounded(np.float32([0.4 * np.abs(x[22, 32:64]).max()]))[0]
+    tensors = tensor(tmp_path / "t", bf16_rounded(x))
+    means = np.ones(SHAPE[1], np.float32)
+    means[32:64] = 0
+    imatrix = read_imatrix(write_legacy(tmp_path / "m.dat", {NAME: means}))
+    grids = found(tensors)
+    plan = make_plan(model(tensors), recipe("F32", KEEP), imatrix=imatrix, grids=grids)
+    with pytest.raises(ConvertError, match="does not lie on the grid"):
+        converted(plan, tmp_path / "x.gguf")
 
 
 def test_rounded_scales_are_a_warning_with_the_figure(tmp_path: Path) -> None:
