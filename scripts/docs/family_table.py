@@ -21,6 +21,7 @@ PUBLISHED = {
     "BertForSequenceClassification": "ms-marco-MiniLM",
     "BertModel": "all-MiniLM, bge-en",
     "BitNetForCausalLM": "BitNet b1.58 with SiLU",
+    "BitnetForCausalLM": "1bitLLM's BitNet b1.58 large, xl, 3B",
     "CohereForCausalLM": "Command-R, R+",
     "Cohere2ForCausalLM": "Command-R7B, Command-A",
     "DeepseekForCausalLM": "DeepSeek-V1",
