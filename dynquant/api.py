@@ -103,7 +103,7 @@ def make_plan(
     leave_out: Sequence[str] = (),
     draft: bool = False,
 ) -> Plan:
-    """Apply a recipe to a model, without reading its weights.
+    """Apply a recipe to a model; of its weights, a few rows of each tensor are read.
 
     draft: return a plan even if the tokenizer or importance is missing; it cannot be written
 
@@ -123,6 +123,7 @@ def make_plan(
         set_keys=set_keys,
         split=split,
         draft=draft,
+        grids=found.grids,
     )
     return Plan._of(made)  # pyright: ignore[reportPrivateUsage]
 

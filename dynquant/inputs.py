@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from dynquant.arch.load import Mla, load_model
 from dynquant.checkpoint.hub import is_hub_name
 from dynquant.errors import Problems, VocabError
 from dynquant.importance.imatrix import Imatrix, read_imatrix
+from dynquant.measure.grids import OnGrid, find_grids
 from dynquant.plan.bind import bind_plan
 from dynquant.plan.plan import Plan
 from dynquant.plan.saved import SavedPlan, pre_tokenizer_of, read_plan
@@ -26,6 +28,14 @@ class Inputs:
     model: Model
     recipe: Recipe
     imatrix: Imatrix | None
+
+    @cached_property
+    def grids(self) -> dict[str, OnGrid]:
+        """The grids that tensors of the model lie on; reads a few rows of each.
+
+        Raises CheckpointError if rows cannot be read.
+        """
+        return find_grids(self.model.tensors, all_sources=self.recipe.has_keep)
 
 
 def read_inputs(

@@ -183,15 +183,19 @@ class Computed:
         into[:] = np.ascontiguousarray(rows, "<f4").view(np.uint8).reshape(-1)
 
 
-def parts_of(source: TensorSource, kind: type[T]) -> Iterator[T]:
-    """Yield all components of a source that are of one kind, such as its files, in order."""
+def parts_of(source: TensorSource, kind: type[T], *, alike: bool = False) -> Iterator[T]:
+    """Yield all components of a source that are of one kind, such as its files, in order.
+
+    alike: look only at the first of several components in a list: the experts of a stack are alike
+    """
     left: list[object] = [source]
     while left:
         part = left.pop()
         if isinstance(part, kind):
             yield part
         elif isinstance(part, (list, tuple)):
-            left += reversed(cast(Sequence[object], part))
+            several = cast(Sequence[object], part)
+            left += several[:1] if alike else reversed(several)
         else:
             left += [getattr(part, name) for name in _members(type(part))]
 

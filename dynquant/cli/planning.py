@@ -84,4 +84,5 @@ class Planning:
             set_keys=settings(self.set_keys),
             split=split_of(self.split_max_size, self.split_max_tensors),
             draft=draft,
+            grids=inputs.grids,
         )

@@ -79,6 +79,26 @@ def loss_warnings(
     return tuple(found)
 
 
+def rounded_warnings(
+    tensors: Iterable[TensorPlan], errors: Mapping[str, MeasuredError], rounded: Mapping[str, int]
+) -> tuple[str, ...]:
+    """Return a warning for each grid with weights that differ by the rounding of a scale.
+
+    rounded: their number, by tensor
+    """
+    by_type: dict[str, list[TensorPlan]] = {}
+    for t in tensors:
+        if rounded.get(t.name):
+            by_type.setdefault(t.type.name, []).append(t)
+    return tuple(
+        f"{', '.join(grouped(t.name for t in some))}: {sum(rounded[t.name] for t in some):,} of"
+        f" {sum(t.n_weights for t in some):,} weights on the grid of {name} differ by the rounding"
+        f" of a scale to F16 (relative squared error up to"
+        f" {max(errors[t.name].weighted for t in some):.2g})"
+        for name, some in by_type.items()
+    )
+
+
 NOTHING_LOST = Loss(0.0, 0.0, 0.0, 0)
 """The errors of a file whose weights are all the numbers they were."""
 

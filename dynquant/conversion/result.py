@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dynquant.conversion.losses import Loss, loss_of, loss_warnings
+from dynquant.conversion.losses import Loss, loss_of, loss_warnings, rounded_warnings
 from dynquant.plan.plan import Plan
 from dynquant.quants.error import TensorError
 
@@ -23,6 +23,8 @@ class Result:
     errors:        by name, of each tensor whose weights changed
     resumed_bytes: bytes of tensors that an earlier run had written
     manifest:      the manifest beside the files; None if none was written
+    rounded:       by name, of tensors on a grid, how many weights differ by the rounding of a scale
+                   (of the rows that this run encoded)
     """
 
     plan: Plan = field(repr=False)
@@ -33,6 +35,7 @@ class Result:
     errors: Mapping[str, TensorError] = field(repr=False)
     resumed_bytes: int
     manifest: Path | None
+    rounded: Mapping[str, int] = field(default_factory=dict[str, int], repr=False)
 
     @property
     def path(self) -> Path:
@@ -51,8 +54,11 @@ class Result:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Warnings of tensors whose errors are so large that answers are probably nonsense."""
-        return loss_warnings(self.plan.tensors, self.errors)
+        """Warnings of tensors whose errors are so large that answers are probably nonsense, and of
+        weights on a grid that F16 scales do not reproduce.
+        """
+        rounded = rounded_warnings(self.plan.tensors, self.errors, self.rounded)
+        return (*loss_warnings(self.plan.tensors, self.errors), *rounded)
 
     @property
     def loss(self) -> Loss | None:

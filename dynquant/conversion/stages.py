@@ -7,6 +7,7 @@ job. A stage knows nothing of the others: it takes a job and the result of the s
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
@@ -23,6 +24,7 @@ from dynquant.conversion.work import Work
 from dynquant.errors import ConvertError
 from dynquant.quants.codec import NotFiniteError
 from dynquant.quants.encoder import Batch, Encoded, Encoder
+from dynquant.quants.on_grid import fit_of
 from dynquant.quants.search import Search
 
 
@@ -76,13 +78,40 @@ class SourceStage:
 
 
 class EncodeStage:
-    """Encodes batches of rows and measures their errors."""
+    """Encodes batches of rows and measures their errors.
+
+    rounded: by tensor on a grid, the weights that its blocks give up to the rounding of scales only
+    """
 
     def __init__(self, encoder: Encoder) -> None:
+        self.rounded: Counter[str] = Counter()
         self._encoder = encoder
+        self._lock = threading.Lock()
 
     def encode(self, job: Job, batch: Batch) -> Encoded:
-        """Return the blocks of a job; raise ConvertError if a weight is not finite."""
+        """Return the blocks of a job.
+
+        Raises ConvertError if a weight is not finite, or does not lie on the grid that the plan
+        keeps.
+        """
+        encoded = self._encode(job, batch)
+        if job.tensor.on_grid and encoded.sums.largest > 0:
+            self._check(job, batch, encoded)
+        return encoded
+
+    def _check(self, job: Job, batch: Batch, encoded: Encoded) -> None:
+        fit = fit_of(batch.rows, batch.stored, batch.n_per_row, batch.type, encoded.blocks)
+        if fit.beside is not None:
+            raise ConvertError(
+                f"tensor {job.tensor.name!r}: row {job.start + fit.beside} does not lie on the grid"
+                f" of {batch.type.name}, though the rows do that the plan read; give the tensor a"
+                f" type in the recipe (`type: {batch.type.name}` accepts the loss) instead of"
+                " `keep: true`"
+            )
+        with self._lock:
+            self.rounded[job.tensor.name] += fit.n_rounded
+
+    def _encode(self, job: Job, batch: Batch) -> Encoded:
         try:
             return self._encoder.encode(batch)
         except NotFiniteError as e:

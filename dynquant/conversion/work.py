@@ -31,6 +31,7 @@ class TensorWork:
     file:         number of the output file that it is in
     position:     of its first byte in that file
     n_bytes:      of all its blocks
+    on_grid:      its blocks must reproduce its weights, which lie on the grid of the type
     """
 
     number: int
@@ -43,6 +44,7 @@ class TensorWork:
     file: int
     position: int
     n_bytes: int
+    on_grid: bool = False
 
     @property
     def n_per_row(self) -> int:
@@ -155,6 +157,7 @@ def work_of(plan: Plan) -> Work:
                 t.shard,
                 layout.files[t.shard].position(t),
                 t.n_bytes,
+                t.on_grid,
             )
         )
     files = (

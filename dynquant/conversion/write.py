@@ -99,11 +99,12 @@ def convert_plan(
         done = begin(plan, out, work, parts, journal, force=force, restart=restart)
         sources = SourceDigests(work, manifest or "none", _first_left(work, done))
         sink = Sink(work, parts, journal, sources)
+        encode = EncodeStage(encoder)
         engine = Engine(
             work,
             jobs(work, chunk_bytes or encoder.preferred_bytes, done),
             SourceStage(sources, work.search),
-            EncodeStage(encoder),
+            encode,
             sink,
         )
         engine.run(threads, sync_seconds, progress)
@@ -120,6 +121,7 @@ def convert_plan(
             errors={t.name: sums.figures() for t, sums in measured if not t.keeps_weights},
             resumed_bytes=engine.resumed_bytes,
             manifest=manifest_path(out) if manifest else None,
+            rounded={name: n for name, n in encode.rounded.items() if n},
         )
         text = manifest and manifest_text(manifest_of(result, layout, sources.sources()))
         parts.sync()

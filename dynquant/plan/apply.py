@@ -13,6 +13,7 @@ from dynquant.checkpoint.hub import is_hub_name
 from dynquant.errors import Problems, RecipeError
 from dynquant.importance.imatrix import read_imatrix
 from dynquant.interchange.tensor_types import tensor_types
+from dynquant.measure.grids import find_grids
 from dynquant.plan.difference import Typed, typed_by, typed_in
 from dynquant.plan.resolve import Resolved, resolve
 from dynquant.recipe.loader import load_recipe
@@ -26,10 +27,12 @@ def apply_recipe(
 
     strict: raise RecipeError if there are warnings
 
-    Raises RecipeError and PlanError as `resolve` does.
+    Raises RecipeError and PlanError as `resolve` does, CheckpointError if the recipe keeps types
+    and rows of the model cannot be read.
     """
     importance = recipe.importance == "required" or (has_imatrix and recipe.importance != "ignored")
-    resolved = resolve(model, recipe, importance=importance)
+    grids = find_grids(model.tensors, all_sources=True) if recipe.has_keep else {}
+    resolved = resolve(model, recipe, importance=importance, grids=grids)
     if strict:
         RecipeError.raise_any(resolved.warnings)
     return resolved

@@ -195,7 +195,7 @@ def _shown(key: KeyValue) -> str:
 def _assignment(tensor: PlanTensor) -> Assignment:
     types = ALL | KEPT
     instead_of = types.get(tensor.instead_of) if tensor.instead_of else None
-    return Assignment(types[tensor.type], tensor.rule, instead_of, tensor.note)
+    return Assignment(types[tensor.type], tensor.rule, instead_of, tensor.note, tensor.on_grid)
 
 
 def _bound_importance(

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dynquant.arch.base import Model, ModelTensor
 from dynquant.importance.audit import Importance, missing
 from dynquant.importance.imatrix import Imatrix
+from dynquant.measure.grids import OnGrid
 from dynquant.name_lists import grouped
 from dynquant.quants.encoder import is_copied
 from dynquant.recipe.assignment import Assigned, Assignment
@@ -55,15 +56,20 @@ SPECIAL_TYPES = ("TQ1_0", "TQ2_0", "Q1_0", "Q2_0")
 """Types for models that are trained with weights of one or two bits, or of three values."""
 
 
-def special_types(path: str, changed: Mapping[str, Assignment]) -> list[str]:
+def special_types(
+    path: str, changed: Mapping[str, Assignment], grids: Mapping[str, OnGrid]
+) -> list[str]:
     """Return a warning for each type that only specially trained models bear.
 
     path: of the recipe, for messages; changed: the tensors that do not keep their type
+    grids: the grids that tensors lie on, which show how they were trained
 
     A fallback is no choice, and few tensors need one.
     """
     found: dict[str, list[str]] = {}
     for name, given in changed.items():
+        if name in grids and grids[name].is_reproduced_by(given.type):
+            continue
         if given.type.name in SPECIAL_TYPES and given.instead_of is None:
             found.setdefault(given.type.name, []).append(name)
     return [
@@ -71,6 +77,27 @@ def special_types(path: str, changed: Mapping[str, Assignment]) -> list[str]:
         f" {', '.join(grouped(names))}"
         for type_, names in found.items()
     ]
+
+
+def lost_grids(
+    path: str, assignments: Mapping[str, Assignment], grids: Mapping[str, OnGrid]
+) -> Iterator[str]:
+    """Yield a warning for each grid whose tensors get a type that does not reproduce them.
+
+    path: of the recipe, for messages; F16 and BF16 do not change weights beyond their own rounding
+    """
+    lost: dict[str, dict[str, list[str]]] = {}
+    for name, grid in grids.items():
+        given = assignments.get(name)
+        if given and not (given.type.is_float or grid.is_reproduced_by(given.type)):
+            lost.setdefault(grid.type.name, {}).setdefault(given.type.name, []).append(name)
+    for grid, types in lost.items():
+        names = [name for some in types.values() for name in some]
+        yield (
+            f"{path}: {', '.join(types)} for weights that lie on the grid of {grid}"
+            f" ({', '.join(grouped(names))}); the model was probably trained for {grid}: `keep:"
+            f" true` or `type: {grid}` gives the same weights"
+        )
 
 
 def requantized(model: Model, changed: Mapping[str, Assignment]) -> Iterator[str]:

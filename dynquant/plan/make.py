@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from types import MappingProxyType
 
 from dynquant.arch.base import Model, ModelTensor
 from dynquant.errors import ImportanceError, PlanError, Problems, RecipeError
 from dynquant.importance.audit import Importance, audit, gaps
 from dynquant.importance.imatrix import Imatrix
 from dynquant.keys import Keys, KeyValue
+from dynquant.measure.grids import OnGrid
 from dynquant.plan.checks import (
     changing,
     importance_problems,
+    lost_grids,
     requantized,
     special_types,
     tensor_problems,
@@ -41,6 +44,7 @@ def make_plan(
     set_keys: Mapping[str, KeyValue | str] | None = None,
     split: Split | None = None,
     draft: bool = False,
+    grids: Mapping[str, OnGrid] = MappingProxyType({}),
 ) -> Plan:
     """Resolve a recipe for a model into the plan of one output.
 
@@ -53,6 +57,7 @@ def make_plan(
     split:    how to cut the output into files; None leaves it to the recipe
     draft:    return the plan even if importance that it needs is missing; its `refusals` say so,
               and it cannot be converted
+    grids:    the grids that tensors of floats lie on, by name, of `find_grids`
 
     Raises RecipeError if the recipe does not fit the model, ImportanceError if the imatrix is
     another model's, PlanError for names, shapes and keys that GGUF cannot hold, for types that need
@@ -74,7 +79,9 @@ def make_plan(
         )
         imatrix = None
     resolved = problems.attempt(
-        lambda: resolve(model, recipe, importance=imatrix is not None), RecipeError, PlanError
+        lambda: resolve(model, recipe, importance=imatrix is not None, grids=grids),
+        RecipeError,
+        PlanError,
     )
     assigned = Assigned({}, ())
     if resolved:
@@ -95,7 +102,9 @@ def make_plan(
         known, imatrix_warnings = audited
         refusals += importance_problems(changed, imatrix, known)
     importance = {name: known[name] for name in quantized if name in known}
-    warnings += special_types(recipe.path, changed)
+    grids = {t.name: grids[t.name] for t in model.tensors if t.name in grids}
+    warnings += special_types(recipe.path, changed, grids)
+    warnings += lost_grids(recipe.path, assigned.assignments, grids)
     warnings += unknown_settings(recipe.metadata, f"{recipe.path}: metadata")
     warnings += unknown_settings(set_keys or (), "--set")
     keys, faults = _keys(model, recipe, effort, assigned, imatrix, set_keys or {})
@@ -136,6 +145,7 @@ def make_plan(
         missing=model.missing,
         refusals=tuple(refusals),
         leave_out=model.leave_out,
+        grids=grids,
     )
 
 
@@ -210,6 +220,7 @@ def place_tensors(
                     importance[t.name].coverage if t.name in importance else None,
                     chosen.note,
                     number,
+                    chosen.on_grid,
                 )
             )
             offset += padded(size)

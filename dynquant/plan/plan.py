@@ -15,6 +15,7 @@ from dynquant.arch.base import ModelTensor
 from dynquant.importance.audit import Importance
 from dynquant.importance.imatrix import Imatrix
 from dynquant.keys import Keys
+from dynquant.measure.grids import OnGrid
 from dynquant.plan.shards import Shard
 from dynquant.quants.encoder import is_copied
 from dynquant.quants.search import Effort
@@ -38,6 +39,7 @@ class TensorPlan:
                 weighted equally, and for types that store each weight separately
     note:       the note of the rule
     shard:      the file that it is in, counted from 0
+    on_grid:    the type is the grid that the stored floats lie on; blocks must reproduce them
     """
 
     name: str
@@ -50,6 +52,7 @@ class TensorPlan:
     importance: str | None = None
     note: str = ""
     shard: int = 0
+    on_grid: bool = False
 
     @property
     def n_weights(self) -> int:
@@ -141,6 +144,7 @@ class Plan(Totals):
     missing:    parts of the model without which no file can be written, as in `Model`
     refusals:   reasons not to write a file from this draft: missing importance
     leave_out:  globs of stored names that the user leaves out
+    grids:      the grids that tensors of stored floats lie on, by name; not of a saved plan
     """
 
     architecture: str
@@ -161,6 +165,7 @@ class Plan(Totals):
     missing: tuple[str, ...] = ()
     refusals: tuple[str, ...] = ()
     leave_out: tuple[str, ...] = ()
+    grids: Mapping[str, OnGrid] = field(default_factory=dict[str, OnGrid])
 
     @property
     def unweighted(self) -> tuple[str, ...]:

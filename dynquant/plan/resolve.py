@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from dynquant.arch.base import Model, ModelTensor
 from dynquant.errors import PlanError
+from dynquant.measure.grids import OnGrid
 from dynquant.name_lists import grouped
 from dynquant.plan.settle_prediction import settle_prediction
 from dynquant.recipe.assignment import Assigned
@@ -31,10 +33,17 @@ class Resolved:
     warnings: tuple[str, ...]
 
 
-def resolve(model: Model, recipe: Recipe, *, importance: bool) -> Resolved:
+def resolve(
+    model: Model,
+    recipe: Recipe,
+    *,
+    importance: bool,
+    grids: Mapping[str, OnGrid] = MappingProxyType({}),
+) -> Resolved:
     """Apply a recipe to a model.
 
     importance: whether there is an imatrix that the recipe uses
+    grids:      the grids that tensors of floats lie on, by name
 
     Raises RecipeError if the recipe does not fit the model, PlanError if it drops only a part of
     the layers that predict further ahead.
@@ -43,11 +52,12 @@ def resolve(model: Model, recipe: Recipe, *, importance: bool) -> Resolved:
     settled = settle_prediction(model, keep=recipe.keeps_prediction)
     there = {t.name for t in settled.tensors}
     absent = [t for t in model.tensors if t.name not in there]
-    assigned = assign(recipe, settled.tensors, facts, absent)
+    types = {name: grid.type for name, grid in grids.items()}
+    assigned = assign(recipe, settled.tensors, facts, absent, types)
     left, warnings = _leave_out(settled, assigned.dropped, model)
     blocks = _keep_blocks(left, assigned)
     if blocks is not left:
-        assigned = assign(recipe, blocks.tensors, facts, absent)
+        assigned = assign(recipe, blocks.tensors, facts, absent, types)
     if recipe.intended and model.architecture not in recipe.intended:
         meant = ", ".join(recipe.intended)
         other = f"{recipe.path}: is meant for {meant}, and the model is {model.architecture}"

@@ -108,6 +108,8 @@ class PlanTensor(Part):
     importance: str | None
     """which input channels have importance; null if all are weighted equally"""
     note: str
+    on_grid: bool = False
+    """whether the type is the grid that the stored floats lie on; conversion checks every row"""
 
 
 class SavedPlan(Part):
@@ -195,6 +197,7 @@ def saved_plan(plan: Plan) -> SavedPlan:
                 instead_of=t.instead_of.name if t.instead_of else None,
                 importance=t.importance,
                 note=t.note,
+                on_grid=t.on_grid,
             )
             for t in plan.tensors
         ],

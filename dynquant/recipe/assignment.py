@@ -18,12 +18,14 @@ class Assignment:
     rule:       `recipes/small.yaml:14`, `recipes/small.yaml:9 default`, or `built-in: <why>`
     instead_of: the type that the rule gave, if the fallback had to replace it
     note:       the `note` of the rule
+    on_grid:    the type is the grid that the stored floats lie on, which the rule keeps
     """
 
     type: QuantType
     rule: str
     instead_of: QuantType | None = None
     note: str = ""
+    on_grid: bool = False
 
 
 @dataclass(frozen=True)

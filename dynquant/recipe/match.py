@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from dynquant.arch.base import ModelTensor
 from dynquant.errors import RecipeError
@@ -21,11 +22,13 @@ def assign(
     tensors: Sequence[ModelTensor],
     facts: Facts | None = None,
     absent: Sequence[ModelTensor] = (),
+    grids: Mapping[str, QuantType] = MappingProxyType({}),
 ) -> Assigned:
     """Give every tensor of a model its type: by rule, built-in protection or default.
 
     facts:  of the model; None derives them from the tensors
     absent: tensors that the file leaves out in any case; a rule that drops them is not an error
+    grids:  the types whose grids tensors of floats lie on, by name; `keep` gives them these
 
     Raises RecipeError with all rules that apply to no tensor and are not optional, all rows that
     no block of a rule's type or of the fallback divides, and all types that the recipe's readers
@@ -48,7 +51,8 @@ def assign(
         if rule and rule.action == "drop":
             dropped[tensor.name] = rule.where
             continue
-        wanted = _wanted(recipe, rule, tensor)
+        grid = grids.get(tensor.name) if rule and rule.action == "keep" else None
+        wanted = grid or _wanted(recipe, rule, tensor)
         asked.given(tensor, rule, wanted)
         tried = (wanted, *_fallback(recipe, rule, wanted))
         fits = [t for t in tried if not tensor.n_per_row % t.block_size]
@@ -60,6 +64,7 @@ def assign(
             rule.where if rule else where_default(recipe),
             None if taken is wanted else wanted,
             rule.note if rule else "",
+            on_grid=grid is not None,
         )
     errors, warnings = found.report(assignments, absent)
     RecipeError.raise_any((*errors, *asked.errors()))

@@ -220,6 +220,11 @@ class Recipe:
     readers: tuple[str, ...] = ()
 
     @property
+    def has_keep(self) -> bool:
+        """Whether a rule keeps the stored type of tensors."""
+        return any(rule.action == "keep" for rule in self.rules)
+
+    @property
     def files(self) -> tuple[str, ...]:
         """The paths of the recipe and of those that it extends."""
         return self.path, *self.extended

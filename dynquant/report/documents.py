@@ -50,6 +50,9 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "lacks": list(plan.missing),
         "shards": [{"tensors": s.stop - s.start, "bytes": s.n_bytes} for s in plan.shards],
         "refusals": list(plan.refusals),
+        "grids": {
+            name: {"type": grid.type.name, "exact": grid.exact} for name, grid in plan.grids.items()
+        },
     }
 
 

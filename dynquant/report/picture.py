@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from dynquant.keys import Keys
 from dynquant.plan.plan import Plan, TensorPlan, Totals
+from dynquant.report.totals import grid_lines
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Picture(Totals):
     refusals:    reasons why the plan cannot be converted
     unweighted:  tensors that are quantized without importance
     ignored:     stored tensors that are left out, with the reason
+    grids:       a line for each grid that tensors of stored floats lie on
     version:     the version of dynquant that made the plan or the file
     """
 
@@ -40,6 +42,7 @@ class Picture(Totals):
     refusals: tuple[str, ...] = ()
     unweighted: Collection[str] = ()
     ignored: Mapping[str, str] = field(default_factory=dict[str, str])
+    grids: tuple[str, ...] = ()
 
 
 def picture_of(plan: Plan, file_bytes: int | None) -> Picture:
@@ -61,6 +64,7 @@ def picture_of(plan: Plan, file_bytes: int | None) -> Picture:
         refusals=(*plan.missing, *plan.refusals),
         unweighted=frozenset(plan.unweighted),
         ignored=plan.ignored,
+        grids=tuple(grid_lines(plan)),
     )
 
 

@@ -14,7 +14,7 @@ from dynquant.name_lists import grouped
 from dynquant.plan.plan import Plan, TensorPlan
 from dynquant.quants.readers import readers_text
 from dynquant.report.tables import plain_table, ranges, tensor_table
-from dynquant.report.totals import Fallback, by_reason, fallbacks, needing
+from dynquant.report.totals import Fallback, by_reason, fallbacks, grid_lines, needing
 
 _SHOWN = 6
 
@@ -77,6 +77,8 @@ def _totals(plan: Plan, file_bytes: int | None) -> Iterator[str]:
             f" {_more(extra)},"
             f" {8 * extra / plan.n_weights:+.4f} bits per weight of the model"
         )
+    for line in grid_lines(plan):
+        yield f"grid    {line}"
     if plan.prediction:
         yield f"layers {ranges(plan.prediction)} are for multi-token prediction (nextn)"
 

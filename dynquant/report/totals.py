@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from dynquant.arch.base import TensorName
+from dynquant.measure.grids import ROWS
+from dynquant.name_lists import grouped
 from dynquant.plan.plan import Plan, TensorPlan
 from dynquant.quants.encoder import is_copied
 from dynquant.quants.table import QuantType
 from dynquant.recipe.assignment import BUILT_IN
 from dynquant.report.grid import SMALL, column_of, is_small
+
+_FEW = 3
+"""Limit on the lines of names that a summary shows."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +98,33 @@ def needing(plan: Plan) -> tuple[TensorPlan, ...]:
         for t in plan.tensors
         if t.type.needs_importance and not is_copied(plan.sources[t.name].source.stored, t.type)
     )
+
+
+def grid_lines(plan: Plan) -> list[str]:
+    """Return a line for each grid that tensors of stored floats lie on: how many, and their types.
+
+    Only a few rows of each tensor were read; a conversion reads all rows of those that it keeps.
+    """
+    found: dict[str, list[TensorPlan]] = {}
+    for t in plan.tensors:
+        if grid := plan.grids.get(t.name):
+            found.setdefault(grid.type.name, []).append(t)
+    lines: list[str] = []
+    for name, tensors in found.items():
+        n_rounded = sum(not plan.grids[t.name].exact for t in tensors)
+        types = Counter(t.type.name for t in tensors).most_common()
+        lines.append(
+            f"{name}: {len(tensors)} tensors ({_few([t.name for t in tensors])}) lie on it, by"
+            f" {ROWS} rows of each"
+            + (f"; {n_rounded} up to the rounding of scales to F16" if n_rounded else "")
+            + f"; the recipe gives them {', '.join(f'{t} ({n})' for t, n in types)}"
+        )
+    return lines
+
+
+def _few(names: list[str]) -> str:
+    lines = grouped(names)
+    return ", ".join(lines) if len(lines) <= _FEW else f"{lines[0]} and others"
 
 
 def by_reason(ignored: Mapping[str, str]) -> dict[str, list[str]]:

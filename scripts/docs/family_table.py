@@ -31,6 +31,7 @@ PUBLISHED = {
     "ChatGLMModel": "ChatGLM3-6B, GLM-4-9B (own code)",
     "BitNetForCausalLM": "BitNet b1.58 with SiLU",
     "BloomForCausalLM": "BLOOM, BLOOMZ",
+    "BitnetForCausalLM": "1bitLLM's BitNet b1.58 large, xl, 3B",
     "CohereForCausalLM": "Command-R, R+",
     "Cohere2ForCausalLM": "Command-R7B, Command-A",
     "Cohere2MoeForCausalLM": "Command-A-plus, North-Mini-Code",

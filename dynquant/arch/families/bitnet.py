@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from dynquant.arch.base import Architecture, Row
@@ -19,7 +20,7 @@ from dynquant.arch.decoder import (
 from dynquant.arch.families.qwen import SCALINGS
 from dynquant.arch.graph_limits import fixed, heads_fill_hidden
 from dynquant.arch.rope import read_rope
-from dynquant.arch.settings import DECODER, Declared, Settings
+from dynquant.arch.settings import DECODER, Declared, Settings, constant, harmless
 from dynquant.errors import ArchitectureError
 from dynquant.keys import u32
 
@@ -73,4 +74,29 @@ def _activation(config: Mapping[str, Any], where: str) -> Iterator[str]:
         )
 
 
-FAMILIES = {"BitNetForCausalLM": Declared(bitnet, Settings(read=DECODER))}
+def first_bitnet(config: Mapping[str, Any], where: str) -> Architecture:
+    """Describe one of the first BitNets (1bitLLM's b1.58): other names of norms, and SiLU.
+
+    Its own code rounds the weights while it runs; packed/settings.py reads them so.
+    """
+    found = bitnet({"hidden_act": "silu", "rope_theta": 10000.0, **config}, where)
+    rows = (
+        replace(row, stored=row.stored.replace(*names))
+        for names, row in zip(_FIRST_NAMES, SUB_NORMS, strict=True)
+    )
+    return replace(found, rows=(*WEIGHTS, *rows))
+
+
+_FIRST_NAMES = (("attn_sub_norm", "inner_attn_ln"), ("ffn_sub_norm", "ffn_layernorm"))
+
+FAMILIES = {
+    "BitNetForCausalLM": Declared(bitnet, Settings(read=DECODER)),
+    "BitnetForCausalLM": Declared(
+        first_bitnet,
+        Settings(
+            read=DECODER,
+            harmless=harmless("llama.cpp rounds activations to 8 bits, too", "input_bits"),
+            only=constant(1, "weight_bits"),
+        ),
+    ),
+}

@@ -85,6 +85,9 @@ _AUTOROUND_ZEROS = {
 }
 """The formats of AutoRound that store integers as GPTQ does, and GPTQ's name of their zeros."""
 
+_FIRST_BITNET = "BitnetForCausalLM"
+"""A class whose own code rounds the weights while it runs, whatever config.json says."""
+
 _PLAIN = frozenset(_NOT_READ)
 """Methods whose floats are the weights: they quantize when a model is loaded, or when it is saved
 store codes. Others, such as quark and fp_quant, may store floats that a rotation belongs to."""
@@ -168,6 +171,8 @@ def _values(checkpoint: Checkpoint) -> tuple[str, object]:
         for key in ("quantization_config", "compression_config"):
             if place.get(key) is not None:
                 return where, place[key]
+    if config.get("architectures") == [_FIRST_BITNET]:
+        return where, {"quant_method": "bitnet", "quantization_mode": "online"}
     path = checkpoint.folder / MODELOPT
     return (str(path), _of_modelopt(path)) if path.exists() else (where, None)
 

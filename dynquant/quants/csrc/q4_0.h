@@ -9,6 +9,7 @@
  */
 #include <assert.h>
 
+#include "exact.h"
 #include "one_scale.h"
 #include "packing.h"
 #include "weights.h"
@@ -32,7 +33,11 @@ static void encode_q4_0(struct weights in, struct block_q4_0 *blocks, int n_bloc
     struct one_scale_codes c;
     gather(&g, 32, 1, n_blocks, in);
     encode_one_scale(&g, q4_0_format, effort, &c);
+    float may_lie[LANES];
+    store(may_lie, may_lie_on_grid(&g, 8));
     for (int k = 0; k < n_blocks; k++) {
+        if (may_lie[k] != 0)
+            reproduce(in.x + k * in.x_stride, 32, -8, 7, c.d + k, c.q + 32 * k);
         struct block_q4_0 block = {.d = c.d[k]};
         pack_nibbles(block.qs, c.q + 32 * k, 16);
         blocks[k] = block;
