@@ -61,7 +61,7 @@ def with_sigmoids(config: Mapping[str, Any], where: str, kind: Kind) -> Architec
 
 def softmax_mixture(config: Mapping[str, Any], where: str) -> Architecture:
     """Describe a relative whose experts a softmax weights and groups limit, as in DeepSeek-V3."""
-    return _describe(config, read_config(_Settings, config, where), where, SOFTMAX)
+    return describe(config, read_config(LatentDecoder, config, where), where, Kind(SOFTMAX))
 
 
 def _wrong_rules(
