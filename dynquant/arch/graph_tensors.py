@@ -308,15 +308,11 @@ def graph_of(name: str, keys: Keys) -> Graph:
     Raises ArchitectureError if the keys describe no model of the family.
     """
     described = _described(name, keys)
-    optional = _OPTIONAL | _OPTIONAL_IN.get(name, frozenset())
+    either = _EITHER.get(name, ())
+    optional = _OPTIONAL.union(_OPTIONAL_IN.get(name, ()), *either)
     if name in _NEEDS_QKV_BIAS:
         optional -= {"attn_qkv.bias"}
     keys_only = optional | described.numbers | described.integers.keys()
-    either = _EITHER.get(name, ())
-    optional = _OPTIONAL.union(_OPTIONAL_IN.get(name, ()), *either)
-    keys_only = optional | described.numbers
-    rows = [row for row in described.rows if not _ends_with(row.name, keys_only)]
-    keys_only = optional | described.numbers
     rows = [row for row in described.rows if not (row.optional or _ends_with(row.name, keys_only))]
     if described.tied is not None:
         rows = [row for row in rows if row.stored != described.tied[0]]

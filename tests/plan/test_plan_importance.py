@@ -80,7 +80,7 @@ def test_experts_without_data_are_counted(tmp_path: Path) -> None:
     assert plan.tensors[4].importance == "partial: 2 of 3 experts"
     assert any("1 of 3 experts in blk.1.ffn_up_exps.weight" in w for w in plan.warnings)
     assert (
-        "imatrix x: importance for 1 tensors (1 of their experts have none), none for"
+        "imatrix x: importance for 1 tensor (1 of their experts have none), none for"
         " blk.{0-1}.ffn_down.weight\n"
     ) in shown(plan)
 

@@ -93,7 +93,7 @@ def test_explain_shows_the_fallback_of_a_rule() -> None:
 def test_plan_states_how_much_smaller_a_fallback_of_fewer_bits_is() -> None:
     more = "rules: [{role: token_embd, type: Q6_K, fallback: Q5_1}]"
     plan = make_plan(model(computed_tensor("token_embd.weight", 8, 96)), recipe("Q8_0", more))
-    line = "fallback Q5_1 for Q6_K: 1 tensors, -0.5625 bits per weight, 54 bytes less:"
+    line = "fallback Q5_1 for Q6_K: 1 tensor, -0.5625 bits per weight, 54 bytes less:"
     assert line in shown(plan)
     assert not [w for w in plan.warnings if "larger" in w]
 

@@ -26,7 +26,7 @@ def _tensors(architecture: Architecture) -> Iterator[ModelTensor]:
             continue
         shape = tuple(architecture.sizes[size] for size in row.shape.split())
         if found := re.search(r"\{(\w+)\}", row.stored):
-            shape = (architecture.n_parts(found[1]), *shape)
+            shape = (architecture.n_parts(found[1], row), *shape)
         layers = range(architecture.n_layers) if row.layers is None else row.layers
         for layer in layers if "{}" in row.name else (0,):
             if layer < architecture.n_layers:
