@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -34,8 +35,11 @@ class Wanted:
     has_forms: bool = False
 
 
-_AHEAD = "mtp.fc.weight"
-"""A tensor of prediction layers that are stored apart from the model's own layers."""
+_AHEAD = ("mtp.fc.weight", "mtp.layers.0.eh_proj.weight")
+"""A tensor of prediction layers that are stored apart from the model's own layers; by family."""
+
+_TRUNK = re.compile(r"(model|backbone)\.$")
+"""The last part of the prefix in place of `model.`, which the head does not have."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ class Spelling:
         return cls(
             stored,
             _prefix(stored, tail, default=anchor.removesuffix(tail)),
-            _prefix(stored, _AHEAD, default=""),
+            next(filter(None, (_prefix(stored, one, default="") for one in _AHEAD)), ""),
         )
 
     def __call__(self, name: str) -> str:
@@ -67,7 +71,7 @@ class Spelling:
             return self.trunk + name.removeprefix("model.")
         if name.startswith("mtp."):
             return self.ahead + name
-        before = self.trunk.removesuffix("model.")
+        before = _TRUNK.sub("", self.trunk)
         is_prefix = before != self.trunk and before.endswith(".") and name not in self.stored
         return before + name if is_prefix else name
 

@@ -24,6 +24,7 @@ FAMILIES = dict.fromkeys(
         "LlavaNextForConditionalGeneration",
         "LlavaNextVideoForConditionalGeneration",
         "LlavaOnevisionForConditionalGeneration",
+        "NemotronH_Nano_VL_V2",
         "Qwen2AudioForConditionalGeneration",
         "SmolVLMForConditionalGeneration",
         "VipLlavaForConditionalGeneration",
