@@ -71,6 +71,7 @@ CLASSES = {
     "muse_glimmer": "MuseGlimmerForConditionalGeneration",
     "muse_glimmer_text": "MuseGlimmerForConditionalGeneration",
     "nemotron_h": "NemotronHForCausalLM",
+    "nemotron_h_puzzle": "NemotronHPuzzleForCausalLM",
     "nomic_bert": "NomicBertModel",
     "olmo2": "Olmo2ForCausalLM",
     "olmo3": "Olmo3ForCausalLM",

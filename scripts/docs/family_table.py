@@ -58,6 +58,7 @@ PUBLISHED = {
     "MistralForCausalLM": "Mistral 7B, Nemo, Small 3",
     "MuseGlimmerForConditionalGeneration": "Muse Glimmer 30B",
     "NemotronHForCausalLM": "Nemotron-H, Nano 2, Nemotron 3 and 3.5",
+    "NemotronHPuzzleForCausalLM": "Nemotron 3 Puzzle 75B-A9B",
     "NomicBertModel": "nomic-embed-text v1, v1.5",
     "Phi3ForCausalLM": "Phi-3, Phi-4, Phi-4-mini",
     "Qwen2ForCausalLM": "Qwen2, Qwen2.5",
