@@ -42,7 +42,12 @@ class LatentExperts:
         )
         return (
             router_row(block + "gate.weight"),
-            Row(block + "gate.e_score_correction_bias", _OUT + "exp_probs_b.bias", "experts"),
+            Row(
+                block + "gate.e_score_correction_bias",
+                _OUT + "exp_probs_b.bias",
+                "experts",
+                forms=(Form(block + "gate.e_score_correction.bias", "experts"),),
+            ),
             _matrix(block, "up", "expert_ffn latent"),
             _matrix(block, "down", "latent expert_ffn"),
             Row(shared + "up_proj.weight", _OUT + "ffn_up_shexp.weight", "shared_ffn hidden"),

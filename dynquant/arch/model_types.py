@@ -100,6 +100,7 @@ CLASSES = {
     "muse_glimmer_text": "MuseGlimmerForConditionalGeneration",
     "nemotron": "NemotronForCausalLM",
     "nemotron_h": "NemotronHForCausalLM",
+    "nemotron_h_puzzle": "NemotronHPuzzleForCausalLM",
     "nomic_bert": "NomicBertModel",
     "olmo": "OlmoForCausalLM",
     "olmo2": "Olmo2ForCausalLM",

@@ -67,8 +67,11 @@ class Wanted:
         return self.shape[0] - sum(stored[n].shape[0] for n in self.stored_names)
 
 
-_AHEAD = "mtp.fc.weight"
-"""A tensor of prediction layers that are stored apart from the model's own layers."""
+_AHEAD = ("mtp.fc.weight", "mtp.layers.0.eh_proj.weight")
+"""A tensor of prediction layers that are stored apart from the model's own layers; by family."""
+
+_TRUNK = re.compile(r"(model|backbone|transformer|gpt_neox)\.$")
+"""The last part of a prefix, which the head does not have."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ class Spelling:
         return cls(
             stored,
             _prefix(stored, tail, default=anchor.removesuffix(tail)),
-            _prefix(stored, _AHEAD, default=""),
+            next(filter(None, (_prefix(stored, one, default="") for one in _AHEAD)), ""),
             table,
         )
 
@@ -105,7 +108,7 @@ class Spelling:
             return self.trunk + name.removeprefix(self.table)
         if name.startswith("mtp."):
             return self.ahead + name
-        before = self.trunk.removesuffix(self.table)
+        before = _TRUNK.sub("", self.trunk)
         is_prefix = before != self.trunk and before.endswith(".") and name not in self.stored
         return before + name if is_prefix else name
 

@@ -24,7 +24,7 @@ _SEPARATE = (
 )
 _BEFORE = r"(thinker\.|model\.)*"
 OTHER_PARTS = {
-    rf"{_BEFORE}(audio(_\w+)?|embed_audio|speech_\w+|whisper\w*)\..*": (
+    rf"{_BEFORE}(audio(_\w+)?|embed_audio|sound_\w+|speech_\w+|whisper\w*)\..*": (
         f"the audio model, {_SEPARATE}"
     ),
     rf"{_BEFORE}((vision|visual|image)(_\w+)?|embed_vision|vit\w*|sam_model|siglip2|qwen2_model|mlp1"

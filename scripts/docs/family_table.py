@@ -90,6 +90,7 @@ PUBLISHED = {
     "MuseGlimmerForConditionalGeneration": "Muse Glimmer 30B",
     "NemotronHForCausalLM": "Nemotron-H, Nano 2, Nemotron 3 and 3.5",
     "NemotronForCausalLM": "Nemotron-4, Minitron",
+    "NemotronHPuzzleForCausalLM": "Nemotron 3 Puzzle 75B-A9B",
     "NomicBertModel": "nomic-embed-text v1, v1.5",
     "OlmoForCausalLM": "OLMo 1, 1.7",
     "Phi3ForCausalLM": "Phi-3, Phi-4, Phi-4-mini",

@@ -179,6 +179,7 @@ WITHOUT_EFFECT = {
         *("n_group", "topk_group", "norm_topk_prob", "num_nextn_predict_layers"),
     },
     "nemotron-h-moe": {"intermediate_size"},
+    "nemotron-h-puzzle": {"intermediate_size"},
 }
 """Settings of layers, windows, norms or experts that a model does not have."""
 

@@ -214,3 +214,59 @@ def test_what_the_graph_does_not_compute_is_refused(changes: dict[str, Any], say
 def test_limits_of_time_steps_are_a_warning(changes: dict[str, Any], name: str) -> None:
     found = describe(config_of(FAMILY) | changes, "config.json").deviations
     assert [text.split()[1] for text in found] == ([name] if name else [])
+
+
+# ---- Puzzle --------------------------------------------------------------------------------------
+
+
+def blocks(*changes: dict[str, Any]) -> dict[str, Any]:
+    """Return the config.json of a Puzzle with changes of its layers."""
+    config = config_of("nemotron-h-puzzle")
+    for block, change in zip(config["block_configs"], changes, strict=False):
+        block.update(change)
+    return config
+
+
+def test_layers_of_a_puzzle_have_their_own_experts() -> None:
+    keys = describe(config_of("nemotron-h-puzzle"), "config.json").keys
+    assert keys["nemotron_h_moe.expert_feed_forward_length"].value == (0, 20, 0, 36)
+    assert keys["nemotron_h_moe.expert_used_count"].value == (0, 3, 0, 2)
+
+
+def test_a_setting_that_all_blocks_share_is_that_of_the_model() -> None:
+    """As in NVIDIA's files, which may state it nowhere else."""
+    config = blocks({}, {"n_routed_experts": 6, "moe_latent_size": 28}, {}, {"n_routed_experts": 6})
+    expected = describe(config, "config.json").keys
+    del config["n_routed_experts"]
+    del config["moe_latent_size"]
+    assert describe(config, "config.json").keys == expected
+
+
+def test_the_prediction_layer_of_a_puzzle_is_left_out(tmp_path: Path) -> None:
+    stored = stored_in(load_reference("nemotron-h-puzzle").folder)
+    stored["mtp.layers.0.norm.weight"] = stored["model.norm_f.weight"]
+    model = load_model(written("nemotron-h-puzzle", tmp_path / "m", stored))
+    assert model.prediction is None
+    assert "a prediction layer" in model.ignored["mtp.layers.0.norm.weight"]
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        (blocks({}, {"moe_latent_size": 8}, {}, {"moe_latent_size": 12}), "of moe_latent_size; "),
+        (blocks({}, {"moe_intermediate_size": None}), r"\[1\]: moe_intermediate_size is missing"),
+        (blocks({}, {"num_experts_per_tok": 7}), "is 7, but there are only 6 experts"),
+        (blocks({"block_type": "cnn"}), "layers_block_type has 'cnn'"),
+        (
+            blocks({}, {"block_type": "mamba"}, {}, {"block_type": "mamba"}),
+            "no layer of type 'moe'",
+        ),
+        (config_of("nemotron-h-puzzle") | {"block_configs": 3}, "block_configs is 3; it must be"),
+        (config_of("nemotron-h-puzzle") | {"block_configs": [3]}, "must be a list of objects"),
+    ],
+)
+def test_a_puzzle_that_the_graph_does_not_compute_is_refused(
+    config: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ArchitectureError, match=says):
+        describe(config, "config.json")

@@ -70,6 +70,13 @@ FORMS: dict[str, Form] = {
         ("vision_tower.encoder.a.weight", "mm_projector.proj.0.weight"),
         "kimi-k2",
     ),
+    "NemotronH_Nano_VL_V2": Form(
+        "llm_config",
+        "language_model.",  # before `backbone.`
+        "language_model.lm_head.weight",
+        ("vision_model.radio_model.a.weight", "mlp1.1.weight", "sound_encoder.a.weight"),
+        "nemotron-h-moe",
+    ),
     "Qwen2AudioForConditionalGeneration": Form(
         "text_config", *OLD, ("audio_tower.conv1.weight", "multi_modal_projector.linear.weight")
     ),

@@ -156,7 +156,8 @@ def jamba(config: Mapping[str, Any], where: str) -> Architecture:
 
 
 def _in(which: list[bool], kind: bool, rows: tuple[Row, ...]) -> tuple[Row, ...]:
-    return on([n for n, found in enumerate(which) if found == kind], rows)
+    layers = [n for n, found in enumerate(which) if found == kind]
+    return on(layers, rows) if layers else ()
 
 
 FAMILIES = {

@@ -176,40 +176,38 @@ _NO_POSITIONS = harmless(
     "attention has no positions",
     "rope_theta partial_rotary_factor original_max_position_embeddings",
 )
-FAMILIES = {
-    "NemotronHForCausalLM": Declared(
-        nemotron_h,
-        Settings(
-            read=(
-                DECODER - {"rms_norm_eps", "hidden_act", "is_causal"} - {*_NO_POSITIONS}
-                | reads(_Own, LatentExperts, more="layers_block_type hybrid_override_pattern")
-            ),
-            harmless=NO_WINDOW
-            | _NO_POSITIONS
-            | harmless("repeats another setting", "rms_norm_eps norm_eps expand")
-            | harmless(
-                "used while training only",
-                "time_step_max time_step_floor rescale_prenorm_residual",
-            )
-            | harmless(
-                "how the model is computed",
-                "chunk_size mamba_ssm_cache_dtype use_mamba_kernels num_logits_to_keep"
-                " residual_in_fp32 moe_shared_expert_overlap",
-            ),
-            only=constant("relu2", "mlp_hidden_act")
-            | constant("silu", "mamba_hidden_act")
-            | constant(False, "use_bias mamba_proj_bias")
-            | constant(True, "use_conv_bias")
-            | {
-                "num_nextn_predict_layers": Only((0, 1), "llama.cpp computes one prediction layer"),
-                "mtp_layers_block_type": Only(
-                    (["full_attention", "moe"], ["attention", "moe"]),
-                    "llama.cpp computes a prediction layer of attention and experts",
-                ),
-                "mtp_hybrid_override_pattern": Only(
-                    ("*E",), "llama.cpp computes a prediction layer of attention and experts"
-                ),
-            },
-        ),
+SETTINGS = Settings(
+    read=(
+        DECODER - {"rms_norm_eps", "hidden_act", "is_causal"} - {*_NO_POSITIONS}
+        | reads(_Own, LatentExperts, more="layers_block_type hybrid_override_pattern")
     ),
-}
+    harmless=NO_WINDOW
+    | _NO_POSITIONS
+    | harmless("repeats another setting", "rms_norm_eps norm_eps expand")
+    | harmless(
+        "used while training only",
+        "time_step_max time_step_floor rescale_prenorm_residual",
+    )
+    | harmless(
+        "how the model is computed",
+        "chunk_size mamba_ssm_cache_dtype use_mamba_kernels num_logits_to_keep"
+        " residual_in_fp32 moe_shared_expert_overlap",
+    ),
+    only=constant("relu2", "mlp_hidden_act")
+    | constant("silu", "mamba_hidden_act")
+    | constant(False, "use_bias mamba_proj_bias")
+    | constant(True, "use_conv_bias")
+    | {
+        "num_nextn_predict_layers": Only((0, 1), "llama.cpp computes one prediction layer"),
+        "mtp_layers_block_type": Only(
+            (["full_attention", "moe"], ["attention", "moe"]),
+            "llama.cpp computes a prediction layer of attention and experts",
+        ),
+        "mtp_hybrid_override_pattern": Only(
+            ("*E",), "llama.cpp computes a prediction layer of attention and experts"
+        ),
+    },
+)
+"""The settings of a Nemotron-H."""
+
+FAMILIES = {"NemotronHForCausalLM": Declared(nemotron_h, SETTINGS)}

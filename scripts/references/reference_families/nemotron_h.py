@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+import json
+import re
+from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
-from reference_tokenizers import make_llama3_bpe
+from reference_tokenizers import make_llama3_bpe, write_json
+from safetensors.torch import load_file, save_file
+from transformers.models.nemotron_h.modeling_nemotron_h import NemotronHMoE
 
 from reference_families import Family
 
@@ -38,6 +45,82 @@ _OF_EXPERTS = (
     " routed_scaling_factor topk_group"
 )
 
+_BLOCKS: list[dict[str, Any]] = [
+    {"block_type": "mamba"},
+    {"block_type": "moe", "moe_intermediate_size": 20, "num_experts_per_tok": 3},
+    {"block_type": "attention"},
+    {"block_type": "moe", "moe_intermediate_size": 36, "num_experts_per_tok": 2},
+]
+"""As in NVIDIA's configuration_nemotron_h_puzzle.py: settings of single layers."""
+
+
+class _Puzzle:
+    """A Nemotron-H whose layers have experts of different widths; transformers has no such class.
+
+    NVIDIA's modelling code builds each layer with the settings of its block in place of the
+    model's. So does this, with the layers of transformers' Nemotron-H.
+    """
+
+    def make(self) -> transformers.PreTrainedModel:
+        """Return the model with arbitrary weights."""
+        config = FAMILIES["nemotron-h-puzzle"].config
+        model = transformers.AutoModelForCausalLM.from_config(config)
+        for layer, block in zip(model.model.layers, _BLOCKS, strict=True):
+            if block["block_type"] == "moe":
+                own = copy.deepcopy(config)
+                own.moe_intermediate_size = block["moe_intermediate_size"]
+                own.num_experts_per_tok = block["num_experts_per_tok"]
+                layer.mixer = NemotronHMoE(own)
+        return model
+
+    def save(self, model: transformers.PreTrainedModel, folder: Path) -> None:
+        """Write config.json and the weights, an expert's matrices one by one."""
+        tensors: dict[str, torch.Tensor] = {}
+        for name, tensor in model.state_dict().items():
+            stack = re.fullmatch(r"(.*\.experts)\.(\w+_proj)", name)
+            if not stack:
+                tensors[name] = tensor.contiguous()
+                continue
+            for i, one in enumerate(tensor):
+                tensors[f"{stack[1]}.{i}.{stack[2]}.weight"] = one.contiguous()
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        config = json.loads(model.config.to_json_string())
+        config |= {
+            "architectures": ["NemotronHPuzzleForCausalLM"],
+            "model_type": "nemotron_h_puzzle",
+        }
+        write_json(folder / "config.json", config)
+
+    def load(self, folder: Path) -> transformers.PreTrainedModel:
+        """Return the model with the weights of a folder, in float32, with eager attention."""
+        stored = load_file(folder / "model.safetensors")
+        model = self.make().to(torch.float32)
+        tensors: dict[str, torch.Tensor] = {}
+        for name, tensor in model.state_dict().items():
+            stack = re.fullmatch(r"(.*\.experts)\.(\w+_proj)", name)
+            if stack:
+                parts = [stored[f"{stack[1]}.{i}.{stack[2]}.weight"] for i in range(len(tensor))]
+                tensors[name] = torch.stack(parts).float()
+            else:
+                tensors[name] = stored[name].float()
+        model.load_state_dict(tensors)
+        model.set_attn_implementation("eager")
+        return model
+
+
+_EXPERTS: dict[str, Any] = {
+    "layers_block_type": ["linear_attention", "moe", "full_attention", "moe"],
+    "n_routed_experts": 6,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 3,
+    "n_group": 2,
+    "topk_group": 1,
+    "routed_scaling_factor": 2.5,
+    "moe_intermediate_size": 20,
+    "moe_latent_size": 28,
+    "moe_shared_expert_intermediate_size": 24,
+}
+
 FAMILIES = {
     # As Nemotron-H-8B and Nemotron Nano 2: no setting of experts.
     "nemotron-h": Family(
@@ -59,16 +142,7 @@ FAMILIES = {
     "nemotron-h-moe": Family(
         transformers.NemotronHConfig(
             **_SHAPE,
-            layers_block_type=["linear_attention", "moe", "full_attention", "moe"],
-            n_routed_experts=6,
-            n_shared_experts=1,
-            num_experts_per_tok=3,
-            n_group=2,
-            topk_group=1,
-            routed_scaling_factor=2.5,
-            moe_intermediate_size=20,
-            moe_latent_size=28,
-            moe_shared_expert_intermediate_size=24,
+            **_EXPERTS,
         ),
         make_llama3_bpe,
         published={
@@ -77,5 +151,17 @@ FAMILIES = {
             "num_hidden_layers": 4,
             "num_nextn_predict_layers": 1,
         },
+    ),
+    "nemotron-h-puzzle": Family(
+        transformers.NemotronHConfig(**_SHAPE, **_EXPERTS | {"n_group": 1}),
+        make_llama3_bpe,
+        published={
+            **_PUBLISHED,
+            "block_configs": _BLOCKS,
+            "moe_intermediate_size": None,
+            "num_experts_per_tok": None,
+            "num_nextn_predict_layers": 1,
+        },
+        model=_Puzzle(),
     ),
 }
