@@ -90,7 +90,7 @@ def family_rows() -> list[tuple[str, ...]]:
             what += " (language model)"
         models = ", ".join(PUBLISHED[n] for n in names if n in PUBLISHED)
         architectures = _code(sorted(set(proven.values())))
-        rows.append((what, models, _code(names), architectures, ", ".join(proven)))
+        rows.append((what, models, _code(names), architectures, ", ".join(map(_checked, proven))))
     return sorted(rows, key=lambda row: row[0].lower())
 
 
@@ -113,6 +113,12 @@ def _references() -> dict[str, tuple[str, str]]:
             class_ = config["architectures"][0]
             found[path.parent.name] = class_, describe(config, path.name).name
     return found
+
+
+def _checked(reference: str) -> str:
+    """Return the name of a reference, and that its answers are not those of transformers."""
+    stored = json.loads((REFERENCES / f"{reference}.json").read_text("utf-8"))
+    return f"{reference} (own implementation)" if stored.get("answers") else reference
 
 
 def _what(family: Family) -> str:

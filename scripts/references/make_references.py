@@ -6,7 +6,8 @@
 For each family, tests/references/<family>/ is a checkpoint in the published form of the family
 (tokenizer files, layout). Two files are next to it:
 
-    <family>.json   prompts: token ids; texts, each with its token ids by the family's tokenizer
+    <family>.json   prompts: token ids; texts, each with its token ids by the family's tokenizer;
+                    answers: what gave the results, if not transformers
     <family>.npy    float32 [n_prompts, vocab_size]: log-probabilities of the next token; for
                     embedding models [n_prompts, hidden_size]: the mean over the tokens; for
                     classifiers [n_prompts, n_labels]: their scores
@@ -131,9 +132,13 @@ def load(folder: Path) -> transformers.PreTrainedModel:
 
 
 def write_reference(
-    name: str, model: transformers.PreTrainedModel, encode: Encode, prompts: list[list[int]]
+    name: str,
+    model: transformers.PreTrainedModel,
+    encode: Encode,
+    prompts: list[list[int]],
+    answers: str = "",
 ) -> None:
-    """Write the results of the model and the tokenizer."""
+    """Write the results of the model and the tokenizer; answers: see Family."""
     model.eval()
     with torch.no_grad():
         outputs = [model(torch.tensor([ids])) for ids in prompts]
@@ -149,7 +154,7 @@ def write_reference(
         ",\n".join(json.dumps(ids) for ids in prompts),
         '], "texts": [',
         ",\n".join(json.dumps({"text": text, "tokens": encode(text)}) for text in TEXTS),
-        "]}",
+        f'], "answers": {json.dumps(answers)}}}' if answers else "]}",
     ]
     (REFERENCES / f"{name}.json").write_text("\n".join(lines) + "\n", "utf-8")
 
@@ -192,7 +197,7 @@ def main() -> None:
         model = (composed.load if composed else load)(REFERENCES / name)
         if known[name].adapt:
             known[name].adapt(model)
-        write_reference(name, model, encode, prompts)
+        write_reference(name, model, encode, prompts, known[name].answers)
         size = sum(path.stat().st_size for path in (REFERENCES / name).iterdir())
         print(f"{name}: {size / 1000:.0f} kB, prompts of {[len(ids) for ids in prompts]} tokens")
 

@@ -70,6 +70,7 @@ class Family:
     draw:      the seed of the weights, chosen so that the prompts use every expert
     stacks:    whether each layer's experts are stored as stacks; one by one if not
     model:     how to make and load the model if transformers has no class for it
+    answers:   where its results come from, if not from transformers; stored with them
     """
 
     config: transformers.PretrainedConfig
@@ -85,6 +86,7 @@ class Family:
     adapt: Callable[[transformers.PreTrainedModel], None] | None = None
     stacks: bool = False
     model: Composed | None = None
+    answers: str = ""
 
 
 def families() -> dict[str, Family]:
