@@ -134,7 +134,7 @@ def family_rows() -> list[tuple[str, ...]]:
             what += " (language model)"
         models = ", ".join(PUBLISHED[n] for n in names if n in PUBLISHED)
         architectures = _code(sorted(set(proven.values())))
-        rows.append((what, models, _code(names), architectures, ", ".join(proven)))
+        rows.append((what, models, _code(names), architectures, ", ".join(map(_checked, proven))))
     return sorted(rows, key=lambda row: row[0].lower())
 
 
@@ -170,6 +170,12 @@ def _class_of(config: Mapping[str, Any]) -> str:
     if inside is larger.family:
         return stated
     return next(name for name, family in known.items() if family is inside)
+
+
+def _checked(reference: str) -> str:
+    """Return the name of a reference, and that its answers are not those of transformers."""
+    stored = json.loads((REFERENCES / f"{reference}.json").read_text("utf-8"))
+    return f"{reference} (own implementation)" if stored.get("by") else reference
 
 
 def _what(family: Family) -> str:

@@ -220,7 +220,7 @@ def main() -> None:
         model = (composed.load if composed else load)(REFERENCES / name)
         if known[name].adapt:
             known[name].adapt(model)
-        by = BY if isinstance(composed, Plain) else ""
+        by = BY if isinstance(composed, Plain) else known[name].by
         write_reference(name, model, encode, prompts, by)
         size = sum(path.stat().st_size for path in (REFERENCES / name).iterdir())
         print(f"{name}: {size / 1000:.0f} kB, prompts of {[len(ids) for ids in prompts]} tokens")

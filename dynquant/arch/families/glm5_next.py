@@ -80,7 +80,7 @@ class _Own:
 
 
 def glm5_next(config: Mapping[str, Any], where: str) -> Architecture:
-    """Describe the language model of a GLM-5.3-Flash."""
+    """Describe a GLM-5.3-Flash."""
     present = {key: value for key, value in config.items() if value is not None}
     stated = with_expert_count({**_DEFAULTS, **present, "num_key_value_heads": None, "head_dim": 2})
     stated["num_experts"] = stated["num_experts"] or 288

@@ -103,7 +103,7 @@ class _Own:
 
 
 def kimi_k3(config: Mapping[str, Any], where: str) -> Architecture:
-    """Describe the language model of a Kimi-K3."""
+    """Describe a Kimi-K3."""
     stated = {**DEFAULTS, **respelled(config, where)}
     own, m = read_config(_Own, stated, where), read_config(Mixture, stated, where)
     delta = read_delta(stated, where)

@@ -72,6 +72,7 @@ class Family:
     stacks:    whether each layer's experts are stored as stacks; one by one if not
     model:     how to make and load the model if transformers has no class for it
     long:      tokens of one more prompt, for layers that act in longer texts only
+    by:        what computed the results, if not a class of transformers; stored with them
     """
 
     config: transformers.PretrainedConfig
@@ -88,6 +89,7 @@ class Family:
     stacks: bool = False
     model: Composed | None = None
     long: int = 0
+    by: str = ""
 
 
 def families() -> dict[str, Family]:

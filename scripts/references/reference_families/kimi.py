@@ -92,7 +92,7 @@ _K3: dict[str, Any] = {
     "linear_attn_config": {
         "full_attn_layers": [2, 4],
         "gate_lower_bound": -2.3,
-        "head_dim": 18,
+        "head_dim": 17,
         "kda_layers": [1, 3],
         "num_heads": 3,
         "short_conv_kernel_size": 4,
@@ -263,5 +263,8 @@ FAMILIES = {
         transformers.PretrainedConfig(),
         make_qwen_bpe,
         model=_K3InMxfp4(_K3),
+        weights=0.2,
+        by="scripts/references/reference_kimi_k3.py, written from a description of the"
+        " published modelling code; transformers 5.24 has no class",
     ),
 }
