@@ -7,9 +7,9 @@ from typing import Any
 
 from dynquant.arch.base import Architecture
 from dynquant.arch.config import read_config
+from dynquant.arch.dense_layers import DenseLayers, n_leading_dense
 from dynquant.arch.experts import SIGMOID
 from dynquant.arch.families.deepseek import HARMLESS, READ, with_sigmoids
-from dynquant.arch.families.glm_latent import DenseLayers, n_leading_dense
 from dynquant.arch.indexer import Indexer, read_indexer
 from dynquant.arch.latent_decoder import Kind
 from dynquant.arch.settings import Declared, Settings, constant, reads

@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from dynquant.arch.base import Architecture
 from dynquant.arch.config import LayersCount, Natural, read_config
+from dynquant.arch.dense_layers import DenseLayers, n_leading_dense
 from dynquant.arch.experts import SIGMOID
 from dynquant.arch.families.deepseek import HARMLESS, READ, with_sigmoids
-from dynquant.arch.families.glm_latent import DenseLayers, n_leading_dense
 from dynquant.arch.indexer import Indexer, read_indexer
 from dynquant.arch.latent_decoder import Kind
 from dynquant.arch.settings import Declared, Settings, constant, harmless, reads

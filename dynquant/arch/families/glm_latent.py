@@ -3,23 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from dynquant.arch.base import Architecture
-from dynquant.arch.config import LayersCount, Natural, read_config
+from dynquant.arch.dense_layers import DenseLayers, n_leading_dense
 from dynquant.arch.families.deepseek import HARMLESS, READ, deepseek3
 from dynquant.arch.settings import Declared, Settings, reads
-from dynquant.errors import ArchitectureError
-
-
-@dataclass(frozen=True)
-class DenseLayers:
-    """Which layers have experts, in either of two forms."""
-
-    num_hidden_layers: LayersCount
-    first_k_dense_replace: Natural | None = None
-    mlp_layer_types: tuple[Literal["dense", "sparse"], ...] | None = None
 
 
 def glm4moelite(config: Mapping[str, Any], where: str) -> Architecture:
@@ -34,31 +23,6 @@ def glm4moelite(config: Mapping[str, Any], where: str) -> Architecture:
     present = {key: value for key, value in config.items() if value is not None}
     dense = {"first_k_dense_replace": n_leading_dense(config, where)}
     return deepseek3({**defaults, **present, **dense}, where)
-
-
-def n_leading_dense(config: Mapping[str, Any], where: str, default: int = 1) -> int:
-    """Return how many layers have no experts; they are the first.
-
-    default: of the model's class
-
-    Raises ArchitectureError if there are later ones, or if two settings contradict each other.
-    """
-    layers = read_config(DenseLayers, config, where)
-    stated, types = layers.first_k_dense_replace, layers.mlp_layer_types
-    if types is None:
-        return min(default, layers.num_hidden_layers) if stated is None else stated
-    n = next((i for i, kind in enumerate(types) if kind == "sparse"), len(types))
-    if len(types) != layers.num_hidden_layers or "dense" in types[n:]:
-        raise ArchitectureError(
-            f"{where}: mlp_layer_types is not dense and then sparse for each of"
-            f" {layers.num_hidden_layers} layers, as llama.cpp's graph needs"
-        )
-    if stated is not None and stated != n:
-        raise ArchitectureError(
-            f"{where}: first_k_dense_replace is {stated}, but mlp_layer_types has {n} dense layers;"
-            " remove the one that is wrong"
-        )
-    return n
 
 
 FAMILIES = {
