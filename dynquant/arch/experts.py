@@ -135,16 +135,18 @@ def _outputs_last(place: str) -> Iterator[_Layout]:
         )
 
 
-def shared_rows(block: str) -> tuple[Row, ...]:
+def shared_rows(block: str, names: Names = _PROJECTIONS) -> tuple[Row, ...]:
     """Return the rows of the experts that all tokens use, stored as one matrix per projection.
 
     block:      the part of the name before `gate_proj` ("model.layers.{}.mlp.shared_experts.")
+    names:      the parts of the names after it
     Dimensions: `shared_ffn` and `hidden`
     """
+    gate, up, down = names
     return (
-        Row(f"{block}gate_proj.weight", "blk.{}.ffn_gate_shexp.weight", "shared_ffn hidden"),
-        Row(f"{block}up_proj.weight", "blk.{}.ffn_up_shexp.weight", "shared_ffn hidden"),
-        Row(f"{block}down_proj.weight", "blk.{}.ffn_down_shexp.weight", "hidden shared_ffn"),
+        Row(f"{block}{gate}.weight", "blk.{}.ffn_gate_shexp.weight", "shared_ffn hidden"),
+        Row(f"{block}{up}.weight", "blk.{}.ffn_up_shexp.weight", "shared_ffn hidden"),
+        Row(f"{block}{down}.weight", "blk.{}.ffn_down_shexp.weight", "hidden shared_ffn"),
     )
 
 

@@ -5,57 +5,18 @@ Used by the families that mix latent attention with delta attention.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
 
 from dynquant.arch.config import (
     Count,
     ExpertsCount,
-    LayersCount,
     Natural,
     Positive,
     Truth,
-    read_config,
 )
 from dynquant.arch.experts import SIGMOID, Routing
 from dynquant.arch.latent_attention import Latent
 from dynquant.arch.settings import NO_WINDOW, harmless
-from dynquant.errors import ArchitectureError
-
-
-@dataclass(frozen=True)
-class Layers:
-    """Which layers have experts, in either of two forms."""
-
-    num_hidden_layers: LayersCount
-    first_k_dense_replace: Natural | None = None
-    mlp_layer_types: tuple[Literal["dense", "sparse"], ...] | None = None
-
-
-def n_leading_dense(config: Mapping[str, Any], where: str, default: int = 1) -> int:
-    """Return how many layers have no experts; they are the first.
-
-    default: of the class, if neither form is stated
-
-    Raises ArchitectureError if there are later ones, or if two settings contradict each other.
-    """
-    layers = read_config(Layers, config, where)
-    stated, types = layers.first_k_dense_replace, layers.mlp_layer_types
-    if types is None:
-        return min(default if stated is None else stated, layers.num_hidden_layers)
-    n = next((i for i, kind in enumerate(types) if kind == "sparse"), len(types))
-    if len(types) != layers.num_hidden_layers or "dense" in types[n:]:
-        raise ArchitectureError(
-            f"{where}: mlp_layer_types is not dense and then sparse for each of"
-            f" {layers.num_hidden_layers} layers, as llama.cpp's graph needs"
-        )
-    if stated is not None and stated != n:
-        raise ArchitectureError(
-            f"{where}: first_k_dense_replace is {stated}, but mlp_layer_types has {n} dense layers;"
-            " remove the one that is wrong"
-        )
-    return n
 
 
 @dataclass(frozen=True)

@@ -126,8 +126,8 @@ def _of_folder(
     if mla == "merged":
         if architecture.merged is None:
             raise ArchitectureError(
-                f"{where}: {architecture.name} has no latent attention to be merged; remove"
-                " --mla merged"
+                f"{where}: llama.cpp computes no merged latent attention in {architecture.name};"
+                " remove --mla merged"
             )
         architecture = architecture.merged
     problems = Problems()

@@ -79,7 +79,7 @@ def test_merged_attention_has_key_heads_and_no_mla_lengths() -> None:
 
 
 def test_a_family_without_latent_attention_has_nothing_to_merge() -> None:
-    with pytest.raises(ArchitectureError, match="qwen2 has no latent attention to be merged"):
+    with pytest.raises(ArchitectureError, match="no merged latent attention in qwen2"):
         tensors_of("qwen2", mla="merged")
 
 

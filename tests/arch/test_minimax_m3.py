@@ -72,7 +72,7 @@ REFUSED: tuple[tuple[dict[str, Any], str], ...] = (
     ({"swiglu_limit": 5.0}, "llama.cpp computes this family with 7.0"),
     ({"swiglu_alpha": 1.0}, "llama.cpp computes this family with 1.702"),
     ({"shared_intermediate_size": 48}, "n_shared_experts 1 times intermediate_size 24"),
-    ({"moe_layer_freq": [1, 0, 1]}, "those with experts last"),
+    ({"moe_layer_freq": [1, 0, 1]}, "moe_layer_freq is not dense and then sparse"),
     ({"moe_layer_freq": [0, 0, 1]}, "in the layers with experts and in no others"),
     ({"rotary_dim": 10}, "12 weights of a head are rotated by partial_rotary_factor, and 10"),
     ({"index_topk_blocks": 3}, "sparse_topk_blocks is 2, but index_topk_blocks beside it is 3"),

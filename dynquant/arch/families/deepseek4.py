@@ -23,7 +23,7 @@ from dynquant.arch.decoder import (
     decoder_sizes,
     read_decoder,
 )
-from dynquant.arch.experts import Routing, expert_rows, router_row, routing_keys
+from dynquant.arch.experts import Routing, expert_rows, router_row, routing_keys, shared_rows
 from dynquant.arch.graph_limits import fixed, output_apart
 from dynquant.arch.hyper_connections import HYPER, HYPER_HEAD, Hyper
 from dynquant.arch.indexer import Indexer, read_indexer
@@ -40,7 +40,6 @@ SQRT_SOFTPLUS = 4
 
 _IN, _OUT = "model.layers.{}.", "blk.{}."
 _FFN = _IN + "ffn."
-_SHARED = _FFN + "shared_experts."
 _EMBEDDING = Row(
     "model.embed.weight",
     "token_embd.weight",
@@ -56,9 +55,7 @@ _LAYER = (
     # Of models that also see: in place of the other bias, for tokens of images.
     Row(_FFN + "gate.bias_vl", _OUT + "exp_probs_b_vl.bias", "experts", optional=True),
     *expert_rows(_FFN, gate="w1", up="w3", down="w2"),
-    Row(_SHARED + "w1.weight", _OUT + "ffn_gate_shexp.weight", "shared_ffn hidden"),
-    Row(_SHARED + "w3.weight", _OUT + "ffn_up_shexp.weight", "shared_ffn hidden"),
-    Row(_SHARED + "w2.weight", _OUT + "ffn_down_shexp.weight", "hidden shared_ffn"),
+    *shared_rows(_FFN + "shared_experts.", ("w1", "w3", "w2")),
 )
 _TABLE = Row(_FFN + "gate.tid2eid", _OUT + "ffn_gate_tid2eid.weight", "vocab used", via=as_i32)
 _BIAS = Row(_FFN + "gate.bias", _OUT + "exp_probs_b.bias", "experts")

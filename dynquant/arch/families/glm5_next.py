@@ -31,10 +31,11 @@ from dynquant.arch.delta_attention import (
     delta_layers,
     read_delta,
 )
+from dynquant.arch.dense_layers import DenseLayers, n_leading_dense
 from dynquant.arch.experts import SIGMOID_EXPERTS, routing_keys, with_expert_count
 from dynquant.arch.graph_limits import fixed, output_apart
 from dynquant.arch.hyper_connections import HYPER, Hyper
-from dynquant.arch.latent_mixture import NO_POSITIONS, Layers, Mixture, n_leading_dense
+from dynquant.arch.latent_mixture import NO_POSITIONS, Mixture
 from dynquant.arch.pooled_indexer import INDEXER, KINDS, Indexer, has_own_indexer
 from dynquant.arch.prediction import prediction_of, prediction_rows
 from dynquant.arch.rope import UNROTATED
@@ -178,7 +179,7 @@ def _problems(
 
 
 _SETTINGS = Settings(
-    read=(DECODER | KINDS | reads(_Own, Layers, Mixture, Delta, Indexer, Hyper))
+    read=(DECODER | KINDS | reads(_Own, DenseLayers, Mixture, Delta, Indexer, Hyper))
     | {"layer_types", "linear_attn_config", "n_routed_experts", "num_local_experts"},
     harmless=NO_POSITIONS
     | harmless("the model has no rotary embeddings", "indexer_rope_interleave")

@@ -8,11 +8,11 @@ from typing import Any, Literal
 
 from dynquant.arch.base import Architecture
 from dynquant.arch.config import LayersCount, Natural, read_config
+from dynquant.arch.dense_layers import DenseLayers, n_leading_dense
 from dynquant.arch.experts import SIGMOID
 from dynquant.arch.families.deepseek import HARMLESS, READ, with_sigmoids
 from dynquant.arch.indexer import Indexer, read_indexer
 from dynquant.arch.latent_decoder import Kind
-from dynquant.arch.latent_mixture import Layers, n_leading_dense
 from dynquant.arch.settings import Declared, Settings, constant, harmless, reads
 from dynquant.errors import ArchitectureError
 from dynquant.keys import booleans
@@ -77,7 +77,7 @@ FAMILIES = {
     "GlmMoeDsaForCausalLM": Declared(
         glm_dsa,
         Settings(
-            read=READ | reads(Layers, Indexer, _Shared, more="layer_types"),
+            read=READ | reads(DenseLayers, Indexer, _Shared, more="layer_types"),
             harmless=HARMLESS
             | harmless("while tokens are predicted further ahead", "index_share_for_mtp_iteration")
             | harmless("llama.cpp scores experts in F32", "moe_router_dtype"),

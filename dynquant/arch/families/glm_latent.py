@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from dynquant.arch.base import Architecture
+from dynquant.arch.dense_layers import DenseLayers, n_leading_dense
 from dynquant.arch.families.deepseek import HARMLESS, READ, deepseek3
-from dynquant.arch.latent_mixture import Layers, n_leading_dense
 from dynquant.arch.settings import Declared, Settings, reads
 
 
@@ -27,6 +27,6 @@ def glm4moelite(config: Mapping[str, Any], where: str) -> Architecture:
 
 FAMILIES = {
     "Glm4MoeLiteForCausalLM": Declared(
-        glm4moelite, Settings(read=READ | reads(Layers), harmless=HARMLESS)
+        glm4moelite, Settings(read=READ | reads(DenseLayers), harmless=HARMLESS)
     ),
 }

@@ -34,6 +34,7 @@ from dynquant.arch.delta_attention import (
     published,
     read_delta,
 )
+from dynquant.arch.dense_layers import n_leading_dense
 from dynquant.arch.experts import routing_keys
 from dynquant.arch.families.kimi_linear import (
     DEFAULTS,
@@ -46,7 +47,7 @@ from dynquant.arch.families.kimi_linear import (
     respelled,
 )
 from dynquant.arch.graph_limits import fixed, other_epsilon, output_apart
-from dynquant.arch.latent_mixture import Mixture, n_leading_dense
+from dynquant.arch.latent_mixture import Mixture
 from dynquant.arch.rope import UNROTATED
 from dynquant.arch.settings import Declared, Settings, constant, reads
 from dynquant.arch.wrapped import Wrapped

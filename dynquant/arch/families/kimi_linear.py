@@ -29,9 +29,10 @@ from dynquant.arch.delta_attention import (
     published,
     read_delta,
 )
+from dynquant.arch.dense_layers import DenseLayers, n_leading_dense
 from dynquant.arch.experts import expert_rows, router_row, routing_keys, shared_rows
 from dynquant.arch.graph_limits import fixed, other_epsilon, output_apart
-from dynquant.arch.latent_mixture import NO_POSITIONS, Layers, Mixture, n_leading_dense
+from dynquant.arch.latent_mixture import NO_POSITIONS, Mixture
 from dynquant.arch.rope import UNROTATED
 from dynquant.arch.settings import DECODER, Declared, Settings, constant, harmless, reads
 from dynquant.errors import ArchitectureError
@@ -172,7 +173,9 @@ def _problems(c: Config, m: Mixture, delta: Delta, where: str) -> Iterator[str]:
 
 
 READ = (
-    DECODER | reads(Layers, Mixture, Delta, more="layer_types linear_attn_config") | {*SPELLINGS}
+    DECODER
+    | reads(DenseLayers, Mixture, Delta, more="layer_types linear_attn_config")
+    | {*SPELLINGS}
 ) - {"linear_lower_bound"}
 HARMLESS = NO_POSITIONS | harmless("num_expert_group states the groups", "use_grouped_topk")
 ONLY = (

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from dynquant.arch.base import Architecture, Form, Row, on
 from dynquant.arch.block_indexer import BLOCK_INDEXER, SPARSE, BlockIndexer, read_block_indexer
-from dynquant.arch.config import Count, ExpertsCount, LayersCount, Natural, Positive, read_config
+from dynquant.arch.config import Count, ExpertsCount, Positive, read_config
 from dynquant.arch.decoder import (
     ATTENTION,
     EMBEDDING,
@@ -23,6 +23,7 @@ from dynquant.arch.decoder import (
     decoder_sizes,
     read_decoder,
 )
+from dynquant.arch.dense_layers import ListedLayers, n_listed_dense
 from dynquant.arch.experts import (
     SIGMOID,
     Routing,
@@ -78,7 +79,6 @@ _ROTARY_DIM = 64
 class _M3:
     """config.json's settings besides those of all decoders, with transformers' defaults."""
 
-    num_hidden_layers: LayersCount
     num_experts: ExpertsCount
     num_experts_per_tok: Count
     intermediate_size: Count = 3072
@@ -89,15 +89,6 @@ class _M3:
     swiglu_alpha: Positive = 1.702
     swiglu_limit: Positive = 7.0
     rotary_dim: Count | None = None
-    moe_layer_freq: tuple[Natural, ...] | None = None
-    mlp_layer_types: tuple[Literal["dense", "sparse"], ...] | None = None
-
-    @property
-    def sparse(self) -> tuple[bool, ...]:
-        """Which layers have experts."""
-        if self.mlp_layer_types is not None:
-            return tuple(kind == "sparse" for kind in self.mlp_layer_types)
-        return tuple(map(bool, self.moe_layer_freq or (1,) * self.num_hidden_layers))
 
 
 def minimax_m3(config: Mapping[str, Any], where: str) -> Architecture:
@@ -112,10 +103,15 @@ def minimax_m3(config: Mapping[str, Any], where: str) -> Architecture:
     c = read_decoder(present | dense, where, head_dim=128, activation=("swigluoai", *SILU))
     rope = read_rope(with_factor(present, own.rotary_dim or _ROTARY_DIM), where, (), partial=1.0)
     n, n_rotated = c.num_hidden_layers, int(c.n_per_head * rope.partial_rotary_factor)
+    n_dense = n_listed_dense(present, where)
     indexer, indexed = read_block_indexer(present, n, where)
-    ArchitectureError.raise_any(_problems(c, own, indexed, n_rotated, where))
+    ArchitectureError.raise_any(_problems(c, own, n_rotated, where))
+    if indexed != (False,) * n_dense + (True,) * (n - n_dense):
+        raise ArchitectureError(
+            f"{where}: llama.cpp has sparse attention in the layers with experts and in no others,"
+            " unlike sparse_attention_freq or layer_types"
+        )
     ArchitectureError.raise_any(indexer.problems(c.n_head_kv, n_rotated, where))
-    n_dense = n - sum(own.sparse)
     return Architecture(
         name=NAME,
         keys=decoder_keys(NAME, c, rope, c.n_per_head)
@@ -165,9 +161,7 @@ def _routing(own: _M3, n_dense: int) -> Routing:
     )
 
 
-def _problems(
-    c: Config, own: _M3, indexed: tuple[bool, ...], n_rotated: int, where: str
-) -> Iterator[str]:
+def _problems(c: Config, own: _M3, n_rotated: int, where: str) -> Iterator[str]:
     yield from fixed(c, {"attention_bias": False, "mlp_bias": False}, where)
     yield from fixed(own, {"swiglu_alpha": 1.702, "swiglu_limit": 7.0}, where)
     yield from output_apart(c, where)
@@ -176,17 +170,6 @@ def _problems(
         yield (
             f"{where}: {n_rotated} weights of a head are rotated by partial_rotary_factor, and"
             f" {own.rotary_dim or n_rotated} by rotary_dim; llama.cpp needs one even number"
-        )
-    n, sparse = c.num_hidden_layers, own.sparse
-    if len(sparse) != n or sorted(sparse) != [*sparse]:
-        yield (
-            f"{where}: moe_layer_freq and mlp_layer_types need {n} layers, those with experts last,"
-            " as in llama.cpp's graph"
-        )
-    elif sparse != indexed:
-        yield (
-            f"{where}: llama.cpp has sparse attention in the layers with experts and in no others;"
-            " sparse_attention_freq or layer_types say otherwise"
         )
     if own.shared_intermediate_size != own.n_shared_experts * own.intermediate_size:
         yield (
@@ -200,7 +183,8 @@ _M3_SETTINGS = Declared(
     minimax_m3,
     Settings(
         read=DECODER
-        | reads(_M3, BlockIndexer, more="num_local_experts sparse_attention_config layer_types"),
+        | reads(_M3, ListedLayers, BlockIndexer)
+        | {"num_local_experts", "sparse_attention_config", "layer_types"},
         harmless=NO_WINDOW
         | harmless(
             "of layers that predict further tokens, which are left out",
