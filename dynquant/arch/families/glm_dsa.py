@@ -52,8 +52,8 @@ class _Shared:
             )
         elif self.types[0] != "full":
             yield (
-                f"{where}: the first layer has no indexer of its own, and there is none before it"
-                " whose choice it could use"
+                f"{where}: the first layer has no indexer, and no layer before it has one whose"
+                " choice it could use"
             )
 
 
