@@ -11,25 +11,10 @@ from typing import Any
 from dynquant.arch import decoder
 from dynquant.arch.base import Architecture, Row, Via, on
 from dynquant.arch.config import Count, Positive, Truth, read_config
-from dynquant.arch.decoder import (
-    IGNORED,
-    OUTPUT,
-    TIED,
-    Config,
-    decoder_sizes,
-    keys_without_rope,
-    read_decoder,
-)
+from dynquant.arch.decoder import Config, decoder_sizes, keys_without_rope, read_decoder
 from dynquant.arch.graph_limits import fixed
 from dynquant.arch.latent_experts import LatentExperts
-from dynquant.arch.layer_kinds import (
-    ATTENTION,
-    EXPERTS,
-    MAMBA,
-    MLP,
-    kind_problems,
-    layer_kinds,
-)
+from dynquant.arch.layer_kinds import ATTENTION, EXPERTS, MAMBA, MLP, kind_problems, layer_kinds
 from dynquant.arch.prediction import folded_prediction, folded_rows
 from dynquant.arch.settings import (
     DECODER,
@@ -65,7 +50,8 @@ class _Own:
     """config.json's settings besides those of all decoders, with transformers' defaults."""
 
     intermediate_size: Count = 21504
-    head_dim: Count = 128
+    head_dim: Count | None = None
+    attention_head_dim: Count = 128
     layer_norm_epsilon: Positive = 1e-5
     mlp_bias: Truth = False
     mamba_num_heads: Count = 128
@@ -75,6 +61,11 @@ class _Own:
     conv_kernel: Count = 4
     time_step_min: Any = 0.001
     time_step_limit: Any = None
+
+    @property
+    def n_per_head(self) -> int:
+        """Weights of a head; the first files state it by the second name."""
+        return self.head_dim or self.attention_head_dim
 
     @property
     def mamba(self) -> Mamba2:
@@ -101,10 +92,11 @@ def nemotron_h(config: Mapping[str, Any], where: str) -> Architecture:
     completed = {
         **config,
         "num_hidden_layers": n,
+        "hidden_act": None,
         "intermediate_size": own.intermediate_size,
         "rms_norm_eps": own.layer_norm_epsilon,
     }
-    c = read_decoder(completed, where, head_dim=own.head_dim)
+    c = read_decoder(completed, where, head_dim=own.n_per_head)
     ArchitectureError.raise_any(
         chain(
             kind_problems(kinds, where),
@@ -140,7 +132,7 @@ def nemotron_h(config: Mapping[str, Any], where: str) -> Architecture:
             *on(layers.get(EXPERTS, ()), mixture),
             *(folded_rows(n, _LAYER, (*_NORM, *_ATTENTION), mixture) if experts else ()),
             *_LAST_NORM,
-            *OUTPUT,
+            *decoder.OUTPUT,
         ),
         sizes={
             **decoder_sizes(c),
@@ -149,13 +141,13 @@ def nemotron_h(config: Mapping[str, Any], where: str) -> Architecture:
             **(experts.sizes(c.hidden_size) if experts else {}),
         },
         n_layers=n,
-        tied=(TIED[0], "model.embeddings.weight") if c.tie_word_embeddings else None,
+        tied=(decoder.TIED[0], "model.embeddings.weight") if c.tie_word_embeddings else None,
         via={**own.mamba.via, **_permuted(c)},
-        ignored=IGNORED,
+        ignored=decoder.IGNORED,
         n_experts=experts.n_routed_experts if experts else 0,
-        prediction=folded_prediction(name, [*own_kv, c.n_head_kv], [*widths, width])
-        if experts
-        else None,
+        prediction=(
+            folded_prediction(name, [*own_kv, c.n_head_kv], [*widths, width]) if experts else None
+        ),
         deviations=tuple(step_warnings(limits, where)),
     )
 
@@ -172,6 +164,7 @@ def _permuted(c: Config) -> Mapping[str, Via]:
     }
 
 
+_AHEAD = "llama.cpp computes a prediction layer of attention and experts"
 _NO_POSITIONS = harmless(
     "attention has no positions",
     "rope_theta partial_rotary_factor original_max_position_embeddings",
@@ -184,10 +177,8 @@ SETTINGS = Settings(
     harmless=NO_WINDOW
     | _NO_POSITIONS
     | harmless("repeats another setting", "rms_norm_eps norm_eps expand")
-    | harmless(
-        "used while training only",
-        "time_step_max time_step_floor rescale_prenorm_residual",
-    )
+    | harmless("used while training only", "time_step_max time_step_floor rescale_prenorm_residual")
+    | harmless("of the first Mamba", "time_step_rank")
     | harmless(
         "how the model is computed",
         "chunk_size mamba_ssm_cache_dtype use_mamba_kernels num_logits_to_keep"
@@ -199,13 +190,8 @@ SETTINGS = Settings(
     | constant(True, "use_conv_bias")
     | {
         "num_nextn_predict_layers": Only((0, 1), "llama.cpp computes one prediction layer"),
-        "mtp_layers_block_type": Only(
-            (["full_attention", "moe"], ["attention", "moe"]),
-            "llama.cpp computes a prediction layer of attention and experts",
-        ),
-        "mtp_hybrid_override_pattern": Only(
-            ("*E",), "llama.cpp computes a prediction layer of attention and experts"
-        ),
+        "mtp_layers_block_type": Only((["full_attention", "moe"], ["attention", "moe"]), _AHEAD),
+        "mtp_hybrid_override_pattern": Only(("*E",), _AHEAD),
     },
 )
 """The settings of a Nemotron-H."""
