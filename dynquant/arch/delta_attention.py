@@ -13,6 +13,7 @@ from typing import Any
 
 from dynquant.arch.base import Form, Row, Via
 from dynquant.arch.config import Count, LayersCount, Natural, Truth, read_config
+from dynquant.arch.gguf_graph import FileKeys
 from dynquant.errors import ArchitectureError
 from dynquant.keys import Keys, f32, u32
 from dynquant.tensors import TensorSource
@@ -258,3 +259,9 @@ def _listed(stated: Published, numbers: range, where: str) -> list[bool] | None:
             f" {len(numbers)} layers once; they count from {numbers.start}"
         )
     return [layer in stated.kda_layers for layer in numbers]
+
+
+def kinds_of(keys: FileKeys) -> dict[str, Any]:
+    """Return the settings that state which layers of a GGUF have delta attention."""
+    kinds = keys.kinds("attention.head_count_kv", "linear_attention", "full_attention")
+    return {"num_dense_layers": keys.n_dense, **({"layer_types": kinds} if kinds else {})}

@@ -231,11 +231,14 @@ def _problems(c: Config, s: LatentDecoder, kind: Kind, where: str) -> Iterator[s
     yield from group_problems(s.n_group or 1, s.topk_group or 1, s.n_routed_experts, where)
 
 
+def is_lite(n_layers: int, n_vocab: int | None) -> bool:
+    """Return whether llama.cpp takes a model for a Lite one, whose queries have no short vector."""
+    return n_layers in (26, 27) or (n_layers, n_vocab) == (48, 128256)
+
+
 def lite_problems(c: Config, q_rank: int | None, where: str) -> Iterator[str]:
     """Yield a message if llama.cpp takes a model for a Lite one and it has no q_proj."""
-    # The same test as in llama.cpp.
-    lite = c.num_hidden_layers in (26, 27) or (c.num_hidden_layers, c.vocab_size) == (48, 128256)
-    if lite and q_rank is not None:
+    if is_lite(c.num_hidden_layers, c.vocab_size) and q_rank is not None:
         yield (
             f"{where}: q_lora_rank is {q_rank}; llama.cpp expects models of"
             f" {c.num_hidden_layers} layers to have no q_lora_rank"

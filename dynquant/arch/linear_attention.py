@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from dynquant.arch.base import Row, Via
 from dynquant.arch.config import Count
+from dynquant.arch.gguf_graph import FileKeys
 from dynquant.arch.graph_limits import fixed
 from dynquant.keys import Keys, u32
 from dynquant.tensors import TensorSource
@@ -167,3 +169,10 @@ class Linear:
                 f"{where}: linear_num_value_heads {self.linear_num_value_heads} is not a multiple"
                 f" of linear_num_key_heads {self.linear_num_key_heads}"
             )
+
+
+def recurrent_of(keys: FileKeys) -> dict[str, Any]:
+    """Return the settings that state which layers of a GGUF have linear attention."""
+    kinds = keys.kinds("attention.recurrent_layers", *LAYER_TYPES)
+    interval = keys.number("full_attention_interval") or 4
+    return {"full_attention_interval": interval, **({"layer_types": kinds} if kinds else {})}

@@ -12,7 +12,6 @@ from typing import TypeVar
 
 from gguf import MODEL_ARCH_NAMES
 
-from dynquant.arch.graph_tensors import DESCRIBED
 from dynquant.errors import RecipeError
 from dynquant.quants.search import EFFORTS, Effort
 from dynquant.recipe.layers import Bound, LayerRange, PercentRange
@@ -36,7 +35,7 @@ SIZE = re.compile(r"(\d+(?:\.\d+)?) ?(GB|GiB|MB|MiB|G|M)?")
 # As llama-gguf-split reads --split-max-size: G and M are decimal.
 _UNITS = {None: 1, "M": 10**6, "MB": 10**6, "MiB": 2**20, "G": 10**9, "GB": 10**9, "GiB": 2**30}
 
-ARCHITECTURES = sorted({*MODEL_ARCH_NAMES.values(), *NEWER_ARCHITECTURES, *DESCRIBED})
+ARCHITECTURES = sorted({*MODEL_ARCH_NAMES.values(), *NEWER_ARCHITECTURES})
 
 
 def one_of(words: Sequence[T], text: str) -> T:

@@ -30,6 +30,7 @@ from dynquant.arch.experts import (
     routing_keys,
     shared_rows,
 )
+from dynquant.arch.gguf_graph import FileKeys, GGUFGraph
 from dynquant.arch.graph_limits import fixed
 from dynquant.arch.rope import deviations, read_rope
 from dynquant.arch.settings import DECODER, Declared, Settings, constant, harmless, reads
@@ -146,4 +147,14 @@ FAMILIES = {
             | constant(1, "n_group topk_group num_expert_groups num_limited_groups"),
         ),
     ),
+}
+
+
+def _layers_of(keys: FileKeys) -> dict[str, Any]:
+    """Return which layers of a GGUF have experts."""
+    return {"num_dense_layers": keys.n_dense}
+
+
+GRAPHS = {
+    "afmoe": GGUFGraph("AfmoeForCausalLM", settings={"mup_enabled": True}, layers=_layers_of),
 }

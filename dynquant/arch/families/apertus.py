@@ -20,6 +20,7 @@ from dynquant.arch.decoder import (
     decoder_sizes,
     read_decoder,
 )
+from dynquant.arch.gguf_graph import GGUFGraph
 from dynquant.arch.graph_limits import fixed, output_apart
 from dynquant.arch.rope import llama3_factors, read_rope
 from dynquant.arch.settings import DECODER, NO_WINDOW, Declared, Settings
@@ -89,4 +90,7 @@ def apertus(config: Mapping[str, Any], where: str) -> Architecture:
 
 FAMILIES = {
     "ApertusForCausalLM": Declared(apertus, Settings(read=DECODER, harmless=NO_WINDOW)),
+}
+GRAPHS = {
+    "apertus": GGUFGraph("ApertusForCausalLM"),
 }

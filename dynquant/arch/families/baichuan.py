@@ -23,6 +23,7 @@ from dynquant.arch.decoder import (
     decoder_sizes,
     read_decoder,
 )
+from dynquant.arch.gguf_graph import GGUFGraph
 from dynquant.arch.graph_limits import fixed, output_apart
 from dynquant.arch.rope import read_rope
 from dynquant.arch.settings import DECODER, NO_WINDOW, Declared, Settings, harmless, reads
@@ -132,4 +133,7 @@ _BAICHUAN = Declared(
 FAMILIES = {
     "BaichuanForCausalLM": _BAICHUAN,
     "BaiChuanForCausalLM": _BAICHUAN,  # Baichuan-7B
+}
+GRAPHS = {
+    "baichuan": GGUFGraph("BaichuanForCausalLM"),
 }

@@ -27,6 +27,7 @@ from dynquant.arch.experts import (
     routing_keys,
     shared_rows,
 )
+from dynquant.arch.gguf_graph import GGUFGraph
 from dynquant.arch.graph_limits import fixed, group_problems, heads_fill_hidden, output_apart
 from dynquant.arch.partial_rotation import partial_keys, read_partial
 from dynquant.arch.prediction import prediction_of
@@ -262,4 +263,8 @@ FAMILIES = {
         ),
     ),
     "BailingMoeV2ForCausalLM": Declared(bailing2, SECOND),
+}
+GRAPHS = {
+    "bailingmoe": GGUFGraph("BailingMoeForCausalLM", settings={"use_bias": False}),
+    "bailingmoe2": GGUFGraph("BailingMoeV2ForCausalLM", fused=()),
 }

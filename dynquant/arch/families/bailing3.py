@@ -32,6 +32,7 @@ from dynquant.arch.decoder import (
 from dynquant.arch.delta_attention import INPUTS, NORMS, RESULT, VIA, WHOLE, Delta
 from dynquant.arch.experts import SIGMOID, Routing, routing_keys
 from dynquant.arch.families.bailing import EMBEDDING, PREDICTION, ROUTED, TIED
+from dynquant.arch.gguf_graph import FileKeys, GGUFGraph
 from dynquant.arch.graph_limits import fixed, group_problems, other_epsilon
 from dynquant.arch.latent_attention import Latent
 from dynquant.arch.prediction import prediction_of
@@ -291,4 +292,18 @@ _BAILING3 = Declared(
 FAMILIES = {
     "BailingMoeV3ForCausalLM": _BAILING3,
     "BailingHybridForCausalLM": _BAILING3,
+}
+
+
+def _layers_of(keys: FileKeys) -> dict[str, Any]:
+    """Return the kinds of a GGUF's layers: those without heads of K have delta attention."""
+    kinds = keys.kinds("attention.head_count_kv", "linear_attention", "full_attention")
+    return {
+        "q_lora_rank": keys.number("attention.q_lora_rank"),
+        **({"layer_types": kinds} if kinds else {}),
+    }
+
+
+GRAPHS = {
+    "bailingmoe3": GGUFGraph("BailingMoeV3ForCausalLM", layers=_layers_of, fused=()),
 }

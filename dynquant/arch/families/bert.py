@@ -14,6 +14,7 @@ from dynquant.arch.encoder import (
     describe_encoder,
     read_encoder,
 )
+from dynquant.arch.gguf_graph import GGUFGraph
 from dynquant.arch.settings import Declared, Settings, constant, harmless, reads
 
 _LAYER = "model.encoder.layer.{}."
@@ -59,4 +60,12 @@ FAMILIES = {
     "BertModel": _BERT,
     "BertForMaskedLM": _BERT,
     "BertForSequenceClassification": Declared(bert_classifier, BERT_SETTINGS),
+}
+GRAPHS = {
+    "bert": GGUFGraph(
+        "BertModel",
+        optional=frozenset(
+            {"attn_output.bias", "ffn_down.bias", "ffn_up.bias", "token_types.weight"}
+        ),
+    ),
 }

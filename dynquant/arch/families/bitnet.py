@@ -18,6 +18,7 @@ from dynquant.arch.decoder import (
     read_decoder,
 )
 from dynquant.arch.families.qwen import SCALINGS
+from dynquant.arch.gguf_graph import GGUFGraph
 from dynquant.arch.graph_limits import fixed, heads_fill_hidden
 from dynquant.arch.rope import read_rope
 from dynquant.arch.settings import DECODER, Declared, Settings, constant, harmless
@@ -98,5 +99,10 @@ FAMILIES = {
             harmless=harmless("llama.cpp rounds activations to 8 bits, too", "input_bits"),
             only=constant(1, "weight_bits"),
         ),
+    ),
+}
+GRAPHS = {
+    "bitnet": GGUFGraph(
+        "BitNetForCausalLM", settings={"hidden_act": "silu", "tie_word_embeddings": True}
     ),
 }

@@ -8,6 +8,7 @@ from typing import Any
 from dynquant.arch.base import Architecture, Row, with_bias
 from dynquant.arch.decoder import OUTPUT, decoder_keys
 from dynquant.arch.early import fused_sizes, heads_apart, read_early
+from dynquant.arch.gguf_graph import GGUFGraph
 from dynquant.arch.settings import Declared, Settings, constant, harmless
 
 _IN, _OUT = "transformer.h.{}.", "blk.{}."
@@ -64,3 +65,6 @@ _SETTINGS = Settings(
     only=constant(False, "apply_residual_connection_post_layernorm"),
 )
 FAMILIES = {"BloomForCausalLM": Declared(bloom, _SETTINGS)}
+GRAPHS = {
+    "bloom": GGUFGraph("BloomForCausalLM", qkv_bias=True, fused=()),
+}

@@ -20,6 +20,7 @@ from dynquant.arch.decoder import (
     decoder_sizes,
     read_decoder,
 )
+from dynquant.arch.gguf_graph import FileKeys, GGUFGraph
 from dynquant.arch.rope import read_rope
 from dynquant.arch.settings import (
     DECODER,
@@ -144,4 +145,15 @@ FAMILIES = {
         command_r, Settings(read=_READ, harmless=NO_WINDOW, only=TIED_ALWAYS)
     ),
     "Cohere2ForCausalLM": Declared(cohere2, _COHERE2),
+}
+
+
+def _layers_of(keys: FileKeys) -> dict[str, Any]:
+    """Return whether the graph of a GGUF has norms of Q and K: by its number of layers."""
+    return {"use_qk_norm": keys.n_layers >= 64}
+
+
+GRAPHS = {
+    "cohere2": GGUFGraph("Cohere2ForCausalLM"),
+    "command-r": GGUFGraph("CohereForCausalLM", layers=_layers_of),
 }

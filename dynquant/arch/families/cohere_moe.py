@@ -40,6 +40,7 @@ from dynquant.arch.experts import (
     with_expert_count,
 )
 from dynquant.arch.families.glm_latent import n_leading_dense
+from dynquant.arch.gguf_graph import GATE_UP, QKV, GGUFGraph
 from dynquant.arch.graph_limits import fixed
 from dynquant.arch.prediction import prediction_of, prediction_rows
 from dynquant.arch.rope import read_rope
@@ -195,4 +196,7 @@ FAMILIES = {
             | constant(False, "use_qk_norm"),
         ),
     ),
+}
+GRAPHS = {
+    "cohere2moe": GGUFGraph("Cohere2MoeForCausalLM", fused=(QKV, GATE_UP)),
 }

@@ -9,7 +9,8 @@ from typing import Any
 from dynquant.arch.base import Architecture
 from dynquant.arch.config import read_config
 from dynquant.arch.experts import SIGMOID, SOFTMAX
-from dynquant.arch.latent_decoder import DEEPSEEK2, Kind, LatentDecoder, describe
+from dynquant.arch.gguf_graph import GATE_UP, QKV, FileKeys, GGUFGraph
+from dynquant.arch.latent_decoder import DEEPSEEK2, Kind, LatentDecoder, describe, is_lite
 from dynquant.arch.settings import DECODER, NO_WINDOW, Declared, Settings, harmless, reads
 from dynquant.errors import ArchitectureError
 
@@ -95,4 +96,24 @@ FAMILIES = {
     ),
     "DeepseekV3ForCausalLM": _DEEPSEEK3,
     "KimiK2ForCausalLM": _DEEPSEEK3,
+}
+
+
+def layers_of(keys: FileKeys) -> dict[str, Any]:
+    """Return whether a GGUF's queries have a short vector; llama.cpp's Lite models have none."""
+    if is_lite(keys.n_layers, keys.n_vocab):
+        return {}
+    return {"q_lora_rank": keys.number("attention.q_lora_rank") or None}
+
+
+def _class_of(keys: FileKeys) -> str:
+    """Return the class of a GGUF's model: the scores of experts are sigmoids since DeepSeek-V3."""
+    is_third = keys.number("expert_gating_func") == SIGMOID
+    return "DeepseekV3ForCausalLM" if is_third else "DeepseekV2ForCausalLM"
+
+
+GRAPHS = {
+    "deepseek2": GGUFGraph(
+        "DeepseekV2ForCausalLM", layers=layers_of, class_of=_class_of, fused=(QKV, GATE_UP)
+    ),
 }

@@ -15,6 +15,7 @@ from dynquant.arch.config import Count, ExpertsCount, Natural, Truth, read_confi
 from dynquant.arch.decoder import ATTENTION, EMBEDDING, MLP, OUTPUT, OUTPUT_NORM
 from dynquant.arch.experts import SOFTMAX, Routing, routing_keys
 from dynquant.arch.families.llama import llama
+from dynquant.arch.gguf_graph import GATE_UP, QKV, GGUFGraph
 from dynquant.arch.latent_decoder import EXPERTS
 from dynquant.arch.settings import DECODER, NO_WINDOW, Declared, Settings, constant, harmless, reads
 from dynquant.arch.wrapped import Wrapped
@@ -134,4 +135,8 @@ FAMILIES = {
     "DeepseekForCausalLM": Declared(deepseek, Settings(read=_READ, harmless=NO_WINDOW)),
     "DeepseekOCRForCausalLM": Wrapped(_OCR),
     "DeepseekOCR2ForCausalLM": Wrapped(_OCR),
+}
+GRAPHS = {
+    "deepseek": GGUFGraph("DeepseekForCausalLM"),
+    "deepseek2-ocr": GGUFGraph("DeepseekOCRForCausalLM", fused=(QKV, GATE_UP)),
 }

@@ -10,6 +10,7 @@ from dynquant.arch.config import read_config
 from dynquant.arch.dense_layers import DenseLayers, n_leading_dense
 from dynquant.arch.experts import SIGMOID
 from dynquant.arch.families.deepseek import HARMLESS, READ, with_sigmoids
+from dynquant.arch.gguf_graph import GGUFGraph
 from dynquant.arch.indexer import Indexer, read_indexer
 from dynquant.arch.latent_decoder import Kind
 from dynquant.arch.settings import Declared, Settings, constant, reads
@@ -37,4 +38,7 @@ FAMILIES = {
             only=constant(False, "indexer_rope_interleave"),
         ),
     ),
+}
+GRAPHS = {
+    "deepseek32": GGUFGraph("DeepseekV32ForCausalLM", settings={"q_lora_rank": 32}),
 }

@@ -24,6 +24,7 @@ from dynquant.arch.decoder import (
     read_decoder,
 )
 from dynquant.arch.experts import Routing, expert_rows, router_row, routing_keys, shared_rows
+from dynquant.arch.gguf_graph import FileKeys, GGUFGraph
 from dynquant.arch.graph_limits import fixed, output_apart
 from dynquant.arch.hyper_connections import HYPER, HYPER_HEAD, Hyper
 from dynquant.arch.indexer import Indexer, read_indexer
@@ -205,5 +206,24 @@ FAMILIES = {
             },
             layer_types=tuple(RATIOS),
         ),
+    ),
+}
+
+
+def _layers_of(keys: FileKeys) -> dict[str, Any]:
+    """Return which layers of a GGUF are compressed, and how many have a table of experts."""
+    ratios = keys.value("attention.compress_ratios")
+    known = ratios if isinstance(ratios, tuple) and len(ratios) >= keys.n_layers else None
+    return {
+        "compress_ratios": list(known or (0,) * keys.n_layers),
+        "num_hash_layers": keys.number("hash_layer_count") or 0,
+    }
+
+
+GRAPHS = {
+    "deepseek4": GGUFGraph(
+        "DeepseekV4ForCausalLM",
+        settings={"num_key_value_heads": 1, "o_groups": 1},
+        layers=_layers_of,
     ),
 }

@@ -29,6 +29,7 @@ from dynquant.arch.experts import (
     routing_keys,
     with_expert_count,
 )
+from dynquant.arch.gguf_graph import GGUFGraph
 from dynquant.arch.graph_limits import output_apart
 from dynquant.arch.rope import read_rope
 from dynquant.arch.settings import DECODER, Declared, Only, Settings, constant, harmless, reads
@@ -126,4 +127,7 @@ FAMILIES = {
             },
         ),
     ),
+}
+GRAPHS = {
+    "dots1": GGUFGraph("Dots1ForCausalLM", optional=frozenset({"exp_probs_b.bias"})),
 }

@@ -23,6 +23,7 @@ from dynquant.arch.decoder import (
     read_decoder,
 )
 from dynquant.arch.experts import Routing, expert_rows, router_row, routing_keys, shared_rows
+from dynquant.arch.gguf_graph import FileKeys, GGUFGraph
 from dynquant.arch.graph_limits import fixed
 from dynquant.arch.rope import read_rope
 from dynquant.arch.settings import (
@@ -171,5 +172,22 @@ FAMILIES = {
             | harmless("used while training only", "moe_capacity moe_gate moe_use_aux_free"),
             only={**_SETTINGS.only, "moe_norm_min": _LEAST},
         ),
+    ),
+}
+
+
+def _layers_of(keys: FileKeys) -> dict[str, Any]:
+    """Return which layers of a GGUF have experts, and whether some are shared."""
+    has_shared = bool(keys.number("expert_shared_feed_forward_length"))
+    return {
+        "moe_layer_start_index": keys.n_dense,
+        "moe_num_shared_experts": int(has_shared),
+    }
+
+
+GRAPHS = {
+    "ernie4_5": GGUFGraph("Ernie4_5ForCausalLM"),
+    "ernie4_5-moe": GGUFGraph(
+        "Ernie4_5_MoeForCausalLM", layers=_layers_of, optional=frozenset({"exp_probs_b.bias"})
     ),
 }

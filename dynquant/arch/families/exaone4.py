@@ -24,6 +24,7 @@ from dynquant.arch.decoder import (
     decoder_sizes,
     read_decoder,
 )
+from dynquant.arch.gguf_graph import FileKeys, GGUFGraph
 from dynquant.arch.graph_limits import fixed, heads_fill_hidden
 from dynquant.arch.rope import llama3_factors, read_rope
 from dynquant.arch.settings import DECODER, Declared, Settings, reads
@@ -121,3 +122,13 @@ def exaone4(config: Mapping[str, Any], where: str) -> Architecture:
 
 
 FAMILIES = {"Exaone4ForCausalLM": Declared(exaone4, Settings(read=DECODER | reads(Windows)))}
+
+
+def _layers_of(keys: FileKeys) -> dict[str, Any]:
+    """Return whether a GGUF's layers have windows, which only models of 64 layers have."""
+    return {} if keys.n_layers == LAYERS_WITH_WINDOWS else {"sliding_window": None}
+
+
+GRAPHS = {
+    "exaone4": GGUFGraph("Exaone4ForCausalLM", layers=_layers_of),
+}

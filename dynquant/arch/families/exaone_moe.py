@@ -33,6 +33,7 @@ from dynquant.arch.experts import (
 from dynquant.arch.families.exaone4 import Windows
 from dynquant.arch.families.glm_latent import n_leading_dense
 from dynquant.arch.families.qwen3_next import AHEAD
+from dynquant.arch.gguf_graph import GGUFGraph
 from dynquant.arch.graph_limits import fixed, output_apart
 from dynquant.arch.rope import llama3_factors, read_rope
 from dynquant.arch.settings import DECODER, Declared, Settings, constant, harmless, reads
@@ -180,3 +181,6 @@ _EXAONE_MOE = Declared(
     ),
 )
 FAMILIES = {"ExaoneMoeForCausalLM": _EXAONE_MOE, "ExaoneMoEForCausalLM": _EXAONE_MOE}
+GRAPHS = {
+    "exaone-moe": GGUFGraph("ExaoneMoeForCausalLM"),
+}

@@ -15,6 +15,7 @@ from dynquant.arch.early import (
     read_early,
     without_bias,
 )
+from dynquant.arch.gguf_graph import GGUFGraph
 from dynquant.arch.rope import read_rope
 from dynquant.arch.settings import Declared, Settings, constant, harmless, reads
 from dynquant.errors import ArchitectureError
@@ -116,3 +117,6 @@ _SETTINGS = Settings(
     | constant(True, "parallel_attn"),
 )
 FAMILIES = dict.fromkeys(("FalconForCausalLM", "RWForCausalLM"), Declared(falcon, _SETTINGS))
+GRAPHS = {
+    "falcon": GGUFGraph("FalconForCausalLM", fused=()),
+}

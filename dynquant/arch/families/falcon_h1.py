@@ -24,6 +24,7 @@ from dynquant.arch.decoder import (
     decoder_sizes,
     read_decoder,
 )
+from dynquant.arch.gguf_graph import GGUFGraph
 from dynquant.arch.graph_limits import fixed
 from dynquant.arch.rope import read_rope
 from dynquant.arch.settings import (
@@ -183,4 +184,7 @@ FAMILIES = {
             | constant(False, "mamba_proj_bias projectors_bias"),
         ),
     ),
+}
+GRAPHS = {
+    "falcon-h1": GGUFGraph("FalconH1ForCausalLM"),
 }

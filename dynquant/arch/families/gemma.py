@@ -25,6 +25,7 @@ from dynquant.arch.decoder import (
     decoder_sizes,
     read_decoder,
 )
+from dynquant.arch.gguf_graph import GGUFGraph
 from dynquant.arch.rope import read_rope
 from dynquant.arch.settings import (
     DECODER,
@@ -300,4 +301,10 @@ FAMILIES = {
     "Gemma3ForCausalLM": _GEMMA3_FAMILY,
     "Gemma3TextModel": Declared(gemma_embedding, replace(_GEMMA3_SETTINGS, only=TIED_ALWAYS)),
     "Gemma3ForConditionalGeneration": Wrapped(_GEMMA3_FAMILY),
+}
+GRAPHS = {
+    "gemma": GGUFGraph("GemmaForCausalLM"),
+    "gemma-embedding": GGUFGraph("Gemma3TextModel", settings={"use_bidirectional_attention": True}),
+    "gemma2": GGUFGraph("Gemma2ForCausalLM"),
+    "gemma3": GGUFGraph("Gemma3ForCausalLM"),
 }

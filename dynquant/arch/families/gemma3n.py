@@ -29,6 +29,7 @@ from dynquant.arch.decoder import (
     read_decoder,
 )
 from dynquant.arch.families.gemma import NORMS_AROUND, check_causal, complete, ropes
+from dynquant.arch.gguf_graph import FileKeys, GGUFGraph
 from dynquant.arch.graph_limits import fixed
 from dynquant.arch.per_layer import (
     IN_EACH_LAYER,
@@ -197,4 +198,20 @@ _GEMMA3N = Declared(
 FAMILIES = {
     "Gemma3nForCausalLM": _GEMMA3N,
     "Gemma3nForConditionalGeneration": Wrapped(_GEMMA3N),
+}
+
+
+def _layers_of(keys: FileKeys) -> dict[str, Any]:
+    """Return the layers of a GGUF that share keys and values, and those with sparse activations."""
+    n = keys.n_layers
+    return {
+        "num_kv_shared_layers": max(0, n - 20),
+        "activation_sparsity_pattern": [0.95] * min(n, 10) + [0.0] * (n - 10),
+    }
+
+
+GRAPHS = {
+    "gemma3n": GGUFGraph(
+        "Gemma3nForCausalLM", settings={"vocab_size_per_layer_input": 64}, layers=_layers_of
+    ),
 }

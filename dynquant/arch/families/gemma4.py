@@ -26,6 +26,7 @@ from dynquant.arch.decoder import (
 )
 from dynquant.arch.experts import routing_keys
 from dynquant.arch.families.gemma import NORMS_AROUND
+from dynquant.arch.gguf_graph import GATE_UP, QK, QKV, FileKeys, GGUFGraph
 from dynquant.arch.graph_limits import fixed
 from dynquant.arch.head_sizes import HEADS, head_keys, head_rows, head_sizes, read_heads
 from dynquant.arch.per_layer import (
@@ -200,4 +201,31 @@ FAMILIES = {
     "Gemma4ForConditionalGeneration": Wrapped(_GEMMA4),
     "Gemma4UnifiedForCausalLM": _GEMMA4_UNIFIED,
     "Gemma4UnifiedForConditionalGeneration": Wrapped(_GEMMA4_UNIFIED),
+}
+
+
+def _layers_of(keys: FileKeys) -> dict[str, Any]:
+    """Return which layers of a GGUF have windows, keys and values, experts and embeddings."""
+    kinds = keys.kinds("attention.sliding_window_pattern", "full_attention", "sliding_attention")
+    return {
+        "num_kv_shared_layers": keys.number("attention.shared_kv_layers") or 0,
+        "hidden_size_per_layer_input": keys.number("embedding_length_per_layer_input") or 0,
+        "enable_moe_block": bool(keys.number("expert_count")),
+        "top_k_experts": 1,
+        **({"layer_types": kinds} if kinds else {}),
+    }
+
+
+GRAPHS = {
+    "gemma4": GGUFGraph(
+        "Gemma4ForCausalLM",
+        settings={
+            "attention_k_eq_v": True,
+            "global_head_dim": 32,
+            "vocab_size_per_layer_input": 64,
+        },
+        layers=_layers_of,
+        fused=(QK, QKV, GATE_UP),
+        computed=frozenset({"rope_freqs.weight"}),
+    ),
 }

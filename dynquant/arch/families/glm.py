@@ -19,6 +19,7 @@ from dynquant.arch.decoder import (
     TIED,
     decoder_sizes,
 )
+from dynquant.arch.gguf_graph import GGUFGraph
 from dynquant.arch.partial_rotation import partial_keys, read_partial
 from dynquant.arch.prediction import prediction_of, prediction_rows
 from dynquant.arch.sections import SECTIONS, section_keys, split_sections
@@ -136,4 +137,8 @@ FAMILIES = {
     "Glm4vForConditionalGeneration": _GLM4V,
     "Glm46VForConditionalGeneration": _GLM4V,
     "GlmOcrForConditionalGeneration": Wrapped(Declared(glm_ocr, _GLM_OCR)),
+}
+GRAPHS = {
+    "chatglm": GGUFGraph("GlmForCausalLM"),
+    "glm4": GGUFGraph("Glm4ForCausalLM"),
 }

@@ -29,10 +29,12 @@ from dynquant.arch.delta_attention import (
     Delta,
     default_bound,
     delta_layers,
+    kinds_of,
     read_delta,
 )
 from dynquant.arch.dense_layers import DenseLayers, n_leading_dense
 from dynquant.arch.experts import SIGMOID_EXPERTS, routing_keys, with_expert_count
+from dynquant.arch.gguf_graph import FileKeys, GGUFGraph
 from dynquant.arch.graph_limits import fixed, output_apart
 from dynquant.arch.hyper_connections import HYPER, Hyper
 from dynquant.arch.latent_mixture import NO_POSITIONS, Mixture
@@ -197,3 +199,18 @@ _SETTINGS = Settings(
     ),
 )
 FAMILIES = {"Glm5NextForConditionalGeneration": Wrapped(Declared(glm5_next, _SETTINGS))}
+
+
+def _layers_of(keys: FileKeys) -> dict[str, Any]:
+    """Return the kinds of a GGUF's layers, and which have an indexer."""
+    own = keys.kinds("attention.indexer.types", "shared", "full")
+    return {**kinds_of(keys), **({"indexer_types": own} if own else {})}
+
+
+GRAPHS = {
+    "glm5-next": GGUFGraph(
+        "Glm5NextForConditionalGeneration",
+        settings={"linear_num_heads": 2, "qk_rope_head_dim": 0},
+        layers=_layers_of,
+    ),
+}

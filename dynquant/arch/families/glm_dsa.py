@@ -11,6 +11,7 @@ from dynquant.arch.config import LayersCount, Natural, read_config
 from dynquant.arch.dense_layers import DenseLayers, n_leading_dense
 from dynquant.arch.experts import SIGMOID
 from dynquant.arch.families.deepseek import HARMLESS, READ, with_sigmoids
+from dynquant.arch.gguf_graph import FileKeys, GGUFGraph
 from dynquant.arch.indexer import Indexer, read_indexer
 from dynquant.arch.latent_decoder import Kind
 from dynquant.arch.settings import Declared, Settings, constant, harmless, reads
@@ -85,4 +86,16 @@ FAMILIES = {
             only=constant(True, "indexer_rope_interleave"),
         ),
     ),
+}
+
+
+def _layers_of(keys: FileKeys) -> dict[str, Any]:
+    """Return which layers of a GGUF need an indexer; the graph requires that they have one."""
+    kinds = keys.kinds("attention.indexer.types", "shared", "full") or []
+    is_known = len(kinds) == keys.n_layers and kinds[:1] == ["full"]
+    return {"indexer_types": kinds if is_known else ["full"] * keys.n_layers}
+
+
+GRAPHS = {
+    "glm-dsa": GGUFGraph("GlmMoeDsaForCausalLM", settings={"q_lora_rank": 32}, layers=_layers_of),
 }

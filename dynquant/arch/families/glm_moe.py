@@ -35,6 +35,7 @@ from dynquant.arch.experts import (
     routing_keys,
     with_expert_count,
 )
+from dynquant.arch.gguf_graph import GGUFGraph
 from dynquant.arch.partial_rotation import partial_keys, read_partial
 from dynquant.arch.sections import SECTIONS, section_keys, split_sections
 from dynquant.arch.settings import DECODER, NO_WINDOW, Declared, Settings, constant, harmless, reads
@@ -173,4 +174,7 @@ FAMILIES = {
         Declared(glm4vmoe, replace(_SETTINGS, of_rope=SECTIONS))
     ),
     "SolarOpenForCausalLM": Declared(solar_open, _OF_SOLAR),
+}
+GRAPHS = {
+    "glm4moe": GGUFGraph("Glm4MoeForCausalLM"),
 }

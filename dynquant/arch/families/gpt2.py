@@ -10,6 +10,7 @@ from dynquant.arch.base import Architecture, Row, with_bias
 from dynquant.arch.config import Count, Truth, read_config
 from dynquant.arch.decoder import OUTPUT, Config, decoder_keys
 from dynquant.arch.early import fused_sizes, heads_apart, read_early
+from dynquant.arch.gguf_graph import GGUFGraph
 from dynquant.arch.settings import Declared, Settings, constant, harmless, reads
 from dynquant.errors import ArchitectureError
 from dynquant.transforms import transposed
@@ -133,5 +134,11 @@ FAMILIES = {
             ),
             only=_FIXED,
         ),
+    ),
+}
+GRAPHS = {
+    "gpt2": GGUFGraph("GPT2LMHeadModel", qkv_bias=True, fused=()),
+    "starcoder": GGUFGraph(
+        "GPTBigCodeForCausalLM", settings={"num_key_value_heads": None}, qkv_bias=True, fused=()
     ),
 }

@@ -27,6 +27,7 @@ from dynquant.arch.decoder import (
     read_decoder,
 )
 from dynquant.arch.experts import Routing, router_row, routing_keys, with_expert_count
+from dynquant.arch.gguf_graph import GGUFGraph
 from dynquant.arch.rope import deviations, read_rope
 from dynquant.arch.settings import DECODER, Declared, Settings, harmless, reads
 from dynquant.errors import ArchitectureError
@@ -174,4 +175,7 @@ FAMILIES = {
             | harmless("the rope states it", "initial_context_length"),
         ),
     )
+}
+GRAPHS = {
+    "gpt-oss": GGUFGraph("GptOssForCausalLM"),
 }

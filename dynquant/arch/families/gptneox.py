@@ -10,6 +10,7 @@ from dynquant.arch.base import Architecture, Form, Row, with_bias
 from dynquant.arch.config import Positive, Truth, read_config
 from dynquant.arch.decoder import IGNORED
 from dynquant.arch.early import ANY_GELU, fused_sizes, heads_apart
+from dynquant.arch.gguf_graph import GGUFGraph
 from dynquant.arch.graph_limits import output_apart
 from dynquant.arch.partial_rotation import partial_keys, read_partial
 from dynquant.arch.settings import DECODER, Declared, Settings, harmless, reads
@@ -87,3 +88,6 @@ _SETTINGS = Settings(
     harmless=harmless("the model is always causal", "is_decoder"),
 )
 FAMILIES = {"GPTNeoXForCausalLM": Declared(gptneox, _SETTINGS)}
+GRAPHS = {
+    "gptneox": GGUFGraph("GPTNeoXForCausalLM", qkv_bias=True, fused=()),
+}

@@ -11,6 +11,7 @@ from dynquant.arch.base import Architecture, Row, renamed
 from dynquant.arch.config import Count, ExpertsCount, Natural, Positive, read_config
 from dynquant.arch.experts import Routing, fused_rows, router_row, routing_keys, with_expert_count
 from dynquant.arch.families.llama import llama
+from dynquant.arch.gguf_graph import FileKeys, GGUFGraph
 from dynquant.arch.settings import (
     DECODER,
     NO_WINDOW,
@@ -119,4 +120,15 @@ FAMILIES = {
     "GraniteForCausalLM": Declared(granite, Settings(read=READ, harmless=NO_WINDOW, only=_ONLY)),
     "GraniteMoeForCausalLM": _WITH_EXPERTS,
     "GraniteMoeSharedForCausalLM": _WITH_EXPERTS,
+}
+
+
+def _class_of(keys: FileKeys) -> str:
+    """Return the class of a GGUF's model: old files with experts have the same architecture."""
+    return "GraniteMoeForCausalLM" if keys.number("expert_count") else "GraniteForCausalLM"
+
+
+GRAPHS = {
+    "granite": GGUFGraph("GraniteForCausalLM", class_of=_class_of),
+    "granitemoe": GGUFGraph("GraniteMoeForCausalLM"),
 }

@@ -16,6 +16,7 @@ from dynquant.arch.families.granite import (
     granite,
     granitemoe,
 )
+from dynquant.arch.gguf_graph import FileKeys, GGUFGraph
 from dynquant.arch.settings import NO_WINDOW, Declared, Settings, constant, harmless, reads
 from dynquant.arch.state_space import MambaSettings, hybrid_layers, step_warnings
 from dynquant.errors import ArchitectureError
@@ -117,5 +118,24 @@ FAMILIES = {
             | constant(False, "mamba_proj_bias"),
             layer_types=LAYER_TYPES,
         ),
+    ),
+}
+
+
+def _layers_of(keys: FileKeys) -> dict[str, Any]:
+    """Return the kinds of a GGUF's layers; without experts the shared one is the MLP."""
+    experts = keys.number("expert_count") or 0
+    shared = keys.number("expert_shared_feed_forward_length") or 0
+    heads = keys.of_layers("attention.head_count_kv")
+    return {
+        "layer_types": ["attention" if n else "mamba" for n in heads],
+        "num_local_experts": experts,
+        "shared_intermediate_size": shared | int(not experts),
+    }
+
+
+GRAPHS = {
+    "granitehybrid": GGUFGraph(
+        "GraniteMoeHybridForCausalLM", settings={"mamba_n_heads": 2}, layers=_layers_of
     ),
 }

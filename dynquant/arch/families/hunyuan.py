@@ -17,6 +17,7 @@ from dynquant.arch.decoder import (
     decoder_sizes,
     read_decoder,
 )
+from dynquant.arch.gguf_graph import GGUFGraph
 from dynquant.arch.graph_limits import fixed
 from dynquant.arch.rope import Rope, llama3_factors, read_rope, rope_settings
 from dynquant.arch.settings import (
@@ -109,4 +110,7 @@ FAMILIES = {
             of_rope=reads(Stretch),
         ),
     )
+}
+GRAPHS = {
+    "hunyuan-dense": GGUFGraph("HunYuanDenseV1ForCausalLM"),
 }

@@ -21,6 +21,7 @@ from dynquant.arch.decoder import (
 )
 from dynquant.arch.experts import Routing, expert_rows, router_row, routing_keys, shared_rows
 from dynquant.arch.families.hunyuan import QK_NORMS, Stretch, stretched_keys
+from dynquant.arch.gguf_graph import GGUFGraph
 from dynquant.arch.graph_limits import fixed
 from dynquant.arch.rope import read_rope
 from dynquant.arch.settings import (
@@ -146,4 +147,7 @@ FAMILIES = {
             of_rope=reads(Stretch),
         ),
     )
+}
+GRAPHS = {
+    "hunyuan-moe": GGUFGraph("HunYuanMoEV1ForCausalLM"),
 }

@@ -11,6 +11,7 @@ from typing import Any
 from dynquant.arch.base import Architecture, Row
 from dynquant.arch.config import Truth, read_config
 from dynquant.arch.decoder import IGNORED, OUTPUT_NORM, decoder_keys, decoder_sizes, read_decoder
+from dynquant.arch.gguf_graph import GGUFGraph
 from dynquant.arch.graph_limits import fixed, output_apart
 from dynquant.arch.rope import read_rope
 from dynquant.arch.settings import DECODER, NO_WINDOW, Declared, Settings, harmless, reads
@@ -93,4 +94,7 @@ FAMILIES = {
             | harmless("its class does not read it", "attention_bias mlp_bias head_dim"),
         ),
     ),
+}
+GRAPHS = {
+    "internlm2": GGUFGraph("InternLM2ForCausalLM", settings={"bias": False}),
 }

@@ -12,6 +12,7 @@ from dynquant.arch.base import Architecture, Row, on
 from dynquant.arch.config import Count, ExpertsCount, LayersCount, Natural, read_config
 from dynquant.arch.decoder import decoder_sizes, keys_without_rope, read_decoder
 from dynquant.arch.experts import Routing, expert_rows, router_row, routing_keys, with_expert_count
+from dynquant.arch.gguf_graph import FileKeys, GGUFGraph
 from dynquant.arch.graph_limits import fixed, heads_fill_hidden
 from dynquant.arch.mamba1 import Mamba1, Rank, mamba1_rows
 from dynquant.arch.settings import (
@@ -178,4 +179,21 @@ FAMILIES = {
             only=constant(True, "mamba_conv_bias") | constant(False, "mamba_proj_bias"),
         ),
     ),
+}
+_PARTS = ("ffn_gate", "ffn_up", "ffn_down")
+_EITHER = (
+    frozenset(f"{part}.weight" for part in _PARTS),
+    frozenset({"ffn_gate_inp.weight", *(f"{part}_exps.weight" for part in _PARTS)}),
+)
+"""An MLP or experts: no key of a GGUF states which a layer has."""
+
+
+def _layers_of(keys: FileKeys) -> dict[str, Any]:
+    """Return the kinds of a GGUF's layers."""
+    heads = keys.of_layers("attention.head_count_kv")
+    return {"layers_block_type": ["attention" if n else "mamba" for n in heads]}
+
+
+GRAPHS = {
+    "jamba": GGUFGraph("JambaForCausalLM", layers=_layers_of, either=_EITHER),
 }

@@ -30,6 +30,7 @@ from dynquant.arch.delta_attention import (
     RESULT,
     VIA,
     delta_layers,
+    kinds_of,
     padded_decay,
     published,
     read_delta,
@@ -46,6 +47,7 @@ from dynquant.arch.families.kimi_linear import (
     READ,
     respelled,
 )
+from dynquant.arch.gguf_graph import GGUFGraph
 from dynquant.arch.graph_limits import fixed, other_epsilon, output_apart
 from dynquant.arch.latent_mixture import Mixture
 from dynquant.arch.rope import UNROTATED
@@ -182,3 +184,19 @@ _SETTINGS = Settings(
     layer_types=LAYER_TYPES,
 )
 FAMILIES = {"KimiK3ForConditionalGeneration": Wrapped(Declared(kimi_k3, _SETTINGS))}
+GRAPHS = {
+    "kimi-k3": GGUFGraph(
+        "KimiK3ForConditionalGeneration",
+        settings={
+            "attn_res_block_size": 1,
+            "hidden_act": "situ",
+            "latent_moe_use_norm": True,
+            "linear_attn_config": {"num_heads": 2, "use_full_rank_gate": True},
+            "mla_use_output_gate": True,
+            "num_experts_per_tok": 2,
+            "q_lora_rank": 32,
+            "routed_expert_hidden_size": 64,
+        },
+        layers=kinds_of,
+    ),
+}

@@ -26,11 +26,13 @@ from dynquant.arch.delta_attention import (
     VIA,
     Delta,
     delta_layers,
+    kinds_of,
     published,
     read_delta,
 )
 from dynquant.arch.dense_layers import DenseLayers, n_leading_dense
 from dynquant.arch.experts import expert_rows, router_row, routing_keys, shared_rows
+from dynquant.arch.gguf_graph import GGUFGraph
 from dynquant.arch.graph_limits import fixed, other_epsilon, output_apart
 from dynquant.arch.latent_mixture import NO_POSITIONS, Mixture
 from dynquant.arch.rope import UNROTATED
@@ -189,4 +191,9 @@ FAMILIES = {
         kimi_linear,
         Settings(read=READ, harmless=HARMLESS, only=ONLY, layer_types=LAYER_TYPES),
     )
+}
+GRAPHS = {
+    "kimi-linear": GGUFGraph(
+        "KimiLinearForCausalLM", settings={"linear_num_heads": 2}, layers=kinds_of
+    ),
 }

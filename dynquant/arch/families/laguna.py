@@ -33,6 +33,7 @@ from dynquant.arch.experts import (
     with_expert_count,
 )
 from dynquant.arch.families.glm_latent import n_leading_dense
+from dynquant.arch.gguf_graph import GGUFGraph
 from dynquant.arch.graph_limits import fixed
 from dynquant.arch.rope import Rope, deviations, read_rope, ropes_by_kind
 from dynquant.arch.settings import DECODER, Declared, Settings, constant, harmless, reads
@@ -215,4 +216,7 @@ FAMILIES = {
             },
         ),
     ),
+}
+GRAPHS = {
+    "laguna": GGUFGraph("LagunaForCausalLM"),
 }

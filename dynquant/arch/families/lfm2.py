@@ -23,6 +23,7 @@ from dynquant.arch.decoder import (
     decoder_sizes,
     read_decoder,
 )
+from dynquant.arch.gguf_graph import FileKeys, GGUFGraph
 from dynquant.arch.graph_limits import fixed, heads_fill_hidden
 from dynquant.arch.rope import read_rope
 from dynquant.arch.settings import (
@@ -171,4 +172,15 @@ _LFM2 = Declared(
 FAMILIES = {
     "Lfm2ForCausalLM": _LFM2,
     "LFM2ForCausalLM": _LFM2,  # spelling of the first checkpoints
+}
+
+
+def layers_of(keys: FileKeys) -> dict[str, Any]:
+    """Return the kinds of a GGUF's layers: those without heads of K are convolutions."""
+    kinds = keys.kinds("attention.head_count_kv", "conv", "full_attention")
+    return {"num_dense_layers": keys.n_dense, **({"layer_types": kinds} if kinds else {})}
+
+
+GRAPHS = {
+    "lfm2": GGUFGraph("Lfm2ForCausalLM", layers=layers_of),
 }

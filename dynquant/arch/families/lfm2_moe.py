@@ -16,7 +16,8 @@ from dynquant.arch.experts import (
     routing_keys,
     with_expert_count,
 )
-from dynquant.arch.families.lfm2 import BLOCK, HARMLESS, MLP, ONLY, READ, hybrid
+from dynquant.arch.families.lfm2 import BLOCK, HARMLESS, MLP, ONLY, READ, hybrid, layers_of
+from dynquant.arch.gguf_graph import GGUFGraph
 from dynquant.arch.settings import Declared, Settings, constant, reads
 from dynquant.arch.short_convolution import LAYER_TYPES
 
@@ -80,4 +81,7 @@ FAMILIES = {
             layer_types=LAYER_TYPES,
         ),
     ),
+}
+GRAPHS = {
+    "lfm2moe": GGUFGraph("Lfm2MoeForCausalLM", layers=layers_of),
 }

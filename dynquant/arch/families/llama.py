@@ -25,6 +25,7 @@ from dynquant.arch.decoder import (
     read_decoder,
 )
 from dynquant.arch.experts import Routing, expert_rows, router_row, routing_keys, with_expert_count
+from dynquant.arch.gguf_graph import FileKeys, GGUFGraph
 from dynquant.arch.rope import llama3_factors, read_rope
 from dynquant.arch.settings import DECODER, NO_WINDOW, Declared, Settings, constant, harmless, reads
 from dynquant.arch.windows import window_left_out
@@ -131,4 +132,14 @@ FAMILIES = {
     "MixtralForCausalLM": Declared(
         mixtral, Settings(read=DECODER | _WINDOW | reads(_Experts, more="num_local_experts"))
     ),
+}
+
+
+def _class_of(keys: FileKeys) -> str:
+    """Return the class of a GGUF's model: Mixtrals have the same architecture."""
+    return "MixtralForCausalLM" if keys.number("expert_count") else "LlamaForCausalLM"
+
+
+GRAPHS = {
+    "llama": GGUFGraph("LlamaForCausalLM", class_of=_class_of),
 }

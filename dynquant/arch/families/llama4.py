@@ -18,6 +18,7 @@ from dynquant.arch.experts import (
     with_expert_count,
 )
 from dynquant.arch.families.llama import llama
+from dynquant.arch.gguf_graph import SMALL, FileKeys, GGUFGraph
 from dynquant.arch.graph_limits import fixed
 from dynquant.arch.settings import DECODER, Declared, Only, Settings, reads
 from dynquant.arch.wrapped import Wrapped
@@ -151,4 +152,18 @@ _LLAMA4 = Wrapped(
 FAMILIES = {
     "Llama4ForCausalLM": _LLAMA4,
     "Llama4ForConditionalGeneration": _LLAMA4,
+}
+
+
+def _layers_of(keys: FileKeys) -> dict[str, Any]:
+    """Return which layers of a GGUF have experts, and whether the graph has norms of Q and K."""
+    return {
+        "intermediate_size_mlp": SMALL,
+        "interleave_moe_layer_step": keys.number("interleave_moe_layer_step") or 1,
+        "use_qk_norm": keys.number("expert_count") != 128,  # as the graph expects, see above
+    }
+
+
+GRAPHS = {
+    "llama4": GGUFGraph("Llama4ForCausalLM", layers=_layers_of),
 }

@@ -21,6 +21,7 @@ from dynquant.arch.decoder import (
     read_decoder,
 )
 from dynquant.arch.families.llama import llama
+from dynquant.arch.gguf_graph import GGUFGraph
 from dynquant.arch.graph_limits import fixed, other_epsilon
 from dynquant.arch.latent_attention import Latent
 from dynquant.arch.longrope import longrope_attention, longrope_tensors
@@ -181,4 +182,8 @@ FAMILIES = {
             | harmless("the sum of qk_nope_head_dim and qk_rope_head_dim", "qk_head_dim"),
         ),
     ),
+}
+GRAPHS = {
+    "minicpm": GGUFGraph("MiniCPMForCausalLM", longrope=True),
+    "minicpm3": GGUFGraph("MiniCPM3ForCausalLM", fused=(), longrope=True),
 }

@@ -24,6 +24,7 @@ from dynquant.arch.experts import (
     routing_keys,
     with_expert_count,
 )
+from dynquant.arch.gguf_graph import GGUFGraph
 from dynquant.arch.graph_limits import output_apart
 from dynquant.arch.partial_rotation import partial_keys, read_partial
 from dynquant.arch.rope import rope_settings
@@ -142,4 +143,7 @@ FAMILIES = {
             },
         ),
     ),
+}
+GRAPHS = {
+    "minimax-m2": GGUFGraph("MiniMaxM2ForCausalLM"),
 }

@@ -34,6 +34,7 @@ from dynquant.arch.experts import (
     with_expert_count,
 )
 from dynquant.arch.families.minimax import with_factor
+from dynquant.arch.gguf_graph import SMALL, FileKeys, GGUFGraph
 from dynquant.arch.graph_limits import fixed, output_apart
 from dynquant.arch.rope import read_rope
 from dynquant.arch.settings import (
@@ -203,4 +204,23 @@ FAMILIES = {
     "MiniMaxM3SparseForCausalLM": _M3_SETTINGS,
     "MiniMaxM3VLForCausalLM": _M3_SETTINGS,
     "MiniMaxM3SparseForConditionalGeneration": Wrapped(_M3_SETTINGS),
+}
+
+
+def _layers_of(keys: FileKeys) -> dict[str, Any]:
+    """Return which layers of a GGUF have experts and sparse attention: all after the dense ones."""
+    sparse = [int(layer >= keys.n_dense) for layer in range(keys.n_layers)]
+    return {
+        "moe_layer_freq": sparse,
+        "shared_intermediate_size": SMALL,
+        "sparse_attention_config": {"sparse_attention_freq": sparse},
+    }
+
+
+GRAPHS = {
+    "minimax-m3": GGUFGraph(
+        "MiniMaxM3SparseForCausalLM",
+        settings={"index_n_heads": 2, "index_block_size": 4, "rotary_dim": 16},
+        layers=_layers_of,
+    ),
 }

@@ -10,6 +10,7 @@ from dynquant.arch.base import Architecture, renamed
 from dynquant.arch.config import Positive, read_config
 from dynquant.arch.families.llama import llama
 from dynquant.arch.families.mistral4 import MISTRAL4
+from dynquant.arch.gguf_graph import GGUFGraph
 from dynquant.arch.rope import mscale_keys, read_rope, rope_settings
 from dynquant.arch.settings import DECODER, Declared, Settings, reads
 from dynquant.arch.windows import window_left_out
@@ -60,4 +61,7 @@ _MISTRAL3 = Declared(
 FAMILIES = {
     "Ministral3ForCausalLM": _MISTRAL3,
     "Mistral3ForConditionalGeneration": Wrapped(_MISTRAL3, others={"mistral4": MISTRAL4}),
+}
+GRAPHS = {
+    "mistral3": GGUFGraph("Ministral3ForCausalLM"),
 }

@@ -8,7 +8,8 @@ from typing import Any
 
 from dynquant.arch.base import Architecture, renamed
 from dynquant.arch.config import Count, Positive, read_config
-from dynquant.arch.families.deepseek import HARMLESS, READ, softmax_mixture
+from dynquant.arch.families.deepseek import HARMLESS, READ, layers_of, softmax_mixture
+from dynquant.arch.gguf_graph import GATE_UP, QKV, GGUFGraph
 from dynquant.arch.rope import rope_settings
 from dynquant.arch.settings import Declared, Settings, reads
 from dynquant.errors import ArchitectureError
@@ -106,3 +107,11 @@ MISTRAL4 = Declared(
     ),
 )
 FAMILIES = {"Mistral4ForCausalLM": MISTRAL4}
+GRAPHS = {
+    "mistral4": GGUFGraph(
+        "Mistral4ForCausalLM",
+        settings={"q_lora_rank": None},
+        layers=layers_of,
+        fused=(QKV, GATE_UP),
+    ),
+}

@@ -10,6 +10,7 @@ from dynquant.arch.base import Architecture, Row
 from dynquant.arch.config import Count, Positive, read_config
 from dynquant.arch.decoder import OUTPUT, decoder_keys
 from dynquant.arch.early import fused_sizes, read_early
+from dynquant.arch.gguf_graph import GGUFGraph
 from dynquant.arch.settings import Declared, Only, Settings, constant, harmless, reads
 from dynquant.errors import ArchitectureError
 from dynquant.keys import f32
@@ -110,3 +111,6 @@ _SETTINGS = Settings(
     },
 )
 FAMILIES = dict.fromkeys(("MPTForCausalLM", "MptForCausalLM"), Declared(mpt, _SETTINGS))
+GRAPHS = {
+    "mpt": GGUFGraph("MptForCausalLM", fused=()),
+}

@@ -24,6 +24,7 @@ from dynquant.arch.decoder import (
     decoder_sizes,
     read_decoder,
 )
+from dynquant.arch.gguf_graph import GGUFGraph
 from dynquant.arch.graph_limits import fixed, output_apart
 from dynquant.arch.rope import Rope, read_rope
 from dynquant.arch.settings import DECODER, Declared, Settings, constant, reads
@@ -145,3 +146,9 @@ _MUSE = Declared(
     Settings(read=DECODER | reads(_Muse), only=constant(1e-8, "post_norm_eps")),
 )
 FAMILIES = {"MuseGlimmerForConditionalGeneration": Wrapped(_MUSE)}
+GRAPHS = {
+    "muse-glimmer": GGUFGraph(
+        "MuseGlimmerForConditionalGeneration",
+        in_layers=frozenset({"attn_k_norm.weight", "attn_q_norm.weight"}),
+    ),
+}

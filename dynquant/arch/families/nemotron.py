@@ -22,6 +22,7 @@ from dynquant.arch.decoder import (
     decoder_sizes,
     read_decoder,
 )
+from dynquant.arch.gguf_graph import GGUFGraph
 from dynquant.arch.graph_limits import heads_fill_hidden, output_apart
 from dynquant.arch.partial_rotation import partial_keys, read_partial
 from dynquant.arch.settings import DECODER, NO_WINDOW, Declared, Settings, reads
@@ -92,4 +93,7 @@ FAMILIES = {
         nemotron,
         Settings(read=(DECODER | reads(_Nemotron)) - {"rms_norm_eps"}, harmless=NO_WINDOW),
     )
+}
+GRAPHS = {
+    "nemotron": GGUFGraph("NemotronForCausalLM"),
 }

@@ -12,6 +12,7 @@ from dynquant.arch import decoder
 from dynquant.arch.base import Architecture, Row, Via, on
 from dynquant.arch.config import Count, Positive, Truth, read_config
 from dynquant.arch.decoder import Config, decoder_sizes, keys_without_rope, read_decoder
+from dynquant.arch.gguf_graph import FileKeys, GGUFGraph
 from dynquant.arch.graph_limits import fixed
 from dynquant.arch.latent_experts import LatentExperts
 from dynquant.arch.layer_kinds import ATTENTION, EXPERTS, MAMBA, MLP, kind_problems, layer_kinds
@@ -197,3 +198,25 @@ SETTINGS = Settings(
 """The settings of a Nemotron-H."""
 
 FAMILIES = {"NemotronHForCausalLM": Declared(nemotron_h, SETTINGS)}
+
+
+def _layers_of(keys: FileKeys) -> dict[str, Any]:
+    """Return the kinds of a GGUF's layers, which follow from their heads of K and widths."""
+    wide = "moe" if keys.number("expert_count") else "mlp"
+    layers = zip(
+        keys.of_layers("attention.head_count_kv"),
+        keys.of_layers("feed_forward_length"),
+        strict=True,
+    )
+    return {
+        "layers_block_type": [
+            wide if width else "attention" if heads else "mamba" for heads, width in layers
+        ],
+        "moe_latent_size": keys.number("moe_latent_size") or None,
+    }
+
+
+GRAPHS = {
+    "nemotron_h": GGUFGraph("NemotronHForCausalLM", layers=_layers_of),
+    "nemotron_h_moe": GGUFGraph("NemotronHForCausalLM", layers=_layers_of),
+}

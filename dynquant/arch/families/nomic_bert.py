@@ -9,6 +9,7 @@ from typing import Any
 from dynquant.arch.base import Architecture, Row, with_bias
 from dynquant.arch.config import Count, read_config
 from dynquant.arch.encoder import EMBEDDINGS, EncoderConfig, describe_encoder, read_encoder
+from dynquant.arch.gguf_graph import GGUFGraph
 from dynquant.arch.rope import read_rope
 from dynquant.arch.settings import Declared, Settings, constant, harmless, reads
 from dynquant.errors import ArchitectureError
@@ -107,3 +108,10 @@ _SETTINGS = Settings(
     | constant(True, "scale_attn_weights"),
 )
 FAMILIES = {"NomicBertModel": Declared(nomic, _SETTINGS)}
+GRAPHS = {
+    "nomic-bert": GGUFGraph(
+        "NomicBertModel",
+        settings={"hidden_act": "swiglu"},
+        optional=frozenset({"token_types.weight"}),
+    ),
+}

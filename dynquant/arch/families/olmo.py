@@ -21,6 +21,7 @@ from dynquant.arch.decoder import (
     read_decoder,
 )
 from dynquant.arch.experts import Routing, expert_rows, router_row, routing_keys, with_expert_count
+from dynquant.arch.gguf_graph import GGUFGraph
 from dynquant.arch.graph_limits import fixed, heads_fill_hidden, output_apart
 from dynquant.arch.rope import read_rope
 from dynquant.arch.settings import DECODER, NO_WINDOW, Declared, Settings, reads
@@ -173,4 +174,8 @@ FAMILIES = {
         olmoe,
         Settings(read=DECODER | reads(_Experts, more="num_local_experts"), harmless=NO_WINDOW),
     ),
+}
+GRAPHS = {
+    "olmo2": GGUFGraph("Olmo2ForCausalLM"),
+    "olmoe": GGUFGraph("OlmoeForCausalLM"),
 }

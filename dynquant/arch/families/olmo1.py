@@ -21,6 +21,7 @@ from dynquant.arch.decoder import (
     decoder_sizes,
     read_decoder,
 )
+from dynquant.arch.gguf_graph import GGUFGraph
 from dynquant.arch.graph_limits import fixed, heads_fill_hidden
 from dynquant.arch.rope import read_rope
 from dynquant.arch.settings import DECODER, NO_WINDOW, Declared, Settings, reads
@@ -65,3 +66,6 @@ def olmo(config: Mapping[str, Any], where: str) -> Architecture:
 
 _READ = (DECODER | reads(_Olmo)) - {"rms_norm_eps"}
 FAMILIES = {"OlmoForCausalLM": Declared(olmo, Settings(read=_READ, harmless=NO_WINDOW))}
+GRAPHS = {
+    "olmo": GGUFGraph("OlmoForCausalLM"),
+}

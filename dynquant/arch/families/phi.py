@@ -18,6 +18,7 @@ from dynquant.arch.decoder import (
     decoder_sizes,
     read_decoder,
 )
+from dynquant.arch.gguf_graph import GGUFGraph
 from dynquant.arch.graph_limits import heads_fill_hidden
 from dynquant.arch.longrope import longrope_attention, longrope_tensors
 from dynquant.arch.rope import read_rope
@@ -103,4 +104,7 @@ FAMILIES = {
             only=constant(1, "full_attn_mod interpolate_factor") | constant(False, "lm_head_bias"),
         ),
     ),
+}
+GRAPHS = {
+    "phi3": GGUFGraph("Phi3ForCausalLM", longrope=True),
 }

@@ -15,6 +15,7 @@ from dynquant.arch.decoder import (
     OUTPUT,
     decoder_sizes,
 )
+from dynquant.arch.gguf_graph import GGUFGraph
 from dynquant.arch.graph_limits import heads_fill_hidden, output_apart
 from dynquant.arch.partial_rotation import partial_keys, read_partial
 from dynquant.arch.settings import DECODER, NO_WINDOW, Declared, Settings, constant, reads
@@ -63,3 +64,6 @@ _SETTINGS = Settings(
     read=DECODER | reads(_Phi), harmless=NO_WINDOW, only=constant(False, "qk_layernorm")
 )
 FAMILIES = {"PhiForCausalLM": Declared(phi2, _SETTINGS)}
+GRAPHS = {
+    "phi2": GGUFGraph("PhiForCausalLM"),
+}

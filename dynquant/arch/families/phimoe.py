@@ -22,6 +22,7 @@ from dynquant.arch.decoder import (
     read_decoder,
 )
 from dynquant.arch.experts import Routing, expert_rows, router_row, routing_keys, with_expert_count
+from dynquant.arch.gguf_graph import GGUFGraph
 from dynquant.arch.graph_limits import fixed, heads_fill_hidden, output_apart
 from dynquant.arch.longrope import longrope_attention, longrope_tensors
 from dynquant.arch.rope import Rope, read_rope
@@ -133,4 +134,9 @@ _PHIMOE = Declared(
 FAMILIES = {
     "PhiMoEForCausalLM": _PHIMOE,
     "PhimoeForCausalLM": _PHIMOE,
+}
+GRAPHS = {
+    "phimoe": GGUFGraph(
+        "PhimoeForCausalLM", settings={"attention_bias": True, "lm_head_bias": True}, longrope=True
+    ),
 }

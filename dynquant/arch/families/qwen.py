@@ -16,6 +16,7 @@ from dynquant.arch.decoder import (
     decoder_sizes,
     read_decoder,
 )
+from dynquant.arch.gguf_graph import GGUFGraph
 from dynquant.arch.graph_limits import heads_fill_hidden
 from dynquant.arch.rope import read_rope
 from dynquant.arch.settings import DECODER, Declared, Settings
@@ -72,4 +73,8 @@ WINDOWS = frozenset(("use_sliding_window", "sliding_window", "max_window_layers"
 FAMILIES = {
     "Qwen2ForCausalLM": Declared(qwen2, Settings(read=DECODER | WINDOWS)),
     "Qwen3ForCausalLM": Declared(qwen3, Settings(read=DECODER | WINDOWS)),
+}
+GRAPHS = {
+    "qwen2": GGUFGraph("Qwen2ForCausalLM"),
+    "qwen3": GGUFGraph("Qwen3ForCausalLM"),
 }

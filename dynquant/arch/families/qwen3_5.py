@@ -11,7 +11,8 @@ from dynquant.arch.config import read_config
 from dynquant.arch.decoder import MLP
 from dynquant.arch.families.qwen3_next import MIXTURE, hybrid
 from dynquant.arch.families.qwen_moe import READ, read_experts
-from dynquant.arch.linear_attention import LAYER_TYPES, Linear
+from dynquant.arch.gguf_graph import GATE_UP, QKV, GGUFGraph
+from dynquant.arch.linear_attention import LAYER_TYPES, Linear, recurrent_of
 from dynquant.arch.sections import SECTIONS, section_keys, split_sections, unrotated_pairs
 from dynquant.arch.settings import (
     DECODER,
@@ -90,4 +91,17 @@ FAMILIES = {
     "Qwen3_5MoeForCausalLM": _QWEN35MOE,
     "Qwen3_5MoeForConditionalGeneration": _QWEN35MOE,
     "MiniCPMV4_6ForConditionalGeneration": _QWEN35,
+}
+GRAPHS = {
+    "qwen35": GGUFGraph(
+        "Qwen3_5ForCausalLM",
+        settings={"rope_parameters": {"mrope_section": [1, 1, 1]}},
+        layers=recurrent_of,
+    ),
+    "qwen35moe": GGUFGraph(
+        "Qwen3_5MoeForCausalLM",
+        settings={"rope_parameters": {"mrope_section": [1, 1, 1]}},
+        layers=recurrent_of,
+        fused=(QKV, GATE_UP),
+    ),
 }

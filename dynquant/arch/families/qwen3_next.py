@@ -23,8 +23,9 @@ from dynquant.arch.decoder import (
 from dynquant.arch.experts import routing_keys
 from dynquant.arch.families.qwen import SCALINGS
 from dynquant.arch.families.qwen_moe import READ, ROUTED, SHARED, Experts, read_experts
+from dynquant.arch.gguf_graph import GATE_UP, QKV, GGUFGraph
 from dynquant.arch.graph_limits import fixed, other_epsilon
-from dynquant.arch.linear_attention import LAYER_TYPES, Layout, Linear
+from dynquant.arch.linear_attention import LAYER_TYPES, Layout, Linear, recurrent_of
 from dynquant.arch.rope import read_rope
 from dynquant.arch.settings import NO_WINDOW, Declared, Settings, reads
 from dynquant.errors import ArchitectureError
@@ -148,4 +149,12 @@ FAMILIES = {
         qwen3next,
         Settings(read=READ | reads(Linear), harmless=NO_WINDOW, layer_types=LAYER_TYPES),
     )
+}
+_QKVZ = (frozenset({"attn_qkv.weight", "attn_gate.weight"}), frozenset({"ssm_in.weight"}))
+"""The inputs of linear attention, which older files of llama.cpp hold as one matrix."""
+
+GRAPHS = {
+    "qwen3next": GGUFGraph(
+        "Qwen3NextForCausalLM", layers=recurrent_of, fused=(QKV, GATE_UP, _QKVZ)
+    ),
 }

@@ -17,8 +17,9 @@ from dynquant.arch.base import Architecture, Row, on
 from dynquant.arch.config import Count, Natural, read_config
 from dynquant.arch.families.qwen3_next import MIXTURE, hybrid
 from dynquant.arch.families.qwen_moe import READ, read_experts
+from dynquant.arch.gguf_graph import GATE_UP, QKV, FileKeys, GGUFGraph
 from dynquant.arch.graph_limits import fixed
-from dynquant.arch.linear_attention import Linear
+from dynquant.arch.linear_attention import Linear, recurrent_of
 from dynquant.arch.ngrams import Ngrams
 from dynquant.arch.sections import SECTIONS, section_keys, split_sections, unrotated_pairs
 from dynquant.arch.settings import (
@@ -237,4 +238,31 @@ _QWEN4EXP = Wrapped(
 FAMILIES = {
     "Qwen4ExpForCausalLM": _QWEN4EXP,
     "Qwen4ExpForConditionalGeneration": _QWEN4EXP,
+}
+
+
+def _layers_of(keys: FileKeys) -> dict[str, Any]:
+    """Return the kinds of a GGUF's layers, and which have embeddings of n-grams."""
+    layers = keys.value("ple.layers")
+    found = [i + 1 for i in layers if isinstance(i, int)] if isinstance(layers, tuple) else []
+    return {**recurrent_of(keys), "ple_layer_ids": found}
+
+
+GRAPHS = {
+    "qwen4exp": GGUFGraph(
+        "Qwen4ExpForCausalLM",
+        settings={
+            "rope_parameters": {"mrope_section": [1, 1, 1]},
+            "output_gate_type": "sigmoid",
+            "indexer_n_heads": 1,
+            "indexer_head_dim": 32,
+            "indexer_budget": 4,
+            "indexer_compress_ratio": 4,
+            "ngram_vocab_size_base": 8,
+            "split_ngram_parts": 1,
+            "eos_token_id": 0,
+        },
+        layers=_layers_of,
+        fused=(QKV, GATE_UP),
+    ),
 }

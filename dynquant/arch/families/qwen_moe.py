@@ -26,6 +26,7 @@ from dynquant.arch.experts import (
     with_expert_count,
 )
 from dynquant.arch.families.qwen import WINDOWS, qwen2, qwen3
+from dynquant.arch.gguf_graph import GGUFGraph
 from dynquant.arch.graph_limits import fixed, output_apart
 from dynquant.arch.settings import DECODER, Declared, Settings, harmless, reads
 from dynquant.arch.windows import switched_window_left_out
@@ -156,4 +157,8 @@ FAMILIES = {
             harmless=harmless("all layers have the window", "max_window_layers layer_types"),
         ),
     ),
+}
+GRAPHS = {
+    "qwen2moe": GGUFGraph("Qwen2MoeForCausalLM"),
+    "qwen3moe": GGUFGraph("Qwen3MoeForCausalLM", settings={"norm_topk_prob": True}),
 }

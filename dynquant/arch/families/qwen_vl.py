@@ -12,6 +12,7 @@ from dynquant.arch.decoder import ATTENTION, EMBEDDING, OUTPUT, OUTPUT_NORM, QK_
 from dynquant.arch.experts import expert_rows, router_row
 from dynquant.arch.families.qwen import WINDOWS, qwen2, qwen3
 from dynquant.arch.families.qwen_moe import READ, qwen3moe
+from dynquant.arch.gguf_graph import GGUFGraph
 from dynquant.arch.sections import SECTIONS, section_keys, split_sections, unrotated_pairs
 from dynquant.arch.settings import DECODER, NO_WINDOW, Declared, Settings, reads
 from dynquant.arch.wrapped import Wrapped
@@ -133,4 +134,24 @@ FAMILIES = {
     "Qwen3VLMoeForConditionalGeneration": Wrapped(Declared(qwen3vlmoe, _WITH_EXPERTS), deepstack),
     "Qwen3OmniMoeForConditionalGeneration": _QWEN3OMNI,
     "Qwen3OmniMoeThinkerForConditionalGeneration": _QWEN3OMNI,
+}
+GRAPHS = {
+    "qwen2vl": GGUFGraph(
+        "Qwen2VLForConditionalGeneration",
+        settings={"rope_parameters": {"mrope_section": [1, 1, 1]}},
+    ),
+    "qwen3vl": GGUFGraph(
+        "Qwen3VLForConditionalGeneration",
+        settings={
+            "rope_parameters": {"mrope_section": [1, 1, 1]},
+            "vision_config": {"deepstack_visual_indexes": []},
+        },
+    ),
+    "qwen3vlmoe": GGUFGraph(
+        "Qwen3VLMoeForConditionalGeneration",
+        settings={
+            "rope_parameters": {"mrope_section": [1, 1, 1]},
+            "vision_config": {"deepstack_visual_indexes": []},
+        },
+    ),
 }

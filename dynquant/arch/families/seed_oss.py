@@ -17,6 +17,7 @@ from dynquant.arch.decoder import (
     read_decoder,
 )
 from dynquant.arch.families.qwen import SCALINGS
+from dynquant.arch.gguf_graph import GGUFGraph
 from dynquant.arch.graph_limits import fixed
 from dynquant.arch.rope import read_rope
 from dynquant.arch.settings import DECODER, NO_WINDOW, Declared, Settings, constant
@@ -50,4 +51,7 @@ FAMILIES = {
         seed_oss,
         Settings(read=DECODER, harmless=NO_WINDOW, only=constant(False, "attention_out_bias")),
     )
+}
+GRAPHS = {
+    "seed_oss": GGUFGraph("SeedOssForCausalLM"),
 }

@@ -11,6 +11,7 @@ from dynquant.arch.base import Architecture, renamed
 from dynquant.arch.config import Count, LayersCount, Truth, read_config
 from dynquant.arch.decoder import read_decoder
 from dynquant.arch.families.llama import llama
+from dynquant.arch.gguf_graph import GGUFGraph
 from dynquant.arch.graph_limits import fixed
 from dynquant.arch.rope import read_rope
 from dynquant.arch.settings import DECODER, Declared, Settings, harmless, reads
@@ -87,4 +88,7 @@ FAMILIES = {
             harmless=harmless("acts in windows only", "max_window_layers"),
         ),
     )
+}
+GRAPHS = {
+    "smollm3": GGUFGraph("SmolLM3ForCausalLM"),
 }

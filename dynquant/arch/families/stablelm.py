@@ -18,6 +18,7 @@ from dynquant.arch.decoder import (
     decoder_sizes,
 )
 from dynquant.arch.early import usual_names
+from dynquant.arch.gguf_graph import FileKeys, GGUFGraph
 from dynquant.arch.graph_limits import heads_fill_hidden, output_apart
 from dynquant.arch.partial_rotation import partial_keys, read_partial
 from dynquant.arch.settings import DECODER, NO_WINDOW, Declared, Settings, reads
@@ -82,3 +83,13 @@ def stablelm(config: Mapping[str, Any], where: str) -> Architecture:
 _SETTINGS = Settings(read=DECODER | reads(_StableLm) | {*_EPOCH}, harmless=NO_WINDOW)
 _STABLELM = Declared(stablelm, _SETTINGS)
 FAMILIES = dict.fromkeys(("StableLmForCausalLM", "StableLMEpochForCausalLM"), _STABLELM)
+
+
+def _layers_of(keys: FileKeys) -> dict[str, Any]:
+    """Return whether a GGUF's layers have one norm or two."""
+    return {"use_parallel_residual": bool(keys.value("use_parallel_residual"))}
+
+
+GRAPHS = {
+    "stablelm": GGUFGraph("StableLmForCausalLM", layers=_layers_of),
+}

@@ -22,6 +22,7 @@ from dynquant.arch.decoder import (
     decoder_sizes,
     read_decoder,
 )
+from dynquant.arch.gguf_graph import GGUFGraph
 from dynquant.arch.rope import read_rope
 from dynquant.arch.settings import DECODER, Declared, Settings, constant, harmless, reads
 from dynquant.arch.windows import window_left_out
@@ -90,4 +91,7 @@ FAMILIES = {
             | constant(True, "scale_attn_weights"),
         ),
     )
+}
+GRAPHS = {
+    "starcoder2": GGUFGraph("Starcoder2ForCausalLM"),
 }
