@@ -9,9 +9,11 @@ import gguf
 import pytest
 from handmade import computed_tensor
 
+from dynquant.arch.families import graphs
 from dynquant.recipe.newer_names import NEWER_ARCHITECTURES, NEWER_ROLES
 from dynquant.recipe.protection import protection
 from dynquant.recipe.roles import ROLES
+from dynquant.recipe.values import ARCHITECTURES
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +41,10 @@ def test_llama_cpp_has_the_names(library: bytes) -> None:
 
 def test_recipes_can_name_them() -> None:
     assert {"hc_attn_fn", "indexer.q_proj", "ple_key", "attn_compressor_kv"} <= ROLES
+
+
+def test_recipes_can_name_the_architecture_of_every_family() -> None:
+    assert set(graphs()) <= set(ARCHITECTURES)
 
 
 @pytest.mark.parametrize(
