@@ -167,7 +167,7 @@ def step_warnings(limits: Mapping[str, object], where: str) -> Iterator[str]:
     for name, limit in limits.items():
         steps = cast("Sequence[Any]", limit) if isinstance(limit, list | tuple) else [limit]
         shortest, *rest = [*map(_step, steps)] or [0.0]
-        if shortest > SHORTEST_STEP or any(step < float("inf") for step in rest):
+        if not (shortest <= SHORTEST_STEP and all(step == float("inf") for step in rest)):
             yield (
                 f"{where}: {name} limits the time steps of state space layers; llama.cpp has no"
                 " such limit, so the file's results differ where steps are outside"
