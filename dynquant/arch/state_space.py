@@ -162,12 +162,13 @@ SHORTEST_STEP = 1e-3
 def step_warnings(limits: Mapping[str, object], where: str) -> Iterator[str]:
     """Yield a warning for each limit on time steps, of which llama.cpp has none.
 
-    limits: by the name in config.json: the shortest step, or the shortest and the longest
+    limits: by the name in config.json: the shortest step, or the shortest and the longest; or None
     """
-    for name, limit in limits.items():
+    stated = {name: limit for name, limit in limits.items() if limit is not None}
+    for name, limit in stated.items():
         steps = cast("Sequence[Any]", limit) if isinstance(limit, list | tuple) else [limit]
         shortest, *rest = [*map(_step, steps)] or [0.0]
-        if shortest > SHORTEST_STEP or any(step < float("inf") for step in rest):
+        if not (shortest <= SHORTEST_STEP and all(step == float("inf") for step in rest)):
             yield (
                 f"{where}: {name} limits the time steps of state space layers; llama.cpp has no"
                 " such limit, so the file's results differ where steps are outside"

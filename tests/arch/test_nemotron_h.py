@@ -207,6 +207,8 @@ def test_what_the_graph_does_not_compute_is_refused(changes: dict[str, Any], say
         ({"time_step_min": 0.01}, "time_step_min"),
         ({"time_step_limit": [0.01, float("inf")]}, "time_step_limit"),
         ({"time_step_limit": [0.0, 4.0]}, "time_step_limit"),
+        ({"time_step_limit": ["none", []]}, "time_step_limit"),
+        ({"time_step_limit": []}, ""),
         ({"time_step_limit": [0.0, {"__float__": "Infinity"}]}, ""),
         ({"time_step_limit": [0.001, float("inf")]}, ""),
     ],

@@ -19,11 +19,15 @@ from dynquant.transforms import (
     Reshaped,
     Rows,
     Transposed,
+    column,
     elements_of_each,
+    in_groups,
+    interleaved_heads,
     joined,
     plus_one,
     reordered,
     rows_of_each,
+    scaled_rows,
     stack,
 )
 
@@ -104,6 +108,29 @@ def offset() -> tuple[F32, TensorSource]:
     return x + 1, plus_one(source)
 
 
+def one_column() -> tuple[F32, TensorSource]:
+    x, source = both(7)
+    return x[:, None], column(source)
+
+
+def groups() -> tuple[F32, TensorSource]:
+    x, source = both(12)
+    return x.reshape(3, 4), in_groups(source, 3)
+
+
+def each_row_scaled() -> tuple[F32, TensorSource]:
+    x, source = both(5, 4)
+    factors = np.array([1, 0.5, 3, -1, 0.1], np.float32)
+    return x * factors[:, None], scaled_rows(source, factors)
+
+
+def rotary_pairs_of_a_part() -> tuple[F32, TensorSource]:
+    """Two heads of six rows, of which four are rotated."""
+    x, source = both(12, 3)
+    order = [0, 2, 1, 3, 4, 5]
+    return x.reshape(2, 6, 3)[:, order].reshape(12, 3), interleaved_heads(source, 2, 4)
+
+
 CASES: tuple[Callable[[], tuple[F32, TensorSource]], ...] = (
     stacked,
     rows_of_several,
@@ -117,6 +144,10 @@ CASES: tuple[Callable[[], tuple[F32, TensorSource]], ...] = (
     biases,
     permuted_bias,
     offset,
+    one_column,
+    groups,
+    each_row_scaled,
+    rotary_pairs_of_a_part,
 )
 
 
