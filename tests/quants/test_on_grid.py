@@ -76,6 +76,16 @@ def test_a_grid_far_from_one_is_reproduced_where_f16_holds_its_scales(exponent: 
     np.testing.assert_array_equal(gguf_decode(encode(x, "Q4_0"), ALL["Q4_0"]), x)
 
 
+@pytest.mark.parametrize("factor", [1e-45, 1e-40, 1e-38, 1e-20, 1e10, 1e37])
+def test_a_grid_whose_scales_f16_does_not_hold_is_encoded_as_before(factor: float) -> None:
+    """Scales far beyond F16 become zeros, or the nearest one where that is better."""
+    codes = np.random.default_rng(3).integers(-8, 8, SHAPE).astype(np.float32)
+    x = codes * np.float32(factor)
+    decoded = gguf_decode(encode(x, "Q4_0"), ALL["Q4_0"])
+    assert np.isfinite(decoded).all()
+    assert (decoded == 0).all() == (factor != 1e10)
+
+
 # ---- fit_of --------------------------------------------------------------------------------------
 
 

@@ -86,6 +86,8 @@ static int scale_at_level(const float *x, int n, enum precision p, float widest,
 {
     float inverse = (float)level / widest, least_q = 0, most_q = 0, whole[MAX_GROUP];
     double low = 0, high = INFINITY;
+    if (isinf(inverse))
+        return 0; /* f16 holds no scale that small */
     for (int i = 0; i < n; i++) {
         float level_of_x = (x[i] * inverse + ROUNDER) - ROUNDER;
         double a = fabs((double)x[i]), h = half_step(p, x[i]), count = fabs((double)level_of_x);
