@@ -23,7 +23,7 @@ Shapes = dict[str, Shape]
 Header = dict[str, tuple[str, Shape]]
 """Dtype and shape by stored name."""
 
-SIZES = {"BF16": 2, "F16": 2, "F32": 4, "I32": 4, "U8": 1, "F8_E4M3": 1}
+SIZES = {"BF16": 2, "F16": 2, "F32": 4, "I32": 4, "I64": 8, "U8": 1, "F8_E4M3": 1}
 """Bytes of one number of each dtype."""
 
 INDEX = "model.safetensors.index.json"
