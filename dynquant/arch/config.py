@@ -38,6 +38,11 @@ def _adapter(form: type[T]) -> TypeAdapter[T]:
     return TypeAdapter(form)
 
 
+def without_nulls(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that have a value; null leaves a setting at its default."""
+    return {name: value for name, value in settings.items() if value is not None}
+
+
 def read_config(form: type[T], values: Mapping[str, Any], where: str) -> T:
     """Return the values as an instance of a dataclass; unknown keys are ignored, null is absent.
 
@@ -45,7 +50,7 @@ def read_config(form: type[T], values: Mapping[str, Any], where: str) -> T:
 
     Raises ArchitectureError naming every key that is missing or whose value is not valid.
     """
-    present = {key: value for key, value in values.items() if value is not None}
+    present = without_nulls(values)
     # pydantic would report each wrong item of a long list.
     ArchitectureError.raise_any(
         f"{where}: {key} has {len(cast(Sized, value))} entries; at most {_MAX_ITEMS} are read"

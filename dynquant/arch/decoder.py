@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dynquant.arch.base import Row
-from dynquant.arch.config import Count, LayersCount, Positive, Truth, read_config
+from dynquant.arch.config import Count, LayersCount, Positive, Truth, read_config, without_nulls
 from dynquant.arch.rope import Rope, scaling_keys
 from dynquant.errors import ArchitectureError
 from dynquant.keys import Keys, boolean, f32, u32
@@ -101,7 +101,7 @@ def read_decoder(
     head_dim:   the family's default
     activation: names of the activation in llama.cpp's graph of the family
     """
-    present = {key: value for key, value in config.items() if value is not None}
+    present = without_nulls(config)
     c = read_config(Config, {"head_dim": head_dim, **present}, where)
     ArchitectureError.raise_any(_problems(c, where, activation))
     return c

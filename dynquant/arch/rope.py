@@ -10,7 +10,7 @@ from typing import Annotated, Any, cast
 import numpy as np
 from pydantic import Field
 
-from dynquant.arch.config import Count, Positive, Truth, read_config
+from dynquant.arch.config import Count, Positive, Truth, read_config, without_nulls
 from dynquant.arrays import F32
 from dynquant.errors import ArchitectureError
 from dynquant.keys import Keys, f32, string, u32
@@ -117,7 +117,7 @@ def read_rope(
         "rope_type": found.get("type", "default"),
         **{k: config[k] for k in _TOP_LEVEL if config.get(k) is not None},
         _ORIGINAL: config.get("max_position_embeddings"),
-        **{k: v for k, v in found.items() if v is not None},
+        **without_nulls(found),
     }
     if config.get(_ORIGINAL) is not None:
         settings[_ORIGINAL] = config[_ORIGINAL]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from dynquant.arch.base import Architecture, Row
-from dynquant.arch.config import Count, read_config
+from dynquant.arch.config import Count, read_config, without_nulls
 from dynquant.arch.decoder import (
     ATTENTION,
     EMBEDDING,
@@ -58,7 +58,7 @@ def baichuan(config: Mapping[str, Any], where: str) -> Architecture:
     # The own classes have these; they do not read head_dim and heads of K.
     defaults = {"rms_norm_eps": 1e-6, "max_position_embeddings": own.model_max_length}
     always = {"head_dim": None, "num_key_value_heads": None, "rope_theta": 10000.0}
-    present = {key: value for key, value in config.items() if value is not None}
+    present = without_nulls(config)
     config = {**defaults, **present, **always}
     c, rope = read_decoder(config, where), read_rope(config, where, known=("dynamic",))
     ArchitectureError.raise_any(_problems(c, where))

@@ -17,6 +17,7 @@ from dynquant.arch.config import (
     Positive,
     Truth,
     read_config,
+    without_nulls,
 )
 from dynquant.arch.decoder import IGNORED, MLP, OUTPUT, OUTPUT_NORM, Config, decoder_sizes
 from dynquant.arch.experts import (
@@ -140,7 +141,7 @@ def bailing(config: Mapping[str, Any], where: str) -> Architecture:
 def bailing2(config: Mapping[str, Any], where: str) -> Architecture:
     """Describe a Ling or Ring 2.0: sigmoid scores, a bias and groups to choose the experts."""
     defaults = {"rms_norm_eps": 1e-6, "head_dim": 128, "rope_theta": 600000.0}
-    config = {**defaults, **{key: value for key, value in config.items() if value is not None}}
+    config = {**defaults, **without_nulls(config)}
     # llama.cpp's converter: 0.5; their own code rotates whole heads.
     c, rope = read_partial(config, where, None, partial=1.0)
     own = read_config(_Second, config, where)

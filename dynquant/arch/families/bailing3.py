@@ -18,6 +18,7 @@ from dynquant.arch.config import (
     Positive,
     Truth,
     read_config,
+    without_nulls,
 )
 from dynquant.arch.decoder import (
     IGNORED,
@@ -111,7 +112,7 @@ def bailing3(config: Mapping[str, Any], where: str) -> Architecture:
 
     llama.cpp limits the activations of experts as expert_swiglu_limit_list states.
     """
-    present = {key: value for key, value in config.items() if value is not None}
+    present = without_nulls(config)
     present |= {new: present[old] for old, new in _PUBLISHED.items() if old in present}
     defaults = {"rms_norm_eps": 1e-6, "rope_theta": 6e6, "max_position_embeddings": 262144}
     config = {**defaults, **present}

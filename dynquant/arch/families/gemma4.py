@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from dynquant.arch.base import Architecture, ModelTensor, Row
-from dynquant.arch.config import Count, Natural, Positive, Truth, read_config
+from dynquant.arch.config import Count, Natural, Positive, Truth, read_config, without_nulls
 from dynquant.arch.decoder import (
     EMBEDDING,
     GELU,
@@ -88,7 +88,7 @@ class _Gemma4:
 
 def gemma4(config: Mapping[str, Any], where: str) -> Architecture:
     """Describe the language model of a Gemma 4."""
-    present = {key: value for key, value in config.items() if value is not None}
+    present = without_nulls(config)
     config = {
         **_DEFAULTS,
         **present,

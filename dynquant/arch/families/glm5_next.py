@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from dynquant.arch.base import Architecture, on
-from dynquant.arch.config import AheadCount, Positive, read_config
+from dynquant.arch.config import AheadCount, Positive, read_config, without_nulls
 from dynquant.arch.decoder import (
     EMBEDDING,
     IGNORED,
@@ -82,7 +82,7 @@ class _Own:
 
 def glm5_next(config: Mapping[str, Any], where: str) -> Architecture:
     """Describe a GLM-5.3-Flash."""
-    present = {key: value for key, value in config.items() if value is not None}
+    present = without_nulls(config)
     stated = with_expert_count({**_DEFAULTS, **present, "num_key_value_heads": None, "head_dim": 2})
     stated["num_experts"] = stated["num_experts"] or 288
     c, own = read_decoder(stated, where), read_config(_Own, stated, where)

@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Any
 
 from dynquant.arch.base import Architecture, Form, Row, on
-from dynquant.arch.config import Count, ExpertsCount, Positive, read_config
+from dynquant.arch.config import Count, ExpertsCount, Positive, read_config, without_nulls
 from dynquant.arch.decoder import (
     ATTENTION,
     EMBEDDING,
@@ -114,7 +114,7 @@ class _Laguna:
 
 def laguna(config: Mapping[str, Any], where: str) -> Architecture:
     """Describe a Laguna: dense layers first, then routed experts and one that all tokens use."""
-    present = {key: value for key, value in config.items() if value is not None}
+    present = without_nulls(config)
     full, windowed = ropes_by_kind(present, where, _ROPES)
     own = read_config(_Laguna, with_expert_count(present), where)
     c = read_decoder(present, where, head_dim=128)

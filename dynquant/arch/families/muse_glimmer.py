@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from dynquant.arch.base import Architecture, ModelTensor, Row
-from dynquant.arch.config import Count, Positive, read_config
+from dynquant.arch.config import Count, Positive, read_config, without_nulls
 from dynquant.arch.decoder import (
     ATTENTION,
     EMBEDDING,
@@ -83,7 +83,7 @@ def muse_glimmer(config: Mapping[str, Any], where: str) -> Architecture:
     llama.cpp has no key for the factor of the queries; norms of Q and K, which are not stored,
     have it.
     """
-    present = {key: value for key, value in config.items() if value is not None}
+    present = without_nulls(config)
     own = read_config(_Muse, present, where)
     completed = {
         "sliding_window": own.sliding_window,
