@@ -49,11 +49,10 @@ class Mixture:
         )
 
     def routing(self, n_dense: int) -> Routing:
-        """Return how tokens are routed; groups of experts only if they limit the choice.
+        """Return how tokens are routed.
 
         n_dense: leading layers without experts
         """
-        limits = self.topk_group < self.n_group
         return Routing(
             n_experts=self.num_experts,
             n_used=self.num_experts_per_tok,
@@ -62,10 +61,8 @@ class Mixture:
             weights_scale=self.routed_scaling_factor,
             weights_norm=self.norm_topk_prob,
             gating=SIGMOID,
-            n_groups=self.n_group if limits else None,
-            n_groups_used=self.topk_group if limits else None,
             n_leading_dense=n_dense,
-        )
+        ).in_groups(self.n_group, self.topk_group)
 
     @property
     def sizes(self) -> dict[str, int]:

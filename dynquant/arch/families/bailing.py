@@ -149,7 +149,6 @@ def bailing2(config: Mapping[str, Any], where: str) -> Architecture:
     n = c.num_hidden_layers
     every = range(n + own.num_nextn_predict_layers)
     n_dense = min(own.first_k_dense_replace, n)
-    limits = 0 < own.topk_group < own.n_group
     routing = replace(
         _routing(own),
         # llama.cpp multiplies this by the number of shared experts, its converter does too.
@@ -157,10 +156,8 @@ def bailing2(config: Mapping[str, Any], where: str) -> Architecture:
         weights_norm=own.num_experts_per_tok > 1,
         weights_scale=own.routed_scaling_factor,
         gating=SIGMOID,
-        n_groups=own.n_group if limits else None,
-        n_groups_used=own.topk_group if limits else None,
         n_leading_dense=n_dense,
-    )
+    ).in_groups(own.n_group, own.topk_group)
     name = "bailingmoe2"
     return Architecture(
         name=name,

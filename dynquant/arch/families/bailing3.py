@@ -213,7 +213,6 @@ def _latent_keys(latent: Latent) -> Keys:
 
 
 def _routing(own: _Own, n_dense: int) -> Routing:
-    limits = 0 < own.topk_group < own.n_group
     return Routing(
         own.num_experts,
         own.num_experts_per_tok,
@@ -223,10 +222,8 @@ def _routing(own: _Own, n_dense: int) -> Routing:
         weights_scale=own.routed_scaling_factor,
         weights_norm=own.norm_topk_prob,
         gating=SIGMOID,
-        n_groups=own.n_group if limits else None,
-        n_groups_used=own.topk_group if limits else None,
         n_leading_dense=n_dense,
-    )
+    ).in_groups(own.n_group, own.topk_group)
 
 
 def _limits(own: _Own, where: str) -> Iterator[str]:
