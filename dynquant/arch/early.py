@@ -12,10 +12,10 @@ from functools import partial
 from typing import Any
 
 from dynquant.arch.base import Row, Via
+from dynquant.arch.config import usual_names
 from dynquant.arch.decoder import GELU, Config, decoder_sizes, read_decoder
 from dynquant.errors import ArchitectureError
 from dynquant.transforms import parts_of_groups
-from dynquant.untrusted import shown
 
 ANY_GELU = (*GELU, "gelu", "gelu_python", "gelu_accurate")
 """Names of GELU, exact or approximated; llama.cpp computes its tanh form in all of these families,
@@ -56,21 +56,6 @@ def read_early(
     except ArchitectureError as e:
         raise ArchitectureError(*(_own_names(m, config, names) for m in e.messages)) from e
     return c
-
-
-def usual_names(config: Mapping[str, Any], where: str, names: Mapping[str, str]) -> dict[str, Any]:
-    """Return config.json with the usual names of its settings beside its own.
-
-    Raises ArchitectureError for settings that it states twice with different values.
-    """
-    ArchitectureError.raise_any(
-        f"{where}: {own} is {shown(config[own])}, but {usual} is {shown(config[usual])}; both name"
-        " one setting, make them equal"
-        for own, usual in names.items()
-        if None not in (config.get(own), config.get(usual)) and config[own] != config[usual]
-    )
-    stated = {usual: config[own] for own, usual in names.items() if config.get(own) is not None}
-    return {**config, **stated}
 
 
 def _own_names(message: str, config: Mapping[str, Any], names: Mapping[str, str]) -> str:

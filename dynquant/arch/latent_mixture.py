@@ -74,6 +74,16 @@ class Mixture:
         }
 
 
+SPELLINGS = {
+    "model_max_length": "max_position_embeddings",
+    "moe_renormalize": "norm_topk_prob",
+    "num_expert_group": "n_group",
+    "num_experts_per_token": "num_experts_per_tok",
+    "num_local_experts": "num_experts",
+    "num_shared_experts": "n_shared_experts",
+}
+"""Names in published checkpoints of settings that transformers names otherwise."""
+
 NO_POSITIONS = (
     NO_WINDOW
     | harmless("latent attention has as many heads of K as of Q", "num_key_value_heads")

@@ -37,14 +37,13 @@ from dynquant.arch.delta_attention import (
 from dynquant.arch.dense_layers import n_leading_dense
 from dynquant.arch.experts import routing_keys
 from dynquant.arch.families.kimi_linear import (
-    DEFAULTS,
     DENSE,
     EXPERTS,
     HARMLESS,
     LAYER_TYPES,
     ONLY,
     READ,
-    respelled,
+    completed,
 )
 from dynquant.arch.graph_limits import fixed, other_epsilon, output_apart
 from dynquant.arch.latent_mixture import Mixture
@@ -105,7 +104,7 @@ class _Own:
 
 def kimi_k3(config: Mapping[str, Any], where: str) -> Architecture:
     """Describe a Kimi-K3."""
-    stated = {**DEFAULTS, **respelled(config, where)}
+    stated = completed(config, where)
     own, m = read_config(_Own, stated, where), read_config(Mixture, stated, where)
     delta = read_delta(stated, where)
     c = read_decoder(

@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Any
 
 from dynquant.arch.base import Architecture, Form, Row, on
-from dynquant.arch.config import read_config
+from dynquant.arch.config import read_config, usual_names, without_nulls
 from dynquant.arch.decoder import (
     EMBEDDING,
     IGNORED,
@@ -32,7 +32,7 @@ from dynquant.arch.delta_attention import (
 from dynquant.arch.dense_layers import DenseLayers, n_leading_dense
 from dynquant.arch.experts import expert_rows, router_row, routing_keys, shared_rows
 from dynquant.arch.graph_limits import fixed, other_epsilon, output_apart
-from dynquant.arch.latent_mixture import NO_POSITIONS, Mixture
+from dynquant.arch.latent_mixture import NO_POSITIONS, SPELLINGS, Mixture
 from dynquant.arch.rope import UNROTATED
 from dynquant.arch.settings import DECODER, Declared, Settings, constant, harmless, reads
 from dynquant.errors import ArchitectureError
@@ -66,16 +66,6 @@ EXPERTS = (
 """The feed-forward rows of a layer with experts; stacks of transformers 5 are `mlp.`."""
 
 LAYER_TYPES = ("full_attention", "linear_attention")
-SPELLINGS = {
-    "model_max_length": "max_position_embeddings",
-    "moe_renormalize": "norm_topk_prob",
-    "num_expert_group": "n_group",
-    "num_experts_per_token": "num_experts_per_tok",
-    "num_local_experts": "num_experts",
-    "num_shared_experts": "n_shared_experts",
-}
-"""Names in published checkpoints of settings that transformers names otherwise."""
-
 
 DEFAULTS: dict[str, Any] = {
     "kv_lora_rank": 512,
@@ -94,17 +84,12 @@ DEFAULTS: dict[str, Any] = {
 """transformers' defaults."""
 
 
-def respelled(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Return config.json with the names of transformers; raise ArchitectureError for conflicts."""
-    found = {n: value for n, value in config.items() if value is not None and n not in SPELLINGS}
-    stated = {n: config[n] for n in SPELLINGS if config.get(n) is not None}
-    ArchitectureError.raise_any(
-        f"{where}: {name} is {value} and {SPELLINGS[name]} is {found[SPELLINGS[name]]}, two names"
-        " of one setting; remove the one that is wrong"
-        for name, value in stated.items()
-        if found.get(SPELLINGS[name], value) != value
-    )
-    return found | {SPELLINGS[name]: value for name, value in stated.items()}
+def completed(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return config.json with the names and defaults of transformers.
+
+    Raises ArchitectureError for settings that it states twice with different values.
+    """
+    return {**DEFAULTS, **usual_names(without_nulls(config), where, SPELLINGS)}
 
 
 def kimi_linear(config: Mapping[str, Any], where: str) -> Architecture:
@@ -117,7 +102,7 @@ def kimi_linear(config: Mapping[str, Any], where: str) -> Architecture:
             f"{where}: attn_res_block_size is that of a Kimi-K3; set architectures to"
             ' ["KimiK3ForConditionalGeneration"]'
         )
-    stated = {**DEFAULTS, **respelled(config, where)}
+    stated = completed(config, where)
     m, delta = read_config(Mixture, stated, where), read_delta(stated, where)
     c = read_decoder({**stated, "head_dim": 2, "num_key_value_heads": None}, where)
     recurrent = delta_layers(stated, where, by_default=lambda n: n == 0 or n % 4 != 0, first=1)
