@@ -545,6 +545,11 @@ def squeezed(source: TensorSource, dimension: int) -> TensorSource:
     return Reshaped(source, (*shape[:dimension], *shape[dimension + 1 :]))
 
 
+def depthwise_kernels(source: TensorSource) -> TensorSource:
+    """Return the kernels [channels, 1, kernel] of a depthwise convolution as a matrix."""
+    return squeezed(source, dimension=1)
+
+
 def column(source: TensorSource) -> TensorSource:
     """Return a vector as a matrix of one column."""
     return Reshaped(source, (*source.shape, 1))

@@ -33,7 +33,7 @@ from dynquant.arch.settings import (
 from dynquant.arch.wrapped import Wrapped
 from dynquant.errors import ArchitectureError
 from dynquant.keys import Keys, i32s, u32
-from dynquant.transforms import parts_of_groups, plus_one, squeezed
+from dynquant.transforms import depthwise_kernels, parts_of_groups, plus_one
 
 _SECTIONS = (11, 11, 10)
 """transformers' default."""
@@ -201,7 +201,7 @@ def qwen4exp(config: Mapping[str, Any], where: str) -> Architecture:
                 n_groups=1,
                 parts=((n_queries, n_queries + streams.indexer_head_dim),),
             ),
-            "ple_conv1d": partial(squeezed, dimension=1),
+            "ple_conv1d": depthwise_kernels,
         },
         ignored={
             **found.ignored,
