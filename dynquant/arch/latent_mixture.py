@@ -1,10 +1,11 @@
 """Settings of models with latent attention and experts, as DeepSeek-V3 has them.
 
-Used by the families that mix latent attention with delta attention.
+Used by the families that have latent attention in some layers and delta attention in the others.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dynquant.arch.config import (
@@ -15,6 +16,7 @@ from dynquant.arch.config import (
     Truth,
 )
 from dynquant.arch.experts import SIGMOID, Routing
+from dynquant.arch.graph_limits import group_problems
 from dynquant.arch.latent_attention import Latent
 from dynquant.arch.settings import NO_WINDOW, harmless
 
@@ -34,8 +36,8 @@ class Mixture:
     routed_scaling_factor: Positive
     norm_topk_prob: Truth
     q_lora_rank: Count | None = None
-    n_group: Count = 1
-    topk_group: Count = 1
+    n_group: Natural = 1
+    topk_group: Natural = 1
 
     def latent(self, n_head: int) -> Latent:
         """Return the dimensions of latent attention."""
@@ -63,6 +65,10 @@ class Mixture:
             gating=SIGMOID,
             n_leading_dense=n_dense,
         ).in_groups(self.n_group, self.topk_group)
+
+    def problems(self, where: str) -> Iterator[str]:
+        """Yield a message for groups from which llama.cpp cannot choose experts."""
+        return group_problems(self.n_group or 1, self.topk_group or 1, self.num_experts, where)
 
     @property
     def sizes(self) -> dict[str, int]:

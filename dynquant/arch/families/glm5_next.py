@@ -166,6 +166,7 @@ def _problems(
     c: Config, m: Mixture, recurrent: Sequence[bool], has_own: Sequence[bool], where: str
 ) -> Iterator[str]:
     yield from chain(
+        m.problems(where),
         fixed(c, {"attention_bias": False}, where),
         fixed(m, {"qk_rope_head_dim": 0}, where),
         output_apart(c, where),

@@ -165,6 +165,7 @@ def kimi_k3(config: Mapping[str, Any], where: str) -> Architecture:
 
 
 def _problems(c: Config, m: Mixture, where: str) -> Iterator[str]:
+    yield from m.problems(where)
     yield from fixed(c, {"attention_bias": False}, where)
     yield from output_apart(c, where)
     if m.num_experts_per_tok == 1 and m.norm_topk_prob:

@@ -149,6 +149,7 @@ def kimi_linear(config: Mapping[str, Any], where: str) -> Architecture:
 
 def _problems(c: Config, m: Mixture, delta: Delta, where: str) -> Iterator[str]:
     yield from chain(
+        m.problems(where),
         fixed(c, {"attention_bias": False}, where),
         fixed(m, {"q_lora_rank": None, "norm_topk_prob": True}, where),
         fixed(delta, {"linear_lower_bound": None}, where),
