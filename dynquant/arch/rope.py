@@ -41,9 +41,6 @@ class Rope:
     short_factor: tuple[Positive, ...] | None = None
 
 
-UNROTATED = Rope(10000.0, "default", 4096)
-"""For models without rotary embeddings: settings that add no key but `rope.freq_base`."""
-
 # The settings that each scaling requires. "dynamic" has no effect within max_position_embeddings,
 # which is the GGUF's context_length; llama.cpp has no key for it.
 _NEEDS = {

@@ -38,7 +38,6 @@ from dynquant.arch.hyper_connections import HYPER, Hyper
 from dynquant.arch.latent_mixture import NO_POSITIONS, Mixture
 from dynquant.arch.pooled_indexer import INDEXER, KINDS, Indexer, has_own_indexer
 from dynquant.arch.prediction import prediction_of, prediction_rows
-from dynquant.arch.rope import UNROTATED
 from dynquant.arch.settings import DECODER, Declared, Settings, constant, harmless, reads
 from dynquant.arch.wrapped import Wrapped
 from dynquant.errors import ArchitectureError
@@ -102,7 +101,7 @@ def glm5_next(config: Mapping[str, Any], where: str) -> Architecture:
     ahead = range(n, n + own.num_nextn_predict_layers)
     latent = m.latent(c.num_attention_heads)
     keys = (
-        decoder_keys(NAME, c, UNROTATED, None)
+        decoder_keys(NAME, c, None, None)
         | routing_keys(NAME, m.routing(n_dense))
         | {f"{NAME}.vocab_size": u32(c.vocab_size)}
         | latent.keys(NAME, "split")
@@ -117,7 +116,7 @@ def glm5_next(config: Mapping[str, Any], where: str) -> Architecture:
     prediction = prediction_of(NAME, ahead)
     return Architecture(
         name=NAME,
-        keys={key: value for key, value in keys.items() if key != f"{NAME}.rope.freq_base"},
+        keys=keys,
         rows=(
             *EMBEDDING,
             *on(range(n), HYPER),

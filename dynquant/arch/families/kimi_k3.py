@@ -47,7 +47,6 @@ from dynquant.arch.families.kimi_linear import (
 )
 from dynquant.arch.graph_limits import fixed, other_epsilon, output_apart
 from dynquant.arch.latent_mixture import Mixture
-from dynquant.arch.rope import UNROTATED
 from dynquant.arch.settings import Declared, Settings, constant, reads
 from dynquant.arch.wrapped import Wrapped
 from dynquant.errors import ArchitectureError
@@ -118,7 +117,7 @@ def kimi_k3(config: Mapping[str, Any], where: str) -> Architecture:
     )
     latent = m.latent(c.num_attention_heads)
     keys = (
-        decoder_keys(NAME, c, UNROTATED, None)
+        decoder_keys(NAME, c, None, None)
         | routing_keys(NAME, m.routing(n_dense))
         | {f"{NAME}.vocab_size": u32(c.vocab_size)}
         | latent.keys(NAME, "split")
@@ -129,7 +128,7 @@ def kimi_k3(config: Mapping[str, Any], where: str) -> Architecture:
     full = [layer for layer in range(n) if not recurrent[layer]]
     return Architecture(
         name=NAME,
-        keys={key: value for key, value in keys.items() if key != f"{NAME}.rope.freq_base"},
+        keys=keys,
         rows=(
             *EMBEDDING,
             *on(range(n), SCORES),

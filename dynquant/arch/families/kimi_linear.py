@@ -33,7 +33,6 @@ from dynquant.arch.dense_layers import DenseLayers, n_leading_dense
 from dynquant.arch.experts import expert_rows, router_row, routing_keys, shared_rows
 from dynquant.arch.graph_limits import fixed, other_epsilon, output_apart
 from dynquant.arch.latent_mixture import NO_POSITIONS, SPELLINGS, Mixture
-from dynquant.arch.rope import UNROTATED
 from dynquant.arch.settings import DECODER, Declared, Settings, constant, harmless, reads
 from dynquant.errors import ArchitectureError
 from dynquant.keys import i32s, u32
@@ -113,19 +112,19 @@ def kimi_linear(config: Mapping[str, Any], where: str) -> Architecture:
     # The graph normalizes the weights of the experts without a key.
     routing = replace(m.routing(n_dense), weights_norm=None)
     keys = (
-        decoder_keys(_NAME, c, UNROTATED, None)
+        decoder_keys(_NAME, c, None, None)
         | routing_keys(_NAME, routing)
         | {f"{_NAME}.vocab_size": u32(c.vocab_size)}
         | latent.keys(_NAME, "split")
         | {f"{_NAME}.attention.head_count_kv": i32s([int(not r) for r in recurrent])}
         | delta.keys(_NAME)
     )
-    unused = (f"{_NAME}.rope.freq_base", f"{_NAME}.attention.q_lora_rank")
+    del keys[f"{_NAME}.attention.q_lora_rank"]  # queries have no short vector
     full = [layer for layer in range(n) if not recurrent[layer]]
     linear = [layer for layer in range(n) if recurrent[layer]]
     return Architecture(
         name=_NAME,
-        keys={key: value for key, value in keys.items() if key not in unused},
+        keys=keys,
         rows=(
             *EMBEDDING,
             *on(full, latent.rows("split")),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -22,6 +21,7 @@ from dynquant.arch.decoder import (
     Config,
     decoder_keys,
     decoder_sizes,
+    interleaved_pairs,
     read_decoder,
 )
 from dynquant.arch.graph_limits import fixed, output_apart
@@ -32,7 +32,7 @@ from dynquant.arch.wrapped import Wrapped
 from dynquant.errors import ArchitectureError
 from dynquant.keys import booleans, f32
 from dynquant.tensors import Computed
-from dynquant.transforms import interleaved_heads, plus_one
+from dynquant.transforms import plus_one
 
 NAME = "muse-glimmer"
 _IN, _OUT = "model.layers.{}.", "blk.{}."
@@ -109,8 +109,7 @@ def muse_glimmer(config: Mapping[str, Any], where: str) -> Architecture:
         tied=None,
         via={
             **dict.fromkeys(_FROM_ONE, plus_one),
-            "attn_q": partial(interleaved_heads, n_head=c.num_attention_heads),
-            "attn_k": partial(interleaved_heads, n_head=c.n_head_kv),
+            **interleaved_pairs(c),
         },
         extra=tuple(_norms(c, own.qk_scale_factor)),
         ignored=IGNORED,
