@@ -14,6 +14,7 @@ from typing import Any
 from dynquant.arch.base import Row, Via
 from dynquant.arch.config import usual_names
 from dynquant.arch.decoder import GELU, Config, decoder_sizes, read_decoder
+from dynquant.arch.fused_attention import n_fused
 from dynquant.errors import ArchitectureError
 from dynquant.transforms import parts_of_groups
 
@@ -69,8 +70,7 @@ def _own_names(message: str, config: Mapping[str, Any], names: Mapping[str, str]
 
 def fused_sizes(c: Config) -> dict[str, int]:
     """Return the dimensions of a decoder with Q, K and V in one matrix."""
-    sizes = decoder_sizes(c)
-    return {**sizes, "qkv": sizes["q"] + 2 * sizes["kv"], "positions": c.max_position_embeddings}
+    return {**decoder_sizes(c), "qkv": n_fused(c), "positions": c.max_position_embeddings}
 
 
 def heads_apart(c: Config) -> dict[str, Via]:

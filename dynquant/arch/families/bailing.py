@@ -28,6 +28,7 @@ from dynquant.arch.experts import (
     routing_keys,
     shared_rows,
 )
+from dynquant.arch.fused_attention import n_fused, separate_rows
 from dynquant.arch.graph_limits import fixed, group_problems, heads_fill_hidden, output_apart
 from dynquant.arch.partial_rotation import partial_keys, read_partial
 from dynquant.arch.prediction import prediction_of
@@ -43,8 +44,7 @@ from dynquant.arch.settings import (
 )
 from dynquant.errors import ArchitectureError
 from dynquant.keys import u32
-from dynquant.tensors import TensorSource
-from dynquant.transforms import UnitColumns, interleaved_heads, rows_between
+from dynquant.transforms import UnitColumns
 
 _LAYER, _OUT = "model.layers.{}.", "blk.{}."
 _ATTENTION, _BLOCK = _LAYER + "attention.", _LAYER + "mlp."
@@ -131,7 +131,14 @@ def bailing(config: Mapping[str, Any], where: str) -> Architecture:
         keys=partial_keys(name, c, rope)
         | {f"{name}.vocab_size": u32(c.vocab_size)}
         | routing_keys(name, routing),
-        rows=(*EMBEDDING, *_AROUND, *_separate(c, both), *_EXPERTS, *OUTPUT_NORM, *OUTPUT),
+        rows=(
+            *EMBEDDING,
+            *_AROUND,
+            *separate_rows(_QKV, c, interleaved=True, has_bias=both.use_qkv_bias),
+            *_EXPERTS,
+            *OUTPUT_NORM,
+            *OUTPUT,
+        ),
         sizes=_sizes(c, both),
         n_layers=c.num_hidden_layers,
         tied=None,
@@ -195,26 +202,6 @@ def _problems_of_second(c: Config, both: _Both, own: _Second, where: str) -> Ite
     yield from group_problems(own.n_group or 1, own.topk_group or 1, both.num_experts, where)
 
 
-def _separate(c: Config, both: _Both) -> Iterator[Row]:
-    """Yield the rows of Q, K and V, which are stored after each other."""
-    q, kv = c.num_attention_heads * c.n_per_head, c.n_head_kv * c.n_per_head
-    for part, start, stop, n_head in (
-        ("q", 0, q, c.num_attention_heads),
-        ("k", q, q + kv, c.n_head_kv),
-        ("v", q + kv, q + 2 * kv, 0),
-    ):
-        via = partial(_rows_of_heads, start=start, stop=stop, n_head=n_head)
-        yield Row(_QKV + "weight", f"{_OUT}attn_{part}.weight", "qkv hidden", via=via)
-        if both.use_qkv_bias:
-            yield Row(_QKV + "bias", f"{_OUT}attn_{part}.bias", "qkv", via=via)
-
-
-def _rows_of_heads(source: TensorSource, start: int, stop: int, n_head: int) -> TensorSource:
-    """Return rows start..stop, rotary pairs interleaved; n_head: 0 if they are not rotated."""
-    part = rows_between(source, start, stop)
-    return interleaved_heads(part, n_head) if n_head else part
-
-
 def _routing(both: _Both) -> Routing:
     return Routing(
         both.num_experts,
@@ -225,9 +212,8 @@ def _routing(both: _Both) -> Routing:
 
 
 def _sizes(c: Config, both: _Both) -> dict[str, int]:
-    sizes = decoder_sizes(c)
-    return sizes | {
-        "qkv": sizes["q"] + 2 * sizes["kv"],
+    return decoder_sizes(c) | {
+        "qkv": n_fused(c),
         "hidden_twice": 2 * c.hidden_size,
         "experts": both.num_experts,
         "expert_ffn": both.moe_intermediate_size,
