@@ -161,6 +161,11 @@ class Doubles:
             into[:] = found.view("<f8").astype("<f4").view(np.uint8)
 
 
+def f32_bytes(weights: F32) -> U8:
+    """Return weights in C order as the bytes of a source that is stored in F32, uint8 [n_bytes]."""
+    return np.ascontiguousarray(weights, "<f4").view(np.uint8).reshape(-1)
+
+
 @dataclass(frozen=True, eq=False)
 class Computed:
     """A small tensor that is computed and not stored, such as the factors of a rope scaling."""
@@ -180,7 +185,7 @@ class Computed:
     def read(self, start: int, stop: int, into: U8) -> None:
         """Fill `into` with rows start..stop."""
         rows = self.values.reshape(-1, self.values.shape[-1])[start:stop]
-        into[:] = np.ascontiguousarray(rows, "<f4").view(np.uint8).reshape(-1)
+        into[:] = f32_bytes(rows)
 
 
 def parts_of(source: TensorSource, kind: type[T], *, alike: bool = False) -> Iterator[T]:

@@ -20,7 +20,7 @@ from dynquant.errors import CheckpointError
 from dynquant.part_cache import Parts
 from dynquant.quants import ALL, QuantType, decode
 from dynquant.quants.table import KEPT
-from dynquant.tensors import TensorSource, n_rows, row_bytes
+from dynquant.tensors import TensorSource, f32_bytes, n_rows, row_bytes
 
 _SLAB_BYTES = 1 << 20
 """Bytes of a matrix that are read and transposed at a time. Slabs fit into a core's cache: a matrix
@@ -250,7 +250,7 @@ class Elementwise:
     def read(self, start: int, stop: int, into: U8) -> None:
         """Fill `into` with rows start..stop."""
         values = self.function(read_weights(self.source, start, stop))
-        into[:] = np.ascontiguousarray(values, "<f4").view(np.uint8).reshape(-1)
+        into[:] = f32_bytes(values)
 
 
 @dataclass(frozen=True, eq=False)
@@ -279,7 +279,7 @@ class UnitColumns:
         """Fill `into` with rows start..stop."""
         with self._norms.use(0, 4 * self.shape[-1], self._computed) as norms:
             values = read_weights(self.source, start, stop) / norms
-        into[:] = np.ascontiguousarray(values, "<f4").view(np.uint8).reshape(-1)
+        into[:] = f32_bytes(values)
 
     def _computed(self, _: int) -> F32:
         """Return the divisors of the columns, float32 [n_per_row]."""
@@ -315,7 +315,7 @@ class Product:
         values = read_weights(self.first, start, stop) * read_weights(
             Reshaped(self.second, self.first.shape), start, stop
         )
-        into[:] = np.ascontiguousarray(values, "<f4").view(np.uint8).reshape(-1)
+        into[:] = f32_bytes(values)
 
 
 @dataclass(frozen=True, eq=False)
@@ -341,7 +341,7 @@ class ScaledRows:
     def read(self, start: int, stop: int, into: U8) -> None:
         """Fill `into` with rows start..stop."""
         values = read_weights(self.source, start, stop) * self.factors[start:stop, None]
-        into[:] = np.ascontiguousarray(values, "<f4").view(np.uint8).reshape(-1)
+        into[:] = f32_bytes(values)
 
 
 def read_weights(source: TensorSource, start: int, stop: int) -> F32:
@@ -395,7 +395,7 @@ def joined(parts: Sequence[TensorSource]) -> TensorSource:
 
 def _of_one_type(parts: Sequence[TensorSource]) -> tuple[TensorSource, ...]:
     if len({part.stored for part in parts}) > 1:
-        return tuple(Elementwise(part, lambda x: x) for part in parts)
+        return tuple(map(as_f32, parts))
     return tuple(parts)
 
 
@@ -517,14 +517,19 @@ def tiled_columns(source: TensorSource, n_groups: int, each: int) -> TensorSourc
     n_heads = source.shape[-1] // each
     number, group = np.divmod(np.arange(n_heads, dtype=np.int64), n_groups)
     whole = each % source.stored.block_size == 0
-    pieces = source if whole else Elementwise(source, lambda x: x)
+    pieces = source if whole else as_f32(source)
     return Columns(pieces, group * (n_heads // n_groups) + number, each)
 
 
 def transposed(source: TensorSource) -> TensorSource:
     """Return a tensor with each matrix transposed; F32 if its rows are blocks."""
-    whole = source if source.stored.is_float else Elementwise(source, lambda x: x)
+    whole = source if source.stored.is_float else as_f32(source)
     return Transposed(whole)
+
+
+def as_f32(source: TensorSource) -> TensorSource:
+    """Return a tensor decoded to F32."""
+    return Elementwise(source, lambda x: x)
 
 
 def plus_one(source: TensorSource) -> TensorSource:
@@ -545,6 +550,11 @@ def squeezed(source: TensorSource, dimension: int) -> TensorSource:
     return Reshaped(source, (*shape[:dimension], *shape[dimension + 1 :]))
 
 
+def depthwise_kernels(source: TensorSource) -> TensorSource:
+    """Return the kernels [channels, 1, kernel] of a depthwise convolution as a matrix."""
+    return squeezed(source, dimension=1)
+
+
 def column(source: TensorSource) -> TensorSource:
     """Return a vector as a matrix of one column."""
     return Reshaped(source, (*source.shape, 1))
@@ -552,18 +562,13 @@ def column(source: TensorSource) -> TensorSource:
 
 def in_groups(source: TensorSource, n: int) -> TensorSource:
     """Return a vector as a matrix with a row for each of n groups; F32 if stored in blocks."""
-    whole = source if source.stored.is_float else Elementwise(source, lambda x: x)
+    whole = source if source.stored.is_float else as_f32(source)
     return Reshaped(whole, (n, source.shape[0] // n))
 
 
 def scaled(source: TensorSource, factor: float) -> TensorSource:
     """Return a tensor times a number, which llama.cpp's graph does not apply."""
     return Elementwise(source, lambda x: x * np.float32(factor))
-
-
-def scaled_rows(source: TensorSource, factors: F32) -> TensorSource:
-    """Return a matrix with each row times a number; factors: float32 [rows]."""
-    return ScaledRows(source, factors)
 
 
 def parts_of_groups(

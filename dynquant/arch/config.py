@@ -38,6 +38,28 @@ def _adapter(form: type[T]) -> TypeAdapter[T]:
     return TypeAdapter(form)
 
 
+def without_nulls(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that have a value; null leaves a setting at its default."""
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def usual_names(config: Mapping[str, Any], where: str, names: Mapping[str, str]) -> dict[str, Any]:
+    """Return config.json with the usual names of its settings beside its own.
+
+    names: the usual name of each setting that has another one
+
+    Raises ArchitectureError for settings that it states twice with different values.
+    """
+    ArchitectureError.raise_any(
+        f"{where}: {own} is {shown(config[own])}, but {usual} is {shown(config[usual])}; both name"
+        " one setting, make them equal"
+        for own, usual in names.items()
+        if None not in (config.get(own), config.get(usual)) and config[own] != config[usual]
+    )
+    stated = {usual: config[own] for own, usual in names.items() if config.get(own) is not None}
+    return {**config, **stated}
+
+
 def read_config(form: type[T], values: Mapping[str, Any], where: str) -> T:
     """Return the values as an instance of a dataclass; unknown keys are ignored, null is absent.
 
@@ -45,7 +67,7 @@ def read_config(form: type[T], values: Mapping[str, Any], where: str) -> T:
 
     Raises ArchitectureError naming every key that is missing or whose value is not valid.
     """
-    present = {key: value for key, value in values.items() if value is not None}
+    present = without_nulls(values)
     # pydantic would report each wrong item of a long list.
     ArchitectureError.raise_any(
         f"{where}: {key} has {len(cast(Sized, value))} entries; at most {_MAX_ITEMS} are read"

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from dynquant.arch.base import Row
-from dynquant.arch.config import Count, LayersCount, Positive, Truth, read_config
+from dynquant.arch.base import Row, Via
+from dynquant.arch.config import Count, LayersCount, Positive, Truth, read_config, without_nulls
 from dynquant.arch.rope import Rope, scaling_keys
 from dynquant.errors import ArchitectureError
 from dynquant.keys import Keys, boolean, f32, u32
+from dynquant.transforms import interleaved_heads
 
 _IN, _OUT = "model.layers.{}.", "blk.{}."
 
@@ -101,7 +103,7 @@ def read_decoder(
     head_dim:   the family's default
     activation: names of the activation in llama.cpp's graph of the family
     """
-    present = {key: value for key, value in config.items() if value is not None}
+    present = without_nulls(config)
     c = read_config(Config, {"head_dim": head_dim, **present}, where)
     ArchitectureError.raise_any(_problems(c, where, activation))
     return c
@@ -173,7 +175,13 @@ def decoder_keys(
     )
 
 
-def keys_without_rope(arch: str, c: Config, head_dim: int | None) -> Keys:
-    """Return the keys of a decoder whose attention has no rotary embeddings."""
-    keys = decoder_keys(arch, c, Rope(1.0, "default", 2), head_dim)
-    return {key: value for key, value in keys.items() if ".rope." not in key}
+def interleaved_pairs(c: Config, n_rotated: int | None = None) -> dict[str, Via]:
+    """Return the transforms of Q and K for graphs that rotate neighbouring weights of a head.
+
+    n_rotated: rotated weights of a head, which are its first; None for all
+    """
+    pairs = partial(interleaved_heads, n_rotated=n_rotated)
+    return {
+        "attn_q": partial(pairs, n_head=c.num_attention_heads),
+        "attn_k": partial(pairs, n_head=c.n_head_kv),
+    }

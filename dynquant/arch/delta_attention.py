@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from dynquant.arch.base import Form, Row, Via
-from dynquant.arch.config import Count, LayersCount, Natural, Truth, read_config
+from dynquant.arch.config import Count, LayersCount, Natural, Truth, read_config, without_nulls
 from dynquant.arch.gguf_graph import FileKeys
 from dynquant.errors import ArchitectureError
 from dynquant.keys import Keys, f32, u32
@@ -197,8 +197,7 @@ def read_delta(
     )
     inside = {name: value for name, (_, value) in names.items() if value is not None}
     defaults = {"linear_num_heads": n_heads, "linear_lower_bound": lower_bound}
-    present = {name: value for name, value in config.items() if value is not None}
-    return read_config(Delta, {**defaults, **present, **inside}, where)
+    return read_config(Delta, {**defaults, **without_nulls(config), **inside}, where)
 
 
 def default_bound(config: Mapping[str, Any]) -> float | None:

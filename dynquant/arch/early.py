@@ -12,10 +12,11 @@ from functools import partial
 from typing import Any
 
 from dynquant.arch.base import Row, Via
+from dynquant.arch.config import usual_names
 from dynquant.arch.decoder import GELU, Config, decoder_sizes, read_decoder
+from dynquant.arch.fused_attention import n_fused
 from dynquant.errors import ArchitectureError
 from dynquant.transforms import parts_of_groups
-from dynquant.untrusted import shown
 
 ANY_GELU = (*GELU, "gelu", "gelu_python", "gelu_accurate")
 """Names of GELU, exact or approximated; llama.cpp computes its tanh form in all of these families,
@@ -58,21 +59,6 @@ def read_early(
     return c
 
 
-def usual_names(config: Mapping[str, Any], where: str, names: Mapping[str, str]) -> dict[str, Any]:
-    """Return config.json with the usual names of its settings beside its own.
-
-    Raises ArchitectureError for settings that it states twice with different values.
-    """
-    ArchitectureError.raise_any(
-        f"{where}: {own} is {shown(config[own])}, but {usual} is {shown(config[usual])}; both name"
-        " one setting, make them equal"
-        for own, usual in names.items()
-        if None not in (config.get(own), config.get(usual)) and config[own] != config[usual]
-    )
-    stated = {usual: config[own] for own, usual in names.items() if config.get(own) is not None}
-    return {**config, **stated}
-
-
 def _own_names(message: str, config: Mapping[str, Any], names: Mapping[str, str]) -> str:
     """Return a message with the names that a config.json has, or would have."""
     message = message.removesuffix(", and head_dim is missing")  # no class has this setting
@@ -84,8 +70,7 @@ def _own_names(message: str, config: Mapping[str, Any], names: Mapping[str, str]
 
 def fused_sizes(c: Config) -> dict[str, int]:
     """Return the dimensions of a decoder with Q, K and V in one matrix."""
-    sizes = decoder_sizes(c)
-    return {**sizes, "qkv": sizes["q"] + 2 * sizes["kv"], "positions": c.max_position_embeddings}
+    return {**decoder_sizes(c), "qkv": n_fused(c), "positions": c.max_position_embeddings}
 
 
 def heads_apart(c: Config) -> dict[str, Via]:

@@ -190,6 +190,15 @@ class Routing:
     n_groups_used: int | None = None
     n_leading_dense: int | None = None
 
+    def in_groups(self, n_groups: int | None, n_used: int | None) -> Routing:
+        """Return the routing with groups of experts, if these limit the choice.
+
+        llama.cpp rejects groups if all of them are used; they have no effect then.
+        """
+        if not n_groups or not n_used or n_used >= n_groups:
+            return self
+        return replace(self, n_groups=n_groups, n_groups_used=n_used)
+
 
 def routing_keys(arch: str, r: Routing) -> Keys:
     """Return `<arch>.expert_*` and leading_dense_block_count."""

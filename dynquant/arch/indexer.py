@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dynquant.arch.base import Row, on
-from dynquant.arch.config import Count, read_config
+from dynquant.arch.config import Count, read_config, without_nulls
 from dynquant.errors import ArchitectureError
 from dynquant.keys import Keys, u32
 
@@ -61,8 +61,7 @@ def read_indexer(config: Mapping[str, Any], where: str, defaults: Mapping[str, i
 
     Raises ArchitectureError for heads that llama.cpp cannot compute.
     """
-    present = {key: value for key, value in config.items() if value is not None}
-    found = read_config(Indexer, {**defaults, **present}, where)
+    found = read_config(Indexer, {**defaults, **without_nulls(config)}, where)
     ArchitectureError.raise_any(_problems(found, where))
     return found
 

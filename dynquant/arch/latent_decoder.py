@@ -246,8 +246,6 @@ def lite_problems(c: Config, q_rank: int | None, where: str) -> Iterator[str]:
 
 
 def _routing(s: LatentDecoder, gating: int, n_leading_dense: int) -> Routing:
-    # llama.cpp rejects groups if all of them are used; they have no effect then.
-    limits = bool(s.n_group and s.topk_group and s.topk_group < s.n_group)
     return Routing(
         n_experts=s.n_routed_experts,
         n_used=s.num_experts_per_tok,
@@ -256,7 +254,5 @@ def _routing(s: LatentDecoder, gating: int, n_leading_dense: int) -> Routing:
         weights_scale=s.routed_scaling_factor,
         weights_norm=s.norm_topk_prob or None,
         gating=gating,
-        n_groups=s.n_group if limits else None,
-        n_groups_used=s.topk_group if limits else None,
         n_leading_dense=n_leading_dense,
-    )
+    ).in_groups(s.n_group, s.topk_group)

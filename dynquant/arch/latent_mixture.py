@@ -1,10 +1,11 @@
 """Settings of models with latent attention and experts, as DeepSeek-V3 has them.
 
-Used by the families that mix latent attention with delta attention.
+Used by the families that have latent attention in some layers and delta attention in the others.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dynquant.arch.config import (
@@ -15,6 +16,7 @@ from dynquant.arch.config import (
     Truth,
 )
 from dynquant.arch.experts import SIGMOID, Routing
+from dynquant.arch.graph_limits import group_problems
 from dynquant.arch.latent_attention import Latent
 from dynquant.arch.settings import NO_WINDOW, harmless
 
@@ -34,8 +36,8 @@ class Mixture:
     routed_scaling_factor: Positive
     norm_topk_prob: Truth
     q_lora_rank: Count | None = None
-    n_group: Count = 1
-    topk_group: Count = 1
+    n_group: Natural = 1
+    topk_group: Natural = 1
 
     def latent(self, n_head: int) -> Latent:
         """Return the dimensions of latent attention."""
@@ -49,11 +51,10 @@ class Mixture:
         )
 
     def routing(self, n_dense: int) -> Routing:
-        """Return how tokens are routed; groups of experts only if they limit the choice.
+        """Return how tokens are routed.
 
         n_dense: leading layers without experts
         """
-        limits = self.topk_group < self.n_group
         return Routing(
             n_experts=self.num_experts,
             n_used=self.num_experts_per_tok,
@@ -62,10 +63,12 @@ class Mixture:
             weights_scale=self.routed_scaling_factor,
             weights_norm=self.norm_topk_prob,
             gating=SIGMOID,
-            n_groups=self.n_group if limits else None,
-            n_groups_used=self.topk_group if limits else None,
             n_leading_dense=n_dense,
-        )
+        ).in_groups(self.n_group, self.topk_group)
+
+    def problems(self, where: str) -> Iterator[str]:
+        """Yield a message for groups from which llama.cpp cannot choose experts."""
+        return group_problems(self.n_group or 1, self.topk_group or 1, self.num_experts, where)
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -76,6 +79,16 @@ class Mixture:
             "shared_ffn": self.moe_intermediate_size * self.n_shared_experts,
         }
 
+
+SPELLINGS = {
+    "model_max_length": "max_position_embeddings",
+    "moe_renormalize": "norm_topk_prob",
+    "num_expert_group": "n_group",
+    "num_experts_per_token": "num_experts_per_tok",
+    "num_local_experts": "num_experts",
+    "num_shared_experts": "n_shared_experts",
+}
+"""Names in published checkpoints of settings that transformers names otherwise."""
 
 NO_POSITIONS = (
     NO_WINDOW

@@ -19,9 +19,9 @@ from dynquant.arch.graph_limits import fixed
 from dynquant.keys import Keys, u32
 from dynquant.tensors import TensorSource
 from dynquant.transforms import (
+    depthwise_kernels,
     negated_exp,
     parts_of_groups,
-    squeezed,
     tiled_columns,
     tiled_heads,
 )
@@ -109,7 +109,7 @@ class Linear:
         via: dict[str, Via] = {
             "attn_qkv": partial(parts_of_groups, n_groups=groups, parts=qkv),
             "attn_gate": partial(parts_of_groups, n_groups=groups, parts=gate),
-            "ssm_conv1d": partial(squeezed, dimension=1),
+            "ssm_conv1d": depthwise_kernels,
             "ssm_a": negated_exp,
         }
         return Layout(_BY_KEY_HEAD, via)
@@ -129,7 +129,7 @@ class Linear:
             return negated_exp(heads(source, each=1))
 
         def kernels(source: TensorSource) -> TensorSource:
-            return values(squeezed(source, dimension=1))
+            return values(depthwise_kernels(source))
 
         via: dict[str, Via] = {
             "attn_qkv": values,

@@ -13,17 +13,12 @@ from typing import Literal
 from dynquant.arch.base import Row
 from dynquant.arch.config import Count
 from dynquant.keys import Keys, u32
-from dynquant.tensors import TensorSource
-from dynquant.transforms import negated_exp, squeezed
+from dynquant.transforms import depthwise_kernels, negated_exp
 
 _OUT = "blk.{}."
 
 Rank = Count | Literal["auto"]
 """A setting: the rank of the matrix of time steps; "auto" is a sixteenth of hidden_size."""
-
-
-def _kernels(source: TensorSource) -> TensorSource:
-    return squeezed(source, dimension=1)
 
 
 def mamba1_rows(block: str, *, norms: bool = False) -> tuple[Row, ...]:
@@ -44,7 +39,7 @@ def mamba1_rows(block: str, *, norms: bool = False) -> tuple[Row, ...]:
             block + "conv1d.weight",
             _OUT + "ssm_conv1d.weight",
             "ssm_inner one kernel",
-            via=_kernels,
+            via=depthwise_kernels,
         ),
         Row(block + "conv1d.bias", _OUT + "ssm_conv1d.bias", "ssm_inner"),
         Row(block + "x_proj.weight", _OUT + "ssm_x.weight", "ssm_parameters ssm_inner"),

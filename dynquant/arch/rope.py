@@ -10,7 +10,7 @@ from typing import Annotated, Any, cast
 import numpy as np
 from pydantic import Field
 
-from dynquant.arch.config import Count, Positive, Truth, read_config
+from dynquant.arch.config import Count, Positive, Truth, read_config, without_nulls
 from dynquant.arrays import F32
 from dynquant.errors import ArchitectureError
 from dynquant.keys import Keys, f32, string, u32
@@ -40,9 +40,6 @@ class Rope:
     long_factor: tuple[Positive, ...] | None = None
     short_factor: tuple[Positive, ...] | None = None
 
-
-UNROTATED = Rope(10000.0, "default", 4096)
-"""For models without rotary embeddings: settings that add no key but `rope.freq_base`."""
 
 # The settings that each scaling requires. "dynamic" has no effect within max_position_embeddings,
 # which is the GGUF's context_length; llama.cpp has no key for it.
@@ -117,7 +114,7 @@ def read_rope(
         "rope_type": found.get("type", "default"),
         **{k: config[k] for k in _TOP_LEVEL if config.get(k) is not None},
         _ORIGINAL: config.get("max_position_embeddings"),
-        **{k: v for k, v in found.items() if v is not None},
+        **without_nulls(found),
     }
     if config.get(_ORIGINAL) is not None:
         settings[_ORIGINAL] = config[_ORIGINAL]

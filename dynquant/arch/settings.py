@@ -229,13 +229,19 @@ COMMON: dict[str, str] = {
 }
 """Names that are harmless in every family, with the reason."""
 
-DECODER = reads(Config, more="rope_theta partial_rotary_factor original_max_position_embeddings")
+OF_POSITIONS = "rope_theta partial_rotary_factor original_max_position_embeddings"
+"""Settings of rope outside rope_parameters."""
+
+DECODER = reads(Config, more=OF_POSITIONS)
 """What every decoder reads."""
 
 NO_WINDOW = harmless(
     "the model's own code has no window", "sliding_window use_sliding_window max_window_layers"
 )
 """For families whose class does not read these settings, which fine-tuning programs add."""
+
+NO_ROPE = harmless("attention has no positions", OF_POSITIONS)
+"""For families without rotary embeddings."""
 
 TIED_ALWAYS: dict[str, Only] = {
     "tie_word_embeddings": Only(

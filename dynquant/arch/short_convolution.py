@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 
 from dynquant.arch.base import Row
 from dynquant.arch.config import Count, LayersCount, Natural
 from dynquant.keys import Keys, i32s, u32
-from dynquant.transforms import squeezed
+from dynquant.transforms import depthwise_kernels
 
 _IN, _OUT = "model.layers.{}.conv.", "blk.{}.shortconv."
 CONVOLUTION = (
@@ -21,7 +20,7 @@ CONVOLUTION = (
     Row(_IN + "conv.weight", _OUT + "conv.weight", "hidden one kernel"),
     Row(_IN + "out_proj.weight", _OUT + "out_proj.weight", "hidden hidden"),
 )
-VIA = {"shortconv.conv": partial(squeezed, dimension=1)}
+VIA = {"shortconv.conv": depthwise_kernels}
 """Transforms of the rows, by role."""
 
 LAYER_TYPES = ("full_attention", "conv")

@@ -17,17 +17,13 @@ from dynquant.arch.config import Count
 from dynquant.errors import ArchitectureError
 from dynquant.keys import Keys, i32s, u32
 from dynquant.tensors import TensorSource
-from dynquant.transforms import column, in_groups, negated_exp, squeezed
+from dynquant.transforms import column, depthwise_kernels, in_groups, negated_exp
 
 _OUT = "blk.{}."
 
 
 def _decay(source: TensorSource) -> TensorSource:
     return negated_exp(column(source))
-
-
-def _kernels(source: TensorSource) -> TensorSource:
-    return squeezed(source, dimension=1)
 
 
 def mamba2_rows(block: str, *, norm: bool = True) -> tuple[Row, ...]:
@@ -43,7 +39,7 @@ def mamba2_rows(block: str, *, norm: bool = True) -> tuple[Row, ...]:
             block + "conv1d.weight",
             _OUT + "ssm_conv1d.weight",
             "ssm_channels one kernel",
-            via=_kernels,
+            via=depthwise_kernels,
         ),
         Row(block + "conv1d.bias", _OUT + "ssm_conv1d.bias", "ssm_channels"),
         Row(block + "dt_bias", _OUT + "ssm_dt.bias", "ssm_heads"),

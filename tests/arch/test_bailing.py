@@ -61,11 +61,9 @@ REFUSED: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("bailingmoe3", {"kda_safe_gate": False}, "kda_safe_gate is False"),
     ("bailingmoe3", {"kda_lower_bound": 0.0}, "llama.cpp needs one below zero"),
     ("bailingmoe3", {"layer_group_size": 1}, "some layers of each kind"),
-    (
-        "bailingmoe3",
-        {"mlp_layer_types": ["dense"] * 4},
-        "mlp_layer_types is not dense in the first",
-    ),
+    ("bailingmoe3", {"mlp_layer_types": ["dense"] * 4}, "mlp_layer_types has 4 dense layers"),
+    ("bailingmoe3", {"mlp_layer_types": ["sparse", "dense"] * 2}, "not dense and then sparse"),
+    ("bailingmoe3", {"n_group": 4}, "do not fit 6 experts"),
     ("bailingmoe3", {"no_kda_lora": False}, "no_kda_lora is false"),
     ("bailingmoe3", {"gated_attention_proj_granularity_type": "element"}, "with 'head_wise'"),
     ("sarvam-moe", {"norm_topk_prob": False}, "norm_topk_prob is false"),
@@ -141,3 +139,9 @@ def test_results_of_ling_3_are_the_same_with_and_without_its_prediction_layer(
 def test_a_rotated_part_of_heads_is_no_deviation() -> None:
     for family in ("bailingmoe", "bailingmoe2", "bailingmoe3", "sarvam-moe"):
         assert describe(config_of(family), "config.json").deviations == ()
+
+
+def test_dense_layers_of_ling_3_are_those_that_mlp_layer_types_lists() -> None:
+    listed = {"first_k_dense_replace": None, "mlp_layer_types": ["dense", *["sparse"] * 3]}
+    found = describe(config_of("bailingmoe3") | listed, "c")
+    assert found.keys["bailingmoe3.leading_dense_block_count"].value == 1

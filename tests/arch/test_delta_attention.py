@@ -52,7 +52,7 @@ REFUSED: tuple[tuple[str, dict[str, Any], dict[str, Any], str], ...] = (
     (KIMI, {}, {"use_full_rank_gate": True}, "use_full_rank_gate is True"),
     (K3, {}, {"use_full_rank_gate": False}, "use_full_rank_gate is False"),
     (KIMI, {"linear_head_dim": 24}, {}, "linear_head_dim is 24 and head_dim of linear_attn_config"),
-    (KIMI, {"num_experts_per_tok": 2}, {}, "num_experts_per_token is 3 and num_experts_per_tok is"),
+    (KIMI, {"num_experts_per_tok": 2}, {}, "num_experts_per_token is 3, but num_experts_per_tok"),
     (KIMI, {"layer_types": ["full_attention", *["linear_attention"] * 2]}, {}, "disagree about"),
     (KIMI, {"q_lora_rank": 20}, {}, "q_lora_rank is 20"),
     (KIMI, {"moe_renormalize": False}, {}, "norm_topk_prob is False"),

@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from dynquant.arch.base import Architecture, Row, on
-from dynquant.arch.config import Count, ExpertsCount, Natural, Positive, Truth, read_config
+from dynquant.arch.config import (
+    Count,
+    ExpertsCount,
+    Natural,
+    Positive,
+    Truth,
+    read_config,
+    without_nulls,
+)
 from dynquant.arch.decoder import (
     ATTENTION,
     EMBEDDING,
@@ -77,7 +85,7 @@ class _Own:
 def afmoe(config: Mapping[str, Any], where: str) -> Architecture:
     """Describe a Trinity: three layers with a window and rope, then one with neither."""
     defaults = {"rms_norm_eps": 1e-5, "sliding_window": 1024, "max_position_embeddings": 16384}
-    config = {**defaults, **{key: value for key, value in config.items() if value is not None}}
+    config = {**defaults, **without_nulls(config)}
     c = read_decoder(config, where, head_dim=128)
     rope = read_rope(config, where, known=("linear", "dynamic", "yarn"))
     own = read_config(_Own, config, where)

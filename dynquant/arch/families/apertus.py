@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dynquant.arch.base import Architecture, ModelTensor, Row
+from dynquant.arch.config import without_nulls
 from dynquant.arch.decoder import (
     ATTENTION,
     EMBEDDING,
@@ -57,7 +58,7 @@ _DEFAULT = {
 
 def apertus(config: Mapping[str, Any], where: str) -> Architecture:
     """Describe an Apertus; llama.cpp reads the numbers of the activations from keys."""
-    present = {key: value for key, value in config.items() if value is not None}
+    present = without_nulls(config)
     if not present.get("rope_parameters") and not present.get("rope_scaling"):
         present["rope_parameters"] = {**_DEFAULT, "rope_theta": present.get("rope_theta", 12e6)}
     present = {"rope_theta": 12e6, "hidden_act": _ACTIVATION, **present}

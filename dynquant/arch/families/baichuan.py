@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 
-from dynquant.arch.base import Architecture, Row
-from dynquant.arch.config import Count, read_config
+from dynquant.arch.base import Architecture
+from dynquant.arch.config import Count, read_config, without_nulls
 from dynquant.arch.decoder import (
     ATTENTION,
     EMBEDDING,
@@ -23,6 +22,7 @@ from dynquant.arch.decoder import (
     decoder_sizes,
     read_decoder,
 )
+from dynquant.arch.fused_attention import n_fused, separate_rows
 from dynquant.arch.gguf_graph import GGUFGraph
 from dynquant.arch.graph_limits import fixed, output_apart
 from dynquant.arch.rope import read_rope
@@ -31,7 +31,7 @@ from dynquant.arrays import F32
 from dynquant.errors import ArchitectureError
 from dynquant.keys import u32
 from dynquant.tensors import TensorSource
-from dynquant.transforms import Elementwise, interleaved_heads, rows_between
+from dynquant.transforms import Elementwise
 
 _NAME = "baichuan"
 _LAYERS = (32, 40)
@@ -41,7 +41,7 @@ with any other."""
 _VOCAB_2 = 125696
 """The tokens of Baichuan 2, whose output matrix is normalized; Baichuan 1 has 64000."""
 
-_W_PACK = "model.layers.{}.self_attn.W_pack.weight"
+_W_PACK = "model.layers.{}.self_attn.W_pack."
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,9 @@ def baichuan(config: Mapping[str, Any], where: str) -> Architecture:
     # The own classes have these; they do not read head_dim and heads of K.
     defaults = {"rms_norm_eps": 1e-6, "max_position_embeddings": own.model_max_length}
     always = {"head_dim": None, "num_key_value_heads": None, "rope_theta": 10000.0}
-    present = {key: value for key, value in config.items() if value is not None}
-    config = {**defaults, **present, **always}
+    config = {**defaults, **without_nulls(config), **always}
     c, rope = read_decoder(config, where), read_rope(config, where, known=("dynamic",))
     ArchitectureError.raise_any(_problems(c, where))
-    hidden, n_head = c.hidden_size, c.num_attention_heads
     is_second = c.vocab_size >= _VOCAB_2 or own.z_loss_weight is not None
     return Architecture(
         name=_NAME,
@@ -72,19 +70,13 @@ def baichuan(config: Mapping[str, Any], where: str) -> Architecture:
         rows=(
             *EMBEDDING,
             *(row for row in ATTENTION if row.shape not in ("q hidden", "kv hidden")),
-            *(
-                Row(_W_PACK, f"blk.{{}}.attn_{part}.weight", "qkv hidden", via=via)
-                for part, via in (
-                    ("q", partial(_heads, start=0, stop=hidden, n_head=n_head)),
-                    ("k", partial(_heads, start=hidden, stop=2 * hidden, n_head=n_head)),
-                    ("v", partial(rows_between, start=2 * hidden, stop=3 * hidden)),
-                )
-            ),
+            # Interleaved pairs have no effect on ALiBi's scores.
+            *separate_rows(_W_PACK, c, interleaved=True),
             *MLP,
             *OUTPUT_NORM,
             *OUTPUT,
         ),
-        sizes={**decoder_sizes(c), "qkv": 3 * hidden},
+        sizes={**decoder_sizes(c), "qkv": n_fused(c)},
         n_layers=c.num_hidden_layers,
         tied=None,
         via={"output": unit_rows} if is_second else {},
@@ -100,11 +92,6 @@ def _problems(c: Config, where: str) -> Iterator[str]:
             f"{where}: num_hidden_layers is {c.num_hidden_layers}; llama.cpp computes this family"
             f" with rope in {_LAYERS[0]} layers or ALiBi in {_LAYERS[1]} only"
         )
-
-
-def _heads(source: TensorSource, start: int, stop: int, n_head: int) -> TensorSource:
-    """Return rows start..stop with interleaved rotary pairs; without effect on ALiBi's scores."""
-    return interleaved_heads(rows_between(source, start, stop), n_head)
 
 
 def unit_rows(source: TensorSource) -> TensorSource:

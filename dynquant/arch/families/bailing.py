@@ -17,6 +17,7 @@ from dynquant.arch.config import (
     Positive,
     Truth,
     read_config,
+    without_nulls,
 )
 from dynquant.arch.decoder import IGNORED, MLP, OUTPUT, OUTPUT_NORM, Config, decoder_sizes
 from dynquant.arch.experts import (
@@ -27,6 +28,7 @@ from dynquant.arch.experts import (
     routing_keys,
     shared_rows,
 )
+from dynquant.arch.fused_attention import n_fused, separate_rows
 from dynquant.arch.gguf_graph import GGUFGraph
 from dynquant.arch.graph_limits import fixed, group_problems, heads_fill_hidden, output_apart
 from dynquant.arch.partial_rotation import partial_keys, read_partial
@@ -43,8 +45,7 @@ from dynquant.arch.settings import (
 )
 from dynquant.errors import ArchitectureError
 from dynquant.keys import u32
-from dynquant.tensors import TensorSource
-from dynquant.transforms import UnitColumns, interleaved_heads, rows_between
+from dynquant.transforms import UnitColumns
 
 _LAYER, _OUT = "model.layers.{}.", "blk.{}."
 _ATTENTION, _BLOCK = _LAYER + "attention.", _LAYER + "mlp."
@@ -90,7 +91,9 @@ class _Both:
 
 
 @dataclass(frozen=True)
-class _First(_Both):
+class _First:
+    """Settings of the first generation only."""
+
     first_k_dense_replace: Natural = 0
     norm_topk_prob: Truth = True
     use_bias: Truth = True
@@ -98,7 +101,9 @@ class _First(_Both):
 
 
 @dataclass(frozen=True)
-class _Second(_Both):
+class _Second:
+    """Settings of the second generation only."""
+
     first_k_dense_replace: Natural = 1
     use_bias: Truth = False
     n_group: Natural = 8
@@ -113,27 +118,34 @@ def bailing(config: Mapping[str, Any], where: str) -> Architecture:
 
     `norm_head` divides each column of the output matrix by its norm.
     """
-    own = read_config(_First, config, where)
-    config = {"rms_norm_eps": 1e-5, "intermediate_size": own.moe_intermediate_size, **config}
+    both, own = read_config(_Both, config, where), read_config(_First, config, where)
+    config = {"rms_norm_eps": 1e-5, "intermediate_size": both.moe_intermediate_size, **config}
     c, rope = read_partial({**config, "partial_rotary_factor": 1.0}, where, None, partial=1.0)
     always = {"first_k_dense_replace": 0, "use_bias": False}
     ArchitectureError.raise_any(chain(output_apart(c, where), fixed(own, always, where)))
     # Their code leaves the weight of a single expert as it is.
-    norm = own.norm_topk_prob and own.num_experts_per_tok > 1
-    routing = replace(_routing(own), weights_norm=norm, weights_scale=1.0, n_leading_dense=0)
-    name, sizes = "bailingmoe", _sizes(c, own)
+    norm = own.norm_topk_prob and both.num_experts_per_tok > 1
+    routing = replace(_routing(both), weights_norm=norm, weights_scale=1.0, n_leading_dense=0)
+    name = "bailingmoe"
     return Architecture(
         name=name,
         keys=partial_keys(name, c, rope)
         | {f"{name}.vocab_size": u32(c.vocab_size)}
         | routing_keys(name, routing),
-        rows=(*EMBEDDING, *_AROUND, *_separate(c, own), *_EXPERTS, *OUTPUT_NORM, *OUTPUT),
-        sizes=sizes,
+        rows=(
+            *EMBEDDING,
+            *_AROUND,
+            *separate_rows(_QKV, c, interleaved=True, has_bias=both.use_qkv_bias),
+            *_EXPERTS,
+            *OUTPUT_NORM,
+            *OUTPUT,
+        ),
+        sizes=_sizes(c, both),
         n_layers=c.num_hidden_layers,
         tied=None,
         via={"output": partial(UnitColumns, epsilon=1e-7)} if own.norm_head else {},
         ignored=IGNORED,
-        n_experts=own.num_experts,
+        n_experts=both.num_experts,
         deviations=deviations(rope, where),
     )
 
@@ -141,26 +153,23 @@ def bailing(config: Mapping[str, Any], where: str) -> Architecture:
 def bailing2(config: Mapping[str, Any], where: str) -> Architecture:
     """Describe a Ling or Ring 2.0: sigmoid scores, a bias and groups to choose the experts."""
     defaults = {"rms_norm_eps": 1e-6, "head_dim": 128, "rope_theta": 600000.0}
-    config = {**defaults, **{key: value for key, value in config.items() if value is not None}}
+    config = {**defaults, **without_nulls(config)}
     # llama.cpp's converter: 0.5; their own code rotates whole heads.
     c, rope = read_partial(config, where, None, partial=1.0)
-    own = read_config(_Second, config, where)
-    ArchitectureError.raise_any(_problems_of_second(c, own, where))
+    both, own = read_config(_Both, config, where), read_config(_Second, config, where)
+    ArchitectureError.raise_any(_problems_of_second(c, both, own, where))
     n = c.num_hidden_layers
     every = range(n + own.num_nextn_predict_layers)
     n_dense = min(own.first_k_dense_replace, n)
-    limits = 0 < own.topk_group < own.n_group
     routing = replace(
-        _routing(own),
+        _routing(both),
         # llama.cpp multiplies this by the number of shared experts, its converter does too.
-        shared_ffn=own.moe_intermediate_size,
-        weights_norm=own.num_experts_per_tok > 1,
+        shared_ffn=both.moe_intermediate_size,
+        weights_norm=both.num_experts_per_tok > 1,
         weights_scale=own.routed_scaling_factor,
         gating=SIGMOID,
-        n_groups=own.n_group if limits else None,
-        n_groups_used=own.topk_group if limits else None,
         n_leading_dense=n_dense,
-    )
+    ).in_groups(own.n_group, own.topk_group)
     name = "bailingmoe2"
     return Architecture(
         name=name,
@@ -176,60 +185,40 @@ def bailing2(config: Mapping[str, Any], where: str) -> Architecture:
             *OUTPUT_NORM,
             *OUTPUT,
         ),
-        sizes=_sizes(c, own),
+        sizes=_sizes(c, both),
         n_layers=n,
         tied=None,
         ignored=IGNORED,
-        n_experts=own.num_experts,
+        n_experts=both.num_experts,
         prediction=prediction_of(name, every[n:]),
         deviations=deviations(replace(rope, partial_rotary_factor=1.0), where),
     )
 
 
-def _problems_of_second(c: Config, own: _Second, where: str) -> Iterator[str]:
+def _problems_of_second(c: Config, both: _Both, own: _Second, where: str) -> Iterator[str]:
     yield from output_apart(c, where)
     yield from heads_fill_hidden(c, where)
-    yield from fixed(own, {"use_bias": False, "use_qkv_bias": False, "use_qk_norm": True}, where)
-    yield from group_problems(own.n_group or 1, own.topk_group or 1, own.num_experts, where)
+    yield from fixed(both, {"use_qkv_bias": False}, where)
+    yield from fixed(own, {"use_bias": False, "use_qk_norm": True}, where)
+    yield from group_problems(own.n_group or 1, own.topk_group or 1, both.num_experts, where)
 
 
-def _separate(c: Config, own: _Both) -> Iterator[Row]:
-    """Yield the rows of Q, K and V, which are stored after each other."""
-    q, kv = c.num_attention_heads * c.n_per_head, c.n_head_kv * c.n_per_head
-    for part, start, stop, n_head in (
-        ("q", 0, q, c.num_attention_heads),
-        ("k", q, q + kv, c.n_head_kv),
-        ("v", q + kv, q + 2 * kv, 0),
-    ):
-        via = partial(_rows_of_heads, start=start, stop=stop, n_head=n_head)
-        yield Row(_QKV + "weight", f"{_OUT}attn_{part}.weight", "qkv hidden", via=via)
-        if own.use_qkv_bias:
-            yield Row(_QKV + "bias", f"{_OUT}attn_{part}.bias", "qkv", via=via)
-
-
-def _rows_of_heads(source: TensorSource, start: int, stop: int, n_head: int) -> TensorSource:
-    """Return rows start..stop, rotary pairs interleaved; n_head: 0 if they are not rotated."""
-    part = rows_between(source, start, stop)
-    return interleaved_heads(part, n_head) if n_head else part
-
-
-def _routing(own: _Both) -> Routing:
+def _routing(both: _Both) -> Routing:
     return Routing(
-        own.num_experts,
-        own.num_experts_per_tok,
-        expert_ffn=own.moe_intermediate_size,
-        n_shared=own.num_shared_experts,
+        both.num_experts,
+        both.num_experts_per_tok,
+        expert_ffn=both.moe_intermediate_size,
+        n_shared=both.num_shared_experts,
     )
 
 
-def _sizes(c: Config, own: _Both) -> dict[str, int]:
-    sizes = decoder_sizes(c)
-    return sizes | {
-        "qkv": sizes["q"] + 2 * sizes["kv"],
+def _sizes(c: Config, both: _Both) -> dict[str, int]:
+    return decoder_sizes(c) | {
+        "qkv": n_fused(c),
         "hidden_twice": 2 * c.hidden_size,
-        "experts": own.num_experts,
-        "expert_ffn": own.moe_intermediate_size,
-        "shared_ffn": own.moe_intermediate_size * own.num_shared_experts,
+        "experts": both.num_experts,
+        "expert_ffn": both.moe_intermediate_size,
+        "shared_ffn": both.moe_intermediate_size * both.num_shared_experts,
     }
 
 
@@ -240,7 +229,7 @@ _HARMLESS = (
 )
 _DECODER = DECODER - {"attention_bias", "mlp_bias"}
 SECOND = Settings(
-    read=_DECODER | reads(_Second),
+    read=_DECODER | reads(_Both, _Second),
     harmless=_HARMLESS
     | harmless(
         "their own code always normalizes the weights and computes in F32",
@@ -257,7 +246,7 @@ FAMILIES = {
     "BailingMoeForCausalLM": Declared(
         bailing,
         Settings(
-            read=(_DECODER - {"partial_rotary_factor"}) | reads(_First),
+            read=(_DECODER - {"partial_rotary_factor"}) | reads(_Both, _First),
             harmless=_HARMLESS
             | harmless("their own code does not read it", "norm_softmax partial_rotary_factor"),
         ),

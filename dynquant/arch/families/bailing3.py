@@ -12,12 +12,11 @@ from dynquant.arch.base import Architecture, Row, on
 from dynquant.arch.config import (
     AheadCount,
     Count,
-    ExpertsCount,
     LayersCount,
-    Natural,
-    Positive,
     Truth,
     read_config,
+    usual_names,
+    without_nulls,
 )
 from dynquant.arch.decoder import (
     IGNORED,
@@ -30,11 +29,13 @@ from dynquant.arch.decoder import (
     read_decoder,
 )
 from dynquant.arch.delta_attention import INPUTS, NORMS, RESULT, VIA, WHOLE, Delta
-from dynquant.arch.experts import SIGMOID, Routing, routing_keys
+from dynquant.arch.dense_layers import DenseLayers, n_leading_dense
+from dynquant.arch.experts import routing_keys
 from dynquant.arch.families.bailing import EMBEDDING, PREDICTION, ROUTED, TIED
 from dynquant.arch.gguf_graph import FileKeys, GGUFGraph
-from dynquant.arch.graph_limits import fixed, group_problems, other_epsilon
+from dynquant.arch.graph_limits import fixed, other_epsilon
 from dynquant.arch.latent_attention import Latent
+from dynquant.arch.latent_mixture import SPELLINGS, Mixture
 from dynquant.arch.prediction import prediction_of
 from dynquant.arch.rope import read_rope
 from dynquant.arch.settings import DECODER, Declared, Settings, constant, harmless, reads
@@ -50,46 +51,45 @@ _GATE = (
 
 _DELTA = (*NORMS, *INPUTS, *WHOLE, *RESULT)
 
-_PUBLISHED = {
+_SPELLINGS = {
+    **SPELLINGS,
     "linear_conv_kernel_dim": "short_conv_kernel_size",
     "linear_head_dim": "head_dim",
-    "model_max_length": "max_position_embeddings",
-    "moe_renormalize": "norm_topk_prob",
-    "n_shared_experts": "num_shared_experts",
-    "num_expert_group": "n_group",
-    "num_experts_per_token": "num_experts_per_tok",
-    "num_local_experts": "num_experts",
     "num_mtp_layers": "num_nextn_predict_layers",
 }
-"""Names in a config.json that transformers wrote, and those of published files."""
+"""Names of settings that transformers and published files write differently."""
+
+_DEFAULTS: dict[str, Any] = {
+    "kv_lora_rank": 512,
+    "max_position_embeddings": 262144,
+    "moe_intermediate_size": 768,
+    "n_group": 8,
+    "n_shared_experts": 1,
+    "norm_topk_prob": True,
+    "num_experts": 512,
+    "num_experts_per_tok": 8,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 6e6,
+    "routed_scaling_factor": 2.5,
+    "topk_group": 4,
+    "v_head_dim": 128,
+}
+"""transformers' defaults."""
 
 
 @dataclass(frozen=True)
 class _Own:
-    """Settings besides those of all decoders, with the defaults of transformers."""
+    """Settings besides those of the rooms, with the defaults of transformers."""
 
     num_hidden_layers: LayersCount
-    kv_lora_rank: Count = 512
-    q_lora_rank: Count | None = None
-    qk_nope_head_dim: Count = 128
-    qk_rope_head_dim: Count = 64
-    v_head_dim: Count = 128
     head_dim: Count = 128
     short_conv_kernel_size: Count = 4
     layer_group_size: Count = 6
     layer_types: tuple[str, ...] | None = None
-    mlp_layer_types: tuple[str, ...] | None = None
     kda_safe_gate: Truth = True
     kda_lower_bound: float = -5.0
-    num_experts: ExpertsCount = 512
-    num_experts_per_tok: Count = 8
-    num_shared_experts: Count = 1
-    moe_intermediate_size: Count = 768
-    first_k_dense_replace: Natural = 2
-    n_group: Natural = 8
-    topk_group: Natural = 4
-    routed_scaling_factor: Positive = 2.5
-    norm_topk_prob: Truth = True
     num_nextn_predict_layers: AheadCount = 1
     rope_interleave: Truth = True
     expert_swiglu_limit_list: tuple[float | None, ...] = ()
@@ -112,28 +112,22 @@ def bailing3(config: Mapping[str, Any], where: str) -> Architecture:
 
     llama.cpp limits the activations of experts as expert_swiglu_limit_list states.
     """
-    present = {key: value for key, value in config.items() if value is not None}
-    present |= {new: present[old] for old, new in _PUBLISHED.items() if old in present}
-    defaults = {"rms_norm_eps": 1e-6, "rope_theta": 6e6, "max_position_embeddings": 262144}
-    config = {**defaults, **present}
-    own = read_config(_Own, config, where)
-    plain = {**config, "head_dim": own.qk_rope_head_dim, "partial_rotary_factor": None}
+    stated = without_nulls(config)
+    if "linear_head_dim" in stated:
+        stated.pop("head_dim", None)  # beside it: what latent attention rotates
+    config = {**_DEFAULTS, **usual_names(stated, where, _SPELLINGS)}
+    own, m = read_config(_Own, config, where), read_config(Mixture, config, where)
+    plain = {**config, "head_dim": m.qk_rope_head_dim, "partial_rotary_factor": None}
     c = read_decoder({**plain, "num_key_value_heads": None}, where)
     rope = read_rope(plain, where, known=("dynamic",))
-    ArchitectureError.raise_any(_problems(c, own, where))
+    ArchitectureError.raise_any(_problems(c, own, m, where))
     n, n_head = c.num_hidden_layers, c.num_attention_heads
-    latent = Latent(
-        n_head,
-        own.kv_lora_rank,
-        own.q_lora_rank,
-        own.qk_nope_head_dim,
-        own.qk_rope_head_dim,
-        own.v_head_dim,
-    )
+    latent = m.latent(n_head)
     delta = Delta(own.head_dim, n_head, own.short_conv_kernel_size, own.kda_lower_bound)
     every = range(n + own.num_nextn_predict_layers)
     is_latent = own.latent_layers + [True] * own.num_nextn_predict_layers
-    n_dense = min(own.first_k_dense_replace, n)
+    n_dense = n_leading_dense(config, where, default=2)
+    routing = replace(m.routing(n_dense), shared_ffn=m.sizes["shared_ffn"])
     keys = {k: v for k, v in decoder_keys(_NAME, c, rope, None).items() if "head_count_kv" not in k}
     ahead = prediction_of(_NAME, every[n:])
     return Architecture(
@@ -144,7 +138,7 @@ def bailing3(config: Mapping[str, Any], where: str) -> Architecture:
         | delta.keys(_NAME)
         | {f"{_NAME}.kda.safe_gate": boolean(True)}
         | _latent_keys(latent)
-        | routing_keys(_NAME, _routing(own, n_dense)),
+        | routing_keys(_NAME, routing),
         rows=(
             *EMBEDDING,
             *on([i for i in every if is_latent[i]], (*_renamed(latent.rows("split")), *_GATE)),
@@ -159,16 +153,14 @@ def bailing3(config: Mapping[str, Any], where: str) -> Architecture:
             **decoder_sizes(c),
             **latent.sizes,
             **delta.sizes,
+            **m.sizes,
             "hidden_twice": 2 * c.hidden_size,
-            "experts": own.num_experts,
-            "expert_ffn": own.moe_intermediate_size,
-            "shared_ffn": own.moe_intermediate_size * own.num_shared_experts,
         },
         n_layers=n,
         tied=TIED if c.tie_word_embeddings else None,
         via={**VIA, "ssm_a": _decay},
         ignored=IGNORED,
-        n_experts=own.num_experts,
+        n_experts=m.num_experts,
         prediction=ahead and replace(ahead, keys=ahead.keys | _layer_keys(own, is_latent)),
         deviations=(
             *other_epsilon(c, "the norms of latent attention, and of Q and K elsewhere,", where),
@@ -212,23 +204,6 @@ def _latent_keys(latent: Latent) -> Keys:
     return keys
 
 
-def _routing(own: _Own, n_dense: int) -> Routing:
-    limits = 0 < own.topk_group < own.n_group
-    return Routing(
-        own.num_experts,
-        own.num_experts_per_tok,
-        expert_ffn=own.moe_intermediate_size,
-        shared_ffn=own.moe_intermediate_size * own.num_shared_experts,
-        n_shared=own.num_shared_experts,
-        weights_scale=own.routed_scaling_factor,
-        weights_norm=own.norm_topk_prob,
-        gating=SIGMOID,
-        n_groups=own.n_group if limits else None,
-        n_groups_used=own.topk_group if limits else None,
-        n_leading_dense=n_dense,
-    )
-
-
 def _limits(own: _Own, where: str) -> Iterator[str]:
     """Yield a warning for limits of activations, which transformers' class does not read."""
     for name in ("expert_swiglu_limit_list", "share_expert_swiglu_limit_list"):
@@ -239,10 +214,10 @@ def _limits(own: _Own, where: str) -> Iterator[str]:
             )
 
 
-def _problems(c: Config, own: _Own, where: str) -> Iterator[str]:
+def _problems(c: Config, own: _Own, m: Mixture, where: str) -> Iterator[str]:
     yield from fixed(c, {"attention_bias": False, "mlp_bias": False}, where)
     yield from fixed(own, {"kda_safe_gate": True, "rope_interleave": True}, where)
-    yield from group_problems(own.n_group or 1, own.topk_group or 1, own.num_experts, where)
+    yield from m.problems(where)
     if own.kda_lower_bound >= 0:
         yield f"{where}: kda_lower_bound is {own.kda_lower_bound}; llama.cpp needs one below zero"
     if own.short_conv_kernel_size == 1:
@@ -252,20 +227,14 @@ def _problems(c: Config, own: _Own, where: str) -> Iterator[str]:
             f"{where}: layer_types and layer_group_size give all layers one kind of attention;"
             " llama.cpp computes this family with some layers of each kind"
         )
-    n, dense = own.num_hidden_layers, own.first_k_dense_replace
-    kinds = tuple("dense" if layer < dense else "sparse" for layer in range(n))
-    if own.mlp_layer_types not in (None, kinds):
-        yield (
-            f"{where}: mlp_layer_types is not dense in the first {dense} layers, which"
-            " first_k_dense_replace states, and sparse in all others, as llama.cpp needs"
-        )
 
 
 _BAILING3 = Declared(
     bailing3,
     Settings(
         read=(DECODER - {"num_key_value_heads", "partial_rotary_factor"})
-        | reads(_Own, more=" ".join(_PUBLISHED)),
+        | reads(_Own, Mixture, DenseLayers)
+        | {*_SPELLINGS},
         harmless=harmless("the heads of both kinds of attention are those of Q", "linear_num_heads")
         | harmless("latent attention has as many heads of K as of Q", "num_key_value_heads")
         | harmless("qk_rope_head_dim is rotated", "partial_rotary_factor rotary_dim")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from dynquant.arch import decoder
@@ -23,7 +22,6 @@ from dynquant.arch.settings import (
 from dynquant.arch.state_space import MambaSettings, hybrid_layers, step_warnings
 from dynquant.errors import ArchitectureError
 from dynquant.keys import boolean
-from dynquant.transforms import interleaved_heads
 
 NAME = "granitehybrid"
 _NAMES = {
@@ -74,7 +72,6 @@ def bamba(config: Mapping[str, Any], where: str) -> Architecture:
     rows = decoder.WEIGHTS
     rows += decoder.QKV_BIASES + decoder.O_BIAS if c.attention_bias else ()
     rows += decoder.MLP_BIASES if c.mlp_bias else ()
-    pairs = partial(interleaved_heads, n_rotated=n_rotated)
     attention = Architecture(
         name=NAME,
         keys={
@@ -85,10 +82,7 @@ def bamba(config: Mapping[str, Any], where: str) -> Architecture:
         sizes=decoder.decoder_sizes(c),
         n_layers=c.num_hidden_layers,
         tied=decoder.TIED if c.tie_word_embeddings else None,
-        via={
-            "attn_q": partial(pairs, n_head=c.num_attention_heads),
-            "attn_k": partial(pairs, n_head=c.n_head_kv),
-        },
+        via=decoder.interleaved_pairs(c, n_rotated),
         ignored=decoder.IGNORED,
         deviations=tuple(step_warnings({"time_step_limit": settings.time_step_limit}, where)),
     )

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from dynquant.arch.base import Architecture, Row
 from dynquant.arch.config import Count, LayersCount, Positive, Truth, read_config
 from dynquant.arch.decoder import Config, decoder_keys, decoder_sizes
+from dynquant.arch.fused_attention import n_fused, separate_rows
 from dynquant.arch.graph_limits import fixed, heads_fill_hidden
 from dynquant.arch.rope import Rope
 from dynquant.arch.settings import NO_WINDOW, Declared, Settings, constant, harmless, reads
 from dynquant.errors import ArchitectureError
 from dynquant.keys import u32
-from dynquant.transforms import rows_between
 
 _NAME = "chatglm"
 _LAYER, _OUT = "transformer.encoder.layers.{}.", "blk.{}."
@@ -78,15 +77,15 @@ def chatglm(config: Mapping[str, Any], where: str) -> Architecture:
         rope_type="default",
         original_max_position_embeddings=max(own.seq_length, 2),
     )
-    sizes = decoder_sizes(c)
     return Architecture(
         name=_NAME,
         keys=decoder_keys(_NAME, c, rope, own.kv_channels)
         | {f"{_NAME}.rope.dimension_count": u32(own.kv_channels // 2)},
-        rows=(*_ROWS, *_separate(sizes["q"], sizes["kv"], has_bias=own.add_qkv_bias)),
+        # llama.cpp's converter keeps Q, K and V in one matrix, attn_qkv.
+        rows=(*_ROWS, *separate_rows(_QKV, c, interleaved=False, has_bias=own.add_qkv_bias)),
         sizes={
-            **sizes,
-            "qkv": sizes["q"] + 2 * sizes["kv"],
+            **decoder_sizes(c),
+            "qkv": n_fused(c),
             "gate_up": 2 * own.ffn_hidden_size,
         },
         n_layers=own.num_layers,
@@ -96,18 +95,6 @@ def chatglm(config: Mapping[str, Any], where: str) -> Architecture:
         },
         deviations=_ratio_of_positions(own, where),
     )
-
-
-def _separate(q: int, kv: int, *, has_bias: bool) -> Iterator[Row]:
-    """Yield the rows of Q, K and V, so that a recipe can give each its type.
-
-    llama.cpp's converter keeps them in one matrix, attn_qkv.
-    """
-    for part, start, stop in (("q", 0, q), ("k", q, q + kv), ("v", q + kv, q + 2 * kv)):
-        via = partial(rows_between, start=start, stop=stop)
-        yield Row(_QKV + "weight", f"{_OUT}attn_{part}.weight", "qkv hidden", via=via)
-        if has_bias:
-            yield Row(_QKV + "bias", f"{_OUT}attn_{part}.bias", "qkv", via=via)
 
 
 def _problems(c: Config, own: _Own, where: str) -> Iterator[str]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from dynquant.arch.base import Architecture
-from dynquant.arch.config import read_config
+from dynquant.arch.config import read_config, without_nulls
 from dynquant.arch.experts import SIGMOID, SOFTMAX
 from dynquant.arch.gguf_graph import GATE_UP, QKV, FileKeys, GGUFGraph
 from dynquant.arch.latent_decoder import DEEPSEEK2, Kind, LatentDecoder, describe, is_lite
@@ -54,7 +54,7 @@ def with_sigmoids(config: Mapping[str, Any], where: str, kind: Kind) -> Architec
     """
     # transformers' defaults.
     defaults = {"n_group": 8, "topk_group": 4, "norm_topk_prob": True, "routed_scaling_factor": 2.5}
-    present = {key: value for key, value in config.items() if value is not None}
+    present = without_nulls(config)
     settings = read_config(LatentDecoder, {**defaults, **present}, where)
     ArchitectureError.raise_any(_wrong_rules(config, _RULES_3, where))
     return describe(config, settings, where, kind)

@@ -14,7 +14,15 @@ from dynquant.arch.compressor import (
     compressor_sizes,
     read_ratios,
 )
-from dynquant.arch.config import Count, ExpertsCount, Natural, Positive, Truth, read_config
+from dynquant.arch.config import (
+    Count,
+    ExpertsCount,
+    Natural,
+    Positive,
+    Truth,
+    read_config,
+    without_nulls,
+)
 from dynquant.arch.decoder import (
     IGNORED,
     OUTPUT_NORM,
@@ -100,7 +108,7 @@ _INDEXER = {"index_n_heads": 64, "index_head_dim": 128, "index_topk": 512}
 
 def deepseek4(config: Mapping[str, Any], where: str) -> Architecture:
     """Describe a DeepSeek-V4."""
-    present = {"rms_norm_eps": 1e-6, **{key: v for key, v in config.items() if v is not None}}
+    present = {"rms_norm_eps": 1e-6, **without_nulls(config)}
     own, attention = read_config(_Experts, present, where), read_config(SingleKey, present, where)
     c = read_decoder(
         {**present, "intermediate_size": own.moe_intermediate_size, "num_key_value_heads": 1},

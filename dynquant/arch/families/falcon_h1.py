@@ -40,7 +40,7 @@ from dynquant.arch.state_space import Mamba2, MambaSettings, mamba2_rows, step_w
 from dynquant.errors import ArchitectureError
 from dynquant.keys import u32
 from dynquant.tensors import TensorSource
-from dynquant.transforms import scaled, scaled_rows
+from dynquant.transforms import ScaledRows, scaled
 
 NAME = "falcon-h1"
 _IN = "model.layers.{}."
@@ -119,7 +119,7 @@ def _inputs(
     source: TensorSource, lengths: tuple[int, ...], multipliers: _Five, of_input: float
 ) -> TensorSource:
     rows = np.repeat(np.array(multipliers, np.float32), lengths)
-    return scaled_rows(scaled(source, of_input), rows)
+    return ScaledRows(scaled(source, of_input), rows)
 
 
 def falcon_h1(config: Mapping[str, Any], where: str) -> Architecture:

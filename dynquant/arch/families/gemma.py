@@ -9,7 +9,7 @@ from math import sqrt
 from typing import Any, cast
 
 from dynquant.arch.base import Architecture, Row, Via
-from dynquant.arch.config import Count, Positive, Truth, read_config
+from dynquant.arch.config import Count, Positive, Truth, read_config, without_nulls
 from dynquant.arch.decoder import (
     ATTENTION,
     EMBEDDING,
@@ -91,7 +91,7 @@ def complete(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str
 
     The first Gemmas have `hidden_act` "gelu" and mean the tanh form that `hidden_activation` names.
     """
-    present = {key: value for key, value in config.items() if value is not None}
+    present = without_nulls(config)
     act = present.get("hidden_activation", present.get("hidden_act", GELU[0]))
     return {**defaults, **present, "hidden_act": act}
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from dynquant.arch.base import Architecture, ModelTensor, Row
-from dynquant.arch.config import Count, Natural, Positive, Truth, read_config
+from dynquant.arch.config import Count, Natural, Positive, Truth, read_config, without_nulls
 from dynquant.arch.decoder import (
     EMBEDDING,
     GELU,
@@ -40,7 +40,7 @@ from dynquant.arch.per_layer import (
     width_keys,
 )
 from dynquant.arch.rope import proportional_factors, read_rope, ropes_by_kind
-from dynquant.arch.settings import DECODER, Declared, Settings, harmless, reads
+from dynquant.arch.settings import DECODER, OF_POSITIONS, Declared, Settings, harmless, reads
 from dynquant.arch.side_experts import SIDE_EXPERTS, SideExperts, read_side_experts
 from dynquant.arch.windows import layer_types, window_keys
 from dynquant.arch.wrapped import Wrapped
@@ -89,7 +89,7 @@ class _Gemma4:
 
 def gemma4(config: Mapping[str, Any], where: str) -> Architecture:
     """Describe the language model of a Gemma 4."""
-    present = {key: value for key, value in config.items() if value is not None}
+    present = without_nulls(config)
     config = {
         **_DEFAULTS,
         **present,
@@ -182,15 +182,12 @@ def gemma4_unified(config: Mapping[str, Any], where: str) -> Architecture:
 
 
 _READ = (
-    DECODER - {"rope_theta", "partial_rotary_factor", "original_max_position_embeddings"}
+    DECODER - {*OF_POSITIONS.split()}
     | HEADS
     | reads(_Gemma4)
     | {"hidden_activation", "sliding_window", "layer_types"}
 )
-_ROPE = harmless(
-    "rope_parameters states them for each kind of layers",
-    "rope_theta partial_rotary_factor original_max_position_embeddings",
-)
+_ROPE = harmless("rope_parameters states them for each kind of layers", OF_POSITIONS)
 _GEMMA4 = Declared(gemma4, Settings(read=_READ | reads(SideExperts), harmless=_ROPE))
 _GEMMA4_UNIFIED = Declared(
     gemma4_unified,

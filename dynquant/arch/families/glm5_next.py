@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from dynquant.arch.base import Architecture, on
-from dynquant.arch.config import AheadCount, Positive, read_config
+from dynquant.arch.config import AheadCount, Positive, read_config, without_nulls
 from dynquant.arch.decoder import (
     EMBEDDING,
     IGNORED,
@@ -40,7 +40,6 @@ from dynquant.arch.hyper_connections import HYPER, Hyper
 from dynquant.arch.latent_mixture import NO_POSITIONS, Mixture
 from dynquant.arch.pooled_indexer import INDEXER, KINDS, Indexer, has_own_indexer
 from dynquant.arch.prediction import prediction_of, prediction_rows
-from dynquant.arch.rope import UNROTATED
 from dynquant.arch.settings import DECODER, Declared, Settings, constant, harmless, reads
 from dynquant.arch.wrapped import Wrapped
 from dynquant.errors import ArchitectureError
@@ -84,7 +83,7 @@ class _Own:
 
 def glm5_next(config: Mapping[str, Any], where: str) -> Architecture:
     """Describe a GLM-5.3-Flash."""
-    present = {key: value for key, value in config.items() if value is not None}
+    present = without_nulls(config)
     stated = with_expert_count({**_DEFAULTS, **present, "num_key_value_heads": None, "head_dim": 2})
     stated["num_experts"] = stated["num_experts"] or 288
     c, own = read_decoder(stated, where), read_config(_Own, stated, where)
@@ -104,7 +103,7 @@ def glm5_next(config: Mapping[str, Any], where: str) -> Architecture:
     ahead = range(n, n + own.num_nextn_predict_layers)
     latent = m.latent(c.num_attention_heads)
     keys = (
-        decoder_keys(NAME, c, UNROTATED, None)
+        decoder_keys(NAME, c, None, None)
         | routing_keys(NAME, m.routing(n_dense))
         | {f"{NAME}.vocab_size": u32(c.vocab_size)}
         | latent.keys(NAME, "split")
@@ -119,7 +118,7 @@ def glm5_next(config: Mapping[str, Any], where: str) -> Architecture:
     prediction = prediction_of(NAME, ahead)
     return Architecture(
         name=NAME,
-        keys={key: value for key, value in keys.items() if key != f"{NAME}.rope.freq_base"},
+        keys=keys,
         rows=(
             *EMBEDDING,
             *on(range(n), HYPER),
@@ -168,6 +167,7 @@ def _problems(
     c: Config, m: Mixture, recurrent: Sequence[bool], has_own: Sequence[bool], where: str
 ) -> Iterator[str]:
     yield from chain(
+        m.problems(where),
         fixed(c, {"attention_bias": False}, where),
         fixed(m, {"qk_rope_head_dim": 0}, where),
         output_apart(c, where),

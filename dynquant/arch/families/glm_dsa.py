@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from dynquant.arch.base import Architecture
-from dynquant.arch.config import LayersCount, Natural, read_config
+from dynquant.arch.config import LayersCount, Natural, read_config, without_nulls
 from dynquant.arch.dense_layers import DenseLayers, n_leading_dense
 from dynquant.arch.experts import SIGMOID
 from dynquant.arch.families.deepseek import HARMLESS, READ, with_sigmoids
@@ -62,7 +62,7 @@ def glm_dsa(config: Mapping[str, Any], where: str) -> Architecture:
     """Describe a GLM-5."""
     # transformers' defaults.
     defaults = {"n_group": 1, "topk_group": 1, "rms_norm_eps": 1e-5}
-    present = {key: value for key, value in config.items() if value is not None}
+    present = without_nulls(config)
     shared = read_config(_Shared, config, where)
     ArchitectureError.raise_any(shared.problems(where))
     indexer = read_indexer(config, where, _DEFAULTS)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dynquant.arch.base import Architecture
+from dynquant.arch.config import without_nulls
 from dynquant.arch.dense_layers import DenseLayers, n_leading_dense
 from dynquant.arch.families.deepseek import HARMLESS, READ, deepseek3
 from dynquant.arch.settings import Declared, Settings, reads
@@ -20,7 +21,7 @@ def glm4moelite(config: Mapping[str, Any], where: str) -> Architecture:
         "routed_scaling_factor": 1.8,
         "rms_norm_eps": 1e-5,
     }
-    present = {key: value for key, value in config.items() if value is not None}
+    present = without_nulls(config)
     dense = {"first_k_dense_replace": n_leading_dense(config, where)}
     return deepseek3({**defaults, **present, **dense}, where)
 

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, cast
 
 from dynquant.arch.base import Architecture, Row
-from dynquant.arch.config import Count, ExpertsCount, Positive, read_config
+from dynquant.arch.config import Count, ExpertsCount, Positive, read_config, without_nulls
 from dynquant.arch.decoder import (
     ATTENTION,
     EMBEDDING,
@@ -76,7 +76,7 @@ _ROPE = {
 
 def gpt_oss(config: Mapping[str, Any], where: str) -> Architecture:
     """Describe a gpt-oss, in bfloat16 or with experts stored as MXFP4."""
-    present = {key: value for key, value in config.items() if value is not None}
+    present = without_nulls(config)
     if not present.get("rope_parameters") and not present.get("rope_scaling"):
         present["rope_parameters"] = _ROPE
     present = {"rope_theta": 150000.0, **_DEFAULTS, **present}

@@ -11,6 +11,7 @@ from typing import Any
 from dynquant.arch.base import Architecture, Row
 from dynquant.arch.config import Truth, read_config
 from dynquant.arch.decoder import IGNORED, OUTPUT_NORM, decoder_keys, decoder_sizes, read_decoder
+from dynquant.arch.fused_attention import n_fused
 from dynquant.arch.gguf_graph import GGUFGraph
 from dynquant.arch.graph_limits import fixed, output_apart
 from dynquant.arch.rope import read_rope
@@ -52,7 +53,6 @@ def internlm2(config: Mapping[str, Any], where: str) -> Architecture:
     ArchitectureError.raise_any(chain(output_apart(c, where), fixed(own, {"bias": False}, where)))
     d, n_kv = c.n_per_head, c.n_head_kv
     of_q = d * (c.num_attention_heads // n_kv)
-    sizes = decoder_sizes(c)
     # A group: some heads of Q, then one of K, then one of V.
     parts = {
         "q": partial(_heads, n_groups=n_kv, part=(0, of_q), n_head=c.num_attention_heads),
@@ -73,7 +73,7 @@ def internlm2(config: Mapping[str, Any], where: str) -> Architecture:
                 for part, via in parts.items()
             ),
         ),
-        sizes={**sizes, "qkv": sizes["q"] + 2 * sizes["kv"]},
+        sizes={**decoder_sizes(c), "qkv": n_fused(c)},
         n_layers=c.num_hidden_layers,
         tied=None,
         ignored=IGNORED,

@@ -10,13 +10,14 @@ from typing import Any
 from dynquant.arch import decoder
 from dynquant.arch.base import Architecture, Row, on
 from dynquant.arch.config import Count, ExpertsCount, LayersCount, Natural, read_config
-from dynquant.arch.decoder import decoder_sizes, keys_without_rope, read_decoder
+from dynquant.arch.decoder import decoder_keys, decoder_sizes, read_decoder
 from dynquant.arch.experts import Routing, expert_rows, router_row, routing_keys, with_expert_count
 from dynquant.arch.gguf_graph import FileKeys, GGUFGraph
 from dynquant.arch.graph_limits import fixed, heads_fill_hidden
 from dynquant.arch.mamba1 import Mamba1, Rank, mamba1_rows
 from dynquant.arch.settings import (
     DECODER,
+    NO_ROPE,
     NO_WINDOW,
     Declared,
     Settings,
@@ -129,7 +130,7 @@ def jamba(config: Mapping[str, Any], where: str) -> Architecture:
     routing = Routing(own.num_experts, own.num_experts_per_tok)
     return Architecture(
         name=NAME,
-        keys=keys_without_rope(NAME, c, None)
+        keys=decoder_keys(NAME, c, None, None)
         | {f"{NAME}.attention.head_count_kv": i32s(n_kv)}
         | own.mamba.keys(NAME)
         | (routing_keys(NAME, routing) if any(routed) else {}),
@@ -167,10 +168,7 @@ FAMILIES = {
         Settings(
             read=(DECODER - {"head_dim", "is_causal"}) | reads(_Own, more="num_local_experts"),
             harmless=NO_WINDOW
-            | harmless(
-                "attention has no positions",
-                "rope_theta partial_rotary_factor original_max_position_embeddings",
-            )
+            | NO_ROPE
             | harmless(
                 "how the model is computed",
                 "use_mamba_kernels use_mambapy use_associative_scan num_logits_to_keep"

@@ -38,19 +38,17 @@ from dynquant.arch.delta_attention import (
 from dynquant.arch.dense_layers import n_leading_dense
 from dynquant.arch.experts import routing_keys
 from dynquant.arch.families.kimi_linear import (
-    DEFAULTS,
     DENSE,
     EXPERTS,
     HARMLESS,
     LAYER_TYPES,
     ONLY,
     READ,
-    respelled,
+    completed,
 )
 from dynquant.arch.gguf_graph import GGUFGraph
 from dynquant.arch.graph_limits import fixed, other_epsilon, output_apart
 from dynquant.arch.latent_mixture import Mixture
-from dynquant.arch.rope import UNROTATED
 from dynquant.arch.settings import Declared, Settings, constant, reads
 from dynquant.arch.wrapped import Wrapped
 from dynquant.errors import ArchitectureError
@@ -107,7 +105,7 @@ class _Own:
 
 def kimi_k3(config: Mapping[str, Any], where: str) -> Architecture:
     """Describe a Kimi-K3."""
-    stated = {**DEFAULTS, **respelled(config, where)}
+    stated = completed(config, where)
     own, m = read_config(_Own, stated, where), read_config(Mixture, stated, where)
     delta = read_delta(stated, where)
     c = read_decoder(
@@ -121,7 +119,7 @@ def kimi_k3(config: Mapping[str, Any], where: str) -> Architecture:
     )
     latent = m.latent(c.num_attention_heads)
     keys = (
-        decoder_keys(NAME, c, UNROTATED, None)
+        decoder_keys(NAME, c, None, None)
         | routing_keys(NAME, m.routing(n_dense))
         | {f"{NAME}.vocab_size": u32(c.vocab_size)}
         | latent.keys(NAME, "split")
@@ -132,7 +130,7 @@ def kimi_k3(config: Mapping[str, Any], where: str) -> Architecture:
     full = [layer for layer in range(n) if not recurrent[layer]]
     return Architecture(
         name=NAME,
-        keys={key: value for key, value in keys.items() if key != f"{NAME}.rope.freq_base"},
+        keys=keys,
         rows=(
             *EMBEDDING,
             *on(range(n), SCORES),
@@ -168,6 +166,7 @@ def kimi_k3(config: Mapping[str, Any], where: str) -> Architecture:
 
 
 def _problems(c: Config, m: Mixture, where: str) -> Iterator[str]:
+    yield from m.problems(where)
     yield from fixed(c, {"attention_bias": False}, where)
     yield from output_apart(c, where)
     if m.num_experts_per_tok == 1 and m.norm_topk_prob:

@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Any
 
 from dynquant.arch.base import Architecture, Form, Row, on
-from dynquant.arch.config import read_config
+from dynquant.arch.config import read_config, usual_names, without_nulls
 from dynquant.arch.decoder import (
     EMBEDDING,
     IGNORED,
@@ -34,8 +34,7 @@ from dynquant.arch.dense_layers import DenseLayers, n_leading_dense
 from dynquant.arch.experts import expert_rows, router_row, routing_keys, shared_rows
 from dynquant.arch.gguf_graph import GGUFGraph
 from dynquant.arch.graph_limits import fixed, other_epsilon, output_apart
-from dynquant.arch.latent_mixture import NO_POSITIONS, Mixture
-from dynquant.arch.rope import UNROTATED
+from dynquant.arch.latent_mixture import NO_POSITIONS, SPELLINGS, Mixture
 from dynquant.arch.settings import DECODER, Declared, Settings, constant, harmless, reads
 from dynquant.errors import ArchitectureError
 from dynquant.keys import i32s, u32
@@ -68,16 +67,6 @@ EXPERTS = (
 """The feed-forward rows of a layer with experts; stacks of transformers 5 are `mlp.`."""
 
 LAYER_TYPES = ("full_attention", "linear_attention")
-SPELLINGS = {
-    "model_max_length": "max_position_embeddings",
-    "moe_renormalize": "norm_topk_prob",
-    "num_expert_group": "n_group",
-    "num_experts_per_token": "num_experts_per_tok",
-    "num_local_experts": "num_experts",
-    "num_shared_experts": "n_shared_experts",
-}
-"""Names in published checkpoints of settings that transformers names otherwise."""
-
 
 DEFAULTS: dict[str, Any] = {
     "kv_lora_rank": 512,
@@ -96,17 +85,12 @@ DEFAULTS: dict[str, Any] = {
 """transformers' defaults."""
 
 
-def respelled(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Return config.json with the names of transformers; raise ArchitectureError for conflicts."""
-    found = {n: value for n, value in config.items() if value is not None and n not in SPELLINGS}
-    stated = {n: config[n] for n in SPELLINGS if config.get(n) is not None}
-    ArchitectureError.raise_any(
-        f"{where}: {name} is {value} and {SPELLINGS[name]} is {found[SPELLINGS[name]]}, two names"
-        " of one setting; remove the one that is wrong"
-        for name, value in stated.items()
-        if found.get(SPELLINGS[name], value) != value
-    )
-    return found | {SPELLINGS[name]: value for name, value in stated.items()}
+def completed(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return config.json with the names and defaults of transformers.
+
+    Raises ArchitectureError for settings that it states twice with different values.
+    """
+    return {**DEFAULTS, **usual_names(without_nulls(config), where, SPELLINGS)}
 
 
 def kimi_linear(config: Mapping[str, Any], where: str) -> Architecture:
@@ -119,7 +103,7 @@ def kimi_linear(config: Mapping[str, Any], where: str) -> Architecture:
             f"{where}: attn_res_block_size is that of a Kimi-K3; set architectures to"
             ' ["KimiK3ForConditionalGeneration"]'
         )
-    stated = {**DEFAULTS, **respelled(config, where)}
+    stated = completed(config, where)
     m, delta = read_config(Mixture, stated, where), read_delta(stated, where)
     c = read_decoder({**stated, "head_dim": 2, "num_key_value_heads": None}, where)
     recurrent = delta_layers(stated, where, by_default=lambda n: n == 0 or n % 4 != 0, first=1)
@@ -130,19 +114,19 @@ def kimi_linear(config: Mapping[str, Any], where: str) -> Architecture:
     # The graph normalizes the weights of the experts without a key.
     routing = replace(m.routing(n_dense), weights_norm=None)
     keys = (
-        decoder_keys(_NAME, c, UNROTATED, None)
+        decoder_keys(_NAME, c, None, None)
         | routing_keys(_NAME, routing)
         | {f"{_NAME}.vocab_size": u32(c.vocab_size)}
         | latent.keys(_NAME, "split")
         | {f"{_NAME}.attention.head_count_kv": i32s([int(not r) for r in recurrent])}
         | delta.keys(_NAME)
     )
-    unused = (f"{_NAME}.rope.freq_base", f"{_NAME}.attention.q_lora_rank")
+    del keys[f"{_NAME}.attention.q_lora_rank"]  # queries have no short vector
     full = [layer for layer in range(n) if not recurrent[layer]]
     linear = [layer for layer in range(n) if recurrent[layer]]
     return Architecture(
         name=_NAME,
-        keys={key: value for key, value in keys.items() if key not in unused},
+        keys=keys,
         rows=(
             *EMBEDDING,
             *on(full, latent.rows("split")),
@@ -166,6 +150,7 @@ def kimi_linear(config: Mapping[str, Any], where: str) -> Architecture:
 
 def _problems(c: Config, m: Mixture, delta: Delta, where: str) -> Iterator[str]:
     yield from chain(
+        m.problems(where),
         fixed(c, {"attention_bias": False}, where),
         fixed(m, {"q_lora_rank": None, "norm_topk_prob": True}, where),
         fixed(delta, {"linear_lower_bound": None}, where),

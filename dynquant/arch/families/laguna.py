@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Any
 
 from dynquant.arch.base import Architecture, Form, Row, on
-from dynquant.arch.config import Count, ExpertsCount, Positive, read_config
+from dynquant.arch.config import Count, ExpertsCount, Positive, read_config, without_nulls
 from dynquant.arch.decoder import (
     ATTENTION,
     EMBEDDING,
@@ -36,7 +36,15 @@ from dynquant.arch.families.glm_latent import n_leading_dense
 from dynquant.arch.gguf_graph import GGUFGraph
 from dynquant.arch.graph_limits import fixed
 from dynquant.arch.rope import Rope, deviations, read_rope, ropes_by_kind
-from dynquant.arch.settings import DECODER, Declared, Settings, constant, harmless, reads
+from dynquant.arch.settings import (
+    DECODER,
+    OF_POSITIONS,
+    Declared,
+    Settings,
+    constant,
+    harmless,
+    reads,
+)
 from dynquant.arch.windows import window_keys
 from dynquant.errors import ArchitectureError
 from dynquant.keys import Keys, booleans, f32, i32s, u32
@@ -67,8 +75,6 @@ _ROPES = {
 
 _BETAS = ("beta_fast", "beta_slow", "truncate")
 """Settings of YaRN in place of which llama.cpp's graph has constants."""
-
-_TOP_LEVEL = {"rope_theta", "partial_rotary_factor", "original_max_position_embeddings"}
 
 
 @dataclass(frozen=True)
@@ -115,7 +121,7 @@ class _Laguna:
 
 def laguna(config: Mapping[str, Any], where: str) -> Architecture:
     """Describe a Laguna: dense layers first, then routed experts and one that all tokens use."""
-    present = {key: value for key, value in config.items() if value is not None}
+    present = without_nulls(config)
     full, windowed = ropes_by_kind(present, where, _ROPES)
     own = read_config(_Laguna, with_expert_count(present), where)
     c = read_decoder(present, where, head_dim=128)
@@ -204,11 +210,11 @@ FAMILIES = {
     "LagunaForCausalLM": Declared(
         laguna,
         Settings(
-            read=(DECODER - _TOP_LEVEL)
+            read=(DECODER - {*OF_POSITIONS.split()})
             | reads(_Laguna, more="mlp_layer_types num_local_experts n_routed_experts"),
             harmless={
                 **harmless("the shapes of stored matrices show it", "gating_types"),
-                **dict.fromkeys(_TOP_LEVEL, "the model's own code reads rope_parameters alone"),
+                **harmless("the model's own code reads rope_parameters only", OF_POSITIONS),
             },
             only={
                 **constant(False, "moe_apply_router_weight_on_input"),

@@ -8,12 +8,7 @@ from itertools import chain
 from typing import Any
 
 from dynquant.arch.base import Architecture, Row, on
-from dynquant.arch.config import (
-    Count,
-    Positive,
-    Truth,
-    read_config,
-)
+from dynquant.arch.config import Count, Positive, Truth, read_config, without_nulls
 from dynquant.arch.decoder import (
     EMBEDDING,
     IGNORED,
@@ -102,7 +97,7 @@ def hybrid(name: str, config: Mapping[str, Any], where: str, n_ffn: int) -> Arch
     """Describe the layers, each with an MLP of this width."""
     own = read_config(_Own, config, where)
     mixed = read_config(Convolutions, config, where)
-    present = {key: value for key, value in config.items() if value is not None}
+    present = without_nulls(config)
     completed: dict[str, Any] = {
         "rope_theta": 1e6,
         "max_position_embeddings": 128000,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 from dynquant.arch.base import Architecture, ModelTensor
@@ -22,6 +21,7 @@ from dynquant.arch.decoder import (
     WEIGHTS,
     decoder_keys,
     decoder_sizes,
+    interleaved_pairs,
     read_decoder,
 )
 from dynquant.arch.experts import Routing, expert_rows, router_row, routing_keys, with_expert_count
@@ -31,7 +31,6 @@ from dynquant.arch.settings import DECODER, NO_WINDOW, Declared, Settings, const
 from dynquant.arch.windows import window_left_out
 from dynquant.keys import u32
 from dynquant.tensors import Computed
-from dynquant.transforms import interleaved_heads
 
 SCALINGS = ("linear", "dynamic", "yarn", "llama3")
 """The scalings of the rope that llama.cpp's graph of Llama computes."""
@@ -60,10 +59,7 @@ def llama(config: Mapping[str, Any], where: str, known: tuple[str, ...] = SCALIN
         sizes=decoder_sizes(c),
         n_layers=c.num_hidden_layers,
         tied=TIED if c.tie_word_embeddings else None,
-        via={
-            "attn_q": partial(interleaved_heads, n_head=c.num_attention_heads),
-            "attn_k": partial(interleaved_heads, n_head=c.n_head_kv),
-        },
+        via=interleaved_pairs(c),
         extra=extra,
         ignored=IGNORED,
     )

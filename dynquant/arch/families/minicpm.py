@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dynquant.arch.base import Architecture, renamed
-from dynquant.arch.config import Count, Positive, read_config
+from dynquant.arch.config import Count, Positive, read_config, without_nulls
 from dynquant.arch.decoder import (
     EMBEDDING,
     IGNORED,
@@ -116,8 +116,7 @@ def minicpm3(config: Mapping[str, Any], where: str) -> Architecture:
     own = read_config(_Third, config, where)
     defaults = {"rms_norm_eps": 1e-5, "tie_word_embeddings": True}
     heads = {"head_dim": own.qk_rope_head_dim, "num_key_value_heads": None}
-    present = {key: value for key, value in config.items() if value is not None}
-    c = read_decoder({**defaults, **present, **heads}, where)
+    c = read_decoder({**defaults, **without_nulls(config), **heads}, where)
     rope = read_rope(config, where, _SCALINGS)
     ArchitectureError.raise_any(_problems(c, own, where))
     latent = Latent(

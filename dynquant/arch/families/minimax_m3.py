@@ -8,7 +8,7 @@ from typing import Any
 
 from dynquant.arch.base import Architecture, Form, Row, on
 from dynquant.arch.block_indexer import BLOCK_INDEXER, SPARSE, BlockIndexer, read_block_indexer
-from dynquant.arch.config import Count, ExpertsCount, Positive, read_config
+from dynquant.arch.config import Count, ExpertsCount, Positive, read_config, without_nulls
 from dynquant.arch.decoder import (
     ATTENTION,
     EMBEDDING,
@@ -98,7 +98,7 @@ def minimax_m3(config: Mapping[str, Any], where: str) -> Architecture:
     llama.cpp computes sparse attention with its fused attention only, which is its default.
     """
     present = {"rms_norm_eps": 1e-6, "rope_theta": 5e6}  # transformers' defaults
-    present |= {key: value for key, value in config.items() if value is not None}
+    present |= without_nulls(config)
     own = read_config(_M3, with_expert_count(present), where)
     dense = {"intermediate_size": own.dense_intermediate_size}
     c = read_decoder(present | dense, where, head_dim=128, activation=("swigluoai", *SILU))

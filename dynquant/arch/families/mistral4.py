@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dynquant.arch.base import Architecture, renamed
-from dynquant.arch.config import Count, Positive, read_config
+from dynquant.arch.config import Count, Positive, read_config, without_nulls
 from dynquant.arch.families.deepseek import HARMLESS, READ, layers_of, softmax_mixture
 from dynquant.arch.gguf_graph import GATE_UP, QKV, GGUFGraph
 from dynquant.arch.rope import rope_settings
@@ -74,7 +74,7 @@ class _Rope:
 
 def mistral4(config: Mapping[str, Any], where: str) -> Architecture:
     """Describe a Mistral Small 4, which has DeepSeek-V2's graph under another name in llama.cpp."""
-    present = {key: value for key, value in config.items() if value is not None}
+    present = without_nulls(config)
     queries = {"q_lora_rank": config.get("q_lora_rank", 1024)}
     completed = {**_DEFAULTS, **present, **queries}
     stated = rope_settings(completed) or _ROPE

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from dynquant.arch.base import Architecture, ModelTensor, Row
-from dynquant.arch.config import Count, Positive, read_config
+from dynquant.arch.config import Count, Positive, read_config, without_nulls
 from dynquant.arch.decoder import (
     ATTENTION,
     EMBEDDING,
@@ -22,6 +21,7 @@ from dynquant.arch.decoder import (
     Config,
     decoder_keys,
     decoder_sizes,
+    interleaved_pairs,
     read_decoder,
 )
 from dynquant.arch.gguf_graph import GGUFGraph
@@ -33,7 +33,7 @@ from dynquant.arch.wrapped import Wrapped
 from dynquant.errors import ArchitectureError
 from dynquant.keys import booleans, f32
 from dynquant.tensors import Computed
-from dynquant.transforms import interleaved_heads, plus_one
+from dynquant.transforms import plus_one
 
 NAME = "muse-glimmer"
 _IN, _OUT = "model.layers.{}.", "blk.{}."
@@ -84,7 +84,7 @@ def muse_glimmer(config: Mapping[str, Any], where: str) -> Architecture:
     llama.cpp has no key for the factor of the queries; norms of Q and K, which are not stored,
     have it.
     """
-    present = {key: value for key, value in config.items() if value is not None}
+    present = without_nulls(config)
     own = read_config(_Muse, present, where)
     completed = {
         "sliding_window": own.sliding_window,
@@ -110,8 +110,7 @@ def muse_glimmer(config: Mapping[str, Any], where: str) -> Architecture:
         tied=None,
         via={
             **dict.fromkeys(_FROM_ONE, plus_one),
-            "attn_q": partial(interleaved_heads, n_head=c.num_attention_heads),
-            "attn_k": partial(interleaved_heads, n_head=c.n_head_kv),
+            **interleaved_pairs(c),
         },
         extra=tuple(_norms(c, own.qk_scale_factor)),
         ignored=IGNORED,

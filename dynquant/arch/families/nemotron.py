@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Any
 
 from dynquant.arch.base import Architecture, Row
-from dynquant.arch.config import Positive, read_config
+from dynquant.arch.config import Positive, read_config, without_nulls
 from dynquant.arch.decoder import (
     ATTENTION,
     EMBEDDING,
@@ -51,7 +51,7 @@ class _Nemotron:
 def nemotron(config: Mapping[str, Any], where: str) -> Architecture:
     """Describe a Nemotron-4 or Minitron: half of each head is rotated."""
     own = read_config(_Nemotron, config, where)
-    present = {key: value for key, value in config.items() if value is not None}
+    present = without_nulls(config)
     stated = {"hidden_act": _ACTIVATION, **present, "rms_norm_eps": own.norm_eps}
     c = read_decoder(stated, where, activation=(_ACTIVATION,))
     _, rope = read_partial({**stated, "hidden_act": None}, where, None, 0.5)

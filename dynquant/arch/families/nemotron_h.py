@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain
 from typing import Any
 
 from dynquant.arch import decoder
-from dynquant.arch.base import Architecture, Row, Via, on
+from dynquant.arch.base import Architecture, Row, on
 from dynquant.arch.config import Count, Positive, Truth, read_config
-from dynquant.arch.decoder import Config, decoder_sizes, keys_without_rope, read_decoder
+from dynquant.arch.decoder import (
+    decoder_keys,
+    decoder_sizes,
+    interleaved_pairs,
+    read_decoder,
+)
 from dynquant.arch.gguf_graph import FileKeys, GGUFGraph
 from dynquant.arch.graph_limits import fixed
 from dynquant.arch.latent_experts import LatentExperts
@@ -19,6 +23,7 @@ from dynquant.arch.layer_kinds import ATTENTION, EXPERTS, MAMBA, MLP, kind_probl
 from dynquant.arch.prediction import folded_prediction, folded_rows
 from dynquant.arch.settings import (
     DECODER,
+    NO_ROPE,
     NO_WINDOW,
     Declared,
     Only,
@@ -30,7 +35,6 @@ from dynquant.arch.settings import (
 from dynquant.arch.state_space import Mamba2, mamba2_rows, step_warnings
 from dynquant.errors import ArchitectureError
 from dynquant.keys import f32, i32s
-from dynquant.transforms import interleaved_heads
 
 _LAYER, _OUT = "model.layers.{}.", "blk.{}."
 _MIXER = _LAYER + "mixer."
@@ -116,7 +120,7 @@ def nemotron_h(config: Mapping[str, Any], where: str) -> Architecture:
     limits = {"time_step_min": own.time_step_min, "time_step_limit": own.time_step_limit}
     return Architecture(
         name=name,
-        keys=keys_without_rope(name, c, c.n_per_head)
+        keys=decoder_keys(name, c, None, c.n_per_head)
         | own.mamba.keys(name)
         | {
             f"{name}.attention.layer_norm_epsilon": f32(own.layer_norm_epsilon),
@@ -143,7 +147,9 @@ def nemotron_h(config: Mapping[str, Any], where: str) -> Architecture:
         },
         n_layers=n,
         tied=(decoder.TIED[0], "model.embeddings.weight") if c.tie_word_embeddings else None,
-        via={**own.mamba.via, **_permuted(c)},
+        # The order of Q and K has no effect here. llama.cpp's converter changes it in files and in
+        # adapters, which must fit each other.
+        via={**own.mamba.via, **interleaved_pairs(c)},
         ignored=decoder.IGNORED,
         n_experts=experts.n_routed_experts if experts else 0,
         prediction=(
@@ -153,18 +159,6 @@ def nemotron_h(config: Mapping[str, Any], where: str) -> Architecture:
     )
 
 
-def _permuted(c: Config) -> Mapping[str, Via]:
-    """Return the transforms of Q and K.
-
-    Their order within a head has no effect, since there are no rotary embeddings. llama.cpp's
-    converter changes it in files and in adapters, which must fit each other.
-    """
-    return {
-        "attn_q": partial(interleaved_heads, n_head=c.num_attention_heads),
-        "attn_k": partial(interleaved_heads, n_head=c.n_head_kv),
-    }
-
-
 _AHEAD = "llama.cpp computes a prediction layer of attention and experts"
 _NO_POSITIONS = harmless(
     "attention has no positions",
@@ -172,11 +166,11 @@ _NO_POSITIONS = harmless(
 )
 SETTINGS = Settings(
     read=(
-        DECODER - {"rms_norm_eps", "hidden_act", "is_causal"} - {*_NO_POSITIONS}
+        DECODER - {"rms_norm_eps", "hidden_act", "is_causal"} - {*NO_ROPE}
         | reads(_Own, LatentExperts, more="layers_block_type hybrid_override_pattern")
     ),
     harmless=NO_WINDOW
-    | _NO_POSITIONS
+    | NO_ROPE
     | harmless("repeats another setting", "rms_norm_eps norm_eps expand")
     | harmless("used while training only", "time_step_max time_step_floor rescale_prenorm_residual")
     | harmless("of the first Mamba", "time_step_rank")

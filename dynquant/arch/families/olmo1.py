@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -19,6 +18,7 @@ from dynquant.arch.decoder import (
     TIED,
     decoder_keys,
     decoder_sizes,
+    interleaved_pairs,
     read_decoder,
 )
 from dynquant.arch.gguf_graph import GGUFGraph
@@ -27,7 +27,6 @@ from dynquant.arch.rope import read_rope
 from dynquant.arch.settings import DECODER, NO_WINDOW, Declared, Settings, reads
 from dynquant.errors import ArchitectureError
 from dynquant.keys import f32
-from dynquant.transforms import interleaved_heads
 
 _PROJECTIONS = tuple(row for row in ATTENTION if "layernorm" not in row.stored)
 
@@ -56,10 +55,7 @@ def olmo(config: Mapping[str, Any], where: str) -> Architecture:
         sizes=decoder_sizes(c),
         n_layers=c.num_hidden_layers,
         tied=TIED if c.tie_word_embeddings else None,
-        via={
-            "attn_q": partial(interleaved_heads, n_head=c.num_attention_heads),
-            "attn_k": partial(interleaved_heads, n_head=c.n_head_kv),
-        },
+        via=interleaved_pairs(c),
         ignored=IGNORED,
     )
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from itertools import chain
 from typing import Any, cast
 
@@ -33,7 +32,7 @@ from dynquant.arch.settings import (
 from dynquant.arch.streams import INDEXER, LAST_MIXER, STREAMS, Streams
 from dynquant.arch.wrapped import Wrapped
 from dynquant.errors import ArchitectureError
-from dynquant.transforms import plus_one, squeezed
+from dynquant.transforms import depthwise_kernels, plus_one
 
 _SECTIONS = (11, 11, 10)
 """transformers' default."""
@@ -95,7 +94,7 @@ def qwen4exp(config: Mapping[str, Any], where: str) -> Architecture:
             **found.via,
             **dict.fromkeys(_FROM_ONE, plus_one),
             **streams.via,
-            "ple_conv1d": partial(squeezed, dimension=1),
+            "ple_conv1d": depthwise_kernels,
         },
         ignored={
             **found.ignored,

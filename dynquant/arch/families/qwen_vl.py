@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from dynquant.arch.base import Architecture, renamed
-from dynquant.arch.config import Natural, read_config
+from dynquant.arch.config import Natural, read_config, without_nulls
 from dynquant.arch.decoder import ATTENTION, EMBEDDING, OUTPUT, OUTPUT_NORM, QK_NORMS
 from dynquant.arch.experts import expert_rows, router_row
 from dynquant.arch.families.qwen import WINDOWS, qwen2, qwen3
@@ -65,7 +65,7 @@ _ROUTED = (
 def qwen3omni(config: Mapping[str, Any], where: str) -> Architecture:
     """Describe the language model of a Qwen3-Omni: a Qwen3-MoE with the graph of Qwen3-VL-MoE."""
     plain, sections = split_sections(config, where, (24, 20, 20))
-    stated = {key: value for key, value in plain.items() if value is not None}
+    stated = without_nulls(plain)
     found = qwen3moe({"rope_theta": 1e6, "norm_topk_prob": True, **stated}, where, head_dim=None)
     return replace(
         found,

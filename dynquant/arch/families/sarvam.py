@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from dynquant.arch.base import Architecture
+from dynquant.arch.config import usual_names, without_nulls
 from dynquant.arch.families.bailing import SECOND, bailing2
 from dynquant.arch.settings import Declared, constant
 
@@ -35,9 +36,8 @@ def sarvam(config: Mapping[str, Any], where: str) -> Architecture:
     The published code subtracts the mean of the bias that chooses experts, which has no effect on
     the choice.
     """
-    present = {key: value for key, value in config.items() if value is not None}
-    present |= {new: present[old] for old, new in _PUBLISHED.items() if old in present}
-    return bailing2({**_DEFAULTS, **present}, where)
+    stated = usual_names(without_nulls(config), where, _PUBLISHED)
+    return bailing2({**_DEFAULTS, **stated}, where)
 
 
 _HARMLESS = {k: v for k, v in SECOND.harmless.items() if k not in ("norm_topk_prob", *_PUBLISHED)}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dynquant.arch.base import Architecture, Row, with_bias
-from dynquant.arch.config import Positive, Truth, read_config
+from dynquant.arch.config import Positive, Truth, read_config, usual_names
 from dynquant.arch.decoder import (
     ATTENTION,
     EMBEDDING,
@@ -17,7 +17,6 @@ from dynquant.arch.decoder import (
     QKV_BIASES,
     decoder_sizes,
 )
-from dynquant.arch.early import usual_names
 from dynquant.arch.gguf_graph import FileKeys, GGUFGraph
 from dynquant.arch.graph_limits import heads_fill_hidden, output_apart
 from dynquant.arch.partial_rotation import partial_keys, read_partial

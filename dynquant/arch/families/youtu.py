@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dynquant.arch.base import Architecture, Row
-from dynquant.arch.config import Count, Truth, read_config
+from dynquant.arch.config import Count, Truth, read_config, without_nulls
 from dynquant.arch.decoder import (
     EMBEDDING,
     IGNORED,
@@ -48,8 +48,7 @@ def youtu(config: Mapping[str, Any], where: str) -> Architecture:
     s = read_config(_Settings, config, where)
     heads = {"head_dim": s.qk_rope_head_dim, "num_key_value_heads": None}
     defaults = {"rms_norm_eps": 1e-6, "tie_word_embeddings": True}
-    present = {key: value for key, value in config.items() if value is not None}
-    c = read_decoder({**defaults, **present, **heads}, where)
+    c = read_decoder({**defaults, **without_nulls(config), **heads}, where)
     rope = read_rope(
         config, where, known=("dynamic", "yarn"), approximated=("beta_fast", "beta_slow")
     )

@@ -19,7 +19,7 @@ from dynquant.checkpoint.safetensors_header import StoredTensor
 from dynquant.errors import CheckpointError
 from dynquant.part_cache import Parts
 from dynquant.quants.table import ALL, QuantType
-from dynquant.tensors import TensorSource, row_bytes
+from dynquant.tensors import TensorSource, f32_bytes, row_bytes
 from dynquant.transforms import read_weights
 
 F64 = npt.NDArray[np.float64]
@@ -195,7 +195,7 @@ class RotatedRows:
     def read(self, start: int, stop: int, into: U8) -> None:
         """Fill `into` with rows start..stop."""
         x = read_weights(self.source, start, stop).reshape(-1, self.block.size)
-        into[:] = _bytes(self.block.rotated(x, flip=self.flip))
+        into[:] = f32_bytes(self.block.rotated(x, flip=self.flip))
 
 
 @dataclass(frozen=True, eq=False)
@@ -236,8 +236,4 @@ class RotatedColumns:
         for first in range(0, x.shape[1], _SLAB):
             columns = np.ascontiguousarray(x[:, first : first + _SLAB].T)
             y[:, first : first + _SLAB] = self.block.rotated(columns, flip=self.flip).T
-        return _bytes(y).reshape(n, -1)
-
-
-def _bytes(x: F32) -> U8:
-    return np.ascontiguousarray(x, "<f4").view(np.uint8).reshape(-1)
+        return f32_bytes(y).reshape(n, -1)
