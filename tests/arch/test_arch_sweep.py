@@ -416,6 +416,22 @@ def test_more_experts_a_token_than_can_be_chosen_are_refused(
         describe(changed(family, changes), "config.json")
 
 
+GROUPED = ("glm4moe", "dots1", "exaone-moe", "nemotron-h-moe")
+
+
+@pytest.mark.parametrize("family", GROUPED)
+def test_groups_that_llama_cpp_does_not_load_are_refused(family: str) -> None:
+    for groups in ({"n_group": 2, "topk_group": 3}, {"n_group": 5, "topk_group": 2}):
+        with pytest.raises(ArchitectureError, match="needs equal groups"):
+            describe(changed(family, groups), "config.json")
+
+
+@pytest.mark.parametrize("family", GROUPED)
+def test_groups_that_are_all_used_have_no_keys(family: str) -> None:
+    found = describe(changed(family, {"n_group": 2, "topk_group": 2}), "config.json")
+    assert not [key for key in found.keys if ".expert_group_" in key]
+
+
 @pytest.mark.parametrize("family", ["deepseek-v2", "deepseek-v3", "qwen3next"])
 def test_an_epsilon_that_llama_cpp_uses_in_more_norms_is_reported(family: str) -> None:
     before = describe(config_of(family), "config.json").deviations
