@@ -44,6 +44,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("granite4h", {"layer_types": ["mamba"] * 2}, "2 entries for num_hidden_layers 3"),
     ("granite4h", {"shared_intermediate_size": 0}, "is 0, and there are no experts"),
     ("bamba", {"attn_layer_indices": []}, "no layer has attention"),
+    ("bamba", {"attn_layer_indices": [0, 1, 2, 3]}, "all layers have attention"),
     ("bamba", {"attn_layer_indices": [1, 4]}, "has 4, but there are 4 layers"),
     ("bamba", {"attn_rotary_emb": 16}, "attn_rotary_emb is 16, but .* rotates 8 weights"),
     ("falcon-h1", {"mamba_d_ssm": 64}, "6 heads of 8 channels .* are not 64 channels"),
