@@ -426,6 +426,21 @@ def test_groups_that_llama_cpp_does_not_load_are_refused(family: str) -> None:
             describe(changed(family, groups), "config.json")
 
 
+@pytest.mark.parametrize("family", ["deepseek-v3", "youtu", "glm4moelite"])
+def test_rotated_halves_stated_by_a_null_are_refused(family: str) -> None:
+    with pytest.raises(ArchitectureError, match="rope_interleave is False"):
+        describe(changed(family, {"rope_interleave": None}), "config.json")
+
+
+def test_a_null_of_norm_topk_prob_is_false_as_in_transformers() -> None:
+    null, false = (
+        describe(changed("deepseek-v3", {"norm_topk_prob": value}), "config.json").keys
+        for value in (None, False)
+    )
+    assert null == false
+    assert null != describe(config_of("deepseek-v3"), "config.json").keys
+
+
 @pytest.mark.parametrize("family", GROUPED)
 def test_groups_that_are_all_used_have_no_keys(family: str) -> None:
     found = describe(changed(family, {"n_group": 2, "topk_group": 2}), "config.json")
