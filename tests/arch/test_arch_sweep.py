@@ -121,6 +121,7 @@ WITH: dict[str, dict[str, Any]] = {
     "max_window_layers": {**_WINDOWED, "max_window_layers": 28, "layer_types": None},
     "use_sliding_window": {**_WINDOWED, "layer_types": None},
     "layer_types": {**_WINDOWED, "max_window_layers": 28},
+    "expand": {"intermediate_size": None},
     "n_group": {**_GROUPED, "topk_group": 1},
     "topk_group": {**_GROUPED, "n_group": 3},
     "max_position_embeddings": {"model_max_length": None},
