@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dynquant.arch.base import Form, Row
+from dynquant.arch.graph_limits import group_problems
 from dynquant.keys import Keys, boolean, f32, u32
 from dynquant.tensors import TensorSource
 from dynquant.transforms import first_half_of_each, second_half_of_each, transposed
@@ -202,11 +203,14 @@ class Routing:
 
 def routing_keys(arch: str, r: Routing) -> Keys:
     """Return `<arch>.expert_*` and leading_dense_block_count."""
+    # llama.cpp does not load a file in which all of several groups are used; they limit nothing.
+    all_used = r.n_groups != 1 and r.n_groups == r.n_groups_used
+    n_groups, n_groups_used = (None, None) if all_used else (r.n_groups, r.n_groups_used)
     keys = {
         "expert_count": u32(r.n_experts),
         "expert_used_count": u32(r.n_used),
-        **_present("expert_group_count", r.n_groups),
-        **_present("expert_group_used_count", r.n_groups_used),
+        **_present("expert_group_count", n_groups),
+        **_present("expert_group_used_count", n_groups_used),
         **_present("expert_gating_func", r.gating),
         **_present("leading_dense_block_count", r.n_leading_dense),
         **_present("expert_feed_forward_length", r.expert_ffn),
@@ -221,7 +225,7 @@ def routing_keys(arch: str, r: Routing) -> Keys:
 
 
 def routing_problems(arch: str, keys: Keys, where: str) -> Iterator[str]:
-    """Yield a message if a token would need more experts than there are to choose from.
+    """Yield a message if llama.cpp cannot choose as many experts as a token needs.
 
     keys: the architecture's; llama.cpp does not load a file with more experts used than there are.
           If groups limit the choice, it would take the missing ones from no group, and the model's
@@ -236,6 +240,8 @@ def routing_problems(arch: str, keys: Keys, where: str) -> Iterator[str]:
     groups, groups_used = count("expert_group_count"), count("expert_group_used_count")
     if used > n:
         yield f"{where}: num_experts_per_tok is {used}, but there are only {n} experts"
+    elif wrong := [*group_problems(groups, groups_used, n, where)]:
+        yield from wrong
     elif groups > 1 and used > groups_used * (n // groups):
         yield (
             f"{where}: num_experts_per_tok is {used}, but topk_group {groups_used} leaves only"

@@ -117,6 +117,9 @@ class Settings:
             )
 
 
+_FALSE_IF_NULL = ("norm_topk_prob", "rope_interleave")
+"""Settings that are true by default and whose null transformers' classes accept as false."""
+
 _SETS = ("rope_parameters", "rope_scaling")
 _OF_ROPE = frozenset(f.name for f in fields(Rope)) | {"type", "finetuned"}
 _MAX_NAMED = 8
@@ -168,6 +171,7 @@ class Declared:
     def __call__(self, config: Mapping[str, Any], where: str) -> Architecture:
         """Describe a config.json, as the family does."""
         problems = Problems()
+        config = {**config, **{n: False for n in _FALSE_IF_NULL if config.get(n, True) is None}}
         if wrong := list(self.settings.layer_problems(config, where)):
             problems.add(*wrong)
             config = {**config, "layer_types": None}  # families read the list

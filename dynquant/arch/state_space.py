@@ -199,6 +199,8 @@ def hybrid_layers(
         )
     if not any(attends):
         problems.append(f"{where}: no layer has attention; llama.cpp needs at least one")
+    if all(attends):
+        problems.append(f"{where}: all layers have attention; llama.cpp needs one with Mamba")
     ArchitectureError.raise_any(problems)
     by_kind = [[n for n, a in enumerate(attends) if a == kind] for kind in (True, False)]
     rows: list[Row] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 
 from dynquant.conversion.work import Work
+from dynquant.quants.table import KEPT
 
 _NS = {
     1: "F32 F16 BF16",
@@ -15,7 +16,10 @@ _NS = {
     32: "IQ2_XXS IQ2_S IQ1_S IQ1_M",
     64: "IQ3_S IQ3_XXS IQ2_XS",
 }
-_EXPECTED = {name: ns * 1e-9 for ns, names in _NS.items() for name in names.split()}
+_EXPECTED = {
+    **dict.fromkeys(KEPT, 1e-9),  # copied, as floats are
+    **{name: ns * 1e-9 for ns, names in _NS.items() for name in names.split()},
+}
 """Seconds of one thread per weight on a server, to compare types; from docs/reference/types.md."""
 
 

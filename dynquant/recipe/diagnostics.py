@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from math import prod
 
 from dynquant.arch.base import ModelTensor
@@ -62,6 +62,7 @@ class Findings:
         """
         errors: list[str] = []
         warnings: list[str] = []
+        idle: set[str] = set()
         for selection in self._selections:
             rule = selection.rule
             if rule in self._used or rule.optional or selection.unmet:
@@ -71,6 +72,7 @@ class Findings:
             selected = [t.name for t in self._tensors if selection.selects(t)]
             earlier = list(dict.fromkeys(r.where for n in selected if (r := self._takers.get(n))))
             if not earlier:
+                idle.update(rule.match.roles)
                 why = self._why_idle(selection, selected, assignments)
                 # A user who extends a recipe cannot correct its rules.
                 (warnings if rule.inherited else errors).append(
@@ -81,21 +83,24 @@ class Findings:
                     f"{rule.where}: rule ({rule}) applies to no tensor: earlier rules"
                     f" ({', '.join(earlier)}) decide all tensors that it matches"
                 )
-        if errors and (cause := self._wrong_kind()):
+        if (errors or idle) and (cause := self._wrong_kind(idle, is_error=bool(errors))):
             errors = [cause]
         errors += self._refusals()
         warnings += self._idle_exclusions(absent)
         return errors, (*warnings, *self._overrides(), *self._replacements(assignments))
 
-    def _wrong_kind(self) -> str:
-        """Return why a recipe that its user did not write is for other models, or ""."""
+    def _wrong_kind(self, idle: Collection[str], *, is_error: bool) -> str:
+        """Return why a recipe that its user did not write is for other models, or "".
+
+        idle:     roles of rules that apply to no tensor, those of an extended recipe included
+        is_error: whether one of the rules is the recipe's own
+        """
         recipe, architecture = self._recipe, self._facts.architecture
-        if recipe.intended and architecture not in recipe.intended:
+        if is_error and recipe.intended and architecture not in recipe.intended:
             return (
                 f"{recipe.path}: is for {', '.join(recipe.intended)}, but the model is"
                 f" {architecture}; choose another recipe (`dynquant recipes`)"
             )
-        idle = {r for s in self._selections if s.rule not in self._used for r in s.rule.match.roles}
         if is_shipped(recipe) and not self._facts.n_experts and "experts" in idle:
             dense = recipe.name.replace("-moe", "")
             instead = dense if dense in shipped_recipes() else "another recipe"

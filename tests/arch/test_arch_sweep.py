@@ -121,6 +121,7 @@ WITH: dict[str, dict[str, Any]] = {
     "max_window_layers": {**_WINDOWED, "max_window_layers": 28, "layer_types": None},
     "use_sliding_window": {**_WINDOWED, "layer_types": None},
     "layer_types": {**_WINDOWED, "max_window_layers": 28},
+    "expand": {"intermediate_size": None},
     "n_group": {**_GROUPED, "topk_group": 1},
     "topk_group": {**_GROUPED, "n_group": 3},
     "max_position_embeddings": {"model_max_length": None},
@@ -414,6 +415,37 @@ def test_more_experts_a_token_than_can_be_chosen_are_refused(
 ) -> None:
     with pytest.raises(ArchitectureError, match=message):
         describe(changed(family, changes), "config.json")
+
+
+GROUPED = ("glm4moe", "dots1", "exaone-moe", "nemotron-h-moe")
+
+
+@pytest.mark.parametrize("family", GROUPED)
+def test_groups_that_llama_cpp_does_not_load_are_refused(family: str) -> None:
+    for groups in ({"n_group": 2, "topk_group": 3}, {"n_group": 5, "topk_group": 2}):
+        with pytest.raises(ArchitectureError, match="needs equal groups"):
+            describe(changed(family, groups), "config.json")
+
+
+@pytest.mark.parametrize("family", ["deepseek-v3", "youtu", "glm4moelite"])
+def test_rotated_halves_stated_by_a_null_are_refused(family: str) -> None:
+    with pytest.raises(ArchitectureError, match="rope_interleave is False"):
+        describe(changed(family, {"rope_interleave": None}), "config.json")
+
+
+def test_a_null_of_norm_topk_prob_is_false_as_in_transformers() -> None:
+    null, false = (
+        describe(changed("deepseek-v3", {"norm_topk_prob": value}), "config.json").keys
+        for value in (None, False)
+    )
+    assert null == false
+    assert null != describe(config_of("deepseek-v3"), "config.json").keys
+
+
+@pytest.mark.parametrize("family", GROUPED)
+def test_groups_that_are_all_used_have_no_keys(family: str) -> None:
+    found = describe(changed(family, {"n_group": 2, "topk_group": 2}), "config.json")
+    assert not [key for key in found.keys if ".expert_group_" in key]
 
 
 @pytest.mark.parametrize("family", ["deepseek-v2", "deepseek-v3", "qwen3next"])

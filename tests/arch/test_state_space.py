@@ -44,6 +44,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("granite4h", {"layer_types": ["mamba"] * 2}, "2 entries for num_hidden_layers 3"),
     ("granite4h", {"shared_intermediate_size": 0}, "is 0, and there are no experts"),
     ("bamba", {"attn_layer_indices": []}, "no layer has attention"),
+    ("bamba", {"attn_layer_indices": [0, 1, 2, 3]}, "all layers have attention"),
     ("bamba", {"attn_layer_indices": [1, 4]}, "has 4, but there are 4 layers"),
     ("bamba", {"attn_rotary_emb": 16}, "attn_rotary_emb is 16, but .* rotates 8 weights"),
     ("falcon-h1", {"mamba_d_ssm": 64}, "6 heads of 8 channels .* are not 64 channels"),
@@ -56,12 +57,20 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("jamba", {"attn_layer_period": 9, "attn_layer_offset": 8}, "all layers have a state space"),
     ("jamba", {"layers_block_type": ["mamba"]}, "has 1 entries for num_hidden_layers 5"),
     ("jamba", {"num_attention_heads": 3}, "not a multiple"),
-    ("mamba", {"expand": 4}, "expand is 4; llama.cpp computes this family with 2"),
+    ("mamba", {"expand": 4, "intermediate_size": None}, "expand is 4; llama.cpp computes .* 2"),
+    ("falcon-mamba", {"intermediate_size": 128}, "intermediate_size is 128; .* twice hidden_size"),
     ("mamba", {"use_conv_bias": False}, "llama.cpp computes this family with true"),
     ("mamba", {"hidden_act": "gelu"}, "llama.cpp computes this family with 'silu'"),
     ("mamba2", {"num_heads": 8}, "do not make up expand 2 times hidden_size 32"),
     ("mamba2", {"n_groups": 3}, "num_heads 4 is not a multiple of n_groups 3"),
 ]
+
+
+@pytest.mark.parametrize("family", ["mamba", "falcon-mamba"])
+def test_a_mambas_intermediate_size_has_precedence_over_expand(family: str) -> None:
+    # Falcon-Mamba-7B states expand 16, and 8192 channels for a hidden size of 4096.
+    published = describe(config_of(family) | {"expand": 16}, "config.json")
+    assert published.keys == describe(config_of(family), "config.json").keys
 
 
 @pytest.mark.parametrize(("family", "changes", "says"), REFUSED)

@@ -530,6 +530,7 @@ def test_a_general_key_that_gguf_does_not_define_is_a_warning() -> None:
     ("recipe", "cause"),
     [
         ("dynamic-moe-2bit", "the model has no experts; take dynamic-2bit"),
+        ("dynamic-moe-3bit", "the model has no experts; take dynamic-3bit"),
         ("deepseek-r1-iq1_s", "is for deepseek2, but the model is qwen3"),
     ],
 )

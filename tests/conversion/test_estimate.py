@@ -8,19 +8,25 @@ from typing import Any
 import pytest
 
 from dynquant.conversion.estimate import _EXPECTED, Estimate
-from dynquant.quants.table import ALL
+from dynquant.quants.table import ALL, KEPT
 
 
 def estimate(**weights: int) -> Estimate:
     """Return the estimate of a plan with so many weights of each type."""
-    tensors = [SimpleNamespace(type=ALL[t], n_rows=n, n_per_row=1) for t, n in weights.items()]
+    types = {**ALL, **KEPT}
+    tensors = [SimpleNamespace(type=types[t], n_rows=n, n_per_row=1) for t, n in weights.items()]
     work: Any = SimpleNamespace(tensors=tensors)
     return Estimate(work)
 
 
 def test_every_type_has_an_expected_speed() -> None:
-    assert set(ALL) >= _EXPECTED.keys()
-    assert {name for name in ALL if name not in _EXPECTED} == set()
+    assert {*ALL, *KEPT} == _EXPECTED.keys()
+
+
+def test_integers_that_are_copied_have_an_estimate_too() -> None:
+    e = estimate(Q8_0=100, I32=100)
+    e.count("I32", 50, 1.0)
+    assert e.seconds_left(1) == pytest.approx(1.0 + 100 / 50 * 4)
 
 
 def test_nothing_is_known_before_the_first_weights() -> None:

@@ -45,6 +45,7 @@ class _First:
 
     time_step_rank: Rank = "auto"
     mixer_rms_eps: Positive = 1e-6
+    intermediate_size: Count | None = None
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,15 @@ def mamba(config: Mapping[str, Any], where: str, *, norms: bool = False) -> Arch
     """
     s = read_config(_Settings, config, where)
     first = read_config(_First, config, where)
-    m = Mamba1(s.hidden_size, s.expand, s.state_size, s.conv_kernel, first.time_step_rank)
+    # Stated, it has precedence over `expand`, which is 16 in Falcon-Mamba-7B.
+    n_inner = first.intermediate_size or s.expand * s.hidden_size
+    if first.intermediate_size and n_inner != 2 * s.hidden_size:
+        raise ArchitectureError(
+            f"{where}: intermediate_size is {n_inner}; llama.cpp computes this family with twice"
+            f" hidden_size {s.hidden_size}"
+        )
+    expand = n_inner // s.hidden_size
+    m = Mamba1(s.hidden_size, expand, s.state_size, s.conv_kernel, first.time_step_rank)
     ArchitectureError.raise_any(m.problems(where, "expand", "conv_kernel"))
     keys = {**m.keys("mamba"), "mamba.ssm.dt_b_c_rms": boolean(norms)}
     return _whole("mamba", s, mamba1_rows(_LAYER + "mixer."), keys, m.sizes)
@@ -148,7 +157,11 @@ _ONLY = (
     | constant(True, "use_conv_bias rms_norm")
     | constant("silu", "hidden_act")
 )
-_FIRST = Settings(reads(_Settings, _First), _HARMLESS, _ONLY)
+_FIRST = Settings(
+    reads(_Settings, _First),
+    {name: reason for name, reason in _HARMLESS.items() if name != "intermediate_size"},
+    _ONLY,
+)
 FAMILIES = {
     "MambaForCausalLM": Declared(
         mamba,
