@@ -155,7 +155,6 @@ def _described(name: str, keys: Keys) -> Architecture:
         **_SIZES,
         **(graph.settings or {}),
         "first_k_dense_replace": of_file.n_dense,
-        "num_shared_experts": of_file.number("expert_shared_count") or 0,
         "shared_intermediate_size": of_file.number("expert_shared_feed_forward_length") or 0,
         **(graph.layers(of_file) if graph.layers else {}),
         "num_hidden_layers": n_layers,

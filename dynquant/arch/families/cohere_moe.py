@@ -40,7 +40,7 @@ from dynquant.arch.experts import (
     with_expert_count,
 )
 from dynquant.arch.families.glm_latent import n_leading_dense
-from dynquant.arch.gguf_graph import GATE_UP, QKV, GGUFGraph
+from dynquant.arch.gguf_graph import GATE_UP, QKV, FileKeys, GGUFGraph
 from dynquant.arch.graph_limits import fixed
 from dynquant.arch.prediction import prediction_of, prediction_rows
 from dynquant.arch.rope import read_rope
@@ -197,6 +197,13 @@ FAMILIES = {
         ),
     ),
 }
+
+
+def _layers_of(keys: FileKeys) -> dict[str, Any]:
+    """Return whether a GGUF's layers have shared experts."""
+    return {"num_shared_experts": keys.number("expert_shared_count") or 0}
+
+
 GRAPHS = {
-    "cohere2moe": GGUFGraph("Cohere2MoeForCausalLM", fused=(QKV, GATE_UP)),
+    "cohere2moe": GGUFGraph("Cohere2MoeForCausalLM", layers=_layers_of, fused=(QKV, GATE_UP)),
 }
