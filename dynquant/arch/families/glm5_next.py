@@ -210,7 +210,7 @@ def _layers_of(keys: FileKeys) -> dict[str, Any]:
 GRAPHS = {
     "glm5-next": GGUFGraph(
         "Glm5NextForConditionalGeneration",
-        settings={"linear_num_heads": 2, "qk_rope_head_dim": 0},
+        settings={"index_kpool": 2, "index_topk": 2, "linear_num_heads": 2, "qk_rope_head_dim": 0},
         layers=_layers_of,
     ),
 }

@@ -9,7 +9,7 @@ from typing import Any
 from dynquant.arch.base import Architecture, Row, on
 from dynquant.arch.config import Count, LayersCount, Positive, Truth, read_config
 from dynquant.arch.decoder import IGNORED, OUTPUT, TIED
-from dynquant.arch.gguf_graph import GGUFGraph
+from dynquant.arch.gguf_graph import SMALL, GGUFGraph
 from dynquant.arch.mamba1 import Mamba1, Rank, mamba1_rows
 from dynquant.arch.settings import Declared, Settings, constant, harmless, reads
 from dynquant.arch.state_space import Mamba2, mamba2_rows, step_warnings
@@ -178,6 +178,6 @@ FAMILIES = {
     ),
 }
 GRAPHS = {
-    "mamba": GGUFGraph("MambaForCausalLM"),
+    "mamba": GGUFGraph("MambaForCausalLM", settings={"intermediate_size": 2 * SMALL}),
     "mamba2": GGUFGraph("Mamba2ForCausalLM", settings={"num_heads": 8, "head_dim": 16}),
 }
