@@ -85,7 +85,7 @@ REFUSED: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("deepseek-v3.2", {"qk_rope_head_dim": 66}, "must fit in a head of the indexer"),
     ("deepseek-v3.2", {"indexer_rope_interleave": True}, "computes this family with false"),
     ("glm5", {"indexer_types": ["shared"] * 4}, "the first layer has no indexer"),
-    ("glm5", {"indexer_types": ["full"] * 3}, "for each of 4 layers"),
+    ("glm5", {"indexer_types": ["full"] * 3}, "has 3 entries for num_hidden_layers 4"),
     ("glm5", {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "rope_type 'yarn'"),
     ("glm5", {"index_topk_pattern": "FXFF", "indexer_types": None}, "F and S"),
 )
