@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from agreement import F32_TOLERANCE, load_reference, max_difference
+from agreement import F32_TOLERANCE, config_of, load_reference, max_difference
 from packers import FORMATS, Stored, stored_in, write_stored
 from predicting import plan_of, with_prediction
 
@@ -21,12 +20,6 @@ from dynquant.transforms import read_weights
 
 KEEP = "default: F32\nprediction_layers: keep"
 INDEXER = {f"indexer.{name}" for name in ("attn_q_b", "attn_k", "k_norm", "proj")}
-
-
-def config_of(family: str) -> dict[str, Any]:
-    text = (load_reference(family).folder / "config.json").read_text("utf-8")
-    config: dict[str, Any] = json.loads(text)
-    return config
 
 
 @pytest.mark.oracle

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from agreement import load_reference
+from agreement import config_of, load_reference
 from packers import bf16_values, stored_in
 
 from dynquant.arch.base import Model
 from dynquant.arch.load import describe, load_model
 from dynquant.errors import ArchitectureError
 from dynquant.transforms import read_weights
-
-
-def config_of(family: str) -> dict[str, Any]:
-    text = (load_reference(family).folder / "config.json").read_text("utf-8")
-    config: dict[str, Any] = json.loads(text)
-    return config
 
 
 def stored_values(family: str) -> dict[str, np.ndarray]:
