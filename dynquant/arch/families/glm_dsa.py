@@ -28,7 +28,7 @@ def glm_dsa(config: Mapping[str, Any], where: str) -> Architecture:
     has_own = has_own_indexer(config, where)
     if not has_own[0]:
         raise ArchitectureError(
-            f"{where}: the first layer has no indexer of its own, and there is no layer before it"
+            f"{where}: the first layer has no indexer, and there is no layer before it"
             " whose choice it could use; give it one (indexer_types)"
         )
     indexer = read_indexer(config, where, _DEFAULTS)

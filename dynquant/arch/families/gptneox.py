@@ -1,4 +1,4 @@
-"""GPT-NeoX and Pythia: attention and MLP in parallel, each with a norm of its own."""
+"""GPT-NeoX and Pythia: attention and MLP in parallel, after separate norms."""
 
 from __future__ import annotations
 

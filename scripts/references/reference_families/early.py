@@ -47,7 +47,7 @@ def published(**changes: Any) -> dict[str, Any]:
 _GPT2_BPE = partial(make_family_bpe, family="gpt-2")
 # Small embeddings, see GELU.
 _GELU: dict[str, Any] = {"dtype": torch.float16, "weights": 0.3, "embedding": 0.06}
-# With an output matrix of its own, which the weights scale too.
+# With a separate output matrix, which the weights scale too.
 _GELU_APART: dict[str, Any] = {**_GELU, "weights": 0.12}
 
 FAMILIES = {
