@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dynquant.arch.base import Architecture, Form, ModelTensor, Prediction, Row, on
+from dynquant.arch.base import Architecture, ModelTensor, Prediction, on
 from dynquant.arch.config import AheadCount, Count, ExpertsCount, Positive, Truth, read_config
 from dynquant.arch.decoder import (
     ATTENTION,
@@ -27,6 +27,7 @@ from dynquant.arch.experts import (
     expert_rows,
     router_row,
     routing_keys,
+    score_bias_row,
     shared_rows,
     with_expert_count,
 )
@@ -46,12 +47,7 @@ _MLP = "model.layers.{}.mlp."
 _BIAS = "e_score_correction_bias"
 _EXPERTS = (
     router_row(_MLP + "gate.weight"),
-    Row(
-        _MLP + _BIAS,
-        "blk.{}.exp_probs_b.bias",
-        "experts",
-        forms=(Form(f"{_MLP}gate.{_BIAS}", "experts"),),
-    ),
+    score_bias_row(_MLP + _BIAS, f"{_MLP}gate.{_BIAS}"),
     *expert_rows(_MLP, gate="gate_proj", up="up_proj", down="down_proj"),
     *shared_rows(_MLP + "shared_experts."),
 )

@@ -29,6 +29,7 @@ from dynquant.arch.experts import (
     expert_rows,
     router_row,
     routing_keys,
+    score_bias_row,
     shared_rows,
     with_expert_count,
 )
@@ -53,12 +54,7 @@ _MLP = "model.layers.{}.mlp."
 _GATE = Row("model.layers.{}.self_attn.g_proj.weight", "blk.{}.attn_gate.weight", "gate hidden")
 _EXPERTS = (
     router_row(_MLP + "gate.weight"),
-    Row(
-        _MLP + "experts.e_score_correction_bias",
-        "blk.{}.exp_probs_b.bias",
-        "experts",
-        forms=(Form(_MLP + "gate.e_score_correction_bias", "experts"),),
-    ),
+    score_bias_row(_MLP + "experts.e_score_correction_bias", _MLP + "gate.e_score_correction_bias"),
     *expert_rows(_MLP, gate="gate_proj", up="up_proj", down="down_proj"),
     # Transformers 5 names them in the plural.
     *(
