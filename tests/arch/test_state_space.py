@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -119,7 +118,7 @@ def test_a_tied_embedding_of_falcon_h1_is_two_matrices_with_their_multipliers() 
         np.testing.assert_array_equal(values(model, name), embedding * np.float32(factor))
 
 
-def test_a_tied_embedding_with_one_multiplier_is_one_matrix(tmp_path: Path) -> None:
+def test_a_tied_embedding_with_one_multiplier_is_one_matrix() -> None:
     config = config_of("falcon-h1-tied") | {"lm_head_multiplier": 5.6}
     assert describe(config, "config.json").tied is not None
 

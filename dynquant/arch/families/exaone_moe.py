@@ -21,6 +21,7 @@ from dynquant.arch.decoder import (
     decoder_sizes,
     read_decoder,
 )
+from dynquant.arch.dense_layers import n_leading_dense
 from dynquant.arch.experts import (
     SIGMOID,
     Routing,
@@ -32,7 +33,6 @@ from dynquant.arch.experts import (
     with_expert_count,
 )
 from dynquant.arch.families.exaone4 import Windows
-from dynquant.arch.families.glm_latent import n_leading_dense
 from dynquant.arch.families.qwen3_next import AHEAD
 from dynquant.arch.graph_limits import fixed, output_apart
 from dynquant.arch.rope import llama3_factors, read_rope
@@ -96,7 +96,7 @@ def exaonemoe(config: Mapping[str, Any], where: str) -> Architecture:
     rope = read_rope(config, where, known=("linear", "dynamic", "yarn", "llama3"))
     ArchitectureError.raise_any((*windows.pattern_problems(where), *own.problems(c, where)))
     n, slides = c.num_hidden_layers, windows.slides()
-    n_dense = min(n_leading_dense(_with_dense(config), where), n)
+    n_dense = n_leading_dense(_with_dense(config), where)
     routing = Routing(
         own.num_experts,
         own.num_experts_per_tok,

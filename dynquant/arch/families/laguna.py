@@ -23,6 +23,7 @@ from dynquant.arch.decoder import (
     decoder_sizes,
     read_decoder,
 )
+from dynquant.arch.dense_layers import DenseLayers, n_leading_dense
 from dynquant.arch.experts import (
     SIGMOID,
     Routing,
@@ -33,7 +34,6 @@ from dynquant.arch.experts import (
     shared_rows,
     with_expert_count,
 )
-from dynquant.arch.families.glm_latent import n_leading_dense
 from dynquant.arch.graph_limits import fixed
 from dynquant.arch.rope import Rope, deviations, read_rope, ropes_by_kind
 from dynquant.arch.settings import (
@@ -125,7 +125,7 @@ def laguna(config: Mapping[str, Any], where: str) -> Architecture:
     rotated = [int(c.n_per_head * r.partial_rotary_factor) for r in (rope, local)]
     ArchitectureError.raise_any(own.problems(c, rotated, where))
     n, heads = c.num_hidden_layers, own.heads(c)
-    n_dense = min(n_leading_dense({"num_hidden_layers": n, **_dense(present)}, where), n)
+    n_dense = n_leading_dense(present, where)
     slides = tuple(kind == "sliding_attention" for kind in own.layer_types or ("",) * n)
     routing = Routing(
         own.num_experts,
@@ -180,10 +180,6 @@ def laguna(config: Mapping[str, Any], where: str) -> Architecture:
     )
 
 
-def _dense(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in config.items() if k in ("mlp_layer_types", "first_k_dense_replace")}
-
-
 def _of_width(rows: Iterable[Row], n_heads: int) -> Iterator[Row]:
     """Yield rows of attention whose dimensions `q` and `gate` are those of so many heads."""
     for row in rows:
@@ -206,7 +202,7 @@ FAMILIES = {
         laguna,
         Settings(
             read=(DECODER - {*OF_POSITIONS.split()})
-            | reads(_Laguna, more="mlp_layer_types num_local_experts n_routed_experts"),
+            | reads(_Laguna, DenseLayers, more="num_local_experts n_routed_experts"),
             harmless={
                 **harmless("the shapes of stored matrices show it", "gating_types"),
                 **harmless("the model's own code reads rope_parameters only", OF_POSITIONS),
