@@ -13,8 +13,10 @@ from dynquant.untrusted import shown
 
 Count = Annotated[int, Field(strict=True, gt=0, lt=2**31)]
 Natural = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
-LayersCount = Annotated[int, Field(strict=True, gt=0, le=512)]
+MAX_LAYERS = 512
 """LLAMA_MAX_LAYERS of llama.cpp."""
+
+LayersCount = Annotated[int, Field(strict=True, gt=0, le=MAX_LAYERS)]
 
 ExpertsCount = Annotated[int, Field(strict=True, gt=0, le=1024)]
 """LLAMA_MAX_EXPERTS of llama.cpp; 512 before Kimi-K3."""

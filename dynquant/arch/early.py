@@ -1,7 +1,7 @@
 """Decoders of 2019 to 2023: other names of settings, norms with biases, fused Q, K and V.
 
-GPT-2, GPT-NeoX, Falcon, MPT, Bloom and their relatives. Their config.json has other names, most of
-their layers have biases, and Q, K and V are one matrix in the checkpoint and in llama.cpp.
+GPT-2, GPT-NeoX, Falcon, MPT, Bloom and their relatives. Most of their layers have biases. Q, K
+and V are one matrix in the checkpoint and in llama.cpp.
 """
 
 from __future__ import annotations

@@ -161,10 +161,19 @@ def router_row(stored: str, *others: str) -> Row:
     return Row(stored, "blk.{}.ffn_gate_inp.weight", shape, forms=forms)
 
 
+def score_bias_row(stored: str, *others: str) -> Row:
+    """Return the row of what is added to the scores to choose the experts; dimension: `experts`.
+
+    others: other names of it, as in transformers 5
+    """
+    forms = tuple(Form(name, "experts") for name in others)
+    return Row(stored, "blk.{}.exp_probs_b.bias", "experts", forms=forms)
+
+
 _MLP = "model.layers.{}.mlp."
 SIGMOID_EXPERTS = (
     router_row(_MLP + "gate.weight"),
-    Row(_MLP + "gate.e_score_correction_bias", "blk.{}.exp_probs_b.bias", "experts"),
+    score_bias_row(_MLP + "gate.e_score_correction_bias"),
     *expert_rows(_MLP, gate="gate_proj", up="up_proj", down="down_proj"),
     *shared_rows(_MLP + "shared_experts."),
 )

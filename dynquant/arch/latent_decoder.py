@@ -36,6 +36,7 @@ from dynquant.arch.experts import (
     expert_rows,
     router_row,
     routing_keys,
+    score_bias_row,
     shared_rows,
 )
 from dynquant.arch.graph_limits import fixed, group_problems, other_epsilon
@@ -54,7 +55,7 @@ EXPERTS = (
     *expert_rows(_BLOCK, gate="gate_proj", up="up_proj", down="down_proj"),
     *shared_rows(_BLOCK + "shared_experts."),
 )
-_CORRECTION = (Row(_BLOCK + "gate.e_score_correction_bias", "blk.{}.exp_probs_b.bias", "experts"),)
+_CORRECTION = (score_bias_row(_BLOCK + "gate.e_score_correction_bias"),)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from dynquant.arch.base import Form, Row
 from dynquant.arch.config import Count, ExpertsCount, Positive, Truth
-from dynquant.arch.experts import Routing, router_row, routing_keys
+from dynquant.arch.experts import Routing, router_row, routing_keys, score_bias_row
 from dynquant.keys import Keys, u32
 
 _OUT = "blk.{}."
@@ -42,11 +42,8 @@ class LatentExperts:
         )
         return (
             router_row(block + "gate.weight"),
-            Row(
-                block + "gate.e_score_correction_bias",
-                _OUT + "exp_probs_b.bias",
-                "experts",
-                forms=(Form(block + "gate.e_score_correction.bias", "experts"),),
+            score_bias_row(
+                block + "gate.e_score_correction_bias", block + "gate.e_score_correction.bias"
             ),
             _matrix(block, "up", "expert_ffn latent"),
             _matrix(block, "down", "latent expert_ffn"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
+from dynquant.arch.config import MAX_LAYERS
 from dynquant.errors import ArchitectureError
 from dynquant.untrusted import shown
 
@@ -18,9 +19,6 @@ _KINDS = {
 PLACES = ("layers_block_type", "hybrid_override_pattern")
 """The settings that state the kinds: a list of names, and a string of letters."""
 
-_MAX_LAYERS = 512
-"""LLAMA_MAX_LAYERS of llama.cpp."""
-
 
 def layer_kinds(config: Mapping[str, Any], where: str) -> tuple[str, ...]:
     """Return the kind of each layer.
@@ -33,10 +31,10 @@ def layer_kinds(config: Mapping[str, Any], where: str) -> tuple[str, ...]:
     for place, value in stated.items():
         if not isinstance(value, list | tuple | str):
             raise ArchitectureError(f"{where}: {place} is {shown(value)}; it must be a list")
-        if not 0 < len(cast("Sequence[object]", value)) <= _MAX_LAYERS:
+        if not 0 < len(cast("Sequence[object]", value)) <= MAX_LAYERS:
             raise ArchitectureError(
                 f"{where}: {place} has {len(cast('Sequence[object]', value))} entries; llama.cpp"
-                f" computes 1 to {_MAX_LAYERS} layers"
+                f" computes 1 to {MAX_LAYERS} layers"
             )
     lists = {place: [*cast("Sequence[object]", value)] for place, value in stated.items()}
     ArchitectureError.raise_any(

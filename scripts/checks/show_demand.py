@@ -4,7 +4,7 @@
 
 Downloads are of 30 days, from stored pages of Hugging Face of July to November 2026; snapshots of
 different repositories differ by up to four months, so ranks are rough. The class is that of the
-base model's config.json. Where nobody here has seen that file, there is none.
+base model's config.json; it is missing where this file has not been read.
 """
 
 from __future__ import annotations

@@ -8,20 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from agreement import load_reference
+from agreement import config_of, load_reference
 from checkpoints import write_holes
 
 from dynquant.arch.families import families
 from dynquant.arch.load import describe, load_model
 from dynquant.arch.settings import Declared
 from dynquant.errors import ArchitectureError
-
-
-def config_of(family: str) -> dict[str, Any]:
-    """Return the config.json of a reference."""
-    folder = load_reference(family).folder
-    config: dict[str, Any] = json.loads((folder / "config.json").read_text("utf-8"))
-    return config
 
 
 def changed(family: str, changes: dict[str, Any], tmp_path: Path) -> Path:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from agreement import F32_TOLERANCE, load_reference, max_difference
+from agreement import F32_TOLERANCE, config_of, load_reference, max_difference
 from predicting import with_copied_layer
 
 import dynquant
@@ -17,12 +16,6 @@ from dynquant.errors import ArchitectureError
 from dynquant.recipe.loader import parse_recipe
 from dynquant.tensors import Computed
 from dynquant.transforms import UnitColumns, read_weights
-
-
-def config_of(name: str) -> dict[str, Any]:
-    text = (load_reference(name).folder / "config.json").read_text("utf-8")
-    config: dict[str, Any] = json.loads(text)
-    return config
 
 
 @pytest.mark.oracle

@@ -8,18 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from agreement import TESTS
+from agreement import TESTS, config_of
 
 from dynquant.arch.load import describe, load_model
 from dynquant.errors import ArchitectureError
 
 BERT = TESTS / "references" / "bert"
-
-
-def config_of(family: str) -> dict[str, Any]:
-    text = (TESTS / "references" / family / "config.json").read_text("utf-8")
-    config: dict[str, Any] = json.loads(text)
-    return config
 
 
 # nomic-ai/nomic-embed-text-v1.5, with other sizes.

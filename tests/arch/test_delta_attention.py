@@ -5,7 +5,6 @@ That files give the answers of the references is in test_families.py.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from agreement import load_reference, max_difference
+from agreement import config_of, load_reference, max_difference
 from packers import stored_in, write_stored
 
 import dynquant
@@ -24,12 +23,6 @@ from dynquant.text_settings import text_settings
 
 Tensor = tuple[str, np.ndarray]
 KIMI, K3, GLM = "kimi-linear", "kimi-k3", "glm5-next"
-
-
-def config_of(family: str) -> dict[str, Any]:
-    text = (load_reference(family).folder / "config.json").read_text("utf-8")
-    config: dict[str, Any] = json.loads(text)
-    return config
 
 
 def described(family: str, changes: Mapping[str, Any], inside: Mapping[str, Any] = {}) -> Any:

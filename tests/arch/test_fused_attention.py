@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from agreement import load_reference
+from agreement import config_of, load_reference
 
 from dynquant.arch.families.baichuan import unit_rows
 from dynquant.arch.load import describe
@@ -17,13 +16,6 @@ from dynquant.errors import ArchitectureError, VocabError
 from dynquant.tensors import Computed
 from dynquant.transforms import read_weights
 from dynquant.vocab import VocabReport, read_vocab
-
-
-def config_of(name: str) -> dict[str, Any]:
-    text = (load_reference(name).folder / "config.json").read_text("utf-8")
-    config: dict[str, Any] = json.loads(text)
-    return config
-
 
 REFUSED: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("internlm2", {"bias": True}, "bias is True; llama.cpp computes this family with False"),

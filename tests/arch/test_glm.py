@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from agreement import F32_TOLERANCE, TESTS, load_reference, max_difference
+from agreement import F32_TOLERANCE, TESTS, config_of, load_reference, max_difference
 from predicting import with_copied_layer
 from safetensors import safe_open
 
@@ -19,12 +19,6 @@ from dynquant.errors import ArchitectureError
 from dynquant.recipe.loader import parse_recipe
 
 GLM4_MOE = TESTS / "references" / "glm4moe"
-
-
-def config_of(name: str) -> dict[str, Any]:
-    text = (TESTS / "references" / name / "config.json").read_text("utf-8")
-    config: dict[str, Any] = json.loads(text)
-    return config
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from agreement import F32_TOLERANCE, load_reference, max_difference
+from agreement import F32_TOLERANCE, config_of, load_reference, max_difference
 from typer.testing import CliRunner
 
 import dynquant
@@ -93,10 +93,6 @@ def test_both_commands_accept_the_layout(command: str, tmp_path: Path) -> None:
         assert result.exit_code == 0
         assert has in result.stdout and has_not not in result.stdout
     assert CliRunner().invoke(app, [command, folder, "-r", "f32", "--mla", "x", *to]).exit_code == 2
-
-
-def config_of(name: str) -> dict[str, Any]:
-    return json.loads((load_reference(name).folder / "config.json").read_text("utf-8"))
 
 
 REFUSED: tuple[tuple[str, str, Callable[[dict[str, Any]], Any]], ...] = (

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
-from agreement import load_reference
+from agreement import config_of
 
 from dynquant.arch.load import describe
 from dynquant.errors import ArchitectureError
-
-
-def config_of(name: str) -> dict[str, Any]:
-    text = (load_reference(name).folder / "config.json").read_text("utf-8")
-    config: dict[str, Any] = json.loads(text)
-    return config
-
 
 REFUSED: tuple[tuple[str, dict[str, Any], str], ...] = (
     (

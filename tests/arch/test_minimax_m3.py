@@ -24,7 +24,7 @@ def config() -> dict[str, Any]:
 
 
 def text(**changes: Any) -> dict[str, Any]:
-    """Return the config.json of the language model alone."""
+    """Return the config.json of the language model."""
     return config()["text_config"] | {"architectures": ["MiniMaxM3VLForCausalLM"]} | changes
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from agreement import F32_TOLERANCE, load_reference, max_difference
+from agreement import F32_TOLERANCE, config_of, load_reference, max_difference
 from packers import Stored, bf16_values, stored_in, write_stored
 
 import dynquant
@@ -19,12 +18,6 @@ from dynquant.recipe.loader import parse_recipe
 
 FAMILY = "nemotron-h-moe"
 KEEP = "default: F32\nprediction_layers: keep"
-
-
-def config_of(family: str) -> dict[str, Any]:
-    text = (load_reference(family).folder / "config.json").read_text("utf-8")
-    config: dict[str, Any] = json.loads(text)
-    return config
 
 
 def written(family: str, folder: Path, tensors: Stored, **changes: Any) -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from agreement import F32_TOLERANCE, load_reference, max_difference
+from agreement import F32_TOLERANCE, config_of, load_reference, max_difference
 from packers import FORMATS, Stored, bf16_values, stored_in, write_stored
 from subsets import slow_except
 
@@ -21,12 +21,6 @@ from dynquant.recipe.loader import parse_recipe
 from dynquant.transforms import read_weights
 
 VISION = "the vision model, which llama.cpp reads from a separate file"
-
-
-def config_of(family: str) -> dict[str, Any]:
-    text = (load_reference(family).folder / "config.json").read_text("utf-8")
-    config: dict[str, Any] = json.loads(text)
-    return config
 
 
 def written(family: str, folder: Path, tensors: Stored, **changes: Any) -> Path:

@@ -97,7 +97,7 @@ def test_constants_beyond_the_table_or_int64_are_refused(
 # ---- the table in parts --------------------------------------------------------------------------
 
 
-def test_parts_of_the_table_are_joined_by_their_numbers(tmp_path: Path) -> None:
+def test_parts_of_the_table_are_joined_by_their_numbers() -> None:
     parts = [stored()[SHARD.format(n)][1] for n in range(7)]
     assert {len(part) for part in parts} == {18, 12}
     model = load_model(load_reference(TEXT).folder)

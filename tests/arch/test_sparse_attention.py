@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from agreement import F32_TOLERANCE, load_reference, max_difference
+from agreement import F32_TOLERANCE, config_of, load_reference, max_difference
 from packers import FORMATS, Stored, stored_in, write_stored
 from predicting import plan_of, with_prediction
 
@@ -21,12 +20,6 @@ from dynquant.transforms import read_weights
 
 KEEP = "default: F32\nprediction_layers: keep"
 INDEXER = {f"indexer.{name}" for name in ("attn_q_b", "attn_k", "k_norm", "proj")}
-
-
-def config_of(family: str) -> dict[str, Any]:
-    text = (load_reference(family).folder / "config.json").read_text("utf-8")
-    config: dict[str, Any] = json.loads(text)
-    return config
 
 
 @pytest.mark.oracle
@@ -85,7 +78,7 @@ REFUSED: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("deepseek-v3.2", {"qk_rope_head_dim": 66}, "must fit in a head of the indexer"),
     ("deepseek-v3.2", {"indexer_rope_interleave": True}, "computes this family with false"),
     ("glm5", {"indexer_types": ["shared"] * 4}, "the first layer has no indexer"),
-    ("glm5", {"indexer_types": ["full"] * 3}, "for each of 4 layers"),
+    ("glm5", {"indexer_types": ["full"] * 3}, "has 3 entries for num_hidden_layers 4"),
     ("glm5", {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "rope_type 'yarn'"),
     ("glm5", {"index_topk_pattern": "FXFF", "indexer_types": None}, "F and S"),
 )

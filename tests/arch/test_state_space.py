@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from agreement import load_reference
+from agreement import config_of, load_reference
 from packers import bf16_values, stored_in
 
 from dynquant.arch.base import Model
 from dynquant.arch.load import describe, load_model
 from dynquant.errors import ArchitectureError
 from dynquant.transforms import read_weights
-
-
-def config_of(family: str) -> dict[str, Any]:
-    text = (load_reference(family).folder / "config.json").read_text("utf-8")
-    config: dict[str, Any] = json.loads(text)
-    return config
 
 
 def stored_values(family: str) -> dict[str, np.ndarray]:
@@ -135,7 +127,7 @@ def test_a_tied_embedding_of_falcon_h1_is_two_matrices_with_their_multipliers() 
         np.testing.assert_array_equal(values(model, name), embedding * np.float32(factor))
 
 
-def test_a_tied_embedding_with_one_multiplier_is_one_matrix(tmp_path: Path) -> None:
+def test_a_tied_embedding_with_one_multiplier_is_one_matrix() -> None:
     config = config_of("falcon-h1-tied") | {"lm_head_multiplier": 5.6}
     assert describe(config, "config.json").tied is not None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,6 +61,13 @@ def load_reference(name: str) -> Reference:
         {entry["text"]: entry["tokens"] for entry in stored["texts"]},
         np.load(references / f"{name}.npy"),
     )
+
+
+def config_of(name: str) -> dict[str, Any]:
+    """Return the config.json of a reference; a new object each time, which tests may change."""
+    text = (TESTS / "references" / name / "config.json").read_text("utf-8")
+    config: dict[str, Any] = json.loads(text)
+    return config
 
 
 def max_difference(reference: F32, ours: F32) -> float:

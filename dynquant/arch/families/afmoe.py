@@ -36,6 +36,7 @@ from dynquant.arch.experts import (
     expert_rows,
     router_row,
     routing_keys,
+    score_bias_row,
     shared_rows,
 )
 from dynquant.arch.gguf_graph import FileKeys, GGUFGraph
@@ -62,7 +63,7 @@ _ATTENTION = (
 )
 _EXPERTS = (
     router_row(_BLOCK + "router.gate.weight"),
-    Row(_BLOCK + "expert_bias", _OUT + "exp_probs_b.bias", "experts"),
+    score_bias_row(_BLOCK + "expert_bias"),
     *expert_rows(_BLOCK, gate="gate_proj", up="up_proj", down="down_proj"),
     *shared_rows(_BLOCK + "shared_experts."),
 )

@@ -26,6 +26,7 @@ from dynquant.arch.experts import (
     expert_rows,
     router_row,
     routing_keys,
+    score_bias_row,
     shared_rows,
 )
 from dynquant.arch.fused_attention import n_fused, separate_rows
@@ -69,7 +70,7 @@ _EXPERTS = (
 )
 ROUTED = (
     *_EXPERTS,
-    Row(_BLOCK + "gate.expert_bias", _OUT + "exp_probs_b.bias", "experts"),
+    score_bias_row(_BLOCK + "gate.expert_bias"),
 )
 PREDICTION = (
     Row(_LAYER + "eh_proj.weight", _OUT + "nextn.eh_proj.weight", "hidden hidden_twice"),

@@ -29,6 +29,7 @@ from dynquant.arch.decoder import (
     decoder_sizes,
     read_decoder,
 )
+from dynquant.arch.dense_layers import n_leading_dense
 from dynquant.arch.experts import (
     SIGMOID,
     SOFTMAX,
@@ -39,7 +40,6 @@ from dynquant.arch.experts import (
     shared_rows,
     with_expert_count,
 )
-from dynquant.arch.families.glm_latent import n_leading_dense
 from dynquant.arch.gguf_graph import GATE_UP, QKV, FileKeys, GGUFGraph
 from dynquant.arch.graph_limits import fixed
 from dynquant.arch.prediction import prediction_of, prediction_rows
@@ -122,9 +122,7 @@ def cohere2moe(config: Mapping[str, Any], where: str) -> Architecture:
     epsilon = own.rms_norm_eps or own.layer_norm_eps
     c = read_decoder({**config, "rms_norm_eps": epsilon}, where, head_dim=128)
     rope = read_rope(config, where, known=("linear", "dynamic", "yarn"))
-    is_stated = config.get("mlp_layer_types") is not None
-    layers = config if is_stated else {"first_k_dense_replace": 0, **config}
-    n_dense = min(n_leading_dense(layers, where), c.num_hidden_layers)
+    n_dense = n_leading_dense(config, where, default=0)
     slides = own.slides(n_dense)
     ArchitectureError.raise_any(own.problems(c, n_dense, slides, where))
     n, ffn = c.num_hidden_layers, c.intermediate_size

@@ -31,7 +31,14 @@ from dynquant.arch.decoder import (
     decoder_sizes,
     read_decoder,
 )
-from dynquant.arch.experts import Routing, expert_rows, router_row, routing_keys, shared_rows
+from dynquant.arch.experts import (
+    Routing,
+    expert_rows,
+    router_row,
+    routing_keys,
+    score_bias_row,
+    shared_rows,
+)
 from dynquant.arch.gguf_graph import FileKeys, GGUFGraph
 from dynquant.arch.graph_limits import fixed, output_apart
 from dynquant.arch.hyper_connections import HYPER, HYPER_HEAD, Hyper
@@ -67,7 +74,7 @@ _LAYER = (
     *shared_rows(_FFN + "shared_experts.", ("w1", "w3", "w2")),
 )
 _TABLE = Row(_FFN + "gate.tid2eid", _OUT + "ffn_gate_tid2eid.weight", "vocab used", via=as_i32)
-_BIAS = Row(_FFN + "gate.bias", _OUT + "exp_probs_b.bias", "experts")
+_BIAS = score_bias_row(_FFN + "gate.bias")
 _OUTPUT = Row("head.weight", "output.weight", "vocab hidden")
 
 

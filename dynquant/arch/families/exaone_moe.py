@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dynquant.arch.base import Architecture, Form, ModelTensor, Prediction, Row, on
+from dynquant.arch.base import Architecture, ModelTensor, Prediction, on
 from dynquant.arch.config import AheadCount, Count, ExpertsCount, Positive, Truth, read_config
 from dynquant.arch.decoder import (
     ATTENTION,
@@ -21,17 +21,18 @@ from dynquant.arch.decoder import (
     decoder_sizes,
     read_decoder,
 )
+from dynquant.arch.dense_layers import n_leading_dense
 from dynquant.arch.experts import (
     SIGMOID,
     Routing,
     expert_rows,
     router_row,
     routing_keys,
+    score_bias_row,
     shared_rows,
     with_expert_count,
 )
 from dynquant.arch.families.exaone4 import Windows
-from dynquant.arch.families.glm_latent import n_leading_dense
 from dynquant.arch.families.qwen3_next import AHEAD
 from dynquant.arch.gguf_graph import GGUFGraph
 from dynquant.arch.graph_limits import fixed, output_apart
@@ -47,12 +48,7 @@ _MLP = "model.layers.{}.mlp."
 _BIAS = "e_score_correction_bias"
 _EXPERTS = (
     router_row(_MLP + "gate.weight"),
-    Row(
-        _MLP + _BIAS,
-        "blk.{}.exp_probs_b.bias",
-        "experts",
-        forms=(Form(f"{_MLP}gate.{_BIAS}", "experts"),),
-    ),
+    score_bias_row(_MLP + _BIAS, f"{_MLP}gate.{_BIAS}"),
     *expert_rows(_MLP, gate="gate_proj", up="up_proj", down="down_proj"),
     *shared_rows(_MLP + "shared_experts."),
 )
@@ -101,7 +97,7 @@ def exaonemoe(config: Mapping[str, Any], where: str) -> Architecture:
     rope = read_rope(config, where, known=("linear", "dynamic", "yarn", "llama3"))
     ArchitectureError.raise_any((*windows.pattern_problems(where), *own.problems(c, where)))
     n, slides = c.num_hidden_layers, windows.slides()
-    n_dense = min(n_leading_dense(_with_dense(config), where), n)
+    n_dense = n_leading_dense(_with_dense(config), where)
     routing = Routing(
         own.num_experts,
         own.num_experts_per_tok,

@@ -37,8 +37,9 @@ from dynquant.arch.experts import SIGMOID_EXPERTS, routing_keys, with_expert_cou
 from dynquant.arch.gguf_graph import FileKeys, GGUFGraph
 from dynquant.arch.graph_limits import fixed, output_apart
 from dynquant.arch.hyper_connections import HYPER, Hyper
+from dynquant.arch.indexer import Indexed, Indexer, has_own_indexer
 from dynquant.arch.latent_mixture import NO_POSITIONS, Mixture
-from dynquant.arch.pooled_indexer import INDEXER, KINDS, Indexer, has_own_indexer
+from dynquant.arch.pooled_indexer import INDEXER, Pools
 from dynquant.arch.prediction import prediction_of, prediction_rows
 from dynquant.arch.settings import DECODER, Declared, Settings, constant, harmless, reads
 from dynquant.arch.wrapped import Wrapped
@@ -48,6 +49,9 @@ from dynquant.keys import Keys, f32, f32s, i32s, u32
 NAME = "glm5-next"
 _DEFAULTS: dict[str, Any] = {
     "hidden_size": 4096,
+    "index_head_dim": 128,
+    "index_n_heads": 32,
+    "index_topk": 2048,
     "intermediate_size": 12288,
     "kv_lora_rank": 512,
     "max_position_embeddings": 1 << 20,
@@ -88,7 +92,8 @@ def glm5_next(config: Mapping[str, Any], where: str) -> Architecture:
     stated["num_experts"] = stated["num_experts"] or 288
     c, own = read_decoder(stated, where), read_config(_Own, stated, where)
     m, hyper = read_config(Mixture, stated, where), read_config(Hyper, stated, where)
-    indexer, has_own = read_config(Indexer, stated, where), has_own_indexer(stated, where)
+    indexer, pools = read_config(Indexer, stated, where), read_config(Pools, stated, where)
+    has_own = has_own_indexer(stated, where)
     delta = read_delta(stated, where, n_heads=64, lower_bound=default_bound(config))
     recurrent = delta_layers(stated, where, by_default=lambda n: n % 4 != 3, first=0)
     ArchitectureError.raise_any(
@@ -96,7 +101,7 @@ def glm5_next(config: Mapping[str, Any], where: str) -> Architecture:
             _problems(c, m, recurrent, has_own, where),
             delta.problems(c.num_attention_heads, where),
             hyper.problems(where),
-            indexer.problems(where),
+            pools.problems(indexer, where),
         )
     )
     n, n_dense = c.num_hidden_layers, n_leading_dense(stated, where, default=3)
@@ -108,7 +113,8 @@ def glm5_next(config: Mapping[str, Any], where: str) -> Architecture:
         | {f"{NAME}.vocab_size": u32(c.vocab_size)}
         | latent.keys(NAME, "split")
         | delta.keys(NAME)
-        | indexer.keys(NAME, has_own)
+        | indexer.keys(NAME)
+        | pools.keys(NAME, has_own)
         | hyper.keys(NAME)
         | _by_layer(recurrent, own.swiglu_limit, n_ahead=0)
         # Of the indexer's norm; the model's own code has this number too.
@@ -137,6 +143,7 @@ def glm5_next(config: Mapping[str, Any], where: str) -> Architecture:
             **m.sizes,
             **delta.sizes,
             **indexer.sizes,
+            **pools.sizes,
             **hyper.sizes(c.hidden_size),
             "hidden_twice": 2 * c.hidden_size,
         },
@@ -181,7 +188,7 @@ def _problems(
 
 
 _SETTINGS = Settings(
-    read=(DECODER | KINDS | reads(_Own, DenseLayers, Mixture, Delta, Indexer, Hyper))
+    read=(DECODER | reads(_Own, DenseLayers, Mixture, Delta, Indexer, Indexed, Pools, Hyper))
     | {"layer_types", "linear_attn_config", "n_routed_experts", "num_local_experts"},
     harmless=NO_POSITIONS
     | harmless("the model has no rotary embeddings", "indexer_rope_interleave")

@@ -1,4 +1,4 @@
-"""GPT-NeoX and Pythia: attention and MLP in parallel, each with a norm."""
+"""GPT-NeoX and Pythia: attention and MLP in parallel, after separate norms."""
 
 from __future__ import annotations
 

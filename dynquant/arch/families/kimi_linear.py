@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import chain
 from typing import Any
 
-from dynquant.arch.base import Architecture, Form, Row, on
+from dynquant.arch.base import Architecture, Form, on
 from dynquant.arch.config import read_config, usual_names, without_nulls
 from dynquant.arch.decoder import (
     EMBEDDING,
@@ -31,7 +31,7 @@ from dynquant.arch.delta_attention import (
     read_delta,
 )
 from dynquant.arch.dense_layers import DenseLayers, n_leading_dense
-from dynquant.arch.experts import expert_rows, router_row, routing_keys, shared_rows
+from dynquant.arch.experts import expert_rows, router_row, routing_keys, score_bias_row, shared_rows
 from dynquant.arch.gguf_graph import GGUFGraph
 from dynquant.arch.graph_limits import fixed, other_epsilon, output_apart
 from dynquant.arch.latent_mixture import NO_POSITIONS, SPELLINGS, Mixture
@@ -52,12 +52,7 @@ DENSE = tuple(
 )
 EXPERTS = (
     router_row(_BLOCK + "gate.weight", _MLP + "gate.weight"),
-    Row(
-        _BLOCK + "gate.e_score_correction_bias",
-        "blk.{}.exp_probs_b.bias",
-        "experts",
-        forms=(Form(_MLP + "gate.e_score_correction_bias", "experts"),),
-    ),
+    score_bias_row(_BLOCK + "gate.e_score_correction_bias", _MLP + "gate.e_score_correction_bias"),
     *expert_rows(_BLOCK, gate="w1", up="w3", down="w2"),
     *(
         replace(row, forms=(Form(row.stored, row.shape).within(_BLOCK, _MLP),))

@@ -23,16 +23,17 @@ from dynquant.arch.decoder import (
     decoder_sizes,
     read_decoder,
 )
+from dynquant.arch.dense_layers import DenseLayers, n_leading_dense
 from dynquant.arch.experts import (
     SIGMOID,
     Routing,
     expert_rows,
     router_row,
     routing_keys,
+    score_bias_row,
     shared_rows,
     with_expert_count,
 )
-from dynquant.arch.families.glm_latent import n_leading_dense
 from dynquant.arch.gguf_graph import GGUFGraph
 from dynquant.arch.graph_limits import fixed
 from dynquant.arch.rope import Rope, deviations, read_rope, ropes_by_kind
@@ -54,12 +55,7 @@ _MLP = "model.layers.{}.mlp."
 _GATE = Row("model.layers.{}.self_attn.g_proj.weight", "blk.{}.attn_gate.weight", "gate hidden")
 _EXPERTS = (
     router_row(_MLP + "gate.weight"),
-    Row(
-        _MLP + "experts.e_score_correction_bias",
-        "blk.{}.exp_probs_b.bias",
-        "experts",
-        forms=(Form(_MLP + "gate.e_score_correction_bias", "experts"),),
-    ),
+    score_bias_row(_MLP + "experts.e_score_correction_bias", _MLP + "gate.e_score_correction_bias"),
     *expert_rows(_MLP, gate="gate_proj", up="up_proj", down="down_proj"),
     # Transformers 5 names them in the plural.
     *(
@@ -130,7 +126,7 @@ def laguna(config: Mapping[str, Any], where: str) -> Architecture:
     rotated = [int(c.n_per_head * r.partial_rotary_factor) for r in (rope, local)]
     ArchitectureError.raise_any(own.problems(c, rotated, where))
     n, heads = c.num_hidden_layers, own.heads(c)
-    n_dense = min(n_leading_dense({"num_hidden_layers": n, **_dense(present)}, where), n)
+    n_dense = n_leading_dense(present, where)
     slides = tuple(kind == "sliding_attention" for kind in own.layer_types or ("",) * n)
     routing = Routing(
         own.num_experts,
@@ -185,10 +181,6 @@ def laguna(config: Mapping[str, Any], where: str) -> Architecture:
     )
 
 
-def _dense(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in config.items() if k in ("mlp_layer_types", "first_k_dense_replace")}
-
-
 def _of_width(rows: Iterable[Row], n_heads: int) -> Iterator[Row]:
     """Yield rows of attention whose dimensions `q` and `gate` are those of so many heads."""
     for row in rows:
@@ -211,7 +203,7 @@ FAMILIES = {
         laguna,
         Settings(
             read=(DECODER - {*OF_POSITIONS.split()})
-            | reads(_Laguna, more="mlp_layer_types num_local_experts n_routed_experts"),
+            | reads(_Laguna, DenseLayers, more="num_local_experts n_routed_experts"),
             harmless={
                 **harmless("the shapes of stored matrices show it", "gating_types"),
                 **harmless("the model's own code reads rope_parameters only", OF_POSITIONS),

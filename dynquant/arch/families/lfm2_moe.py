@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dynquant.arch.base import Architecture, Row, on
+from dynquant.arch.base import Architecture, on
 from dynquant.arch.config import Count, ExpertsCount, LayersCount, Natural, read_config
 from dynquant.arch.experts import (
     SIGMOID,
@@ -14,6 +14,7 @@ from dynquant.arch.experts import (
     expert_rows,
     router_row,
     routing_keys,
+    score_bias_row,
     with_expert_count,
 )
 from dynquant.arch.families.lfm2 import BLOCK, HARMLESS, MLP, ONLY, READ, hybrid, layers_of
@@ -23,7 +24,7 @@ from dynquant.arch.short_convolution import LAYER_TYPES
 
 _EXPERTS = (
     router_row(BLOCK + "gate.weight"),
-    Row(BLOCK + "expert_bias", "blk.{}.exp_probs_b.bias", "experts"),
+    score_bias_row(BLOCK + "expert_bias"),
     *expert_rows(BLOCK, gate="w1", up="w3", down="w2"),
 )
 

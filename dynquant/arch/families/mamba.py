@@ -1,4 +1,4 @@
-"""Mamba, Falcon-Mamba and Mamba 2: models of state space layers alone."""
+"""Mamba, Falcon-Mamba and Mamba 2: models with only state space layers."""
 
 from __future__ import annotations
 

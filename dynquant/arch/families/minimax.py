@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dynquant.arch.base import Architecture, Form, Row
+from dynquant.arch.base import Architecture, Row
 from dynquant.arch.config import Count, ExpertsCount, Natural, read_config
 from dynquant.arch.decoder import (
     ATTENTION,
@@ -22,6 +22,7 @@ from dynquant.arch.experts import (
     expert_rows,
     router_row,
     routing_keys,
+    score_bias_row,
     with_expert_count,
 )
 from dynquant.arch.gguf_graph import GGUFGraph
@@ -49,12 +50,7 @@ _LAYER = (
     Row(_IN + "self_attn.q_norm.weight", _OUT + "attn_q_norm.weight", "q"),
     Row(_IN + "self_attn.k_norm.weight", _OUT + "attn_k_norm.weight", "kv"),
     router_row(_BLOCK + "gate.weight", _IN + "mlp.gate.weight"),
-    Row(
-        _BLOCK + "e_score_correction_bias",
-        _OUT + "exp_probs_b.bias",
-        "experts",
-        forms=(Form(_IN + "mlp.e_score_correction_bias", "experts"),),
-    ),
+    score_bias_row(_BLOCK + "e_score_correction_bias", _IN + "mlp.e_score_correction_bias"),
     *expert_rows(_BLOCK, gate="w1", up="w3", down="w2"),
 )
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dynquant.arch.base import Architecture, Form, Row, on
+from dynquant.arch.base import Architecture, on
 from dynquant.arch.block_indexer import BLOCK_INDEXER, SPARSE, BlockIndexer, read_block_indexer
 from dynquant.arch.config import Count, ExpertsCount, Positive, read_config, without_nulls
 from dynquant.arch.decoder import (
@@ -30,6 +30,7 @@ from dynquant.arch.experts import (
     expert_rows,
     router_row,
     routing_keys,
+    score_bias_row,
     shared_rows,
     with_expert_count,
 )
@@ -56,12 +57,7 @@ _IN, _OUT = "model.layers.{}.", "blk.{}."
 _BLOCK = _IN + "block_sparse_moe."
 _SPARSE = (
     router_row(_BLOCK + "gate.weight", _IN + "mlp.gate.weight"),
-    Row(
-        _BLOCK + "e_score_correction_bias",
-        _OUT + "exp_probs_b.bias",
-        "experts",
-        forms=(Form(_IN + "mlp.gate.e_score_correction_bias", "experts"),),
-    ),
+    score_bias_row(_BLOCK + "e_score_correction_bias", _IN + "mlp.gate.e_score_correction_bias"),
     *expert_rows(_BLOCK, gate="w1", up="w3", down="w2"),
     *shared_rows(_BLOCK + "shared_experts."),
     *BLOCK_INDEXER,

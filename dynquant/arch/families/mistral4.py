@@ -83,8 +83,8 @@ def mistral4(config: Mapping[str, Any], where: str) -> Architecture:
     part = heads.qk_rope_head_dim / (heads.qk_rope_head_dim + heads.qk_nope_head_dim)
     ArchitectureError.raise_any(rope.problems(part, where))
     rest = {k: v for k, v in stated.items() if k not in ("partial_rotary_factor", "rope_scaling")}
-    alone = {**completed, "rope_parameters": rest, "rope_scaling": None}
-    found = _renamed(softmax_mixture(alone, where))
+    without_ropes = {**completed, "rope_parameters": rest, "rope_scaling": None}
+    found = _renamed(softmax_mixture(without_ropes, where))
     growth = {
         f"{NAME}.attention.temperature_scale": f32(rope.llama_4_scaling_beta),
         f"{NAME}.attention.temperature_length": u32(rope.original_max_position_embeddings),

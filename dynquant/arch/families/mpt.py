@@ -99,7 +99,7 @@ _SETTINGS = Settings(
     read=frozenset({*_NAMES, *_NAMES.values(), "vocab_size", "tie_word_embeddings"}) | reads(_Mpt),
     harmless=harmless("has no effect with ALiBi", "learned_pos_emb")
     | harmless("used while training only", "embedding_fraction emb_pdrop")
-    | harmless("how the weights began, and where", "init_config init_device verbose")
+    | harmless("the initial weights, and the device for them", "init_config init_device verbose")
     | harmless("how the model was made", "tokenizer_name fc_type use_pad_tok_in_ffn"),
     only=constant(True, "no_bias")
     | {

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from dynquant.arch.base import Architecture, Row, on
-from dynquant.arch.config import Count, read_config
+from dynquant.arch.config import MAX_LAYERS, Count, read_config
 from dynquant.arch.families.nemotron_h import SETTINGS, nemotron_h
 from dynquant.arch.layer_kinds import EXPERTS, PLACES
 from dynquant.arch.settings import Declared, harmless
@@ -16,8 +16,6 @@ from dynquant.keys import i32s
 from dynquant.untrusted import shown
 
 _BLOCKS = "block_configs"
-_MAX_LAYERS = 512
-"""LLAMA_MAX_LAYERS of llama.cpp."""
 
 
 @dataclass(frozen=True)
@@ -89,10 +87,10 @@ def _blocks(config: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
         raise ArchitectureError(
             f"{where}: {_BLOCKS} is {shown(config.get(_BLOCKS))}; it must be a list"
         )
-    if len(blocks) > _MAX_LAYERS:
+    if len(blocks) > MAX_LAYERS:
         raise ArchitectureError(
             f"{where}: {_BLOCKS} has {len(blocks)} entries; llama.cpp computes at most"
-            f" {_MAX_LAYERS} layers"
+            f" {MAX_LAYERS} layers"
         )
     if not all(isinstance(block, dict) for block in blocks):
         raise ArchitectureError(f"{where}: {_BLOCKS} must be a list of objects")

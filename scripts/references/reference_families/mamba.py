@@ -1,4 +1,4 @@
-"""Models of state space layers alone: Mamba, Falcon-Mamba, Mamba 2."""
+"""Models with only state space layers: Mamba, Falcon-Mamba, Mamba 2."""
 
 from __future__ import annotations
 
