@@ -102,7 +102,7 @@ def respelled(config: Mapping[str, Any], where: str) -> dict[str, Any]:
         f"{where}: {name} is {value} and {SPELLINGS[name]} is {found[SPELLINGS[name]]}, two names"
         " of one setting; remove the one that is wrong"
         for name, value in stated.items()
-        if found.get(SPELLINGS[name], value) != value
+        if SPELLINGS[name] in found and found[SPELLINGS[name]] != value
     )
     return found | {SPELLINGS[name]: value for name, value in stated.items()}
 
