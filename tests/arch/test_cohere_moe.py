@@ -62,6 +62,13 @@ def test_layers_with_experts_count_their_windows_from_the_first_of_them() -> Non
     assert slides == (False, True, True, True, False)
 
 
+def test_dense_layers_of_mlp_layer_types_count_with_the_others() -> None:
+    # As transformers' class counts them: the fourth of all layers has no window.
+    found = describe(config_of(layer_types=None, sliding_window_pattern=4), "config.json")
+    slides = found.keys["cohere2moe.attention.sliding_window_pattern"].value
+    assert slides == (True, True, True, False, True)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

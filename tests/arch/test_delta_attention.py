@@ -137,6 +137,13 @@ def rewritten(
     return write_stored(folder, config, {n: x for n, x in stored.items() if x is not None})
 
 
+def test_a_nan_under_a_published_name_is_an_error() -> None:
+    path = load_reference("kimi-linear").folder / "config.json"
+    config = json.loads(path.read_text("utf-8")) | {"num_shared_experts": float("nan")}
+    with pytest.raises(ArchitectureError, match="n_shared_experts is nan"):
+        describe(config, "config.json")
+
+
 def test_rates_of_kimi_k3_without_padding_give_the_same_file(tmp_path: Path) -> None:
     source = load_reference(K3).folder
     found = stored_in(source).items()

@@ -13,6 +13,7 @@ from agreement import load_reference
 from packers import FORMATS, Stored, stored_in, write_stored
 
 from dynquant.arch.load import describe, load_model
+from dynquant.errors import ArchitectureError
 from dynquant.transforms import read_weights
 
 
@@ -35,6 +36,11 @@ def config() -> dict[str, Any]:
 def test_rotary_dim_applies_if_no_factor_is_stated(changes: dict[str, Any], n_rotated: int) -> None:
     found = describe(config() | changes, "config.json")
     assert found.keys["minimax-m2.rope.dimension_count"].value == n_rotated
+
+
+def test_a_head_size_that_is_no_number_is_an_error() -> None:
+    with pytest.raises(ArchitectureError, match="head_dim is 'x'"):
+        describe(config() | {"head_dim": "x"}, "config.json")
 
 
 def test_layers_that_predict_further_tokens_are_left_out(tmp_path: Path) -> None:

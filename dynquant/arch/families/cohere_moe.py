@@ -78,12 +78,17 @@ class _Cohere:
     layer_norm_eps: Positive = 1e-5
     rms_norm_eps: Positive | None = None
     num_nextn_predict_layers: AheadCount = 0
+    first_k_dense_replace: Natural = 0
 
-    def slides(self, n_dense: int) -> tuple[bool, ...]:
-        """Return which layers have a window; those with experts count from the first of them."""
+    def slides(self) -> tuple[bool, ...]:
+        """Return which layers have a window; those after first_k_dense_replace restart.
+
+        As in transformers, dense layers that mlp_layer_types states count with the others.
+        """
         if self.layer_types is not None:
             return tuple(kind == "sliding_attention" for kind in self.layer_types)
         first, rest = self.prefix_dense_sliding_window_pattern, self.sliding_window_pattern
+        n_dense = min(self.first_k_dense_replace, self.num_hidden_layers)
         return (
             *((layer + 1) % first != 0 for layer in range(n_dense)),
             *((layer + 1) % rest != 0 for layer in range(self.num_hidden_layers - n_dense)),
@@ -123,7 +128,7 @@ def cohere2moe(config: Mapping[str, Any], where: str) -> Architecture:
     c = read_decoder({**config, "rms_norm_eps": epsilon}, where, head_dim=128)
     rope = read_rope(config, where, known=("linear", "dynamic", "yarn"))
     n_dense = n_leading_dense(config, where, default=0)
-    slides = own.slides(n_dense)
+    slides = own.slides()
     ArchitectureError.raise_any(own.problems(c, n_dense, slides, where))
     n, ffn = c.num_hidden_layers, c.intermediate_size
     is_softmax = own.expert_selection_fn == "softmax"

@@ -106,6 +106,7 @@ _HARMLESS = (
         "reorder_and_upcast_attn attention_softmax_in_fp32 scale_attention_softmax_in_fp32",
     )
     | harmless("repeats n_positions", "n_ctx")
+    | harmless("how the model is computed", "output_past")
     | harmless(
         "of a head that summarizes, which the file leaves out",
         "summary_activation summary_first_dropout summary_proj_to_labels summary_type"

@@ -108,9 +108,11 @@ def with_factor(config: Mapping[str, Any], rotary_dim: int | None) -> Mapping[st
     """Return config.json with partial_rotary_factor; published files state rotary_dim."""
     key = "partial_rotary_factor"
     stated = (config.get(key), rope_settings(config).get(key))
+    size = config.get("head_dim") or 128
     if rotary_dim is None or any(factor is not None for factor in stated):
         return config
-    return {**config, key: rotary_dim / (config.get("head_dim") or 128)}
+    # A size that is no number is reported with the other settings of all decoders.
+    return {**config, key: rotary_dim / size} if isinstance(size, int) else config
 
 
 FAMILIES = {
