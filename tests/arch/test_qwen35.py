@@ -324,6 +324,14 @@ def test_default_sections_are_those_of_transformers() -> None:
     assert keys["qwen35.rope.dimension_count"].value == 64
 
 
+@pytest.mark.parametrize("kind", ["full", "linear"])
+def test_layers_of_one_kind_are_refused(kind: str) -> None:
+    config = config_of("qwen3next")
+    config["layer_types"] = [f"{kind}_attention"] * config["num_hidden_layers"]
+    with pytest.raises(ArchitectureError, match=f"all layers have {kind} attention"):
+        describe(config, "config.json")
+
+
 def test_more_sections_than_rotary_pairs_are_refused() -> None:
     with pytest.raises(ArchitectureError, match="has 7 rotary pairs, but heads have 6"):
         describe(with_sections([3, 2, 2]), "config.json")

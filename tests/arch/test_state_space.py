@@ -50,7 +50,6 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("jamba", {"layers_block_type": ["mamba"]}, "has 1 entries for num_hidden_layers 5"),
     ("jamba", {"num_attention_heads": 3}, "not a multiple"),
     ("mamba", {"expand": 4, "intermediate_size": None}, "expand is 4; llama.cpp computes .* 2"),
-    ("falcon-mamba", {"intermediate_size": 128}, "intermediate_size is 128; .* twice hidden_size"),
     ("mamba", {"use_conv_bias": False}, "llama.cpp computes this family with true"),
     ("mamba", {"hidden_act": "gelu"}, "llama.cpp computes this family with 'silu'"),
     ("mamba2", {"num_heads": 8}, "do not make up expand 2 times hidden_size 32"),

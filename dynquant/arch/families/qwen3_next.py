@@ -98,6 +98,11 @@ def hybrid(
         chain(fixed(c, {"attention_bias": False}, where), linear.problems(where))
     )
     recurrent = linear.recurrent(n)
+    if len({*recurrent}) == 1:
+        raise ArchitectureError(
+            f"{where}: all layers have {'linear' if recurrent[0] else 'full'} attention; llama.cpp"
+            " needs layers of both kinds in this family"
+        )
     keys = (
         decoder_keys(name, c, rope, c.n_per_head)
         | (routing_keys(name, experts.routing) if experts else {})
