@@ -5,6 +5,7 @@ That files give the answers of the references is in test_families.py.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path

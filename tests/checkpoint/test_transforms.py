@@ -18,6 +18,7 @@ from dynquant.transforms import (
     Elementwise,
     Reshaped,
     Rows,
+    ScaledRows,
     Transposed,
     column,
     elements_of_each,
@@ -27,7 +28,6 @@ from dynquant.transforms import (
     plus_one,
     reordered,
     rows_of_each,
-    scaled_rows,
     stack,
 )
 
@@ -121,7 +121,7 @@ def groups() -> tuple[F32, TensorSource]:
 def each_row_scaled() -> tuple[F32, TensorSource]:
     x, source = both(5, 4)
     factors = np.array([1, 0.5, 3, -1, 0.1], np.float32)
-    return x * factors[:, None], scaled_rows(source, factors)
+    return x * factors[:, None], ScaledRows(source, factors)
 
 
 def rotary_pairs_of_a_part() -> tuple[F32, TensorSource]:
