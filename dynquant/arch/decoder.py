@@ -9,7 +9,7 @@ from typing import Any
 
 from dynquant.arch.base import Row, Via
 from dynquant.arch.config import Count, LayersCount, Positive, Truth, read_config, without_nulls
-from dynquant.arch.rope import Rope, scaling_keys
+from dynquant.arch.positions.rope import Rope, scaling_keys
 from dynquant.errors import ArchitectureError
 from dynquant.keys import Keys, boolean, f32, u32
 from dynquant.transforms import interleaved_heads

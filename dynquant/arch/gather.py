@@ -12,8 +12,8 @@ import numpy as np
 from dynquant.arch.base import Architecture, ModelTensor, Prediction, TensorName, Via
 from dynquant.arch.buffers import constants
 from dynquant.arch.leave_out import LeaveOut
-from dynquant.arch.stacks import unreadable_stacks
-from dynquant.arch.wanted import Spelling, Wanted, wanted_of
+from dynquant.arch.mixtures.stacks import unreadable_stacks
+from dynquant.arch.wanted_tensors import Spelling, Wanted, wanted_of
 from dynquant.checkpoint.packed import Packed, Weight, unpack
 from dynquant.checkpoint.safetensors import Checkpoint
 from dynquant.checkpoint.safetensors_header import StoredTensor

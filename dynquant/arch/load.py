@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 from dynquant.arch.base import Architecture, Model, ModelTensor
 from dynquant.arch.dense_modules import WITH_DENSE, read_dense
 from dynquant.arch.gather import gather
-from dynquant.arch.gguf_model import load_gguf
+from dynquant.arch.gguf_files.model import load_gguf
 from dynquant.arch.headless import with_copied_head
 from dynquant.arch.metadata import general_keys
 from dynquant.arch.model_types import class_of

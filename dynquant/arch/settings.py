@@ -17,9 +17,9 @@ from typing import Any, cast
 
 from dynquant.arch.base import Architecture
 from dynquant.arch.decoder import Config
-from dynquant.arch.experts import routing_problems
 from dynquant.arch.families import Family
-from dynquant.arch.rope import Rope
+from dynquant.arch.mixtures.experts import routing_problems
+from dynquant.arch.positions.rope import Rope
 from dynquant.errors import ArchitectureError, Problems
 from dynquant.untrusted import shown
 

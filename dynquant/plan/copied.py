@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dynquant.arch.gguf_model import stored_gguf
+from dynquant.arch.gguf_files.model import stored_gguf
 from dynquant.checkpoint.gguf_shards import open_gguf
 from dynquant.plan.make import lay_out_tensors
 from dynquant.plan.plan import Plan, RecipeText

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from dynquant.arch.gguf_needs import (
+from dynquant.arch.gguf_files.needs import (
     Contents,
     doubts,
     key_problems,

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynquant.arch.rope import llama3_factors, read_rope
+from dynquant.arch.positions.rope import llama3_factors, read_rope
 from dynquant.errors import ArchitectureError
 from dynquant.tensors import Computed, TensorSource, row_bytes
 from dynquant.transforms import interleaved_heads

@@ -14,7 +14,7 @@ from handmade import recipe
 from safetensors.numpy import save_file
 
 from dynquant.arch.load import describe, load_model
-from dynquant.arch.rope import proportional_factors, read_rope
+from dynquant.arch.positions.rope import proportional_factors, read_rope
 from dynquant.errors import ArchitectureError
 from dynquant.importance.audit import missing
 from dynquant.plan.make import make_plan

@@ -16,7 +16,7 @@ from oracles import gguf_decode
 from typer.testing import CliRunner
 
 from dynquant.arch.base import ModelTensor
-from dynquant.arch.gguf_model import stored_gguf
+from dynquant.arch.gguf_files.model import stored_gguf
 from dynquant.arrays import F32
 from dynquant.cli import app
 from dynquant.conversion.result import Result

@@ -24,8 +24,8 @@ from published_configs import MODELS
 from subsets import FAST_FAMILIES, slow_except
 
 import dynquant
-from dynquant.arch.gguf_needs import Contents, tensor_problems
-from dynquant.arch.graph_tensors import graph_of, knows
+from dynquant.arch.gguf_files.needs import Contents, tensor_problems
+from dynquant.arch.gguf_files.required import graph_of, knows
 from dynquant.arch.load import load_model
 from dynquant.errors import CheckpointError
 from dynquant.keys import string

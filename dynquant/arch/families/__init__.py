@@ -14,7 +14,7 @@ from pkgutil import iter_modules
 from typing import Any
 
 from dynquant.arch.base import Architecture
-from dynquant.arch.gguf_graph import GGUFGraph
+from dynquant.arch.gguf_files.graph import GGUFGraph
 
 Family = Callable[[Mapping[str, Any], str], Architecture]
 """Describes a config.json, given its path to begin messages with. Raises ArchitectureError."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dynquant.arch.attention.windows import layer_types, window_keys
 from dynquant.arch.base import Architecture, Row, on
 from dynquant.arch.config import (
     Count,
@@ -30,7 +31,9 @@ from dynquant.arch.decoder import (
     decoder_sizes,
     read_decoder,
 )
-from dynquant.arch.experts import (
+from dynquant.arch.gguf_files.graph import FileKeys, GGUFGraph
+from dynquant.arch.graph_limits import fixed
+from dynquant.arch.mixtures.experts import (
     SIGMOID,
     Routing,
     expert_rows,
@@ -39,11 +42,8 @@ from dynquant.arch.experts import (
     score_bias_row,
     shared_rows,
 )
-from dynquant.arch.gguf_graph import FileKeys, GGUFGraph
-from dynquant.arch.graph_limits import fixed
-from dynquant.arch.rope import deviations, read_rope
+from dynquant.arch.positions.rope import deviations, read_rope
 from dynquant.arch.settings import DECODER, Declared, Settings, constant, harmless, reads
-from dynquant.arch.windows import layer_types, window_keys
 from dynquant.errors import ArchitectureError
 from dynquant.keys import u32
 

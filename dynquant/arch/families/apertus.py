@@ -21,9 +21,9 @@ from dynquant.arch.decoder import (
     decoder_sizes,
     read_decoder,
 )
-from dynquant.arch.gguf_graph import GGUFGraph
+from dynquant.arch.gguf_files.graph import GGUFGraph
 from dynquant.arch.graph_limits import fixed, output_apart
-from dynquant.arch.rope import llama3_factors, read_rope
+from dynquant.arch.positions.rope import llama3_factors, read_rope
 from dynquant.arch.settings import DECODER, NO_WINDOW, Declared, Settings
 from dynquant.errors import ArchitectureError
 from dynquant.keys import u32

@@ -9,7 +9,7 @@ from typing import Any
 from dynquant.arch.base import Architecture, renamed
 from dynquant.arch.decoder import read_decoder
 from dynquant.arch.families.llama import llama
-from dynquant.arch.gguf_graph import GGUFGraph
+from dynquant.arch.gguf_files.graph import GGUFGraph
 from dynquant.arch.graph_limits import fixed
 from dynquant.arch.settings import DECODER, NO_WINDOW, Declared, Settings
 from dynquant.errors import ArchitectureError

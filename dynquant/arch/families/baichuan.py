@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from dynquant.arch.attention.fused import n_fused, separate_rows
 from dynquant.arch.base import Architecture
 from dynquant.arch.config import Count, read_config, without_nulls
 from dynquant.arch.decoder import (
@@ -22,10 +23,9 @@ from dynquant.arch.decoder import (
     decoder_sizes,
     read_decoder,
 )
-from dynquant.arch.fused_attention import n_fused, separate_rows
-from dynquant.arch.gguf_graph import GGUFGraph
+from dynquant.arch.gguf_files.graph import GGUFGraph
 from dynquant.arch.graph_limits import fixed, output_apart
-from dynquant.arch.rope import read_rope
+from dynquant.arch.positions.rope import read_rope
 from dynquant.arch.settings import DECODER, NO_WINDOW, Declared, Settings, harmless, reads
 from dynquant.arrays import F32
 from dynquant.errors import ArchitectureError

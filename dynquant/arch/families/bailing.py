@@ -8,6 +8,7 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
+from dynquant.arch.attention.fused import n_fused, separate_rows
 from dynquant.arch.base import Architecture, Row, on
 from dynquant.arch.config import (
     AheadCount,
@@ -20,7 +21,9 @@ from dynquant.arch.config import (
     without_nulls,
 )
 from dynquant.arch.decoder import IGNORED, MLP, OUTPUT, OUTPUT_NORM, Config, decoder_sizes
-from dynquant.arch.experts import (
+from dynquant.arch.gguf_files.graph import GGUFGraph
+from dynquant.arch.graph_limits import fixed, group_problems, heads_fill_hidden, output_apart
+from dynquant.arch.mixtures.experts import (
     SIGMOID,
     Routing,
     expert_rows,
@@ -29,12 +32,9 @@ from dynquant.arch.experts import (
     score_bias_row,
     shared_rows,
 )
-from dynquant.arch.fused_attention import n_fused, separate_rows
-from dynquant.arch.gguf_graph import GGUFGraph
-from dynquant.arch.graph_limits import fixed, group_problems, heads_fill_hidden, output_apart
-from dynquant.arch.partial_rotation import partial_keys, read_partial
+from dynquant.arch.positions.partial_rotation import partial_keys, read_partial
+from dynquant.arch.positions.rope import deviations
 from dynquant.arch.prediction import prediction_of
-from dynquant.arch.rope import deviations
 from dynquant.arch.settings import (
     DECODER,
     NO_WINDOW,

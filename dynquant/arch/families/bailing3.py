@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from dynquant.arch.attention.delta import INPUTS, NORMS, RESULT, VIA, WHOLE, Delta
+from dynquant.arch.attention.latent import Latent
 from dynquant.arch.base import Architecture, Row, on
 from dynquant.arch.config import (
     AheadCount,
@@ -28,16 +30,14 @@ from dynquant.arch.decoder import (
     decoder_sizes,
     read_decoder,
 )
-from dynquant.arch.delta_attention import INPUTS, NORMS, RESULT, VIA, WHOLE, Delta
-from dynquant.arch.dense_layers import DenseLayers, n_leading_dense
-from dynquant.arch.experts import routing_keys
 from dynquant.arch.families.bailing import EMBEDDING, PREDICTION, ROUTED, TIED
-from dynquant.arch.gguf_graph import FileKeys, GGUFGraph
+from dynquant.arch.gguf_files.graph import FileKeys, GGUFGraph
 from dynquant.arch.graph_limits import fixed, other_epsilon
-from dynquant.arch.latent_attention import Latent
-from dynquant.arch.latent_mixture import SPELLINGS, Mixture
+from dynquant.arch.mixtures.dense_layers import DenseLayers, n_leading_dense
+from dynquant.arch.mixtures.experts import routing_keys
+from dynquant.arch.mixtures.with_delta import SPELLINGS, Mixture
+from dynquant.arch.positions.rope import read_rope
 from dynquant.arch.prediction import prediction_of
-from dynquant.arch.rope import read_rope
 from dynquant.arch.settings import DECODER, Declared, Settings, constant, harmless, reads
 from dynquant.errors import ArchitectureError
 from dynquant.keys import Keys, KeyValue, boolean, f32s, i32s, u32

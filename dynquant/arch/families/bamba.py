@@ -9,7 +9,7 @@ from typing import Any
 from dynquant.arch import decoder
 from dynquant.arch.base import Architecture, Row
 from dynquant.arch.config import Count, LayersCount, Natural, read_config
-from dynquant.arch.partial_rotation import partial_keys, read_partial
+from dynquant.arch.positions.partial_rotation import partial_keys, read_partial
 from dynquant.arch.settings import (
     DECODER,
     NO_WINDOW,
@@ -19,7 +19,7 @@ from dynquant.arch.settings import (
     harmless,
     reads,
 )
-from dynquant.arch.state_space import MambaSettings, hybrid_layers, step_warnings
+from dynquant.arch.states.mamba2 import MambaSettings, hybrid_layers, step_warnings
 from dynquant.errors import ArchitectureError
 from dynquant.keys import boolean
 

@@ -14,7 +14,7 @@ from dynquant.arch.encoder import (
     describe_encoder,
     read_encoder,
 )
-from dynquant.arch.gguf_graph import GGUFGraph
+from dynquant.arch.gguf_files.graph import GGUFGraph
 from dynquant.arch.settings import Declared, Settings, constant, harmless, reads
 
 _LAYER = "model.encoder.layer.{}."

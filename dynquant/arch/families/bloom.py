@@ -7,8 +7,8 @@ from typing import Any
 
 from dynquant.arch.base import Architecture, Row, with_bias
 from dynquant.arch.decoder import OUTPUT, decoder_keys
-from dynquant.arch.early import fused_sizes, heads_apart, read_early
-from dynquant.arch.gguf_graph import GGUFGraph
+from dynquant.arch.gguf_files.graph import GGUFGraph
+from dynquant.arch.older_decoders import fused_sizes, heads_apart, read_early
 from dynquant.arch.settings import Declared, Settings, constant, harmless
 
 _IN, _OUT = "transformer.h.{}.", "blk.{}."

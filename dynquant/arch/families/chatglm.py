@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dynquant.arch.attention.fused import n_fused, separate_rows
 from dynquant.arch.base import Architecture, Row
 from dynquant.arch.config import Count, LayersCount, Positive, Truth, read_config
 from dynquant.arch.decoder import Config, decoder_keys, decoder_sizes
-from dynquant.arch.fused_attention import n_fused, separate_rows
 from dynquant.arch.graph_limits import fixed, heads_fill_hidden
-from dynquant.arch.rope import Rope
+from dynquant.arch.positions.rope import Rope
 from dynquant.arch.settings import NO_WINDOW, Declared, Settings, constant, harmless, reads
 from dynquant.errors import ArchitectureError
 from dynquant.keys import u32

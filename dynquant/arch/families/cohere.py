@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dynquant.arch.attention.windows import layer_types, window_keys
 from dynquant.arch.base import Architecture, Row
 from dynquant.arch.config import Count, Positive, Truth, read_config
 from dynquant.arch.decoder import (
@@ -20,8 +21,8 @@ from dynquant.arch.decoder import (
     decoder_sizes,
     read_decoder,
 )
-from dynquant.arch.gguf_graph import FileKeys, GGUFGraph
-from dynquant.arch.rope import read_rope
+from dynquant.arch.gguf_files.graph import FileKeys, GGUFGraph
+from dynquant.arch.positions.rope import read_rope
 from dynquant.arch.settings import (
     DECODER,
     NO_WINDOW,
@@ -32,7 +33,6 @@ from dynquant.arch.settings import (
     harmless,
     reads,
 )
-from dynquant.arch.windows import layer_types, window_keys
 from dynquant.errors import ArchitectureError
 from dynquant.keys import f32, u32
 

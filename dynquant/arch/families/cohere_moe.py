@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from dynquant.arch.attention.windows import window_keys
 from dynquant.arch.base import Architecture, on
 from dynquant.arch.config import (
     AheadCount,
@@ -29,8 +30,10 @@ from dynquant.arch.decoder import (
     decoder_sizes,
     read_decoder,
 )
-from dynquant.arch.dense_layers import n_leading_dense
-from dynquant.arch.experts import (
+from dynquant.arch.gguf_files.graph import GATE_UP, QKV, FileKeys, GGUFGraph
+from dynquant.arch.graph_limits import fixed
+from dynquant.arch.mixtures.dense_layers import n_leading_dense
+from dynquant.arch.mixtures.experts import (
     SIGMOID,
     SOFTMAX,
     Routing,
@@ -40,12 +43,9 @@ from dynquant.arch.experts import (
     shared_rows,
     with_expert_count,
 )
-from dynquant.arch.gguf_graph import GATE_UP, QKV, FileKeys, GGUFGraph
-from dynquant.arch.graph_limits import fixed
+from dynquant.arch.positions.rope import read_rope
 from dynquant.arch.prediction import prediction_of, prediction_rows
-from dynquant.arch.rope import read_rope
 from dynquant.arch.settings import DECODER, Declared, Settings, constant, harmless, reads
-from dynquant.arch.windows import window_keys
 from dynquant.errors import ArchitectureError
 from dynquant.keys import booleans, f32, u32
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from dynquant.arch.base import Architecture
 from dynquant.arch.config import read_config, without_nulls
-from dynquant.arch.experts import SIGMOID, SOFTMAX
-from dynquant.arch.gguf_graph import GATE_UP, QKV, FileKeys, GGUFGraph
-from dynquant.arch.latent_decoder import DEEPSEEK2, Kind, LatentDecoder, describe, is_lite
+from dynquant.arch.gguf_files.graph import GATE_UP, QKV, FileKeys, GGUFGraph
+from dynquant.arch.mixtures.experts import SIGMOID, SOFTMAX
+from dynquant.arch.mixtures.latent_decoder import DEEPSEEK2, Kind, LatentDecoder, describe, is_lite
 from dynquant.arch.settings import DECODER, NO_WINDOW, Declared, Settings, harmless, reads
 from dynquant.errors import ArchitectureError
 

@@ -13,10 +13,10 @@ from typing import Any
 from dynquant.arch.base import Architecture, on, renamed
 from dynquant.arch.config import Count, ExpertsCount, Natural, Truth, read_config
 from dynquant.arch.decoder import ATTENTION, EMBEDDING, MLP, OUTPUT, OUTPUT_NORM
-from dynquant.arch.experts import SOFTMAX, Routing, routing_keys
 from dynquant.arch.families.llama import llama
-from dynquant.arch.gguf_graph import GATE_UP, QKV, GGUFGraph
-from dynquant.arch.latent_decoder import EXPERTS
+from dynquant.arch.gguf_files.graph import GATE_UP, QKV, GGUFGraph
+from dynquant.arch.mixtures.experts import SOFTMAX, Routing, routing_keys
+from dynquant.arch.mixtures.latent_decoder import EXPERTS
 from dynquant.arch.settings import DECODER, NO_WINDOW, Declared, Settings, constant, harmless, reads
 from dynquant.arch.wrapped import Wrapped
 from dynquant.errors import ArchitectureError

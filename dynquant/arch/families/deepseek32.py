@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from dynquant.arch.attention.indexer import Indexer, read_indexer
 from dynquant.arch.base import Architecture
 from dynquant.arch.config import read_config
-from dynquant.arch.dense_layers import DenseLayers, n_leading_dense
-from dynquant.arch.experts import SIGMOID
 from dynquant.arch.families.deepseek import HARMLESS, READ, with_sigmoids
-from dynquant.arch.gguf_graph import GGUFGraph
-from dynquant.arch.indexer import Indexer, read_indexer
-from dynquant.arch.latent_decoder import Kind
+from dynquant.arch.gguf_files.graph import GGUFGraph
+from dynquant.arch.mixtures.dense_layers import DenseLayers, n_leading_dense
+from dynquant.arch.mixtures.experts import SIGMOID
+from dynquant.arch.mixtures.latent_decoder import Kind
 from dynquant.arch.settings import Declared, Settings, constant, reads
 
 NAME = "deepseek32"

@@ -6,14 +6,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from dynquant.arch.base import Architecture, Form, Row, on
-from dynquant.arch.compressor import (
+from dynquant.arch.attention.compressed import (
     RATIOS,
     Compression,
     compressor_rows,
     compressor_sizes,
     read_ratios,
 )
+from dynquant.arch.attention.indexer import Indexer, read_indexer
+from dynquant.arch.attention.single_key import SINGLE_KEY, SingleKey
+from dynquant.arch.base import Architecture, Form, Row, on
 from dynquant.arch.config import (
     Count,
     ExpertsCount,
@@ -31,7 +33,9 @@ from dynquant.arch.decoder import (
     decoder_sizes,
     read_decoder,
 )
-from dynquant.arch.experts import (
+from dynquant.arch.gguf_files.graph import FileKeys, GGUFGraph
+from dynquant.arch.graph_limits import fixed, output_apart
+from dynquant.arch.mixtures.experts import (
     Routing,
     expert_rows,
     router_row,
@@ -39,12 +43,8 @@ from dynquant.arch.experts import (
     score_bias_row,
     shared_rows,
 )
-from dynquant.arch.gguf_graph import FileKeys, GGUFGraph
-from dynquant.arch.graph_limits import fixed, output_apart
-from dynquant.arch.hyper_connections import HYPER, HYPER_HEAD, Hyper
-from dynquant.arch.indexer import Indexer, read_indexer
 from dynquant.arch.settings import DECODER, Declared, Only, Settings, constant, harmless, reads
-from dynquant.arch.single_key import SINGLE_KEY, SingleKey
+from dynquant.arch.streams.hyper_connections import HYPER, HYPER_HEAD, Hyper
 from dynquant.arch.wrapped import OTHER_PARTS
 from dynquant.errors import ArchitectureError
 from dynquant.keys import Keys, f32s, i32s, u32

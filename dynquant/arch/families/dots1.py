@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
+from dynquant.arch.attention.windows import switched_window_left_out
 from dynquant.arch.base import Architecture, on
 from dynquant.arch.config import Count, ExpertsCount, Natural, Positive, Truth, read_config
 from dynquant.arch.decoder import (
@@ -22,18 +23,17 @@ from dynquant.arch.decoder import (
     decoder_sizes,
     read_decoder,
 )
-from dynquant.arch.experts import (
+from dynquant.arch.gguf_files.graph import GGUFGraph
+from dynquant.arch.graph_limits import output_apart
+from dynquant.arch.mixtures.experts import (
     SIGMOID,
     SIGMOID_EXPERTS,
     Routing,
     routing_keys,
     with_expert_count,
 )
-from dynquant.arch.gguf_graph import GGUFGraph
-from dynquant.arch.graph_limits import output_apart
-from dynquant.arch.rope import read_rope
+from dynquant.arch.positions.rope import read_rope
 from dynquant.arch.settings import DECODER, Declared, Only, Settings, constant, harmless, reads
-from dynquant.arch.windows import switched_window_left_out
 from dynquant.errors import ArchitectureError
 
 NAME = "dots1"

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dynquant.arch.attention.windows import window_keys
 from dynquant.arch.base import Architecture, ModelTensor, Row
 from dynquant.arch.config import Count, LayersCount, read_config
 from dynquant.arch.decoder import (
@@ -24,11 +25,10 @@ from dynquant.arch.decoder import (
     decoder_sizes,
     read_decoder,
 )
-from dynquant.arch.gguf_graph import FileKeys, GGUFGraph
+from dynquant.arch.gguf_files.graph import FileKeys, GGUFGraph
 from dynquant.arch.graph_limits import fixed, heads_fill_hidden
-from dynquant.arch.rope import llama3_factors, read_rope
+from dynquant.arch.positions.rope import llama3_factors, read_rope
 from dynquant.arch.settings import DECODER, Declared, Settings, reads
-from dynquant.arch.windows import window_keys
 from dynquant.errors import ArchitectureError
 from dynquant.keys import u32
 from dynquant.tensors import Computed

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dynquant.arch.attention.windows import window_keys
 from dynquant.arch.base import Architecture, ModelTensor, Prediction, on
 from dynquant.arch.config import AheadCount, Count, ExpertsCount, Positive, Truth, read_config
 from dynquant.arch.decoder import (
@@ -21,8 +22,12 @@ from dynquant.arch.decoder import (
     decoder_sizes,
     read_decoder,
 )
-from dynquant.arch.dense_layers import n_leading_dense
-from dynquant.arch.experts import (
+from dynquant.arch.families.exaone4 import Windows
+from dynquant.arch.families.qwen3_next import AHEAD
+from dynquant.arch.gguf_files.graph import GGUFGraph
+from dynquant.arch.graph_limits import fixed, output_apart
+from dynquant.arch.mixtures.dense_layers import n_leading_dense
+from dynquant.arch.mixtures.experts import (
     SIGMOID,
     Routing,
     expert_rows,
@@ -32,13 +37,8 @@ from dynquant.arch.experts import (
     shared_rows,
     with_expert_count,
 )
-from dynquant.arch.families.exaone4 import Windows
-from dynquant.arch.families.qwen3_next import AHEAD
-from dynquant.arch.gguf_graph import GGUFGraph
-from dynquant.arch.graph_limits import fixed, output_apart
-from dynquant.arch.rope import llama3_factors, read_rope
+from dynquant.arch.positions.rope import llama3_factors, read_rope
 from dynquant.arch.settings import DECODER, Declared, Settings, constant, harmless, reads
-from dynquant.arch.windows import window_keys
 from dynquant.errors import ArchitectureError
 from dynquant.keys import booleans, u32
 from dynquant.tensors import Computed

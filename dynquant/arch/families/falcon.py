@@ -9,14 +9,14 @@ from typing import Any
 from dynquant.arch.base import Architecture, Row, with_bias
 from dynquant.arch.config import Count, Natural, Truth, read_config
 from dynquant.arch.decoder import IGNORED, OUTPUT, decoder_keys
-from dynquant.arch.early import (
+from dynquant.arch.gguf_files.graph import GGUFGraph
+from dynquant.arch.older_decoders import (
     fused_sizes,
     heads_apart,
     read_early,
     without_bias,
 )
-from dynquant.arch.gguf_graph import GGUFGraph
-from dynquant.arch.rope import read_rope
+from dynquant.arch.positions.rope import read_rope
 from dynquant.arch.settings import Declared, Settings, constant, harmless, reads
 from dynquant.errors import ArchitectureError
 from dynquant.keys import string

@@ -24,9 +24,9 @@ from dynquant.arch.decoder import (
     decoder_sizes,
     read_decoder,
 )
-from dynquant.arch.gguf_graph import GGUFGraph
+from dynquant.arch.gguf_files.graph import GGUFGraph
 from dynquant.arch.graph_limits import fixed
-from dynquant.arch.rope import read_rope
+from dynquant.arch.positions.rope import read_rope
 from dynquant.arch.settings import (
     DECODER,
     NO_WINDOW,
@@ -36,7 +36,7 @@ from dynquant.arch.settings import (
     harmless,
     reads,
 )
-from dynquant.arch.state_space import Mamba2, MambaSettings, mamba2_rows, step_warnings
+from dynquant.arch.states.mamba2 import Mamba2, MambaSettings, mamba2_rows, step_warnings
 from dynquant.errors import ArchitectureError
 from dynquant.keys import u32
 from dynquant.tensors import TensorSource

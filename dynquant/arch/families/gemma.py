@@ -8,6 +8,7 @@ from functools import partial
 from math import sqrt
 from typing import Any, cast
 
+from dynquant.arch.attention.windows import layer_types, window_keys
 from dynquant.arch.base import Architecture, Row, Via
 from dynquant.arch.config import Count, Positive, Truth, read_config, without_nulls
 from dynquant.arch.decoder import (
@@ -25,8 +26,8 @@ from dynquant.arch.decoder import (
     decoder_sizes,
     read_decoder,
 )
-from dynquant.arch.gguf_graph import GGUFGraph
-from dynquant.arch.rope import read_rope
+from dynquant.arch.gguf_files.graph import GGUFGraph
+from dynquant.arch.positions.rope import read_rope
 from dynquant.arch.settings import (
     DECODER,
     NO_WINDOW,
@@ -37,7 +38,6 @@ from dynquant.arch.settings import (
     harmless,
     reads,
 )
-from dynquant.arch.windows import layer_types, window_keys
 from dynquant.arch.wrapped import Wrapped
 from dynquant.errors import ArchitectureError
 from dynquant.keys import Keys, f32

@@ -11,7 +11,7 @@ from functools import partial
 from statistics import NormalDist
 from typing import Any, cast
 
-from dynquant.arch.altup import ALTUP, RANK, SIZES, STACKS, STREAMS
+from dynquant.arch.attention.windows import layer_types, window_keys
 from dynquant.arch.base import Architecture, Row
 from dynquant.arch.config import Count, Natural, Positive, Truth, read_config
 from dynquant.arch.decoder import (
@@ -29,9 +29,12 @@ from dynquant.arch.decoder import (
     read_decoder,
 )
 from dynquant.arch.families.gemma import NORMS_AROUND, check_causal, complete, ropes
-from dynquant.arch.gguf_graph import FileKeys, GGUFGraph
+from dynquant.arch.gguf_files.graph import FileKeys, GGUFGraph
 from dynquant.arch.graph_limits import fixed
-from dynquant.arch.per_layer import (
+from dynquant.arch.positions.rope import read_rope
+from dynquant.arch.settings import DECODER, Declared, Settings, harmless, reads
+from dynquant.arch.streams.altup import ALTUP, RANK, SIZES, STACKS, STREAMS
+from dynquant.arch.streams.per_layer import (
     IN_EACH_LAYER,
     PER_LAYER,
     per_layer_keys,
@@ -40,9 +43,6 @@ from dynquant.arch.per_layer import (
     unused_by_shared,
     with_copied_keys,
 )
-from dynquant.arch.rope import read_rope
-from dynquant.arch.settings import DECODER, Declared, Settings, harmless, reads
-from dynquant.arch.windows import layer_types, window_keys
 from dynquant.arch.wrapped import Wrapped
 from dynquant.errors import ArchitectureError
 from dynquant.keys import f32, f32s, u32

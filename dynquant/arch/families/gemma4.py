@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from dynquant.arch.attention.head_sizes import HEADS, head_keys, head_rows, head_sizes, read_heads
+from dynquant.arch.attention.windows import layer_types, window_keys
 from dynquant.arch.base import Architecture, ModelTensor, Row
 from dynquant.arch.config import Count, Natural, Positive, Truth, read_config, without_nulls
 from dynquant.arch.decoder import (
@@ -24,12 +26,14 @@ from dynquant.arch.decoder import (
     decoder_sizes,
     read_decoder,
 )
-from dynquant.arch.experts import routing_keys
 from dynquant.arch.families.gemma import NORMS_AROUND
-from dynquant.arch.gguf_graph import GATE_UP, QK, QKV, FileKeys, GGUFGraph
+from dynquant.arch.gguf_files.graph import GATE_UP, QK, QKV, FileKeys, GGUFGraph
 from dynquant.arch.graph_limits import fixed
-from dynquant.arch.head_sizes import HEADS, head_keys, head_rows, head_sizes, read_heads
-from dynquant.arch.per_layer import (
+from dynquant.arch.mixtures.experts import routing_keys
+from dynquant.arch.mixtures.side_experts import SIDE_EXPERTS, SideExperts, read_side_experts
+from dynquant.arch.positions.rope import proportional_factors, read_rope, ropes_by_kind
+from dynquant.arch.settings import DECODER, OF_POSITIONS, Declared, Settings, harmless, reads
+from dynquant.arch.streams.per_layer import (
     IN_EACH_LAYER,
     PER_LAYER,
     mlp_rows,
@@ -39,10 +43,6 @@ from dynquant.arch.per_layer import (
     unused_by_shared,
     width_keys,
 )
-from dynquant.arch.rope import proportional_factors, read_rope, ropes_by_kind
-from dynquant.arch.settings import DECODER, OF_POSITIONS, Declared, Settings, harmless, reads
-from dynquant.arch.side_experts import SIDE_EXPERTS, SideExperts, read_side_experts
-from dynquant.arch.windows import layer_types, window_keys
 from dynquant.arch.wrapped import Wrapped
 from dynquant.errors import ArchitectureError
 from dynquant.keys import f32

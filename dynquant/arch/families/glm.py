@@ -19,10 +19,10 @@ from dynquant.arch.decoder import (
     TIED,
     decoder_sizes,
 )
-from dynquant.arch.gguf_graph import GGUFGraph
-from dynquant.arch.partial_rotation import partial_keys, read_partial
+from dynquant.arch.gguf_files.graph import GGUFGraph
+from dynquant.arch.positions.partial_rotation import partial_keys, read_partial
+from dynquant.arch.positions.sections import SECTIONS, section_keys, split_sections
 from dynquant.arch.prediction import prediction_of, prediction_rows
-from dynquant.arch.sections import SECTIONS, section_keys, split_sections
 from dynquant.arch.settings import DECODER, NO_WINDOW, Declared, Settings, harmless, reads
 from dynquant.arch.wrapped import Wrapped
 from dynquant.errors import ArchitectureError

@@ -9,6 +9,18 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from dynquant.arch.attention.delta import (
+    DELTA,
+    NORMS,
+    VIA,
+    Delta,
+    default_bound,
+    delta_layers,
+    kinds_of,
+    read_delta,
+)
+from dynquant.arch.attention.indexer import Indexed, Indexer, has_own_indexer
+from dynquant.arch.attention.pooled_indexer import INDEXER, Pools
 from dynquant.arch.base import Architecture, on
 from dynquant.arch.config import AheadCount, Positive, read_config, without_nulls
 from dynquant.arch.decoder import (
@@ -22,26 +34,14 @@ from dynquant.arch.decoder import (
     decoder_sizes,
     read_decoder,
 )
-from dynquant.arch.delta_attention import (
-    DELTA,
-    NORMS,
-    VIA,
-    Delta,
-    default_bound,
-    delta_layers,
-    kinds_of,
-    read_delta,
-)
-from dynquant.arch.dense_layers import DenseLayers, n_leading_dense
-from dynquant.arch.experts import SIGMOID_EXPERTS, routing_keys, with_expert_count
-from dynquant.arch.gguf_graph import FileKeys, GGUFGraph
+from dynquant.arch.gguf_files.graph import FileKeys, GGUFGraph
 from dynquant.arch.graph_limits import fixed, output_apart
-from dynquant.arch.hyper_connections import HYPER, Hyper
-from dynquant.arch.indexer import Indexed, Indexer, has_own_indexer
-from dynquant.arch.latent_mixture import NO_POSITIONS, Mixture
-from dynquant.arch.pooled_indexer import INDEXER, Pools
+from dynquant.arch.mixtures.dense_layers import DenseLayers, n_leading_dense
+from dynquant.arch.mixtures.experts import SIGMOID_EXPERTS, routing_keys, with_expert_count
+from dynquant.arch.mixtures.with_delta import NO_POSITIONS, Mixture
 from dynquant.arch.prediction import prediction_of, prediction_rows
 from dynquant.arch.settings import DECODER, Declared, Settings, constant, harmless, reads
+from dynquant.arch.streams.hyper_connections import HYPER, Hyper
 from dynquant.arch.wrapped import Wrapped
 from dynquant.errors import ArchitectureError
 from dynquant.keys import Keys, f32, f32s, i32s, u32

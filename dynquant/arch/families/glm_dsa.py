@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from dynquant.arch.attention.indexer import Indexed, Indexer, has_own_indexer, read_indexer
 from dynquant.arch.base import Architecture
 from dynquant.arch.config import without_nulls
-from dynquant.arch.dense_layers import DenseLayers, n_leading_dense
-from dynquant.arch.experts import SIGMOID
 from dynquant.arch.families.deepseek import HARMLESS, READ, with_sigmoids
-from dynquant.arch.gguf_graph import FileKeys, GGUFGraph
-from dynquant.arch.indexer import Indexed, Indexer, has_own_indexer, read_indexer
-from dynquant.arch.latent_decoder import Kind
+from dynquant.arch.gguf_files.graph import FileKeys, GGUFGraph
+from dynquant.arch.mixtures.dense_layers import DenseLayers, n_leading_dense
+from dynquant.arch.mixtures.experts import SIGMOID
+from dynquant.arch.mixtures.latent_decoder import Kind
 from dynquant.arch.settings import Declared, Settings, constant, harmless, reads
 from dynquant.errors import ArchitectureError
 from dynquant.keys import booleans

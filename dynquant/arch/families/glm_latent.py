@@ -7,8 +7,8 @@ from typing import Any
 
 from dynquant.arch.base import Architecture
 from dynquant.arch.config import without_nulls
-from dynquant.arch.dense_layers import DenseLayers, n_leading_dense
 from dynquant.arch.families.deepseek import HARMLESS, READ, deepseek3
+from dynquant.arch.mixtures.dense_layers import DenseLayers, n_leading_dense
 from dynquant.arch.settings import Declared, Settings, reads
 
 

@@ -28,16 +28,16 @@ from dynquant.arch.decoder import (
     TIED,
     decoder_sizes,
 )
-from dynquant.arch.experts import (
+from dynquant.arch.gguf_files.graph import GGUFGraph
+from dynquant.arch.mixtures.experts import (
     SIGMOID,
     SIGMOID_EXPERTS,
     Routing,
     routing_keys,
     with_expert_count,
 )
-from dynquant.arch.gguf_graph import GGUFGraph
-from dynquant.arch.partial_rotation import partial_keys, read_partial
-from dynquant.arch.sections import SECTIONS, section_keys, split_sections
+from dynquant.arch.positions.partial_rotation import partial_keys, read_partial
+from dynquant.arch.positions.sections import SECTIONS, section_keys, split_sections
 from dynquant.arch.settings import DECODER, NO_WINDOW, Declared, Settings, constant, harmless, reads
 from dynquant.arch.wrapped import Wrapped
 from dynquant.keys import u32

@@ -26,9 +26,9 @@ from dynquant.arch.decoder import (
     decoder_sizes,
     read_decoder,
 )
-from dynquant.arch.experts import Routing, router_row, routing_keys, with_expert_count
-from dynquant.arch.gguf_graph import GGUFGraph
-from dynquant.arch.rope import deviations, read_rope
+from dynquant.arch.gguf_files.graph import GGUFGraph
+from dynquant.arch.mixtures.experts import Routing, router_row, routing_keys, with_expert_count
+from dynquant.arch.positions.rope import deviations, read_rope
 from dynquant.arch.settings import DECODER, Declared, Settings, harmless, reads
 from dynquant.errors import ArchitectureError
 from dynquant.keys import u32

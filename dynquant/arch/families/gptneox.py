@@ -9,10 +9,10 @@ from typing import Any
 from dynquant.arch.base import Architecture, Form, Row, with_bias
 from dynquant.arch.config import Positive, Truth, read_config
 from dynquant.arch.decoder import IGNORED
-from dynquant.arch.early import ANY_GELU, fused_sizes, heads_apart
-from dynquant.arch.gguf_graph import GGUFGraph
+from dynquant.arch.gguf_files.graph import GGUFGraph
 from dynquant.arch.graph_limits import output_apart
-from dynquant.arch.partial_rotation import partial_keys, read_partial
+from dynquant.arch.older_decoders import ANY_GELU, fused_sizes, heads_apart
+from dynquant.arch.positions.partial_rotation import partial_keys, read_partial
 from dynquant.arch.settings import DECODER, Declared, Settings, harmless, reads
 from dynquant.errors import ArchitectureError
 from dynquant.keys import boolean

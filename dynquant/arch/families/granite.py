@@ -9,9 +9,15 @@ from typing import Any
 
 from dynquant.arch.base import Architecture, Row, renamed
 from dynquant.arch.config import Count, ExpertsCount, Natural, Positive, read_config
-from dynquant.arch.experts import Routing, fused_rows, router_row, routing_keys, with_expert_count
 from dynquant.arch.families.llama import llama
-from dynquant.arch.gguf_graph import FileKeys, GGUFGraph
+from dynquant.arch.gguf_files.graph import FileKeys, GGUFGraph
+from dynquant.arch.mixtures.experts import (
+    Routing,
+    fused_rows,
+    router_row,
+    routing_keys,
+    with_expert_count,
+)
 from dynquant.arch.settings import (
     DECODER,
     NO_WINDOW,

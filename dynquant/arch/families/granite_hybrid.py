@@ -16,9 +16,9 @@ from dynquant.arch.families.granite import (
     granite,
     granitemoe,
 )
-from dynquant.arch.gguf_graph import FileKeys, GGUFGraph
+from dynquant.arch.gguf_files.graph import FileKeys, GGUFGraph
 from dynquant.arch.settings import NO_WINDOW, Declared, Settings, constant, harmless, reads
-from dynquant.arch.state_space import MambaSettings, hybrid_layers, step_warnings
+from dynquant.arch.states.mamba2 import MambaSettings, hybrid_layers, step_warnings
 from dynquant.errors import ArchitectureError
 from dynquant.keys import boolean
 from dynquant.transforms import rows_of_each

@@ -17,9 +17,9 @@ from dynquant.arch.decoder import (
     decoder_sizes,
     read_decoder,
 )
-from dynquant.arch.gguf_graph import GGUFGraph
+from dynquant.arch.gguf_files.graph import GGUFGraph
 from dynquant.arch.graph_limits import fixed
-from dynquant.arch.rope import Rope, llama3_factors, read_rope, rope_settings
+from dynquant.arch.positions.rope import Rope, llama3_factors, read_rope, rope_settings
 from dynquant.arch.settings import (
     DECODER,
     NO_WINDOW,

@@ -19,11 +19,17 @@ from dynquant.arch.decoder import (
     decoder_sizes,
     read_decoder,
 )
-from dynquant.arch.experts import Routing, expert_rows, router_row, routing_keys, shared_rows
 from dynquant.arch.families.hunyuan import QK_NORMS, Stretch, stretched_keys
-from dynquant.arch.gguf_graph import GGUFGraph
+from dynquant.arch.gguf_files.graph import GGUFGraph
 from dynquant.arch.graph_limits import fixed
-from dynquant.arch.rope import read_rope
+from dynquant.arch.mixtures.experts import (
+    Routing,
+    expert_rows,
+    router_row,
+    routing_keys,
+    shared_rows,
+)
+from dynquant.arch.positions.rope import read_rope
 from dynquant.arch.settings import (
     DECODER,
     NO_WINDOW,

@@ -8,13 +8,13 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
+from dynquant.arch.attention.fused import n_fused
 from dynquant.arch.base import Architecture, Row
 from dynquant.arch.config import Truth, read_config
 from dynquant.arch.decoder import IGNORED, OUTPUT_NORM, decoder_keys, decoder_sizes, read_decoder
-from dynquant.arch.fused_attention import n_fused
-from dynquant.arch.gguf_graph import GGUFGraph
+from dynquant.arch.gguf_files.graph import GGUFGraph
 from dynquant.arch.graph_limits import fixed, output_apart
-from dynquant.arch.rope import read_rope
+from dynquant.arch.positions.rope import read_rope
 from dynquant.arch.settings import DECODER, NO_WINDOW, Declared, Settings, harmless, reads
 from dynquant.errors import ArchitectureError
 from dynquant.keys import u32

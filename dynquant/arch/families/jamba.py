@@ -11,10 +11,15 @@ from dynquant.arch import decoder
 from dynquant.arch.base import Architecture, Row, on
 from dynquant.arch.config import Count, ExpertsCount, LayersCount, Natural, read_config
 from dynquant.arch.decoder import decoder_keys, decoder_sizes, read_decoder
-from dynquant.arch.experts import Routing, expert_rows, router_row, routing_keys, with_expert_count
-from dynquant.arch.gguf_graph import FileKeys, GGUFGraph
+from dynquant.arch.gguf_files.graph import FileKeys, GGUFGraph
 from dynquant.arch.graph_limits import fixed, heads_fill_hidden
-from dynquant.arch.mamba1 import Mamba1, Rank, mamba1_rows
+from dynquant.arch.mixtures.experts import (
+    Routing,
+    expert_rows,
+    router_row,
+    routing_keys,
+    with_expert_count,
+)
 from dynquant.arch.settings import (
     DECODER,
     NO_ROPE,
@@ -25,6 +30,7 @@ from dynquant.arch.settings import (
     harmless,
     reads,
 )
+from dynquant.arch.states.mamba import Mamba1, Rank, mamba1_rows
 from dynquant.errors import ArchitectureError
 from dynquant.keys import i32s
 

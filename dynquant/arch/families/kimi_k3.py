@@ -11,7 +11,17 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
-from dynquant.arch.attention_residuals import LAST_SCORE, SCORES
+from dynquant.arch.attention.delta import (
+    INPUTS,
+    NORMS,
+    RESULT,
+    VIA,
+    delta_layers,
+    kinds_of,
+    padded_decay,
+    published,
+    read_delta,
+)
 from dynquant.arch.base import Architecture, Row, on
 from dynquant.arch.config import Count, Positive, Truth, read_config
 from dynquant.arch.decoder import (
@@ -24,19 +34,6 @@ from dynquant.arch.decoder import (
     decoder_sizes,
     read_decoder,
 )
-from dynquant.arch.delta_attention import (
-    INPUTS,
-    NORMS,
-    RESULT,
-    VIA,
-    delta_layers,
-    kinds_of,
-    padded_decay,
-    published,
-    read_delta,
-)
-from dynquant.arch.dense_layers import n_leading_dense
-from dynquant.arch.experts import routing_keys
 from dynquant.arch.families.kimi_linear import (
     DENSE,
     EXPERTS,
@@ -46,10 +43,13 @@ from dynquant.arch.families.kimi_linear import (
     READ,
     completed,
 )
-from dynquant.arch.gguf_graph import GGUFGraph
+from dynquant.arch.gguf_files.graph import GGUFGraph
 from dynquant.arch.graph_limits import fixed, other_epsilon, output_apart
-from dynquant.arch.latent_mixture import Mixture
+from dynquant.arch.mixtures.dense_layers import n_leading_dense
+from dynquant.arch.mixtures.experts import routing_keys
+from dynquant.arch.mixtures.with_delta import Mixture
 from dynquant.arch.settings import Declared, Settings, constant, reads
+from dynquant.arch.streams.attention_residuals import LAST_SCORE, SCORES
 from dynquant.arch.wrapped import Wrapped
 from dynquant.errors import ArchitectureError
 from dynquant.keys import Keys, f32, i32s, u32

@@ -7,6 +7,16 @@ from dataclasses import replace
 from itertools import chain
 from typing import Any
 
+from dynquant.arch.attention.delta import (
+    DELTA,
+    NORMS,
+    VIA,
+    Delta,
+    delta_layers,
+    kinds_of,
+    published,
+    read_delta,
+)
 from dynquant.arch.base import Architecture, Form, on
 from dynquant.arch.config import read_config, usual_names, without_nulls
 from dynquant.arch.decoder import (
@@ -20,21 +30,17 @@ from dynquant.arch.decoder import (
     decoder_sizes,
     read_decoder,
 )
-from dynquant.arch.delta_attention import (
-    DELTA,
-    NORMS,
-    VIA,
-    Delta,
-    delta_layers,
-    kinds_of,
-    published,
-    read_delta,
-)
-from dynquant.arch.dense_layers import DenseLayers, n_leading_dense
-from dynquant.arch.experts import expert_rows, router_row, routing_keys, score_bias_row, shared_rows
-from dynquant.arch.gguf_graph import GGUFGraph
+from dynquant.arch.gguf_files.graph import GGUFGraph
 from dynquant.arch.graph_limits import fixed, other_epsilon, output_apart
-from dynquant.arch.latent_mixture import NO_POSITIONS, SPELLINGS, Mixture
+from dynquant.arch.mixtures.dense_layers import DenseLayers, n_leading_dense
+from dynquant.arch.mixtures.experts import (
+    expert_rows,
+    router_row,
+    routing_keys,
+    score_bias_row,
+    shared_rows,
+)
+from dynquant.arch.mixtures.with_delta import NO_POSITIONS, SPELLINGS, Mixture
 from dynquant.arch.settings import DECODER, Declared, Settings, constant, harmless, reads
 from dynquant.errors import ArchitectureError
 from dynquant.keys import i32s, u32

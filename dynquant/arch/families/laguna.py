@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
+from dynquant.arch.attention.windows import window_keys
 from dynquant.arch.base import Architecture, Form, Row, on
 from dynquant.arch.config import Count, ExpertsCount, Positive, read_config, without_nulls
 from dynquant.arch.decoder import (
@@ -23,8 +24,10 @@ from dynquant.arch.decoder import (
     decoder_sizes,
     read_decoder,
 )
-from dynquant.arch.dense_layers import DenseLayers, n_leading_dense
-from dynquant.arch.experts import (
+from dynquant.arch.gguf_files.graph import GGUFGraph
+from dynquant.arch.graph_limits import fixed
+from dynquant.arch.mixtures.dense_layers import DenseLayers, n_leading_dense
+from dynquant.arch.mixtures.experts import (
     SIGMOID,
     Routing,
     expert_rows,
@@ -34,9 +37,7 @@ from dynquant.arch.experts import (
     shared_rows,
     with_expert_count,
 )
-from dynquant.arch.gguf_graph import GGUFGraph
-from dynquant.arch.graph_limits import fixed
-from dynquant.arch.rope import Rope, deviations, read_rope, ropes_by_kind
+from dynquant.arch.positions.rope import Rope, deviations, read_rope, ropes_by_kind
 from dynquant.arch.settings import (
     DECODER,
     OF_POSITIONS,
@@ -46,7 +47,6 @@ from dynquant.arch.settings import (
     harmless,
     reads,
 )
-from dynquant.arch.windows import window_keys
 from dynquant.errors import ArchitectureError
 from dynquant.keys import Keys, booleans, f32, i32s, u32
 

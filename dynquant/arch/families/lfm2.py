@@ -18,9 +18,9 @@ from dynquant.arch.decoder import (
     decoder_sizes,
     read_decoder,
 )
-from dynquant.arch.gguf_graph import FileKeys, GGUFGraph
+from dynquant.arch.gguf_files.graph import FileKeys, GGUFGraph
 from dynquant.arch.graph_limits import fixed, heads_fill_hidden
-from dynquant.arch.rope import read_rope
+from dynquant.arch.positions.rope import read_rope
 from dynquant.arch.settings import (
     DECODER,
     NO_WINDOW,
@@ -30,7 +30,7 @@ from dynquant.arch.settings import (
     harmless,
     reads,
 )
-from dynquant.arch.short_convolution import CONVOLUTION, LAYER_TYPES, VIA, Convolutions
+from dynquant.arch.states.short_convolution import CONVOLUTION, LAYER_TYPES, VIA, Convolutions
 from dynquant.errors import ArchitectureError
 from dynquant.keys import u32
 

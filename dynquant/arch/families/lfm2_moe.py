@@ -8,7 +8,9 @@ from typing import Any
 
 from dynquant.arch.base import Architecture, on
 from dynquant.arch.config import Count, ExpertsCount, LayersCount, Natural, read_config
-from dynquant.arch.experts import (
+from dynquant.arch.families.lfm2 import BLOCK, HARMLESS, MLP, ONLY, READ, hybrid, layers_of
+from dynquant.arch.gguf_files.graph import GGUFGraph
+from dynquant.arch.mixtures.experts import (
     SIGMOID,
     Routing,
     expert_rows,
@@ -17,10 +19,8 @@ from dynquant.arch.experts import (
     score_bias_row,
     with_expert_count,
 )
-from dynquant.arch.families.lfm2 import BLOCK, HARMLESS, MLP, ONLY, READ, hybrid, layers_of
-from dynquant.arch.gguf_graph import GGUFGraph
 from dynquant.arch.settings import Declared, Settings, constant, reads
-from dynquant.arch.short_convolution import LAYER_TYPES
+from dynquant.arch.states.short_convolution import LAYER_TYPES
 
 _EXPERTS = (
     router_row(BLOCK + "gate.weight"),

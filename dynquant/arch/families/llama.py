@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from dynquant.arch.attention.windows import window_left_out
 from dynquant.arch.base import Architecture, ModelTensor
 from dynquant.arch.config import Count, ExpertsCount, read_config
 from dynquant.arch.decoder import (
@@ -24,11 +25,16 @@ from dynquant.arch.decoder import (
     interleaved_pairs,
     read_decoder,
 )
-from dynquant.arch.experts import Routing, expert_rows, router_row, routing_keys, with_expert_count
-from dynquant.arch.gguf_graph import FileKeys, GGUFGraph
-from dynquant.arch.rope import llama3_factors, read_rope
+from dynquant.arch.gguf_files.graph import FileKeys, GGUFGraph
+from dynquant.arch.mixtures.experts import (
+    Routing,
+    expert_rows,
+    router_row,
+    routing_keys,
+    with_expert_count,
+)
+from dynquant.arch.positions.rope import llama3_factors, read_rope
 from dynquant.arch.settings import DECODER, NO_WINDOW, Declared, Settings, constant, harmless, reads
-from dynquant.arch.windows import window_left_out
 from dynquant.keys import u32
 from dynquant.tensors import Computed
 

@@ -9,7 +9,10 @@ from typing import Any
 from dynquant.arch.base import Architecture, on, renamed
 from dynquant.arch.config import Count, ExpertsCount, Positive, Truth, read_config
 from dynquant.arch.decoder import ATTENTION, EMBEDDING, MLP, OUTPUT, OUTPUT_NORM
-from dynquant.arch.experts import (
+from dynquant.arch.families.llama import llama
+from dynquant.arch.gguf_files.graph import SMALL, FileKeys, GGUFGraph
+from dynquant.arch.graph_limits import fixed
+from dynquant.arch.mixtures.experts import (
     Routing,
     expert_rows,
     router_row,
@@ -17,9 +20,6 @@ from dynquant.arch.experts import (
     shared_rows,
     with_expert_count,
 )
-from dynquant.arch.families.llama import llama
-from dynquant.arch.gguf_graph import SMALL, FileKeys, GGUFGraph
-from dynquant.arch.graph_limits import fixed
 from dynquant.arch.settings import DECODER, Declared, Only, Settings, reads
 from dynquant.arch.wrapped import Wrapped
 from dynquant.errors import ArchitectureError

@@ -9,10 +9,10 @@ from typing import Any
 from dynquant.arch.base import Architecture, Row, on
 from dynquant.arch.config import Count, LayersCount, Positive, Truth, read_config
 from dynquant.arch.decoder import IGNORED, OUTPUT, TIED
-from dynquant.arch.gguf_graph import SMALL, GGUFGraph
-from dynquant.arch.mamba1 import Mamba1, Rank, mamba1_rows
+from dynquant.arch.gguf_files.graph import SMALL, GGUFGraph
 from dynquant.arch.settings import Declared, Settings, constant, harmless, reads
-from dynquant.arch.state_space import Mamba2, mamba2_rows, step_warnings
+from dynquant.arch.states.mamba import Mamba1, Rank, mamba1_rows
+from dynquant.arch.states.mamba2 import Mamba2, mamba2_rows, step_warnings
 from dynquant.errors import ArchitectureError
 from dynquant.keys import Keys, boolean, f32, u32
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from dynquant.arch.attention.latent import Latent
 from dynquant.arch.base import Architecture, renamed
 from dynquant.arch.config import Count, Positive, read_config, without_nulls
 from dynquant.arch.decoder import (
@@ -21,11 +22,10 @@ from dynquant.arch.decoder import (
     read_decoder,
 )
 from dynquant.arch.families.llama import llama
-from dynquant.arch.gguf_graph import GGUFGraph
+from dynquant.arch.gguf_files.graph import GGUFGraph
 from dynquant.arch.graph_limits import fixed, other_epsilon
-from dynquant.arch.latent_attention import Latent
-from dynquant.arch.longrope import longrope_attention, longrope_tensors
-from dynquant.arch.rope import Rope, read_rope
+from dynquant.arch.positions.longrope import longrope_attention, longrope_tensors
+from dynquant.arch.positions.rope import Rope, read_rope
 from dynquant.arch.settings import (
     DECODER,
     NO_WINDOW,

@@ -16,7 +16,9 @@ from dynquant.arch.decoder import (
     OUTPUT_NORM,
     decoder_sizes,
 )
-from dynquant.arch.experts import (
+from dynquant.arch.gguf_files.graph import GGUFGraph
+from dynquant.arch.graph_limits import output_apart
+from dynquant.arch.mixtures.experts import (
     SIGMOID,
     Routing,
     expert_rows,
@@ -25,10 +27,8 @@ from dynquant.arch.experts import (
     score_bias_row,
     with_expert_count,
 )
-from dynquant.arch.gguf_graph import GGUFGraph
-from dynquant.arch.graph_limits import output_apart
-from dynquant.arch.partial_rotation import partial_keys, read_partial
-from dynquant.arch.rope import rope_settings
+from dynquant.arch.positions.partial_rotation import partial_keys, read_partial
+from dynquant.arch.positions.rope import rope_settings
 from dynquant.arch.settings import (
     DECODER,
     NO_WINDOW,

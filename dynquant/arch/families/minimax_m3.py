@@ -6,8 +6,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dynquant.arch.attention.block_indexer import (
+    BLOCK_INDEXER,
+    SPARSE,
+    BlockIndexer,
+    read_block_indexer,
+)
 from dynquant.arch.base import Architecture, on
-from dynquant.arch.block_indexer import BLOCK_INDEXER, SPARSE, BlockIndexer, read_block_indexer
 from dynquant.arch.config import Count, ExpertsCount, Positive, read_config, without_nulls
 from dynquant.arch.decoder import (
     ATTENTION,
@@ -23,8 +28,11 @@ from dynquant.arch.decoder import (
     decoder_sizes,
     read_decoder,
 )
-from dynquant.arch.dense_layers import ListedLayers, n_listed_dense
-from dynquant.arch.experts import (
+from dynquant.arch.families.minimax import with_factor
+from dynquant.arch.gguf_files.graph import SMALL, FileKeys, GGUFGraph
+from dynquant.arch.graph_limits import fixed, output_apart
+from dynquant.arch.mixtures.dense_layers import ListedLayers, n_listed_dense
+from dynquant.arch.mixtures.experts import (
     SIGMOID,
     Routing,
     expert_rows,
@@ -34,10 +42,7 @@ from dynquant.arch.experts import (
     shared_rows,
     with_expert_count,
 )
-from dynquant.arch.families.minimax import with_factor
-from dynquant.arch.gguf_graph import SMALL, FileKeys, GGUFGraph
-from dynquant.arch.graph_limits import fixed, output_apart
-from dynquant.arch.rope import read_rope
+from dynquant.arch.positions.rope import read_rope
 from dynquant.arch.settings import (
     DECODER,
     NO_WINDOW,

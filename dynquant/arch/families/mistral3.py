@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from dynquant.arch.attention.windows import window_left_out
 from dynquant.arch.base import Architecture, renamed
 from dynquant.arch.config import Positive, read_config
 from dynquant.arch.families.llama import llama
 from dynquant.arch.families.mistral4 import MISTRAL4
-from dynquant.arch.gguf_graph import GGUFGraph
-from dynquant.arch.rope import mscale_keys, read_rope, rope_settings
+from dynquant.arch.gguf_files.graph import GGUFGraph
+from dynquant.arch.positions.rope import mscale_keys, read_rope, rope_settings
 from dynquant.arch.settings import DECODER, Declared, Settings, reads
-from dynquant.arch.windows import window_left_out
 from dynquant.arch.wrapped import Wrapped
 from dynquant.keys import f32, u32
 

@@ -9,8 +9,8 @@ from typing import Any
 from dynquant.arch.base import Architecture, renamed
 from dynquant.arch.config import Count, Positive, read_config, without_nulls
 from dynquant.arch.families.deepseek import HARMLESS, READ, layers_of, softmax_mixture
-from dynquant.arch.gguf_graph import GATE_UP, QKV, GGUFGraph
-from dynquant.arch.rope import rope_settings
+from dynquant.arch.gguf_files.graph import GATE_UP, QKV, GGUFGraph
+from dynquant.arch.positions.rope import rope_settings
 from dynquant.arch.settings import Declared, Settings, reads
 from dynquant.errors import ArchitectureError
 from dynquant.keys import f32, u32

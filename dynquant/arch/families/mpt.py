@@ -9,8 +9,8 @@ from typing import Any
 from dynquant.arch.base import Architecture, Row
 from dynquant.arch.config import Count, Positive, read_config
 from dynquant.arch.decoder import OUTPUT, decoder_keys
-from dynquant.arch.early import fused_sizes, read_early
-from dynquant.arch.gguf_graph import GGUFGraph
+from dynquant.arch.gguf_files.graph import GGUFGraph
+from dynquant.arch.older_decoders import fused_sizes, read_early
 from dynquant.arch.settings import Declared, Only, Settings, constant, harmless, reads
 from dynquant.errors import ArchitectureError
 from dynquant.keys import f32

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from dynquant.arch.attention.windows import window_keys
 from dynquant.arch.base import Architecture, ModelTensor, Row
 from dynquant.arch.config import Count, Positive, read_config, without_nulls
 from dynquant.arch.decoder import (
@@ -24,11 +25,10 @@ from dynquant.arch.decoder import (
     interleaved_pairs,
     read_decoder,
 )
-from dynquant.arch.gguf_graph import GGUFGraph
+from dynquant.arch.gguf_files.graph import GGUFGraph
 from dynquant.arch.graph_limits import fixed, output_apart
-from dynquant.arch.rope import Rope, read_rope
+from dynquant.arch.positions.rope import Rope, read_rope
 from dynquant.arch.settings import DECODER, Declared, Settings, constant, reads
-from dynquant.arch.windows import window_keys
 from dynquant.arch.wrapped import Wrapped
 from dynquant.errors import ArchitectureError
 from dynquant.keys import booleans, f32

@@ -22,9 +22,9 @@ from dynquant.arch.decoder import (
     decoder_sizes,
     read_decoder,
 )
-from dynquant.arch.gguf_graph import GGUFGraph
+from dynquant.arch.gguf_files.graph import GGUFGraph
 from dynquant.arch.graph_limits import heads_fill_hidden, output_apart
-from dynquant.arch.partial_rotation import partial_keys, read_partial
+from dynquant.arch.positions.partial_rotation import partial_keys, read_partial
 from dynquant.arch.settings import DECODER, NO_WINDOW, Declared, Settings, reads
 from dynquant.errors import ArchitectureError
 from dynquant.keys import f32, u32

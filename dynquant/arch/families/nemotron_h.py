@@ -16,10 +16,9 @@ from dynquant.arch.decoder import (
     interleaved_pairs,
     read_decoder,
 )
-from dynquant.arch.gguf_graph import FileKeys, GGUFGraph
+from dynquant.arch.gguf_files.graph import FileKeys, GGUFGraph
 from dynquant.arch.graph_limits import fixed
-from dynquant.arch.latent_experts import LatentExperts
-from dynquant.arch.layer_kinds import ATTENTION, EXPERTS, MAMBA, MLP, kind_problems, layer_kinds
+from dynquant.arch.mixtures.ungated import LatentExperts
 from dynquant.arch.prediction import folded_prediction, folded_rows
 from dynquant.arch.settings import (
     DECODER,
@@ -32,7 +31,15 @@ from dynquant.arch.settings import (
     harmless,
     reads,
 )
-from dynquant.arch.state_space import Mamba2, mamba2_rows, step_warnings
+from dynquant.arch.states.mamba2 import Mamba2, mamba2_rows, step_warnings
+from dynquant.arch.states.nemotron_kinds import (
+    ATTENTION,
+    EXPERTS,
+    MAMBA,
+    MLP,
+    kind_problems,
+    layer_kinds,
+)
 from dynquant.errors import ArchitectureError
 from dynquant.keys import f32, i32s
 

@@ -9,8 +9,8 @@ from typing import Any, cast
 from dynquant.arch.base import Architecture, Row, on
 from dynquant.arch.config import MAX_LAYERS, Count, read_config
 from dynquant.arch.families.nemotron_h import SETTINGS, nemotron_h
-from dynquant.arch.layer_kinds import EXPERTS, PLACES
 from dynquant.arch.settings import Declared, harmless
+from dynquant.arch.states.nemotron_kinds import EXPERTS, PLACES
 from dynquant.errors import ArchitectureError
 from dynquant.keys import i32s
 from dynquant.untrusted import shown

@@ -9,8 +9,8 @@ from typing import Any
 from dynquant.arch.base import Architecture, Row, with_bias
 from dynquant.arch.config import Count, read_config
 from dynquant.arch.encoder import EMBEDDINGS, EncoderConfig, describe_encoder, read_encoder
-from dynquant.arch.gguf_graph import GGUFGraph
-from dynquant.arch.rope import read_rope
+from dynquant.arch.gguf_files.graph import GGUFGraph
+from dynquant.arch.positions.rope import read_rope
 from dynquant.arch.settings import Declared, Settings, constant, harmless, reads
 from dynquant.errors import ArchitectureError
 from dynquant.keys import f32, u32

@@ -20,10 +20,16 @@ from dynquant.arch.decoder import (
     decoder_sizes,
     read_decoder,
 )
-from dynquant.arch.experts import Routing, expert_rows, router_row, routing_keys, with_expert_count
-from dynquant.arch.gguf_graph import GGUFGraph
+from dynquant.arch.gguf_files.graph import GGUFGraph
 from dynquant.arch.graph_limits import fixed, heads_fill_hidden, output_apart
-from dynquant.arch.rope import read_rope
+from dynquant.arch.mixtures.experts import (
+    Routing,
+    expert_rows,
+    router_row,
+    routing_keys,
+    with_expert_count,
+)
+from dynquant.arch.positions.rope import read_rope
 from dynquant.arch.settings import DECODER, NO_WINDOW, Declared, Settings, reads
 from dynquant.errors import ArchitectureError
 from dynquant.keys import booleans, u32

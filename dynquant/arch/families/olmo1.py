@@ -21,9 +21,9 @@ from dynquant.arch.decoder import (
     interleaved_pairs,
     read_decoder,
 )
-from dynquant.arch.gguf_graph import GGUFGraph
+from dynquant.arch.gguf_files.graph import GGUFGraph
 from dynquant.arch.graph_limits import fixed, heads_fill_hidden
-from dynquant.arch.rope import read_rope
+from dynquant.arch.positions.rope import read_rope
 from dynquant.arch.settings import DECODER, NO_WINDOW, Declared, Settings, reads
 from dynquant.errors import ArchitectureError
 from dynquant.keys import f32

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
+from dynquant.arch.attention.windows import window_left_out
 from dynquant.arch.base import Architecture, Row
 from dynquant.arch.config import Natural, read_config
 from dynquant.arch.decoder import (
@@ -18,12 +19,11 @@ from dynquant.arch.decoder import (
     decoder_sizes,
     read_decoder,
 )
-from dynquant.arch.gguf_graph import GGUFGraph
+from dynquant.arch.gguf_files.graph import GGUFGraph
 from dynquant.arch.graph_limits import heads_fill_hidden
-from dynquant.arch.longrope import longrope_attention, longrope_tensors
-from dynquant.arch.rope import read_rope
+from dynquant.arch.positions.longrope import longrope_attention, longrope_tensors
+from dynquant.arch.positions.rope import read_rope
 from dynquant.arch.settings import DECODER, Declared, Settings, constant, reads
-from dynquant.arch.windows import window_left_out
 from dynquant.errors import ArchitectureError
 from dynquant.keys import f32, u32
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any, cast
 
+from dynquant.arch.attention.windows import window_left_out
 from dynquant.arch.base import Architecture, Row
 from dynquant.arch.config import Count, ExpertsCount, Natural, Positive, Truth, read_config
 from dynquant.arch.decoder import (
@@ -21,13 +22,18 @@ from dynquant.arch.decoder import (
     decoder_sizes,
     read_decoder,
 )
-from dynquant.arch.experts import Routing, expert_rows, router_row, routing_keys, with_expert_count
-from dynquant.arch.gguf_graph import GGUFGraph
+from dynquant.arch.gguf_files.graph import GGUFGraph
 from dynquant.arch.graph_limits import fixed, heads_fill_hidden, output_apart
-from dynquant.arch.longrope import longrope_attention, longrope_tensors
-from dynquant.arch.rope import Rope, read_rope
+from dynquant.arch.mixtures.experts import (
+    Routing,
+    expert_rows,
+    router_row,
+    routing_keys,
+    with_expert_count,
+)
+from dynquant.arch.positions.longrope import longrope_attention, longrope_tensors
+from dynquant.arch.positions.rope import Rope, read_rope
 from dynquant.arch.settings import DECODER, Declared, Settings, reads
-from dynquant.arch.windows import window_left_out
 from dynquant.errors import ArchitectureError
 from dynquant.keys import f32, u32
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from dynquant.arch.attention.windows import switched_window_left_out
 from dynquant.arch.base import Architecture
 from dynquant.arch.decoder import (
     IGNORED,
@@ -16,11 +17,10 @@ from dynquant.arch.decoder import (
     decoder_sizes,
     read_decoder,
 )
-from dynquant.arch.gguf_graph import GGUFGraph
+from dynquant.arch.gguf_files.graph import GGUFGraph
 from dynquant.arch.graph_limits import heads_fill_hidden
-from dynquant.arch.rope import read_rope
+from dynquant.arch.positions.rope import read_rope
 from dynquant.arch.settings import DECODER, Declared, Settings
-from dynquant.arch.windows import switched_window_left_out
 from dynquant.errors import ArchitectureError
 
 # llama.cpp's Qwen graphs read no rope_freqs tensor, so that they cannot compute "llama3".

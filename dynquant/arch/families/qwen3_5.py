@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from dynquant.arch.attention.linear import LAYER_TYPES, Linear, recurrent_of
 from dynquant.arch.base import Architecture
 from dynquant.arch.config import read_config
 from dynquant.arch.decoder import MLP
 from dynquant.arch.families.qwen3_next import MIXTURE, hybrid
 from dynquant.arch.families.qwen_moe import READ, read_experts
-from dynquant.arch.gguf_graph import GATE_UP, QKV, GGUFGraph
-from dynquant.arch.linear_attention import LAYER_TYPES, Linear, recurrent_of
-from dynquant.arch.sections import SECTIONS, section_keys, split_sections, unrotated_pairs
+from dynquant.arch.gguf_files.graph import GATE_UP, QKV, GGUFGraph
+from dynquant.arch.positions.sections import SECTIONS, section_keys, split_sections, unrotated_pairs
 from dynquant.arch.settings import (
     DECODER,
     NO_WINDOW,

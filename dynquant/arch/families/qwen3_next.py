@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from itertools import chain
 from typing import Any
 
+from dynquant.arch.attention.linear import LAYER_TYPES, Layout, Linear, recurrent_of
 from dynquant.arch.base import Architecture, Prediction, Row, on
 from dynquant.arch.config import read_config
 from dynquant.arch.decoder import (
@@ -20,13 +21,12 @@ from dynquant.arch.decoder import (
     decoder_sizes,
     read_decoder,
 )
-from dynquant.arch.experts import routing_keys
 from dynquant.arch.families.qwen import SCALINGS
 from dynquant.arch.families.qwen_moe import READ, ROUTED, SHARED, Experts, read_experts
-from dynquant.arch.gguf_graph import GATE_UP, QKV, GGUFGraph
+from dynquant.arch.gguf_files.graph import GATE_UP, QKV, GGUFGraph
 from dynquant.arch.graph_limits import fixed, other_epsilon
-from dynquant.arch.linear_attention import LAYER_TYPES, Layout, Linear, recurrent_of
-from dynquant.arch.rope import read_rope
+from dynquant.arch.mixtures.experts import routing_keys
+from dynquant.arch.positions.rope import read_rope
 from dynquant.arch.settings import NO_WINDOW, Declared, Settings, reads
 from dynquant.errors import ArchitectureError
 from dynquant.keys import Keys, booleans, u32

@@ -12,14 +12,13 @@ from dataclasses import replace
 from itertools import chain
 from typing import Any, cast
 
+from dynquant.arch.attention.linear import Linear, recurrent_of
 from dynquant.arch.base import Architecture, on
 from dynquant.arch.config import read_config
 from dynquant.arch.families.qwen3_next import MIXTURE, hybrid
 from dynquant.arch.families.qwen_moe import READ, read_experts
-from dynquant.arch.gguf_graph import GATE_UP, QKV, FileKeys, GGUFGraph
-from dynquant.arch.linear_attention import Linear, recurrent_of
-from dynquant.arch.ngrams import Ngrams
-from dynquant.arch.sections import SECTIONS, section_keys, split_sections, unrotated_pairs
+from dynquant.arch.gguf_files.graph import GATE_UP, QKV, FileKeys, GGUFGraph
+from dynquant.arch.positions.sections import SECTIONS, section_keys, split_sections, unrotated_pairs
 from dynquant.arch.settings import (
     DECODER,
     NO_WINDOW,
@@ -29,7 +28,8 @@ from dynquant.arch.settings import (
     harmless,
     reads,
 )
-from dynquant.arch.streams import INDEXER, LAST_MIXER, STREAMS, Streams
+from dynquant.arch.streams.low_rank import INDEXER, LAST_MIXER, STREAMS, Streams
+from dynquant.arch.streams.ngrams import Ngrams
 from dynquant.arch.wrapped import Wrapped
 from dynquant.errors import ArchitectureError
 from dynquant.transforms import depthwise_kernels, plus_one

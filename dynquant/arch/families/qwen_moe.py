@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from dynquant.arch.attention.windows import switched_window_left_out
 from dynquant.arch.base import Architecture, Row, renamed
 from dynquant.arch.config import Count, ExpertsCount, Truth, read_config
 from dynquant.arch.decoder import (
@@ -17,7 +18,10 @@ from dynquant.arch.decoder import (
     QKV_BIASES,
     read_decoder,
 )
-from dynquant.arch.experts import (
+from dynquant.arch.families.qwen import WINDOWS, qwen2, qwen3
+from dynquant.arch.gguf_files.graph import GGUFGraph
+from dynquant.arch.graph_limits import fixed, output_apart
+from dynquant.arch.mixtures.experts import (
     Routing,
     expert_rows,
     router_row,
@@ -25,11 +29,7 @@ from dynquant.arch.experts import (
     shared_rows,
     with_expert_count,
 )
-from dynquant.arch.families.qwen import WINDOWS, qwen2, qwen3
-from dynquant.arch.gguf_graph import GGUFGraph
-from dynquant.arch.graph_limits import fixed, output_apart
 from dynquant.arch.settings import DECODER, Declared, Settings, harmless, reads
-from dynquant.arch.windows import switched_window_left_out
 from dynquant.errors import ArchitectureError
 
 _BLOCK = "model.layers.{}.mlp."

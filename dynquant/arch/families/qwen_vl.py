@@ -9,11 +9,11 @@ from typing import Any, cast
 from dynquant.arch.base import Architecture, renamed
 from dynquant.arch.config import Natural, read_config, without_nulls
 from dynquant.arch.decoder import ATTENTION, EMBEDDING, OUTPUT, OUTPUT_NORM, QK_NORMS
-from dynquant.arch.experts import expert_rows, router_row
 from dynquant.arch.families.qwen import WINDOWS, qwen2, qwen3
 from dynquant.arch.families.qwen_moe import READ, qwen3moe
-from dynquant.arch.gguf_graph import GGUFGraph
-from dynquant.arch.sections import SECTIONS, section_keys, split_sections, unrotated_pairs
+from dynquant.arch.gguf_files.graph import GGUFGraph
+from dynquant.arch.mixtures.experts import expert_rows, router_row
+from dynquant.arch.positions.sections import SECTIONS, section_keys, split_sections, unrotated_pairs
 from dynquant.arch.settings import DECODER, NO_WINDOW, Declared, Settings, reads
 from dynquant.arch.wrapped import Wrapped
 from dynquant.errors import ArchitectureError

@@ -17,9 +17,9 @@ from dynquant.arch.decoder import (
     read_decoder,
 )
 from dynquant.arch.families.qwen import SCALINGS
-from dynquant.arch.gguf_graph import GGUFGraph
+from dynquant.arch.gguf_files.graph import GGUFGraph
 from dynquant.arch.graph_limits import fixed
-from dynquant.arch.rope import read_rope
+from dynquant.arch.positions.rope import read_rope
 from dynquant.arch.settings import DECODER, NO_WINDOW, Declared, Settings, constant
 from dynquant.errors import ArchitectureError
 

@@ -7,15 +7,15 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
+from dynquant.arch.attention.windows import window_left_out
 from dynquant.arch.base import Architecture, renamed
 from dynquant.arch.config import Count, LayersCount, Truth, read_config
 from dynquant.arch.decoder import read_decoder
 from dynquant.arch.families.llama import llama
-from dynquant.arch.gguf_graph import GGUFGraph
+from dynquant.arch.gguf_files.graph import GGUFGraph
 from dynquant.arch.graph_limits import fixed
-from dynquant.arch.rope import read_rope
+from dynquant.arch.positions.rope import read_rope
 from dynquant.arch.settings import DECODER, Declared, Settings, harmless, reads
-from dynquant.arch.windows import window_left_out
 from dynquant.errors import ArchitectureError
 
 _NAME = "smollm3"

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dynquant.arch.attention.windows import window_left_out
 from dynquant.arch.base import Architecture, Row
 from dynquant.arch.config import Positive, Truth, read_config
 from dynquant.arch.decoder import (
@@ -22,10 +23,9 @@ from dynquant.arch.decoder import (
     decoder_sizes,
     read_decoder,
 )
-from dynquant.arch.gguf_graph import GGUFGraph
-from dynquant.arch.rope import read_rope
+from dynquant.arch.gguf_files.graph import GGUFGraph
+from dynquant.arch.positions.rope import read_rope
 from dynquant.arch.settings import DECODER, Declared, Settings, constant, harmless, reads
-from dynquant.arch.windows import window_left_out
 from dynquant.errors import ArchitectureError
 
 _LAYER, _OUT = "model.layers.{}.", "blk.{}."

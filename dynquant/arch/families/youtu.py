@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from dynquant.arch.attention.latent import Latent, Layout
 from dynquant.arch.base import Architecture, Row
 from dynquant.arch.config import Count, Truth, read_config, without_nulls
 from dynquant.arch.decoder import (
@@ -22,9 +23,8 @@ from dynquant.arch.decoder import (
 )
 from dynquant.arch.families.deepseek import HARMLESS
 from dynquant.arch.graph_limits import fixed, other_epsilon
-from dynquant.arch.latent_attention import Latent, Layout
-from dynquant.arch.latent_decoder import DEEPSEEK2, lite_problems
-from dynquant.arch.rope import Rope, deviations, latent_scaling_keys, read_rope
+from dynquant.arch.mixtures.latent_decoder import DEEPSEEK2, lite_problems
+from dynquant.arch.positions.rope import Rope, deviations, latent_scaling_keys, read_rope
 from dynquant.arch.settings import DECODER, Declared, Settings, harmless, reads
 from dynquant.arch.wrapped import Wrapped
 from dynquant.errors import ArchitectureError

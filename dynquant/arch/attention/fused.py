@@ -1,7 +1,7 @@
 """Q, K and V in one matrix of the checkpoint, all rows of each together, and three in the file.
 
-So a recipe can give each its type. Where the matrix has the heads of a group together, see early.py
-and internlm2.py.
+So a recipe can give each its type. Where the matrix has the heads of a group together, see
+older_decoders.py and internlm2.py.
 """
 
 from __future__ import annotations

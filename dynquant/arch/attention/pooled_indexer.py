@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from dynquant.arch.attention.indexer import ROWS, Indexer
 from dynquant.arch.base import Row
 from dynquant.arch.config import Count, Truth
-from dynquant.arch.indexer import ROWS, Indexer
 from dynquant.keys import Keys, boolean, booleans, u32
 
 _IN, _OUT = "model.layers.{}.self_attn.indexer.", "blk.{}."

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dynquant.arch.wanted import Wanted
+from dynquant.arch.wanted_tensors import Wanted
 from dynquant.checkpoint.packed import Weight
 from dynquant.name_lists import grouped
 

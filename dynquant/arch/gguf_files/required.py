@@ -2,7 +2,7 @@
 
 A family describes a config.json. Here the keys of a GGUF become a config.json with the same layers,
 and the family's own table gives the names. Sizes have no effect on names, so they are small and
-constant. Where a graph differs from the table, the family's page says so, see gguf_graph.py.
+constant. Where a graph differs from the table, the family's page says so, see graph.py.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from dynquant.arch.base import Architecture, Row
 from dynquant.arch.families import families, graphs
-from dynquant.arch.gguf_graph import SMALL, FileKeys, Fused
+from dynquant.arch.gguf_files.graph import SMALL, FileKeys, Fused
 from dynquant.errors import ArchitectureError
 from dynquant.keys import Keys
 

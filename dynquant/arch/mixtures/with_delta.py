@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from dynquant.arch.attention.latent import Latent
 from dynquant.arch.config import (
     Count,
     ExpertsCount,
@@ -15,9 +16,8 @@ from dynquant.arch.config import (
     Positive,
     Truth,
 )
-from dynquant.arch.experts import SIGMOID, Routing
 from dynquant.arch.graph_limits import group_problems
-from dynquant.arch.latent_attention import Latent
+from dynquant.arch.mixtures.experts import SIGMOID, Routing
 from dynquant.arch.settings import NO_WINDOW, harmless
 
 

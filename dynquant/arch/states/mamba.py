@@ -1,6 +1,6 @@
 """State space layers of the first Mamba: their rows of the tensor table, dimensions and keys.
 
-Unlike in Mamba 2 (state_space.py), each channel has its own decay rates and time step, and the
+Unlike in Mamba 2 (mamba2.py), each channel has its own decay rates and time step, and the
 matrices of the state are computed from the convolution's output.
 """
 

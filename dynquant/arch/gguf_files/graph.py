@@ -26,7 +26,7 @@ GATE_UP: Fused = (
 )
 
 SMALL = 64
-"""The size of rows in the small model that has the layers of a file, see graph_tensors.py."""
+"""The size of rows in the small model that has the layers of a file, see required.py."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from dynquant.arch.attention.indexer import Indexer, indexer_rows
+from dynquant.arch.attention.latent import Latent, Layout
 from dynquant.arch.base import Architecture, Row, on
 from dynquant.arch.config import (
     AheadCount,
@@ -30,7 +32,8 @@ from dynquant.arch.decoder import (
     decoder_sizes,
     read_decoder,
 )
-from dynquant.arch.experts import (
+from dynquant.arch.graph_limits import fixed, group_problems, other_epsilon
+from dynquant.arch.mixtures.experts import (
     SIGMOID,
     Routing,
     expert_rows,
@@ -39,11 +42,8 @@ from dynquant.arch.experts import (
     score_bias_row,
     shared_rows,
 )
-from dynquant.arch.graph_limits import fixed, group_problems, other_epsilon
-from dynquant.arch.indexer import Indexer, indexer_rows
-from dynquant.arch.latent_attention import Latent, Layout
+from dynquant.arch.positions.rope import Rope, deviations, latent_scaling_keys, read_rope
 from dynquant.arch.prediction import prediction_of, prediction_rows
-from dynquant.arch.rope import Rope, deviations, latent_scaling_keys, read_rope
 from dynquant.errors import ArchitectureError
 from dynquant.keys import Keys, u32
 

@@ -14,7 +14,7 @@ from typing import Any
 from dynquant.arch.base import Form, Row
 from dynquant.arch.config import Count, Positive
 from dynquant.arch.decoder import Config
-from dynquant.arch.rope import Rope, mscale_keys, read_rope, rope_settings
+from dynquant.arch.positions.rope import Rope, mscale_keys, read_rope, rope_settings
 from dynquant.errors import ArchitectureError
 from dynquant.keys import Keys, f32, u32
 

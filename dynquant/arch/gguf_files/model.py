@@ -13,14 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from dynquant.arch.base import Model, ModelTensor
-from dynquant.arch.gguf_experts import stacked
-from dynquant.arch.gguf_needs import (
+from dynquant.arch.gguf_files.needs import (
     Contents,
     doubts,
     key_problems,
     tensor_problems,
     wrong_embedding,
 )
+from dynquant.arch.gguf_files.separate_experts import stacked
 from dynquant.checkpoint.gguf_shards import Shards, open_gguf
 from dynquant.errors import CheckpointError
 from dynquant.keys import Keys

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from dynquant.arch.base import ModelTensor
-from dynquant.arch.rope import Rope
+from dynquant.arch.positions.rope import Rope
 from dynquant.errors import ArchitectureError
 from dynquant.tensors import Computed
 

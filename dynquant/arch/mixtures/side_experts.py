@@ -12,7 +12,7 @@ from typing import Any
 
 from dynquant.arch.base import Row
 from dynquant.arch.config import Count, ExpertsCount, read_config
-from dynquant.arch.experts import Routing, router_row
+from dynquant.arch.mixtures.experts import Routing, router_row
 
 _IN, _OUT = "model.layers.{}.", "blk.{}."
 SIDE_EXPERTS = (

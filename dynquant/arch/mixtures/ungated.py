@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from dynquant.arch.base import Form, Row
 from dynquant.arch.config import Count, ExpertsCount, Positive, Truth
-from dynquant.arch.experts import Routing, router_row, routing_keys, score_bias_row
+from dynquant.arch.mixtures.experts import Routing, router_row, routing_keys, score_bias_row
 from dynquant.keys import Keys, u32
 
 _OUT = "blk.{}."

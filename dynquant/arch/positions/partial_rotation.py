@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dynquant.arch.decoder import SILU, Config, decoder_keys, read_decoder
-from dynquant.arch.rope import Rope, read_rope
+from dynquant.arch.positions.rope import Rope, read_rope
 from dynquant.errors import ArchitectureError
 from dynquant.keys import Keys, u32
 

@@ -1,4 +1,4 @@
-"""Delta attention (KDA): linear attention as in linear_attention.py, with a decay for each channel.
+"""Delta attention (KDA): linear attention as in linear.py, with a decay for each channel.
 
 Queries, keys and values each have a matrix and a short convolution. Two products of small matrices
 compute the decay and the output gate. Used by Kimi-Linear, GLM-5.3-Flash, Kimi-K3 and Ling 3.
@@ -13,7 +13,7 @@ from typing import Any
 
 from dynquant.arch.base import Form, Row, Via
 from dynquant.arch.config import Count, LayersCount, Natural, Truth, read_config, without_nulls
-from dynquant.arch.gguf_graph import FileKeys
+from dynquant.arch.gguf_files.graph import FileKeys
 from dynquant.errors import ArchitectureError
 from dynquant.keys import Keys, f32, u32
 from dynquant.tensors import TensorSource

@@ -14,7 +14,7 @@ from itertools import islice
 
 from gguf import MODEL_ARCH_NAMES, MODEL_TENSOR, MODEL_TENSORS, TENSOR_NAMES
 
-from dynquant.arch.graph_tensors import Graph, graph_of, knows, own_layers
+from dynquant.arch.gguf_files.required import Graph, graph_of, knows, own_layers
 from dynquant.errors import ArchitectureError
 from dynquant.keys import Keys
 from dynquant.name_lists import grouped

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from dynquant.arch.base import Model, ModelTensor
-from dynquant.arch.gguf_needs import ARCHITECTURES, ONE_EXPERT
+from dynquant.arch.gguf_files.needs import ARCHITECTURES, ONE_EXPERT
 from dynquant.errors import CheckpointError
 from dynquant.name_lists import grouped
 from dynquant.transforms import stack

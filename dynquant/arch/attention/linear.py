@@ -14,7 +14,7 @@ from typing import Any
 
 from dynquant.arch.base import Row, Via
 from dynquant.arch.config import Count
-from dynquant.arch.gguf_graph import FileKeys
+from dynquant.arch.gguf_files.graph import FileKeys
 from dynquant.arch.graph_limits import fixed
 from dynquant.keys import Keys, u32
 from dynquant.tensors import TensorSource

@@ -11,10 +11,10 @@ from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any
 
+from dynquant.arch.attention.fused import n_fused
 from dynquant.arch.base import Row, Via
 from dynquant.arch.config import usual_names
 from dynquant.arch.decoder import GELU, Config, decoder_sizes, read_decoder
-from dynquant.arch.fused_attention import n_fused
 from dynquant.errors import ArchitectureError
 from dynquant.transforms import parts_of_groups
 

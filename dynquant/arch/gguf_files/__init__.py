@@ -1,0 +1,1 @@
+"""Models in GGUF files: what llama.cpp needs of them."""

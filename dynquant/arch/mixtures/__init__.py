@@ -1,0 +1,1 @@
+"""Mixtures of experts: rows, routing, the forms in which they are stored."""

@@ -1,0 +1,1 @@
+"""Rotary positions: scalings, sections, and heads of which a part is rotated."""
