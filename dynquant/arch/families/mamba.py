@@ -93,7 +93,13 @@ def mamba(config: Mapping[str, Any], where: str, *, norms: bool = False) -> Arch
     s = read_config(_Settings, config, where)
     first = read_config(_First, config, where)
     # Stated, it has precedence over `expand`, which is 16 in Falcon-Mamba-7B.
-    expand = 2 if first.intermediate_size == 2 * s.hidden_size else s.expand
+    n_inner = first.intermediate_size or s.expand * s.hidden_size
+    if first.intermediate_size and n_inner != 2 * s.hidden_size:
+        raise ArchitectureError(
+            f"{where}: intermediate_size is {n_inner}; llama.cpp computes this family with twice"
+            f" hidden_size {s.hidden_size}"
+        )
+    expand = n_inner // s.hidden_size
     m = Mamba1(s.hidden_size, expand, s.state_size, s.conv_kernel, first.time_step_rank)
     ArchitectureError.raise_any(m.problems(where, "expand", "conv_kernel"))
     keys = {**m.keys("mamba"), "mamba.ssm.dt_b_c_rms": boolean(norms)}
