@@ -5,14 +5,14 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from dynquant.arch.families import Family, families
 from dynquant.arch.load import describe
 from dynquant.arch.settings import Declared
-from dynquant.arch.wrapped import Wrapped
+from dynquant.arch.wrapped import OTHER_PARTS, Wrapped
 from dynquant.text_settings import text_settings
 
 REFERENCES = Path(__file__).resolve().parents[2] / "tests" / "references"
@@ -118,7 +118,7 @@ PUBLISHED = {
 
 def family_rows() -> list[tuple[str, ...]]:
     """Return a row for each family: what it is, published models, classes, GGUF architectures,
-    references.
+    what is left out, references.
     """
     classes: dict[Family, list[str]] = {}
     for name, family in families().items():
@@ -134,8 +134,31 @@ def family_rows() -> list[tuple[str, ...]]:
             what += " (language model)"
         models = ", ".join(PUBLISHED[n] for n in names if n in PUBLISHED)
         architectures = _code(sorted(set(proven.values())))
-        rows.append((what, models, _code(names), architectures, ", ".join(map(_checked, proven))))
+        left_out = _left_out(proven, is_larger=bool(larger))
+        checked = ", ".join(map(_checked, proven))
+        rows.append((what, models, _code(names), architectures, left_out, checked))
     return sorted(rows, key=lambda row: row[0].lower())
+
+
+_NOTHING_LOST = re.compile(r"llama.cpp computes .*|the positions .*|not used .*")
+"""Reasons for stored tensors that are not needed: nothing of the model is left out."""
+
+
+def _left_out(references: Iterable[str], *, is_larger: bool) -> str:
+    """Return what the file does not have of a checkpoint, with the reason.
+
+    is_larger: whether a class of the family also sees, hears or speaks
+    """
+    parts = ["vision and audio models"] if is_larger else []
+    reasons: dict[str, None] = {}
+    for reference in references:
+        path = REFERENCES / reference / "config.json"
+        found = describe(json.loads(path.read_text("utf-8")), path.name)
+        if found.prediction is not None:
+            parts.append("prediction layers, if not kept")
+        own = {p: r for p, r in found.ignored.items() if p not in OTHER_PARTS}
+        reasons |= dict.fromkeys(r for r in own.values() if not _NOTHING_LOST.fullmatch(r))
+    return "; ".join(dict.fromkeys((*parts, *reasons)))
 
 
 def around_any() -> str:

@@ -458,7 +458,8 @@ def _reader(reader: Reader) -> tuple[str, ...]:
 
 def models_page() -> str:
     """Return the page of sources, families, quantized checkpoints and vocabularies."""
-    head = ("family", "such as", "classes in `config.json`", "GGUF architecture", "references")
+    classes = "classes in `config.json`"
+    head = ("family", "such as", classes, "GGUF architecture", "left out", "references")
     return _filled(
         "models_page.md",
         {
