@@ -57,3 +57,15 @@ def test_the_vision_model_of_youtu_vl_is_left_out_and_reported(tmp_path: Path) -
     assert {t.name for t in found.tensors} == {t.name for t in alone.tensors}
     assert set(found.ignored) == set(more)
     assert all("the vision model" in reason for reason in found.ignored.values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "matrix"), [({"q_lora_rank": None}, "attn_q.weight"), ({}, "attn_q_b.weight")]
+)
+def test_queries_have_one_matrix_if_the_rank_is_null_and_1536_if_it_is_missing(
+    changes: dict[str, Any], matrix: str
+) -> None:
+    config = {name: value for name, value in CONFIG.items() if name != "q_lora_rank"}
+    found = describe({**config, **changes}, "config.json")
+    assert f"blk.{{}}.{matrix}" in {row.name for row in found.rows}
+    assert found.sizes["q_rank"] == (0 if changes else 1536)

@@ -33,10 +33,13 @@ from dynquant.keys import Keys, u32
 
 @dataclass(frozen=True)
 class _Settings:
-    """config.json's settings of latent attention, with the defaults of transformers."""
+    """config.json's settings of latent attention, with the defaults of transformers.
+
+    A missing q_lora_rank is 1536, and null means that queries have one matrix.
+    """
 
     kv_lora_rank: Count = 512
-    q_lora_rank: Count | None = 1536
+    q_lora_rank: Count | None = None
     qk_nope_head_dim: Count = 128
     qk_rope_head_dim: Count = 64
     v_head_dim: Count = 128
@@ -45,7 +48,7 @@ class _Settings:
 
 def youtu(config: Mapping[str, Any], where: str) -> Architecture:
     """Describe a Youtu-LLM: a DeepSeek-V3 whose layers are all dense."""
-    s = read_config(_Settings, config, where)
+    s = read_config(_Settings, {"q_lora_rank": 1536, **config}, where)
     heads = {"head_dim": s.qk_rope_head_dim, "num_key_value_heads": None}
     defaults = {"rms_norm_eps": 1e-6, "tie_word_embeddings": True}
     c = read_decoder({**defaults, **without_nulls(config), **heads}, where)
