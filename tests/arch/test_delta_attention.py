@@ -163,6 +163,7 @@ def test_a_missing_factor_of_the_scores_is_reported(tmp_path: Path) -> None:
         dynquant.load_model(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.oracle
 @pytest.mark.parametrize("action", ["keep", "drop"])
 def test_a_prediction_layer_of_glm_changes_no_answer(action: str, tmp_path: Path) -> None:

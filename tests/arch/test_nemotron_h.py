@@ -103,6 +103,7 @@ def clairvoyant() -> Stored:
     return {name: ("F32", x.astype(np.float32)) for name, x in found.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.oracle
 def test_llama_cpp_accepts_drafts_of_the_prediction_layer(tmp_path: Path) -> None:
     """It has not seen the first token, so that a few drafts differ."""

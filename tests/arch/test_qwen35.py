@@ -131,6 +131,7 @@ def clairvoyant(family: str) -> Stored:
     return {name: ("F32", x.astype(np.float32)) for name, x in found.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.oracle
 @pytest.mark.parametrize("family", slow_except(["qwen35"], ["qwen35", "qwen35moe"]))
 def test_llama_cpp_accepts_drafts_of_the_prediction_layer(family: str, tmp_path: Path) -> None:
@@ -217,6 +218,7 @@ def test_minicpm_v_4_6_is_a_qwen_3_5_that_sees(tmp_path: Path) -> None:
     assert [t.name for t in found.tensors] == [t.name for t in plain.tensors]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["fp8 48x40 F32", "fp8 128x128 F32", "nvfp4 of modelopt"])
 @pytest.mark.parametrize("family", ["qwen35-text", "qwen35moe", "qwen35moe-text"])
 def test_a_packed_checkpoint_gives_the_weights_of_its_floats(

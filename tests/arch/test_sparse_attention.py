@@ -22,6 +22,7 @@ KEEP = "default: F32\nprediction_layers: keep"
 INDEXER = {f"indexer.{name}" for name in ("attn_q_b", "attn_k", "k_norm", "proj")}
 
 
+@pytest.mark.slow
 @pytest.mark.oracle
 @pytest.mark.parametrize("family", ["deepseek-v3.2", "glm5"])
 def test_results_with_the_prediction_layer_are_the_same(family: str, tmp_path: Path) -> None:

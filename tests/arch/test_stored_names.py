@@ -12,6 +12,7 @@ import pytest
 from agreement import FAMILIES, load_reference
 from checkpoints import config_of, tensors_of, write_checkpoint
 from packers import FORMATS, Stored, write_stored
+from subsets import FAST_FAMILIES, slow_except
 
 import dynquant
 from dynquant.arch.base import Model
@@ -69,7 +70,7 @@ def stored_in(folder: Path) -> set[str]:
     return {re.sub(r"(\.weight)_(packed|scale)$", r"\1", name) for name in found}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", slow_except(FAST_FAMILIES, FAMILIES))
 def test_each_stored_tensor_is_ignored_or_named_by_the_tensors_made_of_it(family: str) -> None:
     model = load(family)
     stored = stored_in(load_reference(family).folder)

@@ -76,6 +76,7 @@ KEEP = "{role: ['attn_*', 'ffn_*'], keep: true}"
 TQ1 = "{role: ffn_up, type: TQ1_0}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rules", [(KEEP,), (TQ1, KEEP)])
 def test_kept_ternary_weights_are_the_same_numbers(
@@ -96,6 +97,7 @@ def test_kept_ternary_weights_are_the_same_numbers(
         np.testing.assert_array_equal(decoded * stored[name][1], floats[weight][1])
 
 
+@pytest.mark.slow
 @pytest.mark.oracle
 @pytest.mark.parametrize("kind", KINDS)
 def test_llamacpp_answers_as_with_the_floats(kind: str, tmp_path: Path) -> None:

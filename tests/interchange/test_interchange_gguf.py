@@ -76,6 +76,7 @@ MADE = [
 FAST = [("dynamic-4bit", model) for model in MODELS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "model"), slow_except(FAST, MADE))
 def test_shipped_recipe_is_inferred_with_no_more_rules_than_were_used(
     name: str, model: str

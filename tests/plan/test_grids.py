@@ -112,6 +112,7 @@ def test_vectors_and_stored_blocks_are_not_read(tmp_path: Path) -> None:
 # ---- kept ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GRIDS)
 def test_keep_gives_the_type_that_reproduces_every_weight(name: str, tmp_path: Path) -> None:
     grid = GRIDS[name]

@@ -48,6 +48,7 @@ def encode_columns(
     return blocks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("effort", slow_except(["normal"], EFFORTS))
 @pytest.mark.parametrize("with_importance", [True, False])
 @pytest.mark.parametrize("name", slow_except(FAST_TYPES, ALL))

@@ -26,6 +26,7 @@ def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     return request.param
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("importance", [None, IMPORTANCE], ids=["equal", "importance"])
 @pytest.mark.parametrize("effort", EFFORTS)
 @pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
@@ -59,6 +60,7 @@ def reproducible(x: F32) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_blocks_that_are_not_reproduced_have_no_scale_in_f16() -> None:
     """Scales of F32 whose products were rounded to BF16: some blocks have no F16 scale."""
     x = bf16_rounded(integers(np.random.default_rng(8), (16, 2048), -7, 7, 32, "F32"))

@@ -54,6 +54,7 @@ def written(path: Path, keys: Keys) -> Path:
     return write_model(path, {k: v for k, v in keys.items() if k != "general.architecture"})
 
 
+@pytest.mark.slow
 @pytest.mark.oracle
 @pytest.mark.parametrize("name", ["My phi-3 tune", "PHI3", "My tune", "phi 3"])
 @pytest.mark.parametrize("more", [(), PHI])
