@@ -18,6 +18,7 @@ from dynquant.tensors import Computed
 from dynquant.transforms import UnitColumns, read_weights
 
 
+@pytest.mark.slow
 @pytest.mark.oracle
 @pytest.mark.parametrize("keep", ["drop", "keep"])
 def test_results_of_ling_2_are_the_same_with_and_without_its_prediction_layer(
@@ -109,6 +110,7 @@ def test_limits_of_ling_3s_activations_are_keys_and_reported() -> None:
     assert "expert_swiglu_limit_list limits activations of experts" in warning
 
 
+@pytest.mark.slow
 @pytest.mark.oracle
 @pytest.mark.parametrize("keep", ["drop", "keep"])
 def test_results_of_ling_3_are_the_same_with_and_without_its_prediction_layer(

@@ -24,6 +24,7 @@ def config_of(**changes: Any) -> dict[str, Any]:
     return config | changes
 
 
+@pytest.mark.slow
 @pytest.mark.oracle
 @pytest.mark.parametrize("kept", ["keep", "drop"])
 def test_a_file_with_or_without_its_prediction_layer_gives_the_same_results(

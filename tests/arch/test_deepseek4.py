@@ -107,6 +107,7 @@ def packed_tensors() -> tuple[Stored, Stored]:
     return packed, floats
 
 
+@pytest.mark.slow
 def test_a_published_checkpoint_gives_the_weights_of_its_floats(tmp_path: Path) -> None:
     packed, floats = packed_tensors()
     sizes = {"moe_intermediate_size": 32}
@@ -119,6 +120,7 @@ def test_a_published_checkpoint_gives_the_weights_of_its_floats(tmp_path: Path) 
             np.testing.assert_array_equal(values(tensor), values(expected[name]), err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["dynamic-4bit", "dynamic-5bit", "dynamic-6bit"])
 def test_experts_in_mxfp4_are_copied(recipe: str, tmp_path: Path) -> None:
     packed, _ = packed_tensors()
@@ -137,6 +139,7 @@ def test_experts_in_mxfp4_are_copied(recipe: str, tmp_path: Path) -> None:
     assert types["blk.0.ffn_gate_tid2eid.weight"] == "I32"
 
 
+@pytest.mark.slow
 def test_names_as_transformers_saves_them_are_read(tmp_path: Path) -> None:
     names = {r"^embed\.": "embed_tokens.", r"^hc_head_": "hc_head.hc_", r"\.attn\.kv_": ".attn."}
     stored = stored_tensors()
@@ -166,6 +169,7 @@ def test_what_llama_cpp_does_not_read_is_left_out_and_reported(tmp_path: Path) -
     assert "blk.1.exp_probs_b_vl.bias" in by_name(model)
 
 
+@pytest.mark.slow
 def test_a_model_without_a_chat_template_is_reported(tmp_path: Path) -> None:
     folder = written(tmp_path / "m", stored_tensors())
     assert load_model(folder).deviations == ()

@@ -56,6 +56,7 @@ def both(folder: Path) -> tuple[Path, Path]:
     return folders
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mla", ["split", "merged"])
 def test_fp8_and_bf16_checkpoints_give_the_same_file(mla: str, tmp_path: Path) -> None:
     folders = both(tmp_path)

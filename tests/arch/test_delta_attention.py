@@ -145,6 +145,7 @@ def test_a_nan_under_a_published_name_is_an_error() -> None:
         describe(config, "config.json")
 
 
+@pytest.mark.slow
 def test_rates_of_kimi_k3_without_padding_give_the_same_file(tmp_path: Path) -> None:
     source = load_reference(K3).folder
     found = stored_in(source).items()

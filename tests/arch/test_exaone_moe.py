@@ -43,6 +43,7 @@ def with_prediction(folder: Path, rope_type: str = "default") -> Path:
     return write_stored(folder, config_of(num_nextn_predict_layers=1, **changes), stored | ahead)
 
 
+@pytest.mark.slow
 @pytest.mark.oracle
 def test_a_file_with_its_prediction_layer_gives_the_same_results(tmp_path: Path) -> None:
     llamacpp: Any = pytest.importorskip("llamacpp", reason="needs xllamacpp", exc_type=ImportError)
@@ -57,6 +58,7 @@ def test_a_file_with_its_prediction_layer_gives_the_same_results(tmp_path: Path)
     assert max_difference(*found) < F32_TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.oracle
 def test_with_rope_factors_the_prediction_layer_is_left_out(tmp_path: Path) -> None:
     llamacpp: Any = pytest.importorskip("llamacpp", reason="needs xllamacpp", exc_type=ImportError)

@@ -159,6 +159,7 @@ def in_granite(place: str, of: Mapping[str, np.ndarray]) -> dict[str, np.ndarray
     return {f"{place}experts.gate_up_proj": both, f"{place}experts.down_proj": of["down"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", slow_except(["qwen3moe", "mixtral"], FAMILIES))
 def test_stacks_of_transformers_5_give_the_same_bytes(family: str, tmp_path: Path) -> None:
     stored = stored_in(load_reference(family).folder)
@@ -170,6 +171,7 @@ def test_stacks_of_transformers_5_give_the_same_bytes(family: str, tmp_path: Pat
     assert ours == file_of(family, tmp_path / "separate", stored)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "form"),
     slow_except(
@@ -184,6 +186,7 @@ def test_other_stacks_give_the_same_bytes(family: str, form: Form, tmp_path: Pat
     assert ours == file_of(family, tmp_path / "separate", stored)
 
 
+@pytest.mark.slow
 def test_stacks_with_outputs_last_give_the_same_bytes(tmp_path: Path) -> None:
     stored = stored_in(load_reference("qwen3omnimoe").folder)
     stacks = restacked(stored, outputs_last)
@@ -192,6 +195,7 @@ def test_stacks_with_outputs_last_give_the_same_bytes(tmp_path: Path) -> None:
     assert ours == file_of("qwen3omnimoe", tmp_path / "separate", stored)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", slow_except(["llama4"], ["llama4", "qwen3vlmoe"]))
 def test_separate_experts_give_the_same_bytes_as_stacks_with_outputs_last(
     family: str, tmp_path: Path
@@ -233,6 +237,7 @@ def test_the_other_stack_shows_where_outputs_are(form: Form, tmp_path: Path) -> 
         np.testing.assert_array_equal(found, expected.view(np.float32))
 
 
+@pytest.mark.slow
 def test_each_layer_may_have_another_form(tmp_path: Path) -> None:
     stored = stored_in(load_reference("qwen3moe").folder)
     mixed = {n: t for n, t in stored.items() if "layers.0." in n or not EXPERT.fullmatch(n)}
@@ -242,6 +247,7 @@ def test_each_layer_may_have_another_form(tmp_path: Path) -> None:
     assert ours == file_of("qwen3moe", tmp_path / "separate", stored)
 
 
+@pytest.mark.slow
 def test_a_layer_may_have_a_stack_and_separate_experts(tmp_path: Path) -> None:
     stored = stored_in(load_reference("qwen3moe").folder)
     stacks = restacked(stored, transformers5)
@@ -251,6 +257,7 @@ def test_a_layer_may_have_a_stack_and_separate_experts(tmp_path: Path) -> None:
     assert ours == file_of("qwen3moe", tmp_path / "separate", stored)
 
 
+@pytest.mark.slow
 def test_the_prefix_of_a_multimodal_model_applies_to_stacks(tmp_path: Path) -> None:
     stored = stored_in(load_reference("qwen3moe").folder)
     stacks = restacked(stored, transformers5)

@@ -66,6 +66,7 @@ def text_family(family: Family, text: dict[str, Any] | None = None) -> Family | 
     return family.family_of(text) if isinstance(family, Wrapped) else family
 
 
+@pytest.mark.slow
 def test_every_registered_family_has_a_reference() -> None:
     known = families()
     configs = [load_reference(f).folder / "config.json" for f in FAMILIES]
@@ -90,6 +91,7 @@ def test_divergence_of_the_recipe_is_below_the_ceiling(
     assert found <= KL_CEILINGS[family][recipe]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", slow_except(FAST_FAMILIES, FAMILIES))
 def test_tokens_equal_the_familys_own_tokenizers(family: str, tmp_path: Path) -> None:
     reference = load_reference(family)
@@ -151,6 +153,7 @@ BASE_CLASSES = {
 HEADS = ("lm_head.", "embed_out.", "output.", "head.")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", slow_except(["olmo2"], BASE_CLASSES))
 def test_llama_cpp_loads_a_base_class_whose_graph_needs_a_head(family: str, tmp_path: Path) -> None:
     source = load_reference(family).folder

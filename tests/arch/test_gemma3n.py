@@ -123,6 +123,7 @@ def test_rows_are_padded_anywhere_in_a_range() -> None:
     assert np.array_equal(read_weights(longer, 449, 455), whole[449:455])
 
 
+@pytest.mark.slow
 def test_stored_keys_of_layers_that_do_not_use_them_are_left_out(tmp_path: Path) -> None:
     found = describe(E2B, "c")
     shapes: dict[str, tuple[int, ...]] = {}

@@ -73,6 +73,7 @@ def test_prediction_layers_are_distinguished_from_the_models_own(with_prediction
     assert len([t for t in model.tensors if not t.name.endswith("_exps.weight")]) == n_stored
 
 
+@pytest.mark.slow
 @pytest.mark.oracle
 @pytest.mark.parametrize("keep", ["drop", "keep"])
 def test_results_are_the_same_with_and_without_prediction_layers(
@@ -110,6 +111,7 @@ def test_settings_that_llama_cpp_does_not_compute_are_rejected(
         describe(config_of(family) | changes, "config.json")
 
 
+@pytest.mark.slow
 @pytest.mark.oracle
 @pytest.mark.parametrize("keep", ["drop", "keep"])
 def test_results_of_glm_ocr_are_the_same_with_and_without_its_prediction_layer(

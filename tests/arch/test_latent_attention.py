@@ -36,6 +36,7 @@ def weights(tensor: ModelTensor) -> np.ndarray:
     return read_weights(tensor.source, 0, tensor.n_rows).reshape(tensor.shape)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", LATENT)
 def test_a_merged_file_predicts_as_transformers_does(family: str, tmp_path: Path) -> None:
     reference = load_reference(family)

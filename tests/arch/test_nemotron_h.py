@@ -62,6 +62,7 @@ def test_two_stored_layers_are_one_prediction_layer(tmp_path: Path) -> None:
     assert roles == own | more | {"post_attention_norm"}
 
 
+@pytest.mark.slow
 @pytest.mark.oracle
 def test_a_file_with_its_prediction_layer_gives_the_same_results(tmp_path: Path) -> None:
     llamacpp: Any = pytest.importorskip("llamacpp", reason="needs xllamacpp", exc_type=ImportError)
@@ -146,6 +147,7 @@ def stacked(tensors: Stored, prefix: str) -> Stored:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", ["model.", "backbone."])
 def test_stacks_of_experts_and_other_names_give_the_same_file(prefix: str, tmp_path: Path) -> None:
     source = load_reference(FAMILY).folder

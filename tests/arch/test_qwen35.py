@@ -88,6 +88,7 @@ def test_the_prediction_layer_may_have_a_prefix(prefix: str, tmp_path: Path) -> 
     assert by_name(found).keys() == by_name(plain).keys()
 
 
+@pytest.mark.slow
 @pytest.mark.oracle
 @pytest.mark.parametrize("family", ["qwen35", "qwen35moe"])
 def test_a_file_with_its_prediction_layer_gives_the_same_results(
@@ -180,6 +181,7 @@ def test_the_vision_model_is_left_out_and_reported() -> None:
         assert reason.startswith(VISION)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "wrapped", "type_"),
     [("qwen35-text", "Qwen3_5", "qwen3_5"), ("qwen35moe-text", "Qwen3_5Moe", "qwen3_5_moe")],
@@ -361,6 +363,7 @@ def test_the_default_sections_of_qwen3_vl_are_reported() -> None:
     assert "(61, 62)" in warning
 
 
+@pytest.mark.slow
 @pytest.mark.oracle
 def test_only_reported_sections_change_the_results(tmp_path: Path) -> None:
     """In text all sections count positions, so that transformers gives one result for all."""
@@ -389,6 +392,7 @@ def test_only_reported_sections_change_the_results(tmp_path: Path) -> None:
 # ---- recipes -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", ["3bit", "4bit", "5bit", "6bit", "moe-3bit"])
 def test_dynamic_recipes_keep_what_controls_the_state(bits: str) -> None:
     found = dynquant.make_plan(load_reference("qwen35moe").folder, recipe=f"dynamic-{bits}")

@@ -50,6 +50,7 @@ def key_of(path: Path, name: str) -> tuple[list[int], GGUFValueType]:
 # ---- constants of hashes -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("again", [False, True], ids=["from a checkpoint", "from its GGUF"])
 def test_the_constants_of_hashes_are_exact(again: bool, tmp_path: Path) -> None:
     out = tmp_path / "a.gguf"
@@ -146,6 +147,7 @@ def test_the_prediction_layer_is_left_out_with_the_reason(tmp_path: Path) -> Non
     assert "prediction layer" in model.ignored[name]
 
 
+@pytest.mark.slow
 @pytest.mark.oracle
 def test_a_model_without_embeddings_of_n_grams_loads(tmp_path: Path) -> None:
     llamacpp: Any = pytest.importorskip("llamacpp", reason="needs xllamacpp", exc_type=ImportError)

@@ -39,6 +39,7 @@ def test_results_with_the_prediction_layer_are_the_same(family: str, tmp_path: P
     assert drafted > 10
 
 
+@pytest.mark.slow
 def test_the_prediction_layer_of_deepseek_v3_2_has_an_indexer(tmp_path: Path) -> None:
     plan = plan_of(with_prediction(tmp_path / "a", family="deepseek-v3.2"), KEEP)
     assert {t.name.removeprefix("blk.3.").rsplit(".", 1)[0] for t in plan.tensors} >= INDEXER

@@ -162,6 +162,7 @@ def test_parts_are_known_by_their_names(name: str, kind: str) -> None:
     assert part.startswith(f"the {kind} model, which llama.cpp reads from a separate file")
 
 
+@pytest.mark.slow
 def test_a_tensor_of_an_unknown_part_is_refused(tmp_path: Path) -> None:
     form = Form("text_config", *OLD, ("third_part.weight",))
     with pytest.raises(ArchitectureError, match=r"third_part\.weight is not a tensor of llama"):

@@ -305,6 +305,7 @@ def test_missing_numbers_are_named(broken_link: bool, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_many_missing_numbers_are_counted(tmp_path: Path) -> None:
     (message,) = refusal(numbered(tmp_path, "model-00001-of-99999.safetensors"))
     assert "model-00009-of-99999.safetensors and 99990 more, and there is no" in message

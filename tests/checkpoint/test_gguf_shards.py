@@ -59,6 +59,7 @@ def problems_of(path: Path) -> str:
     return str(e.value)
 
 
+@pytest.mark.slow
 def test_any_shard_gives_the_file_that_the_whole_gives(shards: list[Path], tmp_path: Path) -> None:
     whole = made(write(tmp_path / "w.gguf", with_layers), tmp_path / "whole.gguf").read_bytes()
     for shard in shards:

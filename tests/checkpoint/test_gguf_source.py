@@ -62,6 +62,7 @@ def refused(source: Path, by: Recipe | None = None, **options: Any) -> tuple[str
 # ---- equal to the checkpoint ---------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", slow_except(FAST_FAMILIES, FAMILIES))
 def test_conversion_through_an_f32_gguf_gives_the_same_bytes(family: str, tmp_path: Path) -> None:
     folder = load_reference(family).folder
@@ -70,6 +71,7 @@ def test_conversion_through_an_f32_gguf_gives_the_same_bytes(family: str, tmp_pa
     assert made(f32, tmp_path / "through.gguf", MIXED).read_bytes() == direct.read_bytes()
 
 
+@pytest.mark.slow
 def test_conversion_through_a_bf16_gguf_gives_the_same_bytes_for_bf16(tmp_path: Path) -> None:
     folder = load_reference(TINY_BOOKS).folder
     bf16 = made(folder, tmp_path / "bf16.gguf", "bf16")
@@ -254,6 +256,7 @@ def test_all_unsupported_types_are_reported_together_with_their_numbers(tmp_path
     assert "b.weight: stored as Q8_K (ggml type 15), which is not supported" in b
 
 
+@pytest.mark.slow
 def test_every_type_that_can_be_encoded_can_be_read(tmp_path: Path) -> None:
     numbers = {t.value for t in GGMLQuantizationType}
     known = [t for t in ALL.values() if t.ggml_type in numbers]

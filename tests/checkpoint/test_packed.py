@@ -78,6 +78,7 @@ def source_and_whole(case: str) -> tuple[TensorSource, F32]:
     return source, whole(source).reshape(-1, source.shape[-1])
 
 
+@pytest.mark.slow
 @given(st.sampled_from(CASES), st.data())
 def test_any_rows_can_be_read_separately(case: str, data: st.DataObject) -> None:
     with pytest.MonkeyPatch.context() as patch:
@@ -145,6 +146,7 @@ def both_ways(folder: Path, form: Format) -> tuple[Path, Path]:
     return folders
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "form", slow_except(list(FORMATS.values())[::4], FORMATS.values()), ids=FORMATS
 )
@@ -158,6 +160,7 @@ def test_a_quantized_checkpoint_and_its_floats_give_the_same_file(
     assert (packed / "out.gguf").read_bytes() == (plain / "out.gguf").read_bytes()
 
 
+@pytest.mark.slow
 def test_mxfp4_is_copied_bit_for_bit_if_the_recipe_keeps_it(tmp_path: Path) -> None:
     packed, _ = both_ways(tmp_path, FORMATS["mxfp4"])
     recipe = parse_recipe(
@@ -180,6 +183,7 @@ def test_mxfp4_is_copied_bit_for_bit_if_the_recipe_keeps_it(tmp_path: Path) -> N
         np.testing.assert_array_equal(pairs.reshape(-1), found[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["nvfp4", "nvfp4 of modelopt"])
 def test_nvfp4_is_copied_bit_for_bit_with_a_separate_factor(form: str, tmp_path: Path) -> None:
     packed, plain = both_ways(tmp_path, FORMATS[form])
@@ -202,6 +206,7 @@ def test_nvfp4_is_copied_bit_for_bit_with_a_separate_factor(form: str, tmp_path:
         )
 
 
+@pytest.mark.slow
 @pytest.mark.oracle
 def test_llamacpp_multiplies_by_the_factor(tmp_path: Path) -> None:
     llamacpp: Any = pytest.importorskip("llamacpp", reason="needs xllamacpp", exc_type=ImportError)

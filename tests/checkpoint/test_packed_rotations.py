@@ -76,6 +76,7 @@ def source_and_whole(case: str) -> tuple[TensorSource, F32]:
     return source, whole(source)
 
 
+@pytest.mark.slow
 @given(st.sampled_from(CASES), st.data())
 def test_any_rows_can_be_read_separately(case: str, data: st.DataObject) -> None:
     release_parts()
@@ -107,6 +108,7 @@ def weights(folder: Path, schemes: Any, tensors: Stored, **config: Any) -> Weigh
     return unpack(open_checkpoint(write_stored(folder, config, tensors)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 2, 8, 128, 256, 1024])
 def test_sylvesters_matrix_is_the_same_in_parts_and_as_a_whole(
     size: int, monkeypatch: pytest.MonkeyPatch

@@ -72,6 +72,7 @@ def in_threads(n: int, work: Callable[[int], object]) -> list[BaseException | No
     return raised
 
 
+@pytest.mark.slow
 def test_threads_that_need_one_matrix_read_it_once() -> None:
     x = numbered(1, 64, N_THREADS)
     source = Counted(x)
@@ -86,6 +87,7 @@ def test_threads_that_need_one_matrix_read_it_once() -> None:
     np.testing.assert_array_equal(np.concatenate([f for f in found if f is not None]), x[0].T)
 
 
+@pytest.mark.slow
 def test_threads_that_take_chunks_in_order_read_every_matrix_once() -> None:
     """Far more matrices than the cache keeps; no thread is more than two matrices behind."""
     x = numbered(8 * MIN_PARTS, 5, 24)
@@ -115,6 +117,7 @@ def test_threads_that_take_chunks_in_order_read_every_matrix_once() -> None:
     assert (source.reads == 1).all()
 
 
+@pytest.mark.slow
 def test_a_failed_read_is_raised_in_every_waiting_thread_and_is_tried_again_later() -> None:
     waiting = threading.Semaphore(0)
     is_broken = True
@@ -145,6 +148,7 @@ def test_a_failed_read_is_raised_in_every_waiting_thread_and_is_tried_again_late
     np.testing.assert_array_equal(read_weights(tensor, 3, 4), [[3, 3 + N_THREADS]])
 
 
+@pytest.mark.slow
 def test_after_an_interrupt_the_next_waiting_thread_computes_the_part() -> None:
     computing, interrupted = threading.Event(), threading.Event()
     parts = Parts[str]()
@@ -221,6 +225,7 @@ def test_released_matrices_are_freed() -> None:
     np.testing.assert_array_equal(read_weights(tensor, 0, 1), [[0, 4, 8]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_conversion_frees_its_matrices_at_the_end(tmp_path: Path, fails: bool) -> None:
     """gpt-oss stores its experts transposed; the model stays loaded."""
@@ -245,6 +250,7 @@ def test_a_conversion_frees_its_matrices_at_the_end(tmp_path: Path, fails: bool)
     assert not cached()
 
 
+@pytest.mark.slow
 def test_two_conversions_of_one_model_at_once_give_the_same_bytes(tmp_path: Path) -> None:
     model = dynquant.load_model(REFERENCES / "gpt-oss")
     paths = [tmp_path / "a.gguf", tmp_path / "b.gguf"]
@@ -257,6 +263,7 @@ def test_two_conversions_of_one_model_at_once_give_the_same_bytes(tmp_path: Path
     assert not cached()
 
 
+@pytest.mark.slow
 def test_matrices_and_open_files_are_freed_with_their_source(tmp_path: Path) -> None:
     path = tmp_path / "weights"
     path.write_bytes(numbered(3, 4).tobytes())

@@ -114,6 +114,7 @@ def test_llamacpp_answers_as_with_the_floats(kind: str, tmp_path: Path) -> None:
     assert divergence(answers["f32"], answers["TQ1_0"]) < 0.01
 
 
+@pytest.mark.slow
 def test_a_file_with_kept_ternary_weights_is_verified_against_its_source(tmp_path: Path) -> None:
     from typer.testing import CliRunner
 

@@ -52,6 +52,7 @@ def recipe(tmp_path: Path) -> Path:
     return tmp_path / "small.yaml"
 
 
+@pytest.mark.slow
 def test_the_version_is_printed() -> None:
     expected = f"dynquant {version('dynquant-gguf')}\n"
     assert run("--version") == run("-V") == (0, expected, "")
@@ -98,6 +99,7 @@ def test_wrong_usage_exits_2_and_prints_no_data(args: list[str]) -> None:
     assert "Error:" in done.err
 
 
+@pytest.mark.slow
 def test_types_lists_one_type_per_line() -> None:
     done = run("types")
     assert [line.split()[0] for line in done.out.splitlines()[1:]] == list(ALL)
@@ -110,6 +112,7 @@ def test_types_as_json_has_names_and_sizes() -> None:
     assert q8_0["needs_importance"] is False
 
 
+@pytest.mark.slow
 def test_types_shows_which_readers_do_not_read_each() -> None:
     (line,) = [t for t in run("types").out.splitlines() if t.startswith("IQ4_NL")]
     assert re.split(r"\s{2,}", line)[4] == "mistral.rs, candle"
@@ -120,6 +123,7 @@ def test_types_shows_which_readers_do_not_read_each() -> None:
     assert [name for name, of in found["Q4_K"].items() if not of["reads"]] == []
 
 
+@pytest.mark.slow
 def test_named_types_are_followed_by_their_readers_in_words() -> None:
     *_, first, second = run("types", "mxfp4").out.splitlines()
     assert first == "MXFP4: mistral.rs reads it in gpt-oss models"
@@ -159,6 +163,7 @@ def test_plan_shows_roles_with_their_layers_types_and_totals(llama: Path, recipe
     assert done.code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["plan", "convert"])
 def test_errors_in_recipe_imatrix_and_model_are_reported_together(
     tmp_path: Path, command: str
@@ -182,12 +187,14 @@ def test_model_on_the_hub_is_not_fetched_for_a_missing_recipe(
     assert "'nope'" in done.err
 
 
+@pytest.mark.slow
 def test_warnings_go_to_stderr(llama: Path, recipe: Path) -> None:
     done = run("plan", llama, "--recipe", recipe, "--json")
     assert "blk.1.ffn_down.weight) applies to no tensor" in done.err
     assert json.loads(done.out)["warnings"]
 
 
+@pytest.mark.slow
 def test_plan_and_inspect_print_the_same_tensors_as_json(
     llama: Path, recipe: Path, tmp_path: Path
 ) -> None:
@@ -210,6 +217,7 @@ def test_plan_and_inspect_print_the_same_tensors_as_json(
     assert (tmp_path / "x.gguf").stat().st_size == planned["file_bytes"]
 
 
+@pytest.mark.slow
 def test_inspect_prints_whole_arrays_as_json_and_shortens_them_in_text(
     llama: Path, recipe: Path, tmp_path: Path
 ) -> None:
@@ -224,6 +232,7 @@ def test_inspect_prints_whole_arrays_as_json_and_shortens_them_in_text(
     assert len(line) < 160
 
 
+@pytest.mark.slow
 def test_inspect_prints_floats_with_the_fewest_digits(
     llama: Path, recipe: Path, tmp_path: Path
 ) -> None:
@@ -245,6 +254,7 @@ def test_inspect_of_a_file_that_is_not_a_gguf_is_an_error(recipe: Path) -> None:
     assert done.err.startswith(f"error: {recipe}")
 
 
+@pytest.mark.slow
 def test_convert_prints_path_size_and_speed_to_stderr(
     llama: Path, recipe: Path, tmp_path: Path
 ) -> None:
@@ -258,12 +268,14 @@ def test_convert_prints_path_size_and_speed_to_stderr(
     assert "weights/s" in last
 
 
+@pytest.mark.slow
 def test_quiet_conversion_prints_nothing(llama: Path, recipe: Path, tmp_path: Path) -> None:
     done = run("convert", llama, "-o", tmp_path / "x.gguf", "--recipe", recipe, "--quiet")
     assert done == (0, "", "")
     assert (tmp_path / "x.gguf").exists()
 
 
+@pytest.mark.slow
 def test_a_dry_run_prints_the_plan_and_writes_nothing(
     llama: Path, recipe: Path, tmp_path: Path
 ) -> None:
@@ -273,6 +285,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["small.yaml"]
 
 
+@pytest.mark.slow
 def test_dry_run_refuses_a_missing_output_folder(llama: Path, recipe: Path, tmp_path: Path) -> None:
     out = tmp_path / "none" / "x.gguf"
     dry = run("convert", llama, "-o", out, "--recipe", recipe, "--dry-run")
@@ -280,6 +293,7 @@ def test_dry_run_refuses_a_missing_output_folder(llama: Path, recipe: Path, tmp_
     assert dry.err.splitlines()[-1].startswith(f"error: {tmp_path / 'none'}")
 
 
+@pytest.mark.slow
 def test_existing_output_is_replaced_only_with_force(
     llama: Path, recipe: Path, tmp_path: Path
 ) -> None:
@@ -292,6 +306,7 @@ def test_existing_output_is_replaced_only_with_force(
     assert (tmp_path / "x.gguf").read_bytes()[:4] == b"GGUF"
 
 
+@pytest.mark.slow
 def test_set_keys_are_written(llama: Path, recipe: Path, tmp_path: Path) -> None:
     settings = ("--set", "general.name=My = model", "--set", "llama.context_length=77")
     run("convert", llama, "-o", tmp_path / "x.gguf", "--recipe", recipe, *settings)
@@ -300,6 +315,7 @@ def test_set_keys_are_written(llama: Path, recipe: Path, tmp_path: Path) -> None
     assert fields["llama.context_length"].contents() == 77
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("effort", slow_except(["fast"], EFFORTS))
 def test_every_effort_is_planned_and_written(
     llama: Path, recipe: Path, tmp_path: Path, effort: str
@@ -318,6 +334,7 @@ def test_unknown_effort_is_reported_with_the_valid_ones() -> None:
     assert "'most' is not one of 'fast', 'normal', 'best'" in done.err
 
 
+@pytest.mark.slow
 def test_type_without_needed_importance_is_refused_before_writing(
     llama: Path, tmp_path: Path
 ) -> None:
@@ -337,6 +354,7 @@ def imatrix(tmp_path: Path) -> Path:
     return write_legacy(tmp_path / "i.dat", means)
 
 
+@pytest.mark.slow
 def test_imatrix_is_used_and_missing_tensors_are_reported(
     llama: Path, recipe: Path, imatrix: Path, tmp_path: Path
 ) -> None:
@@ -359,11 +377,13 @@ def test_imatrix_is_used_and_missing_tensors_are_reported(
     assert gguf.GGUFReader(out).fields["quantize.imatrix.file"].contents() == "i.dat"
 
 
+@pytest.mark.slow
 def test_plan_without_an_imatrix_does_not_mention_importance(llama: Path, recipe: Path) -> None:
     done = run("plan", llama, "--recipe", recipe)
     assert "importance" not in done.out + done.err
 
 
+@pytest.mark.slow
 def test_damaged_imatrix_is_one_error_line(llama: Path, recipe: Path) -> None:
     done = run("plan", llama, "--recipe", recipe, "--imatrix", recipe)
     assert (done.code, done.out) == (1, "")
@@ -371,6 +391,7 @@ def test_damaged_imatrix_is_one_error_line(llama: Path, recipe: Path) -> None:
     assert done.err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_each_invalid_setting_is_one_error_line(llama: Path, recipe: Path) -> None:
     bad = ("--set", "llama.block_count=x", "--set", "general.architecture=x")
     done = run("plan", llama, "--recipe", recipe, *bad)
@@ -378,6 +399,7 @@ def test_each_invalid_setting_is_one_error_line(llama: Path, recipe: Path) -> No
     assert [line[:6] for line in done.err.splitlines()] == ["error:", "error:"]
 
 
+@pytest.mark.slow
 def test_a_missing_model_is_an_error_without_a_traceback(tmp_path: Path) -> None:
     done = run("plan", tmp_path / "none", "--recipe", "q8_0")
     assert (done.code, done.out) == (1, "")
@@ -516,6 +538,7 @@ def test_output_to_stdout_is_wrong_usage(tmp_path: Path, monkeypatch: pytest.Mon
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_general_key_that_gguf_does_not_define_is_a_warning() -> None:
     given = ("general.nam=x", "general.author=y", "general.base_model.0.name=z", "mine.key=1")
     settings = [word for key in given for word in ("--set", key)]
@@ -526,6 +549,7 @@ def test_a_general_key_that_gguf_does_not_define_is_a_warning() -> None:
     assert "did you mean general.name?" in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "cause"),
     [
@@ -540,6 +564,7 @@ def test_a_recipe_for_other_models_is_one_error(recipe: str, cause: str) -> None
     assert cause in err
 
 
+@pytest.mark.slow
 def test_a_summary_that_cannot_be_written_is_an_error_before_the_conversion(
     tmp_path: Path,
 ) -> None:
@@ -551,6 +576,7 @@ def test_a_summary_that_cannot_be_written_is_an_error_before_the_conversion(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_name_that_is_too_long_is_one_error(tmp_path: Path) -> None:
     for command in (("plan", "-r", "q8_0"), ("verify",), ("manifest",)):
         code, _, err = run(command[0], tmp_path / ("x" * 300), *command[1:])

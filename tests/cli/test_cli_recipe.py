@@ -59,6 +59,7 @@ def test_check_reads_a_recipe_without_any_model(recipe: str) -> None:
     assert done.stderr == "small.yaml: 4 rules, no faults\n"
 
 
+@pytest.mark.slow
 def test_check_applies_it_to_a_model(recipe: str) -> None:
     done = run("check", recipe, TINY)
     assert done.exit_code == 0
@@ -71,6 +72,7 @@ def test_check_reports_all_faults(tmp_path: Path) -> None:
     assert [m.split(":")[1] for m in messages("check", str(path))] == ["1", "2", "3"]
 
 
+@pytest.mark.slow
 def test_check_reports_rules_without_tensors(tmp_path: Path) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text("default: Q4_K\nrules: [{role: experts, type: Q6_K}]\n")
@@ -78,6 +80,7 @@ def test_check_reports_rules_without_tensors(tmp_path: Path) -> None:
     assert "applies to no tensor: the model has no experts" in message
 
 
+@pytest.mark.slow
 def test_check_strict_treats_warnings_as_errors(tmp_path: Path) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text(
@@ -90,6 +93,7 @@ def test_check_strict_treats_warnings_as_errors(tmp_path: Path) -> None:
     assert message.startswith(f"{path}:2: rule")
 
 
+@pytest.mark.slow
 def test_explain_shows_every_rule_that_was_tried(recipe: str) -> None:
     done = run("explain", recipe, TINY, "blk.1.ffn_down")
     lines = [line.rstrip() for line in done.stdout.splitlines()]
@@ -109,6 +113,7 @@ def test_explain_shows_every_rule_that_was_tried(recipe: str) -> None:
     assert lines[8].endswith("an earlier rule decides")
 
 
+@pytest.mark.slow
 def test_explain_shows_why_rules_do_not_apply(recipe: str) -> None:
     done = run("explain", recipe, TINY, "blk.2.ffn_down.weight", "blk.0.attn_v", "output_norm")
     assert "layer is 2" in done.stdout
@@ -116,12 +121,14 @@ def test_explain_shows_why_rules_do_not_apply(recipe: str) -> None:
     assert "one dimension; the rule has no `override: true`" in done.stdout
 
 
+@pytest.mark.slow
 def test_explain_accepts_patterns_and_groups_equal_results(recipe: str) -> None:
     done = run("explain", recipe, TINY, "blk.*.ffn_up.weight")
     assert done.stdout.splitlines()[0] == "blk.{0-3}.ffn_up.weight"
     assert done.stdout.count("=>") == 1
 
 
+@pytest.mark.slow
 def test_explain_json_has_every_step(recipe: str) -> None:
     done = run("explain", recipe, TINY, "blk.1.ffn_down", "--json")
     (found,) = json.loads(done.stdout)
@@ -139,6 +146,7 @@ def test_explain_json_has_every_step(recipe: str) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_explain_prints_the_fallback_of_a_rule(tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
     path.write_text(
@@ -151,6 +159,7 @@ def test_explain_prints_the_fallback_of_a_rule(tmp_path: Path) -> None:
     assert [s["fallback"] for s in found["steps"]] == [["Q5_1"], None]
 
 
+@pytest.mark.slow
 def test_explain_names_the_nearest_of_all_tensors_that_are_not_there(recipe: str) -> None:
     assert messages("explain", recipe, TINY, "blk.1.ffn_dwon.weight", "xyz") == (
         "the model has no tensor 'blk.1.ffn_dwon.weight'; did you mean blk.1.ffn_down.weight?",
@@ -158,6 +167,7 @@ def test_explain_names_the_nearest_of_all_tensors_that_are_not_there(recipe: str
     )
 
 
+@pytest.mark.slow
 def test_diff_of_two_recipes_shows_types_and_cost(recipe: str) -> None:
     Path("other.yaml").write_text(RECIPE.replace("Q6_K", "Q8_0"))
     done = run("diff", recipe, "other.yaml", TINY)
@@ -167,6 +177,7 @@ def test_diff_of_two_recipes_shows_types_and_cost(recipe: str) -> None:
     assert rows[-1] == ["2", "of", "46", "tensors", "change,", f"+{cost:,.0f}", "bytes"]
 
 
+@pytest.mark.slow
 def test_diff_json_lists_each_tensor(recipe: str) -> None:
     Path("other.yaml").write_text(RECIPE.replace("0-1", "0"))
     found = json.loads(run("diff", recipe, "other.yaml", TINY, "--json").stdout)
@@ -187,6 +198,7 @@ def test_diff_of_a_recipe_and_the_file_it_makes_is_empty(recipe: str, tmp_path: 
     assert same.stdout.splitlines()[-1] == "0 of 46 tensors change, +0 bytes"
 
 
+@pytest.mark.slow
 def test_diff_of_two_files_needs_no_model(tmp_path: Path) -> None:
     x = np.ones((4, 32), np.float32)
     a = write(tmp_path / "a.gguf", lambda w: (add(w, "token_embd.weight", x), add(w, VALUE, x)))
@@ -213,6 +225,7 @@ def test_schema_is_json(recipe: str) -> None:
     assert json.loads(run("schema").stdout)["title"] == "dynquant recipe"
 
 
+@pytest.mark.slow
 def test_a_recipe_that_requires_importance_is_checked_as_if_it_were_there(
     tmp_path: Path,
 ) -> None:

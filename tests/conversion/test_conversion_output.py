@@ -201,6 +201,7 @@ def test_the_recipe_is_not_replaced(tmp_path: Path) -> None:
         dynquant.convert(TINY_BOOKS, tmp_path / "r.yaml", recipe=tmp_path / "r.yaml", force=True)
 
 
+@pytest.mark.slow
 def test_an_output_in_the_folder_of_its_model_can_be_replaced(tmp_path: Path) -> None:
     folder = shutil.copytree(TINY_BOOKS, tmp_path / "m")
     for force in (False, True):

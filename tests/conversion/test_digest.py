@@ -97,6 +97,7 @@ def test_hashes_do_not_depend_on_threads_that_wait(
     assert (digests.files(), digests.tensors()) == whole(found)
 
 
+@pytest.mark.slow
 def test_thread_above_the_limit_waits_for_the_first_block(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -49,6 +49,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return out.read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [2, 7])
 def test_bytes_do_not_depend_on_threads(expected: bytes, tmp_path: Path, threads: int) -> None:
     convert_plan(small_plan(more=MIXED), tmp_path / "x.gguf", threads=threads, chunk_bytes=4096)
@@ -63,6 +64,7 @@ def test_bytes_do_not_depend_on_the_chunk(
     assert (tmp_path / "x.gguf").read_bytes() == expected
 
 
+@pytest.mark.slow
 def test_gguf_reads_back_the_encoded_blocks_of_each_tensor(tmp_path: Path) -> None:
     plan = small_plan(more=MIXED)
     convert_plan(plan, tmp_path / "x.gguf", threads=2, chunk_bytes=4096)
@@ -131,6 +133,7 @@ def test_each_expert_is_encoded_with_its_importance(tmp_path: Path) -> None:
     assert np.array_equal(found.data, np.stack(made))
 
 
+@pytest.mark.slow
 def test_importance_lowers_the_weighted_error_of_its_tensors_only(tmp_path: Path) -> None:
     plan = weighted_plan(tmp_path)
     convert_plan(plan, tmp_path / "with.gguf", threads=2)
@@ -147,6 +150,7 @@ def test_importance_lowers_the_weighted_error_of_its_tensors_only(tmp_path: Path
         assert np.array_equal(with_[name], without[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("threads", "chunk_bytes"), [(1, 1), (2, 3000), (7, 50_000), (1, 1 << 30)])
 def test_bytes_with_importance_do_not_depend_on_threads_or_chunks(
     tmp_path: Path, threads: int, chunk_bytes: int
@@ -164,6 +168,7 @@ def made(folder: Path, effort: Effort, threads: int = 2, default: str = "Q4_K") 
     return {t.name: t.data.tobytes() for t in gguf.GGUFReader(out).tensors}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("default", ["Q4_K", "Q6_K"])
 def test_the_effort_reaches_the_encoder(tmp_path: Path, default: str) -> None:
     source = small_tensors()[2].source
@@ -173,6 +178,7 @@ def test_the_effort_reaches_the_encoder(tmp_path: Path, default: str) -> None:
     assert found["fast"] != found["best"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("effort", EFFORTS)
 def test_bytes_do_not_depend_on_threads_at_any_effort(tmp_path: Path, effort: Effort) -> None:
     assert made(tmp_path, effort, 1) == made(tmp_path, effort, 7)

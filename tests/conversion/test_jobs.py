@@ -54,6 +54,7 @@ def check_coverage(found: Sequence[Job]) -> None:
         assert rows == list(range(n))
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(chunk_bytes=st.integers(1, 20_000), done=done_ranges())
 def test_every_row_comes_once_in_order_and_done_ranges_are_unchanged(

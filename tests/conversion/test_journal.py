@@ -89,6 +89,7 @@ def test_records_from_a_flipped_bit_on_are_ignored(
     assert found(tmp_path / "x")[1] == recorded[: (position - begin) // 72]
 
 
+@pytest.mark.slow
 @once
 @given(head=st.binary(max_size=300))
 def test_any_file_is_read_or_refused_and_left_unchanged(tmp_path: Path, head: bytes) -> None:

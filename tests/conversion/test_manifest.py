@@ -71,6 +71,7 @@ def example() -> str:
     return json.dumps(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", [None, SPLIT])
 def test_hashes_and_offsets_are_those_of_the_finished_files(
     tmp_path: Path, split: Split | None
@@ -125,6 +126,7 @@ def text_of(plan: Plan, out: Path, **options: Any) -> str:
     return manifest_path(out).read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("threads", "chunk_bytes"), [(1, 1 << 20), (7, 3000)])
 def test_manifest_does_not_depend_on_threads_chunks_or_folder(
     tmp_path: Path, threads: int, chunk_bytes: int
@@ -174,6 +176,7 @@ class StopError(Exception):
     """Interrupts a run."""
 
 
+@pytest.mark.slow
 def test_resumed_run_writes_the_same_manifest(tmp_path: Path) -> None:
     (tmp_path / "whole").mkdir()
     plan = stored_plan(tmp_path, SPLIT)
@@ -259,6 +262,7 @@ def test_existing_manifest_is_kept_without_force(tmp_path: Path, how: Any) -> No
     assert there.read_text() == "mine"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [None, "auto"])
 def test_replaced_file_does_not_keep_its_manifest(tmp_path: Path, how: Any) -> None:
     plan, out = stored_plan(tmp_path), tmp_path / "x.gguf"
@@ -271,10 +275,12 @@ def test_replaced_file_does_not_keep_its_manifest(tmp_path: Path, how: Any) -> N
         assert file.sha256 == hashlib.sha256(out.read_bytes()).hexdigest()
 
 
+@pytest.mark.slow
 def test_schema_is_valid() -> None:
     jsonschema.Draft202012Validator.check_schema(manifest_schema())
 
 
+@pytest.mark.slow
 def test_written_manifest_is_valid_and_reads_back(tmp_path: Path) -> None:
     for folder, plan in (("a", stored_plan(tmp_path)), ("b", stored_plan(tmp_path, SPLIT))):
         (tmp_path / folder).mkdir()
@@ -410,6 +416,7 @@ def test_missing_irregular_or_too_large_file_is_refused(tmp_path: Path) -> None:
         read_manifest(path)
 
 
+@pytest.mark.slow
 def test_command_prints_schema_and_manifest(tmp_path: Path) -> None:
     text = text_of(stored_plan(tmp_path), tmp_path / "x.gguf")
     runner = CliRunner()

@@ -173,6 +173,7 @@ def pad(file: FileLayout) -> int:
     return sum(len(zeros) for position, zeros in file.between() if position)
 
 
+@pytest.mark.slow
 def test_rows_in_the_journal_are_not_encoded_again(plan: Plan, tmp_path: Path) -> None:
     disk = recorded(plan, restored(tmp_path / "run", {}))
     journal = next(inode for call, name, inode, _ in disk.log if (call, name) == ("open", JOURNAL))
@@ -189,6 +190,7 @@ def test_rows_in_the_journal_are_not_encoded_again(plan: Plan, tmp_path: Path) -
     assert n_recorded == plan.tensor_bytes
 
 
+@pytest.mark.slow
 def test_blocks_in_the_journal_that_the_disk_lost_are_encoded_again(
     plan: Plan, expected: Content, tmp_path: Path
 ) -> None:

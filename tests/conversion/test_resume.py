@@ -124,6 +124,7 @@ def test_conversion_killed_before_a_change_of_the_disk_resumes(
         check_resume(plan, folder, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unsynced")
 @pytest.mark.parametrize(
     ("call", "code"),
@@ -212,6 +213,7 @@ def test_run_ends_after_the_current_job_at_a_signal_and_the_journal_is_complete(
     assert contents(folder) == expected
 
 
+@pytest.mark.slow
 def test_output_is_locked_until_the_run_that_writes_it_dies(
     plan: Plan, expected: dict[str, bytes], tmp_path: Path
 ) -> None:
@@ -253,6 +255,7 @@ def test_journal_of_another_conversion_is_refused_and_files_are_unchanged(
     assert contents(folder) == before
 
 
+@pytest.mark.slow
 def test_restart_starts_from_zero_and_removes_parts_with_another_split(
     plan: Plan, tmp_path: Path
 ) -> None:
@@ -285,6 +288,7 @@ def test_file_that_is_not_a_journal_is_unchanged(plan: Plan, tmp_path: Path) -> 
 # ---- damaged files -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", [0, 0.3, "padding"])
 def test_part_damaged_between_runs_is_repaired(
     plan: Plan, expected: dict[str, bytes], tmp_path: Path, where: float | str
@@ -312,6 +316,7 @@ def unrenamed(plan: Plan, folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_complete_rows_are_only_read_before_the_last_rename(
     plan: Plan, expected: dict[str, bytes], tmp_path: Path
 ) -> None:
@@ -321,6 +326,7 @@ def test_complete_rows_are_only_read_before_the_last_rename(
     assert contents(folder) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", ["same", "other"])
 def test_file_that_replaced_a_finished_shard_is_not_overwritten(
     plan: Plan, expected: dict[str, bytes], tmp_path: Path, length: str

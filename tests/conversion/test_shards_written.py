@@ -41,6 +41,7 @@ def written_by_gguf(folder: Path, source: Path, n: int) -> None:
     writer.close()
 
 
+@pytest.mark.slow
 def test_names_keys_and_tensors_are_those_of_the_gguf_packages_writer(tmp_path: Path) -> None:
     for folder in ("ours", "theirs"):
         (tmp_path / folder).mkdir()

@@ -149,6 +149,7 @@ class Hashing:
         return self.at[-1]
 
 
+@pytest.mark.slow
 def test_hashing_is_at_most_the_limit_ahead_of_the_encoders(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,6 +199,7 @@ def test_two_threads_hash_different_files(tmp_path: Path, monkeypatch: pytest.Mo
         assert source.sha256 == hashlib.sha256((tmp_path / source.name).read_bytes()).hexdigest()
 
 
+@pytest.mark.slow
 def test_source_that_changes_during_a_run_is_reported_and_no_output_is_left(tmp_path: Path) -> None:
     plan = plan_of(*large(tmp_path, 2))
     path = tmp_path / "model-1"
@@ -212,6 +214,7 @@ def test_source_that_changes_during_a_run_is_reported_and_no_output_is_left(tmp_
         convert_plan(plan, tmp_path / "x.gguf", threads=1, manifest="auto")
 
 
+@pytest.mark.slow
 def test_failed_read_while_hashing_stops_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -231,6 +234,7 @@ def test_failed_read_while_hashing_stops_the_run(
     assert not (tmp_path / "x.gguf").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 9])
 def test_hashes_do_not_depend_on_the_number_of_threads(tmp_path: Path, threads: int) -> None:
     plan = plan_of(*large(tmp_path, 5, pieces=2))
@@ -245,6 +249,7 @@ def test_hashes_do_not_depend_on_the_number_of_threads(tmp_path: Path, threads: 
 TINY = TINY_BOOKS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "hashed"),
     [((), "read"), (("--source-hashes", "none"), None), (("--no-manifest",), ...)],

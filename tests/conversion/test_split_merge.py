@@ -41,6 +41,7 @@ def whole(tmp_path: Path) -> Path:
     return write(tmp_path / "whole.gguf", fill)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "count"),
     [(("--max-tensors", 4), 3), (("--max-tensors", 99), 1), (("--max-size", "2000"), 5)],
@@ -77,6 +78,7 @@ def test_merge_gives_the_original_file(whole: Path, tmp_path: Path) -> None:
     assert tensors_of(tmp_path / "b.gguf") == tensors_of(whole)
 
 
+@pytest.mark.slow
 def test_missing_shard_is_named_and_nothing_is_written(whole: Path, tmp_path: Path) -> None:
     run("split", whole, "-o", tmp_path / "s.gguf", "--max-tensors", 4, "-q")
     (tmp_path / "s-00002-of-00003.gguf").unlink()
@@ -86,6 +88,7 @@ def test_missing_shard_is_named_and_nothing_is_written(whole: Path, tmp_path: Pa
     assert not list(tmp_path.glob("b*"))
 
 
+@pytest.mark.slow
 def test_existing_shard_is_kept_without_force(whole: Path, tmp_path: Path) -> None:
     (tmp_path / "s-00002-of-00003.gguf").write_text("mine")
     how = ("split", whole, "-o", tmp_path / "s.gguf", "--max-tensors", 4, "-q")
@@ -99,11 +102,13 @@ def test_existing_shard_is_kept_without_force(whole: Path, tmp_path: Path) -> No
     assert len(open_gguf(tmp_path / "s-00002-of-00003.gguf").files) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [(), ("--max-size", "big"), ("--max-tensors", 0)])
 def test_split_requires_a_limit(whole: Path, tmp_path: Path, how: tuple[str, Any]) -> None:
     assert run("split", whole, "-o", tmp_path / "s.gguf", *how).exit_code == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("force", [(), ("--force",)])
 def test_the_manifest_of_the_source_is_kept(tmp_path: Path, force: tuple[str, ...]) -> None:
     shards = dynquant.convert(

@@ -79,6 +79,7 @@ def test_a_list_is_read_from_a_file_and_from_stdin(form: str, tmp_path: Path) ->
     assert [types[f"blk.{i}.ffn_down.weight"] for i in range(4)] == ["Q5_K"] * 2 + ["Q4_K"] * 2
 
 
+@pytest.mark.slow
 def test_custom_q_list_can_be_an_argument() -> None:
     options = ["--format", "custom-q", "--default", "Q4_K"]
     done = run("import", LISTS["custom-q"], *options)
@@ -88,6 +89,7 @@ def test_custom_q_list_can_be_an_argument() -> None:
     assert message.startswith("custom-q: item 2: 'iq4_ks' is a type of ik_llama.cpp")
 
 
+@pytest.mark.slow
 def test_imported_list_can_extend_a_recipe(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "parent.yaml").write_text("default: Q5_0\n")
@@ -96,6 +98,7 @@ def test_imported_list_can_extend_a_recipe(tmp_path: Path) -> None:
     assert plan_of(tmp_path / "sub" / "child.yaml").type_counts.keys() == {"Q5_0", "Q6_K", "F32"}
 
 
+@pytest.mark.slow
 def test_default_or_extends_is_required_but_not_both() -> None:
     (message,) = messages("import", "attn_v=q6_k", "--format", "custom-q")
     assert message.endswith("add --default TYPE or --extends RECIPE")
@@ -105,6 +108,7 @@ def test_default_or_extends_is_required_but_not_both() -> None:
     assert message.startswith("--default: 'q4km' is not a quant type")
 
 
+@pytest.mark.slow
 def test_export_gives_every_matrix_its_type() -> None:
     done = run("export", "dynamic-4bit", TINY)
     assert done.exit_code == 0
@@ -123,6 +127,7 @@ def test_exported_and_imported_recipe_has_the_same_plan(tmp_path: Path) -> None:
     assert again == types_of(plan_of("dynamic-6bit"))
 
 
+@pytest.mark.slow
 def test_existing_file_is_replaced_only_with_force(tmp_path: Path) -> None:
     (tmp_path / "there").write_text("mine")
     (message,) = messages("export", "q8_0", TINY, "-o", "there")

@@ -56,6 +56,7 @@ def test_every_tensor_gets_its_type_from_its_first_word(name: str, shapes: Shape
     assert re.fullmatch(r"(\^[^\s=]+\$=[a-z0-9_]+\n)+", text), "anchored words, one a line"
 
 
+@pytest.mark.slow
 def test_the_list_is_as_short_as_its_recipe() -> None:
     text = tensor_types(tensors_of(dense(32)), types_by("dynamic-4bit", dense(32)))
     assert text.splitlines() == [
@@ -88,6 +89,7 @@ def test_any_types_can_be_exported(model: tuple[Shapes, dict[str, QuantType]]) -
     )
 
 
+@pytest.mark.slow
 def test_exported_list_can_be_imported() -> None:
     types = types_by("deepseek-r1-dq3_k_m", R1 | {"blk.0.attn_kv_b.weight": (512, 256)})
     del types["blk.0.attn_kv_b.weight"]
@@ -116,6 +118,7 @@ def test_names_that_differ_only_in_case_are_refused_if_types_differ() -> None:
         tensor_types(tensors_of(shapes), types)
 
 
+@pytest.mark.slow
 def test_tensors_that_llama_quantize_keeps_have_no_word() -> None:
     text = tensor_types(tensors_of(R1), types_by("q8_0", R1))
     for role in ("norm", "ffn_gate_inp", "bias"):

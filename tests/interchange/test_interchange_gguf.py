@@ -151,6 +151,7 @@ def test_published_rule_of_unicom_by_position_is_inferred() -> None:
     assert len(again.rules) <= 4
 
 
+@pytest.mark.slow
 def test_the_default_is_the_type_of_most_tensors() -> None:
     types = types_by(written("role: attention, type: Q6_K", default="Q5_K"), MOE)
     again, _ = inferred(MOE, types)

@@ -88,6 +88,7 @@ def first_match(words: Sequence[str], shapes: Shapes, default: str) -> dict[str,
     }
 
 
+@pytest.mark.slow
 def test_generated_list_becomes_rules_by_role_and_layers() -> None:
     text = recipe_of_thireus(THIREUS, "Some.recipe", Q4)
     assert rules_of(text) == [
@@ -105,6 +106,7 @@ def test_generated_list_becomes_rules_by_role_and_layers() -> None:
     assert assign(recipe, tensors_of(MODELS[0])).warnings == ()
 
 
+@pytest.mark.slow
 def test_script_for_custom_q_may_have_comments() -> None:
     text = recipe_of_custom_q(CUSTOM_Q, "-", Q4)
     assert rules_of(text) == [
@@ -244,6 +246,7 @@ def test_missing_default_is_an_error() -> None:
         recipe_of_tensor_types("attn_v=q6_k", "t", Base())
 
 
+@pytest.mark.slow
 def test_recipe_can_be_extended_instead_of_a_default() -> None:
     text = recipe_of_tensor_types(
         "ffn_down_exps=q8_0 ffn_up=q6_k", "t", Base(extends="dynamic-4bit")

@@ -187,6 +187,7 @@ def test_a_saved_plan_keeps_the_grid_and_checks_it(tmp_path: Path) -> None:
 # ---- reported ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_plan_states_the_grid_as_text_json_and_page(tmp_path: Path) -> None:
     plan = plan_of(on_grid(tmp_path / "t"))
     line = f"Q4_0: 1 tensors ({NAME}) lie on it, by 3 rows of each; the recipe gives them Q4_0 (1)"
@@ -233,6 +234,7 @@ def folder(path: Path) -> Path:
     return write_stored(path, config, stored)
 
 
+@pytest.mark.slow
 def test_plan_and_convert_find_the_grid_of_a_checkpoint(tmp_path: Path) -> None:
     model_folder = folder(tmp_path / "model")
     keep = tmp_path / "keep.yaml"
@@ -253,6 +255,7 @@ def test_plan_and_convert_find_the_grid_of_a_checkpoint(tmp_path: Path) -> None:
     assert "lie on the grid of Q4_0" in lossy.stderr
 
 
+@pytest.mark.slow
 def test_a_gguf_of_floats_is_kept_on_its_grid(tmp_path: Path) -> None:
     plan = plan_of(on_grid(tmp_path / "t"), default="BF16", more="")
     converted(plan, tmp_path / "bf16.gguf")

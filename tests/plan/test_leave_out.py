@@ -272,5 +272,6 @@ def test_commands_about_recipes_take_the_option(model: Path, tmp_path: Path) -> 
         assert CliRunner().invoke(app, ["recipe", *command, *option]).exit_code == 0
 
 
+@pytest.mark.slow
 def test_leave_out_is_for_a_comparison() -> None:
     assert "require --against MODEL" in run("verify", "a.gguf", "--leave-out", "v").err

@@ -162,6 +162,7 @@ def test_only_tensors_missing_in_the_imatrix_are_refused(tmp_path: Path) -> None
     assert "give an imatrix that covers them" in message
 
 
+@pytest.mark.slow
 def test_other_types_need_no_imatrix() -> None:
     for name in ALL.keys() - set(NEEDING) - set(SPECIAL_TYPES):
         assert small_plan(name).warnings == ()

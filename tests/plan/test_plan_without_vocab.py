@@ -27,6 +27,7 @@ def folder(tmp_path: Path) -> Path:
     return made
 
 
+@pytest.mark.slow
 def test_the_plan_has_the_tensors_of_the_whole_model(folder: Path) -> None:
     recipe = dynquant.load_recipe("dynamic-4bit")
     bare = dynquant.make_plan(dynquant.load_model(folder, needs_vocab=False), recipe)

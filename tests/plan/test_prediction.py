@@ -83,6 +83,7 @@ def test_copy_that_differs_is_kept(folder: Path, tmp_path: Path) -> None:
     assert list(plan.ignored) == ["model.layers.3.embed_tokens.weight"]
 
 
+@pytest.mark.slow
 def test_only_copies_may_be_missing(tmp_path: Path) -> None:
     plan = plan_of(
         with_prediction(tmp_path / "a", head=False), "default: F32\nprediction_layers: keep"

@@ -29,6 +29,7 @@ def written(plan: dynquant.Plan, path: Path) -> bytes:
     return plan.write(path, threads=1).path.read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_saved_plan_gives_the_same_bytes(family: str, tmp_path: Path) -> None:
     folder = load_reference(family).folder
@@ -44,6 +45,7 @@ def test_a_saved_plan_gives_the_same_bytes(family: str, tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_shards_and_keys_are_part_of_a_saved_plan(tmp_path: Path) -> None:
     options: dict[str, Any] = {
         "split": dynquant.Split(max_tensors=20),
@@ -56,6 +58,7 @@ def test_shards_and_keys_are_part_of_a_saved_plan(tmp_path: Path) -> None:
     assert list(again.keys) == list(plan.keys)
 
 
+@pytest.mark.slow
 def test_saved_plan_keeps_the_layout_of_attention(tmp_path: Path) -> None:
     folder = load_reference("deepseek-v3").folder
     plan = dynquant.make_plan(folder, "q8_0", mla="merged")
@@ -73,6 +76,7 @@ def test_commands_save_a_plan_and_convert_with_it(tmp_path: Path) -> None:
     assert out.read_bytes() == direct.read_bytes()
 
 
+@pytest.mark.slow
 def test_an_existing_plan_is_replaced_only_with_force(tmp_path: Path) -> None:
     plan = tmp_path / "p.json"
     plan.write_text("mine")
@@ -82,6 +86,7 @@ def test_an_existing_plan_is_replaced_only_with_force(tmp_path: Path) -> None:
     assert run("plan", TINY_BOOKS, "-r", "q8_0", "--save", plan, "--force").code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "option", [("-r", "q8_0"), ("--effort", "best"), ("--set", "a.b=1"), ("--mla", "split")]
 )
@@ -91,6 +96,7 @@ def test_options_fixed_by_a_plan_are_wrong_usage(option: tuple[str, ...], tmp_pa
     assert "--plan decides it already" in done.err
 
 
+@pytest.mark.slow
 def test_recipe_or_plan_is_required(tmp_path: Path) -> None:
     done = run("convert", TINY_BOOKS, "-o", tmp_path / "o.gguf")
     assert done.code == 2
@@ -165,6 +171,7 @@ def test_another_model_is_named_by_its_architecture(plan: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_another_version_and_another_encoder_revision_are_named(
     plan: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -223,6 +230,7 @@ def test_an_edited_recipe_is_named(plan: Path, model: Path) -> None:
 DOWN = "blk.0.ffn_down.weight"
 
 
+@pytest.mark.slow
 def test_another_imatrix_than_that_of_the_plan_is_refused(model: Path, tmp_path: Path) -> None:
     n = dynquant.load_model(model).tensors
     width = next(t for t in n if t.name == DOWN).n_per_row

@@ -78,6 +78,7 @@ def test_convert_reports_progress(tmp_path: Path) -> None:
     assert seen[-1].weights_done == seen[-1].weights_total > 0
 
 
+@pytest.mark.slow
 def test_notebook_progress_bar_ends_at_100_percent(tmp_path: Path) -> None:
     drawn = io.StringIO()
     bar = dynquant.tqdm_progress(file=drawn, mininterval=0)
@@ -107,6 +108,7 @@ def test_a_result_has_paths_sizes_hashes_and_errors(tmp_path: Path) -> None:
         result.resumed_bytes = 1  # pyright: ignore[reportAttributeAccessIssue]
 
 
+@pytest.mark.slow
 def test_a_plan_can_be_written(tmp_path: Path) -> None:
     plan = dynquant.make_plan(model(), recipe("Q4_0"))
     direct = dynquant.convert(model(), tmp_path / "a.gguf", recipe=recipe("Q4_0"))
@@ -131,6 +133,7 @@ def test_all_faults_of_the_inputs_are_reported_at_once(tmp_path: Path) -> None:
     assert len(e.value.messages) == 3
 
 
+@pytest.mark.slow
 def test_inspect_verify_read_manifest_and_types(tmp_path: Path) -> None:
     out = tmp_path / "x.gguf"
     dynquant.convert(TINY_BOOKS, out, recipe="q8_0")

@@ -98,6 +98,7 @@ def test_rooms_import_only_from_rooms_before_them() -> None:
         assert room == "cli" or "dynquant" not in imports(file), file
 
 
+@pytest.mark.slow
 def test_only_the_cli_uses_typer_and_only_cli_and_report_use_rich() -> None:
     for file in FILES:
         used = {n.split(".")[0] for n in imports(file)} & {"typer", "rich", "click"}
@@ -105,6 +106,7 @@ def test_only_the_cli_uses_typer_and_only_cli_and_report_use_rich() -> None:
         assert used <= allowed, file
 
 
+@pytest.mark.slow
 def test_the_library_neither_prints_nor_exits() -> None:
     for file in FILES:
         if room_of(file) == "cli":
@@ -126,6 +128,7 @@ def loaded_by(code: str) -> set[str]:
     return {name.split(".")[0] for name in done.stdout.split()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", ["import dynquant", "import dynquant.cli"])
 def test_import_loads_no_heavy_package(code: str) -> None:
     heavy = {"numpy", "gguf", "yaml", "tokenizers", "safetensors", "tqdm", "rich", "torch"}

@@ -75,6 +75,7 @@ def test_documented_keys_are_those_of_the_document(
     assert documented(command) == found
 
 
+@pytest.mark.slow
 def test_documented_events_are_those_of_a_conversion(folder: Path) -> None:
     out = str(folder / "logged.gguf")
     done = CliRunner().invoke(

@@ -190,6 +190,7 @@ def options(name: tuple[str, ...]) -> set[str]:
     return set(re.findall(r"(--[a-z][a-z-]+)", shown)) - {"--help"}
 
 
+@pytest.mark.slow
 def test_every_option_of_convert_is_documented() -> None:
     section = re.search(
         r"^## `?dynquant convert`?$(.*?)^## ",

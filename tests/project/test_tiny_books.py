@@ -63,6 +63,7 @@ def test_log_probabilities_of_the_f32_file_equal_transformers(
     assert max_difference(reference.log_probabilities, ours) < F32_TOLERANCE
 
 
+@pytest.mark.slow
 def test_tokens_equal_its_own_tokenizers(reference: Reference, folder: Path) -> None:
     file = converted(reference, folder, "f32")
     ours = llamacpp.tokenize(file, list(reference.tokens), parse_special=reference.parses_special)
@@ -78,6 +79,7 @@ def test_divergence_from_transformers_is_below_the_ceiling(
     assert divergence(reference.log_probabilities, ours) < KL_CEILINGS[recipe]
 
 
+@pytest.mark.slow
 def test_the_dynamic_4bit_file_writes_words(reference: Reference, folder: Path) -> None:
     file = converted(reference, folder, "dynamic-4bit")
     text = llamacpp.generate(file, "Once upon a time there was", 40)

@@ -151,6 +151,7 @@ def weighted_plan(folder: Path) -> Plan:
     return make_plan(model(), recipe("Q4_K", more), imatrix=imatrix)
 
 
+@pytest.mark.slow
 def test_conversion_reports_the_errors_of_the_written_tensors(tmp_path: Path) -> None:
     plan = weighted_plan(tmp_path)
     found = convert_plan(plan, tmp_path / "x.gguf", threads=2, chunk_bytes=5000).errors
@@ -186,6 +187,7 @@ def test_errors_do_not_depend_on_threads_or_on_the_isa(
     assert len(found) == 1
 
 
+@pytest.mark.slow
 def test_errors_are_the_same_after_a_resume(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -213,6 +215,7 @@ def test_errors_are_the_same_after_a_resume(
     assert 0 < len(measured) - in_whole - in_first == in_whole - (in_first - 1)
 
 
+@pytest.mark.slow
 def test_copied_and_widened_tensors_are_not_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -146,6 +146,7 @@ def test_faults_of_child_and_parent_are_reported_together_with_their_files(folde
     assert [m.split(" ")[0] for m in refusal("a.yaml")] == ["a.yaml:2:16:", "parent.yaml:1:10:"]
 
 
+@pytest.mark.slow
 def test_long_chain_of_extends_is_read(folder: Path) -> None:
     for i in range(50):
         (folder / f"{i}.yaml").write_text(f"extends: {i + 1}.yaml")
@@ -261,6 +262,7 @@ def test_cycle_through_a_list_is_refused(folder: Path) -> None:
     assert message.startswith("b.yaml:1:19: 'a.yaml' extends itself: a.yaml -> b.yaml -> a.yaml")
 
 
+@pytest.mark.slow
 def test_ladder_of_diamonds_is_read_in_little_time(folder: Path) -> None:
     """Each of 60 files extends two; there are 2^30 ways through them."""
     for i in range(0, 58, 2):
@@ -270,6 +272,7 @@ def test_ladder_of_diamonds_is_read_in_little_time(folder: Path) -> None:
     assert len(load_recipe("0.yaml").rules) == 59
 
 
+@pytest.mark.slow
 def test_more_files_than_the_limit_are_refused(folder: Path) -> None:
     names = [f"x{i}" for i in range(64)]
     chains(folder, a=f"[{', '.join(f'{n}.yaml' for n in names)}]", **dict.fromkeys(names, ""))

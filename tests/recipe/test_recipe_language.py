@@ -353,6 +353,7 @@ def test_hostile_text_is_refused_in_linear_time(text: str):
     assert found
 
 
+@pytest.mark.slow
 @SEEDED
 @given(st.text(alphabet="ab:-[]{}*&!'\"#|>%@`, \n\t/Q4_K", max_size=60))
 def test_any_text_is_a_recipe_or_a_recipe_error(text: str):

@@ -94,6 +94,7 @@ def test_dynamic_recipe_for_candle_and_mistral_has_only_types_that_they_read(
     assert missing["candle"] == missing["mistral.rs"] == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_per_row", NARROW)
 def test_without_readers_nothing_changes(n_per_row: int) -> None:
     plain = make_plan(narrow(n_per_row), load_recipe("dynamic-4bit"))

@@ -49,6 +49,7 @@ def resolve(text: str, folder: Path) -> tuple[Recipe, str]:
     return recipe, resolved_text(recipe)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", slow_except(EXTENDING[:2], EXTENDING))
 def test_shipped_recipes_are_the_same_in_one_file(name: str) -> None:
     recipe = load_recipe(name)
@@ -118,6 +119,7 @@ def test_any_text_is_kept(name: str, note: str, value: str) -> None:
     same(recipe, parse_recipe(resolved_text(recipe), "one.yaml", "one"))
 
 
+@pytest.mark.slow
 def test_types_are_the_same_beside_no_other_file(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("extends: dynamic-4bit\nrules: [{role: ffn_up, type: Q5_K}]")
     (tmp_path / "b.yaml").write_text(
@@ -167,6 +169,7 @@ def test_faults_of_texts_are_reported_together() -> None:
         recipe_of_texts(["default: Q4_K"] * 65, "mine")
 
 
+@pytest.mark.slow
 def test_resolve_prints_and_writes_the_file(tmp_path: Path) -> None:
     recipe, text = resolve("extends: Q4_K_M", tmp_path)
     command = ["recipe", "resolve", str(tmp_path / "r.yaml")]

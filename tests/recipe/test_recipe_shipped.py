@@ -105,6 +105,7 @@ def test_recipe_is_named_as_its_file_and_described(name: str):
     assert recipe.description
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS.keys())
 @pytest.mark.parametrize("name", slow_except(["dynamic-4bit"], RECIPES))
 def test_recipe_fits_a_dense_model_without_a_warning(name: str, model: Dense):
@@ -148,6 +149,7 @@ def test_dynamic_recipe_has_the_stated_size(recipe: str, least: float, most: flo
     assert least <= bits_per_weight(recipe, MODELS[model]) <= most
 
 
+@pytest.mark.slow
 def test_tied_embedding_gets_the_bits_of_the_output_matrix():
     given = apply("dynamic-4bit", MODELS["tiny-books"]).assignments
     untied = apply("dynamic-4bit", MODELS["Llama-3.1-8B"]).assignments

@@ -101,6 +101,7 @@ MORE = {"Qwen3.8-27B": 0.1}
 """Bits above the stated ones: the matrices of linear attention have more than the bulk."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in MIXTURES if n not in ODD])
 @pytest.mark.parametrize("recipe", slow_except(["dynamic-moe-2bit"], MIXTURE_RECIPES))
 def test_mixture_has_the_stated_size_without_fallbacks(recipe: str, name: str) -> None:

@@ -32,6 +32,7 @@ def test_size_equal_to_the_limit_passes_and_one_byte_more_fails() -> None:
     assert not size_gate(1001, 1000).holds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["plan", "convert"])
 def test_plan_over_the_limit_exits_with_3_before_writing(command: str, tmp_path: Path) -> None:
     out = ("-o", tmp_path / "x.gguf") if command == "convert" else ()
@@ -42,10 +43,12 @@ def test_plan_over_the_limit_exits_with_3_before_writing(command: str, tmp_path:
     assert names(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_plan_within_the_limit_exits_with_0() -> None:
     assert run("plan", MODEL, "-r", "q8_0", "--max-size", "4MB").code == 0
 
 
+@pytest.mark.slow
 def test_limit_that_is_not_a_size_is_wrong_usage() -> None:
     assert run("plan", MODEL, "-r", "q8_0", "--max-size", "much").code == 2
 
@@ -59,10 +62,12 @@ def without_manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_error_gate_fails_if_no_errors_are_recorded(without_manifest: Path) -> None:
     assert not error_gate(open_finished(without_manifest / "x.gguf").loss, 1.0).holds
 
 
+@pytest.mark.slow
 def test_error_is_the_mean_by_number_of_weights(without_manifest: Path, tmp_path: Path) -> None:
     out = Path(shutil.copy(without_manifest / "x.gguf", tmp_path))
     one, two, *_ = (t for t in open_finished(out).tensors if len(t.shape) == 2)
@@ -86,6 +91,7 @@ def test_failed_gate_raises_gate_error() -> None:
         check_gate(gate, "x", "take less")
 
 
+@pytest.mark.slow
 def test_conversion_with_too_large_an_error_is_complete_and_exits_with_3(tmp_path: Path) -> None:
     out = tmp_path / "x.gguf"
     done = run("convert", MODEL, "-o", out, "-r", "q8_0", "--max-error", "0")
@@ -94,6 +100,7 @@ def test_conversion_with_too_large_an_error_is_complete_and_exits_with_3(tmp_pat
     assert out.read_bytes()[:4] == b"GGUF"
 
 
+@pytest.mark.slow
 def test_conversion_records_its_errors(tmp_path: Path) -> None:
     out = tmp_path / "x.gguf"
     assert run("convert", MODEL, "-o", out, "-r", "q8_0").code == 0
@@ -102,11 +109,13 @@ def test_conversion_records_its_errors(tmp_path: Path) -> None:
     assert 0 < loss.weighted < 1e-4  # Q8_0 has 8 bits
 
 
+@pytest.mark.slow
 def test_conversion_within_the_error_limit_exits_with_0(tmp_path: Path) -> None:
     out = tmp_path / "x.gguf"
     assert run("convert", MODEL, "-o", out, "-r", "q8_0", "--max-error", "1e-4").code == 0
 
 
+@pytest.mark.slow
 def test_every_line_of_the_json_log_is_an_event(tmp_path: Path) -> None:
     out = tmp_path / "x.gguf"
     done = run("convert", MODEL, "-o", out, "-r", "q8_0", "--log-format", "json", "--threads", "1")
@@ -123,6 +132,7 @@ def test_every_line_of_the_json_log_is_an_event(tmp_path: Path) -> None:
     assert end["files"] == [{"name": "x.gguf", "bytes": end["bytes"], "sha256": sha256}]
 
 
+@pytest.mark.slow
 def test_warnings_and_errors_are_events_too(tmp_path: Path) -> None:
     recipe = tmp_path / "r.yaml"
     recipe.write_text("for: [gemma]\ndefault: Q8_0\n")
@@ -152,6 +162,7 @@ def test_two_conversions_share_one_summary(tmp_path: Path) -> None:
     assert hashlib.sha256((tmp_path / "a|b.gguf").read_bytes()).hexdigest() in summary.read_text()
 
 
+@pytest.mark.slow
 def test_summary_shows_the_errors_of_the_manifest(tmp_path: Path) -> None:
     out = tmp_path / "x.gguf"
     run("convert", MODEL, "-o", out, "-r", "q8_0")
@@ -163,6 +174,7 @@ def test_summary_shows_the_errors_of_the_manifest(tmp_path: Path) -> None:
     assert "| `ffn_down` | Q8_0 |" in text
 
 
+@pytest.mark.slow
 def test_summary_is_written_only_if_requested(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,6 +183,7 @@ def test_summary_is_written_only_if_requested(
     assert not (tmp_path / "summary.md").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("limit", "code"), [("1e-9", 3), ("1", 0)])
 def test_the_error_limit_needs_no_manifest(tmp_path: Path, limit: str, code: int) -> None:
     out = tmp_path / "x.gguf"
@@ -179,6 +192,7 @@ def test_the_error_limit_needs_no_manifest(tmp_path: Path, limit: str, code: int
     assert names(tmp_path) == ["x.gguf"]
 
 
+@pytest.mark.slow
 def test_a_file_that_keeps_all_weights_has_no_error(tmp_path: Path) -> None:
     options = ("-r", "f32", "--max-error", "0")
     assert run("convert", MODEL, "-o", tmp_path / "x.gguf", *options).code == 0

@@ -84,6 +84,7 @@ def checked_by_coreutils(folder: Path, *options: str) -> subprocess.CompletedPro
     return subprocess.run(command, cwd=folder, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_release_is_written_to_the_folder_of_the_file(made: Finished) -> None:
     release = released(made)
     assert names(made.path.parent) == sorted(
@@ -102,6 +103,7 @@ def test_release_is_written_to_the_folder_of_the_file(made: Finished) -> None:
     )
 
 
+@pytest.mark.slow
 def test_coreutils_accepts_the_checksums_of_all_files_but_the_card(made: Finished) -> None:
     release = released(made)
     done = checked_by_coreutils(release.folder)
@@ -112,6 +114,7 @@ def test_coreutils_accepts_the_checksums_of_all_files_but_the_card(made: Finishe
     }
 
 
+@pytest.mark.slow
 def test_coreutils_finds_a_changed_byte(made: Finished) -> None:
     release = released(made)
     content = bytearray(made.path.read_bytes())
@@ -146,6 +149,7 @@ def test_file_newer_than_its_manifest_is_read(made: Finished) -> None:
     assert "reading" in messages[0]
 
 
+@pytest.mark.slow
 def test_file_without_manifest_is_read_and_a_warning_given(tmp_path: Path) -> None:
     release = released(open_finished(make(tmp_path, "x.gguf")))
     assert checked_by_coreutils(tmp_path).returncode == 0
@@ -154,6 +158,7 @@ def test_file_without_manifest_is_read_and_a_warning_given(tmp_path: Path) -> No
     assert "error" not in card_of(release).split("## Types by role")[1]
 
 
+@pytest.mark.slow
 def test_release_in_another_folder_has_links_not_copies(made: Finished, tmp_path: Path) -> None:
     release = released(made, folder=tmp_path / "out")
     assert (tmp_path / "out" / "x.gguf").samefile(made.path)
@@ -162,6 +167,7 @@ def test_release_in_another_folder_has_links_not_copies(made: Finished, tmp_path
     assert names(tmp_path) == ["out", "x.gguf", "x.gguf.manifest.json"]
 
 
+@pytest.mark.slow
 def test_existing_files_are_replaced_only_with_force(made: Finished, tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("mine")
     (tmp_path / "plan.html").write_text("mine")
@@ -178,6 +184,7 @@ def test_existing_files_are_replaced_only_with_force(made: Finished, tmp_path: P
     assert card_of(release).startswith("---\n")
 
 
+@pytest.mark.slow
 def test_recipe_file_equals_the_recipe_of_the_manifest(made: Finished) -> None:
     released(made)
     assert made.manifest
@@ -186,6 +193,7 @@ def test_recipe_file_equals_the_recipe_of_the_manifest(made: Finished) -> None:
     assert load_recipe(made.path.parent / "recipe-q8_0.yaml").sha256 == load_recipe("q8_0").sha256
 
 
+@pytest.mark.slow
 def test_hostile_recipe_name_does_not_leave_the_folder(tmp_path: Path) -> None:
     texts = {"text": "extends: b\n", "extends": ["default: Q8_0\n"]}
     recipe = {"name": "../../x/é", "sha256": "0" * 64, **texts}
@@ -220,6 +228,7 @@ def test_different_recipes_with_the_same_name_are_two_files(tmp_path: Path) -> N
     assert "(<recipe-mine-2.yaml>)" in card_of(release)
 
 
+@pytest.mark.slow
 def test_files_of_different_models_are_refused(tmp_path: Path) -> None:
     one = make(tmp_path, "a.gguf", keys={"dynquant.source": string("hf://a/b")})
     other = make(tmp_path, "b.gguf", keys={"dynquant.source": string("hf://a/c")})
@@ -229,6 +238,7 @@ def test_files_of_different_models_are_refused(tmp_path: Path) -> None:
         make_release([open_finished(one), open_finished(one)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("named", ["x.gguf", "x-00002-of-00003.gguf"])
 def test_shards_are_released_together(named: str, tmp_path: Path) -> None:
     make(tmp_path, "x.gguf", shard=2)
@@ -243,6 +253,7 @@ def test_shards_are_released_together(named: str, tmp_path: Path) -> None:
     assert "llama-server -m x-00001-of-00003.gguf" in card
 
 
+@pytest.mark.slow
 def test_manifest_of_another_file_is_refused(tmp_path: Path) -> None:
     write_manifest(make(tmp_path, "a.gguf"), "q8_0")
     make(tmp_path, "b.gguf", "f16")
@@ -297,6 +308,7 @@ def test_hub_reads_the_front_matter(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_options_add_facts_missing_in_the_files(made: Finished) -> None:
     release = released(made, license_="mit", base_model="a/b")
     assert front_of(release) | {"license": "mit", "base_model": "a/b"} == front_of(release)
@@ -309,6 +321,7 @@ def test_invalid_hub_name_is_refused(name: str, made: Finished) -> None:
         make_release([made], base_model=name)
 
 
+@pytest.mark.slow
 def test_card_shows_errors_by_role(tmp_path: Path) -> None:
     down = {f"blk.{i}.ffn_down.weight": error for i, error in enumerate((0.01, 0.03))}
     write_manifest(make(tmp_path, "x.gguf"), "q8_0", errors=down)
@@ -319,6 +332,7 @@ def test_card_shows_errors_by_role(tmp_path: Path) -> None:
     assert by_role["`ffn_up_exps`"][1:] == ["–", "–", "–"]
 
 
+@pytest.mark.slow
 def test_card_states_which_programs_read_the_types(made: Finished) -> None:
     types = card_of(released(made)).split("## Types by role")[1]
     (line,) = [line for line in types.splitlines() if line.startswith("Programs that read")]
@@ -326,6 +340,7 @@ def test_card_states_which_programs_read_the_types(made: Finished) -> None:
     assert line == f"Programs that read these types: {text}."
 
 
+@pytest.mark.slow
 def test_card_shows_sources_imatrix_and_commands(tmp_path: Path) -> None:
     model = {"repository": "hf://a/b", "commit": "c" * 40, "mla": None}
     write_manifest(make(tmp_path, "x.gguf"), "q8_0", importance=IMATRIX, model=model)
@@ -359,6 +374,7 @@ def test_a_file_from_local_files_is_not_said_to_equal_the_repository(tmp_path: P
         assert "made from local files" in card
 
 
+@pytest.mark.slow
 def test_hash_of_a_recipe_is_that_of_the_file_beside_the_card(tmp_path: Path) -> None:
     texts = {"text": "extends: q8_0\n", "extends": ["default: Q8_0\n"]}
     recipe = {"name": "mine", "sha256": "5" * 64, **texts}
@@ -369,6 +385,7 @@ def test_hash_of_a_recipe_is_that_of_the_file_beside_the_card(tmp_path: Path) ->
     assert f"whose texts have the hash `{'5' * 64}` (`dynquant.recipe_sha256`)" in card
 
 
+@pytest.mark.slow
 def test_recipe_of_a_release_needs_no_other_file(tmp_path: Path) -> None:
     """It gives the types of the GGUF without the recipes that it extends."""
     (tmp_path / "more.yaml").write_text("default: Q5_0\nrules: [{role: ffn_down, type: Q8_0}]")
@@ -397,6 +414,7 @@ def test_recipe_that_cannot_be_one_file_is_refused_with_its_manifest(tmp_path: P
     assert str(e.value).startswith(f"{tmp_path}/x.gguf.manifest.json: recipe mine:1:1: ")
 
 
+@pytest.mark.slow
 def test_same_file_gives_the_same_release(made: Finished, tmp_path: Path) -> None:
     one, two = (make_release([made], folder=tmp_path / n) for n in "ab")
     assert one.texts == two.texts
@@ -415,6 +433,7 @@ def test_hostile_text_is_escaped_in_tables() -> None:
     assert not any(page.all(tag) for tag in ("script", "a", "em", "h1", "img"))
 
 
+@pytest.mark.slow
 def test_hostile_names_are_escaped_in_the_card(tmp_path: Path) -> None:
     importance = IMATRIX | {"file": HOSTILE.replace("/", ""), "datasets": [HOSTILE]}
     recipe = {"name": HOSTILE, "sha256": "0" * 64, "text": "x", "extends": []}
@@ -431,6 +450,7 @@ def test_hostile_names_are_escaped_in_the_card(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_page_of_the_plan_has_every_tensor_and_the_recipe(made: Finished) -> None:
     release = released(made)
     page = read_page((release.folder / "plan.html").read_text())
@@ -467,16 +487,19 @@ def released_json(converted: Path, folder: Path) -> dict[str, Any]:
     return json.loads(done.out)
 
 
+@pytest.mark.slow
 def test_command_prints_the_paths_of_all_files(converted: Path, tmp_path: Path) -> None:
     done = release(converted, tmp_path / "out")
     assert {Path(line) for line in done.out.splitlines()} == set((tmp_path / "out").iterdir())
 
 
+@pytest.mark.slow
 def test_command_with_license_and_source_has_no_warnings(converted: Path, tmp_path: Path) -> None:
     done = release(converted, tmp_path / "out", "--license", "mit", "--base-model", "a/b")
     assert (done.code, done.err) == (0, "")
 
 
+@pytest.mark.slow
 def test_command_prints_missing_license_and_source_as_warnings(
     converted: Path, tmp_path: Path
 ) -> None:
@@ -503,6 +526,7 @@ def test_command_replaces_existing_files_with_force(converted: Path, tmp_path: P
     assert (tmp_path / "out" / "README.md").read_text("utf-8").startswith("---\n")
 
 
+@pytest.mark.slow
 def test_json_has_the_files_with_their_hashes(converted: Path, tmp_path: Path) -> None:
     listed = released_json(converted, tmp_path / "out")["files"]
     for file in listed:
@@ -513,6 +537,7 @@ def test_json_has_the_files_with_their_hashes(converted: Path, tmp_path: Path) -
     assert {file["name"] for file in listed} == {*names(tmp_path / "out")}
 
 
+@pytest.mark.slow
 def test_json_has_size_and_path_of_the_model(converted: Path, tmp_path: Path) -> None:
     (model,) = released_json(converted, tmp_path / "out")["models"]
     assert model["bytes"] == converted.stat().st_size
@@ -534,10 +559,12 @@ def test_json_has_the_error_that_the_conversion_measured(converted: Path, tmp_pa
     assert model["error"] == pytest.approx(np.average(errors, weights=n_weights), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_json_lists_missing_parts(converted: Path, tmp_path: Path) -> None:
     assert len(released_json(converted, tmp_path / "out")["lacks"]) == 2
 
 
+@pytest.mark.slow
 def test_card_names_the_version_of_dynquant(converted: Path, tmp_path: Path) -> None:
     assert release(converted, tmp_path / "out").code == 0
     assert dynquant.__version__ in (tmp_path / "out" / "README.md").read_text("utf-8")

@@ -71,11 +71,13 @@ def cells(page: Element) -> list[Element]:
     return page.all("div", "c")
 
 
+@pytest.mark.slow
 def test_every_tensor_has_one_cell(plan: Plan) -> None:
     found = [cell.all("b")[0].text for cell in cells(page_of(plan))]
     assert Counter(found) == Counter(t.name for t in plan.tensors)
 
 
+@pytest.mark.slow
 def test_cell_shows_type_name_shape_bytes_bits_and_rule(plan: Plan) -> None:
     by_name = {t.name: t for t in plan.tensors}
     for cell in cells(page_of(plan)):
@@ -93,26 +95,31 @@ def test_cell_shows_type_name_shape_bytes_bits_and_rule(plan: Plan) -> None:
         assert ("fallback for" in tip) == (t.instead_of is not None)
 
 
+@pytest.mark.slow
 def test_fallback_is_marked_with_its_cost() -> None:
     found = [c for c in cells(page_of(experts_plan())) if "f" in c.classes]
     assert {c.all("b")[0].text for c in found} == {f"blk.{i}.attn_k_b.weight" for i in range(3)}
     assert all("fallback for Q4_K: +4 bits per weight" in c.text for c in found)
 
 
+@pytest.mark.slow
 def test_rule_is_shown_with_its_note() -> None:
     page = page_of(PLANS["small"])
     assert any("rule: recipes/hand.yaml:3: why not" in c.text for c in cells(page))
 
 
+@pytest.mark.slow
 def test_every_cell_can_be_reached_by_keyboard(plan: Plan) -> None:
     assert all(cell.attributes["tabindex"] == "0" for cell in cells(page_of(plan)))
 
 
+@pytest.mark.slow
 def test_bars_add_up_to_the_tensors(plan: Plan) -> None:
     parts = [e for e in page_of(plan).all("span") if "data-bytes" in e.attributes]
     assert sum(int(e.attributes["data-bytes"]) for e in parts) == plan.tensor_bytes
 
 
+@pytest.mark.slow
 def test_head_shows_model_recipe_size_and_bits(plan: Plan) -> None:
     head = page_of(plan).all("header")[0].text
     assert "Handmade by hand" in head
@@ -121,6 +128,7 @@ def test_head_shows_model_recipe_size_and_bits(plan: Plan) -> None:
     assert size_text(plan.tensor_bytes) in head
 
 
+@pytest.mark.slow
 def test_types_are_counted_and_sorted_by_bits(plan: Plan) -> None:
     rows = [
         row.all("td") for row in page_of(plan).all("table", "list")[0].all("tbody")[0].all("tr")
@@ -130,6 +138,7 @@ def test_types_are_counted_and_sorted_by_bits(plan: Plan) -> None:
     assert tags == sorted(tags, key=lambda name: ALL[name].bpw)
 
 
+@pytest.mark.slow
 def test_warnings_and_refusals_are_on_the_page() -> None:
     plan = plan_of(("blk.0.attn_q.weight", (8, 256)), default="IQ1_S")
     assert len(plan.refusals) == 1
@@ -138,6 +147,7 @@ def test_warnings_and_refusals_are_on_the_page() -> None:
     assert all(warning in page_of(experts_plan()).text for warning in experts_plan().warnings)
 
 
+@pytest.mark.slow
 def test_page_loads_nothing(plan: Plan) -> None:
     text = plan_html(plan, plan.data_bytes)
     page = read_page(text)
@@ -152,10 +162,12 @@ def test_page_loads_nothing(plan: Plan) -> None:
     assert not re.search(r"https?:|//[a-z]|url\(|@import|fetch\(|XMLHttpRequest|import\(", text)
 
 
+@pytest.mark.slow
 def test_same_plan_gives_the_same_page(plan: Plan) -> None:
     assert plan_html(plan, 1) == plan_html(plan, 1)
 
 
+@pytest.mark.slow
 def test_hostile_names_are_escaped() -> None:
     text = f"name: '{HOSTILE.replace(chr(39), chr(39) * 2)}'\ndescription: |\n  {HOSTILE}\n"
     text += f"default: Q8_0 # {HOSTILE}\n"
@@ -218,11 +230,13 @@ def test_parts_of_a_model_have_separate_rows() -> None:
     assert [t.name for t in grid.after] == ["dec.output_norm.weight"]
 
 
+@pytest.mark.slow
 def test_names_with_the_same_row_and_column_have_a_cell_each() -> None:
     plan = plan_of(("blk.0.odd", (2, 32)), ("blk.0.odd.weight", (2, 32)), ("blk.00.odd", (2, 32)))
     assert len(cells(page_of(plan))) == 3
 
 
+@pytest.mark.slow
 def test_model_without_layers_has_a_page() -> None:
     assert len(cells(page_of(plan_of(("token_embd.weight", (2, 32)))))) == 1
 
@@ -249,6 +263,7 @@ def test_page_must_not_be_a_model_or_a_folder(tmp_path: Path) -> None:
         check_page(tmp_path / "nowhere" / "plan.html", force=True)
 
 
+@pytest.mark.slow
 def test_missing_parts_of_the_model_are_on_the_page() -> None:
     plan = replace(small_plan(), missing=("somewhere: no tokenizer; add one",))
     page = read_page(plan_html(plan, None))

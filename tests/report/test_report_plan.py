@@ -55,6 +55,7 @@ def test_many_ranges_of_layers_are_shortened_in_the_middle() -> None:
     assert ranges(range(0, 12, 2)) == "0,2,4,6,8,10"
 
 
+@pytest.mark.slow
 def test_plan_states_which_readers_read_its_types_and_which_do_not() -> None:
     plan = small_plan("IQ4_NL")
     assert (

@@ -71,6 +71,7 @@ def compare_all(path: Path, **more: object) -> Comparison:
     return compare(path, str(TINY_BOOKS), tensors="*", threads=1, **more)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_correct_file_equals_its_source_encoded_again(made: Path) -> None:
     found = compare_all(made)
     assert (found.faults, found.warnings, found.unchecked) == ((), (), ())
@@ -93,6 +94,7 @@ def test_files_of_other_families_are_sound_and_equal_their_sources(
     assert compare(out, str(folder), tensors="*", threads=1).faults == ()
 
 
+@pytest.mark.slow
 def test_kept_blocks_and_merged_latent_attention_are_compared_as_stored(tmp_path: Path) -> None:
     folder, out = load_reference("gpt-oss-mxfp4").folder, tmp_path / "kept.gguf"
     dynquant.convert(folder, out, recipe=recipe("F16", "rules: [{role: experts, keep: true}]"))
@@ -189,6 +191,7 @@ def test_only_float_tensors_of_other_programs_are_compared(made: Path, tmp_path:
     assert [f.tensor for f in compare_all(tmp_path / "x.gguf").faults] == ["output_norm.weight"]
 
 
+@pytest.mark.slow
 def test_another_model_is_one_fault(path: Path) -> None:
     other = load_reference("llama-2").folder
     found = compare(path, str(other), tensors="*")
@@ -203,6 +206,7 @@ def test_another_model_is_one_fault(path: Path) -> None:
     assert (code, err) == (1, f"error: {fault}\n")
 
 
+@pytest.mark.slow
 def test_another_model_of_the_same_architecture_is_one_fault(path: Path) -> None:
     (fault,) = compare(path, str(load_reference("qwen3").folder)).faults
     assert re.search(r": 46 of 46 tensors differ in name or shape, such as token_embd", fault.what)
@@ -255,6 +259,7 @@ def test_many_tensors_that_differ_are_one_fault_with_their_names(f32: Path, tmp_
     assert len(compare(f32.with_name("o.gguf"), str(few), tensors="*", threads=1).faults) == 3
 
 
+@pytest.mark.slow
 def test_compared_share_is_reported_with_the_way_to_compare_all(made: Path) -> None:
     total = sum(int(np.prod(t.shape)) for t in gguf.GGUFReader(made).tensors)
     (whole,) = compare_all(made).checked
@@ -276,6 +281,7 @@ def test_rows_that_two_ranges_share_count_once() -> None:
     assert covered({0: [(4, 8), (0, 5), (6, 7)], 3: [(1, 2)]}) == {0: 8, 3: 1}
 
 
+@pytest.mark.slow
 def test_tensors_missing_from_the_file_are_a_warning(tmp_path: Path) -> None:
     out = tmp_path / "x.gguf"
     dynquant.convert(
@@ -338,6 +344,7 @@ def test_command_compares_with_the_source(path: Path) -> None:
     assert f"{TENSOR}: row 9 of 768" in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [["--sample", "3"], ["--tensors", "*"]])
 def test_options_of_a_comparison_without_against_are_wrong_usage(
     path: Path, options: list[str]
@@ -346,6 +353,7 @@ def test_options_of_a_comparison_without_against_are_wrong_usage(
     assert (code, "--against" in err) == (2, True)
 
 
+@pytest.mark.slow
 def test_verify_with_against_gives_the_results_of_both(path: Path) -> None:
     change(path, TENSOR, 9)
     alone, compared = verify(path, threads=1), compare_all(path)
@@ -360,6 +368,7 @@ def test_verify_accepts_the_path_of_an_imatrix(imatrix: Path, tmp_path: Path) ->
     assert verify(out, TINY_BOOKS, imatrix=imatrix, sample=4).is_sound
 
 
+@pytest.mark.slow
 def test_verify_reports_the_progress_of_both_steps(path: Path) -> None:
     seen: list[tuple[str, int, int]] = []
     verify(path, TINY_BOOKS, sample=3, threads=1, progress=lambda *now: seen.append(now))

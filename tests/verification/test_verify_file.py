@@ -84,6 +84,7 @@ def flip(path: Path, at: int, bit: int = 0) -> None:
         file.write(bytes([byte ^ 1 << bit]))
 
 
+@pytest.mark.slow
 def test_correct_file_is_sound_with_and_without_manifest(made: Path) -> None:
     for name in ("x.gguf", "s.gguf", "s-00002-of-00003.gguf"):
         found = verify(made / name)
@@ -100,6 +101,7 @@ def test_correct_file_is_sound_with_and_without_manifest(made: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_manifest_written_by_convert_agrees_with_its_file(tmp_path: Path) -> None:
     out = tmp_path / "x.gguf"
     command = ["convert", str(TINY_BOOKS), "-o", str(out), "-r", "dynamic-4bit"]
@@ -146,6 +148,7 @@ def test_flipped_bits_at_random_offsets_are_found(folder: Path) -> None:
         flip(path, int(at), int(at) % 8)
 
 
+@pytest.mark.slow
 def test_changed_key_is_located_before_the_tensors(folder: Path) -> None:
     path = folder / "x.gguf"
     flip(path, path.read_bytes().index(b"general.name") + 12 + 4 + 8)
@@ -200,6 +203,7 @@ def test_exchanged_shards_are_named(folder: Path) -> None:
     assert [str(f).partition(":")[0] for f in verify(shards[0]).faults] == [*map(str, shards[1:])]
 
 
+@pytest.mark.slow
 def test_shard_of_another_conversion_is_named_with_its_tensors(folder: Path) -> None:
     other = folder / "other"
     other.mkdir()
@@ -223,6 +227,7 @@ def test_missing_shard_is_named(folder: Path) -> None:
     assert "s-00002-of-00003.gguf" in faults_of(verify(folder / "s-00001-of-00003.gguf"))
 
 
+@pytest.mark.slow
 def test_exchanged_tensors_are_named_with_the_owner_of_their_bytes(folder: Path) -> None:
     path = folder / "x.gguf"
     reader = gguf.GGUFReader(path)
@@ -286,6 +291,7 @@ def test_invalid_manifest_is_a_fault_and_the_rest_is_checked(folder: Path, text:
     assert "the manifest cannot be read" in found.unchecked[0]
 
 
+@pytest.mark.slow
 def test_result_does_not_depend_on_threads(folder: Path) -> None:
     flip(folder / "x.gguf", 2_000_000)
     assert verify(folder / "x.gguf", threads=1) == verify(folder / "x.gguf", threads=4)
@@ -296,6 +302,7 @@ def run(*arguments: object) -> tuple[int, str, str]:
     return done.exit_code, done.stdout, done.stderr
 
 
+@pytest.mark.slow
 def test_command_prints_faults_on_stderr_and_exits_with_1(folder: Path) -> None:
     path = folder / "x.gguf"
     flip(path, path.stat().st_size // 2)
@@ -306,6 +313,7 @@ def test_command_prints_faults_on_stderr_and_exits_with_1(folder: Path) -> None:
     assert out.splitlines()[-1].startswith("x.gguf: 2 faults")
 
 
+@pytest.mark.slow
 def test_command_lists_the_checks_of_a_sound_file(folder: Path) -> None:
     code, out, err = run(folder / "x.gguf")
     assert (code, err) == (0, "")
@@ -313,6 +321,7 @@ def test_command_lists_the_checks_of_a_sound_file(folder: Path) -> None:
     assert run(folder / "x.gguf", "--quiet") == (0, "", "")
 
 
+@pytest.mark.slow
 def test_json_has_faults_with_their_tensors_and_offsets(folder: Path) -> None:
     path = folder / "x.gguf"
     tensor = gguf.GGUFReader(path).tensors[-1]
@@ -325,6 +334,7 @@ def test_json_has_faults_with_their_tensors_and_offsets(folder: Path) -> None:
     assert document["files"] == [{"name": "x.gguf", "bytes": path.stat().st_size}]
 
 
+@pytest.mark.slow
 def test_missing_or_invalid_file_is_a_fault(tmp_path: Path) -> None:
     assert run(tmp_path / "none.gguf")[0] == 1
     (tmp_path / "x.gguf").write_bytes(b"what" * 100)

@@ -44,6 +44,7 @@ def refused(path: Path | str) -> str:
     return message
 
 
+@pytest.mark.slow
 def test_for_a_folder_of_ggufs_the_message_names_one(made: Path) -> None:
     large, shard = made / "large.gguf", made / "s" / "s-00001-of-00003.gguf"
     assert refused(made) == (
@@ -54,6 +55,7 @@ def test_for_a_folder_of_ggufs_the_message_names_one(made: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_folder_without_a_gguf_is_an_error_of_one_line(tmp_path: Path) -> None:
     assert refused(tmp_path) == f"{tmp_path}: is a folder without a GGUF; give the path of a GGUF"
     code, out, err = run(tmp_path)
@@ -67,6 +69,7 @@ def test_for_a_checkpoint_the_message_says_how_to_compare_with_it(given: str) ->
     )
 
 
+@pytest.mark.slow
 def test_a_checkpoint_after_a_gguf_is_an_error_with_the_command_to_type(made: Path) -> None:
     file = made / "small.gguf"
     for given in (str(TINY_BOOKS), "hf://org/model"):
@@ -83,6 +86,7 @@ def test_an_address_is_an_error() -> None:
     assert "download it first" in refused("https://huggingface.co/org/model")
 
 
+@pytest.mark.slow
 def test_two_files_are_checked_and_the_command_to_compare_them_is_printed(made: Path) -> None:
     small, large = made / "small.gguf", made / "large.gguf"
     code, out, err = run(large, small)
@@ -98,6 +102,7 @@ def test_two_files_are_checked_and_the_command_to_compare_them_is_printed(made: 
     assert run(large, small, "--quiet") == (0, "", "")
 
 
+@pytest.mark.slow
 def test_a_fault_in_one_of_several_files_is_exit_code_1(made: Path, tmp_path: Path) -> None:
     damaged = tmp_path / "damaged.gguf"
     damaged.write_bytes((made / "small.gguf").read_bytes()[:-1])
@@ -106,6 +111,7 @@ def test_a_fault_in_one_of_several_files_is_exit_code_1(made: Path, tmp_path: Pa
     assert str(damaged) in err
 
 
+@pytest.mark.slow
 def test_shards_of_one_model_are_checked_once(made: Path) -> None:
     shards = sorted((made / "s").glob("*.gguf"))
     assert len(shards) == 3

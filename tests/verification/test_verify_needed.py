@@ -151,6 +151,7 @@ def test_a_role_that_no_layer_has_is_named(
         assert re.search(rf"blk\.\S*\.{role}\.(weight|bias) is missing; llama.cpp's ", found)
 
 
+@pytest.mark.slow
 def test_a_source_with_missing_tensors_is_refused_with_all_of_them(
     whole: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -166,6 +167,7 @@ def test_a_source_with_missing_tensors_is_refused_with_all_of_them(
     assert not list(tmp_path.glob("o.gguf*"))
 
 
+@pytest.mark.slow
 def test_missing_keys_of_a_source_are_warnings_because_users_can_set_them(
     whole: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -178,6 +180,7 @@ def test_missing_keys_of_a_source_are_warnings_because_users_can_set_them(
     ]
 
 
+@pytest.mark.slow
 def test_an_embedding_of_another_vocabulary_is_refused(
     whole: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -188,6 +191,7 @@ def test_an_embedding_of_another_vocabulary_is_refused(
     assert re.search(r"token_embd\.weight: has \d+ rows for \d+ tokens", found)
 
 
+@pytest.mark.slow
 def test_an_optional_tensor_that_other_layers_have_is_missing(
     whole: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -199,6 +203,7 @@ def test_an_optional_tensor_that_other_layers_have_is_missing(
     assert (faults_of(none), problems_of(none)) == ("", "")
 
 
+@pytest.mark.slow
 def test_fused_matrices_replace_separate_ones(whole: Callable[[str], Path], tmp_path: Path) -> None:
     # Files of llama.cpp's converter may have Q, K and V in one tensor in all architectures.
     def fused(tensors: list[Tensor]) -> list[Tensor]:
@@ -251,6 +256,7 @@ def test_an_architecture_that_is_not_known_is_reported_as_unchecked(tmp_path: Pa
         load_model(tmp_path / f"{name}.gguf")
 
 
+@pytest.mark.slow
 def test_a_missing_output_matrix_is_reported_as_unchecked_where_models_may_be_tied(
     whole: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -265,6 +271,7 @@ def test_a_missing_output_matrix_is_reported_as_unchecked_where_models_may_be_ti
     assert "output.weight is missing; llama.cpp's olmo2 needs it" in faults_of(less)
 
 
+@pytest.mark.slow
 def test_a_llama_3_1_without_its_rope_factors_is_a_warning(tmp_path: Path) -> None:
     # LlamaModel.generate_extra_tensors in llama.cpp's converter writes them since July 2024.
     config = json.loads((load_reference("llama-3.1").folder / "config.json").read_text())
@@ -317,6 +324,7 @@ def test_single_experts_are_stacked_into_the_same_file(
     assert faults_of(tmp_path / "a.gguf") == ""
 
 
+@pytest.mark.slow
 def test_single_experts_are_compared_with_the_file_made_of_them(
     single: Path, tmp_path: Path
 ) -> None:
@@ -324,12 +332,14 @@ def test_single_experts_are_compared_with_the_file_made_of_them(
     assert verify(tmp_path / "a.gguf", single, tensors="*", threads=1).faults == ()
 
 
+@pytest.mark.slow
 def test_verify_reports_single_experts_in_one_line(single: Path) -> None:
     (fault,) = verify(single).faults
     assert "ffn_gate.{0-" in fault.what
     assert "llama.cpp needs one for all experts of a layer: convert the file" in fault.what
 
 
+@pytest.mark.slow
 @pytest.mark.oracle
 def test_llama_cpp_loads_stacked_experts_only(single: Path, tmp_path: Path) -> None:
     llamacpp: Any = pytest.importorskip("llamacpp", reason="needs xllamacpp", exc_type=ImportError)
@@ -338,6 +348,7 @@ def test_llama_cpp_loads_stacked_experts_only(single: Path, tmp_path: Path) -> N
     assert llamacpp.loads(tmp_path / "a.gguf")
 
 
+@pytest.mark.slow
 def test_blocks_of_single_experts_are_copied(whole: Callable[[str], Path], tmp_path: Path) -> None:
     dynquant.convert(whole("mixtral"), tmp_path / "q.gguf", recipe="q8_0", threads=1)
     blocks = copy(tmp_path / "q.gguf", tmp_path / "s.gguf", single_experts)
@@ -348,12 +359,14 @@ def test_blocks_of_single_experts_are_copied(whole: Callable[[str], Path], tmp_p
     assert sorted(a) == sorted(b)
 
 
+@pytest.mark.slow
 def test_a_missing_expert_is_named(single: Path, tmp_path: Path) -> None:
     less = without(single, tmp_path / "less.gguf", "blk.1.ffn_up.2.weight".__eq__)
     (message,) = problems_of(less).splitlines()
     assert re.search(r"blk\.1\.ffn_up\.2\.weight is missing; the model has \d+ experts", message)
 
 
+@pytest.mark.slow
 def test_single_experts_without_their_number_are_refused(single: Path, tmp_path: Path) -> None:
     less = copy(single, tmp_path / "less.gguf", without_keys=("llama.expert_count",))
     (message,) = problems_of(less).splitlines()
@@ -366,6 +379,7 @@ def test_such_names_of_an_unknown_architecture_are_kept(tmp_path: Path) -> None:
     assert [tensor.name for tensor in load_model(path).tensors] == [name]
 
 
+@pytest.mark.slow
 def test_experts_of_different_types_are_refused(single: Path, tmp_path: Path) -> None:
     def mixed(tensors: list[Tensor]) -> list[Tensor]:
         half = gguf.GGMLQuantizationType.F16
@@ -379,6 +393,7 @@ def test_experts_of_different_types_are_refused(single: Path, tmp_path: Path) ->
     assert "the experts of a layer have different types" in message
 
 
+@pytest.mark.slow
 def test_split_copies_single_experts_as_they_are(single: Path, tmp_path: Path) -> None:
     from dynquant.plan.copied import copied
     from dynquant.plan.shards import Split

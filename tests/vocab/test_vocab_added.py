@@ -32,6 +32,7 @@ def report(folder: Path, n: int = 703) -> VocabReport:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.oracle
 @pytest.mark.parametrize("flag", ["single_word", "lstrip", "rstrip"])
 def test_options_that_change_tokens_are_reported_once_for_all_tokens(flag: str, tmp_path: Path):
@@ -53,6 +54,7 @@ def test_options_that_change_tokens_are_reported_once_for_all_tokens(flag: str, 
         assert (got != [tokenizer.encode(text).ids]) is differs
 
 
+@pytest.mark.slow
 def test_tokens_beyond_the_embedding_are_counted_and_named(tmp_path: Path):
     train(tmp_path, (GPT_2,))
     tokens = [added(i, f"<n{i}>", special=True) for i in range(699, 709)]
@@ -67,6 +69,7 @@ def test_tokens_beyond_the_embedding_are_counted_and_named(tmp_path: Path):
     assert report(tmp_path, 709).warnings == ()
 
 
+@pytest.mark.slow
 @pytest.mark.oracle
 def test_a_normalized_token_that_the_normalizer_changes_is_reported(tmp_path: Path):
     write_spm_json(tmp_path)
@@ -122,6 +125,7 @@ def template(*texts: str | None) -> dict[str, Any]:
 START, END = "<|start|>", "<|end|>"
 
 
+@pytest.mark.slow
 @pytest.mark.oracle
 @pytest.mark.parametrize(
     ("processor", "warned"),

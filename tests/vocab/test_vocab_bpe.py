@@ -173,6 +173,7 @@ def test_vocab_json_and_merges_txt_are_equivalent_to_tokenizer_json(
     assert read_vocab(tmp_path, {"vocab_size": 702}) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.oracle
 def test_llama_cpp_tokenizes_with_tiny_books_as_its_own_tokenizer(tmp_path: Path):
     tokenizer = Tokenizer.from_file(str(TINY_BOOKS / "tokenizer.json"))
@@ -248,6 +249,7 @@ def test_a_repeated_key_in_a_json_object_is_named(tmp_path: Path):
         read_vocab(tmp_path, CONFIG)
 
 
+@pytest.mark.slow
 def test_two_ids_with_one_text_are_rejected_since_llama_cpp_would_abort(tmp_path: Path):
     train(tmp_path, (GPT_2,))
     broken_vocab(tmp_path, "[PAD701]", 700)
@@ -278,6 +280,7 @@ def test_a_malformed_line_of_merges_txt_is_named_by_its_number(tmp_path: Path):
         read_vocab(tmp_path, {"model_type": "gpt2"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["continuing_subword_prefix", "end_of_word_suffix"])
 def test_a_model_with_subword_markers_is_rejected(name: str, tmp_path: Path):
     train(tmp_path, (GPT_2,))

@@ -41,6 +41,7 @@ def write_family(folder: Path, name: str) -> Tokenizer:
     return Tokenizer.from_str(json.dumps(trained))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", slow_except([*FAMILIES][::5], FAMILIES))
 def test_llama_cpp_tokenizes_as_a_familys_published_rules(name: str, tmp_path: Path):
     tokenizer = write_family(tmp_path, name)

@@ -52,6 +52,7 @@ def mixed(seed: int, n: int) -> list[str]:
     return ["".join(rng.choices(parts, k=rng.randint(1, 25))) for _ in range(n)]
 
 
+@pytest.mark.slow
 @pytest.mark.oracle
 def test_llama_cpp_tokenizes_as_the_tokenizer(folder: Path):
     keys, warned = read(folder)

@@ -145,6 +145,7 @@ def test_llama_cpp_treats_tokens_by_their_texts_as_the_tables_state(
     assert kind is TokenType.NORMAL or len(pieces()) not in plain
 
 
+@pytest.mark.slow
 @pytest.mark.oracle
 @pytest.mark.parametrize("text", sorted(SHOWN))
 def test_llama_cpp_finds_gpt_oss_tokens_in_every_text(text: str, tmp_path: Path):
@@ -193,6 +194,7 @@ def test_a_first_token_that_is_always_added_is_a_warning(changed: Keys, why: str
     assert warning.endswith(f"always adds the first token {why}")
 
 
+@pytest.mark.slow
 def test_the_template_that_llama_cpp_assumes_for_mistral_small_is_a_warning():
     keys = vocabulary() | {
         "llama.block_count": u32(40),
@@ -203,6 +205,7 @@ def test_the_template_that_llama_cpp_assumes_for_mistral_small_is_a_warning():
     assert loading_warnings(keys, Trims(), {}) == []
 
 
+@pytest.mark.slow
 def test_a_plan_checks_the_name_that_is_set():
     keys = vocabulary()
     model = replace(handmade_model(), keys=keys, trims=Trims())
@@ -223,6 +226,7 @@ def test_a_gguf_is_compared_with_the_name_that_it_had():
     assert warning.startswith("added tokens with rstrip")
 
 
+@pytest.mark.slow
 @pytest.mark.oracle
 def test_llama_cpp_stops_at_an_ordinary_token_if_no_end_is_named(tmp_path: Path):
     train(tmp_path, (GPT_2,))
@@ -240,6 +244,7 @@ def test_llama_cpp_stops_at_an_ordinary_token_if_no_end_is_named(tmp_path: Path)
     assert 11 not in ends(write_model(tmp_path / "n.gguf", named))
 
 
+@pytest.mark.slow
 @pytest.mark.oracle
 def test_llama_cpp_adds_an_ordinary_token_if_no_first_token_is_named(tmp_path: Path):
     train(tmp_path, (GPT_2,))

@@ -34,6 +34,7 @@ def pre_of(folder: Path) -> object:
     return read_vocab(folder, CONFIG)["tokenizer.ggml.pre"].value
 
 
+@pytest.mark.slow
 @pytest.mark.oracle
 @pytest.mark.parametrize("pre", slow_except(PRE_TYPES[::5], PRE_TYPES), ids=lambda pre: pre.name)
 def test_llama_cpp_splits_by_the_name_as_the_tokenizer_by_its_rules(pre: PreType, tmp_path: Path):

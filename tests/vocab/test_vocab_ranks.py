@@ -60,6 +60,7 @@ def joined(text: bytes) -> list[int]:
         parts[at : at + 2] = [parts[at] + parts[at + 1]]
 
 
+@pytest.mark.slow
 @settings(deadline=None, derandomize=True)
 @given(st.text("aehinorst ,\u00e9", max_size=30))
 def test_merges_join_in_the_same_order_as_ranks(text: str):

@@ -275,6 +275,7 @@ def spm(folder: Path, **config: Any) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_all_rules_that_llama_cpp_does_not_have_are_refused_at_once(tmp_path: Path):
     with pytest.raises(VocabError) as e:
         read_vocab(spm(tmp_path, tokenizer_class="TokenizersBackend"), {})
@@ -287,6 +288,7 @@ def test_all_rules_that_llama_cpp_does_not_have_are_refused_at_once(tmp_path: Pa
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "tokenizer_class"),
     [
@@ -310,17 +312,20 @@ def test_rules_that_the_class_of_transformers_replaces_are_warnings(
     assert "which ignores it" in report.warnings[0]
 
 
+@pytest.mark.slow
 def test_a_stated_class_that_transformers_ignores_does_not_replace_the_rules(tmp_path: Path):
     with pytest.raises(VocabError, match="does not have the normalizer NFKC"):
         read_vocab(spm(tmp_path, tokenizer_class="LlamaTokenizer"), {"model_type": "phi3"})
 
 
+@pytest.mark.slow
 def test_rules_of_tokenizer_json_apply_beside_a_tokenizer_model(tmp_path: Path):
     (tmp_path / "tokenizer.model").write_bytes(sentencepiece(pieces()))
     with pytest.raises(VocabError, match="does not have the normalizer NFKC"):
         read_vocab(spm(tmp_path), {})
 
 
+@pytest.mark.slow
 def test_another_tokenizers_model_file_is_a_warning(tmp_path: Path):
     plain_spm(tmp_path)
     swapped = [*pieces()[:300], *reversed(pieces()[300:302]), *pieces()[302:]]
@@ -348,6 +353,7 @@ def test_rules_of_a_tokenizer_model_that_llama_cpp_does_not_have_are_named(
         read_vocab(tmp_path, {})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "why"),
     [
@@ -436,6 +442,7 @@ def test_files_that_disagree_about_capitals_are_refused(tmp_path: Path):
         read_vocab(tmp_path, {})
 
 
+@pytest.mark.slow
 def test_files_that_disagree_about_the_space_before_a_text_are_a_warning(tmp_path: Path):
     plain_spm(tmp_path)
     edit(tmp_path, "tokenizer_config.json", add_prefix_space=False)
@@ -450,6 +457,7 @@ def test_files_that_disagree_about_the_space_before_a_text_are_a_warning(tmp_pat
     assert report.warnings == ()
 
 
+@pytest.mark.slow
 def test_a_kind_that_llama_cpp_does_not_have_is_refused_beside_a_tokenizer_model(tmp_path: Path):
     plain_spm(tmp_path)
     edit_model(tmp_path, type="WordLevel")

@@ -78,6 +78,7 @@ def test_a_bos_or_eos_beyond_the_vocabulary_is_named(name: str, folder: Path):
         special(folder, CONFIG | {f"{name}_token_id": 700})
 
 
+@pytest.mark.slow
 @pytest.mark.oracle
 def test_tokens_around_a_text_in_the_template_are_added(folder: Path):
     template(folder, START, SEQUENCE, END)
@@ -113,6 +114,7 @@ def more_ends(folder: Path, *texts: str) -> list[int]:
     return [700 + i for i in range(len(texts))]
 
 
+@pytest.mark.slow
 @pytest.mark.oracle
 @pytest.mark.parametrize("where", ["generation_config.json", "config.json"])
 def test_llama_cpp_stops_at_all_tokens_at_which_transformers_stops(where: str, folder: Path):
@@ -130,6 +132,7 @@ def test_llama_cpp_stops_at_all_tokens_at_which_transformers_stops(where: str, f
     assert ends(model) == stops
 
 
+@pytest.mark.slow
 @pytest.mark.oracle
 def test_an_end_that_llama_cpp_knows_by_its_text_needs_no_key(folder: Path):
     (known,) = more_ends(folder, "<|eot_id|>")
@@ -157,6 +160,7 @@ def test_more_ends_than_a_gguf_can_name_are_listed(folder: Path):
         special(folder, {"vocab_size": 704})
 
 
+@pytest.mark.slow
 def test_the_classification_token_and_the_separator_stand_in_for_bos_and_eos(folder: Path):
     write_json(folder / "tokenizer_config.json", {"cls_token": "<|start|>", "sep_token": "<|end|>"})
     assert special(folder) == {"bos": 1, "eos": 0, "seperator": 0, "add_bos_token": False}
@@ -185,6 +189,7 @@ def test_a_second_end_between_two_texts_is_the_separator(folder: Path):
         assert special(folder)["add_sep_token"] is sep
 
 
+@pytest.mark.slow
 @pytest.mark.oracle
 def test_a_bos_that_does_not_exist_is_not_added(folder: Path):
     write_json(folder / "tokenizer_config.json", {"add_bos_token": True})
@@ -195,6 +200,7 @@ def test_a_bos_that_does_not_exist_is_not_added(folder: Path):
     assert len(tokens) == 1
 
 
+@pytest.mark.slow
 def test_a_template_is_read_from_a_separate_file_or_a_configuration(folder: Path):
     def found() -> object:
         return read_vocab(folder, CONFIG)["tokenizer.chat_template"].value

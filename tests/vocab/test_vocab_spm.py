@@ -36,6 +36,7 @@ def write_spm(folder: Path, **options: Any) -> None:
     (folder / "tokenizer.model").write_bytes(sentencepiece(pieces(), **options))
 
 
+@pytest.mark.slow
 def test_pieces_keep_their_texts_scores_and_types(tmp_path: Path):
     write_spm(tmp_path)
     keys = read_vocab(tmp_path, {})
@@ -47,6 +48,7 @@ def test_pieces_keep_their_texts_scores_and_types(tmp_path: Path):
     assert keys["tokenizer.ggml.token_type"].value == types
 
 
+@pytest.mark.slow
 def test_the_models_special_ids_apply_if_no_file_names_any(tmp_path: Path):
     write_spm(tmp_path)
     keys = read_vocab(tmp_path, {})
@@ -66,6 +68,7 @@ def test_the_space_before_a_text_is_the_models_unless_configured(dummy: bool, tm
     assert read_vocab(tmp_path, {})["tokenizer.ggml.add_space_prefix"].value is not dummy
 
 
+@pytest.mark.slow
 @pytest.mark.oracle
 def test_llama_cpp_tokenizes_with_tokenizer_model_as_the_same_merges_do(tmp_path: Path):
     tokenizer = write_spm_json(tmp_path)
@@ -75,6 +78,7 @@ def test_llama_cpp_tokenizes_with_tokenizer_model_as_the_same_merges_do(tmp_path
     assert tokenize(model, texts) == [tokenizer.encode(text).ids for text in texts]
 
 
+@pytest.mark.slow
 @pytest.mark.oracle
 def test_llama_cpp_tokenizes_with_scores_from_merges_as_the_tokenizer_with_merges(tmp_path: Path):
     tokenizer = write_spm_json(tmp_path)
@@ -83,6 +87,7 @@ def test_llama_cpp_tokenizes_with_scores_from_merges_as_the_tokenizer_with_merge
     assert tokenize(model, texts) == [tokenizer.encode(text).ids for text in texts]
 
 
+@pytest.mark.slow
 def test_a_model_in_the_form_of_merges_has_the_types_of_its_pieces(tmp_path: Path):
     write_spm_json(tmp_path)
     edit(tmp_path, "tokenizer.json", added_tokens=[])
@@ -90,6 +95,7 @@ def test_a_model_in_the_form_of_merges_has_the_types_of_its_pieces(tmp_path: Pat
     assert types == (2, 1, 1, *[kind for _, _, kind in pieces()[3:]])
 
 
+@pytest.mark.slow
 def test_merges_without_equivalent_scores_are_rejected(tmp_path: Path):
     write_spm_json(tmp_path)
     merges = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))["model"][
@@ -139,6 +145,7 @@ def test_a_model_of_an_unsupported_type_is_rejected(model_type: int, name: str, 
         read_vocab(tmp_path, {})
 
 
+@pytest.mark.slow
 def test_a_model_without_pieces_for_bytes_is_rejected(tmp_path: Path):
     (tmp_path / "tokenizer.model").write_bytes(sentencepiece(pieces()[:3] + pieces()[259:]))
     with pytest.raises(VocabError, match="has no pieces for 223 of the 256 bytes"):
@@ -195,6 +202,7 @@ def test_a_pre_tokenizer_for_sentencepiece_is_rejected(tmp_path: Path):
         read_vocab(tmp_path, {}, pre="llama-bpe")
 
 
+@pytest.mark.slow
 @pytest.mark.oracle
 @pytest.mark.parametrize("scheme", ["always", "first", "never"])
 def test_a_metaspace_determines_the_space_before_a_text(scheme: str, tmp_path: Path):
