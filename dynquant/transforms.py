@@ -230,12 +230,10 @@ class Columns:
         into.reshape(pieces.shape)[:] = pieces[:, self.order]
 
 
-@dataclass(frozen=True)
-class Elementwise:
-    """A function of each weight, computed in F32."""
+class InF32:
+    """Rows computed from those of a source of the same shape, in F32."""
 
     source: TensorSource
-    function: Callable[[F32], F32]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -247,6 +245,14 @@ class Elementwise:
         """F32, as computed."""
         return ALL["F32"]
 
+
+@dataclass(frozen=True)
+class Elementwise(InF32):
+    """A function of each weight, computed in F32."""
+
+    source: TensorSource
+    function: Callable[[F32], F32]
+
     def read(self, start: int, stop: int, into: U8) -> None:
         """Fill `into` with rows start..stop."""
         values = self.function(read_weights(self.source, start, stop))
@@ -254,7 +260,7 @@ class Elementwise:
 
 
 @dataclass(frozen=True, eq=False)
-class UnitColumns:
+class UnitColumns(InF32):
     """A matrix with each column divided by its norm plus a small number, computed in F32.
 
     The norms are computed once, in one pass over the matrix, and are shared by the threads that
@@ -264,16 +270,6 @@ class UnitColumns:
     source: TensorSource
     epsilon: float
     _norms: Parts[F32] = field(default_factory=lambda: Parts[F32](), init=False, repr=False)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of the source."""
-        return self.source.shape
-
-    @property
-    def stored(self) -> QuantType:
-        """F32, as computed."""
-        return ALL["F32"]
 
     def read(self, start: int, stop: int, into: U8) -> None:
         """Fill `into` with rows start..stop."""
@@ -319,7 +315,7 @@ class Product:
 
 
 @dataclass(frozen=True, eq=False)
-class ScaledRows:
+class ScaledRows(InF32):
     """Each row times a number, in F32.
 
     factors: float32 [rows]
@@ -327,16 +323,6 @@ class ScaledRows:
 
     source: TensorSource
     factors: F32
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of the source."""
-        return self.source.shape
-
-    @property
-    def stored(self) -> QuantType:
-        """F32, as computed."""
-        return ALL["F32"]
 
     def read(self, start: int, stop: int, into: U8) -> None:
         """Fill `into` with rows start..stop."""

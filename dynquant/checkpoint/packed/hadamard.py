@@ -18,9 +18,8 @@ from dynquant.checkpoint.packed.weight import read_bytes, widened
 from dynquant.checkpoint.safetensors_header import StoredTensor
 from dynquant.errors import CheckpointError
 from dynquant.part_cache import Parts
-from dynquant.quants.table import ALL, QuantType
 from dynquant.tensors import TensorSource, f32_bytes, row_bytes
-from dynquant.transforms import read_weights
+from dynquant.transforms import InF32, read_weights
 
 F64 = npt.NDArray[np.float64]
 Signs = npt.NDArray[np.int8]
@@ -175,22 +174,12 @@ def _fast(q: F64) -> F64:
 
 
 @dataclass(frozen=True)
-class RotatedRows:
+class RotatedRows(InF32):
     """Rows multiplied block by block by a matrix; with flip, by its transpose."""
 
     source: TensorSource
     block: Hadamard | Matrix
     flip: bool
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of the source."""
-        return self.source.shape
-
-    @property
-    def stored(self) -> QuantType:
-        """F32, as computed."""
-        return ALL["F32"]
 
     def read(self, start: int, stop: int, into: U8) -> None:
         """Fill `into` with rows start..stop."""
@@ -199,7 +188,7 @@ class RotatedRows:
 
 
 @dataclass(frozen=True, eq=False)
-class RotatedColumns:
+class RotatedColumns(InF32):
     """Columns of a matrix multiplied block by block, as RotatedRows of its transpose.
 
     Rows of a block are computed together and cached.
@@ -209,16 +198,6 @@ class RotatedColumns:
     block: Hadamard | Matrix
     flip: bool
     _blocks: Parts[U8] = field(default_factory=lambda: Parts[U8](), init=False, repr=False)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of the source."""
-        return self.source.shape
-
-    @property
-    def stored(self) -> QuantType:
-        """F32, as computed."""
-        return ALL["F32"]
 
     def read(self, start: int, stop: int, into: U8) -> None:
         """Fill `into` with rows start..stop; reads the whole blocks that hold them."""
