@@ -105,9 +105,13 @@ class VerificationError(DynquantError):
     """A file is not correct, or cannot be compared with its source."""
 
 
+class EvalError(DynquantError):
+    """A file or a reference cannot be evaluated, or they do not belong together."""
+
+
 class ReleaseError(DynquantError):
     """A finished file and its manifest are not fit for a release, or writing it failed."""
 
 
 class GateError(DynquantError):
-    """The output is larger, or has a larger error, than the given limit."""
+    """A limit that the user set is exceeded: of a size, an error, or a figure of an evaluation."""

@@ -1,8 +1,8 @@
 """The command line, one module for each command; results go to stdout, messages to stderr.
 
 Exit codes: 0 success · 1 a problem that the user can fix, one `error:` line for each · 2 wrong
-usage · 3 a limit is exceeded: the size (--max-size) or the error (--max-error) of the output ·
-130 interrupted · 143 terminated · 141 the reader of stdout closed it.
+usage · 3 a limit is exceeded: the size (--max-size) or the error (--max-error) of the output, or a
+limit of `eval` · 130 interrupted · 143 terminated · 141 the reader of stdout closed it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import typer
 from dynquant.cli import (
     console,
     convert,
+    evaluate,
     inspect,
     manifest,
     plan,
@@ -52,6 +53,7 @@ for command in (
     recipes.recipes,
 ):
     app.command()(command)
+app.command("eval")(evaluate.evaluate)
 app.add_typer(recipe.app)
 
 

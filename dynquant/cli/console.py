@@ -177,6 +177,45 @@ def steps_of(what: str, *, quiet: bool) -> Generator[Callable[[int, int], None] 
         yield _log_steps(what)
 
 
+@contextlib.contextmanager
+def counting(what: str, *, quiet: bool) -> Generator[Callable[[int, int], None] | None]:
+    """Provide a callback for what is done and what there is: a bar with the time left, or lines."""
+    if quiet:
+        yield None
+    elif sys.stderr.isatty():
+        from rich import progress as rich
+        from rich.console import Console
+
+        columns = (
+            rich.TextColumn("{task.description}", markup=False),
+            rich.BarColumn(),
+            rich.TaskProgressColumn(),
+            rich.TimeRemainingColumn(),
+        )
+        with rich.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(what, total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+    else:
+        yield _log_counts(what)
+
+
+def _log_counts(what: str) -> Callable[[int, int], None]:
+    """Return what writes a line from time to time, with the time left."""
+    started = last_line = time.monotonic()
+    first: int | None = None
+
+    def report(done: int, total: int) -> None:
+        nonlocal first, last_line
+        first = done if first is None else first
+        now = time.monotonic()
+        if now - last_line >= _LOG_SECONDS and done > first:
+            last_line = now
+            left = (now - started) * (total - done) / (done - first)
+            talk(f"{what}: {done / total:.0%}, {_whole_seconds(left)} left")
+
+    return report
+
+
 def _log_steps(what: str) -> Callable[[int, int], None]:
     last_line = time.monotonic()
 

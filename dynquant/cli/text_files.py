@@ -33,8 +33,7 @@ def write_text(text: str, out: Path | None, *, force: bool, reads: Iterable[str]
     if out is None:
         console.write(text)
         return
-    if out.exists() and not force:
-        raise RecipeError(f"{out}: exists; replace it with --force, or name another output")
+    check_text(out, force=force)
     refuse_read(out, reads)
     part = out.with_name(f"{out.name}.part")
     try:
@@ -42,6 +41,16 @@ def write_text(text: str, out: Path | None, *, force: bool, reads: Iterable[str]
         part.replace(out)
     except OSError as e:
         raise RecipeError(f"{out}: cannot be written: {e.strerror}") from e
+
+
+def check_text(out: Path, *, force: bool) -> None:
+    """Raise RecipeError if a file exists and force is false, or its folder does not exist."""
+    from dynquant.errors import RecipeError
+
+    if out.exists() and not force:
+        raise RecipeError(f"{out}: exists; replace it with --force, or name another output")
+    if not out.parent.is_dir():
+        raise RecipeError(f"{out.parent}: is not a folder; create it first, or name another output")
 
 
 def refuse_read(out: Path, reads: Iterable[str]) -> None:

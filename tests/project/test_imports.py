@@ -40,6 +40,7 @@ ROOMS = (
     "inputs",
     "conversion",
     "verification",
+    "evaluate",
     "report",
     "release",
     "api",
@@ -140,3 +141,10 @@ def test_import_loads_no_heavy_package(code: str) -> None:
 def test_package_does_not_import_torch_or_transformers() -> None:
     used = {n.split(".")[0] for f in FILES for n in imports(f)}
     assert not used & {"torch", "transformers", "sentencepiece", "xllamacpp"}
+
+
+@pytest.mark.slow
+def test_only_the_worker_loads_llama_cpp() -> None:
+    loading = {f for f in FILES if "dynquant.evaluate.runtime" in imports(f)}
+    inner = {"runtime.py", "generation.py"}
+    assert {f.relative_to(PACKAGE / "evaluate").parts[0] for f in loading} <= inner | {"worker"}

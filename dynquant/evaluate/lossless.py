@@ -1,0 +1,59 @@
+"""The reference of a checkpoint: a GGUF with the numbers that the checkpoint stores."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+from dynquant.arch.base import Model
+from dynquant.conversion.engine import Progress
+from dynquant.conversion.write import convert_plan
+from dynquant.errors import EvalError
+from dynquant.inputs import read_inputs
+from dynquant.plan.make import make_plan
+
+RECIPE = {
+    "dynquant": 1,
+    "name": "reference",
+    "description": "the numbers of the checkpoint, without any rounding",
+    "default": "F32",
+    "rules": [{"match": "*", "keep": True}],
+}
+"""BF16 stays BF16, blocks that GGUF has a type for stay as they are, all else becomes F32."""
+
+EXACT = ("F32", "F16", "BF16", "Q8_0")
+"""Types of a GGUF that is a reference. Q8_0 is not exact, but closer than what is compared."""
+
+
+def reference_gguf(
+    source: str, cache: Path, *, threads: int | None, progress: Callable[[Progress], None] | None
+) -> Path:
+    """Return the GGUF of a checkpoint, which is converted if the cache does not have it.
+
+    Raises DynquantError for a checkpoint that cannot be converted.
+    """
+    found = read_inputs(source, RECIPE)
+    out = cache / "models" / f"{_name(source)}-{_version(found.model)[:12]}.gguf"
+    if out.exists():
+        return out
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise EvalError(f"{out.parent}: cannot be created: {e.strerror}") from e
+    plan = make_plan(found.model, found.recipe, grids=found.grids)
+    convert_plan(plan, out, threads=threads, progress=progress)
+    return out
+
+
+def _name(source: str) -> str:
+    return source.rstrip("/").rpartition("/")[2] or "reference"
+
+
+def _version(model: Model) -> str:
+    """Return a hash that changes when a file of the checkpoint does."""
+    digest = hashlib.sha256()
+    for file in model.files:
+        there = file.stat()
+        digest.update(f"{file.resolve()}\0{there.st_size}\0{there.st_mtime_ns}\0".encode())
+    return digest.hexdigest()

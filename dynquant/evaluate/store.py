@@ -1,0 +1,148 @@
+"""A file of numbered pieces that is complete after every piece: an SQLite database.
+
+Two kinds of files are stores: a reference (its distributions and its generated texts), which can be
+published, and the results of the files that were compared with it, which an interrupted evaluation
+resumes from. A header says what the pieces belong to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Generator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, cast
+
+from dynquant.errors import EvalError
+from dynquant.untrusted import parse_json
+
+_APPLICATION = 0x64716576
+"""The application_id of these databases: "dqev"."""
+
+_MAGIC = b"SQLite format 3\x00"
+
+
+def is_store(path: Path) -> bool:
+    """Return whether a file is a database."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_MAGIC)) == _MAGIC
+    except OSError:
+        return False
+
+
+class Store(AbstractContextManager["Store"]):
+    """An open store: a header, and pieces that are found by series and number."""
+
+    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+        self.path = path
+        self._connection = connection
+
+    @classmethod
+    def create(cls, path: Path, header: dict[str, Any]) -> Self:
+        """Open a store of a header, or make it.
+
+        Raises EvalError if the file has another header, or is no store.
+        """
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise EvalError(f"{path.parent}: cannot be created: {e.strerror}") from e
+        if path.exists():
+            store = cls.open(path)
+            if store.header != header:
+                raise EvalError(f"{path}: belongs to another evaluation; remove it")
+            return store
+        with _faults(path):
+            connection = sqlite3.connect(path, isolation_level=None)
+            connection.execute(f"PRAGMA application_id = {_APPLICATION}")
+            connection.execute("BEGIN")
+            connection.execute("CREATE TABLE header (content TEXT NOT NULL)")
+            connection.execute(
+                "CREATE TABLE pieces (series TEXT, number INTEGER, content BLOB NOT NULL,"
+                " PRIMARY KEY (series, number)) WITHOUT ROWID"
+            )
+            connection.execute("INSERT INTO header VALUES (?)", [json.dumps(header)])
+            connection.execute("COMMIT")
+        return cls(path, connection)
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Open an existing store, which anybody may have written.
+
+        Raises EvalError if it is no store.
+        """
+        if not path.is_file():
+            raise EvalError(f"{path}: does not exist")
+        with _faults(path):
+            connection = sqlite3.connect(path, isolation_level=None)
+            (application,) = connection.execute("PRAGMA application_id").fetchone()
+        if application != _APPLICATION:
+            connection.close()
+            raise EvalError(f"{path}: is a database, but not of dynquant eval")
+        return cls(path, connection)
+
+    def __exit__(
+        self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
+    ) -> None:
+        self._connection.close()
+
+    @property
+    def header(self) -> dict[str, Any]:
+        """Return the header."""
+        with _faults(self.path):
+            row = self._connection.execute("SELECT content FROM header").fetchone()
+        try:
+            found = parse_json(row[0])
+        except (TypeError, ValueError) as e:
+            raise EvalError(f"{self.path}: its header is damaged: {e}") from e
+        if not isinstance(found, dict):
+            raise EvalError(f"{self.path}: its header is damaged")
+        return cast(dict[str, Any], found)
+
+    def put(self, series: str, number: int, content: bytes) -> None:
+        """Write a piece; afterwards it survives a crash."""
+        with _faults(self.path):
+            self._connection.execute(
+                "INSERT OR REPLACE INTO pieces VALUES (?, ?, ?)", [series, number, content]
+            )
+
+    def get(self, series: str, number: int) -> bytes | None:
+        """Return a piece, or None."""
+        with _faults(self.path):
+            row = self._connection.execute(
+                "SELECT content FROM pieces WHERE series = ? AND number = ?", [series, number]
+            ).fetchone()
+        return bytes(row[0]) if row else None
+
+    def numbers(self, series: str) -> set[int]:
+        """Return the numbers of the pieces of a series."""
+        with _faults(self.path):
+            rows = self._connection.execute(
+                "SELECT number FROM pieces WHERE series = ?", [series]
+            ).fetchall()
+        return {int(number) for (number,) in rows}
+
+    def sha256(self, series: str) -> str:
+        """Return the hash of all pieces of a series, in order."""
+        digest = hashlib.sha256()
+        for number in sorted(self.numbers(series)):
+            digest.update(self.get(series, number) or b"")
+        return digest.hexdigest()
+
+
+@contextmanager
+def _faults(path: Path) -> Generator[None]:
+    """Turn faults of the database into EvalError."""
+    try:
+        yield
+    except sqlite3.Error as e:
+        raise EvalError(f"{path}: {e}; if it is damaged, remove it") from e
+
+
+def identity(header: dict[str, Any]) -> str:
+    """Return the hash of a header."""
+    return hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()

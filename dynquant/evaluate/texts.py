@@ -1,0 +1,150 @@
+"""The texts of an evaluation, cut into windows of tokens.
+
+As in llama-perplexity: each text is tokenized as a whole, cut into windows of `context` tokens
+without overlap, and the first token of each window is replaced by the BOS token if llama.cpp adds
+one before a prompt. The tokens in the second half of a window are predicted, so that each has at
+least half of the context before it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dynquant.arrays import I32
+from dynquant.errors import EvalError
+from dynquant.untrusted import read_regular
+
+SMALLEST_CONTEXT = 8
+MAX_BYTES = 1 << 30
+"""Limit on the bytes of a text: ten times what an evaluation of 25 million tokens needs."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text and its name in reports."""
+
+    name: str
+    content: bytes
+
+    @property
+    def sha256(self) -> str:
+        """Return the hash of the text's bytes."""
+        return hashlib.sha256(self.content).hexdigest()
+
+
+def read_texts(paths: Sequence[Path]) -> list[Text]:
+    """Read texts; their names are those of the files, with folders only where they are needed.
+
+    Raises EvalError with all that cannot be read, are empty, are not UTF-8, or are given twice.
+    """
+    problems: list[str] = []
+    found: list[Text] = []
+    names = [path.name for path in paths]
+    for path in paths:
+        try:
+            content = read_regular(path, MAX_BYTES)
+        except OSError as e:
+            problems.append(f"{path}: cannot be read: {e.strerror}")
+            continue
+        try:
+            content.decode()
+        except UnicodeDecodeError as e:
+            problems.append(f"{path}: is not UTF-8 at byte {e.start:,}; convert it to UTF-8")
+            continue
+        if not content.strip():
+            problems.append(f"{path}: is empty")
+        found.append(Text(path.name if names.count(path.name) == 1 else str(path), content))
+    if len({path.resolve() for path in paths}) < len(paths):
+        problems.append("--text: the same file is given twice")
+    EvalError.raise_any(problems)
+    return found
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Windows of tokens, those of each text in order.
+
+    tokens: int32 [n, context]
+    texts:  for each window, the number of its text
+    """
+
+    tokens: I32
+    texts: tuple[int, ...]
+
+    @property
+    def context(self) -> int:
+        """Return the tokens of a window."""
+        return self.tokens.shape[1]
+
+    @property
+    def first(self) -> int:
+        """Return the first position of a window whose next token is scored."""
+        return first_scored(self.context)
+
+    @property
+    def n_scored(self) -> int:
+        """Return how many tokens are scored in each window."""
+        return self.context - 1 - self.first
+
+    @property
+    def sha256(self) -> str:
+        """Return the hash of the token ids, little-endian int32, window after window."""
+        return hashlib.sha256(self.tokens.astype("<i4").tobytes()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+def first_scored(context: int) -> int:
+    """Return the first position of a window whose next token is scored."""
+    return context // 2
+
+
+def cut(
+    texts: Sequence[Text], tokens: Sequence[I32], *, context: int, limit: int, bos: int | None
+) -> Windows:
+    """Cut the tokens of texts into windows.
+
+    tokens: int32 of any length, one array for each text
+    limit:  tokens in all; the windows are shared out equally among the texts, and what a short
+            text leaves is shared out among the others
+    bos:    the token that replaces the first of each window; None replaces nothing
+
+    Raises EvalError with all texts that have less than one window, and if all together have fewer
+    than two: an interval needs at least two.
+    """
+    if context < SMALLEST_CONTEXT:
+        raise EvalError(f"--context {context}: must be at least {SMALLEST_CONTEXT}")
+    EvalError.raise_any(
+        f"{text.name}: has {len(its):,} tokens, too few for a window of {context:,};"
+        " use a longer text or a smaller --context"
+        for text, its in zip(texts, tokens, strict=True)
+        if len(its) < context
+    )
+    counts = _shares([len(its) // context for its in tokens], limit // context)
+    if sum(counts) < 2:
+        raise EvalError(
+            f"{', '.join(text.name for text in texts)}: one window of {context:,} tokens; intervals"
+            " need at least two: use a longer text, more --tokens or a smaller --context"
+        )
+    parts = [its[: n * context].reshape(n, context) for its, n in zip(tokens, counts, strict=True)]
+    windows = np.concatenate(parts).astype(np.int32)
+    if bos is not None:
+        windows[:, 0] = bos
+    return Windows(windows, tuple(i for i, n in enumerate(counts) for _ in range(n)))
+
+
+def _shares(available: Sequence[int], total: int) -> list[int]:
+    """Return how many windows of each text are used: equal shares, the short ones completely."""
+    shares = [0] * len(available)
+    left = total
+    order = sorted(range(len(available)), key=lambda i: available[i])
+    for place, i in enumerate(order):
+        shares[i] = min(available[i], left // (len(order) - place))
+        left -= shares[i]
+    return shares

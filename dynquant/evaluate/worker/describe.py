@@ -1,0 +1,54 @@
+"""The vocabulary of a file, and the tokens of texts and prompts."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dynquant.arrays import I32
+from dynquant.evaluate import chat
+from dynquant.evaluate.binding import engine
+from dynquant.evaluate.runtime import LoadedModel
+from dynquant.evaluate.tasks import Describe, Described
+from dynquant.evaluate.texts import read_texts
+
+
+def describe(task: Describe) -> Described:
+    """Read a vocabulary, and write the tokens of texts and prompts to a file."""
+    with LoadedModel(Path(task.path), vocab_only=True) as model:
+        digest = hashlib.sha256()
+        for text in model.vocabulary():
+            digest.update(len(text).to_bytes(4, "little") + text)
+        arrays: dict[str, Any] = {
+            f"text{i}": model.tokenize(text.content, special=False)
+            for i, text in enumerate(read_texts([Path(name) for name in task.texts]))
+        }
+        template = model.chat_template if task.chat else None
+        for i, prompt in enumerate(task.prompts):
+            arrays[f"prompt{i}"] = _tokens_of(prompt, model, template)
+        if task.prompts:
+            pieces = [model.piece(token) for token in range(model.n_tokens)]
+            arrays["pieces"] = np.frombuffer(b"".join(pieces), np.uint8)
+            arrays["piece_lengths"] = np.array([len(piece) for piece in pieces], np.int32)
+        np.savez(task.out, allow_pickle=False, **arrays)
+        return Described(
+            architecture=model.architecture,
+            n_tokens=model.n_tokens,
+            vocabulary_sha256=digest.hexdigest(),
+            bos=model.bos,
+            context_train=model.context_train,
+            has_chat_template=model.chat_template is not None,
+            refusal=model.refusal(),
+            engine=engine(),
+        )
+
+
+def _tokens_of(prompt: str, model: LoadedModel, template: str | None) -> I32:
+    if template is None:
+        return model.tokenize(prompt.encode(), special=False)
+    text = chat.rendered(template, prompt, bos=model.text_of_bos(), eos=model.text_of_eos())
+    tokens = model.tokenize(text.encode(), special=True)
+    return np.array(chat.without_repeated_bos(tokens.tolist(), model.bos), np.int32)
