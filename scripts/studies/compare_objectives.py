@@ -1,17 +1,18 @@
 """Which objective an encoder should have, judged by what the model loses in llama.cpp.
 
-    pip install -e '.[dev]' llama-cpp-python
+    pip install -e '.[dev]'
     python scripts/studies/compare_objectives.py MODEL --imatrix FILE --text FILE \
-        [--types Q4_K,IQ2_XS]
+        [--types Q4_K,IQ2_XS] [--replicas 6]
 
 For each type, weighting and gain (quants/search.py), and for ggml's own encoder beside them, files
 are made in which all matrices of the layers have the type and all else is F16 or F32; with the
-imatrix, and without where the type can do without. They are compared with the F32 file over the
-text's first windows of 512 tokens, every position of each, in llama.cpp. Columns:
+imatrix, and with --without also without it where the type can do without. They are compared with
+the model itself over the text's first windows of 512 tokens, the second half of each, as by
+`dynquant eval`. Columns:
 
     error    sum w (x - decoded)^2 / sum w x^2, w the importance, whatever was minimised
     PPL      perplexity
-    KL       mean Kullback-Leibler divergence of the next token from the F32 file's, in nats
+    KL       mean KL divergence of the next token from the model's, in nats
     KL 99%   what one position in a hundred exceeds
     vs best  KL less that of the type's best, in percent of it, with its standard error
 
@@ -22,7 +23,7 @@ feed-forward layers and of the values permuted, and some negated. They compute t
 replica and window, from the spread over both: sqrt(var_replicas / n + var_windows / n).
 
 A plan does not carry weighting and gain, so the conversion gets an encoder of this script's.
-A type that this llama.cpp cannot load is reported and passed over.
+A type that llama.cpp cannot load is reported and passed over.
 """
 
 from __future__ import annotations
@@ -37,15 +38,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from losses import WINDOW, Losses
 from numpy.typing import NDArray
 from replicas import draw_axes, replica, replica_imatrix
 from rich.console import Console
 from rich.table import Table
-from runtime import WINDOW, NotLoadedError, Reference, windows_of
 
 import dynquant
 from dynquant.arch.base import Model
 from dynquant.conversion.write import convert_plan
+from dynquant.errors import EvalError
 from dynquant.importance.imatrix import Imatrix
 from dynquant.plan.make import make_plan
 from dynquant.quants import ALL, CORE, Batch, Encoded, decode
@@ -163,7 +165,7 @@ class Comparison:
     """The replicas, the reference, and a folder for files that are made, read and forgotten."""
 
     def __init__(self, arguments: argparse.Namespace, folder: Path) -> None:
-        self._folder, self._threads = folder, arguments.threads
+        self._folder = folder
         model = dynquant.load_model(arguments.model)
         imatrix = dynquant.load_imatrix(arguments.imatrix)
         self._replicas = [(replica(model, None), imatrix)]
@@ -172,18 +174,19 @@ class Comparison:
             path = folder / f"replica-{i}.imatrix"
             other = replica(model, axes), replica_imatrix(imatrix, model, axes, path)
             self._replicas.append(other)
-        plain = folder / "f32.gguf"
+        plain = folder / "plain.gguf"
         write_file(self._replicas[0][0], None, "F32", GGML, plain)
-        windows = windows_of(plain, arguments.text, arguments.windows)
-        self._reference = Reference.of(plain, windows, self._threads)
-        for i, (other, _) in enumerate(self._replicas):
+        self._losses = Losses(
+            plain, arguments.text, arguments.windows, arguments.threads, folder / "cache"
+        )
+        for i, (other, _) in enumerate(self._replicas[1:], 1):
             write_file(other, None, "F32", GGML, plain)
-            nll, kl = self._reference.compare(plain, self._threads)
-            if not kl.mean() < SAME_FUNCTION:
+            _, kl = self._losses.of(plain)
+            if not abs(kl.mean()) < SAME_FUNCTION:
                 raise AssertionError(f"replica {i} is another model: KL {kl.mean():.1e}")
         self.description = (
-            f"{len(self._replicas)} replicas x {len(windows)} windows of {WINDOW} tokens;"
-            f" F32 perplexity {np.exp(nll.mean()):.4f}"
+            f"{arguments.model.name}: {len(self._replicas)} replicas x {self._losses.n_windows}"
+            f" windows of {WINDOW} tokens; perplexity {self._losses.perplexity:.4f}"
         )
 
     def results(self, name: str, with_imatrix: bool, choices: tuple[Choice, ...]) -> list[Result]:
@@ -196,7 +199,7 @@ class Comparison:
             for model, imatrix in self._replicas:
                 given = imatrix if with_imatrix else None
                 errors.append(write_file(model, given, name, choice, file))
-                measured.append(self._reference.compare(file, self._threads))
+                measured.append(self._losses.of(file))
             nll, kl = (np.stack(x) for x in zip(*measured, strict=True))
             found.append(
                 Result(
@@ -266,6 +269,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=16, help=f"of {WINDOW} tokens")
     parser.add_argument("--replicas", type=int, default=6)
     parser.add_argument("--threads", type=int, default=1, help="of llama.cpp")
+    parser.add_argument("--without", action="store_true", help="also encode without the imatrix")
     parser.add_argument("--json", type=Path, help="also write the figures there")
     arguments = parser.parse_args()
     names = [name for name, qtype in ALL.items() if qtype.bpw < 8]
@@ -275,13 +279,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         comparison = Comparison(arguments, Path(folder))
         for name in names:
-            for with_imatrix in (True, False):
+            for with_imatrix in (True, False) if arguments.without else (True,):
                 if not with_imatrix and ALL[name].needs_importance:
                     continue
                 try:
                     groups.append(comparison.results(name, with_imatrix, CHOICES))
-                except NotLoadedError as e:
-                    print(f"{name}: not loaded by this llama.cpp: {e}", file=sys.stderr)
+                except EvalError as e:
+                    print(f"{name}: {e}", file=sys.stderr)
                     break
                 print(verdict(groups[-1]), file=sys.stderr, flush=True)
     console = Console(width=None if sys.stdout.isatty() else 120)

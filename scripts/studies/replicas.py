@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from losses import WINDOW
 from numpy.typing import NDArray
-from runtime import WINDOW
 
 import dynquant
 from dynquant.arch.base import Model, ModelTensor
