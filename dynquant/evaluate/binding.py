@@ -269,14 +269,13 @@ def library() -> Any:
     return loaded
 
 
-def last_error() -> str | None:
-    """Return llama.cpp's last error message since the last call, without its prefix."""
-    if not _errors:
-        return None
-    found = _errors[-1]
+def reason() -> str:
+    """Return the cause among the errors that llama.cpp logged since the last call."""
+    found = _errors.copy()
     _errors.clear()
-    # The prefix names a function of llama.cpp: "llama_model_load: error loading model: ...".
-    return found.rpartition("error loading model: ")[2].strip()
+    # The first error is the cause; the functions that called it add theirs. A prefix names the
+    # function: "llama_model_load: error loading model: ...".
+    return found[0].rpartition("error loading model: ")[2] if found else "it gives no reason"
 
 
 _errors: list[str] = []

@@ -7,7 +7,8 @@ from itertools import combinations
 from pathlib import Path
 
 from dynquant.distribution import our_version
-from dynquant.evaluate.base import complete, open_base
+from dynquant.evaluate.base import open_base
+from dynquant.evaluate.complete import complete
 from dynquant.evaluate.figures import differences
 from dynquant.evaluate.given import check_given
 from dynquant.evaluate.intervals import LEVEL, RESAMPLES

@@ -18,7 +18,7 @@ RECIPE = {
     "name": "reference",
     "description": "the numbers of the checkpoint, without any rounding",
     "default": "F32",
-    "rules": [{"match": "*", "keep": True}],
+    "rules": [{"name": "*", "keep": True}],
 }
 """BF16 stays BF16, blocks that GGUF has a type for stay as they are, all else becomes F32."""
 
@@ -34,7 +34,7 @@ def reference_gguf(
     Raises DynquantError for a checkpoint that cannot be converted.
     """
     found = read_inputs(source, RECIPE)
-    out = cache / "models" / f"{_name(source)}-{_version(found.model)[:12]}.gguf"
+    out = cache / "models" / f"{name_of(source)}-{_version(found.model)[:12]}.gguf"
     if out.exists():
         return out
     try:
@@ -46,8 +46,9 @@ def reference_gguf(
     return out
 
 
-def _name(source: str) -> str:
-    return source.rstrip("/").rpartition("/")[2] or "reference"
+def name_of(reference: str) -> str:
+    """Return what reports call a reference: the last part of its path or name."""
+    return reference.rstrip("/").rpartition("/")[2] or "reference"
 
 
 def _version(model: Model) -> str:

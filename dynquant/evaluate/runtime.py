@@ -30,8 +30,8 @@ from dynquant.evaluate.binding import (
     LOAD_MMAP,
     TYPE_F32,
     Batch,
-    last_error,
     library,
+    reason,
 )
 
 PIECE = 512
@@ -59,9 +59,7 @@ class LoadedModel(AbstractContextManager["LoadedModel"]):
             str(path).encode(), parameters
         )
         if not self.handle:
-            raise EvalError(
-                f"{path}: llama.cpp does not load it: {last_error() or 'it gives no reason'}"
-            )
+            raise EvalError(f"{path}: llama.cpp does not load it: {reason()}")
         self._vocab = self._library.llama_model_get_vocab(self.handle)
         self.n_tokens: int = self._library.llama_vocab_n_tokens(self._vocab)
 
@@ -217,8 +215,7 @@ class Context(AbstractContextManager["Context"]):
         self.handle: int | None = self._library.llama_init_from_model(model.handle, p)
         if not self.handle:
             raise EvalError(
-                f"{model.path}: llama.cpp cannot make a context of {n_ctx} tokens:"
-                f" {last_error() or 'it gives no reason'}"
+                f"{model.path}: llama.cpp cannot make a context of {n_ctx} tokens: {reason()}"
             )
         self._name = model.path
         self.seconds = 0.0
@@ -273,10 +270,7 @@ class Context(AbstractContextManager["Context"]):
         started = time.perf_counter()
         code = self._library.llama_decode(self.handle, self._batch.struct)
         if code:
-            raise EvalError(
-                f"{self._name}: llama.cpp cannot compute it (code {code}):"
-                f" {last_error() or 'it gives no reason'}"
-            )
+            raise EvalError(f"{self._name}: llama.cpp cannot compute it (code {code}): {reason()}")
         self._library.llama_synchronize(self.handle)
         self.seconds += time.perf_counter() - started
         self.n_decoded += len(tokens)

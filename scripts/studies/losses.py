@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dynquant.evaluate.base import complete, open_base
+from dynquant.evaluate.base import open_base
+from dynquant.evaluate.complete import complete
 from dynquant.evaluate.given import check_given
 from dynquant.evaluate.judged import judge
 from dynquant.evaluate.settings import Settings
