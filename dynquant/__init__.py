@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from dynquant.api import (
         Plan,
         convert,
+        evaluate_files,
         inspect,
         load_imatrix,
         load_plan,
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
         VerificationError,
         VocabError,
     )
+    from dynquant.evaluate.results import Evaluation
     from dynquant.importance.imatrix import Imatrix
     from dynquant.keys import KeyValue
     from dynquant.plan.plan import TensorPlan
@@ -73,6 +75,7 @@ __all__ = [
     "DynquantError",
     "EncodeError",
     "EvalError",
+    "Evaluation",
     "GGUFFile",
     "GateError",
     "Imatrix",
@@ -103,6 +106,7 @@ __all__ = [
     "convert",
     "decode",
     "encode",
+    "evaluate_files",
     "inspect",
     "load_imatrix",
     "load_model",
@@ -120,6 +124,7 @@ _HOMES = {
     "dynquant.api": (
         "Plan",
         "convert",
+        "evaluate_files",
         "inspect",
         "load_imatrix",
         "load_plan",
@@ -134,6 +139,7 @@ _HOMES = {
     "dynquant.conversion.losses": ("Loss",),
     "dynquant.conversion.manifest": ("Manifest",),
     "dynquant.conversion.result": ("Result",),
+    "dynquant.evaluate.results": ("Evaluation",),
     "dynquant.importance.imatrix": ("Imatrix",),
     "dynquant.keys": ("KeyValue",),
     "dynquant.plan.plan": ("TensorPlan",),

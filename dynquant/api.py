@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from dynquant.arch.base import Model
 from dynquant.arch.load import Mla
@@ -31,6 +31,9 @@ from dynquant.recipe.loader import load_recipe
 from dynquant.recipe.rules import Recipe
 from dynquant.report.documents import plan_json
 from dynquant.report.notebook import tqdm_progress
+
+if TYPE_CHECKING:
+    from dynquant.evaluate.results import Evaluation
 
 ProgressOption = Callable[[Progress], None] | Literal["tqdm"] | None
 ManifestOption = SourceHashes | Literal[False]
@@ -126,6 +129,59 @@ def make_plan(
         grids=found.grids,
     )
     return Plan._of(made)  # pyright: ignore[reportPrivateUsage]
+
+
+def evaluate_files(
+    files: Sequence[str | Path],
+    reference: str | Path,
+    *,
+    texts: Sequence[str | Path],
+    context: int = 512,
+    tokens: int = 250_000,
+    prompts: Sequence[str] = (),
+    n_predict: int = 256,
+    chat: bool = True,
+    threads: int | None = None,
+    gpu_layers: int = 0,
+    cache: str | Path | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Evaluation:
+    """Compare GGUFs with their reference: KL divergence, perplexity and loops, by llama.cpp.
+
+    files:     GGUFs; of a model in shards, any one
+    reference: a GGUF, a checkpoint, or the stored reference of an earlier call
+    texts:     files to predict, which the model was not trained on; each is a domain
+    context:   tokens of a window; those in its second half are scored
+    tokens:    tokens of all windows, at most
+    prompts:   texts to continue with the most likely tokens; none skips this
+    n_predict: tokens of an answer, at most
+    chat:      whether prompts are rendered by the reference's chat template, if it has one
+    gpu_layers: layers to compute on a GPU, if the installed xllamacpp supports it
+    cache:     folder for references and results, from which an interrupted call resumes; None uses
+               the user's cache folder
+    progress:  called with a step, and how much of how much of it is done
+
+    Raises EvalError if the extra `eval` is not installed, and a kind of DynquantError for
+    everything else that the caller can fix.
+    """
+    from dynquant.evaluate.extra import check_extra
+
+    check_extra()
+    from dynquant.evaluate.evaluation import evaluate
+    from dynquant.evaluate.settings import Settings, default_cache
+
+    settings = Settings(
+        cache=Path(cache) if cache else default_cache(),
+        texts=tuple(map(Path, texts)),
+        context=context,
+        tokens=tokens,
+        prompts=tuple(prompts),
+        n_predict=n_predict,
+        chat=chat,
+        threads=threads,
+        gpu_layers=gpu_layers,
+    )
+    return evaluate([Path(file) for file in files], str(reference), settings, progress=progress)
 
 
 def load_plan(

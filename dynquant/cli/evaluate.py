@@ -209,6 +209,9 @@ def evaluate(
 ) -> None:
     """Compare GGUFs with their reference: KL divergence, perplexity, and loops, by llama.cpp."""
     n_tokens = _count(tokens)
+    from dynquant.evaluate.extra import check_extra
+
+    check_extra()
     from dynquant.cli.text_files import check_text, write_text
     from dynquant.errors import GateError, Problems
     from dynquant.evaluate.evaluation import evaluate as evaluate_files

@@ -21,7 +21,6 @@ from ctypes import POINTER, Structure, c_bool, c_char_p, c_float, c_int, c_int32
 from functools import cache
 from typing import Any
 
-from dynquant.distribution import requirement
 from dynquant.errors import EvalError
 
 TESTED = "2026.10.11549"
@@ -219,27 +218,13 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
 }
 
 
-def wheel_version() -> str:
-    """Return the version of the installed wheel.
-
-    Raises EvalError with the command that installs it, if it is missing.
-    """
-    try:
-        return importlib.metadata.version("xllamacpp")
-    except importlib.metadata.PackageNotFoundError:
-        raise EvalError(
-            "evaluation runs llama.cpp from the package xllamacpp, which is not installed:"
-            f" pip install '{requirement('eval')}'"
-        ) from None
-
-
 @cache
 def library() -> Any:
     """Return llama.cpp's shared library with the types of its functions; its log is discarded.
 
     Raises EvalError if the wheel is missing or has another interface than the known one.
     """
-    version = wheel_version()
+    version = importlib.metadata.version("xllamacpp")
     found = importlib.util.find_spec("xllamacpp.xllamacpp")
     path = found.origin if found else None
     if path is None:
@@ -298,7 +283,7 @@ def engine() -> dict[str, str]:
     """Return what computes the figures: wheel, build of llama.cpp, and the CPU's features."""
     lib = library()
     return {
-        "wheel": f"xllamacpp {wheel_version()}",
+        "wheel": f"xllamacpp {importlib.metadata.version('xllamacpp')}",
         "version": lib.llama_version().decode(),
         "commit": lib.ggml_commit().decode(),
         "system": " ".join(lib.llama_print_system_info().decode().split()),

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import platformdirs
+
 from dynquant.conversion.write import default_threads
-from dynquant.evaluate.binding import wheel_version
 from dynquant.evaluate.distributions import TAIL
 from dynquant.evaluate.tasks import SamplerPart
 
@@ -18,13 +19,7 @@ Progress = Callable[[str, int, int], None]
 
 
 def default_cache() -> Path:
-    """Return the folder for evaluations in the user's cache folder.
-
-    Raises EvalError if the extra is not installed.
-    """
-    wheel_version()
-    import platformdirs
-
+    """Return the folder for evaluations in the user's cache folder."""
     return Path(platformdirs.user_cache_dir("dynquant"), "eval")
 
 
