@@ -9,7 +9,7 @@ from pathlib import Path
 from dynquant.errors import ReleaseError
 from dynquant.evaluate.results import Evaluation, Figures, FileResult
 from dynquant.figures import counted, size_column, three_digits
-from dynquant.json_documents import MAX_BYTES, parse_document, plain
+from dynquant.json_documents import MAX_BYTES, parse_document
 from dynquant.release.markdown import block, code, table, text
 from dynquant.report.command import command_text
 from dynquant.report.evaluation import nats, percent, perplexity, sampler_text, shown
@@ -81,7 +81,7 @@ def evaluation_markdown(evaluation: Evaluation) -> str:
         *_answers(evaluation.files),
         *_inputs(evaluation),
     ]
-    return plain("\n".join(lines))
+    return "\n".join(lines)
 
 
 def _overview(evaluation: Evaluation) -> Iterator[str]:

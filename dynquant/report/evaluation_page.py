@@ -10,7 +10,6 @@ from markupsafe import Markup
 
 from dynquant.evaluate.results import Evaluation, Example
 from dynquant.figures import size_column, three_digits
-from dynquant.json_documents import plain
 from dynquant.report.charts import by_size, pareto_front, percentile_chart, size_chart, text_chart
 from dynquant.report.command import command_text
 from dynquant.report.error_map import error_maps, scale_of
@@ -53,33 +52,31 @@ def evaluation_html(evaluation: Evaluation, paths: Sequence[Path] = ()) -> str:
     front = {f.name for f, best in zip(files, pareto_front(files), strict=True) if best}
     environment = page_environment(1e6)
     environment.filters["three_digits"] = three_digits
-    return plain(
-        environment.get_template(_TEMPLATE).render(
-            e=evaluation,
-            reference=evaluation.reference,
-            files=files,
-            front=front,
-            sizes=dict(
-                zip((f.name for f in files), size_column([f.bytes for f in files]), strict=True)
-            ),
-            figures=FIGURES,
-            nats=nats,
-            percent=percent,
-            perplexity=perplexity,
-            signed_nats="{:+.6f}".format,
-            signed_percent=_signed_percent,
-            pairs=chosen_pairs(evaluation),
-            verdict=verdict,
-            sampler=sampler_text,
-            beside=_beside,
-            command=command_text(evaluation.command),
-            maps=[m for m in maps if m.grid],
-            without_map=[m for m in maps if not m.grid],
-            scale=scale_of(maps),
-            size_chart=Markup(size_chart(files)),
-            percentile_chart=Markup(percentile_chart(files)),
-            text_chart=Markup(text_chart(files)) if any(f.domains for f in files) else "",
-        )
+    return environment.get_template(_TEMPLATE).render(
+        e=evaluation,
+        reference=evaluation.reference,
+        files=files,
+        front=front,
+        sizes=dict(
+            zip((f.name for f in files), size_column([f.bytes for f in files]), strict=True)
+        ),
+        figures=FIGURES,
+        nats=nats,
+        percent=percent,
+        perplexity=perplexity,
+        signed_nats="{:+.6f}".format,
+        signed_percent=_signed_percent,
+        pairs=chosen_pairs(evaluation),
+        verdict=verdict,
+        sampler=sampler_text,
+        beside=_beside,
+        command=command_text(evaluation.command),
+        maps=[m for m in maps if m.grid],
+        without_map=[m for m in maps if not m.grid],
+        scale=scale_of(maps),
+        size_chart=Markup(size_chart(files)),
+        percentile_chart=Markup(percentile_chart(files)),
+        text_chart=Markup(text_chart(files)) if any(f.domains for f in files) else "",
     )
 
 
