@@ -90,10 +90,10 @@ def parse_document(
     except ValueError as e:
         raise error(f"{where}: not JSON: {e}; use another copy of it") from e
     if not isinstance(found, dict) or key not in found:
-        raise error(f"{where}: not a {key} of dynquant; it has no '{key}'")
+        raise error(f"{where}: not {_a(key)} of dynquant; it has no '{key}'")
     if (its := cast(dict[str, Any], found)[key]) != version:
         raise error(
-            f"{where}: is a {key} of version {_cut(its)}; this dynquant reads version {version},"
+            f"{where}: is {_a(key)} of version {_cut(its)}; this dynquant reads version {version},"
             " use one that reads the other"
         )
     try:
@@ -112,7 +112,7 @@ def _faults(error: ValidationError, where: str, key: str) -> list[str]:
         if problem["type"] == "missing":
             found.append(f"{where}: {_cut(place)} is missing")
         elif problem["type"] == "extra_forbidden":
-            found.append(f"{where}: {_cut(place)} is not part of a {key}")
+            found.append(f"{where}: {_cut(place)} is not part of {_a(key)}")
         elif problem["type"] == "value_error":
             found.append(f"{where}: {what}; use another copy of it")
         else:
@@ -138,6 +138,11 @@ def plain(text: str) -> str:
     characters (surrogates), which become \udcNN.
     """
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _a(noun: str) -> str:
+    """Return a noun with its article."""
+    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
 
 
 def _cut(value: Any) -> str:

@@ -223,10 +223,12 @@ def evaluate(
     from dynquant.report.evaluation import evaluation_tables
     from dynquant.report.evaluation_page import evaluation_html
     from dynquant.report.html import check_page, write_page
+    from dynquant.report.svg import check_charts
 
     problems = Problems()
     if html:
         problems.attempt(lambda: check_page(html, force=force))
+        problems.attempt(check_charts)
     if markdown:
         problems.attempt(lambda: check_text(markdown, force=force))
     listed = problems.attempt(lambda: read_prompts(prompts) if prompts else shipped_prompts())
@@ -271,7 +273,7 @@ def evaluate(
     if markdown:
         write_text(evaluation_markdown(found), markdown, force=force)
     if html:
-        write_page(evaluation_html(found), html, force=force)
+        write_page(evaluation_html(found, files), html, force=force)
     limits = Limits(max_kl, max_ppl_ratio, min_same_top and min_same_top / 100, no_loops)
     GateError.raise_any(exceeded(found, limits))
 

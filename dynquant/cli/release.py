@@ -54,12 +54,22 @@ def release(
             show_default=False,
         ),
     ] = None,
+    evaluation: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="EVAL.json",
+            help="The output of dynquant eval --json for these files; the model card gets its"
+            " figures, and the folder a copy.",
+            show_default=False,
+        ),
+    ] = None,
     json: JsonOption = False,
     force: Annotated[
         bool, typer.Option("--force", help="Replace the files of an earlier release.")
     ] = False,
 ) -> None:
     """Write checksums, recipe, model card and plan of finished GGUFs, ready to upload."""
+    from dynquant.release.evaluated import read_evaluated
     from dynquant.release.finished import open_finished
     from dynquant.release.folder import make_release, release_json, write_release
 
@@ -69,6 +79,7 @@ def release(
         repository=repository,
         base_model=base_model,
         license_=license_,
+        evaluated=read_evaluated(evaluation) if evaluation else None,
         say=console.talk,
     )
     write_release(contents, force=force)

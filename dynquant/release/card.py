@@ -9,8 +9,10 @@ from urllib.parse import quote
 
 from dynquant.conversion.manifest import Manifest
 from dynquant.distribution import requirement
+from dynquant.evaluate.results import Evaluation
 from dynquant.figures import figure, size_column
 from dynquant.quants.readers import readers_text
+from dynquant.release.evaluated import EVALUATION, evaluation_markdown
 from dynquant.release.finished import Finished, version_of
 from dynquant.release.front import imatrix_of
 from dynquant.release.markdown import (
@@ -49,15 +51,18 @@ def card_body(
     *,
     base_model: str | None,
     repository: str | None,
+    evaluation: Evaluation | None = None,
 ) -> str:
     """Return the card without its front matter.
 
     base_model: ORG/NAME of the source; None if unknown
     repository: ORG/NAME that the files will be uploaded to; None if unknown
+    evaluation: of the files; None leaves its section out
     """
     lines = [
         *_head(models, base_model),
         *_files(models),
+        *(_evaluation(evaluation) if evaluation else ()),
         *_running(models, repository),
         *_verifying(models),
         *_types(models),
@@ -89,6 +94,12 @@ def _files(models: Sequence[Finished]) -> Iterator[str]:
     if any(m.loss for m in models):
         yield ERROR_WORDS
         yield ""
+
+
+def _evaluation(evaluation: Evaluation) -> Iterator[str]:
+    yield from evaluation_markdown(evaluation).split("\n")
+    yield f"All figures and some answers: {_link(EVALUATION, EVALUATION)}"
+    yield ""
 
 
 def _running(models: Sequence[Finished], repository: str | None) -> Iterator[str]:

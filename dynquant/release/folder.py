@@ -16,6 +16,7 @@ from dynquant.errors import RecipeError, ReleaseError
 from dynquant.recipe.loader import recipe_of_texts
 from dynquant.recipe.resolved import resolved_text
 from dynquant.release.card import SUMS, FileNames, card_body
+from dynquant.release.evaluated import EVALUATION, Evaluated, check_evaluated
 from dynquant.release.finished import Finished, check_same_model, picture_of_file
 from dynquant.release.front import front_matter, hub_id
 from dynquant.report.html import page_of
@@ -60,6 +61,7 @@ def make_release(
     repository: str | None = None,
     base_model: str | None = None,
     license_: str | None = None,
+    evaluated: Evaluated | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Release:
     """Return the contents of a release of one model's GGUFs, without writing it.
@@ -68,9 +70,11 @@ def make_release(
     repository: ORG/NAME that the files will be uploaded to
     base_model: ORG/NAME of the source; None uses the one recorded in the files
     license_:   of the files; None uses the license of the source
+    evaluated:  an evaluation of the files; the folder gets a copy, the card its figures
     say:        called with a message for each file that is read to compute its hash
 
-    Raises ReleaseError if the files are of several models, or in several folders without `folder`.
+    Raises ReleaseError if the files are of several models, or in several folders without `folder`,
+    or if the evaluation is of other files.
     """
     check_same_model(list(models))
     where = _folder_of(models, folder)
@@ -85,6 +89,12 @@ def make_release(
     links = {path.name: path for m in models for path in m.paths}
     links |= {m.manifest_path.name: m.manifest_path for m in models if m.manifest_path}
     sha256 = {path.name: h for m in models for path, h in zip(m.paths, m.sha256(say), strict=True)}
+    unknown = check_evaluated(evaluated, sha256) if evaluated else []
+    if evaluated and _is_same(where / EVALUATION, evaluated.path):
+        links[EVALUATION] = evaluated.path
+        sha256[EVALUATION] = _sha256(evaluated.content)
+    elif evaluated:
+        texts[EVALUATION] = evaluated.content
     for m in models:
         if m.manifest_path:
             sha256[m.manifest_path.name] = _sha256(m.manifest_path.read_bytes())
@@ -96,13 +106,14 @@ def make_release(
         FileNames(own_recipes, manifests, pages, recipe_sha256),
         base_model=base_model,
         repository=repository,
+        evaluation=evaluated.evaluation if evaluated else None,
     )
     # The card is not in SHA256SUMS: people edit it later.
     texts[SUMS] = sums_text((h, name) for name, h in sha256.items()).encode(
         "utf-8", "surrogateescape"
     )
     texts[CARD] = card.encode("utf-8", "backslashreplace")
-    missing = tuple(_missing(models, base_model, license_))
+    missing = (*_missing(models, base_model, license_), *unknown)
     return Release(where, tuple(models), texts, links, sha256, missing)
 
 

@@ -1,4 +1,7 @@
-"""Colours for quant types by their bits per weight: more bits, more contrast with the page."""
+"""Colours for quant types by their bits per weight: more bits, more contrast with the page.
+
+Other quantities use the same scale.
+"""
 
 from __future__ import annotations
 
@@ -48,8 +51,18 @@ def shade(qtype: QuantType, theme: str) -> Colour:
     """Return the colour of a type on a page of a theme."""
     if qtype.is_float:
         return _read(_PLAIN[theme])
+    return _between(log2(qtype.bpw), theme)
+
+
+def ramp(part: float, theme: str) -> Colour:
+    """Return the colour of a part, 0 (least contrast with the page) to 1, of the same scale."""
+    ends = log2(min(_RAMPS[theme])), log2(max(_RAMPS[theme]))
+    return _between(ends[0] + part * (ends[1] - ends[0]), theme)
+
+
+def _between(depth: float, theme: str) -> Colour:
     stops = [(log2(bits), _read(text)) for bits, text in _RAMPS[theme].items()]
-    depth = min(max(log2(qtype.bpw), stops[0][0]), stops[-1][0])
+    depth = min(max(depth, stops[0][0]), stops[-1][0])
     (start, before), (end, after) = next(
         (a, b) for a, b in pairwise(stops) if a[0] <= depth <= b[0]
     )

@@ -49,7 +49,7 @@ def page_of(picture: Picture) -> str:
     types = by_type(picture.tensors)
     grid = make_grid(picture.tensors)
     return (
-        _environment(scale)
+        page_environment(scale)
         .get_template(_TEMPLATE)
         .render(
             plan=picture,
@@ -99,7 +99,8 @@ def write_page(page: str, out: Path, *, force: bool) -> None:
         raise ReportError(f"{out}: cannot be written: {e.strerror}; name another file") from e
 
 
-def _environment(scale: float) -> Environment:
+def page_environment(scale: float) -> Environment:
+    """Return the environment of templates; scale: bytes of the unit of the filter `scaled`."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
