@@ -15,6 +15,14 @@ from dynquant.cli import console
 from dynquant.cli.options import JsonOption, ThreadsOption
 
 
+def _schema(wanted: bool) -> None:
+    if wanted:
+        from dynquant.evaluate.results import evaluation_schema
+
+        console.write_json(evaluation_schema())
+        raise typer.Exit
+
+
 def evaluate(
     files: Annotated[
         list[Path],
@@ -40,7 +48,7 @@ def evaluate(
             "--text",
             metavar="FILE",
             help="Text to predict, which the model was not trained on. Repeat it for several"
-            " domains: each has figures of its own.",
+            " domains, which are also reported separately.",
             show_default=False,
         ),
     ] = None,
@@ -204,6 +212,15 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
+    schema: Annotated[  # noqa: ARG001 its callback prints
+        bool,
+        typer.Option(
+            "--schema",
+            callback=_schema,
+            is_eager=True,
+            help="Print the JSON Schema of the document that --json prints.",
+        ),
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print results only.")] = False,
 ) -> None:

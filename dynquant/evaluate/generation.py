@@ -85,7 +85,7 @@ def _generate(
     ended, finite = [False] * len(prompts), [True] * len(prompts)
 
     def choose(sequence: int, index: int) -> bool:
-        """Add the next token of a sequence; return whether it goes on."""
+        """Add the next token of a sequence; return whether another one follows."""
         if not np.isfinite(context.logits_at(index)).all():
             finite[sequence] = False
             return False

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from dynquant.evaluate.reference import FilePart, Header
 from dynquant.evaluate.tasks import Cost, SamplerPart
-from dynquant.json_documents import Count, Part, Sha256
+from dynquant.json_documents import Count, Part, Sha256, document_schema
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -75,7 +75,7 @@ class Domain(Part):
 
 
 class Answers(Part):
-    """How a model continues prompts by itself."""
+    """How a model continues prompts freely, each token after its own earlier ones."""
 
     prompts: Count
     """Number of prompts."""
@@ -186,3 +186,8 @@ class Evaluation(Part):
 
 
 Answers.model_rebuild()
+
+
+def evaluation_schema() -> dict[str, Any]:
+    """Return the form of an evaluation as a JSON Schema, draft 2020-12."""
+    return document_schema(Evaluation, "dynquant evaluation")

@@ -170,7 +170,7 @@ class Sampler:
     def chain(self, lib: Any, stream: int) -> int:
         """Return a new chain for one sequence, in llama.cpp's default order of its samplers.
 
-        stream: number of the sequence; each has random numbers of its own
+        stream: number of the sequence, which its random numbers depend on
         """
         from dynquant.evaluate.binding import ChainParams
 

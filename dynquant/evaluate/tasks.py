@@ -13,10 +13,15 @@ class SamplerPart(Part):
     """Settings of a sampler; a temperature of 0 takes the most likely token."""
 
     temperature: float = 0.0
+    """Temperature; 0 takes the most likely token."""
     top_k: int = 0
+    """How many of the most likely tokens may be chosen; 0 is all."""
     top_p: float = 1.0
+    """The most likely tokens with this probability together may be chosen; 1 is all."""
     min_p: float = 0.0
+    """Smallest probability, relative to the most likely token's, that may be chosen."""
     seed: int = 1
+    """Seed of the random numbers."""
 
 
 class Describe(Part):

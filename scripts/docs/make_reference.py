@@ -23,6 +23,7 @@ from typer.main import get_command
 
 from dynquant.cli import app
 from dynquant.conversion.manifest import manifest_schema
+from dynquant.evaluate.results import evaluation_schema
 from dynquant.plan.saved import plan_schema
 from dynquant.quants.readers import READERS, Reader
 from dynquant.quants.table import ALL
@@ -362,6 +363,17 @@ def manifest_page() -> str:
     )
 
 
+def evaluation_page() -> str:
+    """Return the page of evaluations."""
+    return _filled(
+        "evaluation_page.md",
+        {
+            "generated": _generated("evaluation_page.md and the classes of the document"),
+            "evaluation": _document(evaluation_schema(), "Evaluation"),
+        },
+    )
+
+
 def _document(schema: Mapping[str, Any], name: str) -> str:
     """Return tables of a document and of its parts, in the order of their first use."""
     definitions: Mapping[str, Any] = schema["$defs"]
@@ -476,6 +488,7 @@ def pages() -> dict[Path, str]:
         REFERENCE / "cli.md": cli_page(),
         REFERENCE / "recipe.md": recipe_page(),
         REFERENCE / "manifest.md": manifest_page(),
+        REFERENCE / "evaluation.md": evaluation_page(),
         REFERENCE / "readers.md": readers_page(),
         REFERENCE / "models.md": models_page(),
     }

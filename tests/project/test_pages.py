@@ -117,8 +117,8 @@ def matches(shown: str, printed: str) -> bool:
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """A scratch folder in which the paths of a page exist and its commands write."""
-    for folder in ("tests", "scripts"):
-        (tmp_path / folder).symlink_to(ROOT / folder)
+    for name in ("tests", "scripts", "README.md"):
+        (tmp_path / name).symlink_to(ROOT / name)
     return tmp_path
 
 
