@@ -16,6 +16,7 @@ from dynquant.evaluate.lossless import EXACT, name_of, reference_gguf
 from dynquant.evaluate.reference import (
     TOKENS,
     WINDOWS,
+    EnginePart,
     Header,
     ModelPart,
     TextPart,
@@ -79,7 +80,7 @@ def open_base(
     first = vocabularies[0]
     if gguf is None:
         assert given.store is not None, "a reference is a model or a store"
-        base = _stored(given.store, first, given)
+        base = _stored(given.store, first, given, settings)
         model = base.header.model
         expected = Expected(model.name, model.n_tokens, model.vocabulary_sha256, None)
         check_fit(vocabularies, expected, given, settings)
@@ -107,7 +108,7 @@ def _converted(
     return reference_gguf(source, settings.cache, threads=settings.threads, progress=report)
 
 
-def _stored(path: Path, vocabulary: Vocabulary, given: Given) -> Base:
+def _stored(path: Path, vocabulary: Vocabulary, given: Given, settings: Settings) -> Base:
     """Open the store of a reference, and compare it with the texts and with this engine."""
     with Store.open(path) as store:
         header = read_header(store)
@@ -119,11 +120,11 @@ def _stored(path: Path, vocabulary: Vocabulary, given: Given) -> Base:
             f"{path}: {counted(missing, 'window')} of {len(windows)} not computed; give its model"
             " as --reference to complete it"
         )
-    if header.engine != vocabulary.engine:
-        its, ours = header.engine, vocabulary.engine
+    ours = vocabulary.engine(settings.gpu_layers)
+    if header.engine != ours:
         problems.append(
-            f"{path}: was computed by {its.wheel} ({its.version}, {its.commit}), files are run by"
-            f" {ours.wheel} ({ours.version}, {ours.commit}); make the reference again"
+            f"{path}: was computed by {_engine(header.engine)}, files are run by {_engine(ours)};"
+            " make the reference again"
         )
     known = {text.sha256: text.name for text in header.texts}
     problems += [
@@ -142,6 +143,11 @@ def _stored(path: Path, vocabulary: Vocabulary, given: Given) -> Base:
         vocabulary.facts.engine["system"],
         warnings=tuple(_few(windows)),
     )
+
+
+def _engine(engine: EnginePart) -> str:
+    on_gpu = f", {engine.gpu_layers} layers on a GPU" if engine.gpu_layers else ""
+    return f"{engine.wheel} ({engine.version}, {engine.commit}){on_gpu}"
 
 
 def _begun(
@@ -171,7 +177,7 @@ def _begun(
         context=windows.context,
         tokens_sha256=windows.sha256,
         tail=settings.tail,
-        engine=vocabulary.engine,
+        engine=vocabulary.engine(settings.gpu_layers),
     )
     content = header.model_dump()
     path = settings.cache / f"{header.model.name}-{identity(content)[:12]}.reference"

@@ -25,7 +25,7 @@ def judge(
     name: what reports call it
     """
     gguf = hashed(path, lambda done, total: progress(f"{name}: hashing", done, total))
-    series = f"{gguf.identity} {settings.gpu_layers}"
+    series = gguf.identity
     results = settings.cache / f"{base.sha256[:16]}.results"
     with Store.create(results, {"results": 1, "reference": base.sha256}) as store:
         with Store.open(base.path) as of_base:

@@ -69,6 +69,8 @@ class EnginePart(Part):
     """Version that llama.cpp reports."""
     commit: str
     """Commit that llama.cpp reports."""
+    gpu_layers: Count
+    """Layers that a GPU computes."""
 
 
 class Header(Part):

@@ -32,11 +32,15 @@ class Vocabulary:
     prompts: PromptSet
     pieces: tuple[bytes, ...]
 
-    @property
-    def engine(self) -> EnginePart:
-        """Return the build of llama.cpp, which a reference records."""
+    def engine(self, gpu_layers: int) -> EnginePart:
+        """Return what a reference records of llama.cpp."""
         engine = self.facts.engine
-        return EnginePart(wheel=engine["wheel"], version=engine["version"], commit=engine["commit"])
+        return EnginePart(
+            wheel=engine["wheel"],
+            version=engine["version"],
+            commit=engine["commit"],
+            gpu_layers=gpu_layers,
+        )
 
 
 def read_vocabulary(

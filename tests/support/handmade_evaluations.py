@@ -108,7 +108,7 @@ def evaluation(
         context=512,
         tokens_sha256=sha("d"),
         tail=0.0,
-        engine=EnginePart(wheel="xllamacpp 1.2.3", version="b4567", commit="unknown"),
+        engine=EnginePart(wheel="xllamacpp 1.2.3", version="b4567", commit="unknown", gpu_layers=0),
     )
     document: dict[str, Any] = {
         "evaluation": 1,
