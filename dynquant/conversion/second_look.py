@@ -39,7 +39,7 @@ def check_sample(work: Work, parts: PartFiles, n: int, encoder: Encoder) -> None
                 drawn.stop,
                 tensor.type,
                 importance,
-                work.search,
+                tensor.search,
                 encoder=encoder,
             )
         except NotFiniteError as e:

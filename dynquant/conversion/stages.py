@@ -25,7 +25,6 @@ from dynquant.errors import ConvertError
 from dynquant.quants.codec import NotFiniteError
 from dynquant.quants.encoder import Batch, Encoded, Encoder
 from dynquant.quants.on_grid import fit_of
-from dynquant.quants.search import Search
 
 
 class Scratch:
@@ -44,9 +43,8 @@ class Scratch:
 class SourceStage:
     """Reads the rows of jobs, and hashes the files that they are read from."""
 
-    def __init__(self, digests: SourceDigests, search: Search) -> None:
+    def __init__(self, digests: SourceDigests) -> None:
         self._digests = digests
-        self._search = search
 
     def arrive(self, job: Job, scratch: Scratch, is_stopped: Callable[[], bool]) -> None:
         """Note that the encoders have reached a job, and hash what is due of the files."""
@@ -64,7 +62,7 @@ class SourceStage:
             tensor.n_per_row,
             tensor.type,
             tensor.importance_of(job.matrix),
-            self._search,
+            tensor.search,
         )
 
     def finish(self, scratch: Scratch, is_stopped: Callable[[], bool]) -> None:

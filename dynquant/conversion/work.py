@@ -13,6 +13,7 @@ from pathlib import Path
 from dynquant.arrays import F32
 from dynquant.conversion.layout import Layout, lay_out
 from dynquant.importance.audit import Importance
+from dynquant.plan.objective import search_for
 from dynquant.plan.plan import Plan
 from dynquant.quants.encoder import is_copied, keeps_weights
 from dynquant.quants.search import Search
@@ -31,6 +32,7 @@ class TensorWork:
     file:         number of the output file that it is in
     position:     of its first byte in that file
     n_bytes:      of all its blocks
+    search:       what the encoder minimises, and how much it searches
     on_grid:      its blocks must reproduce its weights, which lie on the grid of the type
     """
 
@@ -44,6 +46,7 @@ class TensorWork:
     file: int
     position: int
     n_bytes: int
+    search: Search
     on_grid: bool = False
 
     @property
@@ -107,14 +110,12 @@ class Work:
 
     source_files: each once, in the order of first use
     computed:     the weights that no file holds, in the order of the plan's sources
-    search:       how much the encoders search
     """
 
     layout: Layout
     tensors: tuple[TensorWork, ...]
     source_files: tuple[SourceFile, ...]
     computed: tuple[Computed, ...]
-    search: Search
 
     @cached_property
     def tensor_bytes(self) -> int:
@@ -157,6 +158,7 @@ def work_of(plan: Plan) -> Work:
                 t.shard,
                 layout.files[t.shard].position(t),
                 t.n_bytes,
+                search_for(t.name, plan.effort),
                 t.on_grid,
             )
         )
@@ -164,4 +166,4 @@ def work_of(plan: Plan) -> Work:
         SourceFile(path, tuple(r), n) for path, r, n in zip(numbers, readers, last, strict=True)
     )
     computed = (part for t in plan.sources.values() for part in parts_of(t.source, Computed))
-    return Work(layout, tuple(tensors), tuple(files), tuple(computed), Search(plan.effort))
+    return Work(layout, tuple(tensors), tuple(files), tuple(computed))

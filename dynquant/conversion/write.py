@@ -103,7 +103,7 @@ def convert_plan(
         engine = Engine(
             work,
             jobs(work, chunk_bytes or encoder.preferred_bytes, done),
-            SourceStage(sources, work.search),
+            SourceStage(sources),
             encode,
             sink,
         )

@@ -10,7 +10,7 @@ import numpy as np
 from dynquant.arrays import F32, U8
 from dynquant.errors import DynquantError, EncodeError
 from dynquant.quants.error import ErrorSums
-from dynquant.quants.search import EFFORTS, GAINS, NORMAL, Search
+from dynquant.quants.search import EFFORTS, GAINS, NORMAL, Search, default_gain
 from dynquant.quants.table import ALL, FLOATS, QuantType, quant_type
 
 try:
@@ -107,7 +107,7 @@ def encode_floats(
         importance,
         EFFORTS.index(search.effort),
         search.weighting == "magnitude",
-        GAINS[search.gain or "least-squares"],
+        GAINS[search.gain or default_gain(qtype.name)],
         out,
     )
     if bad_row >= 0:

@@ -24,11 +24,26 @@ GAINS: dict[Gain, float] = {"least-squares": 0.0, "half": 0.5, "preserving": 1.0
 """The share of the way from least squares to preserving."""
 
 
+HALFWAY = frozenset(
+    ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "Q2_K", "IQ3_XXS", "IQ3_S", "Q3_K")
+)
+"""Types whose default gain is "half": those of at most 3.5 bits for weights of any distribution.
+
+Least squares shortens each block by its relative error, and in a model these losses of length add
+up from matrix to matrix. Measured by KL divergence: docs/explanation/encoders.md.
+"""
+
+
+def default_gain(type_name: str) -> Gain:
+    """Return the gain of a type for which none is chosen."""
+    return "half" if type_name in HALFWAY else "least-squares"
+
+
 @dataclass(frozen=True)
 class Search:
     """The choices of one encoding.
 
-    weighting: None is "importance"; gain: None is "least-squares"
+    weighting: None is "importance"; gain: None is `default_gain` of the type
     """
 
     effort: Effort = "normal"

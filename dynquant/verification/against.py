@@ -18,8 +18,9 @@ from dynquant.errors import VerificationError
 from dynquant.figures import counted
 from dynquant.importance.imatrix import Imatrix
 from dynquant.measure.sample import Candidate, Range, draw, encode_rows
+from dynquant.plan.objective import search_for
 from dynquant.quants.codec import NotFiniteError
-from dynquant.quants.search import Search
+from dynquant.quants.search import Effort
 from dynquant.tensors import ShardFile
 from dynquant.verification.ahead import in_order
 from dynquant.verification.findings import Comparison, Fault
@@ -160,12 +161,11 @@ class Comparer:
         Raises CheckpointError if the file or the model cannot be read.
         """
         readers = {p.file.path: ShardFile(p.file.path) for p in self.pairs}
-        search = Search(self.maker.effort)
         tally = _Tally(self.pairs)
         total = self.n_bytes
 
         def compare_range(taken: Range) -> _Outcome:
-            return _compared(self.pairs[taken.index], taken, readers, search)
+            return _compared(self.pairs[taken.index], taken, readers, self.maker.effort)
 
         ranges = _whole(self.pairs) if self.ranges is None else self.ranges
         for taken, outcome in in_order(ranges, compare_range, threads or default_threads()):
@@ -255,8 +255,9 @@ def _drawn(shards: Shards, pairs: Sequence[Pair], n: int) -> list[Range]:
 
 
 def _compared(
-    pair: Pair, taken: Range, readers: Mapping[Path, ShardFile], search: Search
+    pair: Pair, taken: Range, readers: Mapping[Path, ShardFile], effort: Effort
 ) -> _Outcome:
+    search = search_for(pair.tensor.name, effort)
     importance = pair.importance.of(taken.start // pair.together) if pair.importance else None
     source = pair.source.source
     try:

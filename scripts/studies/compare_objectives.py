@@ -5,9 +5,9 @@
         [--types Q4_K,IQ2_XS] [--replicas 6]
 
 For each type, weighting and gain (quants/search.py), and for ggml's own encoder beside them, files
-are made in which all matrices of the layers have the type and all else is F16 or F32; with the
-imatrix, and with --without also without it where the type can do without. They are compared with
-the model itself over the text's first windows of 512 tokens, the second half of each, as by
+are made in which all matrices of the layers (or --tensors) have the type, the rest F16 or F32; with
+the imatrix, and with --without also without it where the type can do without. They are compared
+with the model itself over the text's first windows of 512 tokens, the second half of each, as by
 `dynquant eval`. Columns:
 
     error    sum w (x - decoded)^2 / sum w x^2, w the importance, whatever was minimised
@@ -117,11 +117,11 @@ class ChosenEncoder:
 
 
 def write_file(
-    model: Model, imatrix: Imatrix | None, name: str, choice: Choice, out: Path
+    model: Model, imatrix: Imatrix | None, name: str, choice: Choice, out: Path, glob: str
 ) -> float:
-    """Write the file with the layers' matrices in one type; return the weighted error."""
+    """Write the file with the tensors of a glob in one type; return the weighted error."""
     rest = "F32" if name == "F32" else "F16"
-    text = f'default: {rest}\nrules: [{{name: "blk.*", type: {name}}}]\nfallback: [F16]'
+    text = f'default: {rest}\nrules: [{{name: "{glob}", type: {name}}}]\nfallback: [F16]'
     recipe = parse_recipe(text, "compare_objectives", name)
     encoder = ChosenEncoder(choice)
     convert_plan(make_plan(model, recipe, imatrix=imatrix), out, force=True, encoder=encoder)
@@ -165,7 +165,7 @@ class Comparison:
     """The replicas, the reference, and a folder for files that are made, read and forgotten."""
 
     def __init__(self, arguments: argparse.Namespace, folder: Path) -> None:
-        self._folder = folder
+        self._folder, self._glob = folder, arguments.tensors
         model = dynquant.load_model(arguments.model)
         imatrix = dynquant.load_imatrix(arguments.imatrix)
         self._replicas = [(replica(model, None), imatrix)]
@@ -175,12 +175,12 @@ class Comparison:
             other = replica(model, axes), replica_imatrix(imatrix, model, axes, path)
             self._replicas.append(other)
         plain = folder / "plain.gguf"
-        write_file(self._replicas[0][0], None, "F32", GGML, plain)
+        write_file(self._replicas[0][0], None, "F32", GGML, plain, "*")
         self._losses = Losses(
             plain, arguments.text, arguments.windows, arguments.threads, folder / "cache"
         )
         for i, (other, _) in enumerate(self._replicas[1:], 1):
-            write_file(other, None, "F32", GGML, plain)
+            write_file(other, None, "F32", GGML, plain, "*")
             _, kl = self._losses.of(plain)
             if not abs(kl.mean()) < SAME_FUNCTION:
                 raise AssertionError(f"replica {i} is another model: KL {kl.mean():.1e}")
@@ -198,7 +198,7 @@ class Comparison:
             measured: list[tuple[F64, F64]] = []
             for model, imatrix in self._replicas:
                 given = imatrix if with_imatrix else None
-                errors.append(write_file(model, given, name, choice, file))
+                errors.append(write_file(model, given, name, choice, file, self._glob))
                 measured.append(self._losses.of(file))
             nll, kl = (np.stack(x) for x in zip(*measured, strict=True))
             found.append(
@@ -266,6 +266,7 @@ def main() -> None:
     parser.add_argument("--imatrix", type=Path, required=True)
     parser.add_argument("--text", type=Path, required=True, help="unseen by model and imatrix")
     parser.add_argument("--types", help="comma-separated; default: all below 8 bits")
+    parser.add_argument("--tensors", default="blk.*", help="glob of those of the type")
     parser.add_argument("--windows", type=int, default=16, help=f"of {WINDOW} tokens")
     parser.add_argument("--replicas", type=int, default=6)
     parser.add_argument("--threads", type=int, default=1, help="of llama.cpp")

@@ -34,7 +34,7 @@ from dynquant.quants import (
     isas,
     quant_type,
 )
-from dynquant.quants.search import EFFORTS, GAINS, WEIGHTINGS, Effort
+from dynquant.quants.search import EFFORTS, GAINS, HALFWAY, WEIGHTINGS, Effort
 from dynquant.quants.table import FLOATS
 
 TYPES = list(ALL)
@@ -129,10 +129,19 @@ def test_bytes_of_a_row_do_not_depend_on_other_rows(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TYPES)
-def test_error_is_below_the_ceiling(name: str) -> None:
+def test_least_squares_error_is_below_the_ceiling(name: str) -> None:
     x = MATRICES["gaussian"]
     for w, ceiling in zip((log_normal_importance(x.shape[1]), None), CEILING[name], strict=True):
-        assert weighted_error(x, decode(encode(x, name, w), name, x.shape[1]), w) <= ceiling * 1e-6
+        blocks = encode(x, name, w, gain="least-squares")
+        assert weighted_error(x, decode(blocks, name, x.shape[1]), w) <= ceiling * 1e-6
+
+
+@pytest.mark.parametrize("name", BLOCK_TYPES)
+def test_default_gain_is_half_where_least_squares_shortens_blocks(name: str) -> None:
+    x = MATRICES["gaussian"]
+    w = log_normal_importance(x.shape[1])
+    gain = "half" if name in HALFWAY else "least-squares"
+    np.testing.assert_array_equal(encode(x, name, w), encode(x, name, w, gain=gain))
 
 
 @pytest.mark.oracle
