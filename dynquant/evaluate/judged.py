@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dynquant.errors import EvalError
 from dynquant.evaluate.answers import compared, read_answers, series_of
 from dynquant.evaluate.base import Base
 from dynquant.evaluate.distributions import Measures
@@ -86,7 +87,10 @@ def judge(
 def _measures(store: Store, series: str, number: int) -> Measures:
     content = store.get(series, number)
     assert content is not None, "a run without an error computes all windows"
-    return Measures.from_bytes(content)
+    try:
+        return Measures.from_bytes(content)
+    except ValueError as e:
+        raise EvalError(f"{store.path}: window {number} is damaged: {e}; remove this file") from e
 
 
 def _domains(base: Base, measures: list[Measures]) -> list[Domain]:

@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError
 from dynquant.errors import EvalError
 from dynquant.evaluate.distributions import Distributions
 from dynquant.evaluate.store import Store
-from dynquant.evaluate.texts import SMALLEST_CONTEXT, Windows
+from dynquant.evaluate.texts import SMALLEST_CONTEXT, Windows, n_scored
 from dynquant.json_documents import Count, FileName, Part, Sha256
 
 WINDOWS, TOKENS = "windows", "tokens"
@@ -129,9 +129,11 @@ def distributions_of(store: Store, header: Header, number: int) -> Distributions
     content = store.get(WINDOWS, number)
     if content is None:
         raise EvalError(f"{store.path}: window {number} is missing; make the reference again")
-    return Distributions.from_bytes(
-        content, header.model.n_tokens, f"{store.path}: window {number}"
-    )
+    where = f"{store.path}: window {number}"
+    found = Distributions.from_bytes(content, header.model.n_tokens, where)
+    if len(found) != (n := n_scored(header.context)):
+        raise EvalError(f"{where}: has {len(found)} positions, not {n}; make the reference again")
+    return found
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,7 @@ class Windows:
     @property
     def n_scored(self) -> int:
         """Return how many tokens are scored in each window."""
-        return self.context - 1 - self.first
+        return n_scored(self.context)
 
     @property
     def sha256(self) -> str:
@@ -103,6 +103,11 @@ class Windows:
 def first_scored(context: int) -> int:
     """Return the first position of a window whose next token is scored."""
     return context // 2
+
+
+def n_scored(context: int) -> int:
+    """Return how many tokens are scored in a window."""
+    return context - 1 - first_scored(context)
 
 
 def cut(

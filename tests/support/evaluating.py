@@ -1,0 +1,75 @@
+"""Logits, references and texts for the tests of `dynquant eval`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dynquant.arrays import F32, I32
+from dynquant.evaluate.distributions import (
+    Distributions,
+    Measures,
+    compare,
+    distil,
+    uniforms,
+)
+
+F64 = NDArray[np.float64]
+
+
+def random_logits(n: int, n_tokens: int, seed: int, spread: float = 3.0) -> F32:
+    """Return Gaussian logits; at a spread of 3 a few tokens have most of the probability."""
+    rng = np.random.default_rng(seed)
+    return (spread * rng.standard_normal((n, n_tokens))).astype(np.float32)
+
+
+def changed(logits: F32, seed: int, by: float = 0.3) -> F32:
+    """Return logits as of a quantized file: with noise."""
+    rng = np.random.default_rng(seed)
+    return (logits + by * rng.standard_normal(logits.shape)).astype(np.float32)
+
+
+def random_targets(n: int, n_tokens: int, seed: int = 5) -> I32:
+    return np.random.default_rng(seed).integers(0, n_tokens, n).astype(np.int32)
+
+
+def exact_logs(logits: F32) -> F64:
+    """Return log-probabilities in double precision."""
+    x = logits.astype(np.float64)
+    x = x - x.max(axis=1, keepdims=True)
+    logs: F64 = x - np.log(np.exp(x).sum(axis=1, keepdims=True))
+    return logs
+
+
+def exact_kl(reference: F32, file: F32) -> F64:
+    """Return the KL divergence at each position, over all tokens, in double precision."""
+    p, q = exact_logs(reference), exact_logs(file)
+    is_possible = np.isfinite(p)
+    gaps = np.where(is_possible, np.where(is_possible, p, 0) - q, 0)
+    divergence: F64 = (np.exp(p) * gaps).sum(axis=1)
+    return divergence
+
+
+def distilled(logits: F32, *, tail: float, window: int = 0) -> Distributions:
+    """Return the stored form of logits, with random targets."""
+    n, n_tokens = logits.shape
+    random = uniforms(window, n)
+    return distil(logits, random_targets(n, n_tokens), tail=tail, random=random)
+
+
+def measures(n_windows: int, n: int, seed: int, by: float = 0.3) -> list[Measures]:
+    """Return the measures of some windows of a changed file, of 40 tokens."""
+    found: list[Measures] = []
+    for window in range(n_windows):
+        logits = random_logits(n, 40, 1000 + window)
+        reference = distilled(logits, tail=0, window=window)
+        found.append(compare(reference, 0, changed(logits, seed + window, by)))
+    return found
+
+
+def same(a: Any, b: Any) -> bool:
+    """Return whether all arrays of two dataclasses are equal, with their types."""
+    pairs = [(getattr(a, name), getattr(b, name)) for name in vars(a)]
+    return all(np.array_equal(x, y) and x.dtype == y.dtype for x, y in pairs)
