@@ -56,7 +56,7 @@ def one_position() -> tuple[F32, F32]:
 
 @cache
 def many_draws(n: int = 4000) -> tuple[F64, F64, float]:
-    """Return kl and noise of n independent draws from the tail of one position, and the exact kl."""
+    """Return kl and noise of n draws from the tail of one position, and the exact kl."""
     one, file = one_position()
     reference = distilled(np.repeat(one, n, axis=0), tail=0.25, window=9)
     found = compare(reference, 0, np.repeat(file, n, axis=0))
