@@ -34,7 +34,7 @@ def reference_gguf(
     Raises DynquantError for a checkpoint that cannot be converted.
     """
     found = read_inputs(source, RECIPE)
-    out = cache / "models" / f"{name_of(source)}-{_version(found.model)[:12]}.gguf"
+    out = cache / "models" / f"{stem_of(name_of(source))}-{_version(found.model)[:12]}.gguf"
     if out.exists():
         return out
     try:
@@ -49,6 +49,14 @@ def reference_gguf(
 def name_of(reference: str) -> str:
     """Return what reports call a reference: the last part of its path or name."""
     return reference.rstrip("/").rpartition("/")[2] or "reference"
+
+
+def stem_of(name: str) -> str:
+    """Return the begin of a name, for a file of the cache: a file name has at most 255 bytes."""
+    return name.encode()[:_STEM].decode(errors="ignore")
+
+
+_STEM = 100
 
 
 def _version(model: Model) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from dynquant.errors import EvalError
 from dynquant.evaluate.distributions import Distributions
@@ -21,6 +21,14 @@ from dynquant.json_documents import Count, FileName, Part, Sha256
 
 WINDOWS, TOKENS = "windows", "tokens"
 """The series of distributions, a piece for each window; and that of the token ids, one piece."""
+
+
+def _printable(text: str) -> str:
+    """Return text with control characters escaped: terminals obey those of an untrusted header."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+Name = Annotated[str, AfterValidator(_printable)]
 
 
 class FilePart(Part):
@@ -37,9 +45,9 @@ class FilePart(Part):
 class ModelPart(Part):
     """A GGUF that is a reference."""
 
-    name: str
+    name: Name
     """What the user calls the model: the name of its first file or of its checkpoint's folder."""
-    architecture: str
+    architecture: Name
     """general.architecture of the file."""
     files: Annotated[list[FilePart], Field(min_length=1)]
     """The file, or all shards in order."""
@@ -52,7 +60,7 @@ class ModelPart(Part):
 class TextPart(Part):
     """A text, which is one domain of the figures."""
 
-    name: str
+    name: Name
     """Name of the text's file."""
     sha256: Sha256
     """Hash of the text's bytes."""
@@ -63,11 +71,11 @@ class TextPart(Part):
 class EnginePart(Part):
     """The program that computes: part of what a reference is."""
 
-    wheel: str
+    wheel: Name
     """Package and version."""
-    version: str
+    version: Name
     """Version that llama.cpp reports."""
-    commit: str
+    commit: Name
     """Commit that llama.cpp reports."""
     gpu_layers: Count
     """Layers that a GPU computes."""
@@ -114,12 +122,13 @@ def windows_of(store: Store, header: Header) -> Windows:
     """Return the windows of a reference; raise EvalError if they are not those of its header."""
     content = store.get(TOKENS, 0) or b""
     n = header.n_windows
-    if len(content) != 4 * n * header.context:
+    if not n or len(content) != 4 * n * header.context:
         raise EvalError(f"{store.path}: its tokens are damaged; make the reference again")
     tokens = np.frombuffer(content, "<i4").astype(np.int32).reshape(n, header.context)
     texts = tuple(i for i, text in enumerate(header.texts) for _ in range(text.windows))
     windows = Windows(tokens, texts)
-    if windows.sha256 != header.tokens_sha256 or tokens.min() < 0:
+    is_valid = 0 <= tokens.min() <= tokens.max() < header.model.n_tokens
+    if windows.sha256 != header.tokens_sha256 or not is_valid:
         raise EvalError(f"{store.path}: its tokens are damaged; make the reference again")
     return windows
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,9 @@ from dynquant.evaluate.distributions import (
     distil,
     uniforms,
 )
+from dynquant.evaluate.reference import TOKENS, WINDOWS
+from dynquant.evaluate.store import Store
+from dynquant.evaluate.texts import Windows
 
 F64 = NDArray[np.float64]
 
@@ -73,3 +77,39 @@ def same(a: Any, b: Any) -> bool:
     """Return whether all arrays of two dataclasses are equal, with their types."""
     pairs = [(getattr(a, name), getattr(b, name)) for name in vars(a)]
     return all(np.array_equal(x, y) and x.dtype == y.dtype for x, y in pairs)
+
+
+def header_of(windows: Windows, n_tokens: int, **changes: Any) -> dict[str, Any]:
+    """Return the header of a reference, with some members changed."""
+    sha = "0" * 64
+    return {
+        "reference": 1,
+        "model": {
+            "name": "model.gguf",
+            "architecture": "llama",
+            "files": [{"name": "model.gguf", "bytes": 1, "sha256": sha}],
+            "n_tokens": n_tokens,
+            "vocabulary_sha256": sha,
+        },
+        "texts": [
+            {"name": f"{i}.txt", "sha256": f"{i:064x}", "windows": windows.texts.count(i)}
+            for i in sorted(set(windows.texts))
+        ],
+        "context": windows.context,
+        "tokens_sha256": windows.sha256,
+        "tail": 0.0,
+        "engine": {"wheel": "xllamacpp 1", "version": "2", "commit": "3"},
+    } | changes
+
+
+def reference_store(
+    path: Path, windows: Windows, n_tokens: int = 50, **changes: Any
+) -> dict[str, Any]:
+    """Write a reference with random distributions; return its header."""
+    header = header_of(windows, n_tokens, **changes)
+    with Store.create(path, header) as store:
+        store.put(TOKENS, 0, windows.tokens.astype("<i4").tobytes())
+        for number in range(len(windows)):
+            logits = random_logits(windows.n_scored, n_tokens, number)
+            store.put(WINDOWS, number, distilled(logits, tail=0, window=number).to_bytes())
+    return header
