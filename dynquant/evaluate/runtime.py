@@ -152,9 +152,13 @@ class LoadedModel(AbstractContextManager["LoadedModel"]):
 
     def piece(self, token: int) -> bytes:
         """Return the bytes that a token adds to a text; none for a control token."""
-        room = ctypes.create_string_buffer(512)
-        n = self._library.llama_token_to_piece(self._vocab, token, room, len(room), 0, False)
-        return room.raw[:n] if n > 0 else b""
+        n = 512
+        while True:
+            room = ctypes.create_string_buffer(n)
+            n = self._library.llama_token_to_piece(self._vocab, token, room, len(room), 0, False)
+            if n >= 0:
+                return room.raw[:n]
+            n = -n  # the bytes that it needs
 
 
 @dataclass(frozen=True)
