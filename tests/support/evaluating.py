@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynquant.arrays import F32, I32
+from dynquant.evaluate.answers import PromptSet, compared
 from dynquant.evaluate.distributions import (
     Distributions,
     Measures,
@@ -16,8 +18,12 @@ from dynquant.evaluate.distributions import (
     distil,
     uniforms,
 )
-from dynquant.evaluate.reference import TOKENS, WINDOWS
+from dynquant.evaluate.figures import differences, figures_of
+from dynquant.evaluate.generation import Answer
+from dynquant.evaluate.reference import TOKENS, WINDOWS, FilePart, Header
+from dynquant.evaluate.results import Domain, Evaluation, FileResult, Pair
 from dynquant.evaluate.store import Store
+from dynquant.evaluate.tasks import Cost, SamplerPart
 from dynquant.evaluate.texts import Windows
 
 F64 = NDArray[np.float64]
@@ -113,3 +119,59 @@ def reference_store(
             logits = random_logits(windows.n_scored, n_tokens, number)
             store.put(WINDOWS, number, distilled(logits, tail=0, window=number).to_bytes())
     return header
+
+
+def evaluation_of(*files: tuple[str, float], loops: int = 0) -> Evaluation:
+    """Return an evaluation of files by their names and noise, with greedy answers to 4 prompts.
+
+    loops: how many answers of each file loop; one of the reference's does
+    """
+    windows = Windows(np.zeros((20, 16), np.int32), (0,) * 10 + (1,) * 10)
+    of_files = {name: measures(20, 7, seed=50, by=by) for name, by in files}
+    fine, looping = Answer((1, 2, 3), is_ended=True), Answer((1,) * 80, is_ended=False)
+    prompts = PromptSet(tuple("abcd"), ((1,), (2,), (3,), (4,)), chat=True)
+    answers = compared(
+        prompts,
+        SamplerPart(),
+        80,
+        [looping] + [fine] * 3,
+        [looping] * loops + [fine] * (4 - loops),
+        [b"a", b"b", b"c", b"d"],
+    )
+    results = [
+        FileResult(
+            name=name,
+            files=[FilePart(name=name, bytes=1000, sha256="1" * 64)],
+            bytes=1000,
+            bits_per_weight=4.5,
+            figures=figures_of(found),
+            domains=[
+                Domain(text=f"{i}.txt", figures=figures_of(found[10 * i :][:10])) for i in (0, 1)
+            ],
+            answers=[answers],
+            cost=Cost(
+                load_seconds=0.5,
+                prompt_tokens_per_second=100.0,
+                generated_tokens_per_second=10.0,
+                resident_bytes=2000,
+                threads=2,
+            ),
+        )
+        for name, found in of_files.items()
+    ]
+    return Evaluation(
+        evaluation=1,
+        dynquant="0.1.0",
+        command=["dynquant", "eval"],
+        reference=Header.model_validate(header_of(windows, 40)),
+        distributions_sha256="2" * 64,
+        system="CPU",
+        level=0.95,
+        resamples=1000,
+        files=results,
+        pairs=[
+            Pair(a=a, b=b, **differences(of_files[a], of_files[b]))
+            for a, b in combinations(of_files, 2)
+        ],
+        warnings=["a warning"],
+    )
