@@ -1,8 +1,8 @@
 """A GGUF loaded by llama.cpp: its tokens, and the logits of all positions of a window.
 
 Computed as exactly as llama.cpp can: F32 caches and plain attention. With an F32 file its
-log-probabilities agree with transformers to about 1e-5; an F16 cache or fused attention changes
-them by 2e-3 to 9e-3.
+log-probabilities agree with transformers to about 1e-5, or 4e-4 with GELU, which ggml takes from a
+table of F16; an F16 cache or fused attention changes them by 2e-3 to 9e-3.
 
 Weights are mapped from the file; llama.cpp copies those whose type it stores interleaved for the
 CPU (`repack`), as it does for its users.

@@ -5,11 +5,13 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from places import TINY_BOOKS
 
@@ -148,3 +150,19 @@ def without_cost(found: Evaluation) -> dict[str, Any]:
     for file in document["files"]:
         del file["cost"]
     return document
+
+
+def have_ended(pids: list[int]) -> bool:
+    """Return whether processes end within the time that a loaded machine needs."""
+    for _ in range(1000):
+        if not any(psutil.pid_exists(p) and is_running(p) for p in pids):
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
