@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from dynquant.errors import EvalError
 from dynquant.evaluate.distributions import Distributions
@@ -21,14 +21,6 @@ from dynquant.json_documents import Count, FileName, Part, Sha256
 
 WINDOWS, TOKENS = "windows", "tokens"
 """The series of distributions, a piece for each window; and that of the token ids, one piece."""
-
-
-def _printable(text: str) -> str:
-    """Return text with control characters escaped: terminals obey those of an untrusted header."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-
-
-Name = Annotated[str, AfterValidator(_printable)]
 
 
 class FilePart(Part):
@@ -45,9 +37,9 @@ class FilePart(Part):
 class ModelPart(Part):
     """A GGUF that is a reference."""
 
-    name: Name
+    name: str
     """What the user calls the model: the name of its first file or of its checkpoint's folder."""
-    architecture: Name
+    architecture: str
     """general.architecture of the file."""
     files: Annotated[list[FilePart], Field(min_length=1)]
     """The file, or all shards in order."""
@@ -60,7 +52,7 @@ class ModelPart(Part):
 class TextPart(Part):
     """A text, which is one domain of the figures."""
 
-    name: Name
+    name: str
     """Name of the text's file."""
     sha256: Sha256
     """Hash of the text's bytes."""
@@ -71,11 +63,11 @@ class TextPart(Part):
 class EnginePart(Part):
     """The program that computes: part of what a reference is."""
 
-    wheel: Name
+    wheel: str
     """Package and version."""
-    version: Name
+    version: str
     """Version that llama.cpp reports."""
-    commit: Name
+    commit: str
     """Commit that llama.cpp reports."""
     gpu_layers: Count
     """Layers that a GPU computes."""
@@ -106,9 +98,12 @@ class Header(Part):
 
 
 def read_header(store: Store) -> Header:
-    """Return the header of a reference, which anybody may have written."""
+    """Return the header of a reference, which anybody may have written.
+
+    Control characters are escaped: terminals obey those of a name.
+    """
     try:
-        return Header.model_validate(store.header)
+        return Header.model_validate(_printable(store.header))
     except ValidationError as e:
         first = e.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
@@ -116,6 +111,17 @@ def read_header(store: Store) -> Header:
             f"{store.path}: is not a reference of this version of dynquant ({where}:"
             f" {first['msg']}); make it again"
         ) from e
+
+
+def _printable(value: Any) -> Any:
+    """Return a JSON value whose texts have no control characters."""
+    if isinstance(value, str):
+        return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in value)
+    if isinstance(value, list):
+        return [_printable(item) for item in cast(list[Any], value)]
+    if isinstance(value, dict):
+        return {key: _printable(item) for key, item in cast(dict[str, Any], value).items()}
+    return value
 
 
 def windows_of(store: Store, header: Header) -> Windows:

@@ -31,7 +31,7 @@ __all__ = ["evaluated", "models"]
 
 
 class Command:
-    """`dynquant eval` of a file against f32.gguf with a short text, in a cache of its own."""
+    """`dynquant eval` of a file against f32.gguf with a short text, in a cache for it."""
 
     def __init__(self, models: Models, folder: Path) -> None:
         self.models, self.folder = models, folder

@@ -42,7 +42,7 @@ __all__ = ["evaluated", "models"]
 def series_of(evaluated: Evaluated, name: str) -> list[Measures]:
     """Return the stored measures of a file."""
     sha = "".join(file.sha256 for file in evaluated[name].files)
-    series = f"{hashlib.sha256(sha.encode()).hexdigest()} 0"
+    series = hashlib.sha256(sha.encode()).hexdigest()
     (results,) = evaluated.cache.glob("*.results")
     with Store.open(results) as store:
         found = [store.get(series, i) for i in sorted(store.numbers(series))]

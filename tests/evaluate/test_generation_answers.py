@@ -173,7 +173,7 @@ def test_stored_answers_are_read_in_order(store: Store) -> None:
     assert read_answers(store, "a", 2, 256) == [answer("0"), answer("1")]
 
 
-def test_a_missing_answer_is_none(store: Store) -> None:
+def test_answers_with_a_missing_one_are_not_returned(store: Store) -> None:
     store.put("a", 0, answer("x").to_bytes())
     assert read_answers(store, "a", 2, 256) is None
 

@@ -168,7 +168,7 @@ class Opened:
     def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.path, self._patch = path, monkeypatch
 
-    def __call__(self, *texts: Text, **changes: Any) -> base.Base:
+    def __call__(self, *texts: Text, gpu_layers: int = 0, **changes: Any) -> base.Base:
         facts = Described(
             architecture="llama",
             n_tokens=N_TOKENS,
@@ -183,7 +183,8 @@ class Opened:
         vocabulary = Vocabulary(file, facts, (), PromptSet((), (), chat=False), ())
         self._patch.setattr(base, "read_vocabulary", lambda *_, **__: vocabulary)
         given = Given(((file, file.name),), str(self.path), None, self.path, texts, ())
-        return base.open_base(given, Settings(cache=self.path.parent), print, print)
+        settings = Settings(cache=self.path.parent, gpu_layers=gpu_layers)
+        return base.open_base(given, settings, print, print)
 
     def refusal(self, *texts: Text, **changes: Any) -> str:
         with pytest.raises(EvalError) as caught:
@@ -207,6 +208,11 @@ def test_another_engine_is_named(opened: Opened) -> None:
         f"{opened.path}: was computed by xllamacpp 1 (2, 3), files are run by xllamacpp 1 (2, 4);"
         " make the reference again"
     )
+
+
+def test_another_number_of_layers_on_a_gpu_is_named(opened: Opened) -> None:
+    with pytest.raises(EvalError, match=r"files are run by .*, 3 layers on a GPU; make the"):
+        opened(gpu_layers=3)
 
 
 def test_another_text_is_named(opened: Opened) -> None:

@@ -104,7 +104,7 @@ def header_of(windows: Windows, n_tokens: int, **changes: Any) -> dict[str, Any]
         "context": windows.context,
         "tokens_sha256": windows.sha256,
         "tail": 0.0,
-        "engine": {"wheel": "xllamacpp 1", "version": "2", "commit": "3"},
+        "engine": {"wheel": "xllamacpp 1", "version": "2", "commit": "3", "gpu_layers": 0},
     } | changes
 
 
