@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import sys
 from collections.abc import Callable, Generator
@@ -105,7 +106,8 @@ def evaluate(
         ),
     ] = None,
     top_k: Annotated[
-        int, typer.Option("--top-k", min=0, metavar="K", help="With --temp; 0 is off.")
+        int,
+        typer.Option("--top-k", min=0, max=2**31 - 1, metavar="K", help="With --temp; 0 is off."),
     ] = 40,
     top_p: Annotated[
         float, typer.Option("--top-p", min=0.0, max=1.0, metavar="P", help="With --temp; 1 is off.")
@@ -226,6 +228,17 @@ def evaluate(
 ) -> None:
     """Compare GGUFs with their reference: KL divergence, perplexity, and loops, by llama.cpp."""
     n_tokens = _count(tokens)
+    _check_numbers(
+        {
+            "--temp": temperature,
+            "--top-p": top_p,
+            "--min-p": min_p,
+            "--tail": tail,
+            "--max-kl": max_kl,
+            "--max-ppl-ratio": max_ppl_ratio,
+            "--min-same-top": min_same_top,
+        }
+    )
     from dynquant.evaluate.extra import check_extra
 
     check_extra()
@@ -301,6 +314,13 @@ def _count(text: str) -> int:
     if not found:
         raise typer.BadParameter(f"{text!r} is not a number such as 250k", param_hint="--tokens")
     return round(float(found[1]) * {"": 1, "k": 1000, "m": 1_000_000}[found[2].lower()])
+
+
+def _check_numbers(options: dict[str, float | None]) -> None:
+    """Refuse nan and inf, which Python reads as numbers: no limit is smaller than nan."""
+    for name, value in options.items():
+        if value is not None and not math.isfinite(value):
+            raise typer.BadParameter(f"{value} is not a finite number", param_hint=name)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dynquant.arrays import I64
+from dynquant.errors import EvalError
 from dynquant.evaluate.distributions import F64
 from dynquant.evaluate.generation import Answer
 from dynquant.evaluate.intervals import intervals, share_interval
@@ -46,10 +47,24 @@ def series_of(prompts: PromptSet, sampler: SamplerPart, n_predict: int) -> str:
     return f"answers {hashlib.sha256(key.encode()).hexdigest()}"
 
 
-def read_answers(store: Store, series: str, n: int) -> list[Answer] | None:
-    """Return the stored answers to n prompts, or None if one is missing."""
-    found = [store.get(series, i) for i in range(n)]
-    return [Answer.from_bytes(f) for f in found if f is not None] if None not in found else None
+def read_answers(store: Store, series: str, n: int, n_tokens: int) -> list[Answer] | None:
+    """Return the stored answers to n prompts, which anybody may have written.
+
+    Returns None if one is missing; raises EvalError if one is damaged or has tokens outside of the
+    vocabulary of n_tokens.
+    """
+    found: list[Answer] = []
+    for i in range(n):
+        if (content := store.get(series, i)) is None:
+            return None
+        try:
+            answer = Answer.from_bytes(content)
+        except ValueError as e:
+            raise EvalError(f"{store.path}: answer {i} is damaged; make it again") from e
+        if not all(0 <= token < n_tokens for token in answer.tokens):
+            raise EvalError(f"{store.path}: answer {i} has tokens outside of the vocabulary")
+        found.append(answer)
+    return found
 
 
 def compared(
@@ -102,9 +117,12 @@ def compared(
 
 
 def _chosen(answers: Sequence[Answer]) -> list[int]:
-    """Return which answers are shown: half of them loops, if there are any, then the first."""
-    loops = [i for i, answer in enumerate(answers) if answer.loop is not None][: _EXAMPLES // 2]
-    return sorted([*loops, *(i for i in range(len(answers)) if i not in loops)][:_EXAMPLES])
+    """Return which answers are shown: two loops and the first two others, or more of one kind."""
+    is_loop = [answer.loop is not None for answer in answers]
+    loops = [i for i, is_so in enumerate(is_loop) if is_so]
+    others = [i for i, is_so in enumerate(is_loop) if not is_so]
+    half = _EXAMPLES // 2
+    return sorted([*loops[:half], *others, *loops[half:]][:_EXAMPLES])
 
 
 def _first_difference(a: Sequence[int], b: Sequence[int]) -> int:

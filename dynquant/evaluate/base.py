@@ -12,7 +12,7 @@ from dynquant.evaluate.answers import PromptSet
 from dynquant.evaluate.files import hashed
 from dynquant.evaluate.fit import Expected, check_fit, windows_for
 from dynquant.evaluate.given import Given
-from dynquant.evaluate.lossless import EXACT, name_of, reference_gguf
+from dynquant.evaluate.lossless import EXACT, name_of, reference_gguf, stem_of
 from dynquant.evaluate.reference import (
     TOKENS,
     WINDOWS,
@@ -113,7 +113,7 @@ def _stored(path: Path, vocabulary: Vocabulary, given: Given, settings: Settings
     with Store.open(path) as store:
         header = read_header(store)
         windows = windows_of(store, header)
-        missing = len(windows) - len(store.numbers(WINDOWS))
+        missing = len(set(range(len(windows))) - store.numbers(WINDOWS))
     problems: list[str] = []
     if missing:
         problems.append(
@@ -180,7 +180,7 @@ def _begun(
         engine=vocabulary.engine(settings.gpu_layers),
     )
     content = header.model_dump()
-    path = settings.cache / f"{header.model.name}-{identity(content)[:12]}.reference"
+    path = settings.cache / f"{stem_of(header.model.name)}-{identity(content)[:12]}.reference"
     with Store.create(path, content) as store:
         store.put(TOKENS, 0, windows.tokens.astype("<i4").tobytes())
     return Base(

@@ -27,13 +27,16 @@ def rendered(template: str, prompt: str, *, bos: str, eos: str) -> str:
     known |= {"raise_exception": _refuse, "strftime_now": _first_of_2026}
     messages = [{"role": "user", "content": prompt}]
     try:
-        return environment.from_string(template).render(
+        text = environment.from_string(template).render(
             messages=messages, add_generation_prompt=True, bos_token=bos, eos_token=eos
         )
-    except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as e:
+        text.encode()
+    except Exception as e:  # a template is a program of the file's author: it may raise anything
+        why = " ".join(str(e).split()) or type(e).__name__
         raise EvalError(
-            f"the chat template fails: {e}; use --no-chat to continue the prompts as plain text"
+            f"the chat template fails: {why}; use --no-chat to continue the prompts as plain text"
         ) from e
+    return text
 
 
 def _refuse(message: str) -> Any:

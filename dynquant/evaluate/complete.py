@@ -31,7 +31,12 @@ def complete(
         base = replace(base, sha256=store.sha256(WINDOWS))
         n = len(base.prompts.tokens)
         if n and not all(
-            read_answers(store, series_of(base.prompts, sampler, settings.n_predict), n)
+            read_answers(
+                store,
+                series_of(base.prompts, sampler, settings.n_predict),
+                n,
+                base.header.model.n_tokens,
+            )
             for sampler in settings.samplers
         ):
             warning = (

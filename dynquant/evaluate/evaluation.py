@@ -10,7 +10,7 @@ from dynquant.distribution import our_version
 from dynquant.evaluate.base import open_base
 from dynquant.evaluate.complete import complete
 from dynquant.evaluate.figures import differences
-from dynquant.evaluate.given import check_given
+from dynquant.evaluate.given import check_given, check_names
 from dynquant.evaluate.intervals import LEVEL, RESAMPLES
 from dynquant.evaluate.judged import judge
 from dynquant.evaluate.results import Evaluation, Pair
@@ -39,6 +39,7 @@ def evaluate(
     """
     progress = progress or _no_progress
     say = say or (lambda _: None)
+    check_names([*files, reference, *settings.texts, settings.cache])
     given = check_given(files, reference, settings.texts)
     base = complete(open_base(given, settings, progress, say), settings, progress, say)
     judged = [judge(path, name, base, settings, progress) for path, name in given.files]

@@ -13,6 +13,8 @@ from dynquant.evaluate.results import Estimate, Figures
 
 _PERCENTILES = {"median_kld": 50, "kld_90": 90, "kld_95": 95, "kld_99": 99, "kld_999": 99.9}
 _MEANS = ("mean_kld", "ln_ppl", "ln_ppl_base", "ln_ratio", "same_top", "mean_dp", "square_dp")
+_LARGEST = 700.0
+"""Logarithm of the largest perplexity that is reported: a double overflows at 709."""
 
 
 def figures_of(windows: Sequence[Measures]) -> Figures:
@@ -49,14 +51,8 @@ def figures_of(windows: Sequence[Measures]) -> Figures:
 def _derived(means: F64) -> F64:
     """Return perplexities, their ratio, and the RMS of Δp; each a function of one mean."""
     by_name = dict(zip(_MEANS, means, strict=True))
-    return np.stack(
-        [
-            np.exp(by_name["ln_ppl"]),
-            np.exp(by_name["ln_ppl_base"]),
-            np.exp(by_name["ln_ratio"]),
-            np.sqrt(by_name["square_dp"]),
-        ]
-    )
+    logs = np.stack([by_name[name] for name in ("ln_ppl", "ln_ppl_base", "ln_ratio")])
+    return np.concatenate([np.exp(np.minimum(logs, _LARGEST)), np.sqrt(by_name["square_dp"])[None]])
 
 
 def differences(a: Sequence[Measures], b: Sequence[Measures]) -> dict[str, Estimate]:

@@ -24,7 +24,8 @@ class Answer:
 
     tokens:    without the end token
     is_ended:  whether an end token followed
-    is_finite: whether all logits were finite; generation stops where they are not
+    is_finite: whether all logits were numbers; generation stops where one is not, except that a
+               model may exclude tokens with minus infinity
     """
 
     tokens: tuple[int, ...]
@@ -37,7 +38,7 @@ class Answer:
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Answer:
-        """Read what `to_bytes` wrote."""
+        """Read what `to_bytes` wrote; raise ValueError if it is damaged."""
         is_ended, is_finite, *tokens = np.frombuffer(content, "<i4").tolist()
         return cls(tuple(tokens), bool(is_ended), bool(is_finite))
 
@@ -86,7 +87,7 @@ def _generate(
 
     def choose(sequence: int, index: int) -> bool:
         """Add the next token of a sequence; return whether another one follows."""
-        if not np.isfinite(context.logits_at(index)).all():
+        if not np.isfinite(context.logits_at(index).max()):
             finite[sequence] = False
             return False
         token = context.sample(chains[sequence], index)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from dynquant.checkpoint.hub import is_hub_name
 from dynquant.errors import EvalError, Problems
 from dynquant.evaluate.store import Store, is_store
 from dynquant.evaluate.texts import Text, read_texts
+from dynquant.json_documents import plain
 from dynquant.verification.given import whole_models
 
 
@@ -32,11 +33,22 @@ class Given:
     text_paths: tuple[Path, ...]
 
 
+def check_names(paths: Iterable[str | Path]) -> None:
+    """Raise EvalError with all paths that are not UTF-8, which neither llama.cpp nor JSON have."""
+    EvalError.raise_any(
+        f"{plain(str(path))}: this path is not UTF-8; rename it"
+        for path in paths
+        if plain(str(path)) != str(path)
+    )
+
+
 def check_given(files: Sequence[Path], reference: str, texts: Sequence[Path]) -> Given:
     """Read the headers of all files and the texts.
 
     Raises EvalError with all problems.
     """
+    if not files:
+        raise EvalError("no file is given; give the GGUFs to compare with the reference")
     problems = Problems()
     found: list[Path] = []
     for name in whole_models(map(str, files)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dynquant.errors import EvalError
 from dynquant.evaluate.answers import compared, read_answers, series_of
 from dynquant.evaluate.base import Base
 from dynquant.evaluate.distributions import Measures
@@ -28,9 +29,10 @@ def judge(
     series = gguf.identity
     results = settings.cache / f"{base.sha256[:16]}.results"
     with Store.create(results, {"results": 1, "reference": base.sha256}) as store:
+        n, n_tokens = len(base.prompts.tokens), base.header.model.n_tokens
         with Store.open(base.path) as of_base:
             theirs = [
-                (sampler, read_answers(of_base, key, len(base.prompts.tokens)))
+                (sampler, read_answers(of_base, key, n, n_tokens))
                 for sampler in settings.samplers
                 if base.prompts.tokens
                 for key in [series_of(base.prompts, sampler, settings.n_predict)]
@@ -86,7 +88,10 @@ def judge(
 def _measures(store: Store, series: str, number: int) -> Measures:
     content = store.get(series, number)
     assert content is not None, "a run without an error computes all windows"
-    return Measures.from_bytes(content)
+    try:
+        return Measures.from_bytes(content)
+    except ValueError as e:
+        raise EvalError(f"{store.path}: window {number} is damaged: {e}; remove this file") from e
 
 
 def _domains(base: Base, measures: list[Measures]) -> list[Domain]:
@@ -107,7 +112,7 @@ def _domains(base: Base, measures: list[Measures]) -> list[Domain]:
 
 
 def _answers(base: Base, store: Store, generation: Generation, theirs: list[Answer]) -> Answers:
-    own = read_answers(store, generation.series, len(theirs))
+    own = read_answers(store, generation.series, len(theirs), base.header.model.n_tokens)
     assert own is not None, "a run without an error computes all answers"
     return compared(
         base.prompts, generation.sampler, generation.n_predict, theirs, own, base.pieces

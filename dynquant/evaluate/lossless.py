@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 
-from dynquant.arch.base import Model
 from dynquant.conversion.engine import Progress
+from dynquant.conversion.identity import identity_of
+from dynquant.conversion.work import work_of
 from dynquant.conversion.write import convert_plan
 from dynquant.errors import EvalError
 from dynquant.inputs import read_inputs
 from dynquant.plan.make import make_plan
+from dynquant.plan.plan import Plan
 
 RECIPE = {
     "dynquant": 1,
@@ -34,14 +37,14 @@ def reference_gguf(
     Raises DynquantError for a checkpoint that cannot be converted.
     """
     found = read_inputs(source, RECIPE)
-    out = cache / "models" / f"{name_of(source)}-{_version(found.model)[:12]}.gguf"
+    plan = make_plan(found.model, found.recipe, grids=found.grids)
+    out = cache / "models" / f"{stem_of(name_of(source))}-{_version(plan)[:12]}.gguf"
     if out.exists():
         return out
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise EvalError(f"{out.parent}: cannot be created: {e.strerror}") from e
-    plan = make_plan(found.model, found.recipe, grids=found.grids)
     convert_plan(plan, out, threads=threads, progress=progress)
     return out
 
@@ -51,10 +54,17 @@ def name_of(reference: str) -> str:
     return reference.rstrip("/").rpartition("/")[2] or "reference"
 
 
-def _version(model: Model) -> str:
-    """Return a hash that changes when a file of the checkpoint does."""
-    digest = hashlib.sha256()
-    for file in model.files:
-        there = file.stat()
-        digest.update(f"{file.resolve()}\0{there.st_size}\0{there.st_mtime_ns}\0".encode())
-    return digest.hexdigest()
+def stem_of(name: str) -> str:
+    """Return the begin of a name, for a file of the cache: a file name has at most 255 bytes."""
+    return name.encode()[:_STEM].decode(errors="ignore")
+
+
+_STEM = 100
+
+
+def _version(plan: Plan) -> str:
+    """Return a hash that changes with the checkpoint: its files, settings and tokenizer."""
+    work = work_of(plan)
+    files = [str(file.path.resolve()) for file in work.source_files]
+    known = json.dumps([identity_of(plan, work), files], sort_keys=True)
+    return hashlib.sha256(known.encode()).hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -31,7 +32,8 @@ def run(task: Run, progress: Progress | None) -> Cost | None:
 def _answer_to(task: Describe | Run, progress: Progress | None) -> Any:
     """Return the result of a task.
 
-    Raises EvalError with the worker's errors, or with the reason why it ended without an answer.
+    Raises EvalError with the worker's errors, or with the reason why it ended without an answer,
+    and RuntimeError with the traceback of a bug.
     """
     command = [sys.executable, "-m", "dynquant.evaluate.worker"]
     with (
@@ -45,18 +47,25 @@ def _answer_to(task: Describe | Run, progress: Progress | None) -> Any:
             process.stdin.write(task.model_dump_json().encode() + b"\n")
             process.stdin.flush()
             for line in process.stdout:
+                if not line.endswith(b"\n"):  # it ended in the middle of an answer
+                    break
                 message = cast(dict[str, Any], json.loads(line))
                 if "progress" in message:
                     if progress is not None:
                         progress(*message["progress"])
                 elif "errors" in message:
                     raise EvalError(*message["errors"])
+                elif "bug" in message:
+                    raise RuntimeError(message["bug"])
                 else:
                     return message["result"]
         except BrokenPipeError:
             pass
         finally:
             process.kill()
+            # Closing writes what it did not read.
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
         process.wait()
         log.seek(0)
         raise EvalError(f"{task.path}: {_why(process.returncode, log.read())}")
@@ -68,5 +77,12 @@ def _why(code: int, log: bytes) -> str:
     if -code == signal.SIGKILL:
         return "llama.cpp was killed, probably because the memory is too small for the model"
     cause = next((line for line in reversed(lines) if "GGML_ASSERT" in line), None)
-    what = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+    what = _name_of_signal(-code) if code < 0 else f"exit code {code}"
     return f"llama.cpp ended with {what}: {(cause or (lines or ['no message'])[-1]).strip()}"
+
+
+def _name_of_signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return f"signal {number}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 from pydantic import Field, ValidationError
@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError
 from dynquant.errors import EvalError
 from dynquant.evaluate.distributions import Distributions
 from dynquant.evaluate.store import Store
-from dynquant.evaluate.texts import SMALLEST_CONTEXT, Windows
+from dynquant.evaluate.texts import SMALLEST_CONTEXT, Windows, n_scored
 from dynquant.json_documents import Count, FileName, Part, Sha256
 
 WINDOWS, TOKENS = "windows", "tokens"
@@ -98,9 +98,12 @@ class Header(Part):
 
 
 def read_header(store: Store) -> Header:
-    """Return the header of a reference, which anybody may have written."""
+    """Return the header of a reference, which anybody may have written.
+
+    Control characters are escaped: terminals obey those of a name.
+    """
     try:
-        return Header.model_validate(store.header)
+        return Header.model_validate(_printable(store.header))
     except ValidationError as e:
         first = e.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
@@ -110,16 +113,28 @@ def read_header(store: Store) -> Header:
         ) from e
 
 
+def _printable(value: Any) -> Any:
+    """Return a JSON value whose texts have no control characters."""
+    if isinstance(value, str):
+        return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in value)
+    if isinstance(value, list):
+        return [_printable(item) for item in cast(list[Any], value)]
+    if isinstance(value, dict):
+        return {key: _printable(item) for key, item in cast(dict[str, Any], value).items()}
+    return value
+
+
 def windows_of(store: Store, header: Header) -> Windows:
     """Return the windows of a reference; raise EvalError if they are not those of its header."""
     content = store.get(TOKENS, 0) or b""
     n = header.n_windows
-    if len(content) != 4 * n * header.context:
+    if not n or len(content) != 4 * n * header.context:
         raise EvalError(f"{store.path}: its tokens are damaged; make the reference again")
     tokens = np.frombuffer(content, "<i4").astype(np.int32).reshape(n, header.context)
     texts = tuple(i for i, text in enumerate(header.texts) for _ in range(text.windows))
     windows = Windows(tokens, texts)
-    if windows.sha256 != header.tokens_sha256 or tokens.min() < 0:
+    is_valid = 0 <= tokens.min() <= tokens.max() < header.model.n_tokens
+    if windows.sha256 != header.tokens_sha256 or not is_valid:
         raise EvalError(f"{store.path}: its tokens are damaged; make the reference again")
     return windows
 
@@ -129,9 +144,11 @@ def distributions_of(store: Store, header: Header, number: int) -> Distributions
     content = store.get(WINDOWS, number)
     if content is None:
         raise EvalError(f"{store.path}: window {number} is missing; make the reference again")
-    return Distributions.from_bytes(
-        content, header.model.n_tokens, f"{store.path}: window {number}"
-    )
+    where = f"{store.path}: window {number}"
+    found = Distributions.from_bytes(content, header.model.n_tokens, where)
+    if len(found) != (n := n_scored(header.context)):
+        raise EvalError(f"{where}: has {len(found)} positions, not {n}; make the reference again")
+    return found
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """A GGUF loaded by llama.cpp: its tokens, and the logits of all positions of a window.
 
 Computed as exactly as llama.cpp can: F32 caches and plain attention. With an F32 file its
-log-probabilities agree with transformers to about 1e-5; an F16 cache or fused attention changes
-them by 2e-3 to 9e-3.
+log-probabilities agree with transformers to about 1e-5, or 4e-4 with GELU, which ggml takes from a
+table of F16; an F16 cache or fused attention changes them by 2e-3 to 9e-3.
 
 Weights are mapped from the file; llama.cpp copies those whose type it stores interleaved for the
 CPU (`repack`), as it does for its users.
@@ -152,9 +152,13 @@ class LoadedModel(AbstractContextManager["LoadedModel"]):
 
     def piece(self, token: int) -> bytes:
         """Return the bytes that a token adds to a text; none for a control token."""
-        room = ctypes.create_string_buffer(512)
-        n = self._library.llama_token_to_piece(self._vocab, token, room, len(room), 0, False)
-        return room.raw[:n] if n > 0 else b""
+        n = 512
+        while True:
+            room = ctypes.create_string_buffer(n)
+            n = self._library.llama_token_to_piece(self._vocab, token, room, len(room), 0, False)
+            if n >= 0:
+                return room.raw[:n]
+            n = -n  # the bytes that it needs
 
 
 @dataclass(frozen=True)

@@ -17,18 +17,24 @@ from types import TracebackType
 from typing import Any, Self, cast
 
 from dynquant.errors import EvalError
-from dynquant.untrusted import parse_json
+from dynquant.untrusted import open_regular, parse_json
 
 _APPLICATION = 0x64716576
 """The application_id of these databases: "dqev"."""
 
 _MAGIC = b"SQLite format 3\x00"
 
+_TABLES = (
+    "CREATE TABLE header (content TEXT NOT NULL)",
+    "CREATE TABLE pieces (series TEXT, number INTEGER, content BLOB NOT NULL,"
+    " PRIMARY KEY (series, number)) WITHOUT ROWID",
+)
+
 
 def is_store(path: Path) -> bool:
     """Return whether a file is a database."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return file.read(len(_MAGIC)) == _MAGIC
     except OSError:
         return False
@@ -51,23 +57,19 @@ class Store(AbstractContextManager["Store"]):
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as e:
             raise EvalError(f"{path.parent}: cannot be created: {e.strerror}") from e
-        if path.exists():
-            store = cls.open(path)
+        with _opened(path) as connection:
+            # One transaction: a crash leaves an empty database, which is made again.
+            connection.execute("BEGIN IMMEDIATE")
+            if _kind(connection) == (0, ()):
+                connection.execute(f"PRAGMA application_id = {_APPLICATION}")
+                for table in _TABLES:
+                    connection.execute(table)
+                connection.execute("INSERT INTO header VALUES (?)", [json.dumps(header)])
+            connection.execute("COMMIT")
+            store = cls(path, _checked(connection, path))
             if store.header != header:
                 raise EvalError(f"{path}: belongs to another evaluation; remove it")
-            return store
-        with _faults(path):
-            connection = sqlite3.connect(path, isolation_level=None)
-            connection.execute(f"PRAGMA application_id = {_APPLICATION}")
-            connection.execute("BEGIN")
-            connection.execute("CREATE TABLE header (content TEXT NOT NULL)")
-            connection.execute(
-                "CREATE TABLE pieces (series TEXT, number INTEGER, content BLOB NOT NULL,"
-                " PRIMARY KEY (series, number)) WITHOUT ROWID"
-            )
-            connection.execute("INSERT INTO header VALUES (?)", [json.dumps(header)])
-            connection.execute("COMMIT")
-        return cls(path, connection)
+        return store
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -77,13 +79,8 @@ class Store(AbstractContextManager["Store"]):
         """
         if not path.is_file():
             raise EvalError(f"{path}: does not exist")
-        with _faults(path):
-            connection = sqlite3.connect(path, isolation_level=None)
-            (application,) = connection.execute("PRAGMA application_id").fetchone()
-        if application != _APPLICATION:
-            connection.close()
-            raise EvalError(f"{path}: is a database, but not of dynquant eval")
-        return cls(path, connection)
+        with _opened(path) as connection:
+            return cls(path, _checked(connection, path))
 
     def __exit__(
         self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
@@ -114,7 +111,9 @@ class Store(AbstractContextManager["Store"]):
         """Return a piece, or None."""
         with _faults(self.path):
             row = self._connection.execute(
-                "SELECT content FROM pieces WHERE series = ? AND number = ?", [series, number]
+                "SELECT content FROM pieces WHERE series = ? AND number = ?"
+                " AND typeof(content) = 'blob'",
+                [series, number],
             ).fetchone()
         return bytes(row[0]) if row else None
 
@@ -122,7 +121,8 @@ class Store(AbstractContextManager["Store"]):
         """Return the numbers of the pieces of a series."""
         with _faults(self.path):
             rows = self._connection.execute(
-                "SELECT number FROM pieces WHERE series = ?", [series]
+                "SELECT number FROM pieces WHERE series = ? AND typeof(number) = 'integer'",
+                [series],
             ).fetchall()
         return {int(number) for (number,) in rows}
 
@@ -132,6 +132,39 @@ class Store(AbstractContextManager["Store"]):
         for number in sorted(self.numbers(series)):
             digest.update(self.get(series, number) or b"")
         return digest.hexdigest()
+
+
+@contextmanager
+def _opened(path: Path) -> Generator[sqlite3.Connection]:
+    """Open a database, and close it if the block fails."""
+    with _faults(path):
+        connection = sqlite3.connect(path, isolation_level=None)
+        try:
+            connection.execute("PRAGMA trusted_schema = OFF")
+            yield connection
+        except BaseException:
+            connection.close()
+            raise
+
+
+def _kind(connection: sqlite3.Connection) -> tuple[int, tuple[str, ...]]:
+    """Return the application_id of a database, and how its tables were made."""
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    made = connection.execute("SELECT sql FROM sqlite_master ORDER BY name").fetchall()
+    return application, tuple(sql for (sql,) in made)
+
+
+def _checked(connection: sqlite3.Connection, path: Path) -> sqlite3.Connection:
+    """Return the connection; raise EvalError if the database is no store.
+
+    Other tables are refused: a view in place of a table computes what its author wants.
+    """
+    application, tables = _kind(connection)
+    if application != _APPLICATION:
+        raise EvalError(f"{path}: is a database, but not of dynquant eval")
+    if tables != _TABLES:
+        raise EvalError(f"{path}: has other tables than dynquant eval makes; use another copy")
+    return connection
 
 
 @contextmanager

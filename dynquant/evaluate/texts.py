@@ -89,7 +89,7 @@ class Windows:
     @property
     def n_scored(self) -> int:
         """Return how many tokens are scored in each window."""
-        return self.context - 1 - self.first
+        return n_scored(self.context)
 
     @property
     def sha256(self) -> str:
@@ -105,6 +105,11 @@ def first_scored(context: int) -> int:
     return context // 2
 
 
+def n_scored(context: int) -> int:
+    """Return how many tokens are scored in a window."""
+    return context - 1 - first_scored(context)
+
+
 def cut(
     texts: Sequence[Text], tokens: Sequence[I32], *, context: int, limit: int, bos: int | None
 ) -> Windows:
@@ -115,8 +120,8 @@ def cut(
             text leaves is shared out among the others
     bos:    the token that replaces the first of each window; None replaces nothing
 
-    Raises EvalError with all texts that have less than one window, and if all together have fewer
-    than two: an interval needs at least two.
+    Raises EvalError with all texts that have less than one window, if the limit leaves a text
+    without one, and if all together have fewer than two: an interval needs at least two.
     """
     if context < SMALLEST_CONTEXT:
         raise EvalError(f"--context {context}: must be at least {SMALLEST_CONTEXT}")
@@ -126,6 +131,11 @@ def cut(
         for text, its in zip(texts, tokens, strict=True)
         if len(its) < context
     )
+    if limit < (least := context * len(texts)):
+        raise EvalError(
+            f"--tokens {limit}: too few for a window of {context:,} tokens of each text; use at"
+            f" least {least}"
+        )
     counts = _shares([len(its) // context for its in tokens], limit // context)
     if sum(counts) < 2:
         raise EvalError(

@@ -3,6 +3,7 @@
     {"progress": [step, done, total]}
     {"errors": [message, ...]}
     {"result": ...}
+    {"bug": traceback}
 
 Ends when stdin is closed: then the command that asked has ended. Whatever llama.cpp prints goes to
 stderr.
@@ -10,11 +11,13 @@ stderr.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
 import sys
 import threading
+import traceback
 from typing import Any
 
 from dynquant.errors import DynquantError
@@ -31,6 +34,14 @@ def _answer(task: Task) -> dict[str, Any]:
         return {"result": cost.model_dump() if cost else None}
     except DynquantError as e:
         return {"errors": e.messages}
+    except MemoryError:
+        return {"errors": [f"{task.path}: needs more memory than there is"]}
+    except OSError as e:
+        if e.filename is None and e.errno != errno.ENOSPC:
+            return {"bug": traceback.format_exc()}
+        return {"errors": [f"{e.filename or task.path}: {e.strerror}"]}
+    except Exception:  # the command that asked shows it
+        return {"bug": traceback.format_exc()}
 
 
 def _progress(step: str, done: int, total: int) -> None:

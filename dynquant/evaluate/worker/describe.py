@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from dynquant.arrays import I32
+from dynquant.errors import EvalError
 from dynquant.evaluate import chat
 from dynquant.evaluate.binding import engine
 from dynquant.evaluate.runtime import LoadedModel
@@ -49,6 +50,9 @@ def describe(task: Describe) -> Described:
 def _tokens_of(prompt: str, model: LoadedModel, template: str | None) -> I32:
     if template is None:
         return model.tokenize(prompt.encode(), special=False)
-    text = chat.rendered(template, prompt, bos=model.text_of_bos(), eos=model.text_of_eos())
+    try:
+        text = chat.rendered(template, prompt, bos=model.text_of_bos(), eos=model.text_of_eos())
+    except EvalError as e:
+        raise EvalError(f"{model.path}: {e}") from e
     tokens = model.tokenize(text.encode(), special=True)
     return np.array(chat.without_repeated_bos(tokens.tolist(), model.bos), np.int32)

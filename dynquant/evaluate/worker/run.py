@@ -146,7 +146,7 @@ def _each_window(
 def _generation_speed(work: _Work, context: Context) -> float:
     """Return the tokens of one answer per second, after a short prompt from the text."""
     context.forget()
-    prompt = work.windows.tokens[0, :_TIMED_PROMPT]
+    prompt = work.windows.tokens[0, : min(_TIMED_PROMPT, work.windows.context // 2)]
     n = min(_TIMED_TOKENS, work.windows.context - len(prompt))
     context.decode(prompt, range(len(prompt)), [0] * len(prompt), [False] * len(prompt))
     before = context.seconds
