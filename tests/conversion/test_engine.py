@@ -34,6 +34,7 @@ from dynquant.conversion.write import convert_plan
 from dynquant.errors import CheckpointError, ConvertError, ImportanceError
 from dynquant.importance.imatrix import read_imatrix
 from dynquant.plan.make import make_plan
+from dynquant.plan.objective import search_for
 from dynquant.plan.plan import Plan
 from dynquant.quants import ALL, QuantType, encode
 from dynquant.quants.search import EFFORTS, Effort
@@ -91,7 +92,8 @@ def test_our_reader_finds_the_blocks_of_every_type(tmp_path: Path, name: str) ->
         assert (found.type_name, found.n_bytes) == (planned.type.name, planned.n_bytes)
         source = plan.sources[planned.name].source
         assert isinstance(source, Computed)
-        blocks = encode(source.values.reshape(-1, planned.n_per_row), planned.type)
+        gain = search_for(planned.name, "normal").gain
+        blocks = encode(source.values.reshape(-1, planned.n_per_row), planned.type, gain=gain)
         start = file.data_offset + found.offset
         assert content[start : start + found.n_bytes] == blocks.tobytes()
 
