@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 LogFormat = Literal["text", "json"]
 
-_LOG_SECONDS = 10.0
+LOG_SECONDS = 10.0
 """Seconds between two lines of progress in a log: a CI log of an hour stays readable."""
 
 _WIDE = 1000
@@ -177,51 +177,12 @@ def steps_of(what: str, *, quiet: bool) -> Generator[Callable[[int, int], None] 
         yield _log_steps(what)
 
 
-@contextlib.contextmanager
-def counting(what: str, *, quiet: bool) -> Generator[Callable[[int, int], None] | None]:
-    """Provide a callback for what is done and what there is: a bar with the time left, or lines."""
-    if quiet:
-        yield None
-    elif sys.stderr.isatty():
-        from rich import progress as rich
-        from rich.console import Console
-
-        columns = (
-            rich.TextColumn("{task.description}", markup=False),
-            rich.BarColumn(),
-            rich.TaskProgressColumn(),
-            rich.TimeRemainingColumn(),
-        )
-        with rich.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task(what, total=None)
-            yield lambda done, total: bar.update(task, completed=done, total=total)
-    else:
-        yield _log_counts(what)
-
-
-def _log_counts(what: str) -> Callable[[int, int], None]:
-    """Return what writes a line from time to time, with the time left."""
-    started = last_line = time.monotonic()
-    first: int | None = None
-
-    def report(done: int, total: int) -> None:
-        nonlocal first, last_line
-        first = done if first is None else first
-        now = time.monotonic()
-        if now - last_line >= _LOG_SECONDS and done > first:
-            last_line = now
-            left = (now - started) * (total - done) / (done - first)
-            talk(f"{what}: {done / total:.0%}, {_whole_seconds(left)} left")
-
-    return report
-
-
 def _log_steps(what: str) -> Callable[[int, int], None]:
     last_line = time.monotonic()
 
     def report(done: int, total: int) -> None:
         nonlocal last_line
-        if time.monotonic() - last_line >= _LOG_SECONDS:
+        if time.monotonic() - last_line >= LOG_SECONDS:
             last_line = time.monotonic()
             talk(f"{what}: {done / total:.0%} of {total / 1e9:.2f} GB")
 
@@ -252,7 +213,7 @@ def _bar(name: str) -> Generator[Callable[[Progress], None]]:
                 task,
                 completed=progress.bytes_done,
                 total=progress.bytes_total,
-                left="" if left is None else f"{_whole_seconds(left)} left",
+                left="" if left is None else f"{whole_seconds(left)} left",
             )
 
         yield report
@@ -287,7 +248,7 @@ def _log(name: str) -> Callable[[Progress], None]:
             talk(f"{name}: writing {size_text(total)} of tensors")
             begun = True
         resuming(progress)
-        if now - last_line < _LOG_SECONDS or not progress.bytes_done:
+        if now - last_line < LOG_SECONDS or not progress.bytes_done:
             return
         last_line = now
         rate = (progress.bytes_done - progress.bytes_resumed) / (now - started)
@@ -295,7 +256,7 @@ def _log(name: str) -> Callable[[Progress], None]:
         talk(
             f"{name}: {progress.bytes_done / total:.0%},"
             f" {progress.bytes_done / scale:.2f} of {total / scale:.2f} {unit},"
-            f" {rate / 1e6:.0f} MB/s" + ("" if left is None else f", {_whole_seconds(left)} left")
+            f" {rate / 1e6:.0f} MB/s" + ("" if left is None else f", {whole_seconds(left)} left")
         )
 
     return report
@@ -303,13 +264,13 @@ def _log(name: str) -> Callable[[Progress], None]:
 
 def _events() -> Callable[[Progress], None]:
     started = time.monotonic()
-    last_line = -_LOG_SECONDS
+    last_line = -LOG_SECONDS
     last = -1
 
     def report(progress: Progress) -> None:
         nonlocal last_line, last
         spent = time.monotonic() - started
-        is_due = spent - last_line >= _LOG_SECONDS or progress.bytes_done == progress.bytes_total
+        is_due = spent - last_line >= LOG_SECONDS or progress.bytes_done == progress.bytes_total
         if not is_due or progress.bytes_done == last:
             return
         last_line, last = spent, progress.bytes_done
@@ -328,7 +289,7 @@ def _events() -> Callable[[Progress], None]:
     return report
 
 
-def _whole_seconds(seconds: float) -> str:
+def whole_seconds(seconds: float) -> str:
     """Return an estimate as text: 4 s, 3:07, 1:02:45."""
     return f"{seconds:.0f} s" if seconds < 59.5 else duration(seconds)
 

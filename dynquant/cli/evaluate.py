@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import re
 import sys
-from collections.abc import Callable, Generator
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +13,7 @@ import typer
 
 from dynquant.cli import console
 from dynquant.cli.options import JsonOption, ThreadsOption
+from dynquant.cli.steps import counting, successive
 
 
 def _schema(wanted: bool) -> None:
@@ -282,7 +282,7 @@ def evaluate(
         gpu_layers=gpu_layers,
     )
     try:
-        with _progress(quiet=quiet) as progress:
+        with successive(partial(counting, quiet=quiet)) as progress:
             found = evaluate_files(
                 files,
                 reference,
@@ -321,21 +321,3 @@ def _check_numbers(options: dict[str, float | None]) -> None:
     for name, value in options.items():
         if value is not None and not math.isfinite(value):
             raise typer.BadParameter(f"{value} is not a finite number", param_hint=name)
-
-
-@contextlib.contextmanager
-def _progress(*, quiet: bool) -> Generator[Callable[[str, int, int], None]]:
-    """Return a callback that shows the progress of one step after the other, with the time left."""
-    with contextlib.ExitStack() as shown:
-        current, report = "", None
-
-        def show(step: str, done: int, total: int) -> None:
-            nonlocal current, report
-            if step != current:
-                shown.close()
-                current = step
-                report = shown.enter_context(console.counting(step, quiet=quiet))
-            if report is not None:
-                report(done, total)
-
-        yield show

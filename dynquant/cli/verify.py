@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +18,7 @@ from dynquant.cli.options import (
     MlaOption,
     ThreadsOption,
 )
+from dynquant.cli.steps import Report, successive
 
 if TYPE_CHECKING:
     from dynquant.verification.findings import Verification
@@ -91,7 +92,7 @@ def verify(
     results: list[Verification] = []
     for file in map(Path, whole):
         started = time.monotonic()
-        with _progress(file.name, quiet=quiet or json) as progress:
+        with successive(partial(_shown, file.name, quiet=quiet or json)) as progress:
             found = verify_file(
                 file,
                 against,
@@ -130,19 +131,5 @@ def _how_to_compare(files: list[str], results: list[Verification]) -> str:
     )
 
 
-@contextlib.contextmanager
-def _progress(name: str, *, quiet: bool) -> Generator[Callable[[str, int, int], None]]:
-    """Return a callback that shows the progress of one step after the other."""
-    with contextlib.ExitStack() as shown:
-        current, report = "", None
-
-        def show(step: str, done: int, total: int) -> None:
-            nonlocal current, report
-            if step != current:
-                shown.close()
-                current = step
-                report = shown.enter_context(console.steps_of(f"{name}: {step}", quiet=quiet))
-            if report is not None:
-                report(done, total)
-
-        yield show
+def _shown(name: str, step: str, *, quiet: bool) -> AbstractContextManager[Report | None]:
+    return console.steps_of(f"{name}: {step}", quiet=quiet)

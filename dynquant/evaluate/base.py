@@ -81,6 +81,11 @@ def open_base(
     if gguf is None:
         assert given.store is not None, "a reference is a model or a store"
         base = _stored(given.store, first, given, settings)
+        say(
+            f"{given.store}: {counted(len(base.windows), 'window')} of"
+            f" {base.windows.context:,} tokens, as it was made; --context, --tokens and --tail have"
+            " no effect"
+        )
         model = base.header.model
         expected = Expected(model.name, model.n_tokens, model.vocabulary_sha256, None)
         check_fit(vocabularies, expected, given, settings)

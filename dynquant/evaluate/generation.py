@@ -13,7 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from dynquant.evaluate.loops import loop_of
-from dynquant.evaluate.runtime import PIECE, Context, LoadedModel, Sampler
+from dynquant.evaluate.runtime.context import PIECE, Context
+from dynquant.evaluate.runtime.model import LoadedModel
+from dynquant.evaluate.tasks import SamplerPart
 
 GROUP = 8
 
@@ -58,7 +60,7 @@ def generate(
     context: Context,
     prompts: Sequence[Sequence[int]],
     streams: Sequence[int],
-    settings: Sampler,
+    settings: SamplerPart,
     n_predict: int,
 ) -> list[Answer]:
     """Continue at most GROUP prompts at once.

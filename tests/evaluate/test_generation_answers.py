@@ -13,7 +13,7 @@ from dynquant.errors import EvalError
 from dynquant.evaluate.answers import PromptSet, compared, read_answers, series_of
 from dynquant.evaluate.generation import GROUP, Answer, generate, group_of
 from dynquant.evaluate.results import Answers
-from dynquant.evaluate.runtime import PIECE, Sampler
+from dynquant.evaluate.runtime.context import PIECE
 from dynquant.evaluate.store import Store
 from dynquant.evaluate.tasks import SamplerPart
 
@@ -237,7 +237,7 @@ class Counting:
     def forget(self) -> None:
         self.batches.clear()
 
-    def samplers(self, _: Sampler, streams: Sequence[int]) -> list[int]:
+    def samplers(self, _: SamplerPart, streams: Sequence[int]) -> list[int]:
         return list(streams)
 
     def free(self, chains: Sequence[int]) -> None:
@@ -269,7 +269,7 @@ def continued(prompts: list[list[int]], n_predict: int = 20, **options: int) -> 
     context: Any = Counting(**options)
     model: Any = Model()
     streams = range(len(prompts))
-    found = generate(model, context, prompts, streams, Sampler(), n_predict)
+    found = generate(model, context, prompts, streams, SamplerPart(), n_predict)
     assert context.freed == list(streams)
     return found
 

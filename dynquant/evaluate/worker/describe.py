@@ -11,8 +11,8 @@ import numpy as np
 from dynquant.arrays import I32
 from dynquant.errors import EvalError
 from dynquant.evaluate import chat
-from dynquant.evaluate.binding import engine
-from dynquant.evaluate.runtime import LoadedModel
+from dynquant.evaluate.runtime.binding import engine
+from dynquant.evaluate.runtime.model import LoadedModel
 from dynquant.evaluate.tasks import Describe, Described
 from dynquant.evaluate.texts import read_texts
 

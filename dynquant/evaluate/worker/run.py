@@ -23,7 +23,8 @@ from dynquant.evaluate.distributions import (
 )
 from dynquant.evaluate.generation import GROUP, generate, group_of
 from dynquant.evaluate.reference import Header, distributions_of, read_header, windows_of
-from dynquant.evaluate.runtime import Context, LoadedModel, Sampler
+from dynquant.evaluate.runtime.context import Context
+from dynquant.evaluate.runtime.model import LoadedModel
 from dynquant.evaluate.store import Store
 from dynquant.evaluate.tasks import Cost, Generation, Run
 from dynquant.evaluate.texts import Windows
@@ -172,7 +173,7 @@ def _continue(
 ) -> None:
     """Continue the prompts of some groups and store the answers."""
     prompts = work.task.prompts
-    settings = Sampler(**generation.sampler.model_dump())
+    settings = generation.sampler
     n_ctx = max(map(len, prompts)) + generation.n_predict
     n_sequences = min(GROUP, len(prompts))
     total = (len(prompts) + GROUP - 1) // GROUP

@@ -9,7 +9,7 @@ from typing import TypeVar
 from dynquant.arrays import F32
 from dynquant.errors import EvalError
 from dynquant.evaluate.distributions import NotFiniteError
-from dynquant.evaluate.runtime import Context
+from dynquant.evaluate.runtime.context import Context
 from dynquant.evaluate.texts import Windows
 
 T = TypeVar("T")

@@ -21,6 +21,8 @@ from ctypes import POINTER, Structure, c_bool, c_char_p, c_float, c_int, c_int32
 from functools import cache
 from typing import Any
 
+from numpy.typing import NDArray
+
 from dynquant.errors import EvalError
 
 TESTED = "2026.10.11549"
@@ -288,3 +290,9 @@ def engine() -> dict[str, str]:
         "commit": lib.ggml_commit().decode(),
         "system": " ".join(lib.llama_print_system_info().decode().split()),
     }
+
+
+def pointer(array: NDArray[Any], kind: Any) -> Any:
+    """Return the address of an array's numbers, as a pointer to a type of ctypes."""
+    made: Any = array.ctypes
+    return made.data_as(ctypes.POINTER(kind))
