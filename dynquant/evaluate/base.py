@@ -98,7 +98,9 @@ def open_base(
 
 
 def _vocabulary(path: Path, given: Given, settings: Settings) -> Vocabulary:
-    return read_vocabulary(path, given.text_paths, settings.prompts, chat=settings.chat)
+    return read_vocabulary(
+        path, given.text_paths, settings.prompts, tokens=settings.tokens, chat=settings.chat
+    )
 
 
 def _converted(

@@ -28,6 +28,7 @@ class Describe(Part):
     """Read the vocabulary of a file, and tokenize with it.
 
     texts:   files
+    tokens:  how many of each text are used, at most
     prompts: texts to continue
     chat:    whether to render prompts by the file's chat template, if it has one
     out:     npz file for the tokens: text0, text1 ..., prompt0 ...; with prompts also the bytes of
@@ -37,6 +38,7 @@ class Describe(Part):
     kind: Literal["describe"] = "describe"
     path: str
     texts: list[str]
+    tokens: int
     prompts: list[str]
     chat: bool
     out: str

@@ -44,11 +44,12 @@ class Vocabulary:
 
 
 def read_vocabulary(
-    path: Path, texts: Sequence[Path], prompts: Sequence[str], *, chat: bool
+    path: Path, texts: Sequence[Path], prompts: Sequence[str], *, tokens: int, chat: bool
 ) -> Vocabulary:
     """Read a file's vocabulary in a worker process.
 
-    chat: render the prompts by the file's chat template, if it has one
+    tokens: how many of each text are used, at most
+    chat:   render the prompts by the file's chat template, if it has one
 
     Raises EvalError if llama.cpp refuses the file, or if it predicts no tokens.
     """
@@ -58,6 +59,7 @@ def read_vocabulary(
             Describe(
                 path=str(path),
                 texts=[str(text) for text in texts],
+                tokens=tokens,
                 prompts=list(prompts),
                 chat=chat,
                 out=str(out),

@@ -32,7 +32,9 @@ def worker_that(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
 
 
 def task(path: str = "x.gguf", prompts: tuple[str, ...] = ()) -> Describe:
-    return Describe(path=path, texts=[], prompts=list(prompts), chat=True, out="out.npz")
+    return Describe(
+        path=path, texts=[], tokens=100, prompts=list(prompts), chat=True, out="out.npz"
+    )
 
 
 def refusal(what: Describe) -> str:

@@ -24,7 +24,7 @@ def describe(task: Describe) -> Described:
         for text in model.vocabulary():
             digest.update(len(text).to_bytes(4, "little") + text)
         arrays: dict[str, Any] = {
-            f"text{i}": model.tokenize(text.content, special=False)
+            f"text{i}": beginning(text.content, task.tokens, model)
             for i, text in enumerate(read_texts([Path(name) for name in task.texts]))
         }
         template = model.chat_template if task.chat else None
@@ -45,6 +45,21 @@ def describe(task: Describe) -> Described:
             refusal=model.refusal(),
             engine=engine(),
         )
+
+
+_BYTES = 24
+"""Bytes of text for each token that is wanted: five times what English has, so that whatever
+the end of the cut text changes is far behind the tokens that are used."""
+
+
+def beginning(content: bytes, wanted: int, model: LoadedModel) -> I32:
+    """Return the tokens of a text, or of its beginning if that has more than enough."""
+    end = content.rfind(b"\n", 0, wanted * _BYTES)
+    if end > 0 and len(content) > wanted * _BYTES:
+        tokens = model.tokenize(content[:end], special=False)
+        if len(tokens) > 2 * wanted:
+            return tokens
+    return model.tokenize(content, special=False)
 
 
 def _tokens_of(prompt: str, model: LoadedModel, template: str | None) -> I32:
