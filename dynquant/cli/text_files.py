@@ -33,7 +33,7 @@ def write_text(text: str, out: Path | None, *, force: bool, reads: Iterable[str]
     if out is None:
         console.write(text)
         return
-    check_text(out, force=force)
+    _refuse_existing(out, force=force)
     refuse_read(out, reads)
     part = out.with_name(f"{out.name}.part")
     try:
@@ -44,13 +44,22 @@ def write_text(text: str, out: Path | None, *, force: bool, reads: Iterable[str]
 
 
 def check_text(out: Path, *, force: bool) -> None:
-    """Raise RecipeError if a file exists and force is false, or its folder does not exist."""
+    """Raise RecipeError if a file exists and force is false, or its folder does not exist.
+
+    For commands that work for hours before they write.
+    """
+    from dynquant.errors import RecipeError
+
+    _refuse_existing(out, force=force)
+    if not out.parent.is_dir():
+        raise RecipeError(f"{out.parent}: is not a folder; create it first, or name another output")
+
+
+def _refuse_existing(out: Path, *, force: bool) -> None:
     from dynquant.errors import RecipeError
 
     if out.exists() and not force:
         raise RecipeError(f"{out}: exists; replace it with --force, or name another output")
-    if not out.parent.is_dir():
-        raise RecipeError(f"{out.parent}: is not a folder; create it first, or name another output")
 
 
 def refuse_read(out: Path, reads: Iterable[str]) -> None:
