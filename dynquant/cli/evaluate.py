@@ -250,6 +250,7 @@ def evaluate(
     from dynquant.evaluate.settings import GREEDY, Settings, default_cache
     from dynquant.evaluate.tasks import SamplerPart
     from dynquant.release.evaluated import evaluation_markdown
+    from dynquant.report.command import portable
     from dynquant.report.evaluation import evaluation_tables
     from dynquant.report.evaluation_page import evaluation_html
     from dynquant.report.html import check_page, write_page
@@ -287,7 +288,7 @@ def evaluate(
                 files,
                 reference,
                 settings,
-                command=("dynquant", *sys.argv[1:]),
+                command=("dynquant", *portable(sys.argv[1:])),
                 progress=progress,
                 say=lambda message: console.talk(message, quiet=quiet),
             )

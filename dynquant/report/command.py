@@ -16,18 +16,22 @@ _OUTPUT = {
 def command_text(command: Sequence[str]) -> str:
     """Return a command for a shell, with a line for each option.
 
-    Options for the output are left out. Files in other folders are shown by their names, because
-    their folders exist on one machine only.
+    It is portable: whoever wrote the document may not have made it so.
     """
     lines: list[list[str]] = [[]]
-    for part in _portable(command):
+    for part in portable(command):
         if part.startswith("-") and len(part) > 1 and not _is_number(part):
             lines.append([])
         lines[-1].append(part)
     return " \\\n  ".join(map(shlex.join, lines))
 
 
-def _portable(command: Sequence[str]) -> Iterator[str]:
+def portable(command: Sequence[str]) -> Iterator[str]:
+    """Yield the parts of a command that can be published.
+
+    Options for the output are left out. Files with whole paths are named without their folders,
+    which exist on one machine only.
+    """
     parts = iter(command)
     for part in parts:
         option, equals, value = part.partition("=")

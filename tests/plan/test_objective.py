@@ -37,13 +37,13 @@ def test_only_tables_that_are_looked_up_have_a_gain_that_is_not_the_default(
 def test_conversion_encodes_tables_and_matrices_with_their_gains(
     tmp_path: Path, name: str, gain: Gain
 ) -> None:
-    plan = small_plan("Q2_K")
+    plan = small_plan("IQ3_S")
     out = tmp_path / "x.gguf"
     convert_plan(plan, out, threads=1)
     file = read_gguf(out)
     (found,) = (t for t in file.tensors if t.name == name)
     source = plan.sources[name].source
     assert isinstance(source, Computed)
-    blocks = encode(np.asarray(source.values), "Q2_K", gain=gain)
+    blocks = encode(np.asarray(source.values), "IQ3_S", gain=gain)
     start = file.data_offset + found.offset
     assert out.read_bytes()[start : start + found.n_bytes] == blocks.tobytes()
