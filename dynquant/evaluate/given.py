@@ -62,6 +62,8 @@ def check_given(files: Sequence[Path], reference: str, texts: Sequence[Path]) ->
     elif path.suffix == ".gguf" and not is_hub_name(reference):
         shards = problems.attempt(lambda: open_gguf(path))
         gguf = shards.path if shards else None
+    elif not is_hub_name(reference) and not path.exists():
+        problems.add(f"--reference {reference}: does not exist; give a GGUF or a checkpoint")
     if not texts and store is None:
         problems.add("--text: is missing; give a text that the model was not trained on")
     read = problems.attempt(lambda: read_texts(texts)) or []

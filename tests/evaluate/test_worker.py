@@ -177,3 +177,14 @@ def test_paths_that_are_not_utf8_are_named_before_anything_is_read() -> None:
 def test_no_file_is_an_error() -> None:
     with pytest.raises(EvalError, match="no file is given"):
         check_given([], "reference.gguf", [])
+
+
+def test_all_inputs_that_do_not_exist_are_reported_at_once(tmp_path: Path) -> None:
+    with pytest.raises(EvalError) as caught:
+        check_given([tmp_path / "x.gguf"], str(tmp_path / "model"), [tmp_path / "text.txt"])
+    assert [name for name in ("x.gguf", "model", "text.txt") if name in str(caught.value)] == [
+        "x.gguf",
+        "model",
+        "text.txt",
+    ]
+    assert len(caught.value.messages) == 3
