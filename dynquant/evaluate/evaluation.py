@@ -7,6 +7,7 @@ from itertools import combinations
 from pathlib import Path
 
 from dynquant.distribution import our_version
+from dynquant.errors import EvalError, Problems
 from dynquant.evaluate.base import open_base
 from dynquant.evaluate.complete import complete
 from dynquant.evaluate.figures import differences
@@ -33,16 +34,24 @@ def evaluate(
     command:   what the result records as the command that repeats it
     say:       called with messages, such as the size of the reference before it is made
 
-    What is computed is stored window by window in the cache; the same call resumes from there.
+    What is computed is stored window by window in the cache; the same call resumes from there. A
+    file that llama.cpp cannot run does not keep the others from being computed.
 
-    Raises DynquantError with all faults of the inputs before anything is computed.
+    Raises DynquantError with all faults of the inputs before anything is computed, and with all
+    files that llama.cpp could not run after the others.
     """
     progress = progress or _no_progress
     say = say or (lambda _: None)
     check_names([*files, reference, *settings.texts, settings.cache])
     given = check_given(files, reference, settings.texts)
     base = complete(open_base(given, settings, progress, say), settings, progress, say)
-    judged = [judge(path, name, base, settings, progress) for path, name in given.files]
+    problems = Problems()
+    attempts = [
+        problems.attempt(lambda f=file: judge(*f, base, settings, progress), EvalError)
+        for file in given.files
+    ]
+    problems.raise_any(EvalError)
+    judged = [judgement for judgement in attempts if judgement is not None]
     return Evaluation(
         evaluation=1,
         dynquant=our_version(),

@@ -22,7 +22,9 @@ from places import ROOT, TINY_BOOKS
 
 import dynquant
 from dynquant.evaluate import process
+from dynquant.evaluate.files import hashed
 from dynquant.evaluate.results import Evaluation
+from dynquant.evaluate.store import Store
 
 pytest.importorskip("xllamacpp", reason="needs xllamacpp", exc_type=ImportError)
 
@@ -128,20 +130,25 @@ def test_an_embedding_model_is_one_line(command: Command, tmp_path: Path) -> Non
     assert line.startswith(f"{file}: ")
 
 
-def test_weights_that_are_not_numbers_are_one_line(command: Command) -> None:
+def test_weights_that_are_not_numbers_are_one_line_and_other_files_are_still_computed(
+    command: Command,
+) -> None:
     # Coarser types hide it: llama.cpp rounds activations to integers beside them.
-    whole = command.models.gguf("f32")
+    whole, other = command.models.gguf("f32"), command.models.gguf("q4_0")
     norm = next(t for t in gguf.GGUFReader(whole).tensors if t.name == "output_norm.weight")
     content = bytearray(whole.read_bytes())
     start, n = int(norm.data_offset), int(norm.n_bytes)
     content[start : start + n] = np.full(n // 4, np.nan, np.float32).tobytes()
     file = command.written(bytes(content))
-    done = command(file, "-q")
+    done = command(file, other, "-q")
     assert done.code == 1
     assert done.err == (
         f"error: {file}: llama.cpp computes logits that are not finite in window 0; the file or its"
         " model is damaged\n"
     )
+    (results,) = (command.folder / "cache").glob("*.results")
+    with Store.open(results) as store:
+        assert store.numbers(hashed(other, lambda _, __: None).identity) == {0, 1}
 
 
 def test_a_worker_that_aborts_is_one_line(
