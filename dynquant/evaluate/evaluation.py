@@ -40,14 +40,14 @@ def evaluate(
     Raises DynquantError with all faults of the inputs before anything is computed, and with all
     files that llama.cpp could not run after the others.
     """
-    progress = progress or _no_progress
+    report: Progress = progress or _no_progress
     say = say or (lambda _: None)
     check_names([*files, reference, *settings.texts, settings.cache])
     given = check_given(files, reference, settings.texts)
-    base = complete(open_base(given, settings, progress, say), settings, progress, say)
+    base = complete(open_base(given, settings, report, say), settings, report, say)
     problems = Problems()
     attempts = [
-        problems.attempt(lambda f=file: judge(*f, base, settings, progress), EvalError)
+        problems.attempt(lambda f=file: judge(*f, base, settings, report), EvalError)
         for file in given.files
     ]
     problems.raise_any(EvalError)
