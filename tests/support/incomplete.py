@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -43,6 +44,36 @@ def copy(
 def without(path: Path, out: Path, left_out: Callable[[str], bool]) -> Path:
     """Write a file without some of its tensors."""
     return copy(path, out, lambda tensors: (t for t in tensors if not left_out(t[0])))
+
+
+def without_one(path: Path) -> Callable[[str, Path], None]:
+    """Return a function that writes a file without one of its tensors.
+
+    The same as `without`, but the keys are copied as they are, which takes a tenth of the time.
+    """
+    reader = GGUFReader(path)
+    tensors = list(reader.tensors)
+    content = path.read_bytes()
+    keys = content[24 : tensors[0].field.offset]
+    counts = struct.unpack_from("<QQ", content, 8)
+    align = reader.alignment
+
+    def write(name: str, out: Path) -> None:
+        infos, data = b"", b""
+        for tensor in tensors:
+            if tensor.name == name:
+                continue
+            text, shape = tensor.name.encode(), [int(n) for n in tensor.shape]
+            infos += struct.pack("<Q", len(text)) + text + struct.pack("<I", len(shape))
+            infos += struct.pack(f"<{len(shape)}Q", *shape)
+            infos += struct.pack("<IQ", tensor.tensor_type, len(data))
+            start = int(tensor.data_offset)
+            data += content[start : start + int(tensor.n_bytes)]
+            data += bytes(-len(data) % align)
+        header = content[:8] + struct.pack("<QQ", counts[0] - 1, counts[1]) + keys + infos
+        out.write_bytes(header + bytes(-len(header) % align) + data)
+
+    return write
 
 
 def single_experts(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
