@@ -25,6 +25,7 @@ def _schema(wanted: bool) -> None:
 
 
 def evaluate(
+    given: typer.Context,
     files: Annotated[
         list[Path],
         typer.Argument(
@@ -242,6 +243,10 @@ def evaluate(
     from dynquant.evaluate.extra import check_extra
 
     check_extra()
+    from dynquant.cli import evaluate_checks as checks
+
+    checks.check_sampler(given, temperature)
+    checks.check_share(min_same_top)
     from dynquant.cli.text_files import check_text, write_text
     from dynquant.errors import GateError, Problems
     from dynquant.evaluate.evaluation import evaluate as evaluate_files
@@ -263,9 +268,18 @@ def evaluate(
     if markdown:
         problems.attempt(lambda: check_text(markdown, force=force))
     listed = problems.attempt(lambda: read_prompts(prompts) if prompts else shipped_prompts())
-    folder = problems.attempt(lambda: cache or default_cache())
+    folder = cache or default_cache()
+    outputs = [out for out in (markdown, html) if out]
+    inputs = [*files, Path(reference), *(text or ()), *([prompts] if prompts else ())]
+    problems.add(*checks.check_outputs(outputs, inputs, folder))
+    stored = partial(checks.check_stored, given, Path(reference), context=context)
+    problems.add(*(problems.attempt(lambda: [*stored(tokens=n_tokens, tail=tail)]) or ()))
+    if no_loops and not n_prompts:
+        problems.add("--no-loops: needs answers to judge; use --n-prompts above 0")
     problems.raise_any()
-    assert listed is not None and folder is not None, "both are read or a fault"
+    assert listed is not None, "it is read or a fault"
+    if checks.stated(given, "n_prompts") and n_prompts > len(listed):
+        console.talk(f"there are {len(listed)} prompts; all are used", quiet=quiet)
     sampled = SamplerPart(
         temperature=temperature or 0.0, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed
     )
@@ -305,6 +319,8 @@ def evaluate(
         write_text(evaluation_markdown(found), markdown, force=force)
     if html:
         write_page(evaluation_html(found, files), html, force=force)
+    if no_loops:
+        checks.check_answers(found)
     limits = Limits(max_kl, max_ppl_ratio, min_same_top and min_same_top / 100, no_loops)
     GateError.raise_any(exceeded(found, limits))
 

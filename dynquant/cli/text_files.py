@@ -40,6 +40,7 @@ def write_text(text: str, out: Path | None, *, force: bool, reads: Iterable[str]
         part.write_text(text, "utf-8")
         part.replace(out)
     except OSError as e:
+        part.unlink(missing_ok=True)
         raise RecipeError(f"{out}: cannot be written: {e.strerror}") from e
 
 

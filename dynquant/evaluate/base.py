@@ -9,7 +9,7 @@ from pathlib import Path
 from dynquant.conversion.engine import Progress as Written
 from dynquant.errors import EvalError, Problems
 from dynquant.evaluate.answers import PromptSet
-from dynquant.evaluate.files import hashed
+from dynquant.evaluate.files import Gguf, hashed
 from dynquant.evaluate.fit import Expected, check_fit, windows_for
 from dynquant.evaluate.given import Given
 from dynquant.evaluate.lossless import EXACT, name_of, reference_gguf, stem_of
@@ -78,13 +78,17 @@ def open_base(
     ]
     problems.raise_any(EvalError)
     first = vocabularies[0]
+    if settings.gpu_layers and not first.facts.has_gpu:
+        raise EvalError(
+            f"--gpu-layers {settings.gpu_layers}: the installed xllamacpp computes on the CPU only;"
+            " leave the option out, or install a build for your GPU"
+        )
     if gguf is None:
         assert given.store is not None, "a reference is a model or a store"
         base = _stored(given.store, first, given, settings)
         say(
             f"{given.store}: {counted(len(base.windows), 'window')} of"
-            f" {base.windows.context:,} tokens, as it was made; --context, --tokens and --tail have"
-            " no effect"
+            f" {base.windows.context:,} tokens, as it was made"
         )
         model = base.header.model
         expected = Expected(model.name, model.n_tokens, model.vocabulary_sha256, None)
@@ -188,8 +192,10 @@ def _begun(
     )
     content = header.model_dump()
     path = settings.cache / f"{stem_of(header.model.name)}-{identity(content)[:12]}.reference"
+    tokens = windows.tokens.astype("<i4").tobytes()
     with Store.create(path, content) as store:
-        store.put(TOKENS, 0, windows.tokens.astype("<i4").tobytes())
+        if store.get(TOKENS, 0) != tokens:
+            store.put(TOKENS, 0, tokens)
     return Base(
         path,
         gguf,
@@ -198,21 +204,29 @@ def _begun(
         vocabulary.prompts,
         vocabulary.pieces,
         facts.engine["system"],
-        warnings=tuple(_limits(vocabulary, windows, model.matrix_types)),
+        warnings=tuple(_limits(vocabulary, windows, model, settings)),
     )
 
 
-def _limits(vocabulary: Vocabulary, windows: Windows, types: set[str]) -> Iterator[str]:
+def _limits(
+    vocabulary: Vocabulary, windows: Windows, model: Gguf, settings: Settings
+) -> Iterator[str]:
     """Yield what limits the figures."""
-    if coarse := sorted(types - set(EXACT)):
+    if coarse := sorted(model.matrix_types - set(EXACT)):
         yield (
             f"the reference {vocabulary.path.name} has tensors of {', '.join(coarse)}: the figures"
             " say how far files are from it, not from the model that it was made from"
         )
-    if windows.context > vocabulary.facts.context_train > 0:
+    if windows.context > model.context > 0:
         yield (
             f"windows of {windows.context:,} tokens are longer than the model's context of"
-            f" {vocabulary.facts.context_train:,}"
+            f" {model.context:,}"
+        )
+    longest = max(map(len, vocabulary.prompts.tokens), default=0) + settings.n_predict
+    if vocabulary.prompts.tokens and longest > model.context > 0:
+        yield (
+            f"a prompt and its answer may have {longest:,} tokens, more than the model's context"
+            f" of {model.context:,}"
         )
     yield from _few(windows)
 

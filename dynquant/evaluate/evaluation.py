@@ -50,6 +50,8 @@ def evaluate(
         problems.attempt(lambda f=file: judge(*f, base, settings, report), EvalError)
         for file in given.files
     ]
+    if any(attempts) and not all(attempts):
+        say("the other files are computed; without these, the same command shows them at once")
     problems.raise_any(EvalError)
     judged = [judgement for judgement in attempts if judgement is not None]
     return Evaluation(

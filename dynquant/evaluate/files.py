@@ -44,6 +44,14 @@ class Gguf:
         return {t.type_name for _, t in self.shards.tensors() if len(t.shape) > 1}
 
     @property
+    def context(self) -> int:
+        """Return the longest context that the model was made for, in tokens; 0 if not stated."""
+        keys = self.shards.keys
+        architecture = keys.get("general.architecture")
+        key = keys.get(f"{architecture.value}.context_length") if architecture else None
+        return key.value if key is not None and isinstance(key.value, int) else 0
+
+    @property
     def identity(self) -> str:
         """Return a hash of all files' hashes."""
         return hashlib.sha256("".join(file.sha256 for file in self.files).encode()).hexdigest()

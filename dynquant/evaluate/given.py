@@ -10,8 +10,8 @@ from dynquant.checkpoint.gguf_shards import NAME, open_gguf
 from dynquant.checkpoint.hub import is_hub_name
 from dynquant.errors import EvalError, Problems
 from dynquant.evaluate.store import Store, is_store
-from dynquant.evaluate.texts import Text, read_texts
 from dynquant.json_documents import plain
+from dynquant.texts import Text, read_texts
 from dynquant.verification.given import whole_models
 
 
@@ -59,14 +59,14 @@ def check_given(files: Sequence[Path], reference: str, texts: Sequence[Path]) ->
     if is_store(path):
         store = path
         problems.attempt(lambda: _close(Store.open(path)))
-    elif path.suffix == ".gguf" and not is_hub_name(reference):
+    elif (path.suffix == ".gguf" or path.is_file()) and not is_hub_name(reference):
         shards = problems.attempt(lambda: open_gguf(path))
         gguf = shards.path if shards else None
     elif not is_hub_name(reference) and not path.exists():
         problems.add(f"--reference {reference}: does not exist; give a GGUF or a checkpoint")
     if not texts and store is None:
         problems.add("--text: is missing; give a text that the model was not trained on")
-    read = problems.attempt(lambda: read_texts(texts)) or []
+    read = problems.attempt(lambda: read_texts(texts, EvalError)) or []
     problems.raise_any(EvalError)
     return Given(
         tuple(zip(found, _names(found), strict=True)),

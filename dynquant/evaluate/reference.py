@@ -102,6 +102,11 @@ def read_header(store: Store) -> Header:
 
     Control characters are escaped: terminals obey those of a name.
     """
+    if "results" in store.header:
+        raise EvalError(
+            f"{store.path}: has the results of files, not the reference; give the file that ends in"
+            " .reference"
+        )
     try:
         return Header.model_validate(_printable(store.header))
     except ValidationError as e:

@@ -140,7 +140,8 @@ class FileResult(Part):
     answers: list[Answers]
     """Free-running generation: greedy, then sampled."""
     cost: Cost | None
-    """What it costs to run on this machine; null if nothing had to be computed."""
+    """What it cost to run on this machine when its windows were computed, in this call or an
+    earlier one; null if it is not known."""
 
 
 class Pair(Part):

@@ -58,14 +58,9 @@ class Store(AbstractContextManager["Store"]):
         except OSError as e:
             raise EvalError(f"{path.parent}: cannot be created: {e.strerror}") from e
         with _opened(path) as connection:
-            # One transaction: a crash leaves an empty database, which is made again.
-            connection.execute("BEGIN IMMEDIATE")
+            # A complete store may be in a folder that cannot be written.
             if _kind(connection) == (0, ()):
-                connection.execute(f"PRAGMA application_id = {_APPLICATION}")
-                for table in _TABLES:
-                    connection.execute(table)
-                connection.execute("INSERT INTO header VALUES (?)", [json.dumps(header)])
-            connection.execute("COMMIT")
+                _make(connection, header)
             store = cls(path, _checked(connection, path))
             if store.header != header:
                 raise EvalError(f"{path}: belongs to another evaluation; remove it")
@@ -147,6 +142,17 @@ def _opened(path: Path) -> Generator[sqlite3.Connection]:
             raise
 
 
+def _make(connection: sqlite3.Connection, header: dict[str, Any]) -> None:
+    """Make the tables in one transaction: a crash leaves an empty database, made again later."""
+    connection.execute("BEGIN IMMEDIATE")
+    if _kind(connection) == (0, ()):  # another process may have made them
+        connection.execute(f"PRAGMA application_id = {_APPLICATION}")
+        for table in _TABLES:
+            connection.execute(table)
+        connection.execute("INSERT INTO header VALUES (?)", [json.dumps(header)])
+    connection.execute("COMMIT")
+
+
 def _kind(connection: sqlite3.Connection) -> tuple[int, tuple[str, ...]]:
     """Return the application_id of a database, and how its tables were made."""
     (application,) = connection.execute("PRAGMA application_id").fetchone()
@@ -173,7 +179,22 @@ def _faults(path: Path) -> Generator[None]:
     try:
         yield
     except sqlite3.Error as e:
-        raise EvalError(f"{path}: {e}; if it is damaged, remove it") from e
+        raise EvalError(f"{path}: {_cause(e, path.parent)}") from e
+
+
+def _cause(error: sqlite3.Error, folder: Path) -> str:
+    """Return what is wrong with a database and what to do."""
+    # The lowest byte is the kind of the error, the others are its details.
+    kind = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if kind == sqlite3.SQLITE_FULL:
+        return f"the disk of {folder} is full; free some space, and the same command resumes"
+    if kind in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
+        return f"cannot be written ({error}); use another folder with --cache"
+    if kind == sqlite3.SQLITE_IOERR:
+        return f"{error}; look at the disk of {folder}, and the same command resumes"
+    if kind == sqlite3.SQLITE_BUSY:
+        return "is in use by another process; wait until that has ended"
+    return f"{error}; if it is damaged, remove it"
 
 
 def identity(header: dict[str, Any]) -> str:

@@ -47,17 +47,17 @@ class Describe(Part):
 class Described(Part):
     """What a file is to llama.cpp.
 
-    context_train: tokens that the model was trained with
-    refusal:       why its predictions cannot be evaluated
+    refusal: why its predictions cannot be evaluated
+    has_gpu: whether the library can compute on a GPU
     """
 
     architecture: str
     n_tokens: int
     vocabulary_sha256: str
     bos: int | None
-    context_train: int
     has_chat_template: bool
     refusal: str | None
+    has_gpu: bool
     engine: dict[str, str]
 
 

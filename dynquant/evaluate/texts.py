@@ -11,58 +11,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from dynquant.arrays import I32
 from dynquant.errors import EvalError
-from dynquant.untrusted import read_regular
+from dynquant.texts import Text, windows_of
 
 SMALLEST_CONTEXT = 8
-MAX_BYTES = 1 << 30
-"""Limit on the bytes of a text: ten times what an evaluation of 25 million tokens needs."""
-
-
-@dataclass(frozen=True)
-class Text:
-    """A text and its name in reports."""
-
-    name: str
-    content: bytes
-
-    @property
-    def sha256(self) -> str:
-        """Return the hash of the text's bytes."""
-        return hashlib.sha256(self.content).hexdigest()
-
-
-def read_texts(paths: Sequence[Path]) -> list[Text]:
-    """Read texts; their names are those of the files, with folders only where they are needed.
-
-    Raises EvalError with all that cannot be read, are empty, are not UTF-8, or are given twice.
-    """
-    problems: list[str] = []
-    found: list[Text] = []
-    names = [path.name for path in paths]
-    for path in paths:
-        try:
-            content = read_regular(path, MAX_BYTES)
-        except OSError as e:
-            problems.append(f"{path}: cannot be read: {e.strerror}")
-            continue
-        try:
-            content.decode()
-        except UnicodeDecodeError as e:
-            problems.append(f"{path}: is not UTF-8 at byte {e.start:,}; convert it to UTF-8")
-            continue
-        if not content.strip():
-            problems.append(f"{path}: is empty")
-        found.append(Text(path.name if names.count(path.name) == 1 else str(path), content))
-    if len({path.resolve() for path in paths}) < len(paths):
-        problems.append("--text: the same file is given twice")
-    EvalError.raise_any(problems)
-    return found
 
 
 @dataclass(frozen=True)
@@ -131,10 +87,10 @@ def cut(
         for text, its in zip(texts, tokens, strict=True)
         if len(its) < context
     )
-    if limit < (least := context * len(texts)):
+    if limit < (least := context * max(2, len(texts))):
         raise EvalError(
-            f"--tokens {limit}: too few for a window of {context:,} tokens of each text; use at"
-            f" least {least}"
+            f"--tokens {limit}: too few for a window of {context:,} tokens of each text, and for"
+            f" two in all; use at least {least:,}"
         )
     counts = _shares([len(its) // context for its in tokens], limit // context)
     if sum(counts) < 2:
@@ -142,10 +98,9 @@ def cut(
             f"{', '.join(text.name for text in texts)}: one window of {context:,} tokens; intervals"
             " need at least two: use a longer text, more --tokens or a smaller --context"
         )
-    parts = [its[: n * context].reshape(n, context) for its, n in zip(tokens, counts, strict=True)]
-    windows = np.concatenate(parts).astype(np.int32)
-    if bos is not None:
-        windows[:, 0] = bos
+    windows = np.concatenate(
+        [windows_of(its, context, n, bos) for its, n in zip(tokens, counts, strict=True)]
+    )
     return Windows(windows, tuple(i for i, n in enumerate(counts) for _ in range(n)))
 
 

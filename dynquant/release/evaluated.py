@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,7 +44,7 @@ def read_evaluated(path: Path) -> Evaluated:
 
 
 def check_evaluated(evaluated: Evaluated, released: Mapping[str, str]) -> list[str]:
-    """Return a warning if the evaluation does not have all files of a release.
+    """Return warnings if the evaluation does not have all files of a release, or has others.
 
     released: SHA-256 of each GGUF, by name
 
@@ -67,8 +67,28 @@ def check_evaluated(evaluated: Evaluated, released: Mapping[str, str]) -> list[s
         raise ReleaseError(
             f"{path}: has none of the released files; name the evaluation of these files"
         )
-    more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-    return [f"{path}: has no figures of {missing[0]}{more}"] if missing else []
+    warnings = [f"{path}: has no figures of {_some(missing)}"] if missing else []
+    others = [file.name for file in evaluated.evaluation.files if not _is_among(file, released)]
+    if others:
+        warnings.append(f"{path}: the card leaves out {_some(others)}, which is not released")
+    return warnings
+
+
+def _some(names: Sequence[str]) -> str:
+    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+
+
+def _is_among(result: FileResult, names: Collection[str]) -> bool:
+    return any(file.name in names for file in result.files)
+
+
+def of_released(evaluation: Evaluation, names: Collection[str]) -> Evaluation:
+    """Return an evaluation without the files that are not released.
+
+    names: of the released files
+    """
+    files = [file for file in evaluation.files if _is_among(file, names)]
+    return evaluation.model_copy(update={"files": files})
 
 
 def evaluation_markdown(evaluation: Evaluation) -> str:

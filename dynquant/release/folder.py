@@ -16,7 +16,7 @@ from dynquant.errors import RecipeError, ReleaseError
 from dynquant.recipe.loader import recipe_of_texts
 from dynquant.recipe.resolved import resolved_text
 from dynquant.release.card import SUMS, FileNames, card_body
-from dynquant.release.evaluated import EVALUATION, Evaluated, check_evaluated
+from dynquant.release.evaluated import EVALUATION, Evaluated, check_evaluated, of_released
 from dynquant.release.finished import Finished, check_same_model, picture_of_file
 from dynquant.release.front import front_matter, hub_id
 from dynquant.report.html import page_of
@@ -106,7 +106,7 @@ def make_release(
         FileNames(own_recipes, manifests, pages, recipe_sha256),
         base_model=base_model,
         repository=repository,
-        evaluation=evaluated.evaluation if evaluated else None,
+        evaluation=of_released(evaluated.evaluation, links) if evaluated else None,
     )
     # The card is not in SHA256SUMS: people edit it later.
     texts[SUMS] = sums_text((h, name) for name, h in sha256.items()).encode(

@@ -108,9 +108,9 @@ def headline(evaluation: Evaluation) -> str:
 
 def _overview(files: Sequence[FileResult]) -> Table:
     table = Table(box=None, pad_edge=False)
-    table.add_column("file")
+    table.add_column("file", overflow="fold")
     for name in ("size", "bits", "Mean KLD", "99.0% KLD", "Same top p", "PPL(Q)/PPL(base)"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")
     for file, size in zip(files, size_column([f.bytes for f in files]), strict=True):
         f = file.figures
         table.add_row(
@@ -127,9 +127,9 @@ def _overview(files: Sequence[FileResult]) -> Table:
 
 def _all_figures(files: Sequence[FileResult]) -> Table:
     table = Table(box=None, pad_edge=False)
-    table.add_column("figure")
+    table.add_column("figure", overflow="fold")
     for file in files:
-        table.add_column(file.name, justify="right")
+        table.add_column(file.name, justify="right", overflow="fold")
     for name, of, text in FIGURES:
         table.add_row(name, *(shown(of(file.figures), text) for file in files))
     return table
@@ -137,9 +137,9 @@ def _all_figures(files: Sequence[FileResult]) -> Table:
 
 def _domains(file: FileResult) -> Table:
     table = Table(box=None, pad_edge=False)
-    table.add_column(f"{file.name} by text")
+    table.add_column(f"{file.name} by text", overflow="fold")
     for name in ("windows", "Mean KLD", "Same top p", "PPL(Q)/PPL(base)"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")
     for domain in file.domains:
         f = domain.figures
         table.add_row(
@@ -154,11 +154,11 @@ def _domains(file: FileResult) -> Table:
 
 def _answers(files: Sequence[FileResult]) -> Table:
     table = Table(box=None, pad_edge=False)
-    table.add_column("answers")
+    table.add_column("answers", overflow="fold")
     for name in ("sampler", "prompts", "identical", "first difference", "loops", "reference's"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")
     for name in ("empty", "not UTF-8", "not finite"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")
     for file in files:
         for a in file.answers:
             table.add_row(
@@ -196,10 +196,10 @@ def verdict(pair: Pair) -> str:
 
 def _pairs(pairs: Sequence[Pair]) -> Table:
     table = Table(box=None, pad_edge=False)
-    table.add_column("difference on the same tokens")
+    table.add_column("difference on the same tokens", overflow="fold")
     for name in ("Mean KLD", "Same top p"):
-        table.add_column(name, justify="right")
-    table.add_column("")
+        table.add_column(name, justify="right", overflow="fold")
+    table.add_column("", overflow="fold")
     for pair in pairs:
         table.add_row(
             f"{pair.a} - {pair.b}",
@@ -212,9 +212,9 @@ def _pairs(pairs: Sequence[Pair]) -> Table:
 
 def _costs(files: Sequence[FileResult]) -> Table:
     table = Table(box=None, pad_edge=False)
-    table.add_column("cost on this machine")
+    table.add_column("cost on this machine", overflow="fold")
     for name in ("threads", "prompt tokens/s", "generated tokens/s", "load", "resident memory"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")
     for file in files:
         if cost := file.cost:
             table.add_row(

@@ -23,6 +23,7 @@ from places import ROOT, TINY_BOOKS
 import dynquant
 from dynquant.evaluate import process
 from dynquant.evaluate.files import hashed
+from dynquant.evaluate.reference import read_header
 from dynquant.evaluate.results import Evaluation
 from dynquant.evaluate.store import Store
 
@@ -191,11 +192,45 @@ def test_a_missing_text_is_one_line(command: Command) -> None:
     )
 
 
-def test_another_database_as_reference_is_one_line(command: Command) -> None:
+def test_options_that_a_stored_reference_does_not_have_are_refused(
+    command: Command, evaluated: Evaluated
+) -> None:
+    stored = command.folder / "published.reference"
+    stored.write_bytes(evaluated.reference.read_bytes())
+    options = ["eval", command.models.gguf("q4_0"), "--reference", stored, "--n-prompts", 0]
+    options += ["--cache", command.folder / "cache"]
+    with Store.open(stored) as store:
+        header = read_header(store)
+    done = run(*options, "--context", header.context + 1, "--tokens", 20, "--tail", 0.25)
+    assert done.code == 1
+    assert done.err.splitlines() == [
+        f"error: --context {header.context + 1}: {stored} has windows of {header.context} tokens;"
+        " leave the option out",
+        f"error: --tokens 20: {stored} has {header.n_windows * header.context} tokens; leave the"
+        " option out",
+        f"error: --tail 0.25: {stored} was made with {header.tail:g}; leave the option out",
+    ]
+
+
+def test_a_gate_for_loops_is_not_passed_without_answers(
+    command: Command, evaluated: Evaluated
+) -> None:
+    stored = command.folder / "published.reference"
+    stored.write_bytes(evaluated.reference.read_bytes())
+    file = command.models.gguf("q4_0")
+    options = ["--reference", stored, "--n-predict", 3, "--cache", command.folder / "cache", "-q"]
+    done = run("eval", file, *options, "--no-loops")
+    assert (done.code, done.err) == (
+        1,
+        f"error: {file.name}: --no-loops cannot be judged, because there are no answers\n",
+    )
+
+
+def test_a_file_of_results_as_reference_is_one_line(command: Command) -> None:
     (results,) = made_results(command)
     lines = command.refusals(command.models.gguf("q4_0"), "--reference", results)
     (line,) = lines
-    assert line.startswith(f"{results}: is not a reference of this version of dynquant (")
+    assert line.startswith(f"{results}: has the results of files, not the reference; give ")
 
 
 def made_results(command: Command) -> list[Path]:

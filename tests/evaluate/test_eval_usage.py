@@ -59,6 +59,9 @@ def command(*options: object) -> Done:
         ("--max-ppl-ratio", "nan"),
         ("--min-same-top", "101"),
         ("--min-same-top", "nan"),
+        ("--min-same-top", "0.98"),
+        ("--top-k", "5"),
+        ("--seed", "2"),
         ("--tail", "0.6"),
         ("--tail", "nan"),
         ("--threads", "0"),
@@ -70,6 +73,40 @@ def test_wrong_options_are_exit_code_2_and_named(options: tuple[str, ...]) -> No
     done = command(*options)
     assert (done.code, done.out) == (2, "")
     assert options[0] in done.err
+
+
+@pytest.mark.parametrize(
+    ("option", "name"),
+    [
+        ("--markdown", "a.gguf"),
+        ("--markdown", "b.gguf"),
+        ("--markdown", "t.txt"),
+        ("--markdown", "./prompts.txt"),
+        ("--markdown", "link.md"),
+        ("--html", "page.html"),
+    ],
+)
+def test_an_output_that_is_an_input_is_refused(option: str, name: str) -> None:
+    for file in ("a.gguf", "b.gguf", "t.txt", "prompts.txt", "page.html"):
+        Path(file).write_text("x")
+    Path("link.md").symlink_to("b.gguf")
+    texts = ("--text", "t.txt", "--text", "page.html", "--prompts", "prompts.txt")
+    done = command(*texts, option, name, "--force")
+    message = "is a file that this command reads; name another output"
+    assert done == Done(1, "", f"error: {Path(name)}: {message}\n")
+
+
+def test_an_output_in_the_cache_is_refused() -> None:
+    Path("cache").mkdir()
+    done = command("--cache", "cache", "--markdown", "cache/x.reference", "--force")
+    message = "is in the folder of --cache; name an output elsewhere"
+    assert done == Done(1, "", f"error: cache/x.reference: {message}\n")
+
+
+def test_a_gate_for_loops_without_answers_is_refused() -> None:
+    done = command("--no-loops", "--n-prompts", 0)
+    message = "--no-loops: needs answers to judge; use --n-prompts above 0"
+    assert done == Done(1, "", f"error: {message}\n")
 
 
 @pytest.mark.parametrize("arguments", [("a.gguf",), ("--reference", "b.gguf")])

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,16 @@ from dynquant.arrays import I32
 from dynquant.errors import EvalError
 from dynquant.evaluate import base
 from dynquant.evaluate.answers import PromptSet
-from dynquant.evaluate.files import hashed
+from dynquant.evaluate.files import Gguf, hashed
 from dynquant.evaluate.fit import Expected, check_fit, windows_for
 from dynquant.evaluate.given import Given, check_given
 from dynquant.evaluate.lossless import reference_gguf
 from dynquant.evaluate.settings import Settings
 from dynquant.evaluate.store import Store
 from dynquant.evaluate.tasks import Described
-from dynquant.evaluate.texts import Text
 from dynquant.evaluate.vocabulary import Vocabulary
 from dynquant.plan.shards import Split
+from dynquant.texts import Text
 
 TEXT = Text("t.txt", b"text")
 TOKENS = np.arange(16 * 30, dtype=np.int32) % 50
@@ -42,9 +43,9 @@ def vocabulary_of(path: Path, tokens: I32 = TOKENS, **changes: Any) -> Vocabular
         n_tokens=50,
         vocabulary_sha256="0" * 64,
         bos=None,
-        context_train=16,
         has_chat_template=False,
         refusal=None,
+        has_gpu=False,
         engine={"wheel": "w", "version": "v", "commit": "c", "system": "s"},
     ).model_copy(update=changes)
     return Vocabulary(path, facts, (tokens,), PromptSet((), (), chat=False), ())
@@ -164,13 +165,20 @@ def test_any_shard_is_the_whole_model(folder: Path) -> None:
 
 
 def opened(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, reference: str = "f32", **changes: Any
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    reference: str = "f32",
+    prompts: PromptSet | None = None,
+    settings: Settings = SETTINGS,
+    **changes: Any,
 ) -> base.Base:
     """Begin a reference in the cache, with a vocabulary in place of llama.cpp's."""
     vocabulary = vocabulary_of(folder / "x.gguf", **changes)
+    if prompts:
+        vocabulary = replace(vocabulary, prompts=prompts)
     monkeypatch.setattr(base, "read_vocabulary", lambda *_, **__: vocabulary)
     path = folder / f"{reference}.gguf"
-    return base.open_base(given_for(path, path), SETTINGS, no_progress, no_progress)
+    return base.open_base(given_for(path, path), settings, no_progress, no_progress)
 
 
 def test_a_reference_records_what_it_is_of(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,8 +225,39 @@ def test_a_coarse_reference_is_a_warning(folder: Path, monkeypatch: pytest.Monke
 def test_windows_beyond_the_models_context_are_a_warning(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (warning,) = opened(folder, monkeypatch, context_train=12).warnings
+    monkeypatch.setattr(Gguf, "context", 12)
+    (warning,) = opened(folder, monkeypatch).warnings
     assert warning == "windows of 16 tokens are longer than the model's context of 12"
+
+
+def test_answers_beyond_the_models_context_are_a_warning(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Gguf, "context", 100)
+    prompts = PromptSet(("a", "b"), ((1,), (1, 2, 3)), chat=False)
+    (warning,) = opened(folder, monkeypatch, prompts=prompts).warnings
+    assert warning == (
+        f"a prompt and its answer may have {3 + SETTINGS.n_predict} tokens, more than the model's"
+        " context of 100"
+    )
+
+
+def test_the_context_of_a_model_is_its_key(folder: Path) -> None:
+    (key,) = (
+        field
+        for name, field in gguf.GGUFReader("f32.gguf").fields.items()
+        if name.endswith(".context_length")
+    )
+    assert hashed(Path("f32.gguf"), no_progress).context == key.contents() > 0
+
+
+def test_layers_on_a_gpu_are_refused_where_there_is_none(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = replace(SETTINGS, gpu_layers=3)
+    with pytest.raises(EvalError, match=r"^--gpu-layers 3: the installed xllamacpp computes on"):
+        opened(folder, monkeypatch, settings=settings)
+    assert opened(folder, monkeypatch, settings=settings, has_gpu=True)
 
 
 # ---- a checkpoint ----

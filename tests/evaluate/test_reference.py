@@ -25,8 +25,9 @@ from dynquant.evaluate.reference import (
 from dynquant.evaluate.settings import Settings
 from dynquant.evaluate.store import Store
 from dynquant.evaluate.tasks import Described
-from dynquant.evaluate.texts import Text, Windows
+from dynquant.evaluate.texts import Windows
 from dynquant.evaluate.vocabulary import Vocabulary
+from dynquant.texts import Text
 
 N_TOKENS = 50
 RANDOM = np.random.default_rng(1).integers(0, N_TOKENS, (25, 16)).astype(np.int32)
@@ -174,9 +175,9 @@ class Opened:
             n_tokens=N_TOKENS,
             vocabulary_sha256="0" * 64,
             bos=None,
-            context_train=16,
             has_chat_template=False,
             refusal=None,
+            has_gpu=True,
             engine=ENGINE,
         ).model_copy(update=changes)
         file = self.path.with_name("file.gguf")

@@ -69,6 +69,39 @@ def test_a_store_of_another_header_is_named(path: Path) -> None:
         Store.create(path, HEADER | {"reference": 2})
 
 
+# ---- faults of the disk ----
+
+
+def test_a_full_disk_is_named_with_what_to_do(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = sqlite3.connect
+
+    def small(*arguments: Any, **options: Any) -> sqlite3.Connection:
+        connection = real(*arguments, **options)
+        connection.execute("PRAGMA max_page_count = 10")
+        return connection
+
+    Store.create(path, HEADER).__exit__(None, None, None)
+    monkeypatch.setattr(sqlite3, "connect", small)
+    with Store.open(path) as store, pytest.raises(EvalError) as e:
+        store.put("a", 0, bytes(100_000))
+    assert e.value.messages == (
+        f"{path}: the disk of {path.parent} is full; free some space, and the same command resumes",
+    )
+
+
+def test_a_complete_store_that_cannot_be_written_is_read(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Store.create(path, HEADER) as store:
+        store.put("a", 0, b"x")
+    real = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda p, **o: real(f"file:{p}?mode=ro", uri=True, **o))
+    with Store.create(path, HEADER) as store:
+        assert store.get("a", 0) == b"x"
+        with pytest.raises(EvalError, match=r"cannot be written .*; use another folder with"):
+            store.put("a", 1, b"y")
+
+
 # ---- crashes ----
 
 

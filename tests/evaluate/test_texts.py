@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from dynquant.arrays import I32
 from dynquant.errors import EvalError
-from dynquant.evaluate.texts import Text, Windows, cut, first_scored, read_texts
+from dynquant.evaluate.texts import Windows, cut, first_scored
+from dynquant.texts import Text, read_texts
 
 
 def tokens(n: int, first: int = 0) -> I32:
@@ -134,17 +135,17 @@ def written(name: str, content: bytes = b"A text.\n") -> Path:
 
 def refusal(*paths: Path) -> str:
     with pytest.raises(EvalError) as caught:
-        read_texts(paths)
+        read_texts(paths, EvalError)
     return "\n".join(caught.value.messages)
 
 
 def test_texts_are_called_by_their_file_names(folder: Path) -> None:
-    texts = read_texts([written("a/x.txt"), written("a/y.txt")])
+    texts = read_texts([written("a/x.txt"), written("a/y.txt")], EvalError)
     assert [text.name for text in texts] == ["x.txt", "y.txt"]
 
 
 def test_texts_of_the_same_name_are_called_with_their_folders(folder: Path) -> None:
-    texts = read_texts([written("a/x.txt"), written("b/x.txt")])
+    texts = read_texts([written("a/x.txt"), written("b/x.txt")], EvalError)
     assert [text.name for text in texts] == ["a/x.txt", "b/x.txt"]
 
 
@@ -154,9 +155,11 @@ def test_text_that_is_not_utf8_is_named_with_the_place(folder: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("content", [b"", b" \n\t\n"])
-def test_empty_text_is_named(folder: Path, content: bytes) -> None:
-    assert refusal(written("x", content)) == "x: is empty"
+@pytest.mark.parametrize(
+    ("content", "what"), [(b"", "is empty"), (b" \n\t\n", "has nothing but spaces")]
+)
+def test_empty_text_is_named(folder: Path, content: bytes, what: str) -> None:
+    assert refusal(written("x", content)) == f"x: {what}; use another text"
 
 
 def test_missing_text_is_named(folder: Path) -> None:

@@ -28,6 +28,7 @@ from dynquant.release.evaluated import (
     Evaluated,
     check_evaluated,
     evaluation_markdown,
+    of_released,
     read_evaluated,
 )
 
@@ -175,6 +176,15 @@ def test_released_files_without_figures_are_one_warning() -> None:
     found = given(result("x.gguf", 1, 0.1))
     assert check_evaluated(found, released) == ["e.json: has no figures of y.gguf and 1 more"]
     assert check_evaluated(found, {"x.gguf": sha("f")}) == []
+
+
+def test_files_that_are_not_released_are_left_out_of_the_card() -> None:
+    found = given(*(result(name, 1, 0.1) for name in ("x.gguf", "y.gguf", "z.gguf")))
+    released = {"y.gguf": sha("f"), "README.md": sha("1")}
+    assert check_evaluated(found, {"y.gguf": sha("f")}) == [
+        "e.json: the card leaves out x.gguf and 1 more, which is not released"
+    ]
+    assert [f.name for f in of_released(found.evaluation, released).files] == ["y.gguf"]
 
 
 def test_evaluation_of_other_files_only_is_refused() -> None:

@@ -207,6 +207,7 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
         c_int32,
         [c_void_p, c_char_p, c_int32, POINTER(LLAMA_TOKEN), c_int32, c_bool, c_bool],
     ),
+    "llama_supports_gpu_offload": (c_bool, []),
     "llama_sampler_chain_init": (c_void_p, [ChainParams]),
     "llama_sampler_chain_add": (None, [c_void_p, c_void_p]),
     "llama_sampler_init_greedy": (c_void_p, []),
@@ -254,6 +255,11 @@ def library() -> Any:
     loaded.llama_log_set(_log, None)
     loaded.llama_backend_init()
     return loaded
+
+
+def has_gpu() -> bool:
+    """Return whether the library can compute on a GPU."""
+    return bool(library().llama_supports_gpu_offload())
 
 
 def reason() -> str:

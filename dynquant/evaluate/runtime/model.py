@@ -74,11 +74,6 @@ class LoadedModel(AbstractContextManager["LoadedModel"]):
         adds: bool = self._library.llama_vocab_get_add_bos(self._vocab)
         return int(self._library.llama_vocab_bos(self._vocab)) if adds else None
 
-    @property
-    def context_train(self) -> int:
-        """Return the longest context that the model was trained with, in tokens."""
-        return int(self._library.llama_model_n_ctx_train(self.handle))
-
     def text_of_bos(self) -> str:
         """Return the text of the BOS token, or nothing."""
         return self._text_of_marker(self._library.llama_vocab_bos(self._vocab))

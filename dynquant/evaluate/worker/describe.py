@@ -11,10 +11,10 @@ import numpy as np
 from dynquant.arrays import I32
 from dynquant.errors import EvalError
 from dynquant.evaluate import chat
-from dynquant.evaluate.runtime.binding import engine
+from dynquant.evaluate.runtime.binding import engine, has_gpu
 from dynquant.evaluate.runtime.model import LoadedModel
 from dynquant.evaluate.tasks import Describe, Described
-from dynquant.evaluate.texts import read_texts
+from dynquant.texts import read_texts
 
 
 def describe(task: Describe) -> Described:
@@ -25,7 +25,7 @@ def describe(task: Describe) -> Described:
             digest.update(len(text).to_bytes(4, "little") + text)
         arrays: dict[str, Any] = {
             f"text{i}": beginning(text.content, task.tokens, model)
-            for i, text in enumerate(read_texts([Path(name) for name in task.texts]))
+            for i, text in enumerate(read_texts([Path(name) for name in task.texts], EvalError))
         }
         template = model.chat_template if task.chat else None
         for i, prompt in enumerate(task.prompts):
@@ -40,9 +40,9 @@ def describe(task: Describe) -> Described:
             n_tokens=model.n_tokens,
             vocabulary_sha256=digest.hexdigest(),
             bos=model.bos,
-            context_train=model.context_train,
             has_chat_template=model.chat_template is not None,
             refusal=model.refusal(),
+            has_gpu=has_gpu(),
             engine=engine(),
         )
 

@@ -1,0 +1,72 @@
+"""Texts that a model reads, cut into windows of tokens as llama.cpp's programs cut them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dynquant.arrays import I32
+from dynquant.errors import DynquantError
+from dynquant.untrusted import read_regular
+
+MAX_BYTES = 1 << 30
+"""Limit on the bytes of a text: ten times what 25 million tokens have."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text and its name in reports."""
+
+    name: str
+    content: bytes
+
+    @property
+    def sha256(self) -> str:
+        """Return the hash of the text's bytes."""
+        return hashlib.sha256(self.content).hexdigest()
+
+
+def read_texts(paths: Sequence[Path], error: type[DynquantError]) -> list[Text]:
+    """Read texts; their names are those of the files, with folders only where they are needed.
+
+    Raises an error of the given class with all that cannot be read, are empty, are not UTF-8, or
+    are given twice.
+    """
+    problems: list[str] = []
+    found: list[Text] = []
+    names = [path.name for path in paths]
+    for path in paths:
+        try:
+            content = read_regular(path, MAX_BYTES)
+        except OSError as e:
+            problems.append(f"{path}: cannot be read: {e.strerror}")
+            continue
+        try:
+            content.decode()
+        except UnicodeDecodeError as e:
+            problems.append(f"{path}: is not UTF-8 at byte {e.start:,}; convert it to UTF-8")
+            continue
+        if not content.strip():
+            what = "has nothing but spaces" if content else "is empty"
+            problems.append(f"{path}: {what}; use another text")
+        found.append(Text(path.name if names.count(path.name) == 1 else str(path), content))
+    if len({path.resolve() for path in paths}) < len(paths):
+        problems.append("--text: the same file is given twice")
+    error.raise_any(problems)
+    return found
+
+
+def windows_of(tokens: I32, context: int, n: int, bos: int | None) -> I32:
+    """Return the first windows of a text, int32 [n, context], without overlap.
+
+    tokens: int32 [at least n * context]
+    bos:    the token that replaces the first of each window; None replaces nothing
+    """
+    windows = tokens[: n * context].reshape(n, context).astype(np.int32)
+    if bos is not None:
+        windows[:, 0] = bos
+    return windows
