@@ -109,6 +109,10 @@ class EvalError(DynquantError):
     """A file or a reference cannot be evaluated, or they do not belong together."""
 
 
+class CalibrationError(DynquantError):
+    """A model cannot be run, or a text is not fit for it."""
+
+
 class ReleaseError(DynquantError):
     """A finished file and its manifest are not fit for a release, or writing it failed."""
 

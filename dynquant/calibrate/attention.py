@@ -1,0 +1,71 @@
+"""Latent attention (MLA) as llama.cpp computes it: the inputs of the two halves of `kv_b`.
+
+Transformers expands the latent vector c of each token to keys and values by `kv_b`. llama.cpp
+multiplies each head's query by the half for keys, and the head's weighted mean of c by the half for
+values; the products are the same. An imatrix is about llama.cpp's inputs, so they are computed here
+from the query and the attention weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from dynquant.calibrate.sums import Sums
+
+IMPLEMENTATION = "dynquant"
+"""Name of our function in transformers' table of implementations."""
+
+LATENT = "kv_b_proj"
+"""The module that an attention module of this kind has."""
+
+See = Callable[[Any, list[Sums], list[Sums]], None]
+"""Called with the module, and the sums of each head's inputs of the halves for keys and values."""
+
+
+def install(model: Any, latent: Callable[[], Any], see: See) -> None:
+    """Let attention modules with a latent vector report the inputs of their two halves.
+
+    latent: returns the latent vectors that the thread expanded last, [n_windows, n, n_latent]
+    """
+
+    def forward(
+        module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **more: Any
+    ) -> Any:
+        if hasattr(module, LATENT):
+            mask, scaling = attention_mask, more["scaling"]
+            see(module, *_inputs(module, query, key, latent(), mask, scaling))
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **more)
+
+    AttentionInterface.register(IMPLEMENTATION, forward)
+    AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
+    if any(hasattr(module, LATENT) for module in model.modules()):
+        model.set_attn_implementation(IMPLEMENTATION)
+
+
+def _inputs(
+    module: Any, query: Any, key: Any, latent: Any, mask: Any, scaling: float
+) -> tuple[list[Sums], list[Sums]]:
+    """Return the sums of each head's inputs, over all windows."""
+    n_windows, n_heads, n, _ = query.shape
+    plain = query[..., : module.qk_nope_head_dim]
+    keys = [Sums.of(plain[:, head]) for head in range(n_heads)]
+    values = [Sums.nothing(latent.shape[-1]) for _ in range(n_heads)]
+    later = torch.ones(n, n, dtype=torch.bool).triu(1)
+    for window in range(n_windows):
+        scores = query[window] @ key[window].transpose(-1, -2) * scaling
+        allowed = None if mask is None else mask[window if len(mask) > 1 else 0]
+        if allowed is None:
+            scores = scores.masked_fill(later, -torch.inf)
+        elif allowed.dtype == torch.bool:
+            scores = scores.masked_fill(~allowed, -torch.inf)
+        else:
+            scores = scores + allowed
+        for head, mean in enumerate(scores.softmax(dim=-1) @ latent[window]):
+            values[head] += Sums.of(mean)
+    return keys, values

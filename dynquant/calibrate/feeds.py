@@ -1,0 +1,69 @@
+"""Which inputs each tensor of a GGUF is multiplied by, as places in transformers' model.
+
+A tensor's stored names say which parameters it is made of, and these say the module. Three kinds
+of tensors have other rules: the experts of a mixture whose modules hold them in one
+parameter, and the two halves of MLA's `kv_b`, which llama.cpp multiplies by other inputs than
+transformers does (attention.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers.pytorch_utils import Conv1D
+
+from dynquant.arch.base import ModelTensor
+from dynquant.calibrate.skeleton import Skeleton
+
+LINEAR, GATE_UP, DOWN, KEYS, VALUES = "linear", "gate_up", "down", "k_b", "v_b"
+"""Inputs of a linear layer; of the first and of the second matrices of experts in one parameter, an
+entry for each expert; of MLA's two halves, an entry for each head."""
+
+_LATENT = {"attn_k_b": KEYS, "attn_v_b": VALUES}
+
+
+@dataclass(frozen=True)
+class Feed:
+    """A place in the model where inputs are seen: the name of a module, and which of its inputs."""
+
+    module: str
+    kind: str
+
+
+def feeds(
+    skeleton: Skeleton, tensors: Iterable[ModelTensor], mixtures: Collection[str]
+) -> dict[str, tuple[Feed, ...]]:
+    """Return the places for each tensor that has inputs: one, or one for each expert.
+
+    mixtures: names of the modules that hold experts in one parameter
+    """
+    found = {tensor.name: _feeds_of(skeleton, tensor, mixtures) for tensor in tensors}
+    return {name: places for name, places in found.items() if places}
+
+
+def _feeds_of(
+    skeleton: Skeleton, tensor: ModelTensor, mixtures: Collection[str]
+) -> tuple[Feed, ...]:
+    places = [skeleton.places.get(name, "") for name in tensor.stored_names]
+    if not places or not all(places) or len(tensor.shape) < 2:
+        return ()
+    modules = list(dict.fromkeys(place.rpartition(".")[0] for place in places))
+    if modules[0] in mixtures:
+        if not places[0].endswith("proj"):  # the bias of all experts
+            return ()
+        return (Feed(modules[0], DOWN if "down" in tensor.parts.role else GATE_UP),)
+    if not all(is_linear(skeleton.model.get_submodule(name)) for name in modules):
+        return ()
+    if kind := _LATENT.get(tensor.parts.role):
+        return (Feed(modules[0].rpartition(".")[0], kind),)
+    if len(tensor.shape) == 2:  # parts that are joined have the same inputs
+        modules = modules[:1]
+    return tuple(Feed(name, LINEAR) for name in modules)
+
+
+def is_linear(module: Any) -> bool:
+    """Return whether a module multiplies its input by one matrix."""
+    return isinstance(module, torch.nn.Linear | Conv1D)

@@ -1,0 +1,205 @@
+"""Runs windows of tokens through a model, layer by layer, and collects the inputs of its matrices.
+
+Groups of windows follow the model's own code, each in its own thread, and all pause before each
+layer. So one layer at a time has its weights in memory, whatever the model keeps from one layer to
+another. The arithmetic of a group uses one thread of torch, and its sums are added in the order of
+the groups: the result is the same for any number of threads.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from dynquant.arch.base import ModelTensor
+from dynquant.arrays import I32
+from dynquant.calibrate import attention, experts
+from dynquant.calibrate.feeds import DOWN, GATE_UP, KEYS, LINEAR, VALUES, Feed, feeds
+from dynquant.calibrate.skeleton import Skeleton, blocks
+from dynquant.calibrate.steps import Steps
+from dynquant.calibrate.sums import Sums
+from dynquant.errors import CalibrationError
+
+GROUP = 2048
+"""Tokens that run together, unless a window is longer. It is a constant, because products of
+matrices of another size may be rounded otherwise."""
+
+Progress = Callable[[int, int], None]
+"""Called with the number of layers that are done, and of all layers."""
+
+Totals = dict[Feed, list[Sums]]
+"""The sums of each place: one item, or one for each expert or head."""
+
+
+@dataclass
+class Seen:
+    """What was collected.
+
+    places: for each tensor of the GGUF that has inputs, where they are seen
+    totals: the sums at these places
+    hidden: the last hidden states of each group, float32 [n_windows, n, n_hidden]
+    """
+
+    places: Mapping[str, tuple[Feed, ...]]
+    totals: Totals = field(default_factory=dict[Feed, list[Sums]])
+    hidden: list[Any] = field(default_factory=list[Any])
+
+
+def collect(
+    skeleton: Skeleton,
+    tensors: Mapping[str, ModelTensor],
+    windows: I32,
+    *,
+    threads: int,
+    progress: Progress,
+) -> Seen:
+    """Run windows through a model.
+
+    tensors: of the GGUF, by name
+    windows: int32 [n_windows, n], token ids
+
+    Raises CalibrationError if an input is not finite.
+    """
+    return _Runner(skeleton, tensors, windows, threads).run(progress)
+
+
+class _Runner:
+    """A model that is being run; its hooks are called in the threads of the groups."""
+
+    def __init__(
+        self, skeleton: Skeleton, tensors: Mapping[str, ModelTensor], windows: I32, threads: int
+    ) -> None:
+        self._skeleton, self._tensors, self._threads = skeleton, tensors, threads
+        n = max(1, GROUP // windows.shape[1])
+        self._groups = [
+            torch.from_numpy(windows[at : at + n].astype("int64"))
+            for at in range(0, len(windows), n)
+        ]
+        self._mixtures = dict(blocks(skeleton.model))
+        self._names = {id(module): name for name, module in skeleton.model.named_modules()}
+        self._found = Seen(feeds(skeleton, tensors.values(), self._mixtures))
+        self._seen: list[Totals] = [{} for _ in self._groups]
+        self._requests: dict[int, experts.Request] = {}
+        self._hidden: dict[int, Any] = {}
+        self._mine = threading.local()
+        self._steps = Steps(
+            [lambda g=group: self._follow(g) for group in range(len(self._groups))],
+            at_once=threads,
+        )
+
+    def run(self, progress: Progress) -> Seen:
+        """Run all layers."""
+        layers = self._skeleton.layers
+        torch.set_num_threads(1)
+        with self._hooked():
+            self._skeleton.load(self._skeleton.names_of(None))
+            with self._steps:
+                self._steps.advance()
+                for number, layer in enumerate(layers):
+                    progress(number, len(layers))
+                    self._layer(number, layer)
+        progress(len(layers), len(layers))
+        self._found.hidden = [self._hidden[group] for group in range(len(self._groups))]
+        return self._found
+
+    def _layer(self, number: int, layer: Any) -> None:
+        """Run one layer, from the pause before it to the pause after it."""
+        prefix = f"{self._skeleton.prefix}{number}."
+        mixtures = [f"{name}." for name in self._mixtures if name.startswith(prefix)]
+        self._skeleton.load(self._skeleton.names_of(number, without=mixtures))
+        self._steps.advance()
+        while self._requests:
+            self._experts(number)
+            self._steps.advance()
+        self._skeleton.unload(layer)
+        totals: Totals = {}
+        for seen in self._seen:
+            _add(totals, seen)
+            seen.clear()
+        _check_finite(number, totals)
+        self._found.totals |= totals
+
+    def _experts(self, number: int) -> None:
+        """Run the experts that all groups wait for."""
+        requests = [self._requests[group] for group in range(len(self._groups))]
+        self._requests.clear()
+        own = {
+            tensor.name.split(".", 2)[2]: tensor
+            for tensor in self._tensors.values()
+            if tensor.parts.layer == number and "_exps." in tensor.name
+        }
+        first, second = experts.run(requests, own, threads=self._threads)
+        name = self._names[id(requests[0].module)]
+        _add(self._seen[0], {Feed(name, GATE_UP): first, Feed(name, DOWN): second})
+
+    @contextmanager
+    def _hooked(self) -> Generator[None]:
+        """Let the model pause before each layer and show the inputs of its matrices."""
+        model = self._skeleton.model
+        linear = {feed.module for place in self._found.places.values() for feed in place}
+        linear |= {f"{name}.{attention.LATENT}" for name in linear}
+        handles = [layer.register_forward_pre_hook(self._pause) for layer in self._skeleton.layers]
+        handles += [
+            module.register_forward_pre_hook(self._see)
+            for name, module in model.named_modules()
+            if name in linear and name not in self._mixtures
+        ]
+        experts.install(model, self._wait_for_experts)
+        attention.install(model, self._latent, self._see_latent)
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _follow(self, group: int) -> None:
+        torch.set_num_threads(1)
+        with torch.no_grad():
+            done = self._skeleton.decoder(input_ids=self._groups[group], use_cache=False)
+        self._hidden[group] = done.last_hidden_state
+
+    def _pause(self, *_: object) -> None:
+        self._steps.pause()
+
+    def _wait_for_experts(self, request: experts.Request) -> None:
+        self._requests[self._steps.number] = request
+        self._steps.pause()
+
+    def _see(self, module: Any, inputs: tuple[Any, ...]) -> None:
+        """Add the inputs of a linear layer; several in a row often have the same tensor."""
+        name = self._names[id(module)]
+        if name.endswith(attention.LATENT):
+            self._mine.latent = inputs[0]
+        last = getattr(self._mine, "last", None)
+        if last is None or last[0] is not inputs[0]:
+            self._mine.last = last = inputs[0], Sums.of(inputs[0])
+        _add(self._seen[self._steps.number], {Feed(name, LINEAR): [last[1]]})
+
+    def _latent(self) -> Any:
+        return self._mine.latent
+
+    def _see_latent(self, module: Any, keys: list[Sums], values: list[Sums]) -> None:
+        name = self._names[id(module)]
+        _add(self._seen[self._steps.number], {Feed(name, KEYS): keys, Feed(name, VALUES): values})
+
+
+def _add(totals: Totals, more: Totals) -> None:
+    for feed, sums in more.items():
+        if feed in totals:
+            totals[feed] = [a + b for a, b in zip(totals[feed], sums, strict=True)]
+        else:
+            totals[feed] = sums
+
+
+def _check_finite(layer: int, totals: Totals) -> None:
+    bad = [feed.module for feed, sums in totals.items() if not all(s.is_finite for s in sums)]
+    if bad:
+        raise CalibrationError(
+            f"layer {layer}: inputs of {', '.join(dict.fromkeys(bad))} are not finite; the"
+            " checkpoint is damaged, or transformers computes this family wrongly"
+        )
