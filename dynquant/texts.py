@@ -70,3 +70,14 @@ def windows_of(tokens: I32, context: int, n: int, bos: int | None) -> I32:
     if bos is not None:
         windows[:, 0] = bos
     return windows
+
+
+def shares(available: Sequence[int], total: int) -> list[int]:
+    """Return how many windows of each text are used: equal shares, the short ones completely."""
+    shares = [0] * len(available)
+    left = total
+    order = sorted(range(len(available)), key=lambda i: available[i])
+    for place, i in enumerate(order):
+        shares[i] = min(available[i], left // (len(order) - place))
+        left -= shares[i]
+    return shares

@@ -8,18 +8,18 @@ from the query and the attention weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from dynquant.calibrate.sums import Sums
 
-IMPLEMENTATION = "dynquant"
-"""Name of our function in transformers' table of implementations."""
+EXTENDED = "sdpa"
+"""Name of transformers' function that reports besides what it does."""
 
 LATENT = "kv_b_proj"
 """The module that an attention module of this kind has."""
@@ -28,7 +28,8 @@ See = Callable[[Any, list[Sums], list[Sums]], None]
 """Called with the module, and the sums of each head's inputs of the halves for keys and values."""
 
 
-def install(model: Any, latent: Callable[[], Any], see: See) -> None:
+@contextmanager
+def reported(latent: Callable[[], Any], see: See) -> Generator[None]:
     """Let attention modules with a latent vector report the inputs of their two halves.
 
     latent: returns the latent vectors that the thread expanded last, [n_windows, n, n_latent]
@@ -42,10 +43,12 @@ def install(model: Any, latent: Callable[[], Any], see: See) -> None:
             see(module, *_inputs(module, query, key, latent(), mask, scaling))
         return sdpa_attention_forward(module, query, key, value, attention_mask, **more)
 
-    AttentionInterface.register(IMPLEMENTATION, forward)
-    AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
-    if any(hasattr(module, LATENT) for module in model.modules()):
-        model.set_attn_implementation(IMPLEMENTATION)
+    # Under the name of the function that it extends: sparse attention asks for the name.
+    ALL_ATTENTION_FUNCTIONS[EXTENDED] = forward
+    try:
+        yield
+    finally:
+        del ALL_ATTENTION_FUNCTIONS[EXTENDED]
 
 
 def _inputs(

@@ -123,9 +123,11 @@ class _Expert:
             bias = tensors.get(f"{role}.bias")
             return _matrix(weight, number), None if bias is None else _matrix(bias, number)[0]
 
-        up, down = part("ffn_up_exps"), part("ffn_down_exps")
+        gate, up, down = (part(f"ffn_{name}_exps") for name in ("gate", "up", "down"))
+        if fused := part("ffn_gate_up_exps"):
+            gate, up = _half(fused, 0), _half(fused, 1)
         assert up is not None and down is not None, "a mixture has both"
-        return cls(part("ffn_gate_exps"), up, down)
+        return cls(gate, up, down)
 
     def run(self, requests: list[Request], number: int, turn: _Turns) -> tuple[Sums, Sums]:
         first = Sums.nothing(self.up[0].shape[1])
@@ -154,6 +156,12 @@ class _Expert:
         if module.is_concatenated:
             return module._apply_gate(torch.cat([gate, up], dim=-1))
         return module._apply_gate(torch.stack([gate, up], dim=-1).flatten(-2))
+
+
+def _half(fused: tuple[Any, Any], number: int) -> tuple[Any, Any]:
+    """Return the upper or lower half of a matrix and of its bias."""
+    weight, bias = fused
+    return weight.chunk(2)[number], None if bias is None else bias.chunk(2)[number]
 
 
 def _matrix(tensor: ModelTensor, number: int) -> Any:

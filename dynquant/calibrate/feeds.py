@@ -8,7 +8,7 @@ transformers does (attention.py).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from transformers.pytorch_utils import Conv1D
 
 from dynquant.arch.base import ModelTensor
-from dynquant.calibrate.skeleton import Skeleton
+from dynquant.calibrate.sources import Source
 
 LINEAR, GATE_UP, DOWN, KEYS, VALUES = "linear", "gate_up", "down", "k_b", "v_b"
 """Inputs of a linear layer; of the first and of the second matrices of experts in one parameter, an
@@ -33,21 +33,18 @@ class Feed:
     kind: str
 
 
-def feeds(
-    skeleton: Skeleton, tensors: Iterable[ModelTensor], mixtures: Collection[str]
-) -> dict[str, tuple[Feed, ...]]:
+def feeds(source: Source, mixtures: Collection[str]) -> dict[str, tuple[Feed, ...]]:
     """Return the places for each tensor that has inputs: one, or one for each expert.
 
     mixtures: names of the modules that hold experts in one parameter
     """
-    found = {tensor.name: _feeds_of(skeleton, tensor, mixtures) for tensor in tensors}
+    found = {tensor.name: _feeds_of(source, tensor, mixtures) for tensor in source.model.tensors}
     return {name: places for name, places in found.items() if places}
 
 
-def _feeds_of(
-    skeleton: Skeleton, tensor: ModelTensor, mixtures: Collection[str]
-) -> tuple[Feed, ...]:
-    places = [skeleton.places.get(name, "") for name in tensor.stored_names]
+def _feeds_of(source: Source, tensor: ModelTensor, mixtures: Collection[str]) -> tuple[Feed, ...]:
+    skeleton = source.skeleton
+    places = [skeleton.places.get(name, "") for name in source.parts.get(tensor.name, ())]
     if not places or not all(places) or len(tensor.shape) < 2:
         return ()
     modules = list(dict.fromkeys(place.rpartition(".")[0] for place in places))

@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 
-from dynquant.arch.base import ModelTensor
 from dynquant.arrays import I32
 from dynquant.calibrate import attention, experts
-from dynquant.calibrate.feeds import DOWN, GATE_UP, KEYS, LINEAR, VALUES, Feed, feeds
-from dynquant.calibrate.skeleton import Skeleton, blocks
+from dynquant.calibrate.feeds import DOWN, GATE_UP, KEYS, LINEAR, VALUES, Feed, feeds, is_linear
+from dynquant.calibrate.skeleton import blocks
+from dynquant.calibrate.sources import Source
 from dynquant.calibrate.steps import Steps
 from dynquant.calibrate.sums import Sums
 from dynquant.errors import CalibrationError
@@ -50,39 +50,31 @@ class Seen:
     hidden: list[Any] = field(default_factory=list[Any])
 
 
-def collect(
-    skeleton: Skeleton,
-    tensors: Mapping[str, ModelTensor],
-    windows: I32,
-    *,
-    threads: int,
-    progress: Progress,
-) -> Seen:
+def collect(source: Source, windows: I32, *, threads: int, progress: Progress) -> Seen:
     """Run windows through a model.
 
-    tensors: of the GGUF, by name
     windows: int32 [n_windows, n], token ids
 
     Raises CalibrationError if an input is not finite.
     """
-    return _Runner(skeleton, tensors, windows, threads).run(progress)
+    return _Runner(source, windows, threads).run(progress)
 
 
 class _Runner:
     """A model that is being run; its hooks are called in the threads of the groups."""
 
-    def __init__(
-        self, skeleton: Skeleton, tensors: Mapping[str, ModelTensor], windows: I32, threads: int
-    ) -> None:
-        self._skeleton, self._tensors, self._threads = skeleton, tensors, threads
+    def __init__(self, source: Source, windows: I32, threads: int) -> None:
+        self._skeleton, self._threads = source.skeleton, threads
+        self._tensors = source.model.tensors
         n = max(1, GROUP // windows.shape[1])
         self._groups = [
             torch.from_numpy(windows[at : at + n].astype("int64"))
             for at in range(0, len(windows), n)
         ]
-        self._mixtures = dict(blocks(skeleton.model))
-        self._names = {id(module): name for name, module in skeleton.model.named_modules()}
-        self._found = Seen(feeds(skeleton, tensors.values(), self._mixtures))
+        model = source.skeleton.model
+        self._mixtures = dict(blocks(model))
+        self._names = {id(module): name for name, module in model.named_modules()}
+        self._found = Seen(feeds(source, self._mixtures))
         self._seen: list[Totals] = [{} for _ in self._groups]
         self._requests: dict[int, experts.Request] = {}
         self._hidden: dict[int, Any] = {}
@@ -112,6 +104,7 @@ class _Runner:
         prefix = f"{self._skeleton.prefix}{number}."
         mixtures = [f"{name}." for name in self._mixtures if name.startswith(prefix)]
         self._skeleton.load(self._skeleton.names_of(number, without=mixtures))
+        self._skeleton.check_complete(layer, f"{self._skeleton.prefix}{number}", self._mixtures)
         self._steps.advance()
         while self._requests:
             self._experts(number)
@@ -130,7 +123,7 @@ class _Runner:
         self._requests.clear()
         own = {
             tensor.name.split(".", 2)[2]: tensor
-            for tensor in self._tensors.values()
+            for tensor in self._tensors
             if tensor.parts.layer == number and "_exps." in tensor.name
         }
         first, second = experts.run(requests, own, threads=self._threads)
@@ -147,12 +140,12 @@ class _Runner:
         handles += [
             module.register_forward_pre_hook(self._see)
             for name, module in model.named_modules()
-            if name in linear and name not in self._mixtures
+            if name in linear and is_linear(module)
         ]
         experts.install(model, self._wait_for_experts)
-        attention.install(model, self._latent, self._see_latent)
         try:
-            yield
+            with attention.reported(self._latent, self._see_latent):
+                yield
         finally:
             for handle in handles:
                 handle.remove()

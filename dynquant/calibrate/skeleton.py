@@ -7,14 +7,13 @@ that packed checkpoints (FP8, NVFP4, GPTQ …) are read as they are, a layer at 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMultimodalLM
+from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     WeightConverter,
@@ -25,11 +24,11 @@ from transformers.core_model_loading import (
 from transformers.modeling_utils import LoadStateDictConfig
 from transformers.utils import logging
 
-from dynquant.arrays import U8
-from dynquant.checkpoint.packed import Weight
 from dynquant.errors import CalibrationError
-from dynquant.quants import decode
-from dynquant.tensors import n_rows, row_bytes
+from dynquant.name_lists import grouped
+
+Reader = Callable[[], Any]
+"""Reads a stored tensor: float32, or integers as they are stored."""
 
 _LISTS = ("layers", "h", "blocks")
 """Names that decoders have for their layers."""
@@ -43,7 +42,7 @@ class Skeleton:
     decoder: the part of it that turns token ids into hidden states
     layers:  its layers
     prefix:  the layers' name in the model, with a dot at the end
-    stored:  the checkpoint's weights by stored name
+    readers: for each stored name, a function that reads the tensor
     places:  for each stored name, the parameter that it is, or is a part of
     unknown: stored names that no parameter is made of
     """
@@ -52,7 +51,7 @@ class Skeleton:
     decoder: Any
     layers: Any
     prefix: str
-    stored: Mapping[str, Weight]
+    readers: Mapping[str, Reader]
     places: dict[str, str] = field(default_factory=dict[str, str])
     unknown: list[str] = field(default_factory=list[str])
 
@@ -76,7 +75,7 @@ class Skeleton:
 
     def load(self, names: Iterable[str]) -> None:
         """Give parameters their weights as float32, from the stored tensors of these names."""
-        wanted = {name: _Lazy(self.stored[name]) for name in names}
+        wanted = {name: _Lazy(self.readers[name]) for name in names}
         done, _ = convert_and_load_state_dict_in_model(
             self.model,
             wanted,
@@ -92,6 +91,23 @@ class Skeleton:
         problems += [f"{name}: {error}" for name, error in done.conversion_errors.items()]
         CalibrationError.raise_any(problems)
 
+    def check_complete(self, layer: Any, name: str, mixtures: Collection[str]) -> None:
+        """Raise CalibrationError if a loaded layer has parameters without weights.
+
+        name:     of the layer in the model
+        mixtures: names of the modules whose experts are read elsewhere
+        """
+        empty = [
+            f"{name}.{own}"
+            for own, value in layer.named_parameters()
+            if value.is_meta and f"{name}.{own}".rpartition(".")[0] not in mixtures
+        ]
+        if empty:
+            raise CalibrationError(
+                f"{', '.join(grouped(empty))}: transformers needs them, and the checkpoint has no"
+                f" tensors of these names; {INSTEAD}"
+            )
+
     def unload(self, module: Any) -> None:
         """Free the weights of a module."""
         for part in module.modules():
@@ -102,75 +118,61 @@ class Skeleton:
                     )
 
 
-def skeleton(folder: Path, stored: Mapping[str, Weight]) -> Skeleton:
-    """Make the model of a checkpoint without its weights.
+def skeleton(where: Path, config: Any, readers: Callable[[Any], Mapping[str, Reader]]) -> Skeleton:
+    """Make a model without its weights.
 
-    stored: its weights, by stored name
+    where:   what messages begin with
+    readers: returns a reader for each stored name, given the model
 
     Raises CalibrationError if transformers does not know the family.
     """
     logging.disable_progress_bar()
-    config = _config(folder)
-    model = _empty(folder, config)
+    model = _empty(where, config)
     model.eval().requires_grad_(requires_grad=False)
     _fill_buffers(model)
     decoder = model.get_decoder()
-    prefix, layers = _layers(folder, model, decoder)
-    found = Skeleton(model, decoder, layers, prefix, stored)
+    if decoder is model:  # whose class names another part than it has
+        decoder = model.model
+    prefix, layers = _layers(where, model, decoder)
+    found = Skeleton(model, decoder, layers, prefix, readers(model))
     _place(found)
     return found
 
 
-def _empty(folder: Path, config: Any) -> Any:
+def _empty(where: Path, config: Any) -> Any:
     """Return a model on the device `meta`; of one that also sees or hears, all of it."""
     autos = (AutoModelForCausalLM, AutoModelForMultimodalLM)
     known = [auto for auto in autos if type(config) in auto._model_mapping]
     if not known:
         raise CalibrationError(
-            f"{folder}: transformers has no language model of {config.model_type}; {_INSTEAD}"
+            f"{where}: transformers has no language model of {config.model_type}; {INSTEAD}"
         )
     try:
         with torch.device("meta"):
             return known[0].from_config(config, dtype=torch.float32)
     except (ValueError, KeyError, ImportError, AttributeError) as e:
         raise CalibrationError(
-            f"{folder}: transformers cannot make a language model of {config.model_type}:"
-            f" {str(e).splitlines()[0]}; {_INSTEAD}"
+            f"{where}: transformers cannot make a language model of {config.model_type}:"
+            f" {str(e).splitlines()[0]}; {INSTEAD}"
         ) from e
 
 
-_INSTEAD = (
+INSTEAD = (
     "write an F16 GGUF (`dynquant convert -r f16`), run llama-imatrix on it, and give its file as"
     " --imatrix"
 )
 
 
-def _config(folder: Path) -> Any:
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (ValueError, KeyError, OSError) as e:
-        raise CalibrationError(
-            f"{folder}: transformers cannot read its config.json: {str(e).splitlines()[0]};"
-            f" {_INSTEAD}"
-        ) from e
-    # The weights are decoded by our readers.
-    for part in (config, config.get_text_config()):
-        if hasattr(part, "quantization_config"):
-            del part.quantization_config
-    return config
-
-
 def _fill_buffers(model: Any) -> None:
     """Give values to what modules compute from the config, such as the frequencies of RoPE."""
     for module in model.modules():
-        own = {name: b for name, b in module._buffers.items() if b is not None and b.is_meta}
-        for name, value in own.items():
-            module._buffers[name] = torch.zeros_like(value, device="cpu")
-        if own:
-            model._init_weights(module)
+        for name, value in module._buffers.items():
+            if value is not None:
+                module._buffers[name] = torch.zeros_like(value, device="cpu")
+    model.initialize_weights()  # has no effect on parameters, which have no memory
 
 
-def _layers(folder: Path, model: Any, decoder: Any) -> tuple[str, Any]:
+def _layers(where: Path, model: Any, decoder: Any) -> tuple[str, Any]:
     n = model.config.get_text_config().num_hidden_layers
     for name, module in model.named_modules():
         if module is decoder:
@@ -178,7 +180,7 @@ def _layers(folder: Path, model: Any, decoder: Any) -> tuple[str, Any]:
                 if own in _LISTS and isinstance(part, torch.nn.ModuleList) and len(part) == n:
                     return f"{name}.{own}.".lstrip("."), part
     raise CalibrationError(
-        f"{folder}: {type(model).__name__} of transformers has no list of {n} layers; {_INSTEAD}"
+        f"{where}: {type(model).__name__} of transformers has no list of {n} layers; {INSTEAD}"
     )
 
 
@@ -188,7 +190,7 @@ def _place(found: Skeleton) -> None:
     renamings = [m for m in mapping if isinstance(m, WeightRenaming)]
     converters = [m for m in mapping if isinstance(m, WeightConverter)]
     own = found.model.state_dict()
-    for name in found.stored:
+    for name in found.readers:
         place, _ = rename_source_key(
             name, renamings, converters, found.model.base_model_prefix, own
         )
@@ -203,20 +205,11 @@ def _place(found: Skeleton) -> None:
 class _Lazy:
     """A stored tensor that is read when transformers asks for it."""
 
-    def __init__(self, weight: Weight) -> None:
-        self._weight = weight
+    def __init__(self, read: Reader) -> None:
+        self._read = read
 
     def __getitem__(self, _: object) -> Any:
-        return read(self._weight)
-
-
-def read(weight: Weight) -> Any:
-    """Return a stored tensor, decoded to float32; integers stay integers."""
-    source = weight.source()
-    content: U8 = np.empty(n_rows(source.shape) * row_bytes(source), np.uint8)
-    source.read(0, n_rows(source.shape), content)
-    whole = decode(content.reshape(n_rows(source.shape), -1), source.stored, source.shape[-1])
-    return torch.from_numpy(whole.reshape(source.shape))
+        return self._read()
 
 
 def blocks(model: Any) -> Iterator[tuple[str, Any]]:

@@ -19,6 +19,7 @@ from dynquant.cli import (
     console,
     convert,
     evaluate,
+    imatrix,
     inspect,
     manifest,
     plan,
@@ -55,6 +56,7 @@ for command in (
     app.command()(command)
 app.command("eval")(evaluate.evaluate)
 app.add_typer(recipe.app)
+app.add_typer(imatrix.app)
 
 
 def _version(wanted: bool) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from dynquant.arrays import I32
 from dynquant.errors import EvalError
-from dynquant.texts import Text, windows_of
+from dynquant.texts import Text, shares, windows_of
 
 SMALLEST_CONTEXT = 8
 
@@ -92,7 +92,7 @@ def cut(
             f"--tokens {limit}: too few for a window of {context:,} tokens of each text, and for"
             f" two in all; use at least {least:,}"
         )
-    counts = _shares([len(its) // context for its in tokens], limit // context)
+    counts = shares([len(its) // context for its in tokens], limit // context)
     if sum(counts) < 2:
         raise EvalError(
             f"{', '.join(text.name for text in texts)}: one window of {context:,} tokens; intervals"
@@ -102,14 +102,3 @@ def cut(
         [windows_of(its, context, n, bos) for its, n in zip(tokens, counts, strict=True)]
     )
     return Windows(windows, tuple(i for i, n in enumerate(counts) for _ in range(n)))
-
-
-def _shares(available: Sequence[int], total: int) -> list[int]:
-    """Return how many windows of each text are used: equal shares, the short ones completely."""
-    shares = [0] * len(available)
-    left = total
-    order = sorted(range(len(available)), key=lambda i: available[i])
-    for place, i in enumerate(order):
-        shares[i] = min(available[i], left // (len(order) - place))
-        left -= shares[i]
-    return shares

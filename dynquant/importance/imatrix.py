@@ -5,6 +5,8 @@ channel. A GGUF holds two F32 tensors for each weight tensor:
 
     <tensor>.in_sum2   [n_rows, n_per_row]  sums; a row for each expert, or one for all
     <tensor>.counts    [n_rows, 1]          tokens that were summed
+    <tensor>.in_sum    [n_rows, n_per_row]  sums of the inputs themselves, with their signs; only in
+                                            files of dynquant, and ignored by llama.cpp
     keys: general.type = "imatrix", imatrix.datasets, imatrix.chunk_count, imatrix.chunk_size
 
 Source: tools/imatrix/imatrix.cpp and common/imatrix-loader.cpp in llama.cpp. The older format is in
@@ -27,12 +29,12 @@ from dynquant.checkpoint.gguf import GGUFFile, GGUFTensor, read_gguf
 from dynquant.errors import CheckpointError, ImportanceError
 from dynquant.importance.entry import Entry, Found
 from dynquant.importance.legacy import read_legacy
-from dynquant.keys import string, strings, u32
+from dynquant.keys import Keys, string, strings, u32
 from dynquant.name_lists import grouped
 from dynquant.tensors import ShardFile
 from dynquant.untrusted import open_regular, shown
 
-SUMS, COUNTS = ".in_sum2", ".counts"
+SUMS, COUNTS, LINEAR = ".in_sum2", ".counts", ".in_sum"
 MAX_BYTES = 1 << 34
 """Bytes of a file: 16 GiB, about ten times the imatrix of a model of 10^12 weights."""
 
@@ -193,12 +195,16 @@ def write_imatrix(
     datasets: Sequence[str],
     chunk_count: int,
     chunk_size: int,
+    linear: Mapping[str, F32] | None = None,
+    more_keys: Keys | None = None,
 ) -> None:
     """Write an imatrix as a GGUF that llama-quantize reads.
 
     entries:    by tensor name, sums of squares float32 [n_rows, n_per_row] and a count for each
                 row: one row, or one for each expert
     chunk_size: tokens in a chunk
+    linear:     by tensor name, sums of the inputs themselves, float32 [n_rows, n_per_row]
+    more_keys:  keys to add
     """
     writer = GGUFWriter(path, "imatrix")
     # GGUFWriter adds an architecture, which an imatrix does not have.
@@ -209,7 +215,7 @@ def write_imatrix(
         "imatrix.chunk_count": u32(chunk_count),
         "imatrix.chunk_size": u32(chunk_size),
     }
-    for name, key in keys.items():
+    for name, key in (keys | (more_keys or {})).items():
         writer.add_key_value(name, key.value, key.type, key.sub_type)
     for name, (sums, counts) in sorted(entries.items()):
         if sums.ndim != 2 or sums.dtype != np.float32 or len(counts) != len(sums):
@@ -219,6 +225,8 @@ def write_imatrix(
             )
         writer.add_tensor(name + SUMS, np.ascontiguousarray(sums))
         writer.add_tensor(name + COUNTS, np.array(counts, np.float32).reshape(-1, 1))
+        if linear is not None and name in linear:
+            writer.add_tensor(name + LINEAR, np.ascontiguousarray(linear[name]))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

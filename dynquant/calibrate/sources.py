@@ -1,0 +1,187 @@
+"""The models that can be run: checkpoints, and GGUFs that transformers reads."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoTokenizer
+from transformers.modeling_gguf_pytorch_utils import (
+    TENSOR_PROCESSORS,
+    TensorProcessor,
+    get_gguf_hf_weights_map,
+)
+
+from dynquant.arch.base import Model, ModelTensor
+from dynquant.arch.load import load_model
+from dynquant.arrays import I32, U8
+from dynquant.calibrate.skeleton import INSTEAD, Reader, Skeleton, skeleton
+from dynquant.checkpoint.packed import unpack
+from dynquant.checkpoint.safetensors import open_checkpoint
+from dynquant.errors import CalibrationError
+from dynquant.evaluate.extra import check_extra as check_eval
+from dynquant.evaluate.vocabulary import read_vocabulary
+from dynquant.name_lists import grouped
+from dynquant.quants import decode
+from dynquant.quants.table import KEPT
+from dynquant.tensors import TensorSource, n_rows, row_bytes
+from dynquant.texts import MAX_BYTES, Text
+
+MAX_TOKENS = MAX_BYTES
+"""A text has a token for each byte at most."""
+
+
+Tokenize = Callable[[Sequence[Text]], list[I32]]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model that can be run.
+
+    model:    as it is converted
+    skeleton: as transformers runs it
+    parts:    for each tensor of the GGUF, the stored names that it is made of
+    tokenize: returns the token ids of each text, with those that begin a prompt
+    """
+
+    path: Path
+    model: Model
+    skeleton: Skeleton
+    parts: Mapping[str, tuple[str, ...]]
+    tokenize: Tokenize
+
+    @property
+    def bos(self) -> int | None:
+        """Return the token that runtimes put before a text, or None."""
+        adds = self.model.keys.get("tokenizer.ggml.add_bos_token")
+        token = self.model.keys.get("tokenizer.ggml.bos_token_id")
+        if adds is None or token is None or not adds.value:
+            return None
+        assert isinstance(token.value, int), "the key of a token"
+        return token.value
+
+
+def open_source(path: Path) -> Source:
+    """Open a checkpoint or a GGUF.
+
+    Raises DynquantError for a damaged model, CalibrationError if transformers cannot run it.
+    """
+    return _checkpoint(path) if path.is_dir() else _gguf(path)
+
+
+def _checkpoint(folder: Path) -> Source:
+    model = load_model(folder)
+    config = _config(folder, folder)
+    # The weights are decoded by our readers.
+    for part in (config, config.get_text_config()):
+        if hasattr(part, "quantization_config"):
+            del part.quantization_config
+    weights = unpack(open_checkpoint(folder)).tensors
+    readers = {name: partial(_read, weight.source()) for name, weight in weights.items()}
+    parts = {tensor.name: tensor.stored_names for tensor in model.tensors}
+    empty = skeleton(folder, config, lambda _: readers)
+    _check_known(folder, model, empty)
+    return Source(folder, model, empty, parts, partial(_by_transformers, folder))
+
+
+def _check_known(folder: Path, model: Model, empty: Skeleton) -> None:
+    """Raise CalibrationError if transformers leaves out tensors that llama.cpp computes with."""
+    ahead = model.prediction.layers if model.prediction else ()
+    used = {n for t in model.tensors if t.parts.layer not in ahead for n in t.stored_names}
+    if left_out := sorted(used & set(empty.unknown)):
+        raise CalibrationError(
+            f"{folder}: transformers' {type(empty.model).__name__} has no parameters for"
+            f" {', '.join(grouped(left_out))}, so that it computes another model; {INSTEAD}"
+        )
+
+
+def _gguf(path: Path) -> Source:
+    model = load_model(path)
+    config = _config(path, path.parent, gguf_file=path.name)
+    kind = TENSOR_PROCESSORS.get(model.architecture, TensorProcessor)
+    processor = kind(config=config.to_dict())
+    parts: dict[str, tuple[str, ...]] = {}
+
+    def readers(empty: Any) -> dict[str, Reader]:
+        names: dict[str, str] = get_gguf_hf_weights_map(empty, processor)
+        found: dict[str, Reader] = {}
+        for tensor in model.tensors:
+            if name := names.get(tensor.name):
+                parts[tensor.name] = (name,)
+                found[name] = partial(_processed, processor, tensor, names)
+        return found
+
+    return Source(
+        path,
+        model,
+        skeleton(path, config, readers),
+        parts,
+        partial(_by_llama_cpp, path),
+    )
+
+
+def _config(path: Path, folder: Path, **options: str) -> Any:
+    try:
+        return AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, **options
+        )
+    except (ValueError, KeyError, OSError) as e:
+        raise CalibrationError(
+            f"{path}: transformers cannot read its settings: {str(e).splitlines()[0]}; {INSTEAD}"
+        ) from e
+
+
+def _by_transformers(folder: Path, texts: Sequence[Text]) -> list[I32]:
+    """Return the tokens of texts by the checkpoint's own tokenizer."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    except (ValueError, KeyError, OSError, ImportError) as e:
+        raise CalibrationError(
+            f"{folder}: transformers cannot read its tokenizer: {str(e).splitlines()[0]}; {INSTEAD}"
+        ) from e
+    return [
+        np.array(tokenizer(text.content.decode(), verbose=False)["input_ids"], np.int32)
+        for text in texts
+    ]
+
+
+def _by_llama_cpp(path: Path, texts: Sequence[Text]) -> list[I32]:
+    """Return the tokens of texts by llama.cpp: transformers splits the words of GGUFs otherwise."""
+    check_eval()
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder, f"{i}.txt") for i in range(len(texts))]
+        for file, text in zip(files, texts, strict=True):
+            file.write_bytes(text.content)
+        return list(read_vocabulary(path, files, (), tokens=MAX_TOKENS, chat=False).texts)
+
+
+def _read(source: TensorSource) -> Any:
+    """Return all rows of a source, decoded to float32; integers stay integers."""
+    n, n_per_row = n_rows(source.shape), source.shape[-1] if source.shape else 1
+    content: U8 = np.empty(n * row_bytes(source), np.uint8)
+    source.read(0, n, content)
+    if source.stored.name in KEPT:
+        numbers = content.view(source.stored.name.lower().replace("i", "int"))
+        return torch.from_numpy(numbers.reshape(source.shape))
+    whole = decode(content.reshape(n, -1), source.stored, n_per_row)
+    return torch.from_numpy(whole.reshape(source.shape))
+
+
+def _processed(processor: Any, tensor: ModelTensor, names: Mapping[str, str]) -> Any:
+    """Return a tensor of a GGUF in the form that transformers has."""
+    weights = _read(tensor.source).numpy()
+    found = processor.process(
+        weights=weights,
+        name=tensor.name,
+        tensor_key_mapping=names,
+        parsed_parameters={"tensors": {}},
+    )
+    return torch.from_numpy(np.ascontiguousarray(found.weights))

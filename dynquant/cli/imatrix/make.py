@@ -1,0 +1,85 @@
+"""`dynquant imatrix MODEL`: runs a model over texts and writes its imatrix."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dynquant.cli import console
+from dynquant.cli.options import ThreadsOption
+from dynquant.cli.steps import counting
+
+
+def make(
+    model: Annotated[
+        Path,
+        typer.Argument(
+            metavar="MODEL",
+            help="A checkpoint's folder, or a GGUF of a family that transformers reads.",
+            show_default=False,
+        ),
+    ],
+    text: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--text",
+            metavar="FILE",
+            help="Text for the model to read; repeat it for several. Default: the texts that are"
+            " part of dynquant: prose, conversations and code, 36 languages.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="OUT.gguf",
+            help="The file to write; default: MODEL.imatrix.gguf in the current folder.",
+            show_default=False,
+        ),
+    ] = None,
+    context: Annotated[
+        int, typer.Option("--context", "-c", min=8, metavar="N", help="Tokens of a window.")
+    ] = 512,
+    chunks: Annotated[
+        int | None,
+        typer.Option(
+            "--chunks",
+            min=1,
+            metavar="N",
+            help="Windows to read, shared equally among the texts; default: all.",
+            show_default=False,
+        ),
+    ] = None,
+    threads: ThreadsOption = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print results only.")] = False,
+) -> None:
+    """Run a model over texts, layer by layer, and write its imatrix."""
+    from dynquant.calibrate.extra import check_extra
+
+    check_extra()
+    from dynquant.calibrate.imatrix import Settings, make_imatrix
+    from dynquant.calibrate.shipped import shipped_texts
+    from dynquant.errors import CalibrationError
+    from dynquant.texts import read_texts
+
+    texts = tuple(read_texts(text, CalibrationError)) if text else shipped_texts()
+    name = model.resolve().name
+    out = out or Path(f"{name.removesuffix('.gguf')}.imatrix.gguf")
+    settings = Settings(texts, context=context, chunks=chunks, threads=threads)
+    with counting("layers", quiet=quiet) as progress:
+        warnings = make_imatrix(
+            model,
+            out,
+            settings,
+            force=force,
+            progress=progress or (lambda _, __: None),
+            say=lambda message: console.talk(message, quiet=quiet),
+        )
+    for warning in warnings:
+        console.warn(warning, quiet=quiet)
+    console.talk(f"{out}: written", quiet=quiet)
