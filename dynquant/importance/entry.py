@@ -18,6 +18,8 @@ class Entry:
     offset:    bytes from the start of the file to n_rows * n_per_row float32
     n_per_row: as in the file; the older format has all experts in one row
     counts:    divisor of each row that gives its means; 0 if there are no data
+    linear:    bytes from the start of the file to the sums of the inputs themselves, with their
+               signs, as many; None if the file has none
     """
 
     name: str
@@ -25,6 +27,7 @@ class Entry:
     offset: int
     n_per_row: int
     counts: tuple[int, ...]
+    linear: int | None = None
 
     @property
     def n_rows(self) -> int:
@@ -41,9 +44,19 @@ class Entry:
 
         Raises ImportanceError if the file became shorter since it was opened.
         """
+        return self._read(self.offset, start, stop)
+
+    def linear_sums(self, start: int, stop: int) -> F32 | None:
+        """Return the sums of the inputs themselves, float32 [stop - start]; None if there are none.
+
+        Raises ImportanceError if the file became shorter since it was opened.
+        """
+        return None if self.linear is None else self._read(self.linear, start, stop)
+
+    def _read(self, offset: int, start: int, stop: int) -> F32:
         found: U8 = np.empty(4 * (stop - start), np.uint8)
         try:
-            self.file.read(self.offset + 4 * start, found)
+            self.file.read(offset + 4 * start, found)
         except CheckpointError as e:
             raise ImportanceError(*e.messages) from e
         return found.view("<f4").astype(np.float32, copy=False)

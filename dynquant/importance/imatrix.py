@@ -50,6 +50,7 @@ class Imatrix:
 
     datasets:    names of the calibration texts, as in the file
     chunk_count: number of chunks of calibration text; None if the file does not state it
+    chunk_size:  tokens of a chunk; None if the file does not state it, as in the older format
     """
 
     path: Path
@@ -57,6 +58,7 @@ class Imatrix:
     datasets: tuple[str, ...]
     chunk_count: int | None
     sha256: str
+    chunk_size: int | None = None
 
 
 def read_imatrix(path: Path) -> Imatrix:
@@ -74,14 +76,16 @@ def read_imatrix(path: Path) -> Imatrix:
             is_gguf = file.read(4) == b"GGUF"
             file.seek(0)
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            found = _of_gguf(read_gguf(path)) if is_gguf else read_legacy(path, file)
+            header = read_gguf(path) if is_gguf else None
+            found = _of_gguf(header) if header else read_legacy(path, file)
         entries, datasets, chunk_count = found
         ImportanceError.raise_any(_unsound(path, entries))
     except CheckpointError as e:
         raise ImportanceError(*e.messages) from e
     except OSError as e:
         raise ImportanceError(f"{path}: cannot be read: {e.strerror}") from e
-    return Imatrix(path, {e.name: e for e in entries}, datasets, chunk_count, sha256)
+    chunk_size = _natural(header, "imatrix.chunk_size") if header else None
+    return Imatrix(path, {e.name: e for e in entries}, datasets, chunk_count, sha256, chunk_size)
 
 
 def _of_gguf(file: GGUFFile) -> Found:
@@ -104,11 +108,28 @@ def _of_gguf(file: GGUFFile) -> Found:
         or _misfits(file, sums, counts)
     )
     shard = ShardFile(file.path)
+    linear = {
+        t.name.removesuffix(LINEAR): _place(file, t)
+        for t in file.tensors
+        if t.name.endswith(LINEAR) and _is_like(t, sums.get(t.name.removesuffix(LINEAR)))
+    }
     entries = [
-        Entry(name, shard, _place(file, t), t.shape[-1], _counts(file, shard, counts[name]))
+        Entry(
+            name,
+            shard,
+            _place(file, t),
+            t.shape[-1],
+            _counts(file, shard, counts[name]),
+            linear.get(name),
+        )
         for name, t in sums.items()
     ]
-    return entries, _datasets(file), _chunk_count(file)
+    return entries, _datasets(file), _natural(file, "imatrix.chunk_count")
+
+
+def _is_like(tensor: GGUFTensor, sums: GGUFTensor | None) -> bool:
+    """Return whether a tensor has the type and shape of the sums of squares."""
+    return sums is not None and (tensor.type_name, tensor.shape) == (sums.type_name, sums.shape)
 
 
 def _place(file: GGUFFile, t: GGUFTensor) -> int:
@@ -144,14 +165,13 @@ def _datasets(file: GGUFFile) -> tuple[str, ...]:
     return tuple(str(n) for n in names)
 
 
-def _chunk_count(file: GGUFFile) -> int | None:
-    found = file.keys.get("imatrix.chunk_count")
+def _natural(file: GGUFFile, name: str) -> int | None:
+    """Return a key that is a count; None if the file does not have it."""
+    found = file.keys.get(name)
     if found is None:
         return None
     if type(found.value) is not int or not 0 <= found.value < 1 << 32:
-        raise ImportanceError(
-            f"{file.path}: imatrix.chunk_count is {shown(found.value)}, not a count"
-        )
+        raise ImportanceError(f"{file.path}: {name} is {shown(found.value)}, not a count")
     return found.value
 
 

@@ -42,7 +42,7 @@ COMMAND_NAMES = [
     (name, *more)
     for name, command in PROGRAM.commands.items()
     for more in (
-        [(sub,) for sub, c in getattr(command, "commands", {}).items() if not c.hidden] or [()]
+        [() if c.hidden else (own,) for own, c in getattr(command, "commands", {}).items()] or [()]
     )
 ]
 

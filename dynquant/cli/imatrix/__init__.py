@@ -7,7 +7,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from dynquant.cli.imatrix import make
+from dynquant.cli.imatrix import make, merge
 
 
 class _WithDefault(TyperGroup):
@@ -28,3 +28,4 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command(hidden=True)(make.make)
+app.command()(merge.merge)

@@ -1,0 +1,107 @@
+"""Merges imatrix files of one model: sums and counts are added."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from dynquant.arrays import F32
+from dynquant.errors import ImportanceError, Problems
+from dynquant.importance.entry import Entry
+from dynquant.importance.imatrix import Imatrix, read_imatrix, write_imatrix
+from dynquant.name_lists import grouped
+
+
+def merge_imatrices(paths: Sequence[Path], out: Path) -> tuple[str, ...]:
+    """Write the imatrix of all texts that the given files were made from; return warnings.
+
+    A tensor that is missing in some files has the sums of the others. Signed sums are written for
+    tensors of which all files have them.
+
+    Raises ImportanceError with all files that cannot be read, and for files of different models.
+    """
+    problems = Problems()
+    if len(paths) < 2:
+        raise ImportanceError("one file is nothing to merge; give two or more")
+    found = [problems.attempt(lambda path=path: read_imatrix(path)) for path in paths]
+    problems.raise_any(ImportanceError)
+    files = [file for file in found if file is not None]
+    ImportanceError.raise_any(_unfit(files))
+    entries: dict[str, tuple[F32, Sequence[int]]] = {}
+    linear: dict[str, F32] = {}
+    for name in dict.fromkeys(name for file in files for name in file.entries):
+        same = [file.entries[name] for file in files if name in file.entries]
+        shape = same[0].n_rows, same[0].n_per_row
+        entries[name] = _total([e.sums(0, e.n_values) for e in same]).reshape(shape), _counts(same)
+        signed = [e.linear_sums(0, e.n_values) for e in same]
+        if all(s is not None for s in signed):
+            linear[name] = _total([s for s in signed if s is not None]).reshape(shape)
+    part = out.with_name(f"{out.name}.part")
+    try:
+        write_imatrix(
+            part,
+            entries,
+            datasets=[name for file in files for name in file.datasets],
+            chunk_count=sum(file.chunk_count or 0 for file in files),
+            chunk_size=files[0].chunk_size or 0,
+            linear=linear,
+        )
+        part.replace(out)
+    except OSError as e:
+        part.unlink(missing_ok=True)
+        raise ImportanceError(f"{out}: cannot be written: {e.strerror}") from e
+    return tuple(_partial(files, entries.keys()))
+
+
+def _total(parts: Sequence[F32]) -> F32:
+    """Return the sum of arrays, added in double precision."""
+    total = np.zeros(parts[0].shape, np.float64)
+    for part in parts:
+        total += part
+    return total.astype(np.float32)
+
+
+def _counts(entries: Sequence[Entry]) -> list[int]:
+    return [sum(counts) for counts in zip(*(entry.counts for entry in entries), strict=True)]
+
+
+def _unfit(files: Sequence[Imatrix]) -> Iterator[str]:
+    """Yield messages for files that cannot be added."""
+    for file in files:
+        if file.chunk_size is None:
+            yield (
+                f"{file.path}: is of llama.cpp's older format, which has no counts of tokens; write"
+                " it as a GGUF first (llama-imatrix --in-file)"
+            )
+    first = files[0]
+    for file in files[1:]:
+        if not (common := first.entries.keys() & file.entries.keys()):
+            yield f"{file.path}: is of another model than {first.path}: no tensor is in both"
+        other = [
+            name
+            for name in sorted(common)
+            if _shape(first.entries[name]) != _shape(file.entries[name])
+        ]
+        if other:
+            yield (
+                f"{file.path}: is of another model than {first.path}: other sizes of"
+                f" {', '.join(grouped(other))}"
+            )
+        if None not in (first.chunk_size, file.chunk_size) and file.chunk_size != first.chunk_size:
+            yield (
+                f"{file.path}: has chunks of {file.chunk_size} tokens, {first.path} of"
+                f" {first.chunk_size}; make both with the same context"
+            )
+
+
+def _shape(entry: Entry) -> tuple[int, int]:
+    return entry.n_rows, entry.n_per_row
+
+
+def _partial(files: Sequence[Imatrix], names: Iterable[str]) -> Iterator[str]:
+    """Yield a warning for each file without some of the tensors."""
+    for file in files:
+        if missing := sorted(set(names) - file.entries.keys()):
+            yield f"{file.path}: has no data of {', '.join(grouped(missing))}"
