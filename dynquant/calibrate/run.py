@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 from dynquant.arrays import I32
@@ -71,6 +72,8 @@ class _Runner:
             torch.from_numpy(windows[at : at + n].astype("int64"))
             for at in range(0, len(windows), n)
         ]
+        # Some models read the row of token 0 in place of tokens that a table does not have.
+        self._tokens: list[int] = sorted({0, *np.unique(windows).tolist()})
         model = source.skeleton.model
         self._mixtures = dict(blocks(model))
         self._names = {id(module): name for name, module in model.named_modules()}
@@ -88,23 +91,18 @@ class _Runner:
         """Run all layers."""
         layers = self._skeleton.layers
         torch.set_num_threads(1)
-        with self._hooked():
-            self._skeleton.load(self._skeleton.names_of(None))
-            with self._steps:
-                self._steps.advance()
-                for number, layer in enumerate(layers):
-                    progress(number, len(layers))
-                    self._layer(number, layer)
+        with self._hooked(), self._skeleton.rest_loaded(self._tokens), self._steps:
+            self._steps.advance()
+            for number, layer in enumerate(layers):
+                progress(number, len(layers))
+                self._layer(number, layer)
         progress(len(layers), len(layers))
         self._found.hidden = [self._hidden[group] for group in range(len(self._groups))]
         return self._found
 
     def _layer(self, number: int, layer: Any) -> None:
         """Run one layer, from the pause before it to the pause after it."""
-        prefix = f"{self._skeleton.prefix}{number}."
-        mixtures = [f"{name}." for name in self._mixtures if name.startswith(prefix)]
-        self._skeleton.load(self._skeleton.names_of(number, without=mixtures))
-        self._skeleton.check_complete(layer, f"{self._skeleton.prefix}{number}", self._mixtures)
+        self._skeleton.load_layer(number, self._mixtures)
         self._steps.advance()
         while self._requests:
             self._experts(number)

@@ -7,10 +7,11 @@ that packed checkpoints (FP8, NVFP4, GPTQ …) are read as they are, a layer at 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM
@@ -27,8 +28,18 @@ from transformers.utils import logging
 from dynquant.errors import CalibrationError
 from dynquant.name_lists import grouped
 
-Reader = Callable[[], Any]
-"""Reads a stored tensor: float32, or integers as they are stored."""
+
+class Reader(Protocol):
+    """Reads a stored tensor: float32, or integers as they are stored."""
+
+    def __call__(self) -> Any:
+        """Return the whole tensor."""
+        ...
+
+    def rows(self, numbers: Sequence[int]) -> Any:
+        """Return some rows of a matrix, float32 [n, n_per_row]."""
+        ...
+
 
 _LISTS = ("layers", "h", "blocks")
 """Names that decoders have for their layers."""
@@ -41,6 +52,7 @@ class Skeleton:
     model:   transformers' model, its parameters on the device `meta`
     decoder: the part of it that turns token ids into hidden states
     layers:  its layers
+    name:    the decoder's name in the model
     prefix:  the layers' name in the model, with a dot at the end
     readers: for each stored name, a function that reads the tensor
     places:  for each stored name, the parameter that it is, or is a part of
@@ -50,6 +62,7 @@ class Skeleton:
     model: Any
     decoder: Any
     layers: Any
+    name: str
     prefix: str
     readers: Mapping[str, Reader]
     places: dict[str, str] = field(default_factory=dict[str, str])
@@ -62,7 +75,7 @@ class Skeleton:
         return int(parameter[len(self.prefix) :].partition(".")[0])
 
     def names_of(self, layer: int | None, *, without: Iterable[str] = ()) -> list[str]:
-        """Return the stored names of a layer, or of what is outside of all layers.
+        """Return the stored names of a layer, or of the rest of the decoder.
 
         without: beginnings of the parameters to leave out
         """
@@ -70,8 +83,49 @@ class Skeleton:
         return [
             name
             for name, place in self.places.items()
-            if self.layer_of(place) == layer and not place.startswith(left_out)
+            if self.layer_of(place) == layer and place.startswith(f"{self.name}.")
+            if not place.startswith(left_out)
         ]
+
+    @contextmanager
+    def rest_loaded(self, tokens: Sequence[int]) -> Generator[None]:
+        """Give the rest of the decoder its weights; of tables of tokens, only the rows of some.
+
+        tokens: ascending ids of all tokens that the model will read
+
+        Raises CalibrationError if a parameter has no weights.
+        """
+        tables = self._tables()
+        names = self.names_of(None)
+        self.load(name for name in names if self.places[name] not in tables)
+        handles: list[Any] = []
+        for name in names:
+            if table := tables.get(self.places[name]):
+                own = [token for token in tokens if token < table.num_embeddings]
+                weight = self.readers[name].rows(own)
+                table.weight = torch.nn.Parameter(weight, requires_grad=False)
+                table.padding_idx = None  # of the row that training leaves out
+                handles.append(table.register_forward_pre_hook(_renumber(own)))
+        self._check_complete(
+            f"{self.name}.{own}"
+            for own, value in self.decoder.named_parameters()
+            if value.is_meta and self.layer_of(f"{self.name}.{own}") is None
+        )
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _tables(self) -> dict[str, Any]:
+        """Return the tables that have a row for each token, by the names of their parameters."""
+        main = self.decoder.get_input_embeddings()
+        return {
+            f"{name}.weight": module
+            for name, module in self.model.named_modules()
+            if name.startswith(f"{self.name}.") and isinstance(module, torch.nn.Embedding)
+            if module is main or "embed_tokens" in name  # Gemma 3n has one for the layers, too
+        }
 
     def load(self, names: Iterable[str]) -> None:
         """Give parameters their weights as float32, from the stored tensors of these names."""
@@ -91,18 +145,23 @@ class Skeleton:
         problems += [f"{name}: {error}" for name, error in done.conversion_errors.items()]
         CalibrationError.raise_any(problems)
 
-    def check_complete(self, layer: Any, name: str, mixtures: Collection[str]) -> None:
-        """Raise CalibrationError if a loaded layer has parameters without weights.
+    def load_layer(self, number: int, mixtures: Collection[str]) -> None:
+        """Give a layer its weights.
 
-        name:     of the layer in the model
         mixtures: names of the modules whose experts are read elsewhere
+
+        Raises CalibrationError if a parameter has no weights.
         """
-        empty = [
+        name = f"{self.prefix}{number}"
+        self.load(self.names_of(number, without=[f"{mixture}." for mixture in mixtures]))
+        self._check_complete(
             f"{name}.{own}"
-            for own, value in layer.named_parameters()
+            for own, value in self.layers[number].named_parameters()
             if value.is_meta and f"{name}.{own}".rpartition(".")[0] not in mixtures
-        ]
-        if empty:
+        )
+
+    def _check_complete(self, missing: Iterable[str]) -> None:
+        if empty := list(missing):
             raise CalibrationError(
                 f"{', '.join(grouped(empty))}: transformers needs them, and the checkpoint has no"
                 f" tensors of these names; {INSTEAD}"
@@ -134,7 +193,8 @@ def skeleton(where: Path, config: Any, readers: Callable[[Any], Mapping[str, Rea
     if decoder is model:  # whose class names another part than it has
         decoder = model.model
     prefix, layers = _layers(where, model, decoder)
-    found = Skeleton(model, decoder, layers, prefix, readers(model))
+    name = prefix.removesuffix(".").rpartition(".")[0]
+    found = Skeleton(model, decoder, layers, name, prefix, readers(model))
     _place(found)
     return found
 
@@ -200,6 +260,17 @@ def _place(found: Skeleton) -> None:
             found.places[name] = place
         else:
             found.unknown.append(name)
+
+
+def _renumber(tokens: Sequence[int]) -> Callable[..., tuple[Any, ...]]:
+    """Return a hook that replaces ids of tokens by their places among the given ones."""
+    known = torch.tensor(tokens)
+
+    def renumbered(_: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        ids, *rest = inputs
+        return torch.searchsorted(known, ids.contiguous()), *rest
+
+    return renumbered
 
 
 class _Lazy:

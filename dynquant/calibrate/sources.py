@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def _checkpoint(folder: Path) -> Source:
         if hasattr(part, "quantization_config"):
             del part.quantization_config
     weights = unpack(open_checkpoint(folder)).tensors
-    readers = {name: partial(_read, weight.source()) for name, weight in weights.items()}
+    readers = {name: _Stored(weight.source()) for name, weight in weights.items()}
     parts = {tensor.name: tensor.stored_names for tensor in model.tensors}
     empty = skeleton(folder, config, lambda _: readers)
     _check_known(folder, model, empty)
@@ -114,7 +115,7 @@ def _gguf(path: Path) -> Source:
         for tensor in model.tensors:
             if name := names.get(tensor.name):
                 parts[tensor.name] = (name,)
-                found[name] = partial(_processed, processor, tensor, names)
+                found[name] = _OfGguf(processor, tensor, names)
         return found
 
     return Source(
@@ -163,25 +164,51 @@ def _by_llama_cpp(path: Path, texts: Sequence[Text]) -> list[I32]:
         return list(read_vocabulary(path, files, (), tokens=MAX_TOKENS, chat=False).texts)
 
 
-def _read(source: TensorSource) -> Any:
-    """Return all rows of a source, decoded to float32; integers stay integers."""
-    n, n_per_row = n_rows(source.shape), source.shape[-1] if source.shape else 1
-    content: U8 = np.empty(n * row_bytes(source), np.uint8)
-    source.read(0, n, content)
-    if source.stored.name in KEPT:
-        numbers = content.view(source.stored.name.lower().replace("i", "int"))
-        return torch.from_numpy(numbers.reshape(source.shape))
-    whole = decode(content.reshape(n, -1), source.stored, n_per_row)
-    return torch.from_numpy(whole.reshape(source.shape))
+@dataclass(frozen=True)
+class _Stored:
+    """A tensor of a checkpoint, decoded to float32; integers stay integers."""
+
+    source: TensorSource
+
+    def __call__(self) -> Any:
+        """Return the whole tensor."""
+        source = self.source
+        n = n_rows(source.shape)
+        content: U8 = np.empty(n * row_bytes(source), np.uint8)
+        source.read(0, n, content)
+        if source.stored.name in KEPT:
+            numbers = content.view(source.stored.name.lower().replace("i", "int"))
+            return torch.from_numpy(numbers.reshape(source.shape))
+        whole = decode(content.reshape(n, -1), source.stored, prod(source.shape[-1:]))
+        return torch.from_numpy(whole.reshape(source.shape))
+
+    def rows(self, numbers: Sequence[int]) -> Any:
+        """Return some rows of a matrix, float32 [n, n_per_row]."""
+        size = row_bytes(self.source)
+        content: U8 = np.empty((len(numbers), size), np.uint8)
+        for into, number in zip(content, numbers, strict=True):
+            self.source.read(number, number + 1, into)
+        return torch.from_numpy(decode(content, self.source.stored, self.source.shape[-1]))
 
 
-def _processed(processor: Any, tensor: ModelTensor, names: Mapping[str, str]) -> Any:
-    """Return a tensor of a GGUF in the form that transformers has."""
-    weights = _read(tensor.source).numpy()
-    found = processor.process(
-        weights=weights,
-        name=tensor.name,
-        tensor_key_mapping=names,
-        parsed_parameters={"tensors": {}},
-    )
-    return torch.from_numpy(np.ascontiguousarray(found.weights))
+@dataclass(frozen=True)
+class _OfGguf:
+    """A tensor of a GGUF in the form that transformers has."""
+
+    processor: Any
+    tensor: ModelTensor
+    names: Mapping[str, str]
+
+    def __call__(self) -> Any:
+        """Return the whole tensor."""
+        found = self.processor.process(
+            weights=_Stored(self.tensor.source)().numpy(),
+            name=self.tensor.name,
+            tensor_key_mapping=self.names,
+            parsed_parameters={"tensors": {}},
+        )
+        return torch.from_numpy(np.ascontiguousarray(found.weights))
+
+    def rows(self, numbers: Sequence[int]) -> Any:
+        """Return some rows of a table, which have the same form in both."""
+        return _Stored(self.tensor.source).rows(numbers)
