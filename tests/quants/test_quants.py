@@ -34,7 +34,7 @@ from dynquant.quants import (
     isas,
     quant_type,
 )
-from dynquant.quants.search import EFFORTS, GAINS, HALFWAY, WEIGHTINGS, Effort
+from dynquant.quants.search import EFFORTS, GAINS, HALFWAY, WEIGHTINGS, Effort, Gain
 from dynquant.quants.table import FLOATS
 
 TYPES = list(ALL)
@@ -292,6 +292,24 @@ def test_gains_range_from_the_least_error_to_the_length_of_the_original(name: st
     assert lengths == sorted(lengths)
     assert lengths[-1] == pytest.approx(1, abs=2e-3)
     assert errors == sorted(errors)
+
+
+@pytest.mark.parametrize("name", ["Q2_K", "Q3_K", "Q4_K", "Q2_0"])
+@pytest.mark.parametrize(("gain", "most"), [("half", 1.25), ("preserving", 1.5)])
+def test_a_block_whose_important_weight_is_rounded_away_is_not_blown_up(
+    name: str, gain: Gain, most: float
+) -> None:
+    # As in models with attention sinks: one input channel is thousands of times as large as the
+    # others, and its weights are small.
+    chance = np.random.default_rng(3)
+    x = chance.standard_normal((8, 256)).astype(np.float32)
+    w = chance.chisquare(1, 256).astype(np.float32)
+    x[:, 17], w[17] = 1e-2, 1e8
+    plain, gained = (
+        gguf_decode(encode(x, name, w, gain=g), ALL[name]) for g in ("least-squares", gain)
+    )
+    lengths = np.linalg.norm(gained, axis=1) / np.linalg.norm(plain, axis=1)
+    assert lengths.max() < most + 1e-2
 
 
 @pytest.mark.parametrize("name", [n for n in BLOCK_TYPES if n != "Q1_0"])

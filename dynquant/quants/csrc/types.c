@@ -178,8 +178,12 @@ static void weigh_by_magnitude(const float *x, float *w, int has_importance, int
     }
 }
 
+/* A block that is fitted badly, such as one whose only important weight is rounded to zero, would be
+ * multiplied by any number. What the others lose is far less than this. */
+static const double MOST_REGAINED = 0.5;
+
 /* Move each block's scale from least squares the share `gain` of the way to the one that keeps
- * <x, decoded> = <x, x>. Codes stay. */
+ * <x, decoded> = <x, x>, but at most by MOST_REGAINED. Codes stay. */
 static void regain(const struct quant_type *type, float gain, const float *x, const float *w,
                    uint8_t *blocks, int64_t n)
 {
@@ -192,8 +196,10 @@ static void regain(const struct quant_type *type, float gain, const float *x, co
             xx += wx * x[b + i];
             xy += wx * decoded[i];
         }
-        if (xy > 0)
-            type->regain(blocks, 1 + gain * (float)(xx / xy - 1));
+        if (xy > 0) {
+            double lost = xx / xy - 1;
+            type->regain(blocks, 1 + gain * (float)(lost < MOST_REGAINED ? lost : MOST_REGAINED));
+        }
     }
 }
 
