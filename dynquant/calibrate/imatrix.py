@@ -68,7 +68,11 @@ def make_imatrix(
     windows = _windows(source, settings)
     say(f"{path}: {len(windows):,} windows of {windows.shape[1]:,} tokens")
     seen = collect(
-        source, windows, threads=settings.threads or default_threads(), progress=progress
+        source,
+        windows,
+        threads=settings.threads or default_threads(),
+        progress=progress,
+        state=out.with_name(f"{out.name}.state"),
     )
     _write(source, seen, windows, out, settings)
     return tuple(_warnings(source, seen))

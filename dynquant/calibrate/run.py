@@ -9,9 +9,12 @@ the groups: the result is the same for any number of threads.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +23,7 @@ import torch
 from dynquant.arrays import I32
 from dynquant.calibrate import attention, experts
 from dynquant.calibrate.feeds import DOWN, GATE_UP, KEYS, LINEAR, VALUES, Feed, feeds, is_linear
+from dynquant.calibrate.resume import State, Totals, identity, load, save
 from dynquant.calibrate.skeleton import blocks
 from dynquant.calibrate.sources import Source
 from dynquant.calibrate.steps import Steps
@@ -32,9 +36,6 @@ matrices of another size may be rounded otherwise."""
 
 Progress = Callable[[int, int], None]
 """Called with the number of layers that are done, and of all layers."""
-
-Totals = dict[Feed, list[Sums]]
-"""The sums of each place: one item, or one for each expert or head."""
 
 
 @dataclass
@@ -51,14 +52,51 @@ class Seen:
     hidden: list[Any] = field(default_factory=list[Any])
 
 
-def collect(source: Source, windows: I32, *, threads: int, progress: Progress) -> Seen:
+SAVE_SECONDS = 60.0
+"""Time between two states that are stored."""
+
+
+def collect(
+    source: Source,
+    windows: I32,
+    *,
+    threads: int,
+    progress: Progress,
+    state: Path | None = None,
+    save_seconds: float = SAVE_SECONDS,
+) -> Seen:
     """Run windows through a model.
 
     windows: int32 [n_windows, n], token ids
+    state:   a file that a run writes from time to time, and goes on from if it exists; removed at
+             the end. Models that hand more than hidden states from layer to layer write none
 
     Raises CalibrationError if an input is not finite.
     """
-    return _Runner(source, windows, threads).run(progress)
+    runner = _Runner(source, windows, threads)
+    if state is None:
+        return runner.run(progress, None)
+    of = identity(source.files, windows)
+    found = runner.run(progress, _Keeper(state, of, save_seconds))
+    state.unlink(missing_ok=True)
+    return found
+
+
+class _Keeper:
+    """Stores states at a distance in time."""
+
+    def __init__(self, path: Path, of: str, seconds: float) -> None:
+        self._path, self._of, self._seconds = path, of, seconds
+        self._last = time.monotonic()
+
+    def load(self) -> State | None:
+        return load(self._path, self._of)
+
+    def offer(self, state: Callable[[], State]) -> None:
+        """Store a state if the last one is old enough."""
+        if time.monotonic() - self._last >= self._seconds:
+            save(self._path, self._of, state())
+            self._last = time.monotonic()
 
 
 class _Runner:
@@ -81,24 +119,36 @@ class _Runner:
         self._seen: list[Totals] = [{} for _ in self._groups]
         self._requests: dict[int, experts.Request] = {}
         self._hidden: dict[int, Any] = {}
+        self._first = 0
+        self._outputs: dict[int, Any] = {}
+        self._is_plain = True
         self._mine = threading.local()
         self._steps = Steps(
             [lambda g=group: self._follow(g) for group in range(len(self._groups))],
             at_once=threads,
         )
 
-    def run(self, progress: Progress) -> Seen:
-        """Run all layers."""
+    def run(self, progress: Progress, keeper: _Keeper | None) -> Seen:
+        """Run all layers, or those after a stored state."""
         layers = self._skeleton.layers
         torch.set_num_threads(1)
+        if keeper and (state := keeper.load()):
+            self._first, self._outputs = state.layer, dict(enumerate(state.outputs))
+            self._found.totals = state.totals
         with self._hooked(), self._skeleton.rest_loaded(self._tokens), self._steps:
             self._steps.advance()
-            for number, layer in enumerate(layers):
+            for number in range(self._first, len(layers)):
                 progress(number, len(layers))
-                self._layer(number, layer)
+                self._layer(number, layers[number])
+                if keeper and self._is_plain and number + 1 < len(layers):
+                    keeper.offer(lambda n=number + 1: self._state(n))
         progress(len(layers), len(layers))
         self._found.hidden = [self._hidden[group] for group in range(len(self._groups))]
         return self._found
+
+    def _state(self, layer: int) -> State:
+        outputs = [self._outputs[group] for group in range(len(self._groups))]
+        return State(layer, outputs, self._found.totals)
 
     def _layer(self, number: int, layer: Any) -> None:
         """Run one layer, from the pause before it to the pause after it."""
@@ -134,7 +184,17 @@ class _Runner:
         model = self._skeleton.model
         linear = {feed.module for place in self._found.places.values() for feed in place}
         linear |= {f"{name}.{attention.LATENT}" for name in linear}
-        handles = [layer.register_forward_pre_hook(self._pause) for layer in self._skeleton.layers]
+        layers = self._skeleton.layers
+        for number, layer in enumerate(layers):
+            if number < self._first:
+                layer.forward = partial(self._skip, number)
+        handles = [
+            layer.register_forward_pre_hook(self._pause, with_kwargs=True)
+            for layer in layers[self._first :]
+        ]
+        handles += [
+            layer.register_forward_hook(self._keep_output) for layer in layers[self._first :]
+        ]
         handles += [
             module.register_forward_pre_hook(self._see)
             for name, module in model.named_modules()
@@ -154,8 +214,23 @@ class _Runner:
             done = self._skeleton.decoder(input_ids=self._groups[group], use_cache=False)
         self._hidden[group] = done.last_hidden_state
 
-    def _pause(self, *_: object) -> None:
+    def _pause(self, _: Any, __: tuple[Any, ...], more: dict[str, Any]) -> None:
+        """Wait before a layer."""
+        changing = (dict, list)  # what a layer may change for those after it
+        if any(isinstance(value, changing) or hasattr(value, "update") for value in more.values()):
+            self._is_plain = False
         self._steps.pause()
+
+    def _keep_output(self, _: Any, __: Any, output: Any) -> None:
+        self._outputs[self._steps.number] = output
+
+    def _skip(self, number: int, *inputs: Any, **more: Any) -> Any:
+        """Return the stored output in place of a layer's; before it, anything of that form."""
+        output = self._outputs[self._steps.number]
+        if number == self._first - 1:
+            return output
+        hidden = inputs[0] if inputs else more["hidden_states"]
+        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
     def _wait_for_experts(self, request: experts.Request) -> None:
         self._requests[self._steps.number] = request

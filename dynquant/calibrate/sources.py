@@ -58,6 +58,13 @@ class Source:
     tokenize: Tokenize
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        """Return the files of the weights."""
+        if self.path.is_dir():
+            return tuple(sorted(self.path.glob("*.safetensors")))
+        return self.model.files
+
+    @property
     def bos(self) -> int | None:
         """Return the token that runtimes put before a text, or None."""
         adds = self.model.keys.get("tokenizer.ggml.add_bos_token")

@@ -1,0 +1,100 @@
+"""What a run stores from time to time, so that another run goes on after the same layer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import numpy as np
+import torch
+
+from dynquant.arrays import I32
+from dynquant.calibrate.feeds import Feed
+from dynquant.calibrate.sums import Sums
+from dynquant.distribution import our_version
+from dynquant.errors import CalibrationError
+
+Totals = dict[Feed, list[Sums]]
+"""The sums of each place: one item, or one for each expert or head."""
+
+
+@dataclass(frozen=True)
+class State:
+    """A run between two layers.
+
+    layer:   the next layer
+    outputs: what the layer before it returned, for each group of windows
+    totals:  the sums of all layers so far
+    """
+
+    layer: int
+    outputs: list[Any]
+    totals: Totals
+
+
+def identity(files: Sequence[Path], windows: I32) -> str:
+    """Return a hash of what a state belongs to: the model's files, the tokens, and our version."""
+    stats = [(str(file.resolve()), file.stat()) for file in sorted(files)]
+    known = [our_version(), [(name, s.st_size, s.st_mtime_ns) for name, s in stats]]
+    digest = hashlib.sha256(json.dumps(known).encode())
+    digest.update(json.dumps(windows.shape).encode() + windows.astype("<i4").tobytes())
+    return digest.hexdigest()
+
+
+def save(path: Path, of: str, state: State) -> None:
+    """Store a state; a file that is there is complete.
+
+    of: its identity
+
+    Raises CalibrationError if it cannot be written.
+    """
+    part = path.with_name(f"{path.name}.part")
+    content = {
+        "of": of,
+        "layer": state.layer,
+        "outputs": state.outputs,
+        "totals": {f"{f.module} {f.kind}": _packed(sums) for f, sums in state.totals.items()},
+    }
+    try:
+        torch.save(content, part)
+        part.replace(path)
+    except (OSError, RuntimeError) as e:
+        part.unlink(missing_ok=True)
+        raise CalibrationError(f"{path}: cannot be written: {e}") from e
+
+
+def load(path: Path, of: str) -> State | None:
+    """Return a stored state; None if there is none, or one of another run."""
+    if not path.exists():
+        return None
+    try:
+        content: dict[str, Any] = torch.load(path, weights_only=True)
+        if content["of"] != of:
+            return None
+        totals = {_feed(name): _unpacked(packed) for name, packed in content["totals"].items()}
+        return State(content["layer"], content["outputs"], totals)
+    except (OSError, RuntimeError, KeyError, ValueError, EOFError, UnpicklingError) as e:
+        raise CalibrationError(f"{path}: is damaged; remove it to start again") from e
+
+
+def _packed(sums: Sequence[Sums]) -> Mapping[str, Any]:
+    return {
+        "counts": torch.tensor([s.count for s in sums]),
+        "linear": torch.from_numpy(np.stack([s.linear for s in sums])),
+        "squares": torch.from_numpy(np.stack([s.squares for s in sums])),
+    }
+
+
+def _unpacked(packed: Mapping[str, Any]) -> list[Sums]:
+    parts = packed["counts"].tolist(), packed["linear"].numpy(), packed["squares"].numpy()
+    return [Sums(*item) for item in zip(*parts, strict=True)]
+
+
+def _feed(name: str) -> Feed:
+    module, kind = name.rsplit(" ", 1)
+    return Feed(module, kind)
