@@ -71,15 +71,19 @@ def make(
     name = model.resolve().name
     out = out or Path(f"{name.removesuffix('.gguf')}.imatrix.gguf")
     settings = Settings(texts, context=context, chunks=chunks, threads=threads)
-    with counting("layers", quiet=quiet) as progress:
-        warnings = make_imatrix(
-            model,
-            out,
-            settings,
-            force=force,
-            progress=progress or (lambda _, __: None),
-            say=lambda message: console.talk(message, quiet=quiet),
-        )
+    try:
+        with counting("layers", quiet=quiet) as progress:
+            warnings = make_imatrix(
+                model,
+                out,
+                settings,
+                force=force,
+                progress=progress or (lambda _, __: None),
+                say=lambda message: console.talk(message, quiet=quiet),
+            )
+    except (KeyboardInterrupt, SystemExit):
+        console.talk("interrupted; the same command goes on after the last layer that was stored")
+        raise
     for warning in warnings:
         console.warn(warning, quiet=quiet)
     console.talk(f"{out}: written", quiet=quiet)
