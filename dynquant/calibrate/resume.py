@@ -1,4 +1,4 @@
-"""What a run stores from time to time, so that another run goes on after the same layer."""
+"""What a run stores from time to time, so that another run resumes after the same layer."""
 
 from __future__ import annotations
 

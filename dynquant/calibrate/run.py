@@ -68,7 +68,7 @@ def collect(
     """Run windows through a model.
 
     windows: int32 [n_windows, n], token ids
-    state:   a file that a run writes from time to time, and goes on from if it exists; removed at
+    state:   a file that a run writes from time to time, and resumes from if it exists; removed at
              the end. Models that hand more than hidden states from layer to layer write none
 
     Raises CalibrationError if an input is not finite.

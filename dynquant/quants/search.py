@@ -24,8 +24,8 @@ GAINS: dict[Gain, float] = {"least-squares": 0.0, "half": 0.5, "preserving": 1.0
 """The share of the way from least squares to preserving."""
 
 
-HALFWAY = frozenset(("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"))
-"""Types whose default gain is "half": those with a codebook of at most 3.5 bits.
+HALFWAY = frozenset(("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "Q2_K", "IQ3_XXS", "IQ3_S"))
+"""Types whose default gain is "half": those of at most 3.5 bits, but Q3_K, whose models disagree.
 
 Least squares shortens each block by its relative error, and in a model these losses of length add
 up from matrix to matrix. Measured by KL divergence: docs/explanation/encoders.md.

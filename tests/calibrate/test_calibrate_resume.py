@@ -1,4 +1,4 @@
-"""An interrupted run goes on after the last stored layer, with the same result.
+"""An interrupted run resumes after the last stored layer, with the same result.
 
 Needs torch: `pytest -m torch` where the extra `calibrate` is installed.
 """
@@ -53,7 +53,7 @@ def assert_same(a: Seen, b: Seen) -> None:
 
 
 @pytest.mark.parametrize("family", ["qwen3", "deepseek-v3", "gpt2", "gptneox", "gemma3", "jamba"])
-def test_a_run_goes_on_after_the_last_layer(family: str, tmp_path: Path) -> None:
+def test_a_run_resumes_after_the_last_layer(family: str, tmp_path: Path) -> None:
     state = tmp_path / "state"
     whole, layers = run(family, state)
     assert not state.exists()

@@ -82,7 +82,7 @@ def make(
                 say=lambda message: console.talk(message, quiet=quiet),
             )
     except (KeyboardInterrupt, SystemExit):
-        console.talk("interrupted; the same command goes on after the last layer that was stored")
+        console.talk("interrupted; the same command resumes after the last layer that was stored")
         raise
     for warning in warnings:
         console.warn(warning, quiet=quiet)

@@ -178,8 +178,8 @@ static void weigh_by_magnitude(const float *x, float *w, int has_importance, int
     }
 }
 
-/* A block that is fitted badly, such as one whose only important weight is rounded to zero, would be
- * multiplied by any number. What the others lose is far less than this. */
+/* A block that is fitted badly, such as one whose only important weight is rounded to zero, would
+ * be multiplied by any number. What the others lose is far less than this. */
 static const double MOST_REGAINED = 0.5;
 
 /* Move each block's scale from least squares the share `gain` of the way to the one that keeps
@@ -198,7 +198,9 @@ static void regain(const struct quant_type *type, float gain, const float *x, co
         }
         if (xy > 0) {
             double lost = xx / xy - 1;
-            type->regain(blocks, 1 + gain * (float)(lost < MOST_REGAINED ? lost : MOST_REGAINED));
+            if (lost > MOST_REGAINED)
+                lost = MOST_REGAINED;
+            type->regain(blocks, 1 + gain * (float)lost);
         }
     }
 }
