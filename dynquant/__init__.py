@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from dynquant.conversion.result import Result
     from dynquant.errors import (
         ArchitectureError,
+        CalibrationError,
         CheckpointError,
         ConvertError,
         DynquantError,
@@ -70,6 +71,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ENCODER_REVISION",
     "ArchitectureError",
+    "CalibrationError",
     "CheckpointError",
     "ConvertError",
     "DynquantError",
