@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -304,6 +305,8 @@ def test_an_interrupt_says_how_to_resume_and_leaves_no_worker(
         text=True,
         cwd=ROOT,
         start_new_session=True,
+        # A job in the background of a shell ignores Ctrl-C, and so would this process.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     with running:
         assert running.stderr is not None
