@@ -11,12 +11,14 @@ import numpy as np
 
 from dynquant.arch.base import ModelTensor
 from dynquant.arrays import F32, I32
-from dynquant.calibrate.run import Progress, Seen, collect
+from dynquant.calibrate.memory import needed_bytes
+from dynquant.calibrate.run import GROUP, Progress, Seen, collect
 from dynquant.calibrate.sources import Source, open_source
 from dynquant.calibrate.sums import Sums
 from dynquant.conversion.write import default_threads
 from dynquant.distribution import our_version
 from dynquant.errors import CalibrationError, ImportanceError, Problems
+from dynquant.figures import size_text
 from dynquant.importance.imatrix import write_imatrix
 from dynquant.keys import string, strings, u32
 from dynquant.name_lists import grouped
@@ -66,11 +68,22 @@ def make_imatrix(
     problems.raise_any(CalibrationError)
     assert source is not None, "it is open or a fault"
     windows = _windows(source, settings)
-    say(f"{path}: {len(windows):,} windows of {windows.shape[1]:,} tokens")
+    threads = settings.threads or default_threads()
+    needed = needed_bytes(
+        source.model,
+        tokens=windows.size,
+        distinct=len(np.unique(windows)),
+        group=max(GROUP, settings.context),
+        threads=threads,
+    )
+    say(
+        f"{path}: {len(windows):,} windows of {windows.shape[1]:,} tokens; needs at most"
+        f" {size_text(needed)} of memory"
+    )
     seen = collect(
         source,
         windows,
-        threads=settings.threads or default_threads(),
+        threads=threads,
         progress=progress,
         state=out.with_name(f"{out.name}.state"),
     )
