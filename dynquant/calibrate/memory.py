@@ -11,9 +11,12 @@ from dynquant.arch.base import Model, ModelTensor
 _PROGRAM = 700 << 20
 """Bytes of torch and transformers themselves."""
 
-_KEPT, _KEPT_IN_MIXTURE = 2, 4
-"""Hidden states that a waiting group holds: what flows past the layers and what a layer returned;
-before experts also their inputs and the sum of their outputs."""
+_KEPT, _KEPT_IN_MIXTURE = 4, 6
+"""Hidden states that a waiting group holds: the embeddings, what flows past the layers, and what a
+layer got and returned; before experts also their inputs and the sum of their outputs."""
+
+_BESIDE = 768
+"""Numbers that a waiting group holds for each token besides: angles of positions, ids, masks."""
 
 _WORKING = 8
 """Tensors as wide as a layer's widest matrix that a running group holds at once."""
@@ -51,7 +54,8 @@ def needed_bytes(model: Model, *, tokens: int, distinct: int, group: int, thread
     hidden = next(t.n_per_row for t in model.tensors if t.name == "token_embd.weight")
     kept = _KEPT_IN_MIXTURE if any(mixtures.values()) else _KEPT
     running = threads * min(group, tokens) * _WORKING * _widest(layers)
-    floats = dense + threads * expert + distinct * hidden + tokens * hidden * kept + running
+    waiting = tokens * (hidden * kept + _BESIDE)
+    floats = dense + threads * expert + distinct * hidden + waiting + running
     return _PROGRAM + 4 * floats
 
 
