@@ -22,7 +22,9 @@ from dynquant.figures import size_text
 from dynquant.importance.imatrix import write_imatrix
 from dynquant.keys import string, strings, u32
 from dynquant.name_lists import grouped
+from dynquant.tensors import parts_of
 from dynquant.texts import Text, shares, windows_of
+from dynquant.transforms import Columns
 
 CONTEXT = 512
 """Tokens of a window, as in llama-imatrix."""
@@ -158,12 +160,23 @@ def _entry(tensor: ModelTensor, sums: Sequence[Sums]) -> tuple[tuple[F32, Sequen
 
     Experts have a row and a count each; the heads of latent attention have one row together.
     """
-    squares = np.stack([s.squares for s in sums]).astype(np.float32)
-    linear = np.stack([s.linear for s in sums]).astype(np.float32)
+    squares = _in_order(tensor, np.stack([s.squares for s in sums]).astype(np.float32))
+    linear = _in_order(tensor, np.stack([s.linear for s in sums]).astype(np.float32))
     counts = [s.count for s in sums]
     if "_exps." not in tensor.name:
         squares, linear, counts = squares.reshape(1, -1), linear.reshape(1, -1), counts[:1]
     return (squares, counts), linear
+
+
+def _in_order(tensor: ModelTensor, channels: F32) -> F32:
+    """Return sums for each input channel in the order that the GGUF has.
+
+    channels: float32 [n, n_per_row], in the checkpoint's order
+    """
+    for moved in parts_of(tensor.source, Columns):
+        pieces = channels.reshape(len(channels), len(moved.order), -1)
+        channels = pieces[:, moved.order].reshape(channels.shape)
+    return channels
 
 
 def _warnings(source: Source, seen: Seen) -> list[str]:
