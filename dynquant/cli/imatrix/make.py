@@ -70,6 +70,8 @@ def make(
     texts = tuple(read_texts(text, CalibrationError)) if text else shipped_texts()
     name = model.resolve().name
     out = out or Path(f"{name.removesuffix('.gguf')}.imatrix.gguf")
+    if out.resolve() in {path.resolve() for path in (model, *(text or ()))}:
+        raise CalibrationError(f"{out}: is a file that this command reads; name another output")
     settings = Settings(texts, context=context, chunks=chunks, threads=threads)
     try:
         with counting("layers", quiet=quiet) as progress:
