@@ -43,7 +43,6 @@ class Steps:
     def __exit__(self, *_: object) -> None:
         with self._changed:
             self._is_stopped = True
-            self._may_run = [True] * len(self._threads)
             self._changed.notify_all()
         for thread in self._threads:
             thread.join()
@@ -77,7 +76,7 @@ class Steps:
 
     def _wait(self, number: int) -> None:
         with self._changed:
-            self._changed.wait_for(lambda: self._may_run[number])
+            self._changed.wait_for(lambda: self._may_run[number] or self._is_stopped)
         self._slots.acquire()
         if self._is_stopped:
             raise _StopError

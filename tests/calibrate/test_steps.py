@@ -85,3 +85,26 @@ def test_functions_that_are_not_wanted_any_more_are_unwound() -> None:
     with Steps([body, body], at_once=1) as steps:
         steps.advance()
     assert ended == ["unwound", "unwound"]
+
+
+def test_functions_that_are_running_end_at_their_next_pause() -> None:
+    begun, may_end = threading.Event(), threading.Event()
+
+    def body() -> None:
+        begun.set()
+        may_end.wait(10)
+        steps.pause()
+
+    def advance_until_interrupted() -> None:
+        with Steps([body], at_once=1) as made:
+            nonlocal steps
+            steps = made
+            threading.Thread(target=made.advance, daemon=True).start()
+            begun.wait(10)
+            threading.Timer(0.05, may_end.set).start()
+
+    steps = Steps([], at_once=1)
+    leaving = threading.Thread(target=advance_until_interrupted, daemon=True)
+    leaving.start()
+    leaving.join(5)
+    assert not leaving.is_alive()
