@@ -19,6 +19,8 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from dynquant.arch.base import ModelTensor
 from dynquant.arrays import U8
+from dynquant.calibrate.feeds import DOWN, GATE_UP
+from dynquant.calibrate.moments import ExpertMoments
 from dynquant.calibrate.sums import Sums
 from dynquant.quants import decode
 from dynquant.tensors import row_bytes
@@ -35,6 +37,7 @@ class Request:
     chosen:  int64 [n_tokens, n_chosen], numbers of experts
     weights: float32 [n_tokens, n_chosen]
     output:  float32 [n_tokens, n_hidden], the sum over the chosen experts
+    tokens:  int64 [n_tokens], their numbers over all windows
     """
 
     module: Any
@@ -42,6 +45,7 @@ class Request:
     chosen: Any
     weights: Any
     output: Any
+    tokens: Any = None
 
 
 Wait = Callable[[Request], None]
@@ -64,13 +68,20 @@ def install(model: Any, wait: Wait) -> None:
 
 
 def run(
-    requests: list[Request], tensors: Mapping[str, ModelTensor], *, threads: int
+    requests: list[Request],
+    tensors: Mapping[str, ModelTensor],
+    moments: ExpertMoments | None,
+    *,
+    threads: int,
 ) -> tuple[list[Sums], list[Sums]]:
     """Run all experts of a layer; return the sums of the first and second matrices' inputs.
 
     requests: of all windows, in order
     tensors:  the layer's, by role and suffix, such as `ffn_down_exps.weight`
+    moments:  is shown the inputs, too
     """
+    for request in requests if moments else ():
+        moments.of_all(request.hidden, request.tokens)
     n_experts = tensors["ffn_down_exps.weight"].shape[0]
     first: list[Sums] = []
     second: list[Sums] = []
@@ -80,7 +91,7 @@ def run(
         torch.set_num_threads(1)
         with torch.no_grad():
             expert = _Expert.read(tensors, number)
-            return expert.run(requests, number, turn)
+            return expert.run(requests, number, turn, moments)
 
     with ThreadPoolExecutor(threads) as pool:
         for gate_up, down in pool.map(one, range(n_experts)):
@@ -129,21 +140,36 @@ class _Expert:
         assert up is not None and down is not None, "a mixture has both"
         return cls(gate, up, down)
 
-    def run(self, requests: list[Request], number: int, turn: _Turns) -> tuple[Sums, Sums]:
+    def run(
+        self, requests: list[Request], number: int, turn: _Turns, moments: ExpertMoments | None
+    ) -> tuple[Sums, Sums]:
         first = Sums.nothing(self.up[0].shape[1])
         second = Sums.nothing(self.down[0].shape[1])
         results: list[tuple[Any, Any, Any]] = []
+        shown: dict[str, list[Any]] = {GATE_UP: [], DOWN: []}
+        tokens: list[Any] = []
         for request in requests:
             token, place = torch.where(request.chosen == number)
             inputs = request.hidden[token]
             inner = self._inner(request.module, inputs)
             first += Sums.of(inputs)
             second += Sums.of(inner)
+            if moments:
+                shown[GATE_UP].append(inputs)
+                shown[DOWN].append(inner)
+                tokens.append(request.tokens[token])
             output = torch.nn.functional.linear(inner, *self.down)
             results.append((request.output, token, output * request.weights[token, place, None]))
+        parts = {
+            kind: moments.part(rows, tokens)
+            for kind, rows in shown.items()
+            if moments and moments.wants(kind)
+        }
         turn.wait(number)
         for output, token, values in results:
             output.index_add_(0, token, values.to(output.dtype))
+        for kind, part in parts.items():
+            moments.add(kind, number, part)
         turn.done()
         return first, second
 

@@ -1,9 +1,9 @@
 """Which inputs each tensor of a GGUF is multiplied by, as places in transformers' model.
 
-A tensor's stored names say which parameters it is made of, and these say the module. Three kinds
-of tensors have other rules: the experts of a mixture whose modules hold them in one
-parameter, and the two halves of MLA's `kv_b`, which llama.cpp multiplies by other inputs than
-transformers does (attention.py).
+A tensor's stored names say which parameters it is made of, and these say the module. Some tensors
+have other rules: the experts of a mixture whose modules hold them in one parameter; the two halves
+of MLA's `kv_b`, which llama.cpp multiplies by other inputs than transformers does (attention.py);
+and the output matrix, which the decoder that is run does not have.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ LINEAR, GATE_UP, DOWN, KEYS, VALUES = "linear", "gate_up", "down", "k_b", "v_b"
 """Inputs of a linear layer; of the first and of the second matrices of experts in one parameter, an
 entry for each expert; of MLA's two halves, an entry for each head."""
 
+OUTPUT = "output"
+"""The last hidden states, which the output matrix is multiplied by."""
+
 _LATENT = {"attn_k_b": KEYS, "attn_v_b": VALUES}
 
 
@@ -39,7 +42,13 @@ def feeds(source: Source, mixtures: Collection[str]) -> dict[str, tuple[Feed, ..
     mixtures: names of the modules that hold experts in one parameter
     """
     found = {tensor.name: _feeds_of(source, tensor, mixtures) for tensor in source.model.tensors}
+    found[_output_matrix(found)] = (Feed(source.skeleton.name, OUTPUT),)
     return {name: places for name, places in found.items() if places}
+
+
+def _output_matrix(names: Collection[str]) -> str:
+    """Return the tensor that gives the logits; runtimes take the embedding where none is stored."""
+    return "output.weight" if "output.weight" in names else "token_embd.weight"
 
 
 def _feeds_of(source: Source, tensor: ModelTensor, mixtures: Collection[str]) -> tuple[Feed, ...]:

@@ -11,8 +11,11 @@ import numpy as np
 
 from dynquant.arch.base import ModelTensor
 from dynquant.arrays import F32, I32
+from dynquant.calibrate.feeds import feeds
 from dynquant.calibrate.memory import needed_bytes
+from dynquant.calibrate.moments import Collector, Detail, held_out, inputs_of
 from dynquant.calibrate.run import GROUP, Progress, Seen, collect
+from dynquant.calibrate.skeleton import blocks
 from dynquant.calibrate.sources import Source, open_source
 from dynquant.calibrate.sums import Sums
 from dynquant.conversion.write import default_threads
@@ -38,12 +41,20 @@ class Settings:
     context: tokens of a window
     chunks:  windows to read, shared equally among the texts; None reads all
     threads: None uses one for each CPU
+    moments: also write the second moments, of a layer's experts together or of each
     """
 
     texts: tuple[Text, ...]
     context: int = CONTEXT
     chunks: int | None = None
     threads: int | None = None
+    moments: Detail | None = None
+
+
+def moments_path(out: Path) -> Path:
+    """Return the file of second moments beside an imatrix."""
+    name = out.name.removesuffix(".gguf").removesuffix(".imatrix")
+    return out.with_name(f"{name}.moments.safetensors")
 
 
 def make_imatrix(
@@ -62,8 +73,9 @@ def make_imatrix(
     Raises DynquantError before the model runs for all that is wrong with the inputs.
     """
     problems = Problems()
-    if out.exists() and not force:
-        problems.add(f"{out}: exists; replace it with --force, or name another output")
+    for file in (out, moments_path(out)) if settings.moments else (out,):
+        if file.exists() and not force:
+            problems.add(f"{file}: exists; replace it with --force, or name another output")
     if not out.absolute().parent.is_dir():
         problems.add(f"{out.parent}: is not a folder; create it first, or name another output")
     source = problems.attempt(lambda: open_source(path))
@@ -71,22 +83,27 @@ def make_imatrix(
     assert source is not None, "it is open or a fault"
     windows = _windows(source, settings)
     threads = settings.threads or default_threads()
+    moments = _collector(source, windows, out, settings)
     needed = needed_bytes(
         source.model,
         tokens=windows.size,
         distinct=len(np.unique(windows)),
         group=max(GROUP, settings.context),
         threads=threads,
+        moments=moments.inputs if moments else (),
     )
     say(
         f"{path}: {len(windows):,} windows of {windows.shape[1]:,} tokens; needs at most"
         f" {size_text(needed)} of memory"
     )
+    if moments:
+        say(f"{moments.writer.out}: will have {size_text(moments.writer.n_bytes)}")
     seen = collect(
         source,
         windows,
         threads=threads,
         progress=progress,
+        moments=moments,
         state=out.with_name(f"{out.name}.state"),
     )
     _write(source, seen, windows, out, settings)
@@ -117,6 +134,26 @@ def _windows(source: Source, settings: Settings) -> I32:
     )
 
 
+def _collector(source: Source, windows: I32, out: Path, settings: Settings) -> Collector | None:
+    if settings.moments is None:
+        return None
+    places = feeds(source, dict(blocks(source.skeleton.model)))
+    n, context = windows.shape
+    metadata = {
+        "dynquant": our_version(),
+        "model": source.path.name,
+        "tokens_sha256": _tokens_sha256(windows),
+        "windows": f"{n} of {context} tokens",
+        "held_out": f"{int(held_out(n).sum())} windows",
+    }
+    inputs = inputs_of(source, places, settings.moments)
+    return Collector(moments_path(out), inputs, places, (n, context), metadata)
+
+
+def _tokens_sha256(windows: I32) -> str:
+    return hashlib.sha256(windows.astype("<i4").tobytes()).hexdigest()
+
+
 def _write(source: Source, seen: Seen, windows: I32, out: Path, settings: Settings) -> None:
     entries: dict[str, tuple[F32, Sequence[int]]] = {}
     linear: dict[str, F32] = {}
@@ -124,7 +161,6 @@ def _write(source: Source, seen: Seen, windows: I32, out: Path, settings: Settin
         if sums := _sums_of(tensor, seen):
             entries[tensor.name], linear[tensor.name] = _entry(tensor, sums)
     part = out.with_name(f"{out.name}.part")
-    tokens = windows.astype("<i4").tobytes()
     try:
         write_imatrix(
             part,
@@ -137,7 +173,7 @@ def _write(source: Source, seen: Seen, windows: I32, out: Path, settings: Settin
                 "dynquant.version": string(our_version()),
                 "dynquant.imatrix.model": string(source.path.name),
                 "dynquant.imatrix.context": u32(settings.context),
-                "dynquant.imatrix.tokens_sha256": string(hashlib.sha256(tokens).hexdigest()),
+                "dynquant.imatrix.tokens_sha256": string(_tokens_sha256(windows)),
                 "dynquant.imatrix.text_sha256": strings([t.sha256 for t in settings.texts]),
             },
         )

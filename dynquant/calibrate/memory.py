@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
 
-from dynquant.arch.base import Model, ModelTensor
+from dynquant.arch.base import Model, ModelTensor, TensorName
+from dynquant.importance.moments import N_SIGNS, Input
 
 _PROGRAM = 700 << 20
 """Bytes of torch and transformers themselves."""
@@ -36,13 +37,22 @@ _MMAP_THRESHOLD = -3
 """M_MMAP_THRESHOLD of malloc.h."""
 
 
-def needed_bytes(model: Model, *, tokens: int, distinct: int, group: int, threads: int) -> int:
+def needed_bytes(
+    model: Model,
+    *,
+    tokens: int,
+    distinct: int,
+    group: int,
+    threads: int,
+    moments: Sequence[Input] = (),
+) -> int:
     """Return the bytes that a run needs, at most.
 
     tokens:   of all windows
     distinct: different ones among them
     group:    tokens that run together
     threads:  groups, or experts, that run at once
+    moments:  inputs whose second moments are collected
     """
     layers: dict[int, list[ModelTensor]] = {}
     for tensor in model.tensors:
@@ -56,7 +66,19 @@ def needed_bytes(model: Model, *, tokens: int, distinct: int, group: int, thread
     running = threads * min(group, tokens) * _WORKING * _widest(layers)
     waiting = tokens * (hidden * kept + _BESIDE)
     floats = dense + threads * expert + distinct * hidden + waiting + running
-    return _PROGRAM + 4 * floats
+    return _PROGRAM + 4 * (floats + _of_moments(moments, threads))
+
+
+def _of_moments(inputs: Sequence[Input], threads: int) -> int:
+    """Return the numbers of a layer's products, those of the parts that are added to them, and what
+    is written of one.
+    """
+    layers: dict[int | None, int] = {}
+    for each in inputs:
+        layer = TensorName.parse(each.tensors[0]).layer
+        layers[layer] = layers.get(layer, 0) + each.n * (each.n + N_SIGNS)
+    widest = max((each.n for each in inputs), default=0)
+    return max(layers.values(), default=0) + (threads + 1) * widest * (widest + N_SIGNS)
 
 
 def _floats(tensors: list[ModelTensor]) -> int:

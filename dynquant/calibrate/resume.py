@@ -37,10 +37,13 @@ class State:
     totals: Totals
 
 
-def identity(files: Sequence[Path], windows: I32) -> str:
-    """Return a hash of what a state belongs to: the model's files, the tokens, and our version."""
+def identity(files: Sequence[Path], windows: I32, moments: str) -> str:
+    """Return a hash of what a state belongs to: the model's files, the tokens, and our version.
+
+    moments: the name of the file of second moments that the run writes, if it does
+    """
     stats = [(str(file.resolve()), file.stat()) for file in sorted(files)]
-    known = [our_version(), [(name, s.st_size, s.st_mtime_ns) for name, s in stats]]
+    known = [our_version(), moments, [(name, s.st_size, s.st_mtime_ns) for name, s in stats]]
     digest = hashlib.sha256(json.dumps(known).encode())
     digest.update(json.dumps(windows.shape).encode() + windows.astype("<i4").tobytes())
     return digest.hexdigest()

@@ -22,8 +22,19 @@ import torch
 
 from dynquant.arrays import I32
 from dynquant.calibrate import attention, experts
-from dynquant.calibrate.feeds import DOWN, GATE_UP, KEYS, LINEAR, VALUES, Feed, feeds, is_linear
+from dynquant.calibrate.feeds import (
+    DOWN,
+    GATE_UP,
+    KEYS,
+    LINEAR,
+    OUTPUT,
+    VALUES,
+    Feed,
+    feeds,
+    is_linear,
+)
 from dynquant.calibrate.memory import give_back_freed
+from dynquant.calibrate.moments import Collector, ExpertMoments, Place
 from dynquant.calibrate.resume import State, Totals, identity, load, save
 from dynquant.calibrate.skeleton import blocks
 from dynquant.calibrate.sources import Source
@@ -63,21 +74,23 @@ def collect(
     *,
     threads: int,
     progress: Progress,
+    moments: Collector | None = None,
     state: Path | None = None,
     save_seconds: float = SAVE_SECONDS,
 ) -> Seen:
     """Run windows through a model.
 
     windows: int32 [n_windows, n], token ids
+    moments: collects the second moments, too
     state:   a file that a run writes from time to time, and resumes from if it exists; removed at
              the end. Models that hand more than hidden states from layer to layer write none
 
     Raises CalibrationError if an input is not finite.
     """
-    runner = _Runner(source, windows, threads)
+    runner = _Runner(source, windows, threads, moments)
     if state is None:
         return runner.run(progress, None)
-    of = identity(source.files, windows)
+    of = identity(source.files, windows, moments.writer.out.name if moments else "")
     found = runner.run(progress, _Keeper(state, of, save_seconds))
     state.unlink(missing_ok=True)
     return found
@@ -103,7 +116,10 @@ class _Keeper:
 class _Runner:
     """A model that is being run; its hooks are called in the threads of the groups."""
 
-    def __init__(self, source: Source, windows: I32, threads: int) -> None:
+    def __init__(
+        self, source: Source, windows: I32, threads: int, moments: Collector | None
+    ) -> None:
+        self._moments = moments
         self._skeleton, self._threads = source.skeleton, threads
         self._tensors = source.model.tensors
         n = max(1, GROUP // windows.shape[1])
@@ -111,6 +127,7 @@ class _Runner:
             torch.from_numpy(windows[at : at + n].astype("int64"))
             for at in range(0, len(windows), n)
         ]
+        self._numbers = torch.arange(windows.size).split([g.numel() for g in self._groups])
         # Some models read the row of token 0 in place of tokens that a table does not have.
         self._tokens: list[int] = sorted({0, *np.unique(windows).tolist()})
         model = source.skeleton.model
@@ -134,9 +151,13 @@ class _Runner:
         layers = self._skeleton.layers
         torch.set_num_threads(1)
         give_back_freed()
-        if keeper and (state := keeper.load()):
+        writer = self._moments.writer if self._moments else None
+        may_resume = keeper is not None and (writer is None or writer.is_begun)
+        if keeper and may_resume and (state := keeper.load()):
             self._first, self._outputs = state.layer, dict(enumerate(state.outputs))
             self._found.totals = state.totals
+        elif writer:
+            writer.begin()
         with self._hooked(), self._skeleton.rest_loaded(self._tokens), self._steps:
             self._steps.advance()
             for number in range(self._first, len(layers)):
@@ -144,8 +165,11 @@ class _Runner:
                 self._layer(number, layers[number])
                 if keeper and self._is_plain and number + 1 < len(layers):
                     keeper.offer(lambda n=number + 1: self._state(n))
-        progress(len(layers), len(layers))
         self._found.hidden = [self._hidden[group] for group in range(len(self._groups))]
+        for hidden in self._found.hidden:
+            _add(self._found.totals, {Feed(self._skeleton.name, OUTPUT): [Sums.of(hidden)]})
+        self._end_moments()
+        progress(len(layers), len(layers))
         return self._found
 
     def _state(self, layer: int) -> State:
@@ -165,7 +189,21 @@ class _Runner:
             _add(totals, seen)
             seen.clear()
         _check_finite(number, totals)
+        if self._moments:
+            self._moments.end_layer(totals)
         self._found.totals |= totals
+
+    def _end_moments(self) -> None:
+        """Write the moments of the output matrix's inputs, which end the file."""
+        if self._moments is None:
+            return
+        feed = Feed(self._skeleton.name, OUTPUT)
+        if place := self._moments.place(feed):
+            for hidden, tokens in zip(self._found.hidden, self._numbers, strict=True):
+                rows = hidden.reshape(-1, hidden.shape[-1])
+                self._moments.add(place.input, 0, self._moments.part(rows, tokens))
+            self._moments.end_layer({feed: self._found.totals[feed]})
+        self._moments.writer.finish()
 
     def _experts(self, number: int) -> None:
         """Run the experts that all groups wait for."""
@@ -176,8 +214,9 @@ class _Runner:
             for tensor in self._tensors
             if tensor.parts.layer == number and "_exps." in tensor.name
         }
-        first, second = experts.run(requests, own, threads=self._threads)
         name = self._names[id(requests[0].module)]
+        moments = ExpertMoments(self._moments, name) if self._moments else None
+        first, second = experts.run(requests, own, moments, threads=self._threads)
         _add(self._seen[0], {Feed(name, GATE_UP): first, Feed(name, DOWN): second})
 
     @contextmanager
@@ -235,6 +274,7 @@ class _Runner:
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
     def _wait_for_experts(self, request: experts.Request) -> None:
+        request.tokens = self._numbers[self._steps.number]
         self._requests[self._steps.number] = request
         self._steps.pause()
 
@@ -246,7 +286,26 @@ class _Runner:
         last = getattr(self._mine, "last", None)
         if last is None or last[0] is not inputs[0]:
             self._mine.last = last = inputs[0], Sums.of(inputs[0])
-        _add(self._seen[self._steps.number], {Feed(name, LINEAR): [last[1]]})
+        feed = Feed(name, LINEAR)
+        _add(self._seen[self._steps.number], {feed: [last[1]]})
+        if self._moments and (place := self._moments.place(feed)):
+            self._see_moments(self._moments, feed, place, inputs[0])
+
+    def _see_moments(self, moments: Collector, feed: Feed, place: Place, inputs: Any) -> None:
+        """Add the products of inputs; those of a part of the tokens, in an order unknown, are not
+        added, so that the file has zeros.
+        """
+        rows = inputs.reshape(-1, inputs.shape[-1])
+        tokens = self._numbers[self._steps.number]
+        if len(rows) == len(tokens):
+            part = moments.part(rows, tokens)
+            try:
+                with self._steps.in_turn(feed):
+                    moments.add(place.input, place.matrix, part)
+            except ValueError as e:
+                raise CalibrationError(
+                    f"{feed.module}: is used twice in a layer; make the imatrix without --moments"
+                ) from e
 
     def _latent(self) -> Any:
         return self._mine.latent

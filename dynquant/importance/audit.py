@@ -162,15 +162,21 @@ def _audited(tensor: ModelTensor, entry: Entry) -> Importance:
     return replace(made, without=frozenset(empty))
 
 
-def _of_same_inputs(tensor: ModelTensor, imatrix: Imatrix) -> Iterator[Entry]:
-    """Yield the entries of other tensors with the same inputs, if their sizes agree."""
+def with_same_inputs(tensor: ModelTensor) -> Iterator[str]:
+    """Yield the names that other tensors with the same inputs have, if the model has them."""
     role = tensor.parts.role
     for roles in _SAME_INPUTS if tensor.name.endswith(f".{role}.weight") else ():
         for other in roles if role in roles else ():
-            name = tensor.name.removesuffix(f"{role}.weight") + f"{other}.weight"
-            entry = imatrix.entries.get(name)
-            if other != role and entry is not None and _fits(tensor, entry):
-                yield entry
+            if other != role:
+                yield tensor.name.removesuffix(f"{role}.weight") + f"{other}.weight"
+
+
+def _of_same_inputs(tensor: ModelTensor, imatrix: Imatrix) -> Iterator[Entry]:
+    """Yield the entries of other tensors with the same inputs, if their sizes agree."""
+    for name in with_same_inputs(tensor):
+        entry = imatrix.entries.get(name)
+        if entry is not None and _fits(tensor, entry):
+            yield entry
 
 
 def _n_matrices(tensor: ModelTensor) -> int:

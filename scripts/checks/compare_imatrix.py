@@ -85,7 +85,8 @@ def main() -> None:
                 "-o",
                 str(theirs),
             ]
-            command += ["-c", size, "-b", size, "-ub", size, "--chunks", n, "-t", threads, *EXACT]
+            command += ["-c", size, "-b", size, "-ub", size, "--chunks", n, "-t", threads]
+            command += [*EXACT, "--process-output"]
             their_seconds = timed(command)
             command = [sys.executable, "-m", "dynquant", "imatrix", str(model), "-o", str(ours)]
             command += ["--text", str(given.text), "-c", size, "--chunks", n, "--force"]

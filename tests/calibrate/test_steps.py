@@ -108,3 +108,50 @@ def test_functions_that_are_running_end_at_their_next_pause() -> None:
     leaving.start()
     leaving.join(5)
     assert not leaving.is_alive()
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 5])
+def test_what_is_added_in_turn_has_the_order_of_the_functions(at_once: int) -> None:
+    added: dict[str, list[int]] = {"a": [], "b": []}
+
+    def body(number: int) -> Callable[[], None]:
+        def run() -> None:
+            for step in range(3):
+                time.sleep(0.002 * ((number * 7 + step) % 5))
+                for place in ("a", "b") if number != 2 else ("b",):  # one does not come to a
+                    with steps.in_turn(place):
+                        added[place].append(10 * step + number)
+                steps.pause()
+
+        return run
+
+    with Steps([body(number) for number in range(5)], at_once=at_once) as steps:
+        while steps.advance():
+            pass
+    assert added["b"] == [10 * step + number for step in range(3) for number in range(5)]
+    assert added["a"] == [n for n in added["b"] if n % 10 != 2]
+
+
+def test_a_function_that_waits_for_its_turn_ends_when_another_fails() -> None:
+    def first() -> None:
+        time.sleep(0.01)
+        raise ValueError("first")
+
+    def second() -> None:
+        with steps.in_turn("a"):
+            pass
+
+    before = threading.active_count()
+    with pytest.raises(ValueError, match="first"), Steps([first, second], at_once=2) as steps:
+        steps.advance()
+    assert threading.active_count() == before
+
+
+def test_a_place_has_one_visit_a_step() -> None:
+    def body() -> None:
+        for _ in range(2):
+            with steps.in_turn("a"):
+                pass
+
+    with pytest.raises(ValueError, match="a: visited twice"), Steps([body], at_once=1) as steps:
+        steps.advance()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -54,6 +54,15 @@ def make(
             show_default=False,
         ),
     ] = None,
+    moments: Annotated[
+        Literal["layers", "experts"] | None,
+        typer.Option(
+            "--moments",
+            help="Also write the second moments of the inputs, for error feedback, to"
+            " OUT.moments.safetensors: those of a layer's experts together, or of each expert.",
+            show_default=False,
+        ),
+    ] = None,
     threads: ThreadsOption = None,
     force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print results only.")] = False,
@@ -72,7 +81,7 @@ def make(
     out = out or Path(f"{name.removesuffix('.gguf')}.imatrix.gguf")
     if out.resolve() in {path.resolve() for path in (model, *(text or ()))}:
         raise CalibrationError(f"{out}: is a file that this command reads; name another output")
-    settings = Settings(texts, context=context, chunks=chunks, threads=threads)
+    settings = Settings(texts, context=context, chunks=chunks, threads=threads, moments=moments)
     try:
         with counting("layers", quiet=quiet) as progress:
             warnings = make_imatrix(

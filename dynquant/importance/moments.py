@@ -1,0 +1,298 @@
+"""The second moments of a model's activations: what error feedback needs beside an imatrix.
+
+An input is what several matrices are multiplied by: Q, K and V have one, and so have gate and up.
+For each input x of n channels, with H = E[x xᵀ] over the tokens of a text, a safetensors file has:
+
+    <input>.squares       F32 [n_matrices, n]        H's diagonal; of experts, a row for each
+    <input>.counts        F32 [n_matrices]           tokens behind each row
+    <input>.correlations  F16 [n_moments, n (n-1)/2] H[i, j] / sqrt(H[i, i] H[j, j]) for i < j, row
+                                                     after row; of all experts together, or of each
+    <input>.held_out      F32 [n_moments, 256, n]    S, where H' = Sᵀ S estimates the moments of
+                                                     the windows that are held out
+
+Squares and counts are of all windows, correlations of those that are not held out. S has the sums
+of x over the held-out tokens with 256 random signs for each; tr(E Sᵀ S Eᵀ), for the errors E of
+many rows, is within a few tenths of a percent of tr(E H' Eᵀ), in n / 512 of the bytes of H'.
+
+The metadata of the file has `format` = "dynquant.moments.1", `inputs` (JSON: the names of the
+tensors of each input), `hashes` (JSON: XXH3-128 of each input's bytes), and where the file is from.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+from pydantic import TypeAdapter
+from safetensors import SafetensorError, safe_open
+
+from dynquant.arrays import F32
+from dynquant.errors import ImportanceError
+
+FORMAT = "dynquant.moments.1"
+
+N_SIGNS = 256
+"""Rows of S."""
+
+_NUMPY = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2")}
+_NO_HASH = "0" * 32
+_PIECE = 1 << 24  # bytes that are hashed at a time
+
+
+@dataclass(frozen=True)
+class Input:
+    """What some tensors of a model are multiplied by.
+
+    name:      of the first of the tensors, without `.weight`
+    tensors:   the names of all
+    n:         channels
+    n_matrices: 1, or the number of experts
+    n_moments: 1, or the number of experts if each has moments
+    """
+
+    name: str
+    tensors: tuple[str, ...]
+    n: int
+    n_matrices: int = 1
+    n_moments: int = 1
+
+    @property
+    def arrays(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Return the type and shape of each array of the file, by its name."""
+        return {
+            f"{self.name}.squares": ("F32", (self.n_matrices, self.n)),
+            f"{self.name}.counts": ("F32", (self.n_matrices,)),
+            f"{self.name}.correlations": ("F16", (self.n_moments, self.n * (self.n - 1) // 2)),
+            f"{self.name}.held_out": ("F32", (self.n_moments, N_SIGNS, self.n)),
+        }
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of its arrays."""
+        return sum(_NUMPY[kind].itemsize * prod(shape) for kind, shape in self.arrays.values())
+
+
+def upper_triangle(products: F32) -> NDArray[np.float16]:
+    """Return the correlations of second moments, float16 [n (n-1) / 2].
+
+    products: float32 [n, n]; only what is on and above the diagonal is read. A channel that is
+              always zero is correlated with none
+    """
+    n = len(products)
+    scale = np.sqrt(products.diagonal().astype(np.float64))
+    scale = np.divide(1, scale, out=np.zeros(n), where=scale > 0)
+    found = np.empty(n * (n - 1) // 2, np.float16)
+    at = 0
+    for i in range(n - 1):
+        row = products[i, i + 1 :] * (scale[i] * scale[i + 1 :])
+        found[at : at + len(row)] = np.clip(row, -1, 1)
+        at += len(row)
+    return found
+
+
+def full_matrix(correlations: NDArray[np.float16], n: int) -> F32:
+    """Return what `upper_triangle` packed, float32 [n, n], with ones on the diagonal."""
+    found = np.eye(n, dtype=np.float32)
+    at = 0
+    for i in range(n - 1):
+        found[i, i + 1 :] = found[i + 1 :, i] = correlations[at : at + n - 1 - i]
+        at += n - 1 - i
+    return found
+
+
+class MomentsWriter:
+    """A file of moments whose arrays are written one by one, at their places.
+
+    The file is OUT.part until `finish`.
+    """
+
+    def __init__(self, out: Path, inputs: Sequence[Input], metadata: Mapping[str, str]) -> None:
+        self.out, self._part = out, out.with_name(f"{out.name}.part")
+        self._inputs, self._metadata = inputs, metadata
+        arrays = {name: each for i in inputs for name, each in i.arrays.items()}
+        self._arrays, self._size = _placed(arrays)
+        self._empty = self._header({i.name: _NO_HASH for i in inputs})
+        self._data_at = len(self._empty)
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the file."""
+        return self._data_at + self._size
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether an interrupted run left its file."""
+        try:
+            with self._part.open("rb") as file:
+                return file.read(self._data_at) == self._empty and file.seek(0, 2) == self.n_bytes
+        except OSError:
+            return False
+
+    def begin(self) -> None:
+        """Create the file, with zeros.
+
+        Raises ImportanceError if it cannot be written.
+        """
+        try:
+            with self._part.open("wb") as file:
+                file.write(self._empty)
+                file.truncate(self.n_bytes)
+        except OSError as e:
+            raise ImportanceError(f"{self._part}: cannot be written: {e.strerror}") from e
+
+    def write(self, name: str, values: NDArray[Any], row: int | None = None) -> None:
+        """Write an array; row: only this one of its first dimension.
+
+        Raises ImportanceError if it cannot be written.
+        """
+        kind, shape, at = self._arrays[name]
+        content = np.require(values, _NUMPY[kind], "C")
+        if row is not None:
+            at += row * content.nbytes
+            shape = shape[1:]
+        assert content.shape == shape, (name, content.shape, shape)
+        try:
+            with self._part.open("r+b") as file:
+                file.seek(self._data_at + at)
+                file.write(content)
+        except OSError as e:
+            raise ImportanceError(f"{self._part}: cannot be written: {e.strerror}") from e
+
+    def finish(self) -> None:
+        """Write the hashes, and give the file its name.
+
+        Raises ImportanceError if it cannot be written.
+        """
+        try:
+            with self._part.open("r+b") as file:
+                hashes: dict[str, str] = {}
+                for each in self._inputs:
+                    file.seek(self._data_at + self._arrays[next(iter(each.arrays))][2])
+                    hashes[each.name] = _hash(file, each.n_bytes)
+                file.seek(0)
+                file.write(self._header(hashes))
+            self._part.replace(self.out)
+        except OSError as e:
+            raise ImportanceError(f"{self.out}: cannot be written: {e.strerror}") from e
+
+    def _header(self, hashes: Mapping[str, str]) -> bytes:
+        metadata = {
+            "format": FORMAT,
+            "inputs": json.dumps({i.name: i.tensors for i in self._inputs}),
+            "hashes": json.dumps(hashes),
+            **self._metadata,
+        }
+        arrays = {
+            name: {
+                "dtype": kind,
+                "shape": shape,
+                "data_offsets": [at, at + _NUMPY[kind].itemsize * prod(shape)],
+            }
+            for name, (kind, shape, at) in self._arrays.items()
+        }
+        text = json.dumps({"__metadata__": metadata, **arrays}).encode()
+        text += b" " * (-len(text) % 8)
+        return len(text).to_bytes(8, "little") + text
+
+
+def _hash(file: BinaryIO, n_bytes: int) -> str:
+    """Return the hash of the next bytes of a file."""
+    digest = xxhash.xxh3_128()
+    while n_bytes > 0:
+        piece = file.read(min(n_bytes, _PIECE))
+        digest.update(piece)
+        n_bytes -= _PIECE
+    return digest.hexdigest()
+
+
+def _placed(
+    arrays: Mapping[str, tuple[str, tuple[int, ...]]],
+) -> tuple[dict[str, tuple[str, tuple[int, ...], int]], int]:
+    """Return the type, shape and place of each array, one after another, and the bytes of all."""
+    found: dict[str, tuple[str, tuple[int, ...], int]] = {}
+    at = 0
+    for name, (kind, shape) in arrays.items():
+        found[name] = kind, shape, at
+        at += _NUMPY[kind].itemsize * prod(shape)
+    return found, at
+
+
+@dataclass(frozen=True)
+class Moments:
+    """A file of moments whose header was read.
+
+    inputs:   by the name of each tensor
+    metadata: where the file is from: `model`, `tokens_sha256`, `windows`, `held_out`
+    """
+
+    path: Path
+    inputs: Mapping[str, Input]
+    metadata: Mapping[str, str]
+    hashes: Mapping[str, str]
+
+    def arrays(self, tensor: str) -> dict[str, NDArray[Any]]:
+        """Return the arrays of a tensor's input: squares, counts, correlations, held_out.
+
+        Raises ImportanceError if the file was changed or damaged.
+        """
+        each = self.inputs[tensor]
+        found: dict[str, NDArray[Any]] = {}
+        digest = xxhash.xxh3_128()
+        try:
+            with _opened(self.path) as file:
+                for name in each.arrays:
+                    found[name.rpartition(".")[2]] = array = file.get_tensor(name)
+                    digest.update(np.ascontiguousarray(array).data)
+        except (OSError, SafetensorError) as e:
+            raise ImportanceError(f"{self.path}: cannot be read: {e}") from e
+        if digest.hexdigest() != self.hashes[each.name]:
+            raise ImportanceError(f"{self.path}: {each.name}: is damaged; make the file again")
+        return found
+
+
+def _opened(path: Path) -> Any:
+    """Open safetensors; the package has no types."""
+    return safe_open(path, "numpy")
+
+
+def read_moments(path: Path) -> Moments:
+    """Read the header of a file of moments.
+
+    Raises ImportanceError if the file cannot be read, or is not one of moments.
+    """
+    try:
+        with _opened(path) as file:
+            metadata: dict[str, str] = file.metadata() or {}
+            names: list[str] = list(file.keys())
+            shapes: dict[str, list[int]] = {
+                name: file.get_slice(name).get_shape() for name in names
+            }
+    except (OSError, SafetensorError) as e:
+        raise ImportanceError(f"{path}: cannot be read: {e}") from e
+    if metadata.get("format") != FORMAT:
+        raise ImportanceError(
+            f"{path}: is not a file of moments of this version of dynquant; make it with"
+            " `dynquant imatrix --moments`"
+        )
+    try:
+        tensors = TypeAdapter(dict[str, list[str]]).validate_json(metadata.pop("inputs"))
+        hashes = TypeAdapter(dict[str, str]).validate_json(metadata.pop("hashes"))
+        inputs: dict[str, Input] = {}
+        for name in hashes:
+            n_matrices, n = shapes[f"{name}.squares"]
+            n_moments = shapes[f"{name}.held_out"][0]
+            each = Input(name, tuple(tensors[name]), n, n_matrices, n_moments)
+            for own, (_, shape) in each.arrays.items():
+                if tuple(shapes[own]) != shape:
+                    raise ValueError(own)
+            inputs |= dict.fromkeys(each.tensors, each)
+    except (KeyError, ValueError) as e:  # a ValidationError is a ValueError
+        raise ImportanceError(f"{path}: its header is damaged; make the file again") from e
+    return Moments(path, inputs, metadata, hashes)
