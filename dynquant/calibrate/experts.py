@@ -80,8 +80,9 @@ def run(
     tensors:  the layer's, by role and suffix, such as `ffn_down_exps.weight`
     moments:  is shown the inputs, too
     """
-    for request in requests if moments else ():
-        moments.of_all(request.hidden, request.tokens)
+    for request in requests:
+        if moments:
+            moments.of_all(request.hidden, request.tokens)
     n_experts = tensors["ffn_down_exps.weight"].shape[0]
     first: list[Sums] = []
     second: list[Sums] = []
@@ -169,7 +170,8 @@ class _Expert:
         for output, token, values in results:
             output.index_add_(0, token, values.to(output.dtype))
         for kind, part in parts.items():
-            moments.add(kind, number, part)
+            if moments:
+                moments.add(kind, number, part)
         turn.done()
         return first, second
 

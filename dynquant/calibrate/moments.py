@@ -57,7 +57,9 @@ def inputs_of(
 ) -> list[Input]:
     """Return the inputs of a model's matrices, but not those of routers and of MLA's heads."""
     found: dict[str, list[str]] = {}
-    shapes = {tensor.name: tensor.shape for tensor in source.model.tensors}
+    shapes: dict[str, tuple[int, ...]] = {
+        tensor.name: tensor.shape for tensor in source.model.tensors
+    }
     for tensor in source.model.tensors:
         feeds = places.get(tensor.name, ())
         if not feeds or tensor.parts.role == "ffn_gate_inp" or feeds[0].kind in (KEYS, VALUES):

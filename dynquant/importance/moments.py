@@ -161,7 +161,7 @@ class MomentsWriter:
         try:
             with self._part.open("r+b") as file:
                 file.seek(self._data_at + at)
-                file.write(content)
+                file.write(content.data)
         except OSError as e:
             raise ImportanceError(f"{self._part}: cannot be written: {e.strerror}") from e
 
