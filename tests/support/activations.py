@@ -185,18 +185,18 @@ def check_layout(struct: Any = Tensor) -> None:
         inputs = lib.ggml_new_tensor_3d(context, TYPE_F32, 5, 2, 4)
         ids = lib.ggml_new_tensor_2d(context, TYPE_I32, 2, 4)
         lib.ggml_set_name(matrices, b"blk.0.matrices")
-        turned = at(lib.ggml_permute(context, matrices, 1, 2, 0, 3))
+        permuted = at(lib.ggml_permute(context, matrices, 1, 2, 0, 3))
         flat = lib.ggml_new_tensor_2d(context, TYPE_F32, 5, 6)
         product = at(lib.ggml_mul_mat(context, flat, inputs))
         chosen = at(lib.ggml_mul_mat_id(context, matrices, inputs, ids))
         first = at(matrices)
         found = {
             "type": [lib.ggml_type_name(x.type) for x in (first, at(ids))],
-            "ne": [tuple(first.ne), tuple(turned.ne)],
-            "nb": [tuple(first.nb), tuple(turned.nb)],
+            "ne": [tuple(first.ne), tuple(permuted.ne)],
+            "nb": [tuple(first.nb), tuple(permuted.nb)],
             "op": [lib.ggml_op_name(x.op) if 0 < x.op < 64 else x.op for x in (product, chosen)],
             "src": [tuple(product.src)[:3], tuple(chosen.src)[:4]],
-            "view_src": turned.view_src,
+            "view_src": permuted.view_src,
             "data": first.data,
             "name": first.name,
             "name's address": lib.ggml_get_name(matrices) - matrices,
@@ -292,7 +292,7 @@ class _Collector:
 def inputs_of(path: Path, windows: Sequence[Sequence[int]]) -> dict[str, Inputs]:
     """Run windows of token ids through a GGUF; return the inputs of each tensor.
 
-    Heads of latent attention and experts are matrices of their own. Raises RuntimeError if
+    Each head of latent attention, and each expert, is a matrix. Raises RuntimeError if
     llama.cpp rejects the file.
     """
     collector = _Collector()
