@@ -259,6 +259,18 @@ class Elementwise(InF32):
         into[:] = f32_bytes(values)
 
 
+@dataclass(frozen=True)
+class ScaledInputs(InF32):
+    """A matrix times a number by which the checkpoint's model multiplies its inputs instead."""
+
+    source: TensorSource
+    factor: float
+
+    def read(self, start: int, stop: int, into: U8) -> None:
+        """Fill `into` with rows start..stop."""
+        into[:] = f32_bytes(read_weights(self.source, start, stop) * np.float32(self.factor))
+
+
 @dataclass(frozen=True, eq=False)
 class UnitColumns(InF32):
     """A matrix with each column divided by its norm plus a small number, computed in F32.

@@ -24,23 +24,33 @@ EXTENDED = "sdpa"
 LATENT = "kv_b_proj"
 """The module that an attention module of this kind has."""
 
+QUERIES = ("q_b_proj", "q_proj")
+"""The modules that give its queries: one of them."""
+
 See = Callable[[Any, list[Sums], list[Sums]], None]
 """Called with the module, and the sums of each head's inputs of the halves for keys and values."""
 
 
 @contextmanager
-def reported(latent: Callable[[], Any], see: See) -> Generator[None]:
+def reported(
+    wanted: Callable[[Any], bool], latent: Callable[[], Any], queries: Callable[[], Any], see: See
+) -> Generator[None]:
     """Let attention modules with a latent vector report the inputs of their two halves.
 
-    latent: returns the latent vectors that the thread expanded last, [n_windows, n, n_latent]
+    wanted:  returns whether a module reports
+    latent:  returns the latent vectors that the thread expanded last, [n_windows, n, n_latent]
+    queries: returns the queries that it computed last, [n_windows, n, n_heads * n_per_head]; what
+             attention is given may be scaled by position (Mistral 4)
     """
 
     def forward(
         module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **more: Any
     ) -> Any:
-        if hasattr(module, LATENT):
+        if wanted(module):
             mask, scaling = attention_mask, more["scaling"]
-            see(module, *_inputs(module, query, key, latent(), mask, scaling))
+            plain = queries().unflatten(-1, (query.shape[1], -1))[..., : module.qk_nope_head_dim]
+            keys = [Sums.of(plain[:, :, head]) for head in range(query.shape[1])]
+            see(module, keys, _means(query, key, latent(), mask, scaling))
         return sdpa_attention_forward(module, query, key, value, attention_mask, **more)
 
     # Under the name of the function that it extends: sparse attention asks for the name.
@@ -51,13 +61,9 @@ def reported(latent: Callable[[], Any], see: See) -> Generator[None]:
         del ALL_ATTENTION_FUNCTIONS[EXTENDED]
 
 
-def _inputs(
-    module: Any, query: Any, key: Any, latent: Any, mask: Any, scaling: float
-) -> tuple[list[Sums], list[Sums]]:
-    """Return the sums of each head's inputs, over all windows."""
+def _means(query: Any, key: Any, latent: Any, mask: Any, scaling: float) -> list[Sums]:
+    """Return the sums of each head's weighted means of latent vectors, over all windows."""
     n_windows, n_heads, n, _ = query.shape
-    plain = query[..., : module.qk_nope_head_dim]
-    keys = [Sums.of(plain[:, head]) for head in range(n_heads)]
     values = [Sums.nothing(latent.shape[-1]) for _ in range(n_heads)]
     later = torch.ones(n, n, dtype=torch.bool).triu(1)
     for window in range(n_windows):
@@ -71,4 +77,4 @@ def _inputs(
             scores = scores + allowed
         for head, mean in enumerate(scores.softmax(dim=-1) @ latent[window]):
             values[head] += Sums.of(mean)
-    return keys, values
+    return values

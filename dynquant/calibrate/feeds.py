@@ -3,7 +3,8 @@
 A tensor's stored names say which parameters it is made of, and these say the module. Some tensors
 have other rules: the experts of a mixture whose modules hold them in one parameter; the two halves
 of MLA's `kv_b`, which llama.cpp multiplies by other inputs than transformers does (attention.py);
-and the output matrix, which the decoder that is run does not have.
+parameters that are no linear layer's (products.py); and the output matrix, which the decoder that
+is run does not have.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from dynquant.arch.base import ModelTensor
 from dynquant.calibrate.sources import Source
 
 LINEAR, GATE_UP, DOWN, KEYS, VALUES = "linear", "gate_up", "down", "k_b", "v_b"
+PARAMETER = "parameter"
 """Inputs of a linear layer; of the first and of the second matrices of experts in one parameter, an
-entry for each expert; of MLA's two halves, an entry for each head."""
+entry for each expert; of MLA's two halves, an entry for each head; of any other parameter."""
 
 OUTPUT = "output"
 """The last hidden states, which the output matrix is multiplied by."""
@@ -30,10 +32,21 @@ _LATENT = {"attn_k_b": KEYS, "attn_v_b": VALUES}
 
 @dataclass(frozen=True)
 class Feed:
-    """A place in the model where inputs are seen: the name of a module, and which of its inputs."""
+    """A place in the model where inputs are seen.
+
+    module: the name of a module; of a parameter if kind is PARAMETER
+    kind:   which of its inputs
+    """
 
     module: str
     kind: str
+
+    @property
+    def parameter(self) -> str:
+        """Return the name of the matrix; nothing if it is a part of one."""
+        if self.kind == PARAMETER:
+            return self.module
+        return f"{self.module}.weight" if self.kind == LINEAR else ""
 
 
 def feeds(source: Source, mixtures: Collection[str]) -> dict[str, tuple[Feed, ...]]:
@@ -62,7 +75,7 @@ def _feeds_of(source: Source, tensor: ModelTensor, mixtures: Collection[str]) ->
             return ()
         return (Feed(modules[0], DOWN if "down" in tensor.parts.role else GATE_UP),)
     if not all(is_linear(skeleton.model.get_submodule(name)) for name in modules):
-        return ()
+        return (Feed(places[0], PARAMETER),) if len(set(places)) == 1 else ()
     if kind := _LATENT.get(tensor.parts.role):
         return (Feed(modules[0].rpartition(".")[0], kind),)
     if len(tensor.shape) == 2:  # parts that are joined have the same inputs

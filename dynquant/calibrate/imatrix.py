@@ -25,9 +25,10 @@ from dynquant.figures import size_text
 from dynquant.importance.imatrix import write_imatrix
 from dynquant.keys import string, strings, u32
 from dynquant.name_lists import grouped
+from dynquant.quants.table import KEPT
 from dynquant.tensors import parts_of
 from dynquant.texts import Text, shares, windows_of
-from dynquant.transforms import Columns
+from dynquant.transforms import Columns, ScaledInputs
 
 CONTEXT = 512
 """Tokens of a window, as in llama-imatrix."""
@@ -196,8 +197,13 @@ def _entry(tensor: ModelTensor, sums: Sequence[Sums]) -> tuple[tuple[F32, Sequen
 
     Experts have a row and a count each; the heads of latent attention have one row together.
     """
-    squares = _in_order(tensor, np.stack([s.squares for s in sums]).astype(np.float32))
-    linear = _in_order(tensor, np.stack([s.linear for s in sums]).astype(np.float32))
+    factor = 1.0
+    for scaled in parts_of(tensor.source, ScaledInputs, alike=True):
+        factor *= scaled.factor
+    squares = np.stack([s.squares for s in sums]) / factor**2
+    linear = np.stack([s.linear for s in sums]) / factor
+    squares = _in_order(tensor, squares.astype(np.float32))
+    linear = _in_order(tensor, linear.astype(np.float32))
     counts = [s.count for s in sums]
     if "_exps." not in tensor.name:
         squares, linear, counts = squares.reshape(1, -1), linear.reshape(1, -1), counts[:1]
@@ -224,7 +230,8 @@ def _warnings(source: Source, seen: Seen) -> list[str]:
         for tensor in source.model.tensors
         if len(tensor.shape) > 1 and tensor.name.endswith(".weight") and not _sums_of(tensor, seen)
         if tensor.parts.layer is not None and tensor.parts.layer not in ahead
-        if not tensor.parts.role.endswith(("norm", "gate_inp", "conv1d", "shortconv.conv"))
+        if not tensor.parts.role.endswith(("norm", "gate_inp", "shortconv.conv", "_ape"))
+        if "conv1d" not in tensor.parts.role and tensor.source.stored.name not in KEPT
     ]
     if missed:
         found.append(f"no inputs were seen of {', '.join(grouped(missed))}")

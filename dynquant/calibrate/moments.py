@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dynquant.calibrate.feeds import DOWN, GATE_UP, KEYS, VALUES, Feed
+from dynquant.calibrate.feeds import DOWN, GATE_UP, KEYS, PARAMETER, VALUES, Feed
 from dynquant.calibrate.sources import Source
 from dynquant.calibrate.sums import Sums
 from dynquant.importance.audit import with_same_inputs
@@ -55,14 +55,17 @@ class Place:
 def inputs_of(
     source: Source, places: Mapping[str, tuple[Feed, ...]], detail: Detail
 ) -> list[Input]:
-    """Return the inputs of a model's matrices, but not those of routers and of MLA's heads."""
+    """Return the inputs of a model's matrices: not those of routers, of MLA's heads, and of
+    parameters that are no linear layer's.
+    """
     found: dict[str, list[str]] = {}
+    without = (KEYS, VALUES, PARAMETER)
     shapes: dict[str, tuple[int, ...]] = {
         tensor.name: tensor.shape for tensor in source.model.tensors
     }
     for tensor in source.model.tensors:
         feeds = places.get(tensor.name, ())
-        if not feeds or tensor.parts.role == "ffn_gate_inp" or feeds[0].kind in (KEYS, VALUES):
+        if tensor.parts.role == "ffn_gate_inp" or not feeds or feeds[0].kind in without:
             continue
         same = (name for name in with_same_inputs(tensor) if name in found)
         found.setdefault(next(same, tensor.name), []).append(tensor.name)

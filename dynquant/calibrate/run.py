@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -28,6 +28,7 @@ from dynquant.calibrate.feeds import (
     KEYS,
     LINEAR,
     OUTPUT,
+    PARAMETER,
     VALUES,
     Feed,
     feeds,
@@ -35,6 +36,7 @@ from dynquant.calibrate.feeds import (
 )
 from dynquant.calibrate.memory import give_back_freed
 from dynquant.calibrate.moments import Collector, ExpertMoments, Place
+from dynquant.calibrate.products import Products
 from dynquant.calibrate.resume import State, Totals, identity, load, save
 from dynquant.calibrate.skeleton import blocks
 from dynquant.calibrate.sources import Source
@@ -134,6 +136,8 @@ class _Runner:
         self._mixtures = dict(blocks(model))
         self._names = {id(module): name for name, module in model.named_modules()}
         self._found = Seen(feeds(source, self._mixtures))
+        self._feeds = {feed.parameter: feed for ps in self._found.places.values() for feed in ps}
+        self._loaded: dict[int, Feed] = {}
         self._seen: list[Totals] = [{} for _ in self._groups]
         self._requests: dict[int, experts.Request] = {}
         self._hidden: dict[int, Any] = {}
@@ -159,10 +163,12 @@ class _Runner:
         elif writer:
             writer.begin()
         with self._hooked(), self._skeleton.rest_loaded(self._tokens), self._steps:
+            rest = self._feeds_of(self._skeleton.model.named_parameters())
+            self._loaded = rest
             self._steps.advance()
             for number in range(self._first, len(layers)):
                 progress(number, len(layers))
-                self._layer(number, layers[number])
+                self._layer(number, layers[number], rest)
                 if keeper and self._is_plain and number + 1 < len(layers):
                     keeper.offer(lambda n=number + 1: self._state(n))
         self._found.hidden = [self._hidden[group] for group in range(len(self._groups))]
@@ -176,14 +182,28 @@ class _Runner:
         outputs = [self._outputs[group] for group in range(len(self._groups))]
         return State(layer, outputs, self._found.totals)
 
-    def _layer(self, number: int, layer: Any) -> None:
-        """Run one layer, from the pause before it to the pause after it."""
+    def _feeds_of(self, parameters: Iterable[tuple[str, Any]]) -> dict[int, Feed]:
+        """Return the places of parameters that have weights, by their identities."""
+        return {
+            id(value): self._feeds[name]
+            for name, value in parameters
+            if name in self._feeds and not value.is_meta
+        }
+
+    def _layer(self, number: int, layer: Any, rest: Mapping[int, Feed]) -> None:
+        """Run one layer, from the pause before it to the pause after it.
+
+        rest: the places of the parameters outside of layers
+        """
         self._skeleton.load_layer(number, self._mixtures)
+        name = f"{self._skeleton.prefix}{number}"
+        self._loaded = {**rest, **self._feeds_of(layer.named_parameters(name))}
         self._steps.advance()
         while self._requests:
             self._experts(number)
             self._steps.advance()
         self._skeleton.unload(layer)
+        self._loaded = dict(rest)
         totals: Totals = {}
         for seen in self._seen:
             _add(totals, seen)
@@ -223,8 +243,10 @@ class _Runner:
     def _hooked(self) -> Generator[None]:
         """Let the model pause before each layer and show the inputs of its matrices."""
         model = self._skeleton.model
-        linear = {feed.module for place in self._found.places.values() for feed in place}
-        linear |= {f"{name}.{attention.LATENT}" for name in linear}
+        places = [feed for place in self._found.places.values() for feed in place]
+        linear = {feed.module for feed in places if feed.kind != PARAMETER}
+        latent = {feed.module for feed in places if feed.kind in (KEYS, VALUES)}
+        linear |= {f"{name}.{attention.LATENT}" for name in latent}
         layers = self._skeleton.layers
         for number, layer in enumerate(layers):
             if number < self._first:
@@ -241,9 +263,20 @@ class _Runner:
             for name, module in model.named_modules()
             if name in linear and is_linear(module)
         ]
+        handles += [
+            module.register_forward_hook(self._keep_queries)
+            for name in latent
+            for own, module in model.get_submodule(name).named_children()
+            if own in attention.QUERIES
+        ]
         experts.install(model, self._wait_for_experts)
         try:
-            with attention.reported(self._latent, self._see_latent):
+            with attention.reported(
+                lambda module: self._names.get(id(module)) in latent,
+                self._latent,
+                self._queries,
+                self._see_latent,
+            ):
                 yield
         finally:
             for handle in handles:
@@ -251,7 +284,7 @@ class _Runner:
 
     def _follow(self, group: int) -> None:
         torch.set_num_threads(1)
-        with torch.no_grad():
+        with torch.no_grad(), Products(self._see_product):
             done = self._skeleton.decoder(input_ids=self._groups[group], use_cache=False)
         self._hidden[group] = done.last_hidden_state
 
@@ -307,8 +340,20 @@ class _Runner:
                     f"{feed.module}: is used twice in a layer; make the imatrix without --moments"
                 ) from e
 
+    def _see_product(self, weight: Any, is_linear: bool, inputs: Callable[[], list[Sums]]) -> None:
+        """Add the inputs of a parameter, unless its module shows them."""
+        feed = self._loaded.get(id(weight))
+        if feed and not (is_linear and feed.kind == LINEAR):
+            _add(self._seen[self._steps.number], {feed: inputs()})
+
     def _latent(self) -> Any:
         return self._mine.latent
+
+    def _keep_queries(self, _: Any, __: Any, output: Any) -> None:
+        self._mine.queries = output
+
+    def _queries(self) -> Any:
+        return self._mine.queries
 
     def _see_latent(self, module: Any, keys: list[Sums], values: list[Sums]) -> None:
         name = self._names[id(module)]

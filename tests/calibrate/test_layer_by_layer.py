@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from agreement import FAMILIES, load_reference
+from calibrated import RUNNABLE, UNKNOWN
 
 from dynquant.errors import CalibrationError
 
@@ -23,21 +24,10 @@ from dynquant.calibrate.sources import Source, open_source  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 
-UNKNOWN = {
-    # Families whose code is in their own repositories.
-    *("baichuan", "baichuan2", "bailingmoe", "bailingmoe2", "chatglm", "chatglm3"),
-    *("deepseek", "deepseek-ocr", "internlm2", "kimi-k3", "minicpm", "nemotron-h-puzzle"),
-    # Says that it is a Llama, and has norms that a Llama does not have.
-    "bitnet-first",
-    # Its class needs settings that the reference's config.json does not have.
-    "qwen3omnimoe",
-}
-"""References that transformers does not run."""
-
 NO_ORACLE = {"gpt-oss-mxfp4", "llama4"}
 """from_pretrained needs accelerate, or has no part that ends with hidden states."""
 
-KNOWN = [f for f in FAMILIES if f not in UNKNOWN | NO_ORACLE and not load_reference(f).embeds]
+KNOWN = [f for f in RUNNABLE if f not in NO_ORACLE]
 
 
 def seen_of(source: Source, tokens: list[int], threads: int = 2) -> Seen:

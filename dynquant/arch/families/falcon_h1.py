@@ -40,7 +40,7 @@ from dynquant.arch.states.mamba2 import Mamba2, MambaSettings, mamba2_rows, step
 from dynquant.errors import ArchitectureError
 from dynquant.keys import u32
 from dynquant.tensors import TensorSource
-from dynquant.transforms import ScaledRows, scaled
+from dynquant.transforms import ScaledInputs, ScaledRows, scaled
 
 NAME = "falcon-h1"
 _IN = "model.layers.{}."
@@ -89,8 +89,6 @@ class _Own:
         factors = {
             "token_embd": self.embedding_multiplier,
             "output": self.lm_head_multiplier,
-            "attn_q": self.attention_in_multiplier,
-            "attn_v": self.attention_in_multiplier,
             "attn_output": self.attention_out_multiplier,
             "ssm_out": self.ssm_out_multiplier,
             "ffn_gate": gate,
@@ -98,6 +96,8 @@ class _Own:
         }
         return {
             **{role: partial(scaled, factor=factor) for role, factor in factors.items()},
+            "attn_q": partial(ScaledInputs, factor=self.attention_in_multiplier),
+            "attn_v": partial(ScaledInputs, factor=self.attention_in_multiplier),
             "attn_k": partial(
                 _keys, multiplier=self.key_multiplier, of_input=self.attention_in_multiplier
             ),
@@ -112,14 +112,14 @@ class _Own:
 
 
 def _keys(source: TensorSource, multiplier: float, of_input: float) -> TensorSource:
-    return scaled(scaled(source, multiplier), of_input)
+    return ScaledInputs(scaled(source, multiplier), of_input)
 
 
 def _inputs(
     source: TensorSource, lengths: tuple[int, ...], multipliers: _Five, of_input: float
 ) -> TensorSource:
     rows = np.repeat(np.array(multipliers, np.float32), lengths)
-    return ScaledRows(scaled(source, of_input), rows)
+    return ScaledRows(ScaledInputs(source, of_input), rows)
 
 
 def falcon_h1(config: Mapping[str, Any], where: str) -> Architecture:
