@@ -11,13 +11,16 @@ import numpy as np
 
 from dynquant.arch.base import ModelTensor
 from dynquant.arrays import F32, I32
+from dynquant.calibrate.chats import Chat
+from dynquant.calibrate.given import part_of, state_of
 from dynquant.calibrate.memory import needed_bytes
 from dynquant.calibrate.run import GROUP, Progress, Seen, collect
 from dynquant.calibrate.sources import Source, open_source
 from dynquant.calibrate.sums import Sums
+from dynquant.calibrate.tokens import template_hashes
 from dynquant.conversion.write import default_threads
 from dynquant.distribution import our_version
-from dynquant.errors import CalibrationError, ImportanceError, Problems
+from dynquant.errors import CalibrationError, ImportanceError
 from dynquant.figures import size_text
 from dynquant.importance.imatrix import write_imatrix
 from dynquant.keys import string, strings, u32
@@ -34,41 +37,34 @@ CONTEXT = 512
 class Settings:
     """How an imatrix is made.
 
-    texts:   what the model reads
+    texts:   what the model reads, conversations through its chat template
     context: tokens of a window
     chunks:  windows to read, shared equally among the texts; None reads all
     threads: None uses one for each CPU
     """
 
-    texts: tuple[Text, ...]
+    texts: tuple[Text | Chat, ...]
     context: int = CONTEXT
     chunks: int | None = None
     threads: int | None = None
 
 
 def make_imatrix(
-    path: Path,
+    given: str | Path,
     out: Path,
     settings: Settings,
     *,
-    force: bool,
     progress: Progress,
     say: Callable[[str], None],
 ) -> tuple[str, ...]:
     """Run a model over texts and write the imatrix; return warnings.
 
-    path: a checkpoint's folder, or a GGUF
+    given: a checkpoint's folder, a GGUF, or hf://...
+    out:   replaced if it exists; `output_problems` are found before
 
     Raises DynquantError before the model runs for all that is wrong with the inputs.
     """
-    problems = Problems()
-    if out.exists() and not force:
-        problems.add(f"{out}: exists; replace it with --force, or name another output")
-    if not out.absolute().parent.is_dir():
-        problems.add(f"{out.parent}: is not a folder; create it first, or name another output")
-    source = problems.attempt(lambda: open_source(path))
-    problems.raise_any(CalibrationError)
-    assert source is not None, "it is open or a fault"
+    source = open_source(given)
     windows = _windows(source, settings)
     threads = settings.threads or default_threads()
     needed = needed_bytes(
@@ -79,7 +75,7 @@ def make_imatrix(
         threads=threads,
     )
     say(
-        f"{path}: {len(windows):,} windows of {windows.shape[1]:,} tokens; needs at most"
+        f"{given}: {len(windows):,} windows of {windows.shape[1]:,} tokens; needs at most"
         f" {size_text(needed)} of memory"
     )
     seen = collect(
@@ -87,7 +83,7 @@ def make_imatrix(
         windows,
         threads=threads,
         progress=progress,
-        state=out.with_name(f"{out.name}.state"),
+        state=state_of(out),
     )
     _write(source, seen, windows, out, settings)
     return tuple(_warnings(source, seen))
@@ -123,7 +119,8 @@ def _write(source: Source, seen: Seen, windows: I32, out: Path, settings: Settin
     for tensor in source.model.tensors:
         if sums := _sums_of(tensor, seen):
             entries[tensor.name], linear[tensor.name] = _entry(tensor, sums)
-    part = out.with_name(f"{out.name}.part")
+    part = part_of(out)
+    templates = template_hashes(source.model.keys, settings.texts)
     tokens = windows.astype("<i4").tobytes()
     try:
         write_imatrix(
@@ -135,11 +132,15 @@ def _write(source: Source, seen: Seen, windows: I32, out: Path, settings: Settin
             linear=linear,
             more_keys={
                 "dynquant.version": string(our_version()),
-                "dynquant.imatrix.model": string(source.path.name),
+                "dynquant.imatrix.model": string(source.name),
                 "dynquant.imatrix.context": u32(settings.context),
                 "dynquant.imatrix.tokens_sha256": string(hashlib.sha256(tokens).hexdigest()),
                 "dynquant.imatrix.text_sha256": strings([t.sha256 for t in settings.texts]),
-            },
+                "dynquant.imatrix.text_form": strings(
+                    ["chat" if isinstance(t, Chat) else "text" for t in settings.texts]
+                ),
+            }
+            | ({"dynquant.imatrix.chat_template_sha256": strings(templates)} if templates else {}),
         )
         part.replace(out)
     except OSError as e:
