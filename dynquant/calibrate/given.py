@@ -30,7 +30,7 @@ def read_given(texts: Sequence[Path], chats: Sequence[Path]) -> tuple[Text | Cha
 
 
 def check_model(model: str) -> None:
-    """Raise DynquantError for a model that does not exist, or for a name that is none of the Hub.
+    """Raise DynquantError for a model that does not exist, or for a wrong name of the Hub.
 
     What the model is made of is read later.
     """
@@ -45,7 +45,7 @@ def check_model(model: str) -> None:
 def default_output(model: str) -> Path:
     """Return MODEL.imatrix.gguf in the current folder.
 
-    Raises CheckpointError for a name that is none of the Hub.
+    Raises CheckpointError for a wrong name of the Hub.
     """
     if is_hub_name(model):
         hub = parse_hub_name(model)
@@ -81,7 +81,7 @@ def state_of(out: Path) -> Path:
 
 
 def _files_of(model: str) -> Iterator[Path]:
-    """Yield the files of a model; a GGUF in the folder of a checkpoint is none of them."""
+    """Yield the files of a model; a GGUF in the folder of a checkpoint is not one."""
     path = Path(model)
     if is_hub_name(model):
         return

@@ -12,7 +12,7 @@ import numpy as np
 from dynquant.arch.base import ModelTensor
 from dynquant.arrays import F32, I32
 from dynquant.calibrate.chats import Chat
-from dynquant.calibrate.given import part_of, state_of
+from dynquant.calibrate.given import output_problems, part_of, state_of
 from dynquant.calibrate.memory import needed_bytes
 from dynquant.calibrate.run import GROUP, Progress, Seen, collect
 from dynquant.calibrate.sources import Source, open_source
@@ -54,16 +54,18 @@ def make_imatrix(
     out: Path,
     settings: Settings,
     *,
+    force: bool,
     progress: Progress,
     say: Callable[[str], None],
 ) -> tuple[str, ...]:
     """Run a model over texts and write the imatrix; return warnings.
 
     given: a checkpoint's folder, a GGUF, or hf://...
-    out:   replaced if it exists; `output_problems` are found before
+    force: replace the file if it exists
 
     Raises DynquantError before the model runs for all that is wrong with the inputs.
     """
+    CalibrationError.raise_any(output_problems(out, force=force, model=str(given), texts=()))
     source = open_source(given)
     windows = _windows(source, settings)
     threads = settings.threads or default_threads()
@@ -102,8 +104,8 @@ def _windows(source: Source, settings: Settings) -> I32:
     wanted = sum(available) if settings.chunks is None else settings.chunks
     if not len(tokens) <= wanted <= sum(available):
         raise CalibrationError(
-            f"--chunks {wanted}: the texts have {sum(available):,} windows of {context:,} tokens;"
-            f" use at least one of each of the {len(tokens)}, and at most all"
+            f"--chunks {wanted}: the texts have {sum(available):,} windows of {context:,} tokens,"
+            f" and each is used; give {len(tokens):,} to {sum(available):,}"
         )
     return np.concatenate(
         [

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 from transformers.modeling_gguf_pytorch_utils import (
     TENSOR_PROCESSORS,
@@ -144,9 +145,10 @@ def _config(path: Path, folder: Path, **options: str) -> Any:
         return AutoConfig.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, **options
         )
-    except (ValueError, KeyError, OSError) as e:
+    except (ValueError, KeyError, OSError, StrictDataclassError) as e:
+        why = " ".join(str(e).split())
         raise CalibrationError(
-            f"{path}: transformers cannot read its settings: {str(e).splitlines()[0]}; {INSTEAD}"
+            f"{path}: transformers cannot read its settings: {why}; {INSTEAD}"
         ) from e
 
 

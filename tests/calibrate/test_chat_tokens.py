@@ -215,6 +215,7 @@ def test_the_file_states_chats_and_the_template(folder: Path) -> None:
         model,
         Path("out.gguf"),
         Settings((text, chat), context=16, threads=1),
+        force=False,
         progress=lambda _, __: None,
         say=lambda _: None,
     )
@@ -240,6 +241,7 @@ def test_without_chats_no_template_is_stated(folder: Path) -> None:
         load_reference("qwen3").folder,
         Path("out.gguf"),
         Settings((Text("a.txt", b"The river was dark." * 20),), context=16, threads=1),
+        force=False,
         progress=lambda _, __: None,
         say=lambda _: None,
     )

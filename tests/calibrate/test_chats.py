@@ -1,4 +1,4 @@
-"""Files of conversations are read in the usual forms, and each line that is none is named."""
+"""Files of conversations are read in the usual forms, and each other line is named."""
 
 from __future__ import annotations
 

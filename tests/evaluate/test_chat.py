@@ -101,7 +101,7 @@ def test_json_in_a_template_is_not_written_as_in_a_web_page() -> None:
 
 
 def test_a_template_without_tools_sees_null() -> None:
-    assert conversation("{{ tools is none }}") == "True"
+    assert conversation("{{ tools == None }}") == "True"
 
 
 def test_a_template_that_reads_parts_only_gets_parts() -> None:

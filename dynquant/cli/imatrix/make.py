@@ -82,6 +82,7 @@ def make(
                 model,
                 out,
                 settings,
+                force=force,
                 progress=progress or (lambda _, __: None),
                 say=lambda message: console.talk(message, quiet=quiet),
             )
