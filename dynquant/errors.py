@@ -7,6 +7,19 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+_SHOWN = 20
+"""Messages of one kind: a file of a million lines may have a problem in each."""
+
+
+def first_of(messages: Iterable[str], what: str) -> list[str]:
+    """Return the first messages, and one that counts the others.
+
+    what: the things that have problems, in plural
+    """
+    every = list(messages)
+    more = len(every) - _SHOWN
+    return [*every[:_SHOWN], f"and {more:,} more {what} with such problems"] if more > 0 else every
+
 
 class DynquantError(Exception):
     """A problem that the user can fix; any other exception is a bug and keeps its traceback.

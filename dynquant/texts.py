@@ -33,8 +33,8 @@ class Text:
 def read_texts(paths: Sequence[Path], error: type[DynquantError]) -> list[Text]:
     """Read texts; their names are those of the files, with folders only where they are needed.
 
-    Raises an error of the given class with all that cannot be read, are empty, are not UTF-8, or
-    are given twice.
+    Raises an error of the given class with all that cannot be read, are empty, are no text in
+    UTF-8, or are given twice.
     """
     problems: list[str] = []
     found: list[Text] = []
@@ -50,14 +50,28 @@ def read_texts(paths: Sequence[Path], error: type[DynquantError]) -> list[Text]:
         except UnicodeDecodeError as e:
             problems.append(f"{path}: is not UTF-8 at byte {e.start:,}; convert it to UTF-8")
             continue
+        if (zero := content.find(0)) >= 0:
+            problems.append(
+                f"{path}: has a zero byte at byte {zero:,}, as no text has; use a text in UTF-8"
+            )
+            continue
         if not content.strip():
             what = "has nothing but spaces" if content else "is empty"
             problems.append(f"{path}: {what}; use another text")
         found.append(Text(path.name if names.count(path.name) == 1 else str(path), content))
-    if len({path.resolve() for path in paths}) < len(paths):
-        problems.append("--text: the same file is given twice")
+    problems += given_twice(paths)
     error.raise_any(problems)
     return found
+
+
+def given_twice(paths: Sequence[Path]) -> list[str]:
+    """Return a message for each file that is given more than once."""
+    first: dict[Path, Path] = {}
+    return [
+        f"{path}: is given twice, as {found}; name it once"
+        for path in paths
+        if (found := first.setdefault(path.resolve(), path)) is not path
+    ]
 
 
 def windows_of(tokens: I32, context: int, n: int, bos: int | None) -> I32:

@@ -57,22 +57,30 @@ def load_model(
     return _on_disk(Path(path), pre, mla, needs_vocab, leave_out)
 
 
+def fetch_model(text: str) -> tuple[Path, hub.HubName]:
+    """Fetch a model of the Hub; return its folder or its GGUF, and its name with the commit.
+
+    Raises DynquantError as `load_model`.
+    """
+    name = hub.parse_hub_name(text)
+    if name.file:
+        return hub.fetch_gguf(name)
+    path, name = hub.fetch_description(name)
+    # Unknown families are rejected before hundreds of gigabytes are downloaded.
+    architecture = _describe(read_config(path), path)
+    if listed := shard_files(path):
+        dense = dense_folders(path) if architecture.name == WITH_DENSE else []
+        more = [f"{folder.relative_to(path).as_posix()}/{SINGLE}" for folder in dense]
+        hub.fetch_files(name, [*listed, *more])
+    else:
+        hub.fetch_unlisted(name)
+    return path, name
+
+
 def _of_hub(
     text: str, pre: str | None, mla: Mla, needs_vocab: bool, leave_out: Sequence[str]
 ) -> Model:
-    name = hub.parse_hub_name(text)
-    if name.file:
-        path, name = hub.fetch_gguf(name)
-    else:
-        path, name = hub.fetch_description(name)
-        # Unknown families are rejected before hundreds of gigabytes are downloaded.
-        architecture = _describe(read_config(path), path)
-        if listed := shard_files(path):
-            dense = dense_folders(path) if architecture.name == WITH_DENSE else []
-            more = [f"{folder.relative_to(path).as_posix()}/{SINGLE}" for folder in dense]
-            hub.fetch_files(name, [*listed, *more])
-        else:
-            hub.fetch_unlisted(name)
+    path, name = fetch_model(text)
     model = _on_disk(path, pre, mla, needs_vocab, leave_out)
     return replace(model, keys=_with_source(model.keys, hub.source_keys(name)))
 

@@ -11,16 +11,26 @@ import numpy as np
 
 from dynquant.arch.base import ModelTensor
 from dynquant.arrays import F32, I32
+from dynquant.calibrate.chats import Chat
 from dynquant.calibrate.feeds import feeds
+from dynquant.calibrate.given import (
+    Detail,
+    moments_of,
+    output_problems,
+    outputs_of,
+    part_of,
+    state_of,
+)
 from dynquant.calibrate.memory import needed_bytes
-from dynquant.calibrate.moments import Collector, Detail, held_out, inputs_of
+from dynquant.calibrate.moments import Collector, held_out, inputs_of
 from dynquant.calibrate.run import GROUP, Progress, Seen, collect
 from dynquant.calibrate.skeleton import blocks
 from dynquant.calibrate.sources import Source, open_source
 from dynquant.calibrate.sums import Sums
+from dynquant.calibrate.tokens import template_hashes
 from dynquant.conversion.write import default_threads
 from dynquant.distribution import our_version
-from dynquant.errors import CalibrationError, ImportanceError, Problems
+from dynquant.errors import CalibrationError, ImportanceError
 from dynquant.figures import size_text
 from dynquant.importance.imatrix import write_imatrix
 from dynquant.keys import string, strings, u32
@@ -38,28 +48,22 @@ CONTEXT = 512
 class Settings:
     """How an imatrix is made.
 
-    texts:   what the model reads
+    texts:   what the model reads, conversations through its chat template
     context: tokens of a window
     chunks:  windows to read, shared equally among the texts; None reads all
     threads: None uses one for each CPU
     moments: also write the second moments, of a layer's experts together or of each
     """
 
-    texts: tuple[Text, ...]
+    texts: tuple[Text | Chat, ...]
     context: int = CONTEXT
     chunks: int | None = None
     threads: int | None = None
     moments: Detail | None = None
 
 
-def moments_path(out: Path) -> Path:
-    """Return the file of second moments beside an imatrix."""
-    name = out.name.removesuffix(".gguf").removesuffix(".imatrix")
-    return out.with_name(f"{name}.moments.safetensors")
-
-
 def make_imatrix(
-    path: Path,
+    given: str | Path,
     out: Path,
     settings: Settings,
     *,
@@ -69,19 +73,15 @@ def make_imatrix(
 ) -> tuple[str, ...]:
     """Run a model over texts and write the imatrix; return warnings.
 
-    path: a checkpoint's folder, or a GGUF
+    given: a checkpoint's folder, a GGUF, or hf://...
+    force: replace the file if it exists
 
     Raises DynquantError before the model runs for all that is wrong with the inputs.
     """
-    problems = Problems()
-    for file in (out, moments_path(out)) if settings.moments else (out,):
-        if file.exists() and not force:
-            problems.add(f"{file}: exists; replace it with --force, or name another output")
-    if not out.absolute().parent.is_dir():
-        problems.add(f"{out.parent}: is not a folder; create it first, or name another output")
-    source = problems.attempt(lambda: open_source(path))
-    problems.raise_any(CalibrationError)
-    assert source is not None, "it is open or a fault"
+    CalibrationError.raise_any(
+        output_problems(outputs_of(out, settings.moments), force=force, model=str(given), texts=())
+    )
+    source = open_source(given)
     windows = _windows(source, settings)
     threads = settings.threads or default_threads()
     moments = _collector(source, windows, out, settings)
@@ -94,7 +94,7 @@ def make_imatrix(
         moments=moments.inputs if moments else (),
     )
     say(
-        f"{path}: {len(windows):,} windows of {windows.shape[1]:,} tokens; needs at most"
+        f"{given}: {len(windows):,} windows of {windows.shape[1]:,} tokens; needs at most"
         f" {size_text(needed)} of memory"
     )
     if moments:
@@ -105,7 +105,7 @@ def make_imatrix(
         threads=threads,
         progress=progress,
         moments=moments,
-        state=out.with_name(f"{out.name}.state"),
+        state=state_of(out),
     )
     _write(source, seen, windows, out, settings)
     return tuple(_warnings(source, seen))
@@ -124,8 +124,8 @@ def _windows(source: Source, settings: Settings) -> I32:
     wanted = sum(available) if settings.chunks is None else settings.chunks
     if not len(tokens) <= wanted <= sum(available):
         raise CalibrationError(
-            f"--chunks {wanted}: the texts have {sum(available):,} windows of {context:,} tokens;"
-            f" use at least one of each of the {len(tokens)}, and at most all"
+            f"--chunks {wanted}: the texts have {sum(available):,} windows of {context:,} tokens,"
+            f" and each is used; give {len(tokens):,} to {sum(available):,}"
         )
     return np.concatenate(
         [
@@ -142,13 +142,13 @@ def _collector(source: Source, windows: I32, out: Path, settings: Settings) -> C
     n, context = windows.shape
     metadata = {
         "dynquant": our_version(),
-        "model": source.path.name,
+        "model": source.name,
         "tokens_sha256": _tokens_sha256(windows),
         "windows": f"{n} of {context} tokens",
         "held_out": f"{int(held_out(n).sum())} windows",
     }
     inputs = inputs_of(source, places, settings.moments)
-    return Collector(moments_path(out), inputs, places, (n, context), metadata)
+    return Collector(moments_of(out), inputs, places, (n, context), metadata)
 
 
 def _tokens_sha256(windows: I32) -> str:
@@ -161,7 +161,8 @@ def _write(source: Source, seen: Seen, windows: I32, out: Path, settings: Settin
     for tensor in source.model.tensors:
         if sums := _sums_of(tensor, seen):
             entries[tensor.name], linear[tensor.name] = _entry(tensor, sums)
-    part = out.with_name(f"{out.name}.part")
+    part = part_of(out)
+    templates = template_hashes(source.model.keys, settings.texts)
     try:
         write_imatrix(
             part,
@@ -172,11 +173,15 @@ def _write(source: Source, seen: Seen, windows: I32, out: Path, settings: Settin
             linear=linear,
             more_keys={
                 "dynquant.version": string(our_version()),
-                "dynquant.imatrix.model": string(source.path.name),
+                "dynquant.imatrix.model": string(source.name),
                 "dynquant.imatrix.context": u32(settings.context),
                 "dynquant.imatrix.tokens_sha256": string(_tokens_sha256(windows)),
                 "dynquant.imatrix.text_sha256": strings([t.sha256 for t in settings.texts]),
-            },
+                "dynquant.imatrix.text_form": strings(
+                    ["chat" if isinstance(t, Chat) else "text" for t in settings.texts]
+                ),
+            }
+            | ({"dynquant.imatrix.chat_template_sha256": strings(templates)} if templates else {}),
         )
         part.replace(out)
     except OSError as e:

@@ -8,21 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from dynquant.calibrate.feeds import DOWN, GATE_UP, KEYS, PARAMETER, VALUES, Feed
+from dynquant.calibrate.given import Detail
 from dynquant.calibrate.sources import Source
 from dynquant.calibrate.sums import Sums
 from dynquant.importance.audit import with_same_inputs
 from dynquant.importance.moments import N_SIGNS, Input, MomentsWriter, upper_triangle
-
-Detail = Literal["layers", "experts"]
-"""Whether the experts of a layer have moments together, or each its own."""
 
 HELD_OUT = 8
 """Of so many windows, the last is held out."""
@@ -60,9 +59,7 @@ def inputs_of(
     """
     found: dict[str, list[str]] = {}
     without = (KEYS, VALUES, PARAMETER)
-    shapes: dict[str, tuple[int, ...]] = {
-        tensor.name: tensor.shape for tensor in source.model.tensors
-    }
+    tensors = {tensor.name: tensor for tensor in source.model.tensors}
     for tensor in source.model.tensors:
         feeds = places.get(tensor.name, ())
         if tensor.parts.role == "ffn_gate_inp" or not feeds or feeds[0].kind in without:
@@ -71,11 +68,11 @@ def inputs_of(
         found.setdefault(next(same, tensor.name), []).append(tensor.name)
     inputs: list[Input] = []
     for first, names in found.items():
-        shape = shapes[first]
-        n_matrices = shape[0] if len(shape) > 2 else 1
+        tensor = tensors[first]
+        n_matrices = prod(tensor.shape[:-2])
         n_moments = n_matrices if detail == "experts" else 1
         name = first.removesuffix(".weight")
-        inputs.append(Input(name, tuple(names), shape[-1], n_matrices, n_moments))
+        inputs.append(Input(name, tuple(names), tensor.n_per_row, n_matrices, n_moments))
     return inputs
 
 

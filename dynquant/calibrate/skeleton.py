@@ -140,9 +140,11 @@ class Skeleton:
         problems = [
             f"{name}: has shape {list(found)} in the checkpoint, and transformers wants"
             f" {list(expected)}"
-            for name, found, expected in done.mismatched_keys
+            for name, found, expected in sorted(done.mismatched_keys)
         ]
-        problems += [f"{name}: {error}" for name, error in done.conversion_errors.items()]
+        problems += [f"{name}: {error}" for name, error in sorted(done.conversion_errors.items())]
+        if problems:
+            problems[-1] += f"; {INSTEAD}"
         CalibrationError.raise_any(problems)
 
     def load_layer(self, number: int, mixtures: Collection[str]) -> None:
@@ -186,6 +188,7 @@ def skeleton(where: Path, config: Any, readers: Callable[[Any], Mapping[str, Rea
     Raises CalibrationError if transformers does not know the family.
     """
     logging.disable_progress_bar()
+    logging.set_verbosity_error()  # its warnings are for programs
     model = _empty(where, config)
     model.eval().requires_grad_(requires_grad=False)
     _fill_buffers(model)

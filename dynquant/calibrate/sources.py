@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -12,7 +11,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoTokenizer
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig
 from transformers.modeling_gguf_pytorch_utils import (
     TENSOR_PROCESSORS,
     TensorProcessor,
@@ -20,31 +20,29 @@ from transformers.modeling_gguf_pytorch_utils import (
 )
 
 from dynquant.arch.base import Model, ModelTensor
-from dynquant.arch.load import load_model
+from dynquant.arch.load import fetch_model, load_model
 from dynquant.arrays import I32, U8
+from dynquant.calibrate.chats import Chat
 from dynquant.calibrate.skeleton import INSTEAD, Reader, Skeleton, skeleton
+from dynquant.calibrate.tokens import bos_of, by_llama_cpp, by_transformers
+from dynquant.checkpoint.hub import is_hub_name
 from dynquant.checkpoint.packed import unpack
 from dynquant.checkpoint.safetensors import open_checkpoint
 from dynquant.errors import CalibrationError
-from dynquant.evaluate.extra import check_extra as check_eval
-from dynquant.evaluate.vocabulary import read_vocabulary
 from dynquant.name_lists import grouped
 from dynquant.quants import decode
 from dynquant.quants.table import KEPT
 from dynquant.tensors import TensorSource, n_rows, row_bytes
-from dynquant.texts import MAX_BYTES, Text
+from dynquant.texts import Text
 
-MAX_TOKENS = MAX_BYTES
-"""A text has a token for each byte at most."""
-
-
-Tokenize = Callable[[Sequence[Text]], list[I32]]
+Tokenize = Callable[[Sequence[Text | Chat]], list[I32]]
 
 
 @dataclass(frozen=True)
 class Source:
     """A model that can be run.
 
+    name:     in reports and in the file
     model:    as it is converted
     skeleton: as transformers runs it
     parts:    for each tensor of the GGUF, the stored names that it is made of
@@ -52,6 +50,7 @@ class Source:
     """
 
     path: Path
+    name: str
     model: Model
     skeleton: Skeleton
     parts: Mapping[str, tuple[str, ...]]
@@ -67,19 +66,23 @@ class Source:
     @property
     def bos(self) -> int | None:
         """Return the token that runtimes put before a text, or None."""
-        adds = self.model.keys.get("tokenizer.ggml.add_bos_token")
-        token = self.model.keys.get("tokenizer.ggml.bos_token_id")
-        if adds is None or token is None or not adds.value:
-            return None
-        assert isinstance(token.value, int), "the key of a token"
-        return token.value
+        return bos_of(self.model.keys)
 
 
-def open_source(path: Path) -> Source:
-    """Open a checkpoint or a GGUF.
+def open_source(given: str | Path) -> Source:
+    """Open a checkpoint or a GGUF; a model of the Hub is fetched first.
+
+    given: a folder, a GGUF or any of its shards, or hf://...
 
     Raises DynquantError for a damaged model, CalibrationError if transformers cannot run it.
     """
+    if is_hub_name(str(given)):
+        path, name = fetch_model(str(given))
+        return replace(_open(path), name=str(name))
+    return _open(Path(given))
+
+
+def _open(path: Path) -> Source:
     return _checkpoint(path) if path.is_dir() else _gguf(path)
 
 
@@ -95,7 +98,8 @@ def _checkpoint(folder: Path) -> Source:
     parts = {tensor.name: tensor.stored_names for tensor in model.tensors}
     empty = skeleton(folder, config, lambda _: readers)
     _check_known(folder, model, empty)
-    return Source(folder, model, empty, parts, partial(_by_transformers, folder))
+    tokenize = partial(by_transformers, folder, model.keys)
+    return Source(folder, folder.resolve().name, model, empty, parts, tokenize)
 
 
 def _check_known(folder: Path, model: Model, empty: Skeleton) -> None:
@@ -111,6 +115,7 @@ def _check_known(folder: Path, model: Model, empty: Skeleton) -> None:
 
 def _gguf(path: Path) -> Source:
     model = load_model(path)
+    path = model.files[0]  # of shards, the one with the settings
     config = _config(path, path.parent, gguf_file=path.name)
     kind = TENSOR_PROCESSORS.get(model.architecture, TensorProcessor)
     processor = kind(config=config.to_dict())
@@ -127,10 +132,11 @@ def _gguf(path: Path) -> Source:
 
     return Source(
         path,
+        path.name,
         model,
         skeleton(path, config, readers),
         parts,
-        partial(_by_llama_cpp, path),
+        partial(by_llama_cpp, path, model.keys),
     )
 
 
@@ -139,36 +145,11 @@ def _config(path: Path, folder: Path, **options: str) -> Any:
         return AutoConfig.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, **options
         )
-    except (ValueError, KeyError, OSError) as e:
+    except (ValueError, KeyError, OSError, StrictDataclassError) as e:
+        why = " ".join(str(e).split())
         raise CalibrationError(
-            f"{path}: transformers cannot read its settings: {str(e).splitlines()[0]}; {INSTEAD}"
+            f"{path}: transformers cannot read its settings: {why}; {INSTEAD}"
         ) from e
-
-
-def _by_transformers(folder: Path, texts: Sequence[Text]) -> list[I32]:
-    """Return the tokens of texts by the checkpoint's own tokenizer."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
-    except (ValueError, KeyError, OSError, ImportError) as e:
-        raise CalibrationError(
-            f"{folder}: transformers cannot read its tokenizer: {str(e).splitlines()[0]}; {INSTEAD}"
-        ) from e
-    return [
-        np.array(tokenizer(text.content.decode(), verbose=False)["input_ids"], np.int32)
-        for text in texts
-    ]
-
-
-def _by_llama_cpp(path: Path, texts: Sequence[Text]) -> list[I32]:
-    """Return the tokens of texts by llama.cpp: transformers splits the words of GGUFs otherwise."""
-    check_eval()
-    with tempfile.TemporaryDirectory() as folder:
-        files = [Path(folder, f"{i}.txt") for i in range(len(texts))]
-        for file, text in zip(files, texts, strict=True):
-            file.write_bytes(text.content)
-        return list(read_vocabulary(path, files, (), tokens=MAX_TOKENS, chat=False).texts)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from dynquant.cli import console
-from dynquant.cli.options import JsonOption, ThreadsOption
+from dynquant.cli.options import JsonOption, QuietOption, ThreadsOption
 from dynquant.cli.steps import counting, successive
 
 
@@ -225,7 +225,7 @@ def evaluate(
         ),
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print results only.")] = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Compare GGUFs with their reference: KL divergence, perplexity, and loops, by llama.cpp."""
     n_tokens = _count(tokens)

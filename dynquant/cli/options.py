@@ -40,7 +40,8 @@ RecipeOption = Annotated[
 ]
 
 
-def _named_file(path: Path) -> Path:
+def named_file(path: Path | None) -> Path | None:
+    """Return an output that is a file; `-` is wrong usage."""
     if str(path) == "-":
         raise typer.BadParameter("the output is written in place, not to stdout; name a file")
     return path
@@ -48,9 +49,7 @@ def _named_file(path: Path) -> Path:
 
 OutOption = Annotated[
     Path,
-    typer.Option(
-        "--out", "-o", metavar="OUT.gguf", help="The file to write.", callback=_named_file
-    ),
+    typer.Option("--out", "-o", metavar="OUT.gguf", help="The file to write.", callback=named_file),
 ]
 ImatrixOption = Annotated[
     Path | None,
@@ -176,6 +175,7 @@ LogFormatOption = Annotated[
         "--log-format", help="Format of stderr: text, or one line of JSON for each event."
     ),
 ]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print results only.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 

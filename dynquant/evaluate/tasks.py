@@ -28,11 +28,13 @@ class Describe(Part):
     """Read the vocabulary of a file, and tokenize with it.
 
     texts:   files
+    chats:   files of conversations in JSON: "where" for messages, and "conversations", a list with
+             "line", "messages" and "tools" of each
     tokens:  how many of each text are used, at most
     prompts: texts to continue
     chat:    whether to render prompts by the file's chat template, if it has one
-    out:     npz file for the tokens: text0, text1 ..., prompt0 ...; with prompts also the bytes of
-             all tokens, as pieces and piece_lengths
+    out:     npz file for the tokens: text0, text1 ..., chat0 ..., prompt0 ...; with prompts also
+             the bytes of all tokens, as pieces and piece_lengths
     """
 
     kind: Literal["describe"] = "describe"
@@ -42,6 +44,7 @@ class Describe(Part):
     prompts: list[str]
     chat: bool
     out: str
+    chats: list[str] = Field(default_factory=list[str])
 
 
 class Described(Part):

@@ -157,6 +157,8 @@ def _commands(name: str, command: Any) -> Iterator[tuple[str, Any]]:
     for sub, its in command.commands.items():
         if hasattr(its, "commands"):
             yield from _commands(f"{name} {sub}", its)
+        elif its.hidden:  # what the group does without a command
+            yield name, its
         else:
             yield f"{name} {sub}", its
 

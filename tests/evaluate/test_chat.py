@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from dynquant.errors import EvalError
-from dynquant.evaluate.chat import rendered, without_repeated_bos
+from dynquant.evaluate.chat import ChatTemplate, refusals, rendered, without_repeated_bos
 
 
 def render(template: str, prompt: str = "Hello") -> str:
@@ -70,3 +72,66 @@ def test_bos_of_template_and_llama_cpp_is_one(
     tokens: list[int], bos: int | None, expected: list[int]
 ) -> None:
     assert without_repeated_bos(tokens, bos) == expected
+
+
+# ---- conversations ----
+
+ASKED = {"role": "user", "content": "Is 3 < 4 & true?"}
+ANSWERED = {"role": "assistant", "content": "Yes."}
+LINES = "{% for m in messages %}{{ m.role }}: {{ m.content }};{% endfor %}"
+
+
+def conversation(template: str, **options: Any) -> str:
+    return ChatTemplate(template, bos="<s>", eos="</s>").rendered([ASKED, ANSWERED], **options)
+
+
+def test_a_conversation_does_not_open_another_answer() -> None:
+    template = LINES + "{% if add_generation_prompt %}assistant: {% endif %}"
+    assert conversation(template) == "user: Is 3 < 4 & true?;assistant: Yes.;"
+
+
+def test_marks_of_answers_change_no_text() -> None:
+    marked = LINES.replace("{{ m.content }}", "{% generation %}{{ m.content }}{% endgeneration %}")
+    assert conversation(marked) == conversation(LINES)
+
+
+def test_json_in_a_template_is_not_written_as_in_a_web_page() -> None:
+    assert conversation("{{ messages[0].content | tojson }}") == '"Is 3 < 4 & true?"'
+    assert conversation("{{ tools | tojson }}", tools=[{"é": 1}]) == '[{"é": 1}]'
+
+
+def test_a_template_without_tools_sees_null() -> None:
+    assert conversation("{{ tools == None }}") == "True"
+
+
+def test_a_template_that_reads_parts_only_gets_parts() -> None:
+    template = (
+        "{% for m in messages %}{% for p in m.content %}{% if p.type == 'text' %}{{ p.text }}"
+        "{% endif %}{% endfor %}{% endfor %}"
+    )
+    assert conversation(template) == "Is 3 < 4 & true?Yes."
+    assert render(template) == "Hello"
+
+
+def test_a_template_that_reads_texts_gets_texts() -> None:
+    either = (
+        "{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}part"
+        "{% endif %}{% endfor %}"
+    )
+    assert conversation(either) == "Is 3 < 4 & true?Yes."
+
+
+def test_lines_with_the_same_reason_are_one_message() -> None:
+    reasons = {2: "no system", 5: "roles", 7: "no system"}
+    assert refusals("t.jsonl", reasons) == [
+        "t.jsonl:2,7: no system; correct the conversation or remove it",
+        "t.jsonl:5: roles; correct the conversation or remove it",
+    ]
+
+
+def test_messages_about_many_lines_are_short() -> None:
+    (same,) = refusals("t.jsonl", dict.fromkeys(range(1, 5001), "no system"))
+    assert same.startswith("t.jsonl:1,2,3,4,5,6,7,8,9,10 and 4,990 more: no system;")
+    *first, last = refusals("t.jsonl", {n: f"no {n}" for n in range(1, 5001)})
+    assert len(first) == 20
+    assert last == "and 4,980 more conversations with such problems"

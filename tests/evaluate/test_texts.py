@@ -155,6 +155,12 @@ def test_text_that_is_not_utf8_is_named_with_the_place(folder: Path) -> None:
     )
 
 
+def test_a_binary_file_is_named_with_the_place(folder: Path) -> None:
+    assert refusal(written("x", "UTF-16".encode("utf-16-le"))) == (
+        "x: has a zero byte at byte 1, as no text has; use a text in UTF-8"
+    )
+
+
 @pytest.mark.parametrize(
     ("content", "what"), [(b"", "is empty"), (b" \n\t\n", "has nothing but spaces")]
 )
@@ -174,7 +180,7 @@ def test_folder_and_pipe_are_refused_at_once(folder: Path) -> None:
 def test_the_same_file_twice_is_refused(folder: Path) -> None:
     written("x")
     Path("y").symlink_to("x")
-    assert refusal(Path("x"), Path("y")) == "--text: the same file is given twice"
+    assert refusal(Path("x"), Path("y")) == "y: is given twice, as x; name it once"
 
 
 def test_all_faults_of_texts_are_reported_together(folder: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from dynquant.cli.imatrix import make, merge
 
@@ -19,6 +19,30 @@ class _WithDefault(TyperGroup):
             args = ["make", *args]
         return super().parse_args(ctx, args)
 
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the help of the command that makes a file, and then the other commands."""
+        self.commands["make"].format_help(ctx, formatter)
+
+
+class _Default(TyperCommand):
+    """The command for which no name is needed; its usage is shown as the group's."""
+
+    def make_context(
+        self,
+        info_name: str | None,  # noqa: ARG002
+        args: list[str],
+        parent: Any = None,
+        **extra: Any,
+    ) -> Any:
+        """Return a context that has the name of the group."""
+        assert parent is not None, "it is part of a group"
+        return super().make_context(parent.info_name, args, parent=parent.parent, **extra)
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """Write the other commands below the options."""
+        group: Any = typer.main.get_command(app)
+        group.format_commands(ctx, formatter)
+
 
 app = typer.Typer(
     name="imatrix",
@@ -27,5 +51,5 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-app.command(hidden=True)(make.make)
+app.command(cls=_Default, hidden=True)(make.make)
 app.command()(merge.merge)

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from dynquant.cli import console
-from dynquant.cli.options import ThreadsOption
+from dynquant.cli.options import ModelArgument, QuietOption, ThreadsOption, named_file
 from dynquant.cli.steps import counting
+from dynquant.cli.text_files import ForceOption
+
+if TYPE_CHECKING:
+    from dynquant.calibrate.chats import Chat
+    from dynquant.texts import Text
 
 
 def make(
-    model: Annotated[
-        Path,
-        typer.Argument(
-            metavar="MODEL",
-            help="A checkpoint's folder, or a GGUF of a family that transformers reads.",
-            show_default=False,
-        ),
-    ],
+    model: ModelArgument,
     text: Annotated[
         list[Path] | None,
         typer.Option(
@@ -28,6 +26,16 @@ def make(
             metavar="FILE",
             help="Text for the model to read; repeat it for several. Default: the texts that are"
             " part of dynquant: prose, conversations and code, 36 languages.",
+            show_default=False,
+        ),
+    ] = None,
+    chat: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--chat",
+            metavar="FILE.jsonl",
+            help="Conversations for the model to read, one on each line as JSON, through its chat"
+            " template; repeat it for several. Also together with --text.",
             show_default=False,
         ),
     ] = None,
@@ -39,6 +47,7 @@ def make(
             metavar="OUT.gguf",
             help="The file to write; default: MODEL.imatrix.gguf in the current folder.",
             show_default=False,
+            callback=named_file,
         ),
     ] = None,
     context: Annotated[
@@ -50,7 +59,7 @@ def make(
             "--chunks",
             min=1,
             metavar="N",
-            help="Windows to read, shared equally among the texts; default: all.",
+            help="Windows to read, shared equally among the files; default: all.",
             show_default=False,
         ),
     ] = None,
@@ -64,23 +73,18 @@ def make(
         ),
     ] = None,
     threads: ThreadsOption = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print results only.")] = False,
+    force: ForceOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Run a model over texts, layer by layer, and write its imatrix."""
-    from dynquant.calibrate.extra import check_extra
+    from dynquant.calibrate.given import default_output, outputs_of
 
-    check_extra()
+    out = out or default_output(model)
+    outputs = outputs_of(out, moments)
+    texts = _checked(model, text or [], chat or [], outputs, force=force)
+    # It imports torch, which takes seconds.
     from dynquant.calibrate.imatrix import Settings, make_imatrix
-    from dynquant.calibrate.shipped import shipped_texts
-    from dynquant.errors import CalibrationError
-    from dynquant.texts import read_texts
 
-    texts = tuple(read_texts(text, CalibrationError)) if text else shipped_texts()
-    name = model.resolve().name
-    out = out or Path(f"{name.removesuffix('.gguf')}.imatrix.gguf")
-    if out.resolve() in {path.resolve() for path in (model, *(text or ()))}:
-        raise CalibrationError(f"{out}: is a file that this command reads; name another output")
     settings = Settings(texts, context=context, chunks=chunks, threads=threads, moments=moments)
     try:
         with counting("layers", quiet=quiet) as progress:
@@ -98,3 +102,21 @@ def make(
     for warning in warnings:
         console.warn(warning, quiet=quiet)
     console.talk(f"{out}: written", quiet=quiet)
+
+
+def _checked(
+    model: str, text: list[Path], chat: list[Path], outputs: list[Path], *, force: bool
+) -> tuple[Text | Chat, ...]:
+    """Return what the model will read, after all that can be checked without it."""
+    from dynquant.calibrate.extra import check_extra
+    from dynquant.calibrate.given import check_model, output_problems, read_given
+    from dynquant.errors import CalibrationError, Problems
+
+    problems = Problems()
+    problems.attempt(check_extra)
+    problems.attempt(lambda: check_model(model))
+    problems.add(*output_problems(outputs, force=force, model=model, texts=[*text, *chat]))
+    texts = problems.attempt(lambda: read_given(text, chat))
+    problems.raise_any(CalibrationError)
+    assert texts is not None, "they are read or a fault"
+    return texts

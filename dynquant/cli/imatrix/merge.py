@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from dynquant.cli import console
+from dynquant.cli.options import OutOption, QuietOption
+from dynquant.cli.text_files import ForceOption
 
 
 def merge(
@@ -19,14 +21,9 @@ def merge(
             show_default=False,
         ),
     ],
-    out: Annotated[
-        Path,
-        typer.Option(
-            "--out", "-o", metavar="OUT.gguf", help="The file to write.", show_default=False
-        ),
-    ],
-    force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print results only.")] = False,
+    out: OutOption,
+    force: ForceOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Add imatrix files of one model, as if all texts had been read in one run."""
     from dynquant.cli.text_files import check_text

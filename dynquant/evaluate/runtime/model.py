@@ -98,10 +98,10 @@ class LoadedModel(AbstractContextManager["LoadedModel"]):
         """Return the texts of all tokens."""
         return [self.text_of(token) for token in range(self.n_tokens)]
 
-    @property
-    def chat_template(self) -> str | None:
-        """Return the chat template of the file, or None."""
-        found: bytes | None = self._library.llama_model_chat_template(self.handle, None)
+    def chat_template(self, name: str | None = None) -> str | None:
+        """Return a chat template of the file, the default one without a name, or None."""
+        given = name.encode() if name else None
+        found: bytes | None = self._library.llama_model_chat_template(self.handle, given)
         return found.decode(errors="replace") if found else None
 
     def tokenize(self, text: bytes, *, special: bool, bos: bool = True) -> I32:

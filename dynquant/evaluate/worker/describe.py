@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,9 @@ def describe(task: Describe) -> Described:
             f"text{i}": beginning(text.content, task.tokens, model)
             for i, text in enumerate(read_texts([Path(name) for name in task.texts], EvalError))
         }
-        template = model.chat_template if task.chat else None
+        for i, name in enumerate(task.chats):
+            arrays[f"chat{i}"] = _tokens_of_chat(Path(name), model)
+        template = model.chat_template() if task.chat else None
         for i, prompt in enumerate(task.prompts):
             arrays[f"prompt{i}"] = _tokens_of(prompt, model, template)
         if task.prompts:
@@ -40,7 +43,7 @@ def describe(task: Describe) -> Described:
             n_tokens=model.n_tokens,
             vocabulary_sha256=digest.hexdigest(),
             bos=model.bos,
-            has_chat_template=model.chat_template is not None,
+            has_chat_template=model.chat_template() is not None,
             refusal=model.refusal(),
             has_gpu=has_gpu(),
             engine=engine(),
@@ -69,5 +72,33 @@ def _tokens_of(prompt: str, model: LoadedModel, template: str | None) -> I32:
         text = chat.rendered(template, prompt, bos=model.text_of_bos(), eos=model.text_of_eos())
     except EvalError as e:
         raise EvalError(f"{model.path}: {e}") from e
+    return _tokens_of_rendered(text, model)
+
+
+def _tokens_of_chat(path: Path, model: LoadedModel) -> I32:
+    """Return the tokens of all conversations of a file, one after another.
+
+    Raises EvalError with the conversations for which the file's chat template fails.
+    """
+    default = model.chat_template()
+    with_tools = model.chat_template("tool_use") or default
+    assert default is not None and with_tools is not None, "who asks has seen it"
+    marks = {"bos": model.text_of_bos(), "eos": model.text_of_eos()}
+    plain, calling = (chat.ChatTemplate(text, **marks) for text in (default, with_tools))
+    given = json.loads(path.read_bytes())
+    reasons: dict[int, str] = {}
+    found: list[I32] = []
+    for conversation in given["conversations"]:
+        template = calling if conversation["tools"] else plain
+        try:
+            text = template.rendered(conversation["messages"], tools=conversation["tools"])
+            found.append(_tokens_of_rendered(text, model))
+        except EvalError as e:
+            reasons[conversation["line"]] = str(e)
+    EvalError.raise_any(chat.refusals(given["where"], reasons))
+    return np.concatenate(found)
+
+
+def _tokens_of_rendered(text: str, model: LoadedModel) -> I32:
     tokens = model.tokenize(text.encode(), special=True)
     return np.array(chat.without_repeated_bos(tokens.tolist(), model.bos), np.int32)
