@@ -20,6 +20,7 @@ def encode(
     rows: U8,
     n_per_row: int,
     importance: F32 | None,
+    mean: F32 | None,
     effort: int,
     by_magnitude: bool,
     gain: float,

@@ -87,17 +87,23 @@ def encode_floats(
     out: U8,
     importance: F32 | None = None,
     search: Search = NORMAL,
+    mean: F32 | None = None,
 ) -> None:
     """Encode rows of F32, F16 or BF16 in one call without the GIL.
 
     rows:       uint8, the bytes of whole rows of n_per_row weights, C order
     out:        uint8, n_rows * qtype.row_size(n_per_row) bytes, filled
     importance: float32 [n_per_row], finite and >= 0; None weights all channels equally
+    mean:       float32 [n_per_row], finite: the mean of each channel, with an importance. Then the
+                bias of a row, (sum mean * error)^2, is minimised, too. Floats and weighting by
+                magnitude do not use it
 
     Raises NotFiniteError for the first row with a NaN or an infinity, EncodeError if the type's
     block size does not divide a row.
     """
     qtype.row_size(n_per_row)
+    if qtype.block_size == 1 or importance is None or search.weighting == "magnitude":
+        mean = None
     bad_row = _core.encode(
         isa_in_use(),
         _POSITION[qtype.name],
@@ -105,6 +111,7 @@ def encode_floats(
         rows,
         n_per_row,
         importance,
+        mean,
         EFFORTS.index(search.effort),
         search.weighting == "magnitude",
         GAINS[search.gain or default_gain(qtype.name)],

@@ -26,6 +26,16 @@ ENCODER_REVISION = 4
 the changelog that concerns encoders. Two runs of one revision give the same file."""
 
 
+MEANS_BELOW = 5
+"""Bits of a weight below which types use the means of input channels. Measured by KL divergence:
+docs/explanation/encoders.md."""
+
+
+def uses_means(qtype: QuantType) -> bool:
+    """Whether blocks of a type depend on the means of input channels, where they are known."""
+    return not qtype.is_float and qtype.bpw < MEANS_BELOW
+
+
 def is_copied(stored: QuantType, qtype: QuantType) -> bool:
     """Whether rows have the wanted type already, so that their bytes are taken unchanged."""
     return stored == qtype
@@ -44,6 +54,8 @@ class Batch:
     stored:     the type of the rows: any that the core encodes or decodes
     type:       the type to encode them as
     importance: float32 [n_per_row], finite and >= 0; None weights all channels equally
+    mean:       float32 [n_per_row], finite: the mean of each input channel; None if it is unknown.
+                It is used by types of at most MEANS_BELOW bits, if there is an importance, too
     """
 
     rows: U8
@@ -52,6 +64,7 @@ class Batch:
     type: QuantType
     importance: F32 | None = None
     search: Search = NORMAL
+    mean: F32 | None = None
 
     @property
     def n_rows(self) -> int:
@@ -109,8 +122,9 @@ class CoreEncoder:
         if stored.name not in FLOATS:
             rows = codec.decode(rows.reshape(n_rows, -1), stored, batch.n_per_row).view(np.uint8)
             stored = ALL["F32"]
+        mean = batch.mean if uses_means(batch.type) else None
         codec.encode_floats(
-            rows, stored, batch.n_per_row, batch.type, blocks, batch.importance, batch.search
+            rows, stored, batch.n_per_row, batch.type, blocks, batch.importance, batch.search, mean
         )
         if not measure or keeps_weights(batch.stored, batch.type):
             return Encoded(blocks, NO_ERROR)
@@ -129,6 +143,7 @@ def encode(
     qtype: QuantType | str,
     importance: Any = None,
     *,
+    mean: Any = None,
     effort: Effort = "normal",
     weighting: Weighting | None = None,
     gain: Gain | None = None,
@@ -140,6 +155,9 @@ def encode(
     importance: [n_per_row], finite and >= 0, the mean squared activation of each input channel;
                 None weights all channels equally. The encoder minimises the sum over all weights
                 of importance * (x - decoded x)^2
+    mean:       [n_per_row], finite, the mean of each input channel, with an importance. Types of
+                less than five bits then also keep the bias of each row small, the sum of
+                mean * (x - decoded x)
     effort, weighting, gain: see quants/search.py; None takes the default
     returns:    uint8 [n_rows, qtype.row_size(n_per_row)]
 
@@ -155,21 +173,27 @@ def encode(
     if not n_per_row:
         raise EncodeError("weights have rows of no weights; there is nothing to encode")
     if importance is not None:
-        importance = _checked(importance, n_per_row)
+        importance = _checked(importance, "importance", n_per_row)
+        if (importance < 0).any():
+            raise EncodeError("importance must be finite and not negative")
+    if mean is not None:
+        if importance is None:
+            raise EncodeError("mean needs an importance; give the mean squares of the channels")
+        mean = _checked(mean, "mean", n_per_row)
     search = Search(effort, weighting, gain)
-    batch = Batch(rows.view(np.uint8), ALL["F32"], n_per_row, qtype, importance, search)
+    batch = Batch(rows.view(np.uint8), ALL["F32"], n_per_row, qtype, importance, search, mean)
     return CORE.encode(batch, measure=False).blocks
 
 
-def _checked(importance: Any, n_per_row: int) -> F32:
-    found = _float32(importance, "importance", f"[{n_per_row}]")
+def _checked(values: Any, name: str, n_per_row: int) -> F32:
+    found = _float32(values, name, f"[{n_per_row}]")
     if found.shape != (n_per_row,):
         raise EncodeError(
-            f"importance must be floats [{n_per_row}], one value for each weight of a row,"
-            f" not {_described(importance)}"
+            f"{name} must be floats [{n_per_row}], one value for each weight of a row,"
+            f" not {_described(values)}"
         )
-    if not np.all(np.isfinite(found) & (found >= 0)):
-        raise EncodeError("importance must be finite and not negative")
+    if not np.isfinite(found).all():
+        raise EncodeError(f"{name} must be finite")
     return found
 
 

@@ -84,11 +84,13 @@ struct codec {
     int32_t n_types;
     const struct quant_type *types;
 
-    /* Stored rows -> blocks. importance: n_per_row floats at any address, or NULL. n_per_row is a
-     * multiple of the type's block size. Returns -1, or the first row that holds a NaN or an
-     * infinity; the blocks from that row on are then unspecified. */
+    /* Stored rows -> blocks. importance: n_per_row floats at any address, or NULL. mean: as many,
+     * the mean of each input channel, or NULL; a type with blocks, an importance, and weights that
+     * are not chosen by magnitude go with it. n_per_row is a multiple of the type's block size.
+     * Returns -1, or the first row that holds a NaN or an infinity; the blocks from that row on are
+     * then unspecified. */
     int64_t (*encode)(const struct quant_type *type, enum stored_type stored, const void *rows,
-                      int64_t n_rows, int64_t n_per_row, const void *importance,
+                      int64_t n_rows, int64_t n_per_row, const void *importance, const void *mean,
                       const struct search *search, uint8_t *blocks);
 
     /* Columns of rows of f32, whose first weights are `stride` apart -> n_columns / block_size

@@ -18,7 +18,7 @@ static const struct quant_type *type_at(int isa, int type)
     return &codecs[isa]->types[type];
 }
 
-PyDoc_STRVAR(encode_doc, "encode(isa, type, stored, rows, n_per_row, importance, effort,"
+PyDoc_STRVAR(encode_doc, "encode(isa, type, stored, rows, n_per_row, importance, mean, effort,"
                          " by_magnitude, gain, blocks) -> int\n\n"
                          "Fill blocks; return -1 or the first row that is not finite.");
 
@@ -27,10 +27,10 @@ static PyObject *encode(PyObject *self, PyObject *args)
     int isa, type_index, stored, effort, by_magnitude;
     float gain;
     long long n_per_row;
-    Py_buffer rows, blocks, importance = {0};
+    Py_buffer rows, blocks, importance = {0}, mean = {0};
     (void)self;
-    if (!PyArg_ParseTuple(args, "iiiy*Lz*ipfw*", &isa, &type_index, &stored, &rows, &n_per_row,
-                          &importance, &effort, &by_magnitude, &gain, &blocks))
+    if (!PyArg_ParseTuple(args, "iiiy*Lz*z*ipfw*", &isa, &type_index, &stored, &rows, &n_per_row,
+                          &importance, &mean, &effort, &by_magnitude, &gain, &blocks))
         return NULL;
 
     PyObject *result = NULL;
@@ -41,10 +41,12 @@ static PyObject *encode(PyObject *self, PyObject *args)
     int fits = size && effort >= 0 && effort < N_EFFORTS && n_per_row > 0 &&
                n_per_row <= INT64_MAX / 8 && n_per_row % type->block_size == 0 &&
                rows.len % (n_per_row * size) == 0 &&
-               (!importance.buf || holds(importance.len, n_per_row, sizeof(float)));
+               (!importance.buf || holds(importance.len, n_per_row, sizeof(float))) &&
+               (!mean.buf || (holds(mean.len, n_per_row, sizeof(float)) && importance.buf &&
+                              type->block_size > 1 && !by_magnitude));
     if (!fits) {
         PyErr_SetString(PyExc_ValueError,
-                        "rows, importance, n_per_row, effort do not fit together");
+                        "rows, importance, mean, n_per_row, effort do not fit together");
         goto done;
     }
     int64_t n_rows = rows.len / (n_per_row * size);
@@ -56,7 +58,7 @@ static PyObject *encode(PyObject *self, PyObject *args)
     int64_t bad_row;
     Py_BEGIN_ALLOW_THREADS
     bad_row = codecs[isa]->encode(type, (enum stored_type)stored, rows.buf, n_rows, n_per_row,
-                                  importance.buf, &search, blocks.buf);
+                                  importance.buf, mean.buf, &search, blocks.buf);
     Py_END_ALLOW_THREADS
     result = PyLong_FromLongLong(bad_row);
 done:
@@ -64,6 +66,8 @@ done:
     PyBuffer_Release(&blocks);
     if (importance.obj)
         PyBuffer_Release(&importance);
+    if (mean.obj)
+        PyBuffer_Release(&mean);
     return result;
 }
 

@@ -7,6 +7,7 @@
 #include "codec.h"
 #include "errors.h"
 #include "floats.h"
+#include "means.h"
 
 #include "iq1_m.h"
 #include "iq1_s.h"
@@ -36,8 +37,7 @@
 #include "tq1_0.h"
 #include "tq2_0.h"
 
-/* No block has more weights, or more bytes. */
-#define MAX_BLOCK 256
+/* No block has more bytes. */
 #define MAX_TYPE_SIZE 256
 
 /* Block types: name, file, weights and bytes of a block, lanes that a block takes: its groups, and
@@ -205,10 +205,73 @@ static void regain(const struct quant_type *type, float gain, const float *x, co
     }
 }
 
+/* As encode, for the objective sum w err^2 + (sum mean err)^2 of each row: the second term is the
+ * bias that the row's output has over all tokens. Blocks are taken in the order of the columns.
+ * What those so far have added to the bias is taken back by all that follow, each weight as much as
+ * its importance allows: the target of a weight becomes x + bias * pull / (1 + sum of the columns
+ * from here on), by the matrix inversion lemma. Sixteen rows at a time. */
+static int64_t encode_with_means(const struct quant_type *type, enum stored_type stored,
+                                 const void *rows, int64_t n_rows, int64_t n_per_row,
+                                 const void *importance, const void *mean,
+                                 const struct search *search, uint8_t *blocks)
+{
+    const int size = type->block_size;
+    const int64_t stored_size = stored == STORED_F32 ? 4 : 2, n_blocks = n_per_row / size;
+    const double ridge = ridge_of(importance, n_per_row);
+    struct channels c;
+    double total = 0;
+    for (int64_t b = 0; b < n_blocks; b++) {
+        channels_of(&c, importance, mean, ridge, b * size, size);
+        total += c.sum;
+    }
+    for (int64_t first = 0; first < n_rows; first += LANES) {
+        const int m = n_rows - first < LANES ? (int)(n_rows - first) : LANES;
+        double bias[LANES] = {0}, rest = total;
+        int bad = m;
+        for (int64_t b = 0; b < n_blocks; b++) {
+            float x[LANES * MAX_BLOCK], target[LANES * MAX_BLOCK], decoded[LANES * MAX_BLOCK];
+            uint8_t column[LANES * MAX_TYPE_SIZE];
+            channels_of(&c, importance, mean, ridge, b * size, size);
+            const double share = 1 / (1 + (rest > 0 ? rest : 0));
+            rest -= c.sum;
+            for (int r = 0; r < m; r++) {
+                const uint8_t *from =
+                    (const uint8_t *)rows + ((first + r) * n_per_row + b * size) * stored_size;
+                float *its = x + r * size;
+                if (!weights_of_stored(stored, from, size, its)) {
+                    bad = r < bad ? r : bad;
+                    memset(its, 0, (size_t)size * sizeof *its);
+                }
+                for (int i = 0; i < size; i++) {
+                    double moved = its[i] + bias[r] * share * c.pull[i];
+                    target[r * size + i] = fabs(moved) <= FLT_MAX ? (float)moved : its[i];
+                }
+            }
+            struct weights in = {target, c.w, size, 0};
+            type->encode(in, column, m, search->effort);
+            for (int r = 0; r < m && search->gain != 0 && type->regain; r++)
+                regain(type, search->gain, target + r * size, c.w, column + r * type->type_size,
+                       size);
+            type->decode(column, decoded, m);
+            for (int r = 0; r < m; r++) {
+                bias[r] += bias_of(x + r * size, decoded + r * size, c.mean, size);
+                memcpy(blocks + ((first + r) * n_blocks + b) * type->type_size,
+                       column + r * type->type_size, (size_t)type->type_size);
+            }
+        }
+        if (bad < m)
+            return first + bad;
+    }
+    return -1;
+}
+
 static int64_t encode(const struct quant_type *type, enum stored_type stored, const void *rows,
-                      int64_t n_rows, int64_t n_per_row, const void *importance,
+                      int64_t n_rows, int64_t n_per_row, const void *importance, const void *mean,
                       const struct search *search, uint8_t *blocks)
 {
+    if (mean)
+        return encode_with_means(type, stored, rows, n_rows, n_per_row, importance, mean, search,
+                                 blocks);
     int64_t total = n_rows * n_per_row, stored_size = stored == STORED_F32 ? 4 : 2;
     int by_magnitude = search->by_magnitude && type->block_size > 1;
     for (int64_t at = 0; at < total; at += BATCH) {
