@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     )
     from dynquant.evaluate.results import Evaluation
     from dynquant.importance.imatrix import Imatrix
+    from dynquant.importance.report import ImatrixAudit
     from dynquant.keys import KeyValue
     from dynquant.plan.plan import TensorPlan
     from dynquant.plan.shards import Split
@@ -81,6 +82,7 @@ __all__ = [
     "GGUFFile",
     "GateError",
     "Imatrix",
+    "ImatrixAudit",
     "ImportanceError",
     "KeyValue",
     "Loss",
@@ -105,6 +107,7 @@ __all__ = [
     "VerificationError",
     "VocabError",
     "__version__",
+    "audit_imatrix",
     "convert",
     "decode",
     "encode",
@@ -124,6 +127,7 @@ __all__ = [
 # numpy and gguf take a quarter of a second to import; a name imports its module when it is used.
 _HOMES = {
     "dynquant.api": (
+        "audit_imatrix",
         "Plan",
         "convert",
         "evaluate_files",
@@ -143,6 +147,7 @@ _HOMES = {
     "dynquant.conversion.result": ("Result",),
     "dynquant.evaluate.results": ("Evaluation",),
     "dynquant.importance.imatrix": ("Imatrix",),
+    "dynquant.importance.report": ("ImatrixAudit",),
     "dynquant.keys": ("KeyValue",),
     "dynquant.plan.plan": ("TensorPlan",),
     "dynquant.plan.shards": ("Split",),

@@ -87,7 +87,7 @@ class ImportancePart(Part):
     """the texts that it was computed on, as it names them"""
     chunks: Count | None
     shrink: Count | None = None
-    """tokens that the mean of a layer counted as when it was mixed with an expert's importance"""
+    """tokens that what experts have in common counted as when it was mixed with each"""
     unseen: Unseen | None = None
     """importance of experts without data: the layer's mean, equal weights, or there were none;
     manifests of early versions have neither, their experts had only their own figures"""

@@ -13,7 +13,7 @@ from dynquant.arch.base import ModelTensor, TensorName
 from dynquant.arrays import F32
 from dynquant.errors import ImportanceError
 from dynquant.importance.entry import Entry
-from dynquant.importance.experts import DEFAULT, LayerMean, Policy
+from dynquant.importance.experts import DEFAULT, Common, Policy
 from dynquant.importance.imatrix import Imatrix
 from dynquant.name_lists import grouped
 
@@ -42,7 +42,7 @@ class Importance:
     role:       the role of the tensor that the data were collected for, if it is another one with
                 the same inputs
     policy:     what experts with few tokens have, and those without any
-    layer:      what the experts have in common; None if the file does not count their tokens
+    common:     what the experts have in common; None if the file does not count their tokens
     """
 
     entry: Entry
@@ -51,7 +51,7 @@ class Importance:
     without: frozenset[int] = frozenset()
     role: str = ""
     policy: Policy = DEFAULT
-    layer: LayerMean | None = field(default=None, repr=False, compare=False)
+    common: Common | None = field(default=None, repr=False, compare=False)
 
     @property
     def is_shared(self) -> bool:
@@ -74,12 +74,12 @@ class Importance:
         Raises ImportanceError if the file changed since it was read.
         """
         if matrix in self.without:
-            return self.layer.importance if self.layer and self.has_mean else None
+            return self.common.importance if self.common and self.has_mean else None
         sums, count = self.sums(matrix)
         if not (np.isfinite(sums).all() and (sums >= 0).all() and sums.any()):
             raise ImportanceError(f"{self.entry.file.path}: changed since it was read; start again")
-        if self.layer and self.policy.shrink:
-            return self.layer.mixed(sums, count, self.policy.shrink)
+        if self.common and self.policy.shrink:
+            return self.common.mixed(sums, count, self.policy.shrink)
         return sums / np.float32(count)
 
     @property
@@ -89,9 +89,16 @@ class Importance:
         return self.entry.n_rows == self.n_matrices > 1 and role.endswith("exps")
 
     @property
+    def is_of_neurons(self) -> bool:
+        """Whether the channels are the neurons of an expert: those of `ffn_down`."""
+        return TensorName.parse(self.entry.name).role.startswith("ffn_down")
+
+    @property
     def has_mean(self) -> bool:
         """Whether experts without data have the mean of their layer."""
-        return self.layer is not None and self.policy.unseen != "uniform"
+        return (
+            self.common is not None and self.policy.unseen != "uniform" and not self.is_of_neurons
+        )
 
     def is_empty(self, matrix: int) -> bool:
         """Whether the file has no data for a matrix: the count or all sums are zero."""
@@ -211,7 +218,8 @@ def _audited(tensor: ModelTensor, entry: Entry, policy: Policy) -> Importance:
     if not made.is_counted:
         return made
     seen = (made.sums(m) for m in range(made.n_matrices) if m not in made.without)
-    return replace(made, layer=LayerMean.of(seen, policy.shrink))
+    same_inputs = not made.is_of_neurons
+    return replace(made, common=Common.of(seen, policy.shrink, same_inputs=same_inputs))
 
 
 def _of_same_inputs(tensor: ModelTensor, imatrix: Imatrix) -> Iterator[Entry]:

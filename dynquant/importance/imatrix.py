@@ -250,7 +250,7 @@ def write_imatrix(
     writer.kv_data[0].clear()
     keys = {
         "general.type": string("imatrix"),
-        "imatrix.datasets": strings(datasets),
+        **({"imatrix.datasets": strings(datasets)} if datasets else {}),  # no empty arrays in GGUF
         "imatrix.chunk_count": u32(chunk_count),
         "imatrix.chunk_size": u32(chunk_size),
     }

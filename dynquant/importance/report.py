@@ -44,7 +44,8 @@ class TensorAudit:
     largest:    largest share of one channel in the sum of its matrix
     signed:     the file has sums with signs, too
     impossible: channels whose mean is larger than their mean square allows
-    mixed:      largest share of the layer's mean in the importance of an expert with data
+    mixed:      largest share of what experts have in common in the importance of one with data
+    same_inputs: experts read the same inputs, so that they have the mean of their layer in common
     has_mean:   experts without data have the mean of their layer
     """
 
@@ -62,6 +63,7 @@ class TensorAudit:
     signed: bool = False
     impossible: int = 0
     mixed: float = 0.0
+    same_inputs: bool = True
     has_mean: bool = False
 
     @property
@@ -79,7 +81,8 @@ class TensorAudit:
         """What a conversion does with the data, in words."""
         if not self.is_covered:
             return "none: weighted equally"
-        parts = ["mixed with the layer's mean" if self.mixed else "as it is"]
+        common = "the layer's mean" if self.same_inputs else "equal weights"
+        parts = [f"mixed with {common}" if self.mixed else "as it is"]
         if self.role:
             parts.append(f"of {self.role}")
         if self.without:
@@ -177,7 +180,8 @@ def _figures(name: str, importance: Importance, imatrix: Imatrix) -> TensorAudit
         max(c.largest for c in channels),
         entry.linear is not None,
         sum(c.impossible for c in channels),
-        shrink / (shrink + min(seen)) if importance.layer and shrink else 0.0,
+        shrink / (shrink + min(seen)) if importance.common and shrink else 0.0,
+        not importance.is_of_neurons,
         importance.has_mean,
     )
 

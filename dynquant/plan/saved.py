@@ -67,7 +67,7 @@ class PlanImportance(Part):
     file: FileName
     sha256: Sha256
     shrink: Count = ALONE.shrink
-    """tokens that the mean of a layer counts as when it is mixed with an expert's importance"""
+    """tokens that what experts have in common counts as when it is mixed with each"""
     unseen: Unseen = ALONE.unseen
     """importance of experts without data: the layer's mean, equal weights, or there are none"""
 

@@ -212,8 +212,8 @@ def _importance() -> _Schema:
             "use": _noted({"enum": _USES}, "whether an imatrix is needed, used or ignored"),
             "shrink": _noted(
                 {"type": "integer", "minimum": 0, "maximum": MAX_TOKENS},
-                "tokens that the mean of a layer counts as when it is mixed with an expert's"
-                f" importance; default: {SHRINK}; 0: not mixed",
+                "tokens that what experts have in common counts as when it is mixed with the"
+                f" importance of each; default: {SHRINK}; 0: not mixed",
             ),
             "unseen": _noted(
                 {"enum": ["mean", "uniform", "error"]},

@@ -71,7 +71,7 @@ class Row:
 
     @property
     def mixed(self) -> str:
-        """The largest share of the layer's mean."""
+        """The largest share of what experts have in common."""
         share = max(t.mixed for t in self.tensors)
         return _share(share, 1) if share else "-"
 
@@ -113,7 +113,7 @@ def audit_tables(audit: ImatrixAudit, *, each: bool = False) -> RenderableType:
 
 def _table(rows: Sequence[Row], *, each: bool) -> Table:
     first = ("tensor",) if each else ("role", "layers")
-    numbers = ("data>", "tokens>", "zero>", "outliers>", "largest>", "mean>")
+    numbers = ("data>", "tokens>", "zero>", "outliers>", "largest>", "mixed>")
     table = plain_table(*first, *numbers, "use")
     for r in rows:
         names = (r.role,) if each else (r.role, r.layers)
@@ -142,12 +142,12 @@ def facts(audit: ImatrixAudit) -> Iterator[tuple[str, str]]:
 def policy_text(policy: Policy) -> str:
     """Return a policy in words."""
     own = (
-        f"the layer's mean counts as {counted(policy.shrink, 'token')}"
+        f"mixed with what they have in common, which counts as {counted(policy.shrink, 'token')}"
         if policy.shrink
         else "as they are"
     )
     others = {
-        "mean": "the layer's mean",
+        "mean": "the layer's mean, ffn_down weighted equally",
         "uniform": "weighted equally",
         "error": "refused",
     }
@@ -183,7 +183,7 @@ def audit_json(audit: ImatrixAudit) -> dict[str, Any]:
                 "largest_share": t.largest,
                 "signed": t.signed,
                 "impossible": t.impossible,
-                "mean_share": t.mixed,
+                "mixed_share": t.mixed,
             }
             for t in audit.tensors
         ],

@@ -105,7 +105,7 @@ def _importance(plan: Plan) -> Iterator[str]:
         yield f"importance needed by {counted(len(needed), 'tensor')} ({names}), {covered}"
     if plan.imatrix:
         yield _imatrix(plan, plan.imatrix)
-    if any(i.layer for i in plan.importance.values()):
+    if any(i.common for i in plan.importance.values()):
         yield f"importance of experts {policy_text(plan.experts)}"
     borrowed: dict[str, list[str]] = {}
     for name, importance in plan.importance.items():

@@ -39,13 +39,15 @@ def test_problems_come_before_the_table(imatrix: Path) -> None:
     done = run("imatrix", "audit", imatrix, MODEL)
     assert (done.code, done.err) == (0, "")
     lines = done.out.splitlines()
-    assert lines[0].startswith("problem: no importance for 6 of 30 experts in blk.{0-1}.ffn_")
+    assert lines[0].startswith("problem: no importance for 4 of 20 experts in blk.{0-1}.ffn_")
     assert lines[0].endswith("they have the mean of their layer")
-    assert lines[1].startswith("problem: fewer than 100 tokens for 6 of 30 matrices")
+    assert lines[1].startswith("problem: no importance for 2 of 10 experts in blk.{0-1}.ffn_down")
+    assert lines[1].endswith("their channels are weighted equally")
+    assert lines[2].startswith("problem: fewer than 100 tokens for 6 of 30 matrices")
     (row,) = [line for line in lines if line.startswith("ffn_up_exps")]
     assert row.split()[1:9] == ["0-1", "8", "of", "10", "0", "/", "300", "/"]
     assert "76.2%  mixed with the layer's mean" in row
-    assert "experts: with data: the layer's mean counts as 64 tokens; without:" in done.out
+    assert "in common, which counts as 64 tokens; without: the layer's mean" in done.out
 
 
 def test_a_recipe_gives_the_policy(imatrix: Path, tmp_path: Path) -> None:
@@ -74,7 +76,7 @@ def test_the_page_loads_nothing_and_escapes_names(imatrix: Path, tmp_path: Path)
     assert not page.all("script")
     assert not [e for e in page.all("link") + page.all("img") if e]
     assert any(HOSTILE in cell.text for cell in page.all("td"))
-    assert len(page.all("li")) == 2
+    assert len(page.all("li")) == 3
     refused = run("imatrix", "audit", imatrix, MODEL, "--html", out)
     assert refused.code == 1
     assert "exists; replace it with --force" in refused.err

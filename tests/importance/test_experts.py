@@ -1,4 +1,4 @@
-"""Experts with few tokens have a mixture of their importance and of their layer's mean.
+"""Experts with few tokens have a mixture of their importance and of what experts have in common.
 
 The oracle is the formula in plain NumPy, of mean squares as a matrix.
 """
@@ -90,6 +90,17 @@ def test_an_expert_of_only_zeros_counts_as_unseen(tmp_path: Path) -> None:
     np.testing.assert_allclose(found.of(1), mixed((squares, unseen), 64)[1], rtol=1e-6)
 
 
+def test_neurons_are_mixed_with_equal_weights(tmp_path: Path) -> None:
+    name = "blk.0.ffn_down_exps.weight"
+    found = importance_of(tmp_path, Policy(64, "mean"), (sums(), COUNTS), name)
+    for expert in (0, 1, 2, 4):
+        means = sums()[expert].astype(float) / COUNTS[expert]
+        n = COUNTS[expert]
+        wanted = (n * means + 64 * means.mean()) / (n + 64)
+        np.testing.assert_allclose(found.of(expert), wanted, rtol=1e-6)
+    assert found.of(3) is None
+
+
 def test_the_scale_of_an_expert_does_not_change_the_others(tmp_path: Path) -> None:
     loud = sums()
     loud[2] *= 1024
@@ -150,6 +161,15 @@ def test_the_warning_says_what_unseen_experts_have(
     (message,) = gaps(imatrix, [EXPERTS], found)
     assert f"no importance for 1 of 5 experts in {EXPERTS}; the" in message
     assert message.endswith(instead)
+
+
+def test_neurons_without_data_are_weighted_equally(tmp_path: Path) -> None:
+    name = "blk.0.ffn_down_exps.weight"
+    path = write_counted(tmp_path / "x.gguf", {name: (sums(), COUNTS)})
+    imatrix = read_imatrix(path)
+    found, _ = audit(imatrix, [computed_tensor(name, 5, 4, 11)], Policy(64, "mean"))
+    (message,) = gaps(imatrix, [name], found)
+    assert message.endswith(f"1 of 5 experts in {name}; their channels are weighted equally")
 
 
 def test_a_file_that_loses_its_data_during_a_run_is_an_error(tmp_path: Path) -> None:
