@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dynquant.api import (
         Plan,
+        audit_imatrix,
         convert,
         evaluate_files,
         inspect,
@@ -127,8 +128,8 @@ __all__ = [
 # numpy and gguf take a quarter of a second to import; a name imports its module when it is used.
 _HOMES = {
     "dynquant.api": (
-        "audit_imatrix",
         "Plan",
+        "audit_imatrix",
         "convert",
         "evaluate_files",
         "inspect",

@@ -62,7 +62,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder: Path = given.folder or Path(temporary)
         folder.mkdir(exist_ok=True, parents=True)
-        Console().print(table(given, folder))
+        Console(width=160).print(table(given, folder))
 
 
 def table(given: argparse.Namespace, folder: Path) -> Table:
