@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dynquant.api import (
         Plan,
+        audit_imatrix,
         convert,
         evaluate_files,
         inspect,
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     )
     from dynquant.evaluate.results import Evaluation
     from dynquant.importance.imatrix import Imatrix
+    from dynquant.importance.report import ImatrixAudit
     from dynquant.keys import KeyValue
     from dynquant.plan.plan import TensorPlan
     from dynquant.plan.shards import Split
@@ -81,6 +83,7 @@ __all__ = [
     "GGUFFile",
     "GateError",
     "Imatrix",
+    "ImatrixAudit",
     "ImportanceError",
     "KeyValue",
     "Loss",
@@ -105,6 +108,7 @@ __all__ = [
     "VerificationError",
     "VocabError",
     "__version__",
+    "audit_imatrix",
     "convert",
     "decode",
     "encode",
@@ -125,6 +129,7 @@ __all__ = [
 _HOMES = {
     "dynquant.api": (
         "Plan",
+        "audit_imatrix",
         "convert",
         "evaluate_files",
         "inspect",
@@ -143,6 +148,7 @@ _HOMES = {
     "dynquant.conversion.result": ("Result",),
     "dynquant.evaluate.results": ("Evaluation",),
     "dynquant.importance.imatrix": ("Imatrix",),
+    "dynquant.importance.report": ("ImatrixAudit",),
     "dynquant.keys": ("KeyValue",),
     "dynquant.plan.plan": ("TensorPlan",),
     "dynquant.plan.shards": ("Split",),

@@ -18,8 +18,9 @@ from dynquant.conversion.second_look import SAMPLES
 from dynquant.conversion.source_hashes import SourceHashes
 from dynquant.conversion.write import convert_plan
 from dynquant.importance.imatrix import Imatrix, read_imatrix
+from dynquant.importance.report import ImatrixAudit
 from dynquant.inputs import load_plan as load_saved_plan
-from dynquant.inputs import read_inputs
+from dynquant.inputs import read_audit, read_inputs
 from dynquant.keys import KeyValue
 from dynquant.plan import make
 from dynquant.plan.plan import Plan as PlanData
@@ -90,6 +91,21 @@ def load_imatrix(path: str | Path) -> Imatrix:
     Raises ImportanceError if the file is damaged or its values are not valid.
     """
     return read_imatrix(Path(path))
+
+
+def audit_imatrix(
+    imatrix: str | Path | Imatrix,
+    model: str | Path | Model,
+    recipe: str | Path | Mapping[str, Any] | Recipe | None = None,
+) -> ImatrixAudit:
+    """Return what an imatrix has of each tensor of a model, and what a conversion does with it.
+
+    recipe: for what it does about experts with few tokens; None for the default
+
+    Raises a kind of DynquantError with the faults of all of them, ImportanceError for an imatrix
+    of another model.
+    """
+    return read_audit(imatrix, model, recipe)
 
 
 def make_plan(

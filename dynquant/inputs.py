@@ -13,11 +13,13 @@ from dynquant.arch.load import Mla, load_model
 from dynquant.checkpoint.hub import is_hub_name
 from dynquant.errors import Problems, VocabError
 from dynquant.importance.imatrix import Imatrix, read_imatrix
+from dynquant.importance.report import ImatrixAudit, audit_of
 from dynquant.measure.grids import OnGrid, find_grids
 from dynquant.plan.bind import bind_plan
 from dynquant.plan.plan import Plan
 from dynquant.plan.saved import SavedPlan, pre_tokenizer_of, read_plan
 from dynquant.recipe.loader import load_recipe
+from dynquant.recipe.protection import protection
 from dynquant.recipe.rules import Recipe
 
 
@@ -64,6 +66,39 @@ def read_inputs(
     problems.raise_any()
     assert loaded is not None and rules is not None, "whatever is not read is a fault"
     return Inputs(loaded, rules, means)
+
+
+def read_audit(
+    imatrix: str | Path | Imatrix,
+    model: str | Path | Model,
+    recipe: str | Path | Mapping[str, Any] | Recipe | None = None,
+    *,
+    mla: Mla | None = None,
+    leave_out: Sequence[str] = (),
+) -> ImatrixAudit:
+    """Read an imatrix and a model; return what the file has of the tensors that recipes quantize.
+
+    recipe: for what it does about experts with few tokens; None for the default
+
+    Raises DynquantError with the faults of all of them, ImportanceError for an imatrix of another
+    model.
+    """
+    found = read_inputs(
+        model,
+        {"default": "Q8_0"} if recipe is None else recipe,
+        imatrix,
+        mla=mla,
+        needs_vocab=False,
+        leave_out=leave_out,
+    )
+    assert found.imatrix is not None, "it is read or a fault"
+    architecture = found.model.architecture
+    wanted = [
+        t.name
+        for t in found.model.tensors
+        if len(t.shape) > 1 and protection(t, architecture) is None
+    ]
+    return audit_of(found.imatrix, found.model.tensors, wanted, found.recipe.experts)
 
 
 def load_plan(

@@ -33,6 +33,8 @@ def identity_of(plan: Plan, work: Work) -> dict[str, Any]:
         "recipe": f"{plan.recipe.name}, sha256 {plan.recipe.sha256}",
         "effort": plan.effort,
         "imatrix": plan.imatrix.sha256 if plan.imatrix else None,
+        "experts without data": plan.experts.unseen if plan.imatrix else None,
+        "shrink": plan.experts.shrink if plan.imatrix else None,
         "--leave-out": sorted(plan.leave_out) or None,
         "shards": len(work.layout.files),
         "plan": hashlib.sha256(headers).hexdigest(),

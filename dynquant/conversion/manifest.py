@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 
 from dynquant.checkpoint.gguf_shards import NAME as SHARD_NAME
 from dynquant.errors import ManifestError
+from dynquant.importance.experts import Unseen
 from dynquant.json_documents import (
     MAX_FAULTS,
     Count,
@@ -85,6 +86,11 @@ class ImportancePart(Part):
     datasets: list[str]
     """the texts that it was computed on, as it names them"""
     chunks: Count | None
+    shrink: Count | None = None
+    """tokens that what experts have in common counted as when it was mixed with each"""
+    unseen: Unseen | None = None
+    """importance of experts without data: the layer's mean, equal weights, or there were none;
+    manifests of early versions have neither, their experts had only their own figures"""
 
 
 class Source(Part):

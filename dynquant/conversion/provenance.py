@@ -96,6 +96,8 @@ def _importance(plan: Plan) -> ImportancePart | None:
         sha256=plan.imatrix.sha256,
         datasets=[plain(name) for name in plan.imatrix.datasets],
         chunks=plan.imatrix.chunk_count,
+        shrink=plan.experts.shrink,
+        unseen=plan.experts.unseen,
     )
 
 

@@ -51,6 +51,8 @@ class Imatrix:
     datasets:    names of the calibration texts, as in the file
     chunk_count: number of chunks of calibration text; None if the file does not state it
     chunk_size:  tokens of a chunk; None if the file does not state it, as in the older format
+    is_older:    it has the older format, whose counts are not those of tokens
+    made:        what dynquant recorded about how it made the file, by key, as text
     """
 
     path: Path
@@ -59,6 +61,8 @@ class Imatrix:
     chunk_count: int | None
     sha256: str
     chunk_size: int | None = None
+    is_older: bool = False
+    made: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 def read_imatrix(path: Path) -> Imatrix:
@@ -85,7 +89,22 @@ def read_imatrix(path: Path) -> Imatrix:
     except OSError as e:
         raise ImportanceError(f"{path}: cannot be read: {e.strerror}") from e
     chunk_size = _natural(header, "imatrix.chunk_size") if header else None
-    return Imatrix(path, {e.name: e for e in entries}, datasets, chunk_count, sha256, chunk_size)
+    return Imatrix(
+        path,
+        {e.name: e for e in entries},
+        datasets,
+        chunk_count,
+        sha256,
+        chunk_size,
+        is_older=header is None,
+        made=_made(header) if header else {},
+    )
+
+
+def _made(file: GGUFFile) -> dict[str, str]:
+    """Return the keys of dynquant as text."""
+    found = {n: k.value for n, k in file.keys.items() if n.startswith("dynquant.")}
+    return {n: ", ".join(map(str, v)) if isinstance(v, tuple) else str(v) for n, v in found.items()}
 
 
 def _of_gguf(file: GGUFFile) -> Found:
@@ -231,7 +250,7 @@ def write_imatrix(
     writer.kv_data[0].clear()
     keys = {
         "general.type": string("imatrix"),
-        "imatrix.datasets": strings(datasets),
+        **({"imatrix.datasets": strings(datasets)} if datasets else {}),  # no empty arrays in GGUF
         "imatrix.chunk_count": u32(chunk_count),
         "imatrix.chunk_size": u32(chunk_size),
     }

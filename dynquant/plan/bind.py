@@ -10,6 +10,7 @@ from dynquant.arch.base import Model, ModelTensor
 from dynquant.distribution import our_version
 from dynquant.errors import EncodeError, ImportanceError, PlanError
 from dynquant.importance.audit import Importance, audit
+from dynquant.importance.experts import ALONE, DEFAULT, Policy
 from dynquant.importance.imatrix import Imatrix
 from dynquant.json_documents import (
     plain,
@@ -36,7 +37,7 @@ def bind_plan(saved: SavedPlan, model: Model, imatrix: Imatrix | None, where: st
     Raises PlanError with everything that does not fit: another dynquant, architecture, imatrix,
     source file, tensor, shape, size or key; each is named.
     """
-    problems = [*_other_maker(saved), *_other_imatrix(saved, imatrix)]
+    problems = [*_other_maker(saved), *_other_imatrix(saved, imatrix), *_other_policy(saved)]
     if model.architecture != saved.architecture:
         problems.append(f"is for {saved.architecture}, and the model is {model.architecture}")
         PlanError.raise_any(f"{where}: {p}" for p in problems)
@@ -73,6 +74,7 @@ def bind_plan(saved: SavedPlan, model: Model, imatrix: Imatrix | None, where: st
         files=model.files,
         imatrix=imatrix,
         importance=importance,
+        experts=_policy(saved),
         effort=saved.effort,
         prediction=model.prediction.layers if model.prediction else range(0),
         set_keys=frozenset(n for n, key in saved.keys.items() if key.set),
@@ -108,6 +110,22 @@ def _other_imatrix(saved: SavedPlan, imatrix: Imatrix | None) -> Iterator[str]:
         )
     elif imatrix and not wanted:
         yield f"was made without an imatrix; leave out {imatrix.path}"
+
+
+def _other_policy(saved: SavedPlan) -> Iterator[str]:
+    """Say where the policy for experts is not the one that the file's keys would record."""
+    policy = _policy(saved)
+    for name, ours, default in (
+        ("shrink", policy.shrink, ALONE.shrink),
+        ("unseen", policy.unseen, ALONE.unseen),
+    ):
+        key = saved.keys.get(f"dynquant.imatrix_{name}")
+        recorded = key.value if key else default
+        if saved.importance and recorded != ours:
+            yield (
+                f"importance.{name} is {ours!r}, and the key dynquant.imatrix_{name} {recorded!r};"
+                " to change it, change the recipe and make the plan again"
+            )
 
 
 def _settled(model: Model, planned: Mapping[str, PlanTensor]) -> Iterator[ModelTensor]:
@@ -211,7 +229,7 @@ def _bound_importance(
     known: Mapping[str, Importance] = {}
     if imatrix:
         try:
-            known = audit(imatrix, tensors)[0]
+            known = audit(imatrix, tensors, _policy(saved))[0]
         except ImportanceError as e:
             problems += e.messages
     if not saved.allow_requantize:
@@ -219,6 +237,11 @@ def _bound_importance(
     problems += importance_problems(changed, imatrix, known)
     quantized = (n for n, chosen in changed.items() if not chosen.type.is_float)
     return {name: known[name] for name in quantized if name in known}, problems
+
+
+def _policy(saved: SavedPlan) -> Policy:
+    its = saved.importance
+    return Policy(its.shrink, its.unseen) if its else DEFAULT
 
 
 def _begins_file(saved: SavedPlan, number: int) -> bool:

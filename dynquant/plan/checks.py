@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from dynquant.arch.base import Model, ModelTensor
 from dynquant.importance.audit import Importance, missing
@@ -137,4 +137,27 @@ def importance_problems(
         yield (
             f"{rule}: {type_name} needs importance, and {has} none for"
             f" {', '.join(grouped(names))}; {remedy}, or use another type"
+        )
+
+
+def unseen_problems(
+    path: str, quantized: Iterable[str], imatrix: Imatrix, known: Mapping[str, Importance]
+) -> Iterator[str]:
+    """Yield a message if tensors or experts have no data, which the recipe refuses.
+
+    path:      of the recipe, for messages
+    quantized: names of the tensors that are to be quantized
+    """
+    names = list(quantized)
+    faults = [f"none for {', '.join(grouped(absent))}"] if (absent := missing(names, known)) else []
+    partial = [n for n in names if n in known and known[n].without]
+    if partial:
+        n_without = sum(len(known[n].without) for n in partial)
+        n_all = sum(known[n].n_matrices for n in partial)
+        faults.append(f"none for {n_without} of {n_all} experts in {', '.join(grouped(partial))}")
+    if faults:
+        yield (
+            f"{path}: needs importance for all tensors and experts (unseen: error), and"
+            f" {imatrix.path} has {', '.join(faults)}; make an imatrix with more text, or set"
+            " `unseen: mean`"
         )

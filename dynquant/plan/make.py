@@ -20,6 +20,7 @@ from dynquant.plan.checks import (
     requantized,
     special_types,
     tensor_problems,
+    unseen_problems,
 )
 from dynquant.plan.left_out import left_out
 from dynquant.plan.plan import Plan, RecipeText, TensorPlan, padded
@@ -98,9 +99,13 @@ def make_plan(
     imatrix_warnings: tuple[str, ...] = ()
     if imatrix is None:
         refusals += importance_problems(changed, None, {})
-    elif audited := problems.attempt(lambda: audit(imatrix, model.tensors), ImportanceError):
+    elif audited := problems.attempt(
+        lambda: audit(imatrix, model.tensors, recipe.experts), ImportanceError
+    ):
         known, imatrix_warnings = audited
         refusals += importance_problems(changed, imatrix, known)
+        if recipe.experts.unseen == "error":
+            refusals += unseen_problems(recipe.path, quantized, imatrix, known)
     importance = {name: known[name] for name in quantized if name in known}
     grids = {t.name: grids[t.name] for t in model.tensors if t.name in grids}
     warnings += special_types(recipe.path, changed, grids)
@@ -138,6 +143,7 @@ def make_plan(
         files=model.files,
         imatrix=imatrix,
         importance=importance,
+        experts=recipe.experts,
         effort=effort,
         prediction=model.prediction.layers if model.prediction else range(0),
         set_keys=frozenset(n for n, key in keys.items() if model.keys.get(n) != key),

@@ -13,6 +13,7 @@ from gguf import GGUF_DEFAULT_ALIGNMENT
 
 from dynquant.arch.base import ModelTensor
 from dynquant.importance.audit import Importance
+from dynquant.importance.experts import DEFAULT, Policy
 from dynquant.importance.imatrix import Imatrix
 from dynquant.keys import Keys
 from dynquant.measure.grids import OnGrid
@@ -137,6 +138,7 @@ class Plan(Totals):
     ignored:    stored tensors that the output leaves out, with the reason
     files:      files of the model that must not be overwritten, besides those of `sources`
     importance: by tensor, from the imatrix
+    experts:    what experts have of which the imatrix has few tokens or none
     effort:     how much the encoders search
     prediction: layers among the tensors that predict further ahead
     set_keys:   names of the keys that the plan sets; all others are the model's
@@ -158,6 +160,7 @@ class Plan(Totals):
     files: tuple[Path, ...] = ()
     imatrix: Imatrix | None = None
     importance: Mapping[str, Importance] = field(default_factory=dict[str, Importance], repr=False)
+    experts: Policy = DEFAULT
     effort: Effort = "normal"
     prediction: range = range(0)
     set_keys: frozenset[str] = frozenset()

@@ -58,6 +58,8 @@ def quantizer_keys(
     }
     if imatrix:
         keys["dynquant.imatrix_sha256"] = string(imatrix.sha256)
+        keys["dynquant.imatrix_shrink"] = u32(recipe.experts.shrink)
+        keys["dynquant.imatrix_unseen"] = string(recipe.experts.unseen)
     return keys
 
 

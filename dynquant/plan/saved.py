@@ -19,6 +19,7 @@ from dynquant.arch.base import ModelTensor
 from dynquant.checkpoint.source_file import source_facts
 from dynquant.distribution import our_version
 from dynquant.errors import PlanError
+from dynquant.importance.experts import ALONE, Unseen
 from dynquant.json_documents import (
     MAX_FAULTS,
     Count,
@@ -65,6 +66,10 @@ class PlanImportance(Part):
 
     file: FileName
     sha256: Sha256
+    shrink: Count = ALONE.shrink
+    """tokens that what experts have in common counts as when it is mixed with each"""
+    unseen: Unseen = ALONE.unseen
+    """importance of experts without data: the layer's mean, equal weights, or there are none"""
 
 
 class PlanSource(Part):
@@ -178,9 +183,7 @@ def saved_plan(plan: Plan) -> SavedPlan:
             extends=list(plan.recipe.texts),
         ),
         effort=plan.effort,
-        importance=PlanImportance(file=plain(plan.imatrix.path.name), sha256=plan.imatrix.sha256)
-        if plan.imatrix
-        else None,
+        importance=_importance(plan),
         allow_requantize=plan.allow_requantize,
         tensor_bytes=plan.tensor_bytes,
         sources=list(plan_sources(plan.sources[t.name] for t in plan.tensors)),
@@ -205,6 +208,17 @@ def saved_plan(plan: Plan) -> SavedPlan:
         ignored={plain(n): plain(short(reason)) for n, reason in plan.ignored.items()},
         leave_out=list(map(plain, plan.leave_out)),
         warnings=[plain(_local(plan, short(w))) for w in plan.warnings],
+    )
+
+
+def _importance(plan: Plan) -> PlanImportance | None:
+    if plan.imatrix is None:
+        return None
+    return PlanImportance(
+        file=plain(plan.imatrix.path.name),
+        sha256=plan.imatrix.sha256,
+        shrink=plan.experts.shrink,
+        unseen=plan.experts.unseen,
     )
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
+from dynquant.importance.experts import DEFAULT, Policy, Unseen
 from dynquant.quants.search import Effort
 from dynquant.quants.table import QuantType
 from dynquant.recipe.rules import Fallback, Output, Recipe, Rule, TensorOrder, Use
@@ -38,6 +39,8 @@ class Given:
     fallback: Fallback | None = None
     intended: tuple[str, ...] = ()
     importance: Use | None = None
+    shrink: int | None = None
+    unseen: Unseen | None = None
     effort: Effort | None = None
     shard_bytes: int | None = None
     tensor_order: TensorOrder | None = None
@@ -92,8 +95,8 @@ def _contradiction(left: Sequence[Sequence[Given]], parents: Sequence[Sequence[G
 def joined(files: Sequence[Given]) -> Recipe:
     """Return the recipe of a file and of those that it extends, in the order of their rules.
 
-    Of each other key, the value of the first file which has it counts; `metadata` and `output` are
-    joined key by key. At least one file has a default.
+    Of each other key, the value of the first file which has it counts; `importance`, `metadata` and
+    `output` are joined key by key. At least one file has a default.
     """
 
     def first(key: Callable[[Given], T | None]) -> T | None:
@@ -103,6 +106,8 @@ def joined(files: Sequence[Given]) -> Recipe:
     default, place = first(lambda f: f.default), first(lambda f: f.default_place)
     assert default is not None and place is not None, "a recipe without a default has a fault"
     importance: Use | None = first(lambda f: f.importance)
+    shrink = first(lambda f: f.shrink)
+    unseen: Unseen | None = first(lambda f: f.unseen)
     tensor_order: TensorOrder | None = first(lambda f: f.tensor_order)
     metadata: dict[str, str] = {}
     for file in reversed(files):
@@ -121,6 +126,7 @@ def joined(files: Sequence[Given]) -> Recipe:
         extended=tuple(file.path for file in others),
         intended=first(lambda f: f.intended or None) or (),
         importance=importance or "optional",
+        experts=Policy(DEFAULT.shrink if shrink is None else shrink, unseen or DEFAULT.unseen),
         effort=first(lambda f: f.effort),
         output=Output(first(lambda f: f.shard_bytes), tensor_order or "model"),
         metadata=metadata,

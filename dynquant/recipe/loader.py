@@ -7,7 +7,8 @@
                                      of which later ones override earlier ones (extending.py)
     for: [llama, qwen3]              intended general.architecture; others give a warning
     default: Q4_K                    the type of every tensor that no rule matches
-    importance: optional             required, optional or ignored: the use of an imatrix
+    importance: optional             required, optional or ignored: the use of an imatrix; or
+                                     {use: optional, shrink: 64, unseen: mean} (experts.py)
     effort: normal                   fast, normal or best, unless the user gives one
     rules:                           the first rule that matches a tensor decides
       - role: [ffn_down, experts]    GGUF role names, and groups of them (roles.py)

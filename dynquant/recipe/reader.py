@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import yaml
 
 from dynquant.errors import RecipeError
+from dynquant.importance.experts import Unseen
 from dynquant.quants.readers import reader_name
 from dynquant.quants.table import QuantType, quant_type
 from dynquant.recipe import values
@@ -14,7 +15,7 @@ from dynquant.recipe.extending import Given, OrderError, in_order
 from dynquant.recipe.for_readers import faults_of_types
 from dynquant.recipe.layers import LayerItem, LayerPattern
 from dynquant.recipe.roles import role_name
-from dynquant.recipe.rules import Action, Fallback, Rule, Selectors, Shape, TensorOrder, When
+from dynquant.recipe.rules import Action, Fallback, Rule, Selectors, Shape, TensorOrder, Use, When
 from dynquant.recipe.yaml_nodes import Place, Reader, children, kind
 
 KEYS = (
@@ -42,6 +43,7 @@ RULE_KEYS = (*SELECTORS, NOT, *ACTIONS, "fallback", "optional", "override", "not
 LAYER_KEYS = ("in", "first", "last", "every", "from", "of")
 SHAPE_KEYS = ("row_multiple_of", "min_weights", "dimensions")
 WHEN_KEYS = ("experts", "gqa", "layers", "tied_embeddings", "importance", "architecture")
+IMPORTANCE_KEYS = ("use", "shrink", "unseen")
 OUTPUT_KEYS = ("shard_size", "tensor_order")
 
 Parent = Callable[[str], Sequence[Given]]
@@ -74,6 +76,7 @@ class RecipeReader(Reader):
         if not keys.keys() & {"default", "extends"}:
             self.fault(node, "no default; add one, such as `default: Q4_K`")
         self.value(keys.get("dynquant"), values.version)
+        use, shrink, unseen = self._importance(keys.get("importance"))
         shard_bytes, tensor_order = self._output(keys.get("output"))
         default = self.value(keys.get("default"), quant_type)
         rules = self.rules(keys.get("rules"))
@@ -90,7 +93,9 @@ class RecipeReader(Reader):
             text,
             description=self.value(keys.get("description"), str.strip),
             intended=self.values(keys.get("for"), values.architecture),
-            importance=self.value(keys.get("importance"), values.use),
+            importance=use,
+            shrink=shrink,
+            unseen=unseen,
             effort=self.value(keys.get("effort"), values.effort),
             fallback=self._fallback(keys.get("fallback")),
             shard_bytes=shard_bytes,
@@ -309,6 +314,17 @@ class RecipeReader(Reader):
         if isinstance(node, yaml.ScalarNode) and node.value == "error":
             return ()
         return self.values(node, quant_type)
+
+    def _importance(self, node: yaml.Node | None) -> tuple[Use | None, int | None, Unseen | None]:
+        """Return the use of an imatrix, and the policy for experts; None where not given."""
+        if not isinstance(node, yaml.MappingNode):
+            return self.value(node, values.use), None, None
+        keys = self._part(node, IMPORTANCE_KEYS, "importance") or {}
+        return (
+            self.value(keys.get("use"), values.use),
+            self.value(keys.get("shrink"), values.tokens),
+            self.value(keys.get("unseen"), values.unseen),
+        )
 
     def _output(self, node: yaml.Node | None) -> tuple[int | None, TensorOrder | None]:
         """Return the bytes of a shard and the order of tensors; None where they are not given."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dynquant.errors import RecipeError
+from dynquant.importance.experts import DEFAULT
 from dynquant.quants.readers import read_by_all, similar_read
 from dynquant.quants.table import QuantType
 from dynquant.recipe.layers import LayerItem, LayerPattern
@@ -65,7 +66,7 @@ def _keys(recipe: Recipe) -> dict[str, Any]:
             "description": recipe.description,
             "for": _some(recipe.intended),
             "default": _default(recipe).name,
-            "importance": recipe.importance if recipe.importance != "optional" else None,
+            "importance": _importance(recipe),
             "effort": recipe.effort,
             "fallback": _fallback(recipe.fallback),
             "output": _output(recipe.output),
@@ -84,6 +85,17 @@ def _default(recipe: Recipe) -> QuantType:
     if read_by_all(recipe.default, recipe.readers):
         return recipe.default
     return similar_read(recipe.default, recipe.readers)
+
+
+def _importance(recipe: Recipe) -> Any:
+    """Return the use of an imatrix, or a mapping if the recipe has a policy for experts."""
+    use = recipe.importance if recipe.importance != "optional" else None
+    experts = recipe.experts
+    if experts == DEFAULT:
+        return use
+    shrink = experts.shrink if experts.shrink != DEFAULT.shrink else None
+    unseen = experts.unseen if experts.unseen != DEFAULT.unseen else None
+    return _given({"use": use, "shrink": shrink, "unseen": unseen})
 
 
 def _rule(rule: Rule) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from functools import cache
 from typing import Literal
 
 from dynquant.errors import RecipeError
+from dynquant.importance.experts import DEFAULT, Policy
 from dynquant.quants.search import Effort
 from dynquant.quants.table import QuantType
 from dynquant.recipe.expressions import Expression, expression
@@ -195,6 +196,7 @@ class Recipe:
     texts:     the texts of the recipes it extends, in the order of their rules
     extended:  their paths
     intended:  architectures it is meant for; empty for all
+    experts:   what experts have of which the imatrix has few tokens or none
     effort:    None if the recipe does not set it
     metadata:  GGUF keys to set, with their values as text
     keeps_prediction: whether prediction layers are written
@@ -213,6 +215,7 @@ class Recipe:
     extended: tuple[str, ...] = field(default=(), compare=False)
     intended: tuple[str, ...] = ()
     importance: Use = "optional"
+    experts: Policy = DEFAULT
     effort: Effort | None = None
     output: Output = Output()
     metadata: Mapping[str, str] = field(default_factory=dict[str, str])

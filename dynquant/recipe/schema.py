@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
+from dynquant.importance.experts import SHRINK
 from dynquant.quants.readers import READERS
 from dynquant.quants.search import EFFORTS
 from dynquant.quants.table import ALL
 from dynquant.recipe.loader import shipped_recipes
 from dynquant.recipe.reader import ACTIONS, NOT, RESERVED, SELECTORS, SHAPE_KEYS
 from dynquant.recipe.roles import COMMON, GROUP_NOTES, GROUPS, ROLES
-from dynquant.recipe.values import ARCHITECTURES, BOUND, COMPARISON, LAYERS, PERCENTS, SIZE
+from dynquant.recipe.values import (
+    ARCHITECTURES,
+    BOUND,
+    COMPARISON,
+    LAYERS,
+    MAX_TOKENS,
+    PERCENTS,
+    SIZE,
+)
 
 SCHEMA_NAME = "recipe.schema.json"
 """The name of the shipped file, beside the recipes."""
@@ -49,7 +58,8 @@ def recipe_schema() -> _Schema:
                 ),
                 "default": _noted(_ref("type"), "the type of every tensor that no rule matches"),
                 "importance": _noted(
-                    {"enum": ["required", "optional", "ignored"]}, "how an imatrix is used"
+                    {"anyOf": [{"enum": _USES}, {**_importance(), "minProperties": 1}]},
+                    "how an imatrix is used: required, optional or ignored; or a mapping",
                 ),
                 "effort": _noted(
                     {"enum": list(EFFORTS)}, "how hard the encoders search, unless the user sets it"
@@ -89,6 +99,7 @@ def recipe_schema() -> _Schema:
     }
 
 
+_USES = ["required", "optional", "ignored"]
 _SCALAR = {"type": ["string", "number", "boolean"]}
 _COUNT = {"type": "integer", "minimum": 1}
 
@@ -193,6 +204,24 @@ def _chains() -> _Schema:
         "patternProperties": {_ANY_CASE: _ref("chain")},
         "additionalProperties": False,
     }
+
+
+def _importance() -> _Schema:
+    return _keys(
+        {
+            "use": _noted({"enum": _USES}, "whether an imatrix is needed, used or ignored"),
+            "shrink": _noted(
+                {"type": "integer", "minimum": 0, "maximum": MAX_TOKENS},
+                "tokens that what experts have in common counts as when it is mixed with the"
+                f" importance of each; default: {SHRINK}; 0: not mixed",
+            ),
+            "unseen": _noted(
+                {"enum": ["mean", "uniform", "error"]},
+                "importance of experts without data: the mean of their layer, equal weights, or"
+                " an error",
+            ),
+        }
+    )
 
 
 def _output() -> _Schema:

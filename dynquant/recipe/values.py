@@ -13,6 +13,7 @@ from typing import TypeVar
 from gguf import MODEL_ARCH_NAMES
 
 from dynquant.errors import RecipeError
+from dynquant.importance.experts import Unseen
 from dynquant.quants.search import EFFORTS, Effort
 from dynquant.recipe.layers import Bound, LayerRange, PercentRange
 from dynquant.recipe.newer_names import NEWER_ARCHITECTURES
@@ -29,6 +30,8 @@ _PERCENT = r"(\d{1,3}(?:\.\d{1,6})?)%"
 PERCENTS = re.compile(f"{_PERCENT}-{_PERCENT}")
 BOUND = re.compile(rf"{_PERCENT}(?:\+(\d{{1,4}}))?|(0|[1-9]\d{{0,3}})")
 COMPARISON = re.compile(r"(==|!=|<=|>=|<|>)? ?(0|[1-9]\d{0,5})")
+MAX_TOKENS = 10**9 - 1
+_TOKENS = re.compile(r"0|[1-9]\d{0,8}")
 _COUNT = re.compile(r"[1-9]\d{0,14}")
 SIZE = re.compile(r"(\d+(?:\.\d+)?) ?(GB|GiB|MB|MiB|G|M)?")
 
@@ -84,6 +87,19 @@ def use(text: str) -> Use:
     """Read the use of an imatrix."""
     words: tuple[Use, ...] = ("required", "optional", "ignored")
     return one_of(words, text)
+
+
+def unseen(text: str) -> Unseen:
+    """Read what experts without data have."""
+    words: tuple[Unseen, ...] = ("mean", "uniform", "error")
+    return one_of(words, text)
+
+
+def tokens(text: str) -> int:
+    """Read a number of tokens, which may be 0."""
+    if not _TOKENS.fullmatch(text):
+        raise RecipeError(f"{text!r} is not a number of tokens; write 0, or a number such as 64")
+    return int(text)
 
 
 def effort(text: str) -> Effort:

@@ -13,6 +13,7 @@ from dynquant.importance.imatrix import Imatrix
 from dynquant.name_lists import grouped
 from dynquant.plan.plan import Plan, TensorPlan
 from dynquant.quants.readers import readers_text
+from dynquant.report.imatrix import policy_text
 from dynquant.report.tables import plain_table, ranges, tensor_table
 from dynquant.report.totals import Fallback, by_reason, fallbacks, grid_lines, needing
 
@@ -104,6 +105,8 @@ def _importance(plan: Plan) -> Iterator[str]:
         yield f"importance needed by {counted(len(needed), 'tensor')} ({names}), {covered}"
     if plan.imatrix:
         yield _imatrix(plan, plan.imatrix)
+    if any(i.common for i in plan.importance.values()):
+        yield f"importance of experts {policy_text(plan.experts)}"
     borrowed: dict[str, list[str]] = {}
     for name, importance in plan.importance.items():
         if importance.role:

@@ -13,9 +13,9 @@ from dynquant.verification.findings import Fault
 from dynquant.verification.scan import Scanned
 
 
-def _keys(manifest: Manifest) -> dict[str, str]:
+def _keys(manifest: Manifest) -> dict[str, str | int]:
     """Return the values that the GGUF's keys should have."""
-    keys = {
+    keys: dict[str, str | int] = {
         "general.architecture": manifest.output.architecture,
         "dynquant.version": manifest.dynquant.version,
         "dynquant.recipe_sha256": manifest.recipe.sha256,
@@ -23,6 +23,10 @@ def _keys(manifest: Manifest) -> dict[str, str]:
     }
     if manifest.importance is not None:
         keys["dynquant.imatrix_sha256"] = manifest.importance.sha256
+        if manifest.importance.shrink is not None:
+            keys["dynquant.imatrix_shrink"] = manifest.importance.shrink
+        if manifest.importance.unseen is not None:
+            keys["dynquant.imatrix_unseen"] = manifest.importance.unseen
     return keys
 
 

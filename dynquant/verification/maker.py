@@ -17,6 +17,7 @@ from dynquant.errors import (
     VerificationError,
     VocabError,
 )
+from dynquant.importance.experts import ALONE, Policy
 from dynquant.importance.imatrix import Imatrix
 from dynquant.quants.encoder import ENCODER_REVISION
 from dynquant.quants.search import EFFORTS, Effort
@@ -29,12 +30,14 @@ class Maker:
 
     version: the version of dynquant; None if another program made the file
     encoder_revision: of the encoders that made it; None if it does not say
+    experts: what experts had of which the imatrix had few tokens or none
     """
 
     version: str | None
     encoder_revision: int | None
     effort: Effort
     imatrix_sha256: str | None
+    experts: Policy = ALONE
 
     @classmethod
     def of(cls, shards: Shards) -> Maker:
@@ -43,12 +46,17 @@ class Maker:
         revision = value_of(shards, "dynquant.encoder_revision")
         effort = value_of(shards, "dynquant.effort")
         imatrix = value_of(shards, "dynquant.imatrix_sha256")
+        shrink = value_of(shards, "dynquant.imatrix_shrink")
+        unseen = value_of(shards, "dynquant.imatrix_unseen")
         known: dict[object, Effort] = {e: e for e in EFFORTS}
         return cls(
             made_by if isinstance(made_by, str) else None,
             revision if isinstance(revision, int) else None,
             known.get(effort, "normal"),
             imatrix if isinstance(imatrix, str) else None,
+            Policy(shrink, "mean" if unseen != "uniform" else "uniform")
+            if isinstance(shrink, int)
+            else ALONE,
         )
 
     @property

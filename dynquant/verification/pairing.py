@@ -51,7 +51,7 @@ class Pairing:
         self._files = {t.name: (file, t) for file, t in shards.tensors()}
         self._sources = dict(_sources(model, self._files))
         here = [t for n, t in self._sources.items() if n in self._files]
-        self._importance = audit(imatrix, here)[0] if imatrix and here else {}
+        self._importance = audit(imatrix, here, maker.experts)[0] if imatrix and here else {}
 
     def pair(self, name: str) -> Pair | None:
         """Return a tensor with its source, or None after recording why it cannot be compared."""

@@ -89,6 +89,7 @@ EXAMPLES = {
         "from": "2",
         "of": "experts",
     },
+    "importance": {"use": "required", "shrink": "64", "unseen": "mean"},
     "output": {"shard_size": "50GB", "tensor_order": "layer"},
     "shape": {"row_multiple_of": "256", "min_weights": "1000000", "dimensions": "3"},
 }
@@ -254,6 +255,9 @@ def recipe_page() -> str:
         {
             "generated": _generated("recipe_page.md and the schema of recipes"),
             "keys": _keys("recipe", schema["properties"]),
+            "importance": _keys(
+                "importance", schema["properties"]["importance"]["anyOf"][1]["properties"]
+            ),
             "output": _keys("output", schema["properties"]["output"]["properties"]),
             "selectors": _keys("rule", {k: rule[k] for k in SELECTORS}),
             "actions": _keys("rule", actions_and_others),

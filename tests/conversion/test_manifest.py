@@ -204,6 +204,8 @@ def test_imatrix_is_recorded_without_its_folder(tmp_path: Path) -> None:
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "datasets": list(imatrix.datasets),
         "chunks": imatrix.chunk_count,
+        "shrink": 64,
+        "unseen": "mean",
     }
     assert {t["name"]: t["importance"] for t in manifest["tensors"]}[DOWN] == "yes"
 

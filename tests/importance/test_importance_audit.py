@@ -1,4 +1,7 @@
-"""An imatrix must fit the model by names and sizes; tensors without importance are reported."""
+"""An imatrix must fit the model by names and sizes; tensors without importance are reported.
+
+Experts have only their own figures here; test_experts.py is about those with few tokens.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ from dynquant.arch.load import load_model
 from dynquant.arrays import F32
 from dynquant.errors import ImportanceError
 from dynquant.importance.audit import Importance, audit, gaps
+from dynquant.importance.experts import ALONE
 from dynquant.importance.imatrix import read_imatrix
 from dynquant.plan.make import make_plan
 
@@ -40,7 +44,7 @@ def audited(
 ) -> tuple[dict[str, Importance], tuple[str, ...], tuple[str, ...]]:
     """Return importance, warnings, and the messages about tensors without importance."""
     imatrix = read_imatrix(path)
-    importance, warnings = audit(imatrix, tensors or MODEL)
+    importance, warnings = audit(imatrix, tensors or MODEL, ALONE)
     wanted = [t.name for t in tensors or MODEL if len(t.shape) > 1]
     return importance, warnings, tuple(gaps(imatrix, wanted, importance))
 

@@ -97,3 +97,11 @@ def test_the_command_writes_and_replaces_nothing_it_reads(tmp_path: Path) -> Non
     assert (done.code, a.read_bytes()) == (1, before)
     assert done.err == f"error: {a}: is a file that this command reads; name another output\n"
     assert run("imatrix", "merge", a, "-o", tmp_path / "one.gguf").code == 1
+
+
+def test_files_that_name_no_texts_are_merged(tmp_path: Path) -> None:
+    for name in "ab":
+        entry = {UP: (sums(1, 4, seed=1), [3])}
+        write_imatrix(tmp_path / name, entry, datasets=[], chunk_count=1, chunk_size=512)
+    merge_imatrices([tmp_path / "a", tmp_path / "b"], tmp_path / "out")
+    assert read_imatrix(tmp_path / "out").datasets == ()

@@ -41,6 +41,8 @@ def test_imatrix_is_recorded_in_the_keys_of_llama_cpp_and_by_its_hash(tmp_path: 
         "quantize.imatrix.entries_count": u32(1),
         "quantize.imatrix.chunks_count": u32(7),
         "dynquant.imatrix_sha256": string(sha256),
+        "dynquant.imatrix_shrink": u32(64),
+        "dynquant.imatrix_unseen": string("mean"),
     }
     assert list(keys).index("tokenizer.ggml.model") == len(keys) - 2
 

@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from imatrices import write_counted
 from places import ROOT, TINY_BOOKS
 from typer.testing import CliRunner
 
@@ -17,7 +19,7 @@ from dynquant.cli import app
 from dynquant.cli.console import log_as
 
 PAGE = ROOT / "docs" / "reference" / "json.md"
-FREE = {"type_counts", "keys", "key_types", "ignored", "readers"}
+FREE = {"made", "type_counts", "keys", "key_types", "ignored", "readers"}
 """Keys whose values are objects with names of tensors, types, keys or readers."""
 
 MODEL = str(TINY_BOOKS)
@@ -25,6 +27,7 @@ COMMANDS = {
     "plan": ("plan", MODEL, "-r", "q8_0"),
     "inspect": ("inspect", "made.gguf"),
     "verify": ("verify", "damaged.gguf"),
+    "imatrix audit": ("imatrix", "audit", "i.gguf", MODEL),
     "recipe diff": ("recipe", "diff", "q8_0", "q4_0", MODEL),
     "recipe explain": ("recipe", "explain", "q8_0", MODEL, "blk.1.ffn_down"),
     "types": ("types",),
@@ -59,6 +62,8 @@ def documented(command: str) -> set[str]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("json")
     dynquant.convert(TINY_BOOKS, folder / "made.gguf", recipe="q8_0", manifest=False)
+    entry = np.ones((1, 256), np.float32), [9]
+    write_counted(folder / "i.gguf", {"blk.0.attn_q.weight": entry})
     content = (folder / "made.gguf").read_bytes()
     (folder / "damaged.gguf").write_bytes(content[:-32] + b"\xff" * 32)
     return folder

@@ -9,6 +9,7 @@ import pytest
 from unread import unread
 
 from dynquant.errors import RecipeError
+from dynquant.importance.experts import DEFAULT, Policy
 from dynquant.recipe.assignment import Assigned
 from dynquant.recipe.loader import load_recipe
 from dynquant.recipe.match import assign
@@ -99,6 +100,14 @@ def test_given_keys_override_the_parent(folder: Path) -> None:
     assert (child.output.tensor_order, child.output.shard_bytes) == ("model", 10**9)
     assert child.metadata == {"general.name": "Child", "a.b": "c"}
     assert not child.keeps_prediction
+
+
+def test_importance_is_joined_key_by_key(folder: Path) -> None:
+    write(folder / "middle.yaml", "extends: parent.yaml\nimportance: {shrink: 0, unseen: error}")
+    text = "extends: middle.yaml\nimportance: {shrink: 7}"
+    child = load_recipe(write(folder / "child.yaml", text))
+    assert (child.importance, child.experts) == ("required", Policy(7, "error"))
+    assert load_recipe("parent.yaml").experts == DEFAULT
 
 
 def test_path_is_relative_to_the_extending_file(folder: Path) -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from dynquant.arch.base import TensorName
 from dynquant.errors import RecipeError
+from dynquant.importance.experts import Policy
 from dynquant.recipe import loader
 from dynquant.recipe.layers import LayerRange
 from dynquant.recipe.loader import load_recipe, parse_recipe, shipped_recipes
@@ -63,6 +64,7 @@ def test_every_key_of_the_language_is_parsed():
         "required",
         "best",
     )
+    assert recipe.experts == Policy(shrink=12, unseen="uniform")
     first, second, third = recipe.rules
     assert first.selectors == {
         "role": "experts attn_v",

@@ -6,7 +6,7 @@ name: whole
 description: has every key
 for: [llama, qwen3moe]
 default: Q4_K
-importance: required
+importance: {use: required, shrink: 12, unseen: uniform}
 effort: best
 rules:
   - role: [experts, attn_v]

@@ -7,7 +7,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from dynquant.cli.imatrix import make, merge
+from dynquant.cli.imatrix import audit, make, merge
 
 
 class _WithDefault(TyperGroup):
@@ -52,4 +52,5 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command(cls=_Default, hidden=True)(make.make)
+app.command()(audit.audit)
 app.command()(merge.merge)
