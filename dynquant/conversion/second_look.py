@@ -31,15 +31,16 @@ def check_sample(work: Work, parts: PartFiles, n: int, encoder: Encoder) -> None
     problems: dict[str, str] = {}
     for drawn in draw(candidates, n, seed):
         tensor = work.tensors[drawn.index]
-        importance = tensor.importance_of(drawn.start // tensor.rows_of_matrix)
+        matrix = drawn.start // tensor.rows_of_matrix
         try:
             encoded = encode_rows(
                 tensor.source,
                 drawn.start,
                 drawn.stop,
                 tensor.type,
-                importance,
+                tensor.importance_of(matrix),
                 tensor.search,
+                tensor.mean_of(matrix),
                 encoder=encoder,
             )
         except NotFiniteError as e:

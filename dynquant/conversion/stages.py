@@ -63,6 +63,7 @@ class SourceStage:
             tensor.type,
             tensor.importance_of(job.matrix),
             tensor.search,
+            tensor.mean_of(job.matrix),
         )
 
     def finish(self, scratch: Scratch, is_stopped: Callable[[], bool]) -> None:

@@ -15,7 +15,7 @@ from dynquant.conversion.layout import Layout, lay_out
 from dynquant.importance.audit import Importance
 from dynquant.plan.objective import search_for
 from dynquant.plan.plan import Plan
-from dynquant.quants.encoder import is_copied, keeps_weights
+from dynquant.quants.encoder import is_copied, keeps_weights, uses_means
 from dynquant.quants.search import Search
 from dynquant.quants.table import QuantType
 from dynquant.tensors import Computed, ShardFile, TensorSource, n_rows, parts_of, row_bytes
@@ -89,6 +89,12 @@ class TensorWork:
     def importance_of(self, matrix: int) -> F32 | None:
         """Return float32 [n_per_row], the importance for one matrix's rows, or None."""
         return self.importance.of(matrix) if self.importance else None
+
+    def mean_of(self, matrix: int) -> F32 | None:
+        """Return float32 [n_per_row], the means of one matrix's inputs; None without them."""
+        if self.importance is None or not uses_means(self.type):
+            return None
+        return self.importance.mean(matrix)
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,6 +15,7 @@ from dynquant.errors import ImportanceError
 from dynquant.importance.entry import Entry
 from dynquant.importance.experts import DEFAULT, Common, Policy
 from dynquant.importance.imatrix import Imatrix
+from dynquant.importance.means import without_chance
 from dynquant.name_lists import grouped
 
 _SELDOM_COUNTED = ("token_embd.weight", "per_layer_token_embd.weight", "output.weight")
@@ -81,6 +82,19 @@ class Importance:
         if self.common and self.policy.shrink:
             return self.common.mixed(sums, count, self.policy.shrink)
         return sums / np.float32(count)
+
+    def mean(self, matrix: int) -> F32 | None:
+        """Return the means of a matrix's inputs, float32 [n_per_row]; None if they are unknown.
+
+        What chance gives the means of few tokens is taken away (means.py).
+
+        Raises ImportanceError if the file changed since it was read.
+        """
+        signed = None if matrix in self.without else self.linear_sums(matrix)
+        if signed is None:
+            return None
+        sums, count = self.sums(matrix)
+        return without_chance(signed, sums, count)
 
     @property
     def is_counted(self) -> bool:

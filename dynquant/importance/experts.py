@@ -106,11 +106,11 @@ class Common:
 def _shape(sums: F32, count: int) -> tuple[F64, float]:
     """Return mean squares divided by their mean, and that mean."""
     means = sums.astype(np.float64) / count
-    scale = _sum(means) / len(means)
+    scale = sum_in_order(means) / len(means)
     return means / scale, scale
 
 
-def _sum(values: F64) -> float:
+def sum_in_order(values: F64) -> float:
     """Return the sum of an array, added in the same order on every machine."""
     while len(values) > 1:
         half = len(values) // 2

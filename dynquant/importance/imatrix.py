@@ -214,7 +214,12 @@ def _unsound(path: Path, entries: Iterable[Entry]) -> Iterator[str]:
     for entry in entries:
         for start in range(0, entry.n_values, _PIECE):
             sums = entry.sums(start, min(start + _PIECE, entry.n_values))
-            for kind, bad in (("not finite", ~np.isfinite(sums)), ("negative", sums < 0)):
+            signed = entry.linear_sums(start, start + len(sums))
+            for kind, bad in (
+                ("not finite", ~np.isfinite(sums)),
+                ("negative", sums < 0),
+                *([("not finite", ~np.isfinite(signed))] if signed is not None else ()),
+            ):
                 found = kinds.setdefault(kind, [])
                 if bad.any() and (not found or found[-1][0] != entry.name):
                     found.append((entry.name, entry.offset + 4 * (start + int(bad.argmax()))))

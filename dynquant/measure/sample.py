@@ -73,6 +73,7 @@ def encode_rows(
     qtype: QuantType,
     importance: F32 | None = None,
     search: Search = NORMAL,
+    mean: F32 | None = None,
     *,
     encoder: Encoder = CORE,
     measure: bool = False,
@@ -85,5 +86,5 @@ def encode_rows(
     """
     rows = np.empty((stop - start) * row_bytes(source), np.uint8)
     source.read(start, stop, rows)
-    batch = Batch(rows, source.stored, source.shape[-1], qtype, importance, search)
+    batch = Batch(rows, source.stored, source.shape[-1], qtype, importance, search, mean)
     return encoder.encode(batch, measure=measure)

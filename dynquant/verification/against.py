@@ -258,10 +258,12 @@ def _compared(
     pair: Pair, taken: Range, readers: Mapping[Path, ShardFile], effort: Effort
 ) -> _Outcome:
     search = search_for(pair.tensor.name, effort)
-    importance = pair.importance.of(taken.start // pair.together) if pair.importance else None
+    matrix = taken.start // pair.together
+    importance = pair.importance.of(matrix) if pair.importance else None
+    mean = pair.importance.mean(matrix) if pair.importance else None
     source = pair.source.source
     try:
-        encoded = encode_rows(source, taken.start, taken.stop, pair.qtype, importance, search)
+        encoded = encode_rows(source, taken.start, taken.stop, pair.qtype, importance, search, mean)
     except NotFiniteError as e:
         row = taken.start + e.row
         return _Outcome(1, row, f"row {row} of the source has a number that is not finite")

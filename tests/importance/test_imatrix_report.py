@@ -139,9 +139,14 @@ def test_signed_sums_of_constant_inputs_are_possible(tmp_path: Path) -> None:
     assert found.problems == ()
 
 
-@pytest.mark.parametrize("factor", [1.01, np.nan, np.inf])
-def test_a_mean_above_the_root_of_the_mean_square_is_damage(tmp_path: Path, factor: float) -> None:
-    found = audited(signed(tmp_path, factor))
+@pytest.mark.parametrize("factor", [np.nan, np.inf])
+def test_signed_sums_that_are_not_finite_are_refused(tmp_path: Path, factor: float) -> None:
+    with pytest.raises(ImportanceError, match=f"values that are not finite, in {UP}"):
+        audited(signed(tmp_path, factor))
+
+
+def test_a_mean_above_the_root_of_the_mean_square_is_damage(tmp_path: Path) -> None:
+    found = audited(signed(tmp_path, 1.01))
     assert of(found, UP).impossible == 3
     (problem,) = found.problems
     assert problem.startswith(f"damaged: 3 channels of {UP} have a mean")
