@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dynquant.figures import counted, size_text
+from dynquant.importance.from_weights import DATASET
 from dynquant.importance.imatrix import Imatrix
 from dynquant.name_lists import grouped
 from dynquant.plan.plan import Plan, TensorPlan
@@ -118,7 +119,9 @@ def _importance(plan: Plan) -> Iterator[str]:
 
 def _imatrix(plan: Plan, imatrix: Imatrix) -> str:
     """Return how many tensors an imatrix covers, and the others but the embedding."""
-    line = f"imatrix {imatrix.path.name}: importance for {counted(len(plan.importance), 'tensor')}"
+    source = f" ({DATASET})" if DATASET in imatrix.datasets else ""
+    covered = counted(len(plan.importance), "tensor")
+    line = f"imatrix {imatrix.path.name}{source}: importance for {covered}"
     if without := sum(len(i.without) for i in plan.importance.values()):
         line += f" ({without} of their experts have none)"
     missing = [n for n in plan.unweighted if n != "token_embd.weight"]
