@@ -77,6 +77,13 @@ class TensorAudit:
         return self.without < self.n_matrices
 
     @property
+    def short_use(self) -> str:
+        """What a conversion does with the data, in a word or two."""
+        if not self.is_covered:
+            return "none"
+        return ("mixed" if self.mixed else "as it is") + (f", of {self.role}" if self.role else "")
+
+    @property
     def use(self) -> str:
         """What a conversion does with the data, in words."""
         if not self.is_covered:

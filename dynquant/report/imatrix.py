@@ -112,13 +112,22 @@ def audit_tables(audit: ImatrixAudit, *, each: bool = False) -> RenderableType:
 
 
 def _table(rows: Sequence[Row], *, each: bool) -> Table:
-    first = ("tensor",) if each else ("role", "layers")
-    numbers = ("data>", "tokens>", "zero>", "outliers>", "largest>", "mixed>")
-    table = plain_table(*first, *numbers, "use")
-    for r in rows:
+    """Return a table without the columns of figures that are zero or unknown for all rows."""
+    figures = {
+        "data>": [r.with_data for r in rows],
+        "tokens>": [r.tokens for r in rows],
+        "zero>": [r.zero for r in rows],
+        "outliers>": [r.outliers for r in rows],
+        "largest>": [r.largest for r in rows],
+        "mixed>": [r.mixed for r in rows],
+    }
+    shown = {name: column for name, column in figures.items() if {*column} - {"-", "0.0%"}}
+    table = plain_table(*(("tensor",) if each else ("role", "layers")), *shown, "use")
+    table.columns[0].no_wrap = True
+    for number, r in enumerate(rows):
         names = (r.role,) if each else (r.role, r.layers)
-        figures = (r.with_data, r.tokens, r.zero, r.outliers, r.largest, r.mixed)
-        table.add_row(*map(Text, names), *figures, Text(r.use))
+        values = (column[number] for column in shown.values())
+        table.add_row(*map(Text, names), *values, Text(r.tensors[0].short_use))
     return table
 
 
