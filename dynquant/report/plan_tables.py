@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dynquant.figures import counted, size_text
-from dynquant.importance.from_weights import DATASET
+from dynquant.importance.equal import DATASET
 from dynquant.importance.imatrix import Imatrix
 from dynquant.name_lists import grouped
 from dynquant.plan.plan import Plan, TensorPlan

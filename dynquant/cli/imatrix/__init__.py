@@ -7,7 +7,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from dynquant.cli.imatrix import audit, from_weights, make, merge
+from dynquant.cli.imatrix import audit, equal, make, merge
 
 
 class _WithDefault(TyperGroup):
@@ -54,4 +54,4 @@ app = typer.Typer(
 app.command(cls=_Default, hidden=True)(make.make)
 app.command()(audit.audit)
 app.command()(merge.merge)
-app.command()(from_weights.from_weights)
+app.command()(equal.equal)

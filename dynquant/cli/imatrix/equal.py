@@ -1,4 +1,4 @@
-"""`dynquant imatrix from-weights`: an imatrix without any text."""
+"""`dynquant imatrix equal`: an imatrix without any text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dynquant.cli.options import ModelArgument, QuietOption, named_file
 from dynquant.cli.text_files import ForceOption
 
 
-def from_weights(
+def equal(
     model: ModelArgument,
     out: Annotated[
         Path | None,
@@ -28,18 +28,19 @@ def from_weights(
     force: ForceOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Estimate an imatrix from the weights alone, where a model cannot be run."""
+    """Write an imatrix of equal weights, where no text can be read by the model."""
     from dynquant.arch.load import load_model
     from dynquant.calibrate.given import check_model, default_output, output_problems
     from dynquant.errors import ImportanceError, Problems
-    from dynquant.importance.from_weights import write_from_weights
+    from dynquant.importance.equal import write_equal
 
     out = out or default_output(model)
     problems = Problems()
     problems.attempt(lambda: check_model(model))
     problems.add(*output_problems([out], force=force, model=model, texts=()))
     problems.raise_any(ImportanceError)
-    write_from_weights(load_model(model, needs_vocab=False), out)
+    write_equal(load_model(model, needs_vocab=False), out)
     console.talk(
-        f"{out}: written; it knows no activations: prefer `dynquant imatrix MODEL`", quiet=quiet
+        f"{out}: written; all channels are weighted equally: prefer `dynquant imatrix MODEL`",
+        quiet=quiet,
     )
