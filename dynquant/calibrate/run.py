@@ -23,7 +23,7 @@ import torch
 from dynquant.arrays import I32
 from dynquant.calibrate import attention, experts
 from dynquant.calibrate.feeds import DOWN, GATE_UP, KEYS, LINEAR, VALUES, Feed, feeds, is_linear
-from dynquant.calibrate.memory import give_back_freed
+from dynquant.calibrate.memory import share_freed
 from dynquant.calibrate.resume import State, Totals, identity, load, save
 from dynquant.calibrate.skeleton import blocks
 from dynquant.calibrate.sources import Source
@@ -133,7 +133,7 @@ class _Runner:
         """Run all layers, or those after a stored state."""
         layers = self._skeleton.layers
         torch.set_num_threads(1)
-        give_back_freed()
+        share_freed()
         if keeper and (state := keeper.load()):
             self._first, self._outputs = state.layer, dict(enumerate(state.outputs))
             self._found.totals = state.totals

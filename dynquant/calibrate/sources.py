@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from math import prod
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import torch
 from transformers import AutoConfig, AutoTokenizer
@@ -26,8 +28,6 @@ from dynquant.calibrate.skeleton import INSTEAD, Reader, Skeleton, skeleton
 from dynquant.checkpoint.packed import unpack
 from dynquant.checkpoint.safetensors import open_checkpoint
 from dynquant.errors import CalibrationError
-from dynquant.evaluate.extra import check_extra as check_eval
-from dynquant.evaluate.vocabulary import read_vocabulary
 from dynquant.name_lists import grouped
 from dynquant.quants import decode
 from dynquant.quants.table import KEPT
@@ -117,7 +117,8 @@ def _gguf(path: Path) -> Source:
     parts: dict[str, tuple[str, ...]] = {}
 
     def readers(empty: Any) -> dict[str, Reader]:
-        names: dict[str, str] = get_gguf_hf_weights_map(empty, processor)
+        with _names_kept():
+            names: dict[str, str] = get_gguf_hf_weights_map(empty, processor)
         found: dict[str, Reader] = {}
         for tensor in model.tensors:
             if name := names.get(tensor.name):
@@ -132,6 +133,17 @@ def _gguf(path: Path) -> Source:
         parts,
         partial(_by_llama_cpp, path),
     )
+
+
+@contextmanager
+def _names_kept() -> Generator[None]:
+    """Let gguf make its table of names once: transformers asks for it again for each module."""
+    table: Callable[..., Any] = gguf.get_tensor_name_map
+    gguf.get_tensor_name_map = cache(table)
+    try:
+        yield
+    finally:
+        gguf.get_tensor_name_map = table
 
 
 def _config(path: Path, folder: Path, **options: str) -> Any:
@@ -163,6 +175,9 @@ def _by_transformers(folder: Path, texts: Sequence[Text]) -> list[I32]:
 
 def _by_llama_cpp(path: Path, texts: Sequence[Text]) -> list[I32]:
     """Return the tokens of texts by llama.cpp: transformers splits the words of GGUFs otherwise."""
+    from dynquant.evaluate.extra import check_extra as check_eval  # takes half a second
+    from dynquant.evaluate.vocabulary import read_vocabulary
+
     check_eval()
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder, f"{i}.txt") for i in range(len(texts))]
