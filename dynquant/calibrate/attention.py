@@ -59,7 +59,7 @@ def _inputs(
     plain = query[..., : module.qk_nope_head_dim]
     keys = [Sums.of(plain[:, head]) for head in range(n_heads)]
     values = [Sums.nothing(latent.shape[-1]) for _ in range(n_heads)]
-    later = torch.ones(n, n, dtype=torch.bool).triu(1)
+    later = torch.ones(n, n, dtype=torch.bool, device=query.device).triu(1)
     for window in range(n_windows):
         scores = query[window] @ key[window].transpose(-1, -2) * scaling
         allowed = None if mask is None else mask[window if len(mask) > 1 else 0]

@@ -64,12 +64,17 @@ def install(model: Any, wait: Wait) -> None:
 
 
 def run(
-    requests: list[Request], tensors: Mapping[str, ModelTensor], *, threads: int
+    requests: list[Request],
+    tensors: Mapping[str, ModelTensor],
+    before: tuple[list[Sums] | None, list[Sums] | None],
+    *,
+    threads: int,
 ) -> tuple[list[Sums], list[Sums]]:
     """Run all experts of a layer; return the sums of the first and second matrices' inputs.
 
     requests: of all windows, in order
     tensors:  the layer's, by role and suffix, such as `ffn_down_exps.weight`
+    before:   the sums of earlier windows, to which these are added
     """
     n_experts = tensors["ffn_down_exps.weight"].shape[0]
     first: list[Sums] = []
@@ -79,8 +84,9 @@ def run(
     def one(number: int) -> tuple[Sums, Sums]:
         torch.set_num_threads(1)
         with torch.no_grad():
-            expert = _Expert.read(tensors, number)
-            return expert.run(requests, number, turn)
+            expert = _Expert.read(tensors, number, requests[0].hidden.device)
+            started = (None if sums is None else sums[number] for sums in before)
+            return expert.run(requests, number, turn, *started)
 
     with ThreadPoolExecutor(threads) as pool:
         for gate_up, down in pool.map(one, range(n_experts)):
@@ -115,13 +121,14 @@ class _Expert:
     down: tuple[Any, Any]
 
     @classmethod
-    def read(cls, tensors: Mapping[str, ModelTensor], number: int) -> _Expert:
+    def read(cls, tensors: Mapping[str, ModelTensor], number: int, device: Any) -> _Expert:
         def part(role: str) -> tuple[Any, Any] | None:
             weight = tensors.get(f"{role}.weight")
             if weight is None:
                 return None
             bias = tensors.get(f"{role}.bias")
-            return _matrix(weight, number), None if bias is None else _matrix(bias, number)[0]
+            matrix = _matrix(weight, number).to(device)
+            return matrix, None if bias is None else _matrix(bias, number)[0].to(device)
 
         gate, up, down = (part(f"ffn_{name}_exps") for name in ("gate", "up", "down"))
         if fused := part("ffn_gate_up_exps"):
@@ -129,9 +136,16 @@ class _Expert:
         assert up is not None and down is not None, "a mixture has both"
         return cls(gate, up, down)
 
-    def run(self, requests: list[Request], number: int, turn: _Turns) -> tuple[Sums, Sums]:
-        first = Sums.nothing(self.up[0].shape[1])
-        second = Sums.nothing(self.down[0].shape[1])
+    def run(
+        self,
+        requests: list[Request],
+        number: int,
+        turn: _Turns,
+        first: Sums | None,
+        second: Sums | None,
+    ) -> tuple[Sums, Sums]:
+        first = first or Sums.nothing(self.up[0].shape[1])
+        second = second or Sums.nothing(self.down[0].shape[1])
         results: list[tuple[Any, Any, Any]] = []
         for request in requests:
             token, place = torch.where(request.chosen == number)

@@ -11,8 +11,9 @@ import numpy as np
 
 from dynquant.arch.base import ModelTensor
 from dynquant.arrays import F32, I32
+from dynquant.calibrate.devices import CPU, find_device, free_bytes
 from dynquant.calibrate.memory import needed_bytes
-from dynquant.calibrate.run import GROUP, Progress, Seen, collect
+from dynquant.calibrate.run import GROUP, Progress, Seen, collect, group_size, pass_bounds
 from dynquant.calibrate.sources import Source, open_source
 from dynquant.calibrate.sums import Sums
 from dynquant.conversion.write import default_threads
@@ -38,12 +39,16 @@ class Settings:
     context: tokens of a window
     chunks:  windows to read, shared equally among the texts; None reads all
     threads: None uses one for each CPU
+    device:  cpu, torch's name of an accelerator, or auto
+    memory:  bytes that a run may use; None uses what is available
     """
 
     texts: tuple[Text, ...]
     context: int = CONTEXT
     chunks: int | None = None
     threads: int | None = None
+    device: str = CPU
+    memory: int | None = None
 
 
 def make_imatrix(
@@ -66,31 +71,61 @@ def make_imatrix(
         problems.add(f"{out}: exists; replace it with --force, or name another output")
     if not out.absolute().parent.is_dir():
         problems.add(f"{out.parent}: is not a folder; create it first, or name another output")
-    source = problems.attempt(lambda: open_source(path))
+    device = problems.attempt(lambda: find_device(settings.device))
+    source = problems.attempt(lambda: open_source(path, device))
     problems.raise_any(CalibrationError)
     assert source is not None, "it is open or a fault"
     windows = _windows(source, settings)
     threads = settings.threads or default_threads()
-    needed = needed_bytes(
-        source.model,
-        tokens=windows.size,
-        distinct=len(np.unique(windows)),
-        group=max(GROUP, settings.context),
-        threads=threads,
-    )
+    passes, needed = _passes(source, windows, threads, settings.memory)
     say(
-        f"{path}: {len(windows):,} windows of {windows.shape[1]:,} tokens; needs at most"
-        f" {size_text(needed)} of memory"
+        f"{path}: {len(windows):,} windows of {windows.shape[1]:,} tokens"
+        f"{f' in {passes} passes' if passes > 1 else ''}; needs at most {size_text(needed)} of"
+        " memory"
     )
     seen = collect(
         source,
         windows,
         threads=threads,
         progress=progress,
+        passes=passes,
         state=out.with_name(f"{out.name}.state"),
     )
     _write(source, seen, windows, out, settings)
     return tuple(_warnings(source, seen))
+
+
+def _passes(source: Source, windows: I32, threads: int, memory: int | None) -> tuple[int, int]:
+    """Return how often the model is read, and the bytes that a run needs at most.
+
+    memory: bytes that it may use; None uses what is available
+
+    Raises CalibrationError if a single group of windows needs more.
+    """
+    n_windows, n_per_window = windows.shape
+    distinct = len(np.unique(windows))
+
+    def needed(passes: int, threads: int = threads) -> int:
+        first, end = pass_bounds(n_windows, n_per_window, passes)[0]
+        return needed_bytes(
+            source.model,
+            tokens=(end - first) * n_per_window,
+            distinct=distinct,
+            group=max(GROUP, n_per_window),
+            threads=threads,
+        )
+
+    limit = free_bytes(source.skeleton.device) if memory is None else memory
+    most = -(-n_windows // group_size(n_per_window))
+    for passes in range(1, most + 1):
+        if needed(passes) <= limit:
+            return len(pass_bounds(n_windows, n_per_window, passes)), needed(passes)
+    raise CalibrationError(
+        f"{source.path}: a run needs {size_text(needed(most))} of memory, with one thread"
+        f" {size_text(needed(most, 1))}; {size_text(limit)} are"
+        f" {'available' if memory is None else 'allowed'}; use fewer --threads, a smaller --context"
+        " or a larger --memory"
+    )
 
 
 def _windows(source: Source, settings: Settings) -> I32:
@@ -137,6 +172,7 @@ def _write(source: Source, seen: Seen, windows: I32, out: Path, settings: Settin
                 "dynquant.version": string(our_version()),
                 "dynquant.imatrix.model": string(source.path.name),
                 "dynquant.imatrix.context": u32(settings.context),
+                "dynquant.imatrix.device": string(source.skeleton.device.type),
                 "dynquant.imatrix.tokens_sha256": string(hashlib.sha256(tokens).hexdigest()),
                 "dynquant.imatrix.text_sha256": strings([t.sha256 for t in settings.texts]),
             },

@@ -2,14 +2,14 @@
 
 Groups of windows follow the model's own code, each in its own thread, and all pause before each
 layer. So one layer at a time has its weights in memory, whatever the model keeps from one layer to
-another. The arithmetic of a group uses one thread of torch, and its sums are added in the order of
-the groups: the result is the same for any number of threads.
+another. Windows that have no place in memory together run in several passes over the model. The
+arithmetic of a group uses one thread of torch, and its sums are added in the order of the groups:
+the result is the same for any number of threads and passes.
 """
 
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,8 +23,8 @@ import torch
 from dynquant.arrays import I32
 from dynquant.calibrate import attention, experts
 from dynquant.calibrate.feeds import DOWN, GATE_UP, KEYS, LINEAR, VALUES, Feed, feeds, is_linear
-from dynquant.calibrate.memory import share_freed
-from dynquant.calibrate.resume import State, Totals, identity, load, save
+from dynquant.calibrate.memory import give_back_freed
+from dynquant.calibrate.resume import Keeper, State, Totals, identity
 from dynquant.calibrate.skeleton import blocks
 from dynquant.calibrate.sources import Source
 from dynquant.calibrate.steps import Steps
@@ -45,12 +45,10 @@ class Seen:
 
     places: for each tensor of the GGUF that has inputs, where they are seen
     totals: the sums at these places
-    hidden: the last hidden states of each group, float32 [n_windows, n, n_hidden]
     """
 
     places: Mapping[str, tuple[Feed, ...]]
     totals: Totals = field(default_factory=dict[Feed, list[Sums]])
-    hidden: list[Any] = field(default_factory=list[Any])
 
 
 SAVE_SECONDS = 60.0
@@ -63,63 +61,80 @@ def collect(
     *,
     threads: int,
     progress: Progress,
+    passes: int = 1,
     state: Path | None = None,
     save_seconds: float = SAVE_SECONDS,
 ) -> Seen:
     """Run windows through a model.
 
     windows: int32 [n_windows, n], token ids
+    passes:  how often the model is read, each time for an equal share of the windows
     state:   a file that a run writes from time to time, and resumes from if it exists; removed at
-             the end. Models that hand more than hidden states from layer to layer write none
+             the end. In models that hand more than hidden states from layer to layer, a run resumes
+             at a pass only
 
     Raises CalibrationError if an input is not finite.
     """
-    runner = _Runner(source, windows, threads)
-    if state is None:
-        return runner.run(progress, None)
-    of = identity(source.files, windows)
-    found = runner.run(progress, _Keeper(state, of, save_seconds))
-    state.unlink(missing_ok=True)
-    return found
+    of = identity(source.files, windows, source.skeleton.device)
+    keeper = None if state is None else Keeper(state, of, save_seconds)
+    mixtures = dict(blocks(source.skeleton.model))
+    seen = Seen(feeds(source, mixtures))
+    shares = pass_bounds(len(windows), windows.shape[1], passes)
+    started = keeper.load() if keeper else None
+    if started:
+        seen.totals = started.totals
+        first, end = started.windows
+        shares = [(first, end), *((max(a, end), b) for a, b in shares if b > end)]
+    total = len(source.skeleton.layers) * len(shares)
+    for number, share in enumerate(shares):
+        before = len(source.skeleton.layers) * number
+        runner = _Runner(source, windows, share, seen, threads)
+        runner.run(lambda done, at=before: progress(at + done, total), keeper, started)
+        started = None
+        if keeper and number + 1 < len(shares):
+            following = State(shares[number + 1], 0, [], seen.totals)
+            keeper.offer(lambda state=following: state)
+    progress(total, total)
+    if keeper:
+        keeper.remove()
+    return seen
 
 
-class _Keeper:
-    """Stores states at a distance in time."""
+def group_size(n_per_window: int) -> int:
+    """Return the number of windows that run together."""
+    return max(1, GROUP // n_per_window)
 
-    def __init__(self, path: Path, of: str, seconds: float) -> None:
-        self._path, self._of, self._seconds = path, of, seconds
-        self._last = time.monotonic()
 
-    def load(self) -> State | None:
-        return load(self._path, self._of)
-
-    def offer(self, state: Callable[[], State]) -> None:
-        """Store a state if the last one is old enough."""
-        if time.monotonic() - self._last >= self._seconds:
-            save(self._path, self._of, state())
-            self._last = time.monotonic()
+def pass_bounds(n_windows: int, n_per_window: int, passes: int) -> list[tuple[int, int]]:
+    """Return the first window of each pass, and the first after it: whole groups."""
+    n = group_size(n_per_window)
+    step = n * -(-n_windows // (n * passes))
+    return [(at, min(n_windows, at + step)) for at in range(0, n_windows, step)]
 
 
 class _Runner:
-    """A model that is being run; its hooks are called in the threads of the groups."""
+    """One pass over a model; its hooks are called in the threads of the groups."""
 
-    def __init__(self, source: Source, windows: I32, threads: int) -> None:
+    def __init__(
+        self, source: Source, windows: I32, share: tuple[int, int], seen: Seen, threads: int
+    ) -> None:
         self._skeleton, self._threads = source.skeleton, threads
         self._tensors = source.model.tensors
-        n = max(1, GROUP // windows.shape[1])
+        self._share = share
+        own, n = windows[slice(*share)], group_size(windows.shape[1])
         self._groups = [
-            torch.from_numpy(windows[at : at + n].astype("int64"))
-            for at in range(0, len(windows), n)
+            torch.from_numpy(own[at : at + n].astype("int64")).to(self._skeleton.device)
+            for at in range(0, len(own), n)
         ]
         # Some models read the row of token 0 in place of tokens that a table does not have.
         self._tokens: list[int] = sorted({0, *np.unique(windows).tolist()})
         model = source.skeleton.model
         self._mixtures = dict(blocks(model))
         self._names = {id(module): name for name, module in model.named_modules()}
-        self._found = Seen(feeds(source, self._mixtures))
+        self._found = seen
+        self._done: set[Feed] = set()
         self._seen: list[Totals] = [{} for _ in self._groups]
         self._requests: dict[int, experts.Request] = {}
-        self._hidden: dict[int, Any] = {}
         self._first = 0
         self._outputs: dict[int, Any] = {}
         self._is_plain = True
@@ -129,28 +144,26 @@ class _Runner:
             at_once=threads,
         )
 
-    def run(self, progress: Progress, keeper: _Keeper | None) -> Seen:
+    def run(
+        self, progress: Callable[[int], None], keeper: Keeper | None, started: State | None
+    ) -> None:
         """Run all layers, or those after a stored state."""
         layers = self._skeleton.layers
         torch.set_num_threads(1)
-        share_freed()
-        if keeper and (state := keeper.load()):
-            self._first, self._outputs = state.layer, dict(enumerate(state.outputs))
-            self._found.totals = state.totals
+        give_back_freed()
+        if started:
+            self._first, self._outputs = started.layer, dict(enumerate(started.outputs))
         with self._hooked(), self._skeleton.rest_loaded(self._tokens), self._steps:
             self._steps.advance()
             for number in range(self._first, len(layers)):
-                progress(number, len(layers))
+                progress(number)
                 self._layer(number, layers[number])
                 if keeper and self._is_plain and number + 1 < len(layers):
                     keeper.offer(lambda n=number + 1: self._state(n))
-        progress(len(layers), len(layers))
-        self._found.hidden = [self._hidden[group] for group in range(len(self._groups))]
-        return self._found
 
     def _state(self, layer: int) -> State:
         outputs = [self._outputs[group] for group in range(len(self._groups))]
-        return State(layer, outputs, self._found.totals)
+        return State(self._share, layer, outputs, self._found.totals)
 
     def _layer(self, number: int, layer: Any) -> None:
         """Run one layer, from the pause before it to the pause after it."""
@@ -160,12 +173,12 @@ class _Runner:
             self._experts(number)
             self._steps.advance()
         self._skeleton.unload(layer)
-        totals: Totals = {}
         for seen in self._seen:
-            _add(totals, seen)
+            _add(self._found.totals, seen)
+            self._done.update(seen)
             seen.clear()
-        _check_finite(number, totals)
-        self._found.totals |= totals
+        _check_finite(number, {feed: self._found.totals[feed] for feed in self._done})
+        self._done.clear()
 
     def _experts(self, number: int) -> None:
         """Run the experts that all groups wait for."""
@@ -176,9 +189,12 @@ class _Runner:
             for tensor in self._tensors
             if tensor.parts.layer == number and "_exps." in tensor.name
         }
-        first, second = experts.run(requests, own, threads=self._threads)
-        name = self._names[id(requests[0].module)]
-        _add(self._seen[0], {Feed(name, GATE_UP): first, Feed(name, DOWN): second})
+        name, totals = self._names[id(requests[0].module)], self._found.totals
+        places = Feed(name, GATE_UP), Feed(name, DOWN)
+        before = totals.get(places[0]), totals.get(places[1])
+        sums = experts.run(requests, own, before, threads=self._threads)
+        totals |= dict(zip(places, sums, strict=True))
+        self._done.update(places)
 
     @contextmanager
     def _hooked(self) -> Generator[None]:
@@ -209,12 +225,13 @@ class _Runner:
         finally:
             for handle in handles:
                 handle.remove()
+            for layer in layers[: self._first]:
+                del layer.forward  # the class has it
 
     def _follow(self, group: int) -> None:
         torch.set_num_threads(1)
         with torch.no_grad():
-            done = self._skeleton.decoder(input_ids=self._groups[group], use_cache=False)
-        self._hidden[group] = done.last_hidden_state
+            self._skeleton.decoder(input_ids=self._groups[group], use_cache=False)
 
     def _pause(self, _: Any, __: tuple[Any, ...], more: dict[str, Any]) -> None:
         """Wait before a layer."""

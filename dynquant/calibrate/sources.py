@@ -75,15 +75,18 @@ class Source:
         return token.value
 
 
-def open_source(path: Path) -> Source:
+def open_source(path: Path, device: Any = None) -> Source:
     """Open a checkpoint or a GGUF.
+
+    device: where it will run; None is the CPU
 
     Raises DynquantError for a damaged model, CalibrationError if transformers cannot run it.
     """
-    return _checkpoint(path) if path.is_dir() else _gguf(path)
+    device = torch.device("cpu") if device is None else device
+    return _checkpoint(path, device) if path.is_dir() else _gguf(path, device)
 
 
-def _checkpoint(folder: Path) -> Source:
+def _checkpoint(folder: Path, device: Any) -> Source:
     model = load_model(folder)
     config = _config(folder, folder)
     # The weights are decoded by our readers.
@@ -93,7 +96,7 @@ def _checkpoint(folder: Path) -> Source:
     weights = unpack(open_checkpoint(folder)).tensors
     readers = {name: _Stored(weight.source()) for name, weight in weights.items()}
     parts = {tensor.name: tensor.stored_names for tensor in model.tensors}
-    empty = skeleton(folder, config, lambda _: readers)
+    empty = skeleton(folder, config, lambda _: readers, device)
     _check_known(folder, model, empty)
     return Source(folder, model, empty, parts, partial(_by_transformers, folder))
 
@@ -109,7 +112,7 @@ def _check_known(folder: Path, model: Model, empty: Skeleton) -> None:
         )
 
 
-def _gguf(path: Path) -> Source:
+def _gguf(path: Path, device: Any) -> Source:
     model = load_model(path)
     config = _config(path, path.parent, gguf_file=path.name)
     kind = TENSOR_PROCESSORS.get(model.architecture, TensorProcessor)
@@ -129,7 +132,7 @@ def _gguf(path: Path) -> Source:
     return Source(
         path,
         model,
-        skeleton(path, config, readers),
+        skeleton(path, config, readers, device),
         parts,
         partial(_by_llama_cpp, path),
     )

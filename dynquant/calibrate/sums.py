@@ -37,14 +37,17 @@ class Sums:
     def of(cls, inputs: Any) -> Self:
         """Return the sums of a tensor's rows, float32 [..., n_channels]."""
         rows = inputs.reshape(-1, inputs.shape[-1])
-        linear, squares = torch.zeros((2, rows.shape[1]), dtype=torch.float64)
+        if rows.device.type == "mps":  # has no float64
+            rows = rows.cpu()
+        exact = {"dtype": torch.float64, "device": rows.device}
+        linear, squares = torch.zeros((2, rows.shape[1]), **exact)
         n = max(16, _AT_ONCE // rows.shape[1])
-        space = torch.empty((min(n, len(rows)), rows.shape[1]), dtype=torch.float64)
+        space = torch.empty((min(n, len(rows)), rows.shape[1]), **exact)
         for some in rows.split(n):
-            exact = space[: len(some)].copy_(some)
-            linear += exact.sum(dim=0)
-            squares += exact.mul_(exact).sum(dim=0)
-        return cls(len(rows), linear.numpy(), squares.numpy())
+            values = space[: len(some)].copy_(some)
+            linear += values.sum(dim=0)
+            squares += values.mul_(values).sum(dim=0)
+        return cls(len(rows), linear.cpu().numpy(), squares.cpu().numpy())
 
     def __add__(self, other: Sums) -> Sums:
         """Return the sums of the inputs of both."""
