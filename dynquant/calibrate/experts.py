@@ -19,8 +19,8 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from dynquant.arch.base import ModelTensor
 from dynquant.arrays import U8
+from dynquant.calibrate.sources import floats
 from dynquant.calibrate.sums import Sums
-from dynquant.quants import decode
 from dynquant.tensors import row_bytes
 
 IMPLEMENTATION = "dynquant"
@@ -181,8 +181,7 @@ def _half(fused: tuple[Any, Any], number: int) -> tuple[Any, Any]:
 def _matrix(tensor: ModelTensor, number: int) -> Any:
     """Return the weights of one expert, float32 [n_out, n_in]; [1, n_out] for a bias."""
     source = tensor.source
-    n_per_row = tensor.n_per_row
     n = tensor.n_rows // tensor.shape[0]
     content: U8 = np.empty(n * row_bytes(source), np.uint8)
     source.read(number * n, (number + 1) * n, content)
-    return torch.from_numpy(decode(content.reshape(n, -1), source.stored, n_per_row))
+    return floats(content.reshape(n, -1), source.stored, tensor.n_per_row)

@@ -30,7 +30,7 @@ from dynquant.checkpoint.safetensors import open_checkpoint
 from dynquant.errors import CalibrationError
 from dynquant.name_lists import grouped
 from dynquant.quants import decode
-from dynquant.quants.table import KEPT
+from dynquant.quants.table import KEPT, QuantType
 from dynquant.tensors import TensorSource, n_rows, row_bytes
 from dynquant.texts import MAX_BYTES, Text
 
@@ -189,6 +189,13 @@ def _by_llama_cpp(path: Path, texts: Sequence[Text]) -> list[I32]:
         return list(read_vocabulary(path, files, (), tokens=MAX_TOKENS, chat=False).texts)
 
 
+def floats(content: U8, stored: QuantType, n_per_row: int) -> Any:
+    """Return stored rows as a tensor, float32 [n_rows, n_per_row]; without a copy if they are."""
+    if stored.name == "F32":
+        return torch.from_numpy(content.view(np.float32))
+    return torch.from_numpy(decode(content, stored, n_per_row))
+
+
 @dataclass(frozen=True)
 class _Stored:
     """A tensor of a checkpoint, decoded to float32; integers stay integers."""
@@ -204,8 +211,8 @@ class _Stored:
         if source.stored.name in KEPT:
             numbers = content.view(source.stored.name.lower().replace("i", "int"))
             return torch.from_numpy(numbers.reshape(source.shape))
-        whole = decode(content.reshape(n, -1), source.stored, prod(source.shape[-1:]))
-        return torch.from_numpy(whole.reshape(source.shape))
+        whole = floats(content.reshape(n, -1), source.stored, prod(source.shape[-1:]))
+        return whole.reshape(source.shape)
 
     def rows(self, numbers: Sequence[int]) -> Any:
         """Return some rows of a matrix, float32 [n, n_per_row]."""
@@ -213,7 +220,7 @@ class _Stored:
         content: U8 = np.empty((len(numbers), size), np.uint8)
         for into, number in zip(content, numbers, strict=True):
             self.source.read(number, number + 1, into)
-        return torch.from_numpy(decode(content, self.source.stored, self.source.shape[-1]))
+        return floats(content, self.source.stored, self.source.shape[-1])
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ def test_a_machine_with_too_little_memory_refuses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(devices, "available_bytes", lambda: 10**8)
-    with pytest.raises(CalibrationError, match="100 MB .* are available"):
+    with pytest.raises(CalibrationError, match=r"100 MB .* are available"):
         made(tmp_path / "m.gguf")
 
 
