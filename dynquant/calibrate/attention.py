@@ -65,7 +65,7 @@ def _means(query: Any, key: Any, latent: Any, mask: Any, scaling: float) -> list
     """Return the sums of each head's weighted means of latent vectors, over all windows."""
     n_windows, n_heads, n, _ = query.shape
     values = [Sums.nothing(latent.shape[-1]) for _ in range(n_heads)]
-    later = torch.ones(n, n, dtype=torch.bool).triu(1)
+    later = torch.ones(n, n, dtype=torch.bool, device=query.device).triu(1)
     for window in range(n_windows):
         scores = query[window] @ key[window].transpose(-1, -2) * scaling
         allowed = None if mask is None else mask[window if len(mask) > 1 else 0]

@@ -8,8 +8,9 @@ checkpoint once, in the form that the GGUF has it, and runs on all tokens that c
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +22,8 @@ from dynquant.arch.base import ModelTensor
 from dynquant.arrays import U8
 from dynquant.calibrate.feeds import DOWN, GATE_UP
 from dynquant.calibrate.moments import ExpertMoments
+from dynquant.calibrate.sources import floats
 from dynquant.calibrate.sums import Sums
-from dynquant.quants import decode
 from dynquant.tensors import row_bytes
 
 IMPLEMENTATION = "dynquant"
@@ -70,6 +71,7 @@ def install(model: Any, wait: Wait) -> None:
 def run(
     requests: list[Request],
     tensors: Mapping[str, ModelTensor],
+    before: tuple[list[Sums] | None, list[Sums] | None],
     moments: ExpertMoments | None,
     *,
     threads: int,
@@ -78,6 +80,7 @@ def run(
 
     requests: of all windows, in order
     tensors:  the layer's, by role and suffix, such as `ffn_down_exps.weight`
+    before:   the sums of earlier windows, to which these are added
     moments:  is shown the inputs, too
     """
     for request in requests:
@@ -90,9 +93,10 @@ def run(
 
     def one(number: int) -> tuple[Sums, Sums]:
         torch.set_num_threads(1)
-        with torch.no_grad():
-            expert = _Expert.read(tensors, number)
-            return expert.run(requests, number, turn, moments)
+        with turn.ended_by_errors(), torch.no_grad():
+            expert = _Expert.read(tensors, number, requests[0].hidden.device)
+            started = (None if sums is None else sums[number] for sums in before)
+            return expert.run(requests, number, turn, moments, *started)
 
     with ThreadPoolExecutor(threads) as pool:
         for gate_up, down in pool.map(one, range(n_experts)):
@@ -101,16 +105,34 @@ def run(
     return first, second
 
 
+class _EndedError(Exception):
+    """Ends an expert that waits for one that has failed."""
+
+
 class _Turns:
     """Lets experts add their outputs in the order of their numbers, whichever is ready first."""
 
     def __init__(self) -> None:
         self._next = 0
+        self._has_failed = False
         self._changed = threading.Condition()
+
+    @contextmanager
+    def ended_by_errors(self) -> Generator[None]:
+        """Let no expert wait for this one if it fails."""
+        try:
+            yield
+        except BaseException:
+            with self._changed:
+                self._has_failed = True
+                self._changed.notify_all()
+            raise
 
     def wait(self, number: int) -> None:
         with self._changed:
-            self._changed.wait_for(lambda: self._next == number)
+            self._changed.wait_for(lambda: self._next == number or self._has_failed)
+            if self._next != number:
+                raise _EndedError
 
     def done(self) -> None:
         with self._changed:
@@ -127,13 +149,14 @@ class _Expert:
     down: tuple[Any, Any]
 
     @classmethod
-    def read(cls, tensors: Mapping[str, ModelTensor], number: int) -> _Expert:
+    def read(cls, tensors: Mapping[str, ModelTensor], number: int, device: Any) -> _Expert:
         def part(role: str) -> tuple[Any, Any] | None:
             weight = tensors.get(f"{role}.weight")
             if weight is None:
                 return None
             bias = tensors.get(f"{role}.bias")
-            return _matrix(weight, number), None if bias is None else _matrix(bias, number)[0]
+            matrix = _matrix(weight, number).to(device)
+            return matrix, None if bias is None else _matrix(bias, number)[0].to(device)
 
         gate, up, down = (part(f"ffn_{name}_exps") for name in ("gate", "up", "down"))
         if fused := part("ffn_gate_up_exps"):
@@ -142,10 +165,16 @@ class _Expert:
         return cls(gate, up, down)
 
     def run(
-        self, requests: list[Request], number: int, turn: _Turns, moments: ExpertMoments | None
+        self,
+        requests: list[Request],
+        number: int,
+        turn: _Turns,
+        moments: ExpertMoments | None,
+        first: Sums | None,
+        second: Sums | None,
     ) -> tuple[Sums, Sums]:
-        first = Sums.nothing(self.up[0].shape[1])
-        second = Sums.nothing(self.down[0].shape[1])
+        first = first or Sums.nothing(self.up[0].shape[1])
+        second = second or Sums.nothing(self.down[0].shape[1])
         results: list[tuple[Any, Any, Any]] = []
         shown: dict[str, list[Any]] = {GATE_UP: [], DOWN: []}
         tokens: list[Any] = []
@@ -158,7 +187,7 @@ class _Expert:
             if moments:
                 shown[GATE_UP].append(inputs)
                 shown[DOWN].append(inner)
-                tokens.append(request.tokens[token])
+                tokens.append(request.tokens[token.cpu()])
             output = torch.nn.functional.linear(inner, *self.down)
             results.append((request.output, token, output * request.weights[token, place, None]))
         parts = {
@@ -195,8 +224,7 @@ def _half(fused: tuple[Any, Any], number: int) -> tuple[Any, Any]:
 def _matrix(tensor: ModelTensor, number: int) -> Any:
     """Return the weights of one expert, float32 [n_out, n_in]; [1, n_out] for a bias."""
     source = tensor.source
-    n_per_row = tensor.n_per_row
     n = tensor.n_rows // tensor.shape[0]
     content: U8 = np.empty(n * row_bytes(source), np.uint8)
     source.read(number * n, (number + 1) * n, content)
-    return torch.from_numpy(decode(content.reshape(n, -1), source.stored, n_per_row))
+    return floats(content.reshape(n, -1), source.stored, tensor.n_per_row)

@@ -12,6 +12,7 @@ import numpy as np
 from dynquant.arch.base import ModelTensor
 from dynquant.arrays import F32, I32
 from dynquant.calibrate.chats import Chat
+from dynquant.calibrate.devices import CPU, find_device, free_bytes
 from dynquant.calibrate.feeds import feeds
 from dynquant.calibrate.given import (
     Detail,
@@ -23,16 +24,17 @@ from dynquant.calibrate.given import (
 )
 from dynquant.calibrate.memory import needed_bytes
 from dynquant.calibrate.moments import Collector, held_out, inputs_of
-from dynquant.calibrate.run import GROUP, Progress, Seen, collect
+from dynquant.calibrate.run import GROUP, Progress, Seen, collect, group_size, pass_bounds
 from dynquant.calibrate.skeleton import blocks
 from dynquant.calibrate.sources import Source, open_source
 from dynquant.calibrate.sums import Sums
 from dynquant.calibrate.tokens import template_hashes
 from dynquant.conversion.write import default_threads
 from dynquant.distribution import our_version
-from dynquant.errors import CalibrationError, ImportanceError
+from dynquant.errors import CalibrationError, ImportanceError, Problems
 from dynquant.figures import size_text
 from dynquant.importance.imatrix import write_imatrix
+from dynquant.importance.moments import Input
 from dynquant.keys import string, strings, u32
 from dynquant.name_lists import grouped
 from dynquant.quants.table import KEPT
@@ -53,6 +55,8 @@ class Settings:
     chunks:  windows to read, shared equally among the texts; None reads all
     threads: None uses one for each CPU
     moments: also write the second moments, of a layer's experts together or of each
+    device:  cpu, torch's name of an accelerator, or auto
+    memory:  bytes that a run may use; None uses what is available
     """
 
     texts: tuple[Text | Chat, ...]
@@ -60,6 +64,8 @@ class Settings:
     chunks: int | None = None
     threads: int | None = None
     moments: Detail | None = None
+    device: str = CPU
+    memory: int | None = None
 
 
 def make_imatrix(
@@ -78,24 +84,22 @@ def make_imatrix(
 
     Raises DynquantError before the model runs for all that is wrong with the inputs.
     """
-    CalibrationError.raise_any(
-        output_problems(outputs_of(out, settings.moments), force=force, model=str(given), texts=())
-    )
-    source = open_source(given)
+    problems = Problems()
+    outputs = outputs_of(out, settings.moments)
+    problems.add(*output_problems(outputs, force=force, model=str(given), texts=()))
+    device = problems.attempt(lambda: find_device(settings.device))
+    source = problems.attempt(lambda: open_source(given, device))
+    problems.raise_any(CalibrationError)
+    assert source is not None, "it is open or a fault"
     windows = _windows(source, settings)
     threads = settings.threads or default_threads()
     moments = _collector(source, windows, out, settings)
-    needed = needed_bytes(
-        source.model,
-        tokens=windows.size,
-        distinct=len(np.unique(windows)),
-        group=max(GROUP, settings.context),
-        threads=threads,
-        moments=moments.inputs if moments else (),
-    )
+    inputs = moments.inputs if moments else ()
+    passes, needed = _passes(source, windows, threads, settings.memory, inputs)
     say(
-        f"{given}: {len(windows):,} windows of {windows.shape[1]:,} tokens; needs at most"
-        f" {size_text(needed)} of memory"
+        f"{given}: {len(windows):,} windows of {windows.shape[1]:,} tokens"
+        f"{f' in {passes} passes' if passes > 1 else ''}; needs at most {size_text(needed)} of"
+        " memory"
     )
     if moments:
         say(f"{moments.writer.out}: will have {size_text(moments.writer.n_bytes)}")
@@ -105,10 +109,48 @@ def make_imatrix(
         threads=threads,
         progress=progress,
         moments=moments,
+        passes=passes,
         state=state_of(out),
     )
     _write(source, seen, windows, out, settings)
     return tuple(_warnings(source, seen))
+
+
+def _passes(
+    source: Source, windows: I32, threads: int, memory: int | None, moments: Sequence[Input]
+) -> tuple[int, int]:
+    """Return how often the model is read, and the bytes that a run needs at most.
+
+    memory:  bytes that it may use; None uses what is available
+    moments: inputs whose second moments are collected, which takes one pass
+
+    Raises CalibrationError if a single group of windows needs more.
+    """
+    n_windows, n_per_window = windows.shape
+    distinct = len(np.unique(windows))
+
+    def needed(passes: int, threads: int = threads) -> int:
+        first, end = pass_bounds(n_windows, n_per_window, passes)[0]
+        return needed_bytes(
+            source.model,
+            tokens=(end - first) * n_per_window,
+            distinct=distinct,
+            group=max(GROUP, n_per_window),
+            threads=threads,
+            moments=moments,
+        )
+
+    limit = free_bytes(source.skeleton.device) if memory is None else memory
+    most = 1 if moments else -(-n_windows // group_size(n_per_window))
+    for passes in range(1, most + 1):
+        if needed(passes) <= limit:
+            return len(pass_bounds(n_windows, n_per_window, passes)), needed(passes)
+    raise CalibrationError(
+        f"{source.path}: a run needs {size_text(needed(most))} of memory, with one thread"
+        f" {size_text(needed(most, 1))}; {size_text(limit)} are"
+        f" {'available' if memory is None else 'allowed'}; use fewer --threads, a smaller --context"
+        f"{', fewer --chunks, no --moments' if moments else ''} or a larger --memory"
+    )
 
 
 def _windows(source: Source, settings: Settings) -> I32:
@@ -175,6 +217,7 @@ def _write(source: Source, seen: Seen, windows: I32, out: Path, settings: Settin
                 "dynquant.version": string(our_version()),
                 "dynquant.imatrix.model": string(source.name),
                 "dynquant.imatrix.context": u32(settings.context),
+                "dynquant.imatrix.device": string(source.skeleton.device.type),
                 "dynquant.imatrix.tokens_sha256": string(_tokens_sha256(windows)),
                 "dynquant.imatrix.text_sha256": strings([t.sha256 for t in settings.texts]),
                 "dynquant.imatrix.text_form": strings(

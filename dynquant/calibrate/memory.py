@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Mapping, Sequence
 from math import prod
+from pathlib import Path
 
 from dynquant.arch.base import Model, ModelTensor, TensorName
 from dynquant.importance.moments import N_SIGNS, Input
@@ -26,7 +28,9 @@ _WORKING = 8
 def give_back_freed() -> None:
     """Let glibc return freed tensors to the system at once.
 
-    By default each thread has a heap, which keeps what was freed: gigabytes with many groups.
+    By default each thread has a heap, which keeps what was freed: gigabytes with many groups. One
+    heap for all threads saves up to a quarter of the time of small models, and needs half as much
+    memory again, because hidden states lie scattered between what was freed.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -35,6 +39,26 @@ def give_back_freed() -> None:
 
 _MMAP_THRESHOLD = -3
 """M_MMAP_THRESHOLD of malloc.h."""
+
+
+def available_bytes() -> int:
+    """Return the memory that a program can get: where Linux says it, what is free, else all RAM."""
+    found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if (said := _words(_FREE)) and "MemAvailable:" in said:
+        found = int(said[said.index("MemAvailable:") + 1]) << 10
+    limit, used = (_words(file) for file in _CONTAINER)
+    if limit and used and limit[0] != "max":
+        found = min(found, int(limit[0]) - int(used[0]))
+    return found
+
+
+def _words(file: Path) -> list[str]:
+    return file.read_text().split() if file.exists() else []
+
+
+_FREE = Path("/proc/meminfo")
+_CONTAINER = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+"""Where Linux says what is free, and what a container may use and uses."""
 
 
 def needed_bytes(

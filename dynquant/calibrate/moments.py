@@ -137,12 +137,14 @@ class Collector:
 
         rows: float32 [n, n_channels]; tokens: int64 [n], their numbers over all windows
         """
-        held = self._held[tokens // self._context]
+        held = self._held[tokens // self._context].to(rows.device)
         fit, out = rows[~held], rows[held]
         panels = [
-            (at, fit[:, at : at + _PANEL].T @ fit[:, at:]) for at in range(0, fit.shape[1], _PANEL)
+            (at, (fit[:, at : at + _PANEL].T @ fit[:, at:]).cpu())
+            for at in range(0, fit.shape[1], _PANEL)
         ]
-        return Part(panels, _signs(tokens[held]).T @ out, len(out))
+        signed = _signs(tokens[held.cpu()]).to(rows.device).T @ out
+        return Part(panels, signed.cpu(), len(out))
 
     def add(self, each: Input, matrix: int, part: Part) -> None:
         """Add a part; the caller sees to the order."""

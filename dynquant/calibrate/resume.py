@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -27,23 +28,30 @@ Totals = dict[Feed, list[Sums]]
 class State:
     """A run between two layers.
 
+    windows: the first of the pass, and the first after it
     layer:   the next layer
     outputs: what the layer before it returned, for each group of windows
     totals:  the sums of all layers so far
     """
 
+    windows: tuple[int, int]
     layer: int
     outputs: list[Any]
     totals: Totals
 
 
-def identity(files: Sequence[Path], windows: I32, moments: str) -> str:
-    """Return a hash of what a state belongs to: the model's files, the tokens, and our version.
+def identity(files: Sequence[Path], windows: I32, device: Any, moments: str) -> str:
+    """Return a hash of what a state belongs to: model, tokens, device, and our version.
 
     moments: the name of the file of second moments that the run writes, if it does
     """
     stats = [(str(file.resolve()), file.stat()) for file in sorted(files)]
-    known = [our_version(), moments, [(name, s.st_size, s.st_mtime_ns) for name, s in stats]]
+    known = [
+        our_version(),
+        str(device),
+        moments,
+        [(name, s.st_size, s.st_mtime_ns) for name, s in stats],
+    ]
     digest = hashlib.sha256(json.dumps(known).encode())
     digest.update(json.dumps(windows.shape).encode() + windows.astype("<i4").tobytes())
     return digest.hexdigest()
@@ -59,6 +67,7 @@ def save(path: Path, of: str, state: State) -> None:
     part = path.with_name(f"{path.name}.part")
     content = {
         "of": of,
+        "windows": state.windows,
         "layer": state.layer,
         "outputs": state.outputs,
         "totals": {f"{f.module} {f.kind}": _packed(sums) for f, sums in state.totals.items()},
@@ -80,9 +89,32 @@ def load(path: Path, of: str) -> State | None:
         if content["of"] != of:
             return None
         totals = {_feed(name): _unpacked(packed) for name, packed in content["totals"].items()}
-        return State(content["layer"], content["outputs"], totals)
+        first, end = content["windows"]
+        return State((first, end), content["layer"], content["outputs"], totals)
     except (OSError, RuntimeError, KeyError, ValueError, EOFError, UnpicklingError) as e:
         raise CalibrationError(f"{path}: is damaged; remove it to start again") from e
+
+
+class Keeper:
+    """Stores states at a distance in time."""
+
+    def __init__(self, path: Path, of: str, seconds: float) -> None:
+        self._path, self._of, self._seconds = path, of, seconds
+        self._last = time.monotonic()
+
+    def load(self) -> State | None:
+        """Return the stored state of this run, or None."""
+        return load(self._path, self._of)
+
+    def offer(self, state: Callable[[], State]) -> None:
+        """Store a state if the last one is old enough."""
+        if time.monotonic() - self._last >= self._seconds:
+            save(self._path, self._of, state())
+            self._last = time.monotonic()
+
+    def remove(self) -> None:
+        """Remove what is stored."""
+        self._path.unlink(missing_ok=True)
 
 
 def _packed(sums: Sequence[Sums]) -> Mapping[str, Any]:

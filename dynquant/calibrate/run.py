@@ -2,14 +2,14 @@
 
 Groups of windows follow the model's own code, each in its own thread, and all pause before each
 layer. So one layer at a time has its weights in memory, whatever the model keeps from one layer to
-another. The arithmetic of a group uses one thread of torch, and its sums are added in the order of
-the groups: the result is the same for any number of threads.
+another. Windows that have no place in memory together run in several passes over the model. The
+arithmetic of a group uses one thread of torch, and its sums are added in the order of the groups:
+the result is the same for any number of threads and passes.
 """
 
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -35,9 +35,9 @@ from dynquant.calibrate.feeds import (
     is_linear,
 )
 from dynquant.calibrate.memory import give_back_freed
-from dynquant.calibrate.moments import Collector, ExpertMoments, Place
+from dynquant.calibrate.moments import Collector, ExpertMoments
 from dynquant.calibrate.products import Products
-from dynquant.calibrate.resume import State, Totals, identity, load, save
+from dynquant.calibrate.resume import Keeper, State, Totals, identity
 from dynquant.calibrate.skeleton import blocks
 from dynquant.calibrate.sources import Source
 from dynquant.calibrate.steps import Steps
@@ -58,12 +58,10 @@ class Seen:
 
     places: for each tensor of the GGUF that has inputs, where they are seen
     totals: the sums at these places
-    hidden: the last hidden states of each group, float32 [n_windows, n, n_hidden]
     """
 
     places: Mapping[str, tuple[Feed, ...]]
     totals: Totals = field(default_factory=dict[Feed, list[Sums]])
-    hidden: list[Any] = field(default_factory=list[Any])
 
 
 SAVE_SECONDS = 60.0
@@ -77,70 +75,99 @@ def collect(
     threads: int,
     progress: Progress,
     moments: Collector | None = None,
+    passes: int = 1,
     state: Path | None = None,
     save_seconds: float = SAVE_SECONDS,
 ) -> Seen:
     """Run windows through a model.
 
     windows: int32 [n_windows, n], token ids
-    moments: collects the second moments, too
+    moments: collects the second moments, too; with one pass only
+    passes:  how often the model is read, each time for an equal share of the windows
     state:   a file that a run writes from time to time, and resumes from if it exists; removed at
-             the end. Models that hand more than hidden states from layer to layer write none
+             the end. In models that hand more than hidden states from layer to layer, a run resumes
+             at a pass only
 
     Raises CalibrationError if an input is not finite.
     """
-    runner = _Runner(source, windows, threads, moments)
-    if state is None:
-        return runner.run(progress, None)
-    of = identity(source.files, windows, moments.writer.out.name if moments else "")
-    found = runner.run(progress, _Keeper(state, of, save_seconds))
-    state.unlink(missing_ok=True)
-    return found
+    assert moments is None or passes == 1, "moments are written as layers end"
+    writer = moments.writer if moments else None
+    name = writer.out.name if writer else ""
+    of = identity(source.files, windows, source.skeleton.device, name)
+    keeper = None if state is None else Keeper(state, of, save_seconds)
+    mixtures = dict(blocks(source.skeleton.model))
+    seen = Seen(feeds(source, mixtures))
+    shares = pass_bounds(len(windows), windows.shape[1], passes)
+    started = keeper.load() if keeper and (writer is None or writer.is_begun) else None
+    if writer and not started:
+        writer.begin()
+    if started:
+        seen.totals = started.totals
+        first, end = started.windows
+        shares = [(first, end), *((max(a, end), b) for a, b in shares if b > end)]
+    total = len(source.skeleton.layers) * len(shares)
+    for number, share in enumerate(shares):
+        before = len(source.skeleton.layers) * number
+        runner = _Runner(source, windows, share, seen, threads, moments)
+        runner.run(lambda done, at=before: progress(at + done, total), keeper, started)
+        started = None
+        if keeper and number + 1 < len(shares):
+            following = State(shares[number + 1], 0, [], seen.totals)
+            keeper.offer(lambda state=following: state)
+    if writer:
+        writer.finish()
+    progress(total, total)
+    if keeper:
+        keeper.remove()
+    return seen
 
 
-class _Keeper:
-    """Stores states at a distance in time."""
+def group_size(n_per_window: int) -> int:
+    """Return the number of windows that run together."""
+    return max(1, GROUP // n_per_window)
 
-    def __init__(self, path: Path, of: str, seconds: float) -> None:
-        self._path, self._of, self._seconds = path, of, seconds
-        self._last = time.monotonic()
 
-    def load(self) -> State | None:
-        return load(self._path, self._of)
-
-    def offer(self, state: Callable[[], State]) -> None:
-        """Store a state if the last one is old enough."""
-        if time.monotonic() - self._last >= self._seconds:
-            save(self._path, self._of, state())
-            self._last = time.monotonic()
+def pass_bounds(n_windows: int, n_per_window: int, passes: int) -> list[tuple[int, int]]:
+    """Return the first window of each pass, and the first after it: whole groups."""
+    n = group_size(n_per_window)
+    step = n * -(-n_windows // (n * passes))
+    return [(at, min(n_windows, at + step)) for at in range(0, n_windows, step)]
 
 
 class _Runner:
-    """A model that is being run; its hooks are called in the threads of the groups."""
+    """One pass over a model; its hooks are called in the threads of the groups."""
 
     def __init__(
-        self, source: Source, windows: I32, threads: int, moments: Collector | None
+        self,
+        source: Source,
+        windows: I32,
+        share: tuple[int, int],
+        seen: Seen,
+        threads: int,
+        moments: Collector | None,
     ) -> None:
         self._moments = moments
         self._skeleton, self._threads = source.skeleton, threads
         self._tensors = source.model.tensors
-        n = max(1, GROUP // windows.shape[1])
+        self._share = share
+        own, n = windows[slice(*share)], group_size(windows.shape[1])
         self._groups = [
-            torch.from_numpy(windows[at : at + n].astype("int64"))
-            for at in range(0, len(windows), n)
+            torch.from_numpy(own[at : at + n].astype("int64")).to(self._skeleton.device)
+            for at in range(0, len(own), n)
         ]
-        self._numbers = torch.arange(windows.size).split([g.numel() for g in self._groups])
+        self._numbers = torch.arange(own.size).split([g.numel() for g in self._groups])
         # Some models read the row of token 0 in place of tokens that a table does not have.
         self._tokens: list[int] = sorted({0, *np.unique(windows).tolist()})
         model = source.skeleton.model
         self._mixtures = dict(blocks(model))
         self._names = {id(module): name for name, module in model.named_modules()}
-        self._found = Seen(feeds(source, self._mixtures))
-        self._feeds = {feed.parameter: feed for ps in self._found.places.values() for feed in ps}
+        self._found = seen
+        self._output = Feed(source.skeleton.name, OUTPUT)
+        self._feeds = {feed.parameter: feed for ps in seen.places.values() for feed in ps}
         self._loaded: dict[int, Feed] = {}
+        self._done: set[Feed] = set()
         self._seen: list[Totals] = [{} for _ in self._groups]
         self._requests: dict[int, experts.Request] = {}
-        self._hidden: dict[int, Any] = {}
         self._first = 0
         self._outputs: dict[int, Any] = {}
         self._is_plain = True
@@ -150,37 +177,28 @@ class _Runner:
             at_once=threads,
         )
 
-    def run(self, progress: Progress, keeper: _Keeper | None) -> Seen:
+    def run(
+        self, progress: Callable[[int], None], keeper: Keeper | None, started: State | None
+    ) -> None:
         """Run all layers, or those after a stored state."""
         layers = self._skeleton.layers
         torch.set_num_threads(1)
         give_back_freed()
-        writer = self._moments.writer if self._moments else None
-        may_resume = keeper is not None and (writer is None or writer.is_begun)
-        if keeper and may_resume and (state := keeper.load()):
-            self._first, self._outputs = state.layer, dict(enumerate(state.outputs))
-            self._found.totals = state.totals
-        elif writer:
-            writer.begin()
+        if started:
+            self._first, self._outputs = started.layer, dict(enumerate(started.outputs))
         with self._hooked(), self._skeleton.rest_loaded(self._tokens), self._steps:
             rest = self._feeds_of(self._skeleton.model.named_parameters())
             self._loaded = rest
             self._steps.advance()
             for number in range(self._first, len(layers)):
-                progress(number, len(layers))
+                progress(number)
                 self._layer(number, layers[number], rest)
                 if keeper and self._is_plain and number + 1 < len(layers):
                     keeper.offer(lambda n=number + 1: self._state(n))
-        self._found.hidden = [self._hidden[group] for group in range(len(self._groups))]
-        for hidden in self._found.hidden:
-            _add(self._found.totals, {Feed(self._skeleton.name, OUTPUT): [Sums.of(hidden)]})
-        self._end_moments()
-        progress(len(layers), len(layers))
-        return self._found
 
     def _state(self, layer: int) -> State:
         outputs = [self._outputs[group] for group in range(len(self._groups))]
-        return State(layer, outputs, self._found.totals)
+        return State(self._share, layer, outputs, self._found.totals)
 
     def _feeds_of(self, parameters: Iterable[tuple[str, Any]]) -> dict[int, Feed]:
         """Return the places of parameters that have weights, by their identities."""
@@ -204,26 +222,15 @@ class _Runner:
             self._steps.advance()
         self._skeleton.unload(layer)
         self._loaded = dict(rest)
-        totals: Totals = {}
         for seen in self._seen:
-            _add(totals, seen)
+            _add(self._found.totals, seen)
+            self._done.update(seen)
             seen.clear()
+        totals = {feed: self._found.totals[feed] for feed in self._done}
         _check_finite(number, totals)
         if self._moments:
             self._moments.end_layer(totals)
-        self._found.totals |= totals
-
-    def _end_moments(self) -> None:
-        """Write the moments of the output matrix's inputs, which end the file."""
-        if self._moments is None:
-            return
-        feed = Feed(self._skeleton.name, OUTPUT)
-        if place := self._moments.place(feed):
-            for hidden, tokens in zip(self._found.hidden, self._numbers, strict=True):
-                rows = hidden.reshape(-1, hidden.shape[-1])
-                self._moments.add(place.input, 0, self._moments.part(rows, tokens))
-            self._moments.end_layer({feed: self._found.totals[feed]})
-        self._moments.writer.finish()
+        self._done.clear()
 
     def _experts(self, number: int) -> None:
         """Run the experts that all groups wait for."""
@@ -234,10 +241,13 @@ class _Runner:
             for tensor in self._tensors
             if tensor.parts.layer == number and "_exps." in tensor.name
         }
-        name = self._names[id(requests[0].module)]
+        name, totals = self._names[id(requests[0].module)], self._found.totals
+        places = Feed(name, GATE_UP), Feed(name, DOWN)
+        before = totals.get(places[0]), totals.get(places[1])
         moments = ExpertMoments(self._moments, name) if self._moments else None
-        first, second = experts.run(requests, own, moments, threads=self._threads)
-        _add(self._seen[0], {Feed(name, GATE_UP): first, Feed(name, DOWN): second})
+        sums = experts.run(requests, own, before, moments, threads=self._threads)
+        totals |= dict(zip(places, sums, strict=True))
+        self._done.update(places)
 
     @contextmanager
     def _hooked(self) -> Generator[None]:
@@ -281,12 +291,16 @@ class _Runner:
         finally:
             for handle in handles:
                 handle.remove()
+            for layer in layers[: self._first]:
+                del layer.forward  # the class has it
 
     def _follow(self, group: int) -> None:
         torch.set_num_threads(1)
         with torch.no_grad(), Products(self._see_product):
             done = self._skeleton.decoder(input_ids=self._groups[group], use_cache=False)
-        self._hidden[group] = done.last_hidden_state
+        hidden = done.last_hidden_state
+        _add(self._seen[group], {self._output: [Sums.of(hidden)]})
+        self._see_moments(self._output, hidden)
 
     def _pause(self, _: Any, __: tuple[Any, ...], more: dict[str, Any]) -> None:
         """Wait before a layer."""
@@ -321,24 +335,25 @@ class _Runner:
             self._mine.last = last = inputs[0], Sums.of(inputs[0])
         feed = Feed(name, LINEAR)
         _add(self._seen[self._steps.number], {feed: [last[1]]})
-        if self._moments and (place := self._moments.place(feed)):
-            self._see_moments(self._moments, feed, place, inputs[0])
+        self._see_moments(feed, inputs[0])
 
-    def _see_moments(self, moments: Collector, feed: Feed, place: Place, inputs: Any) -> None:
-        """Add the products of inputs; those of a part of the tokens, in an order unknown, are not
-        added, so that the file has zeros.
+    def _see_moments(self, feed: Feed, inputs: Any) -> None:
+        """Add the products of inputs, if their moments are wanted; those of a part of the tokens, in
+        an order unknown, are not added, so that the file has zeros.
         """
+        moments, tokens = self._moments, self._numbers[self._steps.number]
+        place = moments.place(feed) if moments else None
         rows = inputs.reshape(-1, inputs.shape[-1])
-        tokens = self._numbers[self._steps.number]
-        if len(rows) == len(tokens):
-            part = moments.part(rows, tokens)
-            try:
-                with self._steps.in_turn(feed):
-                    moments.add(place.input, place.matrix, part)
-            except ValueError as e:
-                raise CalibrationError(
-                    f"{feed.module}: is used twice in a layer; make the imatrix without --moments"
-                ) from e
+        if moments is None or place is None or len(rows) != len(tokens):
+            return
+        part = moments.part(rows, tokens)
+        try:
+            with self._steps.in_turn(feed):
+                moments.add(place.input, place.matrix, part)
+        except ValueError as e:
+            raise CalibrationError(
+                f"{feed.module}: is used twice in a layer; make the imatrix without --moments"
+            ) from e
 
     def _see_product(self, weight: Any, is_linear: bool, inputs: Callable[[], list[Sums]]) -> None:
         """Add the inputs of a parameter, unless its module shows them."""
@@ -369,7 +384,11 @@ def _add(totals: Totals, more: Totals) -> None:
 
 
 def _check_finite(layer: int, totals: Totals) -> None:
-    bad = [feed.module for feed, sums in totals.items() if not all(s.is_finite for s in sums)]
+    bad = [
+        "the output matrix" if feed.kind == OUTPUT else feed.module
+        for feed, sums in totals.items()
+        if not all(s.is_finite for s in sums)
+    ]
     if bad:
         raise CalibrationError(
             f"layer {layer}: inputs of {', '.join(dict.fromkeys(bad))} are not finite; the"

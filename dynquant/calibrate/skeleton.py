@@ -52,6 +52,7 @@ class Skeleton:
     model:   transformers' model, its parameters on the device `meta`
     decoder: the part of it that turns token ids into hidden states
     layers:  its layers
+    device:  where it runs
     name:    the decoder's name in the model
     prefix:  the layers' name in the model, with a dot at the end
     readers: for each stored name, a function that reads the tensor
@@ -62,6 +63,7 @@ class Skeleton:
     model: Any
     decoder: Any
     layers: Any
+    device: Any
     name: str
     prefix: str
     readers: Mapping[str, Reader]
@@ -102,10 +104,14 @@ class Skeleton:
         for name in names:
             if table := tables.get(self.places[name]):
                 own = [token for token in tokens if token < table.num_embeddings]
-                weight = self.readers[name].rows(own)
+                weight = self.readers[name].rows(own).to(self.device)
                 table.weight = torch.nn.Parameter(weight, requires_grad=False)
                 table.padding_idx = None  # of the row that training leaves out
-                handles.append(table.register_forward_pre_hook(_renumber(own)))
+                handles.append(
+                    table.register_forward_pre_hook(
+                        _renumber(torch.tensor(own, device=self.device))
+                    )
+                )
         self._check_complete(
             f"{self.name}.{own}"
             for own, value in self.decoder.named_parameters()
@@ -134,7 +140,9 @@ class Skeleton:
             self.model,
             wanted,
             LoadStateDictConfig(
-                dtype=torch.float32, weight_mapping=get_model_conversion_mapping(self.model)
+                dtype=torch.float32,
+                device_map={"": self.device},
+                weight_mapping=get_model_conversion_mapping(self.model),
             ),
         )
         problems = [
@@ -179,10 +187,13 @@ class Skeleton:
                     )
 
 
-def skeleton(where: Path, config: Any, readers: Callable[[Any], Mapping[str, Reader]]) -> Skeleton:
+def skeleton(
+    where: Path, config: Any, readers: Callable[[Any], Mapping[str, Reader]], device: Any
+) -> Skeleton:
     """Make a model without its weights.
 
     where:   what messages begin with
+    device:  where it will run
     readers: returns a reader for each stored name, given the model
 
     Raises CalibrationError if transformers does not know the family.
@@ -191,13 +202,13 @@ def skeleton(where: Path, config: Any, readers: Callable[[Any], Mapping[str, Rea
     logging.set_verbosity_error()  # its warnings are for programs
     model = _empty(where, config)
     model.eval().requires_grad_(requires_grad=False)
-    _fill_buffers(model)
+    _fill_buffers(model, device)
     decoder = model.get_decoder()
     if decoder is model:  # whose class names another part than it has
         decoder = model.model
     prefix, layers = _layers(where, model, decoder)
     name = prefix.removesuffix(".").rpartition(".")[0]
-    found = Skeleton(model, decoder, layers, name, prefix, readers(model))
+    found = Skeleton(model, decoder, layers, device, name, prefix, readers(model))
     _place(found)
     return found
 
@@ -226,12 +237,12 @@ INSTEAD = (
 )
 
 
-def _fill_buffers(model: Any) -> None:
+def _fill_buffers(model: Any, device: Any) -> None:
     """Give values to what modules compute from the config, such as the frequencies of RoPE."""
     for module in model.modules():
         for name, value in module._buffers.items():
             if value is not None:
-                module._buffers[name] = torch.zeros_like(value, device="cpu")
+                module._buffers[name] = torch.zeros_like(value, device=device)
     model.initialize_weights()  # has no effect on parameters, which have no memory
 
 
@@ -265,9 +276,8 @@ def _place(found: Skeleton) -> None:
             found.unknown.append(name)
 
 
-def _renumber(tokens: Sequence[int]) -> Callable[..., tuple[Any, ...]]:
+def _renumber(known: Any) -> Callable[..., tuple[Any, ...]]:
     """Return a hook that replaces ids of tokens by their places among the given ones."""
-    known = torch.tensor(tokens)
 
     def renumbered(_: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         ids, *rest = inputs

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from math import prod
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -31,7 +33,7 @@ from dynquant.checkpoint.safetensors import open_checkpoint
 from dynquant.errors import CalibrationError
 from dynquant.name_lists import grouped
 from dynquant.quants import decode
-from dynquant.quants.table import KEPT
+from dynquant.quants.table import KEPT, QuantType
 from dynquant.tensors import TensorSource, n_rows, row_bytes
 from dynquant.texts import Text
 
@@ -69,24 +71,27 @@ class Source:
         return bos_of(self.model.keys)
 
 
-def open_source(given: str | Path) -> Source:
+def open_source(given: str | Path, device: Any = None) -> Source:
     """Open a checkpoint or a GGUF; a model of the Hub is fetched first.
 
-    given: a folder, a GGUF or any of its shards, or hf://...
+    given:  a folder, a GGUF or any of its shards, or hf://...
+
+    device: where it will run; None is the CPU
 
     Raises DynquantError for a damaged model, CalibrationError if transformers cannot run it.
     """
+    device = torch.device("cpu") if device is None else device
     if is_hub_name(str(given)):
         path, name = fetch_model(str(given))
-        return replace(_open(path), name=str(name))
-    return _open(Path(given))
+        return replace(_open(path, device), name=str(name))
+    return _open(Path(given), device)
 
 
-def _open(path: Path) -> Source:
-    return _checkpoint(path) if path.is_dir() else _gguf(path)
+def _open(path: Path, device: Any) -> Source:
+    return _checkpoint(path, device) if path.is_dir() else _gguf(path, device)
 
 
-def _checkpoint(folder: Path) -> Source:
+def _checkpoint(folder: Path, device: Any) -> Source:
     model = load_model(folder)
     config = _config(folder, folder)
     # The weights are decoded by our readers.
@@ -96,7 +101,7 @@ def _checkpoint(folder: Path) -> Source:
     weights = unpack(open_checkpoint(folder)).tensors
     readers = {name: _Stored(weight.source()) for name, weight in weights.items()}
     parts = {tensor.name: tensor.stored_names for tensor in model.tensors}
-    empty = skeleton(folder, config, lambda _: readers)
+    empty = skeleton(folder, config, lambda _: readers, device)
     _check_known(folder, model, empty)
     tokenize = partial(by_transformers, folder, model.keys)
     return Source(folder, folder.resolve().name, model, empty, parts, tokenize)
@@ -113,7 +118,7 @@ def _check_known(folder: Path, model: Model, empty: Skeleton) -> None:
         )
 
 
-def _gguf(path: Path) -> Source:
+def _gguf(path: Path, device: Any) -> Source:
     model = load_model(path)
     path = model.files[0]  # of shards, the one with the settings
     config = _config(path, path.parent, gguf_file=path.name)
@@ -122,7 +127,8 @@ def _gguf(path: Path) -> Source:
     parts: dict[str, tuple[str, ...]] = {}
 
     def readers(empty: Any) -> dict[str, Reader]:
-        names: dict[str, str] = get_gguf_hf_weights_map(empty, processor)
+        with _names_kept():
+            names: dict[str, str] = get_gguf_hf_weights_map(empty, processor)
         found: dict[str, Reader] = {}
         for tensor in model.tensors:
             if name := names.get(tensor.name):
@@ -134,10 +140,21 @@ def _gguf(path: Path) -> Source:
         path,
         path.name,
         model,
-        skeleton(path, config, readers),
+        skeleton(path, config, readers, device),
         parts,
         partial(by_llama_cpp, path, model.keys),
     )
+
+
+@contextmanager
+def _names_kept() -> Generator[None]:
+    """Let gguf make its table of names once: transformers asks for it again for each module."""
+    table: Callable[..., Any] = gguf.get_tensor_name_map
+    gguf.get_tensor_name_map = cache(table)
+    try:
+        yield
+    finally:
+        gguf.get_tensor_name_map = table
 
 
 def _config(path: Path, folder: Path, **options: str) -> Any:
@@ -150,6 +167,13 @@ def _config(path: Path, folder: Path, **options: str) -> Any:
         raise CalibrationError(
             f"{path}: transformers cannot read its settings: {why}; {INSTEAD}"
         ) from e
+
+
+def floats(content: U8, stored: QuantType, n_per_row: int) -> Any:
+    """Return stored rows as a tensor, float32 [n_rows, n_per_row]; without a copy if they are."""
+    if stored.name == "F32":
+        return torch.from_numpy(content.view(np.float32))
+    return torch.from_numpy(decode(content, stored, n_per_row))
 
 
 @dataclass(frozen=True)
@@ -167,8 +191,8 @@ class _Stored:
         if source.stored.name in KEPT:
             numbers = content.view(source.stored.name.lower().replace("i", "int"))
             return torch.from_numpy(numbers.reshape(source.shape))
-        whole = decode(content.reshape(n, -1), source.stored, prod(source.shape[-1:]))
-        return torch.from_numpy(whole.reshape(source.shape))
+        whole = floats(content.reshape(n, -1), source.stored, prod(source.shape[-1:]))
+        return whole.reshape(source.shape)
 
     def rows(self, numbers: Sequence[int]) -> Any:
         """Return some rows of a matrix, float32 [n, n_per_row]."""
@@ -176,7 +200,7 @@ class _Stored:
         content: U8 = np.empty((len(numbers), size), np.uint8)
         for into, number in zip(content, numbers, strict=True):
             self.source.read(number, number + 1, into)
-        return torch.from_numpy(decode(content, self.source.stored, self.source.shape[-1]))
+        return floats(content, self.source.stored, self.source.shape[-1])
 
 
 @dataclass(frozen=True)

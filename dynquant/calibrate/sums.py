@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 F64 = NDArray[np.float64]
 
+_AT_ONCE = 1 << 15
+"""Numbers that are converted to float64 at once: as many as stay in a processor's cache."""
+
 
 @dataclass(frozen=True)
 class Sums:
@@ -33,8 +36,18 @@ class Sums:
     @classmethod
     def of(cls, inputs: Any) -> Self:
         """Return the sums of a tensor's rows, float32 [..., n_channels]."""
-        rows = inputs.reshape(-1, inputs.shape[-1]).to(torch.float64)
-        return cls(len(rows), rows.sum(dim=0).cpu().numpy(), rows.square().sum(dim=0).cpu().numpy())
+        rows = inputs.reshape(-1, inputs.shape[-1])
+        if rows.device.type == "mps":  # has no float64
+            rows = rows.cpu()
+        exact = {"dtype": torch.float64, "device": rows.device}
+        linear, squares = torch.zeros((2, rows.shape[1]), **exact)
+        n = max(16, _AT_ONCE // rows.shape[1])
+        space = torch.empty((min(n, len(rows)), rows.shape[1]), **exact)
+        for some in rows.split(n):
+            values = space[: len(some)].copy_(some)
+            linear += values.sum(dim=0)
+            squares += values.mul_(values).sum(dim=0)
+        return cls(len(rows), linear.cpu().numpy(), squares.cpu().numpy())
 
     def __add__(self, other: Sums) -> Sums:
         """Return the sums of the inputs of both."""

@@ -93,3 +93,41 @@ def test_a_damaged_state_is_named(tmp_path: Path) -> None:
     state.write_bytes(b"nothing")
     with pytest.raises(CalibrationError, match=r"state: is damaged; remove it to start again"):
         run("qwen3", state)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "deepseek-v3", "gemma3n"])
+def test_passes_change_no_bit(family: str, tmp_path: Path) -> None:
+    one, layers = run(family, tmp_path / "a", windows=windows(19))
+    several, more = run(family, tmp_path / "b", windows=windows(19), passes=4)
+    assert more == list(range(4 * (len(layers) - 1) + 1))
+    assert_same(one, several)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "deepseek-v3"])
+def test_a_run_resumes_in_a_later_pass(family: str, tmp_path: Path) -> None:
+    state, options = tmp_path / "state", {"windows": windows(19), "passes": 2}
+    whole, layers = run(family, state, **options)
+    with pytest.raises(InterruptError):
+        run(family, state, stop_before=layers[-2], **options)
+    resumed, again = run(family, state, **options)
+    assert len(again) == 2
+    assert_same(whole, resumed)
+
+
+def test_a_run_resumes_with_fewer_passes(tmp_path: Path) -> None:
+    state, options = tmp_path / "state", {"windows": windows(19)}
+    whole, _ = run("qwen3", tmp_path / "other", **options)
+    with pytest.raises(InterruptError):
+        run("qwen3", state, stop_before=3, passes=4, **options)
+    resumed, _ = run("qwen3", state, **options)
+    assert_same(whole, resumed)
+
+
+def test_a_model_that_changes_what_layers_share_resumes_at_a_pass(tmp_path: Path) -> None:
+    state, options = tmp_path / "state", {"windows": windows(19), "passes": 2}
+    whole, layers = run("gemma3n", state, **options)
+    with pytest.raises(InterruptError):
+        run("gemma3n", state, stop_before=layers[-2], **options)
+    resumed, again = run("gemma3n", state, **options)
+    assert len(again) == len(layers) // 2 + 1
+    assert_same(whole, resumed)
