@@ -338,8 +338,9 @@ class _Runner:
         self._see_moments(feed, inputs[0])
 
     def _see_moments(self, feed: Feed, inputs: Any) -> None:
-        """Add the products of inputs, if their moments are wanted; those of a part of the tokens, in
-        an order unknown, are not added, so that the file has zeros.
+        """Add the products of inputs, if their moments are wanted.
+
+        Those of a part of the tokens, in an order unknown, are not added: the file has zeros.
         """
         moments, tokens = self._moments, self._numbers[self._steps.number]
         place = moments.place(feed) if moments else None

@@ -142,10 +142,22 @@ def replica_imatrix(imatrix: Imatrix, model: Model, axes: dict[str, Axis], path:
     """Write and read the imatrix with the channels in the axes' order."""
     roles = {t.name: t.parts.role for t in model.tensors}
     entries: dict[str, tuple[F32, list[int]]] = {}
+    linear: dict[str, F32] = {}
     for name, entry in imatrix.entries.items():
         sums = entry.sums(0, entry.n_values).reshape(entry.n_rows, -1)
+        signed = entry.linear_sums(0, entry.n_values)
         if name in roles:
-            sums = sums[:, axes[_COLUMNS[roles[name]]].order]
+            axis = axes[_COLUMNS[roles[name]]]
+            sums = sums[:, axis.order]
+            if signed is not None:
+                linear[name] = signed.reshape(sums.shape)[:, axis.order] * axis.signs
         entries[name] = sums, list(entry.counts)
-    write_imatrix(path, entries, datasets=imatrix.datasets, chunk_count=0, chunk_size=WINDOW)
+    write_imatrix(
+        path,
+        entries,
+        datasets=imatrix.datasets,
+        chunk_count=0,
+        chunk_size=WINDOW,
+        linear=linear,
+    )
     return dynquant.load_imatrix(path)
