@@ -32,6 +32,7 @@ from dynquant.conversion.engine import Progress
 from dynquant.conversion.layout import lay_out
 from dynquant.conversion.write import convert_plan
 from dynquant.errors import CheckpointError, ConvertError, ImportanceError
+from dynquant.importance.experts import ALONE
 from dynquant.importance.imatrix import read_imatrix
 from dynquant.plan.make import make_plan
 from dynquant.plan.objective import search_for
@@ -122,7 +123,7 @@ def decoded(path: Path) -> dict[str, F32]:
 
 
 def test_each_expert_is_encoded_with_its_importance(tmp_path: Path) -> None:
-    plan = weighted_plan(tmp_path, (1, 0, 1))
+    plan = weighted_plan(tmp_path, (1, 0, 1), ALONE)
     convert_plan(plan, tmp_path / "x.gguf", threads=2, chunk_bytes=16 * 1024)
     (found,) = [t for t in gguf.GGUFReader(tmp_path / "x.gguf").tensors if t.name == EXPERTS]
     source = plan.sources[EXPERTS].source

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-import numpy as np
+from pathlib import Path
 
+import gguf
+import numpy as np
+from inprocess import run
+from places import TINY_BOOKS
+
+import dynquant
+from dynquant.importance.imatrix import write_imatrix
 from dynquant.importance.means import without_chance
 
 
@@ -45,3 +52,39 @@ def test_dead_channels_have_a_mean_of_zero() -> None:
     linear[2] = squares[2] = 0
     found = without_chance(linear, squares, 1000)
     assert found is not None and found[2] == 0 and (found[3:] > 2.9).all()
+
+
+def imatrix_of_tiny_books(path: Path, *, signed: bool) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Write an imatrix of 1,000 tokens; return the mean squares and the means of each tensor."""
+    rng = np.random.default_rng(0)
+    figures: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    for tensor in dynquant.load_model(TINY_BOOKS).tensors:
+        if len(tensor.shape) == 2:
+            squares = rng.lognormal(0, 1, (1, tensor.n_per_row)).astype(np.float32)
+            figures[tensor.name] = squares, (0.5 * np.sqrt(squares)).astype(np.float32)
+    entries = {name: (1000 * squares, [1000]) for name, (squares, _) in figures.items()}
+    linear = {name: 1000 * means for name, (_, means) in figures.items()} if signed else None
+    write_imatrix(path, entries, datasets=["a"], chunk_count=2, chunk_size=500, linear=linear)
+    return figures
+
+
+def test_conversion_and_verify_use_the_means(tmp_path: Path) -> None:
+    signed, plain, out = tmp_path / "s.gguf", tmp_path / "p.gguf", tmp_path / "out.gguf"
+    figures = imatrix_of_tiny_books(signed, signed=True)
+    imatrix_of_tiny_books(plain, signed=False)
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("default: IQ4_NL\n")
+    dynquant.convert(TINY_BOOKS, out, recipe=recipe, imatrix=signed)
+    name = "blk.1.ffn_down.weight"
+    (tensor,) = [t for t in gguf.GGUFReader(out).tensors if t.name == name]
+    f32 = tmp_path / "f32.gguf"
+    dynquant.convert(TINY_BOOKS, f32, recipe="f32")
+    (source,) = [t for t in gguf.GGUFReader(f32).tensors if t.name == name]
+    squares, means = (values[0] for values in figures[name])
+    share = 0.25  # of each mean square
+    means = (means * (1 - (1 - share) / 999 / share)).astype(np.float32)
+    expected = dynquant.encode(source.data, "IQ4_NL", squares, mean=means)
+    assert (tensor.data == expected).mean() > 0.999  # the means are rounded otherwise
+    assert not np.array_equal(tensor.data, dynquant.encode(source.data, "IQ4_NL", squares))
+    assert run("verify", out, "--against", TINY_BOOKS, "--imatrix", signed).code == 0
+    assert run("verify", out, "--against", TINY_BOOKS, "--imatrix", plain).code == 1

@@ -40,7 +40,8 @@ static void channels_of(struct channels *c, const void *importance, const void *
         float of_channel;
         memcpy(&of_channel, (const uint8_t *)mean + 4 * (at + i), sizeof of_channel);
         double w = c->w[i], square = (double)of_channel * of_channel;
-        double variance = (w - square > LEAST_VARIANCE * w ? w - square : LEAST_VARIANCE * w) + ridge;
+        double least = LEAST_VARIANCE * w;
+        double variance = (w - square > least ? w - square : least) + ridge;
         c->mean[i] = of_channel;
         c->pull[i] = variance > 0 ? of_channel / variance : 0;
         c->sum += c->pull[i] * of_channel;
