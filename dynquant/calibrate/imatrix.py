@@ -11,6 +11,7 @@ import numpy as np
 
 from dynquant.arch.base import ModelTensor
 from dynquant.arrays import F32, I32
+from dynquant.calibrate.channels import factor_of, in_order
 from dynquant.calibrate.chats import Chat
 from dynquant.calibrate.devices import CPU, find_device, free_bytes
 from dynquant.calibrate.feeds import feeds
@@ -24,7 +25,8 @@ from dynquant.calibrate.given import (
 )
 from dynquant.calibrate.memory import needed_bytes
 from dynquant.calibrate.moments import Collector, held_out, inputs_of
-from dynquant.calibrate.run import GROUP, Progress, Seen, collect, group_size, pass_bounds
+from dynquant.calibrate.one_pass import GROUP, Seen, group_size
+from dynquant.calibrate.run import Progress, collect, pass_bounds
 from dynquant.calibrate.skeleton import blocks
 from dynquant.calibrate.sources import Source, open_source
 from dynquant.calibrate.sums import Sums
@@ -38,9 +40,7 @@ from dynquant.importance.moments import Input
 from dynquant.keys import string, strings, u32
 from dynquant.name_lists import grouped
 from dynquant.quants.table import KEPT
-from dynquant.tensors import parts_of
 from dynquant.texts import Text, shares, windows_of
-from dynquant.transforms import Columns, ScaledInputs
 
 CONTEXT = 512
 """Tokens of a window, as in llama-imatrix."""
@@ -190,7 +190,8 @@ def _collector(source: Source, windows: I32, out: Path, settings: Settings) -> C
         "held_out": f"{int(held_out(n).sum())} windows",
     }
     inputs = inputs_of(source, places, settings.moments)
-    return Collector(moments_of(out), inputs, places, (n, context), metadata)
+    tensors = source.model.tensors
+    return Collector(moments_of(out), inputs, places, tensors, (n, context), metadata)
 
 
 def _tokens_sha256(windows: I32) -> str:
@@ -245,28 +246,15 @@ def _entry(tensor: ModelTensor, sums: Sequence[Sums]) -> tuple[tuple[F32, Sequen
 
     Experts have a row and a count each; the heads of latent attention have one row together.
     """
-    factor = 1.0
-    for scaled in parts_of(tensor.source, ScaledInputs, alike=True):
-        factor *= scaled.factor
+    factor = factor_of(tensor)
     squares = np.stack([s.squares for s in sums]) / factor**2
     linear = np.stack([s.linear for s in sums]) / factor
-    squares = _in_order(tensor, squares.astype(np.float32))
-    linear = _in_order(tensor, linear.astype(np.float32))
+    squares = in_order(tensor, squares.astype(np.float32))
+    linear = in_order(tensor, linear.astype(np.float32))
     counts = [s.count for s in sums]
     if "_exps." not in tensor.name:
         squares, linear, counts = squares.reshape(1, -1), linear.reshape(1, -1), counts[:1]
     return (squares, counts), linear
-
-
-def _in_order(tensor: ModelTensor, channels: F32) -> F32:
-    """Return sums for each input channel in the order that the GGUF has.
-
-    channels: float32 [n, n_per_row], in the checkpoint's order
-    """
-    for moved in parts_of(tensor.source, Columns):
-        pieces = channels.reshape(len(channels), len(moved.order), -1)
-        channels = pieces[:, moved.order].reshape(channels.shape)
-    return channels
 
 
 def _warnings(source: Source, seen: Seen) -> list[str]:

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dynquant.arch.base import ModelTensor
+from dynquant.calibrate.channels import factor_of, in_order, order_of
 from dynquant.calibrate.feeds import DOWN, GATE_UP, KEYS, PARAMETER, VALUES, Feed
 from dynquant.calibrate.given import Detail
 from dynquant.calibrate.sources import Source
@@ -65,7 +67,8 @@ def inputs_of(
         if tensor.parts.role == "ffn_gate_inp" or not feeds or feeds[0].kind in without:
             continue
         same = (name for name in with_same_inputs(tensor) if name in found)
-        found.setdefault(next(same, tensor.name), []).append(tensor.name)
+        first = next((name for name in same if _is_alike(tensors[name], tensor)), tensor.name)
+        found.setdefault(first, []).append(tensor.name)
     inputs: list[Input] = []
     for first, names in found.items():
         tensor = tensors[first]
@@ -74,6 +77,11 @@ def inputs_of(
         name = first.removesuffix(".weight")
         inputs.append(Input(name, tuple(names), tensor.n_per_row, n_matrices, n_moments))
     return inputs
+
+
+def _is_alike(one: ModelTensor, other: ModelTensor) -> bool:
+    """Return whether the channels of two tensors have the same order and factor."""
+    return factor_of(one) == factor_of(other) and np.array_equal(order_of(one), order_of(other))
 
 
 class _Sum:
@@ -111,6 +119,7 @@ class Collector:
         out: Path,
         inputs: Sequence[Input],
         places: Mapping[str, tuple[Feed, ...]],
+        tensors: Sequence[ModelTensor],
         shape: tuple[int, int],
         metadata: Mapping[str, str],
     ) -> None:
@@ -125,6 +134,7 @@ class Collector:
             for matrix, feed in enumerate(feeds):
                 together = each.n_matrices if len(feeds) == 1 and each.n_matrices > 1 else 0
                 self._places[feed] = Place(each, together, matrix)
+        self._tensors = {tensor.name: tensor for tensor in tensors}
         self._sums: dict[tuple[str, int], _Sum] = {}
         self.writer = MomentsWriter(out, inputs, metadata)
 
@@ -163,6 +173,8 @@ class Collector:
     def _write(self, each: Input, sums: Sequence[Sums]) -> None:
         counts = np.array([s.count for s in sums])
         squares = np.stack([s.squares for s in sums]) / np.maximum(counts, 1)[:, None]
+        tensor = self._tensors[each.tensors[0]]
+        squares = in_order(tensor, squares) / factor_of(tensor) ** 2
         self.writer.write(f"{each.name}.counts", counts)
         self.writer.write(f"{each.name}.squares", squares)
         for row in range(each.n_moments):
@@ -173,9 +185,15 @@ class Collector:
         found = self._sums.pop((each.name, row), None)
         if found is None:
             return
-        scale = 1 / np.sqrt(N_SIGNS * max(found.held, 1))
-        self.writer.write(f"{each.name}.correlations", upper_triangle(found.products.numpy()), row)
-        self.writer.write(f"{each.name}.held_out", found.signed.numpy() * scale, row)
+        tensor = self._tensors[each.tensors[0]]
+        scale = 1 / (np.sqrt(N_SIGNS * max(found.held, 1)) * factor_of(tensor))
+        products, order = found.products.numpy(), order_of(tensor)
+        if not np.array_equal(order, np.arange(each.n)):
+            products = products + np.triu(products, 1).T
+            products = products[np.ix_(order, order)]
+        held_out = found.signed.numpy()[:, order] * scale
+        self.writer.write(f"{each.name}.correlations", upper_triangle(products), row)
+        self.writer.write(f"{each.name}.held_out", held_out, row)
 
 
 class ExpertMoments:

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from dynquant.calibrate import experts, products, run, sums
+from dynquant.calibrate import experts, one_pass, products, sums
 from dynquant.calibrate.imatrix import Settings, make_imatrix
 from dynquant.errors import CalibrationError
 from dynquant.texts import read_texts
@@ -62,7 +62,7 @@ def main() -> None:
     given = parser.parse_args()
     settings = Settings(tuple(read_texts([given.text], CalibrationError)), chunks=given.chunks)
     for name in given.choices.split(","):
-        for module in (run, experts, products):
+        for module in (one_pass, experts, products):
             module.Sums = weighted(name)  # type: ignore[attr-defined]
         out = given.folder / f"{name}.gguf"
         make_imatrix(given.model, out, settings, force=True, progress=lambda _, __: None, say=print)

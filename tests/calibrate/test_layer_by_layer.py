@@ -19,7 +19,8 @@ from dynquant.errors import CalibrationError
 torch: Any = pytest.importorskip("torch", reason="needs the extra calibrate")
 transformers: Any = pytest.importorskip("transformers", reason="needs the extra calibrate")
 
-from dynquant.calibrate.run import Seen, collect  # noqa: E402
+from dynquant.calibrate.one_pass import Seen  # noqa: E402
+from dynquant.calibrate.run import collect  # noqa: E402
 from dynquant.calibrate.sources import Source, open_source  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]

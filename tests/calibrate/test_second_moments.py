@@ -8,10 +8,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 from agreement import load_reference
 
+import dynquant
 from dynquant.importance.moments import N_SIGNS, full_matrix, read_moments
 
 torch: Any = pytest.importorskip("torch", reason="needs the extra calibrate")
@@ -45,7 +47,8 @@ def run(
     source = open_source(load_reference(family).folder)
     places = feeds(source, dict(blocks(source.skeleton.model)))
     inputs = inputs_of(source, places, detail)
-    moments = Collector(out, inputs, places, WINDOWS.shape, {"model": family})
+    tensors = source.model.tensors
+    moments = Collector(out, inputs, places, tensors, WINDOWS.shape, {"model": family})
 
     def progress(done: int, total: int) -> None:
         if done == stop_before:
@@ -158,3 +161,39 @@ def test_threads_and_an_interrupt_change_no_byte(detail: Detail, tmp_path: Path)
 @pytest.mark.parametrize(("n", "expected"), [(1, []), (2, [1]), (7, [6]), (8, [7]), (17, [7, 15])])
 def test_every_eighth_window_is_held_out(n: int, expected: list[int]) -> None:
     assert np.flatnonzero(held_out(n)).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("family", "tensor", "module"),
+    [
+        ("qwen3next", "blk.0.ssm_out.weight", "model.layers.0.linear_attn.out_proj"),
+        ("falcon-h1", "blk.0.attn_v.weight", "model.layers.0.self_attn.v_proj"),
+    ],
+)
+def test_channels_have_the_order_and_the_size_that_the_weights_of_the_gguf_want(
+    family: str, tensor: str, module: str, tmp_path: Path
+) -> None:
+    out, file = tmp_path / "m.moments.safetensors", tmp_path / "f32.gguf"
+    run(family, out)
+    own = read_moments(out).arrays(tensor)
+    dynquant.convert(load_reference(family).folder, file, recipe="f32", threads=1)
+    (weights,) = [t.data for t in gguf.GGUFReader(file).tensors if t.name == tensor]
+    weights = np.array(weights, np.float64)
+    scale = np.sqrt(own["squares"][0].astype(np.float64))
+    moments = full_matrix(own["correlations"][0], len(scale)) * scale * scale[:, None]
+    stored = whole_outputs(family, module)
+    # Squares are of all windows, correlations of those that are not held out.
+    assert np.trace(weights @ moments @ weights.T) == pytest.approx(stored, rel=0.01)
+    permuted = moments[::-1, ::-1]
+    assert np.trace(weights @ permuted @ weights.T) != pytest.approx(stored, rel=0.01)
+
+
+def whole_outputs(family: str, module: str) -> float:
+    """Return the mean squared length of a module's outputs in the whole model."""
+    folder = load_reference(family).folder
+    whole = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    found: list[Any] = []
+    whole.get_submodule(module).register_forward_hook(lambda _, __, y: found.append(y))
+    with torch.no_grad():
+        whole(input_ids=torch.from_numpy(WINDOWS.astype(np.int64)), use_cache=False)
+    return float(found[0].double().square().sum(dim=-1).mean())
