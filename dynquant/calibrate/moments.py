@@ -45,7 +45,7 @@ class Place:
     """Where an input is seen.
 
     experts: the number of experts whose inputs are seen there together, or 0
-    matrix:  the number of the expert, where each is a module of its own
+    matrix:  the number of the expert, where each is a separate module
     """
 
     input: Input
