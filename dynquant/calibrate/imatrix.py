@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +33,7 @@ from dynquant.calibrate.skeleton import blocks
 from dynquant.calibrate.sources import Source, open_source
 from dynquant.calibrate.sums import Sums
 from dynquant.calibrate.tokens import template_hashes
+from dynquant.conversion.disk import locked_file
 from dynquant.conversion.write import default_threads
 from dynquant.distribution import our_version
 from dynquant.errors import CalibrationError, ImportanceError, Problems
@@ -103,17 +106,39 @@ def make_imatrix(
     )
     if moments:
         say(f"{moments.writer.out}: will have {size_text(moments.writer.n_bytes)}")
-    seen = collect(
-        source,
-        windows,
-        threads=threads,
-        progress=progress,
-        moments=moments,
-        passes=passes,
-        state=state_of(out),
-    )
-    _write(source, seen, windows, out, settings)
-    return tuple(_warnings(source, seen))
+    with _locked(part_of(out)):
+        seen = collect(
+            source,
+            windows,
+            threads=threads,
+            progress=progress,
+            moments=moments,
+            passes=passes,
+            state=state_of(out),
+            say=say,
+            write=lambda seen: _write(source, seen, windows, out, settings),
+        )
+    found = _warnings(source, seen)
+    if moments and moments.unseen:
+        found.append(
+            f"no second moments were seen of {', '.join(grouped(sorted(moments.unseen)))}; their"
+            " channels are stored as uncorrelated"
+        )
+    return tuple(found)
+
+
+@contextmanager
+def _locked(part: Path) -> Generator[None]:
+    """Keep other runs from the same output.
+
+    Raises ConvertError if one is writing it.
+    """
+    lock = locked_file(part)
+    try:
+        yield
+    finally:
+        part.unlink(missing_ok=True)
+        os.close(lock)
 
 
 def _passes(
@@ -138,6 +163,7 @@ def _passes(
             group=max(GROUP, n_per_window),
             threads=threads,
             moments=moments,
+            context=n_per_window if source.has_scores else 0,
         )
 
     limit = free_bytes(source.skeleton.device) if memory is None else memory

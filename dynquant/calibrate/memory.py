@@ -25,6 +25,10 @@ _WORKING = 8
 """Tensors as wide as a layer's widest matrix that a running group holds at once."""
 
 
+_SCORES = 5
+"""Copies of the scores of all pairs of tokens that attention holds at once, with its masks."""
+
+
 def give_back_freed() -> None:
     """Let glibc return freed tensors to the system at once.
 
@@ -69,6 +73,7 @@ def needed_bytes(
     group: int,
     threads: int,
     moments: Sequence[Input] = (),
+    context: int = 0,
 ) -> int:
     """Return the bytes that a run needs, at most.
 
@@ -77,6 +82,7 @@ def needed_bytes(
     group:    tokens that run together
     threads:  groups, or experts, that run at once
     moments:  inputs whose second moments are collected
+    context:  tokens of a window, if attention keeps the scores of all pairs of them; else 0
     """
     layers: dict[int, list[ModelTensor]] = {}
     for tensor in model.tensors:
@@ -88,9 +94,17 @@ def needed_bytes(
     hidden = next(t.n_per_row for t in model.tensors if t.name == "token_embd.weight")
     kept = _KEPT_IN_MIXTURE if any(mixtures.values()) else _KEPT
     running = threads * min(group, tokens) * _WORKING * _widest(layers)
+    running += threads * _SCORES * _n_heads(model) * context * max(context, min(group, tokens))
     waiting = tokens * (hidden * kept + _BESIDE)
     floats = dense + threads * expert + distinct * hidden + waiting + running
     return _PROGRAM + 4 * (floats + _of_moments(moments, threads))
+
+
+def _n_heads(model: Model) -> int:
+    """Return the most heads that a layer's queries have."""
+    key = model.keys.get(f"{model.architecture}.attention.head_count")
+    found = key.value if key is not None else 0
+    return max(int(n) for n in (found if isinstance(found, tuple) else (found,)))
 
 
 def _of_moments(inputs: Sequence[Input], threads: int) -> int:

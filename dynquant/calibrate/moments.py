@@ -64,9 +64,11 @@ def inputs_of(
     tensors = {tensor.name: tensor for tensor in source.model.tensors}
     for tensor in source.model.tensors:
         feeds = places.get(tensor.name, ())
-        if tensor.parts.role == "ffn_gate_inp" or not feeds or feeds[0].kind in without:
+        similar = set(with_same_inputs(tensor))
+        is_router = tensor.parts.role == "ffn_gate_inp" or "router" in tensor.parts.role
+        if is_router or not feeds or feeds[0].kind in without:
             continue
-        same = (name for name in with_same_inputs(tensor) if name in found)
+        same = (name for name in found if feeds == places[name] or name in similar)
         first = next((name for name in same if _is_alike(tensors[name], tensor)), tensor.name)
         found.setdefault(first, []).append(tensor.name)
     inputs: list[Input] = []
@@ -136,6 +138,7 @@ class Collector:
                 self._places[feed] = Place(each, together, matrix)
         self._tensors = {tensor.name: tensor for tensor in tensors}
         self._sums: dict[tuple[str, int], _Sum] = {}
+        self.unseen: set[str] = set()
         self.writer = MomentsWriter(out, inputs, metadata)
 
     def place(self, feed: Feed) -> Place | None:
@@ -178,12 +181,14 @@ class Collector:
         self.writer.write(f"{each.name}.counts", counts)
         self.writer.write(f"{each.name}.squares", squares)
         for row in range(each.n_moments):
-            self.write_moments(each, row)
+            if each.n_moments == 1 or (each.name, row) in self._sums:
+                self.write_moments(each, row)
 
     def write_moments(self, each: Input, row: int) -> None:
         """Write what was added of an input, or of one expert's; nothing leaves zeros."""
         found = self._sums.pop((each.name, row), None)
         if found is None:
+            self.unseen.add(each.name)
             return
         tensor = self._tensors[each.tensors[0]]
         scale = 1 / (np.sqrt(N_SIGNS * max(found.held, 1)) * factor_of(tensor))

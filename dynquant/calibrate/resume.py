@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 
 from dynquant.arrays import I32
 from dynquant.calibrate.feeds import Feed
@@ -46,8 +47,9 @@ def identity(files: Sequence[Path], windows: I32, device: Any, moments: str) -> 
     moments: the name of the file of second moments that the run writes, if it does
     """
     stats = [(str(file.resolve()), file.stat()) for file in sorted(files)]
+    versions = [our_version(), torch.__version__, transformers.__version__]
     known = [
-        our_version(),
+        versions,
         str(device),
         moments,
         [(name, s.st_size, s.st_mtime_ns) for name, s in stats],
@@ -91,7 +93,7 @@ def load(path: Path, of: str) -> State | None:
         totals = {_feed(name): _unpacked(packed) for name, packed in content["totals"].items()}
         first, end = content["windows"]
         return State((first, end), content["layer"], content["outputs"], totals)
-    except (OSError, RuntimeError, KeyError, ValueError, EOFError, UnpicklingError) as e:
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, EOFError, UnpicklingError) as e:
         raise CalibrationError(f"{path}: is damaged; remove it to start again") from e
 
 

@@ -35,6 +35,8 @@ def collect(
     passes: int = 1,
     state: Path | None = None,
     save_seconds: float = SAVE_SECONDS,
+    say: Callable[[str], None] = lambda _: None,
+    write: Callable[[Seen], None] = lambda _: None,
 ) -> Seen:
     """Run windows through a model.
 
@@ -44,6 +46,8 @@ def collect(
     state:   a file that a run writes from time to time, and resumes from if it exists; removed at
              the end. In models that hand more than hidden states from layer to layer, a run resumes
              at a pass only
+    say:     is told whether a state is used
+    write:   writes what was collected; the state stays until it returns
 
     Raises CalibrationError if an input is not finite.
     """
@@ -56,6 +60,9 @@ def collect(
     seen = Seen(feeds(source, mixtures))
     shares = pass_bounds(len(windows), windows.shape[1], passes)
     started = keeper.load() if keeper and (writer is None or writer.is_begun) else None
+    if keeper and state is not None and state.exists():
+        resumes = f"the run resumes before layer {started.layer}" if started else ""
+        say(f"{state}: {resumes or 'is of another run, and is replaced'}")
     if writer and not started:
         writer.begin()
     if started:
@@ -73,6 +80,7 @@ def collect(
             keeper.offer(lambda state=following: state)
     if writer:
         writer.finish()
+    write(seen)
     progress(total, total)
     if keeper:
         keeper.remove()

@@ -60,10 +60,18 @@ class Source:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """Return the files of the weights."""
+        """Return the files of the weights and of the settings."""
         if self.path.is_dir():
-            return tuple(sorted(self.path.glob("*.safetensors")))
+            return tuple(sorted([*self.path.glob("*.safetensors"), *self.path.glob("*.json")]))
         return self.model.files
+
+    @property
+    def has_scores(self) -> bool:
+        """Whether attention keeps the scores of all pairs of tokens in memory."""
+        config = self.skeleton.model.config.get_text_config()
+        roles = {tensor.parts.role for tensor in self.model.tensors}
+        by_parts = any(role in ("attn_k_b", "attn_kv_b") or "indexer" in role for role in roles)
+        return by_parts or getattr(config, "_attn_implementation", "eager") != "sdpa"
 
     @property
     def bos(self) -> int | None:
@@ -118,9 +126,30 @@ def _check_known(folder: Path, model: Model, empty: Skeleton) -> None:
         )
 
 
+SETTINGS_KEPT = ("bloom", "falcon", "lfm2", "llama", "mamba", "qwen2")
+"""Architectures of GGUFs of which transformers reads all settings: their imatrix is that of the
+checkpoint (tests/calibrate). Of others it replaces some by defaults, without a word."""
+
+
+def _check_settings(path: Path, model: Model) -> None:
+    """Raise CalibrationError if transformers would compute another model than a GGUF is."""
+    scaling = f"{model.architecture}.rope.scaling."
+    why = ""
+    if model.architecture not in SETTINGS_KEPT:
+        why = f"transformers does not read all settings of a GGUF of {model.architecture}"
+    elif any(name.startswith(scaling) for name in model.keys):
+        why = "transformers does not read the scaling of positions of a GGUF"
+    if why:
+        raise CalibrationError(
+            f"{path}: {why}, so that it computes another model; give the checkpoint, or run"
+            " llama-imatrix on this file, and give its file as --imatrix"
+        )
+
+
 def _gguf(path: Path, device: Any) -> Source:
     model = load_model(path)
     path = model.files[0]  # of shards, the one with the settings
+    _check_settings(path, model)
     config = _config(path, path.parent, gguf_file=path.name)
     kind = TENSOR_PROCESSORS.get(model.architecture, TensorProcessor)
     processor = kind(config=config.to_dict())
@@ -136,11 +165,18 @@ def _gguf(path: Path, device: Any) -> Source:
                 found[name] = _OfGguf(processor, tensor, names)
         return found
 
+    empty = skeleton(path, config, readers, device)
+    if left_out := [tensor.name for tensor in model.tensors if tensor.name not in parts]:
+        raise CalibrationError(
+            f"{path}: transformers does not read {', '.join(grouped(left_out))} of a GGUF, so that"
+            " it computes another model; give the checkpoint, or run llama-imatrix on this file,"
+            " and give its file as --imatrix"
+        )
     return Source(
         path,
         path.name,
         model,
-        skeleton(path, config, readers, device),
+        empty,
         parts,
         partial(by_llama_cpp, path, model.keys),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +39,8 @@ def merge_imatrices(paths: Sequence[Path], out: Path) -> tuple[str, ...]:
         if all(s is not None for s in signed):
             linear[name] = _total([s for s in signed if s is not None]).reshape(shape)
     part = out.with_name(f"{out.name}.part")
+    if part.resolve() in {path.resolve() for path in paths}:
+        raise ImportanceError(f"{part}: is a file that this command reads; name another output")
     try:
         write_imatrix(
             part,
@@ -52,7 +54,7 @@ def merge_imatrices(paths: Sequence[Path], out: Path) -> tuple[str, ...]:
     except OSError as e:
         part.unlink(missing_ok=True)
         raise ImportanceError(f"{out}: cannot be written: {e.strerror}") from e
-    return tuple(_partial(files, entries.keys()))
+    return (*_partial(files, entries.keys()), *_unsigned(files, linear))
 
 
 def _total(parts: Sequence[F32]) -> F32:
@@ -98,6 +100,18 @@ def _unfit(files: Sequence[Imatrix]) -> Iterator[str]:
 
 def _shape(entry: Entry) -> tuple[int, int]:
     return entry.n_rows, entry.n_per_row
+
+
+def _unsigned(files: Sequence[Imatrix], linear: Mapping[str, F32]) -> Iterator[str]:
+    """Yield a warning if signed sums are lost, because some files have none."""
+    names = {name for file in files for name, e in file.entries.items() if e.linear is not None}
+    if lost := sorted(names - linear.keys()):
+        without = ", ".join(
+            str(file.path)
+            for file in files
+            if any(name in file.entries and file.entries[name].linear is None for name in lost)
+        )
+        yield f"{without}: has no signed sums; the result has none of {', '.join(grouped(lost))}"
 
 
 def _partial(files: Sequence[Imatrix], names: Iterable[str]) -> Iterator[str]:

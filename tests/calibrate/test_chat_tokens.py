@@ -28,6 +28,7 @@ transformers: Any = pytest.importorskip("transformers", reason="needs the extra 
 
 from dynquant.calibrate.imatrix import Settings, make_imatrix  # noqa: E402
 from dynquant.calibrate.sources import open_source  # noqa: E402
+from dynquant.calibrate.tokens import by_llama_cpp  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 
@@ -78,7 +79,9 @@ def of_transformers(folder: Path, conversation: Any, **options: Any) -> list[int
 
 
 def tokens_of(model: Path, *texts: Chat | Text) -> list[I32]:
-    return open_source(model).tokenize(texts)
+    if model.is_dir():
+        return open_source(model).tokenize(texts)
+    return by_llama_cpp(model, dynquant.load_model(model).keys, texts)
 
 
 @pytest.mark.parametrize("family", ["qwen3", "llama-3.1"])

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from agreement import load_reference
 from inprocess import run
@@ -18,6 +19,7 @@ from tiny_hub import COMMIT, Hub, Serving
 
 import dynquant
 from dynquant.checkpoint.gguf import read_gguf
+from dynquant.importance.imatrix import read_imatrix
 
 pytest.importorskip("torch", reason="needs the extra calibrate")
 pytest.importorskip("transformers", reason="needs the extra calibrate")
@@ -40,7 +42,7 @@ def name_in(imatrix: str) -> object:
 
 def test_any_shard_of_a_gguf_gives_the_imatrix_of_the_whole() -> None:
     # Of tiny-books, transformers does not read the size of a head.
-    folder = load_reference("llama-3.1").folder
+    folder = load_reference("llama-2").folder
     dynquant.convert(folder, "x.gguf", recipe="f32", threads=1)
     assert run("split", "x.gguf", "-o", "y.gguf", "--max-tensors", 8, "-q").code == 0
     assert run("imatrix", "x.gguf", *OPTIONS).code == 0
@@ -78,3 +80,24 @@ def test_a_model_of_the_hub_is_fetched_and_named_with_its_commit(tmp_path: Path)
         )
     assert done.returncode == 0, done.stderr
     assert name_in("llama.imatrix.gguf") == f"hf://tiny/llama@{COMMIT}"
+
+
+@pytest.mark.parametrize("family", ["llama-2", "qwen2", "falcon", "bloom", "mamba", "lfm2"])
+def test_a_gguf_gives_the_imatrix_of_its_checkpoint(family: str) -> None:
+    folder = load_reference(family).folder
+    dynquant.convert(folder, "x.gguf", recipe="f32", threads=1)
+    for model, out in ((folder, "a.gguf"), ("x.gguf", "b.gguf")):
+        assert run("imatrix", model, *OPTIONS, "-o", out).code == 0
+    one, two = (read_imatrix(Path(name)).entries for name in ("a.gguf", "b.gguf"))
+    assert one.keys() == two.keys() != set()
+    for name, entry in one.items():
+        a, b = (e.sums(0, e.n_values) for e in (entry, two[name]))
+        np.testing.assert_allclose(b, a, rtol=0, atol=1e-4 * a.max())
+
+
+@pytest.mark.parametrize("family", ["gemma3", "starcoder2", "llama-3.1", "qwen3moe", "falcon-40b"])
+def test_a_gguf_of_which_transformers_loses_settings_is_refused(family: str) -> None:
+    dynquant.convert(load_reference(family).folder, "x.gguf", recipe="f16", threads=1)
+    done = run("imatrix", "x.gguf", *OPTIONS)
+    assert done.code == 1
+    assert "so that it computes another model; give the checkpoint, or run" in done.err

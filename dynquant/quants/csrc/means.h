@@ -11,13 +11,9 @@
  * all of the correction. */
 static const double RIDGE = 1e-3;
 
-/* The importance w is the variance of a channel plus mean^2; the second part is what the bias
- * costs. At least this share of w counts as variance: means and squares have errors. */
-static const double LEAST_VARIANCE = 0.05;
-
 /* The input channels of one column range of a block: importances w and means, and by how much a
  * weight moves for a bias of one that is to be taken back, before it is shared among the columns
- * that follow. `sum` is what the range adds to the sum of mean^2 / variance. */
+ * that follow. `sum` is what the range adds to the sum of mean^2 / importance. */
 struct channels { float w[MAX_BLOCK]; double mean[MAX_BLOCK], pull[MAX_BLOCK], sum; };
 
 static double ridge_of(const void *importance, int64_t n)
@@ -39,11 +35,9 @@ static void channels_of(struct channels *c, const void *importance, const void *
     for (int i = 0; i < n; i++) {
         float of_channel;
         memcpy(&of_channel, (const uint8_t *)mean + 4 * (at + i), sizeof of_channel);
-        double w = c->w[i], square = (double)of_channel * of_channel;
-        double least = LEAST_VARIANCE * w;
-        double variance = (w - square > least ? w - square : least) + ridge;
+        double scale = c->w[i] + ridge;
         c->mean[i] = of_channel;
-        c->pull[i] = variance > 0 ? of_channel / variance : 0;
+        c->pull[i] = scale > 0 ? of_channel / scale : 0;
         c->sum += c->pull[i] * of_channel;
     }
 }

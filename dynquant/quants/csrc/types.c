@@ -205,12 +205,11 @@ static void regain(const struct quant_type *type, float gain, const float *x, co
     }
 }
 
-/* As encode, for the objective sum variance err^2 + (sum mean err)^2 of each row: the second term
- * is the bias that the row's output has over all tokens. Blocks are taken in the order of the
- * columns. What those so far have added to the bias is taken back by all that follow, each weight
- * as much as its variance allows: the target of a weight becomes x + bias * pull / (1 + sum of the
- * columns from here on), by the matrix inversion lemma. Inside a block, errors weigh by w. Sixteen
- * rows at a time. */
+/* As encode, for the objective sum w err^2 + (sum mean err)^2 of each row: the second term is the
+ * bias that the row's output has over all tokens. Blocks are taken in the order of the columns.
+ * What those so far have added to the bias is taken back by all that follow, each weight as much as
+ * its importance allows: the target of a weight becomes x + bias * pull / (1 + sum of the columns
+ * from here on), by the matrix inversion lemma. Sixteen rows at a time. */
 static int64_t encode_with_means(const struct quant_type *type, enum stored_type stored,
                                  const void *rows, int64_t n_rows, int64_t n_per_row,
                                  const void *importance, const void *mean,
