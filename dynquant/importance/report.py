@@ -12,6 +12,7 @@ from dynquant.arch.base import ModelTensor, TensorName
 from dynquant.arrays import F32
 from dynquant.importance.audit import Importance, audit, gaps, unused
 from dynquant.importance.entry import Entry
+from dynquant.importance.equal import DATASET
 from dynquant.importance.experts import Policy
 from dynquant.importance.imatrix import Imatrix
 from dynquant.name_lists import grouped
@@ -143,7 +144,10 @@ def audit_of(
         _figures(n, known[n], imatrix) if n in known else _without(by_name[n], imatrix)
         for n in wanted
     )
-    problems = chain(_damages(found), warnings, gaps(imatrix, wanted, known), _doubts(found))
+    if DATASET in imatrix.datasets:
+        problems = chain([DATASET], warnings, gaps(imatrix, wanted, known))
+    else:
+        problems = chain(_damages(found), warnings, gaps(imatrix, wanted, known), _doubts(found))
     return ImatrixAudit(
         imatrix.path.name,
         imatrix.sha256,

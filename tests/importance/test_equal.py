@@ -40,6 +40,13 @@ def test_plan_manifest_and_file_name_it(tmp_path: Path) -> None:
     assert manifest["importance"]["datasets"] == [DATASET]
 
 
+def test_the_audit_says_so(tmp_path: Path) -> None:
+    imatrix = tmp_path / "equal.gguf"
+    model = REFERENCES / "qwen3moe"
+    write_equal(dynquant.load_model(model), imatrix)
+    assert dynquant.audit_imatrix(imatrix, model).problems[0] == DATASET
+
+
 def test_the_blocks_are_those_of_no_imatrix(tmp_path: Path) -> None:
     imatrix = tmp_path / "equal.gguf"
     write_equal(dynquant.load_model(TINY_BOOKS), imatrix)

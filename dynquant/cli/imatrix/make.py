@@ -98,7 +98,7 @@ def make(
     quiet: QuietOption = False,
 ) -> None:
     """Run a model over texts, layer by layer, and write its imatrix."""
-    from dynquant.calibrate.given import default_output, outputs_of
+    from dynquant.calibrate.given import default_output, outputs_of, state_of
 
     out = out or default_output(model)
     outputs = outputs_of(out, moments)
@@ -128,7 +128,8 @@ def make(
                 say=lambda message: console.talk(message, quiet=quiet),
             )
     except (KeyboardInterrupt, SystemExit):
-        console.talk("interrupted; the same command resumes after the last layer that was stored")
+        if state_of(out).exists():
+            console.talk("interrupted; the same command resumes where the last state was stored")
         raise
     for warning in warnings:
         console.warn(warning, quiet=quiet)
