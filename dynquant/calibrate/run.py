@@ -46,7 +46,7 @@ def collect(
     state:   a file that a run writes from time to time, and resumes from if it exists; removed at
              the end. In models that hand more than hidden states from layer to layer, a run resumes
              at a pass only
-    say:     is told whether a state is used
+    say:     receives a message about a stored state
     write:   writes what was collected; the state stays until it returns
 
     Raises CalibrationError if an input is not finite.
