@@ -244,6 +244,7 @@ def _write(source: Source, seen: Seen, windows: I32, out: Path, settings: Settin
                 "dynquant.version": string(our_version()),
                 "dynquant.imatrix.model": string(source.name),
                 "dynquant.imatrix.context": u32(settings.context),
+                "dynquant.imatrix.token_weights": string("equal"),
                 "dynquant.imatrix.device": string(source.skeleton.device.type),
                 "dynquant.imatrix.tokens_sha256": string(_tokens_sha256(windows)),
                 "dynquant.imatrix.text_sha256": strings([t.sha256 for t in settings.texts]),
