@@ -59,6 +59,17 @@ ImatrixOption = Annotated[
         help="llama.cpp's importance matrix of the model, in either of its formats.",
     ),
 ]
+ImatrixOutOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        "-o",
+        metavar="OUT.gguf",
+        help="The file to write; default: MODEL.imatrix.gguf in the current folder.",
+        show_default=False,
+        callback=named_file,
+    ),
+]
 ThreadsOption = Annotated[
     int | None,
     typer.Option(

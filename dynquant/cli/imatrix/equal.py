@@ -2,29 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
-import typer
-
 from dynquant.cli import console
-from dynquant.cli.options import ModelArgument, QuietOption, named_file
+from dynquant.cli.options import ImatrixOutOption, ModelArgument, QuietOption
 from dynquant.cli.text_files import ForceOption
 
 
 def equal(
     model: ModelArgument,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            "-o",
-            metavar="OUT.gguf",
-            help="The file to write; default: MODEL.imatrix.gguf in the current folder.",
-            show_default=False,
-            callback=named_file,
-        ),
-    ] = None,
+    out: ImatrixOutOption = None,
     force: ForceOption = False,
     quiet: QuietOption = False,
 ) -> None:

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from dynquant.cli import console
-from dynquant.cli.options import ModelArgument, QuietOption, ThreadsOption, named_file, size_of
+from dynquant.cli.options import (
+    ImatrixOutOption,
+    ModelArgument,
+    QuietOption,
+    ThreadsOption,
+    size_of,
+)
 from dynquant.cli.steps import counting
 from dynquant.cli.text_files import ForceOption
 
@@ -40,17 +46,7 @@ def make(
             show_default=False,
         ),
     ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            "-o",
-            metavar="OUT.gguf",
-            help="The file to write; default: MODEL.imatrix.gguf in the current folder.",
-            show_default=False,
-            callback=named_file,
-        ),
-    ] = None,
+    out: ImatrixOutOption = None,
     context: Annotated[
         int, typer.Option("--context", "-c", min=8, metavar="N", help="Tokens of a window.")
     ] = 512,
