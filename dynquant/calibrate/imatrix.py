@@ -106,7 +106,7 @@ def make_imatrix(
     )
     if moments:
         say(f"{moments.writer.out}: will have {size_text(moments.writer.n_bytes)}")
-    with _locked(part_of(out)):
+    with _locked(part_of(out)), _moments_removed(moments, state_of(out)):
         seen = collect(
             source,
             windows,
@@ -139,6 +139,17 @@ def _locked(part: Path) -> Generator[None]:
     finally:
         part.unlink(missing_ok=True)
         os.close(lock)
+
+
+@contextmanager
+def _moments_removed(moments: Collector | None, state: Path) -> Generator[None]:
+    """Remove a begun file of moments after an error, unless a state lets the run resume."""
+    try:
+        yield
+    except BaseException:
+        if moments and not state.exists():
+            moments.writer.discard()
+        raise
 
 
 def _passes(

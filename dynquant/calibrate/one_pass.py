@@ -321,6 +321,7 @@ def _check_finite(layer: int, totals: Totals) -> None:
     ]
     if bad:
         raise CalibrationError(
-            f"layer {layer}: inputs of {', '.join(dict.fromkeys(bad))} are not finite; the"
-            " checkpoint is damaged, or transformers computes this family wrongly"
+            f"layer {layer}: inputs of {', '.join(dict.fromkeys(bad))} are not finite; this"
+            " layer or the one before overflowed: the checkpoint is damaged, or transformers"
+            " computes this family wrongly"
         )

@@ -8,10 +8,15 @@ from pathlib import Path
 import numpy as np
 
 from dynquant.arrays import F32
+from dynquant.distribution import our_version
 from dynquant.errors import ImportanceError, Problems
 from dynquant.importance.entry import Entry
 from dynquant.importance.imatrix import Imatrix, read_imatrix, write_imatrix
+from dynquant.keys import Keys, string, strings
 from dynquant.name_lists import grouped
+
+_SAME = tuple(f"dynquant.imatrix.{key}" for key in ("model", "token_weights", "device"))
+_LISTS = tuple(f"dynquant.imatrix.text_{key}" for key in ("sha256", "form"))
 
 
 def merge_imatrices(paths: Sequence[Path], out: Path) -> tuple[str, ...]:
@@ -49,12 +54,26 @@ def merge_imatrices(paths: Sequence[Path], out: Path) -> tuple[str, ...]:
             chunk_count=sum(file.chunk_count or 0 for file in files),
             chunk_size=files[0].chunk_size or 0,
             linear=linear,
+            more_keys=_keys(files),
         )
         part.replace(out)
     except OSError as e:
         part.unlink(missing_ok=True)
         raise ImportanceError(f"{out}: cannot be written: {e.strerror}") from e
     return (*_partial(files, entries.keys()), *_unsigned(files, linear))
+
+
+def _keys(files: Sequence[Imatrix]) -> Keys:
+    """Return what dynquant recorded in all files: what is the same, and the lists of texts."""
+    found = {"dynquant.version": string(our_version())}
+    for name in _SAME:
+        said = {file.made.get(name) for file in files}
+        if len(said) == 1 and (text := said.pop()):
+            found[name] = string(text)
+    for name in _LISTS:
+        if all(name in file.made for file in files):
+            found[name] = strings([v for file in files for v in file.made[name].split(", ")])
+    return found
 
 
 def _total(parts: Sequence[F32]) -> F32:
@@ -78,6 +97,11 @@ def _unfit(files: Sequence[Imatrix]) -> Iterator[str]:
                 " it as a GGUF first (llama-imatrix --in-file)"
             )
     first = files[0]
+    by_hash: dict[str, Imatrix] = {}
+    for file in files:
+        other = by_hash.setdefault(file.sha256, file)
+        if other is not file:
+            yield f"{file.path}: is the same file as {other.path}; its text would count twice"
     for file in files[1:]:
         if not (common := first.entries.keys() & file.entries.keys()):
             yield f"{file.path}: is of another model than {first.path}: no tensor is in both"

@@ -149,6 +149,10 @@ class MomentsWriter:
         except OSError as e:
             raise ImportanceError(f"{self._part}: cannot be written: {e.strerror}") from e
 
+    def discard(self) -> None:
+        """Remove the file of a run that cannot resume."""
+        self._part.unlink(missing_ok=True)
+
     def write(self, name: str, values: NDArray[Any], row: int | None = None) -> None:
         """Write an array; row: only this one of its first dimension.
 

@@ -13,6 +13,7 @@ from dynquant.arrays import F32
 from dynquant.errors import ImportanceError
 from dynquant.importance.imatrix import read_imatrix, write_imatrix
 from dynquant.importance.merge import merge_imatrices
+from dynquant.keys import string, strings
 
 UP, EXPERTS = "blk.0.ffn_up.weight", "blk.0.ffn_up_exps.weight"
 
@@ -66,6 +67,35 @@ def test_sums_and_counts_are_added(tmp_path: Path) -> None:
         assert linear.tolist() == (-expected.reshape(-1)).astype(np.float32).tolist()
 
 
+def test_one_file_is_not_added_twice(tmp_path: Path) -> None:
+    a, again = written(tmp_path / "a", 2), written(tmp_path / "a", 2)
+    copy = tmp_path / "copy"
+    copy.write_bytes(a.read_bytes())
+    assert refused(a, copy, again, out=tmp_path / "out") == (
+        f"{copy}: is the same file as {a}; its text would count twice",
+        f"{again}: is the same file as {a}; its text would count twice",
+    )
+
+
+def test_what_dynquant_recorded_is_kept(tmp_path: Path) -> None:
+    entries = {UP: (sums(1, 4, seed=1), [7])}
+    paths = [tmp_path / "a", tmp_path / "b"]
+    for path, device in zip(paths, ("cpu", "cuda"), strict=True):
+        keys = {
+            "dynquant.imatrix.model": string("m"),
+            "dynquant.imatrix.device": string(device),
+            "dynquant.imatrix.text_sha256": strings([f"{path.stem}{i}" for i in range(2)]),
+        }
+        write_imatrix(path, entries, datasets=[], chunk_count=1, chunk_size=512, more_keys=keys)
+    merge_imatrices(paths, tmp_path / "out")
+    made = dict(read_imatrix(tmp_path / "out").made)
+    assert made.pop("dynquant.version")
+    assert made == {
+        "dynquant.imatrix.model": "m",
+        "dynquant.imatrix.text_sha256": "a0, a1, b0, b1",
+    }
+
+
 def test_a_tensor_that_one_file_does_not_have_is_a_warning(tmp_path: Path) -> None:
     a, b = written(tmp_path / "a", 2), written(tmp_path / "b", 3, names=(UP,))
     assert merge_imatrices([a, b], tmp_path / "out") == (f"{b}: has no data of {EXPERTS}",)
@@ -100,8 +130,8 @@ def test_the_command_writes_and_replaces_nothing_it_reads(tmp_path: Path) -> Non
 
 
 def test_files_that_name_no_texts_are_merged(tmp_path: Path) -> None:
-    for name in "ab":
-        entry = {UP: (sums(1, 4, seed=1), [3])}
+    for seed, name in enumerate("ab"):
+        entry = {UP: (sums(1, 4, seed=seed), [3])}
         write_imatrix(tmp_path / name, entry, datasets=[], chunk_count=1, chunk_size=512)
     merge_imatrices([tmp_path / "a", tmp_path / "b"], tmp_path / "out")
     assert read_imatrix(tmp_path / "out").datasets == ()
