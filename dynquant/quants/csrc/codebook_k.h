@@ -11,6 +11,7 @@
 #include <math.h>
 
 #include "codebook_points.h"
+#include "opened.h"
 
 /* Constants of one codebook type. The efforts are from sweeps over the data of
  * bench_encoders.py, as sweep_efforts.py makes them: the least error at the speed wanted. */
@@ -227,6 +228,30 @@ static ALWAYS_INLINE void decode_point(struct codebook book, uint16_t code, floa
     }
 }
 
+/* The codes of the k-th super-block in the lanes, as an open one has them. */
+static ALWAYS_INLINE void codes_of_block(const struct codebook_codes *codes,
+                                         struct codebook_format f, int k, struct opened *o)
+{
+    const int n_vectors = f.n / f.book.dim, n_units = f.n / UNIT;
+    for (int j = 0; j < f.group_count; j++) {
+        int l = f.group_count * k + j;
+        for (int v = 0; v < n_vectors; v++)
+            o->code[n_vectors * j + v] = codes->code[v][l];
+        for (int u = 0; u < n_units; u++)
+            o->signs[n_units * j + u] = codes->signs[u][l];
+        for (int v = 0; f.book.shifted != NO_SHIFT && v < n_vectors; v++) {
+            int set = f.book.shifted == SHIFT_OF_VECTOR ? v : 0;
+            o->down[n_vectors * j + v] = codes->shifted_down[set][l];
+        }
+    }
+}
+
+/* d * l from the s of l = 2 s + 1: exact, so that it is the same in any order of operations. */
+static inline float scale_on_lattice(float d, int s)
+{
+    return d * (float)(2 * s + 1);
+}
+
 /* Eight signs from the seven that are stored: their number is even. */
 static inline uint8_t even_signs(uint32_t seven)
 {
@@ -238,4 +263,9 @@ static inline void pack_scales_4bit(uint8_t *packed, const uint8_t *l, int n)
 {
     for (int j = 0; j < n; j += 2)
         packed[j / 2] = (uint8_t)(l[j] / 2 | l[j + 1] / 2 << 4);
+}
+
+static inline int scale_4bit(const uint8_t *packed, int j)
+{
+    return packed[j / 2] >> 4 * (j % 2) & 15;
 }

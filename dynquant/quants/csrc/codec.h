@@ -41,13 +41,22 @@ static inline struct weights weights_from_block(struct weights in, int64_t b)
  *   decode   the inverse, without loss
  *   regain   multiply one block's decoded weights by a factor near one, as well as its scale can
  *            be rounded; NULL where the scale is too coarse for that
+ *   open     take one block apart into scales and codes (opened.h)
+ *   close    put the codes back into the block that was opened; all else in it stays. Blocks that
+ *            are only opened and closed keep their bytes
+ *   codes    the codes that blocks may have; NULL, as open and close, with a block size of one
  */
+struct opened;
+struct code_space;
 struct quant_type {
     const char *name;
     int32_t block_size, type_size;
     void (*encode)(struct weights in, uint8_t *blocks, int64_t n_blocks, enum effort effort);
     void (*decode)(const uint8_t *blocks, float *x, int64_t n_blocks);
     void (*regain)(uint8_t *block, float factor);
+    void (*open)(const uint8_t *block, struct opened *o);
+    void (*close)(uint8_t *block, const struct opened *o);
+    const struct code_space *codes;
 };
 
 /* How a checkpoint stores weights, little-endian. Python knows these by the names in module.c. */

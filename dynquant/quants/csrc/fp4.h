@@ -45,8 +45,8 @@ static ALWAYS_INLINE void round_fp4(const struct groups *g, int n, f32x16 s, f32
     }
 }
 
-/* The codes of n weights, two to a byte: byte i holds code i in its low half and code n / 2 + i in
- * its high half. Group l's bytes begin at bytes[l * n / 2]. */
+/* The codes of n weights, two to a byte as pack_nibbles places them. Group l's bytes begin at
+ * bytes[l * n / 2]. */
 static ALWAYS_INLINE void pack_fp4(const f32x16 *q, int n, uint8_t *bytes)
 {
     f32x16 pairs[MAX_GROUP / 2];
@@ -55,13 +55,6 @@ static ALWAYS_INLINE void pack_fp4(const f32x16 *q, int n, uint8_t *bytes)
     scatter_codes(pairs, n / 2, bytes);
 }
 
-/* Twice the value of each code: with half the scale, the numbers that a decoder multiplies. */
+/* Twice the value of each code: with half the scale, the numbers that a decoder multiplies. Code 8
+ * opens as 8, another zero, and closes as it was. */
 static const float fp4_doubled[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
-
-/* The inverse of pack_fp4, for one group; n is 16 or 32. */
-static inline void unpack_fp4(const uint8_t *bytes, int n, float half_scale, float *x)
-{
-    uint8_t codes[MAX_GROUP];
-    unpack_nibbles(bytes, codes, n / 2);
-    level_weights(codes, n, half_scale, fp4_doubled, x);
-}

@@ -50,32 +50,66 @@ static void set_iq1_m_scale(struct block_iq1_m *block, uint16_t d)
         block->scales[k] = (uint16_t)((block->scales[k] & 0xfff) | (d >> 4 * k & 15) << 12);
 }
 
+static inline int iq1_m_group_scale(const struct block_iq1_m *block, int g)
+{
+    return block->scales[g / 4] >> 3 * (g % 4) & 7;
+}
+
+/* The 11 bits of a code, and bit 11 set where its shift is subtracted. */
+static inline int iq1_m_bits(const struct block_iq1_m *block, int v)
+{
+    return block->qs[v] | (block->qh[v / 2] >> 4 * (v % 2) & 15) << 8;
+}
+
+static const struct code_space iq1_m_codes = {.group = 16, .book = &iq1_m_format.book};
+
+static void open_iq1_m(const struct block_iq1_m *block, struct opened *o)
+{
+    float d = f32_of_f16(iq1_m_scale(block));
+    for (int j = 0; j < 16; j++)
+        o->scale[j] = scale_on_lattice(d, iq1_m_group_scale(block, j));
+    for (int v = 0; v < 32; v++) {
+        int bits = iq1_m_bits(block, v);
+        o->code[v] = bits & 2047;
+        o->down[v] = (uint8_t)(bits >> 11);
+    }
+}
+
+static void close_iq1_m(struct block_iq1_m *block, const struct opened *o)
+{
+    memset(block->qh, 0, sizeof block->qh);
+    for (int v = 0; v < 32; v++) {
+        block->qs[v] = (uint8_t)o->code[v];
+        block->qh[v / 2] |= (uint8_t)((o->code[v] >> 8 | o->down[v] << 3) << 4 * (v % 2));
+    }
+}
+
 static void encode_iq1_m(struct weights in, struct block_iq1_m *block, int n_blocks,
                          enum effort effort)
 {
     struct groups g;
     struct codebook_blocks c;
+    struct opened o;
     gather(&g, 16, 16, n_blocks, in);
     encode_codebook(&g, iq1_m_format, effort, &c);
-    memset(block, 0, sizeof *block);
-    for (int j = 0; j < 32; j++) {
-        int code = c.codes.code[j % 2][j / 2], down = c.codes.shifted_down[j % 2][j / 2];
-        block->qs[j] = (uint8_t)code;
-        block->qh[j / 2] |= (uint8_t)((code >> 8 | down << 3) << 4 * (j % 2));
-    }
+    memset(block->scales, 0, sizeof block->scales);
     for (int j = 0; j < 16; j++)
         block->scales[j / 4] |= (uint16_t)(c.l[j] / 2 << 3 * (j % 4));
     set_iq1_m_scale(block, c.d[0]);
+    codes_of_block(&c.codes, iq1_m_format, 0, &o);
+    close_iq1_m(block, &o);
 }
 
 static void decode_iq1_m(const struct block_iq1_m *block, float *x)
 {
     float d = f32_of_f16(iq1_m_scale(block));
-    for (int j = 0; j < 32; j++) {
-        int high = block->qh[j / 2] >> 4 * (j % 2) & 15, code = block->qs[j] | (high & 7) << 8;
-        float scale = d * (float)(2 * (block->scales[j / 8] >> 3 * (j / 2 % 4) & 7) + 1);
-        decode_point(iq1_m_format.book, (uint16_t)code, high & 8 ? -0.125f : 0.125f, scale, 0,
-                     x + 8 * j);
+    for (int j = 0; j < 16; j++) {
+        float scale = scale_on_lattice(d, iq1_m_group_scale(block, j));
+        for (int v = 2 * j; v < 2 * j + 2; v++) {
+            int bits = iq1_m_bits(block, v);
+            decode_point(iq1_m_format.book, bits & 2047, bits >> 11 ? -0.125f : 0.125f, scale, 0,
+                         x + 8 * v);
+        }
     }
 }
 

@@ -34,34 +34,64 @@ static const struct codebook_format iq1_s_format = {
     },
 };
 
+/* The code of vector v from its low bits and the word of its group. */
+static inline uint16_t iq1_s_code(uint8_t low, int word, int v)
+{
+    return (uint16_t)(low | (word >> 3 * (v % 4) & 7) << 8);
+}
+
+static const struct code_space iq1_s_codes = {.group = 32, .book = &iq1_s_format.book};
+
+static void open_iq1_s(const struct block_iq1_s *block, struct opened *o)
+{
+    float d = f32_of_f16(block->d);
+    for (int j = 0; j < 8; j++) {
+        int word = block->qh[j];
+        o->scale[j] = scale_on_lattice(d, word >> 12 & 7);
+        for (int v = 0; v < 4; v++) {
+            o->code[4 * j + v] = iq1_s_code(block->qs[4 * j + v], word, v);
+            o->down[4 * j + v] = (uint8_t)(word >> 15);
+        }
+    }
+}
+
+static void close_iq1_s(struct block_iq1_s *block, const struct opened *o)
+{
+    for (int j = 0; j < 8; j++) {
+        int word = (block->qh[j] & 7 << 12) | o->down[4 * j] << 15;
+        for (int v = 0; v < 4; v++) {
+            block->qs[4 * j + v] = (uint8_t)o->code[4 * j + v];
+            word |= o->code[4 * j + v] >> 8 << 3 * v;
+        }
+        block->qh[j] = (uint16_t)word;
+    }
+}
+
 static void encode_iq1_s(struct weights in, struct block_iq1_s *blocks, int n_blocks,
                          enum effort effort)
 {
     struct groups g;
     struct codebook_blocks c;
+    struct opened o;
     gather(&g, 32, 8, n_blocks, in);
     encode_codebook(&g, iq1_s_format, effort, &c);
     for (int k = 0; k < n_blocks; k++) {
         blocks[k].d = c.d[k];
-        for (int j = 0; j < 8; j++) {
-            int l = 8 * k + j;
-            int word = c.l[l] / 2 << 12 | c.codes.shifted_down[0][l] << 15;
-            for (int v = 0; v < 4; v++) {
-                blocks[k].qs[4 * j + v] = (uint8_t)c.codes.code[v][l];
-                word |= c.codes.code[v][l] >> 8 << 3 * v;
-            }
-            blocks[k].qh[j] = (uint16_t)word;
-        }
+        for (int j = 0; j < 8; j++)
+            blocks[k].qh[j] = (uint16_t)(c.l[8 * k + j] / 2 << 12);
+        codes_of_block(&c.codes, iq1_s_format, k, &o);
+        close_iq1_s(blocks + k, &o);
     }
 }
 
 static void decode_iq1_s(const struct block_iq1_s *block, float *x)
 {
+    float d = f32_of_f16(block->d);
     for (int j = 0; j < 32; j++) {
-        int word = block->qh[j / 4], code = block->qs[j] | (word >> 3 * (j % 4) & 7) << 8;
-        float scale = f32_of_f16(block->d) * (float)(2 * (word >> 12 & 7) + 1);
-        decode_point(iq1_s_format.book, (uint16_t)code, word >> 15 ? -0.125f : 0.125f, scale, 0,
-                     x + 8 * j);
+        int word = block->qh[j / 4];
+        float scale = scale_on_lattice(d, word >> 12 & 7);
+        uint16_t code = iq1_s_code(block->qs[j], word, j);
+        decode_point(iq1_s_format.book, code, word >> 15 ? -0.125f : 0.125f, scale, 0, x + 8 * j);
     }
 }
 

@@ -36,31 +36,54 @@ static const struct codebook_format iq2_s_format = {
     },
 };
 
+static inline uint16_t code_of_iq2_s(const struct block_iq2_s *block, int v)
+{
+    return (uint16_t)(block->qs[v] | (block->qh[v / 4] >> 2 * (v % 4) & 3) << 8);
+}
+
+static const struct code_space iq2_s_codes = {.group = 16, .book = &iq2_s_format.book};
+
+static void open_iq2_s(const struct block_iq2_s *block, struct opened *o)
+{
+    float d = f32_of_f16(block->d);
+    for (int j = 0; j < 16; j++)
+        o->scale[j] = scale_on_lattice(d, scale_4bit(block->scales, j));
+    for (int v = 0; v < 32; v++)
+        o->code[v] = code_of_iq2_s(block, v);
+    memcpy(o->signs, block->signs, sizeof block->signs);
+}
+
+static void close_iq2_s(struct block_iq2_s *block, const struct opened *o)
+{
+    memset(block->qh, 0, sizeof block->qh);
+    for (int v = 0; v < 32; v++) {
+        block->qs[v] = (uint8_t)o->code[v];
+        block->qh[v / 4] |= (uint8_t)(o->code[v] >> 8 << 2 * (v % 4));
+    }
+    memcpy(block->signs, o->signs, sizeof block->signs);
+}
+
 static void encode_iq2_s(struct weights in, struct block_iq2_s *block, int n_blocks,
                          enum effort effort)
 {
     struct groups g;
     struct codebook_blocks c;
+    struct opened o;
     gather(&g, 16, 16, n_blocks, in);
     encode_codebook(&g, iq2_s_format, effort, &c);
-    memset(block->qh, 0, sizeof block->qh);
     block->d = c.d[0];
-    for (int j = 0; j < 32; j++) {
-        uint16_t code = c.codes.code[j % 2][j / 2];
-        block->qs[j] = (uint8_t)code;
-        block->qh[j / 4] |= (uint8_t)(code >> 8 << 2 * (j % 4));
-        block->signs[j] = c.codes.signs[j % 2][j / 2];
-    }
     pack_scales_4bit(block->scales, c.l, 16);
+    codes_of_block(&c.codes, iq2_s_format, 0, &o);
+    close_iq2_s(block, &o);
 }
 
 static void decode_iq2_s(const struct block_iq2_s *block, float *x)
 {
+    float d = f32_of_f16(block->d);
     for (int j = 0; j < 32; j++) {
-        int s = block->scales[j / 4] >> 4 * (j / 2 % 2) & 15;
-        int code = block->qs[j] | (block->qh[j / 4] >> 2 * (j % 4) & 3) << 8;
-        float scale = f32_of_f16(block->d) * (0.5f + (float)s) * 2;
-        decode_point(iq2_s_format.book, (uint16_t)code, 0, scale, block->signs[j], x + 8 * j);
+        float scale = scale_on_lattice(d, scale_4bit(block->scales, j / 2));
+        decode_point(iq2_s_format.book, code_of_iq2_s(block, j), 0, scale, block->signs[j],
+                     x + 8 * j);
     }
 }
 

@@ -34,26 +34,44 @@ static const struct codebook_format iq2_xs_format = {
     },
 };
 
+static const struct code_space iq2_xs_codes = {.group = 16, .book = &iq2_xs_format.book};
+
+static void open_iq2_xs(const struct block_iq2_xs *block, struct opened *o)
+{
+    float d = f32_of_f16(block->d);
+    for (int j = 0; j < 16; j++)
+        o->scale[j] = scale_on_lattice(d, scale_4bit(block->scales, j));
+    for (int v = 0; v < 32; v++) {
+        o->code[v] = block->qs[v] & 511;
+        o->signs[v] = even_signs(block->qs[v] >> 9);
+    }
+}
+
+static void close_iq2_xs(struct block_iq2_xs *block, const struct opened *o)
+{
+    for (int v = 0; v < 32; v++)
+        block->qs[v] = (uint16_t)(o->code[v] | (o->signs[v] & 127) << 9);
+}
+
 static void encode_iq2_xs(struct weights in, struct block_iq2_xs *block, int n_blocks,
                           enum effort effort)
 {
     struct groups g;
     struct codebook_blocks c;
+    struct opened o;
     gather(&g, 16, 16, n_blocks, in);
     encode_codebook(&g, iq2_xs_format, effort, &c);
     block->d = c.d[0];
-    for (int j = 0; j < 16; j++)
-        for (int v = 0; v < 2; v++)
-            block->qs[2 * j + v] =
-                (uint16_t)(c.codes.code[v][j] | (c.codes.signs[v][j] & 127) << 9);
     pack_scales_4bit(block->scales, c.l, 16);
+    codes_of_block(&c.codes, iq2_xs_format, 0, &o);
+    close_iq2_xs(block, &o);
 }
 
 static void decode_iq2_xs(const struct block_iq2_xs *block, float *x)
 {
+    float d = f32_of_f16(block->d);
     for (int j = 0; j < 32; j++) {
-        int s = block->scales[j / 4] >> 4 * (j / 2 % 2) & 15;
-        float scale = f32_of_f16(block->d) * (0.5f + (float)s) * 2;
+        float scale = scale_on_lattice(d, scale_4bit(block->scales, j / 2));
         decode_point(iq2_xs_format.book, block->qs[j] & 511, 0, scale,
                      even_signs(block->qs[j] >> 9), x + 8 * j);
     }

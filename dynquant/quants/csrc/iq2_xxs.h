@@ -35,33 +35,63 @@ static const struct codebook_format iq2_xxs_format = {
     },
 };
 
+static const struct code_space iq2_xxs_codes = {.group = 32, .book = &iq2_xxs_format.book};
+
+static void open_iq2_xxs(const struct block_iq2_xxs *block, struct opened *o)
+{
+    float d = f32_of_f16(block->d);
+    for (int j = 0; j < 8; j++) {
+        uint32_t words[2];
+        memcpy(words, block->qs + 4 * j, sizeof words);
+        o->scale[j] = scale_on_lattice(d, (int)(words[1] >> 28));
+        for (int v = 0; v < 4; v++) {
+            o->code[4 * j + v] = words[0] >> 8 * v & 255;
+            o->signs[4 * j + v] = even_signs(words[1] >> 7 * v & 127);
+        }
+    }
+}
+
+static void close_iq2_xxs(struct block_iq2_xxs *block, const struct opened *o)
+{
+    for (int j = 0; j < 8; j++) {
+        uint32_t words[2];
+        memcpy(words, block->qs + 4 * j, sizeof words);
+        words[0] = 0;
+        words[1] &= 15u << 28;
+        for (int v = 0; v < 4; v++) {
+            words[0] |= (uint32_t)o->code[4 * j + v] << 8 * v;
+            words[1] |= (uint32_t)(o->signs[4 * j + v] & 127) << 7 * v;
+        }
+        memcpy(block->qs + 4 * j, words, sizeof words);
+    }
+}
+
 static void encode_iq2_xxs(struct weights in, struct block_iq2_xxs *blocks,
                            int n_blocks, enum effort effort)
 {
     struct groups g;
     struct codebook_blocks c;
+    struct opened o;
     gather(&g, 32, 8, n_blocks, in);
     encode_codebook(&g, iq2_xxs_format, effort, &c);
     for (int k = 0; k < n_blocks; k++) {
         blocks[k].d = c.d[k];
         for (int j = 0; j < 8; j++) {
-            int l = 8 * k + j;
-            uint32_t words[2] = {0, (uint32_t)(c.l[l] / 2) << 28};
-            for (int v = 0; v < 4; v++) {
-                words[0] |= (uint32_t)c.codes.code[v][l] << 8 * v;
-                words[1] |= (uint32_t)(c.codes.signs[v][l] & 127) << 7 * v;
-            }
+            uint32_t words[2] = {0, (uint32_t)(c.l[8 * k + j] / 2) << 28};
             memcpy(blocks[k].qs + 4 * j, words, sizeof words);
         }
+        codes_of_block(&c.codes, iq2_xxs_format, k, &o);
+        close_iq2_xxs(blocks + k, &o);
     }
 }
 
 static void decode_iq2_xxs(const struct block_iq2_xxs *block, float *x)
 {
+    float d = f32_of_f16(block->d);
     for (int j = 0; j < 8; j++) {
         uint32_t words[2];
         memcpy(words, block->qs + 4 * j, sizeof words);
-        float scale = f32_of_f16(block->d) * (0.5f + (float)(words[1] >> 28)) * 2;
+        float scale = scale_on_lattice(d, (int)(words[1] >> 28));
         for (int v = 0; v < 4; v++)
             decode_point(iq2_xxs_format.book, words[0] >> 8 * v & 255, 0, scale,
                          even_signs(words[1] >> 7 * v & 127), x + 32 * j + 8 * v);

@@ -35,34 +35,55 @@ static const struct codebook_format iq3_s_format = {
     },
 };
 
+static inline uint16_t code_of_iq3_s(const struct block_iq3_s *block, int v)
+{
+    return (uint16_t)(block->qs[v] | (block->qh[v / 8] >> v % 8 & 1) << 8);
+}
+
+static const struct code_space iq3_s_codes = {.group = 32, .book = &iq3_s_format.book};
+
+static void open_iq3_s(const struct block_iq3_s *block, struct opened *o)
+{
+    float d = f32_of_f16(block->d);
+    for (int j = 0; j < 8; j++)
+        o->scale[j] = scale_on_lattice(d, scale_4bit(block->scales, j));
+    for (int v = 0; v < 64; v++)
+        o->code[v] = code_of_iq3_s(block, v);
+    memcpy(o->signs, block->signs, sizeof block->signs);
+}
+
+static void close_iq3_s(struct block_iq3_s *block, const struct opened *o)
+{
+    memset(block->qh, 0, sizeof block->qh);
+    for (int v = 0; v < 64; v++) {
+        block->qs[v] = (uint8_t)o->code[v];
+        block->qh[v / 8] |= (uint8_t)(o->code[v] >> 8 << v % 8);
+    }
+    memcpy(block->signs, o->signs, sizeof block->signs);
+}
+
 static void encode_iq3_s(struct weights in, struct block_iq3_s *blocks, int n_blocks,
                          enum effort effort)
 {
     struct groups g;
     struct codebook_blocks c;
+    struct opened o;
     gather(&g, 32, 8, n_blocks, in);
     encode_codebook(&g, iq3_s_format, effort, &c);
     for (int k = 0; k < n_blocks; k++) {
-        struct block_iq3_s block = {.d = c.d[k]};
-        for (int j = 0; j < 64; j++) {
-            uint16_t code = c.codes.code[j % 8][8 * k + j / 8];
-            block.qs[j] = (uint8_t)code;
-            block.qh[j / 8] |= (uint8_t)(code >> 8 << j % 8);
-        }
-        for (int j = 0; j < 32; j++)
-            block.signs[j] = c.codes.signs[j % 4][8 * k + j / 4];
-        pack_scales_4bit(block.scales, c.l + 8 * k, 8);
-        blocks[k] = block;
+        blocks[k].d = c.d[k];
+        pack_scales_4bit(blocks[k].scales, c.l + 8 * k, 8);
+        codes_of_block(&c.codes, iq3_s_format, k, &o);
+        close_iq3_s(blocks + k, &o);
     }
 }
 
 static void decode_iq3_s(const struct block_iq3_s *block, float *x)
 {
+    float d = f32_of_f16(block->d);
     for (int j = 0; j < 64; j++) {
-        int s = block->scales[j / 16] >> 4 * (j / 8 % 2) & 15;
-        int code = block->qs[j] | (block->qh[j / 8] >> j % 8 & 1) << 8;
-        float scale = f32_of_f16(block->d) * (float)(2 * s + 1);
-        decode_point(iq3_s_format.book, (uint16_t)code, 0, scale,
+        float scale = scale_on_lattice(d, scale_4bit(block->scales, j / 8));
+        decode_point(iq3_s_format.book, code_of_iq3_s(block, j), 0, scale,
                      block->signs[j / 2] >> 4 * (j % 2), x + 4 * j);
     }
 }

@@ -36,33 +36,62 @@ static const struct codebook_format iq3_xxs_format = {
     },
 };
 
+static const struct code_space iq3_xxs_codes = {.group = 32, .book = &iq3_xxs_format.book};
+
+static void open_iq3_xxs(const struct block_iq3_xxs *block, struct opened *o)
+{
+    float d = f32_of_f16(block->d);
+    for (int j = 0; j < 8; j++) {
+        uint32_t word;
+        memcpy(&word, block->signs + 2 * j, sizeof word);
+        o->scale[j] = scale_on_lattice(d, (int)(word >> 28));
+        for (int u = 0; u < 4; u++)
+            o->signs[4 * j + u] = even_signs(word >> 7 * u & 127);
+    }
+    for (int v = 0; v < 64; v++)
+        o->code[v] = block->qs[v];
+}
+
+static void close_iq3_xxs(struct block_iq3_xxs *block, const struct opened *o)
+{
+    for (int j = 0; j < 8; j++) {
+        uint32_t word;
+        memcpy(&word, block->signs + 2 * j, sizeof word);
+        word &= 15u << 28;
+        for (int u = 0; u < 4; u++)
+            word |= (uint32_t)(o->signs[4 * j + u] & 127) << 7 * u;
+        memcpy(block->signs + 2 * j, &word, sizeof word);
+    }
+    for (int v = 0; v < 64; v++)
+        block->qs[v] = (uint8_t)o->code[v];
+}
+
 static void encode_iq3_xxs(struct weights in, struct block_iq3_xxs *blocks,
                            int n_blocks, enum effort effort)
 {
     struct groups g;
     struct codebook_blocks c;
+    struct opened o;
     gather(&g, 32, 8, n_blocks, in);
     encode_codebook(&g, iq3_xxs_format, effort, &c);
     for (int k = 0; k < n_blocks; k++) {
         blocks[k].d = c.d[k];
         for (int j = 0; j < 8; j++) {
-            int l = 8 * k + j;
-            uint32_t word = (uint32_t)(c.l[l] / 2) << 28;
-            for (int v = 0; v < 8; v++)
-                blocks[k].qs[8 * j + v] = (uint8_t)c.codes.code[v][l];
-            for (int u = 0; u < 4; u++)
-                word |= (uint32_t)(c.codes.signs[u][l] & 127) << 7 * u;
+            uint32_t word = (uint32_t)(c.l[8 * k + j] / 2) << 28;
             memcpy(blocks[k].signs + 2 * j, &word, sizeof word);
         }
+        codes_of_block(&c.codes, iq3_xxs_format, k, &o);
+        close_iq3_xxs(blocks + k, &o);
     }
 }
 
 static void decode_iq3_xxs(const struct block_iq3_xxs *block, float *x)
 {
+    float d = f32_of_f16(block->d);
     for (int j = 0; j < 8; j++) {
         uint32_t word;
         memcpy(&word, block->signs + 2 * j, sizeof word);
-        float scale = f32_of_f16(block->d) * (0.5f + (float)(word >> 28)) * 2;
+        float scale = scale_on_lattice(d, (int)(word >> 28));
         for (int v = 0; v < 8; v++)
             decode_point(iq3_xxs_format.book, block->qs[8 * j + v], 0, scale,
                          even_signs(word >> 7 * (v / 2) & 127) >> 4 * (v % 2), x + 32 * j + 4 * v);

@@ -11,6 +11,7 @@
 
 #include "iq4_levels.h"
 #include "one_scale.h"
+#include "opened.h"
 #include "packing.h"
 #include "weights.h"
 
@@ -38,6 +39,20 @@ static void encode_iq4_nl(struct weights in, struct block_iq4_nl *blocks, int n_
         pack_nibbles(block.qs, c.q + 32 * k, 16);
         blocks[k] = block;
     }
+}
+
+static const struct code_space iq4_nl_codes = {.group = 32, .q_most = 15, .levels = iq4_levels};
+
+static void open_iq4_nl(const struct block_iq4_nl *block, struct opened *o)
+{
+    o->scale[0] = f32_of_f16(block->d);
+    o->offset[0] = 0;
+    unpack_nibbles(block->qs, o->q, 16);
+}
+
+static void close_iq4_nl(struct block_iq4_nl *block, const struct opened *o)
+{
+    pack_nibbles(block->qs, o->q, 16);
 }
 
 static void decode_iq4_nl(const struct block_iq4_nl *block, float *x)

@@ -14,6 +14,7 @@
 #include <assert.h>
 
 #include "iq4_levels.h"
+#include "opened.h"
 #include "packing.h"
 #include "scaled_k.h"
 #include "weights.h"
@@ -40,6 +41,12 @@ static const struct scaled_format iq4_xs_format = {
     },
 };
 
+static inline int iq4_xs_scale(const struct block_iq4_xs *block, int j)
+{
+    int low = block->scales_l[j / 2] >> 4 * (j % 2) & 15, high = block->scales_h >> 2 * j & 3;
+    return (low | high << 4) - 32;
+}
+
 static void encode_iq4_xs(struct weights in, struct block_iq4_xs *blocks,
                           int n_blocks, enum effort effort)
 {
@@ -53,20 +60,36 @@ static void encode_iq4_xs(struct weights in, struct block_iq4_xs *blocks,
             unsigned scale = (unsigned)(c.ls[8 * k + j] + 32);
             block.scales_l[j / 2] |= (uint8_t)((scale & 15) << 4 * (j % 2));
             block.scales_h |= (uint16_t)(scale >> 4 << 2 * j);
-            pack_nibbles(block.qs + 16 * j, c.q + 256 * k + 32 * j, 16);
         }
+        pack_runs(block.qs, c.q + 256 * k, 16, 8);
         blocks[k] = block;
     }
+}
+
+static const struct code_space iq4_xs_codes = {.group = 32, .q_most = 15, .levels = iq4_levels};
+
+static void open_iq4_xs(const struct block_iq4_xs *block, struct opened *o)
+{
+    float d = f32_of_f16(block->d);
+    for (int j = 0; j < 8; j++) {
+        o->scale[j] = d * (float)iq4_xs_scale(block, j);
+        o->offset[j] = 0;
+    }
+    unpack_runs(block->qs, o->q, 16, 8);
+}
+
+static void close_iq4_xs(struct block_iq4_xs *block, const struct opened *o)
+{
+    pack_runs(block->qs, o->q, 16, 8);
 }
 
 static void decode_iq4_xs(const struct block_iq4_xs *block, float *x)
 {
     float d = f32_of_f16(block->d);
     for (int j = 0; j < 8; j++) {
-        int low = block->scales_l[j / 2] >> 4 * (j % 2) & 15, high = block->scales_h >> 2 * j & 3;
         uint8_t q[32];
         unpack_nibbles(block->qs + 16 * j, q, 16);
-        level_weights(q, 32, d * (float)((low | high << 4) - 32), iq4_levels, x + 32 * j);
+        level_weights(q, 32, d * (float)iq4_xs_scale(block, j), iq4_levels, x + 32 * j);
     }
 }
 

@@ -12,6 +12,7 @@
 #include <math.h>
 
 #include "fp4.h"
+#include "opened.h"
 
 struct block_mxfp4 { uint8_t e, qs[16]; } PACKED;
 static_assert(sizeof(struct block_mxfp4) == 17, "MXFP4 is 17 bytes a block");
@@ -67,9 +68,30 @@ static void encode_mxfp4(struct weights in, struct block_mxfp4 *blocks, int n_bl
     }
 }
 
+/* 2^(e - 128): subnormal for e < 2. */
+static inline float half_scale_of_mxfp4(const struct block_mxfp4 *block)
+{
+    uint32_t e = block->e;
+    return f32_of_bits(e < 2 ? 0x00200000u << e : (e - 1) << 23);
+}
+
+static const struct code_space mxfp4_codes = {.group = 32, .q_most = 15, .levels = fp4_doubled};
+
+static void open_mxfp4(const struct block_mxfp4 *block, struct opened *o)
+{
+    o->scale[0] = half_scale_of_mxfp4(block);
+    o->offset[0] = 0;
+    unpack_nibbles(block->qs, o->q, 16);
+}
+
+static void close_mxfp4(struct block_mxfp4 *block, const struct opened *o)
+{
+    pack_nibbles(block->qs, o->q, 16);
+}
+
 static void decode_mxfp4(const struct block_mxfp4 *block, float *x)
 {
-    /* Half the scale, 2^(e - 128), is subnormal for e < 2. */
-    uint32_t e = block->e, bits = e < 2 ? 0x00200000u << e : (e - 1) << 23;
-    unpack_fp4(block->qs, 32, f32_of_bits(bits), x);
+    uint8_t q[32];
+    unpack_nibbles(block->qs, q, 16);
+    level_weights(q, 32, half_scale_of_mxfp4(block), fp4_doubled, x);
 }

@@ -14,6 +14,7 @@
 #include <assert.h>
 
 #include "fp4.h"
+#include "opened.h"
 
 struct block_nvfp4 { uint8_t d[4], qs[32]; } PACKED;
 static_assert(sizeof(struct block_nvfp4) == 36, "NVFP4 is 36 bytes a block");
@@ -115,13 +116,31 @@ static void encode_nvfp4(struct weights in, struct block_nvfp4 *blocks, int n_bl
     }
 }
 
+static inline float half_scale_of_nvfp4(const struct block_nvfp4 *block, int j)
+{
+    return block->d[j] == 127 ? 0 : 0.5f * f32_of_ue4m3(block->d[j] & 127);
+}
+
+static const struct code_space nvfp4_codes = {.group = 16, .q_most = 15, .levels = fp4_doubled};
+
+static void open_nvfp4(const struct block_nvfp4 *block, struct opened *o)
+{
+    for (int j = 0; j < 4; j++) {
+        o->scale[j] = half_scale_of_nvfp4(block, j);
+        o->offset[j] = 0;
+    }
+    unpack_runs(block->qs, o->q, 8, 4);
+}
+
+static void close_nvfp4(struct block_nvfp4 *block, const struct opened *o)
+{
+    pack_runs(block->qs, o->q, 8, 4);
+}
+
 static void decode_nvfp4(const struct block_nvfp4 *block, float *x)
 {
     uint8_t q[64];
+    unpack_runs(block->qs, q, 8, 4);
     for (int j = 0; j < 4; j++)
-        unpack_nibbles(block->qs + 8 * j, q + 16 * j, 8);
-    for (int j = 0; j < 4; j++) {
-        float scale = block->d[j] == 127 ? 0 : f32_of_ue4m3(block->d[j] & 127);
-        level_weights(q + 16 * j, 16, 0.5f * scale, fp4_doubled, x + 16 * j);
-    }
+        level_weights(q + 16 * j, 16, half_scale_of_nvfp4(block, j), fp4_doubled, x + 16 * j);
 }

@@ -10,6 +10,7 @@
 #include <assert.h>
 
 #include "groups.h"
+#include "opened.h"
 #include "packing.h"
 #include "weights.h"
 
@@ -86,6 +87,28 @@ static void encode_q1_0(struct weights in, struct block_q1_0 *block, int n_block
     (void)n_blocks, (void)effort;
     block->d = fit_q1_0(in.x, in.w);
     round_q1_0(in.x, block->qs);
+}
+
+static const struct code_space q1_0_codes = {.group = 128, .q_most = 1};
+
+static void open_q1_0(const struct block_q1_0 *block, struct opened *o)
+{
+    float d = f32_of_f16(block->d);
+    o->scale[0] = 2 * d;
+    o->offset[0] = -d;
+    for (int k = 0; k < 16; k++) {
+        uint64_t q = bytes_of_bits(block->qs[k]);
+        memcpy(o->q + 8 * k, &q, sizeof q);
+    }
+}
+
+static void close_q1_0(struct block_q1_0 *block, const struct opened *o)
+{
+    for (int k = 0; k < 16; k++) {
+        uint64_t q;
+        memcpy(&q, o->q + 8 * k, sizeof q);
+        block->qs[k] = bits_of_bytes(q);
+    }
 }
 
 static void decode_q1_0(const struct block_q1_0 *block, float *x)

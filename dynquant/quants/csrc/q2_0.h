@@ -16,6 +16,7 @@
  */
 #include <assert.h>
 
+#include "opened.h"
 #include "packing.h"
 #include "sort.h"
 #include "weights.h"
@@ -149,6 +150,27 @@ static void encode_q2_0(struct weights in, struct block_q2_0 *blocks, int n_bloc
     for (int k = 0; k < n_blocks; k++) {
         blocks[k].d = stored[k];
         memcpy(blocks[k].qs, qs + 16 * k, 16);
+    }
+}
+
+static const struct code_space q2_0_codes = {.group = Q2_BLOCK, .q_most = 3};
+
+static void open_q2_0(const struct block_q2_0 *block, struct opened *o)
+{
+    o->scale[0] = f32_of_f16(block->d);
+    o->offset[0] = -o->scale[0];
+    for (int k = 0; k < Q2_BLOCK / 4; k++) {
+        uint32_t q = bytes_of_pairs(block->qs[k]);
+        memcpy(o->q + 4 * k, &q, sizeof q);
+    }
+}
+
+static void close_q2_0(struct block_q2_0 *block, const struct opened *o)
+{
+    for (int k = 0; k < Q2_BLOCK / 4; k++) {
+        uint32_t q;
+        memcpy(&q, o->q + 4 * k, sizeof q);
+        block->qs[k] = pairs_of_bytes(q);
     }
 }
 

@@ -13,6 +13,7 @@
 #include <assert.h>
 
 #include "affine_k.h"
+#include "opened.h"
 #include "packing.h"
 #include "weights.h"
 
@@ -47,17 +48,32 @@ static void encode_q2_k(struct weights in, struct block_q2_k *blocks, int n_bloc
     struct block_q2_k block = {.d = c.d[0], .dmin = c.dmin[0]};
     for (int l = 0; l < 16; l++)
         block.scales[l] = (uint8_t)(c.ls[l] | c.lm[l] << 4);
-    for (int h = 0; h < 2; h++)
-        pack_pairs(block.qs + 32 * h, c.q + 128 * h, 0);
+    pack_pairs(block.qs, c.q, 0);
     *blocks = block;
+}
+
+static const struct code_space q2_k_codes = {.group = 16, .q_most = 3};
+
+static void open_q2_k(const struct block_q2_k *block, struct opened *o)
+{
+    float d = f32_of_f16(block->d), dmin = f32_of_f16(block->dmin);
+    for (int g = 0; g < 16; g++) {
+        o->scale[g] = d * (float)(block->scales[g] & 15);
+        o->offset[g] = -(dmin * (float)(block->scales[g] >> 4));
+    }
+    unpack_pairs(block->qs, o->q);
+}
+
+static void close_q2_k(struct block_q2_k *block, const struct opened *o)
+{
+    pack_pairs(block->qs, o->q, 0);
 }
 
 static void decode_q2_k(const struct block_q2_k *block, float *x)
 {
     float d = f32_of_f16(block->d), dmin = f32_of_f16(block->dmin);
-    uint8_t q[256] = {0};
-    for (int h = 0; h < 2; h++)
-        add_pairs(block->qs + 32 * h, q + 128 * h, 0);
+    uint8_t q[256];
+    unpack_pairs(block->qs, q);
     for (int g = 0; g < 16; g++) {
         float scale = (float)(block->scales[g] & 15), min = (float)(block->scales[g] >> 4);
         affine_weights(q + 16 * g, 16, d * scale, -(dmin * min), x + 16 * g);

@@ -14,6 +14,7 @@
  */
 #include <assert.h>
 
+#include "opened.h"
 #include "packing.h"
 #include "scaled_k.h"
 #include "weights.h"
@@ -40,6 +41,25 @@ static const struct scaled_format q3_k_format = {
     },
 };
 
+static inline void pack_q3_k(struct block_q3_k *block, const uint8_t *q)
+{
+    pack_pairs(block->qs, q, 0);
+    pack_planes(block->hmask, q, 2);
+}
+
+static inline void unpack_q3_k(const struct block_q3_k *block, uint8_t *q)
+{
+    unpack_pairs(block->qs, q);
+    add_planes(block->hmask, q, 2);
+}
+
+static inline int q3_k_scale(const struct block_q3_k *block, int g)
+{
+    int low = block->scales[g % 8] >> 4 * (g / 8) & 15;
+    int high = block->scales[8 + g % 4] >> 2 * (g / 4) & 3;
+    return (low | high << 4) - 32;
+}
+
 static void encode_q3_k(struct weights in, struct block_q3_k *blocks, int n_blocks,
                         enum effort effort)
 {
@@ -48,9 +68,7 @@ static void encode_q3_k(struct weights in, struct block_q3_k *blocks, int n_bloc
     gather(&g, 16, 16, n_blocks, in);
     encode_scaled(&g, q3_k_format, effort, &c);
     struct block_q3_k block = {.d = c.d[0]};
-    pack_planes(block.hmask, c.q, 2);
-    for (int h = 0; h < 2; h++)
-        pack_pairs(block.qs + 32 * h, c.q + 128 * h, 0);
+    pack_q3_k(&block, c.q);
     for (int j = 0; j < 16; j++) {
         uint8_t scale = (uint8_t)(c.ls[j] + 32);
         block.scales[j % 8] |= (uint8_t)((scale & 15) << 4 * (j / 8));
@@ -59,18 +77,30 @@ static void encode_q3_k(struct weights in, struct block_q3_k *blocks, int n_bloc
     *blocks = block;
 }
 
+static const struct code_space q3_k_codes = {.group = 16, .q_most = 7};
+
+static void open_q3_k(const struct block_q3_k *block, struct opened *o)
+{
+    float d = f32_of_f16(block->d);
+    for (int g = 0; g < 16; g++) {
+        o->scale[g] = d * (float)q3_k_scale(block, g);
+        o->offset[g] = -4 * o->scale[g];
+    }
+    unpack_q3_k(block, o->q);
+}
+
+static void close_q3_k(struct block_q3_k *block, const struct opened *o)
+{
+    pack_q3_k(block, o->q);
+}
+
 static void decode_q3_k(const struct block_q3_k *block, float *x)
 {
     float d = f32_of_f16(block->d);
-    uint8_t q[256] = {0};
-    for (int h = 0; h < 2; h++)
-        add_pairs(block->qs + 32 * h, q + 128 * h, 0);
-    add_planes(block->hmask, q, 2);
-    for (int g = 0; g < 16; g++) {
-        int low = block->scales[g % 8] >> 4 * (g / 8) & 15;
-        int high = block->scales[8 + g % 4] >> 2 * (g / 4) & 3;
-        scaled_weights(q + 16 * g, 16, d * (float)((low | high << 4) - 32), 4, x + 16 * g);
-    }
+    uint8_t q[256];
+    unpack_q3_k(block, q);
+    for (int g = 0; g < 16; g++)
+        scaled_weights(q + 16 * g, 16, d * (float)q3_k_scale(block, g), 4, x + 16 * g);
 }
 
 static void regain_q3_k(struct block_q3_k *block, float factor)

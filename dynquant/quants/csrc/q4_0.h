@@ -11,6 +11,7 @@
 
 #include "exact.h"
 #include "one_scale.h"
+#include "opened.h"
 #include "packing.h"
 #include "weights.h"
 
@@ -42,6 +43,20 @@ static void encode_q4_0(struct weights in, struct block_q4_0 *blocks, int n_bloc
         pack_nibbles(block.qs, c.q + 32 * k, 16);
         blocks[k] = block;
     }
+}
+
+static const struct code_space q4_0_codes = {.group = 32, .q_most = 15};
+
+static void open_q4_0(const struct block_q4_0 *block, struct opened *o)
+{
+    o->scale[0] = f32_of_f16(block->d);
+    o->offset[0] = -8 * o->scale[0];
+    unpack_nibbles(block->qs, o->q, 16);
+}
+
+static void close_q4_0(struct block_q4_0 *block, const struct opened *o)
+{
+    pack_nibbles(block->qs, o->q, 16);
 }
 
 static void decode_q4_0(const struct block_q4_0 *block, float *x)

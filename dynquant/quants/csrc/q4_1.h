@@ -10,6 +10,7 @@
  */
 #include <assert.h>
 
+#include "opened.h"
 #include "packing.h"
 #include "scale_and_min.h"
 #include "weights.h"
@@ -38,6 +39,20 @@ static void encode_q4_1(struct weights in, struct block_q4_1 *blocks, int n_bloc
         blocks[k].m = c.m[k];
         pack_nibbles(blocks[k].qs, c.q + 32 * k, 16);
     }
+}
+
+static const struct code_space q4_1_codes = {.group = 32, .q_most = 15};
+
+static void open_q4_1(const struct block_q4_1 *block, struct opened *o)
+{
+    o->scale[0] = f32_of_f16(block->d);
+    o->offset[0] = f32_of_f16(block->m);
+    unpack_nibbles(block->qs, o->q, 16);
+}
+
+static void close_q4_1(struct block_q4_1 *block, const struct opened *o)
+{
+    pack_nibbles(block->qs, o->q, 16);
 }
 
 static void decode_q4_1(const struct block_q4_1 *block, float *x)

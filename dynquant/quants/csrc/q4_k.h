@@ -13,6 +13,7 @@
 #include <assert.h>
 
 #include "affine_k.h"
+#include "opened.h"
 #include "packing.h"
 #include "scales_6bit.h"
 #include "weights.h"
@@ -48,10 +49,28 @@ static void encode_q4_k(struct weights in, struct block_q4_k *blocks, int n_bloc
     for (int k = 0; k < n_blocks; k++) {
         struct block_q4_k block = {.d = c.d[k], .dmin = c.dmin[k]};
         pack_scales_mins(block.scales, c.ls + 8 * k, c.lm + 8 * k);
-        for (int j = 0; j < 4; j++)
-            pack_nibbles(block.qs + 32 * j, c.q + 256 * k + 64 * j, 32);
+        pack_runs(block.qs, c.q + 256 * k, 32, 4);
         blocks[k] = block;
     }
+}
+
+static const struct code_space q4_k_codes = {.group = 32, .q_most = 15};
+
+static void open_q4_k(const struct block_q4_k *block, struct opened *o)
+{
+    float d = f32_of_f16(block->d), dmin = f32_of_f16(block->dmin);
+    uint8_t ls[8], lm[8];
+    unpack_scales_mins(block->scales, ls, lm);
+    for (int g = 0; g < 8; g++) {
+        o->scale[g] = d * ls[g];
+        o->offset[g] = -(dmin * lm[g]);
+    }
+    unpack_runs(block->qs, o->q, 32, 4);
+}
+
+static void close_q4_k(struct block_q4_k *block, const struct opened *o)
+{
+    pack_runs(block->qs, o->q, 32, 4);
 }
 
 static void decode_q4_k(const struct block_q4_k *block, float *x)
@@ -59,8 +78,7 @@ static void decode_q4_k(const struct block_q4_k *block, float *x)
     float d = f32_of_f16(block->d), dmin = f32_of_f16(block->dmin);
     uint8_t ls[8], lm[8], q[256];
     unpack_scales_mins(block->scales, ls, lm);
-    for (int j = 0; j < 4; j++)
-        unpack_nibbles(block->qs + 32 * j, q + 64 * j, 32);
+    unpack_runs(block->qs, q, 32, 4);
     for (int g = 0; g < 8; g++)
         affine_weights(q + 32 * g, 32, d * ls[g], -(dmin * lm[g]), x + 32 * g);
 }

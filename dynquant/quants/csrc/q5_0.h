@@ -12,6 +12,7 @@
 #include <assert.h>
 
 #include "one_scale.h"
+#include "opened.h"
 #include "packing.h"
 #include "weights.h"
 
@@ -36,17 +37,29 @@ static void encode_q5_0(struct weights in, struct block_q5_0 *blocks, int n_bloc
     encode_one_scale(&g, q5_0_format, effort, &c);
     for (int k = 0; k < n_blocks; k++) {
         blocks[k].d = c.d[k];
-        pack_fifth_bits(blocks[k].qh, c.q + 32 * k);
-        pack_nibbles(blocks[k].qs, c.q + 32 * k, 16);
+        pack_fives(blocks[k].qs, blocks[k].qh, c.q + 32 * k);
     }
+}
+
+static const struct code_space q5_0_codes = {.group = 32, .q_most = 31};
+
+static void open_q5_0(const struct block_q5_0 *block, struct opened *o)
+{
+    o->scale[0] = f32_of_f16(block->d);
+    o->offset[0] = -16 * o->scale[0];
+    unpack_fives(block->qs, block->qh, o->q);
+}
+
+static void close_q5_0(struct block_q5_0 *block, const struct opened *o)
+{
+    pack_fives(block->qs, block->qh, o->q);
 }
 
 static void decode_q5_0(const struct block_q5_0 *block, float *x)
 {
     float d = f32_of_f16(block->d);
     uint8_t q[32];
-    unpack_nibbles(block->qs, q, 16);
-    add_fifth_bits(block->qh, q);
+    unpack_fives(block->qs, block->qh, q);
     scaled_weights(q, 32, d, 16, x);
 }
 

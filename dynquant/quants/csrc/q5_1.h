@@ -12,6 +12,7 @@
  */
 #include <assert.h>
 
+#include "opened.h"
 #include "packing.h"
 #include "scale_and_min.h"
 #include "weights.h"
@@ -38,17 +39,29 @@ static void encode_q5_1(struct weights in, struct block_q5_1 *blocks, int n_bloc
     for (int k = 0; k < n_blocks; k++) {
         blocks[k].d = c.d[k];
         blocks[k].m = c.m[k];
-        pack_fifth_bits(blocks[k].qh, c.q + 32 * k);
-        pack_nibbles(blocks[k].qs, c.q + 32 * k, 16);
+        pack_fives(blocks[k].qs, blocks[k].qh, c.q + 32 * k);
     }
+}
+
+static const struct code_space q5_1_codes = {.group = 32, .q_most = 31};
+
+static void open_q5_1(const struct block_q5_1 *block, struct opened *o)
+{
+    o->scale[0] = f32_of_f16(block->d);
+    o->offset[0] = f32_of_f16(block->m);
+    unpack_fives(block->qs, block->qh, o->q);
+}
+
+static void close_q5_1(struct block_q5_1 *block, const struct opened *o)
+{
+    pack_fives(block->qs, block->qh, o->q);
 }
 
 static void decode_q5_1(const struct block_q5_1 *block, float *x)
 {
     float d = f32_of_f16(block->d), m = f32_of_f16(block->m);
     uint8_t q[32];
-    unpack_nibbles(block->qs, q, 16);
-    add_fifth_bits(block->qh, q);
+    unpack_fives(block->qs, block->qh, q);
     affine_weights(q, 32, d, m, x);
 }
 

@@ -14,6 +14,7 @@
 #include <assert.h>
 
 #include "affine_k.h"
+#include "opened.h"
 #include "packing.h"
 #include "scales_6bit.h"
 #include "weights.h"
@@ -39,6 +40,18 @@ static const struct affine_format q5_k_format = {
     },
 };
 
+static inline void pack_q5_k(struct block_q5_k *block, const uint8_t *q)
+{
+    pack_runs(block->qs, q, 32, 4);
+    pack_planes(block->qh, q, 4);
+}
+
+static inline void unpack_q5_k(const struct block_q5_k *block, uint8_t *q)
+{
+    unpack_runs(block->qs, q, 32, 4);
+    add_planes(block->qh, q, 4);
+}
+
 static void encode_q5_k(struct weights in, struct block_q5_k *blocks, int n_blocks,
                         enum effort effort)
 {
@@ -48,13 +61,29 @@ static void encode_q5_k(struct weights in, struct block_q5_k *blocks, int n_bloc
     encode_affine(&g, q5_k_format, effort, &c);
     for (int k = 0; k < n_blocks; k++) {
         struct block_q5_k block = {.d = c.d[k], .dmin = c.dmin[k]};
-        const uint8_t *q = c.q + 256 * k;
         pack_scales_mins(block.scales, c.ls + 8 * k, c.lm + 8 * k);
-        for (int j = 0; j < 4; j++)
-            pack_nibbles(block.qs + 32 * j, q + 64 * j, 32);
-        pack_planes(block.qh, q, 4);
+        pack_q5_k(&block, c.q + 256 * k);
         blocks[k] = block;
     }
+}
+
+static const struct code_space q5_k_codes = {.group = 32, .q_most = 31};
+
+static void open_q5_k(const struct block_q5_k *block, struct opened *o)
+{
+    float d = f32_of_f16(block->d), dmin = f32_of_f16(block->dmin);
+    uint8_t ls[8], lm[8];
+    unpack_scales_mins(block->scales, ls, lm);
+    for (int g = 0; g < 8; g++) {
+        o->scale[g] = d * ls[g];
+        o->offset[g] = -(dmin * lm[g]);
+    }
+    unpack_q5_k(block, o->q);
+}
+
+static void close_q5_k(struct block_q5_k *block, const struct opened *o)
+{
+    pack_q5_k(block, o->q);
 }
 
 static void decode_q5_k(const struct block_q5_k *block, float *x)
@@ -62,9 +91,7 @@ static void decode_q5_k(const struct block_q5_k *block, float *x)
     float d = f32_of_f16(block->d), dmin = f32_of_f16(block->dmin);
     uint8_t ls[8], lm[8], q[256];
     unpack_scales_mins(block->scales, ls, lm);
-    for (int j = 0; j < 4; j++)
-        unpack_nibbles(block->qs + 32 * j, q + 64 * j, 32);
-    add_planes(block->qh, q, 4);
+    unpack_q5_k(block, q);
     for (int g = 0; g < 8; g++)
         affine_weights(q + 32 * g, 32, d * ls[g], -(dmin * lm[g]), x + 32 * g);
 }

@@ -16,6 +16,7 @@
  */
 #include <assert.h>
 
+#include "opened.h"
 #include "packing.h"
 #include "scaled_k.h"
 #include "weights.h"
@@ -42,6 +43,18 @@ static const struct scaled_format q6_k_format = {
     },
 };
 
+static inline void pack_q6_k(struct block_q6_k *block, const uint8_t *q)
+{
+    pack_runs(block->ql, q, 64, 2);
+    pack_pairs(block->qh, q, 4);
+}
+
+static inline void unpack_q6_k(const struct block_q6_k *block, uint8_t *q)
+{
+    unpack_runs(block->ql, q, 64, 2);
+    add_pairs(block->qh, q, 4);
+}
+
 static void encode_q6_k(struct weights in, struct block_q6_k *blocks, int n_blocks,
                         enum effort effort)
 {
@@ -51,21 +64,32 @@ static void encode_q6_k(struct weights in, struct block_q6_k *blocks, int n_bloc
     encode_scaled(&g, q6_k_format, effort, &c);
     struct block_q6_k block = {.d = c.d[0]};
     memcpy(block.scales, c.ls, sizeof block.scales);
-    for (int h = 0; h < 2; h++) {
-        pack_nibbles(block.ql + 64 * h, c.q + 128 * h, 64);
-        pack_pairs(block.qh + 32 * h, c.q + 128 * h, 4);
-    }
+    pack_q6_k(&block, c.q);
     *blocks = block;
+}
+
+static const struct code_space q6_k_codes = {.group = 16, .q_most = 63};
+
+static void open_q6_k(const struct block_q6_k *block, struct opened *o)
+{
+    float d = f32_of_f16(block->d);
+    for (int g = 0; g < 16; g++) {
+        o->scale[g] = d * block->scales[g];
+        o->offset[g] = -32 * o->scale[g];
+    }
+    unpack_q6_k(block, o->q);
+}
+
+static void close_q6_k(struct block_q6_k *block, const struct opened *o)
+{
+    pack_q6_k(block, o->q);
 }
 
 static void decode_q6_k(const struct block_q6_k *block, float *x)
 {
     float d = f32_of_f16(block->d);
     uint8_t q[256];
-    for (int h = 0; h < 2; h++) {
-        unpack_nibbles(block->ql + 64 * h, q + 128 * h, 64);
-        add_pairs(block->qh + 32 * h, q + 128 * h, 4);
-    }
+    unpack_q6_k(block, q);
     for (int g = 0; g < 16; g++)
         scaled_weights(q + 16 * g, 16, d * block->scales[g], 32, x + 16 * g);
 }

@@ -10,6 +10,7 @@
 #include <assert.h>
 
 #include "one_scale.h"
+#include "opened.h"
 
 struct block_q8_0 { uint16_t d; int8_t qs[32]; } PACKED;
 static_assert(sizeof(struct block_q8_0) == 34, "Q8_0 is 34 bytes a block");
@@ -43,6 +44,12 @@ static void encode_q8_0_evenly(const float *x, struct block_q8_0 *block)
     }
 }
 
+static inline void pack_q8_0(struct block_q8_0 *block, const uint8_t *q)
+{
+    for (int i = 0; i < 32; i++)
+        block->qs[i] = (int8_t)(q[i] - 127);
+}
+
 static void encode_q8_0(struct weights in, struct block_q8_0 *blocks, int n_blocks,
                         enum effort effort)
 {
@@ -57,9 +64,26 @@ static void encode_q8_0(struct weights in, struct block_q8_0 *blocks, int n_bloc
     encode_one_scale(&g, q8_0_format, effort, &c);
     for (int k = 0; k < n_blocks; k++) {
         blocks[k].d = c.d[k];
-        for (int i = 0; i < 32; i++)
-            blocks[k].qs[i] = (int8_t)(c.q[32 * k + i] - 127);
+        pack_q8_0(blocks + k, c.q + 32 * k);
     }
+}
+
+static const struct code_space q8_0_codes = {.group = 32, .q_most = 254};
+
+/* -128, which no encoder of ours writes, opens as -127. */
+static void open_q8_0(const struct block_q8_0 *block, struct opened *o)
+{
+    o->scale[0] = f32_of_f16(block->d);
+    o->offset[0] = -127 * o->scale[0];
+    for (int i = 0; i < 32; i++) {
+        int q = block->qs[i] + 127;
+        o->q[i] = (uint8_t)(q < 0 ? 0 : q);
+    }
+}
+
+static void close_q8_0(struct block_q8_0 *block, const struct opened *o)
+{
+    pack_q8_0(block, o->q);
 }
 
 static void decode_q8_0(const struct block_q8_0 *block, float *x)

@@ -20,6 +20,7 @@
  */
 #include <assert.h>
 
+#include "opened.h"
 #include "ternary.h"
 
 struct block_tq1_0 { uint8_t qs[48], qh[4]; uint16_t d; } PACKED;
@@ -47,6 +48,13 @@ static ALWAYS_INLINE f32x16 tq1_byte(const f32x16 *q, int stride, int digits)
     return nearest(sub(mul(v, splat(1.0f / 243)), splat(0.5f)), 0, 255);
 }
 
+static inline int tq1_digit(uint8_t byte, int k)
+{
+    static const uint8_t powers[5] = {1, 3, 9, 27, 81};
+    uint8_t fraction = (uint8_t)(byte * powers[k]);
+    return fraction * 3 >> 8;
+}
+
 static void encode_tq1_0(struct weights in, struct block_tq1_0 *blocks, int n_blocks,
                          enum effort effort)
 {
@@ -67,18 +75,53 @@ static void encode_tq1_0(struct weights in, struct block_tq1_0 *blocks, int n_bl
     }
 }
 
+static const struct code_space tq1_0_codes = {.group = 256, .q_most = 2};
+
+static void open_tq1_0(const struct block_tq1_0 *block, struct opened *o)
+{
+    o->scale[0] = f32_of_f16(block->d);
+    o->offset[0] = -o->scale[0];
+    for (int r = 0; r < 3; r++) {
+        struct tq1_run run = tq1_runs[r];
+        const uint8_t *bytes = (const uint8_t *)block + run.first_byte;
+        for (int k = 0; k < run.digits; k++)
+            for (int m = 0; m < run.n_bytes; m++)
+                o->q[run.first_weight + k * run.stride + m] = (uint8_t)tq1_digit(bytes[m], k);
+    }
+}
+
+/* A lane is a byte. Bytes that no encoder of ours writes become those with the same digits. */
+static void close_tq1_0(struct block_tq1_0 *block, const struct opened *o)
+{
+    for (int r = 0; r < 3; r++) {
+        struct tq1_run run = tq1_runs[r];
+        uint8_t *bytes = (uint8_t *)block + run.first_byte;
+        for (int m = 0; m < run.n_bytes; m += LANES) {
+            int n = run.n_bytes - m < LANES ? run.n_bytes - m : LANES;
+            f32x16 digits[5];
+            for (int k = 0; k < 5; k++) {
+                uint8_t q[LANES] = {0};
+                if (k < run.digits)
+                    memcpy(q, o->q + run.first_weight + k * run.stride + m, (size_t)n);
+                digits[k] = load_bytes(q);
+            }
+            float lanes[LANES];
+            store(lanes, tq1_byte(digits, 1, 5));
+            for (int i = 0; i < n; i++)
+                bytes[m + i] = (uint8_t)lanes[i];
+        }
+    }
+}
+
 static void decode_tq1_0(const struct block_tq1_0 *block, float *x)
 {
-    static const uint8_t powers[5] = {1, 3, 9, 27, 81};
     float d = f32_of_f16(block->d);
     for (int r = 0; r < 3; r++) {
         struct tq1_run run = tq1_runs[r];
         const uint8_t *bytes = (const uint8_t *)block + run.first_byte;
         for (int k = 0; k < run.digits; k++)
-            for (int m = 0; m < run.n_bytes; m++) {
-                uint8_t fraction = (uint8_t)(bytes[m] * powers[k]);
-                x[run.first_weight + k * run.stride + m] = d * (float)((fraction * 3 >> 8) - 1);
-            }
+            for (int m = 0; m < run.n_bytes; m++)
+                x[run.first_weight + k * run.stride + m] = d * (float)(tq1_digit(bytes[m], k) - 1);
     }
 }
 

@@ -12,6 +12,8 @@
  */
 #include <assert.h>
 
+#include "opened.h"
+#include "packing.h"
 #include "ternary.h"
 
 struct block_tq2_0 { uint8_t qs[64]; uint16_t d; } PACKED;
@@ -36,6 +38,21 @@ static void encode_tq2_0(struct weights in, struct block_tq2_0 *blocks, int n_bl
     }
     for (int k = 0; k < n_blocks; k++)
         blocks[k].d = c.d[k];
+}
+
+static const struct code_space tq2_0_codes = {.group = 256, .q_most = 2};
+
+/* Code 3, which no encoder of ours writes, opens as 3 and closes as it was. */
+static void open_tq2_0(const struct block_tq2_0 *block, struct opened *o)
+{
+    o->scale[0] = f32_of_f16(block->d);
+    o->offset[0] = -o->scale[0];
+    unpack_pairs(block->qs, o->q);
+}
+
+static void close_tq2_0(struct block_tq2_0 *block, const struct opened *o)
+{
+    pack_pairs(block->qs, o->q, 0);
 }
 
 static void decode_tq2_0(const struct block_tq2_0 *block, float *x)

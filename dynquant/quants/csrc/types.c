@@ -8,6 +8,7 @@
 #include "errors.h"
 #include "floats.h"
 #include "means.h"
+#include "opened.h"
 
 #include "iq1_m.h"
 #include "iq1_s.h"
@@ -102,19 +103,35 @@
         regain_##name((struct block_##name *)block, factor);                                       \
     }
 
+#define OPENING(NAME, name, block_size, type_size, lanes)                                          \
+    static_assert(block_size <= MAX_OPEN, #NAME " is too large to open");                          \
+    static void open_one_##name(const uint8_t *block, struct opened *o)                            \
+    {                                                                                              \
+        open_##name((const struct block_##name *)block, o);                                        \
+    }                                                                                              \
+                                                                                                   \
+    static void close_one_##name(uint8_t *block, const struct opened *o)                           \
+    {                                                                                              \
+        close_##name((struct block_##name *)block, o);                                             \
+    }
+
 BLOCK_TYPES(LOOPS)
 BLOCK_TYPES(REGAIN)
+BLOCK_TYPES(OPENING)
 LATTICE_TYPES(LOOPS)
+LATTICE_TYPES(OPENING)
 
 #define ROW(NAME, name, block_size, type_size, lanes)                                              \
-    {#NAME, block_size, type_size, encode_all_##name, decode_all_##name, regain_one_##name},
+    {#NAME, block_size, type_size, encode_all_##name, decode_all_##name, regain_one_##name,        \
+     open_one_##name, close_one_##name, &name##_codes},
 #define LATTICE_ROW(NAME, name, block_size, type_size, lanes)                                      \
-    {#NAME, block_size, type_size, encode_all_##name, decode_all_##name, NULL},
+    {#NAME, block_size, type_size, encode_all_##name, decode_all_##name, NULL,                     \
+     open_one_##name, close_one_##name, &name##_codes},
 
 static const struct quant_type types[] = {
-    {"F32", 1, 4, encode_f32, decode_f32, NULL},
-    {"F16", 1, 2, encode_f16, decode_f16, NULL},
-    {"BF16", 1, 2, encode_bf16, decode_bf16, NULL},
+    {"F32", 1, 4, encode_f32, decode_f32, NULL, NULL, NULL, NULL},
+    {"F16", 1, 2, encode_f16, decode_f16, NULL, NULL, NULL, NULL},
+    {"BF16", 1, 2, encode_bf16, decode_bf16, NULL, NULL, NULL, NULL},
     BLOCK_TYPES(ROW)
     LATTICE_TYPES(LATTICE_ROW)
 };
