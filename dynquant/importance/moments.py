@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -242,6 +242,26 @@ class Moments:
     inputs: Mapping[str, Input]
     metadata: Mapping[str, str]
     hashes: Mapping[str, str]
+    _checked: set[str] = field(default_factory=set[str], repr=False, compare=False)
+
+    def row(self, tensor: str, array: str, row: int | None = None) -> NDArray[Any]:
+        """Return one array of a tensor's input, or a row of it.
+
+        The first call for an input reads all of it, and compares the hash.
+
+        Raises ImportanceError if the file was changed or damaged.
+        """
+        each = self.inputs[tensor]
+        if each.name not in self._checked:
+            found = self.arrays(tensor)[array]
+            self._checked.add(each.name)
+            return found if row is None else found[row]
+        try:
+            with _opened(self.path) as file:
+                part = file.get_slice(f"{each.name}.{array}")
+                return part[:] if row is None else part[row]
+        except (OSError, SafetensorError) as e:
+            raise ImportanceError(f"{self.path}: cannot be read: {e}") from e
 
     def arrays(self, tensor: str) -> dict[str, NDArray[Any]]:
         """Return the arrays of a tensor's input: squares, counts, correlations, held_out.

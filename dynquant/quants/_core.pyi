@@ -1,9 +1,9 @@
-"""The C core, csrc/module.c. Only codec.py and stored.py call it.
+"""The C core, csrc/module.c. Only codec.py, stored.py and feedback.py call it.
 
 ISAs, types, efforts, stored types, numbers and packings are passed as positions in its tables.
 """
 
-from dynquant.arrays import F32, I32, U8
+from dynquant.arrays import F16, F32, F64, I32, U8
 
 ISAS: tuple[str | None, ...]
 TYPES: tuple[tuple[str, int, int], ...]
@@ -84,3 +84,38 @@ def decode_transposed(
     /,
 ) -> None: ...
 def mxfp4_of_codes(isa: int, codes: U8, scales: U8, blocks: U8, /) -> None: ...
+def place_correlations(
+    isa: int, n: int, correlations: F16, damping: float, block: int, upper: F32, diagonal: F32, /
+) -> None: ...
+def factor_tiles(
+    isa: int, n: int, upper: F32, damping: float, block: int, first: int, last: int, /
+) -> None: ...
+def encode_with_feedback(
+    isa: int,
+    type_index: int,
+    stored: int,
+    rows: U8,
+    n_per_row: int,
+    importance: F32,
+    upper: F32,
+    diagonal: F32,
+    scale: F32,
+    effort: int,
+    gain: float,
+    sweeps: int,
+    blocks: U8,
+    losses: F64,
+    /,
+) -> int: ...
+def output_errors(
+    isa: int,
+    type_index: int,
+    stored: int,
+    rows: U8,
+    n_per_row: int,
+    blocks: U8,
+    sums: F32,
+    n_sums: int,
+    errors: F64,
+    /,
+) -> None: ...

@@ -79,6 +79,16 @@ def isa_in_use() -> int:
     return _isa_position(active_isa())
 
 
+def type_position(qtype: QuantType) -> int:
+    """Return the position of a type in the core's table."""
+    return _POSITION[qtype.name]
+
+
+def float_position(stored: QuantType) -> int:
+    """Return the position of F32, F16 or BF16 in the core's table of stored types."""
+    return _FLOAT[stored.name]
+
+
 def encode_floats(
     rows: U8,
     stored: QuantType,

@@ -18,6 +18,7 @@ from dynquant.arrays import F32, U8
 from dynquant.errors import EncodeError
 from dynquant.quants import codec
 from dynquant.quants.error import NO_ERROR, ErrorSums
+from dynquant.quants.feedback import Feedback, encode_floats_with_feedback
 from dynquant.quants.search import NORMAL, Effort, Gain, Search, Weighting
 from dynquant.quants.table import ALL, FLOATS, QuantType, quant_type
 
@@ -56,6 +57,8 @@ class Batch:
     importance: float32 [n_per_row], finite and >= 0; None weights all channels equally
     mean:       float32 [n_per_row], finite: the mean of each input channel; None if it is unknown.
                 It is used by types of at most MEANS_BELOW bits, if there is an importance, too
+    feedback:   of the rows' matrix: types with blocks are then encoded for the error of its
+                outputs. It has the importance, too, and does without the mean
     """
 
     rows: U8
@@ -65,6 +68,7 @@ class Batch:
     importance: F32 | None = None
     search: Search = NORMAL
     mean: F32 | None = None
+    feedback: Feedback | None = None
 
     @property
     def n_rows(self) -> int:
@@ -122,10 +126,22 @@ class CoreEncoder:
         if stored.name not in FLOATS:
             rows = codec.decode(rows.reshape(n_rows, -1), stored, batch.n_per_row).view(np.uint8)
             stored = ALL["F32"]
-        mean = batch.mean if uses_means(batch.type) else None
-        codec.encode_floats(
-            rows, stored, batch.n_per_row, batch.type, blocks, batch.importance, batch.search, mean
-        )
+        if batch.feedback is not None and not batch.type.is_float:
+            encode_floats_with_feedback(
+                rows, stored, batch.type, blocks, batch.feedback, batch.search
+            )
+        else:
+            mean = batch.mean if uses_means(batch.type) else None
+            codec.encode_floats(
+                rows,
+                stored,
+                batch.n_per_row,
+                batch.type,
+                blocks,
+                batch.importance,
+                batch.search,
+                mean,
+            )
         if not measure or keeps_weights(batch.stored, batch.type):
             return Encoded(blocks, NO_ERROR)
         sums = codec.error_sums(

@@ -36,6 +36,7 @@ ROOMS = (
     "importance",
     "recipe",
     "interchange",
+    "feedback",
     "measure",
     "plan",
     "inputs",

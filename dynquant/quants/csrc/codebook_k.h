@@ -210,7 +210,7 @@ static ALWAYS_INLINE void encode_codebook(const struct groups *g, struct codeboo
 {
     struct codebook_group p = prepare(g, f.n, f.book);
     struct codebook_scales scales = fit_codebook(g, f, &p, effort);
-    round_codebook(g, f.n, &p, f.book, scales.s, &out->codes);
+    round_codebook(g, f.n, &p, f.book, scales.s, NULL, &out->codes);
     memcpy(out->d, scales.d, sizeof out->d);
     memcpy(out->l, scales.l, sizeof out->l);
 }
@@ -250,6 +250,56 @@ static ALWAYS_INLINE void codes_of_block(const struct codebook_codes *codes,
 static inline float scale_on_lattice(float d, int s)
 {
     return d * (float)(2 * s + 1);
+}
+
+/* Eight neighbouring weights of each lane, for which codes are chosen at a given scale.
+ *
+ *   x, weight, scale   what the weights should be, the weights of their errors, relative to the
+ *                      largest, and the scale
+ *   down               the sign of the shift: given where a group shares it, else chosen
+ *   y, code, signs     the answer: the weights, and their codes
+ */
+struct unit_choice {
+    f32x16 x[UNIT], scale, y[UNIT];
+    const float *weight;
+    uint16_t code[2][LANES];
+    uint8_t signs[LANES], down[LANES];
+};
+
+static ALWAYS_INLINE void choose_unit(struct unit_choice *u, struct codebook book)
+{
+    struct groups g;
+    struct codebook_codes codes;
+    float widest[LANES], inverse[LANES], shift[LANES], scale[LANES];
+    f32x16 lane_widest = absolute(u->scale);
+    for (int i = 0; i < UNIT; i++)
+        lane_widest = most(lane_widest, absolute(u->x[i]));
+    store(widest, lane_widest);
+    store(scale, u->scale);
+    for (int l = 0; l < LANES; l++) {
+        inverse[l] = inverse_of_power(power_of_two_below(widest[l]));
+        shift[l] = u->down[l] ? -book.shift : book.shift;
+    }
+    for (int i = 0; i < UNIT; i++) {
+        g.x[i] = mul(u->x[i], load(inverse));
+        g.w[i] = splat(u->weight[i]);
+    }
+    struct codebook_group p = prepare(&g, UNIT, book);
+    f32x16 given = load(shift);
+    round_codebook(&g, UNIT, &p, book, mul(u->scale, load(inverse)),
+                   book.shifted == SHIFT_OF_VECTOR ? NULL : &given, &codes);
+    for (int l = 0; l < LANES; l++) {
+        float y[UNIT];
+        u->signs[l] = book.signs == SIGNED_LEVELS ? 0 : codes.signs[0][l];
+        u->down[l] = codes.shifted_down[0][l];
+        for (int v = 0; v < UNIT / book.dim; v++) {
+            u->code[v][l] = codes.code[v][l];
+            decode_point(book, u->code[v][l], u->down[l] ? -book.shift : book.shift, scale[l],
+                         (uint8_t)(u->signs[l] >> v * book.dim), y + v * book.dim);
+        }
+        for (int i = 0; i < UNIT; i++)
+            memcpy((float *)&u->y[i] + l, y + i, sizeof *y);
+    }
 }
 
 /* Eight signs from the seven that are stored: their number is even. */

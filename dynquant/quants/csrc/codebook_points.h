@@ -103,10 +103,12 @@ static ALWAYS_INLINE void put_point(struct codebook_codes *out, const struct gro
     }
 }
 
-/* The best points of each group at its scale: those that error_of_codebook has the cost of. */
+/* The best points of each group at its scale: those that error_of_codebook has the cost of. given:
+ * the shift of each group; NULL chooses it. */
 static ALWAYS_INLINE void round_codebook(const struct groups *g, int n,
                                          const struct codebook_group *p, struct codebook book,
-                                         f32x16 scale, struct codebook_codes *out)
+                                         f32x16 scale, const f32x16 *given,
+                                         struct codebook_codes *out)
 {
     struct pick plain[MAX_VECTORS], flipped[MAX_VECTORS];
     int n_vectors = n / book.dim;
@@ -116,7 +118,7 @@ static ALWAYS_INLINE void round_codebook(const struct groups *g, int n,
         int at = v * book.dim, shared = shift_length(book, n);
         if (at % shared == 0) {
             float shift[LANES];
-            f32x16 shifts = shift_of(g, p, book, scale, at, shared);
+            f32x16 shifts = given ? *given : shift_of(g, p, book, scale, at, shared);
             scale_levels(u, book, scale, shifts);
             store(shift, shifts);
             for (int l = 0; l < LANES; l++)

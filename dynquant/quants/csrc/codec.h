@@ -33,6 +33,10 @@ static inline struct weights weights_from_block(struct weights in, int64_t b)
     return in;
 }
 
+/* No block has more weights, or more bytes. */
+#define MAX_BLOCK 256
+#define MAX_TYPE_SIZE 256
+
 /* A block format. Blocks are independent: any run of them can be encoded or decoded separately.
  *
  *   encode   finite weights and importances >= 0 of n_blocks blocks; fills n_blocks * type_size
@@ -45,9 +49,12 @@ static inline struct weights weights_from_block(struct weights in, int64_t b)
  *   close    put the codes back into the block that was opened; all else in it stays. Blocks that
  *            are only opened and closed keep their bytes
  *   codes    the codes that blocks may have; NULL, as open and close, with a block size of one
+ *   choose   codebook types: the points of eight weights at a given scale (codebook_k.h); else NULL
  */
 struct opened;
 struct code_space;
+struct unit_choice;
+
 struct quant_type {
     const char *name;
     int32_t block_size, type_size;
@@ -57,6 +64,7 @@ struct quant_type {
     void (*open)(const uint8_t *block, struct opened *o);
     void (*close)(uint8_t *block, const struct opened *o);
     const struct code_space *codes;
+    void (*choose)(struct unit_choice *unit);
 };
 
 /* How a checkpoint stores weights, little-endian. Python knows these by the names in module.c. */
@@ -87,6 +95,13 @@ struct scales {
  * module.c. */
 struct errors { double difference, original, product, decoded, largest; };
 
+/* What the errors of a matrix are multiplied by: L and C of its input channels (factor.h), and the
+ * root of each channel's mean square. */
+struct metric {
+    int64_t n;
+    const float *upper, *diagonal, *scale;
+};
+
 /* One ISA's build of types.c. */
 struct codec {
     const char *isa;
@@ -109,6 +124,29 @@ struct codec {
     int64_t (*encode_columns)(const struct quant_type *type, const float *x, int64_t n_rows,
                               int64_t stride, int64_t n_columns, const float *importance,
                               enum effort effort, uint8_t *blocks);
+
+    /* As encode, but for the error of the matrix's outputs (feedback.h), with `sweeps` sweeps after
+     * the first codes. n_per_row is a multiple of 16. losses: what tr(E H E') has of each row.
+     * scratch: scratch_bytes(n_per_row) bytes, aligned to 64. Types with blocks only. */
+    int64_t (*encode_with_feedback)(const struct quant_type *type, enum stored_type stored,
+                                    const void *rows, int64_t n_rows, const struct metric *metric,
+                                    const float *importance, const struct search *search,
+                                    int sweeps, void *scratch, uint8_t *blocks, double *losses);
+    int64_t (*scratch_bytes)(int64_t n_per_row);
+
+    /* |e S'|^2 of each row, e the errors of its blocks. sums: S in panels of 16 columns, float
+     * [n_per_row / 16, n_sums, 16], n_sums a multiple of 16. scratch as above. */
+    void (*output_errors)(const struct quant_type *type, enum stored_type stored, const void *rows,
+                          int64_t n_rows, int64_t n_per_row, const uint8_t *blocks,
+                          const float *sums, int64_t n_sums, void *scratch, double *errors);
+
+    /* The factor of a matrix's correlations, in its place (factor.h): place_correlations for each
+     * row block, then factor_tiles from the last column block to the first. scratch:
+     * 2 * TILE * TILE doubles. */
+    void (*place_correlations)(int64_t n, const uint16_t *correlations, double damping, int64_t b,
+                               float *upper, float *diagonal);
+    void (*factor_tiles)(int64_t n, float *upper, double damping, int64_t b, int64_t first,
+                         int64_t last, double *scratch);
 
     /* n weights as one type and the blocks of another -> how far apart they are. n is a multiple of
      * both block sizes; importance as for encode. The sums of one call are the same on every ISA.

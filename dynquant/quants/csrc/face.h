@@ -27,3 +27,9 @@ static inline int aligned(const Py_buffer *buffer) { return (uintptr_t)buffer->b
 PyObject *face_decode_rows(PyObject *self, PyObject *args);
 PyObject *face_decode_transposed(PyObject *self, PyObject *args);
 PyObject *face_mxfp4_of_codes(PyObject *self, PyObject *args);
+
+/* face_feedback.c */
+PyObject *face_place_correlations(PyObject *self, PyObject *args);
+PyObject *face_factor_tiles(PyObject *self, PyObject *args);
+PyObject *face_encode_with_feedback(PyObject *self, PyObject *args);
+PyObject *face_output_errors(PyObject *self, PyObject *args);

@@ -4,8 +4,7 @@
 #include <stdint.h>
 #include <string.h>
 
-/* No block has more weights. */
-#define MAX_BLOCK 256
+#include "codec.h"
 
 /* The ridge below the importances, as a share of their mean: a channel of no importance would take
  * all of the correction. */

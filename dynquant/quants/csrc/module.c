@@ -1,7 +1,8 @@
 /* The Python interface of the core: CPython's limited API, buffers in, buffers out.
  *
- * codec.py and stored.py in dynquant/quants are the only callers and check types and shapes. The
- * checks here only make sure that a wrong call reads and writes no memory outside its buffers.
+ * codec.py, stored.py and feedback.py in dynquant/quants are the only callers and check types and
+ * shapes. The checks here only make sure that a wrong call reads and writes no memory outside its
+ * buffers.
  */
 #include "face.h"
 
@@ -196,6 +197,10 @@ static PyMethodDef methods[] = {
     {"decode_rows", face_decode_rows, METH_VARARGS, NULL},
     {"decode_transposed", face_decode_transposed, METH_VARARGS, NULL},
     {"mxfp4_of_codes", face_mxfp4_of_codes, METH_VARARGS, NULL},
+    {"place_correlations", face_place_correlations, METH_VARARGS, NULL},
+    {"factor_tiles", face_factor_tiles, METH_VARARGS, NULL},
+    {"encode_with_feedback", face_encode_with_feedback, METH_VARARGS, NULL},
+    {"output_errors", face_output_errors, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 

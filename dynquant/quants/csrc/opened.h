@@ -12,15 +12,13 @@
  */
 #pragma once
 
-#include <stdint.h>
-
-#define MAX_OPEN 256 /* weights of a block */
+#include "codec.h"
 
 struct opened {
     float scale[16], offset[16]; /* of each group; codebook types have no offset */
-    uint8_t q[MAX_OPEN];
-    uint16_t code[MAX_OPEN / 4];
-    uint8_t signs[MAX_OPEN / 8], down[MAX_OPEN / 8];
+    uint8_t q[MAX_BLOCK];
+    uint16_t code[MAX_BLOCK / 4];
+    uint8_t signs[MAX_BLOCK / 8], down[MAX_BLOCK / 8];
 };
 
 struct codebook;

@@ -6,9 +6,12 @@
 
 #include "codec.h"
 #include "errors.h"
+#include "feedback.h"
 #include "floats.h"
 #include "means.h"
 #include "opened.h"
+#include "regain.h"
+#include "rows.h"
 
 #include "iq1_m.h"
 #include "iq1_s.h"
@@ -38,13 +41,10 @@
 #include "tq1_0.h"
 #include "tq2_0.h"
 
-/* No block has more bytes. */
-#define MAX_TYPE_SIZE 256
-
 /* Block types: name, file, weights and bytes of a block, lanes that a block takes: its groups, and
  * in Q1_0 sixteenths of the block. An encoder takes as many blocks at a time as fill the lanes,
  * LANES / lanes; LOOPS checks that these are whole blocks. */
-#define BLOCK_TYPES(T)                                                                             \
+#define SCALAR_TYPES(T)                                                                            \
     T(Q8_0, q8_0, 32, 34, 1)                                                                       \
     T(Q6_K, q6_k, 256, 210, 16)                                                                    \
     T(Q5_1, q5_1, 32, 24, 1)                                                                       \
@@ -55,19 +55,24 @@
     T(IQ4_NL, iq4_nl, 32, 18, 1)                                                                   \
     T(Q4_0, q4_0, 32, 18, 1)                                                                       \
     T(IQ4_XS, iq4_xs, 256, 136, 8)                                                                 \
-    T(IQ3_S, iq3_s, 256, 110, 8)                                                                   \
     T(Q3_K, q3_k, 256, 110, 16)                                                                    \
-    T(IQ3_XXS, iq3_xxs, 256, 98, 8)                                                                \
     T(Q2_K, q2_k, 256, 84, 16)                                                                     \
+    T(Q2_0, q2_0, 64, 18, 1)                                                                       \
+    T(TQ2_0, tq2_0, 256, 66, 1)                                                                    \
+    T(TQ1_0, tq1_0, 256, 54, 1)                                                                    \
+    T(Q1_0, q1_0, 128, 18, 16)
+
+/* Those whose codes are points of a codebook; the columns are the same. */
+#define CODEBOOK_TYPES(T)                                                                          \
+    T(IQ3_S, iq3_s, 256, 110, 8)                                                                   \
+    T(IQ3_XXS, iq3_xxs, 256, 98, 8)                                                                \
     T(IQ2_S, iq2_s, 256, 82, 16)                                                                   \
     T(IQ2_XS, iq2_xs, 256, 74, 16)                                                                 \
-    T(Q2_0, q2_0, 64, 18, 1)                                                                       \
     T(IQ2_XXS, iq2_xxs, 256, 66, 8)                                                                \
-    T(TQ2_0, tq2_0, 256, 66, 1)                                                                    \
     T(IQ1_M, iq1_m, 256, 56, 16)                                                                   \
-    T(TQ1_0, tq1_0, 256, 54, 1)                                                                    \
-    T(IQ1_S, iq1_s, 256, 50, 8)                                                                    \
-    T(Q1_0, q1_0, 128, 18, 16)
+    T(IQ1_S, iq1_s, 256, 50, 8)
+
+#define BLOCK_TYPES(T) SCALAR_TYPES(T) CODEBOOK_TYPES(T)
 
 /* Block types whose scales are too coarse for `regain`; the columns are the same. */
 #define LATTICE_TYPES(T)                                                                           \
@@ -104,7 +109,6 @@
     }
 
 #define OPENING(NAME, name, block_size, type_size, lanes)                                          \
-    static_assert(block_size <= MAX_OPEN, #NAME " is too large to open");                          \
     static void open_one_##name(const uint8_t *block, struct opened *o)                            \
     {                                                                                              \
         open_##name((const struct block_##name *)block, o);                                        \
@@ -115,47 +119,41 @@
         close_##name((struct block_##name *)block, o);                                             \
     }
 
+#define CHOOSING(NAME, name, block_size, type_size, lanes)                                         \
+    static void choose_##name(struct unit_choice *unit)                                            \
+    {                                                                                              \
+        choose_unit(unit, name##_format.book);                                                     \
+    }
+
 BLOCK_TYPES(LOOPS)
 BLOCK_TYPES(REGAIN)
 BLOCK_TYPES(OPENING)
 LATTICE_TYPES(LOOPS)
 LATTICE_TYPES(OPENING)
+CODEBOOK_TYPES(CHOOSING)
 
 #define ROW(NAME, name, block_size, type_size, lanes)                                              \
     {#NAME, block_size, type_size, encode_all_##name, decode_all_##name, regain_one_##name,        \
-     open_one_##name, close_one_##name, &name##_codes},
+     open_one_##name, close_one_##name, &name##_codes, NULL},
+#define CODEBOOK_ROW(NAME, name, block_size, type_size, lanes)                                     \
+    {#NAME, block_size, type_size, encode_all_##name, decode_all_##name, regain_one_##name,        \
+     open_one_##name, close_one_##name, &name##_codes, choose_##name},
 #define LATTICE_ROW(NAME, name, block_size, type_size, lanes)                                      \
     {#NAME, block_size, type_size, encode_all_##name, decode_all_##name, NULL,                     \
-     open_one_##name, close_one_##name, &name##_codes},
+     open_one_##name, close_one_##name, &name##_codes, NULL},
 
 static const struct quant_type types[] = {
-    {"F32", 1, 4, encode_f32, decode_f32, NULL, NULL, NULL, NULL},
-    {"F16", 1, 2, encode_f16, decode_f16, NULL, NULL, NULL, NULL},
-    {"BF16", 1, 2, encode_bf16, decode_bf16, NULL, NULL, NULL, NULL},
-    BLOCK_TYPES(ROW)
+    {"F32", 1, 4, encode_f32, decode_f32, NULL, NULL, NULL, NULL, NULL},
+    {"F16", 1, 2, encode_f16, decode_f16, NULL, NULL, NULL, NULL, NULL},
+    {"BF16", 1, 2, encode_bf16, decode_bf16, NULL, NULL, NULL, NULL, NULL},
+    SCALAR_TYPES(ROW)
+    CODEBOOK_TYPES(CODEBOOK_ROW)
     LATTICE_TYPES(LATTICE_ROW)
 };
 
 /* Weights converted and encoded at a time: a multiple of LANES times every block size; 2 x 16 KiB
  * of stack, inside the L1 cache. */
 #define BATCH 4096
-
-/* Stored numbers as f32. Returns whether all of them are finite. */
-static int weights_of_stored(enum stored_type stored, const uint8_t *from, int64_t n, float *x)
-{
-    uint32_t not_finite = 0;
-    if (stored == STORED_F32)
-        memcpy(x, from, (size_t)n * sizeof *x);
-    else
-        for (int64_t i = 0; i < n; i++) {
-            uint16_t h;
-            memcpy(&h, from + 2 * i, sizeof h);
-            x[i] = stored == STORED_BF16 ? f32_of_bf16(h) : f32_of_f16(h);
-        }
-    for (int64_t i = 0; i < n; i++)
-        not_finite |= (bits_of_f32(x[i]) & 0x7f800000) == 0x7f800000;
-    return !not_finite;
-}
 
 static int64_t first_not_finite(const float *x)
 {
@@ -191,33 +189,6 @@ static void weigh_by_magnitude(const float *x, float *w, int has_importance, int
             float magnitude = (float)fmin(sqrt(mean + (double)x[i] * x[i]), FLT_MAX);
             float weight = has_importance ? w[i] * magnitude : magnitude;
             w[i] = weight < FLT_MAX ? weight : FLT_MAX;
-        }
-    }
-}
-
-/* A block that is fitted badly, such as one whose only important weight is rounded to zero, would
- * be multiplied by any number. What the others lose is far less than this. */
-static const double MOST_REGAINED = 0.5;
-
-/* Move each block's scale from least squares the share `gain` of the way to the one that keeps
- * <x, decoded> = <x, x>, but at most by MOST_REGAINED. Codes stay. */
-static void regain(const struct quant_type *type, float gain, const float *x, const float *w,
-                   uint8_t *blocks, int64_t n)
-{
-    for (int64_t b = 0; b < n; b += type->block_size, blocks += type->type_size) {
-        float decoded[MAX_BLOCK];
-        double xx = 0, xy = 0;
-        type->decode(blocks, decoded, 1);
-        for (int i = 0; i < type->block_size; i++) {
-            double wx = (w ? w[b + i] : 1) * (double)x[b + i];
-            xx += wx * x[b + i];
-            xy += wx * decoded[i];
-        }
-        if (xy > 0) {
-            double lost = xx / xy - 1;
-            if (lost > MOST_REGAINED)
-                lost = MOST_REGAINED;
-            type->regain(blocks, 1 + gain * (float)lost);
         }
     }
 }
@@ -309,6 +280,43 @@ static int64_t encode(const struct quant_type *type, enum stored_type stored, co
     return -1;
 }
 
+static int64_t encode_with_feedback(const struct quant_type *type, enum stored_type stored,
+                                    const void *rows, int64_t n_rows, const struct metric *metric,
+                                    const float *importance, const struct search *search,
+                                    int sweeps, void *scratch, uint8_t *blocks, double *losses)
+{
+    const int64_t row_bytes = metric->n * (stored == STORED_F32 ? 4 : 2);
+    const int64_t row_size = metric->n / type->block_size * type->type_size;
+    for (int64_t at = 0; at < n_rows; at += BUNDLE * LANES) {
+        int n = n_rows - at < BUNDLE * LANES ? (int)(n_rows - at) : BUNDLE * LANES;
+        struct bundle bundle = bundle_in(scratch, metric->n, n);
+        uint8_t *its = blocks + at * row_size;
+        int bad = encode_bundle(type, metric, &bundle, stored,
+                                (const uint8_t *)rows + at * row_bytes, importance, search, its);
+        if (bad < n)
+            return at + bad;
+        for (int s = 0; s < sweeps; s++)
+            sweep(type, metric, &bundle, its);
+        losses_of(metric, &bundle, losses + at);
+    }
+    return -1;
+}
+
+static void output_errors(const struct quant_type *type, enum stored_type stored, const void *rows,
+                          int64_t n_rows, int64_t n_per_row, const uint8_t *blocks,
+                          const float *sums, int64_t n_sums, void *scratch, double *errors)
+{
+    const int64_t row_bytes = n_per_row * (stored == STORED_F32 ? 4 : 2);
+    const int64_t row_size = n_per_row / type->block_size * type->type_size;
+    struct bundle bundle = bundle_in(scratch, n_per_row, LANES);
+    for (int64_t at = 0; at < n_rows; at += LANES) {
+        int n = n_rows - at < LANES ? (int)(n_rows - at) : LANES;
+        output_errors_of_group(type, stored, (const uint8_t *)rows + at * row_bytes, n, n_per_row,
+                               blocks + at * row_size, sums, n_sums, bundle.lanes, bundle.f,
+                               errors + at);
+    }
+}
+
 /* The first row of columns that holds a number that is not finite, or -1. */
 static int64_t first_not_finite_row(const float *x, int64_t n_rows, int64_t stride,
                                     int64_t n_columns)
@@ -390,6 +398,11 @@ const struct codec NAME(codec_, ISA) = {
     .types = types,
     .encode = encode,
     .encode_columns = encode_columns,
+    .encode_with_feedback = encode_with_feedback,
+    .scratch_bytes = bundle_size,
+    .output_errors = output_errors,
+    .place_correlations = place_correlations,
+    .factor_tiles = factor_tiles,
     .errors = errors,
     .decode_rows = decode_rows,
     .decode_transposed = decode_transposed,
