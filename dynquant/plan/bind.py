@@ -204,7 +204,7 @@ def _bound_feedback(
         or (qtype := types[name]) is None
         or not may_have_feedback(name, qtype)
     ]
-    without = f"the plan has error feedback for {', '.join(grouped(wrong))}, which cannot have it"
+    without = f"has error feedback for {', '.join(grouped(wrong))}, which cannot have it"
     return found, settings, [without] if wrong else []
 
 
