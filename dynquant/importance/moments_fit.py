@@ -54,21 +54,30 @@ def fitted(
 
 
 def _input_of(tensor: ModelTensor, moments: Moments) -> Input | None:
-    """Return a tensor's input, or that of another tensor with the same inputs."""
-    names = (tensor.name, *with_same_inputs(tensor))
-    return next((moments.inputs[name] for name in names if name in moments.inputs), None)
+    """Return a tensor's input, or that of another tensor with the same inputs, if it fits."""
+    if tensor.name in moments.inputs:
+        return moments.inputs[tensor.name]
+    others = (moments.inputs.get(name) for name in with_same_inputs(tensor))
+    return next((found for found in others if found and _has(found) == _wants(tensor)), None)
 
 
 def _misfits(known: Sequence[tuple[ModelTensor, Input]]) -> Iterator[str]:
     """Yield a message for each wrong number of channels or matrices, with names of tensors."""
     groups: dict[tuple[str, str], list[str]] = {}
     for tensor, found in known:
-        has = _size(found.n_matrices, found.n)
-        wanted = _size(prod(tensor.shape[:-2]), tensor.n_per_row)
+        has, wanted = _has(found), _wants(tensor)
         if has != wanted:
             groups.setdefault((has, wanted), []).append(tensor.name)
     for (has, wanted), names in groups.items():
         yield f"{has} channels for the {wanted} input channels of {', '.join(grouped(names))}"
+
+
+def _has(found: Input) -> str:
+    return _size(found.n_matrices, found.n)
+
+
+def _wants(tensor: ModelTensor) -> str:
+    return _size(prod(tensor.shape[:-2]), tensor.n_per_row)
 
 
 def _size(n_matrices: int, n: int) -> str:

@@ -196,13 +196,18 @@ def _bound_feedback(
         found = fitted(moments, tensors, imatrix)[0]
     except ImportanceError as e:
         return None, {}, list(e.messages)
-    settings, types = _settings(saved), {t.name: ALL.get(t.type) for t in saved.tensors}
+    settings = _settings(saved)
     wrong = [
-        name
-        for name in settings
-        if not (name in found.inputs and name in importance)
-        or (qtype := types[name]) is None
-        or not may_have_feedback(name, qtype)
+        t.name
+        for t in saved.tensors
+        if t.feedback
+        and not (
+            t.name in found.inputs
+            and t.name in importance
+            and not t.on_grid
+            and t.type in ALL
+            and may_have_feedback(t.name, ALL[t.type])
+        )
     ]
     without = f"has error feedback for {', '.join(grouped(wrong))}, which cannot have it"
     return found, settings, [without] if wrong else []

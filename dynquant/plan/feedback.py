@@ -168,8 +168,10 @@ def read_feedback(text: str) -> dict[str, FeedbackSetting]:
 
     Raises ValueError if it is not what `feedback_keys` writes.
     """
-    return {
-        name: FeedbackSetting(group.damping, group.sweeps)
-        for group in _GROUPS.validate_json(text)
-        for name in group.tensors
-    }
+    found: dict[str, FeedbackSetting] = {}
+    for group in _GROUPS.validate_json(text):
+        for name in group.tensors:
+            if name in found:
+                raise ValueError(f"{name!r} has two settings")
+            found[name] = FeedbackSetting(group.damping, group.sweeps)
+    return found

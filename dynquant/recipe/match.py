@@ -11,7 +11,7 @@ from dynquant.quants.table import QuantType
 from dynquant.recipe.assignment import BUILT_IN, Assigned, Assignment
 from dynquant.recipe.diagnostics import Findings
 from dynquant.recipe.facts import Facts, facts_of_tensors
-from dynquant.recipe.feedback import Feedback
+from dynquant.recipe.feedback import UNSET, Feedback
 from dynquant.recipe.for_readers import AskedReaders
 from dynquant.recipe.protection import Protection, protection
 from dynquant.recipe.rules import Recipe, Rule
@@ -67,7 +67,7 @@ def assign(
             None if taken is wanted else wanted,
             rule.note if rule else "",
             on_grid=grid is not None,
-            feedback=Feedback.first_of((*([rule.feedback] if rule else ()), recipe.feedback)),
+            feedback=_feedback(recipe, rule),
         )
     errors, warnings = found.report(assignments, absent)
     RecipeError.raise_any((*errors, *asked.errors()))
@@ -89,6 +89,13 @@ def may_take(rule: Rule, guard: Protection | None) -> bool:
 def where_default(recipe: Recipe) -> str:
     """Return the place of a recipe's default, such as `recipes/small.yaml:9 default`."""
     return f"{recipe.default_place.path}:{recipe.default_place.line} default"
+
+
+def _feedback(recipe: Recipe, rule: Rule | None) -> Feedback:
+    """Return what the rule that gives a type says about error feedback, or else the recipe."""
+    if rule is None or rule.feedback is UNSET:
+        return recipe.feedback
+    return Feedback.first_of((rule.feedback, recipe.feedback))
 
 
 def _fallback(recipe: Recipe, rule: Rule | None, wanted: QuantType) -> tuple[QuantType, ...]:

@@ -12,7 +12,7 @@ from dynquant.quants.readers import reader_name
 from dynquant.quants.table import QuantType, quant_type
 from dynquant.recipe import values
 from dynquant.recipe.extending import Given, OrderError, in_order
-from dynquant.recipe.feedback import Feedback
+from dynquant.recipe.feedback import UNSET, Feedback
 from dynquant.recipe.for_readers import faults_of_types
 from dynquant.recipe.layers import LayerItem, LayerPattern
 from dynquant.recipe.roles import role_name
@@ -339,6 +339,8 @@ class RecipeReader(Reader):
 
     def _feedback(self, node: yaml.Node | None) -> Feedback:
         """Return what a recipe or a rule says about error feedback."""
+        if node is None:
+            return UNSET
         if not isinstance(node, yaml.MappingNode):
             return Feedback(self.value(node, values.feedback_use))
         keys = self._part(node, FEEDBACK_KEYS, "feedback") or {}

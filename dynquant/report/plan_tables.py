@@ -124,7 +124,7 @@ def _importance(plan: Plan) -> Iterator[str]:
 
 
 def _feedback(plan: Plan) -> Iterator[str]:
-    """Yield how many tensors have error feedback, and those that lack only moments."""
+    """Yield how many tensors have error feedback, and those without moments."""
     if plan.moments is None:
         return
     line = (

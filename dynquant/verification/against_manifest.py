@@ -29,7 +29,6 @@ def _keys(manifest: Manifest) -> dict[str, str | int]:
             keys["dynquant.imatrix_unseen"] = manifest.importance.unseen
     if manifest.moments is not None:
         keys["dynquant.moments_header_sha256"] = manifest.moments.header_sha256
-        keys["dynquant.moments"] = manifest.moments.file
     return keys
 
 

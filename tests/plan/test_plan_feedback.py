@@ -275,7 +275,15 @@ def test_keys_record_the_file_and_the_settings_of_each_tensor(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{}", "[1]", '[{"damping": 2, "sweeps": 1, "tensors": []}]', "[[]]"]
+    "text",
+    [
+        "",
+        "{}",
+        "[[]]",
+        '[{"damping": 2, "sweeps": 1, "tensors": []}]',
+        '[{"damping": 1, "sweeps": 9, "tensors": []}]',
+        '[{"damping": 1, "sweeps": 1, "tensors": ["a", "a"]}]',
+    ],
 )
 def test_a_damaged_key_is_not_read(text: str) -> None:
     with pytest.raises(ValueError):

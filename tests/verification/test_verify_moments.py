@@ -111,11 +111,10 @@ def test_moments_without_a_source_are_an_error(made: Made) -> None:
 def test_a_manifest_of_other_moments_is_a_fault(made: Made, tmp_path: Path) -> None:
     out = Path(shutil.copy(made.out, tmp_path))
     document = json.loads(Path(f"{made.out}.manifest.json").read_text())
-    document["moments"] |= {"header_sha256": "0" * 64, "file": "o"}
+    document["moments"]["header_sha256"] = "0" * 64
     Path(f"{out}.manifest.json").write_text(json.dumps(document))
-    first, second = (f.what for f in dynquant.verify(out).faults)
-    assert first.startswith("dynquant.moments_header_sha256 is ")
-    assert second.startswith("dynquant.moments is 'm.safetensors', but 'o' in the manifest")
+    (fault,) = dynquant.verify(out).faults
+    assert fault.what.startswith("dynquant.moments_header_sha256 is ")
 
 
 def test_a_damaged_key_is_named(made: Made, tmp_path: Path) -> None:
