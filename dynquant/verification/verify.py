@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from dynquant.arch.load import Mla
 from dynquant.checkpoint.gguf_shards import Shards, first_file, open_gguf
-from dynquant.errors import CheckpointError, VerificationError
+from dynquant.errors import CheckpointError, Problems, VerificationError
 from dynquant.importance.imatrix import Imatrix, read_imatrix
 from dynquant.importance.moments import Moments, read_moments
 from dynquant.verification.against import prepare
@@ -63,10 +64,12 @@ def verify(
         )
     if sample is not None and sample < 1:
         raise VerificationError(f"sample is {sample}; compare at least one range of rows")
+    problems = Problems()
     if isinstance(imatrix, (str, Path)):
-        imatrix = read_imatrix(Path(imatrix))
+        imatrix = problems.attempt(partial(read_imatrix, Path(imatrix)))
     if isinstance(moments, (str, Path)):
-        moments = read_moments(Path(moments))
+        moments = problems.attempt(partial(read_moments, Path(moments)))
+    problems.raise_any()
     comparer = None
     if against is not None and (shards := _shards(path)) is not None:
         comparer = prepare(

@@ -16,7 +16,7 @@ from second_moments import input_of, write_importance, write_moments
 
 import dynquant
 from dynquant.checkpoint.gguf_shards import open_gguf
-from dynquant.errors import VerificationError
+from dynquant.errors import DynquantError, VerificationError
 from dynquant.verification.maker import Maker
 
 MODEL = load_reference("llama-2").folder
@@ -84,6 +84,15 @@ def test_missing_imatrix_and_moments_are_named_together(made: Made) -> None:
     assert [m.rpartition("; ")[2] for m in e.value.messages] == [
         "name it with --imatrix",
         "name their file with --moments",
+    ]
+
+
+def test_files_that_are_swapped_are_named_together(made: Made) -> None:
+    with pytest.raises(DynquantError) as e:
+        dynquant.verify(made.out, MODEL, imatrix=made.moments, moments=made.imatrix)
+    assert [m.partition("; ")[0] for m in e.value.messages] == [
+        f"{made.moments}: is a file of second moments, not an imatrix",
+        f"{made.imatrix}: is an imatrix, not a file of second moments",
     ]
 
 
