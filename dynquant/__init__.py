@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         evaluate_files,
         inspect,
         load_imatrix,
+        load_moments,
         load_plan,
         make_plan,
         read_manifest,
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     )
     from dynquant.evaluate.results import Evaluation
     from dynquant.importance.imatrix import Imatrix
+    from dynquant.importance.moments import Moments
     from dynquant.importance.report import ImatrixAudit
     from dynquant.keys import KeyValue
     from dynquant.plan.plan import TensorPlan
@@ -62,6 +64,7 @@ if TYPE_CHECKING:
     from dynquant.quants.encoder import ENCODER_REVISION, encode
     from dynquant.quants.error import TensorError
     from dynquant.quants.table import QuantType
+    from dynquant.recipe.feedback import FeedbackSetting
     from dynquant.recipe.loader import load_recipe
     from dynquant.recipe.rules import Recipe
     from dynquant.report.notebook import tqdm_progress
@@ -80,6 +83,7 @@ __all__ = [
     "EncodeError",
     "EvalError",
     "Evaluation",
+    "FeedbackSetting",
     "GGUFFile",
     "GateError",
     "Imatrix",
@@ -90,6 +94,7 @@ __all__ = [
     "Manifest",
     "ManifestError",
     "Model",
+    "Moments",
     "NoVocabError",
     "NotFiniteError",
     "Plan",
@@ -116,6 +121,7 @@ __all__ = [
     "inspect",
     "load_imatrix",
     "load_model",
+    "load_moments",
     "load_plan",
     "load_recipe",
     "make_plan",
@@ -134,6 +140,7 @@ _HOMES = {
         "evaluate_files",
         "inspect",
         "load_imatrix",
+        "load_moments",
         "load_plan",
         "make_plan",
         "read_manifest",
@@ -148,6 +155,7 @@ _HOMES = {
     "dynquant.conversion.result": ("Result",),
     "dynquant.evaluate.results": ("Evaluation",),
     "dynquant.importance.imatrix": ("Imatrix",),
+    "dynquant.importance.moments": ("Moments",),
     "dynquant.importance.report": ("ImatrixAudit",),
     "dynquant.keys": ("KeyValue",),
     "dynquant.plan.plan": ("TensorPlan",),
@@ -156,6 +164,7 @@ _HOMES = {
     "dynquant.quants.encoder": ("ENCODER_REVISION", "encode"),
     "dynquant.quants.error": ("TensorError",),
     "dynquant.quants.table": ("QuantType",),
+    "dynquant.recipe.feedback": ("FeedbackSetting",),
     "dynquant.recipe.loader": ("load_recipe",),
     "dynquant.recipe.rules": ("Recipe",),
     "dynquant.report.notebook": ("tqdm_progress",),

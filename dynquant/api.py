@@ -18,6 +18,7 @@ from dynquant.conversion.second_look import SAMPLES
 from dynquant.conversion.source_hashes import SourceHashes
 from dynquant.conversion.write import convert_plan
 from dynquant.importance.imatrix import Imatrix, read_imatrix
+from dynquant.importance.moments import Moments, read_moments
 from dynquant.importance.report import ImatrixAudit
 from dynquant.inputs import load_plan as load_saved_plan
 from dynquant.inputs import read_audit, read_inputs
@@ -93,6 +94,14 @@ def load_imatrix(path: str | Path) -> Imatrix:
     return read_imatrix(Path(path))
 
 
+def load_moments(path: str | Path) -> Moments:
+    """Read the header of second moments, which `dynquant imatrix --moments` writes.
+
+    Raises ImportanceError if the file cannot be read, or is not one of moments.
+    """
+    return read_moments(Path(path))
+
+
 def audit_imatrix(
     imatrix: str | Path | Imatrix,
     model: str | Path | Model,
@@ -113,6 +122,7 @@ def make_plan(
     recipe: str | Path | Mapping[str, Any] | Recipe,
     *,
     imatrix: str | Path | Imatrix | None = None,
+    moments: str | Path | Moments | None = None,
     effort: Effort | None = None,
     allow_requantize: bool = False,
     pre: str | None = None,
@@ -128,15 +138,23 @@ def make_plan(
 
     The other arguments are those of `convert`.
 
-    Raises a kind of DynquantError with all faults of model, recipe and imatrix.
+    Raises a kind of DynquantError with all faults of model, recipe, imatrix and moments.
     """
     found = read_inputs(
-        model, recipe, imatrix, pre=pre, mla=mla, needs_vocab=not draft, leave_out=leave_out
+        model,
+        recipe,
+        imatrix,
+        moments=moments,
+        pre=pre,
+        mla=mla,
+        needs_vocab=not draft,
+        leave_out=leave_out,
     )
     made = make.make_plan(
         found.model,
         found.recipe,
         imatrix=found.imatrix,
+        moments=found.moments,
         effort=effort,
         allow_requantize=allow_requantize,
         set_keys=set_keys,
@@ -201,13 +219,18 @@ def evaluate_files(
 
 
 def load_plan(
-    path: str | Path, model: str | Path | Model, *, imatrix: str | Path | Imatrix | None = None
+    path: str | Path,
+    model: str | Path | Model,
+    *,
+    imatrix: str | Path | Imatrix | None = None,
+    moments: str | Path | Moments | None = None,
 ) -> Plan:
     """Read a plan that `Plan.save` or `dynquant plan --save` made, for the same model.
 
-    Raises PlanError, with every difference by name, if it does not fit model and imatrix.
+    Raises PlanError, with every difference by name, if it does not fit the model, the
+    imatrix and the moments.
     """
-    bound = load_saved_plan(path, model, imatrix)
+    bound = load_saved_plan(path, model, imatrix, moments)
     return Plan._of(bound)  # pyright: ignore[reportPrivateUsage]
 
 
@@ -217,6 +240,7 @@ def convert(
     *,
     recipe: str | Path | Mapping[str, Any] | Recipe,
     imatrix: str | Path | Imatrix | None = None,
+    moments: str | Path | Moments | None = None,
     effort: Effort | None = None,
     allow_requantize: bool = False,
     threads: int | None = None,
@@ -237,6 +261,8 @@ def convert(
     recipe:   the name of a shipped recipe, a YAML file, or what `load_recipe` returned
     imatrix:  an imatrix file of the model, or what `load_imatrix` returned; None weights all input
               channels equally
+    moments:  the second moments that `dynquant imatrix --moments` wrote beside the imatrix, or what
+              `load_moments` returned, for error feedback; None encodes without it
     effort:   how much the encoders search: "fast", "normal" or "best"; None leaves it to the recipe
     allow_requantize: allow tensors that are quantized in a GGUF to get another type
     threads:  worker threads; None uses one for each CPU; the output does not depend on it
@@ -259,6 +285,7 @@ def convert(
         model,
         recipe,
         imatrix=imatrix,
+        moments=moments,
         effort=effort,
         allow_requantize=allow_requantize,
         pre=pre,
@@ -301,6 +328,7 @@ __all__ = [
     "convert",
     "inspect",
     "load_imatrix",
+    "load_moments",
     "load_plan",
     "load_recipe",
     "make_plan",

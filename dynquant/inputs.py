@@ -13,6 +13,8 @@ from dynquant.arch.load import Mla, load_model
 from dynquant.checkpoint.hub import is_hub_name
 from dynquant.errors import Problems, VocabError
 from dynquant.importance.imatrix import Imatrix, read_imatrix
+from dynquant.importance.moments import Moments, read_moments
+from dynquant.importance.moments_fit import NEEDS_IMATRIX
 from dynquant.importance.report import ImatrixAudit, audit_of
 from dynquant.measure.grids import OnGrid, find_grids
 from dynquant.plan.bind import bind_plan
@@ -25,11 +27,12 @@ from dynquant.recipe.rules import Recipe
 
 @dataclass(frozen=True)
 class Inputs:
-    """A model, a recipe and possibly an imatrix."""
+    """A model, a recipe and possibly an imatrix with second moments."""
 
     model: Model
     recipe: Recipe
     imatrix: Imatrix | None
+    moments: Moments | None = None
 
     @cached_property
     def grids(self) -> dict[str, OnGrid]:
@@ -45,12 +48,13 @@ def read_inputs(
     recipe: str | Path | Mapping[str, Any] | Recipe,
     imatrix: str | Path | Imatrix | None = None,
     *,
+    moments: str | Path | Moments | None = None,
     pre: str | None = None,
     mla: Mla | None = None,
     needs_vocab: bool = True,
     leave_out: Sequence[str] = (),
 ) -> Inputs:
-    """Read a recipe, an imatrix and a model, in this order; each may be loaded already.
+    """Read a recipe, an imatrix, moments and a model, in this order; each may be loaded already.
 
     A model of the Hub is fetched only if the others are valid: that may take hours.
 
@@ -62,10 +66,11 @@ def read_inputs(
     problems = Problems()
     rules = recipe if isinstance(recipe, Recipe) else problems.attempt(lambda: load_recipe(recipe))
     means = problems.attempt(lambda: _imatrix(imatrix))
+    seconds = _moments(moments, imatrix, problems)
     loaded = _model(model, pre, mla, needs_vocab, leave_out, problems)
     problems.raise_any()
     assert loaded is not None and rules is not None, "whatever is not read is a fault"
-    return Inputs(loaded, rules, means)
+    return Inputs(loaded, rules, means, seconds)
 
 
 def read_audit(
@@ -102,9 +107,12 @@ def read_audit(
 
 
 def load_plan(
-    path: str | Path, model: str | Path | Model, imatrix: str | Path | Imatrix | None = None
+    path: str | Path,
+    model: str | Path | Model,
+    imatrix: str | Path | Imatrix | None = None,
+    moments: str | Path | Moments | None = None,
 ) -> Plan:
-    """Read a saved plan, with the model and the imatrix that it was made for.
+    """Read a saved plan, with the model, the imatrix and the moments that it was made for.
 
     Raises DynquantError with the faults of all of them, PlanError for a plan that does not fit.
     """
@@ -112,6 +120,7 @@ def load_plan(
     problems = Problems()
     saved = problems.attempt(lambda: read_plan(path))
     means = problems.attempt(lambda: _imatrix(imatrix))
+    seconds = _moments(moments, imatrix, problems)
     loaded = model if isinstance(model, Model) else None
     if loaded is None and saved is not None:
         if is_hub_name(str(model)):
@@ -119,13 +128,29 @@ def load_plan(
         loaded = problems.attempt(lambda: _model_of_plan(str(model), saved))
     problems.raise_any()
     assert loaded is not None and saved is not None, "whatever is not read is a fault"
-    return bind_plan(saved, loaded, means, str(path))
+    return bind_plan(saved, loaded, means, str(path), seconds)
 
 
 def _imatrix(imatrix: str | Path | Imatrix | None) -> Imatrix | None:
     if imatrix is None or isinstance(imatrix, Imatrix):
         return imatrix
     return read_imatrix(Path(imatrix))
+
+
+def _moments(
+    moments: str | Path | Moments | None,
+    imatrix: str | Path | Imatrix | None,
+    problems: Problems,
+) -> Moments | None:
+    """Read moments; without an imatrix, they are a problem."""
+    if moments is None:
+        return None
+    path = moments.path if isinstance(moments, Moments) else Path(moments)
+    if imatrix is None:
+        problems.add(f"{path}: {NEEDS_IMATRIX}")
+    if isinstance(moments, Moments):
+        return moments
+    return problems.attempt(lambda: read_moments(path))
 
 
 def _model(

@@ -59,6 +59,15 @@ ImatrixOption = Annotated[
         help="llama.cpp's importance matrix of the model, in either of its formats.",
     ),
 ]
+MomentsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--moments",
+        metavar="FILE",
+        help="Second moments of the model, which `dynquant imatrix --moments` writes beside the"
+        " imatrix, for error feedback; they need --imatrix.",
+    ),
+]
 ImatrixOutOption = Annotated[
     Path | None,
     typer.Option(

@@ -16,6 +16,7 @@ from dynquant.cli.options import (
     LogFormatOption,
     MaxSizeOption,
     ModelArgument,
+    MomentsOption,
     PlanMlaOption,
     PreOption,
     RecipeOption,
@@ -41,6 +42,7 @@ def plan(
         ),
     ] = None,
     imatrix: ImatrixOption = None,
+    moments: MomentsOption = None,
     effort: EffortOption = None,
     allow_requantize: RequantizeOption = False,
     tensors: Annotated[
@@ -82,6 +84,7 @@ def plan(
         recipe,
         saved,
         imatrix,
+        moments,
         effort,
         allow_requantize,
         set_keys,

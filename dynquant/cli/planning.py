@@ -22,6 +22,7 @@ class Planning:
     recipe: str | None
     saved: Path | None
     imatrix: Path | None
+    moments: Path | None
     effort: Literal["fast", "normal", "best"] | None
     allow_requantize: bool
     set_keys: list[str] | None
@@ -64,12 +65,13 @@ class Planning:
         from dynquant.plan.make import make_plan
 
         if self.saved is not None:
-            return load_plan(self.saved, self.model, self.imatrix)
+            return load_plan(self.saved, self.model, self.imatrix, self.moments)
         assert self.recipe is not None, "checked"
         inputs = read_inputs(
             self.model,
             self.recipe,
             self.imatrix,
+            moments=self.moments,
             pre=self.pre,
             mla=self.mla,
             needs_vocab=not draft,
@@ -79,6 +81,7 @@ class Planning:
             inputs.model,
             inputs.recipe,
             imatrix=inputs.imatrix,
+            moments=inputs.moments,
             effort=self.effort,
             allow_requantize=self.allow_requantize,
             set_keys=settings(self.set_keys),

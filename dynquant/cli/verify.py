@@ -16,6 +16,7 @@ from dynquant.cli.options import (
     JsonOption,
     LeaveOutOption,
     MlaOption,
+    MomentsOption,
     ThreadsOption,
 )
 from dynquant.cli.steps import Report, successive
@@ -61,6 +62,7 @@ def verify(
         ),
     ] = None,
     imatrix: ImatrixOption = None,
+    moments: MomentsOption = None,
     mla: MlaOption = "split",
     leave_out: LeaveOutOption = None,
     threads: ThreadsOption = None,
@@ -72,9 +74,9 @@ def verify(
     Checks the structure, the scales and codes of all blocks, and what llama.cpp requires. If there
     is an OUT.gguf.manifest.json, checks the file against it, too.
     """
-    if against is None and (tensors or sample or imatrix or leave_out):
+    if against is None and (tensors or sample or imatrix or moments or leave_out):
         raise typer.BadParameter(
-            "--tensors, --sample, --imatrix and --leave-out require --against MODEL",
+            "--tensors, --sample, --imatrix, --moments and --leave-out require --against MODEL",
             param_hint="--against",
         )
     from dynquant.errors import VerificationError
@@ -99,6 +101,7 @@ def verify(
                 tensors=tensors,
                 sample=sample,
                 imatrix=imatrix,
+                moments=moments,
                 mla=mla,
                 leave_out=leave_out or (),
                 threads=threads,

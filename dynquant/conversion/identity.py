@@ -16,6 +16,7 @@ from dynquant.checkpoint.source_file import hash_of_settings, reading, source_fa
 from dynquant.conversion.work import Work
 from dynquant.distribution import our_version
 from dynquant.errors import CheckpointError
+from dynquant.plan.feedback import settings_text
 from dynquant.plan.plan import Plan
 from dynquant.quants.encoder import ENCODER_REVISION
 
@@ -35,6 +36,8 @@ def identity_of(plan: Plan, work: Work) -> dict[str, Any]:
         "imatrix": plan.imatrix.sha256 if plan.imatrix else None,
         "experts without data": plan.experts.unseen if plan.imatrix else None,
         "shrink": plan.experts.shrink if plan.imatrix else None,
+        "second moments": plan.moments.header_sha256 if plan.moments else None,
+        "error feedback": settings_text(plan.feedback) or None,
         "--leave-out": sorted(plan.leave_out) or None,
         "shards": len(work.layout.files),
         "plan": hashlib.sha256(headers).hexdigest(),

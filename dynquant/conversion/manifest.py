@@ -29,6 +29,7 @@ from dynquant.json_documents import (
     repeated,
 )
 from dynquant.quants.search import Effort
+from dynquant.recipe.feedback import MAX_SWEEPS
 
 VERSION = 1
 Xxh64 = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
@@ -93,6 +94,27 @@ class ImportancePart(Part):
     manifests of early versions have neither, their experts had only their own figures"""
 
 
+class MomentsPart(Part):
+    """The second moments of the inputs, for error feedback."""
+
+    file: FileName
+    header_sha256: Sha256
+    """of all bytes before the first array, which hold the hashes of all arrays"""
+    model: str | None = None
+    """the model that they are of, as they name it"""
+    tokens_sha256: Sha256 | None = None
+    """of the tokens that they were computed on"""
+
+
+class Feedback(Part):
+    """How the errors of a tensor were fed back into the columns that follow."""
+
+    damping: Annotated[float, Field(ge=0, le=1)]
+    """more damping feeds back less of each error"""
+    sweeps: Annotated[int, Field(ge=0, le=MAX_SWEEPS)]
+    """passes over all columns that improve the codes afterwards"""
+
+
 class Source(Part):
     """A file that tensors were read from."""
 
@@ -147,6 +169,8 @@ class Tensor(Part):
     importance: str | None
     """which input channels had importance; null if all were weighted equally"""
     error: Errors | None
+    feedback: Feedback | None = None
+    """how its errors were fed back; null without error feedback"""
 
 
 class Manifest(Part):
@@ -159,6 +183,8 @@ class Manifest(Part):
     recipe: RecipePart
     effort: Effort
     importance: ImportancePart | None
+    moments: MomentsPart | None = None
+    """null if no tensor was encoded with error feedback"""
     sources: list[Source]
     """in the order of first use"""
     model: ModelPart

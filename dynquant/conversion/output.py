@@ -238,6 +238,8 @@ def _read_files(plan: Plan, work: Work) -> dict[tuple[int, int] | None, str]:
     reads |= dict.fromkeys(map(Path, {plan.recipe.path, *plan.recipe.places}), "the recipe")
     if plan.imatrix:
         reads[plan.imatrix.path] = "the imatrix"
+    if plan.moments:
+        reads[plan.moments.path] = "the file of second moments"
     found = {_inode(path): what for path, what in reads.items()}
     found.pop(None, None)
     return found

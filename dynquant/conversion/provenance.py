@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from re import fullmatch
 from typing import Literal
 
 from dynquant.conversion.layout import Layout
 from dynquant.conversion.manifest import (
     Errors,
+    Feedback,
     ImportancePart,
     Maker,
     Manifest,
     ModelPart,
+    MomentsPart,
     OutputFile,
     OutputPart,
     RecipePart,
@@ -63,6 +66,7 @@ def manifest_of(result: Result, layout: Layout, sources: Sequence[Source]) -> Ma
         ),
         effort=plan.effort,
         importance=_importance(plan),
+        moments=_moments(plan),
         sources=list(sources),
         model=_model(plan),
         tensors=[
@@ -78,6 +82,7 @@ def manifest_of(result: Result, layout: Layout, sources: Sequence[Source]) -> Ma
                 instead_of=t.instead_of.name if t.instead_of else None,
                 importance=t.importance,
                 error=_errors(result.errors.get(t.name)),
+                feedback=_feedback(plan, t.name),
             )
             for t in plan.tensors
         ],
@@ -99,6 +104,24 @@ def _importance(plan: Plan) -> ImportancePart | None:
         shrink=plan.experts.shrink,
         unseen=plan.experts.unseen,
     )
+
+
+def _moments(plan: Plan) -> MomentsPart | None:
+    if plan.moments is None:
+        return None
+    its = plan.moments.metadata
+    tokens = its.get("tokens_sha256", "")
+    return MomentsPart(
+        file=plain(plan.moments.path.name),
+        header_sha256=plan.moments.header_sha256,
+        model=plain(its["model"]) if "model" in its else None,
+        tokens_sha256=tokens if fullmatch("[0-9a-f]{64}", tokens) else None,
+    )
+
+
+def _feedback(plan: Plan, name: str) -> Feedback | None:
+    setting = plan.feedback.get(name)
+    return Feedback(damping=setting.damping, sweeps=setting.sweeps) if setting else None
 
 
 def _model(plan: Plan) -> ModelPart:

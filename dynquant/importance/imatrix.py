@@ -29,6 +29,7 @@ from dynquant.checkpoint.gguf import GGUFFile, GGUFTensor, read_gguf
 from dynquant.errors import CheckpointError, ImportanceError
 from dynquant.importance.entry import Entry, Found
 from dynquant.importance.legacy import read_legacy
+from dynquant.importance.moments import is_moments
 from dynquant.keys import Keys, string, strings, u32
 from dynquant.name_lists import grouped
 from dynquant.tensors import ShardFile
@@ -73,9 +74,15 @@ def read_imatrix(path: Path) -> Imatrix:
     """
     try:
         with open_regular(path) as file:
+            if is_moments(file):
+                raise ImportanceError(
+                    f"{path}: is a file of second moments, not an imatrix; give it as --moments,"
+                    " and the imatrix beside it as --imatrix"
+                )
             size = file.seek(0, 2)
             if size > MAX_BYTES:
                 raise ImportanceError(f"{path}: {size} bytes; at most {MAX_BYTES} are read")
+            file.seek(0)
             file.seek(0)
             is_gguf = file.read(4) == b"GGUF"
             file.seek(0)

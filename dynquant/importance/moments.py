@@ -22,6 +22,7 @@ tensors of each input), `hashes` (JSON: XXH3-128 of each input's bytes), and whe
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -36,7 +37,10 @@ from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
 
 from dynquant.arrays import F32
-from dynquant.errors import ImportanceError
+from dynquant.checkpoint.gguf import read_gguf
+from dynquant.errors import CheckpointError, ImportanceError
+from dynquant.importance.legacy import read_legacy
+from dynquant.untrusted import open_regular
 
 FORMAT = "dynquant.moments.1"
 
@@ -46,6 +50,8 @@ N_SIGNS = 256
 _NUMPY = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2")}
 _NO_HASH = "0" * 32
 _PIECE = 1 << 24  # bytes that are hashed at a time
+_HEAD = 1 << 12  # bytes in which a header names its format
+_MOST = 100 << 20  # bytes of a header that safetensors reads
 
 
 @dataclass(frozen=True)
@@ -236,12 +242,16 @@ class Moments:
 
     inputs:   by the name of each tensor
     metadata: where the file is from: `model`, `tokens_sha256`, `windows`, `held_out`
+    hashes:   XXH3-128 of the bytes of each input, by its name
+    header_sha256: of all bytes before the first array: of the hashes, too, so that it identifies
+              the file, which may have many gigabytes
     """
 
     path: Path
     inputs: Mapping[str, Input]
     metadata: Mapping[str, str]
     hashes: Mapping[str, str]
+    header_sha256: str
     _checked: set[str] = field(default_factory=set[str], repr=False, compare=False)
 
     def row(self, tensor: str, array: str, row: int | None = None) -> NDArray[Any]:
@@ -294,6 +304,20 @@ def read_moments(path: Path) -> Moments:
     Raises ImportanceError if the file cannot be read, or is not one of moments.
     """
     try:
+        with open_regular(path) as file:
+            is_imatrix = _is_imatrix(path, file)
+            file.seek(0)
+            n = int.from_bytes(file.read(8), "little")
+            file.seek(0)
+            header_sha256 = hashlib.sha256(file.read(min(n + 8, _MOST))).hexdigest()
+    except OSError as e:
+        raise ImportanceError(f"{path}: cannot be read: {e.strerror}") from e
+    if is_imatrix:
+        raise ImportanceError(
+            f"{path}: is an imatrix, not a file of second moments; give it as --imatrix, and the"
+            " .moments.safetensors beside it as --moments"
+        )
+    try:
         with _opened(path) as file:
             metadata: dict[str, str] = file.metadata() or {}
             names: list[str] = list(file.keys())
@@ -314,6 +338,8 @@ def read_moments(path: Path) -> Moments:
         for name in hashes:
             n_matrices, n = shapes[f"{name}.squares"]
             n_moments = shapes[f"{name}.held_out"][0]
+            if n_moments not in (1, n_matrices):
+                raise ValueError(name)
             each = Input(name, tuple(tensors[name]), n, n_matrices, n_moments)
             for own, (_, shape) in each.arrays.items():
                 if tuple(shapes[own]) != shape:
@@ -321,4 +347,21 @@ def read_moments(path: Path) -> Moments:
             inputs |= dict.fromkeys(each.tensors, each)
     except (KeyError, ValueError) as e:  # a ValidationError is a ValueError
         raise ImportanceError(f"{path}: its header is damaged; make the file again") from e
-    return Moments(path, inputs, metadata, hashes)
+    return Moments(path, inputs, metadata, hashes, header_sha256)
+
+
+def is_moments(file: BinaryIO) -> bool:
+    """Return whether an open file begins as safetensors do that `MomentsWriter` wrote."""
+    head = file.read(_HEAD)
+    return head[8:9] == b"{" and FORMAT.rpartition(".")[0].encode() in head
+
+
+def _is_imatrix(path: Path, file: BinaryIO) -> bool:
+    """Return whether an open file is an imatrix, in either of its formats."""
+    try:
+        if file.read(4) != b"GGUF":
+            return bool(read_legacy(path, file)[0])
+        kind = read_gguf(path).keys.get("general.type")
+        return kind is not None and kind.value == "imatrix"
+    except (CheckpointError, ImportanceError):
+        return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -76,7 +77,10 @@ def typed_sides(
         assert recipe is not None and loaded is not None, "whatever is not read is a problem"
         return typed_by(apply_recipe(recipe, loaded, has_imatrix=means is not None))
 
-    return tuple(map(typed, sides))
+    found = tuple(map(typed, sides))
+    if files and recipes:  # a recipe does not say whether there are moments, as a file does
+        return tuple(tuple(replace(t, feedback="") for t in side) for side in found)
+    return found
 
 
 def _is_gguf(side: str) -> bool:

@@ -12,12 +12,15 @@ from dynquant.errors import EncodeError, ImportanceError, PlanError
 from dynquant.importance.audit import Importance, audit
 from dynquant.importance.experts import ALONE, DEFAULT, Policy
 from dynquant.importance.imatrix import Imatrix
+from dynquant.importance.moments import Moments
+from dynquant.importance.moments_fit import fitted
 from dynquant.json_documents import (
     plain,
 )
 from dynquant.keys import Keys, KeyValue
 from dynquant.name_lists import grouped
 from dynquant.plan.checks import changing, importance_problems, requantized
+from dynquant.plan.feedback import FEEDBACK_KEY, may_have_feedback, read_feedback
 from dynquant.plan.make import place_tensors
 from dynquant.plan.plan import Plan, RecipeText, TensorPlan
 from dynquant.plan.saved import PlanKey, PlanTensor, SavedPlan, key_sha256, plan_sources
@@ -26,18 +29,30 @@ from dynquant.plan.settle_prediction import settle_prediction
 from dynquant.quants.encoder import ENCODER_REVISION
 from dynquant.quants.table import ALL, KEPT
 from dynquant.recipe.assignment import Assigned, Assignment
+from dynquant.recipe.feedback import FeedbackSetting
 from dynquant.vocab.loading import loading_problems
 
 
-def bind_plan(saved: SavedPlan, model: Model, imatrix: Imatrix | None, where: str) -> Plan:
-    """Join a saved plan with its model and imatrix, so that it can be carried out.
+def bind_plan(
+    saved: SavedPlan,
+    model: Model,
+    imatrix: Imatrix | None,
+    where: str,
+    moments: Moments | None = None,
+) -> Plan:
+    """Join a saved plan with its model, imatrix and moments, so that it can be carried out.
 
     where: what messages call the plan
 
     Raises PlanError with everything that does not fit: another dynquant, architecture, imatrix,
-    source file, tensor, shape, size or key; each is named.
+    file of moments, source file, tensor, shape, size or key; each is named.
     """
-    problems = [*_other_maker(saved), *_other_imatrix(saved, imatrix), *_other_policy(saved)]
+    problems = [
+        *_other_maker(saved),
+        *_other_imatrix(saved, imatrix),
+        *_other_policy(saved),
+        *_other_moments(saved, moments),
+    ]
     if model.architecture != saved.architecture:
         problems.append(f"is for {saved.architecture}, and the model is {model.architecture}")
         PlanError.raise_any(f"{where}: {p}" for p in problems)
@@ -60,7 +75,8 @@ def bind_plan(saved: SavedPlan, model: Model, imatrix: Imatrix | None, where: st
         placed, shards = place_tensors(ordered, assignments, importance, cut)
     except EncodeError as e:
         raise PlanError(*(f"{where}: {m}" for m in e.messages)) from e
-    problems = [*faults, *_other_places(saved, placed)]
+    moments, feedback, misfits = _bound_feedback(saved, ordered, importance, imatrix, moments)
+    problems = [*faults, *misfits, *_other_places(saved, placed)]
     PlanError.raise_any(f"{where}: {p}" for p in problems)
     return Plan(
         architecture=model.architecture,
@@ -75,6 +91,8 @@ def bind_plan(saved: SavedPlan, model: Model, imatrix: Imatrix | None, where: st
         imatrix=imatrix,
         importance=importance,
         experts=_policy(saved),
+        moments=moments,
+        feedback=feedback,
         effort=saved.effort,
         prediction=model.prediction.layers if model.prediction else range(0),
         set_keys=frozenset(n for n, key in saved.keys.items() if key.set),
@@ -126,6 +144,73 @@ def _other_policy(saved: SavedPlan) -> Iterator[str]:
                 f"importance.{name} is {ours!r}, and the key dynquant.imatrix_{name} {recorded!r};"
                 " to change it, change the recipe and make the plan again"
             )
+
+
+def _other_moments(saved: SavedPlan, moments: Moments | None) -> Iterator[str]:
+    """Say where the moments, and the settings of tensors, are not those that the keys record."""
+    wanted = saved.moments
+    if wanted is None:
+        if moments:
+            yield f"was made without second moments; leave out {moments.path}"
+        if named := [t.name for t in saved.tensors if t.feedback]:
+            yield f"has error feedback for {', '.join(grouped(named))}, and names no moments"
+        return
+    its = f"the second moments {wanted.file}, header sha256 {wanted.header_sha256}"
+    if moments is None:
+        yield f"needs {its}; give them (--moments FILE)"
+        return
+    if moments.header_sha256 != wanted.header_sha256:
+        yield f"needs {its}; {moments.path} has {moments.header_sha256}"
+    key = saved.keys.get(FEEDBACK_KEY)
+    recorded = _recorded(key.value) if key and isinstance(key.value, str) else None
+    if recorded != _settings(saved):
+        yield (
+            f"the feedback of its tensors is not that of the key {FEEDBACK_KEY}; to change it,"
+            " change the recipe and make the plan again"
+        )
+
+
+def _recorded(text: str) -> dict[str, FeedbackSetting] | None:
+    try:
+        return read_feedback(text)
+    except ValueError:
+        return None
+
+
+def _settings(saved: SavedPlan) -> dict[str, FeedbackSetting]:
+    named = {t.name: t.feedback for t in saved.tensors if t.feedback}
+    return {name: FeedbackSetting(f.damping, f.sweeps) for name, f in named.items()}
+
+
+def _bound_feedback(
+    saved: SavedPlan,
+    tensors: list[ModelTensor],
+    importance: Mapping[str, Importance],
+    imatrix: Imatrix | None,
+    moments: Moments | None,
+) -> tuple[Moments | None, dict[str, FeedbackSetting], list[str]]:
+    """Return the moments and the feedback of tensors, and the tensors that cannot have it."""
+    if moments is None or imatrix is None:
+        return None, {}, []
+    try:
+        found = fitted(moments, tensors, imatrix)[0]
+    except ImportanceError as e:
+        return None, {}, list(e.messages)
+    settings = _settings(saved)
+    wrong = [
+        t.name
+        for t in saved.tensors
+        if t.feedback
+        and not (
+            t.name in found.inputs
+            and t.name in importance
+            and not t.on_grid
+            and t.type in ALL
+            and may_have_feedback(t.name, ALL[t.type])
+        )
+    ]
+    without = f"has error feedback for {', '.join(grouped(wrong))}, which cannot have it"
+    return found, settings, [without] if wrong else []
 
 
 def _settled(model: Model, planned: Mapping[str, PlanTensor]) -> Iterator[ModelTensor]:

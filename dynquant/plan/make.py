@@ -11,6 +11,7 @@ from dynquant.arch.base import Model, ModelTensor
 from dynquant.errors import ImportanceError, PlanError, Problems, RecipeError
 from dynquant.importance.audit import Importance, audit, gaps
 from dynquant.importance.imatrix import Imatrix
+from dynquant.importance.moments import Moments
 from dynquant.keys import Keys, KeyValue
 from dynquant.measure.grids import OnGrid
 from dynquant.plan.checks import (
@@ -22,6 +23,7 @@ from dynquant.plan.checks import (
     tensor_problems,
     unseen_problems,
 )
+from dynquant.plan.feedback import Fed, decide_feedback, feedback_keys, required_problems
 from dynquant.plan.left_out import left_out
 from dynquant.plan.plan import Plan, RecipeText, TensorPlan, padded
 from dynquant.plan.quantizer_keys import quantizer_keys, with_ours
@@ -40,6 +42,7 @@ def make_plan(
     recipe: Recipe,
     *,
     imatrix: Imatrix | None = None,
+    moments: Moments | None = None,
     effort: Effort | None = None,
     allow_requantize: bool = False,
     set_keys: Mapping[str, KeyValue | str] | None = None,
@@ -50,6 +53,7 @@ def make_plan(
     """Resolve a recipe for a model into the plan of one output.
 
     imatrix:  weights the errors of the encoders; without one, all input channels count equally
+    moments:  the second moments of the inputs, for error feedback; they need an imatrix
     effort:   how much the encoders search: "fast", "normal" or "best"; None leaves it to the
               recipe, whose default is "normal"
     allow_requantize: allow tensors that are quantized in a GGUF to get another type
@@ -61,9 +65,9 @@ def make_plan(
     grids:    the grids that tensors of floats lie on, by name, of `find_grids`
 
     Raises RecipeError if the recipe does not fit the model, ImportanceError if the imatrix is
-    another model's, PlanError for names, shapes and keys that GGUF cannot hold, for types that need
-    importance, for weights that are quantized already, and if more than one of these is the case;
-    all messages at once.
+    another model's or the moments are, PlanError for names, shapes and keys that GGUF cannot hold,
+    for types that need importance, for weights that are quantized already, and if more than one of
+    these is the case; all messages at once.
     """
     effort = effort or recipe.effort or "normal"
     problems = Problems()
@@ -107,12 +111,24 @@ def make_plan(
         if recipe.experts.unseen == "error":
             refusals += unseen_problems(recipe.path, quantized, imatrix, known)
     importance = {name: known[name] for name in quantized if name in known}
+    refusals += required_problems(recipe, moments, changed)
+    feedback = Fed()
+    if moments:
+        feedback = (
+            problems.attempt(
+                lambda: decide_feedback(
+                    recipe, moments, imatrix, model.tensors, changed, importance
+                ),
+                ImportanceError,
+            )
+            or feedback
+        )
     grids = {t.name: grids[t.name] for t in model.tensors if t.name in grids}
     warnings += special_types(recipe.path, changed, grids)
     warnings += lost_grids(recipe.path, assigned.assignments, grids)
     warnings += unknown_settings(recipe.metadata, f"{recipe.path}: metadata")
     warnings += unknown_settings(set_keys or (), "--set")
-    keys, faults = _keys(model, recipe, effort, assigned, imatrix, set_keys or {})
+    keys, faults = _keys(model, recipe, effort, assigned, imatrix, feedback, set_keys or {})
     problems.add(*faults, *loading_problems(keys))
     if not draft:
         problems.add(*refusals)
@@ -138,12 +154,15 @@ def make_plan(
             *left_out(model.ignored),
             *warnings,
             *imatrix_warnings,
+            *feedback.warnings,
         ),
         ignored=model.ignored,
         files=model.files,
         imatrix=imatrix,
         importance=importance,
         experts=recipe.experts,
+        moments=feedback.moments,
+        feedback=feedback.settings,
         effort=effort,
         prediction=model.prediction.layers if model.prediction else range(0),
         set_keys=frozenset(n for n, key in keys.items() if model.keys.get(n) != key),
@@ -161,6 +180,7 @@ def _keys(
     effort: Effort,
     assigned: Assigned,
     imatrix: Imatrix | None,
+    feedback: Fed,
     set_keys: Mapping[str, KeyValue | str],
 ) -> tuple[Keys, list[str]]:
     """Return the keys of the output, and what is wrong with those that were set."""
@@ -168,7 +188,9 @@ def _keys(
     for t in model.tensors:
         if t.name in assigned.assignments:
             weights[assigned.assignments[t.name].type] += t.n_rows * t.n_per_row
-    keys = with_ours(model.keys, quantizer_keys(recipe, effort, weights, imatrix))
+    ours = quantizer_keys(recipe, effort, weights, imatrix)
+    ours |= feedback_keys(feedback.moments, feedback.settings)
+    keys = with_ours(model.keys, ours)
     keys, of_recipe = apply_settings(keys, recipe.metadata, f"{recipe.path}: metadata")
     keys, of_options = apply_settings(keys, set_keys, "--set")
     return keys, [*of_recipe, *of_options, *key_problems(keys)]

@@ -15,12 +15,14 @@ from dynquant.arch.base import ModelTensor
 from dynquant.importance.audit import Importance
 from dynquant.importance.experts import DEFAULT, Policy
 from dynquant.importance.imatrix import Imatrix
+from dynquant.importance.moments import Moments
 from dynquant.keys import Keys
 from dynquant.measure.grids import OnGrid
 from dynquant.plan.shards import Shard
 from dynquant.quants.encoder import is_copied
 from dynquant.quants.search import Effort
 from dynquant.quants.table import QuantType
+from dynquant.recipe.feedback import FeedbackSetting
 from dynquant.recipe.rules import Recipe
 
 ALIGNMENT = GGUF_DEFAULT_ALIGNMENT
@@ -139,6 +141,9 @@ class Plan(Totals):
     files:      files of the model that must not be overwritten, besides those of `sources`
     importance: by tensor, from the imatrix
     experts:    what experts have of which the imatrix has few tokens or none
+    moments:    the second moments of the inputs, if tensors are encoded with them: `inputs` has
+                the input of each tensor of `feedback`
+    feedback:   the tensors that are encoded with error feedback, and its settings
     effort:     how much the encoders search
     prediction: layers among the tensors that predict further ahead
     set_keys:   names of the keys that the plan sets; all others are the model's
@@ -161,6 +166,8 @@ class Plan(Totals):
     imatrix: Imatrix | None = None
     importance: Mapping[str, Importance] = field(default_factory=dict[str, Importance], repr=False)
     experts: Policy = DEFAULT
+    moments: Moments | None = None
+    feedback: Mapping[str, FeedbackSetting] = field(default_factory=dict[str, FeedbackSetting])
     effort: Effort = "normal"
     prediction: range = range(0)
     set_keys: frozenset[str] = frozenset()

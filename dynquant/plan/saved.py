@@ -37,6 +37,7 @@ from dynquant.keys import KeyValue, packed
 from dynquant.plan.plan import Plan, TensorPlan
 from dynquant.quants.encoder import ENCODER_REVISION
 from dynquant.quants.search import Effort
+from dynquant.recipe.feedback import MAX_SWEEPS
 from dynquant.tensors import ShardFile, parts_of
 
 VERSION = 1
@@ -70,6 +71,23 @@ class PlanImportance(Part):
     """tokens that what experts have in common counts as when it is mixed with each"""
     unseen: Unseen = ALONE.unseen
     """importance of experts without data: the layer's mean, equal weights, or there are none"""
+
+
+class PlanMoments(Part):
+    """The second moments of the inputs, for error feedback."""
+
+    file: FileName
+    header_sha256: Sha256
+    """of all bytes before the first array, which hold the hashes of all arrays"""
+
+
+class PlanFeedback(Part):
+    """How the errors of a tensor are fed back."""
+
+    damping: Annotated[float, Field(ge=0, le=1)]
+    """more damping feeds back less of each error"""
+    sweeps: Annotated[int, Field(ge=0, le=MAX_SWEEPS)]
+    """passes over all columns that improve the codes afterwards"""
 
 
 class PlanSource(Part):
@@ -115,6 +133,8 @@ class PlanTensor(Part):
     note: str
     on_grid: bool = False
     """whether the type is the grid that the stored floats lie on; conversion checks every row"""
+    feedback: PlanFeedback | None = None
+    """how its errors are fed back; null without error feedback"""
 
 
 class SavedPlan(Part):
@@ -129,6 +149,8 @@ class SavedPlan(Part):
     recipe: PlanRecipe
     effort: Effort
     importance: PlanImportance | None
+    moments: PlanMoments | None = None
+    """null if no tensor is encoded with error feedback"""
     allow_requantize: bool
     tensor_bytes: Count
     """of all tensors, without headers and padding"""
@@ -184,6 +206,7 @@ def saved_plan(plan: Plan) -> SavedPlan:
         ),
         effort=plan.effort,
         importance=_importance(plan),
+        moments=_moments(plan),
         allow_requantize=plan.allow_requantize,
         tensor_bytes=plan.tensor_bytes,
         sources=list(plan_sources(plan.sources[t.name] for t in plan.tensors)),
@@ -201,6 +224,7 @@ def saved_plan(plan: Plan) -> SavedPlan:
                 importance=t.importance,
                 note=t.note,
                 on_grid=t.on_grid,
+                feedback=_feedback(plan, t.name),
             )
             for t in plan.tensors
         ],
@@ -222,10 +246,23 @@ def _importance(plan: Plan) -> PlanImportance | None:
     )
 
 
+def _moments(plan: Plan) -> PlanMoments | None:
+    if plan.moments is None:
+        return None
+    return PlanMoments(file=plain(plan.moments.path.name), header_sha256=plan.moments.header_sha256)
+
+
+def _feedback(plan: Plan, name: str) -> PlanFeedback | None:
+    setting = plan.feedback.get(name)
+    return PlanFeedback(damping=setting.damping, sweeps=setting.sweeps) if setting else None
+
+
 def _local(plan: Plan, text: str) -> str:
-    """Return a warning that names the imatrix without its folder."""
-    path = plan.imatrix.path if plan.imatrix else None
-    return text.replace(f"{path}:", f"{path.name}:") if path else text
+    """Return a warning that names the imatrix and the moments without their folders."""
+    for file in (plan.imatrix, plan.moments):
+        if file:
+            text = text.replace(f"{file.path}:", f"{file.path.name}:")
+    return text
 
 
 def plan_text(plan: SavedPlan) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from dynquant.quants.table import QuantType
+from dynquant.recipe.feedback import UNSET, Feedback
 
 BUILT_IN = "built-in: "
 """The prefix of `Assignment.rule` for protected tensors."""
@@ -19,6 +20,7 @@ class Assignment:
     instead_of: the type that the rule gave, if the fallback had to replace it
     note:       the `note` of the rule
     on_grid:    the type is the grid that the stored floats lie on, which the rule keeps
+    feedback:   what the rule says about error feedback, or else the recipe
     """
 
     type: QuantType
@@ -26,6 +28,7 @@ class Assignment:
     instead_of: QuantType | None = None
     note: str = ""
     on_grid: bool = False
+    feedback: Feedback = UNSET
 
 
 @dataclass(frozen=True)

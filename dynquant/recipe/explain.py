@@ -25,6 +25,7 @@ class Step:
     verdict: "unreached" if the rule matches, but an earlier one decides
     why:     for a rule that does not match, the differing value of the tensor or the model
     fallback: the rule's types for rows that its block does not divide; None for the recipe's
+    feedback: what the rule says about error feedback; empty for what the recipe says
     """
 
     where: str
@@ -33,6 +34,7 @@ class Step:
     verdict: Verdict
     why: str = ""
     fallback: tuple[str, ...] | None = None
+    feedback: str = ""
 
 
 def explain(recipe: Recipe, tensor: ModelTensor, facts: Facts) -> tuple[Step, ...]:
@@ -53,7 +55,8 @@ def explain(recipe: Recipe, tensor: ModelTensor, facts: Facts) -> tuple[Step, ..
         else:
             verdict, why, taken = ("unreached" if taken else "takes"), "", True
         fallback = None if rule.fallback is None else tuple(t.name for t in rule.fallback)
-        steps.append(Step(rule.where, str(rule), _action(rule), verdict, why, fallback))
+        feedback = str(rule.feedback)
+        steps.append(Step(rule.where, str(rule), _action(rule), verdict, why, fallback, feedback))
     verdict = "unreached" if taken else "takes"
     if guard:
         steps.append(Step(BUILT_IN.rstrip(": "), guard.reason, guard.type.name, verdict))

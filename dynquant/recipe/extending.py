@@ -16,6 +16,7 @@ from typing import TypeVar
 from dynquant.importance.experts import DEFAULT, Policy, Unseen
 from dynquant.quants.search import Effort
 from dynquant.quants.table import QuantType
+from dynquant.recipe.feedback import UNSET, Feedback
 from dynquant.recipe.rules import Fallback, Output, Recipe, Rule, TensorOrder, Use
 from dynquant.recipe.yaml_nodes import Place
 
@@ -41,6 +42,7 @@ class Given:
     importance: Use | None = None
     shrink: int | None = None
     unseen: Unseen | None = None
+    feedback: Feedback = UNSET
     effort: Effort | None = None
     shard_bytes: int | None = None
     tensor_order: TensorOrder | None = None
@@ -95,8 +97,8 @@ def _contradiction(left: Sequence[Sequence[Given]], parents: Sequence[Sequence[G
 def joined(files: Sequence[Given]) -> Recipe:
     """Return the recipe of a file and of those that it extends, in the order of their rules.
 
-    Of each other key, the value of the first file which has it counts; `importance`, `metadata` and
-    `output` are joined key by key. At least one file has a default.
+    Of each other key, the value of the first file which has it counts; `importance`, `feedback`,
+    `metadata` and `output` are joined key by key. At least one file has a default.
     """
 
     def first(key: Callable[[Given], T | None]) -> T | None:
@@ -127,6 +129,7 @@ def joined(files: Sequence[Given]) -> Recipe:
         intended=first(lambda f: f.intended or None) or (),
         importance=importance or "optional",
         experts=Policy(DEFAULT.shrink if shrink is None else shrink, unseen or DEFAULT.unseen),
+        feedback=Feedback.first_of(file.feedback for file in files),
         effort=first(lambda f: f.effort),
         output=Output(first(lambda f: f.shard_bytes), tensor_order or "model"),
         metadata=metadata,

@@ -11,6 +11,7 @@ from dynquant.quants.table import QuantType
 from dynquant.recipe.assignment import BUILT_IN, Assigned, Assignment
 from dynquant.recipe.diagnostics import Findings
 from dynquant.recipe.facts import Facts, facts_of_tensors
+from dynquant.recipe.feedback import UNSET, Feedback
 from dynquant.recipe.for_readers import AskedReaders
 from dynquant.recipe.protection import Protection, protection
 from dynquant.recipe.rules import Recipe, Rule
@@ -44,7 +45,8 @@ def assign(
         guard = protection(tensor, facts.architecture)
         rule = next((s.rule for s in selections if takes(s, tensor, guard)), None)
         if guard and rule is None:
-            assignments[tensor.name] = Assignment(guard.type, BUILT_IN + guard.reason)
+            reason = BUILT_IN + guard.reason
+            assignments[tensor.name] = Assignment(guard.type, reason, feedback=recipe.feedback)
             asked.kept(tensor, guard.type)
             continue
         found.decided(tensor, rule, guard)
@@ -65,6 +67,7 @@ def assign(
             None if taken is wanted else wanted,
             rule.note if rule else "",
             on_grid=grid is not None,
+            feedback=_feedback(recipe, rule),
         )
     errors, warnings = found.report(assignments, absent)
     RecipeError.raise_any((*errors, *asked.errors()))
@@ -86,6 +89,13 @@ def may_take(rule: Rule, guard: Protection | None) -> bool:
 def where_default(recipe: Recipe) -> str:
     """Return the place of a recipe's default, such as `recipes/small.yaml:9 default`."""
     return f"{recipe.default_place.path}:{recipe.default_place.line} default"
+
+
+def _feedback(recipe: Recipe, rule: Rule | None) -> Feedback:
+    """Return what the rule that gives a type says about error feedback, or else the recipe."""
+    if rule is None or rule.feedback is UNSET:
+        return recipe.feedback
+    return Feedback.first_of((rule.feedback, recipe.feedback))
 
 
 def _fallback(recipe: Recipe, rule: Rule | None, wanted: QuantType) -> tuple[QuantType, ...]:

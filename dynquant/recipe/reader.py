@@ -12,6 +12,7 @@ from dynquant.quants.readers import reader_name
 from dynquant.quants.table import QuantType, quant_type
 from dynquant.recipe import values
 from dynquant.recipe.extending import Given, OrderError, in_order
+from dynquant.recipe.feedback import UNSET, Feedback
 from dynquant.recipe.for_readers import faults_of_types
 from dynquant.recipe.layers import LayerItem, LayerPattern
 from dynquant.recipe.roles import role_name
@@ -26,6 +27,7 @@ KEYS = (
     "for",
     "default",
     "importance",
+    "feedback",
     "effort",
     "rules",
     "fallback",
@@ -39,11 +41,12 @@ ACTIONS = ("type", "choose", "keep", "drop")
 RESERVED = "choose"
 """An action for a later version, which is refused with this reason."""
 NOT = "not"
-RULE_KEYS = (*SELECTORS, NOT, *ACTIONS, "fallback", "optional", "override", "note")
+RULE_KEYS = (*SELECTORS, NOT, *ACTIONS, "fallback", "feedback", "optional", "override", "note")
 LAYER_KEYS = ("in", "first", "last", "every", "from", "of")
 SHAPE_KEYS = ("row_multiple_of", "min_weights", "dimensions")
 WHEN_KEYS = ("experts", "gqa", "layers", "tied_embeddings", "importance", "architecture")
 IMPORTANCE_KEYS = ("use", "shrink", "unseen")
+FEEDBACK_KEYS = ("use", "damping", "sweeps")
 OUTPUT_KEYS = ("shard_size", "tensor_order")
 
 Parent = Callable[[str], Sequence[Given]]
@@ -96,6 +99,7 @@ class RecipeReader(Reader):
             importance=use,
             shrink=shrink,
             unseen=unseen,
+            feedback=self._feedback(keys.get("feedback")),
             effort=self.value(keys.get("effort"), values.effort),
             fallback=self._fallback(keys.get("fallback")),
             shard_bytes=shard_bytes,
@@ -169,6 +173,7 @@ class RecipeReader(Reader):
             self._selectors(keys),
             self._excluded(keys.get(NOT)),
             self._rule_fallback(keys.get("fallback"), action, qtype),
+            self._rule_feedback(keys.get("feedback"), action),
             optional=self.value(keys.get("optional"), values.truth) or False,
             override=self.value(keys.get("override"), values.truth) or False,
             note=self.value(keys.get("note"), str) or "",
@@ -225,6 +230,12 @@ class RecipeReader(Reader):
                 " blocks, or remove `fallback`",
             )
         return found
+
+    def _rule_feedback(self, node: yaml.Node | None, action: Action | None) -> Feedback:
+        """Return what a rule says about error feedback."""
+        if node is not None and action in ("keep", "drop"):
+            self.fault(node, f"`feedback` and `{action}` in one rule; feedback is for `type`")
+        return self._feedback(node)
 
     def _action(
         self, node: yaml.Node, keys: dict[str, yaml.Node]
@@ -324,6 +335,19 @@ class RecipeReader(Reader):
             self.value(keys.get("use"), values.use),
             self.value(keys.get("shrink"), values.tokens),
             self.value(keys.get("unseen"), values.unseen),
+        )
+
+    def _feedback(self, node: yaml.Node | None) -> Feedback:
+        """Return what a recipe or a rule says about error feedback."""
+        if node is None:
+            return UNSET
+        if not isinstance(node, yaml.MappingNode):
+            return Feedback(self.value(node, values.feedback_use))
+        keys = self._part(node, FEEDBACK_KEYS, "feedback") or {}
+        return Feedback(
+            self.value(keys.get("use"), values.feedback_use),
+            self.value(keys.get("damping"), values.damping),
+            self.value(keys.get("sweeps"), values.sweeps),
         )
 
     def _output(self, node: yaml.Node | None) -> tuple[int | None, TensorOrder | None]:

@@ -16,6 +16,7 @@ from dynquant.errors import RecipeError
 from dynquant.importance.experts import DEFAULT
 from dynquant.quants.readers import read_by_all, similar_read
 from dynquant.quants.table import QuantType
+from dynquant.recipe.feedback import Feedback
 from dynquant.recipe.layers import LayerItem, LayerPattern
 from dynquant.recipe.rules import Fallback, Output, Recipe, Rule, Selectors, Shape, When
 from dynquant.recipe.yaml_nodes import MAX_BYTES
@@ -67,6 +68,7 @@ def _keys(recipe: Recipe) -> dict[str, Any]:
             "for": _some(recipe.intended),
             "default": _default(recipe).name,
             "importance": _importance(recipe),
+            "feedback": _feedback(recipe.feedback),
             "effort": recipe.effort,
             "fallback": _fallback(recipe.fallback),
             "output": _output(recipe.output),
@@ -98,6 +100,12 @@ def _importance(recipe: Recipe) -> Any:
     return _given({"use": use, "shrink": shrink, "unseen": unseen})
 
 
+def _feedback(feedback: Feedback) -> Any:
+    """Return the use of second moments, or a mapping if there are settings."""
+    given = feedback.given
+    return given["use"] if given.keys() == {"use"} else given
+
+
 def _rule(rule: Rule) -> dict[str, Any]:
     found = _selectors(rule.match) | _given(
         {
@@ -106,6 +114,7 @@ def _rule(rule: Rule) -> dict[str, Any]:
             "keep": rule.action == "keep",
             "drop": rule.action == "drop",
             "fallback": None if rule.fallback is None else _chain(rule.fallback),
+            "feedback": _feedback(rule.feedback),
             "optional": rule.optional or rule.inherited,
             "override": rule.override,
         }

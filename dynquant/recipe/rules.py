@@ -15,6 +15,7 @@ from dynquant.importance.experts import DEFAULT, Policy
 from dynquant.quants.search import Effort
 from dynquant.quants.table import QuantType
 from dynquant.recipe.expressions import Expression, expression
+from dynquant.recipe.feedback import UNSET, Feedback
 from dynquant.recipe.layers import LayerItem
 from dynquant.recipe.yaml_nodes import Place
 
@@ -129,6 +130,7 @@ class Rule:
     fallback:  types to try instead of the recipe's fallback, whatever their bits; None for that one
     optional:  the rule may apply to no tensor
     override:  the rule may change tensors that the built-in rules protect
+    feedback:  what the rule says about error feedback; the recipe's for what it does not say
     inherited: the rule is from a recipe that this one extends
     """
 
@@ -138,6 +140,7 @@ class Rule:
     match: Selectors = Selectors()
     excluded: tuple[Selectors, ...] = ()
     fallback: tuple[QuantType, ...] | None = None
+    feedback: Feedback = UNSET
     optional: bool = False
     override: bool = False
     note: str = ""
@@ -197,6 +200,7 @@ class Recipe:
     extended:  their paths
     intended:  architectures it is meant for; empty for all
     experts:   what experts have of which the imatrix has few tokens or none
+    feedback:  of tensors whose rule says nothing about it
     effort:    None if the recipe does not set it
     metadata:  GGUF keys to set, with their values as text
     keeps_prediction: whether prediction layers are written
@@ -216,6 +220,7 @@ class Recipe:
     intended: tuple[str, ...] = ()
     importance: Use = "optional"
     experts: Policy = DEFAULT
+    feedback: Feedback = UNSET
     effort: Effort | None = None
     output: Output = Output()
     metadata: Mapping[str, str] = field(default_factory=dict[str, str])

@@ -8,6 +8,7 @@ from dynquant.importance.experts import SHRINK
 from dynquant.quants.readers import READERS
 from dynquant.quants.search import EFFORTS
 from dynquant.quants.table import ALL
+from dynquant.recipe.feedback import DAMPING, MAX_SWEEPS, SWEEPS
 from dynquant.recipe.loader import shipped_recipes
 from dynquant.recipe.reader import ACTIONS, NOT, RESERVED, SELECTORS, SHAPE_KEYS
 from dynquant.recipe.roles import COMMON, GROUP_NOTES, GROUPS, ROLES
@@ -61,6 +62,11 @@ def recipe_schema() -> _Schema:
                     {"anyOf": [{"enum": _USES}, {**_importance(), "minProperties": 1}]},
                     "how an imatrix is used: required, optional or ignored; or a mapping",
                 ),
+                "feedback": _noted(
+                    _ref("feedback"),
+                    "how second moments are used for error feedback: auto, off or required; or a"
+                    " mapping",
+                ),
                 "effort": _noted(
                     {"enum": list(EFFORTS)}, "how hard the encoders search, unless the user sets it"
                 ),
@@ -94,6 +100,7 @@ def recipe_schema() -> _Schema:
             "rule": _rule(),
             "pattern": _pattern(),
             "architecture": {"enum": ARCHITECTURES},
+            "feedback": _feedback(),
             "chain": {"anyOf": [{"const": "error"}, _some(_ref("type"))]},
         },
     }
@@ -119,6 +126,9 @@ def _rule() -> _Schema:
                 "fallback": _noted(
                     _ref("chain"), "types to try in place of the recipe's fallback, in order"
                 ),
+                "feedback": _noted(
+                    _ref("feedback"), "error feedback, where it differs from the recipe's"
+                ),
                 "optional": _noted({"type": "boolean"}, "the rule may apply to no tensor"),
                 "override": _noted(
                     {"type": "boolean"},
@@ -129,7 +139,7 @@ def _rule() -> _Schema:
                 ),
             }
         ),
-        "dependencies": {"fallback": ["type"]},
+        "dependencies": {"fallback": ["type"], "feedback": ["type"]},
         "allOf": [
             {
                 "oneOf": [{"required": [action]} for action in ACTIONS if action != RESERVED],
@@ -222,6 +232,29 @@ def _importance() -> _Schema:
             ),
         }
     )
+
+
+def _feedback() -> _Schema:
+    # YAML 1.1, which some editors read, has false for `off`.
+    uses = ["auto", "off", "required", False]
+    keys = _keys(
+        {
+            "use": _noted(
+                {"enum": uses},
+                "auto: where moments are given; off: never; required: refuse to plan without them",
+            ),
+            "damping": _noted(
+                {"type": "number", "minimum": 0, "maximum": 1},
+                f"from 0 to 1; more damping feeds back less of each error; default: {DAMPING}",
+            ),
+            "sweeps": _noted(
+                {"type": "integer", "minimum": 0, "maximum": MAX_SWEEPS},
+                "passes over all columns that improve the codes afterwards, from 0 to"
+                f" {MAX_SWEEPS}; default: {SWEEPS}",
+            ),
+        }
+    )
+    return {"anyOf": [{"enum": uses}, {**keys, "minProperties": 1}]}
 
 
 def _output() -> _Schema:

@@ -15,6 +15,7 @@ from gguf import MODEL_ARCH_NAMES
 from dynquant.errors import RecipeError
 from dynquant.importance.experts import Unseen
 from dynquant.quants.search import EFFORTS, Effort
+from dynquant.recipe.feedback import MAX_SWEEPS, FeedbackUse
 from dynquant.recipe.layers import Bound, LayerRange, PercentRange
 from dynquant.recipe.newer_names import NEWER_ARCHITECTURES
 from dynquant.recipe.rules import Comparison, TensorOrder, Use, name_pattern
@@ -32,6 +33,7 @@ BOUND = re.compile(rf"{_PERCENT}(?:\+(\d{{1,4}}))?|(0|[1-9]\d{{0,3}})")
 COMPARISON = re.compile(r"(==|!=|<=|>=|<|>)? ?(0|[1-9]\d{0,5})")
 MAX_TOKENS = 10**9 - 1
 _TOKENS = re.compile(r"0|[1-9]\d{0,8}")
+_DAMPING = re.compile(r"\d{1,9}(\.\d{1,18})?([eE][+-]?\d{1,2})?")
 _COUNT = re.compile(r"[1-9]\d{0,14}")
 SIZE = re.compile(r"(\d+(?:\.\d+)?) ?(GB|GiB|MB|MiB|G|M)?")
 
@@ -99,6 +101,28 @@ def tokens(text: str) -> int:
     """Read a number of tokens, which may be 0."""
     if not _TOKENS.fullmatch(text):
         raise RecipeError(f"{text!r} is not a number of tokens; write 0, or a number such as 64")
+    return int(text)
+
+
+def feedback_use(text: str) -> FeedbackUse:
+    """Read the use of second moments; YAML 1.1 reads `off` as false."""
+    words: tuple[FeedbackUse, ...] = ("auto", "off", "required")
+    return "off" if text == "false" else one_of(words, text)
+
+
+def damping(text: str) -> float:
+    """Read the damping of error feedback."""
+    if not _DAMPING.fullmatch(text) or not float(text) <= 1:
+        raise RecipeError(f"{text!r} is not a damping; write a number from 0 to 1, such as 0.05")
+    return float(text)
+
+
+def sweeps(text: str) -> int:
+    """Read the number of sweeps of error feedback."""
+    if text not in map(str, range(MAX_SWEEPS + 1)):
+        raise RecipeError(
+            f"{text!r} is not a number of sweeps; write a whole number from 0 to {MAX_SWEEPS}"
+        )
     return int(text)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any, cast
 
 import yaml
@@ -31,6 +32,8 @@ def on_one_line(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, int):
         return str(value)
+    if isinstance(value, float):
+        return format(Decimal(repr(value)), "f")  # YAML 1.1 reads 1e-05 as a text
     if isinstance(value, str):
         is_plain = _LAYERS.fullmatch(value) and yaml.safe_load(value) == value
         return value if is_plain else quoted(value)

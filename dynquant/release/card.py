@@ -10,7 +10,7 @@ from urllib.parse import quote
 from dynquant.conversion.manifest import Manifest
 from dynquant.distribution import requirement
 from dynquant.evaluate.results import Evaluation
-from dynquant.figures import figure, size_column
+from dynquant.figures import counted, figure, size_column
 from dynquant.quants.readers import readers_text
 from dynquant.release.evaluated import EVALUATION, evaluation_markdown
 from dynquant.release.finished import Finished, version_of
@@ -137,6 +137,8 @@ def _verifying(models: Sequence[Finished]) -> Iterator[str]:
     if source and first.manifest:
         importance = first.manifest.importance
         imatrix = f" --imatrix {shlex.quote(importance.file)}" if importance else ""
+        if moments := first.manifest.moments:
+            imatrix += f" --moments {shlex.quote(moments.file)}"
         name = shlex.quote(first.path.name)
         against = f"--against {shlex.quote(source)}"
         layout = " --mla merged" if first.manifest.model.mla == "merged" else ""
@@ -212,6 +214,12 @@ def _settings(model: Finished, names: FileNames) -> Iterator[str]:
         yield f"imatrix: {code(of.file)}{sets}{chunks}, SHA-256 {code(of.sha256)}"
     else:
         yield f"imatrix: {text(imatrix_of(model) or 'none')}"
+    if manifest and (moments := manifest.moments):
+        n = sum(t.feedback is not None for t in manifest.tensors)
+        yield (
+            f"error feedback: {counted(n, 'tensor')}, second moments {code(moments.file)}, header"
+            f" SHA-256 {code(moments.header_sha256)}"
+        )
     if manifest:
         yield f"effort {manifest.effort}, dynquant {text(manifest.dynquant.version)}"
         if manifest.model.mla:

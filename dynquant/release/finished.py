@@ -193,6 +193,7 @@ def picture_of_file(model: Finished) -> Picture:
             t.name for t in model.tensors if not (t.type.is_float or t.importance)
         ),
         ignored=manifest.ignored if manifest else {},
+        moments=text_of(model.keys, "dynquant.moments"),
     )
 
 

@@ -44,12 +44,15 @@ def changed_tables(
 
 
 def _by_role_and_types(found: Sequence[Change]) -> dict[tuple[str, str, str], list[Change]]:
-    """Group changes by role and types; if the shape changes, it is shown with the type."""
+    """Group changes by role and types; shapes and feedback are shown where they change."""
     groups: dict[tuple[str, str, str], list[Change]] = {}
     for change in found:
         old, new = (side.type_name if side else _ABSENT for side in (change.before, change.after))
         if change.before and change.after and change.before.shape != change.after.shape:
             old, new = f"{old} {change.before.shape}", f"{new} {change.after.shape}"
+        feedback = [side.feedback if side else "" for side in (change.before, change.after)]
+        if all(feedback) and feedback[0] != feedback[1]:
+            old, new = f"{old}, {feedback[0]}", f"{new}, {feedback[1]}"
         groups.setdefault((_parts(change).role, old, new), []).append(change)
     return groups
 
@@ -74,6 +77,8 @@ def changed_json(before: Sequence[Typed], after: Sequence[Typed]) -> dict[str, A
                 "before": c.before.type_name if c.before else None,
                 "after": c.after.type_name if c.after else None,
                 "bytes": c.n_bytes,
+                "feedback_before": c.before.feedback or None if c.before else None,
+                "feedback_after": c.after.feedback or None if c.after else None,
             }
             for c in changes(before, after)
         ],

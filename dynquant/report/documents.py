@@ -26,6 +26,12 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "recipe": plan.recipe.name,
         "effort": plan.effort,
         "imatrix": plan.imatrix.path.name if plan.imatrix else None,
+        "moments": {
+            "file": plan.moments.path.name,
+            "header_sha256": plan.moments.header_sha256,
+        }
+        if plan.moments
+        else None,
         "tensor_bytes": plan.tensor_bytes,
         "bits_per_weight": plan.bits_per_weight,
         "weights": plan.n_weights,
@@ -41,6 +47,9 @@ def plan_json(plan: Plan) -> dict[str, Any]:
                 "rule": t.rule,
                 "instead_of": t.instead_of.name if t.instead_of else None,
                 "importance": t.importance,
+                "feedback": {"damping": setting.damping, "sweeps": setting.sweeps}
+                if (setting := plan.feedback.get(t.name))
+                else None,
             }
             for t in plan.tensors
         ],

@@ -78,9 +78,10 @@ def explained_tables(explained: Sequence[Explanation]) -> list[RenderableType]:
 
 
 def _gives(step: Step) -> str:
+    feedback = f", feedback {step.feedback}" if step.feedback else ""
     if step.fallback is None:
-        return step.action
-    return f"{step.action}, fallback {' '.join(step.fallback) or 'error'}"
+        return step.action + feedback
+    return f"{step.action}, fallback {' '.join(step.fallback) or 'error'}{feedback}"
 
 
 def _head(tensors: Sequence[ModelTensor], given: Assignment | None) -> Iterator[str]:
@@ -114,6 +115,7 @@ def explained_json(explained: Sequence[Explanation]) -> list[dict[str, Any]]:
                     "selects": s.says,
                     "gives": s.action,
                     "fallback": None if s.fallback is None else list(s.fallback),
+                    "feedback": s.feedback or None,
                     "verdict": s.verdict,
                     "why": s.why,
                 }

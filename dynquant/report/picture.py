@@ -18,6 +18,7 @@ class Picture(Totals):
     recipe:      the recipe's name
     recipe_path, recipe_text: the recipe's file and contents; empty if not known
     imatrix:     the imatrix's file name; None without imatrix
+    moments:     the name of the file of second moments; None without error feedback
     file_bytes:  size of all files; None if it is not known
     refusals:    reasons why the plan cannot be converted
     unweighted:  tensors that are quantized without importance
@@ -43,6 +44,7 @@ class Picture(Totals):
     unweighted: Collection[str] = ()
     ignored: Mapping[str, str] = field(default_factory=dict[str, str])
     grids: tuple[str, ...] = ()
+    moments: str | None = None
 
 
 def picture_of(plan: Plan, file_bytes: int | None) -> Picture:
@@ -65,6 +67,7 @@ def picture_of(plan: Plan, file_bytes: int | None) -> Picture:
         unweighted=frozenset(plan.unweighted),
         ignored=plan.ignored,
         grids=tuple(grid_lines(plan)),
+        moments=plan.moments.path.name if plan.moments else None,
     )
 
 

@@ -12,6 +12,7 @@ from dynquant.figures import counted, size_text
 from dynquant.importance.equal import DATASET
 from dynquant.importance.imatrix import Imatrix
 from dynquant.name_lists import grouped
+from dynquant.plan.feedback import may_have_feedback, settings_text
 from dynquant.plan.plan import Plan, TensorPlan
 from dynquant.quants.readers import readers_text
 from dynquant.report.imatrix import policy_text
@@ -38,7 +39,10 @@ def plan_tables(plan: Plan, file_bytes: int | None, *, each: bool = False) -> Re
 
 def _each(plan: Plan) -> Table:
     notes = ["note"] if any(t.note for t in plan.tensors) else []
-    table = plain_table("tensor", "shape", "type", "bytes>", "bpw>", "importance", "rule", *notes)
+    feedback = ["feedback"] if plan.feedback else []
+    table = plain_table(
+        "tensor", "shape", "type", "bytes>", "bpw>", "importance", *feedback, "rule", *notes
+    )
     unweighted = frozenset(plan.unweighted)
     for t in plan.tensors:
         table.add_row(
@@ -48,6 +52,7 @@ def _each(plan: Plan) -> Table:
             f"{t.n_bytes:,}",
             f"{t.type.bpw:.3f}",
             t.importance or ("none" if t.name in unweighted else "-"),
+            *(str(plan.feedback.get(t.name, "-")) for _ in feedback),
             Text(_decided(t)),
             *(Text(t.note) for _ in notes),
         )
@@ -108,6 +113,7 @@ def _importance(plan: Plan) -> Iterator[str]:
         yield _imatrix(plan, plan.imatrix)
     if any(i.common for i in plan.importance.values()):
         yield f"importance of experts {policy_text(plan.experts)}"
+    yield from _feedback(plan)
     borrowed: dict[str, list[str]] = {}
     for name, importance in plan.importance.items():
         if importance.role:
@@ -115,6 +121,22 @@ def _importance(plan: Plan) -> Iterator[str]:
     if borrowed:
         each = (f"{', '.join(grouped(names))} from {role}" for role, names in borrowed.items())
         yield f"importance of tensors with the same inputs: {'; '.join(each)}"
+
+
+def _feedback(plan: Plan) -> Iterator[str]:
+    """Yield how many tensors have error feedback, and those without moments."""
+    if plan.moments is None:
+        return
+    line = (
+        f"moments {plan.moments.path.name}: error feedback for"
+        f" {counted(len(plan.feedback), 'tensor')} ({settings_text(plan.feedback)})"
+    )
+    absent = [
+        t.name
+        for t in plan.tensors
+        if t.importance and t.name not in plan.moments.inputs and may_have_feedback(t.name, t.type)
+    ]
+    yield f"{line}, no moments for {_some(absent)}" if absent else line
 
 
 def _imatrix(plan: Plan, imatrix: Imatrix) -> str:

@@ -17,6 +17,7 @@ from dynquant.conversion.write import default_threads
 from dynquant.errors import VerificationError
 from dynquant.figures import counted
 from dynquant.importance.imatrix import Imatrix
+from dynquant.importance.moments import Moments
 from dynquant.measure.sample import Candidate, Range, draw, encode_rows
 from dynquant.plan.objective import search_for
 from dynquant.quants.codec import NotFiniteError
@@ -63,6 +64,7 @@ def compare(
     tensors: str | None = None,
     sample: int | None = None,
     imatrix: Imatrix | None = None,
+    moments: Moments | None = None,
     mla: Mla = "split",
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -72,7 +74,9 @@ def compare(
     path: the file; threads, progress: as in `Comparer.run`; the others as in `prepare`
     """
     shards = open_gguf(first_file(path))
-    comparer = prepare(shards, model, tensors=tensors, sample=sample, imatrix=imatrix, mla=mla)
+    comparer = prepare(
+        shards, model, tensors=tensors, sample=sample, imatrix=imatrix, moments=moments, mla=mla
+    )
     return comparer.run(threads=threads, progress=progress)
 
 
@@ -83,6 +87,7 @@ def prepare(
     tensors: str | None = None,
     sample: int | None = None,
     imatrix: Imatrix | None = None,
+    moments: Moments | None = None,
     mla: Mla = "split",
     leave_out: Sequence[str] = (),
 ) -> Comparer:
@@ -91,14 +96,16 @@ def prepare(
     model:   the model as `load_model` takes it
     tensors: a glob; all rows of the tensors whose names match are compared
     sample:  compare this many ranges of rows instead; the seed is computed from the file's header
-    imatrix: the imatrix that the file was made with
+    imatrix: the imatrix that the file was made with; moments: likewise
     leave_out: as in `load_model`; without any, those of the manifest beside the file
 
     Raises VerificationError if the file cannot be compared as requested, and another kind of
     DynquantError if the model cannot be read.
     """
     maker = Maker.of(shards)
-    maker.refuse_imatrix(shards, imatrix)
+    VerificationError.raise_any(
+        (*maker.wrong_imatrix(shards, imatrix), *maker.wrong_moments(shards, moments))
+    )
     wanted = [
         t.name for _, t in shards.tensors() if tensors is None or fnmatchcase(t.name, tensors)
     ]
@@ -110,7 +117,8 @@ def prepare(
     if (other := another_model(shards, model, source)) is not None:
         nothing = (f"{counted(len(wanted), 'tensor')} against {model}: it is another model",)
         return Comparer(model, maker, shards, (), (), (other,), (), nothing)
-    pairing = Pairing(shards, source, maker, imatrix if maker.imatrix_sha256 else None)
+    used = imatrix if maker.imatrix_sha256 else None
+    pairing = Pairing(shards, source, maker, used, moments if maker.moments else None)
     pairs = tuple(pair for name in wanted if (pair := pairing.pair(name)) is not None)
     if sample is None and tensors is None:
         sample = SAMPLES

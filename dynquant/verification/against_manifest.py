@@ -27,6 +27,8 @@ def _keys(manifest: Manifest) -> dict[str, str | int]:
             keys["dynquant.imatrix_shrink"] = manifest.importance.shrink
         if manifest.importance.unseen is not None:
             keys["dynquant.imatrix_unseen"] = manifest.importance.unseen
+    if manifest.moments is not None:
+        keys["dynquant.moments_header_sha256"] = manifest.moments.header_sha256
     return keys
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 
 from dynquant.arch.base import Model
@@ -19,8 +19,11 @@ from dynquant.errors import (
 )
 from dynquant.importance.experts import ALONE, Policy
 from dynquant.importance.imatrix import Imatrix
+from dynquant.importance.moments import Moments
+from dynquant.plan.feedback import FEEDBACK_KEY, read_feedback
 from dynquant.quants.encoder import ENCODER_REVISION
 from dynquant.quants.search import EFFORTS, Effort
+from dynquant.recipe.feedback import FeedbackSetting
 from dynquant.verification.lints import value_of
 
 
@@ -31,6 +34,8 @@ class Maker:
     version: the version of dynquant; None if another program made the file
     encoder_revision: of the encoders that made it; None if it does not say
     experts: what experts had of which the imatrix had few tokens or none
+    moments: header_sha256 of the moments; None without error feedback
+    feedback: the tensors that were encoded with error feedback
     """
 
     version: str | None
@@ -38,6 +43,8 @@ class Maker:
     effort: Effort
     imatrix_sha256: str | None
     experts: Policy = ALONE
+    moments: str | None = None
+    feedback: Mapping[str, FeedbackSetting] = field(default_factory=dict[str, FeedbackSetting])
 
     @classmethod
     def of(cls, shards: Shards) -> Maker:
@@ -48,6 +55,7 @@ class Maker:
         imatrix = value_of(shards, "dynquant.imatrix_sha256")
         shrink = value_of(shards, "dynquant.imatrix_shrink")
         unseen = value_of(shards, "dynquant.imatrix_unseen")
+        moments = value_of(shards, "dynquant.moments_header_sha256")
         known: dict[object, Effort] = {e: e for e in EFFORTS}
         return cls(
             made_by if isinstance(made_by, str) else None,
@@ -57,6 +65,8 @@ class Maker:
             Policy(shrink, "mean" if unseen != "uniform" else "uniform")
             if isinstance(shrink, int)
             else ALONE,
+            moments if isinstance(moments, str) else None,
+            _feedback(shards) if isinstance(moments, str) else {},
         )
 
     @property
@@ -64,20 +74,36 @@ class Maker:
         """Whether encoders of this revision made the file, so that equal rows give equal bytes."""
         return self.version is not None and self.encoder_revision == ENCODER_REVISION
 
-    def refuse_imatrix(self, shards: Shards, imatrix: Imatrix | None) -> None:
-        """Raise VerificationError unless the imatrix is the one that the file was made with."""
+    def wrong_imatrix(self, shards: Shards, imatrix: Imatrix | None) -> Iterator[str]:
+        """Yield a message unless the imatrix is the one that the file was made with."""
         wanted = self.imatrix_sha256
         if wanted and imatrix is None:
-            raise VerificationError(
+            yield (
                 f"{shards.path}: was made with an imatrix, sha256 {wanted}; name it with --imatrix"
             )
-        if wanted and imatrix is not None and imatrix.sha256 != wanted:
-            raise VerificationError(
+        elif wanted and imatrix is not None and imatrix.sha256 != wanted:
+            yield (
                 f"{imatrix.path}: has sha256 {imatrix.sha256}, but {shards.path} was made with the"
                 f" imatrix of sha256 {wanted}; name that file"
             )
-        if imatrix is not None and self.version and not wanted:
-            raise VerificationError(f"{shards.path}: was made without an imatrix; remove --imatrix")
+        elif imatrix is not None and self.version and not wanted:
+            yield f"{shards.path}: was made without an imatrix; remove --imatrix"
+
+    def wrong_moments(self, shards: Shards, moments: Moments | None) -> Iterator[str]:
+        """Yield a message unless the moments are those that the file was made with."""
+        wanted = self.moments
+        if wanted and moments is None:
+            yield (
+                f"{shards.path}: was made with second moments, header sha256 {wanted}; name their"
+                " file with --moments"
+            )
+        elif wanted and moments is not None and moments.header_sha256 != wanted:
+            yield (
+                f"{moments.path}: has header sha256 {moments.header_sha256}, but {shards.path} was"
+                f" made with the second moments of header sha256 {wanted}; name that file"
+            )
+        elif moments is not None and self.version and not wanted:
+            yield f"{shards.path}: was made without second moments; remove --moments"
 
     def unchecked(self) -> Iterator[str]:
         """Yield what a comparison cannot check because of the program that made the file."""
@@ -91,6 +117,20 @@ class Maker:
                 f" {our_version()} has revision {ENCODER_REVISION}; compare with the dynquant"
                 " that made it"
             )
+
+
+def _feedback(shards: Shards) -> dict[str, FeedbackSetting]:
+    """Return the setting of each tensor that was encoded with error feedback.
+
+    Raises VerificationError if the key is damaged.
+    """
+    text = value_of(shards, FEEDBACK_KEY)
+    try:
+        return read_feedback(text if isinstance(text, str) else "")
+    except ValueError as e:
+        raise VerificationError(
+            f"{shards.path}: the key {FEEDBACK_KEY} is damaged; convert the model again"
+        ) from e
 
 
 def load_source(model: str, mla: Mla, shards: Shards, leave_out: Sequence[str] = ()) -> Model:

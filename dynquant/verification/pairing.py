@@ -10,8 +10,11 @@ from dynquant.checkpoint.gguf import GGUFFile, GGUFTensor
 from dynquant.checkpoint.gguf_shards import Shards
 from dynquant.importance.audit import Importance, audit
 from dynquant.importance.imatrix import Imatrix
+from dynquant.importance.moments import Moments
+from dynquant.importance.moments_fit import fitted
 from dynquant.name_lists import grouped
 from dynquant.quants.table import ALL, KEPT, QuantType
+from dynquant.recipe.feedback import FeedbackSetting
 from dynquant.tensors import n_rows
 from dynquant.verification.findings import Fault
 from dynquant.verification.maker import Maker
@@ -19,13 +22,17 @@ from dynquant.verification.maker import Maker
 
 @dataclass(frozen=True)
 class Pair:
-    """A tensor of the file, its source rows, and how to encode them."""
+    """A tensor of the file, its source rows, and how to encode them.
+
+    feedback: None without error feedback
+    """
 
     file: GGUFFile
     tensor: GGUFTensor
     source: ModelTensor
     qtype: QuantType
     importance: Importance | None
+    feedback: FeedbackSetting | None = None
 
     @property
     def together(self) -> int:
@@ -40,9 +47,19 @@ class Pair:
 
 
 class Pairing:
-    """Finds the source of each tensor and records tensors that have none."""
+    """Finds the source of each tensor and records tensors that have none.
 
-    def __init__(self, shards: Shards, model: Model, maker: Maker, imatrix: Imatrix | None) -> None:
+    moments: with the input of each tensor that has error feedback; None if there is none
+    """
+
+    def __init__(
+        self,
+        shards: Shards,
+        model: Model,
+        maker: Maker,
+        imatrix: Imatrix | None,
+        moments: Moments | None = None,
+    ) -> None:
         self.faults: list[Fault] = []
         self.unchecked: list[str] = []
         self._maker = maker
@@ -52,6 +69,9 @@ class Pairing:
         self._sources = dict(_sources(model, self._files))
         here = [t for n, t in self._sources.items() if n in self._files]
         self._importance = audit(imatrix, here, maker.experts)[0] if imatrix and here else {}
+        self.moments = None
+        if moments and imatrix and here:
+            self.moments = fitted(moments, here, imatrix)[0]
 
     def pair(self, name: str) -> Pair | None:
         """Return a tensor with its source, or None after recording why it cannot be compared."""
@@ -91,7 +111,13 @@ class Pairing:
         if not (is_exact or self._maker.has_our_encoders):
             return None
         importance = None if is_exact else self._importance.get(name)
-        return Pair(file, tensor, source, qtype, importance)
+        feedback = self._maker.feedback.get(name)
+        if feedback and not (importance and self.moments and name in self.moments.inputs):
+            self.faults.append(
+                Fault("has error feedback, but no second moments", file.path, name, at)
+            )
+            return None
+        return Pair(file, tensor, source, qtype, importance, feedback)
 
     def left_out(self) -> Iterator[str]:
         """Yield tensors of the source that are not in the file; prediction layers are optional."""

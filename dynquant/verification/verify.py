@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from dynquant.arch.load import Mla
 from dynquant.checkpoint.gguf_shards import Shards, first_file, open_gguf
-from dynquant.errors import CheckpointError, VerificationError
+from dynquant.errors import CheckpointError, Problems, VerificationError
 from dynquant.importance.imatrix import Imatrix, read_imatrix
+from dynquant.importance.moments import Moments, read_moments
 from dynquant.verification.against import prepare
 from dynquant.verification.findings import Verification
 from dynquant.verification.given import not_a_gguf
@@ -26,6 +28,7 @@ def verify(
     tensors: str | None = None,
     sample: int | None = None,
     imatrix: str | Path | Imatrix | None = None,
+    moments: str | Path | Moments | None = None,
     mla: Mla = "split",
     leave_out: Sequence[str] = (),
     threads: int | None = None,
@@ -40,6 +43,7 @@ def verify(
     sample:   with `against`: compare this many ranges of rows, which depend on the file alone;
               64 if neither `tensors` nor `sample` is given
     imatrix:  with `against`: the imatrix that the file was made with
+    moments:  with `against`: the second moments that the file was made with
     mla:      with `against`: how the file stores latent attention, as in `load_model`
     leave_out: with `against`: as in `load_model`; without any, those that the manifest records
     threads:  worker threads; None uses one for each CPU
@@ -47,21 +51,25 @@ def verify(
 
     A file that is damaged or is not a GGUF is reported as a fault. Raises VerificationError if the
     path is a folder or part of a checkpoint, or if the file cannot be compared as requested, and
-    another kind of DynquantError if the source or the imatrix cannot be read; problems that the
-    headers show are raised before the weights are read.
+    another kind of DynquantError if the source, the imatrix or the moments cannot be read; problems
+    that the headers show are raised before the weights are read.
     """
     if (why := not_a_gguf(str(path))) is not None:
         raise VerificationError(why)
     path = Path(path)
-    if against is None and (tensors is not None or sample is not None or imatrix is not None):
+    if against is None and any(given is not None for given in (tensors, sample, imatrix, moments)):
         raise VerificationError(
-            f"{path}: tensors, sample and imatrix are for a comparison; name the model to compare"
-            " with (against)"
+            f"{path}: tensors, sample, imatrix and moments are for a comparison; name the model to"
+            " compare with (against)"
         )
     if sample is not None and sample < 1:
         raise VerificationError(f"sample is {sample}; compare at least one range of rows")
+    problems = Problems()
     if isinstance(imatrix, (str, Path)):
-        imatrix = read_imatrix(Path(imatrix))
+        imatrix = problems.attempt(partial(read_imatrix, Path(imatrix)))
+    if isinstance(moments, (str, Path)):
+        moments = problems.attempt(partial(read_moments, Path(moments)))
+    problems.raise_any()
     comparer = None
     if against is not None and (shards := _shards(path)) is not None:
         comparer = prepare(
@@ -70,6 +78,7 @@ def verify(
             tensors=tensors,
             sample=sample,
             imatrix=imatrix,
+            moments=moments,
             mla=mla,
             leave_out=leave_out,
         )

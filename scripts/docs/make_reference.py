@@ -50,6 +50,7 @@ EXAMPLES = {
         "for": "[qwen3, qwen3moe]",
         "default": "Q4_K",
         "importance": "required",
+        "feedback": "{damping: 0.1}",
         "effort": "best",
         "rules": "[{role: attn_v, type: Q6_K}]",
         "fallback": "{Q4_K: [IQ4_NL, Q8_0], any: [Q8_0, F16]}",
@@ -69,6 +70,7 @@ EXAMPLES = {
         "keep": "true",
         "drop": "true",
         "fallback": "[Q5_1, F16]",
+        "feedback": "off",
         "optional": "true",
         "override": "true",
         "note": "attention passes this on",
@@ -90,6 +92,7 @@ EXAMPLES = {
         "of": "experts",
     },
     "importance": {"use": "required", "shrink": "64", "unseen": "mean"},
+    "feedback": {"use": "required", "damping": "0.05", "sweeps": "2"},
     "output": {"shard_size": "50GB", "tensor_order": "layer"},
     "shape": {"row_multiple_of": "256", "min_weights": "1000000", "dimensions": "3"},
 }
@@ -258,6 +261,7 @@ def recipe_page() -> str:
             "importance": _keys(
                 "importance", schema["properties"]["importance"]["anyOf"][1]["properties"]
             ),
+            "feedback": _keys("feedback", definitions["feedback"]["anyOf"][1]["properties"]),
             "output": _keys("output", schema["properties"]["output"]["properties"]),
             "selectors": _keys("rule", {k: rule[k] for k in SELECTORS}),
             "actions": _keys("rule", actions_and_others),

@@ -137,6 +137,7 @@ def test_plan_json_has_the_fields_that_scripts_rely_on() -> None:
         "rule": "recipes/hand.yaml:1 default",
         "instead_of": None,
         "importance": None,
+        "feedback": None,
     }
     assert document["imatrix"] is None
 

@@ -15,6 +15,7 @@ from dynquant.arch.base import TensorName
 from dynquant.errors import RecipeError
 from dynquant.importance.experts import Policy
 from dynquant.recipe import loader
+from dynquant.recipe.feedback import Feedback
 from dynquant.recipe.layers import LayerRange
 from dynquant.recipe.loader import load_recipe, parse_recipe, shipped_recipes
 from dynquant.recipe.roles import ROLES
@@ -65,6 +66,7 @@ def test_every_key_of_the_language_is_parsed():
         "best",
     )
     assert recipe.experts == Policy(shrink=12, unseen="uniform")
+    assert recipe.feedback == Feedback("required", 0.125, 0)
     first, second, third = recipe.rules
     assert first.selectors == {
         "role": "experts attn_v",
@@ -78,6 +80,7 @@ def test_every_key_of_the_language_is_parsed():
     }
     assert [t.name for t in first.fallback or ()] == ["Q5_1", "F16"]
     assert second.fallback is None
+    assert (first.feedback, second.feedback) == (Feedback("auto", 1, 8), Feedback())
     assert (first.optional, first.override, first.note) == (True, False, "so that there is one")
     assert (second.action, third.action, second.type) == ("drop", "keep", None)
     chains = {name: [t.name for t in chain] for name, chain in recipe.fallback.of_type.items()}
@@ -172,8 +175,8 @@ NOT_A_LAYER = (
     "is not a layer; write a number (3, or -1 for the last) or a range (0-3, 10-, -4--1, 0%-25%)"
 )
 TOP_KEYS = (
-    "dynquant, name, description, extends, for, default, importance, effort, rules, fallback,"
-    " output, metadata, prediction_layers, readers"
+    "dynquant, name, description, extends, for, default, importance, feedback, effort, rules,"
+    " fallback, output, metadata, prediction_layers, readers"
 )
 
 FAULTS = {

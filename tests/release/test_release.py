@@ -360,6 +360,24 @@ def test_card_shows_sources_imatrix_and_commands(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_card_shows_the_second_moments_and_how_to_verify_with_them(tmp_path: Path) -> None:
+    model = {"repository": "hf://a/b", "commit": "c" * 40, "mla": None}
+    moments = {"file": "m.safetensors", "header_sha256": "7" * 64}
+    path = write_manifest(
+        make(tmp_path, "x.gguf"), "q8_0", importance=IMATRIX, moments=moments, model=model
+    )
+    document = json.loads(path.read_text())
+    document["tensors"][0]["feedback"] = {"damping": 0.05, "sweeps": 2}
+    path.write_text(json.dumps(document))
+    card = card_of(released(open_finished(tmp_path / "x.gguf")))
+    assert (
+        f"error feedback: 1 tensor, second moments `m.safetensors`, header SHA-256 `{'7' * 64}`"
+        in card
+    )
+    assert " --imatrix i.gguf --moments m.safetensors\n" in card
+
+
+@pytest.mark.slow
 def test_a_file_from_local_files_is_not_said_to_equal_the_repository(tmp_path: Path) -> None:
     """A local GGUF keeps the key of the repository that it was made from."""
     model = {"repository": "hf://a/b", "commit": "c" * 40, "mla": None}

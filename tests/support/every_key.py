@@ -7,6 +7,7 @@ description: has every key
 for: [llama, qwen3moe]
 default: Q4_K
 importance: {use: required, shrink: 12, unseen: uniform}
+feedback: {use: required, damping: 0.125, sweeps: 0}
 effort: best
 rules:
   - role: [experts, attn_v]
@@ -22,6 +23,7 @@ rules:
     not: [{role: ffn_up_exps, layers: [2, {last: 1}]}, {name: "*.x", shape: {dimensions: 2}}]
     type: Q6_K
     fallback: [Q5_1, F16]
+    feedback: {use: auto, damping: 1, sweeps: 8}
     optional: true
     override: false
     note: so that there is one

@@ -1,0 +1,84 @@
+"""Checks a file of second moments against a model and against the imatrix beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from math import prod
+
+from dynquant.arch.base import ModelTensor
+from dynquant.errors import ImportanceError
+from dynquant.importance.audit import with_same_inputs
+from dynquant.importance.imatrix import Imatrix
+from dynquant.importance.moments import Input, Moments
+from dynquant.name_lists import grouped
+
+NEEDS_IMATRIX = (
+    "second moments need the imatrix that `dynquant imatrix --moments` writes beside them; give it,"
+    " too (--imatrix FILE)"
+)
+
+
+def fitted(
+    moments: Moments, tensors: Sequence[ModelTensor], imatrix: Imatrix
+) -> tuple[Moments, tuple[str, ...]]:
+    """Return the moments with an input for each of a model's tensors that has one, and warnings.
+
+    A tensor without an input has that of a tensor with the same inputs, such as the gate of a file
+    with separate matrices for a model with fused ones.
+
+    Raises ImportanceError for the file of another model, with the names and sizes that differ.
+    """
+    path = moments.path
+    known = {t.name: (t, found) for t in tensors if (found := _input_of(t, moments)) is not None}
+    used = {name for _, found in known.values() for name in found.tensors}
+    extra = grouped(sorted(moments.inputs.keys() - used))
+    if not known:
+        raise ImportanceError(
+            f"{path}: has the moments of another model: this model has none of its tensors"
+            f" ({', '.join(extra[:3])}{', …' if len(extra) > 3 else ''})"
+        )
+    ImportanceError.raise_any(
+        f"{path}: has the moments of another model: {m}" for m in _misfits(list(known.values()))
+    )
+    warnings = [f"{path}: ignored, not in the model: {', '.join(extra)}"] if extra else []
+    theirs = imatrix.made.get("dynquant.imatrix.tokens_sha256")
+    ours = moments.metadata.get("tokens_sha256")
+    if theirs and ours and theirs != ours:
+        warnings.append(
+            f"{path}: has the moments of other tokens than {imatrix.path.name}; give files that one"
+            " run of `dynquant imatrix --moments` wrote"
+        )
+    inputs = {name: found for name, (_, found) in known.items()}
+    return replace(moments, inputs=inputs), tuple(warnings)
+
+
+def _input_of(tensor: ModelTensor, moments: Moments) -> Input | None:
+    """Return a tensor's input, or that of another tensor with the same inputs, if it fits."""
+    if tensor.name in moments.inputs:
+        return moments.inputs[tensor.name]
+    others = (moments.inputs.get(name) for name in with_same_inputs(tensor))
+    return next((found for found in others if found and _has(found) == _wants(tensor)), None)
+
+
+def _misfits(known: Sequence[tuple[ModelTensor, Input]]) -> Iterator[str]:
+    """Yield a message for each wrong number of channels or matrices, with names of tensors."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for tensor, found in known:
+        has, wanted = _has(found), _wants(tensor)
+        if has != wanted:
+            groups.setdefault((has, wanted), []).append(tensor.name)
+    for (has, wanted), names in groups.items():
+        yield f"{has} channels for the {wanted} input channels of {', '.join(grouped(names))}"
+
+
+def _has(found: Input) -> str:
+    return _size(found.n_matrices, found.n)
+
+
+def _wants(tensor: ModelTensor) -> str:
+    return _size(prod(tensor.shape[:-2]), tensor.n_per_row)
+
+
+def _size(n_matrices: int, n: int) -> str:
+    return f"{n_matrices} times {n}" if n_matrices > 1 else str(n)
