@@ -113,6 +113,15 @@ class Feedback(Part):
     """more damping feeds back less of each error"""
     sweeps: Annotated[int, Field(ge=0, le=MAX_SWEEPS)]
     """passes over all columns that improve the codes afterwards"""
+    matrices: Count
+    """of the tensor: 1, or its experts"""
+    taken: Count
+    """matrices that were encoded with feedback: where the outputs on held-out text gained by it"""
+    error_plain: Figure
+    """error of the outputs on held-out text without feedback, of a sample of the rows of all
+    matrices: the sum of |e S'|^2, e a row's errors, S the held-out sums of the moments"""
+    error_feedback: Figure
+    """the same with feedback, of the matrices that refused it, too"""
 
 
 class Source(Part):

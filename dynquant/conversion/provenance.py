@@ -82,7 +82,7 @@ def manifest_of(result: Result, layout: Layout, sources: Sequence[Source]) -> Ma
                 instead_of=t.instead_of.name if t.instead_of else None,
                 importance=t.importance,
                 error=_errors(result.errors.get(t.name)),
-                feedback=_feedback(plan, t.name),
+                feedback=_feedback(result, t.name),
             )
             for t in plan.tensors
         ],
@@ -119,9 +119,18 @@ def _moments(plan: Plan) -> MomentsPart | None:
     )
 
 
-def _feedback(plan: Plan, name: str) -> Feedback | None:
-    setting = plan.feedback.get(name)
-    return Feedback(damping=setting.damping, sweeps=setting.sweeps) if setting else None
+def _feedback(result: Result, name: str) -> Feedback | None:
+    setting, gain = result.plan.feedback.get(name), result.gains.get(name)
+    if setting is None or gain is None:
+        return None
+    return Feedback(
+        damping=setting.damping,
+        sweeps=setting.sweeps,
+        matrices=gain.n_matrices,
+        taken=gain.n_taken,
+        error_plain=gain.plain,
+        error_feedback=gain.feedback,
+    )
 
 
 def _model(plan: Plan) -> ModelPart:

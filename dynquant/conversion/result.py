@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dynquant.conversion.losses import Loss, loss_of, loss_warnings, rounded_warnings
+from dynquant.feedback.decided import TensorGain
 from dynquant.plan.plan import Plan
 from dynquant.quants.error import TensorError
 
@@ -25,6 +26,7 @@ class Result:
     manifest:      the manifest beside the files; None if none was written
     rounded:       by name, of tensors on a grid, how many weights differ by the rounding of a scale
                    (of the rows that this run encoded)
+    gains:         by name, of each tensor that may have error feedback, what it did
     """
 
     plan: Plan = field(repr=False)
@@ -36,6 +38,7 @@ class Result:
     resumed_bytes: int
     manifest: Path | None
     rounded: Mapping[str, int] = field(default_factory=dict[str, int], repr=False)
+    gains: Mapping[str, TensorGain] = field(default_factory=dict[str, TensorGain], repr=False)
 
     @property
     def path(self) -> Path:

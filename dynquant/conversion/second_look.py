@@ -41,6 +41,7 @@ def check_sample(work: Work, parts: PartFiles, n: int, encoder: Encoder) -> None
                 tensor.importance_of(matrix),
                 tensor.search,
                 tensor.mean_of(matrix),
+                work.feedback_of(tensor, matrix),
                 encoder=encoder,
             )
         except NotFiniteError as e:

@@ -43,7 +43,8 @@ class Scratch:
 class SourceStage:
     """Reads the rows of jobs, and hashes the files that they are read from."""
 
-    def __init__(self, digests: SourceDigests) -> None:
+    def __init__(self, work: Work, digests: SourceDigests) -> None:
+        self._work = work
         self._digests = digests
 
     def arrive(self, job: Job, scratch: Scratch, is_stopped: Callable[[], bool]) -> None:
@@ -54,6 +55,7 @@ class SourceStage:
     def read(self, job: Job, scratch: Scratch) -> Batch:
         """Return the rows of a job; they are in the scratch buffer, until its next use."""
         tensor = job.tensor
+        feedback = self._work.feedback_of(tensor, job.matrix)
         rows = scratch(job.n_rows * tensor.stored_row_size)
         tensor.source.read(job.start, job.stop, rows)
         return Batch(
@@ -64,6 +66,7 @@ class SourceStage:
             tensor.importance_of(job.matrix),
             tensor.search,
             tensor.mean_of(job.matrix),
+            feedback,
         )
 
     def finish(self, scratch: Scratch, is_stopped: Callable[[], bool]) -> None:

@@ -12,12 +12,15 @@ from pathlib import Path
 
 from dynquant.arrays import F32
 from dynquant.conversion.layout import Layout, lay_out
+from dynquant.feedback.decided import Decisions, Fed
 from dynquant.importance.audit import Importance
 from dynquant.plan.objective import search_for
 from dynquant.plan.plan import Plan
 from dynquant.quants.encoder import is_copied, keeps_weights, uses_means
+from dynquant.quants.feedback import Feedback
 from dynquant.quants.search import Search
 from dynquant.quants.table import QuantType
+from dynquant.recipe.feedback import FeedbackSetting
 from dynquant.tensors import Computed, ShardFile, TensorSource, n_rows, parts_of, row_bytes
 
 
@@ -34,6 +37,7 @@ class TensorWork:
     n_bytes:      of all its blocks
     search:       what the encoder minimises, and how much it searches
     on_grid:      its blocks must reproduce its weights, which lie on the grid of the type
+    feedback:     the settings of error feedback; None without it
     """
 
     number: int
@@ -48,6 +52,7 @@ class TensorWork:
     n_bytes: int
     search: Search
     on_grid: bool = False
+    feedback: FeedbackSetting | None = None
 
     @property
     def n_per_row(self) -> int:
@@ -96,6 +101,21 @@ class TensorWork:
             return None
         return self.importance.mean(matrix)
 
+    @cached_property
+    def fed(self) -> Fed | None:
+        """The tensor as error feedback sees it; None without it."""
+        if self.feedback is None or self.importance is None:
+            return None
+        return Fed(
+            self.name,
+            self.source,
+            self.type,
+            self.importance,
+            self.search,
+            self.feedback,
+            self.rows_of_matrix,
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class SourceFile:
@@ -116,12 +136,24 @@ class Work:
 
     source_files: each once, in the order of first use
     computed:     the weights that no file holds, in the order of the plan's sources
+    decisions:    where error feedback is used; None without second moments
     """
 
     layout: Layout
     tensors: tuple[TensorWork, ...]
     source_files: tuple[SourceFile, ...]
     computed: tuple[Computed, ...]
+    decisions: Decisions | None = None
+
+    def feedback_of(self, tensor: TensorWork, matrix: int) -> Feedback | None:
+        """Return the error feedback of a matrix; None if it is encoded without.
+
+        Raises ImportanceError if the moments or the imatrix changed since they were read, and what
+        reading and encoding rows raise.
+        """
+        if tensor.fed is None or self.decisions is None:
+            return None
+        return self.decisions.of(tensor.fed, matrix)
 
     @cached_property
     def tensor_bytes(self) -> int:
@@ -166,10 +198,12 @@ def work_of(plan: Plan) -> Work:
                 t.n_bytes,
                 search_for(t.name, plan.effort),
                 t.on_grid,
+                plan.feedback.get(t.name),
             )
         )
     files = (
         SourceFile(path, tuple(r), n) for path, r, n in zip(numbers, readers, last, strict=True)
     )
     computed = (part for t in plan.sources.values() for part in parts_of(t.source, Computed))
-    return Work(layout, tuple(tensors), tuple(files), tuple(computed))
+    decisions = Decisions(plan.moments) if plan.moments else None
+    return Work(layout, tuple(tensors), tuple(files), tuple(computed), decisions)

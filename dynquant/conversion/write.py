@@ -22,6 +22,7 @@ from dynquant.conversion.source_hashes import SOURCE_HASHES, SourceDigests, Sour
 from dynquant.conversion.stages import EncodeStage, Sink, SourceStage
 from dynquant.conversion.work import Work, work_of
 from dynquant.errors import ConvertError, PlanError
+from dynquant.feedback.decided import TensorGain
 from dynquant.part_cache import release_parts
 from dynquant.plan.plan import Plan
 from dynquant.quants import codec
@@ -103,7 +104,7 @@ def convert_plan(
         engine = Engine(
             work,
             jobs(work, chunk_bytes or encoder.preferred_bytes, done),
-            SourceStage(sources),
+            SourceStage(work, sources),
             encode,
             sink,
         )
@@ -122,6 +123,7 @@ def convert_plan(
             resumed_bytes=engine.resumed_bytes,
             manifest=manifest_path(out) if manifest else None,
             rounded={name: n for name, n in encode.rounded.items() if n},
+            gains=gains_of(work),
         )
         text = manifest and manifest_text(manifest_of(result, layout, sources.sources()))
         parts.sync()
@@ -136,6 +138,15 @@ def convert_plan(
             parts.close()
             journal.close()
         release_parts()
+
+
+def gains_of(work: Work) -> dict[str, TensorGain]:
+    """Return what error feedback gained, by tensor; of a resumed run, too."""
+    return {
+        t.name: work.decisions.of_tensor(t.fed)
+        for t in work.tensors
+        if t.fed is not None and work.decisions is not None
+    }
 
 
 def _first_left(work: Work, done: Mapping[int, Sequence[Done]]) -> int | None:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from math import fsum
+from math import fsum, nan
 
 import numpy as np
 
 from dynquant.arrays import F32
-from dynquant.quants.codec import decode
+from dynquant.quants.codec import NotFiniteError, decode
 from dynquant.quants.encoder import CORE, Batch
 from dynquant.quants.feedback import Feedback, output_errors
 from dynquant.quants.table import ALL, FLOATS
@@ -58,7 +58,9 @@ def gain_of(
     batch:         how its rows are encoded without feedback; its rows are not used
     panels:        the held-out sums (`Factors.held_out`)
 
-    Raises what reading and encoding raise: CheckpointError, NotFiniteError.
+    A sample with a number that is not finite gives no gain: the encoder will name its row.
+
+    Raises CheckpointError if the rows cannot be read.
     """
     runs: list[np.ndarray] = []
     for start, stop in sampled(first, n_rows):
@@ -75,4 +77,7 @@ def gain_of(
         blocks = CORE.encode(batch, measure=False).blocks
         return fsum(output_errors(rows, stored, n, batch.type, blocks, panels))
 
-    return Gain(lost(plain), lost(replace(plain, feedback=feedback)))
+    try:
+        return Gain(lost(plain), lost(replace(plain, feedback=feedback)))
+    except NotFiniteError:
+        return Gain(nan, nan)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from dynquant.arrays import F32
 from dynquant.quants.encoder import CORE, Batch, Encoded, Encoder
+from dynquant.quants.feedback import Feedback
 from dynquant.quants.search import NORMAL, Search
 from dynquant.quants.table import QuantType
 from dynquant.tensors import TensorSource, row_bytes
@@ -74,6 +75,7 @@ def encode_rows(
     importance: F32 | None = None,
     search: Search = NORMAL,
     mean: F32 | None = None,
+    feedback: Feedback | None = None,
     *,
     encoder: Encoder = CORE,
     measure: bool = False,
@@ -87,4 +89,5 @@ def encode_rows(
     rows = np.empty((stop - start) * row_bytes(source), np.uint8)
     source.read(start, stop, rows)
     batch = Batch(rows, source.stored, source.shape[-1], qtype, importance, search, mean)
+    batch = replace(batch, feedback=feedback)
     return encoder.encode(batch, measure=measure)

@@ -9,7 +9,7 @@ from typing import Literal
 FeedbackUse = Literal["auto", "off", "required"]
 """How second moments are used: where they are given, never, or not without them."""
 
-DAMPING = 0.05
+DAMPING = 0.2
 SWEEPS = 2
 MAX_SWEEPS = 8
 

@@ -113,7 +113,7 @@ def feedback_use(text: str) -> FeedbackUse:
 def damping(text: str) -> float:
     """Read the damping of error feedback."""
     if not _DAMPING.fullmatch(text) or not float(text) <= 1:
-        raise RecipeError(f"{text!r} is not a damping; write a number from 0 to 1, such as 0.05")
+        raise RecipeError(f"{text!r} is not a damping; write a number from 0 to 1, such as 0.2")
     return float(text)
 
 

@@ -15,6 +15,7 @@ from dynquant.arch.load import Mla
 from dynquant.checkpoint.gguf_shards import Shards, first_file, open_gguf
 from dynquant.conversion.write import default_threads
 from dynquant.errors import VerificationError
+from dynquant.feedback.decided import Decisions
 from dynquant.figures import counted
 from dynquant.importance.imatrix import Imatrix
 from dynquant.importance.moments import Moments
@@ -126,7 +127,9 @@ def prepare(
     missing = tuple(pairing.left_out()) if tensors is None else ()
     faults = tuple(joined(pairing.faults, len(wanted), shards, model))
     unchecked = (*maker.unchecked(), *pairing.unchecked)
-    return Comparer(model, maker, shards, pairs, ranges, faults, missing, unchecked)
+    return Comparer(
+        model, maker, shards, pairs, ranges, faults, missing, unchecked, pairing.moments
+    )
 
 
 @dataclass(frozen=True)
@@ -137,6 +140,7 @@ class Comparer:
     faults:    faults that were found from the headers
     missing:   warnings about tensors that are not in the file
     unchecked: what cannot be compared, and why
+    moments:   of the tensors that were encoded with error feedback; None without any
     """
 
     model: str
@@ -147,6 +151,7 @@ class Comparer:
     faults: tuple[Fault, ...]
     missing: tuple[str, ...]
     unchecked: tuple[str, ...]
+    moments: Moments | None = None
 
     @property
     def n_bytes(self) -> int:
@@ -171,9 +176,10 @@ class Comparer:
         readers = {p.file.path: ShardFile(p.file.path) for p in self.pairs}
         tally = _Tally(self.pairs)
         total = self.n_bytes
+        decisions = Decisions(self.moments) if self.moments else None
 
         def compare_range(taken: Range) -> _Outcome:
-            return _compared(self.pairs[taken.index], taken, readers, self.maker.effort)
+            return _compared(self.pairs[taken.index], taken, readers, self.maker.effort, decisions)
 
         ranges = _whole(self.pairs) if self.ranges is None else self.ranges
         for taken, outcome in in_order(ranges, compare_range, threads or default_threads()):
@@ -263,15 +269,23 @@ def _drawn(shards: Shards, pairs: Sequence[Pair], n: int) -> list[Range]:
 
 
 def _compared(
-    pair: Pair, taken: Range, readers: Mapping[Path, ShardFile], effort: Effort
+    pair: Pair,
+    taken: Range,
+    readers: Mapping[Path, ShardFile],
+    effort: Effort,
+    decisions: Decisions | None,
 ) -> _Outcome:
     search = search_for(pair.tensor.name, effort)
     matrix = taken.start // pair.together
     importance = pair.importance.of(matrix) if pair.importance else None
     mean = pair.importance.mean(matrix) if pair.importance else None
     source = pair.source.source
+    fed = pair.fed(search)
+    feedback = decisions.of(fed, matrix) if decisions and fed else None
     try:
-        encoded = encode_rows(source, taken.start, taken.stop, pair.qtype, importance, search, mean)
+        encoded = encode_rows(
+            source, taken.start, taken.stop, pair.qtype, importance, search, mean, feedback
+        )
     except NotFiniteError as e:
         row = taken.start + e.row
         return _Outcome(1, row, f"row {row} of the source has a number that is not finite")

@@ -8,11 +8,13 @@ from dataclasses import dataclass, replace
 from dynquant.arch.base import Model, ModelTensor
 from dynquant.checkpoint.gguf import GGUFFile, GGUFTensor
 from dynquant.checkpoint.gguf_shards import Shards
+from dynquant.feedback.decided import Fed
 from dynquant.importance.audit import Importance, audit
 from dynquant.importance.imatrix import Imatrix
 from dynquant.importance.moments import Moments
 from dynquant.importance.moments_fit import fitted
 from dynquant.name_lists import grouped
+from dynquant.quants.search import Search
 from dynquant.quants.table import ALL, KEPT, QuantType
 from dynquant.recipe.feedback import FeedbackSetting
 from dynquant.tensors import n_rows
@@ -39,6 +41,20 @@ class Pair:
         """Rows with the same importance: those of one matrix if matrices differ, else all."""
         rows = n_rows(self.tensor.shape)
         return rows // self.importance.n_matrices if self.importance else rows
+
+    def fed(self, search: Search) -> Fed | None:
+        """Return the tensor as error feedback sees it; None without it."""
+        if self.feedback is None or self.importance is None:
+            return None
+        return Fed(
+            self.tensor.name,
+            self.source.source,
+            self.qtype,
+            self.importance,
+            search,
+            self.feedback,
+            self.together,
+        )
 
     @property
     def row_size(self) -> int:

@@ -30,7 +30,7 @@ from dynquant.recipe.feedback import FeedbackSetting
 from dynquant.report.documents import plan_json
 from dynquant.report.html import plan_html
 
-DEFAULT = FeedbackSetting(0.05, 2)
+DEFAULT = FeedbackSetting(0.2, 2)
 SHAPES = {
     "token_embd.weight": (37, 256),
     "blk.0.attn_norm.weight": (256,),
@@ -108,7 +108,7 @@ def test_tensors_without_moments_or_importance_have_no_feedback(tmp_path: Path) 
     assert plan.feedback.keys() == {Q, K, OUT}
     (line,) = [line for line in shown(plan).splitlines() if line.startswith("moments")]
     assert line == (
-        "moments m.moments.safetensors: error feedback for 3 tensors (damping 0.05, sweeps 2),"
+        "moments m.moments.safetensors: error feedback for 3 tensors (damping 0.2, sweeps 2),"
         f" no moments for {OUTWARD}"
     )
 
@@ -268,8 +268,8 @@ def test_keys_record_the_file_and_the_settings_of_each_tensor(tmp_path: Path) ->
     text = keys["dynquant.feedback"].value
     assert isinstance(text, str)
     assert json.loads(text) == [
-        {"damping": 0.05, "sweeps": 2, "tensors": [Q, OUTWARD, DOWN, OUT]},
-        {"damping": 0.05, "sweeps": 0, "tensors": [K]},
+        {"damping": 0.2, "sweeps": 2, "tensors": [Q, OUTWARD, DOWN, OUT]},
+        {"damping": 0.2, "sweeps": 0, "tensors": [K]},
     ]
     assert read_feedback(text) == plan.feedback
 
@@ -299,7 +299,7 @@ def test_json_table_and_page_name_the_moments(tmp_path: Path) -> None:
         "header_sha256": plan.moments.header_sha256,
     }
     own = {t["name"]: t["feedback"] for t in document["tensors"]}
-    assert own[Q] == {"damping": 0.05, "sweeps": 2}
+    assert own[Q] == {"damping": 0.2, "sweeps": 2}
     assert own["token_embd.weight"] is None
     page = plan_html(plan, None)
     assert "imatrix i.gguf, error feedback by m.moments.safetensors</p>" in page
@@ -313,7 +313,7 @@ def test_a_run_with_other_moments_or_settings_is_another_conversion(tmp_path: Pa
     assert changed(found(plan), found(planned(tmp_path))) == []
     swept = planned(tmp_path, f"{EVERYTHING}\nfeedback: {{sweeps: 3}}")
     says = [c for c in changed(found(plan), found(swept)) if c.startswith("error feedback")]
-    assert says == ["error feedback was damping 0.05, sweeps 2 and is damping 0.05, sweeps 3"]
+    assert says == ["error feedback was damping 0.2, sweeps 2 and is damping 0.2, sweeps 3"]
     moments(tmp_path, seed=1)
     other = replace(plan, moments=read_moments(tmp_path / "m.moments.safetensors"))
     says = [c for c in changed(found(plan), found(other)) if c.startswith("second moments was")]
@@ -335,7 +335,9 @@ def test_the_manifest_records_the_file_and_the_tensors(tmp_path: Path) -> None:
     }
     own = {t.name: t.feedback and t.feedback.model_dump() for t in found.tensors}
     assert {n for n, f in own.items() if f} == plan.feedback.keys()
-    assert own[Q] == {"damping": 0.05, "sweeps": 2}
+    assert own[Q]
+    errors = [own[Q].pop(f"error_{kind}") for kind in ("plain", "feedback")]
+    assert own[Q] == {"damping": 0.2, "sweeps": 2, "matrices": 1, "taken": errors[1] < errors[0]}
     assert not [f for f in dynquant.verify(out).faults if "manifest" in f.what]
 
 

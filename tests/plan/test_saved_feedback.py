@@ -87,7 +87,7 @@ def test_the_document_has_the_file_without_its_folder(files: Files, tmp_path: Pa
     }
     assert [t["feedback"] for t in document["tensors"]] == [
         None,
-        {"damping": 0.05, "sweeps": 2},
+        {"damping": 0.2, "sweeps": 2},
         {"damping": 0.1, "sweeps": 1},
     ]
     assert str(tmp_path) not in files.plan.read_text()
@@ -121,7 +121,7 @@ def test_moments_that_the_plan_was_made_without_are_refused(files: Files, tmp_pa
 
 
 def test_an_edited_setting_is_named_with_the_key(files: Files) -> None:
-    files.set_feedback(DOWN.name, {"damping": 0.05, "sweeps": 7})
+    files.set_feedback(DOWN.name, {"damping": 0.2, "sweeps": 7})
     (message,) = files.refusals()
     assert message.startswith(
         "the feedback of its tensors is not that of the key dynquant.feedback;"
@@ -141,7 +141,7 @@ def test_a_setting_that_is_not_valid_is_refused(files: Files, value: Any) -> Non
 
 
 def test_a_tensor_that_cannot_have_feedback_is_named(files: Files) -> None:
-    setting = {"damping": 0.05, "sweeps": 2}
+    setting = {"damping": 0.2, "sweeps": 2}
     files.set_feedback(EMBEDDING.name, setting)
     text = json.dumps(
         [

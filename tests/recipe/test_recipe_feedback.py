@@ -18,9 +18,9 @@ def feedback(text: str) -> Feedback:
 @pytest.mark.parametrize(
     ("text", "setting"),
     [
-        ("", FeedbackSetting(0.05, 2)),
-        ("feedback: auto", FeedbackSetting(0.05, 2)),
-        ("feedback: required", FeedbackSetting(0.05, 2)),
+        ("", FeedbackSetting(0.2, 2)),
+        ("feedback: auto", FeedbackSetting(0.2, 2)),
+        ("feedback: required", FeedbackSetting(0.2, 2)),
         ("feedback: off", None),
         ("feedback: {use: off, sweeps: 3}", None),
         ("feedback: {damping: 0}", FeedbackSetting(0, 2)),

@@ -367,7 +367,14 @@ def test_card_shows_the_second_moments_and_how_to_verify_with_them(tmp_path: Pat
         make(tmp_path, "x.gguf"), "q8_0", importance=IMATRIX, moments=moments, model=model
     )
     document = json.loads(path.read_text())
-    document["tensors"][0]["feedback"] = {"damping": 0.05, "sweeps": 2}
+    document["tensors"][0]["feedback"] = {
+        "damping": 0.05,
+        "sweeps": 2,
+        "matrices": 1,
+        "taken": 1,
+        "error_plain": 3.0,
+        "error_feedback": 2.0,
+    }
     path.write_text(json.dumps(document))
     card = card_of(released(open_finished(tmp_path / "x.gguf")))
     assert (

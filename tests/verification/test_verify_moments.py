@@ -175,9 +175,9 @@ def test_commands_plan_and_convert_with_moments(made: Made, tmp_path: Path) -> N
     done = run("plan", *given, "--save", plan)
     assert done.code == 0
     assert (
-        "moments m.safetensors: error feedback for 12 tensors (damping 0.05, sweeps 2)" in done.out
+        "moments m.safetensors: error feedback for 12 tensors (damping 0.2, sweeps 2)" in done.out
     )
-    assert "damping 0.05, sweeps 2  recipes/q8_0" in run("plan", *given, "--tensors").out
+    assert "damping 0.2, sweeps 2  recipes/q8_0" in run("plan", *given, "--tensors").out
     dry = run("convert", *given, "-o", out, "--dry-run")
     assert "error feedback for 12 tensors" in dry.out
     saved = ("--plan", plan, "--imatrix", made.imatrix, "--moments", made.moments)
@@ -200,10 +200,10 @@ def test_explain_and_diff_show_what_rules_say(tmp_path: Path) -> None:
     assert [s["feedback"] for s in found[0]["steps"]] == ["{sweeps: 3}", None]
     table = run("recipe", "diff", one, other, MODEL).out
     assert "Q4_0, no feedback" in table
-    assert "Q4_0, damping 0.05, sweeps 3" in table
+    assert "Q4_0, damping 0.2, sweeps 3" in table
     document = json.loads(run("recipe", "diff", one, other, MODEL, "--json").out)
     assert {c["name"].split(".")[2] for c in document["changes"]} == {"attn_v"}
-    assert {c["feedback_after"] for c in document["changes"]} == {"damping 0.05, sweeps 3"}
+    assert {c["feedback_after"] for c in document["changes"]} == {"damping 0.2, sweeps 3"}
 
 
 def test_diff_of_a_recipe_and_its_file_does_not_compare_feedback(
