@@ -17,6 +17,7 @@ import dynquant
 from dynquant.arch.base import Model, ModelTensor
 from dynquant.arrays import F32, I64, U8
 from dynquant.importance.imatrix import Imatrix, write_imatrix
+from dynquant.importance.moments import Moments, MomentsWriter, full_matrix, upper_triangle
 from dynquant.quants import ALL, CORE, Batch, QuantType
 from dynquant.tensors import row_bytes
 
@@ -108,6 +109,27 @@ class InMemory:
             .view(np.uint8)
             .ravel()
         )
+
+
+def replica_moments(moments: Moments, model: Model, axes: dict[str, Axis], path: Path) -> Moments:
+    """Write and read second moments with the channels in the axes' order."""
+    roles = {t.name: t.parts.role for t in model.tensors}
+    inputs = list({i.name: i for n, i in moments.inputs.items() if n in roles}.values())
+    writer = MomentsWriter(path, inputs, moments.metadata)
+    writer.begin()
+    for each in inputs:
+        found = moments.arrays(each.tensors[0])
+        axis = axes[_COLUMNS[roles[each.tensors[0]]]]
+        for row, correlations in enumerate(found["correlations"]):
+            ordered = full_matrix(correlations, each.n)[axis.order][:, axis.order]
+            ordered *= axis.signs[:, None] * axis.signs
+            writer.write(f"{each.name}.correlations", upper_triangle(ordered), row)
+        writer.write(f"{each.name}.squares", found["squares"][:, axis.order])
+        writer.write(f"{each.name}.counts", found["counts"])
+        held_out = found["held_out"][..., axis.order] * axis.signs
+        writer.write(f"{each.name}.held_out", held_out)
+    writer.finish()
+    return dynquant.load_moments(path)
 
 
 def weights_of(tensor: ModelTensor) -> F32:
