@@ -90,6 +90,7 @@ def place_correlations(
 def factor_tiles(
     isa: int, n: int, upper: F32, damping: float, block: int, first: int, last: int, /
 ) -> None: ...
+def place_schur(isa: int, n: int, upper: F32, block: int, schur: F32, /) -> None: ...
 def encode_with_feedback(
     isa: int,
     type_index: int,
@@ -99,6 +100,7 @@ def encode_with_feedback(
     importance: F32,
     upper: F32,
     diagonal: F32,
+    schur: F32,
     scale: F32,
     effort: int,
     gain: float,

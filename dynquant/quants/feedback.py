@@ -41,19 +41,20 @@ def _one_after_another(tasks: Iterable[Task]) -> None:
 class Factor:
     """The factor of the correlations of n input channels.
 
-    upper, diagonal: float32, as csrc/factor.h lays them out
-    damping:         what was added to the diagonal of the correlations
+    upper, diagonal, schur: float32, as csrc/factor.h lays them out
+    damping:                what was added to the diagonal of the correlations
     """
 
     n: int
     damping: float
     upper: F32
     diagonal: F32
+    schur: F32
 
 
 def factor_bytes(n: int) -> int:
     """Return the bytes of a factor of n channels."""
-    return 4 * (_upper_size(n) + _diagonal_size(n))
+    return 4 * (_upper_size(n) + 2 * _diagonal_size(n))
 
 
 def _upper_size(n: int) -> int:
@@ -76,7 +77,8 @@ def factor_of(correlations: F16, n: int, damping: float, run: Run = _one_after_a
     Raises EncodeError for correlations that no inputs can have.
     """
     isa = isa_in_use()
-    upper, diagonal = np.empty(_upper_size(n), np.float32), np.empty(_diagonal_size(n), np.float32)
+    upper = np.empty(_upper_size(n), np.float32)
+    diagonal, schur = (np.empty(_diagonal_size(n), np.float32) for _ in range(2))
     n_blocks = -(-n // TILE)
     run(
         lambda b=b: _core.place_correlations(isa, n, correlations, damping, b, upper, diagonal)
@@ -88,9 +90,10 @@ def factor_of(correlations: F16, n: int, damping: float, run: Run = _one_after_a
             lambda a=a, b=b: _core.factor_tiles(isa, n, upper, damping, b, a, a + 1)
             for a in range(b)
         )
+    run(lambda b=b: _core.place_schur(isa, n, upper, b, schur) for b in range(n_blocks))
     if not np.abs(upper).max() <= MOST:
         raise EncodeError("no inputs can have these correlations")
-    return Factor(n, damping, upper, diagonal)
+    return Factor(n, damping, upper, diagonal, schur)
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,6 +142,7 @@ def encode_floats_with_feedback(
         feedback.importance,
         feedback.factor.upper,
         feedback.factor.diagonal,
+        feedback.factor.schur,
         feedback.scale,
         EFFORTS.index(search.effort),
         GAINS[search.gain or default_gain(qtype.name)],

@@ -10,7 +10,7 @@ FeedbackUse = Literal["auto", "off", "required"]
 """How second moments are used: where they are given, never, or not without them."""
 
 DAMPING = 0.2
-SWEEPS = 2
+SWEEPS = 1
 MAX_SWEEPS = 8
 
 

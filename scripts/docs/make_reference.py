@@ -92,7 +92,7 @@ EXAMPLES = {
         "of": "experts",
     },
     "importance": {"use": "required", "shrink": "64", "unseen": "mean"},
-    "feedback": {"use": "required", "damping": "0.2", "sweeps": "2"},
+    "feedback": {"use": "required", "damping": "0.2", "sweeps": "1"},
     "output": {"shard_size": "50GB", "tensor_order": "layer"},
     "shape": {"row_multiple_of": "256", "min_weights": "1000000", "dimensions": "3"},
 }

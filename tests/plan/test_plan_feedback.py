@@ -30,7 +30,7 @@ from dynquant.recipe.feedback import FeedbackSetting
 from dynquant.report.documents import plan_json
 from dynquant.report.html import plan_html
 
-DEFAULT = FeedbackSetting(0.2, 2)
+DEFAULT = FeedbackSetting(0.2, 1)
 SHAPES = {
     "token_embd.weight": (37, 256),
     "blk.0.attn_norm.weight": (256,),
@@ -108,7 +108,7 @@ def test_tensors_without_moments_or_importance_have_no_feedback(tmp_path: Path) 
     assert plan.feedback.keys() == {Q, K, OUT}
     (line,) = [line for line in shown(plan).splitlines() if line.startswith("moments")]
     assert line == (
-        "moments m.moments.safetensors: error feedback for 3 tensors (damping 0.2, sweeps 2),"
+        "moments m.moments.safetensors: error feedback for 3 tensors (damping 0.2, sweeps 1),"
         f" no moments for {OUTWARD}"
     )
 
@@ -160,10 +160,10 @@ rules:
     assert plan.feedback == {
         K: FeedbackSetting(0.25, 0),
         OUTWARD: FeedbackSetting(1, 8),
-        DOWN: FeedbackSetting(0.25, 2),
-        OUT: FeedbackSetting(0.25, 2),
+        DOWN: FeedbackSetting(0.25, 1),
+        OUT: FeedbackSetting(0.25, 1),
     }
-    assert "error feedback for 4 tensors (damping 0.25, sweeps 2 in 2 tensors; damp" in shown(plan)
+    assert "error feedback for 4 tensors (damping 0.25, sweeps 1 in 2 tensors; damp" in shown(plan)
 
 
 def test_a_rule_may_have_feedback_where_the_recipe_has_none(tmp_path: Path) -> None:
@@ -268,7 +268,7 @@ def test_keys_record_the_file_and_the_settings_of_each_tensor(tmp_path: Path) ->
     text = keys["dynquant.feedback"].value
     assert isinstance(text, str)
     assert json.loads(text) == [
-        {"damping": 0.2, "sweeps": 2, "tensors": [Q, OUTWARD, DOWN, OUT]},
+        {"damping": 0.2, "sweeps": 1, "tensors": [Q, OUTWARD, DOWN, OUT]},
         {"damping": 0.2, "sweeps": 0, "tensors": [K]},
     ]
     assert read_feedback(text) == plan.feedback
@@ -299,7 +299,7 @@ def test_json_table_and_page_name_the_moments(tmp_path: Path) -> None:
         "header_sha256": plan.moments.header_sha256,
     }
     own = {t["name"]: t["feedback"] for t in document["tensors"]}
-    assert own[Q] == {"damping": 0.2, "sweeps": 2}
+    assert own[Q] == {"damping": 0.2, "sweeps": 1}
     assert own["token_embd.weight"] is None
     page = plan_html(plan, None)
     assert "imatrix i.gguf, error feedback by m.moments.safetensors</p>" in page
@@ -313,7 +313,7 @@ def test_a_run_with_other_moments_or_settings_is_another_conversion(tmp_path: Pa
     assert changed(found(plan), found(planned(tmp_path))) == []
     swept = planned(tmp_path, f"{EVERYTHING}\nfeedback: {{sweeps: 3}}")
     says = [c for c in changed(found(plan), found(swept)) if c.startswith("error feedback")]
-    assert says == ["error feedback was damping 0.2, sweeps 2 and is damping 0.2, sweeps 3"]
+    assert says == ["error feedback was damping 0.2, sweeps 1 and is damping 0.2, sweeps 3"]
     moments(tmp_path, seed=1)
     other = replace(plan, moments=read_moments(tmp_path / "m.moments.safetensors"))
     says = [c for c in changed(found(plan), found(other)) if c.startswith("second moments was")]
@@ -337,7 +337,7 @@ def test_the_manifest_records_the_file_and_the_tensors(tmp_path: Path) -> None:
     assert {n for n, f in own.items() if f} == plan.feedback.keys()
     assert own[Q]
     errors = [own[Q].pop(f"error_{kind}") for kind in ("plain", "feedback")]
-    assert own[Q] == {"damping": 0.2, "sweeps": 2, "matrices": 1, "taken": errors[1] < errors[0]}
+    assert own[Q] == {"damping": 0.2, "sweeps": 1, "matrices": 1, "taken": errors[1] < errors[0]}
     assert not [f for f in dynquant.verify(out).faults if "manifest" in f.what]
 
 

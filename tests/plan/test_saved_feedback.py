@@ -87,7 +87,7 @@ def test_the_document_has_the_file_without_its_folder(files: Files, tmp_path: Pa
     }
     assert [t["feedback"] for t in document["tensors"]] == [
         None,
-        {"damping": 0.2, "sweeps": 2},
+        {"damping": 0.2, "sweeps": 1},
         {"damping": 0.1, "sweeps": 1},
     ]
     assert str(tmp_path) not in files.plan.read_text()
@@ -141,7 +141,7 @@ def test_a_setting_that_is_not_valid_is_refused(files: Files, value: Any) -> Non
 
 
 def test_a_tensor_that_cannot_have_feedback_is_named(files: Files) -> None:
-    setting = {"damping": 0.2, "sweeps": 2}
+    setting = {"damping": 0.2, "sweeps": 1}
     files.set_feedback(EMBEDDING.name, setting)
     text = json.dumps(
         [

@@ -18,12 +18,12 @@ def feedback(text: str) -> Feedback:
 @pytest.mark.parametrize(
     ("text", "setting"),
     [
-        ("", FeedbackSetting(0.2, 2)),
-        ("feedback: auto", FeedbackSetting(0.2, 2)),
-        ("feedback: required", FeedbackSetting(0.2, 2)),
+        ("", FeedbackSetting(0.2, 1)),
+        ("feedback: auto", FeedbackSetting(0.2, 1)),
+        ("feedback: required", FeedbackSetting(0.2, 1)),
         ("feedback: off", None),
         ("feedback: {use: off, sweeps: 3}", None),
-        ("feedback: {damping: 0}", FeedbackSetting(0, 2)),
+        ("feedback: {damping: 0}", FeedbackSetting(0, 1)),
         ("feedback: {damping: 1, sweeps: 0}", FeedbackSetting(1, 0)),
         ("feedback: {damping: 2.5e-1, sweeps: 8}", FeedbackSetting(0.25, 8)),
     ],

@@ -175,9 +175,9 @@ def test_commands_plan_and_convert_with_moments(made: Made, tmp_path: Path) -> N
     done = run("plan", *given, "--save", plan)
     assert done.code == 0
     assert (
-        "moments m.safetensors: error feedback for 12 tensors (damping 0.2, sweeps 2)" in done.out
+        "moments m.safetensors: error feedback for 12 tensors (damping 0.2, sweeps 1)" in done.out
     )
-    assert "damping 0.2, sweeps 2  recipes/q8_0" in run("plan", *given, "--tensors").out
+    assert "damping 0.2, sweeps 1  recipes/q8_0" in run("plan", *given, "--tensors").out
     dry = run("convert", *given, "-o", out, "--dry-run")
     assert "error feedback for 12 tensors" in dry.out
     saved = ("--plan", plan, "--imatrix", made.imatrix, "--moments", made.moments)

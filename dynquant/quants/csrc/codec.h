@@ -95,11 +95,11 @@ struct scales {
  * module.c. */
 struct errors { double difference, original, product, decoded, largest; };
 
-/* What the errors of a matrix are multiplied by: L and C of its input channels (factor.h), and the
- * root of each channel's mean square. */
+/* What the errors of a matrix are multiplied by: L, and the squares of its input channels
+ * (factor.h), and the root of each channel's mean square. */
 struct metric {
     int64_t n;
-    const float *upper, *diagonal, *scale;
+    const float *upper, *diagonal, *schur, *scale;
 };
 
 /* One ISA's build of types.c. */
@@ -141,12 +141,13 @@ struct codec {
                           const float *sums, int64_t n_sums, void *scratch, double *errors);
 
     /* The factor of a matrix's correlations, in its place (factor.h): place_correlations for each
-     * row block, then factor_tiles from the last column block to the first. scratch:
-     * 2 * TILE * TILE doubles. */
+     * row block, then factor_tiles from the last column block to the first, then place_schur for
+     * each row block. scratch: 2 * TILE * TILE doubles. */
     void (*place_correlations)(int64_t n, const uint16_t *correlations, double damping, int64_t b,
                                float *upper, float *diagonal);
     void (*factor_tiles)(int64_t n, float *upper, double damping, int64_t b, int64_t first,
                          int64_t last, double *scratch);
+    void (*place_schur)(int64_t n, const float *upper, int64_t b, float *schur);
 
     /* n weights as one type and the blocks of another -> how far apart they are. n is a multiple of
      * both block sizes; importance as for encode. The sums of one call are the same on every ISA.

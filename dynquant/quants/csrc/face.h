@@ -31,5 +31,6 @@ PyObject *face_mxfp4_of_codes(PyObject *self, PyObject *args);
 /* face_feedback.c */
 PyObject *face_place_correlations(PyObject *self, PyObject *args);
 PyObject *face_factor_tiles(PyObject *self, PyObject *args);
+PyObject *face_place_schur(PyObject *self, PyObject *args);
 PyObject *face_encode_with_feedback(PyObject *self, PyObject *args);
 PyObject *face_output_errors(PyObject *self, PyObject *args);

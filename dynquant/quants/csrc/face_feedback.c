@@ -83,6 +83,36 @@ done:
     return result;
 }
 
+/* place_schur(isa, n, upper, block, schur): fill a square block. */
+PyObject *face_place_schur(PyObject *self, PyObject *args)
+{
+    int isa;
+    long long n, block;
+    Py_buffer upper, schur;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "iLy*Lw*", &isa, &n, &upper, &block, &schur))
+        return NULL;
+    PyObject *result = NULL;
+    const struct codec *codec = codec_at(isa);
+    if (!codec)
+        goto done;
+    if (!is_width(n) || block < 0 || block * TILE >= n ||
+        !holds(upper.len, factor_size(n), sizeof(float)) ||
+        !holds(schur.len, diagonal_size(n), sizeof(float)) || !aligned(&upper) ||
+        !aligned(&schur)) {
+        PyErr_SetString(PyExc_ValueError, "the factor has not this block");
+        goto done;
+    }
+    Py_BEGIN_ALLOW_THREADS
+    codec->place_schur(n, upper.buf, block, schur.buf);
+    Py_END_ALLOW_THREADS
+    result = Py_NewRef(Py_None);
+done:
+    PyBuffer_Release(&upper);
+    PyBuffer_Release(&schur);
+    return result;
+}
+
 static const struct quant_type *block_type(const struct codec *codec, int type)
 {
     if (codec && type >= 0 && type < codec->n_types && codec->types[type].block_size > 1)
@@ -92,19 +122,19 @@ static const struct quant_type *block_type(const struct codec *codec, int type)
     return NULL;
 }
 
-/* encode_with_feedback(isa, type, stored, rows, n, importance, upper, diagonal, scale, effort,
- * gain, sweeps, blocks, losses): fill blocks and losses; return -1 or the first row that is not
- * finite. */
+/* encode_with_feedback(isa, type, stored, rows, n, importance, upper, diagonal, schur, scale,
+ * effort, gain, sweeps, blocks, losses): fill blocks and losses; return -1 or the first row that
+ * is not finite. */
 PyObject *face_encode_with_feedback(PyObject *self, PyObject *args)
 {
     int isa, type_index, stored, effort, sweeps;
     float gain;
     long long n;
-    Py_buffer rows, importance, upper, diagonal, scale, blocks, losses;
+    Py_buffer rows, importance, upper, diagonal, schur, scale, blocks, losses;
     (void)self;
-    if (!PyArg_ParseTuple(args, "iiiy*Ly*y*y*y*ifiw*w*", &isa, &type_index, &stored, &rows, &n,
-                          &importance, &upper, &diagonal, &scale, &effort, &gain, &sweeps, &blocks,
-                          &losses))
+    if (!PyArg_ParseTuple(args, "iiiy*Ly*y*y*y*y*ifiw*w*", &isa, &type_index, &stored, &rows, &n,
+                          &importance, &upper, &diagonal, &schur, &scale, &effort, &gain, &sweeps,
+                          &blocks, &losses))
         return NULL;
     PyObject *result = NULL;
     const struct codec *codec = codec_at(isa);
@@ -118,6 +148,7 @@ PyObject *face_encode_with_feedback(PyObject *self, PyObject *args)
         !holds(importance.len, n, sizeof(float)) || !holds(scale.len, n, sizeof(float)) ||
         !holds(upper.len, factor_size(n), sizeof(float)) ||
         !holds(diagonal.len, diagonal_size(n), sizeof(float)) ||
+        !holds(schur.len, diagonal_size(n), sizeof(float)) || !aligned(&schur) ||
         !holds(blocks.len, n_rows * (n / type->block_size), type->type_size) ||
         !holds(losses.len, n_rows, sizeof(double)) || !aligned(&importance) || !aligned(&upper) ||
         !aligned(&diagonal) || !aligned(&scale) || (uintptr_t)losses.buf % 8) {
@@ -129,7 +160,7 @@ PyObject *face_encode_with_feedback(PyObject *self, PyObject *args)
         PyErr_NoMemory();
         goto done;
     }
-    struct metric metric = {n, upper.buf, diagonal.buf, scale.buf};
+    struct metric metric = {n, upper.buf, diagonal.buf, schur.buf, scale.buf};
     struct search search = {(enum effort)effort, 0, gain};
     int64_t bad_row;
     Py_BEGIN_ALLOW_THREADS
@@ -144,6 +175,7 @@ done:
     PyBuffer_Release(&importance);
     PyBuffer_Release(&upper);
     PyBuffer_Release(&diagonal);
+    PyBuffer_Release(&schur);
     PyBuffer_Release(&scale);
     PyBuffer_Release(&blocks);
     PyBuffer_Release(&losses);

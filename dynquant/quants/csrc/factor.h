@@ -7,6 +7,8 @@
  *
  *   upper     L; n (n + TILE) / 2 floats if n is a multiple of TILE
  *   diagonal  the square blocks of C on its diagonal, each likewise
+ *   schur     L L' of the square blocks of L on its diagonal: what C is for a block if the columns
+ *             that follow can take any errors back
  */
 #pragma once
 

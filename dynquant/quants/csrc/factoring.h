@@ -127,3 +127,19 @@ static void factor_tiles(int64_t n, float *upper, double damping, int64_t b, int
                 upper_panel(upper, n, a, at + j)[i * PANEL + j % PANEL] = (float)t[i * TILE + j];
     }
 }
+
+/* L L' of row block b's square. */
+static void place_schur(int64_t n, const float *upper, int64_t b, float *schur)
+{
+    int64_t rows = rows_of_tile(n, b), first = b * TILE;
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t j = 0; j <= i; j++) {
+            double sum = 0;
+            for (int64_t c = i; c < rows; c++) {
+                const float *l = upper_panel((float *)upper, n, b, first + c);
+                sum += (double)l[i * PANEL + c % PANEL] * l[j * PANEL + c % PANEL];
+            }
+            diagonal_panel(schur, n, b, first + j)[i * PANEL + j % PANEL] = (float)sum;
+            diagonal_panel(schur, n, b, first + i)[j * PANEL + i % PANEL] = (float)sum;
+        }
+}

@@ -90,9 +90,19 @@ static const float *upper_rows(const struct metric *m, struct range r, int64_t c
     return upper_panel((float *)m->upper, m->n, r.b, c) + (r.row + row) * PANEL;
 }
 
-static const float *diagonal_rows(const struct metric *m, struct range r, int64_t c, int row)
+/* A symmetric matrix over the columns of a range: panels of 16 of its columns, each `rows` rows. */
+struct square { const float *at; int64_t rows; };
+
+static struct square diagonal_of(const struct metric *m, struct range r)
 {
-    return diagonal_panel((float *)m->diagonal, m->n, r.b, c) + (r.row + row) * PANEL;
+    const float *panel = diagonal_panel((float *)m->diagonal, m->n, r.b, r.at);
+    return (struct square){panel + r.row * PANEL, r.rows};
+}
+
+/* Rows from `row` on of the panel with column c of the range. */
+static const float *square_rows(struct square c, int column, int row)
+{
+    return c.at + column / PANEL * PANEL * c.rows + row * PANEL;
 }
 
 /* ---- sixteen rows of one block --------------------------------------------------------------- */
@@ -200,7 +210,8 @@ static void invert_small(float (*c)[UNIT], float (*inverse)[UNIT])
             inverse[i][j] = (float)a[i][UNIT + j];
 }
 
-static void unit_of(struct unit *u, const struct metric *m, struct range r, int at)
+static void unit_of(struct unit *u, const struct metric *m, struct range r, struct square square,
+                    int at)
 {
     float most = 0;
     for (int i = 0; i < UNIT; i++) {
@@ -210,7 +221,7 @@ static void unit_of(struct unit *u, const struct metric *m, struct range r, int 
         for (int j = 0; j < UNIT; j++) {
             int64_t c = r.at + at + j;
             u->l[i][j] = upper_rows(m, r, c, at + i)[c % PANEL];
-            u->c[i][j] = diagonal_rows(m, r, c, at + i)[c % PANEL];
+            u->c[i][j] = square_rows(square, at + j, at + i)[c % PANEL];
         }
     }
     for (int i = 0; i < UNIT; i++) {
@@ -220,24 +231,29 @@ static void unit_of(struct unit *u, const struct metric *m, struct range r, int 
     invert_small(u->c, u->inverse);
 }
 
-/* All that does not depend on the rows. of: a unit for each eight columns of a codebook type. */
+/* All that does not depend on the rows: C of the block, or what stands for it; of: a unit for each
+ * eight columns of a codebook type. */
 struct prepared {
+    struct square square;
     float scale[MAX_BLOCK];
     float per_l[MAX_BLOCK], per_c[MAX_BLOCK]; /* 1 / (L or C of the column * its scale) */
     struct unit of[MAX_BLOCK / UNIT];
+    float own[MAX_BLOCK * MAX_BLOCK]; /* a square that is computed here */
 };
 
-static void prepare_range(struct prepared *p, const struct metric *m, struct range r, int units)
+static void prepare_range(struct prepared *p, const struct metric *m, struct range r,
+                          struct square square, int units)
 {
+    p->square = square;
     for (int i = 0; i < r.n; i++) {
         int64_t c = r.at + i;
         float s = p->scale[i] = m->scale[c];
-        float l = upper_rows(m, r, c, i)[c % PANEL], d = diagonal_rows(m, r, c, i)[c % PANEL];
+        float l = upper_rows(m, r, c, i)[c % PANEL], d = square_rows(square, i, i)[c % PANEL];
         p->per_l[i] = s > 0 ? 1 / (l * s) : 0;
         p->per_c[i] = s > 0 ? 1 / (d * s) : 0;
     }
     for (int at = 0; units && at < r.n; at += UNIT)
-        unit_of(&p->of[at / UNIT], m, r, at);
+        unit_of(&p->of[at / UNIT], m, r, square, at);
 }
 
 /* The code nearest to x, and its number. */
@@ -417,7 +433,7 @@ static void improve_point(const struct quant_type *type, struct block_lanes *b, 
 
 /* Choose each code of a block again, all others fixed. f is the slope; the changes of errors are
  * added to e. */
-static void improve_codes(const struct quant_type *type, const struct metric *m, struct range r,
+static void improve_codes(const struct quant_type *type, struct range r,
                           const struct prepared *p, struct block_lanes *b)
 {
     const int unit = type->choose ? UNIT : 1;
@@ -434,18 +450,18 @@ static void improve_codes(const struct quant_type *type, const struct metric *m,
             }
             for (int i = 0; i < unit; i++) {
                 b->e[at + i] = add(b->e[at + i], e[i]);
-                spread(b->f + first, e[i], diagonal_rows(m, r, r.at + first, at + i), 0);
+                spread(b->f + first, e[i], square_rows(p->square, first, at + i), 0);
             }
         }
         for (int c = 0; c < r.n; c += PANEL)
             if (c != first)
-                add_products(b->f + c, change, diagonal_rows(m, r, r.at + c, first), PANEL);
+                add_products(b->f + c, change, square_rows(p->square, c, first), PANEL);
     }
 }
 
 /* ---- a bundle of rows ------------------------------------------------------------------------ */
 
-/* Times that a sweep chooses the codes of a block again before it goes to the next one. */
+/* Times that the codes of a block are chosen again before the next one. */
 #define TURNS 2
 
 /* f of all columns, [BUNDLE][n], and the rows of one block. */
@@ -485,6 +501,44 @@ static void add_to_all(const struct metric *m, struct range r, struct bundle *k,
             add_products(k->f + g * m->n + c, k->lanes[g].e, upper_rows(m, r, c, 0), r.n);
 }
 
+/* L L' of the columns of a range. */
+static struct square schur_of(const struct metric *m, struct range r, struct prepared *p)
+{
+    if (r.n == TILE)
+        return (struct square){diagonal_panel((float *)m->schur, m->n, r.b, r.at), r.rows};
+    for (int i = 0; i < r.n; i++)
+        for (int j = 0; j <= i; j++) {
+            double sum = 0;
+            for (int c = i; c < r.n; c++) {
+                const float *l = upper_rows(m, r, r.at + c, 0);
+                sum += (double)l[i * PANEL + c % PANEL] * l[j * PANEL + c % PANEL];
+            }
+            p->own[j / PANEL * PANEL * r.n + i * PANEL + j % PANEL] = (float)sum;
+            p->own[i / PANEL * PANEL * r.n + j * PANEL + i % PANEL] = (float)sum;
+        }
+    return (struct square){p->own, r.n};
+}
+
+/* Choose the codes of a block again, before the next one: g = f L'. */
+static void improve_block(const struct quant_type *type, const struct metric *m, struct range r,
+                          const struct prepared *p, struct block_lanes *b)
+{
+    f32x16 f[MAX_BLOCK], e[MAX_BLOCK];
+    memcpy(f, b->f, (size_t)r.n * sizeof *f);
+    memcpy(e, b->e, (size_t)r.n * sizeof *e);
+    for (int first = 0; first < r.n; first += PANEL)
+        products_with_rows(b->f + first, f + first, upper_rows(m, r, r.at + first, first),
+                           r.rows * PANEL, (r.n - first) / PANEL);
+    memset(b->e, 0, sizeof b->e);
+    for (int turn = 0; turn < TURNS; turn++)
+        improve_codes(type, r, p, b);
+    for (int c = 0; c < r.n; c += PANEL)
+        add_products(f + c, b->e, upper_rows(m, r, r.at + c, 0), c + PANEL);
+    for (int i = 0; i < r.n; i++)
+        b->e[i] = add(e[i], b->e[i]);
+    memcpy(b->f, f, (size_t)r.n * sizeof *f);
+}
+
 /* Encode a block of a group of rows whose weights are in the lanes. */
 static void encode_lanes(const struct quant_type *type, const struct metric *m, struct range r,
                          const struct bundle *k, int g, const float *importance,
@@ -505,6 +559,7 @@ static void encode_lanes(const struct quant_type *type, const struct metric *m, 
     }
     open_lanes(type, b, blocks, stride, rows);
     choose_codes(type, m, r, k->prepared, b);
+    improve_block(type, m, r, k->prepared, b);
     close_lanes(type, b, blocks, stride, rows);
     memcpy(k->f + g * m->n + r.at, b->f, (size_t)r.n * sizeof *b->f);
 }
@@ -537,7 +592,7 @@ static int encode_bundle(const struct quant_type *type, const struct metric *m, 
     int bad = k->n_rows;
     for (int64_t at = 0; at < m->n; at += size) {
         struct range r = range_of(m, at, size);
-        prepare_range(k->prepared, m, r, type->choose != NULL);
+        prepare_range(k->prepared, m, r, schur_of(m, r, k->prepared), type->choose != NULL);
         for (int g = 0; g < k->n_groups; g++) {
             int n = rows_of_group(k, g);
             const uint8_t *from = rows + g * LANES * row_bytes + at * stored_size;
@@ -570,7 +625,7 @@ static void sweep(const struct quant_type *type, const struct metric *m, struct 
     const int64_t stride = m->n / size * type->type_size;
     for (int64_t at = 0; at < m->n; at += size) {
         struct range r = range_of(m, at, size);
-        prepare_range(k->prepared, m, r, type->choose != NULL);
+        prepare_range(k->prepared, m, r, diagonal_of(m, r), type->choose != NULL);
         slope_of_block(m, r, k);
         for (int g = 0; g < k->n_groups; g++) {
             struct block_lanes *b = &k->lanes[g];
@@ -578,7 +633,7 @@ static void sweep(const struct quant_type *type, const struct metric *m, struct 
             open_lanes(type, b, its, stride, rows_of_group(k, g));
             memset(b->e, 0, sizeof b->e);
             for (int turn = 0; turn < TURNS; turn++)
-                improve_codes(type, m, r, k->prepared, b);
+                improve_codes(type, r, k->prepared, b);
             close_lanes(type, b, its, stride, rows_of_group(k, g));
         }
         add_to_all(m, r, k, at);

@@ -199,6 +199,7 @@ static PyMethodDef methods[] = {
     {"mxfp4_of_codes", face_mxfp4_of_codes, METH_VARARGS, NULL},
     {"place_correlations", face_place_correlations, METH_VARARGS, NULL},
     {"factor_tiles", face_factor_tiles, METH_VARARGS, NULL},
+    {"place_schur", face_place_schur, METH_VARARGS, NULL},
     {"encode_with_feedback", face_encode_with_feedback, METH_VARARGS, NULL},
     {"output_errors", face_output_errors, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},

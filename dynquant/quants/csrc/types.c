@@ -403,6 +403,7 @@ const struct codec NAME(codec_, ISA) = {
     .output_errors = output_errors,
     .place_correlations = place_correlations,
     .factor_tiles = factor_tiles,
+    .place_schur = place_schur,
     .errors = errors,
     .decode_rows = decode_rows,
     .decode_transposed = decode_transposed,
