@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Iterable
 
 import numpy as np
 
 from dynquant.arrays import F32, F64
 from dynquant.errors import EncodeError, ImportanceError
 from dynquant.feedback.crew import Crew
-from dynquant.importance.moments import Moments
-from dynquant.quants.feedback import Factor, Run, factor_of, panels_of
+from dynquant.importance.moments import Input, Moments
+from dynquant.quants.feedback import Factor, Run, factor_bytes, factor_of, panels_of
 
 KEPT = 2
 """Factors in memory: of the tensor that threads are at, and of the next one."""
 
 Key = tuple[str, int, float]
+
+
+def memory_of(inputs: Iterable[Input]) -> int:
+    """Return the bytes that the factors of some inputs need at most: the widest, and what it is
+    made of.
+    """
+    widths = [each.n for each in inputs]
+    return max((KEPT * factor_bytes(n) + n * (n - 1) for n in widths), default=0)
 
 
 class Factors:

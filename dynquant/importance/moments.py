@@ -257,21 +257,29 @@ class Moments:
     def row(self, tensor: str, array: str, row: int | None = None) -> NDArray[Any]:
         """Return one array of a tensor's input, or a row of it.
 
-        The first call for an input reads all of it, and compares the hash.
+        The first call for an input reads all of it, a row at a time, and compares the hash.
 
         Raises ImportanceError if the file was changed or damaged.
         """
         each = self.inputs[tensor]
-        if each.name not in self._checked:
-            found = self.arrays(tensor)[array]
-            self._checked.add(each.name)
-            return found if row is None else found[row]
         try:
             with _opened(self.path) as file:
+                if each.name not in self._checked:
+                    self._check(file, each)
+                    self._checked.add(each.name)
                 part = file.get_slice(f"{each.name}.{array}")
                 return part[:] if row is None else part[row]
         except (OSError, SafetensorError) as e:
             raise ImportanceError(f"{self.path}: cannot be read: {e}") from e
+
+    def _check(self, file: Any, each: Input) -> None:
+        digest = xxhash.xxh3_128()
+        for name, (_, shape) in each.arrays.items():
+            part = file.get_slice(name)
+            for i in range(shape[0]):
+                digest.update(np.ascontiguousarray(part[i]).data)
+        if digest.hexdigest() != self.hashes[each.name]:
+            raise ImportanceError(f"{self.path}: {each.name}: is damaged; make the file again")
 
     def arrays(self, tensor: str) -> dict[str, NDArray[Any]]:
         """Return the arrays of a tensor's input: squares, counts, correlations, held_out.

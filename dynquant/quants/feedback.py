@@ -91,7 +91,7 @@ def factor_of(correlations: F16, n: int, damping: float, run: Run = _one_after_a
             for a in range(b)
         )
     run(lambda b=b: _core.place_schur(isa, n, upper, b, schur) for b in range(n_blocks))
-    if not np.abs(upper).max() <= MOST:
+    if not (upper.max() <= MOST and upper.min() >= -MOST):
         raise EncodeError("no inputs can have these correlations")
     return Factor(n, damping, upper, diagonal, schur)
 

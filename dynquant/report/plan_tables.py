@@ -8,6 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from dynquant.feedback.factors import memory_of
 from dynquant.figures import counted, size_text
 from dynquant.importance.equal import DATASET
 from dynquant.importance.imatrix import Imatrix
@@ -129,7 +130,8 @@ def _feedback(plan: Plan) -> Iterator[str]:
         return
     line = (
         f"moments {plan.moments.path.name}: error feedback for"
-        f" {counted(len(plan.feedback), 'tensor')} ({settings_text(plan.feedback)})"
+        f" {counted(len(plan.feedback), 'tensor')} ({settings_text(plan.feedback)}),"
+        f" {size_text(memory_of(plan.moments.inputs[name] for name in plan.feedback))} of memory"
     )
     absent = [
         t.name

@@ -2,11 +2,11 @@
 
     pip install -e '.[dev]'
     python scripts/studies/compare_recipes.py MODEL.gguf --imatrix FILE --text FILE \
-        --llama-quantize PROGRAM [--recipes dynamic-2bit,...] [--windows 40] [--n-prompts 16] \
+        --llama-quantize PROGRAM [--moments FILE] [--recipes dynamic-2bit,...] [--windows 40] [--n-prompts 16] \
         [--folder DIR]
 
 MODEL.gguf is in F32, BF16 or F16; PROGRAM is llama-quantize, built from llama.cpp's source. Each
-recipe that fits the model is converted with the imatrix; of llama-quantize's mixes, made with the
+recipe that fits the model is converted with the imatrix (and with error feedback); of llama-quantize's mixes, made with the
 same imatrix, the nearest in size is taken, and all files are compared by `dynquant eval` over the
 text's first windows of 512 tokens. For each recipe:
 
@@ -86,7 +86,9 @@ def converted(given: argparse.Namespace, folder: Path) -> list[Path]:
         out = folder / f"{name}.gguf"
         try:
             if not out.exists():
-                dynquant.convert(given.model, out, recipe=name, imatrix=given.imatrix)
+                dynquant.convert(
+                    given.model, out, recipe=name, imatrix=given.imatrix, moments=given.moments
+                )
             found.append(out)
         except dynquant.DynquantError as e:
             print(f"{name}: left out: {e.messages[0]}", file=sys.stderr)
@@ -181,6 +183,7 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--text", type=Path, required=True, help="unseen by model and imatrix")
     parser.add_argument("--imatrix", type=Path, required=True)
+    parser.add_argument("--moments", type=Path, help="recipes use error feedback; mixes do not")
     parser.add_argument("--llama-quantize", type=Path, required=True)
     parser.add_argument("--recipes", help="comma-separated; default: all dynamic ones that fit")
     parser.add_argument("--windows", type=int, default=40)
