@@ -2,13 +2,14 @@
 
     pip install -e '.[dev]'
     python scripts/studies/compare_recipes.py MODEL.gguf --imatrix FILE --text FILE \
-        --llama-quantize PROGRAM [--moments FILE] [--recipes dynamic-2bit,...] [--windows 40] [--n-prompts 16] \
-        [--folder DIR]
+        --llama-quantize PROGRAM [--moments FILE] [--recipes dynamic-2bit,...] [--windows 40] \
+        [--n-prompts 16] [--folder DIR]
 
 MODEL.gguf is in F32, BF16 or F16; PROGRAM is llama-quantize, built from llama.cpp's source. Each
-recipe that fits the model is converted with the imatrix (and with error feedback); of llama-quantize's mixes, made with the
-same imatrix, the nearest in size is taken, and all files are compared by `dynquant eval` over the
-text's first windows of 512 tokens. For each recipe:
+recipe that fits the model is converted with the imatrix, and with error feedback if there are
+moments; of llama-quantize's mixes, made with the same imatrix, the nearest in size is taken, and
+all files are compared by `dynquant eval` over the text's first windows of 512 tokens. For each
+recipe:
 
     MB        size of the file, and of the mix
     KLD       mean KL divergence from the model
@@ -86,9 +87,8 @@ def converted(given: argparse.Namespace, folder: Path) -> list[Path]:
         out = folder / f"{name}.gguf"
         try:
             if not out.exists():
-                dynquant.convert(
-                    given.model, out, recipe=name, imatrix=given.imatrix, moments=given.moments
-                )
+                inputs = {"imatrix": given.imatrix, "moments": given.moments}
+                dynquant.convert(given.model, out, recipe=name, **inputs)
             found.append(out)
         except dynquant.DynquantError as e:
             print(f"{name}: left out: {e.messages[0]}", file=sys.stderr)

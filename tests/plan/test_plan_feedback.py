@@ -109,6 +109,7 @@ def test_tensors_without_moments_or_importance_have_no_feedback(tmp_path: Path) 
     (line,) = [line for line in shown(plan).splitlines() if line.startswith("moments")]
     assert line == (
         "moments m.moments.safetensors: error feedback for 3 tensors (damping 0.2, sweeps 1),"
+        " 1.64 MB (1.56 MiB) of memory,"
         f" no moments for {OUTWARD}"
     )
 
