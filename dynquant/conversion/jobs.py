@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from dynquant.conversion.work import TensorWork, Work
 from dynquant.quants.error import NO_ERROR, ErrorSums
+from dynquant.quants.feedback import ROWS as FEEDBACK_ROWS
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,8 @@ class Job:
 def jobs(work: Work, chunk_bytes: int, done: Mapping[int, Sequence[Done]]) -> Iterator[Job]:
     """Yield jobs that cover every row once, in the order of the files.
 
-    chunk_bytes: bytes of a job's rows as the encoder works on them; at least one row is taken
+    chunk_bytes: bytes of a job's rows as the encoder works on them; at least one row is taken, and
+                 with error feedback a multiple of those that are encoded together
     done:        by number of the tensor, ranges in order that do not overlap; each is a job
     """
     number = 0
@@ -80,6 +82,8 @@ def _ranges(
     """Yield ranges of rows, with the earlier run's record of those that are done."""
     together = tensor.rows_of_matrix
     step = max(1, chunk_bytes // tensor.decoded_row_size)
+    if tensor.fed is not None:
+        step = -(-step // FEEDBACK_ROWS) * FEEDBACK_ROWS
     position = 0
     for range_ in (*done, None):
         gap = tensor.n_rows if range_ is None else range_.start

@@ -23,6 +23,9 @@ from dynquant.quants.table import QuantType
 TILE = 256
 """Rows and columns of the tiles of a factor."""
 
+ROWS = 64
+"""Rows that are encoded together: each reads the whole factor once."""
+
 MOST = 4.0
 """The largest number of a factor: its rows have the length sqrt(1 + damping), damping at most 1,
 but for the rounding of correlations."""
