@@ -29,7 +29,7 @@ from dynquant.json_documents import (
     repeated,
 )
 from dynquant.quants.search import Effort
-from dynquant.recipe.feedback import MAX_SWEEPS
+from dynquant.recipe.feedback import MAX_SWEEPS, MIN_DAMPING
 
 VERSION = 1
 Xxh64 = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
@@ -109,7 +109,7 @@ class MomentsPart(Part):
 class Feedback(Part):
     """How the errors of a tensor were fed back into the columns that follow."""
 
-    damping: Annotated[float, Field(ge=0, le=1)]
+    damping: Annotated[float, Field(ge=MIN_DAMPING, le=1)]
     """more damping feeds back less of each error"""
     sweeps: Annotated[int, Field(ge=0, le=MAX_SWEEPS)]
     """passes over all columns that improve the codes afterwards"""

@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 Task = Callable[[], object]
+Make = Callable[[Callable[[Iterable[Task]], None]], T]
 
 
 class Crew(Generic[T]):
@@ -18,12 +19,11 @@ class Crew(Generic[T]):
     make: called once, with a function that runs tasks, in any order, and returns when all are done
     """
 
-    def __init__(self, make: Callable[[Callable[[Iterable[Task]], None]], T]) -> None:
-        self._make = make
+    def __init__(self, make: Make[T]) -> None:
+        self._make: Make[T] | None = make
         self._changed = threading.Condition()
         self._tasks: deque[Task] = deque()
         self._n_running = 0
-        self._is_begun = False
         self._result: Future[T] = Future()
 
     def result(self) -> T:
@@ -32,10 +32,10 @@ class Crew(Generic[T]):
         Raises what `make` or one of the tasks raises.
         """
         with self._changed:
-            is_first, self._is_begun = not self._is_begun, True
-        if is_first:
+            make, self._make = self._make, None  # what it holds is freed after the first use
+        if make is not None:
             try:
-                self._result.set_result(self._make(self._run))
+                self._result.set_result(make(self._run))
             except BaseException as e:
                 self._result.set_exception(e)
             with self._changed:

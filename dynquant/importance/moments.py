@@ -272,14 +272,31 @@ class Moments:
         except (OSError, SafetensorError) as e:
             raise ImportanceError(f"{self.path}: cannot be read: {e}") from e
 
+    def peek(self, tensor: str, array: str) -> NDArray[Any]:
+        """Return an array of a tensor's input, without a look at the hash.
+
+        Raises ImportanceError if the file cannot be read.
+        """
+        try:
+            with _opened(self.path) as file:
+                return file.get_tensor(f"{self.inputs[tensor].name}.{array}")
+        except (OSError, SafetensorError) as e:
+            raise ImportanceError(f"{self.path}: cannot be read: {e}") from e
+
     def _check(self, file: Any, each: Input) -> None:
         digest = xxhash.xxh3_128()
         for name, (_, shape) in each.arrays.items():
             part = file.get_slice(name)
             for i in range(shape[0]):
                 digest.update(np.ascontiguousarray(part[i]).data)
-        if digest.hexdigest() != self.hashes[each.name]:
-            raise ImportanceError(f"{self.path}: {each.name}: is damaged; make the file again")
+        self._compare(each, digest.hexdigest())
+
+    def _compare(self, each: Input, found: str) -> None:
+        if found != self.hashes[each.name]:
+            raise ImportanceError(
+                f"{self.path}: {each.name}: was changed since it was opened, or is damaged; copy it"
+                " again, or make it again"
+            )
 
     def arrays(self, tensor: str) -> dict[str, NDArray[Any]]:
         """Return the arrays of a tensor's input: squares, counts, correlations, held_out.
@@ -296,8 +313,7 @@ class Moments:
                     digest.update(np.ascontiguousarray(array).data)
         except (OSError, SafetensorError) as e:
             raise ImportanceError(f"{self.path}: cannot be read: {e}") from e
-        if digest.hexdigest() != self.hashes[each.name]:
-            raise ImportanceError(f"{self.path}: {each.name}: is damaged; make the file again")
+        self._compare(each, digest.hexdigest())
         return found
 
 
@@ -333,7 +349,9 @@ def read_moments(path: Path) -> Moments:
                 name: file.get_slice(name).get_shape() for name in names
             }
     except (OSError, SafetensorError) as e:
-        raise ImportanceError(f"{path}: cannot be read: {e}") from e
+        raise ImportanceError(
+            f"{path}: is incomplete, or not safetensors ({e}); copy it again, or make it again"
+        ) from e
     if metadata.get("format") != FORMAT:
         raise ImportanceError(
             f"{path}: is not a file of moments of this version of dynquant; make it with"
@@ -343,6 +361,8 @@ def read_moments(path: Path) -> Moments:
         tensors = TypeAdapter(dict[str, list[str]]).validate_json(metadata.pop("inputs"))
         hashes = TypeAdapter(dict[str, str]).validate_json(metadata.pop("hashes"))
         inputs: dict[str, Input] = {}
+        if tensors.keys() != hashes.keys():
+            raise ValueError("other inputs than hashes")
         for name in hashes:
             n_matrices, n = shapes[f"{name}.squares"]
             n_moments = shapes[f"{name}.held_out"][0]
@@ -352,6 +372,8 @@ def read_moments(path: Path) -> Moments:
             for own, (_, shape) in each.arrays.items():
                 if tuple(shapes[own]) != shape:
                     raise ValueError(own)
+            if not inputs.keys().isdisjoint(each.tensors):
+                raise ValueError(name)
             inputs |= dict.fromkeys(each.tensors, each)
     except (KeyError, ValueError) as e:  # a ValidationError is a ValueError
         raise ImportanceError(f"{path}: its header is damaged; make the file again") from e

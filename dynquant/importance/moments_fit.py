@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from math import prod
+from statistics import median
+
+import numpy as np
 
 from dynquant.arch.base import ModelTensor
 from dynquant.errors import ImportanceError
@@ -12,6 +15,10 @@ from dynquant.importance.audit import with_same_inputs
 from dynquant.importance.imatrix import Imatrix
 from dynquant.importance.moments import Input, Moments
 from dynquant.name_lists import grouped
+
+MOST_APART = 0.5
+"""How far mean squares may be from those of the imatrix: the sum of differences, relative to the
+sum of both; the median of all inputs."""
 
 NEEDS_IMATRIX = (
     "second moments need the imatrix that `dynquant imatrix --moments` writes beside them; give it,"
@@ -44,13 +51,40 @@ def fitted(
     warnings = [f"{path}: ignored, not in the model: {', '.join(extra)}"] if extra else []
     theirs = imatrix.made.get("dynquant.imatrix.tokens_sha256")
     ours = moments.metadata.get("tokens_sha256")
+    inputs = {name: found for name, (_, found) in known.items()}
+    if not theirs or theirs != ours:
+        _refuse_others(replace(moments, inputs=inputs), imatrix)
     if theirs and ours and theirs != ours:
         warnings.append(
             f"{path}: has the moments of other tokens than {imatrix.path.name}; give files that one"
             " run of `dynquant imatrix --moments` wrote"
         )
-    inputs = {name: found for name, (_, found) in known.items()}
     return replace(moments, inputs=inputs), tuple(warnings)
+
+
+def _refuse_others(moments: Moments, imatrix: Imatrix) -> None:
+    """Raise ImportanceError if the mean squares are not about those of the imatrix.
+
+    Half of the sum of both is a difference between texts that no model has shown, and less than
+    between two models.
+    """
+    found: list[float] = []
+    for each in {i.name: i for i in moments.inputs.values()}.values():
+        entry = next((imatrix.entries[t] for t in each.tensors if t in imatrix.entries), None)
+        if entry is None or entry.n_values != each.n_matrices * each.n:
+            continue
+        theirs = entry.sums(0, entry.n_values).reshape(-1, each.n).sum(axis=0, dtype=np.float64)
+        theirs /= max(1, sum(entry.counts))
+        counts = moments.peek(each.tensors[0], "counts").astype(np.float64)
+        squares = moments.peek(each.tensors[0], "squares").astype(np.float64)
+        ours = (squares * counts[:, None]).sum(axis=0) / max(1.0, counts.sum())
+        if (total := float((ours + theirs).sum())) > 0:
+            found.append(float(np.abs(ours - theirs).sum()) / total)
+    if found and median(found) > MOST_APART:
+        raise ImportanceError(
+            f"{moments.path}: has other mean squares than {imatrix.path.name}: it is of another"
+            " model or another text; give files that one run of `dynquant imatrix --moments` wrote"
+        )
 
 
 def _input_of(tensor: ModelTensor, moments: Moments) -> Input | None:

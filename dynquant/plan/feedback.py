@@ -21,7 +21,7 @@ from dynquant.name_lists import grouped
 from dynquant.plan.objective import LOOKED_UP, search_for
 from dynquant.quants.table import QuantType
 from dynquant.recipe.assignment import Assignment
-from dynquant.recipe.feedback import MAX_SWEEPS, FeedbackSetting
+from dynquant.recipe.feedback import MAX_SWEEPS, MIN_DAMPING, FeedbackSetting
 from dynquant.recipe.roles import GROUPS
 from dynquant.recipe.rules import Recipe
 
@@ -37,7 +37,7 @@ class _Group(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    damping: Annotated[float, Field(ge=0, le=1)]
+    damping: Annotated[float, Field(ge=MIN_DAMPING, le=1)]
     sweeps: Annotated[int, Field(ge=0, le=MAX_SWEEPS)]
     tensors: list[str]
 
@@ -135,6 +135,23 @@ def required_problems(
         yield (
             f"{rule}: needs second moments for {', '.join(grouped(names))} (feedback: required);"
             f" {remedy}"
+        )
+
+
+def unmet_problems(
+    recipe: Recipe, moments: Moments, changed: Mapping[str, Assignment], fed: Fed
+) -> Iterator[str]:
+    """Yield a message if tensors that require error feedback have no moments or no importance."""
+    without = [
+        name
+        for name in settings_of(changed)
+        if name not in fed.settings
+        and "required" in (changed[name].feedback.use, recipe.feedback.use)
+    ]
+    if without:
+        yield (
+            f"{recipe.path}: feedback: required, but {', '.join(grouped(without))} has no moments"
+            f" in {moments.path.name}, or no importance; collect them, or set feedback: auto"
         )
 
 

@@ -23,7 +23,13 @@ from dynquant.plan.checks import (
     tensor_problems,
     unseen_problems,
 )
-from dynquant.plan.feedback import Fed, decide_feedback, feedback_keys, required_problems
+from dynquant.plan.feedback import (
+    Fed,
+    decide_feedback,
+    feedback_keys,
+    required_problems,
+    unmet_problems,
+)
 from dynquant.plan.left_out import left_out
 from dynquant.plan.plan import Plan, RecipeText, TensorPlan, padded
 from dynquant.plan.quantizer_keys import quantizer_keys, with_ours
@@ -123,6 +129,7 @@ def make_plan(
             )
             or feedback
         )
+        refusals += unmet_problems(recipe, moments, changed, feedback)
     grids = {t.name: grids[t.name] for t in model.tensors if t.name in grids}
     warnings += special_types(recipe.path, changed, grids)
     warnings += lost_grids(recipe.path, assigned.assignments, grids)

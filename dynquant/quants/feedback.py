@@ -95,7 +95,10 @@ def factor_of(correlations: F16, n: int, damping: float, run: Run = _one_after_a
         )
     run(lambda b=b: _core.place_schur(isa, n, upper, b, schur) for b in range(n_blocks))
     if not (upper.max() <= MOST and upper.min() >= -MOST):
-        raise EncodeError("no inputs can have these correlations")
+        raise EncodeError(
+            f"no inputs can have these correlations, or damping {damping:g} is too little for their"
+            " rounding; use more damping"
+        )
     return Factor(n, damping, upper, diagonal, schur)
 
 

@@ -10,6 +10,9 @@ FeedbackUse = Literal["auto", "off", "required"]
 """How second moments are used: where they are given, never, or not without them."""
 
 DAMPING = 0.2
+MIN_DAMPING = 0.01
+"""Less would be less than the rounding of correlations, which are stored as F16."""
+
 SWEEPS = 1
 MAX_SWEEPS = 8
 
@@ -18,7 +21,7 @@ MAX_SWEEPS = 8
 class FeedbackSetting:
     """How the errors of a tensor are fed back into the columns that follow.
 
-    damping: from 0 to 1; more damping feeds back less of each error
+    damping: from 0.01 to 1; more damping feeds back less of each error
     sweeps:  passes of coordinate descent over all columns afterwards
     """
 

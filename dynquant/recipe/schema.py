@@ -8,7 +8,7 @@ from dynquant.importance.experts import SHRINK
 from dynquant.quants.readers import READERS
 from dynquant.quants.search import EFFORTS
 from dynquant.quants.table import ALL
-from dynquant.recipe.feedback import DAMPING, MAX_SWEEPS, SWEEPS
+from dynquant.recipe.feedback import DAMPING, MAX_SWEEPS, MIN_DAMPING, SWEEPS
 from dynquant.recipe.loader import shipped_recipes
 from dynquant.recipe.reader import ACTIONS, NOT, RESERVED, SELECTORS, SHAPE_KEYS
 from dynquant.recipe.roles import COMMON, GROUP_NOTES, GROUPS, ROLES
@@ -244,8 +244,9 @@ def _feedback() -> _Schema:
                 "auto: where moments are given; off: never; required: refuse to plan without them",
             ),
             "damping": _noted(
-                {"type": "number", "minimum": 0, "maximum": 1},
-                f"from 0 to 1; more damping feeds back less of each error; default: {DAMPING}",
+                {"type": "number", "minimum": MIN_DAMPING, "maximum": 1},
+                f"from {MIN_DAMPING} to 1; more damping feeds back less of each error;"
+                f" default: {DAMPING}",
             ),
             "sweeps": _noted(
                 {"type": "integer", "minimum": 0, "maximum": MAX_SWEEPS},

@@ -15,7 +15,7 @@ from gguf import MODEL_ARCH_NAMES
 from dynquant.errors import RecipeError
 from dynquant.importance.experts import Unseen
 from dynquant.quants.search import EFFORTS, Effort
-from dynquant.recipe.feedback import MAX_SWEEPS, FeedbackUse
+from dynquant.recipe.feedback import MAX_SWEEPS, MIN_DAMPING, FeedbackUse
 from dynquant.recipe.layers import Bound, LayerRange, PercentRange
 from dynquant.recipe.newer_names import NEWER_ARCHITECTURES
 from dynquant.recipe.rules import Comparison, TensorOrder, Use, name_pattern
@@ -112,8 +112,10 @@ def feedback_use(text: str) -> FeedbackUse:
 
 def damping(text: str) -> float:
     """Read the damping of error feedback."""
-    if not _DAMPING.fullmatch(text) or not float(text) <= 1:
-        raise RecipeError(f"{text!r} is not a damping; write a number from 0 to 1, such as 0.2")
+    if not _DAMPING.fullmatch(text) or not MIN_DAMPING <= float(text) <= 1:
+        raise RecipeError(
+            f"{text!r} is not a damping; write a number from {MIN_DAMPING} to 1, such as 0.2"
+        )
     return float(text)
 
 

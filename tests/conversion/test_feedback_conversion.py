@@ -5,7 +5,9 @@ The oracles are an undisturbed conversion, one without feedback, and the core on
 
 from __future__ import annotations
 
+import gc
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +23,11 @@ from dynquant.arch.base import Model
 from dynquant.conversion.manifest import Feedback as InManifest
 from dynquant.conversion.manifest import parse_manifest
 from dynquant.conversion.write import convert_plan
+from dynquant.feedback.factors import KEPT, Factors
 from dynquant.plan.make import make_plan
 from dynquant.plan.plan import Plan
 from dynquant.quants import ALL
-from dynquant.quants.feedback import Feedback, encode_floats_with_feedback, factor_of
+from dynquant.quants.feedback import Factor, Feedback, encode_floats_with_feedback, factor_of
 from dynquant.quants.search import NORMAL
 
 DOWN, UP = "blk.0.ffn_down.weight", "blk.1.ffn_up_exps.weight"
@@ -137,6 +140,25 @@ def test_feedback_changes_its_tensors_and_no_others(plan: Plan, tmp_path: Path) 
     without = written(planned(tmp_path, feedback="off"), tmp_path / "plain.gguf")
     differ = {name for name, data in with_feedback.items() if data != without[name]}
     assert differ == {DOWN, UP}
+
+
+def test_few_factors_stay_in_memory(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[weakref.ref[Factor]] = []
+    real = Factors.of
+
+    def noted(self: Factors, tensor: str, matrix: int, damping: float) -> Factor:
+        found = real(self, tensor, matrix, damping)
+        if not any(each() is found for each in made):
+            made.append(weakref.ref(found))
+        gc.collect()
+        assert sum(each() is not None for each in made) <= KEPT + 1
+        return found
+
+    monkeypatch.setattr(Factors, "of", noted)
+    convert_plan(planned(tmp_path / "each", each=True), tmp_path / "x.gguf", threads=1)
+    assert len(made) > KEPT + 1
 
 
 def test_the_check_at_the_end_encodes_with_feedback(plan: Plan, tmp_path: Path) -> None:

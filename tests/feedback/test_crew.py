@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -30,6 +32,20 @@ def test_all_threads_work_and_get_one_result() -> None:
         assert [f.result() for f in [pool.submit(crew.result) for _ in range(n)]] == [7] * n
     assert order == [1, 2, 2, 2, 3]
     assert crew.result() == 7
+
+
+def test_what_made_the_result_is_freed() -> None:
+    class Large:
+        pass
+
+    large = Large()
+    seen = weakref.ref(large)
+    crew = Crew(lambda _, its=large: id(its))
+    del large
+    assert seen() is not None
+    crew.result()
+    gc.collect()
+    assert seen() is None
 
 
 @pytest.mark.parametrize("in_task", [False, True])

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from handmade import computed_tensor
-from imatrices import write_legacy
+from imatrices import write_counted, write_legacy
 from second_moments import input_of, write_importance, write_moments
 
 from dynquant.arch.base import ModelTensor
@@ -126,7 +126,7 @@ def test_an_imatrix_given_as_moments_is_named_as_that(tmp_path: Path, kind: str)
 def test_other_files_given_as_moments_are_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "m.moments.safetensors"
     path.write_bytes(content)
-    with pytest.raises(ImportanceError, match=r"m\.moments\.safetensors: cannot be read: "):
+    with pytest.raises(ImportanceError, match=r"m\.moments\.safetensors: is incomplete, "):
         read_moments(path)
 
 
@@ -141,3 +141,17 @@ def test_moments_of_some_experts_only_are_refused(tmp_path: Path) -> None:
     path = write_moments(tmp_path / "m", Input("d", (EXPERTS.name,), 32, 3, 2))
     with pytest.raises(ImportanceError, match="its header is damaged"):
         read_moments(path)
+
+
+def test_moments_with_other_mean_squares_than_the_imatrix_are_refused(tmp_path: Path) -> None:
+    """Names and sizes fit, and nothing says that it is another model."""
+    tensor = computed_tensor("blk.0.ffn_up.weight", 8, 256)
+    moments = read_moments(write_moments(tmp_path / "m", input_of(tensor)))
+    for factor, is_refused in ((0.5, False), (2.0, False), (4.0, True), (0.2, True)):
+        squares = moments.peek(tensor.name, "squares") * factor
+        path = write_counted(tmp_path / "i", {tensor.name: (squares, [1.0])})
+        if is_refused:
+            with pytest.raises(ImportanceError, match="has other mean squares than i: "):
+                fitted(moments, [tensor], read_imatrix(path))
+        else:
+            assert fitted(moments, [tensor], read_imatrix(path))[1] == ()

@@ -18,7 +18,7 @@ from dynquant.conversion.identity import identity_of
 from dynquant.conversion.journal import changed
 from dynquant.conversion.manifest import parse_manifest
 from dynquant.conversion.work import work_of
-from dynquant.errors import ConvertError, DynquantError
+from dynquant.errors import ConvertError, DynquantError, PlanError
 from dynquant.importance.imatrix import read_imatrix
 from dynquant.importance.moments import read_moments
 from dynquant.inputs import read_inputs
@@ -354,3 +354,18 @@ def test_the_output_never_replaces_the_moments(tmp_path: Path) -> None:
             moments=plan.moments,
             force=True,
         )
+
+
+def test_required_feedback_needs_moments_of_all_tensors(tmp_path: Path) -> None:
+    with pytest.raises(PlanError) as e:
+        make_plan(
+            model(),
+            recipe("Q4_K", "feedback: required"),
+            imatrix=read_imatrix(imatrix(tmp_path, (DOWN,))),
+            moments=read_moments(moments(tmp_path, (OUTWARD,))),
+        )
+    (message,) = e.value.messages
+    assert message.endswith(
+        f"feedback: required, but {OUTWARD}, {DOWN} has no moments in m.moments.safetensors, or no"
+        " importance; collect them, or set feedback: auto"
+    )

@@ -23,7 +23,7 @@ def feedback(text: str) -> Feedback:
         ("feedback: required", FeedbackSetting(0.2, 1)),
         ("feedback: off", None),
         ("feedback: {use: off, sweeps: 3}", None),
-        ("feedback: {damping: 0}", FeedbackSetting(0, 1)),
+        ("feedback: {damping: 0.01}", FeedbackSetting(0.01, 1)),
         ("feedback: {damping: 1, sweeps: 0}", FeedbackSetting(1, 0)),
         ("feedback: {damping: 2.5e-1, sweeps: 8}", FeedbackSetting(0.25, 8)),
     ],
@@ -37,8 +37,8 @@ def test_the_setting_has_the_defaults_of_what_is_not_given(
 def test_a_mapping_may_have_off_as_yaml_loads_it() -> None:
     assert load_recipe({"default": "Q4_K", "feedback": False}).feedback.setting is None
     assert load_recipe({"default": "Q4_K", "feedback": "off"}).feedback.setting is None
-    small = load_recipe({"default": "Q4_K", "feedback": {"damping": 1e-5}}).feedback
-    assert small.damping == 1e-5
+    small = load_recipe({"default": "Q4_K", "feedback": {"damping": 0.0125}}).feedback
+    assert small.damping == 0.0125
 
 
 @pytest.mark.parametrize(
@@ -50,8 +50,11 @@ def test_a_mapping_may_have_off_as_yaml_loads_it() -> None:
         ("feedback:", "2:10: no value; add one or remove the key"),
         ("feedback: {}", "2:11: feedback is empty; add use, damping or sweeps, or remove it"),
         ("feedback: {damp: 1}", "2:12: unknown key 'damp'; did you mean damping?"),
-        ("feedback: {damping: 5%}", "2:21: '5%' is not a damping; write a number from 0 to 1, "),
-        ("feedback: {damping: 1.01}", "2:21: '1.01' is not a damping; write a number from 0 to 1"),
+        ("feedback: {damping: 5%}", "2:21: '5%' is not a damping; write a number from 0.01 to 1, "),
+        (
+            "feedback: {damping: 1.01}",
+            "2:21: '1.01' is not a damping; write a number from 0.01 to 1",
+        ),
         ("feedback: {damping: nan}", "2:21: 'nan' is not a damping"),
         ("feedback: {sweeps: 9}", "2:20: '9' is not a number of sweeps; write a whole number from"),
         ("feedback: {sweeps: 2.0}", "2:20: '2.0' is not a number of sweeps"),

@@ -82,7 +82,7 @@ def test_every_key_of_the_language_is_kept(tmp_path: Path) -> None:
         "{name: ['/^\\d+ ?x$/', '[ab]*', 'no', '1.0'], type: Q6_K, override: true}",
         "{when: {layers: ['!= 3', 4, '< 9'], experts: 0}, keep: true}",
         "{role: attn_v, type: Q6_K, feedback: off}",
-        "{role: attn_v, type: Q6_K, feedback: {damping: 1.0e-9, sweeps: 0}}",
+        "{role: attn_v, type: Q6_K, feedback: {damping: 1.0e-1, sweeps: 0}}",
     ],
 )
 def test_rules_are_kept_exactly(rule: str, tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_rules_are_kept_exactly(rule: str, tmp_path: Path) -> None:
         "metadata: {general.name: 'yes', a.b: 3, c.d: '[x'}",
         "for: [llama, qwen3]\nprediction_layers: keep\neffort: best\nimportance: ignored",
         "feedback: off",
-        "feedback: {use: required, damping: 0, sweeps: 8}",
+        "feedback: {use: required, damping: 0.01, sweeps: 8}",
         "description: 'a:\n\n  b'",
     ],
 )

@@ -40,6 +40,7 @@ def write_moments(
     writer.begin()
     for each in inputs:
         x = rng.standard_normal((N_TOKENS, each.n)) @ rng.standard_normal((each.n, each.n))
+        x /= np.sqrt(each.n)
         second = (x.T @ x / N_TOKENS).astype(np.float32)
         x = x[:, ::-1] if other_held_out else x
         held_out = rng.standard_normal((N_SIGNS, N_TOKENS)) @ x / np.sqrt(N_SIGNS * N_TOKENS)
