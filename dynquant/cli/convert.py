@@ -200,6 +200,7 @@ def _summarize(summary: Path, result: Result, gates: list[Gate]) -> None:
 
 def _report(result: Result, out: Path, threads: int, seconds: float, *, quiet: bool) -> None:
     """Print what was written, as a line of text or as an event."""
+    from dynquant.feedback.decided import gained_text
     from dynquant.figures import figure, size_text
     from dynquant.quants.readers import readers_text
 
@@ -230,6 +231,8 @@ def _report(result: Result, out: Path, threads: int, seconds: float, *, quiet: b
     error = f", error {figure(result.loss.weighted)}" if result.loss else ""
     shards = f" in {len(result.paths)} shards" if len(result.paths) > 1 else ""
     many = "threads" if threads > 1 else "thread"
+    if result.gains:
+        console.talk(f"error feedback: {gained_text(result.gains.values())}", quiet=quiet)
     console.talk(f"readers: {readers_text(plan.type_counts, plan.architecture)}", quiet=quiet)
     console.talk(
         f"{out}: {size_text(result.n_bytes)}{shards}, {plan.bits_per_weight:.3f} bits per weight"

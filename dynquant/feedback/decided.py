@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import fsum
+from statistics import geometric_mean
 
 import numpy as np
 
@@ -50,6 +52,17 @@ class TensorGain:
     n_taken: int
     plain: float
     feedback: float
+
+
+def gained_text(gains: Iterable[TensorGain]) -> str:
+    """Return how many matrices have feedback, and how much less their outputs are off."""
+    found = list(gains)
+    ratios = [min(g.feedback, g.plain) / g.plain for g in found if g.plain > 0 and g.n_taken]
+    text = f"{sum(g.n_taken for g in found)} of {sum(g.n_matrices for g in found)} matrices"
+    if not any(ratios):
+        return text
+    less = 1 - geometric_mean(r for r in ratios if r > 0)
+    return f"{text}; on held-out text the error of their outputs falls by {less:.0%}"
 
 
 class Decisions:
