@@ -272,14 +272,14 @@ class Moments:
         except (OSError, SafetensorError) as e:
             raise ImportanceError(f"{self.path}: cannot be read: {e}") from e
 
-    def peek(self, tensor: str, array: str) -> NDArray[Any]:
-        """Return an array of a tensor's input, without a look at the hash.
+    def peek(self, each: Input, array: str) -> NDArray[Any]:
+        """Return an array of an input, without a look at the hash.
 
         Raises ImportanceError if the file cannot be read.
         """
         try:
             with _opened(self.path) as file:
-                return file.get_tensor(f"{self.inputs[tensor].name}.{array}")
+                return file.get_tensor(f"{each.name}.{array}")
         except (OSError, SafetensorError) as e:
             raise ImportanceError(f"{self.path}: cannot be read: {e}") from e
 

@@ -20,6 +20,9 @@ MOST_APART = 0.5
 """How far mean squares may be from those of the imatrix: the sum of differences, relative to the
 sum of both; the median of all inputs."""
 
+TOKENS_OF_CHANNEL = 2
+"""Tokens for each channel of an input below which a warning is given."""
+
 NEEDS_IMATRIX = (
     "second moments need the imatrix that `dynquant imatrix --moments` writes beside them; give it,"
     " too (--imatrix FILE)"
@@ -52,14 +55,33 @@ def fitted(
     theirs = imatrix.made.get("dynquant.imatrix.tokens_sha256")
     ours = moments.metadata.get("tokens_sha256")
     inputs = {name: found for name, (_, found) in known.items()}
+    fit = replace(moments, inputs=inputs)
+    warnings += _of_few_tokens(fit)
     if not theirs or theirs != ours:
-        _refuse_others(replace(moments, inputs=inputs), imatrix)
+        _refuse_others(fit, imatrix)
     if theirs and ours and theirs != ours:
         warnings.append(
             f"{path}: has the moments of other tokens than {imatrix.path.name}; give files that one"
             " run of `dynquant imatrix --moments` wrote"
         )
-    return replace(moments, inputs=inputs), tuple(warnings)
+    return fit, tuple(warnings)
+
+
+def _of_few_tokens(moments: Moments) -> Iterator[str]:
+    """Yield a warning if an input that all tokens pass has few of them for its channels."""
+    few: dict[int, float] = {}
+    for each in {i.name: i for i in moments.inputs.values()}.values():
+        if each.n_matrices == 1:
+            tokens = float(moments.peek(each, "counts").max())
+            if tokens < TOKENS_OF_CHANNEL * each.n:
+                few[each.n] = tokens
+    if few:
+        yield (
+            f"{moments.path}: has {min(few.values()):,.0f} tokens for inputs of up to"
+            f" {max(few):,} channels; correlations of so few are largely chance, and feedback may"
+            f" harm: give `dynquant imatrix` a longer text, at least {TOKENS_OF_CHANNEL} tokens for"
+            " each channel"
+        )
 
 
 def _refuse_others(moments: Moments, imatrix: Imatrix) -> None:
@@ -75,8 +97,8 @@ def _refuse_others(moments: Moments, imatrix: Imatrix) -> None:
             continue
         theirs = entry.sums(0, entry.n_values).reshape(-1, each.n).sum(axis=0, dtype=np.float64)
         theirs /= max(1, sum(entry.counts))
-        counts = moments.peek(each.tensors[0], "counts").astype(np.float64)
-        squares = moments.peek(each.tensors[0], "squares").astype(np.float64)
+        counts = moments.peek(each, "counts").astype(np.float64)
+        squares = moments.peek(each, "squares").astype(np.float64)
         ours = (squares * counts[:, None]).sum(axis=0) / max(1.0, counts.sum())
         if (total := float((ours + theirs).sum())) > 0:
             found.append(float(np.abs(ours - theirs).sum()) / total)

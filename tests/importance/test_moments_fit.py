@@ -143,12 +143,20 @@ def test_moments_of_some_experts_only_are_refused(tmp_path: Path) -> None:
         read_moments(path)
 
 
+def test_few_tokens_for_the_channels_are_a_warning(tmp_path: Path) -> None:
+    tensor = computed_tensor("blk.0.ffn_up.weight", 8, 576)
+    moments = read_moments(write_moments(tmp_path / "m", input_of(tensor)))
+    imatrix = read_imatrix(write_importance(tmp_path / "i", tensor))
+    (warning,) = fitted(moments, [tensor], imatrix)[1]
+    assert "m: has 1,100 tokens for inputs of up to 576 channels; " in warning
+
+
 def test_moments_with_other_mean_squares_than_the_imatrix_are_refused(tmp_path: Path) -> None:
     """Names and sizes fit, and nothing says that it is another model."""
     tensor = computed_tensor("blk.0.ffn_up.weight", 8, 256)
     moments = read_moments(write_moments(tmp_path / "m", input_of(tensor)))
     for factor, is_refused in ((0.5, False), (2.0, False), (4.0, True), (0.2, True)):
-        squares = moments.peek(tensor.name, "squares") * factor
+        squares = moments.peek(moments.inputs[tensor.name], "squares") * factor
         path = write_counted(tmp_path / "i", {tensor.name: (squares, [1.0])})
         if is_refused:
             with pytest.raises(ImportanceError, match="has other mean squares than i: "):

@@ -11,7 +11,7 @@ from imatrices import write_counted
 from dynquant.arch.base import ModelTensor
 from dynquant.importance.moments import N_SIGNS, Input, MomentsWriter, upper_triangle
 
-N_TOKENS = 400
+N_TOKENS = 1100
 TOKENS = "5" * 64
 """The hash of the tokens that they were computed on."""
 
