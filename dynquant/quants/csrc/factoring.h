@@ -128,18 +128,27 @@ static void factor_tiles(int64_t n, float *upper, double damping, int64_t b, int
     }
 }
 
+/* l l' of a square of n rows and columns; l and the result in panels whose rows are as many as
+ * given. */
+static void multiply_by_transpose(const float *l, int64_t l_rows, int64_t n, float *product,
+                                  int64_t rows)
+{
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t j = 0; j <= i; j++) {
+            double sum = 0;
+            for (int64_t c = i; c < n; c++) {
+                const float *panel = l + c / PANEL * PANEL * l_rows + c % PANEL;
+                sum += (double)panel[i * PANEL] * panel[j * PANEL];
+            }
+            product[j / PANEL * PANEL * rows + i * PANEL + j % PANEL] = (float)sum;
+            product[i / PANEL * PANEL * rows + j * PANEL + i % PANEL] = (float)sum;
+        }
+}
+
 /* L L' of row block b's square. */
 static void place_schur(int64_t n, const float *upper, int64_t b, float *schur)
 {
-    int64_t rows = rows_of_tile(n, b), first = b * TILE;
-    for (int64_t i = 0; i < rows; i++)
-        for (int64_t j = 0; j <= i; j++) {
-            double sum = 0;
-            for (int64_t c = i; c < rows; c++) {
-                const float *l = upper_panel((float *)upper, n, b, first + c);
-                sum += (double)l[i * PANEL + c % PANEL] * l[j * PANEL + c % PANEL];
-            }
-            diagonal_panel(schur, n, b, first + j)[i * PANEL + j % PANEL] = (float)sum;
-            diagonal_panel(schur, n, b, first + i)[j * PANEL + i % PANEL] = (float)sum;
-        }
+    int64_t rows = rows_of_tile(n, b), at = b * TILE;
+    multiply_by_transpose(upper_panel((float *)upper, n, b, at), rows, rows,
+                          diagonal_panel(schur, n, b, at), rows);
 }
