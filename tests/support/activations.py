@@ -303,14 +303,44 @@ def inputs_of(path: Path, windows: Sequence[Sequence[int]]) -> dict[str, Inputs]
     return collector.found
 
 
+class _Keeper(_Collector):
+    """Keeps the inputs of matrices that are not experts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: dict[str, NDArray[np.float32]] = {}
+
+    def _dense(self, name: str, weight: Tensor, x: NDArray[np.float32]) -> None:
+        del weight
+        self.rows[name] = np.array(x.reshape(-1, x.shape[-1]))
+
+    def _experts(self, name: str, weight: Tensor, x: NDArray[np.float32], ids: I32) -> None:
+        del name, weight, x, ids
+
+
+def inputs_by_window(
+    path: Path, windows: Sequence[Sequence[int]], threads: int
+) -> Iterator[dict[str, NDArray[np.float32]]]:
+    """Run windows of token ids through a GGUF; yield each window's inputs of each dense matrix.
+
+    Inputs are float32 [n_tokens, n_channels]. Raises RuntimeError as `inputs_of` does.
+    """
+    keeper = _Keeper()
+    check_layout()
+    with _context(path, max(map(len, windows)), keeper, threads) as context:
+        for window in windows:
+            _decode(context, window, keeper)
+            yield keeper.rows
+
+
 @contextmanager
-def _context(path: Path, n: int, collector: _Collector) -> Iterator[int]:
+def _context(path: Path, n: int, collector: _Collector, threads: int = 1) -> Iterator[int]:
     """Load a model with caches for n tokens, whose products the collector sees."""
     lib = library()
     with LoadedModel(path) as model:
         parameters = lib.llama_context_default_params()
         parameters.n_ctx = parameters.n_batch = parameters.n_ubatch = n
-        parameters.n_threads = parameters.n_threads_batch = 1
+        parameters.n_threads = parameters.n_threads_batch = threads
         parameters.type_k = parameters.type_v = TYPE_F32
         is_fused = model.architecture in ONLY_FUSED
         parameters.flash_attn_type = FLASH_ENABLED if is_fused else FLASH_DISABLED
