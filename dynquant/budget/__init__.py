@@ -1,0 +1,1 @@
+"""Which types a file of a given size should have."""
