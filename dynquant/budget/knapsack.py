@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -120,7 +121,7 @@ def _priced(given: _Items, smallest: I64, capacity: int) -> tuple[float, I64]:
     best = given.cheapest(0.0, small=True)
     for i, (start, end) in enumerate(zip(given.starts, given.ends, strict=True)):
         hull = _hull(given, range(int(start), int(end)), int(smallest[i]), int(best[i]))
-        for small, large in zip(hull, hull[1:], strict=False):
+        for small, large in pairwise(hull):
             steps.append((_slope(given, small, large), i, large, small))
     steps.sort()
     n_bytes, price = given.bytes_of(best), 0.0
@@ -174,9 +175,7 @@ def _bound(given: _Items, price: float, capacity: int) -> float:
     return max(0.0, float(np.cumsum(least)[-1]) - price * capacity)
 
 
-def _combined(
-    given: _Items, capacity: int, price: float, known: float
-) -> tuple[I64 | None, bool]:
+def _combined(given: _Items, capacity: int, price: float, known: float) -> tuple[I64 | None, bool]:
     """Return better options than known ones, None if there are none, and whether all were tried.
 
     known: the damage of a solution
@@ -193,7 +192,7 @@ def _combined(
     smallest = np.minimum.reduceat(np.where(stays, given.n_bytes, 1 << 62), given.starts)
     rest = np.concatenate((np.cumsum(smallest[::-1])[::-1][1:], [0]))
     for i, (start, end) in enumerate(zip(given.starts, given.ends, strict=True)):
-        options = np.arange(start, end)[stays[start:end]]
+        options: I64 = start + np.flatnonzero(stays[start:end])
         sums = (n_bytes[:, None] + given.n_bytes[options]).ravel()
         losses = (damage[:, None] + given.damage[options]).ravel()
         bounds = losses + price * (sums - capacity) + after[i]

@@ -79,6 +79,17 @@ def special_types(
     ]
 
 
+def open_choices(assignments: Mapping[str, Assignment]) -> Iterator[str]:
+    """Yield a message for the first rule whose `choose` no size has decided."""
+    open_rules = dict.fromkeys(given.rule for given in assignments.values() if given.choice)
+    for rule in list(open_rules)[:1]:
+        more = f" (and {len(open_rules) - 1} more rules)" if len(open_rules) > 1 else ""
+        yield (
+            f"{rule}: `choose` leaves the type to the size of the file{more}; give a size"
+            " (--target-size, --target-bpw or --fit, or `target:` in the recipe)"
+        )
+
+
 def lost_grids(
     path: str, assignments: Mapping[str, Assignment], grids: Mapping[str, OnGrid]
 ) -> Iterator[str]:

@@ -18,6 +18,7 @@ from dynquant.plan.checks import (
     changing,
     importance_problems,
     lost_grids,
+    open_choices,
     requantized,
     special_types,
     tensor_problems,
@@ -102,6 +103,7 @@ def make_plan(
     if effort not in EFFORTS:
         problems.add(f"{effort!r} is not an effort; use one of {', '.join(EFFORTS)}")
     changed = changing(model.tensors, assigned)
+    problems.add(*open_choices(assigned.assignments))
     quantized = [n for n, chosen in changed.items() if not chosen.type.is_float]
     if not allow_requantize:
         problems.add(*requantized(model, changed))

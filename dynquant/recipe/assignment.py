@@ -21,6 +21,7 @@ class Assignment:
     note:       the `note` of the rule
     on_grid:    the type is the grid that the stored floats lie on, which the rule keeps
     feedback:   what the rule says about error feedback, or else the recipe
+    choice:     the types that the rule leaves open, from most to fewest bits; `type` is the first
     """
 
     type: QuantType
@@ -29,6 +30,7 @@ class Assignment:
     note: str = ""
     on_grid: bool = False
     feedback: Feedback = UNSET
+    choice: tuple[QuantType, ...] = ()
 
 
 @dataclass(frozen=True)

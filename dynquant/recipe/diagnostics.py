@@ -11,6 +11,7 @@ from dynquant.figures import size_text
 from dynquant.quants.readers import read_by_all
 from dynquant.quants.table import ALL, QuantType
 from dynquant.recipe.assignment import BUILT_IN, Assignment
+from dynquant.recipe.choice import Choice
 from dynquant.recipe.facts import Facts
 from dynquant.recipe.loader import is_shipped, shipped_recipes
 from dynquant.recipe.protection import Protection
@@ -37,6 +38,7 @@ class Findings:
         self._used: set[Rule] = set()
         self._takers: dict[str, Rule] = {}
         self._overridden: dict[tuple[Rule, str], list[str]] = defaultdict(list)
+        self._without: dict[tuple[Rule, int], list[str]] = defaultdict(list)
         self._refused: dict[tuple[Rule | None, QuantType, int], list[str]] = defaultdict(list)
 
     def decided(self, tensor: ModelTensor, rule: Rule | None, guard: Protection | None) -> None:
@@ -52,6 +54,10 @@ class Findings:
         """Record a tensor whose rows no block of its type or of the fallback divides."""
         rule = self._takers.get(tensor.name)
         self._refused[rule, wanted, tensor.n_per_row].append(tensor.name)
+
+    def without_types(self, tensor: ModelTensor) -> None:
+        """Record a tensor that can have none of the types of its `choose`."""
+        self._without[self._takers[tensor.name], tensor.n_per_row].append(tensor.name)
 
     def report(
         self, assignments: Mapping[str, Assignment], absent: Sequence[ModelTensor]
@@ -85,7 +91,7 @@ class Findings:
                 )
         if (errors or idle) and (cause := self._wrong_kind(idle, is_error=bool(errors))):
             errors = [cause]
-        errors += self._refusals()
+        errors += [*self._refusals(), *self._empty_choices()]
         warnings += self._idle_exclusions(absent)
         return errors, (*warnings, *self._overrides(), *self._replacements(assignments))
 
@@ -192,6 +198,21 @@ class Findings:
                 f" {n_per_row} weights, {missing}: {_some(names)}; add a fallback such as"
                 f" [{', '.join(_fitting(wanted, n_per_row, readers))}], or choose another type"
             )
+
+    def _empty_choices(self) -> Iterator[str]:
+        """Yield an error for each `choose` that leaves tensors no type."""
+        for (rule, n_per_row), names in self._without.items():
+            fitting = Choice().of(n_per_row, importance=self._facts.importance)
+            yield (
+                f"{rule.place}: no type of `choose` ({rule.choice}) is for rows of {n_per_row}"
+                f" weights{self._for_what()}: {_some(names)}; types that are:"
+                f" {', '.join(t.name for t in fitting)}"
+            )
+
+    def _for_what(self) -> str:
+        found = "" if self._facts.importance else " without an imatrix"
+        readers = self._recipe.readers
+        return f"{found}, read by {' and '.join(readers)}" if readers else found
 
     def _overrides(self) -> Iterator[str]:
         """Yield a warning for each rule that overrides protection."""

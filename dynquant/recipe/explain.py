@@ -67,6 +67,8 @@ def explain(recipe: Recipe, tensor: ModelTensor, facts: Facts) -> tuple[Step, ..
 
 
 def _action(rule: Rule) -> str:
+    if rule.choice:
+        return f"choose {rule.choice}"
     return rule.type.name if rule.type else rule.action
 
 

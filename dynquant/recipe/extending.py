@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from typing import TypeVar
 
 from dynquant.importance.experts import DEFAULT, Policy, Unseen
@@ -18,6 +19,7 @@ from dynquant.quants.search import Effort
 from dynquant.quants.table import QuantType
 from dynquant.recipe.feedback import UNSET, Feedback
 from dynquant.recipe.rules import Fallback, Output, Recipe, Rule, TensorOrder, Use
+from dynquant.recipe.target import NO_TARGET, Target
 from dynquant.recipe.yaml_nodes import Place
 
 T = TypeVar("T")
@@ -43,6 +45,7 @@ class Given:
     shrink: int | None = None
     unseen: Unseen | None = None
     feedback: Feedback = UNSET
+    target: Target = NO_TARGET
     effort: Effort | None = None
     shard_bytes: int | None = None
     tensor_order: TensorOrder | None = None
@@ -130,6 +133,7 @@ def joined(files: Sequence[Given]) -> Recipe:
         importance=importance or "optional",
         experts=Policy(DEFAULT.shrink if shrink is None else shrink, unseen or DEFAULT.unseen),
         feedback=Feedback.first_of(file.feedback for file in files),
+        target=reduce(Target.over, (file.target for file in files)),
         effort=first(lambda f: f.effort),
         output=Output(first(lambda f: f.shard_bytes), tensor_order or "model"),
         metadata=metadata,

@@ -46,6 +46,10 @@ class AskedReaders:
         found = [*(t for t in fitting if self._read(t)), *([nearest] if nearest else [])]
         return min(found, key=lambda t: t.bpw, default=fitting[0])
 
+    def readable(self, types: Sequence[QuantType]) -> tuple[QuantType, ...]:
+        """Return those of some types that all readers read."""
+        return tuple(t for t in types if self._read(t))
+
     def given(self, tensor: ModelTensor, rule: Rule | None, wanted: QuantType) -> None:
         """Record the type that a rule or the default gives a tensor, if it is not read."""
         if not self._read(wanted):

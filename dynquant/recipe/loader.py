@@ -9,6 +9,8 @@
     default: Q4_K                    the type of every tensor that no rule matches
     importance: optional             required, optional or ignored: the use of an imatrix; or
                                      {use: optional, shrink: 64, unseen: mean} (experts.py)
+    target: {size: 131GB}            the size, for rules with `choose`; or {bpw: 2.1}, or
+                                     {fit: 24GiB, context: 8192}
     effort: normal                   fast, normal or best, unless the user gives one
     rules:                           the first rule that matches a tensor decides
       - role: [ffn_down, experts]    GGUF role names, and groups of them (roles.py)
@@ -20,7 +22,9 @@
                                      importance, architecture
         not: {role: attn_v}          selectors again: tensors that match them are left to other
                                      rules; or a list of such mappings
-        type: Q6_K                   or `keep: true`, the stored type; or `drop: true`
+        type: Q6_K                   or `keep: true`, the stored type; or `drop: true`; or
+                                     `choose: [Q5_K, Q6_K]`, `choose: {at_least: Q4_K}` or
+                                     `choose: any`: the size of the file decides
         fallback: Q5_1               for this rule alone, whatever its bits; or a list, or error
         optional: true               it may apply to no tensor
         override: true               it may change tensors that the built-in rules protect

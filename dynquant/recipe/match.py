@@ -53,6 +53,19 @@ def assign(
         if rule and rule.action == "drop":
             dropped[tensor.name] = rule.where
             continue
+        if rule and rule.choice:
+            types = asked.readable(rule.choice.of(tensor.n_per_row, importance=facts.importance))
+            if not types:
+                found.without_types(tensor)
+                continue
+            assignments[tensor.name] = Assignment(
+                types[0],
+                rule.where,
+                note=rule.note,
+                feedback=_feedback(recipe, rule),
+                choice=types,
+            )
+            continue
         grid = grids.get(tensor.name) if rule and rule.action == "keep" else None
         wanted = grid or _wanted(recipe, rule, tensor)
         asked.given(tensor, rule, wanted)

@@ -11,13 +11,15 @@ from dynquant.importance.experts import Unseen
 from dynquant.quants.readers import reader_name
 from dynquant.quants.table import QuantType, quant_type
 from dynquant.recipe import values
+from dynquant.recipe.choice import Choice
+from dynquant.recipe.choice_reader import read_choice, read_target
 from dynquant.recipe.extending import Given, OrderError, in_order
 from dynquant.recipe.feedback import UNSET, Feedback
 from dynquant.recipe.for_readers import faults_of_types
 from dynquant.recipe.layers import LayerItem, LayerPattern
 from dynquant.recipe.roles import role_name
 from dynquant.recipe.rules import Action, Fallback, Rule, Selectors, Shape, TensorOrder, Use, When
-from dynquant.recipe.yaml_nodes import Place, Reader, children, kind
+from dynquant.recipe.yaml_nodes import Place, Reader, children, either, kind
 
 KEYS = (
     "dynquant",
@@ -28,6 +30,7 @@ KEYS = (
     "default",
     "importance",
     "feedback",
+    "target",
     "effort",
     "rules",
     "fallback",
@@ -38,8 +41,6 @@ KEYS = (
 )
 SELECTORS = ("role", "layers", "name", "shape", "when")
 ACTIONS = ("type", "choose", "keep", "drop")
-RESERVED = "choose"
-"""An action for a later version, which is refused with this reason."""
 NOT = "not"
 RULE_KEYS = (*SELECTORS, NOT, *ACTIONS, "fallback", "feedback", "optional", "override", "note")
 LAYER_KEYS = ("in", "first", "last", "every", "from", "of")
@@ -87,7 +88,7 @@ class RecipeReader(Reader):
         readers = self.values(keys.get("readers"), reader_name)
         asked = readers or next((file.readers for file in extended if file.readers), ())
         # Optional rules are errors only where they apply to a tensor.
-        given = [(rule.place, rule.type) for rule in rules if rule.type and not rule.optional]
+        given = [(rule.place, t) for rule in rules if not rule.optional for t in _types(rule)]
         given += [(default_place, default)] if default and default_place else []
         self.faults += faults_of_types(asked, given)
         own = Given(
@@ -100,6 +101,7 @@ class RecipeReader(Reader):
             shrink=shrink,
             unseen=unseen,
             feedback=self._feedback(keys.get("feedback")),
+            target=read_target(self, keys.get("target")),
             effort=self.value(keys.get("effort"), values.effort),
             fallback=self._fallback(keys.get("fallback")),
             shard_bytes=shard_bytes,
@@ -161,10 +163,10 @@ class RecipeReader(Reader):
         keys = self.mapping(node, RULE_KEYS, "a rule")
         if keys is None:
             return None
-        action, qtype = self._action(node, keys)
+        action, qtype, choice = self._action(node, keys)
         if not keys.keys() & {*SELECTORS, NOT}:
             self.fault(
-                node, f"rule without selectors; add {_some(SELECTORS)}, or change the default"
+                node, f"rule without selectors; add {either(SELECTORS)}, or change the default"
             )
         rule = Rule(
             action or "type",
@@ -177,6 +179,7 @@ class RecipeReader(Reader):
             optional=self.value(keys.get("optional"), values.truth) or False,
             override=self.value(keys.get("override"), values.truth) or False,
             note=self.value(keys.get("note"), str) or "",
+            choice=choice,
         )
         return rule if action else None
 
@@ -193,19 +196,9 @@ class RecipeReader(Reader):
         """Return the selectors of `not`: one mapping, or a list of them."""
         found: list[Selectors] = []
         for one in self.items(node):
-            if keys := self._part(one, SELECTORS, "`not`"):
+            if keys := self.part(one, SELECTORS, "`not`"):
                 found.append(self._selectors(keys))
         return tuple(found)
-
-    def _part(
-        self, node: yaml.Node | None, known: tuple[str, ...], what: str
-    ) -> dict[str, yaml.Node] | None:
-        """Return the values of a mapping by key; one without keys is a fault."""
-        if node is None:
-            return None
-        if isinstance(node, yaml.MappingNode) and not node.value:
-            self.fault(node, f"{what} is empty; add {_some(known)}, or remove it")
-        return self.mapping(node, known, what)
 
     def _rule_fallback(
         self, node: yaml.Node | None, action: Action | None, qtype: QuantType | None
@@ -213,7 +206,7 @@ class RecipeReader(Reader):
         """Return the types of a rule's own fallback; None without one."""
         if node is None:
             return None
-        if action in ("keep", "drop"):
+        if action in ("choose", "keep", "drop"):
             self.fault(node, f"`fallback` and `{action}` in one rule; a fallback is for `type`")
         elif isinstance(node, yaml.MappingNode):
             self.fault(
@@ -234,33 +227,31 @@ class RecipeReader(Reader):
     def _rule_feedback(self, node: yaml.Node | None, action: Action | None) -> Feedback:
         """Return what a rule says about error feedback."""
         if node is not None and action in ("keep", "drop"):
-            self.fault(node, f"`feedback` and `{action}` in one rule; feedback is for `type`")
+            self.fault(
+                node,
+                f"`feedback` and `{action}` in one rule; feedback is for `type` and `choose`",
+            )
         return self._feedback(node)
 
     def _action(
         self, node: yaml.Node, keys: dict[str, yaml.Node]
-    ) -> tuple[Action | None, QuantType | None]:
+    ) -> tuple[Action | None, QuantType | None, Choice | None]:
         given = [key for key in ACTIONS if key in keys]
         if not given:
             self.fault(node, "rule without a type; add one, such as `type: Q6_K`")
         elif len(given) > 1:
             self.fault(keys[given[1]], f"{' and '.join(given)} in one rule; give one of them")
         if "choose" in keys:
-            found = self.values(keys["choose"], quant_type)
-            if found:
-                self.fault(
-                    keys["choose"],
-                    "`choose` is not supported by this version of dynquant; write one type, such as"
-                    f" `type: {found[0].name}`",
-                )
+            choice = read_choice(self, keys["choose"])
+            return ("choose" if choice else None), None, choice
         if "type" in keys:
             qtype = self.value(keys["type"], quant_type)
-            return ("type" if qtype else None), qtype
+            return ("type" if qtype else None), qtype, None
         if "keep" in keys:
-            return ("keep" if self.value(keys["keep"], values.yes) else None), None
+            return ("keep" if self.value(keys["keep"], values.yes) else None), None, None
         if "drop" in keys:
-            return ("drop" if self.value(keys["drop"], values.yes) else None), None
-        return None, None
+            return ("drop" if self.value(keys["drop"], values.yes) else None), None, None
+        return None, None, None
 
     def _layers(self, node: yaml.Node | None) -> tuple[LayerItem, ...]:
         items = [
@@ -272,7 +263,7 @@ class RecipeReader(Reader):
         return tuple(item for item in items if item is not None)
 
     def _layer_pattern(self, node: yaml.Node) -> LayerPattern | None:
-        keys = self._part(node, LAYER_KEYS, "a pattern of layers")
+        keys = self.part(node, LAYER_KEYS, "a pattern of layers")
         if not keys:
             return None
         if "from" in keys and "every" not in keys:
@@ -291,13 +282,13 @@ class RecipeReader(Reader):
         )
 
     def _shape(self, node: yaml.Node | None) -> Shape | None:
-        keys = self._part(node, SHAPE_KEYS, "shape")
+        keys = self.part(node, SHAPE_KEYS, "shape")
         if not keys:
             return None
         return Shape(*(self.value(keys.get(key), values.count) for key in SHAPE_KEYS))
 
     def _when(self, node: yaml.Node | None) -> When | None:
-        keys = self._part(node, WHEN_KEYS, "when")
+        keys = self.part(node, WHEN_KEYS, "when")
         if not keys:
             return None
         return When(
@@ -330,7 +321,7 @@ class RecipeReader(Reader):
         """Return the use of an imatrix, and the policy for experts; None where not given."""
         if not isinstance(node, yaml.MappingNode):
             return self.value(node, values.use), None, None
-        keys = self._part(node, IMPORTANCE_KEYS, "importance") or {}
+        keys = self.part(node, IMPORTANCE_KEYS, "importance") or {}
         return (
             self.value(keys.get("use"), values.use),
             self.value(keys.get("shrink"), values.tokens),
@@ -343,7 +334,7 @@ class RecipeReader(Reader):
             return UNSET
         if not isinstance(node, yaml.MappingNode):
             return Feedback(self.value(node, values.feedback_use))
-        keys = self._part(node, FEEDBACK_KEYS, "feedback") or {}
+        keys = self.part(node, FEEDBACK_KEYS, "feedback") or {}
         return Feedback(
             self.value(keys.get("use"), values.feedback_use),
             self.value(keys.get("damping"), values.damping),
@@ -367,5 +358,8 @@ class RecipeReader(Reader):
         return {word: text for word, text in values.items() if text is not None}
 
 
-def _some(words: Sequence[str]) -> str:
-    return f"{', '.join(words[:-1])} or {words[-1]}"
+def _types(rule: Rule) -> tuple[QuantType, ...]:
+    """Return the types that a rule names."""
+    if rule.choice:
+        return rule.choice.types
+    return (rule.type,) if rule.type else ()

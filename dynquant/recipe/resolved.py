@@ -16,9 +16,11 @@ from dynquant.errors import RecipeError
 from dynquant.importance.experts import DEFAULT
 from dynquant.quants.readers import read_by_all, similar_read
 from dynquant.quants.table import QuantType
+from dynquant.recipe.choice import Choice
 from dynquant.recipe.feedback import Feedback
 from dynquant.recipe.layers import LayerItem, LayerPattern
 from dynquant.recipe.rules import Fallback, Output, Recipe, Rule, Selectors, Shape, When
+from dynquant.recipe.target import Target
 from dynquant.recipe.yaml_nodes import MAX_BYTES
 from dynquant.recipe.yaml_text import on_one_line
 
@@ -69,6 +71,7 @@ def _keys(recipe: Recipe) -> dict[str, Any]:
             "default": _default(recipe).name,
             "importance": _importance(recipe),
             "feedback": _feedback(recipe.feedback),
+            "target": _target(recipe.target),
             "effort": recipe.effort,
             "fallback": _fallback(recipe.fallback),
             "output": _output(recipe.output),
@@ -106,11 +109,33 @@ def _feedback(feedback: Feedback) -> Any:
     return given["use"] if given.keys() == {"use"} else given
 
 
+def _target(target: Target) -> Any:
+    """Return the size alone, or a mapping if there is more."""
+    share = None if target.share is None else [list(roles) for roles in target.share]
+    given = _given(
+        {
+            "size": target.size,
+            "bpw": target.bpw,
+            "fit": target.fit,
+            "context": target.context,
+            "share": share,
+        }
+    )
+    return given["size"] if given.keys() == {"size"} else given
+
+
+def _choice(choice: Choice | None) -> Any:
+    if choice is None:
+        return None
+    return _some([t.name for t in choice.types]) or choice.given or "any"
+
+
 def _rule(rule: Rule) -> dict[str, Any]:
     found = _selectors(rule.match) | _given(
         {
             "not": _some([_selectors(one) for one in rule.excluded]),
             "type": rule.type.name if rule.type else None,
+            "choose": _choice(rule.choice),
             "keep": rule.action == "keep",
             "drop": rule.action == "drop",
             "fallback": None if rule.fallback is None else _chain(rule.fallback),

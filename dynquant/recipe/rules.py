@@ -14,13 +14,16 @@ from dynquant.errors import RecipeError
 from dynquant.importance.experts import DEFAULT, Policy
 from dynquant.quants.search import Effort
 from dynquant.quants.table import QuantType
+from dynquant.recipe.choice import Choice
 from dynquant.recipe.expressions import Expression, expression
 from dynquant.recipe.feedback import UNSET, Feedback
 from dynquant.recipe.layers import LayerItem
+from dynquant.recipe.target import NO_TARGET, Target
 from dynquant.recipe.yaml_nodes import Place
 
-Action = Literal["type", "keep", "drop"]
-"""The action of a rule: give a type, keep the stored type, or leave the tensor out."""
+Action = Literal["type", "choose", "keep", "drop"]
+"""The action of a rule: give a type, leave it to the size, keep the stored type, or leave out
+the tensor."""
 
 Use = Literal["required", "optional", "ignored"]
 """How a recipe uses an imatrix."""
@@ -127,6 +130,7 @@ class Rule:
     """The action for tensors that match `match` and none of `excluded`.
 
     type:      the type of the action "type", else None
+    choice:    the types of the action "choose", else None
     fallback:  types to try instead of the recipe's fallback, whatever their bits; None for that one
     optional:  the rule may apply to no tensor
     override:  the rule may change tensors that the built-in rules protect
@@ -145,6 +149,7 @@ class Rule:
     override: bool = False
     note: str = ""
     inherited: bool = False
+    choice: Choice | None = None
 
     @property
     def where(self) -> str:
@@ -201,6 +206,7 @@ class Recipe:
     intended:  architectures it is meant for; empty for all
     experts:   what experts have of which the imatrix has few tokens or none
     feedback:  of tensors whose rule says nothing about it
+    target:    the size of the file, for the types that rules leave open
     effort:    None if the recipe does not set it
     metadata:  GGUF keys to set, with their values as text
     keeps_prediction: whether prediction layers are written
@@ -221,6 +227,7 @@ class Recipe:
     importance: Use = "optional"
     experts: Policy = DEFAULT
     feedback: Feedback = UNSET
+    target: Target = NO_TARGET
     effort: Effort | None = None
     output: Output = Output()
     metadata: Mapping[str, str] = field(default_factory=dict[str, str])
@@ -231,6 +238,11 @@ class Recipe:
     def has_keep(self) -> bool:
         """Whether a rule keeps the stored type of tensors."""
         return any(rule.action == "keep" for rule in self.rules)
+
+    @property
+    def has_choice(self) -> bool:
+        """Whether a rule leaves types open."""
+        return any(rule.action == "choose" for rule in self.rules)
 
     @property
     def files(self) -> tuple[str, ...]:

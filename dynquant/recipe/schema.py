@@ -10,8 +10,9 @@ from dynquant.quants.search import EFFORTS
 from dynquant.quants.table import ALL
 from dynquant.recipe.feedback import DAMPING, MAX_SWEEPS, MIN_DAMPING, SWEEPS
 from dynquant.recipe.loader import shipped_recipes
-from dynquant.recipe.reader import ACTIONS, NOT, RESERVED, SELECTORS, SHAPE_KEYS
+from dynquant.recipe.reader import ACTIONS, NOT, SELECTORS, SHAPE_KEYS
 from dynquant.recipe.roles import COMMON, GROUP_NOTES, GROUPS, ROLES
+from dynquant.recipe.target import CONTEXT
 from dynquant.recipe.values import (
     ARCHITECTURES,
     BOUND,
@@ -67,6 +68,9 @@ def recipe_schema() -> _Schema:
                     "how second moments are used for error feedback: auto, off or required; or a"
                     " mapping",
                 ),
+                "target": _noted(
+                    _target(), "the size that `choose` fills: of the files, or a mapping"
+                ),
                 "effort": _noted(
                     {"enum": list(EFFORTS)}, "how hard the encoders search, unless the user sets it"
                 ),
@@ -121,6 +125,9 @@ def _rule() -> _Schema:
                     "the rule does not apply to tensors that match these selectors",
                 ),
                 "type": _noted(_ref("type"), "the type of the matching tensors"),
+                "choose": _noted(
+                    _choice(), "the types that the size decides between: any, a list, or limits"
+                ),
                 "keep": _noted({"const": True}, "keep the stored type of the tensor"),
                 "drop": _noted({"const": True}, "leave the tensor out of the file"),
                 "fallback": _noted(
@@ -139,11 +146,14 @@ def _rule() -> _Schema:
                 ),
             }
         ),
-        "dependencies": {"fallback": ["type"], "feedback": ["type"]},
+        "dependencies": {
+            "fallback": ["type"],
+            "feedback": {"anyOf": [{"required": [action]} for action in ("type", "choose")]},
+        },
         "allOf": [
             {
-                "oneOf": [{"required": [action]} for action in ACTIONS if action != RESERVED],
-                "errorMessage": "give one of type, keep and drop",  # of the editors' validators
+                "oneOf": [{"required": [action]} for action in ACTIONS],
+                "errorMessage": "give one of type, choose, keep and drop",
             },
             {
                 "anyOf": [{"required": [selector]} for selector in (*SELECTORS, NOT)],
@@ -256,6 +266,34 @@ def _feedback() -> _Schema:
         }
     )
     return {"anyOf": [{"enum": uses}, {**keys, "minProperties": 1}]}
+
+
+def _choice() -> _Schema:
+    limits = _keys(
+        {
+            "at_least": _noted(_ref("type"), "the type of the fewest bits"),
+            "at_most": _noted(_ref("type"), "the type of the most bits"),
+        }
+    )
+    return {"anyOf": [{"const": "any"}, _some(_ref("type")), {**limits, "minProperties": 1}]}
+
+
+def _target() -> _Schema:
+    size = {"anyOf": [_COUNT, _text(SIZE.pattern)]}
+    bits = {"type": "number", "exclusiveMinimum": 0, "maximum": 32}
+    roles = {"type": "array", "items": _ref("role"), "minItems": 2}
+    keys = _keys(
+        {
+            "size": _noted(size, "of all files: 131GB, 24GiB"),
+            "bpw": _noted(bits, "mean bits of a weight, over all tensors"),
+            "fit": _noted(size, "memory for the weights, the cache and buffers of llama.cpp"),
+            "context": _noted(_COUNT, f"tokens that `fit` has room for; default: {CONTEXT}"),
+            "share": _noted(
+                {"type": "array", "items": roles}, "lists of roles of a layer that share a type"
+            ),
+        }
+    )
+    return {"anyOf": [size, {**keys, "minProperties": 1}]}
 
 
 def _output() -> _Schema:

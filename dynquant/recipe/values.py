@@ -18,6 +18,7 @@ from dynquant.quants.search import EFFORTS, Effort
 from dynquant.recipe.feedback import MAX_SWEEPS, MIN_DAMPING, FeedbackUse
 from dynquant.recipe.layers import Bound, LayerRange, PercentRange
 from dynquant.recipe.newer_names import NEWER_ARCHITECTURES
+from dynquant.recipe.roles import GROUPS, ROLES, role_name
 from dynquant.recipe.rules import Comparison, TensorOrder, Use, name_pattern
 from dynquant.recipe.yaml_nodes import nearest
 
@@ -34,6 +35,7 @@ COMPARISON = re.compile(r"(==|!=|<=|>=|<|>)? ?(0|[1-9]\d{0,5})")
 MAX_TOKENS = 10**9 - 1
 _TOKENS = re.compile(r"0|[1-9]\d{0,8}")
 _DAMPING = re.compile(r"\d{1,9}(\.\d{1,18})?([eE][+-]?\d{1,2})?")
+_BITS = re.compile(r"\d{1,2}(\.\d{1,9})?")
 _COUNT = re.compile(r"[1-9]\d{0,14}")
 SIZE = re.compile(r"(\d+(?:\.\d+)?) ?(GB|GiB|MB|MiB|G|M)?")
 
@@ -198,6 +200,20 @@ def size(text: str) -> int:
     if n_bytes < 1:
         raise RecipeError(f"{text!r} is not a size; write a size such as 50GB or 46GiB")
     return n_bytes
+
+
+def bits(text: str) -> float:
+    """Read a mean number of bits of a weight."""
+    if not _BITS.fullmatch(text) or not 0 < float(text) <= 32:
+        raise RecipeError(f"{text!r} is not a number of bits of a weight; write one such as 2.7")
+    return float(text)
+
+
+def single_role(text: str) -> str:
+    """Read the role of a matrix: neither a group nor a glob."""
+    if "*" in text or (text not in ROLES and text in GROUPS):
+        raise RecipeError(f"{text!r} is not a single role; name roles such as attn_q")
+    return role_name(text)
 
 
 def architecture(text: str) -> str:

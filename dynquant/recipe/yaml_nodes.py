@@ -7,7 +7,7 @@ aliases and tags are refused, and size and depth are limited, so that a hostile 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -164,6 +164,16 @@ class Reader:
                 self.fault(key, f"unknown key {word!r}{hint}")
         return found if isinstance(node, yaml.MappingNode) else None
 
+    def part(
+        self, node: yaml.Node | None, known: tuple[str, ...], what: str
+    ) -> dict[str, yaml.Node] | None:
+        """Return the values of a mapping by key; one without keys is a fault."""
+        if node is None:
+            return None
+        if isinstance(node, yaml.MappingNode) and not node.value:
+            self.fault(node, f"{what} is empty; add {either(known)}, or remove it")
+        return self.mapping(node, known, what)
+
     def values(self, node: yaml.Node | None, read: Callable[[str], T]) -> tuple[T, ...]:
         """Return the values that `read` returns for one node or a list; none for None."""
         found = [self.value(one, read) for one in self.items(node)]
@@ -205,6 +215,11 @@ def kind(node: yaml.Node) -> str:
         value: Any = node.value
         return f"the text {value!r}" if value else "nothing"
     return "a list" if isinstance(node, yaml.SequenceNode) else "a mapping"
+
+
+def either(words: Sequence[str]) -> str:
+    """Return words as `a, b or c`."""
+    return f"{', '.join(words[:-1])} or {words[-1]}"
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
