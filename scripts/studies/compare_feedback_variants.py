@@ -245,12 +245,14 @@ class Study:
         found: dict[str, Moments] = {}
         threads = self._given.threads
         ours = inputs_by_window(self._reference, windows, threads)
-        theirs = inputs_by_window(file, windows, threads)
+        is_own = file == self._reference
+        theirs = ours if is_own else inputs_by_window(file, windows, threads)
         n = sum(map(len, windows))
-        for x, y in zip(ours, theirs, strict=True):
+        for x, y in ((x, x) for x in ours) if is_own else zip(ours, theirs, strict=True):
             for name in names:
                 a, b = x[name], y[name]
-                h, cross = (b.T @ b).astype(np.float64) / n, (a.T @ b).astype(np.float64) / n
+                h = (b.T @ b).astype(np.float64) / n
+                cross = h if is_own else (a.T @ b).astype(np.float64) / n
                 if name in found:
                     h, cross = h + found[name].h, cross + found[name].cross
                 found[name] = Moments(h, cross)

@@ -175,8 +175,8 @@ NOT_A_LAYER = (
     "is not a layer; write a number (3, or -1 for the last) or a range (0-3, 10-, -4--1, 0%-25%)"
 )
 TOP_KEYS = (
-    "dynquant, name, description, extends, for, default, importance, feedback, target, effort, rules,"
-    " fallback, output, metadata, prediction_layers, readers"
+    "dynquant, name, description, extends, for, default, importance, feedback, target, effort,"
+    " rules, fallback, output, metadata, prediction_layers, readers"
 )
 
 FAULTS = {
