@@ -39,7 +39,7 @@ from dynquant.plan.set_keys import apply_settings, key_problems, unknown_setting
 from dynquant.plan.shards import Shard, Split, shards_of
 from dynquant.quants.search import EFFORTS, Effort
 from dynquant.quants.table import QuantType
-from dynquant.recipe.assignment import Assigned, Assignment
+from dynquant.recipe.assignment import Assigned, Assignment, with_types
 from dynquant.recipe.rules import Recipe
 from dynquant.vocab.loading import loading_problems, loading_warnings
 
@@ -56,6 +56,7 @@ def make_plan(
     split: Split | None = None,
     draft: bool = False,
     grids: Mapping[str, OnGrid] = MappingProxyType({}),
+    decided: Mapping[str, QuantType] | None = None,
 ) -> Plan:
     """Resolve a recipe for a model into the plan of one output.
 
@@ -70,6 +71,8 @@ def make_plan(
     draft:    return the plan even if importance that it needs is missing; its `refusals` say so,
               and it cannot be converted
     grids:    the grids that tensors of floats lie on, by name, of `find_grids`
+    decided:  types of tensors that a rule leaves open (`choose`); those that are not in it get the
+              one of the most bits. None refuses such rules
 
     Raises RecipeError if the recipe does not fit the model, ImportanceError if the imatrix is
     another model's or the moments are, PlanError for names, shapes and keys that GGUF cannot hold,
@@ -99,11 +102,15 @@ def make_plan(
     if resolved:
         model, assigned = resolved.model, resolved.assigned
         warnings += resolved.warnings
+    open_types = {n: a.choice for n, a in assigned.assignments.items() if a.choice}
+    if decided is None:
+        problems.add(*open_choices(assigned.assignments))
+    else:
+        assigned = with_types(assigned, decided)
     problems.add(*tensor_problems(model.tensors))
     if effort not in EFFORTS:
         problems.add(f"{effort!r} is not an effort; use one of {', '.join(EFFORTS)}")
     changed = changing(model.tensors, assigned)
-    problems.add(*open_choices(assigned.assignments))
     quantized = [n for n, chosen in changed.items() if not chosen.type.is_float]
     if not allow_requantize:
         problems.add(*requantized(model, changed))
@@ -180,6 +187,7 @@ def make_plan(
         refusals=tuple(refusals),
         leave_out=model.leave_out,
         grids=grids,
+        choices=open_types,
     )
 
 

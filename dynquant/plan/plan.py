@@ -152,6 +152,7 @@ class Plan(Totals):
     refusals:   reasons not to write a file from this draft: missing importance
     leave_out:  globs of stored names that the user leaves out
     grids:      the grids that tensors of stored floats lie on, by name; not of a saved plan
+    choices:    of a plan whose recipe leaves types open: those that each tensor can have
     """
 
     architecture: str
@@ -176,6 +177,9 @@ class Plan(Totals):
     refusals: tuple[str, ...] = ()
     leave_out: tuple[str, ...] = ()
     grids: Mapping[str, OnGrid] = field(default_factory=dict[str, OnGrid])
+    choices: Mapping[str, tuple[QuantType, ...]] = field(
+        default_factory=dict[str, tuple[QuantType, ...]], repr=False
+    )
 
     @property
     def unweighted(self) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from dynquant.quants.table import QuantType
 from dynquant.recipe.feedback import UNSET, Feedback
@@ -43,3 +43,12 @@ class Assigned:
     assignments: dict[str, Assignment]
     warnings: tuple[str, ...]
     dropped: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+def with_types(assigned: Assigned, types: Mapping[str, QuantType]) -> Assigned:
+    """Return assignments with types for tensors whose rule leaves them open."""
+    found = {
+        name: replace(given, type=types[name]) if given.choice and name in types else given
+        for name, given in assigned.assignments.items()
+    }
+    return replace(assigned, assignments=found)
