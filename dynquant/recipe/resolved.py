@@ -42,6 +42,27 @@ def resolved_text(recipe: Recipe) -> str:
             first, *others = _lines(_rule(rule))
             lines += [f"  - {first}", *(f"    {line}" for line in others)]
         lines.append("")
+    return _checked(recipe, lines)
+
+
+def rule_line(rule: Rule) -> str:
+    """Return a rule as one line of a list."""
+    return f"  - {on_one_line(_rule(rule))}"
+
+
+def text_of(recipe: Recipe, head: Sequence[str], rules: Sequence[str]) -> str:
+    """Return a recipe with other rules.
+
+    head:  lines of the comment at the beginning
+    rules: the lines of its rules, of `rule_line`
+
+    Raises RecipeError if the file would be larger than a recipe may be.
+    """
+    lines = [f"# {_line(line)}".rstrip() for line in head] + _lines(_keys(recipe))
+    return _checked(recipe, [*lines, "", "rules:", *rules] if rules else lines)
+
+
+def _checked(recipe: Recipe, lines: Sequence[str]) -> str:
     text = "\n".join(lines).rstrip("\n") + "\n"
     if (n_bytes := len(text.encode())) > MAX_BYTES:
         raise RecipeError(

@@ -1,0 +1,314 @@
+"""The best recipe for a size: the types that rules leave open, chosen by what they cost and buy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import fsum
+
+from dynquant.budget.damage import Factors, layers_in
+from dynquant.budget.errors import TensorErrors, measure_errors
+from dynquant.budget.groups import Group, groups_of
+from dynquant.budget.knapsack import Option, Solution, solve
+from dynquant.conversion.layout import lay_out
+from dynquant.distribution import our_version
+from dynquant.errors import PlanError
+from dynquant.figures import size_text
+from dynquant.inputs import Inputs
+from dynquant.plan.make import make_plan
+from dynquant.plan.plan import Plan
+from dynquant.quants.search import Effort
+from dynquant.quants.table import QuantType
+from dynquant.recipe.loader import parse_recipe
+from dynquant.recipe.rules import Recipe
+from dynquant.recipe.solved import Decided, solved_text
+from dynquant.recipe.target import SHARED, Target
+
+ROUNDS = 8
+"""Times that the size is corrected by what the headers take."""
+
+
+@dataclass(frozen=True)
+class Solved:
+    """A recipe for a size, and what its types cost and buy.
+
+    recipe:   an ordinary recipe; `recipe.text` is its file
+    plan:     of the recipe
+    target:   what was asked for
+    groups:   tensors that share a type, each with the type it has in `chosen`
+    damage:   expected damage of each group's types, in nats, about
+    solution: of the knapsack
+    """
+
+    recipe: Recipe
+    plan: Plan
+    target: Target
+    groups: tuple[Group, ...]
+    chosen: tuple[QuantType, ...]
+    damage: tuple[Mapping[str, float], ...]
+    solution: Solution
+    file_bytes: int
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Everything that does not depend on the size.
+
+    plan:    with the types of the most bits where they are open
+    groups:  tensors that share a type
+    damage:  of each group's types, by name
+    """
+
+    inputs: Inputs
+    recipe: Recipe
+    effort: Effort | None
+    allow_requantize: bool
+    plan: Plan
+    groups: tuple[Group, ...]
+    damage: tuple[Mapping[str, float], ...]
+
+
+def pose(
+    inputs: Inputs,
+    *,
+    target: Target,
+    effort: Effort | None = None,
+    allow_requantize: bool = False,
+    threads: int = 1,
+    measured: Mapping[str, float] | None = None,
+    known: Mapping[str, TensorErrors] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Problem:
+    """Measure what each open type would do to each tensor.
+
+    target:   for the roles that share a type
+    measured: factors of damage, by tensor; those of trained models where there are none
+    known:    errors that were measured before; None measures them
+    progress: called with tensors done and all tensors
+
+    Raises PlanError if the recipe leaves nothing open, and what `make_plan` raises.
+    """
+    recipe = inputs.recipe
+    if not recipe.has_choice:
+        raise PlanError(
+            f"{recipe.path}: has no rule with `choose`, so that its size is fixed; take the recipe"
+            " `budget`, or add rules such as {role: ffn, choose: any}"
+        )
+    plan = make_plan(
+        inputs.model,
+        recipe,
+        imatrix=inputs.imatrix,
+        moments=inputs.moments,
+        effort=effort,
+        allow_requantize=allow_requantize,
+        grids=inputs.grids,
+        decided={},
+    )
+    groups = groups_of(plan, SHARED if target.share is None else target.share)
+    n = sum(len(g.tensors) for g in groups)
+    errors = known or measure_errors(
+        plan, groups, threads=threads, progress=progress and (lambda done: progress(done, n))
+    )
+    factors = Factors(layers_in(t.name for t in plan.tensors), measured or {})
+    damage = tuple(_damage(group, errors, factors) for group in groups)
+    return Problem(inputs, recipe, effort, allow_requantize, plan, groups, damage)
+
+
+def _damage(
+    group: Group, errors: Mapping[str, TensorErrors], factors: Factors
+) -> Mapping[str, float]:
+    return {
+        t.name: fsum(factors.of(n) * errors[n].relative[t.name] for n in group.names)
+        for t in group.types
+    }
+
+
+def solve_for(problem: Problem, target: Target, limit: int) -> Solved:
+    """Return the recipe of the least damage for a size.
+
+    limit: bytes of all files, at most
+
+    Raises PlanError if the rules allow no file of that size.
+    """
+    fixed = _size(problem.plan) - sum(
+        g.n_bytes(g.types[0]) for g in _with_first(problem.plan, problem.groups)
+    )
+    room = limit - fixed
+    for _ in range(ROUNDS):
+        solution = solve(_items(problem), room)
+        if solution is None:
+            PlanError.raise_any(_unreachable(problem, limit, fixed))
+            raise AssertionError("it does not fit")
+        found = _solved(problem, target, solution)
+        if found.file_bytes <= limit:
+            return found
+        room -= found.file_bytes - limit
+    raise AssertionError("the size of a header hardly depends on the types")
+
+
+def _with_first(plan: Plan, groups: Sequence[Group]) -> Iterator[Group]:
+    """Yield groups whose first type is the one that the plan has for each tensor."""
+    types = {t.name: t.type for t in plan.tensors}
+    for group in groups:
+        for tensor in group.tensors:
+            yield Group((tensor,), (types[tensor.name],))
+
+
+def _size(plan: Plan) -> int:
+    return lay_out(plan).n_bytes
+
+
+def _items(problem: Problem) -> list[list[Option]]:
+    return [
+        [Option(group.n_bytes(t), damage[t.name]) for t in group.types]
+        for group, damage in zip(problem.groups, problem.damage, strict=True)
+    ]
+
+
+def _solved(problem: Problem, target: Target, solution: Solution) -> Solved:
+    chosen = tuple(g.types[k] for g, k in zip(problem.groups, solution.chosen, strict=True))
+    types = {n: t for g, t in zip(problem.groups, chosen, strict=True) for n in g.names}
+    recipe = _recipe(problem, target, types, solution)
+    plan = make_plan(
+        problem.inputs.model,
+        recipe,
+        imatrix=problem.inputs.imatrix,
+        moments=problem.inputs.moments,
+        effort=problem.effort,
+        allow_requantize=problem.allow_requantize,
+        grids=problem.inputs.grids,
+    )
+    return Solved(
+        recipe, plan, target, problem.groups, chosen, problem.damage, solution, _size(plan)
+    )
+
+
+def _recipe(
+    problem: Problem, target: Target, types: Mapping[str, QuantType], solution: Solution
+) -> Recipe:
+    """Return the recipe of some types; roles that it cannot name by layer are written by name."""
+    plan = problem.plan
+    names = [t.name for t in plan.tensors]
+    rules = {t.name: t.rule for t in plan.tensors}
+    decided = [Decided(n, rules[n], types[n]) for n in names if n in types]
+    name = f"{problem.recipe.name}-{target_text(target).replace(' ', '')}"
+    notes = _Notes(problem, types)
+    by_name: set[str] = set()
+    while True:
+        text = solved_text(
+            problem.recipe,
+            decided,
+            names,
+            name=name,
+            head=notes.head(target, solution),
+            note=notes.of,
+            by_name=by_name,
+        )
+        recipe = parse_recipe(text, f"{name}.yaml", name)
+        wrong = _misnamed(problem, recipe, types)
+        if wrong <= by_name:
+            return recipe
+        by_name |= wrong
+
+
+def _misnamed(problem: Problem, recipe: Recipe, types: Mapping[str, QuantType]) -> set[str]:
+    """Return the roles of tensors that do not get the types they should."""
+    plan = make_plan(
+        problem.inputs.model,
+        recipe,
+        imatrix=problem.inputs.imatrix,
+        effort=problem.effort,
+        allow_requantize=problem.allow_requantize,
+        grids=problem.inputs.grids,
+        draft=True,
+    )
+    before = {t.name: t.type for t in problem.plan.tensors}
+    return {
+        plan.sources[t.name].parts.role
+        for t in plan.tensors
+        if t.type != types.get(t.name, before[t.name])
+    }
+
+
+def target_text(target: Target) -> str:
+    """Return what was asked for: `131 GB`, `2.1 bpw` or `fit 24 GB`."""
+    if target.size is not None:
+        return size_text(target.size)
+    if target.bpw is not None:
+        return f"{target.bpw:g} bpw"
+    assert target.fit is not None, "a target is one of three"
+    return f"fit {size_text(target.fit)}"
+
+
+class _Notes:
+    """The comments of a solved recipe: what its types cost and buy."""
+
+    def __init__(self, problem: Problem, types: Mapping[str, QuantType]) -> None:
+        self._bytes: dict[str, int] = {}
+        self._damage: dict[str, float] = {}
+        for group, damage in zip(problem.groups, problem.damage, strict=True):
+            chosen = types[group.names[0]]
+            for t in group.tensors:
+                self._bytes[t.name] = Group((t,), ()).n_bytes(chosen)
+                self._damage[t.name] = damage[chosen.name] / len(group.tensors)
+        self._total = fsum(self._damage.values())
+        self._recipe = problem.recipe
+        self._architecture = problem.plan.architecture
+
+    def head(self, target: Target, solution: Solution) -> list[str]:
+        """Return the comment at the beginning."""
+        proof = (
+            "no choice is expected to lose less"
+            if solution.is_best
+            else (
+                "no choice is expected to lose"
+                f" {_percent(1 - solution.bound / solution.damage)} less"
+            )
+        )
+        return [
+            f"Types of a {self._architecture} model for {target_text(target)}, by dynquant"
+            f" {our_version()} from the recipe {self._recipe.name}.",
+            f"Expected loss: {self._total:.3g} nats of KL divergence, about; {proof}.",
+            f"One more megabyte is expected to take {solution.price * 1e6:.2g} nats off.",
+            "Comments: the bytes of a rule's tensors, and their part of the expected loss.",
+        ]
+
+    def of(self, names: Sequence[str]) -> str:
+        """Return the comment of a rule."""
+        n_bytes = sum(self._bytes[n] for n in names)
+        damage = fsum(self._damage[n] for n in names)
+        share = damage / self._total if self._total else 0.0
+        return f"{size_text(n_bytes)}, {_percent(share)} of the loss"
+
+
+def _percent(part: float) -> str:
+    return f"{100 * part:.2g} %" if part < 0.0995 else f"{100 * part:.0f} %"
+
+
+def _unreachable(problem: Problem, limit: int, fixed: int) -> Iterator[str]:
+    """Yield why no file is small enough, and the rules that take the most."""
+    least = fixed + sum(min(map(g.n_bytes, g.types)) for g in problem.groups)
+    takes: dict[str, int] = {}
+    for group in problem.groups:
+        small = min(group.types, key=group.n_bytes)
+        for t in group.tensors:
+            one = Group((t,), ()).n_bytes(small)
+            text = f"{t.rule} (at least {small.name})"
+            takes[text] = takes.get(text, 0) + one
+    open_names = {n for g in problem.groups for n in g.names}
+    for t in problem.plan.tensors:
+        if t.name not in open_names:
+            text = f"{t.rule} ({t.type.name})"
+            takes[text] = takes.get(text, 0) + t.n_bytes
+    largest = sorted(takes.items(), key=lambda pair: -pair[1])[:3]
+    parts = "; ".join(f"{text}: {size_text(n)}" for text, n in largest)
+    yield (
+        f"{problem.recipe.path}: no file of {size_text(limit)} is possible: the smallest that the"
+        f" rules allow has {size_text(least)}, {size_text(least - limit)} more; the most is taken"
+        f" by {parts}; allow types of fewer bits, or ask for more"
+    )
+
+
+def with_target(recipe: Recipe, target: Target) -> Recipe:
+    """Return a recipe with a target over its own."""
+    return replace(recipe, target=target.over(recipe.target))
