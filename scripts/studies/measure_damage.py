@@ -43,10 +43,12 @@ from dynquant.quants import ALL, decode, encode
 from dynquant.recipe.loader import parse_recipe
 from dynquant.recipe.protection import protection
 
+# fmt: off
 LADDER = (
-    ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "Q2_K", "IQ3_XXS", "IQ3_S", "Q3_K")
-    + ("IQ4_XS", "Q4_K", "Q5_K", "Q6_K")
-)  # fmt: skip
+    "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "Q2_K", "IQ3_XXS", "IQ3_S", "Q3_K", "IQ4_XS",
+    "Q4_K", "Q5_K", "Q6_K",
+)
+# fmt: on
 SMALL_BLOCKS = ("Q4_0", "IQ4_NL", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
 PARTS = 4
 """Parts of the depth."""
@@ -69,7 +71,7 @@ class Study:
         ]
         self.n_layers = 1 + max(t.parts.layer or 0 for t in self.tensors)
         reference = self._written({}, "reference.gguf", "F32")
-        self._losses = Losses(reference, given.text, given.windows, 2, folder / "cache")
+        self._losses = Losses(reference, given.text, given.windows, given.threads, folder / "cache")
         reference.unlink()
         self._known: dict[tuple[str, str], tuple[F32, dict[str, Any]]] = {}
 
@@ -154,14 +156,20 @@ def main() -> None:
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--windows", type=int, default=16, help="of 512 tokens")
     parser.add_argument("--mixes", type=int, default=60)
-    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--threads", type=int, default=2, help="of llama.cpp")
+    parser.add_argument("--json", type=Path, required=True, help="resumed if it is there")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         study = Study(given, Path(folder))
         document: dict[str, Any] = {"model": given.model.name, "n_layers": study.n_layers}
         document |= {"groups": [], "mixes": []}
+        if given.json.exists():
+            document = json.loads(given.json.read_text("utf-8"))
+        known = {one["label"] for kind in ("groups", "mixes") for one in document[kind]}
 
         def measured(kind: str, label: str, types: Mapping[str, str]) -> None:
+            if label in known:
+                return
             document[kind].append({"label": label} | study.file(types))
             given.json.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
             print(label, f"{document[kind][-1]['kl']:.4e}", file=sys.stderr, flush=True)
