@@ -10,6 +10,7 @@ from dynquant.budget.damage import Factors, layers_in
 from dynquant.budget.errors import TensorErrors, measure_errors
 from dynquant.budget.groups import Group, groups_of
 from dynquant.budget.knapsack import Option, Solution, solve
+from dynquant.budget.written import Open, decided_recipe
 from dynquant.conversion.layout import lay_out
 from dynquant.distribution import our_version
 from dynquant.errors import PlanError
@@ -19,9 +20,7 @@ from dynquant.plan.make import make_plan
 from dynquant.plan.plan import Plan
 from dynquant.quants.search import Effort
 from dynquant.quants.table import QuantType
-from dynquant.recipe.loader import parse_recipe
 from dynquant.recipe.rules import Recipe
-from dynquant.recipe.solved import Decided, solved_text
 from dynquant.recipe.target import SHARED, Target
 
 ROUNDS = 8
@@ -54,13 +53,14 @@ class Solved:
 class Problem:
     """Everything that does not depend on the size.
 
+    given:   the recipe and the model
     plan:    with the types of the most bits where they are open
     groups:  tensors that share a type
     damage:  of each group's types, by name
     """
 
     inputs: Inputs
-    recipe: Recipe
+    given: Open
     effort: Effort | None
     allow_requantize: bool
     plan: Plan
@@ -111,7 +111,9 @@ def pose(
     )
     factors = Factors(layers_in(t.name for t in plan.tensors), measured or {})
     damage = tuple(_damage(group, errors, factors) for group in groups)
-    return Problem(inputs, recipe, effort, allow_requantize, plan, groups, damage)
+    uses_imatrix = inputs.imatrix is not None and recipe.importance != "ignored"
+    given = Open(inputs.model, recipe, uses_imatrix, inputs.grids)
+    return Problem(inputs, given, effort, allow_requantize, plan, groups, damage)
 
 
 def _damage(
@@ -186,48 +188,15 @@ def _solved(problem: Problem, target: Target, solution: Solution) -> Solved:
 def _recipe(
     problem: Problem, target: Target, types: Mapping[str, QuantType], solution: Solution
 ) -> Recipe:
-    """Return the recipe of some types; roles that it cannot name by layer are written by name."""
-    plan = problem.plan
-    names = [t.name for t in plan.tensors]
-    rules = {t.name: t.rule for t in plan.tensors}
-    decided = [Decided(n, rules[n], types[n]) for n in names if n in types]
-    name = f"{problem.recipe.name}-{target_text(target).replace(' ', '')}"
+    name = f"{problem.given.recipe.name}-{_short(target)}"
     notes = _Notes(problem, types)
-    by_name: set[str] = set()
-    while True:
-        text = solved_text(
-            problem.recipe,
-            decided,
-            names,
-            name=name,
-            head=notes.head(target, solution),
-            note=notes.of,
-            by_name=by_name,
-        )
-        recipe = parse_recipe(text, f"{name}.yaml", name)
-        wrong = _misnamed(problem, recipe, types)
-        if wrong <= by_name:
-            return recipe
-        by_name |= wrong
-
-
-def _misnamed(problem: Problem, recipe: Recipe, types: Mapping[str, QuantType]) -> set[str]:
-    """Return the roles of tensors that do not get the types they should."""
-    plan = make_plan(
-        problem.inputs.model,
-        recipe,
-        imatrix=problem.inputs.imatrix,
-        effort=problem.effort,
-        allow_requantize=problem.allow_requantize,
-        grids=problem.inputs.grids,
-        draft=True,
+    return decided_recipe(
+        problem.given,
+        types,
+        name=name,
+        head=notes.head(target, solution),
+        comment=notes.of,
     )
-    before = {t.name: t.type for t in problem.plan.tensors}
-    return {
-        plan.sources[t.name].parts.role
-        for t in plan.tensors
-        if t.type != types.get(t.name, before[t.name])
-    }
 
 
 def target_text(target: Target) -> str:
@@ -238,6 +207,11 @@ def target_text(target: Target) -> str:
         return f"{target.bpw:g} bpw"
     assert target.fit is not None, "a target is one of three"
     return f"fit {size_text(target.fit)}"
+
+
+def _short(target: Target) -> str:
+    """Return what was asked for as a part of a name: `131GB`, `2.1bpw`."""
+    return target_text(target).split(" (")[0].replace(" ", "")
 
 
 class _Notes:
@@ -252,7 +226,7 @@ class _Notes:
                 self._bytes[t.name] = Group((t,), ()).n_bytes(chosen)
                 self._damage[t.name] = damage[chosen.name] / len(group.tensors)
         self._total = fsum(self._damage.values())
-        self._recipe = problem.recipe
+        self._recipe = problem.given.recipe
         self._architecture = problem.plan.architecture
 
     def head(self, target: Target, solution: Solution) -> list[str]:
@@ -303,8 +277,8 @@ def _unreachable(problem: Problem, limit: int, fixed: int) -> Iterator[str]:
     largest = sorted(takes.items(), key=lambda pair: -pair[1])[:3]
     parts = "; ".join(f"{text}: {size_text(n)}" for text, n in largest)
     yield (
-        f"{problem.recipe.path}: no file of {size_text(limit)} is possible: the smallest that the"
-        f" rules allow has {size_text(least)}, {size_text(least - limit)} more; the most is taken"
+        f"{problem.given.recipe.path}: no file of {size_text(limit)} is possible: the smallest that"
+        f" the rules allow has {size_text(least)}, {size_text(least - limit)} more; the most is taken"
         f" by {parts}; allow types of fewer bits, or ask for more"
     )
 

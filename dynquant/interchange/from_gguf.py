@@ -62,11 +62,11 @@ def recipe_of_types(
         f"{file}: {name}: the layer exceeds the {MAX_LAYERS} layers that llama.cpp supports"
         for name in grouped(beyond)
     )
-    columns = _columns(headers, types)
+    columns = columns_of(headers, types)
     default = _most_frequent([t for t in headers if not protection(t)], types)
     facts = facts_of_tensors(headers, prediction)
     found = compact(columns, default, facts.n_layers)
-    rules = [_written(*each) for each in named_roles(found, columns, facts.n_layers)]
+    rules = [written(*each) for each in named_roles(found, columns, facts.n_layers)]
     n_bits = sum(8 * t.n_rows * known[types[t.name]].row_size(t.n_per_row) for t in headers)
     bpw = n_bits / max(1, sum(prod(t.shape) for t in headers))
     comments = [
@@ -77,7 +77,7 @@ def recipe_of_types(
     more = [("prediction_layers", "keep")] if predicts else []
     text = recipe_text(comments, keys, rules, more)
     if wrong := _wrong(text, headers, types, facts):
-        rules = [*_by_name(wrong, types), *rules]
+        rules = [*by_name(wrong, types), *rules]
         text = recipe_text(comments, keys, rules, more)
         wrong = _wrong(text, headers, types, facts)
     assert not wrong, f"the recipe of {file} gives other types to {[t.name for t in wrong]}"
@@ -92,7 +92,7 @@ def _wrong(
     return [t for t in tensors if given[t.name].type.name != types[t.name]]
 
 
-def _by_name(tensors: Sequence[ModelTensor], types: dict[str, str]) -> Iterator[WrittenRule]:
+def by_name(tensors: Sequence[ModelTensor], types: dict[str, str]) -> Iterator[WrittenRule]:
     """Yield rules by name, for tensors that no other selector distinguishes."""
     by_type: dict[tuple[str, bool], list[str]] = {}
     for t in tensors:
@@ -102,7 +102,8 @@ def _by_name(tensors: Sequence[ModelTensor], types: dict[str, str]) -> Iterator[
         yield WrittenRule(type_name, names=tuple(names), override=guarded)
 
 
-def _written(rule: Taken, roles: tuple[str, ...]) -> WrittenRule:
+def written(rule: Taken, roles: tuple[str, ...]) -> WrittenRule:
+    """Return a rule as it is written, with the names of its roles."""
     names = tuple(dict.fromkeys(column.name for column in rule.columns if column.name))
     layers = tuple(map(str, rule.items or ()))
     return WrittenRule(rule.type, roles, layers, names, rule.columns[0].override)
@@ -143,7 +144,7 @@ def _most_frequent(tensors: Sequence[ModelTensor], types: dict[str, str]) -> str
     return max(counts, key=lambda t: (counts[t], weights[t], t), default="F32")
 
 
-def _columns(tensors: Sequence[ModelTensor], types: dict[str, str]) -> list[Column]:
+def columns_of(tensors: Sequence[ModelTensor], types: dict[str, str]) -> list[Column]:
     """Return the columns for rules: roles, or parts of roles if a role has several types.
 
     Protected tensors are included if their type differs from the protection's; tensors of fixed

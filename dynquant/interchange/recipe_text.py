@@ -13,7 +13,12 @@ _COLUMNS = 100
 
 @dataclass(frozen=True)
 class WrittenRule:
-    """A rule to write; layers: items of the list, in the notation of recipes."""
+    """A rule to write.
+
+    layers:   items of the list, in the notation of recipes
+    feedback: a YAML value, or ""
+    comment:  at the end of the line with the type
+    """
 
     type: str
     roles: tuple[str, ...] = ()
@@ -21,6 +26,8 @@ class WrittenRule:
     names: tuple[str, ...] = ()
     override: bool = False
     optional: bool = False
+    feedback: str = ""
+    comment: str = ""
 
     def lines(self) -> Iterator[str]:
         """Yield the rule's lines under `rules:`."""
@@ -33,7 +40,10 @@ class WrittenRule:
             if values:
                 yield from _wrapped(f"{dash}{key}: ", values)
                 dash = "    "
-        yield f"{dash}type: {self.type}"
+        comment = f"  # {_printable(self.comment)}" if self.comment else ""
+        yield f"{dash}type: {self.type}{comment}"
+        if self.feedback:
+            yield f"    feedback: {self.feedback}"
         if self.override:
             yield "    override: true"
         if self.optional:

@@ -39,27 +39,27 @@ def resolved_text(recipe: Recipe) -> str:
     for path, rules in groupby(recipe.rules, key=lambda rule: rule.place.path):
         lines.append(f"  # of {_line(Path(path).name)}")
         for rule in rules:
-            first, *others = _lines(_rule(rule))
-            lines += [f"  - {first}", *(f"    {line}" for line in others)]
+            lines += rule_lines(rule)
         lines.append("")
     return _checked(recipe, lines)
-
-
-def rule_line(rule: Rule) -> str:
-    """Return a rule as one line of a list."""
-    return f"  - {on_one_line(_rule(rule))}"
 
 
 def text_of(recipe: Recipe, head: Sequence[str], rules: Sequence[str]) -> str:
     """Return a recipe with other rules.
 
     head:  lines of the comment at the beginning
-    rules: the lines of its rules, of `rule_line`
+    rules: the lines below `rules:`
 
     Raises RecipeError if the file would be larger than a recipe may be.
     """
     lines = [f"# {_line(line)}".rstrip() for line in head] + _lines(_keys(recipe))
     return _checked(recipe, [*lines, "", "rules:", *rules] if rules else lines)
+
+
+def rule_lines(rule: Rule) -> list[str]:
+    """Return the lines of a rule in the list below `rules:`."""
+    first, *others = _lines(_rule(rule))
+    return [f"  - {first}", *(f"    {line}" for line in others)]
 
 
 def _checked(recipe: Recipe, lines: Sequence[str]) -> str:
