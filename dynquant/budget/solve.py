@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from math import fsum
+from typing import Any
 
 from dynquant.budget.damage import Factors, layers_in
 from dynquant.budget.errors import TensorErrors, measure_errors
 from dynquant.budget.groups import Group, groups_of
 from dynquant.budget.knapsack import Option, Solution, solve
+from dynquant.budget.memory import Memory, memory_of
 from dynquant.budget.written import Open, decided_recipe
 from dynquant.conversion.layout import lay_out
 from dynquant.distribution import our_version
 from dynquant.errors import PlanError
 from dynquant.figures import size_text
 from dynquant.inputs import Inputs
+from dynquant.keys import KeyValue
 from dynquant.plan.make import make_plan
 from dynquant.plan.plan import Plan
+from dynquant.plan.shards import Split
 from dynquant.quants.search import Effort
 from dynquant.quants.table import QuantType
 from dynquant.recipe.rules import Recipe
-from dynquant.recipe.target import SHARED, Target
+from dynquant.recipe.target import CONTEXT, SHARED, Target
 
 ROUNDS = 8
 """Times that the size is corrected by what the headers take."""
@@ -37,6 +42,7 @@ class Solved:
     groups:   tensors that share a type, each with the type it has in `chosen`
     damage:   expected damage of each group's types, in nats, about
     solution: of the knapsack
+    memory:   what is needed besides the weights, if the target is memory
     """
 
     recipe: Recipe
@@ -47,6 +53,7 @@ class Solved:
     damage: tuple[Mapping[str, float], ...]
     solution: Solution
     file_bytes: int
+    memory: Memory | None = None
 
 
 @dataclass(frozen=True)
@@ -54,18 +61,48 @@ class Problem:
     """Everything that does not depend on the size.
 
     given:   the recipe and the model
+    make:    makes the plan of a recipe, with the user's options
     plan:    with the types of the most bits where they are open
     groups:  tensors that share a type
     damage:  of each group's types, by name
     """
 
-    inputs: Inputs
     given: Open
-    effort: Effort | None
-    allow_requantize: bool
+    make: Callable[..., Plan]
     plan: Plan
     groups: tuple[Group, ...]
     damage: tuple[Mapping[str, float], ...]
+
+    @property
+    def open(self) -> frozenset[str]:
+        """Names of the tensors whose types are open."""
+        return frozenset(n for group in self.groups for n in group.names)
+
+
+def solve_recipe(
+    inputs: Inputs,
+    asked: Target,
+    *,
+    threads: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+    **options: Any,
+) -> Solved:
+    """Return the recipe of the least expected damage for a size.
+
+    asked:   the size; the recipe's target where it says nothing
+    options: of `pose`
+
+    Raises PlanError if no size is asked for, if the recipe leaves nothing open, or if its rules
+    allow no file of that size, and what `make_plan` raises.
+    """
+    target = asked.over(inputs.recipe.target)
+    if not target.is_given:
+        raise PlanError(
+            f"{inputs.recipe.path}: no size is asked for; give --target-size, --target-bpw or"
+            " --fit, or add `target:` to the recipe"
+        )
+    problem = pose(inputs, target=target, threads=threads, progress=progress, **options)
+    return solve_for(problem, target)
 
 
 def pose(
@@ -74,6 +111,8 @@ def pose(
     target: Target,
     effort: Effort | None = None,
     allow_requantize: bool = False,
+    set_keys: Mapping[str, KeyValue | str] | None = None,
+    split: Split | None = None,
     threads: int = 1,
     measured: Mapping[str, float] | None = None,
     known: Mapping[str, TensorErrors] | None = None,
@@ -82,6 +121,7 @@ def pose(
     """Measure what each open type would do to each tensor.
 
     target:   for the roles that share a type
+    effort, allow_requantize, set_keys, split: as in `make_plan`
     measured: factors of damage, by tensor; those of trained models where there are none
     known:    errors that were measured before; None measures them
     progress: called with tensors done and all tensors
@@ -94,16 +134,18 @@ def pose(
             f"{recipe.path}: has no rule with `choose`, so that its size is fixed; take the recipe"
             " `budget`, or add rules such as {role: ffn, choose: any}"
         )
-    plan = make_plan(
+    make = partial(
+        make_plan,
         inputs.model,
-        recipe,
         imatrix=inputs.imatrix,
         moments=inputs.moments,
         effort=effort,
         allow_requantize=allow_requantize,
+        set_keys=set_keys,
+        split=split,
         grids=inputs.grids,
-        decided={},
     )
+    plan = make(recipe, decided={})
     groups = groups_of(plan, SHARED if target.share is None else target.share)
     n = sum(len(g.tensors) for g in groups)
     errors = known or measure_errors(
@@ -113,7 +155,7 @@ def pose(
     damage = tuple(_damage(group, errors, factors) for group in groups)
     uses_imatrix = inputs.imatrix is not None and recipe.importance != "ignored"
     given = Open(inputs.model, recipe, uses_imatrix, inputs.grids)
-    return Problem(inputs, given, effort, allow_requantize, plan, groups, damage)
+    return Problem(given, make, plan, groups, damage)
 
 
 def _damage(
@@ -125,38 +167,59 @@ def _damage(
     }
 
 
-def solve_for(problem: Problem, target: Target, limit: int) -> Solved:
+def solve_for(problem: Problem, target: Target) -> Solved:
     """Return the recipe of the least damage for a size.
-
-    limit: bytes of all files, at most
 
     Raises PlanError if the rules allow no file of that size.
     """
-    fixed = _size(problem.plan) - sum(
-        g.n_bytes(g.types[0]) for g in _with_first(problem.plan, problem.groups)
+    goal = _goal(problem.plan, target)
+    open_bytes = sum(
+        Group((t,), ()).n_bytes(t.type) for t in problem.plan.tensors if t.name in problem.open
     )
-    room = limit - fixed
+    fixed = goal.counted(problem.plan) - open_bytes
+    room = goal.limit - fixed
     for _ in range(ROUNDS):
         solution = solve(_items(problem), room)
         if solution is None:
-            PlanError.raise_any(_unreachable(problem, limit, fixed))
-            raise AssertionError("it does not fit")
-        found = _solved(problem, target, solution)
-        if found.file_bytes <= limit:
+            raise PlanError(_unreachable(problem, goal, fixed))
+        found = _solved(problem, target, goal, solution)
+        if goal.counted(found.plan) <= goal.limit:
             return found
-        room -= found.file_bytes - limit
+        room -= goal.counted(found.plan) - goal.limit
     raise AssertionError("the size of a header hardly depends on the types")
 
 
-def _with_first(plan: Plan, groups: Sequence[Group]) -> Iterator[Group]:
-    """Yield groups whose first type is the one that the plan has for each tensor."""
-    types = {t.name: t.type for t in plan.tensors}
-    for group in groups:
-        for tensor in group.tensors:
-            yield Group((tensor,), (types[tensor.name],))
+@dataclass(frozen=True)
+class _Goal:
+    """Bytes that a plan may have, and how they are counted.
+
+    memory: what is needed besides the weights, for `fit`
+    """
+
+    limit: int
+    counted: Callable[[Plan], int]
+    memory: Memory | None = None
 
 
-def _size(plan: Plan) -> int:
+def _goal(plan: Plan, target: Target) -> _Goal:
+    """Return the limit of a target; raise PlanError if memory has no room for any weights."""
+    if target.size is not None:
+        return _Goal(target.size, file_bytes_of)
+    if target.bpw is not None:
+        return _Goal(int(target.bpw * plan.n_weights / 8), lambda plan: plan.tensor_bytes)
+    assert target.fit is not None, "a target is one of three"
+    memory = memory_of(plan, target.context or CONTEXT)
+    if memory.total >= target.fit:
+        raise PlanError(
+            f"{size_text(target.fit)} have no room for weights: a context of"
+            f" {memory.context:,} tokens takes {size_text(memory.total)}; ask for a shorter one"
+            " (--context)"
+        )
+    return _Goal(target.fit - memory.total, file_bytes_of, memory)
+
+
+def file_bytes_of(plan: Plan) -> int:
+    """Return the bytes of all files of a plan, with headers and padding."""
     return lay_out(plan).n_bytes
 
 
@@ -167,21 +230,21 @@ def _items(problem: Problem) -> list[list[Option]]:
     ]
 
 
-def _solved(problem: Problem, target: Target, solution: Solution) -> Solved:
+def _solved(problem: Problem, target: Target, goal: _Goal, solution: Solution) -> Solved:
     chosen = tuple(g.types[k] for g, k in zip(problem.groups, solution.chosen, strict=True))
     types = {n: t for g, t in zip(problem.groups, chosen, strict=True) for n in g.names}
     recipe = _recipe(problem, target, types, solution)
-    plan = make_plan(
-        problem.inputs.model,
-        recipe,
-        imatrix=problem.inputs.imatrix,
-        moments=problem.inputs.moments,
-        effort=problem.effort,
-        allow_requantize=problem.allow_requantize,
-        grids=problem.inputs.grids,
-    )
+    plan = problem.make(recipe)
     return Solved(
-        recipe, plan, target, problem.groups, chosen, problem.damage, solution, _size(plan)
+        recipe,
+        plan,
+        target,
+        problem.groups,
+        chosen,
+        problem.damage,
+        solution,
+        file_bytes_of(plan),
+        goal.memory,
     )
 
 
@@ -259,8 +322,8 @@ def _percent(part: float) -> str:
     return f"{100 * part:.2g} %" if part < 0.0995 else f"{100 * part:.0f} %"
 
 
-def _unreachable(problem: Problem, limit: int, fixed: int) -> Iterator[str]:
-    """Yield why no file is small enough, and the rules that take the most."""
+def _unreachable(problem: Problem, goal: _Goal, fixed: int) -> str:
+    """Return why no file is small enough, and the rules that take the most."""
     least = fixed + sum(min(map(g.n_bytes, g.types)) for g in problem.groups)
     takes: dict[str, int] = {}
     for group in problem.groups:
@@ -269,20 +332,15 @@ def _unreachable(problem: Problem, limit: int, fixed: int) -> Iterator[str]:
             one = Group((t,), ()).n_bytes(small)
             text = f"{t.rule} (at least {small.name})"
             takes[text] = takes.get(text, 0) + one
-    open_names = {n for g in problem.groups for n in g.names}
     for t in problem.plan.tensors:
-        if t.name not in open_names:
+        if t.name not in problem.open:
             text = f"{t.rule} ({t.type.name})"
             takes[text] = takes.get(text, 0) + t.n_bytes
     largest = sorted(takes.items(), key=lambda pair: -pair[1])[:3]
     parts = "; ".join(f"{text}: {size_text(n)}" for text, n in largest)
-    yield (
+    limit = goal.limit
+    return (
         f"{problem.given.recipe.path}: no file of {size_text(limit)} is possible: the smallest that"
-        f" the rules allow has {size_text(least)}, {size_text(least - limit)} more; the most is taken"
-        f" by {parts}; allow types of fewer bits, or ask for more"
+        f" the rules allow has {size_text(least)}, {size_text(least - limit)} more; the most is"
+        f" taken by {parts}; allow types of fewer bits, or ask for more"
     )
-
-
-def with_target(recipe: Recipe, target: Target) -> Recipe:
-    """Return a recipe with a target over its own."""
-    return replace(recipe, target=target.over(recipe.target))

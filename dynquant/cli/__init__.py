@@ -26,6 +26,7 @@ from dynquant.cli import (
     recipe,
     recipes,
     release,
+    solve,
     split,
     types,
     verify,
@@ -44,6 +45,7 @@ app = typer.Typer(
 for command in (
     convert.convert,
     plan.plan,
+    solve.solve,
     verify.verify,
     release.release,
     manifest.manifest,

@@ -32,6 +32,13 @@ from dynquant.cli.options import (
     size_of,
 )
 from dynquant.cli.planning import Planning
+from dynquant.cli.targets import (
+    Asked,
+    ContextOption,
+    FitOption,
+    TargetBpwOption,
+    TargetSizeOption,
+)
 
 if TYPE_CHECKING:
     from dynquant.conversion.gates import Gate
@@ -54,6 +61,10 @@ def convert(
     ] = None,
     imatrix: ImatrixOption = None,
     moments: MomentsOption = None,
+    target_size: TargetSizeOption = None,
+    target_bpw: TargetBpwOption = None,
+    fit: FitOption = None,
+    context: ContextOption = None,
     effort: EffortOption = None,
     allow_requantize: RequantizeOption = False,
     threads: ThreadsOption = None,
@@ -122,6 +133,9 @@ def convert(
         split_max_size,
         split_max_tensors,
         leave_out,
+        Asked(target_size, target_bpw, fit, context),
+        threads,
+        quiet,
     )
     planning.check()
     limit = size_of(max_size, "--max-size")

@@ -27,6 +27,13 @@ from dynquant.cli.options import (
     size_of,
 )
 from dynquant.cli.planning import Planning
+from dynquant.cli.targets import (
+    Asked,
+    ContextOption,
+    FitOption,
+    TargetBpwOption,
+    TargetSizeOption,
+)
 
 
 def plan(
@@ -43,6 +50,10 @@ def plan(
     ] = None,
     imatrix: ImatrixOption = None,
     moments: MomentsOption = None,
+    target_size: TargetSizeOption = None,
+    target_bpw: TargetBpwOption = None,
+    fit: FitOption = None,
+    context: ContextOption = None,
     effort: EffortOption = None,
     allow_requantize: RequantizeOption = False,
     tensors: Annotated[
@@ -93,6 +104,7 @@ def plan(
         split_max_size,
         split_max_tensors,
         leave_out,
+        Asked(target_size, target_bpw, fit, context),
     )
     planning.check()
     limit = size_of(max_size, "--max-size")

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
+from dynquant.cli import console
 from dynquant.cli.options import settings, size_of, split_of
+from dynquant.cli.targets import DEFAULT_RECIPE, NOTHING_ASKED, Asked, solved
 
 if TYPE_CHECKING:
     from dynquant.plan.plan import Plan
@@ -31,19 +33,27 @@ class Planning:
     split_max_size: str | None
     split_max_tensors: int | None
     leave_out: list[str] | None
+    asked: Asked = NOTHING_ASKED
+    threads: int | None = None
+    quiet: bool = False
 
     @property
     def source(self) -> dict[str, Any]:
         """What decides the types: the recipe, or the saved plan; for events."""
-        return {"recipe": self.recipe} if self.saved is None else {"plan": str(self.saved)}
+        if self.saved is not None:
+            return {"plan": str(self.saved)}
+        return {"recipe": self.recipe or DEFAULT_RECIPE}
 
     def check(self) -> None:
         """Raise BadParameter for options that are not valid together, or alone."""
         settings(self.set_keys)
         size_of(self.split_max_size, "--split-max-size")
+        self.asked.check()
         if self.saved is None:
-            if self.recipe is None:
-                raise typer.BadParameter("missing option: --recipe R, or --plan PLAN.json")
+            if self.recipe is None and not self.asked.is_given:
+                raise typer.BadParameter(
+                    "missing option: --recipe R, --target-size SIZE, or --plan PLAN.json"
+                )
             return
         given = {
             "--recipe": self.recipe,
@@ -55,6 +65,10 @@ class Planning:
             "--split-max-size": self.split_max_size,
             "--split-max-tensors": self.split_max_tensors,
             "--leave-out": self.leave_out,
+            "--target-size": self.asked.size,
+            "--target-bpw": self.asked.bpw,
+            "--fit": self.asked.fit,
+            "--context": self.asked.context,
         }
         if also := [name for name, value in given.items() if value is not None]:
             raise typer.BadParameter(f"--plan decides it already: leave out {', '.join(also)}")
@@ -63,29 +77,39 @@ class Planning:
         """Read the inputs and return the plan; a draft needs neither tokenizer nor importance."""
         from dynquant.inputs import load_plan, read_inputs
         from dynquant.plan.make import make_plan
+        from dynquant.recipe.loader import load_recipe
+        from dynquant.report.solved import solved_line
 
         if self.saved is not None:
             return load_plan(self.saved, self.model, self.imatrix, self.moments)
-        assert self.recipe is not None, "checked"
+        rules = load_recipe(self.recipe or DEFAULT_RECIPE)
+        needs_size = rules.has_choice or self.asked.is_given
         inputs = read_inputs(
             self.model,
-            self.recipe,
+            rules,
             self.imatrix,
             moments=self.moments,
             pre=self.pre,
             mla=self.mla,
-            needs_vocab=not draft,
+            needs_vocab=needs_size or not draft,
             leave_out=self.leave_out or (),
         )
+        options: dict[str, Any] = {
+            "effort": self.effort,
+            "allow_requantize": self.allow_requantize,
+            "set_keys": settings(self.set_keys),
+            "split": split_of(self.split_max_size, self.split_max_tensors),
+        }
+        if needs_size:
+            found = solved(inputs, self.asked, threads=self.threads, quiet=self.quiet, **options)
+            console.talk(solved_line(found), quiet=self.quiet)
+            return found.plan
         return make_plan(
             inputs.model,
             inputs.recipe,
             imatrix=inputs.imatrix,
             moments=inputs.moments,
-            effort=self.effort,
-            allow_requantize=self.allow_requantize,
-            set_keys=settings(self.set_keys),
-            split=split_of(self.split_max_size, self.split_max_tensors),
             draft=draft,
             grids=inputs.grids,
+            **options,
         )

@@ -1,0 +1,126 @@
+"""The options that ask for a size, and the recipe that is solved for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dynquant.cli.options import size_of
+
+if TYPE_CHECKING:
+    from dynquant.budget.solve import Solved
+    from dynquant.inputs import Inputs
+    from dynquant.recipe.target import Target
+
+TargetSizeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--target-size",
+        metavar="SIZE",
+        help="Bytes of the output, such as 131GB or 24GiB: rules with `choose` get the types that"
+        " fill it best. Without --recipe, all matrices do.",
+        show_default=False,
+    ),
+]
+TargetBpwOption = Annotated[
+    float | None,
+    typer.Option(
+        "--target-bpw",
+        metavar="BITS",
+        help="Mean bits per weight instead of a size.",
+        show_default=False,
+        min=0.1,
+        max=32,
+    ),
+]
+FitOption = Annotated[
+    str | None,
+    typer.Option(
+        "--fit",
+        metavar="MEMORY",
+        help="Memory that llama.cpp may take, such as 24GiB, for weights, the cache of a context and"
+        " buffers, instead of a size.",
+        show_default=False,
+    ),
+]
+ContextOption = Annotated[
+    int | None,
+    typer.Option(
+        "--context",
+        metavar="N",
+        help="Tokens of the context that --fit has room for. Default: 8192.",
+        show_default=False,
+        min=1,
+    ),
+]
+
+DEFAULT_RECIPE = "budget"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The options, as the command line has them; None where they are not given."""
+
+    size: str | None = None
+    bpw: float | None = None
+    fit: str | None = None
+    context: int | None = None
+
+    @property
+    def is_given(self) -> bool:
+        """Whether a size is asked for."""
+        return (self.size, self.bpw, self.fit) != (None, None, None)
+
+    def check(self) -> None:
+        """Raise BadParameter for options that are not valid together, or alone."""
+        size_of(self.size, "--target-size")
+        size_of(self.fit, "--fit")
+        named = {"--target-size": self.size, "--target-bpw": self.bpw, "--fit": self.fit}
+        given = [name for name, value in named.items() if value is not None]
+        if len(given) > 1:
+            raise typer.BadParameter(f"give one of {' and '.join(given)}")
+        if self.context is not None and given and given != ["--fit"]:
+            raise typer.BadParameter("--context is for --fit; leave it out")
+
+    def target(self) -> Target:
+        """Return what the options say."""
+        from dynquant.recipe.target import Target
+
+        return Target(
+            size_of(self.size, "--target-size"), self.bpw, size_of(self.fit, "--fit"), self.context
+        )
+
+
+NOTHING_ASKED = Asked()
+
+
+def solved(
+    inputs: Inputs,
+    asked: Asked,
+    *,
+    threads: int | None = None,
+    quiet: bool = False,
+    **options: object,
+) -> Solved:
+    """Solve a recipe for the size that options or the recipe ask for, and show the progress.
+
+    options: of `make_plan`
+
+    Raises PlanError if the recipe leaves nothing open, or if no size is asked for.
+    """
+    from typing import Any, cast
+
+    from dynquant.budget.solve import solve_recipe
+    from dynquant.cli.steps import counting
+    from dynquant.conversion.write import default_threads
+
+    with counting("measuring the types", quiet=quiet) as progress:
+        return solve_recipe(
+            inputs,
+            asked.target(),
+            threads=threads or default_threads(),
+            progress=progress,
+            **cast(dict[str, Any], options),
+        )
