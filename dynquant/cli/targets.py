@@ -40,8 +40,8 @@ FitOption = Annotated[
     typer.Option(
         "--fit",
         metavar="MEMORY",
-        help="Memory that llama.cpp may take, such as 24GiB, for weights, the cache of a context and"
-        " buffers, instead of a size.",
+        help="Memory that llama.cpp may take, such as 24GiB, for weights, the cache of a context,"
+        " and buffers, instead of a size.",
         show_default=False,
     ),
 ]
