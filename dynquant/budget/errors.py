@@ -1,14 +1,17 @@
-"""What each type would do to each tensor: errors of outputs, from a sample of the rows.
+"""What each type would do to each tensor: relative errors, from a sample of the rows.
 
-Rows are encoded as a conversion would encode them: with the importance, with error feedback where
-the plan has it. The same model gives the same numbers on every machine, for any number of threads.
+The error of a tensor is sum h e^2 / sum h w^2, with h the mean squares of its inputs, encoded with
+the importance alone. Means of inputs and error feedback make the outputs better than this sum says:
+where moments are there, it is multiplied by what they leave of the outputs' error on held-out text.
+
+The same model gives the same numbers on every machine, for any number of threads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from math import fsum
 
 import numpy as np
@@ -21,7 +24,7 @@ from dynquant.feedback.factors import Factors
 from dynquant.plan.objective import search_for
 from dynquant.plan.plan import Plan, TensorPlan
 from dynquant.quants.codec import NotFiniteError, decode
-from dynquant.quants.encoder import CORE, Batch, Encoder, uses_means
+from dynquant.quants.encoder import CORE, Batch, Encoded, Encoder, uses_means
 from dynquant.quants.feedback import Feedback, output_errors
 from dynquant.quants.table import ALL, FLOATS, QuantType
 from dynquant.tensors import TensorSource, row_bytes
@@ -39,15 +42,29 @@ MIN_RUNS = 4
 class TensorErrors:
     """What types do to a tensor.
 
-    relative: by type name, the error of its outputs relative to the outputs, in the mean square: on
-              the held-out text of the moments, or else as if inputs were not correlated
-    of_text:  whether it is on held-out text
+    relative: by type name, the relative error
     rows:     XXH3-128 of the stored rows that were sampled
     """
 
     relative: Mapping[str, float]
-    of_text: bool
     rows: str
+
+
+@dataclass
+class _Sums:
+    """Sums over a sample: errors and weights; output errors by importance alone, and at last."""
+
+    lost: list[float] = field(default_factory=list[float])
+    whole: list[float] = field(default_factory=list[float])
+    plain: list[float] = field(default_factory=list[float])
+    final: list[float] = field(default_factory=list[float])
+
+    @property
+    def relative(self) -> float:
+        """The relative error; 0.0 for weights that are all zero."""
+        whole, plain = fsum(self.whole), fsum(self.plain)
+        left = min(1.0, fsum(self.final) / plain) if plain else 1.0
+        return left * fsum(self.lost) / whole if whole else 0.0
 
 
 @dataclass(frozen=True)
@@ -110,6 +127,15 @@ def measure_errors(
     return found
 
 
+@dataclass(frozen=True, eq=False)
+class _Better:
+    """What makes the outputs of a matrix better than its importance alone, and what judges them."""
+
+    mean: F32 | None
+    feedback: Feedback | None
+    panels: F32
+
+
 class _Tensor:
     """A tensor, and what is known of its inputs."""
 
@@ -137,70 +163,69 @@ class _Tensor:
         types = list(types)
         n_matrices = self._importance.n_matrices if self._importance else 1
         digest = xxhash.xxh3_128()
-        sums: dict[str, list[tuple[float, float]]] = {t.name: [] for t in types}
+        sums = {t.name: _Sums() for t in types}
         by_matrix: dict[int, list[_Run]] = {}
         for run in runs_of(self._n_rows, n_matrices, self._tensor.n_per_row, self._weights):
             by_matrix.setdefault(run.matrix, []).append(run)
         for matrix, runs in by_matrix.items():
             rows = np.concatenate([self._read(run) for run in runs])
             digest.update(rows.data)
-            for qtype, pair in self._of_matrix(matrix, rows, types):
-                sums[qtype.name].append(pair)
-        relative = {name: _ratio(pairs) for name, pairs in sums.items()}
-        return TensorErrors(relative, self._factors is not None, digest.hexdigest())
+            self._add(matrix, rows, types, sums)
+        relative = {name: of_type.relative for name, of_type in sums.items()}
+        return TensorErrors(relative, digest.hexdigest())
 
     def _read(self, run: _Run) -> U8:
         rows = np.empty((run.stop - run.start) * row_bytes(self._source), np.uint8)
         self._source.read(run.start, run.stop, rows)
         return rows
 
-    def _of_matrix(
-        self, matrix: int, rows: U8, types: Iterable[QuantType]
-    ) -> Iterator[tuple[QuantType, tuple[float, float]]]:
-        """Yield each type with the squares of errors and of outputs, summed over a sample."""
+    def _add(
+        self, matrix: int, rows: U8, types: Iterable[QuantType], sums: Mapping[str, _Sums]
+    ) -> None:
+        """Encode a sample of a matrix with each type, and add to its sums."""
         n, stored = self._tensor.n_per_row, self._source.stored
         if stored.name not in FLOATS:
             blocks = rows.reshape(-1, stored.row_size(n))
             rows, stored = decode(blocks, stored, n).reshape(-1).view(np.uint8), ALL["F32"]
         importance = self._importance.of(matrix) if self._importance else None
-        mean = self._importance.mean(matrix) if self._importance else None
         share = self._share(matrix)
-        panels, feedback = None, None
-        if self._factors is not None and importance is not None:
-            panels = self._factors.held_out(self._tensor.name, matrix, importance)
-            if self._setting:
-                factor = self._factors.of(self._tensor.name, matrix, self._setting.damping)
-                feedback = Feedback(factor, importance, self._setting.sweeps)
+        better = self._better(matrix, importance)
         for qtype in types:
-            batch = Batch(
-                rows,
-                stored,
-                n,
-                qtype,
-                importance,
-                self._search,
-                mean if uses_means(qtype) else None,
-                None if qtype.is_float else feedback,
-            )
-            lost, whole = self._lost(batch, panels)
-            yield qtype, (share * lost, share * whole)
+            batch = Batch(rows, stored, n, qtype, importance, self._search)
+            encoded = self._encode(batch, measure=True)
+            its = sums[qtype.name]
+            its.lost.append(share * encoded.sums.difference)
+            its.whole.append(share * encoded.sums.original)
+            if better is None or qtype.is_float:
+                continue
+            mean = better.mean if uses_means(qtype) else None
+            final = replace(batch, mean=mean, feedback=better.feedback)
+            for blocks, found in (
+                (encoded.blocks, its.plain),
+                (self._encode(final, measure=False).blocks, its.final),
+            ):
+                errors = output_errors(rows, stored, n, qtype, blocks, better.panels)
+                found.append(share * fsum(errors))
 
-    def _lost(self, batch: Batch, panels: F32 | None) -> tuple[float, float]:
-        judge = None if batch.type.is_float else panels
+    def _better(self, matrix: int, importance: F32 | None) -> _Better | None:
+        """Return what a conversion knows besides the importance; None if text cannot judge it."""
+        if self._factors is None or self._importance is None or importance is None:
+            return None
+        name, feedback = self._tensor.name, None
+        if self._setting:
+            factor = self._factors.of(name, matrix, self._setting.damping)
+            feedback = Feedback(factor, importance, self._setting.sweeps)
+        panels = self._factors.held_out(name, matrix, importance)
+        return _Better(self._importance.mean(matrix), feedback, panels)
+
+    def _encode(self, batch: Batch, *, measure: bool) -> Encoded:
         try:
-            encoded = self._encoder.encode(batch, measure=judge is None)
+            return self._encoder.encode(batch, measure=measure)
         except NotFiniteError as e:
             raise ConvertError(
                 f"tensor {self._tensor.name!r}: a weight is not finite (NaN or infinity); the"
                 " checkpoint is damaged or not complete"
             ) from e
-        if judge is None:
-            return encoded.sums.difference, encoded.sums.original
-        n, stored = batch.n_per_row, batch.stored
-        nothing = np.zeros_like(encoded.blocks)  # zeros decode to zeros, in all types with blocks
-        whole = output_errors(batch.rows, stored, n, batch.type, nothing, judge)
-        lost = output_errors(batch.rows, stored, n, batch.type, encoded.blocks, judge)
-        return fsum(lost), fsum(whole)
 
     def _share(self, matrix: int) -> float:
         """Return the part of all tokens that a matrix is multiplied by."""
@@ -208,9 +233,3 @@ class _Tensor:
         if its is None or not its.is_counted:
             return 1.0
         return its.sums(matrix)[1] / sum(its.sums(m)[1] for m in range(its.n_matrices))
-
-
-def _ratio(pairs: Iterable[tuple[float, float]]) -> float:
-    pairs = list(pairs)
-    whole = fsum(w for _, w in pairs)
-    return fsum(lost for lost, _ in pairs) / whole if whole else 0.0
