@@ -1,17 +1,18 @@
 """The memory that llama.cpp needs besides a model's weights: an estimate from keys and tensors.
 
-    cache    keys and values of every token of the context, in F16, of each layer with attention;
-             as if all saw the whole context; of latent attention, the compressed row alone
+    cache    keys and values of every token of the context, in F16, of each layer with attention,
+             as if all saw the whole context; of latent attention, the compressed row alone; the
+             keys of an indexer
     state    of recurrent layers, in F32
     buffers  the largest results of one batch of 512 tokens: the logits, masks, and the activations
-             of a layer
+             of a layer; not those of an indexer
 
 A test compares them with the sizes that llama.cpp prints.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -52,7 +53,8 @@ def memory_of(plan: Plan, context: int) -> Memory:
     cache = context * _F16 * sum(sizes.cached(n) for n in with_cache)
     n_recurrent = sum(any(role.startswith("ssm_") for role in roles) for roles in layers.values())
     vocabulary = max((t.shape[0] for t in plan.tensors if t.name in _LOGITS), default=0)
-    wide = vocabulary + context // 2 + 2 * sizes.feed_forward + 4 * sizes.hidden
+    n_masks = (2 if sizes.has_windows else 1) if with_cache else 0
+    wide = vocabulary + n_masks * context // 2 + 2 * sizes.feed_forward + 4 * sizes.hidden
     return Memory(context, cache, _F32 * n_recurrent * sizes.state, _F32 * BATCH * wide)
 
 
@@ -77,8 +79,8 @@ class _Sizes:
         """Return a key of the architecture; of a list, the number of a layer."""
         key = self._keys.get(f"{self._architecture}.{name}")
         value = default if key is None else key.value
-        if isinstance(value, list):
-            numbers = cast("list[int]", value)
+        if isinstance(value, (list, tuple)):
+            numbers = cast("Sequence[int]", value)
             return int(numbers[layer]) if layer < len(numbers) else default
         return int(cast(int, value))
 
@@ -88,6 +90,11 @@ class _Sizes:
         return self._number("embedding_length")
 
     @property
+    def has_windows(self) -> bool:
+        """Whether some layers see the last tokens only: they have another mask."""
+        return bool(self._number("attention.sliding_window"))
+
+    @property
     def feed_forward(self) -> int:
         """Channels inside the widest feed-forward layer, or inside the experts of a token."""
         experts = self._number("expert_feed_forward_length") * self._number("expert_used_count")
@@ -95,14 +102,17 @@ class _Sizes:
 
     def cached(self, layer: int) -> int:
         """Return the numbers that a layer caches of a token."""
+        index = self._number("attention.indexer.key_length")
+        if not self._number("attention.indexer.types", 1, layer):
+            index = 0
         latent = self._number("attention.kv_lora_rank")
         if latent and self._number("attention.key_length_mla"):
-            return latent + self._number("rope.dimension_count")
+            return index + latent + self._number("rope.dimension_count")
         heads = self._number("attention.head_count", 1, layer)
         head = self.hidden // max(1, heads)
         keys = self._number("attention.key_length", head)
         values = self._number("attention.value_length", head)
-        return self._number("attention.head_count_kv", heads, layer) * (keys + values)
+        return index + self._number("attention.head_count_kv", heads, layer) * (keys + values)
 
     @property
     def state(self) -> int:
