@@ -127,6 +127,15 @@ def measure_errors(
     return found
 
 
+def rows_hash(plan: Plan, tensor: TensorPlan, weights: int = WEIGHTS) -> str:
+    """Return the hash of the rows of a tensor that `measure_errors` samples."""
+    sampled = _Tensor(plan, tensor, None, weights, CORE)
+    digest = xxhash.xxh3_128()
+    for runs in sampled.runs().values():
+        digest.update(sampled.read(runs).data)
+    return digest.hexdigest()
+
+
 @dataclass(frozen=True, eq=False)
 class _Better:
     """What makes the outputs of a matrix better than its importance alone, and what judges them."""
@@ -161,23 +170,31 @@ class _Tensor:
     def errors(self, types: Iterable[QuantType]) -> TensorErrors:
         """Encode a sample with each type."""
         types = list(types)
-        n_matrices = self._importance.n_matrices if self._importance else 1
         digest = xxhash.xxh3_128()
         sums = {t.name: _Sums() for t in types}
-        by_matrix: dict[int, list[_Run]] = {}
-        for run in runs_of(self._n_rows, n_matrices, self._tensor.n_per_row, self._weights):
-            by_matrix.setdefault(run.matrix, []).append(run)
-        for matrix, runs in by_matrix.items():
-            rows = np.concatenate([self._read(run) for run in runs])
+        for matrix, runs in self.runs().items():
+            rows = self.read(runs)
             digest.update(rows.data)
             self._add(matrix, rows, types, sums)
         relative = {name: of_type.relative for name, of_type in sums.items()}
         return TensorErrors(relative, digest.hexdigest())
 
-    def _read(self, run: _Run) -> U8:
-        rows = np.empty((run.stop - run.start) * row_bytes(self._source), np.uint8)
-        self._source.read(run.start, run.stop, rows)
-        return rows
+    def runs(self) -> dict[int, list[_Run]]:
+        """Return the rows of the sample, by matrix."""
+        n_matrices = self._importance.n_matrices if self._importance else 1
+        found: dict[int, list[_Run]] = {}
+        for run in runs_of(self._n_rows, n_matrices, self._tensor.n_per_row, self._weights):
+            found.setdefault(run.matrix, []).append(run)
+        return found
+
+    def read(self, runs: Iterable[_Run]) -> U8:
+        """Return the stored bytes of some rows."""
+        parts: list[U8] = []
+        for run in runs:
+            rows = np.empty((run.stop - run.start) * row_bytes(self._source), np.uint8)
+            self._source.read(run.start, run.stop, rows)
+            parts.append(rows)
+        return np.concatenate(parts)
 
     def _add(
         self, matrix: int, rows: U8, types: Iterable[QuantType], sums: Mapping[str, _Sums]

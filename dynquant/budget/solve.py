@@ -13,6 +13,7 @@ from dynquant.budget.errors import TensorErrors, measure_errors
 from dynquant.budget.groups import Group, groups_of
 from dynquant.budget.knapsack import Option, Solution, solve
 from dynquant.budget.memory import Memory, memory_of
+from dynquant.budget.sensitivity import Sensitivity, check_fit
 from dynquant.budget.written import Open, decided_recipe
 from dynquant.conversion.layout import lay_out
 from dynquant.distribution import our_version
@@ -64,6 +65,7 @@ class Problem:
     make:    makes the plan of a recipe, with the user's options
     plan:    with the types of the most bits where they are open
     groups:  tensors that share a type
+    errors:  of each tensor
     damage:  of each group's types, by name
     """
 
@@ -71,6 +73,7 @@ class Problem:
     make: Callable[..., Plan]
     plan: Plan
     groups: tuple[Group, ...]
+    errors: Mapping[str, TensorErrors]
     damage: tuple[Mapping[str, float], ...]
 
     @property
@@ -114,16 +117,16 @@ def pose(
     set_keys: Mapping[str, KeyValue | str] | None = None,
     split: Split | None = None,
     threads: int = 1,
-    measured: Mapping[str, float] | None = None,
-    known: Mapping[str, TensorErrors] | None = None,
+    known: Sensitivity | None = None,
+    known_as: str = "",
     progress: Callable[[int, int], None] | None = None,
 ) -> Problem:
     """Measure what each open type would do to each tensor.
 
     target:   for the roles that share a type
     effort, allow_requantize, set_keys, split: as in `make_plan`
-    measured: factors of damage, by tensor; those of trained models where there are none
-    known:    errors that were measured before; None measures them
+    known:    what was measured before; None measures the errors, and takes the factors of trained
+              models. known_as: what messages call it
     progress: called with tensors done and all tensors
 
     Raises PlanError if the recipe leaves nothing open, and what `make_plan` raises.
@@ -148,14 +151,19 @@ def pose(
     plan = make(recipe, decided={})
     groups = groups_of(plan, SHARED if target.share is None else target.share)
     n = sum(len(g.tensors) for g in groups)
-    errors = known or measure_errors(
-        plan, groups, threads=threads, progress=progress and (lambda done: progress(done, n))
-    )
-    factors = Factors(layers_in(t.name for t in plan.tensors), measured or {})
+    if known is None:
+        errors = measure_errors(
+            plan, groups, threads=threads, progress=progress and (lambda done: progress(done, n))
+        )
+    else:
+        check_fit(known, plan, groups, known_as)
+        errors = known.errors()
+    measured = known.factors() if known else {}
+    factors = Factors(layers_in(t.name for t in plan.tensors), measured)
     damage = tuple(_damage(group, errors, factors) for group in groups)
     uses_imatrix = inputs.imatrix is not None and recipe.importance != "ignored"
     given = Open(inputs.model, recipe, uses_imatrix, inputs.grids)
-    return Problem(given, make, plan, groups, damage)
+    return Problem(given, make, plan, groups, errors, damage)
 
 
 def _damage(

@@ -36,6 +36,7 @@ from dynquant.cli.targets import (
     Asked,
     ContextOption,
     FitOption,
+    SensitivityOption,
     TargetBpwOption,
     TargetSizeOption,
 )
@@ -65,6 +66,7 @@ def convert(
     target_bpw: TargetBpwOption = None,
     fit: FitOption = None,
     context: ContextOption = None,
+    sensitivity: SensitivityOption = None,
     effort: EffortOption = None,
     allow_requantize: RequantizeOption = False,
     threads: ThreadsOption = None,
@@ -133,7 +135,7 @@ def convert(
         split_max_size,
         split_max_tensors,
         leave_out,
-        Asked(target_size, target_bpw, fit, context),
+        Asked(target_size, target_bpw, fit, context, sensitivity),
         threads,
         quiet,
     )

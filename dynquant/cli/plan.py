@@ -31,6 +31,7 @@ from dynquant.cli.targets import (
     Asked,
     ContextOption,
     FitOption,
+    SensitivityOption,
     TargetBpwOption,
     TargetSizeOption,
 )
@@ -54,6 +55,7 @@ def plan(
     target_bpw: TargetBpwOption = None,
     fit: FitOption = None,
     context: ContextOption = None,
+    sensitivity: SensitivityOption = None,
     effort: EffortOption = None,
     allow_requantize: RequantizeOption = False,
     tensors: Annotated[
@@ -104,7 +106,7 @@ def plan(
         split_max_size,
         split_max_tensors,
         leave_out,
-        Asked(target_size, target_bpw, fit, context),
+        Asked(target_size, target_bpw, fit, context, sensitivity),
     )
     planning.check()
     limit = size_of(max_size, "--max-size")

@@ -69,6 +69,7 @@ class Planning:
             "--target-bpw": self.asked.bpw,
             "--fit": self.asked.fit,
             "--context": self.asked.context,
+            "--sensitivity": self.asked.sensitivity,
         }
         if also := [name for name, value in given.items() if value is not None]:
             raise typer.BadParameter(f"--plan decides it already: leave out {', '.join(also)}")

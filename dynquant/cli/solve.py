@@ -30,6 +30,7 @@ from dynquant.cli.targets import (
     Asked,
     ContextOption,
     FitOption,
+    SensitivityOption,
     TargetBpwOption,
     TargetSizeOption,
     solved,
@@ -43,6 +44,7 @@ def solve(
     target_bpw: TargetBpwOption = None,
     fit: FitOption = None,
     context: ContextOption = None,
+    sensitivity: SensitivityOption = None,
     recipe: Annotated[
         str,
         typer.Option(
@@ -82,7 +84,7 @@ def solve(
     Rows of each tensor are encoded with every type that it may have. What their errors cost the
     model is estimated from trained models.
     """
-    asked = Asked(target_size, target_bpw, fit, context)
+    asked = Asked(target_size, target_bpw, fit, context, sensitivity)
     asked.check()
     from dynquant.cli.text_files import check_text, write_text
     from dynquant.inputs import read_inputs

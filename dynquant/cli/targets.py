@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -56,6 +57,17 @@ ContextOption = Annotated[
     ),
 ]
 
+SensitivityOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--sensitivity",
+        metavar="FILE",
+        help="What `dynquant sensitivity` measured of the model, for a target; default: measure the"
+        " errors again, and take what they cost from trained models.",
+        show_default=False,
+    ),
+]
+
 DEFAULT_RECIPE = "budget"
 
 
@@ -67,6 +79,7 @@ class Asked:
     bpw: float | None = None
     fit: str | None = None
     context: int | None = None
+    sensitivity: Path | None = None
 
     @property
     def is_given(self) -> bool:
@@ -112,15 +125,19 @@ def solved(
     """
     from typing import Any, cast
 
+    from dynquant.budget.sensitivity import read_sensitivity
     from dynquant.budget.solve import solve_recipe
     from dynquant.cli.steps import counting
     from dynquant.conversion.write import default_threads
 
+    known = read_sensitivity(asked.sensitivity) if asked.sensitivity else None
     with counting("measuring the types", quiet=quiet) as progress:
         return solve_recipe(
             inputs,
             asked.target(),
             threads=threads or default_threads(),
             progress=progress,
+            known=known,
+            known_as=str(asked.sensitivity),
             **cast(dict[str, Any], options),
         )
