@@ -39,7 +39,7 @@ def sensitivity(
             "--out",
             "-o",
             metavar="OUT.json",
-            help="The file to write, which --sensitivity reads; one of the same model is completed.",
+            help="The file to write, for --sensitivity; one of the same model is completed.",
             show_default=False,
         ),
     ],
