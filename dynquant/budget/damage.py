@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from dynquant.arch.base import TensorName
 
 PARTS = 4
-"""Parts of the depth with factors of their own."""
+"""Parts of the depth that have different factors."""
 
 _PRIORS: Mapping[str, tuple[float, float, float, float]] = {
     "attn_q": (0.25, 0.12, 0.12, 0.07),

@@ -110,7 +110,7 @@ class Sensitivity(Part):
     def factors(self) -> dict[str, float]:
         """Return the factors of damage that were measured, by tensor.
 
-        A group whose change cannot be told from none has its standard error in place of it.
+        A group that costs less than its standard error has this instead.
         """
         found: dict[str, float] = {}
         for group in self.measured.groups if self.measured else ():

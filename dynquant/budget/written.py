@@ -73,8 +73,8 @@ def decided_recipe(
     head:    lines of the comment at the beginning
     comment: returns the comment of a rule
 
-    The rules without `choose` come first. Few rules for roles and layers follow; tensors that these
-    cannot tell apart have rules by name, which precede all others.
+    The rules without `choose` come first. Few rules for roles and layers follow; tensors that
+    these would give other types have rules by name, which precede all others.
     """
     rules = list(chain.from_iterable(_rules(given, types, comment)))
     kept = [line for rule in given.recipe.rules if not rule.choice for line in rule_lines(rule)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 SHARED = (("ffn_gate", "ffn_up"), ("ffn_gate_exps", "ffn_up_exps"))
-"""Roles of a layer that share a type unless a recipe says otherwise: llama.cpp multiplies both by
+"""Roles of a layer that share a type unless a recipe names others: llama.cpp multiplies both by
 the same inputs."""
 
 CONTEXT = 8192

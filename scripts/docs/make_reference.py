@@ -51,6 +51,7 @@ EXAMPLES = {
         "default": "Q4_K",
         "importance": "required",
         "feedback": "{damping: 0.1}",
+        "target": "131GB",
         "effort": "best",
         "rules": "[{role: attn_v, type: Q6_K}]",
         "fallback": "{Q4_K: [IQ4_NL, Q8_0], any: [Q8_0, F16]}",
@@ -67,6 +68,7 @@ EXAMPLES = {
         "when": '{experts: ">= 8"}',
         "not": "{role: attn_v, layers: 0-3}",
         "type": "Q6_K",
+        "choose": "{at_least: Q4_K}",
         "keep": "true",
         "drop": "true",
         "fallback": "[Q5_1, F16]",
@@ -93,6 +95,13 @@ EXAMPLES = {
     },
     "importance": {"use": "required", "shrink": "64", "unseen": "mean"},
     "feedback": {"use": "required", "damping": "0.2", "sweeps": "1"},
+    "target": {
+        "size": "131GB",
+        "bpw": "2.1",
+        "fit": "24GiB",
+        "context": "8192",
+        "share": "[[attn_q, attn_k]]",
+    },
     "output": {"shard_size": "50GB", "tensor_order": "layer"},
     "shape": {"row_multiple_of": "256", "min_weights": "1000000", "dimensions": "3"},
 }
@@ -262,6 +271,7 @@ def recipe_page() -> str:
                 "importance", schema["properties"]["importance"]["anyOf"][1]["properties"]
             ),
             "feedback": _keys("feedback", definitions["feedback"]["anyOf"][1]["properties"]),
+            "target": _keys("target", schema["properties"]["target"]["anyOf"][1]["properties"]),
             "output": _keys("output", schema["properties"]["output"]["properties"]),
             "selectors": _keys("rule", {k: rule[k] for k in SELECTORS}),
             "actions": _keys("rule", actions_and_others),

@@ -44,6 +44,7 @@ ROOMS = (
     "verification",
     "evaluate",
     "calibrate",
+    "budget",
     "report",
     "release",
     "api",
