@@ -189,7 +189,7 @@ def solve_for(problem: Problem, target: Target) -> Solved:
     for _ in range(ROUNDS):
         solution = solve(_items(problem), room)
         if solution is None:
-            raise PlanError(_unreachable(problem, goal, fixed))
+            raise PlanError(_unreachable(problem, target, goal, fixed))
         found = _solved(problem, target, goal, solution)
         if goal.counted(found.plan) <= goal.limit:
             return found
@@ -330,7 +330,7 @@ def _percent(part: float) -> str:
     return f"{100 * part:.2g} %" if part < 0.0995 else f"{100 * part:.0f} %"
 
 
-def _unreachable(problem: Problem, goal: _Goal, fixed: int) -> str:
+def _unreachable(problem: Problem, target: Target, goal: _Goal, fixed: int) -> str:
     """Return why no file is small enough, and the rules that take the most."""
     least = fixed + sum(min(map(g.n_bytes, g.types)) for g in problem.groups)
     takes: dict[str, int] = {}
@@ -346,9 +346,8 @@ def _unreachable(problem: Problem, goal: _Goal, fixed: int) -> str:
             takes[text] = takes.get(text, 0) + t.n_bytes
     largest = sorted(takes.items(), key=lambda pair: -pair[1])[:3]
     parts = "; ".join(f"{text}: {size_text(n)}" for text, n in largest)
-    limit = goal.limit
     return (
-        f"{problem.given.recipe.path}: no file of {size_text(limit)} is possible: the smallest that"
-        f" the rules allow has {size_text(least)}, {size_text(least - limit)} more; the most is"
-        f" taken by {parts}; allow types of fewer bits, or ask for more"
+        f"{problem.given.recipe.path}: no file of {target_text(target)} is possible: the smallest"
+        f" that the rules allow has {size_text(least)}, {size_text(least - goal.limit)} more; the"
+        f" most is taken by {parts}; allow types of fewer bits, or ask for more"
     )

@@ -10,7 +10,8 @@ import pytest
 from gguf import GGMLQuantizationType, GGUFReader
 from gguf.quants import dequantize
 from handmade import KEYS, computed_tensor, recipe
-from second_moments import input_of, write_importance, write_moments
+from open_types import DOWN, GATE, UP, planned, tensors
+from second_moments import write_importance
 
 import dynquant
 from dynquant.arch.base import Model, ModelTensor
@@ -22,36 +23,6 @@ from dynquant.plan.make import make_plan
 from dynquant.plan.plan import Plan
 from dynquant.quants import ALL, decode
 from dynquant.recipe.target import SHARED
-
-DOWN, GATE, UP = (f"blk.0.ffn_{role}.weight" for role in ("down", "gate", "up"))
-
-
-def tensors() -> tuple[ModelTensor, ...]:
-    return (
-        computed_tensor("token_embd.weight", 37, 256, seed=1),
-        computed_tensor(DOWN, 150, 512, seed=2),
-        computed_tensor(GATE, 80, 256, seed=3),
-        computed_tensor(UP, 80, 256, seed=4),
-    )
-
-
-def planned(
-    folder: Path | None, choose: str = "any", more: str = "", *, moments: bool = False
-) -> Plan:
-    """Return a plan with open types; folder: for an imatrix, and moments of ffn_down."""
-    imatrix = given = None
-    if folder:
-        imatrix = dynquant.load_imatrix(write_importance(folder / "i.gguf", *tensors()))
-    if folder and moments:
-        path = folder / "m.moments.safetensors"
-        given = dynquant.load_moments(write_moments(path, input_of(tensors()[1])))
-    return make_plan(
-        Model("llama", dict(KEYS), tensors(), {}),
-        recipe("Q8_0", f"{more}\nrules: [{{name: '*', choose: {choose}}}]"),
-        imatrix=imatrix,
-        moments=given,
-        decided={},
-    )
 
 
 def errors_of(plan: Plan, *, threads: int = 1, weights: int = 1 << 19) -> dict[str, TensorErrors]:
