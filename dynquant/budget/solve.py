@@ -81,6 +81,10 @@ class Problem:
         """Names of the tensors whose types are open."""
         return frozenset(n for group in self.groups for n in group.names)
 
+    def damage_of(self, factor: Callable[[str], float]) -> tuple[Mapping[str, float], ...]:
+        """Return the damage of each group's types; factor: of a tensor's errors, by its name."""
+        return tuple(_damage(group, self.errors, factor) for group in self.groups)
+
 
 def solve_recipe(
     inputs: Inputs,
@@ -98,12 +102,7 @@ def solve_recipe(
     Raises PlanError if no size is asked for, if the recipe leaves nothing open, or if its rules
     allow no file of that size, and what `make_plan` raises.
     """
-    target = asked.over(inputs.recipe.target)
-    if not target.is_given:
-        raise PlanError(
-            f"{inputs.recipe.path}: no size is asked for; give --target-size, --target-bpw or"
-            " --fit, or add `target:` to the recipe"
-        )
+    target = asked_of(inputs, asked)
     problem = pose(inputs, target=target, threads=threads, progress=progress, **options)
     return solve_for(problem, target)
 
@@ -160,17 +159,17 @@ def pose(
         errors = known.errors()
     measured = known.factors() if known else {}
     factors = Factors(layers_in(t.name for t in plan.tensors), measured)
-    damage = tuple(_damage(group, errors, factors) for group in groups)
+    damage = tuple(_damage(group, errors, factors.of) for group in groups)
     uses_imatrix = inputs.imatrix is not None and recipe.importance != "ignored"
     given = Open(inputs.model, recipe, uses_imatrix, inputs.grids)
     return Problem(given, make, plan, groups, errors, damage)
 
 
 def _damage(
-    group: Group, errors: Mapping[str, TensorErrors], factors: Factors
+    group: Group, errors: Mapping[str, TensorErrors], factor: Callable[[str], float]
 ) -> Mapping[str, float]:
     return {
-        t.name: fsum(factors.of(n) * errors[n].relative[t.name] for n in group.names)
+        t.name: fsum(factor(n) * errors[n].relative[t.name] for n in group.names)
         for t in group.types
     }
 
@@ -195,6 +194,17 @@ def solve_for(problem: Problem, target: Target) -> Solved:
             return found
         room -= goal.counted(found.plan) - goal.limit
     raise AssertionError("the size of a header hardly depends on the types")
+
+
+def asked_of(inputs: Inputs, asked: Target) -> Target:
+    """Return the target that is asked for, else the recipe's; raise PlanError without any."""
+    target = asked.over(inputs.recipe.target)
+    if not target.is_given:
+        raise PlanError(
+            f"{inputs.recipe.path}: no size is asked for; give --target-size, --target-bpw or"
+            " --fit, or add `target:` to the recipe"
+        )
+    return target
 
 
 @dataclass(frozen=True)
@@ -224,6 +234,12 @@ def _goal(plan: Plan, target: Target) -> _Goal:
             " (--context)"
         )
     return _Goal(target.fit - memory.total, file_bytes_of, memory)
+
+
+def fits(plan: Plan, target: Target) -> bool:
+    """Whether a plan is within a target."""
+    goal = _goal(plan, target)
+    return goal.counted(plan) <= goal.limit
 
 
 def file_bytes_of(plan: Plan) -> int:

@@ -10,7 +10,7 @@ import typer
 
 from dynquant.cli import console
 from dynquant.cli.options import settings, size_of, split_of
-from dynquant.cli.targets import DEFAULT_RECIPE, NOTHING_ASKED, Asked, solved
+from dynquant.cli.targets import DEFAULT_RECIPE, NOTHING_ASKED, Asked, posed
 
 if TYPE_CHECKING:
     from dynquant.plan.plan import Plan
@@ -76,6 +76,7 @@ class Planning:
 
     def make(self, *, draft: bool = False) -> Plan:
         """Read the inputs and return the plan; a draft needs neither tokenizer nor importance."""
+        from dynquant.budget.solve import solve_for
         from dynquant.inputs import load_plan, read_inputs
         from dynquant.plan.make import make_plan
         from dynquant.recipe.loader import load_recipe
@@ -102,7 +103,9 @@ class Planning:
             "split": split_of(self.split_max_size, self.split_max_tensors),
         }
         if needs_size:
-            found = solved(inputs, self.asked, threads=self.threads, quiet=self.quiet, **options)
+            found = solve_for(
+                *posed(inputs, self.asked, threads=self.threads, quiet=self.quiet, **options)
+            )
             console.talk(solved_line(found), quiet=self.quiet)
             return found.plan
         return make_plan(

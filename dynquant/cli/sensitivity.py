@@ -8,6 +8,13 @@ from typing import Annotated
 import typer
 
 from dynquant.cli import console
+from dynquant.cli.measuring import (
+    ReferenceOption,
+    TextOption,
+    TokensOption,
+    check_texts,
+    settings_of,
+)
 from dynquant.cli.options import (
     EffortOption,
     ImatrixOption,
@@ -67,28 +74,9 @@ def sensitivity(
     target_bpw: TargetBpwOption = None,
     fit: FitOption = None,
     context: ContextOption = None,
-    text: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--text",
-            metavar="FILE",
-            help="Text that the model was not trained on, and that no result is reported on. Repeat"
-            " it for several.",
-            show_default=False,
-        ),
-    ] = None,
-    tokens: Annotated[
-        int, typer.Option("--tokens", metavar="N", min=1024, help="Tokens of all texts, at most.")
-    ] = 32_768,
-    reference: Annotated[
-        str | None,
-        typer.Option(
-            "--reference",
-            metavar="MODEL",
-            help="What files are compared with, as in `dynquant eval`; default: MODEL.",
-            show_default=False,
-        ),
-    ] = None,
+    text: TextOption = None,
+    tokens: TokensOption = 32_768,
+    reference: ReferenceOption = None,
     effort: EffortOption = None,
     allow_requantize: RequantizeOption = False,
     threads: ThreadsOption = None,
@@ -107,10 +95,7 @@ def sensitivity(
     """
     asked = Asked(target_size, target_bpw, fit, context)
     asked.check()
-    if measure and not text:
-        raise typer.BadParameter("--measure needs a text: give --text FILE")
-    if text and not measure:
-        raise typer.BadParameter("--text is for --measure; add it, or leave out --text")
+    check_texts(text, measure, "--measure")
     from dynquant.budget.errors import WEIGHTS
     from dynquant.budget.sensitivity import (
         Sensitivity,
@@ -125,10 +110,6 @@ def sensitivity(
     from dynquant.errors import PlanError
     from dynquant.inputs import read_inputs
 
-    if measure:
-        from dynquant.evaluate.extra import check_extra
-
-        check_extra()
     check_text(out, force=True)
     known: Sensitivity | None = None
     if out.exists() and not force:
@@ -157,11 +138,8 @@ def sensitivity(
         from tempfile import TemporaryDirectory
 
         from dynquant.budget.measure import measure_factors
-        from dynquant.evaluate.settings import Settings, default_cache
 
-        settings = Settings(
-            cache=default_cache(), texts=tuple(text or ()), tokens=tokens, threads=threads
-        )
+        settings = settings_of(text, tokens, threads)
         with (
             TemporaryDirectory(prefix=f"{out.name}.", dir=out.parent) as folder,
             successive(lambda step: counting(step, quiet=quiet)) as progress,

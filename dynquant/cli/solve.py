@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dynquant.cli import console
+from dynquant.cli.measuring import (
+    ReferenceOption,
+    TextOption,
+    TokensOption,
+    check_texts,
+    settings_of,
+)
 from dynquant.cli.options import (
     EffortOption,
     ImatrixOption,
@@ -33,9 +41,14 @@ from dynquant.cli.targets import (
     SensitivityOption,
     TargetBpwOption,
     TargetSizeOption,
-    solved,
+    posed,
 )
 from dynquant.cli.text_files import ForceOption
+
+if TYPE_CHECKING:
+    from dynquant.budget.solve import Problem, Solved
+    from dynquant.evaluate.settings import Settings
+    from dynquant.recipe.target import Target
 
 
 def solve(
@@ -68,6 +81,17 @@ def solve(
         ),
     ] = None,
     force: ForceOption = False,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify",
+            help="Convert the solution and other mixes of the size, compare them by llama.cpp on"
+            " --text, and keep the recipe that loses least. Needs the extra `eval`.",
+        ),
+    ] = False,
+    text: TextOption = None,
+    tokens: TokensOption = 65_536,
+    reference: ReferenceOption = None,
     json: JsonOption = False,
     effort: EffortOption = None,
     allow_requantize: RequantizeOption = False,
@@ -86,6 +110,8 @@ def solve(
     """
     asked = Asked(target_size, target_bpw, fit, context, sensitivity)
     asked.check()
+    check_texts(text, verify, "--verify")
+    from dynquant.budget.solve import solve_for
     from dynquant.cli.text_files import check_text, write_text
     from dynquant.inputs import read_inputs
     from dynquant.report.solved import solved_json, solved_line, solved_tables
@@ -95,7 +121,7 @@ def solve(
     inputs = read_inputs(
         model, recipe, imatrix, moments=moments, pre=pre, mla=mla, leave_out=leave_out or ()
     )
-    found = solved(
+    problem, target = posed(
         inputs,
         asked,
         threads=threads,
@@ -104,15 +130,61 @@ def solve(
         allow_requantize=allow_requantize,
         split=split_of(split_max_size, split_max_tensors),
     )
+    found = solve_for(problem, target)
     for warning in found.plan.warnings:
         console.warn(warning, quiet=quiet)
+    recipe_text = found.recipe.text
+    if verify:
+        settings = settings_of(text, tokens, threads)
+        recipe_text = _verified(
+            problem, target, found, reference or model, settings, out, json=json, quiet=quiet
+        )
     if out:
-        write_text(found.recipe.text, out, force=force, reads=inputs.recipe.files)
+        write_text(recipe_text, out, force=force, reads=inputs.recipe.files)
     if json:
         console.write_json(solved_json(found))
     elif out is None:
-        console.write(found.recipe.text)
+        console.write(recipe_text)
         console.talk(solved_line(found), quiet=quiet)
     else:
         console.show(solved_tables(found))
         console.talk(f"{out}: written", quiet=quiet)
+
+
+def _verified(
+    problem: Problem,
+    target: Target,
+    solved: Solved,
+    reference: str,
+    settings: Settings,
+    out: Path | None,
+    *,
+    json: bool,
+    quiet: bool,
+) -> str:
+    """Compare candidates, print the table, and return the text of the recipe that loses least."""
+    from tempfile import TemporaryDirectory
+
+    from dynquant.budget.candidates import candidates, compare
+    from dynquant.cli.steps import counting, successive
+    from dynquant.report.evaluation import evaluation_tables
+
+    found = candidates(problem, target, solved)
+    with (
+        TemporaryDirectory(prefix="solve.", dir=out.parent if out else None) as folder,
+        successive(partial(counting, quiet=quiet)) as progress,
+    ):
+        best, evaluation = compare(
+            found,
+            Path(folder),
+            reference,
+            settings,
+            progress=progress,
+            say=lambda line: console.talk(line, quiet=quiet),
+        )
+    for warning in evaluation.warnings:
+        console.warn(warning, quiet=quiet)
+    if not json and out:
+        console.show(*evaluation_tables(evaluation))
+    console.talk(f"{best.name} loses least of {len(found)} candidates", quiet=quiet)
+    return best.recipe.text

@@ -11,7 +11,7 @@ import typer
 from dynquant.cli.options import size_of
 
 if TYPE_CHECKING:
-    from dynquant.budget.solve import Solved
+    from dynquant.budget.solve import Problem
     from dynquant.inputs import Inputs
     from dynquant.recipe.target import Target
 
@@ -109,15 +109,15 @@ class Asked:
 NOTHING_ASKED = Asked()
 
 
-def solved(
+def posed(
     inputs: Inputs,
     asked: Asked,
     *,
     threads: int | None = None,
     quiet: bool = False,
     **options: object,
-) -> Solved:
-    """Solve a recipe for the size that options or the recipe ask for, and show the progress.
+) -> tuple[Problem, Target]:
+    """Measure the types for the size that options or the recipe ask for, and show the progress.
 
     options: of `make_plan`
 
@@ -126,18 +126,20 @@ def solved(
     from typing import Any, cast
 
     from dynquant.budget.sensitivity import read_sensitivity
-    from dynquant.budget.solve import solve_recipe
+    from dynquant.budget.solve import asked_of, pose
     from dynquant.cli.steps import counting
     from dynquant.conversion.write import default_threads
 
+    target = asked_of(inputs, asked.target())
     known = read_sensitivity(asked.sensitivity) if asked.sensitivity else None
     with counting("measuring the types", quiet=quiet) as progress:
-        return solve_recipe(
+        problem = pose(
             inputs,
-            asked.target(),
+            target=target,
             threads=threads or default_threads(),
             progress=progress,
             known=known,
             known_as=str(asked.sensitivity),
             **cast(dict[str, Any], options),
         )
+    return problem, target
