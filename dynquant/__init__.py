@@ -25,10 +25,12 @@ if TYPE_CHECKING:
         load_plan,
         make_plan,
         read_manifest,
+        solve_recipe,
         types,
     )
     from dynquant.arch.base import Model
     from dynquant.arch.load import load_model
+    from dynquant.budget.solve import Solved
     from dynquant.checkpoint.gguf import GGUFFile
     from dynquant.conversion.engine import Progress
     from dynquant.conversion.losses import Loss
@@ -67,6 +69,7 @@ if TYPE_CHECKING:
     from dynquant.recipe.feedback import FeedbackSetting
     from dynquant.recipe.loader import load_recipe
     from dynquant.recipe.rules import Recipe
+    from dynquant.recipe.target import Target
     from dynquant.report.notebook import tqdm_progress
     from dynquant.verification.findings import Verification
     from dynquant.verification.verify import verify
@@ -106,7 +109,9 @@ __all__ = [
     "ReleaseError",
     "ReportError",
     "Result",
+    "Solved",
     "Split",
+    "Target",
     "TensorError",
     "TensorPlan",
     "Verification",
@@ -126,6 +131,7 @@ __all__ = [
     "load_recipe",
     "make_plan",
     "read_manifest",
+    "solve_recipe",
     "tqdm_progress",
     "types",
     "verify",
@@ -144,10 +150,12 @@ _HOMES = {
         "load_plan",
         "make_plan",
         "read_manifest",
+        "solve_recipe",
         "types",
     ),
     "dynquant.arch.base": ("Model",),
     "dynquant.arch.load": ("load_model",),
+    "dynquant.budget.solve": ("Solved",),
     "dynquant.checkpoint.gguf": ("GGUFFile",),
     "dynquant.conversion.engine": ("Progress",),
     "dynquant.conversion.losses": ("Loss",),
@@ -167,6 +175,7 @@ _HOMES = {
     "dynquant.recipe.feedback": ("FeedbackSetting",),
     "dynquant.recipe.loader": ("load_recipe",),
     "dynquant.recipe.rules": ("Recipe",),
+    "dynquant.recipe.target": ("Target",),
     "dynquant.report.notebook": ("tqdm_progress",),
     "dynquant.verification.findings": ("Verification",),
     "dynquant.verification.verify": ("verify",),

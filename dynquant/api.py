@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dynquant.arch.base import Model
 from dynquant.arch.load import Mla
+from dynquant.budget import solve
+from dynquant.budget.sensitivity import read_sensitivity
+from dynquant.budget.solve import Solved
 from dynquant.checkpoint.gguf import GGUFFile, read_gguf
 from dynquant.conversion.engine import Progress
 from dynquant.conversion.manifest import Manifest, find_manifest
@@ -16,7 +19,7 @@ from dynquant.conversion.manifest import read_manifest as read_manifest_file
 from dynquant.conversion.result import Result
 from dynquant.conversion.second_look import SAMPLES
 from dynquant.conversion.source_hashes import SourceHashes
-from dynquant.conversion.write import convert_plan
+from dynquant.conversion.write import convert_plan, default_threads
 from dynquant.importance.imatrix import Imatrix, read_imatrix
 from dynquant.importance.moments import Moments, read_moments
 from dynquant.importance.report import ImatrixAudit
@@ -31,6 +34,8 @@ from dynquant.quants.search import Effort
 from dynquant.quants.table import ALL, QuantType
 from dynquant.recipe.loader import load_recipe
 from dynquant.recipe.rules import Recipe
+from dynquant.recipe.target import NO_TARGET, Target
+from dynquant.recipe.values import size
 from dynquant.report.documents import plan_json
 from dynquant.report.notebook import tqdm_progress
 
@@ -130,11 +135,16 @@ def make_plan(
     set_keys: Mapping[str, KeyValue | str] | None = None,
     split: Split | None = None,
     leave_out: Sequence[str] = (),
+    target: Target | str | int | None = None,
+    sensitivity: str | Path | None = None,
+    threads: int | None = None,
     draft: bool = False,
 ) -> Plan:
     """Apply a recipe to a model; of its weights, a few rows of each tensor are read.
 
-    draft: return a plan even if the tokenizer or importance is missing; it cannot be written
+    threads: for the errors of types, if the recipe leaves types open
+    draft:   return a plan even if the tokenizer or importance is missing; it cannot be written, and
+             no types may be open
 
     The other arguments are those of `convert`.
 
@@ -150,6 +160,21 @@ def make_plan(
         needs_vocab=not draft,
         leave_out=leave_out,
     )
+    if target is not None or (found.recipe.has_choice and not draft):
+        solved = solve_recipe(
+            found.model,
+            target,
+            recipe=found.recipe,
+            imatrix=found.imatrix,
+            moments=found.moments,
+            sensitivity=sensitivity,
+            effort=effort,
+            allow_requantize=allow_requantize,
+            set_keys=set_keys,
+            split=split,
+            threads=threads,
+        )
+        return Plan._of(solved.plan)  # pyright: ignore[reportPrivateUsage]
     made = make.make_plan(
         found.model,
         found.recipe,
@@ -163,6 +188,57 @@ def make_plan(
         grids=found.grids,
     )
     return Plan._of(made)  # pyright: ignore[reportPrivateUsage]
+
+
+def solve_recipe(
+    model: str | Path | Model,
+    target: Target | str | int | None = None,
+    *,
+    recipe: str | Path | Mapping[str, Any] | Recipe = "budget",
+    imatrix: str | Path | Imatrix | None = None,
+    moments: str | Path | Moments | None = None,
+    sensitivity: str | Path | None = None,
+    effort: Effort | None = None,
+    allow_requantize: bool = False,
+    pre: str | None = None,
+    mla: Mla | None = None,
+    set_keys: Mapping[str, KeyValue | str] | None = None,
+    split: Split | None = None,
+    leave_out: Sequence[str] = (),
+    threads: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Solved:
+    """Return the recipe that is expected to lose least for a size.
+
+    target:      bytes, a size such as "24GB", or a `Target`; None takes the recipe's
+    recipe:      one with `choose`: its other rules hold
+    sensitivity: a file of `dynquant sensitivity`; None measures the errors of types, and takes what
+                 they cost from trained models
+    progress:    called with the tensors that are measured, and all
+
+    The other arguments are those of `convert`.
+
+    Raises a kind of DynquantError with all faults of the inputs, PlanError if the rules allow no
+    file of that size.
+    """
+    if not isinstance(target, Target):
+        target = Target(size(str(target))) if target is not None else NO_TARGET
+    known = read_sensitivity(Path(sensitivity)) if sensitivity is not None else None
+    inputs = read_inputs(
+        model, recipe, imatrix, moments=moments, pre=pre, mla=mla, leave_out=leave_out
+    )
+    return solve.solve_recipe(
+        inputs,
+        target,
+        threads=threads or default_threads(),
+        progress=progress,
+        known=known,
+        known_as=str(sensitivity),
+        effort=effort,
+        allow_requantize=allow_requantize,
+        set_keys=set_keys,
+        split=split,
+    )
 
 
 def evaluate_files(
@@ -250,6 +326,8 @@ def convert(
     set_keys: Mapping[str, KeyValue | str] | None = None,
     split: Split | None = None,
     leave_out: Sequence[str] = (),
+    target: Target | str | int | None = None,
+    sensitivity: str | Path | None = None,
     restart: bool = False,
     manifest: ManifestOption = "auto",
     verify_sample: int = SAMPLES,
@@ -272,6 +350,8 @@ def convert(
     set_keys: keys to change or add, as `--set KEY=VALUE` does
     split:    how to cut the output into shards; None leaves it to the recipe
     leave_out: globs of stored names to leave out, for tensors that are no part of the model
+    target:   the size that rules with `choose` fill, as in `solve_recipe`
+    sensitivity: a file of `dynquant sensitivity` for it
     restart:  start over instead of resuming an interrupted run
     manifest: the sha256 of source files in the manifest beside the output: "auto" takes the Hub's
               own if they are known and computes the others, "read" computes all, "none" has none;
@@ -293,6 +373,9 @@ def convert(
         set_keys=set_keys,
         split=split,
         leave_out=leave_out,
+        target=target,
+        sensitivity=sensitivity,
+        threads=threads,
     )
     return made.write(
         out,
@@ -333,5 +416,6 @@ __all__ = [
     "load_recipe",
     "make_plan",
     "read_manifest",
+    "solve_recipe",
     "types",
 ]
