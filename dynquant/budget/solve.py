@@ -186,7 +186,7 @@ def solve_for(problem: Problem, target: Target) -> Solved:
     fixed = goal.counted(problem.plan) - open_bytes
     room = goal.limit - fixed
     for _ in range(ROUNDS):
-        solution = solve(_items(problem), room)
+        solution = solve(items_of(problem), room)
         if solution is None:
             raise PlanError(_unreachable(problem, target, goal, fixed))
         found = _solved(problem, target, goal, solution)
@@ -247,7 +247,8 @@ def file_bytes_of(plan: Plan) -> int:
     return lay_out(plan).n_bytes
 
 
-def _items(problem: Problem) -> list[list[Option]]:
+def items_of(problem: Problem) -> list[list[Option]]:
+    """Return the options of each group: bytes with padding, and expected damage."""
     return [
         [Option(group.n_bytes(t), damage[t.name]) for t in group.types]
         for group, damage in zip(problem.groups, problem.damage, strict=True)

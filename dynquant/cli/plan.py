@@ -118,13 +118,14 @@ def plan(
     from dynquant.report.documents import plan_json
     from dynquant.report.html import check_page, plan_html, write_page
     from dynquant.report.plan_tables import plan_tables
+    from dynquant.report.solved import budget_picture
 
     if html:
         check_page(html, force=force)
     if save:
         check_plan_path(save, force=force)
     console.event("start", command="plan", model=model, **planning.source)
-    made = planning.make(draft=save is None)
+    made, problem, solved = planning.made(draft=save is None)
     for path in (html, save):
         if path:
             refuse_read(path, made.recipe.places)
@@ -134,7 +135,8 @@ def plan(
         console.warn(f"{part}; until then no file can be written, and its size is not known")
     file_bytes = None if made.missing else lay_out(made).n_bytes
     if html:
-        write_page(plan_html(made, file_bytes), html, force=force)
+        budget = budget_picture(problem, solved) if problem and solved else None
+        write_page(plan_html(made, file_bytes, budget), html, force=force)
         console.talk(f"{html}: written")
     if save:
         write_plan(made, save, force=force)

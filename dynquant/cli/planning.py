@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import typer
 
@@ -13,7 +13,16 @@ from dynquant.cli.options import settings, size_of, split_of
 from dynquant.cli.targets import DEFAULT_RECIPE, NOTHING_ASKED, Asked, posed
 
 if TYPE_CHECKING:
+    from dynquant.budget.solve import Problem, Solved
     from dynquant.plan.plan import Plan
+
+
+class Made(NamedTuple):
+    """A plan; problem, solved: if it was made for a size."""
+
+    plan: Plan
+    problem: Problem | None = None
+    solved: Solved | None = None
 
 
 @dataclass(frozen=True)
@@ -76,6 +85,10 @@ class Planning:
 
     def make(self, *, draft: bool = False) -> Plan:
         """Read the inputs and return the plan; a draft needs neither tokenizer nor importance."""
+        return self.made(draft=draft).plan
+
+    def made(self, *, draft: bool = False) -> Made:
+        """Return the plan, and what it was solved from if it was made for a size."""
         from dynquant.budget.solve import solve_for
         from dynquant.inputs import load_plan, read_inputs
         from dynquant.plan.make import make_plan
@@ -83,7 +96,7 @@ class Planning:
         from dynquant.report.solved import solved_line
 
         if self.saved is not None:
-            return load_plan(self.saved, self.model, self.imatrix, self.moments)
+            return Made(load_plan(self.saved, self.model, self.imatrix, self.moments))
         rules = load_recipe(self.recipe or DEFAULT_RECIPE)
         needs_size = rules.has_choice or self.asked.is_given
         inputs = read_inputs(
@@ -103,12 +116,13 @@ class Planning:
             "split": split_of(self.split_max_size, self.split_max_tensors),
         }
         if needs_size:
-            found = solve_for(
-                *posed(inputs, self.asked, threads=self.threads, quiet=self.quiet, **options)
+            problem, target = posed(
+                inputs, self.asked, threads=self.threads, quiet=self.quiet, **options
             )
+            found = solve_for(problem, target)
             console.talk(solved_line(found), quiet=self.quiet)
-            return found.plan
-        return make_plan(
+            return Made(found.plan, problem, found)
+        made = make_plan(
             inputs.model,
             inputs.recipe,
             imatrix=inputs.imatrix,
@@ -117,3 +131,4 @@ class Planning:
             grids=inputs.grids,
             **options,
         )
+        return Made(made)

@@ -19,6 +19,7 @@ from dynquant.quants.table import QuantType
 from dynquant.report.colours import THEMES, css, ink, shade
 from dynquant.report.grid import make_grid
 from dynquant.report.picture import Picture, picture_of
+from dynquant.report.solved import BudgetPicture
 from dynquant.report.tables import ranges
 from dynquant.report.totals import Share, by_reason, by_role, by_rule, by_type, fallbacks
 
@@ -26,6 +27,7 @@ _TEMPLATE = "plan.html.jinja"
 
 _FILTERS: dict[str, Callable[[Any], object]] = {
     "bits": lambda bits: f"{bits:.3f}",
+    "nats": lambda nats: f"{nats:.3g}",
     "exact": lambda bits: f"{bits:g}",
     "size_text": size_text,
     "grouped": grouped,
@@ -35,15 +37,16 @@ _FILTERS: dict[str, Callable[[Any], object]] = {
 }
 
 
-def plan_html(plan: Plan, file_bytes: int | None) -> str:
+def plan_html(plan: Plan, file_bytes: int | None, budget: BudgetPicture | None = None) -> str:
     """Return a plan as an HTML page; the same plan gives the same text. The page loads nothing.
 
     file_bytes: size of the file; None if it is not known
+    budget:     of a plan that was solved for a size
     """
-    return page_of(picture_of(plan, file_bytes))
+    return page_of(picture_of(plan, file_bytes), budget)
 
 
-def page_of(picture: Picture) -> str:
+def page_of(picture: Picture, budget: BudgetPicture | None = None) -> str:
     """Return an HTML page of a plan or of a finished file; the same input gives the same text."""
     scale, unit = (1e9, "GB") if picture.tensor_bytes >= 1e9 else (1e6, "MB")
     types = by_type(picture.tensors)
@@ -53,6 +56,7 @@ def page_of(picture: Picture) -> str:
         .get_template(_TEMPLATE)
         .render(
             plan=picture,
+            budget=budget,
             grid=grid,
             sums=[Share(role, grid.column(i)) for i, role in enumerate(grid.columns)],
             unit=unit,

@@ -14,7 +14,8 @@ from rich.text import Text
 
 from dynquant.arch.base import TensorName
 from dynquant.budget.groups import Group as Sharing
-from dynquant.budget.solve import Solved, target_text
+from dynquant.budget.sizes import Size, sizes_of
+from dynquant.budget.solve import Problem, Solved, target_text
 from dynquant.figures import size_text
 from dynquant.report.tables import plain_table
 
@@ -39,6 +40,38 @@ class RoleCost:
     def bits_per_weight(self) -> float:
         """Mean bits of a weight."""
         return 8 * self.n_bytes / self.n_weights
+
+
+@dataclass(frozen=True)
+class BudgetPicture:
+    """A size on the page of a plan.
+
+    asked, found: texts
+    roles:        what each costs and buys
+    sizes:        the best choices for other sizes; `chosen` is the one whose bytes are nearest
+    """
+
+    asked: str
+    found: str
+    damage: float
+    roles: tuple[RoleCost, ...]
+    sizes: tuple[Size, ...]
+    chosen: int
+
+
+def budget_picture(problem: Problem, solved: Solved) -> BudgetPicture:
+    """Return what the page of a plan shows of its size."""
+    sizes = sizes_of(problem)
+    n_bytes = solved.plan.tensor_bytes
+    nearest = min(range(len(sizes)), key=lambda i: abs(sizes[i].tensor_bytes - n_bytes))
+    return BudgetPicture(
+        target_text(solved.target),
+        solved_line(solved),
+        solved.solution.damage,
+        tuple(roles_of(solved)),
+        tuple(sizes),
+        nearest,
+    )
 
 
 def solved_line(solved: Solved) -> str:
