@@ -323,7 +323,7 @@ class _Notes:
             "no choice is expected to lose less"
             if solution.is_best
             else (
-                "no choice is expected to lose"
+                "no choice is expected to lose more than"
                 f" {_percent(1 - solution.bound / solution.damage)} less"
             )
         )
