@@ -14,6 +14,7 @@ import dynquant
 from dynquant.api import convert_plan
 from dynquant.arch.base import Model, ModelTensor
 from dynquant.budget.memory import memory_of
+from dynquant.budget.sizes import sizes_of
 from dynquant.budget.solve import Problem, Solved, file_bytes_of, pose, solve_for, solve_recipe
 from dynquant.conversion.layout import lay_out
 from dynquant.errors import PlanError
@@ -23,6 +24,8 @@ from dynquant.quants import ALL
 from dynquant.recipe.loader import load_recipe, parse_recipe
 from dynquant.recipe.match import assign
 from dynquant.recipe.target import Target
+from dynquant.report.html import plan_html
+from dynquant.report.solved import budget_picture, roles_of
 
 N_LAYERS = 3
 ROLES = ("attn_q", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
@@ -198,3 +201,26 @@ def test_memory_is_the_weights_and_what_a_context_takes() -> None:
     assert found.memory == memory_of(found.plan, 100)
     assert found.memory is not None
     assert found.file_bytes + found.memory.total <= 11_000_000
+
+
+def test_larger_sizes_are_expected_to_lose_less(tmp_path: Path) -> None:
+    problem = pose(inputs(folder=tmp_path), target=Target())
+    sizes = sizes_of(problem)
+    assert len(sizes) > 10
+    n_bytes, damage = [s.tensor_bytes for s in sizes], [s.damage for s in sizes]
+    assert n_bytes == sorted(n_bytes)
+    assert damage == sorted(damage, reverse=True)
+    middle = sizes[len(sizes) // 2]
+    found = solve_for(problem, Target(bpw=middle.bits_per_weight + 1e-9))
+    assert found.solution.damage == pytest.approx(middle.damage, rel=1e-9)
+
+
+def test_the_page_of_a_plan_shows_what_its_size_costs_and_buys(tmp_path: Path) -> None:
+    problem = pose(inputs(folder=tmp_path), target=Target())
+    found = solve_for(problem, Target(bpw=3))
+    page = plan_html(found.plan, found.file_bytes, budget_picture(problem, found))
+    assert "What 3 bpw cost and buy" in page
+    for cost in roles_of(found):
+        assert f"{100 * cost.damage / found.solution.damage:.1f} %" in page
+    assert page.count("nearest to this plan") == 1
+    assert "cost and buy" not in plan_html(found.plan, found.file_bytes)
