@@ -92,16 +92,15 @@ class Planning:
         from dynquant.budget.solve import solve_for
         from dynquant.inputs import load_plan, read_inputs
         from dynquant.plan.make import make_plan
-        from dynquant.recipe.loader import load_recipe
         from dynquant.report.solved import solved_line
 
         if self.saved is not None:
             return Made(load_plan(self.saved, self.model, self.imatrix, self.moments))
-        rules = load_recipe(self.recipe or DEFAULT_RECIPE)
-        needs_size = rules.has_choice or self.asked.is_given
+        recipe = self.recipe or DEFAULT_RECIPE
+        needs_size = self.asked.is_given or _has_choice(recipe)
         inputs = read_inputs(
             self.model,
-            rules,
+            recipe,
             self.imatrix,
             moments=self.moments,
             pre=self.pre,
@@ -132,3 +131,14 @@ class Planning:
             **options,
         )
         return Made(made)
+
+
+def _has_choice(recipe: str) -> bool:
+    """Whether a recipe leaves types open; a faulty one is reported with the other inputs."""
+    from dynquant.errors import RecipeError
+    from dynquant.recipe.loader import load_recipe
+
+    try:
+        return load_recipe(recipe).has_choice
+    except RecipeError:
+        return False

@@ -12,6 +12,7 @@ from dynquant.arch.load import Mla, load_model
 from dynquant.checkpoint.gguf_shards import open_gguf
 from dynquant.checkpoint.hub import is_hub_name
 from dynquant.errors import Problems, RecipeError
+from dynquant.figures import counted
 from dynquant.importance.imatrix import read_imatrix
 from dynquant.interchange.tensor_types import tensor_types
 from dynquant.measure.grids import find_grids
@@ -75,7 +76,9 @@ def typed_sides(
             return typed_in(file)
         recipe = recipes[side]
         assert recipe is not None and loaded is not None, "whatever is not read is a problem"
-        return typed_by(apply_recipe(recipe, loaded, has_imatrix=means is not None))
+        resolved = apply_recipe(recipe, loaded, has_imatrix=means is not None)
+        refuse_open(resolved, recipe)
+        return typed_by(resolved)
 
     found = tuple(map(typed, sides))
     if files and recipes:  # a recipe does not say whether there are moments, as a file does
@@ -87,7 +90,20 @@ def _is_gguf(side: str) -> bool:
     return side.endswith(".gguf")
 
 
-def exported_tensor_types(resolved: Resolved) -> str:
-    """Return the text for llama-quantize's --tensor-type-file, as `tensor_types` does."""
+def refuse_open(resolved: Resolved, recipe: Recipe) -> None:
+    """Raise RecipeError for a recipe that leaves types to the size of the file."""
+    if n := len(resolved.assigned.open):
+        raise RecipeError(
+            f"{recipe.path}: leaves the types of {counted(n, 'tensor')} to the size of the file"
+            " (`choose`); write the recipe for a size first (`dynquant solve`)"
+        )
+
+
+def exported_tensor_types(resolved: Resolved, recipe: Recipe) -> str:
+    """Return the text for llama-quantize's --tensor-type-file, as `tensor_types` does.
+
+    Raises RecipeError for a recipe that leaves types open.
+    """
+    refuse_open(resolved, recipe)
     types = {name: given.type for name, given in resolved.assigned.assignments.items()}
     return tensor_types(resolved.model.tensors, types)

@@ -102,7 +102,7 @@ def make_plan(
     if resolved:
         model, assigned = resolved.model, resolved.assigned
         warnings += resolved.warnings
-    open_types = {n: a.choice for n, a in assigned.assignments.items() if a.choice}
+    open_types = assigned.open
     if decided is None:
         problems.add(*open_choices(assigned.assignments))
     else:

@@ -44,6 +44,11 @@ class Assigned:
     warnings: tuple[str, ...]
     dropped: Mapping[str, str] = field(default_factory=dict[str, str])
 
+    @property
+    def open(self) -> dict[str, tuple[QuantType, ...]]:
+        """The types of each tensor whose rule leaves them to the size of the file."""
+        return {name: given.choice for name, given in self.assignments.items() if given.choice}
+
 
 def with_types(assigned: Assigned, types: Mapping[str, QuantType]) -> Assigned:
     """Return assignments with types for tensors whose rule leaves them open."""

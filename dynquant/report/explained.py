@@ -88,6 +88,11 @@ def _head(tensors: Sequence[ModelTensor], given: Assignment | None) -> Iterator[
     yield ", ".join(grouped(t.name for t in tensors))
     if given is None:
         return
+    if given.choice:
+        yield f"open: {', '.join(t.name for t in given.choice)}; the size of the file decides"
+        if given.note:
+            yield given.note
+        return
     n_bytes = sum(t.n_rows * given.type.row_size(t.n_per_row) for t in tensors)
     line = f"{given.type.name}, {given.type.bpw:g} bits per weight, {size_text(n_bytes)}"
     if given.instead_of:
@@ -106,7 +111,8 @@ def explained_json(explained: Sequence[Explanation]) -> list[dict[str, Any]]:
         {
             "name": e.tensor.name,
             "shape": list(e.tensor.shape),
-            "type": e.given.type.name if e.given else None,
+            "type": e.given.type.name if e.given and not e.given.choice else None,
+            "open": [t.name for t in e.given.choice] if e.given else [],
             "instead_of": e.given.instead_of.name if e.given and e.given.instead_of else None,
             "rule": e.given.rule if e.given else None,
             "steps": [

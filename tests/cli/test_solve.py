@@ -154,3 +154,21 @@ def test_verify_keeps_the_recipe_that_loses_least(
     assert len(losses) == 4
     assert best == min(losses, key=lambda name: losses[name])
     assert load_recipe(out).name
+
+
+def test_commands_of_recipes_say_which_types_are_open(recipe: Path, tmp_path: Path) -> None:
+    checked = run("recipe", "check", recipe, TINY_BOOKS)
+    assert checked.code == 0
+    assert "12 of them with types that the size decides" in checked.err
+    explained = run("recipe", "explain", recipe, TINY_BOOKS, "blk.0.ffn_down.weight")
+    assert "open: Q8_0, Q4_K, Q2_K; the size of the file decides" in explained.out
+    as_json = run("recipe", "explain", recipe, TINY_BOOKS, "blk.0.ffn_down.weight", "--json")
+    (found,) = json.loads(as_json.out)
+    assert (found["type"], found["open"]) == (None, ["Q8_0", "Q4_K", "Q2_K"])
+    for command in (
+        ("diff", recipe, "q8_0", TINY_BOOKS),
+        ("export", recipe, TINY_BOOKS, "-o", tmp_path / "types.txt"),
+    ):
+        done = run("recipe", *command)
+        assert done.code == 1
+        assert "leaves the types of 12 tensors to the size of the file" in done.err

@@ -50,8 +50,10 @@ def check(
     for warning in found.warnings:
         console.talk(f"warning: {warning}")
     tensors = typed_by(found)
+    size = f"{bits_per_weight(tensors):.3f} bits per weight"
+    if n_open := len(found.assigned.open):
+        size = f"{n_open} of them with types that the size decides, {size} at most"
     console.talk(
         f"{given.recipe.path}: fits {model} ({found.model.architecture}):"
-        f" {counted(len(tensors), 'tensor')},"
-        f" {bits_per_weight(tensors):.3f} bits per weight"
+        f" {counted(len(tensors), 'tensor')}, {size}"
     )

@@ -41,4 +41,6 @@ def export(
     found = apply_recipe(given.recipe, given.model, has_imatrix=given.imatrix is not None)
     for warning in found.warnings:
         console.talk(f"warning: {warning}")
-    write_text(exported_tensor_types(found), out, force=force, reads=given.recipe.files)
+    write_text(
+        exported_tensor_types(found, given.recipe), out, force=force, reads=given.recipe.files
+    )
