@@ -9,6 +9,7 @@ from dynquant.arch.base import TensorName
 from dynquant.errors import PlanError
 from dynquant.plan.plan import Plan, TensorPlan, padded
 from dynquant.quants.table import QuantType
+from dynquant.recipe.target import SHARED
 
 
 @dataclass(frozen=True)
@@ -33,25 +34,43 @@ class Group:
         )
 
 
-def groups_of(plan: Plan, shared: Iterable[tuple[str, ...]]) -> tuple[Group, ...]:
+def groups_of(
+    plan: Plan, asked: Iterable[tuple[str, ...]] | None, usual: Iterable[tuple[str, ...]] = SHARED
+) -> tuple[Group, ...]:
     """Return the groups of a plan's tensors whose types are open, in the order of the file.
 
-    shared: roles of a layer that share a type. Only tensors whose types are open share: a role
-            whose type is fixed is left out.
+    asked: roles of a layer that share a type; None takes the usual ones, which only share where
+           the recipe allows them the same types
 
-    Raises PlanError for tensors that share a type and have none in common.
+    Raises PlanError for tensors that share a type and have none in common, and for roles that are
+    asked to share and of which no layer has two whose types are open.
     """
-    set_of = {role: roles for roles in shared for role in roles}
+    set_of = {r: roles for roles in (usual if asked is None else asked) for r in roles}
     found: dict[object, list[TensorPlan]] = {}
     for t in plan.tensors:
         if t.name in plan.choices:
             parts = TensorName.parse(t.name)
             roles = set_of.get(parts.role)
-            key = (roles, parts.layer) if roles and parts.layer is not None else t.name
+            key: object = t.name
+            if roles and parts.layer is not None:
+                key = roles, parts.layer, plan.choices[t.name] if asked is None else None
             found.setdefault(key, []).append(t)
     groups = tuple(Group(tuple(ts), _types(plan, ts)) for ts in found.values())
-    PlanError.raise_any(_without_types(groups, plan.choices))
+    problems = [*_without_types(groups, plan.choices), *_never_shared(plan, groups, asked or ())]
+    PlanError.raise_any(problems)
     return groups
+
+
+def _never_shared(
+    plan: Plan, groups: Iterable[Group], asked: Iterable[tuple[str, ...]]
+) -> Iterator[str]:
+    together = [{TensorName.parse(n).role for n in g.names} for g in groups]
+    for roles in asked:
+        if not any(len(found & set(roles)) > 1 for found in together):
+            yield (
+                f"{plan.recipe.path}: `share` ({', '.join(roles)}) joins no tensors: no layer has"
+                " two of these roles whose types are open; correct or remove it"
+            )
 
 
 def _types(plan: Plan, tensors: Iterable[TensorPlan]) -> tuple[QuantType, ...]:

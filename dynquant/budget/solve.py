@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import fsum
 from typing import Any
 
+from dynquant.arch.base import TensorName
 from dynquant.budget.damage import Factors, layers_in
 from dynquant.budget.errors import TensorErrors, measure_errors
 from dynquant.budget.groups import Group, groups_of
@@ -27,7 +28,7 @@ from dynquant.plan.shards import Split
 from dynquant.quants.search import Effort
 from dynquant.quants.table import QuantType
 from dynquant.recipe.rules import Recipe
-from dynquant.recipe.target import CONTEXT, SHARED, Target
+from dynquant.recipe.target import CONTEXT, Target
 
 ROUNDS = 8
 """Times that the size is corrected by what the headers take."""
@@ -148,7 +149,7 @@ def pose(
         grids=inputs.grids,
     )
     plan = make(recipe, decided={})
-    groups = groups_of(plan, SHARED if target.share is None else target.share)
+    groups = groups_of(plan, target.share)
     n = sum(len(g.tensors) for g in groups)
     if known is None:
         errors = measure_errors(
@@ -282,6 +283,7 @@ def _recipe(
         problem.given,
         types,
         name=name,
+        description=f"{problem.given.recipe.name}, solved for {target_text(target)}",
         head=notes.head(target, solution),
         comment=notes.of,
     )
@@ -314,6 +316,7 @@ class _Notes:
                 self._bytes[t.name] = Group((t,), ()).n_bytes(chosen)
                 self._damage[t.name] = damage[chosen.name] / len(group.tensors)
         self._total = fsum(self._damage.values())
+        self._shared = list(_sharing(problem))
         self._recipe = problem.given.recipe
         self._architecture = problem.plan.architecture
 
@@ -332,6 +335,7 @@ class _Notes:
             f" {our_version()} from the recipe {self._recipe.name}.",
             f"Expected loss: {self._total:.3g} nats of KL divergence, about; {proof}.",
             f"One more megabyte is expected to take {solution.price * 1e6:.2g} nats off.",
+            *self._shared,
             "Comments: the bytes of a rule's tensors, and their part of the expected loss.",
         ]
 
@@ -341,6 +345,17 @@ class _Notes:
         damage = fsum(self._damage[n] for n in names)
         share = damage / self._total if self._total else 0.0
         return f"{size_text(n_bytes)}, {_percent(share)} of the loss"
+
+
+def _sharing(problem: Problem) -> Iterator[str]:
+    """Yield a line with the roles that share a type."""
+    sets = (
+        " and ".join(dict.fromkeys(TensorName.parse(n).role for n in group.names))
+        for group in problem.groups
+        if len(group.names) > 1
+    )
+    if found := list(dict.fromkeys(sets)):
+        yield f"The same type in each layer: {'; '.join(found)} (`share` in `target`)."
 
 
 def _percent(part: float) -> str:
@@ -355,7 +370,9 @@ def _unreachable(problem: Problem, target: Target, goal: _Goal, fixed: int) -> s
         small = min(group.types, key=group.n_bytes)
         for t in group.tensors:
             one = Group((t,), ()).n_bytes(small)
-            text = f"{t.rule} (at least {small.name})"
+            rows = f", rows of {t.n_per_row}" if t.n_per_row % 256 else ""
+            rules = ", ".join(dict.fromkeys(one.rule for one in group.tensors))
+            text = f"{rules} (at least {small.name}{rows})"
             takes[text] = takes.get(text, 0) + one
     for t in problem.plan.tensors:
         if t.name not in problem.open:
@@ -363,8 +380,11 @@ def _unreachable(problem: Problem, target: Target, goal: _Goal, fixed: int) -> s
             takes[text] = takes.get(text, 0) + t.n_bytes
     largest = sorted(takes.items(), key=lambda pair: -pair[1])[:3]
     parts = "; ".join(f"{text}: {size_text(n)}" for text, n in largest)
+    smallest = f"{size_text(least)}, {size_text(least - goal.limit)} more"
+    if target.bpw is not None:
+        smallest = f"{8 * least / problem.plan.n_weights:.3f} bits per weight"
     return (
         f"{problem.given.recipe.path}: no file of {target_text(target)} is possible: the smallest"
-        f" that the rules allow has {size_text(least)}, {size_text(least - goal.limit)} more; the"
-        f" most is taken by {parts}; allow types of fewer bits, or ask for more"
+        f" that the rules allow has {smallest}; the most is taken by {parts}; allow types of fewer"
+        " bits there, or ask for more"
     )

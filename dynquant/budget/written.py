@@ -63,13 +63,14 @@ def decided_recipe(
     types: Mapping[str, QuantType],
     *,
     name: str,
+    description: str,
     head: Sequence[str],
     comment: Comment,
 ) -> Recipe:
     """Return a recipe that gives the open tensors their types, and all others what they have.
 
     types:   of the tensors whose types are open, by name
-    name:    of the new recipe
+    name, description: of the new recipe
     head:    lines of the comment at the beginning
     comment: returns the comment of a rule
 
@@ -79,7 +80,7 @@ def decided_recipe(
     rules = list(chain.from_iterable(_rules(given, types, comment)))
     kept = [line for rule in given.recipe.rules if not rule.choice for line in rule_lines(rule)]
     lines = [*kept, *chain.from_iterable(rule.lines() for rule in rules)]
-    source = replace(given.recipe, name=name, target=NO_TARGET)
+    source = replace(given.recipe, name=name, description=description, target=NO_TARGET)
 
     def parsed(lines: Sequence[str]) -> Recipe:
         return parse_recipe(text_of(source, head, lines), f"{name}.yaml", name)

@@ -147,6 +147,7 @@ def convert(
     from dynquant.conversion.output import check_output
     from dynquant.conversion.work import work_of
     from dynquant.conversion.write import convert_plan, default_threads
+    from dynquant.errors import ConvertError
     from dynquant.release.job_summary import add_summary, check_summary, refused_summary
     from dynquant.report.plan_tables import plan_tables
 
@@ -158,6 +159,8 @@ def convert(
     )
     if summary:
         check_summary(summary)
+    if planning.asked.is_given and out.exists() and not force:
+        raise ConvertError(f"{out}: exists; replace it with --force, or name another output")
     made = planning.make()
     if summary:
         refuse_read(summary, made.recipe.places)

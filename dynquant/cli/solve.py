@@ -187,4 +187,9 @@ def _verified(
     if not json and out:
         console.show(*evaluation_tables(evaluation))
     console.talk(f"{best.name} loses least of {len(found)} candidates", quiet=quiet)
-    return best.recipe.text
+    losses = "; ".join(
+        f"{file.name.removesuffix('.gguf')} {file.figures.mean_kld.value:.4g}"
+        for file in evaluation.files
+    )
+    texts = ", ".join(text.name for text in evaluation.reference.texts)
+    return f"# Measured on {texts}: KL divergence {losses}.\n{best.recipe.text}"

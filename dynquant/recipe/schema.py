@@ -289,7 +289,9 @@ def _target() -> _Schema:
             "fit": _noted(size, "memory for the weights, the cache and buffers of llama.cpp"),
             "context": _noted(_COUNT, f"tokens that `fit` has room for; default: {CONTEXT}"),
             "share": _noted(
-                {"type": "array", "items": roles}, "lists of roles of a layer that share a type"
+                {"type": "array", "items": roles},
+                "lists of roles of a layer that share a type; default: gate and up where they may"
+                " have the same types; []: none",
             ),
         }
     )

@@ -78,6 +78,8 @@ def solved_line(solved: Solved) -> str:
     """Return what was found, in one line."""
     plan, solution = solved.plan, solved.solution
     proof = "" if solution.is_best else " (nearly the best)"
+    if not solution.price:
+        proof = "; every tensor has its best type, and the rest of the size is not used"
     memory = ""
     if solved.memory:
         its = solved.memory

@@ -35,7 +35,7 @@ from dynquant.plan.make import make_plan
 from dynquant.plan.plan import Plan
 from dynquant.quants import ALL, decode, encode
 from dynquant.recipe.loader import load_recipe
-from dynquant.recipe.target import SHARED, Target
+from dynquant.recipe.target import Target
 from dynquant.recipe.values import size
 
 PUBLISHED = (
@@ -63,7 +63,7 @@ def posed(folder: Path, work: Path) -> Problem:
     imatrix = dynquant.load_imatrix(work / "equal.imatrix.gguf")
     inputs = Inputs(model, load_recipe("budget"), imatrix)
     plan = make_plan(model, inputs.recipe, imatrix=imatrix, decided={})
-    groups = groups_of(plan, SHARED)
+    groups = groups_of(plan, None)
     errors = gaussian_errors({t.name for g in groups for t in g.types})
     measured = {
         t.name: TensorErrors(errors, rows_hash(plan, t, WEIGHTS)) for g in groups for t in g.tensors

@@ -25,7 +25,7 @@ from dynquant.recipe.loader import load_recipe, parse_recipe
 from dynquant.recipe.match import assign
 from dynquant.recipe.target import Target
 from dynquant.report.html import plan_html
-from dynquant.report.solved import budget_picture, roles_of
+from dynquant.report.solved import budget_picture, roles_of, solved_line
 
 N_LAYERS = 3
 ROLES = ("attn_q", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
@@ -128,7 +128,7 @@ def test_fixed_types_limits_and_shared_types_hold(tmp_path: Path) -> None:
         "{role: attn_q, layers: 1, type: F16}, {role: attn_output, choose: {at_least: Q5_K}},"
         " {role: ffn_down, choose: [IQ2_XXS, IQ3_S]}, {name: '*', choose: any}"
     )
-    text = f"target: {{bpw: 3.6, share: [[ffn_gate, ffn_up], [attn_q, attn_k]]}}\nrules: [{rules}]"
+    text = f"target: {{bpw: 3.6, share: [[ffn_gate, ffn_up]]}}\nrules: [{rules}]"
     found = solve_recipe(inputs(text, tmp_path), Target())
     types = types_of(found)
     assert types["blk.1.attn_q.weight"] == "F16"
@@ -224,3 +224,30 @@ def test_the_page_of_a_plan_shows_what_its_size_costs_and_buys(tmp_path: Path) -
         assert f"{100 * cost.damage / found.solution.damage:.1f} %" in page
     assert page.count("nearest to this plan") == 1
     assert "cost and buy" not in plan_html(found.plan, found.file_bytes)
+
+
+def test_gate_and_up_share_a_type_only_where_the_rules_are_the_same(tmp_path: Path) -> None:
+    rules = "{role: ffn_up, choose: {at_least: Q6_K}}, {name: '*', choose: any}"
+    groups = pose(inputs(f"rules: [{rules}]", tmp_path), target=Target()).groups
+    assert all(len(group.names) == 1 for group in groups)
+    found = solved(folder=tmp_path, bpw=3)
+    assert "# The same type in each layer: ffn_gate and ffn_up (`share`" in found.recipe.text
+    assert found.recipe.description == "own, solved for 3 bpw"
+
+
+@pytest.mark.parametrize("share", ["[[attn_q, attn_k]]", "[[attn_q, token_embd]]"])
+def test_a_share_that_joins_nothing_is_an_error(tmp_path: Path, share: str) -> None:
+    with pytest.raises(PlanError, match="joins no tensors: no layer has two of these roles"):
+        solved(f"target: {{bpw: 4, share: {share}}}\n{ANY}", tmp_path)
+
+
+def test_more_than_can_be_used_is_reported(tmp_path: Path) -> None:
+    line = solved_line(solved(folder=tmp_path, size=10**9))
+    assert line.endswith("every tensor has its best type, and the rest of the size is not used")
+
+
+def test_a_number_of_bits_that_cannot_be_is_answered_in_bits() -> None:
+    with pytest.raises(PlanError) as e:
+        solved("rules: [{name: '*', choose: {at_least: Q4_K}}]", bpw=4)
+    assert "no file of 4 bpw is possible: the smallest that the rules allow has 4.5" in str(e.value)
+    assert "bits per weight; the most is taken by own.yaml:2 (at least Q4_K): " in str(e.value)

@@ -22,7 +22,6 @@ from dynquant.errors import ConvertError, PlanError
 from dynquant.plan.make import make_plan
 from dynquant.plan.plan import Plan
 from dynquant.quants import ALL, decode
-from dynquant.recipe.target import SHARED
 
 
 def errors_of(plan: Plan, *, threads: int = 1, weights: int = 1 << 19) -> dict[str, TensorErrors]:
@@ -138,7 +137,7 @@ def test_zeros_decode_to_zeros(name: str) -> None:
 
 def test_roles_that_share_a_type_are_one_group(tmp_path: Path) -> None:
     plan = planned(tmp_path)
-    groups = groups_of(plan, SHARED)
+    groups = groups_of(plan, None)
     assert [g.names for g in groups] == [("token_embd.weight",), (DOWN,), (GATE, UP)]
     assert sum(g.n_bytes(ALL["Q8_0"]) for g in groups) == plan.data_bytes
 
@@ -153,5 +152,5 @@ def test_tensors_that_share_a_type_need_one_in_common(tmp_path: Path) -> None:
         decided={},
     )
     with pytest.raises(PlanError, match="share a type have none in common") as e:
-        groups_of(plan, SHARED)
+        groups_of(plan, [("ffn_gate", "ffn_up")])
     assert f"{GATE}: Q4_K; {UP}: Q8_0" in str(e.value)
