@@ -24,6 +24,7 @@ from dynquant.cli.options import (
     SetOption,
     SplitSizeOption,
     SplitTensorsOption,
+    ThreadsOption,
     size_of,
 )
 from dynquant.cli.planning import Planning
@@ -88,6 +89,7 @@ def plan(
     split_max_tensors: SplitTensorsOption = None,
     leave_out: LeaveOutOption = None,
     max_size: MaxSizeOption = None,
+    threads: ThreadsOption = None,
     log_format: LogFormatOption = "text",
 ) -> None:
     """Print the type, size and place that a recipe gives each tensor."""
@@ -107,6 +109,7 @@ def plan(
         split_max_tensors,
         leave_out,
         Asked(target_size, target_bpw, fit, context, sensitivity),
+        threads,
     )
     planning.check()
     limit = size_of(max_size, "--max-size")

@@ -37,10 +37,21 @@ _TOKENS = re.compile(r"0|[1-9]\d{0,8}")
 _DAMPING = re.compile(r"\d{1,9}(\.\d{1,18})?([eE][+-]?\d{1,2})?")
 _BITS = re.compile(r"\d{1,2}(\.\d{1,9})?")
 _COUNT = re.compile(r"[1-9]\d{0,14}")
-SIZE = re.compile(r"(\d+(?:\.\d+)?) ?(GB|GiB|MB|MiB|G|M)?")
+SIZE = re.compile(r"(\d+(?:\.\d+)?) ?(TB|TiB|GB|GiB|MB|MiB|T|G|M)?")
 
 # As llama-gguf-split reads --split-max-size: G and M are decimal.
-_UNITS = {None: 1, "M": 10**6, "MB": 10**6, "MiB": 2**20, "G": 10**9, "GB": 10**9, "GiB": 2**30}
+_UNITS = {
+    None: 1,
+    "M": 10**6,
+    "MB": 10**6,
+    "MiB": 2**20,
+    "G": 10**9,
+    "GB": 10**9,
+    "GiB": 2**30,
+    "T": 10**12,
+    "TB": 10**12,
+    "TiB": 2**40,
+}
 
 ARCHITECTURES = sorted({*MODEL_ARCH_NAMES.values(), *NEWER_ARCHITECTURES})
 

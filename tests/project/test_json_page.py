@@ -19,7 +19,7 @@ from dynquant.cli import app
 from dynquant.cli.console import log_as
 
 PAGE = ROOT / "docs" / "reference" / "json.md"
-FREE = {"made", "type_counts", "keys", "key_types", "ignored", "readers"}
+FREE = {"made", "type_counts", "keys", "key_types", "ignored", "readers", "tensors", "types"}
 """Keys whose values are objects with names of tensors, types, keys or readers."""
 
 MODEL = str(TINY_BOOKS)
@@ -30,6 +30,7 @@ COMMANDS = {
     "imatrix audit": ("imatrix", "audit", "i.gguf", MODEL),
     "recipe diff": ("recipe", "diff", "q8_0", "q4_0", MODEL),
     "recipe explain": ("recipe", "explain", "q8_0", MODEL, "blk.1.ffn_down"),
+    "solve": ("solve", MODEL, "--fit", "60MiB"),
     "types": ("types",),
     "recipes": ("recipes",),
 }
@@ -45,7 +46,8 @@ def keys_of(document: Any, above: str = "") -> Iterator[str]:
         entries: dict[str, Any] = document
         for key, value in entries.items():
             name = f"{above}.{key}".removeprefix(".")
-            inner = [] if key in FREE else [*keys_of(value, name)]
+            is_free = key in FREE and isinstance(value, dict)
+            inner = [] if is_free else [*keys_of(value, name)]
             yield from inner or [name]
 
 
