@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from math import fsum
 from typing import Any
 
-from dynquant.arch.base import TensorName
+from dynquant.budget.comments import Notes, short_text, target_text
 from dynquant.budget.damage import Factors, layers_in
 from dynquant.budget.errors import TensorErrors, measure_errors
 from dynquant.budget.groups import Group, groups_of
@@ -17,7 +17,6 @@ from dynquant.budget.memory import Memory, memory_of
 from dynquant.budget.sensitivity import Sensitivity, check_fit
 from dynquant.budget.written import Open, decided_recipe
 from dynquant.conversion.layout import lay_out
-from dynquant.distribution import our_version
 from dynquant.errors import PlanError
 from dynquant.figures import size_text
 from dynquant.inputs import Inputs
@@ -277,8 +276,10 @@ def _solved(problem: Problem, target: Target, goal: _Goal, solution: Solution) -
 def _recipe(
     problem: Problem, target: Target, types: Mapping[str, QuantType], solution: Solution
 ) -> Recipe:
-    name = f"{problem.given.recipe.name}-{_short(target)}"
-    notes = _Notes(problem, types)
+    name = f"{problem.given.recipe.name}-{short_text(target)}"
+    notes = Notes(
+        problem.plan.architecture, problem.given.recipe, problem.groups, problem.damage, types
+    )
     return decided_recipe(
         problem.given,
         types,
@@ -287,79 +288,6 @@ def _recipe(
         head=notes.head(target, solution),
         comment=notes.of,
     )
-
-
-def target_text(target: Target) -> str:
-    """Return what was asked for: `131 GB`, `2.1 bpw` or `fit 24 GB`."""
-    if target.size is not None:
-        return size_text(target.size)
-    if target.bpw is not None:
-        return f"{target.bpw:g} bpw"
-    assert target.fit is not None, "a target is one of three"
-    return f"fit {size_text(target.fit)}"
-
-
-def _short(target: Target) -> str:
-    """Return what was asked for as a part of a name: `131GB`, `2.1bpw`."""
-    return target_text(target).split(" (")[0].replace(" ", "")
-
-
-class _Notes:
-    """The comments of a solved recipe: what its types cost and buy."""
-
-    def __init__(self, problem: Problem, types: Mapping[str, QuantType]) -> None:
-        self._bytes: dict[str, int] = {}
-        self._damage: dict[str, float] = {}
-        for group, damage in zip(problem.groups, problem.damage, strict=True):
-            chosen = types[group.names[0]]
-            for t in group.tensors:
-                self._bytes[t.name] = Group((t,), ()).n_bytes(chosen)
-                self._damage[t.name] = damage[chosen.name] / len(group.tensors)
-        self._total = fsum(self._damage.values())
-        self._shared = list(_sharing(problem))
-        self._recipe = problem.given.recipe
-        self._architecture = problem.plan.architecture
-
-    def head(self, target: Target, solution: Solution) -> list[str]:
-        """Return the comment at the beginning."""
-        proof = (
-            "no choice is expected to lose less"
-            if solution.is_best
-            else (
-                "no choice is expected to lose more than"
-                f" {_percent(1 - solution.bound / solution.damage)} less"
-            )
-        )
-        return [
-            f"Types of a {self._architecture} model for {target_text(target)}, by dynquant"
-            f" {our_version()} from the recipe {self._recipe.name}.",
-            f"Expected loss: {self._total:.3g} nats of KL divergence, about; {proof}.",
-            f"One more megabyte is expected to take {solution.price * 1e6:.2g} nats off.",
-            *self._shared,
-            "Comments: the bytes of a rule's tensors, and their part of the expected loss.",
-        ]
-
-    def of(self, names: Sequence[str]) -> str:
-        """Return the comment of a rule."""
-        n_bytes = sum(self._bytes[n] for n in names)
-        damage = fsum(self._damage[n] for n in names)
-        share = damage / self._total if self._total else 0.0
-        return f"{size_text(n_bytes)}, {_percent(share)} of the loss"
-
-
-def _sharing(problem: Problem) -> Iterator[str]:
-    """Yield a line with the roles that share a type."""
-    sets = (
-        " and ".join(dict.fromkeys(TensorName.parse(n).role for n in group.names))
-        for group in problem.groups
-        if len(group.names) > 1
-    )
-    if found := list(dict.fromkeys(sets)):
-        yield f"The same type in each layer: {'; '.join(found)} (`share` in `target`)."
-
-
-def _percent(part: float) -> str:
-    return f"{100 * part:.2g} %" if part < 0.0995 else f"{100 * part:.0f} %"
 
 
 def _unreachable(problem: Problem, target: Target, goal: _Goal, fixed: int) -> str:

@@ -13,9 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from dynquant.arch.base import TensorName
+from dynquant.budget.comments import target_text
 from dynquant.budget.groups import Group as Sharing
 from dynquant.budget.sizes import Size, sizes_of
-from dynquant.budget.solve import Problem, Solved, target_text
+from dynquant.budget.solve import Problem, Solved
 from dynquant.figures import size_text
 from dynquant.report.tables import plain_table
 
