@@ -193,7 +193,11 @@ def solve_for(problem: Problem, target: Target) -> Solved:
         if goal.counted(found.plan) <= goal.limit:
             return found
         room -= goal.counted(found.plan) - goal.limit
-    raise AssertionError("the size of a header hardly depends on the types")
+    raise PlanError(
+        f"{problem.given.recipe.path}: no file of {target_text(target)} was found in {ROUNDS}"
+        " tries, because headers and shards change with the types; ask for another size, or without"
+        " shards"
+    )
 
 
 def asked_of(inputs: Inputs, asked: Target) -> Target:

@@ -140,19 +140,23 @@ def sensitivity(
         from dynquant.budget.measure import measure_factors
 
         settings = settings_of(text, tokens, threads)
-        with (
-            TemporaryDirectory(prefix=f"{out.name}.", dir=out.parent) as folder,
-            successive(lambda step: counting(step, quiet=quiet)) as progress,
-        ):
-            measure_factors(
-                problem,
-                target,
-                found,
-                settings,
-                reference or model,
-                Path(folder),
-                progress=progress,
-                say=lambda line: console.talk(line, quiet=quiet),
-                save=lambda one: write_sensitivity(one, out),
-            )
+        try:
+            with (
+                TemporaryDirectory(prefix=f"{out.name}.", dir=out.parent) as folder,
+                successive(lambda step: counting(step, quiet=quiet)) as progress,
+            ):
+                measure_factors(
+                    problem,
+                    target,
+                    found,
+                    settings,
+                    reference or model,
+                    Path(folder),
+                    progress=progress,
+                    say=lambda line: console.talk(line, quiet=quiet),
+                    save=lambda one: write_sensitivity(one, out),
+                )
+        except (KeyboardInterrupt, SystemExit):
+            console.talk(f"interrupted; the same command completes {out}")
+            raise
     console.talk(f"{out}: written", quiet=quiet)

@@ -27,7 +27,7 @@ class RoleCost:
 
     types:  their numbers by type, the most frequent first
     damage: expected damage, in nats
-    next_price: damage that the best further byte would take off; 0.0 if there is none
+    next_price: expected damage that one more byte takes off, at best; 0.0 if no type has more bits
     """
 
     role: str
