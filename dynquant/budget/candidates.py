@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dynquant.budget.solve import Problem, Solved, fits, solve_for
+from dynquant.budget.goal import fits
+from dynquant.budget.solve import Problem, Solved, solve_for
 from dynquant.conversion.write import convert_plan
 from dynquant.errors import DynquantError
 from dynquant.evaluate.evaluation import evaluate

@@ -11,14 +11,13 @@ from typing import Any
 from dynquant.budget.comments import Notes, short_text, target_text
 from dynquant.budget.damage import Factors, layers_in
 from dynquant.budget.errors import TensorErrors, measure_errors
+from dynquant.budget.goal import Goal, check_possible, file_bytes_of, fixed_bytes, goal_of
 from dynquant.budget.groups import Group, groups_of
 from dynquant.budget.knapsack import Option, Solution, solve
-from dynquant.budget.memory import Memory, memory_of
+from dynquant.budget.memory import Memory
 from dynquant.budget.sensitivity import Sensitivity, check_fit
 from dynquant.budget.written import Open, decided_recipe
-from dynquant.conversion.layout import lay_out
 from dynquant.errors import PlanError
-from dynquant.figures import size_text
 from dynquant.inputs import Inputs
 from dynquant.keys import KeyValue
 from dynquant.plan.make import make_plan
@@ -27,7 +26,7 @@ from dynquant.plan.shards import Split
 from dynquant.quants.search import Effort
 from dynquant.quants.table import QuantType
 from dynquant.recipe.rules import Recipe
-from dynquant.recipe.target import CONTEXT, Target
+from dynquant.recipe.target import Target
 
 ROUNDS = 8
 """Times that the size is corrected by what the headers take."""
@@ -122,20 +121,16 @@ def pose(
 ) -> Problem:
     """Measure what each open type would do to each tensor.
 
-    target:   for the roles that share a type
+    target:   the size, and the roles that share a type; one without a size for all sizes
     effort, allow_requantize, set_keys, split: as in `make_plan`
     known:    what was measured before; None measures the errors, and takes the factors of trained
               models. known_as: what messages call it
     progress: called with tensors done and all tensors
 
-    Raises PlanError if the recipe leaves nothing open, and what `make_plan` raises.
+    Raises PlanError, before anything is measured, if the recipe leaves nothing open or its rules
+    allow no file of the size, and what `make_plan` raises.
     """
     recipe = inputs.recipe
-    if not recipe.has_choice:
-        raise PlanError(
-            f"{recipe.path}: has no rule with `choose`, so that its size is fixed; take the recipe"
-            " `budget`, or add rules such as {role: ffn, choose: any}"
-        )
     make = partial(
         make_plan,
         inputs.model,
@@ -147,8 +142,7 @@ def pose(
         split=split,
         grids=inputs.grids,
     )
-    plan = make(recipe, decided={})
-    groups = groups_of(plan, target.share)
+    plan, groups = opened(recipe, target, make)
     n = sum(len(g.tensors) for g in groups)
     if known is None:
         errors = measure_errors(
@@ -165,6 +159,28 @@ def pose(
     return Problem(given, make, plan, groups, errors, damage)
 
 
+def opened(
+    recipe: Recipe, target: Target, make: Callable[..., Plan]
+) -> tuple[Plan, tuple[Group, ...]]:
+    """Return the plan with the types of the most bits, and the groups whose types are open.
+
+    make: makes the plan of a recipe
+
+    Raises PlanError if the recipe leaves nothing open or its rules allow no file of the size, and
+    what `make_plan` raises.
+    """
+    if not recipe.has_choice:
+        raise PlanError(
+            f"{recipe.path}: has no rule with `choose`, so that its size is fixed; take the recipe"
+            " `budget`, or add rules such as {role: ffn, choose: any}"
+        )
+    plan = make(recipe, decided={})
+    groups = groups_of(plan, target.share)
+    if target.is_given:
+        check_possible(plan, groups, target)
+    return plan, groups
+
+
 def _damage(
     group: Group, errors: Mapping[str, TensorErrors], factor: Callable[[str], float]
 ) -> Mapping[str, float]:
@@ -179,24 +195,20 @@ def solve_for(problem: Problem, target: Target) -> Solved:
 
     Raises PlanError if the rules allow no file of that size.
     """
-    goal = _goal(problem.plan, target)
-    open_bytes = sum(
-        Group((t,), ()).n_bytes(t.type) for t in problem.plan.tensors if t.name in problem.open
-    )
-    fixed = goal.counted(problem.plan) - open_bytes
-    room = goal.limit - fixed
+    check_possible(problem.plan, problem.groups, target)
+    goal = goal_of(problem.plan, target)
+    room = goal.limit - fixed_bytes(goal, problem.plan, problem.groups)
     for _ in range(ROUNDS):
         solution = solve(items_of(problem), room)
         if solution is None:
-            raise PlanError(_unreachable(problem, target, goal, fixed))
+            break
         found = _solved(problem, target, goal, solution)
         if goal.counted(found.plan) <= goal.limit:
             return found
         room -= goal.counted(found.plan) - goal.limit
     raise PlanError(
-        f"{problem.given.recipe.path}: no file of {target_text(target)} was found in {ROUNDS}"
-        " tries, because headers and shards change with the types; ask for another size, or without"
-        " shards"
+        f"{problem.given.recipe.path}: no file of {target_text(target)} was found, because headers"
+        " and shards change with the types; ask for another size, or without shards"
     )
 
 
@@ -211,46 +223,6 @@ def asked_of(inputs: Inputs, asked: Target) -> Target:
     return target
 
 
-@dataclass(frozen=True)
-class _Goal:
-    """Bytes that a plan may have, and how they are counted.
-
-    memory: what is needed besides the weights, for `fit`
-    """
-
-    limit: int
-    counted: Callable[[Plan], int]
-    memory: Memory | None = None
-
-
-def _goal(plan: Plan, target: Target) -> _Goal:
-    """Return the limit of a target; raise PlanError if memory has no room for any weights."""
-    if target.size is not None:
-        return _Goal(target.size, file_bytes_of)
-    if target.bpw is not None:
-        return _Goal(int(target.bpw * plan.n_weights / 8), lambda plan: plan.tensor_bytes)
-    assert target.fit is not None, "a target is one of three"
-    memory = memory_of(plan, target.context or CONTEXT)
-    if memory.total >= target.fit:
-        raise PlanError(
-            f"{size_text(target.fit)} have no room for weights: a context of"
-            f" {memory.context:,} tokens takes {size_text(memory.total)}; ask for a shorter one"
-            " (--context)"
-        )
-    return _Goal(target.fit - memory.total, file_bytes_of, memory)
-
-
-def fits(plan: Plan, target: Target) -> bool:
-    """Whether a plan is within a target."""
-    goal = _goal(plan, target)
-    return goal.counted(plan) <= goal.limit
-
-
-def file_bytes_of(plan: Plan) -> int:
-    """Return the bytes of all files of a plan, with headers and padding."""
-    return lay_out(plan).n_bytes
-
-
 def items_of(problem: Problem) -> list[list[Option]]:
     """Return the options of each group: bytes with padding, and expected damage."""
     return [
@@ -259,7 +231,7 @@ def items_of(problem: Problem) -> list[list[Option]]:
     ]
 
 
-def _solved(problem: Problem, target: Target, goal: _Goal, solution: Solution) -> Solved:
+def _solved(problem: Problem, target: Target, goal: Goal, solution: Solution) -> Solved:
     chosen = tuple(g.types[k] for g, k in zip(problem.groups, solution.chosen, strict=True))
     types = {n: t for g, t in zip(problem.groups, chosen, strict=True) for n in g.names}
     recipe = _recipe(problem, target, types, solution)
@@ -291,32 +263,4 @@ def _recipe(
         description=f"{problem.given.recipe.name}, solved for {target_text(target)}",
         head=notes.head(target, solution),
         comment=notes.of,
-    )
-
-
-def _unreachable(problem: Problem, target: Target, goal: _Goal, fixed: int) -> str:
-    """Return why no file is small enough, and the rules that take the most."""
-    least = fixed + sum(min(map(g.n_bytes, g.types)) for g in problem.groups)
-    takes: dict[str, int] = {}
-    for group in problem.groups:
-        small = min(group.types, key=group.n_bytes)
-        for t in group.tensors:
-            one = Group((t,), ()).n_bytes(small)
-            rows = f", rows of {t.n_per_row}" if t.n_per_row % 256 else ""
-            rules = ", ".join(dict.fromkeys(one.rule for one in group.tensors))
-            text = f"{rules} (at least {small.name}{rows})"
-            takes[text] = takes.get(text, 0) + one
-    for t in problem.plan.tensors:
-        if t.name not in problem.open:
-            text = f"{t.rule} ({t.type.name})"
-            takes[text] = takes.get(text, 0) + t.n_bytes
-    largest = sorted(takes.items(), key=lambda pair: -pair[1])[:3]
-    parts = "; ".join(f"{text}: {size_text(n)}" for text, n in largest)
-    smallest = f"{size_text(least)}, {size_text(least - goal.limit)} more"
-    if target.bpw is not None:
-        smallest = f"{8 * least / problem.plan.n_weights:.3f} bits per weight"
-    return (
-        f"{problem.given.recipe.path}: no file of {target_text(target)} is possible: the smallest"
-        f" that the rules allow has {smallest}; the most is taken by {parts}; allow types of fewer"
-        " bits there, or ask for more"
     )

@@ -25,10 +25,11 @@ import dynquant
 from dynquant.arch.base import TensorName
 from dynquant.budget.damage import Factors, layers_in
 from dynquant.budget.errors import WEIGHTS, TensorErrors, rows_hash
+from dynquant.budget.goal import file_bytes_of
 from dynquant.budget.groups import groups_of
 from dynquant.budget.knapsack import solve
 from dynquant.budget.sensitivity import sensitivity_of
-from dynquant.budget.solve import Problem, file_bytes_of, items_of, pose, solve_for
+from dynquant.budget.solve import Problem, items_of, pose, solve_for
 from dynquant.importance.equal import write_equal
 from dynquant.inputs import Inputs
 from dynquant.plan.make import make_plan

@@ -13,9 +13,10 @@ from second_moments import write_importance
 import dynquant
 from dynquant.api import convert_plan
 from dynquant.arch.base import Model, ModelTensor
+from dynquant.budget.goal import file_bytes_of
 from dynquant.budget.memory import memory_of
 from dynquant.budget.sizes import sizes_of
-from dynquant.budget.solve import Problem, Solved, file_bytes_of, pose, solve_for, solve_recipe
+from dynquant.budget.solve import Problem, Solved, pose, solve_for, solve_recipe
 from dynquant.conversion.layout import lay_out
 from dynquant.errors import PlanError
 from dynquant.inputs import Inputs
@@ -172,6 +173,17 @@ def test_a_size_that_cannot_be_says_by_how_much_and_which_rule_stands_in_the_way
     n_open = sum(t.n_rows for t in tensors()[1:] if len(t.shape) > 1)
     assert f"own.yaml:2 (at least Q4_K): {n_open * 144 / 1000:.0f} kB" in message
     assert f"own.yaml:2 (F16): {37 * 512 / 1000:.1f} kB" in message
+
+
+def test_an_impossible_size_is_refused_before_anything_is_measured() -> None:
+    measured: list[int] = []
+    with pytest.raises(PlanError, match="no file of 50"):
+        pose(
+            inputs(),
+            target=Target(size=50_000),
+            progress=lambda done, _: measured.append(done),
+        )
+    assert not measured
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ def test_a_sensitivity_file_of_another_recipe_is_one_error(recipe: Path, tmp_pat
     out = tmp_path / "s.json"
     run("sensitivity", TINY_BOOKS, "-r", recipe, "-o", out)
     recipe.write_text(RECIPE.replace("Q2_K", "Q3_K"))
-    done = run("solve", TINY_BOOKS, "-r", recipe, "--target-bpw", 5, "--sensitivity", out)
+    done = run("solve", TINY_BOOKS, "-r", recipe, "--target-bpw", 6, "--sensitivity", out)
     assert done.code == 1
     assert "has no error of Q3_K; measure with this recipe" in done.err
 
