@@ -44,10 +44,12 @@ class TensorErrors:
 
     relative: by type name, the relative error
     rows:     XXH3-128 of the stored rows that were sampled
+    outputs:  mean square of the outputs, by the sizes of the inputs; None where these are not known
     """
 
     relative: Mapping[str, float]
     rows: str
+    outputs: float | None = None
 
 
 @dataclass
@@ -177,7 +179,16 @@ class _Tensor:
             digest.update(rows.data)
             self._add(matrix, rows, types, sums)
         relative = {name: of_type.relative for name, of_type in sums.items()}
-        return TensorErrors(relative, digest.hexdigest())
+        return TensorErrors(relative, digest.hexdigest(), self._outputs(sums))
+
+    def _outputs(self, sums: Mapping[str, _Sums]) -> float | None:
+        """Return the mean square of the outputs of the sample."""
+        its, n_matrices = self._importance, len(self.runs())
+        known = its is not None and n_matrices == 1 and (h := its.of(0)) is not None
+        if not known or np.ptp(h) == 0:  # equal importance was not measured
+            return None
+        n_rows = sum(run.stop - run.start for runs in self.runs().values() for run in runs)
+        return fsum(next(iter(sums.values())).whole) / n_rows
 
     def runs(self) -> dict[int, list[_Run]]:
         """Return the rows of the sample, by matrix."""

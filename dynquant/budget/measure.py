@@ -57,11 +57,17 @@ def changes_of(problem: Problem, solved: Solved) -> list[Change]:
     groups: dict[str, dict[str, tuple[QuantType, tuple[QuantType, ...]]]] = {}
     for group, chosen in zip(problem.groups, solved.chosen, strict=True):
         for name in group.names:
-            parts = TensorName.parse(name)
-            part = "" if parts.layer is None else f" {parts.layer * PARTS // n_layers + 1}/{PARTS}"
-            groups.setdefault(f"{parts.role}{part}", {})[name] = chosen, group.types
+            groups.setdefault(label_of(name, n_layers), {})[name] = chosen, group.types
     found = (_change(label, tensors, problem.errors) for label, tensors in groups.items())
     return [change for change in found if change is not None]
+
+
+def label_of(name: str, n_layers: int) -> str:
+    """Return the group that a tensor is changed with: its role and part of the depth."""
+    parts = TensorName.parse(name)
+    if parts.layer is None:
+        return parts.role
+    return f"{parts.role} {parts.layer * PARTS // n_layers + 1}/{PARTS}"
 
 
 def _change(

@@ -9,7 +9,7 @@ from math import fsum
 from typing import Any
 
 from dynquant.budget.comments import Notes, short_text, target_text
-from dynquant.budget.damage import Factors, layers_in
+from dynquant.budget.damage import Factors
 from dynquant.budget.errors import TensorErrors, measure_errors
 from dynquant.budget.goal import Goal, check_possible, file_bytes_of, fixed_bytes, goal_of
 from dynquant.budget.groups import Group, groups_of
@@ -152,7 +152,7 @@ def pose(
         check_fit(known, plan, groups, known_as)
         errors = known.errors()
     measured = known.factors() if known else {}
-    factors = Factors(layers_in(t.name for t in plan.tensors), measured)
+    factors = Factors.of_errors((t.name for t in plan.tensors), errors, measured)
     damage = tuple(_damage(group, errors, factors.of) for group in groups)
     uses_imatrix = inputs.imatrix is not None and recipe.importance != "ignored"
     given = Open(inputs.model, recipe, uses_imatrix, inputs.grids)

@@ -23,7 +23,7 @@ from rich.table import Table
 
 import dynquant
 from dynquant.arch.base import TensorName
-from dynquant.budget.damage import Factors, layers_in
+from dynquant.budget.damage import Factors
 from dynquant.budget.errors import WEIGHTS, TensorErrors, rows_hash
 from dynquant.budget.goal import file_bytes_of
 from dynquant.budget.groups import groups_of
@@ -75,7 +75,7 @@ def posed(folder: Path, work: Path) -> Problem:
 
 def expected(problem: Problem, plan: Plan) -> float:
     """Return the damage of a plan's types, by the errors and factors of a problem."""
-    factors = Factors(layers_in(t.name for t in plan.tensors), {})
+    factors = Factors.of_errors((t.name for t in plan.tensors), problem.errors)
     return sum(
         factors.of(t.name) * problem.errors[t.name].relative.get(t.type.name, 0.0)
         for t in plan.tensors

@@ -19,6 +19,8 @@ from dynquant.budget.errors import RUN, TensorErrors, measure_errors, runs_of
 from dynquant.budget.groups import groups_of
 from dynquant.conversion.write import convert_plan
 from dynquant.errors import ConvertError, PlanError
+from dynquant.importance.audit import audit
+from dynquant.importance.equal import write_equal
 from dynquant.plan.make import make_plan
 from dynquant.plan.plan import Plan
 from dynquant.quants import ALL, decode
@@ -81,6 +83,24 @@ def test_feedback_lowers_errors_by_what_it_leaves_on_held_out_text(tmp_path: Pat
     assert lost(after) < lost(before)
     ratio = found[DOWN].relative["Q4_K"] / plain[DOWN].relative["Q4_K"]
     assert ratio == pytest.approx(lost(after) / lost(before), rel=1e-4)
+
+
+def test_outputs_are_as_large_as_the_inputs_say(tmp_path: Path) -> None:
+    plan = planned(tmp_path)
+    found = errors_of(plan)
+    for t in tensors():
+        h = plan.importance[t.name].of(0)
+        assert h is not None
+        expected = (h * np.square(weights_of(t).astype(np.float64))).sum(axis=1).mean()
+        assert found[t.name].outputs == pytest.approx(expected, rel=1e-5)
+
+
+def test_outputs_are_not_known_without_text(tmp_path: Path) -> None:
+    assert {its.outputs for its in errors_of(planned(None)).values()} == {None}
+    write_equal(Model("llama", dict(KEYS), tensors(), {}), tmp_path / "equal.gguf")
+    plan = replace(planned(tmp_path), importance={})
+    equal = audit(dynquant.load_imatrix(tmp_path / "equal.gguf"), tensors())[0]
+    assert {its.outputs for its in errors_of(replace(plan, importance=equal)).values()} == {None}
 
 
 def test_errors_are_the_same_for_any_number_of_threads(tmp_path: Path) -> None:
