@@ -183,11 +183,11 @@ class _Tensor:
 
     def _outputs(self, sums: Mapping[str, _Sums]) -> float | None:
         """Return the mean square of the outputs of the sample."""
-        its, n_matrices = self._importance, len(self.runs())
-        known = its is not None and n_matrices == 1 and (h := its.of(0)) is not None
-        if not known or np.ptp(h) == 0:  # equal importance was not measured
+        runs = self.runs()
+        h = self._importance.of(0) if self._importance and len(runs) == 1 else None
+        if h is None or np.ptp(h) == 0:  # equal importance was not measured
             return None
-        n_rows = sum(run.stop - run.start for runs in self.runs().values() for run in runs)
+        n_rows = sum(run.stop - run.start for run in runs[0])
         return fsum(next(iter(sums.values())).whole) / n_rows
 
     def runs(self) -> dict[int, list[_Run]]:

@@ -16,6 +16,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from dynquant.cli import (
+    auto,
     console,
     convert,
     evaluate,
@@ -46,6 +47,7 @@ app = typer.Typer(
 for command in (
     convert.convert,
     plan.plan,
+    auto.auto,
     solve.solve,
     sensitivity.sensitivity,
     verify.verify,

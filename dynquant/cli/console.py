@@ -43,6 +43,8 @@ class _Log:
 
     format: LogFormat = "text"
     started: float = 0.0
+    warned: set[str] | None = None
+    """Warnings that were written, where each is written once."""
 
 
 def log_as(format_: LogFormat) -> None:
@@ -111,8 +113,22 @@ def talk(text: str, *, quiet: bool = False) -> None:
         _to_stderr(text)
 
 
+@contextlib.contextmanager
+def each_warning_once() -> Generator[None]:
+    """Leave out warnings that were written already, for a command that runs others."""
+    _Log.warned = set()
+    try:
+        yield
+    finally:
+        _Log.warned = None
+
+
 def warn(text: str, *, quiet: bool = False) -> None:
     """Write a warning to stderr."""
+    if _Log.warned is not None:
+        if text in _Log.warned:
+            return
+        _Log.warned.add(text)
     if not quiet and not event("warning", message=text):
         _to_stderr(f"warning: {text}")
 

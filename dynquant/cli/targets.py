@@ -97,6 +97,17 @@ class Asked:
         if self.context is not None and given and given != ["--fit"]:
             raise typer.BadParameter("--context is for --fit; leave it out")
 
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The options as a command line has them, without --sensitivity."""
+        given = {
+            "--target-size": self.size,
+            "--target-bpw": self.bpw,
+            "--fit": self.fit,
+            "--context": self.context,
+        }
+        return tuple(str(word) for name, v in given.items() if v is not None for word in (name, v))
+
     def target(self) -> Target:
         """Return what the options say."""
         from dynquant.recipe.target import Target

@@ -16,7 +16,7 @@ _NS = {
     32: "IQ2_XXS IQ2_S IQ1_S IQ1_M",
     64: "IQ3_S IQ3_XXS IQ2_XS",
 }
-_EXPECTED = {
+EXPECTED = {
     **dict.fromkeys(KEPT, 1e-9),  # copied, as floats are
     **{name: ns * 1e-9 for ns, names in _NS.items() for name in names.split()},
 }
@@ -49,12 +49,12 @@ class Estimate:
 
     def seconds_left(self, n_threads: int) -> float | None:
         """Return the seconds until the rest is written; None before the first weights are."""
-        expected = sum(n * _EXPECTED[name] for name, n in self._weights.items())
+        expected = sum(n * EXPECTED[name] for name, n in self._weights.items())
         if not expected:
             return None
         slower = sum(self._seconds.values()) / expected
         left = 0.0
         for name, n in self._left.items():
             done = self._weights[name]
-            left += n * (self._seconds[name] / done if done else _EXPECTED[name] * slower)
+            left += n * (self._seconds[name] / done if done else EXPECTED[name] * slower)
         return left / n_threads
