@@ -185,7 +185,7 @@ def auto(
 
     if unknown := [name for name in skip or () if name not in SKIPPABLE]:
         raise typer.BadParameter(
-            f"{', '.join(unknown)}: is none of {', '.join(SKIPPABLE)}", param_hint="--skip"
+            f"{', '.join(unknown)}: is not one of {', '.join(SKIPPABLE)}", param_hint="--skip"
         )
     wanted = Wanted(
         model,

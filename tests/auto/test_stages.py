@@ -1,4 +1,4 @@
-"""The stages of `auto`: commands that follow from what is asked for, and what of them is done."""
+"""The stages of `auto`: commands that follow from what is asked for, and which are done."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_stages_are_done_one_after_the_other(bench: Bench) -> None:
     assert bench.in_way() == []
 
 
-def test_a_changed_model_makes_all_stages_anew(bench: Bench) -> None:
+def test_a_changed_model_makes_all_stages_again(bench: Bench) -> None:
     bench.do(0)
     bench.do(1)
     bench.fact = "2"

@@ -45,6 +45,7 @@ ROOMS = (
     "evaluate",
     "calibrate",
     "budget",
+    "auto",
     "report",
     "release",
     "api",
