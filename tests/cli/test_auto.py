@@ -180,6 +180,7 @@ def test_without_the_extra_importance_is_left_out_and_said(
 @pytest.mark.slow
 @pytest.mark.torch
 def test_importance_is_computed_and_moments_are_used(tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="needs the extra calibrate")
     text, own = tmp_path / "c.txt", tmp_path / "own.yaml"
     text.write_text(TEXTS[0] * 8)
     own.write_text(RECIPE.replace("Q2_K", "IQ2_XXS"))
