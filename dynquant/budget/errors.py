@@ -1,8 +1,9 @@
 """What each type would do to each tensor: relative errors, from a sample of the rows.
 
-The error of a tensor is sum h e^2 / sum h w^2, with h the mean squares of its inputs, encoded with
-the importance alone. Means of inputs and error feedback make the outputs better than this sum says:
-where moments are there, it is multiplied by what they leave of the outputs' error on held-out text.
+The error of a tensor is sum h e^2 / sum h w^2, with h the mean squares of its inputs, limited to
+what is usual, encoded with the importance alone. Means of inputs and error feedback make the
+outputs better than this sum says: where moments are there, it is multiplied by what they leave of
+the outputs' error on held-out text.
 
 The same model gives the same numbers on every machine, for any number of threads.
 """
@@ -23,7 +24,7 @@ from dynquant.errors import ConvertError
 from dynquant.feedback.factors import Factors
 from dynquant.plan.objective import search_for
 from dynquant.plan.plan import Plan, TensorPlan
-from dynquant.quants.codec import NotFiniteError, decode
+from dynquant.quants.codec import NotFiniteError, decode, error_sums
 from dynquant.quants.encoder import CORE, Batch, Encoded, Encoder, uses_means
 from dynquant.quants.feedback import Feedback, output_errors
 from dynquant.quants.table import ALL, FLOATS, QuantType
@@ -36,6 +37,9 @@ RUN = 16
 """Neighbouring rows of a sample: the encoders work on so many at a time."""
 
 MIN_RUNS = 4
+
+USUAL = 0.99
+"""Part of the channels whose inputs count as they are."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +133,16 @@ def measure_errors(
     return found
 
 
+def usual_inputs(importance: F32) -> F32:
+    """Return the mean squares of inputs, with those of a hundredth of the channels limited.
+
+    The first token of a text has activations in a few channels that are a thousand times larger
+    than any other's. They would be most of a mean square, and harm by an error next to nothing:
+    the channels that all other tokens need would not count.
+    """
+    return np.minimum(importance, np.quantile(importance, USUAL, method="higher"))
+
+
 def rows_hash(plan: Plan, tensor: TensorPlan, weights: int = WEIGHTS) -> str:
     """Return the hash of the rows of a tensor that `measure_errors` samples."""
     sampled = _Tensor(plan, tensor, None, weights, CORE)
@@ -217,23 +231,24 @@ class _Tensor:
             rows, stored = decode(blocks, stored, n).reshape(-1).view(np.uint8), ALL["F32"]
         importance = self._importance.of(matrix) if self._importance else None
         share = self._share(matrix)
+        usual = None if importance is None else usual_inputs(importance)
         better = self._better(matrix, importance)
         for qtype in types:
             batch = Batch(rows, stored, n, qtype, importance, self._search)
-            encoded = self._encode(batch, measure=True)
-            its = sums[qtype.name]
-            its.lost.append(share * encoded.sums.difference)
-            its.whole.append(share * encoded.sums.original)
+            encoded = self._encode(batch, measure=False)
+            its, found = sums[qtype.name], error_sums(rows, stored, n, qtype, encoded.blocks, usual)
+            its.lost.append(share * found.difference)
+            its.whole.append(share * found.original)
             if better is None or qtype.is_float:
                 continue
             mean = better.mean if uses_means(qtype) else None
             final = replace(batch, mean=mean, feedback=better.feedback)
-            for blocks, found in (
+            for blocks, added in (
                 (encoded.blocks, its.plain),
                 (self._encode(final, measure=False).blocks, its.final),
             ):
                 errors = output_errors(rows, stored, n, qtype, blocks, better.panels)
-                found.append(share * fsum(errors))
+                added.append(share * fsum(errors))
 
     def _better(self, matrix: int, importance: F32 | None) -> _Better | None:
         """Return what a conversion knows besides the importance; None if text cannot judge it."""

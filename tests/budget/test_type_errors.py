@@ -15,7 +15,7 @@ from second_moments import write_importance
 
 import dynquant
 from dynquant.arch.base import Model, ModelTensor
-from dynquant.budget.errors import RUN, TensorErrors, measure_errors, runs_of
+from dynquant.budget.errors import RUN, TensorErrors, measure_errors, runs_of, usual_inputs
 from dynquant.budget.groups import groups_of
 from dynquant.conversion.write import convert_plan
 from dynquant.errors import ConvertError, PlanError
@@ -34,6 +34,13 @@ def weights_of(tensor: ModelTensor) -> np.ndarray:
     raw = np.empty(tensor.n_rows * tensor.n_per_row * 4, np.uint8)
     tensor.source.read(0, tensor.n_rows, raw)
     return raw.view(np.float32).reshape(-1, tensor.n_per_row)
+
+
+def usual(plan: Plan, name: str) -> np.ndarray:
+    """Return a tensor's importance, of which the largest hundredth counts as the one after it."""
+    h = plan.importance[name].of(0)
+    assert h is not None
+    return np.minimum(h, np.sort(h)[-(len(h) // 100) - 1])
 
 
 def converted(plan: Plan, kind: str, out: Path) -> dict[str, np.ndarray]:
@@ -59,8 +66,7 @@ def test_errors_are_those_of_a_conversion(tmp_path: Path, *, with_importance: bo
         decoded = converted(plan, kind, tmp_path / "out.gguf")
         for t in tensors():
             w = weights_of(t).astype(np.float64)
-            h = plan.importance[t.name].of(0) if with_importance else np.ones(t.n_per_row)
-            assert h is not None
+            h = usual(plan, t.name) if with_importance else np.ones(t.n_per_row)
             expected = (h * np.square(w - decoded[t.name])).sum() / (h * np.square(w)).sum()
             assert found[t.name].relative[kind] == pytest.approx(expected, rel=1e-5)
 
@@ -89,8 +95,7 @@ def test_outputs_are_as_large_as_the_inputs_say(tmp_path: Path) -> None:
     plan = planned(tmp_path)
     found = errors_of(plan)
     for t in tensors():
-        h = plan.importance[t.name].of(0)
-        assert h is not None
+        h = usual(plan, t.name)
         expected = (h * np.square(weights_of(t).astype(np.float64))).sum(axis=1).mean()
         assert found[t.name].outputs == pytest.approx(expected, rel=1e-5)
 
@@ -101,6 +106,18 @@ def test_outputs_are_not_known_without_text(tmp_path: Path) -> None:
     plan = replace(planned(tmp_path), importance={})
     equal = audit(dynquant.load_imatrix(tmp_path / "equal.gguf"), tensors())[0]
     assert {its.outputs for its in errors_of(replace(plan, importance=equal)).values()} == {None}
+
+
+def test_channels_of_a_few_tokens_do_not_hide_the_others(tmp_path: Path) -> None:
+    plan = planned(tmp_path, "[IQ2_XXS]")
+    h = plan.importance[DOWN].of(0)
+    assert h is not None
+    massive = h.copy()
+    massive[[3, 77]] *= 1e6
+    found = usual_inputs(massive)
+    assert (np.delete(found, [3, 77]) <= h.max()).all()
+    assert found.max() == np.sort(massive)[-len(h) // 100]
+    assert (found == massive).mean() > 0.98
 
 
 def test_errors_are_the_same_for_any_number_of_threads(tmp_path: Path) -> None:
