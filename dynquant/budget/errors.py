@@ -20,6 +20,7 @@ import xxhash
 
 from dynquant.arrays import F32, U8
 from dynquant.budget.groups import Group
+from dynquant.budget.sample import Run, read_runs, runs_of, usual_inputs
 from dynquant.errors import ConvertError
 from dynquant.feedback.factors import Factors
 from dynquant.plan.objective import search_for
@@ -28,18 +29,10 @@ from dynquant.quants.codec import NotFiniteError, decode, error_sums
 from dynquant.quants.encoder import CORE, Batch, Encoded, Encoder, uses_means
 from dynquant.quants.feedback import Feedback, output_errors
 from dynquant.quants.table import ALL, FLOATS, QuantType
-from dynquant.tensors import TensorSource, row_bytes
+from dynquant.tensors import TensorSource
 
 WEIGHTS = 1 << 19
 """Weights of a tensor that are encoded with each type, about; all of a smaller one."""
-
-RUN = 16
-"""Neighbouring rows of a sample: the encoders work on so many at a time."""
-
-MIN_RUNS = 4
-
-USUAL = 0.99
-"""Part of the channels whose inputs count as they are."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +41,10 @@ class TensorErrors:
 
     relative: by type name, the relative error
     rows:     XXH3-128 of the stored rows that were sampled
-    outputs:  mean square of the outputs, by the sizes of the inputs; None where these are not known
     """
 
     relative: Mapping[str, float]
     rows: str
-    outputs: float | None = None
 
 
 @dataclass
@@ -71,35 +62,6 @@ class _Sums:
         whole, plain = fsum(self.whole), fsum(self.plain)
         left = min(1.0, fsum(self.final) / plain) if plain else 1.0
         return left * fsum(self.lost) / whole if whole else 0.0
-
-
-@dataclass(frozen=True)
-class _Run:
-    """Rows start..stop of one matrix of a tensor."""
-
-    matrix: int
-    start: int
-    stop: int
-
-
-def runs_of(n_rows: int, n_matrices: int, n_per_row: int, weights: int = WEIGHTS) -> list[_Run]:
-    """Return runs of rows, in equal distances over all matrices; all rows of a small tensor.
-
-    A run does not leave its matrix.
-    """
-    rows_of_matrix = n_rows // n_matrices
-    n = max(MIN_RUNS, weights // (RUN * n_per_row))
-    starts = range(0, rows_of_matrix, RUN)
-    every = [(m, start) for m in range(n_matrices) for start in starts]
-    taken = every if n >= len(every) else [every[k * (len(every) - 1) // (n - 1)] for k in range(n)]
-    return [
-        _Run(
-            m,
-            m * rows_of_matrix + start,
-            m * rows_of_matrix + min(start + RUN, rows_of_matrix),
-        )
-        for m, start in taken
-    ]
 
 
 def measure_errors(
@@ -131,16 +93,6 @@ def measure_errors(
             if progress:
                 progress(len(found))
     return found
-
-
-def usual_inputs(importance: F32) -> F32:
-    """Return the mean squares of inputs, with those of a hundredth of the channels limited.
-
-    The first token of a text has activations in a few channels that are a thousand times larger
-    than any other's. They would be most of a mean square, and harm by an error next to nothing:
-    the channels that all other tokens need would not count.
-    """
-    return np.minimum(importance, np.quantile(importance, USUAL, method="higher"))
 
 
 def rows_hash(plan: Plan, tensor: TensorPlan, weights: int = WEIGHTS) -> str:
@@ -193,33 +145,19 @@ class _Tensor:
             digest.update(rows.data)
             self._add(matrix, rows, types, sums)
         relative = {name: of_type.relative for name, of_type in sums.items()}
-        return TensorErrors(relative, digest.hexdigest(), self._outputs(sums))
+        return TensorErrors(relative, digest.hexdigest())
 
-    def _outputs(self, sums: Mapping[str, _Sums]) -> float | None:
-        """Return the mean square of the outputs of the sample."""
-        runs = self.runs()
-        h = self._importance.of(0) if self._importance and len(runs) == 1 else None
-        if h is None or np.ptp(h) == 0:  # equal importance was not measured
-            return None
-        n_rows = sum(run.stop - run.start for run in runs[0])
-        return fsum(next(iter(sums.values())).whole) / n_rows
-
-    def runs(self) -> dict[int, list[_Run]]:
+    def runs(self) -> dict[int, list[Run]]:
         """Return the rows of the sample, by matrix."""
         n_matrices = self._importance.n_matrices if self._importance else 1
-        found: dict[int, list[_Run]] = {}
+        found: dict[int, list[Run]] = {}
         for run in runs_of(self._n_rows, n_matrices, self._tensor.n_per_row, self._weights):
             found.setdefault(run.matrix, []).append(run)
         return found
 
-    def read(self, runs: Iterable[_Run]) -> U8:
+    def read(self, runs: Iterable[Run]) -> U8:
         """Return the stored bytes of some rows."""
-        parts: list[U8] = []
-        for run in runs:
-            rows = np.empty((run.stop - run.start) * row_bytes(self._source), np.uint8)
-            self._source.read(run.start, run.stop, rows)
-            parts.append(rows)
-        return np.concatenate(parts)
+        return read_runs(self._source, runs)
 
     def _add(
         self, matrix: int, rows: U8, types: Iterable[QuantType], sums: Mapping[str, _Sums]

@@ -32,8 +32,6 @@ class TensorPart(Part):
     """XXH3-128 of the stored rows that were sampled."""
     errors: dict[str, Figure]
     """Relative error by type."""
-    outputs: Figure | None = None
-    """Mean square of its outputs; null where its inputs are not known."""
 
 
 class GroupPart(Part):
@@ -107,7 +105,7 @@ class Sensitivity(Part):
 
     def errors(self) -> dict[str, TensorErrors]:
         """Return the errors of tensors, by name."""
-        return {name: TensorErrors(t.errors, t.rows, t.outputs) for name, t in self.tensors.items()}
+        return {name: TensorErrors(t.errors, t.rows) for name, t in self.tensors.items()}
 
     def factors(self) -> dict[str, float]:
         """Return the factors of damage that were measured, by tensor.
@@ -131,12 +129,7 @@ def sensitivity_of(plan: Plan, errors: Mapping[str, TensorErrors], weights: int)
         inputs=_inputs(plan),
         weights=weights,
         tensors={
-            name: TensorPart(
-                shape=shapes[name],
-                rows=its.rows,
-                errors=dict(its.relative),
-                outputs=its.outputs,
-            )
+            name: TensorPart(shape=shapes[name], rows=its.rows, errors=dict(its.relative))
             for name, its in errors.items()
         },
     )

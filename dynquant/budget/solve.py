@@ -152,7 +152,7 @@ def pose(
         check_fit(known, plan, groups, known_as)
         errors = known.errors()
     measured = known.factors() if known else {}
-    factors = Factors.of_errors((t.name for t in plan.tensors), errors, measured)
+    factors = Factors.of_plan(plan, measured)
     damage = tuple(_damage(group, errors, factors.of) for group in groups)
     uses_imatrix = inputs.imatrix is not None and recipe.importance != "ignored"
     given = Open(inputs.model, recipe, uses_imatrix, inputs.grids)

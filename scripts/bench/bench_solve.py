@@ -75,7 +75,7 @@ def posed(folder: Path, work: Path) -> Problem:
 
 def expected(problem: Problem, plan: Plan) -> float:
     """Return the damage of a plan's types, by the errors and factors of a problem."""
-    factors = Factors.of_errors((t.name for t in plan.tensors), problem.errors)
+    factors = Factors.of_plan(plan)
     return sum(
         factors.of(t.name) * problem.errors[t.name].relative.get(t.type.name, 0.0)
         for t in plan.tensors

@@ -2,45 +2,64 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pytest
 
 from dynquant.budget.damage import Factors
-from dynquant.budget.errors import TensorErrors
+from dynquant.budget.stream import Stream
 
-LAYERS = tuple(f"blk.{n}.ffn_down.weight" for n in range(8))
+DOWN = tuple(f"blk.{n}.ffn_down.weight" for n in range(8))
+UP = tuple(f"blk.{n}.ffn_up.weight" for n in range(8))
+Shares = Mapping[tuple[int, str], float]
 
 
-def factors(*more: str, outputs: float | None = None, **measured: float) -> Factors:
-    last = "output.weight" if "output.weight" in more else "token_embd.weight"
-    errors = {last: TensorErrors({}, "", outputs)}
-    names = ("token_embd.weight", *LAYERS, *more)
-    return Factors.of_errors(names, errors, {f"{k}.weight": v for k, v in measured.items()})
+def factors(
+    *,
+    tied: bool = True,
+    logits: float | None = None,
+    shares: Shares | None = None,
+    measured: Mapping[str, float] | None = None,
+) -> Factors:
+    return Factors(8, measured or {}, tied, Stream(shares or {}, logits))
 
 
 def test_a_measured_factor_is_taken() -> None:
-    assert factors(token_embd=3.5).of("token_embd.weight") == 3.5
+    its = factors(measured={"token_embd.weight": 3.5, DOWN[0]: 0.25}, shares={(0, "ffn"): 0.5})
+    assert its.of("token_embd.weight") == 3.5
+    assert its.of(DOWN[0]) == 0.25
 
 
 def test_errors_of_the_logits_cost_as_much_as_the_logits_are_large() -> None:
-    small, large = (factors(outputs=n).of("token_embd.weight") for n in (2.0, 200.0))
+    small, large = (factors(logits=n).of("token_embd.weight") for n in (2.0, 200.0))
     assert large == pytest.approx(100 * small)
 
 
 def test_only_the_matrix_that_makes_the_logits_has_their_factor() -> None:
-    untied = factors("output.weight", outputs=200.0)
-    assert untied.of("output.weight") == factors(outputs=200.0).of("token_embd.weight")
-    assert untied.of("token_embd.weight") == factors("output.weight").of("token_embd.weight")
+    untied = factors(tied=False, logits=200.0)
+    assert untied.of("output.weight") == factors(logits=200.0).of("token_embd.weight")
+    assert untied.of("token_embd.weight") == factors(tied=False).of("token_embd.weight")
 
 
 def test_without_the_size_of_the_logits_they_have_a_usual_factor() -> None:
-    assert factors().of("token_embd.weight") > 30 * max(map(factors().of, LAYERS))
+    assert factors().of("token_embd.weight") > 30 * max(map(factors().of, DOWN))
 
 
 def test_layers_have_the_factors_of_their_part_of_the_depth() -> None:
-    found = [factors().of(name) for name in LAYERS]
+    found = [factors().of(name) for name in DOWN]
     assert found[::2] == found[1::2]
     assert found[0] > found[2]
+
+
+def test_layers_that_add_more_to_the_stream_cost_more() -> None:
+    shares = {(n, "ffn"): 0.9 if n == 0 else 0.1 for n in range(8)}
+    found = factors(shares=shares)
+    for names in (DOWN, UP):
+        first, second, third, fourth = map(found.of, names[:4])
+        assert first > 4 * second
+        assert third == fourth == pytest.approx(factors().of(names[2]))
+    assert found.of("blk.0.attn_q.weight") == factors().of("blk.0.attn_q.weight")
 
 
 def test_the_factor_of_logits_is_of_the_order_of_their_divergence() -> None:
@@ -55,5 +74,5 @@ def test_the_factor_of_logits_is_of_the_order_of_their_divergence() -> None:
 
     p, q = log_softmax(logits), log_softmax(noisy)
     divergence = float((np.exp(p) * (p - q)).sum(axis=1).mean())
-    expected = 1e-3 * factors(outputs=9.0).of("token_embd.weight")
+    expected = 1e-3 * factors(logits=9.0).of("token_embd.weight")
     assert expected == pytest.approx(divergence, rel=0.5)

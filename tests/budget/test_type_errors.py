@@ -15,12 +15,11 @@ from second_moments import write_importance
 
 import dynquant
 from dynquant.arch.base import Model, ModelTensor
-from dynquant.budget.errors import RUN, TensorErrors, measure_errors, runs_of, usual_inputs
+from dynquant.budget.errors import WEIGHTS, TensorErrors, measure_errors
 from dynquant.budget.groups import groups_of
+from dynquant.budget.sample import RUN, runs_of, usual_inputs
 from dynquant.conversion.write import convert_plan
 from dynquant.errors import ConvertError, PlanError
-from dynquant.importance.audit import audit
-from dynquant.importance.equal import write_equal
 from dynquant.plan.make import make_plan
 from dynquant.plan.plan import Plan
 from dynquant.quants import ALL, decode
@@ -91,23 +90,6 @@ def test_feedback_lowers_errors_by_what_it_leaves_on_held_out_text(tmp_path: Pat
     assert ratio == pytest.approx(lost(after) / lost(before), rel=1e-4)
 
 
-def test_outputs_are_as_large_as_the_inputs_say(tmp_path: Path) -> None:
-    plan = planned(tmp_path)
-    found = errors_of(plan)
-    for t in tensors():
-        h = usual(plan, t.name)
-        expected = (h * np.square(weights_of(t).astype(np.float64))).sum(axis=1).mean()
-        assert found[t.name].outputs == pytest.approx(expected, rel=1e-5)
-
-
-def test_outputs_are_not_known_without_text(tmp_path: Path) -> None:
-    assert {its.outputs for its in errors_of(planned(None)).values()} == {None}
-    write_equal(Model("llama", dict(KEYS), tensors(), {}), tmp_path / "equal.gguf")
-    plan = replace(planned(tmp_path), importance={})
-    equal = audit(dynquant.load_imatrix(tmp_path / "equal.gguf"), tensors())[0]
-    assert {its.outputs for its in errors_of(replace(plan, importance=equal)).values()} == {None}
-
-
 def test_channels_of_a_few_tokens_do_not_hide_the_others(tmp_path: Path) -> None:
     plan = planned(tmp_path, "[IQ2_XXS]")
     h = plan.importance[DOWN].of(0)
@@ -142,7 +124,7 @@ def test_runs_are_spread_over_all_matrices_and_leave_none() -> None:
 
 
 def test_a_small_tensor_is_read_whole() -> None:
-    runs = runs_of(50, 2, 256)
+    runs = runs_of(50, 2, 256, WEIGHTS)
     assert [(r.start, r.stop) for r in runs] == [(0, 16), (16, 25), (25, 41), (41, 50)]
 
 
