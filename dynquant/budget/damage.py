@@ -75,7 +75,7 @@ logits is not known."""
 class Factors:
     """The damage of an error by tensor: KL divergence in nats for each unit of relative error.
 
-    measured: by tensor name
+    measured: by tensor name, for the mean of a part of the depth
     n_layers: of the model
     is_tied:  whether the embedding makes the logits, too
     stream:   what layers add, and the logits
@@ -94,13 +94,12 @@ class Factors:
 
     def of(self, name: str) -> float:
         """Return the factor of a tensor."""
-        if name in self.measured:
-            return self.measured[name]
         parts = TensorName.parse(name)
         if parts.layer is None:
-            return self._of_no_layer(parts.role)
+            return self.measured.get(name) or self._of_no_layer(parts.role)
         part = self._part(parts.layer)
-        factor = _MIDDLE * _PRIORS.get(parts.role, _OTHER_ROLES)[part]
+        usual = _MIDDLE * _PRIORS.get(parts.role, _OTHER_ROLES)[part]
+        factor = self.measured.get(name, usual)
         if (share := self.stream.share(name)) is None:
             return factor
         return factor * (share / self._mean_shares[branch_of(parts.role), part]) ** _POWER

@@ -6,6 +6,7 @@ is refused for other weights, another importance, other moments, or other encode
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
@@ -16,6 +17,7 @@ from dynquant.budget.errors import TensorErrors, rows_hash
 from dynquant.budget.groups import Group
 from dynquant.distribution import our_version
 from dynquant.errors import PlanError
+from dynquant.figures import counted
 from dynquant.json_documents import Count, Figure, Part, Sha256, document_text, read_document
 from dynquant.name_lists import grouped
 from dynquant.plan.feedback import settings_text
@@ -64,6 +66,13 @@ class MeasuredPart(Part):
     """Mean KL divergence of its file."""
     groups: list[GroupPart]
     """What was measured so far."""
+
+    @property
+    def text(self) -> str:
+        """What was measured, for a message."""
+        found = re.search(r"^name: *(.+)$", self.recipe, re.MULTILINE)
+        around = f" around {found[1]}" if found else ""
+        return f"factors of {counted(len(self.groups), 'group')}, measured{around}"
 
     def is_of(self, other: MeasuredPart) -> bool:
         """Whether its groups were measured around the same solution, on the same tokens."""

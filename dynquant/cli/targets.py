@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dynquant.cli import console
 from dynquant.cli.options import size_of
 
 if TYPE_CHECKING:
@@ -143,6 +144,8 @@ def posed(
 
     target = asked_of(inputs, asked.target())
     known = read_sensitivity(asked.sensitivity) if asked.sensitivity else None
+    if known and known.measured:
+        console.talk(f"{asked.sensitivity}: {known.measured.text}", quiet=quiet)
     with counting("measuring the types", quiet=quiet) as progress:
         problem = pose(
             inputs,
