@@ -2,20 +2,22 @@
 
     pip install -e '.[dev]'
     python scripts/studies/measure_damage.py MODEL --imatrix FILE --moments FILE --text FILE \
-        [--windows 16] [--mixes 60] --json OUT.json
+        [--windows 16] [--mixes 60] [--each ROLE] --json OUT.json
 
-MODEL is a checkpoint or a GGUF with float weights. Two kinds of files are made and compared with
+MODEL is a checkpoint or a GGUF with float weights. Three kinds of files are made and compared with
 the model over the text's first windows of 512 tokens, the second half of each:
 
     groups  the tensors of one role in one part of the depth are quantized, all else is F16; with
             two types, of few and of more bits
     mixes   every tensor has a type that is drawn for it, around a number of bits that is drawn for
             the mix
+    each    one tensor of the roles of --each is quantized, with few bits, all else is F16
 
 The JSON has for each file its KL divergence (`kl`, of each window `windows`), and of each quantized
-tensor its type, `diagonal`: sum h e^2 / sum h w^2, with h the mean squares of the inputs, and
-`output`: the same ratio for the outputs on the held-out windows of the moments. Without `output`
-(the embedding), moments have no input of the tensor. fit_damage.py reads these files.
+tensor its type, `diagonal`: sum h e^2 / sum h w^2, with h the mean squares of the inputs, limited
+as dynquant/budget/sample.py does, and `output`: the same ratio for the outputs on the held-out
+windows of the moments. Without `output` (the embedding), moments have no input of the tensor.
+fit_damage.py reads these files.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ from replicas import InMemory, replica, weights_of
 import dynquant
 from dynquant.arch.base import ModelTensor
 from dynquant.arrays import F32
+from dynquant.budget.sample import usual_inputs
 from dynquant.conversion.write import convert_plan
 from dynquant.importance.audit import audit
 from dynquant.plan.make import make_plan
@@ -109,7 +112,7 @@ class Study:
             h = its.of(i) if its else None
             y = decode(encode(x, kind, h), kind, n)
             decoded.append(y)
-            weight = np.ones(n) if h is None else h.astype(np.float64)
+            weight = np.ones(n) if h is None else usual_inputs(h).astype(np.float64)
             pairs = [("diagonal", (x - y) * np.sqrt(weight), x * np.sqrt(weight))]
             if sums is not None:
                 s = sums[i % len(sums)].T
@@ -156,16 +159,17 @@ def main() -> None:
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--windows", type=int, default=16, help="of 512 tokens")
     parser.add_argument("--mixes", type=int, default=60)
+    parser.add_argument("--each", action="append", default=[], metavar="ROLE")
     parser.add_argument("--threads", type=int, default=2, help="of llama.cpp")
     parser.add_argument("--json", type=Path, required=True, help="resumed if it is there")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         study = Study(given, Path(folder))
         document: dict[str, Any] = {"model": given.model.name, "n_layers": study.n_layers}
-        document |= {"groups": [], "mixes": []}
+        document |= {"groups": [], "mixes": [], "each": []}
         if given.json.exists():
-            document = json.loads(given.json.read_text("utf-8"))
-        known = {one["label"] for kind in ("groups", "mixes") for one in document[kind]}
+            document |= json.loads(given.json.read_text("utf-8"))
+        known = {one["label"] for kind in ("groups", "mixes", "each") for one in document[kind]}
 
         def measured(kind: str, label: str, types: Mapping[str, str]) -> None:
             if label in known:
@@ -179,6 +183,10 @@ def main() -> None:
                 types = {t.name: study.fitting(t) for t in tensors}
                 chosen = {n: names[int(position * len(names))] for n, names in types.items()}
                 measured("groups", f"{label} {'few' if position < 0.5 else 'more'}", chosen)
+        for t in study.tensors:
+            if t.parts.role in given.each:
+                names = study.fitting(t)
+                measured("each", t.name, {t.name: names[len(names) // 4]})
         rng = np.random.default_rng(0)
         for i in range(given.mixes):
             middle = rng.uniform(0, 1)

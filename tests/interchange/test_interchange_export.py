@@ -60,11 +60,12 @@ def test_every_tensor_gets_its_type_from_its_first_word(name: str, shapes: Shape
 def test_the_list_is_as_short_as_its_recipe() -> None:
     text = tensor_types(tensors_of(dense(32)), types_by("dynamic-4bit", dense(32)))
     assert text.splitlines() == [
-        r"^blk\.([4-9]|1[0-9]|2[0-7])\.ffn_down\.weight$=q4_k",
+        r"^blk\.([1-9]|[12][0-9]|30)\.(ffn_gate|ffn_up)\.weight$=q4_k",
+        r"^blk\.([3-9]|1[0-9]|2[0-8])\.ffn_down\.weight$=q4_k",
         r"^(token_embd|output)\.weight$=q6_k",
         r"^blk\.[0-9]+\.attn_v\.weight$=q6_k",
-        r"^blk\.[0-9]+\.(attn_k|ffn_down)\.weight$=q5_k",
-        r"^blk\.[0-9]+\.(attn_q|attn_output|ffn_gate|ffn_up)\.weight$=q4_k",
+        r"^blk\.[0-9]+\.(attn_k|ffn_gate|ffn_up|ffn_down)\.weight$=q5_k",
+        r"^blk\.[0-9]+\.(attn_q|attn_output)\.weight$=q4_k",
     ]
 
 

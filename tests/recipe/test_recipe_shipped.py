@@ -124,7 +124,7 @@ COUNTS = {
     ("bf16", "Llama-3.1-8B"): {"BF16": 226, "F32": 65},
     ("q8_0", "Llama-3.1-8B"): {"Q8_0": 226, "F32": 65},
     # output, token_embd, 32 attn_v; 32 attn_k, 8 ffn_down
-    ("dynamic-4bit", "Llama-3.1-8B"): {"Q6_K": 34, "Q5_K": 40, "Q4_K": 152, "F32": 65},
+    ("dynamic-4bit", "Llama-3.1-8B"): {"Q6_K": 34, "Q5_K": 42, "Q4_K": 150, "F32": 65},
     ("dynamic-6bit", "Llama-3.1-8B"): {"Q8_0": 42, "Q6_K": 184, "F32": 65},
     ("f32", "tiny-books"): {"F32": 46},
     ("bf16", "tiny-books"): {"BF16": 29, "F32": 17},
