@@ -56,10 +56,13 @@ _OTHER_ROLES: _Parts = (1.5, 1.0, 1.0, 1.0)
 _MIDDLE = 0.07
 """The geometric mean of a model's layers: 0.12, 0.010, 0.067 and 0.103 in those four."""
 
-_POWER = 0.7
+_POWER = 0.5
 """How much layers of one part of the depth differ: between 0, not at all, and 1, as much as what
-they add to the stream. In SmolLM2, ffn_down of the first layer and of the last have 5 and 15 times
-the factor of their neighbours, and add 5 and 4 times as much."""
+they add to the stream. One ffn_down at a time in SmolLM2 and Gemma 3 (measure_damage.py --each):
+layers that add more cost more, such as the first of both, and Gemma's fourth."""
+
+_LAST, _DEEP = 2.5, 8
+"""The last feed-forward network of deep models, beside the share that it adds: 5 and 2.4 times."""
 
 _LOGITS = 0.36
 """Divergence for each unit of the mean square of the logits' errors. Independent errors of small
@@ -100,6 +103,8 @@ class Factors:
         part = self._part(parts.layer)
         usual = _MIDDLE * _PRIORS.get(parts.role, _OTHER_ROLES)[part]
         factor = self.measured.get(name, usual)
+        if self.n_layers >= _DEEP and parts.layer == self.n_layers - 1 and "ffn" in parts.role:
+            factor *= _LAST
         if (share := self.stream.share(name)) is None:
             return factor
         return factor * (share / self._mean_shares[branch_of(parts.role), part]) ** _POWER
