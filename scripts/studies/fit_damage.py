@@ -14,6 +14,8 @@ the mixes of each model, Spearman's correlation of the KL divergence with predic
     measured   factors of the model's own groups
     scale      measured KL divergence over predicted damage, by the model's own groups: the
                geometric mean of the mixes, and by what factor most differ from it
+
+Third table, where tensors were measured one at a time (--each): their factors by layer.
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ class Measured:
     n_layers: int
     factors: Mapping[tuple[str, int | None], float]
     mixes: Sequence[Mapping[str, Any]]
+    each: Sequence[Mapping[str, Any]]
 
     @classmethod
     def read(cls, path: Path) -> Measured:
@@ -55,7 +58,8 @@ class Measured:
             for group in found["groups"]
             if group["label"].endswith(" few")
         }
-        return cls(found["model"], found["n_layers"], factors, found["mixes"])
+        each = found.get("each", [])
+        return cls(found["model"], found["n_layers"], factors, found["mixes"], each)
 
     @property
     def middle(self) -> float:
@@ -67,6 +71,15 @@ class Measured:
     def relative(self) -> dict[tuple[str, int | None], float]:
         """Return the factors over their middle."""
         return {key: factor / self.middle for key, factor in self.factors.items()}
+
+    def by_layer(self) -> dict[str, dict[int, float]]:
+        """Return the factors of tensors that were measured one at a time, by role and layer."""
+        found: dict[str, dict[int, float]] = {}
+        for one in self.each:
+            _, layer, role, _ = one["label"].split(".")
+            error = one["tensors"][one["label"]]["diagonal"]
+            found.setdefault(role, {})[int(layer)] = one["kl"] / error
+        return found
 
     def predicted(
         self, mix: Mapping[str, Any], factors: Mapping[tuple[str, int | None], float]
@@ -136,6 +149,16 @@ def main() -> None:
     console.print(table)
     console.print()
     console.print(ranks)
+    single = Table(title="factors of one tensor at a time", box=None, pad_edge=False)
+    for column in ("model", "role", "from the first layer to the last"):
+        single.add_column(column)
+    for model in models:
+        for role, factors in model.by_layer().items():
+            cells = (f"{factor:.2f}" for _, factor in sorted(factors.items()))
+            single.add_row(model.name, role, " ".join(cells))
+    if single.row_count:
+        console.print()
+        console.print(single)
 
 
 if __name__ == "__main__":
