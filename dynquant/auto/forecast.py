@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import cast
 
@@ -24,6 +25,7 @@ from dynquant.budget.measure import label_of
 from dynquant.calibrate.shipped import shipped_texts
 from dynquant.conversion.estimate import EXPECTED
 from dynquant.importance.audit import with_same_inputs
+from dynquant.importance.moments import Input
 from dynquant.plan.plan import Plan
 
 START = 6.0
@@ -53,6 +55,9 @@ CANDIDATES = 4
 CONTEXT = 512
 """Tokens of a window of `dynquant imatrix`."""
 
+KEPT = 4_000
+"""Bytes of a scored token's probabilities in the cache of `dynquant eval`."""
+
 _SIDE = 1024
 
 
@@ -76,12 +81,14 @@ class Counts:
     weights:  of its matrices
     active:   of those that a token is multiplied by
     squares:  of the channels of the inputs of all matrices, for second moments
+    moments:  bytes of the second moments
     stored:   bytes of a file that keeps all numbers of the checkpoint
     """
 
     weights: int
     active: int
     squares: int
+    moments: int
     stored: int
 
     @classmethod
@@ -95,17 +102,23 @@ class Counts:
             if t.name != "token_embd.weight"
         )
         seen: set[str] = set()
-        squares = 0
+        inputs: list[Input] = []
         for t in matrices:
-            if t.parts.layer is not None and seen.isdisjoint({t.name, *with_same_inputs(t)}):
+            if seen.isdisjoint({t.name, *with_same_inputs(t)}):
                 seen.add(t.name)
-                squares += t.n_per_row**2
+                inputs.append(Input(t.name, (t.name,), t.n_per_row, prod(t.shape[:-2])))
         # The reference keeps floats of 16 bits; all else is about as large, or becomes F32.
         halves = ("BF16", "F16")
         stored = sum(
             _weights(t) * (2 if t.source.stored.name in halves else 4) for t in model.tensors
         )
-        return cls(sum(map(_weights, matrices)), active, squares, stored)
+        return cls(
+            sum(map(_weights, matrices)),
+            active,
+            sum(i.n**2 for i in inputs),
+            sum(i.n_bytes for i in inputs),
+            stored,
+        )
 
 
 def _weights(tensor: ModelTensor) -> int:
@@ -209,10 +222,11 @@ def forecast(job: Job, stages: Iterable[Stage]) -> dict[str, Expected]:
     samples = 0.0 if asked.makes_sensitivity else job.samples
     answers = asked.n_prompts * ANSWER * (ANSWER_SECONDS + ANSWER_SLOWER * run)
     cached = counts.stored if not job.model.is_gguf else 0
+    cached += KEPT * judged // 2
     known = {
         "importance": Expected(
             START + job.tokens * 2 * (counts.active + squares) / job.speed,
-            2 * squares + counts.weights // 500,
+            (counts.moments if job.has_moments else 0) + counts.weights // 500,
         ),
         "sensitivity": Expected(job.samples + measures, 1_000 * len(job.plan.tensors)),
         "solve": Expected(1 + samples + verifies, 10_000),

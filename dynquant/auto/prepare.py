@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from dynquant.auto.forecast import Expected, Job, forecast, products_per_second
-from dynquant.auto.record import Journal, State, model_fact
+from dynquant.auto.forecast import CONTEXT, Expected, Job, forecast, products_per_second
+from dynquant.auto.record import Journal, Reason, State, model_fact
 from dynquant.auto.stages import Asked, Stage, stages_of
 from dynquant.budget.goal import goal_of
 from dynquant.budget.solve import asked_of, opened
 from dynquant.calibrate import extra as calibrate_extra
 from dynquant.conversion.disk import allocated_bytes, free_bytes
-from dynquant.conversion.layout import lay_out
 from dynquant.conversion.output import part_path
+from dynquant.conversion.work import work_of
 from dynquant.conversion.write import default_threads
 from dynquant.errors import CalibrationError, ConvertError, Problems
 from dynquant.evaluate import extra as evaluate_extra
@@ -25,7 +25,7 @@ from dynquant.importance.equal import write_equal
 from dynquant.importance.imatrix import Imatrix, read_imatrix
 from dynquant.inputs import Inputs, read_inputs
 from dynquant.plan.make import make_plan
-from dynquant.texts import read_texts
+from dynquant.texts import Text, read_texts
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,14 @@ def prepare(asked: Asked, *, recipe: str, force: bool) -> Ready:
     problems = Problems()
     if asked.tuning or asked.texts:
         problems.attempt(evaluate_extra.check_extra)
-    for texts in (asked.calibration, asked.tuning, asked.texts):
-        problems.attempt(lambda texts=texts: read_texts(texts, CalibrationError))
-    problems.add(*_twice(asked))
+    read = {
+        option: problems.attempt(lambda paths=paths: read_texts(paths, CalibrationError))
+        for option, paths in ({**asked.before, "--text": asked.texts}).items()
+    }
+    problems.add(*_text_problems({option: texts or () for option, texts in read.items()}))
     problems.add(*_folders(asked))
+    if "solve" in asked.skip and not asked.files.recipe.is_file():
+        problems.add(f"{asked.files.recipe}: is missing; without --skip solve it is made")
     problems.raise_any()
     inputs = read_inputs(
         asked.model,
@@ -69,6 +73,7 @@ def prepare(asked: Asked, *, recipe: str, force: bool) -> Ready:
         mla=asked.mla,
         leave_out=asked.leave_out,
     )
+    asked = replace(asked, recipe_files=tuple(map(Path, inputs.recipe.files)))
     make = partial(
         make_plan,
         inputs.model,
@@ -80,24 +85,21 @@ def prepare(asked: Asked, *, recipe: str, force: bool) -> Ready:
     )
     target = asked_of(inputs, asked.target)
     plan, groups = opened(inputs.recipe, target, make)
-    if len(lay_out(plan).files) > 1:
+    work = work_of(plan)
+    if len(work.layout.files) > 1:
         raise ConvertError(
             f"{inputs.recipe.path}: cuts the output into shards, which `auto` does not; remove that"
             " from the recipe, and use `dynquant split` on the output"
         )
+    sources = [file.path for file in work.source_files]
     stages = stages_of(asked)
-    journal = Journal(asked.files.record, asked.model, model_fact(inputs.model, asked.model))
+    problems.add(*_taken(asked, stages, sources))
+    problems.raise_any(ConvertError)
+    journal = Journal(asked.files.record, asked.model, model_fact(sources))
     states = journal.states(stages)
+    limit = min(goal_of(plan, target).limit, work.layout.n_bytes)
     threads = asked.threads or default_threads()
-    job = Job(
-        asked,
-        inputs.model,
-        plan,
-        groups,
-        goal_of(plan, target).limit,
-        threads,
-        products_per_second(),
-    )
+    job = Job(asked, inputs.model, plan, groups, limit, threads, products_per_second())
     expected = forecast(job, stages)
     if not force:
         problems.add(*_in_way(stages, states))
@@ -120,13 +122,20 @@ def _left_out(asked: Asked) -> tuple[Asked, tuple[str, ...]]:
     return asked, tuple(warnings)
 
 
-def _twice(asked: Asked) -> Iterator[str]:
-    """Yield a problem for each text that the output is evaluated on and another stage reads."""
-    used = {path.resolve(): option for option, paths in asked.before.items() for path in paths}
-    for path in asked.texts:
-        if option := used.get(path.resolve()):
+def _text_problems(read: Mapping[str, Sequence[Text]]) -> Iterator[str]:
+    """Yield texts that are too short, and those of --text that another stage reads."""
+    for option, texts in read.items():
+        for text in texts:
+            if len(text.content) < CONTEXT:
+                yield (
+                    f"{text.name}: has {len(text.content)} bytes, too few for a window of"
+                    f" {CONTEXT} tokens ({option}); give a longer text"
+                )
+    used = {t.sha256: option for option, ts in read.items() if option != "--text" for t in ts}
+    for text in read["--text"]:
+        if option := used.get(text.sha256):
             yield (
-                f"{path}: is given as --text and as {option}; evaluate on a text that no other"
+                f"{text.name}: is given as --text and as {option}; evaluate on a text that no other"
                 " stage reads"
             )
 
@@ -147,13 +156,36 @@ def _importance(inputs: Inputs, asked: Asked) -> Imatrix | None:
         return read_imatrix(path)
 
 
-def _in_way(stages: list[Stage], states: Mapping[str, State]) -> Iterator[str]:
+def _taken(asked: Asked, stages: Sequence[Stage], sources: Iterable[Path]) -> Iterator[str]:
+    """Yield a problem for each output that is a folder, another output, or a file that is read."""
+    given = (asked.imatrix, asked.moments, *asked.recipe_files, *asked.texts, *sources)
+    read = {p.resolve() for p in (*given, *asked.calibration, *asked.tuning) if p}
+    seen: set[Path] = set()
+    for path in (path for stage in stages for path in stage.writes):
+        if path.is_dir():
+            yield f"{path}: is a folder; name a file"
+        elif path.resolve() in read:
+            yield f"{path}: is a file that this command reads; name another output"
+        elif path.resolve() in seen:
+            yield f"{path}: is the name of two files that this command makes; name another output"
+        seen.add(path.resolve())
+
+
+_REASONS: Mapping[Reason, str] = {
+    "edited": "was changed since this command wrote it; --force replaces it",
+    "other": "was made with other options, or by another version; replace it with --force, or name"
+    " another output or --folder",
+    "unknown": "exists, and is not recorded as made by this command; replace it with --force, or"
+    " name another output or --folder",
+}
+
+
+def _in_way(stages: Iterable[Stage], states: Mapping[str, State]) -> Iterator[str]:
     for stage in stages:
-        for path in states[stage.name].in_way:
-            yield (
-                f"{path}: exists, and is not what this command would have left there; replace it"
-                " with --force, or name another output"
-            )
+        for path, reason in states[stage.name].in_way.items():
+            is_edited = stage.name == "solve" and reason == "edited"
+            more = ", --skip solve converts with it" if is_edited else ""
+            yield f"{path}: {_REASONS[reason]}{more}"
 
 
 def _disk(

@@ -14,7 +14,16 @@ from dynquant.conversion.manifest import manifest_path
 from dynquant.quants.search import Effort
 from dynquant.recipe.target import Target
 
-SKIPPABLE = ("importance", "feedback", "sensitivity", "measure", "verify", "evaluate", "report")
+SKIPPABLE = (
+    "importance",
+    "feedback",
+    "sensitivity",
+    "measure",
+    "solve",
+    "verify",
+    "evaluate",
+    "report",
+)
 """What can be left out; `feedback`, `measure` and `verify` are parts of stages."""
 
 MODEL = "MODEL"
@@ -28,6 +37,7 @@ class Asked:
     target:      the size, in place of the recipe's
     size:        options that ask for it, as in a command line
     recipe:      one with `choose`; None for the one that leaves all types open
+    recipe_files: what it is read from
     pre, mla, leave_out: how the model is read, for all commands that read it
     effort, allow_requantize: how it is encoded, for all commands that plan
     imatrix, moments: the user's; None are made
@@ -49,6 +59,7 @@ class Asked:
     size: tuple[str, ...]
     folder: Path
     recipe: str | None = None
+    recipe_files: tuple[Path, ...] = ()
     pre: str | None = None
     mla: Mla | None = None
     leave_out: tuple[str, ...] = ()
@@ -186,7 +197,9 @@ def stages_of(asked: Asked) -> list[Stage]:
     found = [made.importance()] if asked.makes_importance else []
     if asked.makes_sensitivity:
         found.append(made.sensitivity())
-    found += [made.solve(), made.convert()]
+    if "solve" not in asked.skip:
+        found.append(made.solve())
+    found.append(made.convert())
     if asked.texts and "evaluate" not in asked.skip:
         found.append(made.evaluate())
     if "report" not in asked.skip:
@@ -202,8 +215,6 @@ class _Stages:
         self._model = (asked.model, *asked.inputs)
         self._tuned = (*_each("--text", asked.tuning), "--tokens", str(asked.tokens))
         self._rules = _option("--recipe", asked.recipe)
-        own = [asked.recipe] if asked.recipe and Path(asked.recipe).is_file() else []
-        self._rule_files = tuple(map(Path, own))
         imatrix, moments = asked.imatrix, asked.moments
         if asked.makes_importance:
             imatrix = self.its.imatrix
@@ -237,7 +248,7 @@ class _Stages:
             *(*self._posed, *more),
             *("-o", str(self.its.sensitivity)),
             reads=(
-                *(*self._read, *self._rule_files),
+                *(*self._read, *self.asked.recipe_files),
                 *(self.asked.tuning if self.asked.measures else ()),
             ),
             writes=(self.its.sensitivity,),
@@ -272,7 +283,7 @@ class _Stages:
         return self._stage(
             "evaluate",
             "eval",
-            *(str(asked.out), "--reference", asked.model),
+            *(_argument(asked.out), "--reference", asked.model),
             *(*_each("--text", asked.texts), "--tokens", str(asked.tokens)),
             *("--n-prompts", str(asked.n_prompts)),
             *("--json", "--html", str(self.its.evaluation_page)),
@@ -282,12 +293,12 @@ class _Stages:
         )
 
     def report(self) -> Stage:
-        """Return the stage that draws the plan; without the budget if another recipe was better."""
+        """Return the stage that draws the plan; without the budget if the recipe may be another."""
         budget = (*self._posed, *self._sensitivity, *self.asked.size)
         return self._stage(
             "report",
             "plan",
-            *(self._by_recipe if self.asked.verifies else budget),
+            *(self._by_recipe if self.asked.verifies or "solve" in self.asked.skip else budget),
             *("--json", "--html", str(self.its.plan_page)),
             reads=(*self._solved, self.its.recipe),
             writes=(self.its.plan, self.its.plan_page),
@@ -312,7 +323,7 @@ class _Stages:
     def _solved(self) -> tuple[Path | str, ...]:
         """What solving reads, besides texts."""
         measured = (self.its.sensitivity,) if self.asked.makes_sensitivity else ()
-        return (*self._read, *self._rule_files, *measured)
+        return (*self._read, *self.asked.recipe_files, *measured)
 
     def _stage(
         self,
@@ -326,6 +337,11 @@ class _Stages:
     ) -> Stage:
         others = (*others, *_option("--threads", self.asked.threads))
         return Stage(name, arguments, others, reads, writes, stdout, completes)
+
+
+def _argument(path: Path) -> str:
+    """Return a path as a command takes it, where a dash would begin an option."""
+    return f"./{path}" if str(path).startswith("-") else str(path)
 
 
 def _option(name: str, value: object) -> tuple[str, ...]:

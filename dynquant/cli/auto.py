@@ -148,8 +148,8 @@ def auto(
         typer.Option(
             "--skip",
             metavar="STAGE",
-            help="Leave a stage out: importance, sensitivity, evaluate, report; or a part of one:"
-            " feedback, measure, verify. Can be repeated.",
+            help="Leave a stage out: importance, sensitivity, solve, evaluate, report; or a part of"
+            " one: feedback, measure, verify. Can be repeated.",
             show_default=False,
         ),
     ] = None,
@@ -164,7 +164,11 @@ def auto(
     ] = False,
     force: Annotated[
         bool,
-        typer.Option("--force", help="Replace files that are in the way of a stage."),
+        typer.Option(
+            "--force",
+            help="Replace files in the place of outputs that this command did not write, wrote with"
+            " other options, or that were changed since.",
+        ),
     ] = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -187,6 +191,12 @@ def auto(
         raise typer.BadParameter(
             f"{', '.join(unknown)}: is not one of {', '.join(SKIPPABLE)}", param_hint="--skip"
         )
+    if tune and "sensitivity" in (skip or ()) and "measure" not in (skip or ()):
+        raise typer.BadParameter(
+            "--tune measures in the stage sensitivity; skip measure, too", param_hint="--skip"
+        )
+    if not size.is_given and recipe is None:
+        raise typer.BadParameter("missing option: --target-size SIZE, --target-bpw, or --fit")
     wanted = Wanted(
         model,
         out,
@@ -194,6 +204,7 @@ def auto(
         size.words,
         folder or out.parent,
         recipe,
+        (),
         pre,
         mla,
         tuple(leave_out or ()),
@@ -229,17 +240,19 @@ def _carry_out(ready: Ready, *, force: bool, quiet: bool) -> None:
     from dynquant.report.stages import rough_time
 
     for number, stage in enumerate(ready.stages, 1):
-        state = ready.states[stage.name]
+        state = ready.journal.state(stage)
         if state.is_done:
             continue
         console.talk(f"{number} of {len(ready.stages)}: {stage.text}", quiet=quiet)
         ready.journal.begin(stage)
-        replaces = any(path.exists() for path in stage.writes) and (
-            not stage.completes or (force and not state.is_ours)
-        )
+        is_there = any(path.exists() for path in stage.writes)
+        # A file that is completed is begun again where it is of other inputs.
+        is_other = state.is_stale or (force and not state.resumes)
+        replaces = is_there and (is_other if stage.completes else True)
+        restarts = stage.name == "convert" and not state.resumes and (force or is_there)
         more = [
             *(["--force"] if replaces else []),
-            *(["--restart"] if stage.name == "convert" and force and not state.is_ours else []),
+            *(["--restart"] if restarts else []),
             *(["--quiet"] if quiet and stage.name != "report" else []),
         ]
         started = time.monotonic()

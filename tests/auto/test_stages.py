@@ -109,9 +109,9 @@ class Bench:
     def done(self) -> list[bool]:
         return [s.is_done for s in self.journal.states(self.stages).values()]
 
-    def in_way(self) -> list[str]:
+    def in_way(self) -> dict[str, str]:
         states = self.journal.states(self.stages).values()
-        return [path.name for state in states for path in state.in_way]
+        return {path.name: reason for state in states for path, reason in state.in_way.items()}
 
     def do(self, number: int, content: str = "x") -> None:
         stage, journal = self.stages[number], self.journal
@@ -131,15 +131,15 @@ def test_stages_are_done_one_after_the_other(bench: Bench) -> None:
     assert bench.done() == [True, False]
     bench.do(1)
     assert bench.done() == [True, True]
-    assert bench.in_way() == []
+    assert bench.in_way() == {}
 
 
-def test_a_changed_model_makes_all_stages_again(bench: Bench) -> None:
+def test_a_changed_model_makes_all_stages_again_and_replaces_its_own_files(bench: Bench) -> None:
     bench.do(0)
     bench.do(1)
     bench.fact = "2"
     assert bench.done() == [False, False]
-    assert bench.in_way() == ["a", "b"]
+    assert bench.in_way() == {}
 
 
 def test_an_output_that_was_changed_is_in_the_way(bench: Bench) -> None:
@@ -147,33 +147,69 @@ def test_an_output_that_was_changed_is_in_the_way(bench: Bench) -> None:
     bench.do(1)
     bench.b.write_text("by hand")
     assert bench.done() == [True, False]
-    assert bench.in_way() == ["b"]
+    assert bench.in_way() == {"b": "edited"}
+
+
+def test_an_edit_is_in_the_way_and_not_what_was_made_of_it(bench: Bench) -> None:
+    bench.do(0)
+    bench.do(1)
+    bench.a.write_text("by hand")
+    assert bench.done() == [False, False]
+    assert bench.in_way() == {"a": "edited"}
+
+
+def test_outputs_of_other_options_are_in_the_way(bench: Bench) -> None:
+    bench.do(0)
+    bench.stages[0] = replace(bench.stages[0], arguments=("do", "otherwise", str(bench.a)))
+    assert bench.in_way() == {"a": "other"}
 
 
 def test_a_file_of_somebody_else_is_in_the_way(bench: Bench) -> None:
     bench.b.write_text("by hand")
-    assert bench.in_way() == ["b"]
+    assert bench.in_way() == {"b": "unknown"}
 
 
-def test_a_missing_output_is_made_again_and_all_that_reads_it(bench: Bench) -> None:
+def test_a_missing_output_is_made_again_and_what_reads_it_where_it_differs(bench: Bench) -> None:
     bench.do(0)
     bench.do(1)
     bench.a.unlink()
     assert bench.done() == [False, False]
-
-
-def test_a_stage_that_ended_before_the_record_was_written_is_done(bench: Bench) -> None:
-    bench.journal.begin(bench.stages[0])
-    assert bench.done() == [False, False]
-    bench.a.write_text("complete")
+    assert bench.in_way() == {}
+    bench.do(0)
+    assert bench.done() == [True, True]
+    bench.a.unlink()
+    bench.do(0, "other")
     assert bench.done() == [True, False]
+    assert bench.in_way() == {}
 
 
-def test_what_was_there_when_a_stage_began_is_not_its_output(bench: Bench) -> None:
-    bench.a.write_text("old")
+def test_a_file_that_appears_after_a_stage_was_killed_is_not_its_output(bench: Bench) -> None:
     bench.journal.begin(bench.stages[0])
     assert bench.done() == [False, False]
-    assert bench.in_way() == ["a"]
+    bench.a.write_text("of another command")
+    assert bench.done() == [False, False]
+    assert bench.in_way() == {"a": "unknown"}
+
+
+def test_a_part_of_the_outputs_of_a_killed_stage_is_its_own(bench: Bench) -> None:
+    c = bench.a.with_name("c")
+    bench.stages[0] = replace(bench.stages[0], writes=(bench.a, c))
+    bench.journal.begin(bench.stages[0])
+    c.write_text("complete")
+    state = bench.journal.state(bench.stages[0])
+    assert (state.is_done, state.is_ours, state.resumes, state.in_way) == (False, True, True, {})
+
+
+def test_equal_names_in_two_folders_are_two_outputs(bench: Bench, tmp_path: Path) -> None:
+    bench.do(0)
+    other = tmp_path / "other"
+    other.mkdir()
+    stage = replace(bench.stages[0], writes=(other / "a",), arguments=("do", "more"))
+    journal = bench.journal
+    journal.begin(stage)
+    stage.writes[0].write_text("x")
+    journal.finish(stage)
+    assert bench.done() == [True, False]
 
 
 def test_a_folder_may_be_moved(bench: Bench, tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -112,12 +114,57 @@ def test_a_recipe_that_was_edited_is_not_replaced_without_force(folder: Folder) 
     solved.write_text(f"# mine\n{text}")
     done = folder.auto("--skip", "evaluate")
     assert done.code == 1
-    names = [line.split(": ")[1].rpartition("/")[2] for line in done.err.splitlines()]
-    assert names == ["o.yaml", "o.gguf", "o.gguf.manifest.json", "o.plan.json", "o.plan.html"]
+    assert done.err.count("\n") == 1
+    assert "o.yaml: was changed since this command wrote it; --force replaces it" in done.err
+    assert "--skip solve converts with it" in done.err
+    kept = folder.auto("--skip", "evaluate", "--skip", "solve")
+    assert commands(kept) == ["convert", "report"]
     assert solved.read_text() == f"# mine\n{text}"
     forced = folder.auto("--skip", "evaluate", "--force")
     assert commands(forced) == list(STAGES[1:])
     assert solved.read_text() == text
+
+
+def test_other_weights_of_the_same_model_are_not_done(folder: Folder, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(TINY_BOOKS, model)
+    asked = ("-r", folder.recipe, "--imatrix", folder.imatrix, "--target-bpw", 6)
+    again = ("auto", model, "-o", tmp_path / "o.gguf", *asked, "--skip", "evaluate")
+    assert commands(run(*again)) == list(STAGES)
+    weights = model / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-500_000:-400_000] = bytes(100_000)
+    weights.write_bytes(content)
+    os.utime(weights, ns=(10**18, 10**18))
+    before = (tmp_path / "o.gguf").read_bytes()
+    assert commands(run(*again)) == list(STAGES)
+    assert (tmp_path / "o.gguf").read_bytes() != before
+
+
+def test_a_recipe_that_is_extended_counts_as_input(folder: Folder) -> None:
+    base = folder.path / "base.yaml"
+    base.write_text(RECIPE)
+    folder.recipe.write_text("extends: base.yaml\n")
+    folder.auto("--skip", "evaluate")
+    base.write_text(RECIPE.replace("Q8_0, Q4_K, Q2_K", "Q6_K, Q3_K"))
+    assert commands(folder.auto("--skip", "evaluate")) == list(STAGES)
+
+
+def test_a_lost_intermediate_is_made_again_alone(folder: Folder) -> None:
+    folder.auto("--skip", "evaluate")
+    before = folder.bytes()
+    (folder.path / "tiny-books.sensitivity.json").unlink()
+    assert commands(folder.auto("--skip", "evaluate")) == ["sensitivity"]
+    assert folder.bytes() == before
+
+
+def test_no_output_takes_the_place_of_an_input(folder: Folder) -> None:
+    done = folder.auto("--force", out="own.gguf")
+    assert done.code == 1
+    assert [line.rpartition("/")[2] for line in done.err.splitlines()][-1] == (
+        "own.yaml: is a file that this command reads; name another output"
+    )
+    assert folder.recipe.read_text() == RECIPE
 
 
 def test_the_dry_run_prints_stages_and_leaves_nothing(folder: Folder) -> None:
@@ -132,23 +179,25 @@ def test_the_dry_run_prints_stages_and_leaves_nothing(folder: Folder) -> None:
 
 def test_all_that_is_wrong_is_said_at_once(folder: Folder, tmp_path: Path) -> None:
     text = tmp_path / "t.txt"
-    text.write_text("words")
+    text.write_text(TEXTS[0])
     done = folder.auto(
-        *("--text", tmp_path / "none.txt", "--calibration", tmp_path / "no.txt"),
-        *("--text", text, "--tune", text, "--folder", tmp_path / "nowhere"),
+        *("--text", text, "--tune", text, "--calibration", tmp_path / "no.txt"),
+        *("--folder", tmp_path / "nowhere"),
     )
     assert done.code == 1
     errors = done.err.splitlines()
     assert [e.split(": ")[1].rpartition("/")[2] for e in errors] == [
-        *("no.txt", "none.txt", "t.txt", "nowhere")
+        *("no.txt", "t.txt", "nowhere")
     ]
-    assert "is given as --text and as --tune" in errors[2]
+    assert "is given as --text and as --tune" in errors[1]
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "expected"),
     [
         ((), 1, "no size is asked for"),
+        (("--target-bpw", 6, "--tune", "t", "--skip", "sensitivity"), 2, "skip measure, too"),
+        (("--target-bpw", 6, "--skip", "solve"), 1, "o.yaml: is missing; without --skip solve"),
         (("--target-bpw", 6, "--skip", "lunch"), 2, "lunch: is not one of importance, feedback"),
         (("--target-bpw", 6, "--moments", "m"), 2, "--moments needs --imatrix"),
         (("--target-bpw", 1), 1, "no file of 1 bpw is possible"),
