@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dynquant.conversion.estimate import _EXPECTED, Estimate
+from dynquant.conversion.estimate import EXPECTED, Estimate
 from dynquant.quants.table import ALL, KEPT
 
 
@@ -20,7 +20,7 @@ def estimate(**weights: int) -> Estimate:
 
 
 def test_every_type_has_an_expected_speed() -> None:
-    assert {*ALL, *KEPT} == _EXPECTED.keys()
+    assert {*ALL, *KEPT} == EXPECTED.keys()
 
 
 def test_integers_that_are_copied_have_an_estimate_too() -> None:
@@ -44,7 +44,7 @@ def test_types_keep_the_speed_that_was_measured() -> None:
 def test_a_type_that_was_not_encoded_yet_differs_as_expected() -> None:
     e = estimate(Q8_0=100, IQ1_S=100)
     e.count("Q8_0", 100, 1.0)
-    ratio = _EXPECTED["IQ1_S"] / _EXPECTED["Q8_0"]
+    ratio = EXPECTED["IQ1_S"] / EXPECTED["Q8_0"]
     assert e.seconds_left(1) == pytest.approx(ratio)
 
 
