@@ -130,8 +130,8 @@ class Study:
     def nearest(self, bits: float) -> Iterator[Other]:
         """Yield the file of each kind that is nearest to a number of bits."""
         for kind in ("llama", "hand", "uniform"):
-            some = [o for o in self.others if o.kind == kind]
-            yield min(some, key=lambda o: abs(o.bits - bits))
+            if some := [o for o in self.others if o.kind == kind]:
+                yield min(some, key=lambda o: abs(o.bits - bits))
 
     def row(self, other: Other) -> tuple[str, ...]:
         """Compare a file with the solved one of its size."""
