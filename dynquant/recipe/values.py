@@ -37,11 +37,13 @@ _TOKENS = re.compile(r"0|[1-9]\d{0,8}")
 _DAMPING = re.compile(r"\d{1,9}(\.\d{1,18})?([eE][+-]?\d{1,2})?")
 _BITS = re.compile(r"\d{1,2}(\.\d{1,9})?")
 _COUNT = re.compile(r"[1-9]\d{0,14}")
-SIZE = re.compile(r"(\d+(?:\.\d+)?) ?(TB|TiB|GB|GiB|MB|MiB|T|G|M)?")
+SIZE = re.compile(r"(\d+(?:\.\d+)?) ?(TB|TiB|GB|GiB|MB|MiB|kB|KiB|T|G|M)?")
 
 # As llama-gguf-split reads --split-max-size: G and M are decimal.
 _UNITS = {
     None: 1,
+    "kB": 10**3,
+    "KiB": 2**10,
     "M": 10**6,
     "MB": 10**6,
     "MiB": 2**20,

@@ -100,6 +100,7 @@ def test_a_faulty_choice_is_one_error(rule: str, expected: str) -> None:
     ("text", "target"),
     [
         ("131GB", Target(size=131 * 10**9)),
+        ("900kB", Target(size=900_000)),
         ("{bpw: 2.1}", Target(bpw=2.1)),
         ("{fit: 24GiB, context: 4096}", Target(fit=24 << 30, context=4096)),
         ("{size: 5G, share: [[attn_q, attn_k]]}", Target(5 * 10**9, share=(("attn_q", "attn_k"),))),
