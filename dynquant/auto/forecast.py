@@ -96,10 +96,11 @@ class Counts:
         """Count the tensors of a model."""
         used = _share_of_experts(model)
         matrices = [t for t in model.tensors if len(t.shape) > 1]
+        is_tied = all(t.name != "output.weight" for t in matrices)
         active = sum(
             int(_weights(t) * (used if "_exps." in t.name else 1))
             for t in matrices
-            if t.name != "token_embd.weight"
+            if t.name != "token_embd.weight" or is_tied
         )
         seen: set[str] = set()
         inputs: list[Input] = []
