@@ -18,7 +18,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from math import exp, log
 from types import MappingProxyType
+from typing import NamedTuple
 
 from dynquant.arch.base import TensorName
 from dynquant.budget.stream import Stream, branch_of, stream_of
@@ -74,6 +76,34 @@ _TIED, _INPUT, _OUTPUT = 18.0, 3.0, 5.0
 logits is not known."""
 
 
+_SPREAD = 0.7
+"""Standard deviation of the logarithm of what is usual, beside what a model shows."""
+
+
+class MeasuredFactor(NamedTuple):
+    """A factor that was measured on some tokens, with its standard error; noise may be below 0."""
+
+    value: float
+    standard_error: float
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether it is more than noise."""
+        return self.value > 2 * self.standard_error
+
+    def beside(self, usual: float) -> float:
+        """Return the likely factor: what is usual counts as much as the measurement is uncertain.
+
+        It is at most two standard errors above the measured value.
+        """
+        most = max(self.value, 0.0) + 2 * self.standard_error
+        if self.value <= 0 or usual <= 0:
+            return min(usual, most)
+        doubt = (self.standard_error / self.value) ** 2
+        weight = _SPREAD**2 / (_SPREAD**2 + doubt)
+        return min(most, exp(weight * log(self.value) + (1 - weight) * log(usual)))
+
+
 @dataclass(frozen=True)
 class Factors:
     """The damage of an error by tensor: KL divergence in nats for each unit of relative error.
@@ -85,29 +115,50 @@ class Factors:
     """
 
     n_layers: int
-    measured: Mapping[str, float]
+    measured: Mapping[str, MeasuredFactor]
     is_tied: bool
     stream: Stream
 
     @classmethod
-    def of_plan(cls, plan: Plan, measured: Mapping[str, float] = MappingProxyType({})) -> Factors:
+    def of_plan(
+        cls, plan: Plan, measured: Mapping[str, MeasuredFactor] = MappingProxyType({})
+    ) -> Factors:
         """Return the factors of a plan's model; raise what reading rows raises."""
         names = {t.name for t in plan.tensors}
         return cls(layers_in(names), measured, "output.weight" not in names, stream_of(plan))
 
     def of(self, name: str) -> float:
         """Return the factor of a tensor."""
-        parts = TensorName.parse(name)
+        parts, its = TensorName.parse(name), self.measured.get(name)
         if parts.layer is None:
-            return self.measured.get(name) or self._of_no_layer(parts.role)
+            usual = self._of_no_layer(parts.role)
+            return its.beside(usual) if its else usual
         part = self._part(parts.layer)
-        usual = _MIDDLE * _PRIORS.get(parts.role, _OTHER_ROLES)[part]
-        factor = self.measured.get(name, usual)
+        factor = self._level * self._usual(parts)
+        factor = its.beside(factor) if its else factor
         if self.n_layers >= _DEEP and parts.layer == self.n_layers - 1 and "ffn" in parts.role:
             factor *= _LAST
         if (share := self.stream.share(name)) is None:
             return factor
         return factor * (share / self._mean_shares[branch_of(parts.role), part]) ** _POWER
+
+    def _usual(self, parts: TensorName) -> float:
+        """Return the factor of trained models."""
+        part = self._part(parts.layer or 0)
+        return _MIDDLE * _PRIORS.get(parts.role, _OTHER_ROLES)[part]
+
+    @cached_property
+    def _level(self) -> float:
+        """What the model's layers have beside those of trained models, by what is clear of them."""
+        found = {
+            name: TensorName.parse(name) for name, its in self.measured.items() if its.is_clear
+        }
+        logs = [
+            log(self.measured[name].value / self._usual(parts))
+            for name, parts in found.items()
+            if parts.layer is not None
+        ]
+        return exp(sum(logs) / len(logs)) if logs else 1.0
 
     def _part(self, layer: int) -> int:
         """Return the part of the depth that a layer is in."""

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from dynquant.budget.damage import MeasuredFactor
 from dynquant.budget.errors import TensorErrors, rows_hash
 from dynquant.budget.groups import Group
 from dynquant.distribution import our_version
@@ -116,16 +117,12 @@ class Sensitivity(Part):
         """Return the errors of tensors, by name."""
         return {name: TensorErrors(t.errors, t.rows) for name, t in self.tensors.items()}
 
-    def factors(self) -> dict[str, float]:
-        """Return the factors of damage that were measured, by tensor.
-
-        A group that costs less than its standard error has this instead.
-        """
-        found: dict[str, float] = {}
+    def factors(self) -> dict[str, MeasuredFactor]:
+        """Return the factors of damage that were measured, by tensor."""
+        found: dict[str, MeasuredFactor] = {}
         for group in self.measured.groups if self.measured else ():
-            added = group.kld if group.error > 0 else -group.kld
-            factor = max(added, group.standard_error) / abs(group.error)
-            found |= dict.fromkeys(group.tensors, factor)
+            its = MeasuredFactor(group.kld / group.error, group.standard_error / abs(group.error))
+            found |= dict.fromkeys(group.tensors, its)
         return found
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from dynquant.budget.damage import Factors
+from dynquant.budget.damage import Factors, MeasuredFactor
 from dynquant.budget.stream import Stream
 
 DOWN = tuple(f"blk.{n}.ffn_down.weight" for n in range(8))
@@ -20,24 +20,44 @@ def factors(
     tied: bool = True,
     logits: float | None = None,
     shares: Shares | None = None,
-    measured: Mapping[str, float] | None = None,
+    measured: Mapping[str, MeasuredFactor] | None = None,
 ) -> Factors:
     return Factors(8, measured or {}, tied, Stream(shares or {}, logits))
 
 
 def test_a_measured_factor_is_taken() -> None:
-    its = factors(measured={"token_embd.weight": 3.5, DOWN[0]: 0.25}, shares={(0, "ffn"): 0.5})
-    assert its.of("token_embd.weight") == 3.5
-    assert its.of(DOWN[0]) == 0.25
+    exact = {"token_embd.weight": MeasuredFactor(3.5, 0.0), DOWN[0]: MeasuredFactor(0.25, 0.0)}
+    its = factors(measured=exact, shares={(0, "ffn"): 0.5})
+    assert its.of("token_embd.weight") == pytest.approx(3.5)
+    assert its.of(DOWN[0]) == pytest.approx(0.25)
 
 
 def test_a_measured_factor_is_of_the_mean_of_its_part() -> None:
     shares = {(n, "ffn"): 0.9 if n == 0 else 0.1 for n in range(8)}
     usual = factors(shares=shares)
-    found = factors(shares=shares, measured=dict.fromkeys(DOWN, 0.25))
+    found = factors(shares=shares, measured=dict.fromkeys(DOWN, MeasuredFactor(0.25, 0.0)))
     for i, name in enumerate(DOWN):
         of_part = factors().of(DOWN[i // 2 * 2])
         assert found.of(name) == pytest.approx(0.25 * usual.of(name) / of_part)
+
+
+def test_noise_changes_a_factor_little_and_bounds_it() -> None:
+    usual = 0.2
+    assert MeasuredFactor(0.8, 0.0).beside(usual) == pytest.approx(0.8)
+    assert MeasuredFactor(0.8, 8.0).beside(usual) == pytest.approx(usual, rel=0.02)
+    between = MeasuredFactor(0.8, 0.56).beside(usual)
+    assert between == pytest.approx((0.8 * usual) ** 0.5)
+    assert MeasuredFactor(-0.1, 0.01).beside(usual) == pytest.approx(0.02)
+    assert MeasuredFactor(-0.1, 0.5).beside(usual) == usual
+    assert MeasuredFactor(0.001, 0.01).beside(usual) == pytest.approx(0.021)
+
+
+def test_what_is_clear_sets_the_level_of_what_is_not() -> None:
+    clear = {name: MeasuredFactor(10 * factors().of(name), 0.0) for name in DOWN[2:6]}
+    noisy = {UP[3]: MeasuredFactor(0.01, 50.0)}
+    found = factors(measured=clear | noisy)
+    assert found.of(UP[3]) == pytest.approx(10 * factors().of(UP[3]), rel=0.02)
+    assert found.of(UP[2]) == pytest.approx(10 * factors().of(UP[2]))
 
 
 def test_errors_of_the_logits_cost_as_much_as_the_logits_are_large() -> None:

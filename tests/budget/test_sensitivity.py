@@ -111,12 +111,16 @@ def part(label: str, error: float, kld: float, standard_error: float = 0.01) -> 
     )
 
 
-def test_factors_are_loss_over_error_and_never_below_the_noise() -> None:
+def test_factors_are_loss_over_error_with_its_noise() -> None:
     groups = [part("a", 0.5, 0.2), part("b", -0.5, -0.2), part("c", 0.5, -0.3), part("d", 0.1, 0)]
     found = measured(planned(None, "[Q4_K]"))
     its = MeasuredPart(reference="r", texts={}, tokens=1, recipe="", kld=0.1, groups=groups)
     factors = found.model_copy(update={"measured": its}).factors()
-    assert factors == pytest.approx({"a": 0.4, "b": 0.4, "c": 0.02, "d": 0.1})
+    noise = {part.label: part.standard_error / abs(part.error) for part in groups}
+    assert {name: its.value for name, its in factors.items()} == pytest.approx(
+        {"a": 0.4, "b": 0.4, "c": -0.6, "d": 0.0}
+    )
+    assert {name: its.standard_error for name, its in factors.items()} == pytest.approx(noise)
 
 
 OPEN = "{role: [ffn_down, attn_v], choose: [Q8_0, Q4_K, Q2_K]}"
