@@ -72,6 +72,17 @@ def read_document(
     return parse_document(content, str(path), kind, key, version, error)
 
 
+def write_document(document: Part, path: Path, error: type[DynquantError]) -> None:
+    """Write a document, completely or not at all; raise `error` if it cannot be written."""
+    part = path.with_name(f"{path.name}.part")
+    try:
+        part.write_text(document_text(document), "utf-8")
+        part.replace(path)
+    except OSError as e:
+        part.unlink(missing_ok=True)
+        raise error(f"{path}: cannot be written: {e.strerror}") from e
+
+
 def parse_document(
     content: bytes, where: str, kind: type[D], key: str, version: int, error: type[DynquantError]
 ) -> D:

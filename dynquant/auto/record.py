@@ -21,7 +21,7 @@ from dynquant.auto.stages import MODEL, Stage
 from dynquant.checkpoint.source_file import hash_of_settings, source_facts
 from dynquant.distribution import our_version
 from dynquant.errors import ConvertError
-from dynquant.json_documents import Part, document_text, read_document
+from dynquant.json_documents import Part, read_document, write_document
 
 _WHOLE = 256 << 20
 """Files of more bytes are known by their time of modification and their first bytes."""
@@ -64,17 +64,6 @@ def read_record(path: Path) -> Record:
         return read_document(path, Record, "auto", 1, ConvertError)
     except ConvertError as e:
         raise ConvertError(f"{e.messages[0]}; or remove it, and name other outputs") from e
-
-
-def write_record(record: Record, path: Path) -> None:
-    """Write a record, completely or not at all; raise ConvertError if it cannot be written."""
-    part = path.with_name(f"{path.name}.part")
-    try:
-        part.write_text(document_text(record), "utf-8")
-        part.replace(path)
-    except OSError as e:
-        part.unlink(missing_ok=True)
-        raise ConvertError(f"{path}: cannot be written: {e.strerror}") from e
 
 
 Reason = Literal["edited", "other", "unknown"]
@@ -174,7 +163,7 @@ class Journal:
     def _put(self, stage: Stage, part: DonePart) -> None:
         stages = {**read_record(self._path).stages, self._key(stage): part}
         self._record = Record(auto=1, stages=stages)
-        write_record(self._record, self._path)
+        write_document(self._record, self._path, ConvertError)
 
 
 def _state(

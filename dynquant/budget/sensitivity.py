@@ -19,7 +19,7 @@ from dynquant.budget.groups import Group
 from dynquant.distribution import our_version
 from dynquant.errors import PlanError
 from dynquant.figures import counted
-from dynquant.json_documents import Count, Figure, Part, Sha256, document_text, read_document
+from dynquant.json_documents import Count, Figure, Part, Sha256, read_document, write_document
 from dynquant.name_lists import grouped
 from dynquant.plan.feedback import settings_text
 from dynquant.plan.plan import Plan
@@ -169,13 +169,7 @@ def read_sensitivity(path: Path) -> Sensitivity:
 
 def write_sensitivity(found: Sensitivity, path: Path) -> None:
     """Write a file, completely or not at all; raise PlanError if it cannot be written."""
-    part = path.with_name(f"{path.name}.part")
-    try:
-        part.write_text(document_text(found), "utf-8")
-        part.replace(path)
-    except OSError as e:
-        part.unlink(missing_ok=True)
-        raise PlanError(f"{path}: cannot be written: {e.strerror}") from e
+    write_document(found, path, PlanError)
 
 
 def check_fit(found: Sensitivity, plan: Plan, groups: Iterable[Group], where: str) -> None:
