@@ -18,10 +18,9 @@ import numpy as np
 
 from dynquant.arch.base import Model, ModelTensor
 from dynquant.auto.stages import Asked, Stage
-from dynquant.budget.damage import layers_in
+from dynquant.budget.damage import label_of, layers_in
 from dynquant.budget.errors import WEIGHTS
 from dynquant.budget.groups import Group
-from dynquant.budget.measure import label_of
 from dynquant.calibrate.shipped import shipped_texts
 from dynquant.conversion.estimate import EXPECTED
 from dynquant.importance.audit import with_same_inputs

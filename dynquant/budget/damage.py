@@ -183,3 +183,11 @@ class Factors:
 def layers_in(names: Iterable[str]) -> int:
     """Return the number of layers that tensors are of."""
     return 1 + max((TensorName.parse(n).layer or 0 for n in names), default=0)
+
+
+def label_of(name: str, n_layers: int) -> str:
+    """Return the group that a tensor is changed with: its role and part of the depth."""
+    parts = TensorName.parse(name)
+    if parts.layer is None:
+        return parts.role
+    return f"{parts.role} {parts.layer * PARTS // n_layers + 1}/{PARTS}"

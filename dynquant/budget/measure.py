@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from dynquant.arch.base import ModelTensor, TensorName
+from dynquant.arch.base import ModelTensor
 from dynquant.arch.load import load_model
 from dynquant.arrays import F64
-from dynquant.budget.damage import PARTS, layers_in
+from dynquant.budget.damage import label_of, layers_in
 from dynquant.budget.errors import TensorErrors
 from dynquant.budget.sensitivity import GroupPart, MeasuredPart, Sensitivity
 from dynquant.budget.solve import Problem, Solved, solve_for
@@ -60,14 +60,6 @@ def changes_of(problem: Problem, solved: Solved) -> list[Change]:
             groups.setdefault(label_of(name, n_layers), {})[name] = chosen, group.types
     found = (_change(label, tensors, problem.errors) for label, tensors in groups.items())
     return [change for change in found if change is not None]
-
-
-def label_of(name: str, n_layers: int) -> str:
-    """Return the group that a tensor is changed with: its role and part of the depth."""
-    parts = TensorName.parse(name)
-    if parts.layer is None:
-        return parts.role
-    return f"{parts.role} {parts.layer * PARTS // n_layers + 1}/{PARTS}"
 
 
 def _change(

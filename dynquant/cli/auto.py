@@ -286,10 +286,10 @@ def _run(arguments: list[str], stdout: Path | None) -> None:
 
 def _show(wanted: Wanted, ready: Ready, *, quiet: bool) -> None:
     """Print what the output lost, and which files there are."""
-    from dynquant.release.evaluated import read_evaluated
-    from dynquant.report.evaluation import evaluation_tables
-
     if any(stage.name == "evaluate" for stage in ready.stages):
+        from dynquant.release.evaluated import read_evaluated
+        from dynquant.report.evaluation import evaluation_tables
+
         console.show(*evaluation_tables(read_evaluated(wanted.files.evaluation).evaluation))
     for stage in ready.stages:
         console.talk(f"{stage.name}: {', '.join(map(str, stage.writes))}", quiet=quiet)

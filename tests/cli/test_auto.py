@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from second_moments import write_importance
 import dynquant
 from dynquant.calibrate import extra
 from dynquant.cli import solve
+from dynquant.evaluate import extra as evaluate_extra
 from dynquant.recipe.loader import load_recipe
 
 RECIPE = """\
@@ -224,6 +227,19 @@ def test_without_the_extra_importance_is_left_out_and_said(
     assert done.code == 0
     assert "warning: importance is left out: computing an imatrix needs no_such" in done.err
     assert "--imatrix" not in done.out
+
+
+def test_auto_needs_no_extra_for_what_it_leaves_out(folder: Folder) -> None:
+    missing = [*extra.PACKAGES, *evaluate_extra.PACKAGES]
+    own = ("-r", folder.recipe, "--imatrix", folder.imatrix, "--target-bpw", 6)
+    words = ("dynquant", "auto", TINY_BOOKS, "-o", folder.path / "o.gguf", *own)
+    program = (
+        f"import sys; sys.modules |= dict.fromkeys({missing}); sys.argv = {[*map(str, words)]}\n"
+        "from dynquant.cli import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (folder.path / "o.gguf").exists()
 
 
 @pytest.mark.slow
