@@ -116,7 +116,7 @@ def _left_out(asked: Asked) -> tuple[Asked, tuple[str, ...]]:
             calibrate_extra.check_extra()
         except CalibrationError as e:
             asked = replace(asked, skip=asked.skip | {"importance"})
-            warnings.append(f"importance is left out: {e}; give a file with --imatrix, or install")
+            warnings.append(f"importance is left out: {e}; or give a file with --imatrix")
     if not asked.texts and "evaluate" not in asked.skip:
         warnings.append("the output is not evaluated: give --text FILE, or --skip evaluate")
     return asked, tuple(warnings)
