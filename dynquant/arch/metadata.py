@@ -29,18 +29,24 @@ _HUB_CACHE = re.compile(r"models--(.+)/snapshots/[0-9a-f]+")
 
 
 def general_keys(
-    folder: Path, config: Mapping[str, Any], architecture: str, tensors: Iterable[ModelTensor]
+    folder: Path,
+    config: Mapping[str, Any],
+    architecture: str,
+    tensors: Iterable[ModelTensor],
+    kind: str = GGUFType.MODEL,
 ) -> Keys:
     """Return general.* without file_type and quantization_version, in llama.cpp's order.
 
     Sources: the front matter of README.md, generation_config.json, `_name_or_path` if it is a name
     on the Hub, and the folder's name. No key ever holds a path.
+
+    kind: general.type
     """
     tensors = tuple(tensors)
     n_weights = sum(prod(t.shape) for t in tensors)
     name, hub_id = _names(folder, config)
     writer = GGUFWriter(None, architecture)  # never opened: it records keys, types and order
-    writer.add_type(GGUFType.MODEL)
+    writer.add_type(kind)
     try:
         metadata = Metadata.apply_metadata_heuristic(  # pyright: ignore[reportUnknownMemberType]
             Metadata(), _model_card(folder), {"_name_or_path": hub_id}, Path(name), n_weights

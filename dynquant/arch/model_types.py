@@ -201,7 +201,7 @@ def class_of(config: Mapping[str, Any], where: str) -> Class:
     Raises ArchitectureError with one line if the class is missing or not supported.
     """
     known = families()
-    name = _stated(config, where)
+    name = stated_class(config, where)
     if name in known:
         return Class(name, known[name])
     language_model = _HEADED.get(name) or re.sub("Model$", "ForCausalLM", name)
@@ -229,7 +229,8 @@ def _text_class(config: Mapping[str, Any]) -> str | None:
     return CLASSES.get(type_) if isinstance(type_, str) else None
 
 
-def _stated(config: Mapping[str, Any], where: str) -> str:
+def stated_class(config: Mapping[str, Any], where: str) -> str:
+    """Return the class that a config.json names; raise ArchitectureError if it names none."""
     listed = config.get("architectures")
     if listed is None or listed == []:
         type_: object = config.get("model_type")

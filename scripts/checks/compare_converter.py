@@ -1,12 +1,14 @@
 """F32 files of the reference checkpoints beside those of llama.cpp's convert_hf_to_gguf.py.
 
     python scripts/checks/compare_converter.py LLAMA_CPP [FAMILY ...] [--python PYTHON] [--no-mtp]
+        [--mmproj]
 
 LLAMA_CPP is a llama.cpp source tree, PYTHON an interpreter that has what its converter needs. Its
 list of known vocabularies goes by a hash of token ids, which no made-up vocabulary has, so it is
 given the pre-tokenizer that dynquant recognized. For some families it needs --no-mtp if a
 checkpoint has no prediction layers. For each family: tensors equal bit for bit, tensors that differ
-or that one file has alone, and keys that differ.
+or that one file has alone, and keys that differ. With --mmproj, the projectors of the checkpoints
+in tests/references/projectors are compared.
 """
 
 from __future__ import annotations
@@ -23,8 +25,10 @@ import numpy as np
 from gguf import GGUFReader
 
 import dynquant
+from dynquant.arch.load_projector import load_projector
 
 REFERENCES = Path(__file__).resolve().parents[2] / "tests" / "references"
+PROJECTORS = REFERENCES / "projectors"
 
 _PEER = """
 import runpy, sys
@@ -75,14 +79,15 @@ def _apart(a: np.ndarray, b: np.ndarray) -> str:
     return f"by at most {np.abs(a - b).max() / np.abs(b).max():.0e} of the largest"
 
 
-def compare(family: str, tree: Path, python: str, folder: Path, more: Sequence[str]) -> bool:
+def compare(source: Path, tree: Path, python: str, folder: Path, more: Sequence[str]) -> bool:
     """Convert one checkpoint with both, print what differs; return whether all tensors agree.
 
     more: options of the converter
     """
-    source = REFERENCES / family
+    family = source.name
+    model = load_projector(source) if source.parent == PROJECTORS else source
     ours, theirs = folder / "ours.gguf", folder / "theirs.gguf"
-    plan = dynquant.convert(source, ours, recipe="f32", force=True).plan
+    plan = dynquant.convert(model, ours, recipe="f32", force=True).plan
     pre = plan.keys.get("tokenizer.ggml.pre")
     arguments = [str(source), "--outtype", "f32", "--outfile", str(theirs), *more]
     theirs.unlink(missing_ok=True)
@@ -126,12 +131,14 @@ def main() -> None:
     parser.add_argument("families", nargs="*", metavar="FAMILY")
     parser.add_argument("--python", default=sys.executable, help="default: this one")
     parser.add_argument("--no-mtp", action="store_true", help="an option of the converter")
+    parser.add_argument("--mmproj", action="store_true", help="compare projectors")
     given = parser.parse_args()
-    more = ("--no-mtp",) if given.no_mtp else ()
-    known = sorted(p.parent.name for p in REFERENCES.glob("*/config.json"))
+    more = [f"--{name.replace('_', '-')}" for name in ("no_mtp", "mmproj") if getattr(given, name)]
+    folder_of = PROJECTORS if given.mmproj else REFERENCES
+    known = sorted(p.parent.name for p in folder_of.glob("*/config.json"))
     with tempfile.TemporaryDirectory() as folder:
         agreed = [
-            compare(f, given.tree, given.python, Path(folder), more)
+            compare(folder_of / f, given.tree, given.python, Path(folder), more)
             for f in given.families or known
         ]
     print(f"all tensors agree in {sum(agreed)} of {len(agreed)}")

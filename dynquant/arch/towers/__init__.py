@@ -1,0 +1,1 @@
+"""What projectors have in common: the settings around a tower, vision encoders, audio encoders."""
