@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     )
     from dynquant.arch.base import Model
     from dynquant.arch.load import load_model
+    from dynquant.arch.load_projector import load_projector
     from dynquant.budget.solve import Solved
     from dynquant.checkpoint.gguf import GGUFFile
     from dynquant.conversion.engine import Progress
@@ -128,6 +129,7 @@ __all__ = [
     "load_model",
     "load_moments",
     "load_plan",
+    "load_projector",
     "load_recipe",
     "make_plan",
     "read_manifest",
@@ -155,6 +157,7 @@ _HOMES = {
     ),
     "dynquant.arch.base": ("Model",),
     "dynquant.arch.load": ("load_model",),
+    "dynquant.arch.load_projector": ("load_projector",),
     "dynquant.budget.solve": ("Solved",),
     "dynquant.checkpoint.gguf": ("GGUFFile",),
     "dynquant.conversion.engine": ("Progress",),

@@ -67,7 +67,8 @@ class Problems:
         """Raise a single error as it is, several as one of `kind`; return if there is none."""
         if len(self._errors) == 1 and not self._messages:
             raise self._errors[0]
-        kind.raise_any([*(m for e in self._errors for m in e.messages), *self._messages])
+        messages = [*(m for e in self._errors for m in e.messages), *self._messages]
+        kind.raise_any(dict.fromkeys(messages))  # two steps may meet one problem
 
 
 class CheckpointError(DynquantError):

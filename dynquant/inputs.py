@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from dynquant.arch.base import Model
-from dynquant.arch.load import Mla, load_model
+from dynquant.arch.load import Mla, is_gguf_name, load_model
+from dynquant.arch.load_projector import load_projector
+from dynquant.arch.towers.whole import CLIP
 from dynquant.checkpoint.hub import is_hub_name
 from dynquant.errors import Problems, VocabError
 from dynquant.importance.imatrix import Imatrix, read_imatrix
@@ -180,6 +182,8 @@ def _model(
 
 def _model_of_plan(model: str, saved: SavedPlan) -> Model:
     """Load a model as the plan has it; its keys name a pre-tokenizer that is not recognized."""
+    if saved.architecture == CLIP and not is_gguf_name(model):
+        return load_projector(model)
     try:
         loaded = load_model(model, mla=saved.mla, leave_out=saved.leave_out)
     except VocabError:

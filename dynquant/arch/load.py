@@ -82,10 +82,10 @@ def _of_hub(
 ) -> Model:
     path, name = fetch_model(text)
     model = _on_disk(path, pre, mla, needs_vocab, leave_out)
-    return replace(model, keys=_with_source(model.keys, hub.source_keys(name)))
+    return replace(model, keys=with_source(model.keys, hub.source_keys(name)))
 
 
-def _with_source(keys: Keys, source: Keys) -> Keys:
+def with_source(keys: Keys, source: Keys) -> Keys:
     """Add the model's source after general.*; a source that the model itself states is kept."""
     more = {k: v for k, v in source.items() if k not in keys or not k.startswith("general.")}
     theirs = [(k, v) for k, v in keys.items() if k not in more]
@@ -96,7 +96,7 @@ def _with_source(keys: Keys, source: Keys) -> Keys:
 def _on_disk(
     path: Path, pre: str | None, mla: Mla, needs_vocab: bool, leave_out: Sequence[str]
 ) -> Model:
-    if _is_gguf(path):
+    if is_gguf(path):
         if pre is not None:
             raise VocabError(
                 f"{path}: a GGUF names its pre-tokenizer; remove --pre, or change the name with"
@@ -116,11 +116,18 @@ def _on_disk(
     return _of_folder(path, pre, mla, needs_vocab, tuple(dict.fromkeys(leave_out)))
 
 
-def _is_gguf(path: Path) -> bool:
+def is_gguf(path: Path) -> bool:
     """Return whether to read the path as a GGUF; blobs in the Hub's cache have no suffix."""
     if not path.exists():
         return path.suffix == ".gguf"
     return path.is_file() and path.suffix != ".safetensors"
+
+
+def is_gguf_name(model: str | Path) -> bool:
+    """Return whether a model, of the Hub or on disk, is a GGUF; as `load_model` decides."""
+    if hub.is_hub_name(str(model)):
+        return bool(hub.parse_hub_name(str(model)).file)
+    return is_gguf(Path(model))
 
 
 def _of_folder(

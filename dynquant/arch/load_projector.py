@@ -1,25 +1,31 @@
-"""Load a projector from a folder or the Hub: the file that llama.cpp needs to see and to hear."""
+"""Load a projector from a folder or the Hub: what llama.cpp needs to see and to hear."""
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from gguf import GGUFType
 
 from dynquant.arch.base import Architecture, Model, ModelTensor
 from dynquant.arch.gather import gather
+from dynquant.arch.load import is_gguf, with_source
 from dynquant.arch.metadata import general_keys
 from dynquant.arch.model_types import stated_class
 from dynquant.arch.projectors import projectors
 from dynquant.arch.towers.whole import CLIP, Projector, Tower, Whole
 from dynquant.arch.wrapped import OTHER_PARTS
-from dynquant.checkpoint import causes
-from dynquant.checkpoint.safetensors import Checkpoint, open_checkpoint
+from dynquant.checkpoint import causes, hub
+from dynquant.checkpoint.safetensors import (
+    Checkpoint,
+    open_checkpoint,
+    read_config,
+    shard_files,
+)
 from dynquant.errors import ArchitectureError, CheckpointError, Problems
 from dynquant.name_lists import grouped
 
@@ -32,26 +38,62 @@ _CONVERTED = (
 )
 
 
-def has_projector(config: Mapping[str, Any]) -> bool:
-    """Return whether a model of this config.json has a projector that dynquant knows."""
-    listed: object = config.get("architectures")
-    names = cast("list[object]", listed) if isinstance(listed, list) else []
-    return bool(names) and names[0] in projectors()
-
-
 def load_projector(path: str | Path) -> Model:
-    """Describe the projector of the model in a folder, without reading its weights.
+    """Describe the projector of a larger model, without reading its weights.
 
-    path: a folder with config.json and safetensors
+    path: a folder with config.json and safetensors, or hf://org/model[@revision]; of the Hub's
+          files, only those with tensors of the projector are fetched
 
     Raises DynquantError with all problems: CheckpointError for the files, ArchitectureError for a
     model without a projector, or with one that llama.cpp cannot compute.
     """
-    folder = Path(path)
-    checkpoint = open_checkpoint(folder)
+    if hub.is_hub_name(str(path)):
+        folder, name = _fetch(str(path))
+        model = _of_folder(folder)
+        return replace(model, keys=with_source(model.keys, hub.source_keys(name)))
+    hub.refuse_address(str(path))
+    if is_gguf(Path(path)):
+        raise ArchitectureError(
+            f"{path}: a GGUF holds one part of a model; to quantize a projector that is a GGUF,"
+            " give it as the model, without --mmproj"
+        )
+    return _of_folder(Path(path))
+
+
+def _fetch(text: str) -> tuple[Path, hub.HubName]:
+    """Fetch what a projector needs of a model on the Hub; return its folder, and its full name."""
+    name = hub.parse_hub_name(text)
+    if name.file:
+        raise ArchitectureError(
+            f"{text}: a GGUF holds one part of a model; give the repository with its safetensors"
+        )
+    folder, name = hub.fetch_description(name)
+    towers = projector_of(read_config(folder), str(folder / "config.json"))
+    if listed := shard_files(folder, _is_of(towers)):
+        hub.fetch_files(name, listed)
+    else:
+        hub.fetch_unlisted(name)
+    return folder, name
+
+
+def _is_of(towers: Projector) -> Callable[[str], bool]:
+    """Return whether a stored name belongs to a part that sees or hears."""
+    patterns = [_within(tower) for tower in towers]
+    return lambda name: any(p.match(name) for p in patterns) or _is_other_part(name)
+
+
+def _is_other_part(name: str) -> bool:
+    return any(re.fullmatch(p, name) for p, why in OTHER_PARTS.items() if "separate file" in why)
+
+
+def _of_folder(folder: Path) -> Model:
     where = str(folder / "config.json")
-    CheckpointError.raise_any(causes.check_config(checkpoint.config, where))
-    towers = projector_of(checkpoint.config, where)
+    if not folder.is_dir():
+        open_checkpoint(folder)
+    config = read_config(folder)
+    CheckpointError.raise_any(causes.check_config(config, where))
+    towers = projector_of(config, where)
+    checkpoint = open_checkpoint(folder, _is_of(towers))
     CheckpointError.raise_any(causes.check_weights(checkpoint))
     whole = Whole.of(checkpoint.config, folder)
     problems = Problems()
@@ -116,11 +158,10 @@ def _alone(architecture: Architecture, tower: Tower) -> Architecture:
 def _unused(checkpoint: Checkpoint, towers: Projector) -> Iterator[str]:
     """Yield messages for tensors of parts that see or hear and that no tower has."""
     patterns = [_within(tower) for tower in towers]
-    parts = [re.compile(p) for p, why in OTHER_PARTS.items() if "separate file" in why]
     others = [
         name
         for name in checkpoint.tensors
-        if any(p.fullmatch(name) for p in parts) and not any(p.match(name) for p in patterns)
+        if _is_other_part(name) and not any(p.match(name) for p in patterns)
     ]
     for name in grouped(others):
         yield (

@@ -9,27 +9,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 from dynquant.arch.base import Architecture
 from dynquant.arch.families import Family
 from dynquant.arch.model_types import class_of
+from dynquant.arch.projectors import projectors
 from dynquant.arch.settings import Declared
 from dynquant.errors import ArchitectureError
 from dynquant.text_settings import PLACES, text_settings
 
-_SEPARATE = (
-    "which llama.cpp reads from a separate file; llama.cpp's `convert_hf_to_gguf.py --mmproj` makes"
-    " it if it supports the model"
-)
+_SEPARATE = "which llama.cpp reads from a separate file; "
+_BY_LLAMA = "llama.cpp's `convert_hf_to_gguf.py --mmproj` makes it if it supports the model"
+WRITTEN = "`--mmproj` writes it"
+"""The end of the reason why a part is left out that a projector file holds."""
 _BEFORE = r"(thinker\.|model\.)*"
 OTHER_PARTS = {
     rf"{_BEFORE}(audio(_\w+)?|embed_audio|sound_\w+|speech_\w+|whisper\w*)\..*": (
-        f"the audio model, {_SEPARATE}"
+        f"the audio model, {_SEPARATE}{_BY_LLAMA}"
     ),
     rf"{_BEFORE}((vision|visual|image)(_\w+)?|embed_vision|vit\w*|sam_model|siglip2|qwen2_model|mlp1"
     r"|view_seperator|(multi_modal_|mm_)?projector|patch_merge_mlp|connector|aligner|merger)"
-    r"(\..*)?": (f"the vision model, {_SEPARATE}"),
+    r"(\..*)?": (f"the vision model, {_SEPARATE}{_BY_LLAMA}"),
     r"(talker|token2wav|code2wav)\..*": "the model that speaks, which llama.cpp does not compute",
 }
 """The parts beside a language model: patterns of stored names, with what they are."""
@@ -133,11 +134,23 @@ class Wrapped:
         of_text = f"{where}: settings of the language model"
         family = self.family_of(text) or class_of(text or {}, of_text).describe
         found = family({**_settings(config, text, family), **self.states(config)}, where)
-        return replace(found, ignored={**found.ignored, **OTHER_PARTS})
+        return replace(found, ignored={**found.ignored, **_other_parts(config)})
 
     def family_of(self, text: Mapping[str, Any] | None) -> Family | None:
         """Return the family of a language model with these settings; None if they name it."""
         return self.others.get(str((text or {}).get("model_type"))) or self.family
+
+
+def _other_parts(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return `OTHER_PARTS`, with what writes the parts of this class that are in a projector."""
+    listed: object = config.get("architectures")
+    name = cast("list[object]", listed)[0] if isinstance(listed, list) and listed else None
+    towers = projectors().get(str(name), ())
+    kinds = [kind for kind in ("audio", "vision") if any(kind in tower.place for tower in towers)]
+    return {
+        pattern: why.replace(_BY_LLAMA, WRITTEN) if any(f"{k} model" in why for k in kinds) else why
+        for pattern, why in OTHER_PARTS.items()
+    }
 
 
 def _settings(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, TypeVar, cast
@@ -70,8 +70,11 @@ def _instead(path: Path) -> str:
     return usual
 
 
-def open_checkpoint(folder: Path) -> Checkpoint:
+def open_checkpoint(folder: Path, wanted: Callable[[str], bool] | None = None) -> Checkpoint:
     """Read config.json and the headers of all shards.
+
+    wanted: whether a tensor of this name is needed; shards that the index lists and that have none
+            of these are not opened, and may be missing
 
     Raises CheckpointError with everything that is missing, contradictory or damaged.
     """
@@ -80,22 +83,22 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     problems: list[str] = []
     config: dict[str, Any] = {}
     shards: dict[str, dict[str, StoredTensor]] = {}
-    wanted: dict[str, str] | None = None
+    listed: dict[str, str] | None = None
     try:
         config = read_config(folder)
     except CheckpointError as e:
         problems += e.messages
     try:
         numbered = _numbered(folder)
-        wanted = None if numbered else _weight_map(folder)
-        files = numbered or (sorted(set(wanted.values())) if wanted else [SINGLE])
+        listed = None if numbered else _of_wanted(_weight_map(folder), wanted)
+        files = numbered or ([SINGLE] if listed is None else sorted(set(listed.values())))
         shards = _headers(folder, files)
         if numbered:  # each tensor must be in one of them, whichever it is
-            wanted = {name: file for file, found in shards.items() for name in found}
+            listed = {name: file for file, found in shards.items() for name in found}
     except CheckpointError as e:
         problems += e.messages
-    if wanted is not None and not problems:
-        problems += _disagreements(folder, wanted, shards)
+    if listed is not None and not problems:
+        problems += _disagreements(folder, listed, shards)
     CheckpointError.raise_any(problems)
     tensors = {name: t for shard in shards.values() for name, t in shard.items()}
     return Checkpoint(folder, config, tensors)
@@ -106,14 +109,26 @@ def read_config(folder: Path) -> dict[str, Any]:
     return read_object(folder / "config.json")
 
 
-def shard_files(folder: Path) -> list[str]:
+def shard_files(folder: Path, wanted: Callable[[str], bool] | None = None) -> list[str]:
     """Return the names of the files that the index lists, whether or not the files exist.
+
+    wanted: as in `open_checkpoint`
 
     Empty without an index. Raises CheckpointError if it is damaged.
     """
     if not (folder / INDEX).exists():
         return []
-    return sorted(set((_weight_map(folder) or {}).values()))
+    return sorted(set((_of_wanted(_weight_map(folder), wanted) or {}).values()))
+
+
+def _of_wanted(
+    weight_map: dict[str, str] | None, wanted: Callable[[str], bool] | None
+) -> dict[str, str] | None:
+    """Return the part of an index that lists the shards with wanted tensors."""
+    if weight_map is None or wanted is None:
+        return weight_map
+    files = {file for name, file in weight_map.items() if wanted(name)}
+    return {name: file for name, file in weight_map.items() if file in files}
 
 
 def read_object(

@@ -23,6 +23,7 @@ from dynquant.cli import (
     imatrix,
     inspect,
     manifest,
+    mmproj,
     plan,
     recipe,
     recipes,
@@ -44,9 +45,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+for seeing in (convert.convert, plan.plan):
+    app.command(cls=mmproj.WithMmproj)(seeing)
 for command in (
-    convert.convert,
-    plan.plan,
     auto.auto,
     solve.solve,
     sensitivity.sensitivity,

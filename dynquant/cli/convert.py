@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from dynquant.cli import console
+from dynquant.cli.mmproj import (
+    MmprojOption,
+    MmprojOutOption,
+    OnlyMmprojOption,
+    Projecting,
+    without_projector,
+)
 from dynquant.cli.options import (
     EffortOption,
     ImatrixOption,
@@ -44,7 +53,35 @@ from dynquant.cli.targets import (
 if TYPE_CHECKING:
     from dynquant.conversion.gates import Gate
     from dynquant.conversion.result import Result
+    from dynquant.conversion.work import Work
     from dynquant.plan.plan import Plan
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A file to write: the language model or its projector.
+
+    gates: limits; those of the error are known afterwards
+    """
+
+    plan: Plan
+    out: Path
+    work: Work
+    gates: list[Gate]
+    max_error: float | None = None
+
+
+@dataclass(frozen=True)
+class _How:
+    """How files are written and reported, as the command line has it."""
+
+    threads: int
+    force: bool
+    restart: bool
+    source_hashes: Literal["auto", "read", "none"] | None
+    verify_sample: int
+    summary: Path | None
+    quiet: bool
 
 
 def convert(
@@ -67,6 +104,9 @@ def convert(
     fit: FitOption = None,
     context: ContextOption = None,
     sensitivity: SensitivityOption = None,
+    mmproj: MmprojOption = None,
+    mmproj_out: MmprojOutOption = None,
+    only_mmproj: OnlyMmprojOption = False,
     effort: EffortOption = None,
     allow_requantize: RequantizeOption = False,
     threads: ThreadsOption = None,
@@ -139,21 +179,18 @@ def convert(
         threads,
         quiet,
     )
-    planning.check()
+    projecting = planning.projecting(mmproj, only=only_mmproj, out=mmproj_out)
     limit = size_of(max_size, "--max-size")
     from dynquant.cli.text_files import refuse_read
-    from dynquant.conversion.gates import check_gate, error_gate, size_gate
-    from dynquant.conversion.losses import NOTHING_LOST
+    from dynquant.conversion.gates import check_gate
     from dynquant.conversion.output import check_output
-    from dynquant.conversion.work import work_of
-    from dynquant.conversion.write import convert_plan, default_threads
+    from dynquant.conversion.write import default_threads
     from dynquant.errors import ConvertError
     from dynquant.release.job_summary import add_summary, check_summary, refused_summary
     from dynquant.report.plan_tables import plan_tables
 
     if quiet or log_format == "json":
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # read when the library is imported
-    started = time.monotonic()
     console.event(
         "start", quiet=quiet, command="convert", model=model, out=str(out), **planning.source
     )
@@ -161,33 +198,112 @@ def convert(
         check_summary(summary)
     if planning.asked.is_given and out.exists() and not force:
         raise ConvertError(f"{out}: exists; replace it with --force, or name another output")
-    made = planning.make()
-    if summary:
-        refuse_read(summary, made.recipe.places)
-    for warning in made.warnings:
-        console.warn(warning, quiet=quiet)
-    work = work_of(made)
-    gates = [size_gate(work.layout.n_bytes, limit)] if limit is not None else []
-    if summary and not all(gate.holds for gate in gates):
-        add_summary(summary, refused_summary(out.name, gates))
-    for gate in gates:
-        check_gate(gate, str(out), "nothing was written: use fewer bits, or raise the limit")
+    made = _plans(planning, projecting, out, only=only_mmproj)
+    jobs = [_job(plan, path, limit if path == out else None, max_error) for plan, path in made]
+    for job in jobs:
+        if summary:
+            refuse_read(summary, job.plan.recipe.places)
+        seeing = made[0][0] if projecting else None
+        for warning in without_projector(job.plan, seeing):
+            console.warn(warning, quiet=quiet)
+        if summary and not all(gate.holds for gate in job.gates):
+            add_summary(summary, refused_summary(job.out.name, job.gates))
+        for gate in job.gates:
+            check_gate(
+                gate, str(job.out), "nothing was written: use fewer bits, or raise the limit"
+            )
+    jobs = [job for job in jobs if not _is_there(job, out, force=force, quiet=quiet)]
     if dry_run:
-        check_output(made, out, work, force=force)
-        console.show(plan_tables(made, work.layout.n_bytes))
-        console.talk(f"{out}: not written, this is a dry run", quiet=quiet)
+        for job in jobs:
+            check_output(job.plan, job.out, job.work, force=force)
+            console.show(plan_tables(job.plan, job.work.layout.n_bytes))
+            console.talk(f"{job.out}: not written, this is a dry run", quiet=quiet)
         return
-    threads = threads or default_threads()
+    how = _How(
+        threads or default_threads(),
+        force,
+        restart,
+        None if no_manifest else source_hashes,
+        verify_sample,
+        summary,
+        quiet,
+    )
+    # A fault of any file is reported before the first is written.
+    _check_outputs(jobs, how)
+    for job in jobs:
+        _write(job, how)
+
+
+def _plans(
+    planning: Planning, projecting: Projecting | None, out: Path, *, only: bool
+) -> list[tuple[Plan, Path]]:
+    """Return the plans to carry out, each with its file; the projector, which is small, first."""
+    from dynquant.errors import Problems
+
+    problems = Problems()
+    plans: list[tuple[Plan, Path]] = []
+    seeing = problems.attempt(projecting.make) if projecting else None
+    if projecting and seeing:
+        plans.append((seeing, out if only else projecting.path(out, seeing)))
+    if not only and (text := problems.attempt(planning.make)):
+        plans.append((text, out))
+    problems.raise_any()
+    return plans
+
+
+def _job(plan: Plan, out: Path, limit: int | None, max_error: float | None) -> _Job:
+    from dynquant.conversion.gates import size_gate
+    from dynquant.conversion.work import work_of
+
+    work = work_of(plan)
+    gates = [size_gate(work.layout.n_bytes, limit)] if limit is not None else []
+    return _Job(plan, out, work, gates, max_error)
+
+
+def _is_there(job: _Job, out: Path, *, force: bool, quiet: bool) -> bool:
+    """Return whether a projector beside the output is complete already, as of an earlier run."""
+    from dynquant.conversion.already import is_written
+
+    if job.out == out or force or not job.out.is_file() or not is_written(job.plan, job.out):
+        return False
+    console.talk(f"{job.out}: is complete already, with the bytes of this plan", quiet=quiet)
+    return True
+
+
+def _check_outputs(jobs: Sequence[_Job], how: _How) -> None:
+    """Raise ConvertError, with all reasons, if one of several files cannot be written."""
+    from dynquant.conversion.journal import journal_path
+    from dynquant.conversion.output import check_output
+    from dynquant.errors import ConvertError, Problems
+
+    problems = Problems()
+    for job in jobs:
+        if not journal_path(job.out).exists():
+            problems.attempt(
+                lambda job=job: check_output(job.plan, job.out, job.work, force=how.force),
+                ConvertError,
+            )
+    problems.raise_any(ConvertError)
+
+
+def _write(job: _Job, how: _How) -> None:
+    """Write one file and report it; raise GateError if it exceeds a limit."""
+    from dynquant.conversion.gates import check_gate, error_gate
+    from dynquant.conversion.losses import NOTHING_LOST
+    from dynquant.conversion.write import convert_plan
+
+    started = time.monotonic()
+    out, quiet = job.out, how.quiet
     try:
         with console.progress_of(out.name, quiet=quiet) as progress:
             result = convert_plan(
-                made,
+                job.plan,
                 out,
-                threads=threads,
-                force=force,
-                restart=restart,
-                manifest=None if no_manifest else source_hashes,
-                verify_sample=verify_sample,
+                threads=how.threads,
+                force=how.force,
+                restart=how.restart,
+                manifest=how.source_hashes,
+                verify_sample=how.verify_sample,
                 progress=progress,
             )
     except (KeyboardInterrupt, SystemExit):
@@ -195,13 +311,14 @@ def convert(
             f"interrupted; the same command resumes from {out}.journal, --restart starts over"
         )
         raise
-    if max_error is not None:
-        gates.append(error_gate(result.loss or NOTHING_LOST, max_error))
-    if summary:
-        _summarize(summary, result, gates)
+    gates = list(job.gates)
+    if job.max_error is not None:
+        gates.append(error_gate(result.loss or NOTHING_LOST, job.max_error))
+    if how.summary:
+        _summarize(how.summary, result, gates)
     for warning in result.warnings:
         console.warn(warning, quiet=quiet)
-    _report(result, out, threads, time.monotonic() - started, quiet=quiet)
+    _report(result, out, how.threads, time.monotonic() - started, quiet=quiet)
     for gate in gates:
         check_gate(gate, str(out), "the output is complete but exceeds the limit")
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from dynquant.cli import console
+from dynquant.cli.mmproj import MmprojOption, OnlyMmprojOption, without_projector
 from dynquant.cli.options import (
     EffortOption,
     ImatrixOption,
@@ -27,7 +28,7 @@ from dynquant.cli.options import (
     ThreadsOption,
     size_of,
 )
-from dynquant.cli.planning import Planning
+from dynquant.cli.planning import Made, Planning
 from dynquant.cli.targets import (
     Asked,
     ContextOption,
@@ -57,6 +58,8 @@ def plan(
     fit: FitOption = None,
     context: ContextOption = None,
     sensitivity: SensitivityOption = None,
+    mmproj: MmprojOption = None,
+    only_mmproj: OnlyMmprojOption = False,
     effort: EffortOption = None,
     allow_requantize: RequantizeOption = False,
     tensors: Annotated[
@@ -111,12 +114,12 @@ def plan(
         Asked(target_size, target_bpw, fit, context, sensitivity),
         threads,
     )
-    planning.check()
+    projecting = planning.projecting(mmproj, only=only_mmproj)
     limit = size_of(max_size, "--max-size")
     from dynquant.cli.text_files import refuse_read
     from dynquant.conversion.gates import check_gate, size_gate
     from dynquant.conversion.layout import lay_out
-    from dynquant.errors import PlanError
+    from dynquant.errors import PlanError, Problems
     from dynquant.plan.saved import check_plan_path, write_plan
     from dynquant.report.documents import plan_json
     from dynquant.report.html import check_page, plan_html, write_page
@@ -128,12 +131,22 @@ def plan(
     if save:
         check_plan_path(save, force=force)
     console.event("start", command="plan", model=model, **planning.source)
-    made, problem, solved = planning.made(draft=save is None)
+    problems = Problems()
+    seeing = problems.attempt(projecting.make) if projecting else None
+    if only_mmproj:
+        found = Made(seeing) if seeing else None
+    else:
+        found = problems.attempt(lambda: planning.made(draft=save is None))
+    problems.raise_any()
+    assert found is not None, "whatever is not read is a fault"
+    made, problem, solved = found
+    beside = None if only_mmproj else seeing
     for path in (html, save):
         if path:
             refuse_read(path, made.recipe.places)
-    for warning in made.warnings:
-        console.warn(warning)
+    for plan_ in (made, beside):
+        for warning in without_projector(plan_, seeing) if plan_ else ():
+            console.warn(warning)
     for part in made.missing:
         console.warn(f"{part}; until then no file can be written, and its size is not known")
     file_bytes = None if made.missing else lay_out(made).n_bytes
@@ -145,9 +158,14 @@ def plan(
         write_plan(made, save, force=force)
         console.talk(f"{save}: written")
     if json:
-        console.write_json(plan_json(made) | {"file_bytes": file_bytes})
+        document = plan_json(made) | {"file_bytes": file_bytes}
+        if beside:
+            document["mmproj"] = plan_json(beside) | {"file_bytes": lay_out(beside).n_bytes}
+        console.write_json(document)
     else:
         console.show(plan_tables(made, file_bytes, each=tensors))
+        if beside:
+            console.show(plan_tables(beside, lay_out(beside).n_bytes, each=tensors))
     console.event(
         "done",
         file_bytes=file_bytes,

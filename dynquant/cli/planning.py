@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import typer
 
 from dynquant.cli import console
+from dynquant.cli.mmproj import DEFAULT, Projecting
 from dynquant.cli.options import settings, size_of, split_of
 from dynquant.cli.targets import DEFAULT_RECIPE, NOTHING_ASKED, Asked, posed
 
 if TYPE_CHECKING:
     from dynquant.budget.solve import Problem, Solved
+    from dynquant.keys import KeyValue
     from dynquant.plan.plan import Plan
 
 
@@ -82,6 +84,51 @@ class Planning:
         }
         if also := [name for name, value in given.items() if value is not None]:
             raise typer.BadParameter(f"--plan decides it already: leave out {', '.join(also)}")
+
+    def projecting(
+        self, recipe: str | None, *, only: bool, out: Path | None = None
+    ) -> Projecting | None:
+        """Check the options, and return what was asked for beside the language model.
+
+        recipe: of the projector, as --mmproj has it; only: whether nothing else is written
+        out:    where to write it; None beside the language model
+
+        Raises BadParameter for options that are not valid together, or alone.
+        """
+        if not only:
+            self.check()
+            if recipe is None and out is None:
+                return None
+            return Projecting(self.model, recipe or DEFAULT, self.effort, out=out)
+        if out is not None:
+            raise typer.BadParameter("--only-mmproj writes the projector to --out: name it there")
+        if also := [n for n, v in self._of_language_model().items() if v is not None]:
+            raise typer.BadParameter(
+                f"--only-mmproj writes no language model: leave out {', '.join(also)}"
+            )
+        if recipe is not None and self.recipe is not None:
+            raise typer.BadParameter("--mmproj and --recipe both name a recipe: leave one out")
+        keys: dict[str, KeyValue | str] = {**settings(self.set_keys)}
+        return Projecting(self.model, recipe or self.recipe or DEFAULT, self.effort, keys)
+
+    def _of_language_model(self) -> dict[str, Any]:
+        """Return the options that a projector alone does not have; None if they are not given."""
+        return {
+            "--plan": self.saved,
+            "--imatrix": self.imatrix,
+            "--moments": self.moments,
+            "--pre": self.pre,
+            "--mla": self.mla,
+            "--split-max-size": self.split_max_size,
+            "--split-max-tensors": self.split_max_tensors,
+            "--leave-out": self.leave_out,
+            "--allow-requantize": self.allow_requantize or None,
+            "--target-size": self.asked.size,
+            "--target-bpw": self.asked.bpw,
+            "--fit": self.asked.fit,
+            "--context": self.asked.context,
+            "--sensitivity": self.asked.sensitivity,
+        }
 
     def make(self, *, draft: bool = False) -> Plan:
         """Read the inputs and return the plan; a draft needs neither tokenizer nor importance."""

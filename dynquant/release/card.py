@@ -24,6 +24,7 @@ from dynquant.release.markdown import (
     table,
     text,
 )
+from dynquant.release.projectors import abilities
 from dynquant.report.picture import text_of
 
 SUMS = "SHA256SUMS"
@@ -47,6 +48,7 @@ class FileNames:
 
 def card_body(
     models: Sequence[Finished],
+    projectors: Sequence[Finished],
     names: FileNames,
     *,
     base_model: str | None,
@@ -55,18 +57,19 @@ def card_body(
 ) -> str:
     """Return the card without its front matter.
 
+    projectors: what lets the models see and hear
     base_model: ORG/NAME of the source; None if unknown
     repository: ORG/NAME that the files will be uploaded to; None if unknown
     evaluation: of the files; None leaves its section out
     """
     lines = [
         *_head(models, base_model),
-        *_files(models),
+        *_files(models, projectors),
         *(_evaluation(evaluation) if evaluation else ()),
-        *_running(models, repository),
+        *_running(models, projectors, repository),
         *_verifying(models),
-        *_types(models),
-        *_sources(models, names, base_model),
+        *_types([*models, *projectors]),
+        *_sources([*models, *projectors], names, base_model),
     ]
     return "\n".join(lines) + "\n"
 
@@ -86,11 +89,21 @@ def _head(models: Sequence[Finished], base_model: str | None) -> Iterator[str]:
     yield ""
 
 
-def _files(models: Sequence[Finished]) -> Iterator[str]:
+def _files(models: Sequence[Finished], projectors: Sequence[Finished]) -> Iterator[str]:
     yield "## Files"
     yield ""
-    yield from file_table(models)
+    yield from file_table([*models, *projectors])
     yield ""
+    if projectors:
+        (*most, last) = (code(p.path.name) for p in projectors)
+        listed = (
+            f"{', '.join(most)} and {last} are projectors" if most else f"{last} is a projector"
+        )
+        senses = " and ".join(
+            {"image": "pictures", "audio": "sounds"}[a] for a in abilities(projectors)
+        )
+        yield f"{listed}, with which llama.cpp reads {senses}; each model works with any of them."
+        yield ""
     if any(m.loss for m in models):
         yield ERROR_WORDS
         yield ""
@@ -102,20 +115,28 @@ def _evaluation(evaluation: Evaluation) -> Iterator[str]:
     yield ""
 
 
-def _running(models: Sequence[Finished], repository: str | None) -> Iterator[str]:
+def _running(
+    models: Sequence[Finished], projectors: Sequence[Finished], repository: str | None
+) -> Iterator[str]:
     first = models[0]
     name = shlex.quote(first.path.name)
+    seeing = f" --mmproj {shlex.quote(projectors[0].path.name)}" if projectors else ""
     yield "## How to run"
     yield ""
     lines: list[str] = []
     if repository:
-        pattern = shlex.quote(f"{first.stem}*.gguf")
-        lines.append(f"hf download {repository} --include {pattern} --local-dir .")
+        wanted = (f"{first.stem}*.gguf", *(p.path.name for p in projectors[:1]))
+        patterns = " ".join(map(shlex.quote, wanted))
+        lines.append(f"hf download {repository} --include {patterns} --local-dir .")
     if f"{first.architecture}.pooling_type" in first.keys:
         lines.append(f"llama-embedding -m {name} -p 'a text'")
+    elif projectors:
+        able = abilities(projectors)
+        medium = "--image picture.jpg" if "image" in able else "--audio sound.wav"
+        lines.append(f"llama-mtmd-cli -m {name}{seeing} {medium} -p 'a question'")
     else:
         lines.append(f"llama-cli -m {name} -p 'a question'")
-    lines.append(f"llama-server -m {name} --port 8080")
+    lines.append(f"llama-server -m {name}{seeing} --port 8080")
     yield from block(lines, "sh")
     yield ""
     if len(first.paths) > 1:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
@@ -271,8 +271,11 @@ def _type_of(tensor: GGUFTensor) -> QuantType:
     return QuantType(tensor.type_name, tensor.ggml_type, block_size, type_size, "")
 
 
-def check_same_model(models: list[Finished]) -> None:
-    """Raise ReleaseError unless all files are of one model and have different names."""
+def check_same_model(models: Sequence[Finished], projectors: Sequence[Finished] = ()) -> None:
+    """Raise ReleaseError unless all files are of one model and have different names.
+
+    projectors: for the model, with another architecture
+    """
     first = models[0]
     problems: list[str] = []
     for other in models[1:]:
@@ -290,7 +293,7 @@ def check_same_model(models: list[Finished]) -> None:
                 f"{other.path}: is not of the same model as {first.path}: {', '.join(what)};"
                 " release it separately"
             )
-    names = Counter(p.name for m in models for p in m.paths)
+    names = Counter(p.name for m in (*models, *projectors) for p in m.paths)
     problems += [f"{n}: is given twice; name each file once" for n, k in names.items() if k > 1]
     ReleaseError.raise_any(problems)
 

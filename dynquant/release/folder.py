@@ -19,6 +19,7 @@ from dynquant.release.card import SUMS, FileNames, card_body
 from dynquant.release.evaluated import EVALUATION, Evaluated, check_evaluated, of_released
 from dynquant.release.finished import Finished, check_same_model, picture_of_file
 from dynquant.release.front import front_matter, hub_id
+from dynquant.release.projectors import apart
 from dynquant.report.html import page_of
 from dynquant.report.picture import text_of
 
@@ -35,6 +36,7 @@ class Release:
     """The contents of a release.
 
     folder:  where the release is written
+    models:  language models; projectors: what lets them see and hear
     texts:   files to write, by name, in this order
     links:   GGUFs and manifests, by name; they are linked if they are not in `folder` already
     sha256:  the hash of every file in SHA256SUMS, by name
@@ -43,6 +45,7 @@ class Release:
 
     folder: Path
     models: tuple[Finished, ...]
+    projectors: tuple[Finished, ...]
     texts: Mapping[str, bytes]
     links: Mapping[str, Path]
     sha256: Mapping[str, str]
@@ -55,7 +58,7 @@ class Release:
 
 
 def make_release(
-    models: Sequence[Finished],
+    files: Sequence[Finished],
     *,
     folder: Path | None = None,
     repository: str | None = None,
@@ -66,6 +69,7 @@ def make_release(
 ) -> Release:
     """Return the contents of a release of one model's GGUFs, without writing it.
 
+    files:      language models, and projectors for them
     folder:     where the release will be written; None uses the folder of the GGUFs
     repository: ORG/NAME that the files will be uploaded to
     base_model: ORG/NAME of the source; None uses the one recorded in the files
@@ -76,33 +80,38 @@ def make_release(
     Raises ReleaseError if the files are of several models, or in several folders without `folder`,
     or if the evaluation is of other files.
     """
-    check_same_model(list(models))
-    where = _folder_of(models, folder)
+    models, projectors = apart(files)
+    check_same_model(models, projectors)
+    where = _folder_of(files, folder)
     repository = repository and hub_id(repository, "--repository")
     base_model = base_model and hub_id(base_model, "--base-model")
     base_model = base_model or models[0].repository
-    recipes, own_recipes = _recipes(models)
-    pages = {m.stem: "plan.html" if len(models) == 1 else f"{m.stem}.plan.html" for m in models}
-    manifests = {m.stem: m.manifest_path.name for m in models if m.manifest_path}
-    drawn = {pages[m.stem]: page_of(picture_of_file(m)) for m in models}
+    files = [*models, *projectors]
+    recipes, own_recipes = _recipes(files)
+    pages = {m.stem: "plan.html" if len(files) == 1 else f"{m.stem}.plan.html" for m in files}
+    manifests = {m.stem: m.manifest_path.name for m in files if m.manifest_path}
+    drawn = {pages[m.stem]: page_of(picture_of_file(m)) for m in files}
     texts = recipes | {name: page.encode(errors="backslashreplace") for name, page in drawn.items()}
-    links = {path.name: path for m in models for path in m.paths}
-    links |= {m.manifest_path.name: m.manifest_path for m in models if m.manifest_path}
-    sha256 = {path.name: h for m in models for path, h in zip(m.paths, m.sha256(say), strict=True)}
+    links = {path.name: path for m in files for path in m.paths}
+    links |= {m.manifest_path.name: m.manifest_path for m in files if m.manifest_path}
+    sha256 = {path.name: h for m in files for path, h in zip(m.paths, m.sha256(say), strict=True)}
     unknown = check_evaluated(evaluated, sha256) if evaluated else []
     if evaluated and _is_same(where / EVALUATION, evaluated.path):
         links[EVALUATION] = evaluated.path
         sha256[EVALUATION] = _sha256(evaluated.content)
     elif evaluated:
         texts[EVALUATION] = evaluated.content
-    for m in models:
+    for m in files:
         if m.manifest_path:
             sha256[m.manifest_path.name] = _sha256(m.manifest_path.read_bytes())
     sha256 |= {name: _sha256(content) for name, content in texts.items()}
     recipe_sha256 = {stem: sha256[name] for stem, name in own_recipes.items()}
-    card = front_matter(models, license_=license_, base_model=base_model, repository=repository)
+    card = front_matter(
+        models, projectors, license_=license_, base_model=base_model, repository=repository
+    )
     card += "\n" + card_body(
         models,
+        projectors,
         FileNames(own_recipes, manifests, pages, recipe_sha256),
         base_model=base_model,
         repository=repository,
@@ -113,8 +122,8 @@ def make_release(
         "utf-8", "surrogateescape"
     )
     texts[CARD] = card.encode("utf-8", "backslashreplace")
-    missing = (*_missing(models, base_model, license_), *unknown)
-    return Release(where, tuple(models), texts, links, sha256, missing)
+    missing = (*_missing(files, base_model, license_), *unknown)
+    return Release(where, tuple(models), tuple(projectors), texts, links, sha256, missing)
 
 
 def _missing(
@@ -279,19 +288,21 @@ def release_json(release: Release) -> dict[str, Any]:
             }
             for name in release.names
         ],
-        "models": [
-            {
-                "path": str(release.folder / m.path.name),
-                "files": [path.name for path in m.paths],
-                "architecture": m.architecture,
-                "recipe": m.recipe,
-                "bytes": m.file_bytes,
-                "bits_per_weight": m.bits_per_weight,
-                "type_counts": m.type_counts,
-                "sha256": [release.sha256[path.name] for path in m.paths],
-                "error": m.loss.weighted if m.loss else None,
-            }
-            for m in release.models
-        ],
+        "models": [_model_json(release, m) for m in release.models],
+        "projectors": [_model_json(release, m) for m in release.projectors],
         "lacks": list(release.missing),
+    }
+
+
+def _model_json(release: Release, model: Finished) -> dict[str, Any]:
+    return {
+        "path": str(release.folder / model.path.name),
+        "files": [path.name for path in model.paths],
+        "architecture": model.architecture,
+        "recipe": model.recipe,
+        "bytes": model.file_bytes,
+        "bits_per_weight": model.bits_per_weight,
+        "type_counts": model.type_counts,
+        "sha256": [release.sha256[path.name] for path in model.paths],
+        "error": model.loss.weighted if model.loss else None,
     }

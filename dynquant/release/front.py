@@ -15,6 +15,7 @@ import yaml
 from dynquant.errors import ReleaseError
 from dynquant.keys import Keys
 from dynquant.release.finished import Finished
+from dynquant.release.projectors import abilities
 from dynquant.report.picture import text_of
 
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*", re.ASCII)
@@ -31,6 +32,7 @@ def hub_id(text: str, option: str) -> str:
 
 def front_matter(
     models: Sequence[Finished],
+    projectors: Sequence[Finished] = (),
     *,
     license_: str | None,
     base_model: str | None,
@@ -57,7 +59,7 @@ def front_matter(
     if repository:
         found["quantized_by"] = repository.partition("/")[0]
     found["library_name"] = "gguf"
-    found["pipeline_tag"] = "feature-extraction" if _embeds(models[0]) else "text-generation"
+    found["pipeline_tag"] = _task(models[0], projectors)
     has_imatrix = any(imatrix_of(m) for m in models)
     found["tags"] = ["gguf", "dynquant", *(["imatrix"] if has_imatrix else [])]
     body = yaml.safe_dump(found, sort_keys=False, allow_unicode=True, width=10_000)
@@ -69,6 +71,16 @@ def imatrix_of(model: Finished) -> str | None:
     if model.manifest:
         return model.manifest.importance.file if model.manifest.importance else None
     return text_of(model.keys, "quantize.imatrix.file")
+
+
+def _task(model: Finished, projectors: Sequence[Finished]) -> str:
+    """Return the Hub's name of what a model does."""
+    able = abilities(projectors)
+    if able == ("image", "audio"):
+        return "any-to-any"
+    if able:
+        return f"{'image' if 'image' in able else 'audio'}-text-to-text"
+    return "feature-extraction" if _embeds(model) else "text-generation"
 
 
 def _embeds(model: Finished) -> bool:

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from dynquant.arch.base import Model
-from dynquant.arch.load import Mla, load_model
+from dynquant.arch.load import Mla, is_gguf_name, load_model
+from dynquant.arch.load_projector import load_projector
+from dynquant.arch.towers.whole import CLIP
 from dynquant.checkpoint.gguf_shards import Shards
 from dynquant.conversion.manifest import manifest_beside, read_manifest
 from dynquant.distribution import our_version
@@ -153,6 +155,8 @@ def load_source(model: str, mla: Mla, shards: Shards, leave_out: Sequence[str] =
 
 
 def _load(model: str, mla: Mla, shards: Shards, leave_out: Sequence[str]) -> Model:
+    if value_of(shards, "general.architecture") == CLIP and not is_gguf_name(model):
+        return load_projector(model)
     load = partial(load_model, model, mla=mla, needs_vocab=False, leave_out=leave_out)
     try:
         return load()

@@ -14,6 +14,7 @@ from itertools import islice
 
 from gguf import MODEL_ARCH_NAMES, MODEL_TENSOR, MODEL_TENSORS, TENSOR_NAMES
 
+from dynquant.arch.gguf_files import projector_needs
 from dynquant.arch.gguf_files.required import Graph, graph_of, knows, own_layers
 from dynquant.errors import ArchitectureError
 from dynquant.keys import Keys
@@ -58,6 +59,12 @@ class Contents:
         return bool(self.shapes) and (kind is None or kind.value == "model")
 
     @property
+    def is_projector(self) -> bool:
+        """Whether it is a projector, which a runtime loads beside a language model."""
+        kind = self.keys.get("general.type")
+        return kind is not None and kind.value == projector_needs.KIND
+
+    @property
     def is_checked(self) -> bool:
         """Whether its tensors can be checked: a known model with an embedding."""
         name = self.architecture
@@ -74,6 +81,9 @@ def tensor_problems(contents: Contents) -> Iterator[str]:
 
     Empty for files that are not whole models, and for architectures that are not known.
     """
+    if contents.is_projector:
+        yield from projector_needs.problems(contents.keys, contents.shapes)
+        return
     name = contents.architecture
     if name is None or not contents.is_checked:
         return
@@ -175,7 +185,9 @@ def unchecked(contents: Contents, *, is_listed: bool) -> Iterator[str]:
     """
     name = contents.architecture
     kind = contents.keys.get("general.type")
-    if contents.shapes and kind is not None and kind.value != "model":
+    if contents.is_projector:
+        yield "missing tensors that only some kinds of projectors have"
+    elif contents.shapes and kind is not None and kind.value != "model":
         yield (
             f"missing tensors: the file is of type {shown(kind.value)} (general.type), not a whole"
             " model"
