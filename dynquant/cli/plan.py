@@ -159,8 +159,9 @@ def plan(
         console.talk(f"{save}: written")
     if json:
         document = plan_json(made) | {"file_bytes": file_bytes}
-        if beside:
-            document["mmproj"] = plan_json(beside) | {"file_bytes": lay_out(beside).n_bytes}
+        document["mmproj"] = (
+            plan_json(beside) | {"file_bytes": lay_out(beside).n_bytes} if beside else None
+        )
         console.write_json(document)
     else:
         console.show(plan_tables(made, file_bytes, each=tensors))

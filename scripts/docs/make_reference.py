@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from family_table import around_any, family_rows
+from projector_table import HEAD as PROJECTOR_HEAD
+from projector_table import projector_rows
 from typer.main import get_command
 
 from dynquant.cli import app
@@ -498,6 +500,7 @@ def models_page() -> str:
             "generated": _generated("models_page.md and the registry of families"),
             "families": table(head, family_rows()),
             "larger": around_any(),
+            "projectors": table(PROJECTOR_HEAD, projector_rows()),
         },
     )
 

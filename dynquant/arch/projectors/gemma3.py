@@ -22,6 +22,10 @@ _ROWS = (
     Row(_JOIN + "mm_input_projection_weight", "mm.input_projection.weight", "hidden text"),
     Row(_JOIN + "mm_soft_emb_norm.weight", "mm.soft_emb_norm.weight", "hidden", via=plus_one),
 )
+_PADS = (
+    "{}: llama.cpp keeps the proportions of a picture and pads it with black; the model's own code"
+    " stretches it to a square"
+)
 _MERGED = 4
 """Patches of a side that become one, unless a key says another number."""
 
@@ -59,7 +63,7 @@ def gemma3(config: Mapping[str, Any], whole: Whole) -> Architecture:
         n_layers=v.num_hidden_layers,
         tied=None,
         ignored=siglip.UNUSED,
-        deviations=erf_warning(v.hidden_act, where),
+        deviations=(*erf_warning(v.hidden_act, where), _PADS.format(whole.folder)),
     )
 
 
