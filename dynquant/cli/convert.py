@@ -238,13 +238,19 @@ def _plans(
     planning: Planning, projecting: Projecting | None, out: Path, *, only: bool
 ) -> list[tuple[Plan, Path]]:
     """Return the plans to carry out, each with its file; the projector, which is small, first."""
-    from dynquant.errors import Problems
+    from dynquant.errors import ConvertError, Problems
 
     problems = Problems()
     plans: list[tuple[Plan, Path]] = []
     seeing = problems.attempt(projecting.make) if projecting else None
     if projecting and seeing:
-        plans.append((seeing, out if only else projecting.path(out, seeing)))
+        path = out if only else projecting.path(out, seeing)
+        if not only and path.absolute() == out.absolute():
+            raise ConvertError(
+                f"{out}: is the name of the projector, too; name another output, or give the"
+                " projector another name with --mmproj-out"
+            )
+        plans.append((seeing, path))
     if not only and (text := problems.attempt(planning.make)):
         plans.append((text, out))
     problems.raise_any()

@@ -131,6 +131,14 @@ def test_a_place_for_the_projector(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.glob("*.gguf")) == ["a.gguf", "mmproj-F16.gguf"]
 
 
+def test_one_name_for_both_files_is_refused(tmp_path: Path) -> None:
+    (line,) = errors(convert(tmp_path / BESIDE, "-r", "f16", "--mmproj"))
+    assert "is the name of the projector, too;" in line
+    out = tmp_path / "a.gguf"
+    (line,) = errors(convert(out, "-r", "f16", "--mmproj-out", out))
+    assert "is the name of the projector, too;" in line
+
+
 def test_faults_of_both_files_are_reported_together(tmp_path: Path) -> None:
     (tmp_path / "a.gguf").write_bytes(b"")
     (tmp_path / BESIDE).write_bytes(b"")
