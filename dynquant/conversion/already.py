@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from dynquant.conversion.second_look import encode_again
 from dynquant.conversion.work import TensorWork, Work, work_of
-from dynquant.measure.sample import encode_rows
 from dynquant.plan.plan import Plan
 from dynquant.quants.encoder import CORE, Encoder
 
@@ -45,21 +45,10 @@ def _is_same(tensor: TensorWork, work: Work, path: Path, encoder: Encoder) -> bo
     with path.open("rb") as file:
         file.seek(tensor.position)
         for first in range(0, tensor.n_rows, tensor.rows_of_matrix):
-            matrix = first // tensor.rows_of_matrix
             for start in range(first, first + tensor.rows_of_matrix, step):
                 stop = min(start + step, first + tensor.rows_of_matrix)
-                encoded = encode_rows(
-                    tensor.source,
-                    start,
-                    stop,
-                    tensor.type,
-                    tensor.importance_of(matrix),
-                    tensor.search,
-                    tensor.mean_of(matrix),
-                    work.feedback_of(tensor, matrix),
-                    encoder=encoder,
-                )
+                blocks = encode_again(work, tensor, start, stop, encoder)
                 there = np.frombuffer(file.read((stop - start) * size), np.uint8)
-                if not np.array_equal(there, encoded.blocks.reshape(-1)):
+                if not np.array_equal(there, blocks.reshape(-1)):
                     return False
     return True

@@ -6,8 +6,9 @@ import hashlib
 
 import numpy as np
 
+from dynquant.arrays import U8
 from dynquant.conversion.output import PartFiles
-from dynquant.conversion.work import Work
+from dynquant.conversion.work import TensorWork, Work
 from dynquant.errors import ConvertError
 from dynquant.measure.sample import Candidate, draw, encode_rows
 from dynquant.quants.codec import NotFiniteError
@@ -31,19 +32,8 @@ def check_sample(work: Work, parts: PartFiles, n: int, encoder: Encoder) -> None
     problems: dict[str, str] = {}
     for drawn in draw(candidates, n, seed):
         tensor = work.tensors[drawn.index]
-        matrix = drawn.start // tensor.rows_of_matrix
         try:
-            encoded = encode_rows(
-                tensor.source,
-                drawn.start,
-                drawn.stop,
-                tensor.type,
-                tensor.importance_of(matrix),
-                tensor.search,
-                tensor.mean_of(matrix),
-                work.feedback_of(tensor, matrix),
-                encoder=encoder,
-            )
+            blocks = encode_again(work, tensor, drawn.start, drawn.stop, encoder)
         except NotFiniteError as e:
             problems[tensor.name] = (
                 f"tensor {tensor.name!r}: row {drawn.start + e.row} of the model contains a NaN or"
@@ -51,7 +41,6 @@ def check_sample(work: Work, parts: PartFiles, n: int, encoder: Encoder) -> None
                 " faulty"
             )
             continue
-        blocks = encoded.blocks
         there = np.empty_like(blocks)
         position = tensor.position + drawn.start * tensor.row_size
         parts.read(tensor.file, there.reshape(-1).data, position)
@@ -66,3 +55,22 @@ def check_sample(work: Work, parts: PartFiles, n: int, encoder: Encoder) -> None
             )
             problems.setdefault(tensor.name, message)
     ConvertError.raise_any(problems.values())
+
+
+def encode_again(work: Work, tensor: TensorWork, start: int, stop: int, encoder: Encoder) -> U8:
+    """Return the blocks of rows start..stop of one matrix, uint8 [rows, row_size].
+
+    Raises CheckpointError if they cannot be read, NotFiniteError if they are not finite.
+    """
+    matrix = start // tensor.rows_of_matrix
+    return encode_rows(
+        tensor.source,
+        start,
+        stop,
+        tensor.type,
+        tensor.importance_of(matrix),
+        tensor.search,
+        tensor.mean_of(matrix),
+        work.feedback_of(tensor, matrix),
+        encoder=encoder,
+    ).blocks

@@ -57,14 +57,7 @@ def run(serving: Serving, tmp_path: Path) -> Run:
     """Run a command with this hub and an empty cache."""
 
     def run_(*args: object, **more: str) -> Done:
-        environment = {
-            "PATH": os.environ["PATH"],
-            "HOME": str(tmp_path),
-            "HF_HOME": str(tmp_path / "hf"),
-            "HF_ENDPOINT": serving.endpoint,
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            **more,
-        }
+        environment = {**serving.environment(tmp_path), **more}
         return subprocess.run(
             [sys.executable, "-m", "dynquant.cli", *map(str, args)],
             env=environment,

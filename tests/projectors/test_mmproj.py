@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -301,17 +300,10 @@ def test_only_shards_with_the_encoder_are_fetched_from_the_hub(tmp_path: Path) -
     (repository / "model.safetensors.index.json").write_text(json.dumps(index))
     hub = Hub({"tiny/sees": repository})
     with Serving(hub) as serving:
-        environment = {
-            "PATH": os.environ["PATH"],
-            "HOME": str(tmp_path),
-            "HF_HOME": str(tmp_path / "hf"),
-            "HF_ENDPOINT": serving.endpoint,
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-        }
         command = [sys.executable, "-m", "dynquant", "convert", "hf://tiny/sees", "--only-mmproj"]
         done = subprocess.run(
             [*command, "-o", tmp_path / "p.gguf"],
-            env=environment,
+            env=serving.environment(tmp_path),
             capture_output=True,
             text=True,
         )

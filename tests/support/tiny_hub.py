@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import threading
 from dataclasses import dataclass, field
@@ -129,6 +130,16 @@ class Serving:
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self.endpoint = f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def environment(self, home: Path) -> dict[str, str]:
+        """Return the variables of a process that uses this hub, with an empty cache in `home`."""
+        return {
+            "PATH": os.environ["PATH"],
+            "HOME": str(home),
+            "HF_HOME": str(home / "hf"),
+            "HF_ENDPOINT": self.endpoint,
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+        }
 
     def __enter__(self) -> Serving:
         self._thread.start()
