@@ -66,12 +66,7 @@ def test_a_model_of_the_hub_is_fetched_and_named_with_its_commit(tmp_path: Path)
     pytest.importorskip("huggingface_hub", reason="needs the extra `hub`")
     with Serving(Hub({"tiny/llama": load_reference("llama-2").folder})) as served:
         # The library reads its environment when it is imported.
-        environment = os.environ | {
-            "HOME": str(tmp_path),
-            "HF_HOME": str(tmp_path / "hf"),
-            "HF_ENDPOINT": served.endpoint,
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-        }
+        environment = os.environ | served.environment(tmp_path)
         done = subprocess.run(
             [sys.executable, "-m", "dynquant.cli", "imatrix", "hf://tiny/llama", *OPTIONS],
             env=environment,

@@ -6,7 +6,6 @@ Commands run in separate processes, because the library reads its environment wh
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
