@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from dynquant.arch.base import Architecture
-from dynquant.arch.settings import Settings, constant, reads
-from dynquant.arch.towers import audio, whisper
-from dynquant.arch.towers.audio import Audio, audio_keys, read_audio
+from dynquant.arch.towers import whisper
+from dynquant.arch.towers.audio import audio_keys, read_audio
 from dynquant.arch.towers.vision import biased
 from dynquant.arch.towers.whole import CLIP, Tower, Whole
 
@@ -36,11 +35,7 @@ PROJECTORS = {
         Tower(
             qwen2audio,
             r"(audio_tower|multi_modal_projector)\.",
-            Settings(
-                read=reads(Audio, more=audio.NAMES),
-                harmless=audio.HARMLESS,
-                only=audio.ONLY | constant(1500, "max_source_positions"),
-            ),
+            whisper.SETTINGS,
             "audio_config",
         ),
     ),

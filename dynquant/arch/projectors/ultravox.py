@@ -8,9 +8,8 @@ from typing import Any
 
 from dynquant.arch.base import Architecture, Row
 from dynquant.arch.config import Count, Natural, Truth, read_config
-from dynquant.arch.settings import Settings, constant, reads
 from dynquant.arch.towers import audio, whisper
-from dynquant.arch.towers.audio import Audio, audio_keys, read_audio
+from dynquant.arch.towers.audio import audio_keys, read_audio
 from dynquant.arch.towers.whole import CLIP, Tower, Whole
 from dynquant.checkpoint.safetensors import open_checkpoint
 from dynquant.errors import ArchitectureError
@@ -117,11 +116,7 @@ PROJECTORS = {
         Tower(
             ultravox,
             r"(audio_tower|multi_modal_projector)\.",
-            Settings(
-                read=reads(Audio, more=audio.NAMES),
-                harmless=audio.HARMLESS,
-                only=audio.ONLY | constant(1500, "max_source_positions"),
-            ),
+            whisper.SETTINGS,
             "audio_config",
             named="audio_model_id",
         ),

@@ -8,8 +8,7 @@ from typing import Any
 
 from dynquant.arch.base import Architecture, Row
 from dynquant.arch.config import read_config
-from dynquant.arch.settings import Settings, constant, reads
-from dynquant.arch.towers import audio, whisper
+from dynquant.arch.towers import whisper
 from dynquant.arch.towers.audio import Audio, audio_keys, read_audio
 from dynquant.arch.towers.whole import CLIP, Tower, Whole
 from dynquant.errors import ArchitectureError
@@ -59,9 +58,7 @@ def _problems(a: Audio, its: _Voxtral, whole: Whole, where: str) -> Iterator[str
         )
     else:
         n_pooled = whisper.FRAMES // 4
-        yield from whisper.stack_problems(
-            a, a.intermediate_size // a.hidden_size, n_pooled, where
-        )
+        yield from whisper.stack_problems(a, a.intermediate_size // a.hidden_size, n_pooled, where)
     if its.projector_hidden_act != "gelu":
         yield (
             f"{whole.where}: projector_hidden_act is {shown(its.projector_hidden_act)}; llama.cpp"
@@ -74,11 +71,7 @@ PROJECTORS = {
         Tower(
             voxtral,
             r"(audio_tower|multi_modal_projector)\.",
-            Settings(
-                read=reads(Audio, more=audio.NAMES),
-                harmless=audio.HARMLESS,
-                only=audio.ONLY | constant(1500, "max_source_positions"),
-            ),
+            whisper.SETTINGS,
             "audio_config",
         ),
     ),

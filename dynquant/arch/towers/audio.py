@@ -36,10 +36,10 @@ ONLY = constant("gelu", "activation_function")
 HARMLESS = {
     **harmless(
         "used while training only",
-        "dropout activation_dropout attention_dropout encoder_layerdrop layerdrop apply_spec_augment"
-        " mask_time_prob mask_time_length mask_time_min_masks mask_feature_prob mask_feature_length"
-        " mask_feature_min_masks init_std median_filter_width classifier_proj_size"
-        " use_weighted_layer_sum",
+        "dropout activation_dropout attention_dropout encoder_layerdrop layerdrop init_std"
+        " apply_spec_augment mask_time_prob mask_time_length mask_time_min_masks"
+        " mask_feature_prob mask_feature_length mask_feature_min_masks median_filter_width"
+        " classifier_proj_size use_weighted_layer_sum",
     ),
     **harmless("the model's own code does not use it", "scale_embedding"),
     **harmless(
@@ -52,6 +52,9 @@ HARMLESS = {
     **harmless("what the encoder was cut out of", "is_encoder_decoder is_decoder"),
 }
 """Settings that do not change the embeddings, with the reason."""
+
+WIDTH = harmless("the width of the language model, which is read there", "output_dim")
+"""A setting of encoders that contain what joins them to the language model."""
 
 
 @dataclass(frozen=True)
@@ -114,8 +117,7 @@ def _problems(a: Audio, where: str) -> Iterator[str]:
 
 def _sounds(a: Audio, whole: Whole) -> Iterator[str]:
     where = f"{whole.folder}: settings of the feature extractor"
-    computed = {"feature_size": a.num_mel_bins, **_SOUNDS, "do_normalize": False}
-    for name, only in computed.items():
+    for name, only in {"feature_size": a.num_mel_bins, **_SOUNDS}.items():
         value = whole.sounds.get(name)
         if value is not None and value != only:
             yield f"{where}: {name} is {shown(value)}; llama.cpp computes {shown(only)}"

@@ -78,10 +78,13 @@ class Whole:
     def part(self, place: str) -> dict[str, Any]:
         """Return the settings of a part: the object at a dotted place in config.json.
 
+        A model that was saved without the larger model around it has them at the end of the place.
+
         Raises ArchitectureError if there is none.
         """
+        outer, _, inner = place.partition(".")
         found: object = self.config
-        for name in place.split("."):
+        for name in (inner if inner and outer not in self.config else place).split("."):
             found = _object(found).get(name)
         if not isinstance(found, dict):
             raise ArchitectureError(f"{self.where}: has no {place}; download config.json again")

@@ -7,7 +7,6 @@ frames of a window that do not make up a token, and so does this model.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +46,7 @@ class _Model(nn.Module):
 
     def __init__(self, audio: Any, text: Any) -> None:
         super().__init__()
-        self.audio_tower = WhisperEncoder._from_config(audio, attn_implementation="eager")  # noqa: SLF001
+        self.audio_tower = WhisperEncoder._from_config(audio, attn_implementation="eager")
         self.multi_modal_projector = _Projector(_STACKED * audio.d_model, text.hidden_size)
         self.language_model = transformers.AutoModelForCausalLM.from_config(
             text, attn_implementation="eager"
