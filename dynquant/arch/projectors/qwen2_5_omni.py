@@ -76,7 +76,12 @@ def hears(config: Mapping[str, Any], whole: Whole) -> Architecture:
 
 _SEES = replace(
     qwen_vl.SETTINGS25,
-    harmless={**qwen_vl.SETTINGS25.harmless, **harmless("hidden_size states it", "embed_dim")},
+    harmless={
+        **qwen_vl.SETTINGS25.harmless,
+        **harmless("other settings state it", "embed_dim mlp_ratio"),
+        **harmless("an encoder has no words", "tie_word_embeddings"),
+        **harmless("used while training only", "init_std"),
+    },
 )
 _HEARD = replace(
     whisper.SETTINGS,

@@ -120,6 +120,7 @@ _SEES = replace(
     harmless={
         **qwen_vl.SETTINGS3.harmless,
         **harmless("num_position_embeddings states it", "image_size"),
+        **harmless("an encoder has no words", "tie_word_embeddings"),
         **harmless("the model's own code always adds positions", "apply_vit_abs_pos_embed"),
     },
 )
