@@ -149,6 +149,35 @@ class Rows:
             rows[run] = found[wanted[run] - first]
 
 
+@dataclass(frozen=True)
+class ZeroRows:
+    """A matrix with rows of zeros after its last: zero bytes, which are zeros in every type.
+
+    n: number of rows, with the source's own
+    """
+
+    source: TensorSource
+    n: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[n, columns]."""
+        return (self.n, *self.source.shape[1:])
+
+    @property
+    def stored(self) -> QuantType:
+        """The type of the source."""
+        return self.source.stored
+
+    def read(self, start: int, stop: int, into: U8) -> None:
+        """Fill `into` with rows start..stop."""
+        last = min(stop, self.source.shape[0])
+        n_bytes = max(0, last - start) * row_bytes(self)
+        if n_bytes:
+            self.source.read(start, last, into[:n_bytes])
+        into[n_bytes:] = 0
+
+
 @dataclass(frozen=True, eq=False)
 class Transposed:
     """Each matrix of a tensor transposed; whole matrices, shared by the threads that read rows."""
@@ -551,6 +580,13 @@ def squeezed(source: TensorSource, dimension: int) -> TensorSource:
 def depthwise_kernels(source: TensorSource) -> TensorSource:
     """Return the kernels [channels, 1, kernel] of a depthwise convolution as a matrix."""
     return squeezed(source, dimension=1)
+
+
+def with_zero_rows(source: TensorSource, n: int) -> TensorSource:
+    """Return a matrix or vector of n rows or numbers: zeros after those of the source."""
+    if len(source.shape) > 1:
+        return ZeroRows(source, n)
+    return Reshaped(ZeroRows(column(source), n), (n,))
 
 
 def column(source: TensorSource) -> TensorSource:

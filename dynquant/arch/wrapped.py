@@ -18,6 +18,7 @@ from dynquant.arch.projectors import projectors
 from dynquant.arch.settings import Declared
 from dynquant.errors import ArchitectureError
 from dynquant.text_settings import PLACES, text_settings
+from dynquant.untrusted import shown
 
 _SEPARATE = "which llama.cpp reads from a separate file; "
 _BY_LLAMA = "llama.cpp's `convert_hf_to_gguf.py --mmproj` makes it if it supports the model"
@@ -45,7 +46,7 @@ OTHER_SETTINGS = frozenset(
 """Settings of the other parts, where those of the language model stand beside them."""
 
 _TIED = "tie_word_embeddings"
-_DEFAULTS: dict[str, dict[str, Any]] = {
+TEXT_DEFAULTS: dict[str, dict[str, Any]] = {
     "lfm2": {
         "hidden_size": 2560,
         "max_position_embeddings": 128000,
@@ -127,6 +128,11 @@ class Wrapped:
         """Describe the language model; raise ArchitectureError if its class is not supported."""
         text = text_settings(config)
         if text is None and self.family is None:
+            if named := config.get("text_model_id"):
+                raise ArchitectureError(
+                    f"{where}: the language model is another one, {shown(named)} (text_model_id);"
+                    " convert that one, and this one with --mmproj"
+                )
             raise ArchitectureError(
                 f"{where}: has no settings of a language model ({', '.join(PLACES)}); download"
                 " config.json again"
@@ -164,5 +170,5 @@ def _settings(
     # Either may say that the embedding is the output matrix. One that is stored is used if it
     # differs.
     tied = {_TIED: True} if config.get(_TIED) is True or text.get(_TIED) is True else {}
-    defaults = _DEFAULTS.get(str(text.get("model_type")), {})
+    defaults = TEXT_DEFAULTS.get(str(text.get("model_type")), {})
     return {**defaults, **outside, **text, **tied}

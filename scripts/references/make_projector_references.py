@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from make_references import model_class, randomize
+from make_references import load, model_class, randomize
 from reference_families import Family
 from reference_projectors import Case, Inputs, Media, cases
 from reference_tokenizers import Encode, write_json
@@ -73,12 +73,16 @@ def make_checkpoint(folder: Path, case: Case, seed: int) -> Encode:
     """Write one case's checkpoint and return its tokenizer."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    model = model_class(case.config).from_config(case.config)
+    model = case.model.make() if case.model else model_class(case.config).from_config(case.config)
     randomize(
         model, Family(case.config, case.tokenizer, norms=case.norms, weights=case.weights), seed
     )
     randomize_towers(model, seed)
-    model.to(case.dtype).save_pretrained(folder)
+    model.to(case.dtype)
+    if case.model:
+        case.model.save(model, folder)
+    else:
+        model.save_pretrained(folder)
     if case.renamed:
         stored = load_file(folder / "model.safetensors")
         save_file(
@@ -103,10 +107,7 @@ def _renamed(name: str, case: Case) -> str:
 
 def write_reference(name: str, folder: Path, case: Case, encode: Encode) -> str:
     """Write what transformers makes of each picture or sound; return a line about it."""
-    config = transformers.AutoConfig.from_pretrained(folder)
-    model = model_class(config).from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager"
-    )
+    model = case.model.load(folder) if case.model else load(folder)
     model.eval()
     stored: dict[str, np.ndarray] = {"prompt": np.array(case.prompt)}
     sizes: list[str] = []
@@ -133,15 +134,14 @@ def answer(
     """Return the embeddings of a medium, the prompt's ids, and its log-probabilities."""
     inputs: Inputs = case.inputs(folder, one)
     features = case.features(model, inputs)
-    before, after = encode(case.before), encode(case.after)
-    bos = encode("")
-    after = after[len(bos) :]
-    ids = torch.tensor([*before, *[case.token] * len(features), *after])
+    before, after, token = case.around(one)
+    after_ids = encode(after)[len(encode("")) :]
+    ids = torch.tensor([*encode(before), *[token] * len(features), *after_ids])
     outputs = model(
         input_ids=ids[None],
         attention_mask=torch.ones_like(ids)[None],
         **inputs,
-        **case.more(ids[None], case.token),
+        **case.more(ids[None], token),
     )
     return features, ids, torch.log_softmax(outputs.logits[0, -1].float(), dim=-1)
 

@@ -112,6 +112,8 @@ def model_class(config: transformers.PretrainedConfig) -> type:
         return transformers.AutoModel
     if hasattr(config, "vision_config"):
         return transformers.AutoModelForImageTextToText
+    if hasattr(config, "audio_config"):
+        return transformers.AutoModelForMultimodalLM
     return transformers.AutoModelForCausalLM
 
 

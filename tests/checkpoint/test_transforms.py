@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dynquant import transforms
 from dynquant.arrays import F32, I64, U8
-from dynquant.quants import ALL, QuantType, encode
+from dynquant.quants import ALL, QuantType, decode, encode
 from dynquant.tensors import Computed, TensorSource, n_rows, row_bytes
 from dynquant.transforms import (
     Elementwise,
@@ -29,6 +29,7 @@ from dynquant.transforms import (
     reordered,
     rows_of_each,
     stack,
+    with_zero_rows,
 )
 
 
@@ -50,6 +51,16 @@ def stacked() -> tuple[F32, TensorSource]:
 def rows_of_several() -> tuple[F32, TensorSource]:
     x = numbered(9, 4)
     return x, joined([Computed(part) for part in np.split(x, [2, 3, 7])])
+
+
+def rows_and_zeros() -> tuple[F32, TensorSource]:
+    x, source = both(5, 4)
+    return np.concatenate([x, np.zeros((3, 4), np.float32)]), with_zero_rows(source, 8)
+
+
+def numbers_and_zeros() -> tuple[F32, TensorSource]:
+    x, source = both(5)
+    return np.concatenate([x, np.zeros(4, np.float32)]), with_zero_rows(source, 9)
 
 
 def transposed_matrices() -> tuple[F32, TensorSource]:
@@ -134,6 +145,8 @@ def rotary_pairs_of_a_part() -> tuple[F32, TensorSource]:
 CASES: tuple[Callable[[], tuple[F32, TensorSource]], ...] = (
     stacked,
     rows_of_several,
+    rows_and_zeros,
+    numbers_and_zeros,
     transposed_matrices,
     heads,
     halves,
@@ -268,3 +281,11 @@ def test_tensors_of_several_types_stack_as_f32() -> None:
 def test_a_function_is_computed_in_f32_for_every_stored_type() -> None:
     source = Elementwise(Computed(numbered(2, 3)), np.sqrt)
     np.testing.assert_array_equal(read(source, 0, 2), np.sqrt(numbered(2, 3)))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_bytes_of_zero_are_weights_of_zero(name: str) -> None:
+    """Rows of zeros after the others are zero bytes, whatever the type."""
+    qtype = ALL[name]
+    blocks = np.zeros((2, qtype.row_size(qtype.block_size)), np.uint8)
+    assert not decode(blocks, qtype, qtype.block_size).any()

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.oracle
 
 FOLDER = REFERENCES / "projectors"
 CASES = tuple(sorted(path.stem for path in FOLDER.glob("*.npz")))
-FAST = ("gemma3", "qwen3vl")
+FAST = ("gemma3", "qwen3omni", "qwen3vl")
 
 TOLERANCE = 1e-2
 """Largest permitted distance of the embeddings, as a part of their norm."""

@@ -29,6 +29,7 @@ FAMILIES = dict.fromkeys(
         "NemotronH_Omni_Reasoning_V3",
         "Qwen2AudioForConditionalGeneration",
         "SmolVLMForConditionalGeneration",
+        "UltravoxModel",
         "VipLlavaForConditionalGeneration",
         "VoxtralForConditionalGeneration",
     ),

@@ -237,6 +237,11 @@ def qwen3vl(config: Mapping[str, Any], whole: Whole) -> Architecture:
     )
 
 
+def deepstack_layers(config: Mapping[str, Any], where: str) -> tuple[int, ...]:
+    """Return the layers whose features join deeper layers of the language model."""
+    return read_config(_Qwen3, config, where).deepstack_visual_indexes
+
+
 def _deepstack(number: int, layer: int) -> tuple[Row, ...]:
     """Return the rows of what joins a layer of the encoder to one of the language model."""
     stored, name = f"{_IN}deepstack_merger_list.{number}.", f"v.deepstack.{layer}."
@@ -247,7 +252,9 @@ def _deepstack(number: int, layer: int) -> tuple[Row, ...]:
     )
 
 
-_WITHIN = r"visual\."
+WITHIN = r"visual\."
+"""Beginnings of the names of all tensors."""
+
 _TRAINED = harmless(
     "used while training, or only for videos", "tokens_per_second initializer_range"
 )
@@ -260,9 +267,10 @@ def _settings(*forms: type) -> Settings:
     return Settings(read=reads(_Qwen, *forms), harmless=_TRAINED | _ROTATED | _OUT | _CHANNELS)
 
 
-_QWEN2VL = (Tower(qwen2vl, _WITHIN, _settings(_Qwen2)),)
-_QWEN25VL = (Tower(qwen25vl, _WITHIN, _settings(_Qwen25)),)
-_QWEN3VL = (Tower(qwen3vl, _WITHIN, _settings(_Qwen3)),)
+SETTINGS25, SETTINGS3 = _settings(_Qwen25), _settings(_Qwen3)
+_QWEN2VL = (Tower(qwen2vl, WITHIN, _settings(_Qwen2)),)
+_QWEN25VL = (Tower(qwen25vl, WITHIN, SETTINGS25),)
+_QWEN3VL = (Tower(qwen3vl, WITHIN, SETTINGS3),)
 PROJECTORS = {
     "Qwen2VLForConditionalGeneration": _QWEN2VL,
     "Qwen2_5_VLForConditionalGeneration": _QWEN25VL,

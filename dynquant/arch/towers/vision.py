@@ -62,6 +62,12 @@ def vision_keys(v: Vision, whole: Whole, kind: str, *, of_several: bool = False)
     }
 
 
+def of_several(keys: Keys) -> Keys:
+    """Return the keys of a vision encoder as those of one beside an audio encoder."""
+    kind = "clip.projector_type"
+    return {"clip.vision.projector_type" if n == kind else n: v for n, v in keys.items()}
+
+
 @dataclass(frozen=True)
 class _Norm:
     """Mean and deviation of the colours, three each."""

@@ -10,9 +10,11 @@ from typing import Any, cast
 from dynquant.arch.base import Architecture
 from dynquant.arch.config import Count, read_config
 from dynquant.arch.settings import Settings
+from dynquant.arch.wrapped import TEXT_DEFAULTS
 from dynquant.checkpoint.safetensors import read_object
 from dynquant.errors import ArchitectureError, CheckpointError, Problems
 from dynquant.text_settings import text_settings
+from dynquant.untrusted import shown
 
 CLIP = "clip"
 """llama.cpp's name for the architecture of all projector files."""
@@ -69,16 +71,20 @@ class Whole:
         Raises ArchitectureError if config.json does not state it.
         """
         text = text_settings(self.config) or {}
-        stated = {"hidden_size": self.config.get("hidden_size"), **text}
+        omitted = TEXT_DEFAULTS.get(str(text.get("model_type")), {}).get("hidden_size")
+        stated = {"hidden_size": self.config.get("hidden_size") or omitted, **text}
         return read_config(_Width, stated, f"{self.where}: settings of the language model").width
 
     def part(self, place: str) -> dict[str, Any]:
         """Return the settings of a part: the object at a dotted place in config.json.
 
+        A model that was saved without the larger model around it has them at the end of the place.
+
         Raises ArchitectureError if there is none.
         """
+        outer, _, inner = place.partition(".")
         found: object = self.config
-        for name in place.split("."):
+        for name in (inner if inner and outer not in self.config else place).split("."):
             found = _object(found).get(name)
         if not isinstance(found, dict):
             raise ArchitectureError(f"{self.where}: has no {place}; download config.json again")
@@ -107,18 +113,25 @@ class Tower:
               own prefix
     place:    where config.json has its settings
     settings: the settings that it knows
+    named:    a setting that names another model, from which the tower's weights are taken
     """
 
     describe: Callable[[Mapping[str, Any], Whole], Architecture]
     within: str
     settings: Settings
     place: str = "vision_config"
+    named: str = ""
 
     def __call__(self, whole: Whole) -> Architecture:
         """Describe the tower of a larger model.
 
         Raises ArchitectureError with everything that llama.cpp cannot compute.
         """
+        if other := whole.config.get(self.named):
+            raise ArchitectureError(
+                f"{whole.where}: {self.named} is {shown(other)}, a model whose weights are not in"
+                " this folder; take a version of this model that contains them"
+            )
         own = whole.part(self.place)
         where = f"{whole.where}: {self.place}"
         problems = Problems()

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import transformers
 from numpy.typing import NDArray
+from reference_families import Composed
 from reference_tokenizers import Encode
 from tokenizers import AddedToken, Tokenizer
 
@@ -39,14 +40,14 @@ def picture(height: int, width: int, seed: int) -> NDArray[np.uint8]:
 
 
 def sound(seconds: float, seed: int, rate: int = 16000) -> NDArray[np.float32]:
-    """Return a sound, float32 [samples]: a few tones that rise and fall."""
+    """Return a sound, float32 [samples]: a few tones that rise and fall, in steps of 16 bits."""
     rng = np.random.default_rng(seed)
     t = np.arange(int(seconds * rate)) / rate
     found = np.zeros_like(t)
     for _ in range(4):
         base, depth, speed, phase = rng.uniform((120, 0.1, 0.5, 0), (1500, 0.4, 3, 6))
         found += np.sin(2 * np.pi * base * t + depth * np.sin(2 * np.pi * speed * t) + phase)
-    return (0.2 * found).astype(np.float32)
+    return (np.round(0.2 * found * 2**15) / 2**15).astype(np.float32)
 
 
 def with_marks(make: Callable[[Path], Encode], *marks: str) -> Callable[[Path], Encode]:
@@ -80,12 +81,14 @@ class Case:
     before, after: texts of the prompt around the placeholder, with the tokens that llama.cpp adds
     prompt:    the prompt for llama.cpp, with `<__media__>` in place of the medium
     token:     the placeholder's id
+    heard:     before, after and token for sounds, if the model also has pictures
     more:      further inputs of the model, given the ids and the placeholder's id
     factors:   endings of names of weights that are near one
     norms:     the mean of factors in the language model, as stored
     weights:   the standard deviation of matrices
     published: config keys in the form of published files; None removes a key
     renamed:   stored names that published files spell otherwise: beginnings, and what they become
+    model:     how to make, save and load the model if its own class does not do it as published
     """
 
     config: transformers.PretrainedConfig
@@ -104,6 +107,12 @@ class Case:
     published: dict[str, Any] = field(default_factory=dict)
     renamed: dict[str, str] = field(default_factory=dict)
     dtype: torch.dtype = torch.bfloat16
+    model: Composed | None = None
+    heard: tuple[str, str, int] | None = None
+
+    def around(self, one: Media) -> tuple[str, str, int]:
+        """Return the texts around a medium, and the placeholder's id."""
+        return self.heard if self.heard and one.ndim == 1 else (self.before, self.after, self.token)
 
 
 def cases() -> dict[str, Case]:
