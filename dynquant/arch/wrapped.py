@@ -17,7 +17,7 @@ from dynquant.arch.model_types import class_of
 from dynquant.arch.projectors import projectors
 from dynquant.arch.settings import Declared
 from dynquant.errors import ArchitectureError
-from dynquant.text_settings import PLACES, text_settings
+from dynquant.text_settings import DEFAULTS, PLACES, text_settings
 from dynquant.untrusted import shown
 
 _SEPARATE = "which llama.cpp reads from a separate file; "
@@ -46,65 +46,6 @@ OTHER_SETTINGS = frozenset(
 """Settings of the other parts, where those of the language model stand beside them."""
 
 _TIED = "tie_word_embeddings"
-TEXT_DEFAULTS: dict[str, dict[str, Any]] = {
-    "lfm2": {
-        "hidden_size": 2560,
-        "max_position_embeddings": 128000,
-        "num_attention_heads": 32,
-        "num_hidden_layers": 32,
-        "num_key_value_heads": 8,
-        "vocab_size": 65536,
-    },
-    "llama": {
-        "hidden_size": 4096,
-        "intermediate_size": 11008,
-        "max_position_embeddings": 2048,
-        "num_attention_heads": 32,
-        "num_hidden_layers": 32,
-        "rms_norm_eps": 1e-6,
-        "vocab_size": 32000,
-    },
-    "mistral": {
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "max_position_embeddings": 131072,
-        "num_attention_heads": 32,
-        "num_hidden_layers": 32,
-        "num_key_value_heads": 8,
-        "rms_norm_eps": 1e-6,
-        "vocab_size": 32000,
-    },
-    "mistral4": {
-        "hidden_size": 4096,
-        "intermediate_size": 12288,
-        "max_position_embeddings": 1048576,
-        "num_attention_heads": 32,
-        "num_hidden_layers": 36,
-        "rms_norm_eps": 1e-6,
-        "vocab_size": 131072,
-    },
-    "muse_glimmer_text": {
-        "hidden_size": 6656,
-        "intermediate_size": 19968,
-        "max_position_embeddings": 131072,
-        "num_attention_heads": 32,
-        "num_hidden_layers": 52,
-        "num_key_value_heads": 2,
-        "rms_norm_eps": 1e-5,
-        "vocab_size": 202048,
-    },
-    "qwen2": {
-        "hidden_size": 4096,
-        "intermediate_size": 22016,
-        "max_position_embeddings": 32768,
-        "num_attention_heads": 32,
-        "num_hidden_layers": 32,
-        "num_key_value_heads": 32,
-        "rms_norm_eps": 1e-6,
-        "vocab_size": 151936,
-    },
-}
-"""Defaults of transformers' classes by `model_type`: a larger model states only other values."""
 
 
 def _nothing(_: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -170,5 +111,5 @@ def _settings(
     # Either may say that the embedding is the output matrix. One that is stored is used if it
     # differs.
     tied = {_TIED: True} if config.get(_TIED) is True or text.get(_TIED) is True else {}
-    defaults = TEXT_DEFAULTS.get(str(text.get("model_type")), {})
+    defaults = DEFAULTS.get(str(text.get("model_type")), {})
     return {**defaults, **outside, **text, **tied}
