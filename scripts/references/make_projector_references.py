@@ -133,10 +133,7 @@ def answer(
     """Return the embeddings of a medium, the prompt's ids, and its log-probabilities."""
     inputs: Inputs = case.inputs(folder, one)
     features = case.features(model, inputs)
-    before, after = encode(case.before), encode(case.after)
-    bos = encode("")
-    after = after[len(bos) :]
-    ids = torch.tensor([*before, *[case.token] * len(features), *after])
+    ids = torch.tensor(_prompt(case, folder, encode, one, len(features)))
     outputs = model(
         input_ids=ids[None],
         attention_mask=torch.ones_like(ids)[None],
@@ -144,6 +141,17 @@ def answer(
         **case.more(ids[None], case.token),
     )
     return features, ids, torch.log_softmax(outputs.logits[0, -1].float(), dim=-1)
+
+
+def _prompt(case: Case, folder: Path, encode: Encode, one: Media, n_features: int) -> list[int]:
+    """Return a prompt's ids, with the placeholder's id for each embedding."""
+    if case.text:
+        ids = encode(case.text(folder, one))
+        assert ids.count(case.token) == n_features, "another number of embeddings"
+        return ids
+    before, after = encode(case.before), encode(case.after)
+    bos = encode("")
+    return [*before, *[case.token] * n_features, *after[len(bos) :]]
 
 
 def main() -> None:

@@ -28,6 +28,9 @@ _ROWS: tuple[Row, ...] = (
 ROWS = spelled(_ROWS, "vision_tower.vision_model.", "vision_tower.")
 """All tensors; transformers 5 writes them without `vision_model.`."""
 
+INNER = tuple(row.within("vision_tower.", "") for row in _ROWS)
+"""All tensors, for larger models that name the tower `vision_model`."""
+
 UNUSED = {
     r".*vision_tower\.(vision_model\.)?head\..*": "the encoder's own head, which is not used",
     r".*\.position_ids": "numbers from zero on, which need no tensor",

@@ -80,6 +80,8 @@ class Case:
     before, after: texts of the prompt around the placeholder, with the tokens that llama.cpp adds
     prompt:    the prompt for llama.cpp, with `<__media__>` in place of the medium
     token:     the placeholder's id
+    text:      for prompts with texts between the pieces of a medium: the whole prompt, with the
+               placeholder's text in place of each embedding
     more:      further inputs of the model, given the ids and the placeholder's id
     factors:   endings of names of weights that are near one
     norms:     the mean of factors in the language model, as stored
@@ -98,6 +100,7 @@ class Case:
     after: str
     prompt: str
     token: int
+    text: Callable[[Path, Media], str] | None = None
     more: Callable[[torch.Tensor, int], Inputs] = _no_more
     norms: float = 1.0
     weights: float = 0.25
