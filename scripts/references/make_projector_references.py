@@ -165,6 +165,8 @@ def main() -> None:
         folder = REFERENCES / name
         encode = make_checkpoint(folder, known[name], zlib.crc32(name.encode()))
         line = write_reference(name, folder, known[name], encode)
+        if rewrite := known[name].rewrite:
+            rewrite(folder)
         size = sum(path.stat().st_size for path in folder.iterdir())
         print(f"{name}: {size / 1000:.0f} kB, {line}")
 

@@ -87,6 +87,8 @@ class Case:
     norms:     the mean of factors in the language model, as stored
     weights:   the standard deviation of matrices
     published: config keys in the form of published files; None removes a key
+    rewrite:   brings the checkpoint into a published form that transformers does not read, when
+               its results are known
     renamed:   stored names that published files spell otherwise: beginnings, and what they become
     """
 
@@ -106,6 +108,7 @@ class Case:
     weights: float = 0.25
     published: dict[str, Any] = field(default_factory=dict)
     renamed: dict[str, str] = field(default_factory=dict)
+    rewrite: Callable[[Path], None] | None = None
     dtype: torch.dtype = torch.bfloat16
 
 
