@@ -44,7 +44,7 @@ OTHER_SETTINGS = frozenset(
 """Settings of the other parts, where those of the language model stand beside them."""
 
 _TIED = "tie_word_embeddings"
-_DEFAULTS: dict[str, dict[str, Any]] = {
+TEXT_DEFAULTS: dict[str, dict[str, Any]] = {
     "lfm2": {
         "hidden_size": 2560,
         "max_position_embeddings": 128000,
@@ -151,5 +151,5 @@ def _settings(
     # Either may say that the embedding is the output matrix. One that is stored is used if it
     # differs.
     tied = {_TIED: True} if config.get(_TIED) is True or text.get(_TIED) is True else {}
-    defaults = _DEFAULTS.get(str(text.get("model_type")), {})
+    defaults = TEXT_DEFAULTS.get(str(text.get("model_type")), {})
     return {**defaults, **outside, **text, **tied}

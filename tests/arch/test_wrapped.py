@@ -215,7 +215,7 @@ def test_settings_that_are_not_stated_have_the_defaults_of_the_class() -> None:
 
 def test_defaults_are_those_of_transformers() -> None:
     """The oracle is stored by make_config_fields.py."""
-    from dynquant.arch.wrapped import _DEFAULTS
+    from dynquant.arch.wrapped import TEXT_DEFAULTS
 
     path = TESTS / "references" / "config_fields.json"
     fields: dict[str, dict[str, Any]] = json.loads(path.read_text("utf-8"))
@@ -225,7 +225,7 @@ def test_defaults_are_those_of_transformers() -> None:
         "qwen2": "Qwen2ForCausalLM",
     }
     for model_type, class_ in classes.items():
-        assert _DEFAULTS[model_type].items() <= fields[class_].items()
+        assert TEXT_DEFAULTS[model_type].items() <= fields[class_].items()
 
 
 def test_classes_around_any_language_model_are_registered() -> None:

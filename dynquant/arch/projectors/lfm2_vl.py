@@ -80,20 +80,10 @@ def _tower_row(row: Row) -> Row:
     return replace(row, shape="hidden pixels", via=kernel, forms=forms)
 
 
-_DEFAULTS: dict[str, Any] = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "patch_size": 16,
-}
-"""Defaults of transformers' class."""
-
-
 def lfm2_vl(config: Mapping[str, Any], whole: Whole) -> Architecture:
     """Describe the vision encoder of an LFM2-VL."""
     where = f"{whole.where}: vision_config"
-    usual = {**_DEFAULTS, **config, "image_size": _SIZE}
+    usual = {**siglip.DEFAULTS, **config, "image_size": _SIZE}
     v = read_config(Vision, usual, where)
     n_places = read_config(_Positions, config, where).num_patches
     model = read_config(_Model, whole.config, whole.where)

@@ -10,6 +10,7 @@ from typing import Any, cast
 from dynquant.arch.base import Architecture
 from dynquant.arch.config import Count, read_config
 from dynquant.arch.settings import Settings
+from dynquant.arch.wrapped import TEXT_DEFAULTS
 from dynquant.checkpoint.safetensors import read_object
 from dynquant.errors import ArchitectureError, CheckpointError, Problems
 from dynquant.text_settings import text_settings
@@ -69,7 +70,8 @@ class Whole:
         Raises ArchitectureError if config.json does not state it.
         """
         text = text_settings(self.config) or {}
-        stated = {"hidden_size": self.config.get("hidden_size"), **text}
+        omitted = TEXT_DEFAULTS.get(str(text.get("model_type")), {}).get("hidden_size")
+        stated = {"hidden_size": self.config.get("hidden_size") or omitted, **text}
         return read_config(_Width, stated, f"{self.where}: settings of the language model").width
 
     def part(self, place: str) -> dict[str, Any]:
