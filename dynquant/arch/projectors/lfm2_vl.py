@@ -8,7 +8,7 @@ from math import isqrt
 from typing import Any
 
 from dynquant.arch.base import Architecture, Row
-from dynquant.arch.config import Count, Truth, read_config
+from dynquant.arch.config import Count, Truth, read_config, without_nulls
 from dynquant.arch.settings import Settings, harmless, reads
 from dynquant.arch.towers import siglip
 from dynquant.arch.towers.vision import (
@@ -59,7 +59,7 @@ class _Model:
 
 def prepared(whole: Whole) -> dict[str, Any]:
     """Return how the model prepares pictures; older files state it in config.json."""
-    return {**whole.config, **whole.images}
+    return {**whole.config, **without_nulls(whole.images)}
 
 
 def kernel(source: TensorSource) -> TensorSource:
