@@ -31,6 +31,9 @@ OTHER_PARTS = {
     r"|view_seperator|(multi_modal_|mm_)?projector|patch_merge_mlp|connector|aligner|merger)"
     r"(\..*)?": (f"the vision model, {_SEPARATE}"),
     r"(talker|token2wav|code2wav)\..*": "the model that speaks, which llama.cpp does not compute",
+    rf"{_BEFORE}(vqmodel|generation_(embeddings|aligner|head))\..*": (
+        "the model that draws, which llama.cpp does not compute"
+    ),
 }
 """The parts beside a language model: patterns of stored names, with what they are."""
 
