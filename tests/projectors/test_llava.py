@@ -24,7 +24,7 @@ from dynquant.arch.load_projector import load_projector
         ({"vision_config.intermediate_size": 24}, "intermediate_size equal to hidden_size 24"),
         (
             {"vision_config.model_type": "dinov2"},
-            "'LlavaForConditionalGeneration' is not supported",
+            "of model_type clip_vision_model or siglip_vision_model",
         ),
     ],
 )
@@ -91,3 +91,8 @@ def test_published_settings_rely_on_defaults() -> None:
     assert "clip.use_gelu" not in tower.keys
     assert tower.dimensions("places hidden") == (577, 1024)
     assert not any("not known" in warning for warning in tower.deviations)
+
+
+def test_llava_next_is_refused_with_the_reason() -> None:
+    changes = {"architectures": ["LlavaNextForConditionalGeneration"]}
+    assert "llama.cpp's graph neither adds an embedding after each row" in refusal("llava", changes)

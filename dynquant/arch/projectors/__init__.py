@@ -23,3 +23,12 @@ def projectors() -> dict[str, Projector]:
     for module in iter_modules(__path__):
         found |= import_module(f"{__name__}.{module.name}").PROJECTORS
     return dict(sorted(found.items()))
+
+
+@cache
+def refused() -> dict[str, str]:
+    """Return classes whose projector llama.cpp does not compute, with the reason."""
+    found: dict[str, str] = {}
+    for module in iter_modules(__path__):
+        found |= getattr(import_module(f"{__name__}.{module.name}"), "REFUSED", {})
+    return found

@@ -148,3 +148,10 @@ PROJECTORS = {
         False,
     ),
 }
+_NEXT = (
+    "llama.cpp's graph neither adds an embedding after each row of patches (image_newline), nor"
+    " leaves out those of margins"
+)
+REFUSED = dict.fromkeys(
+    ("LlavaNextForConditionalGeneration", "LlavaNextVideoForConditionalGeneration"), _NEXT
+)

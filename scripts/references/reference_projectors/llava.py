@@ -59,7 +59,7 @@ def _siglip_features(model: transformers.PreTrainedModel, inputs: Inputs) -> tor
 
 
 class _ClassTokenLast(torch.nn.Module):
-    """An encoder whose outputs end with that of the class token, and lack that of a patch.
+    """An encoder whose outputs are in another order: that of the class token comes last.
 
     LLaVA leaves out the first output; llama.cpp leaves out that of the first patch.
     """
