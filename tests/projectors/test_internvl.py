@@ -87,6 +87,55 @@ def test_the_encoder_of_6b_has_rms_norms(case: str, bias: str, norms: str) -> No
     assert not {"ln1.bias", "ln2.bias", "attn_q.bias", "attn_v.bias"} & names
 
 
+def test_published_settings_are_known() -> None:
+    """As OpenGVLab/InternVL3-1B."""
+    vision = {
+        "_name_or_path": "OpenGVLab/InternViT-6B-448px-V1-5",
+        "architectures": ["InternVisionModel"],
+        "attention_dropout": 0.0,
+        "auto_map": {"AutoConfig": "configuration_intern_vit.InternVisionConfig"},
+        "capacity_factor": 1.2,
+        "drop_path_rate": 0.1,
+        "dropout": 0.0,
+        "eval_capacity_factor": 1.4,
+        "hidden_act": "gelu",
+        "hidden_size": 1024,
+        "image_size": 448,
+        "initializer_factor": 0.1,
+        "initializer_range": 1e-10,
+        "intermediate_size": 4096,
+        "laux_allreduce": "all_nodes",
+        "layer_norm_eps": 1e-06,
+        "model_type": "intern_vit_6b",
+        "moe_coeff_ratio": 0.5,
+        "moe_intermediate_size": 768,
+        "moe_output_scale": 4.0,
+        "noisy_gate_policy": "RSample_before",
+        "norm_type": "layer_norm",
+        "num_attention_heads": 16,
+        "num_channels": 3,
+        "num_experts": 8,
+        "num_hidden_layers": 24,
+        "num_routed_experts": 4,
+        "num_shared_experts": 4,
+        "patch_size": 14,
+        "qk_normalization": False,
+        "qkv_bias": True,
+        "shared_expert_intermediate_size": 3072,
+        "torch_dtype": "bfloat16",
+        "use_bfloat16": True,
+        "use_flash_attn": False,
+        "use_moe": False,
+        "use_residual": True,
+        "use_rts": False,
+        "use_weighted_residual": False,
+    }
+    (tower,) = towers_of("internvl-chat", {"vision_config": vision, "force_image_size": 448})
+    assert not any("not known" in warning for warning in tower.deviations)
+    assert tower.dimensions("places hidden") == (1025, 1024)
+    assert tower.dimensions("text joined") == (32, 4096)
+
+
 def test_tiles_are_reported_once() -> None:
     (tower,) = towers_of("internvl", {"vision_config.hidden_act": "gelu_pytorch_tanh"})
     assert len(tower.deviations) == 1
