@@ -16,7 +16,7 @@ from dynquant.arch.gather import gather
 from dynquant.arch.load import is_gguf, with_source
 from dynquant.arch.metadata import general_keys
 from dynquant.arch.model_types import stated_class
-from dynquant.arch.projectors import projectors
+from dynquant.arch.projectors import find_projector, projectors, refused
 from dynquant.arch.towers.whole import CLIP, Projector, Tower, Whole
 from dynquant.arch.wrapped import OTHER_PARTS
 from dynquant.checkpoint import causes, hub
@@ -131,14 +131,21 @@ def projector_of(config: Mapping[str, Any], where: str) -> Projector:
     """
     name = stated_class(config, where)
     known = projectors()
-    if name in known:
-        return known[name]
+    if (projector := find_projector(name, config)) is not None:
+        return projector
     if not any(isinstance(config.get(n), dict) for n in ("vision_config", "audio_config")):
         raise ArchitectureError(
             f"{where}: {name!r} has no part that sees or hears, so there is no projector to write;"
             " remove --mmproj"
         )
-    near = difflib.get_close_matches(name, known, 3, 0.7)
+    if reason := refused().get(name):
+        raise ArchitectureError(f"{where}: the projector of {name!r} is not supported: {reason}")
+    if kinds := [kind.removeprefix(f"{name}/") for kind in known if kind.startswith(f"{name}/")]:
+        raise ArchitectureError(
+            f"{where}: the projector of {name!r} is supported with a vision_config of model_type"
+            f" {' or '.join(kinds)}; {_CONVERTED}"
+        )
+    near = difflib.get_close_matches(name, (n for n in known if "/" not in n), 3, 0.7)
     hint = f" (similar classes with one: {', '.join(near)})" if near else ""
     raise ArchitectureError(
         f"{where}: the projector of {name!r} is not supported; {_CONVERTED}{hint}"

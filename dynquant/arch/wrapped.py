@@ -14,7 +14,7 @@ from typing import Any, cast
 from dynquant.arch.base import Architecture
 from dynquant.arch.families import Family
 from dynquant.arch.model_types import class_of
-from dynquant.arch.projectors import projectors
+from dynquant.arch.projectors import find_projector
 from dynquant.arch.settings import Declared
 from dynquant.errors import ArchitectureError
 from dynquant.text_settings import DEFAULTS, PLACES, text_settings
@@ -33,6 +33,9 @@ OTHER_PARTS = {
     r"|view_seperator|(multi_modal_|mm_)?projector|patch_merge_mlp|connector|aligner|merger)"
     r"(\..*)?": (f"the vision model, {_SEPARATE}{_BY_LLAMA}"),
     r"(talker|token2wav|code2wav)\..*": "the model that speaks, which llama.cpp does not compute",
+    rf"{_BEFORE}(vqmodel|generation_(embeddings|aligner|head))\..*": (
+        "the model that draws, which llama.cpp does not compute"
+    ),
 }
 """The parts beside a language model: patterns of stored names, with what they are."""
 
@@ -89,15 +92,17 @@ class Wrapped:
 
 
 def _other_parts(config: Mapping[str, Any]) -> dict[str, str]:
-    """Return `OTHER_PARTS`, with what writes the parts of this class that are in a projector."""
+    """Return `OTHER_PARTS`, and those of this class that a projector file holds."""
     listed: object = config.get("architectures")
     name = cast("list[object]", listed)[0] if isinstance(listed, list) and listed else None
-    towers = projectors().get(str(name), ())
-    kinds = [kind for kind in ("audio", "vision") if any(kind in tower.place for tower in towers)]
-    return {
-        pattern: why.replace(_BY_LLAMA, WRITTEN) if any(f"{k} model" in why for k in kinds) else why
-        for pattern, why in OTHER_PARTS.items()
+    towers = find_projector(str(name), config) or ()
+    written = {
+        rf"{_BEFORE}(?:{tower.within}).*": (
+            f"the {'audio' if 'audio' in tower.place else 'vision'} model, {_SEPARATE}{WRITTEN}"
+        )
+        for tower in towers
     }
+    return OTHER_PARTS | written
 
 
 def _settings(

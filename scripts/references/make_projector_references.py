@@ -134,16 +134,25 @@ def answer(
     """Return the embeddings of a medium, the prompt's ids, and its log-probabilities."""
     inputs: Inputs = case.inputs(folder, one)
     features = case.features(model, inputs)
-    before, after, token = case.around(one)
-    after_ids = encode(after)[len(encode("")) :]
-    ids = torch.tensor([*encode(before), *[token] * len(features), *after_ids])
+    ids = torch.tensor(_prompt(case, folder, encode, one, len(features)))
     outputs = model(
         input_ids=ids[None],
         attention_mask=torch.ones_like(ids)[None],
         **inputs,
-        **case.more(ids[None], token),
+        **case.more(ids[None], case.around(one)[2]),
     )
     return features, ids, torch.log_softmax(outputs.logits[0, -1].float(), dim=-1)
+
+
+def _prompt(case: Case, folder: Path, encode: Encode, one: Media, n_features: int) -> list[int]:
+    """Return a prompt's ids, with the placeholder's id for each embedding."""
+    if case.text:
+        ids = encode(case.text(folder, one))
+        assert ids.count(case.token) == n_features, "another number of embeddings"
+        return ids
+    before, after, token = case.around(one)
+    after_ids = encode(after)[len(encode("")) :]
+    return [*encode(before), *[token] * n_features, *after_ids]
 
 
 def main() -> None:
@@ -157,6 +166,8 @@ def main() -> None:
         folder = REFERENCES / name
         encode = make_checkpoint(folder, known[name], zlib.crc32(name.encode()))
         line = write_reference(name, folder, known[name], encode)
+        if rewrite := known[name].rewrite:
+            rewrite(folder)
         size = sum(path.stat().st_size for path in folder.iterdir())
         print(f"{name}: {size / 1000:.0f} kB, {line}")
 

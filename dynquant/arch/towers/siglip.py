@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from dynquant.arch.base import Row
 from dynquant.arch.settings import constant
 from dynquant.arch.towers.vision import OUT, biased, spelled
 
 ONLY = constant(3, "num_channels")
 """Settings with one supported value."""
+
+DEFAULTS: dict[str, Any] = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "image_size": 224,
+    "patch_size": 16,
+}
+"""Defaults of transformers' class."""
 
 _IN = "model.vision_tower.vision_model."
 _LAYER = _IN + "encoder.layers.{}."
@@ -27,6 +39,12 @@ _ROWS: tuple[Row, ...] = (
 )
 ROWS = spelled(_ROWS, "vision_tower.vision_model.", "vision_tower.")
 """All tensors; transformers 5 writes them without `vision_model.`."""
+
+LAYERS = tuple(row for row in ROWS if row.name.startswith(OUT))
+"""The tensors of the layers."""
+
+INNER = tuple(row.within("vision_tower.", "") for row in _ROWS)
+"""All tensors, for larger models that name the tower `vision_model`."""
 
 UNUSED = {
     r".*vision_tower\.(vision_model\.)?head\..*": "the encoder's own head, which is not used",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 from typing import Any
 
 from dynquant.arch.base import Form, Row, Via
@@ -13,7 +14,7 @@ from dynquant.arch.towers.whole import Whole
 from dynquant.errors import ArchitectureError
 from dynquant.keys import Keys, boolean, f32, f32s, string, u32
 from dynquant.tensors import TensorSource
-from dynquant.transforms import Reshaped, rows_between, rows_of_each
+from dynquant.transforms import Reshaped, Rows, rows_between, rows_of_each
 from dynquant.untrusted import shown
 
 _BYTE = 1 / 255
@@ -210,6 +211,20 @@ def first_and_second_frame(stored: str, shape: str) -> tuple[Row, Row]:
         Row(stored, "v.patch_embd.weight", shape, via=vias[0]),
         Row(stored, "v.patch_embd.weight.1", shape, via=vias[1]),
     )
+
+
+def class_token_last(source: TensorSource) -> TensorSource:
+    """Return positions with that of the class token last, where some graphs of llama.cpp need it.
+
+    source: [1, 1 + patches, width] or [1 + patches, width], that of the class token first
+    """
+    n, width = source.shape[-2:]
+    return Rows(Reshaped(source, (n, width)), (n, width), lambda rows: (rows + 1) % n)
+
+
+def as_vector(source: TensorSource) -> TensorSource:
+    """Return a tensor's elements in one dimension, such as those of a class token [1, 1, width]."""
+    return Reshaped(source, (prod(source.shape),))
 
 
 def stated(config: Mapping[str, Any], **names: str) -> dict[str, Any]:

@@ -82,11 +82,15 @@ class Case:
     prompt:    the prompt for llama.cpp, with `<__media__>` in place of the medium
     token:     the placeholder's id
     heard:     before, after and token for sounds, if the model also has pictures
+    text:      for prompts with texts between the pieces of a medium: the whole prompt, with the
+               placeholder's text in place of each embedding
     more:      further inputs of the model, given the ids and the placeholder's id
     factors:   endings of names of weights that are near one
     norms:     the mean of factors in the language model, as stored
     weights:   the standard deviation of matrices
     published: config keys in the form of published files; None removes a key
+    rewrite:   brings the checkpoint into a published form that transformers does not read, when
+               its results are known
     renamed:   stored names that published files spell otherwise: beginnings, and what they become
     model:     how to make, save and load the model if its own class does not do it as published
     """
@@ -101,11 +105,13 @@ class Case:
     after: str
     prompt: str
     token: int
+    text: Callable[[Path, Media], str] | None = None
     more: Callable[[torch.Tensor, int], Inputs] = _no_more
     norms: float = 1.0
     weights: float = 0.25
     published: dict[str, Any] = field(default_factory=dict)
     renamed: dict[str, str] = field(default_factory=dict)
+    rewrite: Callable[[Path], None] | None = None
     dtype: torch.dtype = torch.bfloat16
     model: Composed | None = None
     heard: tuple[str, str, int] | None = None
