@@ -11,12 +11,14 @@ import typer
 
 from dynquant.cli import console
 from dynquant.cli.options import (
+    BaseOption,
     EffortOption,
     ImatrixOption,
     LeaveOutOption,
     LogFormatOption,
     ManifestOption,
     MaxSizeOption,
+    MergeAdapterOption,
     ModelArgument,
     MomentsOption,
     OutOption,
@@ -80,6 +82,8 @@ def convert(
     split_max_size: SplitSizeOption = None,
     split_max_tensors: SplitTensorsOption = None,
     leave_out: LeaveOutOption = None,
+    merge_adapter: MergeAdapterOption = None,
+    base: BaseOption = None,
     restart: Annotated[
         bool,
         typer.Option("--restart", help="Start over instead of resuming an interrupted run."),
@@ -138,6 +142,8 @@ def convert(
         Asked(target_size, target_bpw, fit, context, sensitivity),
         threads,
         quiet,
+        merge_adapter,
+        base,
     )
     planning.check()
     limit = size_of(max_size, "--max-size")

@@ -9,12 +9,14 @@ import typer
 
 from dynquant.cli import console
 from dynquant.cli.options import (
+    BaseOption,
     EffortOption,
     ImatrixOption,
     JsonOption,
     LeaveOutOption,
     LogFormatOption,
     MaxSizeOption,
+    MergeAdapterOption,
     ModelArgument,
     MomentsOption,
     PlanMlaOption,
@@ -88,6 +90,8 @@ def plan(
     split_max_size: SplitSizeOption = None,
     split_max_tensors: SplitTensorsOption = None,
     leave_out: LeaveOutOption = None,
+    merge_adapter: MergeAdapterOption = None,
+    base: BaseOption = None,
     max_size: MaxSizeOption = None,
     threads: ThreadsOption = None,
     log_format: LogFormatOption = "text",
@@ -110,6 +114,8 @@ def plan(
         leave_out,
         Asked(target_size, target_bpw, fit, context, sensitivity),
         threads,
+        merge_adapter=merge_adapter,
+        base=base,
     )
     planning.check()
     limit = size_of(max_size, "--max-size")

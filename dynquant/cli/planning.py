@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from dynquant.budget.solve import Problem, Solved
     from dynquant.plan.plan import Plan
 
+ADAPTER_RECIPE = "f32"
+"""The recipe of adapters if none is given."""
+
 
 class Made(NamedTuple):
     """A plan; problem, solved: if it was made for a size."""
@@ -45,21 +48,29 @@ class Planning:
     asked: Asked = NOTHING_ASKED
     threads: int | None = None
     quiet: bool = False
+    merge_adapter: list[str] | None = None
+    base: str | None = None
+
+    @property
+    def _recipe(self) -> str:
+        """The recipe: F32 for adapters, which are small."""
+        return self.recipe or (DEFAULT_RECIPE if self.base is None else ADAPTER_RECIPE)
 
     @property
     def source(self) -> dict[str, Any]:
         """What decides the types: the recipe, or the saved plan; for events."""
         if self.saved is not None:
             return {"plan": str(self.saved)}
-        return {"recipe": self.recipe or DEFAULT_RECIPE}
+        return {"recipe": self._recipe}
 
     def check(self) -> None:
         """Raise BadParameter for options that are not valid together, or alone."""
         settings(self.set_keys)
         size_of(self.split_max_size, "--split-max-size")
         self.asked.check()
+        self._check_adapter()
         if self.saved is None:
-            if self.recipe is None and not self.asked.is_given:
+            if self.recipe is None and not self.asked.is_given and self.base is None:
                 raise typer.BadParameter(
                     "missing option: --recipe R, --target-size SIZE, or --plan PLAN.json"
                 )
@@ -83,6 +94,28 @@ class Planning:
         if also := [name for name, value in given.items() if value is not None]:
             raise typer.BadParameter(f"--plan decides it already: leave out {', '.join(also)}")
 
+    def _check_adapter(self) -> None:
+        """Raise BadParameter for options that an adapter as the model does not have."""
+        if self.base is None:
+            return
+        given = {
+            "--merge-adapter": self.merge_adapter,
+            "--imatrix": self.imatrix,
+            "--moments": self.moments,
+            "--pre": self.pre,
+            "--mla": self.mla,
+            "--leave-out": self.leave_out,
+            "--split-max-size": self.split_max_size,
+            "--split-max-tensors": self.split_max_tensors,
+            "--target-size": self.asked.size,
+            "--target-bpw": self.asked.bpw,
+            "--fit": self.asked.fit,
+            "--context": self.asked.context,
+            "--sensitivity": self.asked.sensitivity,
+        }
+        if also := [name for name, value in given.items() if value is not None]:
+            raise typer.BadParameter(f"--base converts an adapter: leave out {', '.join(also)}")
+
     def make(self, *, draft: bool = False) -> Plan:
         """Read the inputs and return the plan; a draft needs neither tokenizer nor importance."""
         return self.made(draft=draft).plan
@@ -95,8 +128,17 @@ class Planning:
         from dynquant.report.solved import solved_line
 
         if self.saved is not None:
-            return Made(load_plan(self.saved, self.model, self.imatrix, self.moments))
-        recipe = self.recipe or DEFAULT_RECIPE
+            return Made(
+                load_plan(
+                    self.saved,
+                    self.model,
+                    self.imatrix,
+                    self.moments,
+                    self.merge_adapter or (),
+                    self.base,
+                )
+            )
+        recipe = self._recipe
         needs_size = self.asked.is_given or _has_choice(recipe)
         inputs = read_inputs(
             self.model,
@@ -107,6 +149,8 @@ class Planning:
             mla=self.mla,
             needs_vocab=needs_size or not draft,
             leave_out=self.leave_out or (),
+            merge_adapter=self.merge_adapter or (),
+            base=self.base,
         )
         options: dict[str, Any] = {
             "effort": self.effort,
