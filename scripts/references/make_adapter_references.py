@@ -9,8 +9,8 @@ checkpoint tests/references/<family>. Files next to it:
     <family>.npy          float32 [n_prompts, vocab_size]: log-probabilities of the next token after
                           the prompts of tests/references/<family>.json, from the model in float32
                           after `merge_and_unload`
-    <family>.safetensors  of some families: the changed tensors after `merge_and_unload`, in float32
-                          and (`bf16.NAME`) merged in bfloat16, by the names of the class
+    <family>.safetensors  of some families: changed tensors after `merge_and_unload`, in float32 and
+                          (`bf16.NAME`, the bits as uint16) merged in bfloat16, by their names
 
 The factors are random and large, so that any fault shows in the log-probabilities. In transformers
 5 the experts of a mixture are no modules, so PEFT cannot adapt them one by one as it did with
@@ -166,7 +166,7 @@ def make(family: str, case: Case) -> None:
         tensors = {n: t for n, t in model.state_dict().items() if n in changed}
         halved = peft.PeftModel.from_pretrained(load(family, torch.bfloat16), folder)
         in_half = halved.merge_and_unload().state_dict()
-        tensors |= {f"bf16.{n}": in_half[n] for n in sorted(changed)}
+        tensors |= {f"bf16.{n}": in_half[n].view(torch.uint16) for n in sorted(changed)}
         save_file(
             {n: t.contiguous() for n, t in tensors.items()}, ADAPTERS / f"{family}.safetensors"
         )
@@ -176,6 +176,8 @@ def clean(path: Path, family: str) -> None:
     """Replace the base's path, which is one of this machine, by its name."""
     config = json.loads(path.read_text("utf-8"))
     config["base_model_name_or_path"] = f"tests/references/{family}"
+    if isinstance(config["target_modules"], list):
+        config["target_modules"].sort()  # PEFT has a set
     path.write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", "utf-8")
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dynquant.arch.adapters.settings import CONFIG, AdapterSettings, read_settings
@@ -118,6 +118,48 @@ class Adapter:
         return f"it was trained on {base!r}" if base else "it does not name the model it is for"
 
 
+@dataclass
+class Misfits:
+    """Modules that do not fit the weights of a base, for messages; those of one kind in one."""
+
+    adapter: Adapter
+    _unknown: list[str] = field(default_factory=list[str])
+    _shapes: dict[tuple[tuple[int, ...], tuple[int, ...]], list[str]] = field(
+        default_factory=dict[tuple[tuple[int, ...], tuple[int, ...]], list[str]]
+    )
+
+    def unknown(self, module: Module) -> None:
+        """Note a module that the base does not have."""
+        self._unknown.append(module.path)
+
+    def other_shape(self, module: Module, shape: tuple[int, ...]) -> None:
+        """Note a module whose weight has another shape in the base."""
+        self._shapes.setdefault((module.shape, shape), []).append(module.path)
+
+    def messages(self, architecture: str) -> Iterator[str]:
+        """Yield a message for each kind of misfit; architecture: of the base."""
+        where, of_base = self.adapter.where, self.adapter.of_base
+        for path in _grouped(self._unknown):
+            yield (
+                f"{where}: {path} is not a linear module of the base's language model"
+                f" ({architecture}); {of_base}"
+            )
+        for (ours, theirs), paths in sorted(self._shapes.items(), key=lambda s: sorted(s[1])):
+            for path in _grouped(sorted(paths)):
+                yield (
+                    f"{where}: {path} changes a weight of shape {list(ours)}, which has the shape"
+                    f" {list(theirs)} in the base; give the adapter's own base: {of_base}"
+                    if len(theirs) == 2
+                    else f"{where}: {path} changes a weight of shape {list(theirs)}, which is not"
+                    " a linear module"
+                )
+
+
+def _grouped(paths: Iterable[str]) -> list[str]:
+    """Return the names of modules, with one entry for those that differ only in numbers."""
+    return [name.removesuffix(".*") for name in grouped(f"{path}.*" for path in paths)]
+
+
 def open_adapter(path: str | Path) -> Adapter:
     """Read the settings and the header of an adapter; path: a folder, or hf://ORG/ADAPTER.
 
@@ -183,7 +225,9 @@ def _modules(
     problems: list[str] = []
     for stored, tensor in tensors.items():
         plain = stored.removeprefix(_PREFIX)
-        if found := _FACTOR.fullmatch(plain):
+        if why := _kind(plain):
+            odd.setdefault(why, []).append(stored)
+        elif found := _FACTOR.fullmatch(plain):
             names.add(found["name"] or "")
             pair = factors.setdefault((found["module"], bool(found["embedding"])), {})
             if found["factor"] in pair:
@@ -192,7 +236,7 @@ def _modules(
         elif found := _COPY.fullmatch(plain):
             copies[found["module"]] = tensor
         else:
-            odd.setdefault(_kind(plain), []).append(stored)
+            odd.setdefault("is a whole tensor", []).append(stored)
     if len(names) > 1:
         listed = ", ".join(sorted(n or "(without a name)" for n in names))
         problems.append(f"{where}: contains several adapters: {listed}; save each in a folder")
@@ -215,8 +259,8 @@ def _modules(
 
 
 def _kind(name: str) -> str:
-    """Return what a stored tensor is that is not a factor."""
-    return next((why for kind, why in _KINDS if kind.fullmatch(name)), "is a whole tensor")
+    """Return what a stored tensor of another kind of adapter is; "" for others."""
+    return next((why for kind, why in _KINDS if kind.fullmatch(name)), "")
 
 
 def _pair_problems(

@@ -10,7 +10,7 @@ from typing import cast
 
 import numpy as np
 
-from dynquant.arch.adapters.folder import Adapter, Module, open_adapter
+from dynquant.arch.adapters.folder import Adapter, Misfits, Module, open_adapter
 from dynquant.arch.adapters.low_rank import LowRank, Merged
 from dynquant.arch.adapters.names import Names, core
 from dynquant.arch.base import Architecture
@@ -18,7 +18,6 @@ from dynquant.checkpoint.packed import Weight
 from dynquant.checkpoint.safetensors_header import StoredTensor
 from dynquant.errors import AdapterError, Problems
 from dynquant.keys import Keys, string
-from dynquant.name_lists import grouped
 from dynquant.tensors import TensorSource, n_rows
 from dynquant.transforms import read_weights
 from dynquant.untrusted import parse_json
@@ -97,17 +96,19 @@ def merge(
         found = {module.path: names.of_module(module.path) for module in adapter.modules}
         if tied and tied[0] not in weights and tied[1] in weights:
             found |= _untie(architecture, weights, tied, found)
-        problems += _unknown(architecture, adapter, found)
+        misfits = Misfits(adapter)
         for module in adapter.modules:
             if (name := found[module.path]) is None:
+                misfits.unknown(module)
                 continue
-            if wrong := _misfit(adapter, module, name, weights[name].shape):
-                problems.append(wrong)
+            if module.shape != (shape := weights[name].shape):
+                misfits.other_shape(module, shape)
                 continue
             if module.path in adapter.copies:
                 problems += _other_copy(adapter, module, stored.get(name))
             change = LowRank(module.left, module.right, module.scale)
             weights[name] = MergedWeight(weights[name], change)
+        problems += misfits.messages(architecture.name)
     AdapterError.raise_any(problems)
     return weights
 
@@ -130,32 +131,6 @@ def _untie(
         return {}
     weights[head] = weights[embedding]
     return dict.fromkeys(heads, head)
-
-
-def _unknown(
-    architecture: Architecture, adapter: Adapter, found: Mapping[str, str | None]
-) -> Iterator[str]:
-    unknown = grouped(f"{path}.weight" for path, name in found.items() if name is None)
-    for path in unknown:
-        yield (
-            f"{adapter.where}: {path.removesuffix('.weight')} is no linear module of the language"
-            f" model ({architecture.name}), or not of this one; {adapter.of_base}"
-        )
-
-
-def _misfit(adapter: Adapter, module: Module, name: str, shape: tuple[int, ...]) -> str | None:
-    """Return why an adapter does not fit a weight, or None."""
-    if len(shape) != 2:
-        return (
-            f"{adapter.where}: {module.path} changes {name} of shape {list(shape)}, which is not a"
-            " linear module"
-        )
-    if shape != module.shape:
-        return (
-            f"{adapter.where}: {module.path} changes a weight of shape {list(module.shape)}, but"
-            f" {name} has {list(shape)}; give the adapter's own base: {adapter.of_base}"
-        )
-    return None
 
 
 def _other_copy(adapter: Adapter, module: Module, base: Weight | None) -> Iterator[str]:

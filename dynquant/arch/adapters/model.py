@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from dynquant.arch.adapters.applied import is_applied
-from dynquant.arch.adapters.folder import Adapter, Module
+from dynquant.arch.adapters.folder import Adapter, Misfits, Module
 from dynquant.arch.adapters.low_rank import LowRank, Marker, stacked, through, times, zeros
 from dynquant.arch.adapters.names import TableNames
 from dynquant.arch.adapters.settings import CONFIG
@@ -80,13 +80,16 @@ def adapter_model(adapter: Adapter, architecture: Architecture, base_sha256: str
         if any(name in stored for name in want.stored_names)
     ]
     used = {name for want in wanted for name in (*want.stored_names, *want.again)}
-    unknown = [path for path, name in found.items() if name is None or name not in used]
-    problems = [*_unknown(adapter, architecture, unknown), *_tied(adapter, architecture, stored)]
+    misfits = Misfits(adapter)
+    for module in adapter.modules:
+        if found[module.path] not in used:
+            misfits.unknown(module)
+    problems = list(_tied(adapter, architecture, stored))
     changes: dict[str, LowRank] = {}
     for want in wanted:
-        wrong = list(_misfits(adapter, architecture, want, stored))
+        wrong = list(_refused(adapter, architecture, want, stored))
         problems += wrong
-        if wrong:
+        if _has_misfits(want, stored, misfits) or wrong:
             continue
         try:
             changes[want.name] = through(want.via, _change(want, stored))
@@ -96,7 +99,7 @@ def adapter_model(adapter: Adapter, architecture: Architecture, base_sha256: str
                 f" {_INSTEAD}"
                 for m in e.messages
             ]
-    AdapterError.raise_any(problems)
+    AdapterError.raise_any([*misfits.messages(architecture.name), *problems])
     alpha = _common_alpha(changes.values())
     tensors = tuple(t for name, c in changes.items() for t in _tensors(name, c, alpha))
     keys = _general(adapter, architecture, tensors)
@@ -116,16 +119,10 @@ def adapter_model(adapter: Adapter, architecture: Architecture, base_sha256: str
 
 
 def _general(adapter: Adapter, architecture: Architecture, tensors: Iterable[ModelTensor]) -> Keys:
+    """Return general.* of the adapter's README.md and name; it has no size of its own."""
     found = general_keys(adapter.folder, {}, architecture.name, tensors)
+    found.pop("general.size_label", None)
     return {**found, "general.type": string("adapter")}
-
-
-def _unknown(adapter: Adapter, architecture: Architecture, paths: Iterable[str]) -> Iterator[str]:
-    for path in grouped(f"{path}.weight" for path in paths):
-        yield (
-            f"{adapter.where}: {path.removesuffix('.weight')} is no linear module of"
-            f" {architecture.name} that its GGUF has; {adapter.of_base}"
-        )
 
 
 def _tied(
@@ -147,22 +144,22 @@ def _paths(want: Wanted, stored: Mapping[str, Weight]) -> list[str]:
     return grouped(w.module.path for w in weights if isinstance(w, Changed))
 
 
-def _misfits(
+def _has_misfits(want: Wanted, stored: Mapping[str, Weight], misfits: Misfits) -> bool:
+    """Note the modules whose shape is not that of the tensor; return whether there are any."""
+    weights = [w for n in want.stored_names if isinstance(w := stored.get(n), Changed)]
+    wrong = [w for w in weights if w.shape != want.shape and not want.is_joined]
+    for weight in wrong:
+        misfits.other_shape(weight.module, want.shape)
+    return bool(wrong)
+
+
+def _refused(
     adapter: Adapter, architecture: Architecture, want: Wanted, stored: Mapping[str, Weight]
 ) -> Iterator[str]:
-    """Yield what prevents an adapter of one tensor of the table."""
-    there = {name: stored[name] for name in want.stored_names if name in stored}
+    """Yield why an adapter of one tensor of the table cannot be a part of the GGUF."""
     where, paths = adapter.where, ", ".join(_paths(want, stored))
     if len(want.shape) != 2:
-        yield f"{where}: {paths} changes {want.name}, which is not a linear module"
-        return
-    for weight in there.values():
-        if weight.shape != want.shape and not want.is_joined and isinstance(weight, Changed):
-            yield (
-                f"{where}: {weight.module.path} changes a weight of shape {list(weight.shape)}, but"
-                f" config.json of the base implies {list(want.shape)}; give the adapter's own base:"
-                f" {adapter.of_base}"
-            )
+        return  # the shape is a misfit
     if want.is_joined or want.factor is not None:
         yield f"{where}: {paths}: {want.name} is computed of several stored tensors; {_INSTEAD}"
     elif not is_applied(architecture.name, want.name):
@@ -170,7 +167,8 @@ def _misfits(
             f"{where}: {paths}: llama.cpp does not apply adapters to {want.name} of"
             f" {architecture.name}; {_INSTEAD}"
         )
-    ranks = {w.module.rank for w in there.values() if isinstance(w, Changed)}
+    weights = (stored.get(name) for name in want.stored_names)
+    ranks = {w.module.rank for w in weights if isinstance(w, Changed)}
     if len(ranks) > 1:
         listed = ", ".join(map(str, sorted(ranks)))
         yield f"{where}: {paths}: the experts have different ranks ({listed}); {_INSTEAD}"
