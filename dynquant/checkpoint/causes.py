@@ -68,7 +68,7 @@ def unread_files(checkpoint: Checkpoint) -> Iterator[str]:
     if adapters:
         yield (
             f"left out: {adapters[0]}: an adapter beside the model; if it is not merged, put it"
-            " into a folder of its own with adapter_config.json, and merge it (--merge-adapter"
+            " into a separate folder with adapter_config.json, and merge it (--merge-adapter"
             " FOLDER) or convert it (convert FOLDER --base MODEL)"
         )
     others = [n for n in _beside(folder, "*.safetensors") if n not in read and n not in adapters]

@@ -48,7 +48,7 @@ class Case:
     targets:  as `target_modules` of LoraConfig
     settings: more of its settings
     tensors:  a part of the names of the changed tensors that are stored; none if empty
-    experts:  experts of each layer that have an adapter of their own
+    experts:  experts of each layer that have a separate adapter
     """
 
     targets: list[str] | str

@@ -50,23 +50,36 @@ def test_gguf_of_an_adapter_does_not_depend_on_threads(threads: int, tmp_path: P
     assert one.read_bytes() == other.read_bytes()
 
 
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
 def interrupted(made: dynquant.Plan, out: Path) -> None:
-    """Kill a conversion after some of its writes."""
+    """Interrupt a conversion in the middle; what is done is recorded at its end."""
+    steady = {"threads": 1, "chunk_bytes": 512, "sync_seconds": 1e6}
+    with at_call(("pwrite",), 60, interrupt), pytest.raises(KeyboardInterrupt):
+        convert_plan(made, out, **steady)
+    assert not out.exists()
 
-    def dying() -> None:
-        with at_call(("pwrite",), 130, dies):
-            convert_plan(made, out, **QUICK | {"threads": 1, "chunk_bytes": 512, "sync_seconds": 0})
 
-    assert killed(dying, lambda: os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT))
-    assert out.with_name(f"{out.name}.journal").exists()
+def test_interrupted_conversion_resumes_to_the_same_bytes(expected: bytes, tmp_path: Path) -> None:
+    out = tmp_path / "x.gguf"
+    interrupted(plan(), out)
+    result = convert_plan(plan(), out, threads=2)
+    assert 0 < result.resumed_bytes < len(expected) / 2
+    assert out.read_bytes() == expected
 
 
 def test_killed_conversion_resumes_to_the_same_bytes(expected: bytes, tmp_path: Path) -> None:
     out = tmp_path / "x.gguf"
-    interrupted(plan(), out)
+
+    def dying() -> None:
+        with at_call(("replace",), 1, dies):
+            convert_plan(plan(), out, **QUICK)
+
+    assert killed(dying, lambda: os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT))
     assert not out.exists()
-    result = convert_plan(plan(), out, threads=2)
-    assert result.resumed_bytes > 0
+    assert convert_plan(plan(), out, threads=2).resumed_bytes > 0
     assert out.read_bytes() == expected
 
 

@@ -1,1 +1,1 @@
-"""LoRA adapters of PEFT: read, merged into a checkpoint, or described as a GGUF of their own."""
+"""LoRA adapters of PEFT: read, merged into a checkpoint, or written as a separate GGUF."""

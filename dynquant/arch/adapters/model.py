@@ -1,4 +1,4 @@
-"""An adapter as a model of its own: the tensors and keys of a GGUF that llama.cpp applies.
+"""A separate adapter as a model: the tensors and keys of a GGUF that llama.cpp applies.
 
     NAME.lora_a  [rank, inputs]    and for experts [experts, rank, inputs]
     NAME.lora_b  [outputs, rank]   and for experts [experts, outputs, rank]
@@ -119,7 +119,7 @@ def adapter_model(adapter: Adapter, architecture: Architecture, base_sha256: str
 
 
 def _general(adapter: Adapter, architecture: Architecture, tensors: Iterable[ModelTensor]) -> Keys:
-    """Return general.* of the adapter's README.md and name; it has no size of its own."""
+    """Return general.* of the adapter's README.md and name; it states no size."""
     found = general_keys(adapter.folder, {}, architecture.name, tensors)
     found.pop("general.size_label", None)
     return {**found, "general.type": string("adapter")}
