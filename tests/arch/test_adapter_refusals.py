@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from adapters import ADAPTERS, Tensors, changed
+from adapters import ADAPTERS, Tensors, changed, tied_adapter
 from inprocess import run
 from places import REFERENCES
 
@@ -192,23 +192,25 @@ def test_embedding_stored_beside_an_adapter_must_be_that_of_the_base(tmp_path: P
 
 @pytest.mark.parametrize("module", ["lm_head", "model.embed_tokens"])
 def test_gguf_of_an_adapter_of_tied_matrices_is_refused(module: str, tmp_path: Path) -> None:
-    model = dynquant.load_model(REFERENCES / "granite")
-    n_tokens, width = {t.name: t.shape for t in model.tensors}["token_embd.weight"]
-    kind, shapes = (
-        ("", (width, n_tokens)) if module == "lm_head" else ("embedding_", (n_tokens, width))
-    )
-
-    def change(tensors: Tensors) -> None:
-        tensors.clear()
-        end = "" if kind else ".weight"
-        name = f"base_model.model.{module}.lora_{kind}"
-        tensors[f"{name}A{end}"] = np.ones((1, shapes[0]), np.float32)
-        tensors[f"{name}B{end}"] = np.ones((shapes[1], 1), np.float32)
-
-    adapter = changed("gemma", tmp_path / "a", change, r=1)
+    adapter = tied_adapter(tmp_path / "a", "granite", module)
     with pytest.raises(AdapterError, match="uses the embedding as its output matrix") as e:
         dynquant.load_model(adapter, base=REFERENCES / "granite")
     assert "--merge-adapter" in str(e.value)
+
+
+@pytest.mark.parametrize(
+    "family", ["gemma", "command-r", "falcon-h1-tied", "bitnet", "gemma-embedding"]
+)
+@pytest.mark.parametrize("module", ["lm_head", "model.embed_tokens"])
+def test_tied_matrices_that_llamacpp_cannot_separate_are_refused(
+    family: str, module: str, tmp_path: Path
+) -> None:
+    adapter = tied_adapter(tmp_path / "a", family, module)
+    with pytest.raises(AdapterError, match=r"cannot have an adapter of only one of them") as e:
+        dynquant.load_model(REFERENCES / family, merge_adapter=adapter)
+    assert len(e.value.messages) == 1
+    with pytest.raises(AdapterError):
+        dynquant.load_model(adapter, base=REFERENCES / family)
 
 
 def test_matrices_that_llamacpp_multiplies_without_an_adapter_are_refused(tmp_path: Path) -> None:

@@ -10,14 +10,27 @@ from typing import Any
 
 import numpy as np
 import pytest
-from adapters import ADAPTERS, FAMILIES, alone, changed, merged, packed_llama, tensors_of
-from agreement import F32_TOLERANCE, load_reference, max_difference
+from adapters import (
+    ADAPTERS,
+    FAMILIES,
+    alone,
+    changed,
+    merged,
+    packed_llama,
+    tensors_of,
+    tied_adapter,
+)
+from agreement import F32_TOLERANCE, config_of, load_reference, max_difference
+from agreement import FAMILIES as ALL
 from packers import FORMATS, bf16_values
 from places import REFERENCES
 from safetensors.numpy import load_file
 from subsets import slow_except
 
 import dynquant
+from dynquant.arch.adapters.applied import WITHOUT_OUTPUT
+from dynquant.arch.base import Architecture
+from dynquant.arch.load import describe
 
 llamacpp: Any = pytest.importorskip("llamacpp", reason="needs xllamacpp", exc_type=ImportError)
 
@@ -26,6 +39,11 @@ VISIBLE = 1000 * F32_TOLERANCE
 
 TIED = "granite"
 """A family whose output matrix is the embedding."""
+
+
+def described(family: str) -> Architecture:
+    return describe(config_of(family), family)
+
 
 FAST = ["llama-2", "qwen3moe"]
 
@@ -167,7 +185,7 @@ def test_adapter_of_one_of_two_tied_matrices_unties_them(
     module: str, changed_one: str, other: str, tmp_path: Path
 ) -> None:
     before = tensors_of(merged(TIED, tmp_path / "base.gguf"))
-    adapter = tied_adapter(tmp_path / "adapter", module)
+    adapter = tied_adapter(tmp_path / "adapter", TIED, module)
     after = tensors_of(merged(TIED, tmp_path / "x.gguf", adapter))
     embedding = before["token_embd.weight"]
     assert "output.weight" not in before
@@ -175,22 +193,27 @@ def test_adapter_of_one_of_two_tied_matrices_unties_them(
     np.testing.assert_array_equal(after[changed_one], embedding + np.float32(2))
 
 
-def tied_adapter(folder: Path, module: str) -> Path:
-    """Write an adapter that adds 2 to each number of an embedding or output matrix."""
-    model = dynquant.load_model(REFERENCES / TIED)
-    n_tokens, width = {t.name: t.shape for t in model.tensors}["token_embd.weight"]
-    prefix = f"base_model.model.{module}.lora_"
+TIED_FAMILIES = tuple(
+    name
+    for name in ALL
+    if (architecture := described(name)).tied is not None
+    and architecture.name not in WITHOUT_OUTPUT
+    and any(row.stored == architecture.tied[0] for row in architecture.rows)
+)
 
-    def change(tensors: dict[str, np.ndarray]) -> None:
-        tensors.clear()
-        if module == "lm_head":
-            tensors[f"{prefix}A.weight"] = np.ones((1, width), np.float32)
-            tensors[f"{prefix}B.weight"] = np.ones((n_tokens, 1), np.float32)
-        else:
-            tensors[f"{prefix}embedding_A"] = np.ones((1, n_tokens), np.float32)
-            tensors[f"{prefix}embedding_B"] = np.ones((width, 1), np.float32)
 
-    return changed("gemma", folder, change, r=1, lora_alpha=2)
+@pytest.mark.slow
+@pytest.mark.oracle
+@pytest.mark.parametrize("family", TIED_FAMILIES)
+def test_llamacpp_computes_with_an_untied_output_matrix(family: str, tmp_path: Path) -> None:
+    reference, token = load_reference(family), 77
+    adapter = tied_adapter(tmp_path / "adapter", family, "lm_head", token)
+    out = merged(family, tmp_path / "x.gguf", adapter)
+    change = llamacpp.log_probabilities(out, reference.prompts) - reference.log_probabilities
+    # Without the other tokens' probability, the logits of all but one token are as before.
+    others = np.delete(change, token, axis=1)
+    assert np.ptp(others, axis=1).max() < 2 * F32_TOLERANCE
+    assert np.abs(change[:, token] - others.mean(axis=1)).max() > VISIBLE / 10
 
 
 def test_experts_without_an_adapter_have_zeros(tmp_path: Path) -> None:

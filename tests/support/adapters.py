@@ -86,3 +86,27 @@ def packed_llama(folder: Path, form: Format) -> tuple[Path, Tensors]:
         if file.name != "config.json":
             shutil.copy(file, folder)
     return folder, values
+
+
+def tied_adapter(folder: Path, family: str, module: str, token: int | None = None) -> Path:
+    """Write an adapter that adds 2 to the numbers of an embedding or output matrix.
+
+    token: adds 0.2 to the numbers of this row only
+    """
+    model = dynquant.load_model(REFERENCES / family)
+    n_tokens, width = {t.name: t.shape for t in model.tensors}["token_embd.weight"]
+    rows = np.ones(n_tokens, np.float32)
+    if token is not None:
+        rows[:] = 0.1 * (np.arange(n_tokens) == token)
+    ones = np.ones((1, width), np.float32)
+    prefix = f"base_model.model.{module}.lora_"
+
+    def change(tensors: Tensors) -> None:
+        tensors.clear()
+        if module == "lm_head":
+            tensors |= {f"{prefix}A.weight": ones, f"{prefix}B.weight": rows[:, None].copy()}
+        else:
+            factors = (rows[None].copy(), ones.T.copy())
+            tensors |= {f"{prefix}embedding_A": factors[0], f"{prefix}embedding_B": factors[1]}
+
+    return changed("gemma", folder, change, r=1, lora_alpha=2)

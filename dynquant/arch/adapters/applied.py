@@ -38,6 +38,10 @@ _IGNORED: dict[str, set[str]] = {
 """Roles that the graph of an architecture multiplies without an adapter."""
 
 
+WITHOUT_OUTPUT = ("bitnet", "gemma-embedding")
+"""Architectures whose graph always multiplies with the embedding, or has no output at all."""
+
+
 def is_applied(architecture: str, name: str) -> bool:
     """Return whether llama.cpp applies an adapter of a tensor in this architecture."""
     role = TensorName.parse(name).role

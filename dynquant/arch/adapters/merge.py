@@ -10,6 +10,7 @@ from typing import cast
 
 import numpy as np
 
+from dynquant.arch.adapters.applied import WITHOUT_OUTPUT
 from dynquant.arch.adapters.folder import Adapter, Misfits, Module, open_adapter
 from dynquant.arch.adapters.low_rank import LowRank, Merged
 from dynquant.arch.adapters.names import Names, core
@@ -94,10 +95,14 @@ def merge(
     for adapter in adapters:
         names = Names(weights)
         found = {module.path: names.of_module(module.path) for module in adapter.modules}
+        apart = inseparable(architecture, adapter)
+        problems += _inseparable(architecture, adapter, apart)
         if tied and tied[0] not in weights and tied[1] in weights:
-            found |= _untie(architecture, weights, tied, found)
+            found |= _untie(weights, tied, found)
         misfits = Misfits(adapter)
         for module in adapter.modules:
+            if module in apart:
+                continue
             if (name := found[module.path]) is None:
                 misfits.unknown(module)
                 continue
@@ -114,23 +119,45 @@ def merge(
 
 
 def _untie(
-    architecture: Architecture,
-    weights: dict[str, Weight],
-    tied: tuple[str, str],
-    found: Mapping[str, str | None],
+    weights: dict[str, Weight], tied: tuple[str, str], found: Mapping[str, str | None]
 ) -> dict[str, str | None]:
     """Store the output matrix separately if an adapter changes it or the embedding.
 
     Returns the modules that change the output matrix.
     """
-    assert architecture.tied is not None
     head, embedding = tied
     heads = [path for path in found if core(f"{path}.weight") == core(head)]
-    has_row = any(row.stored == architecture.tied[0] for row in architecture.rows)
-    if not has_row or not (heads or embedding in found.values()):
+    if not (heads or embedding in found.values()):
         return {}
     weights[head] = weights[embedding]
     return dict.fromkeys(heads, head)
+
+
+def _inseparable(
+    architecture: Architecture, adapter: Adapter, modules: Iterable[Module]
+) -> Iterator[str]:
+    """Yield a message for each of two tied matrices that llama.cpp's graph cannot separate."""
+    for module in modules:
+        yield (
+            f"{adapter.where}: {module.path}: {architecture.name} uses the embedding as its output"
+            " matrix, and llama.cpp cannot have an adapter of only one of them; train it without"
+            " this module, or change both with PEFT's `merge_and_unload()`"
+        )
+
+
+def inseparable(architecture: Architecture, adapter: Adapter) -> list[Module]:
+    """Return the modules of tied matrices for which the GGUF has one tensor, or two copies."""
+    rows = architecture.rows
+    tied: set[str] = set()
+    if architecture.tied is None:
+        ends = [row.stored for row in rows if row.name in ("token_embd.weight", "output.weight")]
+        tied.update(name for name in ends if ends.count(name) > 1)
+        if tied:
+            tied.add("lm_head.weight")
+    elif architecture.name in WITHOUT_OUTPUT or all(r.stored != architecture.tied[0] for r in rows):
+        tied.update(architecture.tied)
+    cores = set(map(core, tied))
+    return [module for module in adapter.modules if core(f"{module.path}.weight") in cores]
 
 
 def _other_copy(adapter: Adapter, module: Module, base: Weight | None) -> Iterator[str]:

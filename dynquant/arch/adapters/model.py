@@ -19,6 +19,7 @@ import numpy as np
 from dynquant.arch.adapters.applied import is_applied
 from dynquant.arch.adapters.folder import Adapter, Misfits, Module
 from dynquant.arch.adapters.low_rank import LowRank, Marker, stacked, through, times, zeros
+from dynquant.arch.adapters.merge import inseparable
 from dynquant.arch.adapters.names import TableNames
 from dynquant.arch.adapters.settings import CONFIG
 from dynquant.arch.base import Architecture, Model, ModelTensor, TensorName
@@ -129,13 +130,13 @@ def _tied(
     adapter: Adapter, architecture: Architecture, stored: Mapping[str, Weight]
 ) -> Iterator[str]:
     """Yield a message for each of two tied matrices, whose GGUF has only one."""
-    for name in architecture.tied or ():
-        weight = stored.get(name)
-        if isinstance(weight, Changed):
-            yield (
-                f"{adapter.where}: {weight.module.path}: the base uses the embedding as its output"
-                f" matrix, and llama.cpp cannot apply an adapter to only one of them; {_INSTEAD}"
-            )
+    weights = [stored.get(name) for name in architecture.tied or ()]
+    modules = [weight.module for weight in weights if isinstance(weight, Changed)]
+    for module in modules or inseparable(architecture, adapter):
+        yield (
+            f"{adapter.where}: {module.path}: the base uses the embedding as its output"
+            f" matrix, and llama.cpp cannot apply an adapter to only one of them; {_INSTEAD}"
+        )
 
 
 def _paths(want: Wanted, stored: Mapping[str, Weight]) -> list[str]:
