@@ -10,6 +10,7 @@ import pytest
 
 from dynquant import transforms
 from dynquant.arch.adapters.low_rank import LowRank, Merged, add_product, stacked, through
+from dynquant.arch.families.baichuan import unit_rows
 from dynquant.errors import AdapterError
 from dynquant.tensors import Computed, TensorSource
 from dynquant.transforms import read_weights
@@ -89,6 +90,7 @@ def test_rows_of_each_expert_are_taken_from_its_own_factors() -> None:
     [
         transforms.plus_one,
         transforms.negated_exp,
+        unit_rows,
         lambda t: transforms.UnitColumns(t, 1e-6),
         lambda t: transforms.rows_of_each(t, 0, 2, each=4),
         lambda t: transforms.Reshaped(t, (8, 12)),

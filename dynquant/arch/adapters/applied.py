@@ -26,7 +26,7 @@ _APPLIED = frozenset(
 """Roles that graphs multiply with build_lora_mm, except for those of the next table."""
 
 _MLA = {"attn_q", "attn_q_a", "attn_q_b", "attn_kv_a_mqa", "attn_kv_b", "output"}
-_DELTA = _MLA | {"attn_output", "attn_gate", "ssm_beta"}
+_DELTA = _MLA | {"attn_k", "attn_v", "attn_qkv", "attn_output", "attn_gate", "ssm_beta"}
 
 _IGNORED: dict[str, set[str]] = {
     **dict.fromkeys(("deepseek2", "deepseek2-ocr", "deepseek32", "glm-dsa", "mistral4"), _MLA),
