@@ -191,7 +191,10 @@ def _folder_of(path: str | Path) -> tuple[Path, str]:
     """Return the folder of an adapter, and its name."""
     if hub.is_hub_name(str(path)):
         name = hub.parse_hub_name(str(path))
-        return hub.fetch_files(name, [CONFIG, WEIGHTS]), name.repo.rpartition("/")[2]
+        if name.file:
+            raise AdapterError(f"{path}: is a GGUF, not an adapter; write hf://ORG/ADAPTER")
+        folder = hub.fetch_adapter(name, [CONFIG, WEIGHTS])
+        return _complete(folder), name.repo.rpartition("/")[2]
     hub.refuse_address(str(path))
     folder = Path(path)
     if not folder.is_dir():
@@ -199,6 +202,11 @@ def _folder_of(path: str | Path) -> tuple[Path, str]:
             f"{folder}: is not a folder; give the folder of a PEFT adapter, which has {CONFIG} and"
             f" {WEIGHTS}"
         )
+    return _complete(folder), folder.resolve().name
+
+
+def _complete(folder: Path) -> Path:
+    """Return a folder that has the files of an adapter; raise AdapterError for other folders."""
     problems: list[str] = []
     if not (folder / CONFIG).exists():
         problems.append(f"{folder}: has no {CONFIG}; give the folder of a PEFT adapter")
@@ -211,7 +219,7 @@ def _folder_of(path: str | Path) -> tuple[Path, str]:
             else f"{folder}: has no {WEIGHTS}; download the adapter again"
         )
     AdapterError.raise_any(problems)
-    return folder, folder.resolve().name
+    return folder
 
 
 def _modules(
