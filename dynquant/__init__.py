@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from dynquant.conversion.manifest import Manifest
     from dynquant.conversion.result import Result
     from dynquant.errors import (
+        AdapterError,
         ArchitectureError,
         CalibrationError,
         CheckpointError,
@@ -79,6 +80,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ENCODER_REVISION",
+    "AdapterError",
     "ArchitectureError",
     "CalibrationError",
     "CheckpointError",

@@ -135,6 +135,8 @@ def make_plan(
     set_keys: Mapping[str, KeyValue | str] | None = None,
     split: Split | None = None,
     leave_out: Sequence[str] = (),
+    merge_adapter: Sequence[str | Path] = (),
+    base: str | Path | None = None,
     target: Target | str | int | None = None,
     sensitivity: str | Path | None = None,
     threads: int | None = None,
@@ -159,6 +161,8 @@ def make_plan(
         mla=mla,
         needs_vocab=not draft,
         leave_out=leave_out,
+        merge_adapter=merge_adapter,
+        base=base,
     )
     if target is not None or (found.recipe.has_choice and not draft):
         solved = solve_recipe(
@@ -205,6 +209,7 @@ def solve_recipe(
     set_keys: Mapping[str, KeyValue | str] | None = None,
     split: Split | None = None,
     leave_out: Sequence[str] = (),
+    merge_adapter: Sequence[str | Path] = (),
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Solved:
@@ -225,7 +230,14 @@ def solve_recipe(
         target = Target(size(str(target))) if target is not None else NO_TARGET
     known = read_sensitivity(Path(sensitivity)) if sensitivity is not None else None
     inputs = read_inputs(
-        model, recipe, imatrix, moments=moments, pre=pre, mla=mla, leave_out=leave_out
+        model,
+        recipe,
+        imatrix,
+        moments=moments,
+        pre=pre,
+        mla=mla,
+        leave_out=leave_out,
+        merge_adapter=merge_adapter,
     )
     return solve.solve_recipe(
         inputs,
@@ -300,13 +312,17 @@ def load_plan(
     *,
     imatrix: str | Path | Imatrix | None = None,
     moments: str | Path | Moments | None = None,
+    merge_adapter: Sequence[str | Path] = (),
+    base: str | Path | None = None,
 ) -> Plan:
     """Read a plan that `Plan.save` or `dynquant plan --save` made, for the same model.
+
+    merge_adapter, base: as in `convert`
 
     Raises PlanError, with every difference by name, if it does not fit the model, the
     imatrix and the moments.
     """
-    bound = load_saved_plan(path, model, imatrix, moments)
+    bound = load_saved_plan(path, model, imatrix, moments, merge_adapter, base)
     return Plan._of(bound)  # pyright: ignore[reportPrivateUsage]
 
 
@@ -326,6 +342,8 @@ def convert(
     set_keys: Mapping[str, KeyValue | str] | None = None,
     split: Split | None = None,
     leave_out: Sequence[str] = (),
+    merge_adapter: Sequence[str | Path] = (),
+    base: str | Path | None = None,
     target: Target | str | int | None = None,
     sensitivity: str | Path | None = None,
     restart: bool = False,
@@ -350,6 +368,8 @@ def convert(
     set_keys: keys to change or add, as `--set KEY=VALUE` does
     split:    how to cut the output into shards; None leaves it to the recipe
     leave_out: globs of stored names to leave out, for tensors that are no part of the model
+    merge_adapter: PEFT adapters to merge into the weights, in order: folders or hf:// names
+    base:     makes `model` a PEFT adapter of this model, which is converted for llama.cpp
     target:   the size that rules with `choose` fill, as in `solve_recipe`
     sensitivity: a file of `dynquant sensitivity` for it
     restart:  start over instead of resuming an interrupted run
@@ -373,6 +393,8 @@ def convert(
         set_keys=set_keys,
         split=split,
         leave_out=leave_out,
+        merge_adapter=merge_adapter,
+        base=base,
         target=target,
         sensitivity=sensitivity,
         threads=threads,

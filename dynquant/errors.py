@@ -79,6 +79,10 @@ class ArchitectureError(DynquantError):
     """The model's family, configuration or set of tensors is not supported."""
 
 
+class AdapterError(DynquantError):
+    """An adapter is damaged, of a kind that is not supported, or for another model."""
+
+
 class VocabError(DynquantError):
     """The tokenizer files are missing, contradictory or of an unknown kind."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +55,15 @@ def read_inputs(
     mla: Mla | None = None,
     needs_vocab: bool = True,
     leave_out: Sequence[str] = (),
+    merge_adapter: Sequence[str | Path] = (),
+    base: str | Path | None = None,
 ) -> Inputs:
     """Read a recipe, an imatrix, moments and a model, in this order; each may be loaded already.
 
     A model of the Hub is fetched only if the others are valid: that may take hours.
 
-    pre, mla, needs_vocab, leave_out: as in `load_model`; pre, mla and leave_out are refused for a
-    model that is loaded
+    pre, mla, needs_vocab, leave_out, merge_adapter, base: as in `load_model`; all but needs_vocab
+    are refused for a model that is loaded
 
     Raises DynquantError with the faults of all of them.
     """
@@ -69,7 +71,7 @@ def read_inputs(
     rules = recipe if isinstance(recipe, Recipe) else problems.attempt(lambda: load_recipe(recipe))
     means = problems.attempt(lambda: _imatrix(imatrix))
     seconds = _moments(moments, imatrix, problems)
-    loaded = _model(model, pre, mla, needs_vocab, leave_out, problems)
+    loaded = _model(model, pre, mla, needs_vocab, leave_out, merge_adapter, base, problems)
     problems.raise_any()
     assert loaded is not None and rules is not None, "whatever is not read is a fault"
     return Inputs(loaded, rules, means, seconds)
@@ -113,8 +115,12 @@ def load_plan(
     model: str | Path | Model,
     imatrix: str | Path | Imatrix | None = None,
     moments: str | Path | Moments | None = None,
+    merge_adapter: Sequence[str | Path] = (),
+    base: str | Path | None = None,
 ) -> Plan:
     """Read a saved plan, with the model, the imatrix and the moments that it was made for.
+
+    merge_adapter, base: as in `load_model`
 
     Raises DynquantError with the faults of all of them, PlanError for a plan that does not fit.
     """
@@ -127,7 +133,7 @@ def load_plan(
     if loaded is None and saved is not None:
         if is_hub_name(str(model)):
             problems.raise_any()
-        loaded = problems.attempt(lambda: _model_of_plan(str(model), saved))
+        loaded = problems.attempt(lambda: _model_of_plan(str(model), saved, merge_adapter, base))
     problems.raise_any()
     assert loaded is not None and saved is not None, "whatever is not read is a fault"
     return bind_plan(saved, loaded, means, str(path), seconds)
@@ -161,10 +167,18 @@ def _model(
     mla: Mla | None,
     needs_vocab: bool,
     leave_out: Sequence[str],
+    merge_adapter: Sequence[str | Path],
+    base: str | Path | None,
     problems: Problems,
 ) -> Model | None:
     if isinstance(model, Model):
-        for name, value in (("pre", pre), ("mla", mla), ("leave_out", leave_out or None)):
+        for name, value in (
+            ("pre", pre),
+            ("mla", mla),
+            ("leave_out", leave_out or None),
+            ("merge_adapter", merge_adapter or None),
+            ("base", base),
+        ):
             if value is not None:
                 problems.add(
                     f"{name}={value!r} has no effect on a model that is loaded; give it to"
@@ -175,24 +189,40 @@ def _model(
         problems.raise_any()
     return problems.attempt(
         lambda: load_model(
-            model, pre=pre, mla=mla or "split", needs_vocab=needs_vocab, leave_out=leave_out
+            model,
+            pre=pre,
+            mla=mla or "split",
+            needs_vocab=needs_vocab,
+            leave_out=leave_out,
+            merge_adapter=merge_adapter,
+            base=base,
         )
     )
 
 
-def _model_of_plan(model: str, saved: SavedPlan) -> Model:
+def _model_of_plan(
+    model: str, saved: SavedPlan, merge_adapter: Sequence[str | Path], base: str | Path | None
+) -> Model:
     """Load a model as the plan has it; its keys name a pre-tokenizer that is not recognized."""
     if saved.architecture == CLIP and not is_gguf_name(model):
         return load_projector(model)
-    try:
-        loaded = load_model(model, mla=saved.mla, leave_out=saved.leave_out)
-    except VocabError:
-        if (pre := pre_tokenizer_of(saved)) is None:
-            raise
-        return load_model(model, mla=saved.mla, pre=pre, leave_out=saved.leave_out)
+    load = partial(
+        load_model,
+        model,
+        mla=saved.mla,
+        leave_out=saved.leave_out,
+        merge_adapter=merge_adapter,
+        base=base,
+    )
     pre = pre_tokenizer_of(saved)
+    try:
+        loaded = load()
+    except VocabError:
+        if pre is None:
+            raise
+        return load(pre=pre)
     key = loaded.keys.get("tokenizer.ggml.pre")
     is_other = loaded.is_gguf or loaded.architecture != saved.architecture
     if is_other or key is None or pre is None or key.value == pre:
         return loaded
-    return load_model(model, mla=saved.mla, pre=pre, leave_out=saved.leave_out)
+    return load(pre=pre)

@@ -20,12 +20,16 @@ _LAYERED = re.compile(r"(?:\w+\.)?blk\.([0-9]{1,4})\.(.+)")
 counts up to the largest number. Models in two parts have a prefix: `enc.blk.3.ffn_down.weight`,
 `v.blk.3.attn_q.weight`."""
 
+_FACTOR = re.compile(r"\.lora_[ab]$")
+"""The end of the name of a factor of an adapter's change, behind that of the tensor."""
+
 
 @dataclass(frozen=True)
 class TensorName:
     """A parsed GGUF tensor name: `blk.3.ffn_down.weight` has role ffn_down and layer 3.
 
-    The layer of tensors outside all layers is None: `output_norm.weight` has role output_norm.
+    The layer of tensors outside all layers is None: `output_norm.weight` has role output_norm. The
+    factors of an adapter have the role of their tensor: `blk.3.ffn_down.weight.lora_a`.
     """
 
     name: str
@@ -35,8 +39,9 @@ class TensorName:
     @classmethod
     def parse(cls, name: str) -> TensorName:
         """Parse a GGUF tensor name."""
-        found = _LAYERED.fullmatch(name)
-        layer, rest = (int(found[1]), found[2]) if found else (None, name)
+        whole = _FACTOR.sub("", name)
+        found = _LAYERED.fullmatch(whole)
+        layer, rest = (int(found[1]), found[2]) if found else (None, whole)
         return cls(name, rest.rsplit(".", 1)[0], layer)
 
 
@@ -73,6 +78,11 @@ class ModelTensor:
     def parts(self) -> TensorName:
         """The name, parsed into role and layer."""
         return TensorName.parse(self.name)
+
+    @property
+    def changes(self) -> str:
+        """The name of the tensor that it is a factor of a change of; else its own."""
+        return _FACTOR.sub("", self.name)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from dynquant.arch.adapters.folder import Adapter
+from dynquant.arch.adapters.merge import merge
 from dynquant.arch.base import Architecture, ModelTensor, Prediction, TensorName, Via
 from dynquant.arch.buffers import constants
 from dynquant.arch.leave_out import LeaveOut
@@ -33,36 +35,45 @@ _CHUNK = 1 << 22
 
 
 def gather(
-    architecture: Architecture, checkpoint: Checkpoint, leave_out: Sequence[str] = ()
+    architecture: Architecture,
+    checkpoint: Checkpoint,
+    leave_out: Sequence[str] = (),
+    adapters: Sequence[Adapter] = (),
 ) -> tuple[tuple[ModelTensor, ...], dict[str, str], Prediction | None]:
     """Return the model's tensors, the stored tensors left out, and the prediction layers.
 
     leave_out: globs of stored names to leave out, which must not be tensors of the model
+    adapters:  merged into the weights, in order
 
     Tensors that are left out come with the reason. Prediction layers are None if the checkpoint
     has none.
 
     Raises ArchitectureError listing all tensors that are missing, unknown or of a shape other than
     config.json implies. Raises CheckpointError listing all that are not stored as weights, or whose
-    parts do not make up a weight.
+    parts do not make up a weight. Raises AdapterError for adapters that do not fit.
     """
     unpacked = unpack(checkpoint)
-    stored = unpacked.tensors
+    stored: Mapping[str, Weight] = unpacked.tensors
     ignored = unpacked.ignored | _ignored(architecture, stored)
     spell = Spelling.of(stored.keys() - ignored.keys(), architecture.rows[0].stored)
+    tied = None
+    if architecture.tied is not None:
+        tied = (spell(architecture.tied[0]), spell(architecture.tied[1]))
+    if adapters:
+        own = {name: weight for name, weight in stored.items() if name not in ignored}
+        stored = {**stored, **merge(architecture, own, tied, adapters)}
     wanted = list(wanted_of(architecture, spell, stored))
     prediction = architecture.prediction
     ahead = [w for w in wanted if _is_ahead(w, prediction)]
     if not any(name in stored for want in ahead for name in want.stored_names):
         wanted, prediction = [w for w in wanted if w not in ahead], None
     wanted = [w for w in wanted if not w.optional or any(name in stored for name in w.stored_names)]
-    if architecture.tied is not None:
-        head, embedding = (spell(n) for n in architecture.tied)
-        wanted, tied = _tie(wanted, stored, head, embedding)
-        ignored |= tied
+    if tied is not None:
+        wanted, untied = _tie(wanted, stored, *tied)
+        ignored |= untied
     needed = {name for want in wanted for name in want.stored_names}
     known = needed | ignored.keys()
-    ignored |= _zero_biases(stored, known) | constants(stored, known)
+    ignored |= _zero_biases(unpacked.tensors, known) | constants(unpacked.tensors, known)
     left_out = LeaveOut(leave_out, {**stored, **ignored}, needed | ignored.keys())
     tensors, unusable = _use(architecture, checkpoint.folder, wanted, stored)
     problems = list(_problems(architecture, checkpoint.folder, stored, wanted, ignored, left_out))

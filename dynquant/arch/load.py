@@ -7,6 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from dynquant.arch.adapters.folder import Adapter, open_adapter
+from dynquant.arch.adapters.merge import merged_keys, open_adapters
+from dynquant.arch.adapters.model import adapter_model, base_config_folder
+from dynquant.arch.adapters.settings import CONFIG as ADAPTER_CONFIG
 from dynquant.arch.base import Architecture, Model, ModelTensor
 from dynquant.arch.dense_modules import WITH_DENSE, read_dense
 from dynquant.arch.gather import gather
@@ -19,7 +23,15 @@ from dynquant.arch.rerankers import reranker_problems
 from dynquant.arch.stored_numbers import stored_keys
 from dynquant.checkpoint import causes, hub
 from dynquant.checkpoint.safetensors import SINGLE, open_checkpoint, read_config, shard_files
-from dynquant.errors import ArchitectureError, CheckpointError, NoVocabError, Problems, VocabError
+from dynquant.checkpoint.source_file import hash_of_settings
+from dynquant.errors import (
+    AdapterError,
+    ArchitectureError,
+    CheckpointError,
+    NoVocabError,
+    Problems,
+    VocabError,
+)
 from dynquant.keys import Keys
 from dynquant.vocab import VocabReport, read_vocab
 
@@ -33,6 +45,8 @@ def load_model(
     mla: Mla = "split",
     needs_vocab: bool = True,
     leave_out: Sequence[str] | str = (),
+    merge_adapter: Sequence[str | Path] | str | Path = (),
+    base: str | Path | None = None,
 ) -> Model:
     """Describe the model in a folder, in a GGUF or on the Hub, without reading its weights.
 
@@ -43,18 +57,27 @@ def load_model(
     needs_vocab: whether tokenizer files are required; planning works without them, and
           `Model.missing` then reports them
     leave_out: globs of stored names to leave out, or one; they must not match tensors of the model
+    merge_adapter: PEFT adapters to merge into the weights, in order, or one: folders or hf:// names
+    base: path is a PEFT adapter of this model, of which only config.json is read; the result is
+          the adapter as llama.cpp applies it
 
     Raises DynquantError with all problems: CheckpointError for the files, ArchitectureError for the
-    family, VocabError for the tokenizer, or a DynquantError with the messages of several of these.
+    family, VocabError for the tokenizer, AdapterError for adapters, or a DynquantError with the
+    messages of several of these.
     """
     leave_out = (leave_out,) if isinstance(leave_out, str) else leave_out
+    if base is not None:
+        return _adapter_of(path, base)
+    if isinstance(merge_adapter, str | Path):
+        merge_adapter = (merge_adapter,)
+    adapters = open_adapters(merge_adapter)
     if hub.is_hub_name(str(path)):
-        return _of_hub(str(path), pre, mla, needs_vocab, leave_out)
+        return _of_hub(str(path), pre, mla, needs_vocab, leave_out, adapters)
     hub.refuse_address(str(path))
     if mla not in get_args(Mla):
         choices = ", ".join(get_args(Mla))
         raise ArchitectureError(f"mla={mla!r} is not a layout; use one of {choices}")
-    return _on_disk(Path(path), pre, mla, needs_vocab, leave_out)
+    return _on_disk(Path(path), pre, mla, needs_vocab, leave_out, adapters)
 
 
 def fetch_model(text: str) -> tuple[Path, hub.HubName]:
@@ -77,11 +100,37 @@ def fetch_model(text: str) -> tuple[Path, hub.HubName]:
     return path, name
 
 
+def _adapter_of(path: str | Path, base: str | Path) -> Model:
+    """Describe a PEFT adapter of a base model."""
+    problems = Problems()
+    adapter = problems.attempt(lambda: open_adapter(path))
+    found = problems.attempt(lambda: _base(base))
+    problems.raise_any(AdapterError)
+    assert adapter is not None and found is not None, "whatever is not read is a fault"
+    return adapter_model(adapter, *found)
+
+
+def _base(base: str | Path) -> tuple[Architecture, str]:
+    """Return the architecture of an adapter's base, and the hash of its config.json."""
+    if hub.is_hub_name(str(base)):
+        folder, _ = hub.fetch_description(hub.parse_hub_name(str(base)))
+    else:
+        hub.refuse_address(str(base))
+        folder = base_config_folder(base)
+    _, folder = folders_of(folder)
+    return _describe(read_config(folder), folder), hash_of_settings(folder / "config.json")
+
+
 def _of_hub(
-    text: str, pre: str | None, mla: Mla, needs_vocab: bool, leave_out: Sequence[str]
+    text: str,
+    pre: str | None,
+    mla: Mla,
+    needs_vocab: bool,
+    leave_out: Sequence[str],
+    adapters: Sequence[Adapter],
 ) -> Model:
     path, name = fetch_model(text)
-    model = _on_disk(path, pre, mla, needs_vocab, leave_out)
+    model = _on_disk(path, pre, mla, needs_vocab, leave_out, adapters)
     return replace(model, keys=with_source(model.keys, hub.source_keys(name)))
 
 
@@ -94,9 +143,19 @@ def with_source(keys: Keys, source: Keys) -> Keys:
 
 
 def _on_disk(
-    path: Path, pre: str | None, mla: Mla, needs_vocab: bool, leave_out: Sequence[str]
+    path: Path,
+    pre: str | None,
+    mla: Mla,
+    needs_vocab: bool,
+    leave_out: Sequence[str],
+    adapters: Sequence[Adapter],
 ) -> Model:
     if is_gguf(path):
+        if adapters:
+            raise AdapterError(
+                f"{path}: an adapter cannot be merged into a GGUF, whose rows have another order;"
+                " give the folder that the GGUF was made from"
+            )
         if pre is not None:
             raise VocabError(
                 f"{path}: a GGUF names its pre-tokenizer; remove --pre, or change the name with"
@@ -113,7 +172,12 @@ def _on_disk(
                 " of the recipe (`drop: true`)"
             )
         return load_gguf(path)
-    return _of_folder(path, pre, mla, needs_vocab, tuple(dict.fromkeys(leave_out)))
+    if (path / ADAPTER_CONFIG).exists() and not (path / "config.json").exists():
+        raise AdapterError(
+            f"{path}: is an adapter; name the model that it belongs to (--base MODEL), or merge it"
+            f" into that model (convert MODEL --merge-adapter {path})"
+        )
+    return _of_folder(path, pre, mla, needs_vocab, tuple(dict.fromkeys(leave_out)), adapters)
 
 
 def is_gguf(path: Path) -> bool:
@@ -131,7 +195,12 @@ def is_gguf_name(model: str | Path) -> bool:
 
 
 def _of_folder(
-    folder: Path, pre: str | None, mla: Mla, needs_vocab: bool, leave_out: tuple[str, ...]
+    folder: Path,
+    pre: str | None,
+    mla: Mla,
+    needs_vocab: bool,
+    leave_out: tuple[str, ...],
+    adapters: Sequence[Adapter],
 ) -> Model:
     top, folder = folders_of(folder)
     checkpoint = open_checkpoint(folder)
@@ -146,7 +215,7 @@ def _of_folder(
             )
         architecture = architecture.merged
     problems = Problems()
-    found = problems.attempt(lambda: gather(architecture, checkpoint, leave_out))
+    found = problems.attempt(lambda: gather(architecture, checkpoint, leave_out, adapters))
     tensors, ignored, prediction = found or ((), {}, None)
     tensors, numbers, as_keys = problems.attempt(
         lambda: stored_keys(tensors, architecture, folder)
@@ -165,7 +234,8 @@ def _of_folder(
     problems.raise_any()
     after, sizes = dense or ((), {})
     tensors = (*tensors, *after)
-    keys = (general or {}) | architecture.keys | numbers | sizes | (pooling or {}) | vocab
+    keys = (general or {}) | architecture.keys | numbers | sizes | (pooling or {})
+    keys |= merged_keys(adapters) | vocab
     return Model(
         architecture.name,
         keys,
@@ -178,6 +248,7 @@ def _of_folder(
             *causes.unread_files(checkpoint),
             *_without_template(folder, architecture, vocab),
         ),
+        files=tuple(adapter.folder / ADAPTER_CONFIG for adapter in adapters),
         missing=missing,
         trims=report.trims,
         leave_out=leave_out,

@@ -67,9 +67,9 @@ def unread_files(checkpoint: Checkpoint) -> Iterator[str]:
     adapters = _beside(folder, "adapter_model.*") + _beside(folder, "adapters.safetensors")
     if adapters:
         yield (
-            f"left out: {adapters[0]}: an adapter beside the model; if it is not merged,"
-            " merge it with PEFT's `merge_and_unload()`, or convert it with llama.cpp's"
-            " `convert_lora_to_gguf.py`"
+            f"left out: {adapters[0]}: an adapter beside the model; if it is not merged, put it"
+            " into a separate folder with adapter_config.json, and merge it (--merge-adapter"
+            " FOLDER) or convert it (convert FOLDER --base MODEL)"
         )
     others = [n for n in _beside(folder, "*.safetensors") if n not in read and n not in adapters]
     # Mistral stores the same weights a second time under its own names.

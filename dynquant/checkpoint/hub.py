@@ -99,6 +99,11 @@ def fetch_files(name: HubName, files: Iterable[str]) -> Path:
     return folder
 
 
+def fetch_adapter(name: HubName, files: Iterable[str]) -> Path:
+    """Fetch files of an adapter, those that the repository has; return the folder."""
+    return _snapshot(name, [escape(file) for file in files])
+
+
 def fetch_unlisted(name: HubName) -> Path:
     """Fetch the weights of a model without an index: one file, or shards with numbers.
 

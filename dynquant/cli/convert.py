@@ -20,12 +20,14 @@ from dynquant.cli.mmproj import (
     without_projector,
 )
 from dynquant.cli.options import (
+    BaseOption,
     EffortOption,
     ImatrixOption,
     LeaveOutOption,
     LogFormatOption,
     ManifestOption,
     MaxSizeOption,
+    MergeAdapterOption,
     ModelArgument,
     MomentsOption,
     OutOption,
@@ -120,6 +122,8 @@ def convert(
     split_max_size: SplitSizeOption = None,
     split_max_tensors: SplitTensorsOption = None,
     leave_out: LeaveOutOption = None,
+    merge_adapter: MergeAdapterOption = None,
+    base: BaseOption = None,
     restart: Annotated[
         bool,
         typer.Option("--restart", help="Start over instead of resuming an interrupted run."),
@@ -178,6 +182,8 @@ def convert(
         Asked(target_size, target_bpw, fit, context, sensitivity),
         threads,
         quiet,
+        merge_adapter,
+        base,
     )
     projecting = planning.projecting(mmproj, only=only_mmproj, out=mmproj_out)
     limit = size_of(max_size, "--max-size")

@@ -167,6 +167,25 @@ LeaveOutOption = Annotated[
         " their names in the checkpoint. Can be repeated.",
     ),
 ]
+MergeAdapterOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--merge-adapter",
+        metavar="FOLDER",
+        help="Merge a LoRA adapter of PEFT into the weights: a folder, or hf://ORG/ADAPTER. Can be"
+        " repeated; adapters are merged in order.",
+    ),
+]
+BaseOption = Annotated[
+    str | None,
+    typer.Option(
+        "--base",
+        metavar="MODEL",
+        help="MODEL is a LoRA adapter of PEFT, and this its model, of which only config.json is"
+        " read: the output is the adapter for llama.cpp.",
+        show_default=False,
+    ),
+]
 ManifestOption = Annotated[
     bool, typer.Option("--no-manifest", help="Write no OUT.gguf.manifest.json beside the output.")
 ]

@@ -10,12 +10,14 @@ import typer
 from dynquant.cli import console
 from dynquant.cli.mmproj import MmprojOption, OnlyMmprojOption, without_projector
 from dynquant.cli.options import (
+    BaseOption,
     EffortOption,
     ImatrixOption,
     JsonOption,
     LeaveOutOption,
     LogFormatOption,
     MaxSizeOption,
+    MergeAdapterOption,
     ModelArgument,
     MomentsOption,
     PlanMlaOption,
@@ -91,6 +93,8 @@ def plan(
     split_max_size: SplitSizeOption = None,
     split_max_tensors: SplitTensorsOption = None,
     leave_out: LeaveOutOption = None,
+    merge_adapter: MergeAdapterOption = None,
+    base: BaseOption = None,
     max_size: MaxSizeOption = None,
     threads: ThreadsOption = None,
     log_format: LogFormatOption = "text",
@@ -113,6 +117,8 @@ def plan(
         leave_out,
         Asked(target_size, target_bpw, fit, context, sensitivity),
         threads,
+        merge_adapter=merge_adapter,
+        base=base,
     )
     projecting = planning.projecting(mmproj, only=only_mmproj)
     limit = size_of(max_size, "--max-size")

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from dynquant.keys import KeyValue
     from dynquant.plan.plan import Plan
 
+ADAPTER_RECIPE = "f32"
+"""The recipe of adapters if none is given."""
+
 
 class Made(NamedTuple):
     """A plan; problem, solved: if it was made for a size."""
@@ -47,21 +50,29 @@ class Planning:
     asked: Asked = NOTHING_ASKED
     threads: int | None = None
     quiet: bool = False
+    merge_adapter: list[str] | None = None
+    base: str | None = None
+
+    @property
+    def _recipe(self) -> str:
+        """The recipe: F32 for adapters, which are small."""
+        return self.recipe or (DEFAULT_RECIPE if self.base is None else ADAPTER_RECIPE)
 
     @property
     def source(self) -> dict[str, Any]:
         """What decides the types: the recipe, or the saved plan; for events."""
         if self.saved is not None:
             return {"plan": str(self.saved)}
-        return {"recipe": self.recipe or DEFAULT_RECIPE}
+        return {"recipe": self._recipe}
 
     def check(self) -> None:
         """Raise BadParameter for options that are not valid together, or alone."""
         settings(self.set_keys)
         size_of(self.split_max_size, "--split-max-size")
         self.asked.check()
+        self._check_adapter()
         if self.saved is None:
-            if self.recipe is None and not self.asked.is_given:
+            if self.recipe is None and not self.asked.is_given and self.base is None:
                 raise typer.BadParameter(
                     "missing option: --recipe R, --target-size SIZE, or --plan PLAN.json"
                 )
@@ -85,6 +96,13 @@ class Planning:
         if also := [name for name, value in given.items() if value is not None]:
             raise typer.BadParameter(f"--plan decides it already: leave out {', '.join(also)}")
 
+    def _check_adapter(self) -> None:
+        """Raise BadParameter for options that an adapter as the model does not have."""
+        if self.base is None:
+            return
+        if also := [name for name, value in self._of_language_model().items() if value is not None]:
+            raise typer.BadParameter(f"--base converts an adapter: leave out {', '.join(also)}")
+
     def projecting(
         self, recipe: str | None, *, only: bool, out: Path | None = None
     ) -> Projecting | None:
@@ -95,6 +113,8 @@ class Planning:
 
         Raises BadParameter for options that are not valid together, or alone.
         """
+        if self.base is not None and (only or recipe or out):
+            raise typer.BadParameter("--base converts an adapter, which has no projector")
         if not only:
             self.check()
             if recipe is None and out is None:
@@ -102,7 +122,12 @@ class Planning:
             return Projecting(self.model, recipe or DEFAULT, self.effort, out=out)
         if out is not None:
             raise typer.BadParameter("--only-mmproj writes the projector to --out: name it there")
-        if also := [n for n, v in self._of_language_model().items() if v is not None]:
+        given = {
+            "--plan": self.saved,
+            "--allow-requantize": self.allow_requantize or None,
+            **self._of_language_model(),
+        }
+        if also := [name for name, value in given.items() if value is not None]:
             raise typer.BadParameter(
                 f"--only-mmproj writes no language model: leave out {', '.join(also)}"
             )
@@ -112,17 +137,16 @@ class Planning:
         return Projecting(self.model, recipe or self.recipe or DEFAULT, self.effort, keys)
 
     def _of_language_model(self) -> dict[str, Any]:
-        """Return the options that a projector alone does not have; None if they are not given."""
+        """Return the options that only language models have; None if they are not given."""
         return {
-            "--plan": self.saved,
+            "--merge-adapter": self.merge_adapter,
             "--imatrix": self.imatrix,
             "--moments": self.moments,
             "--pre": self.pre,
             "--mla": self.mla,
+            "--leave-out": self.leave_out,
             "--split-max-size": self.split_max_size,
             "--split-max-tensors": self.split_max_tensors,
-            "--leave-out": self.leave_out,
-            "--allow-requantize": self.allow_requantize or None,
             "--target-size": self.asked.size,
             "--target-bpw": self.asked.bpw,
             "--fit": self.asked.fit,
@@ -142,8 +166,17 @@ class Planning:
         from dynquant.report.solved import solved_line
 
         if self.saved is not None:
-            return Made(load_plan(self.saved, self.model, self.imatrix, self.moments))
-        recipe = self.recipe or DEFAULT_RECIPE
+            return Made(
+                load_plan(
+                    self.saved,
+                    self.model,
+                    self.imatrix,
+                    self.moments,
+                    self.merge_adapter or (),
+                    self.base,
+                )
+            )
+        recipe = self._recipe
         needs_size = self.asked.is_given or _has_choice(recipe)
         inputs = read_inputs(
             self.model,
@@ -154,6 +187,8 @@ class Planning:
             mla=self.mla,
             needs_vocab=needs_size or not draft,
             leave_out=self.leave_out or (),
+            merge_adapter=self.merge_adapter or (),
+            base=self.base,
         )
         options: dict[str, Any] = {
             "effort": self.effort,

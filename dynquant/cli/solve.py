@@ -21,6 +21,7 @@ from dynquant.cli.options import (
     ImatrixOption,
     JsonOption,
     LeaveOutOption,
+    MergeAdapterOption,
     ModelArgument,
     MomentsOption,
     PlanMlaOption,
@@ -101,6 +102,7 @@ def solve(
     split_max_size: SplitSizeOption = None,
     split_max_tensors: SplitTensorsOption = None,
     leave_out: LeaveOutOption = None,
+    merge_adapter: MergeAdapterOption = None,
     quiet: QuietOption = False,
 ) -> None:
     """Find the recipe that is expected to lose least for a size.
@@ -119,7 +121,14 @@ def solve(
     if out:
         check_text(out, force=force)
     inputs = read_inputs(
-        model, recipe, imatrix, moments=moments, pre=pre, mla=mla, leave_out=leave_out or ()
+        model,
+        recipe,
+        imatrix,
+        moments=moments,
+        pre=pre,
+        mla=mla,
+        leave_out=leave_out or (),
+        merge_adapter=merge_adapter or (),
     )
     problem, target = posed(
         inputs,

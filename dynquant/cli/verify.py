@@ -12,9 +12,11 @@ import typer
 
 from dynquant.cli import console
 from dynquant.cli.options import (
+    BaseOption,
     ImatrixOption,
     JsonOption,
     LeaveOutOption,
+    MergeAdapterOption,
     MlaOption,
     MomentsOption,
     ThreadsOption,
@@ -65,6 +67,8 @@ def verify(
     moments: MomentsOption = None,
     mla: MlaOption = "split",
     leave_out: LeaveOutOption = None,
+    merge_adapter: MergeAdapterOption = None,
+    base: BaseOption = None,
     threads: ThreadsOption = None,
     json: JsonOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print faults only.")] = False,
@@ -74,9 +78,11 @@ def verify(
     Checks the structure, the scales and codes of all blocks, and what llama.cpp requires. If there
     is an OUT.gguf.manifest.json, checks the file against it, too.
     """
-    if against is None and (tensors or sample or imatrix or moments or leave_out):
+    adapters = merge_adapter or base
+    if against is None and (tensors or sample or imatrix or moments or leave_out or adapters):
         raise typer.BadParameter(
-            "--tensors, --sample, --imatrix, --moments and --leave-out require --against MODEL",
+            "--tensors, --sample, --imatrix, --moments, --leave-out, --merge-adapter and --base"
+            " require --against MODEL",
             param_hint="--against",
         )
     from dynquant.errors import VerificationError
@@ -104,6 +110,8 @@ def verify(
                 moments=moments,
                 mla=mla,
                 leave_out=leave_out or (),
+                merge_adapter=merge_adapter or (),
+                base=base,
                 threads=threads,
                 progress=progress,
             )

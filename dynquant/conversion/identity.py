@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from dynquant.arch.adapters.settings import CONFIG as ADAPTER
 from dynquant.checkpoint.packed.settings import MODELOPT
 from dynquant.checkpoint.source_file import hash_of_settings, reading, source_facts
 from dynquant.conversion.work import Work
@@ -42,9 +43,18 @@ def identity_of(plan: Plan, work: Work) -> dict[str, Any]:
         "shards": len(work.layout.files),
         "plan": hashlib.sha256(headers).hexdigest(),
         "computed": _hash_of_computed(work),
-        "config": {path.name: hash_of_settings(path) for path in _configs(paths)},
-        "source": {path.name: _source(path) for path in paths},
+        "config": {n: hash_of_settings(path) for n, path in _named(_configs(paths)).items()},
+        "source": {name: _source(path) for name, path in _named(paths).items()},
     }
+
+
+def _named(paths: Sequence[Path]) -> dict[str, Path]:
+    """Return files by their names; those of several folders with one name are numbered."""
+    found: dict[str, Path] = {}
+    for path in paths:
+        n = sum(other.name == path.name for other in found.values())
+        found[f"{path.name} ({n + 1})" if n else path.name] = path
+    return found
 
 
 def _time(nanoseconds: int) -> str:
@@ -85,7 +95,8 @@ def _hash_of_computed(work: Work) -> str:
 def _configs(sources: Sequence[Path]) -> list[Path]:
     """Return the settings files beside the shards: some numbers in them go into weights."""
     folders = dict.fromkeys(path.parent for path in sources)
-    return [p for f in folders for p in (f / "config.json", f / MODELOPT) if p.is_file()]
+    names = ("config.json", MODELOPT, ADAPTER)
+    return [p for f in folders for p in (f / name for name in names) if p.is_file()]
 
 
 def _source(path: Path) -> dict[str, Any]:

@@ -136,6 +136,17 @@ class Source(Part):
     """"read" while it was converted, or as the "hub" names the file's content"""
 
 
+class Adapter(Part):
+    """A LoRA adapter that was merged into the weights."""
+
+    name: str
+    """of its folder, or of its repository on the Hub"""
+    sha256: Sha256
+    """of adapter_model.safetensors"""
+    config_sha256: Sha256
+    """of adapter_config.json"""
+
+
 class ModelPart(Part):
     """The model that the sources are of."""
 
@@ -203,6 +214,8 @@ class Manifest(Part):
     """stored tensors that the output leaves out, each with the reason"""
     leave_out: list[str] = Field(default_factory=list[str])
     """globs of stored names that the user left out"""
+    merged_adapters: list[Adapter] = Field(default_factory=list[Adapter])
+    """in the order in which they were merged"""
 
     @model_validator(mode="after")
     def _agrees(self) -> Manifest:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from re import fullmatch
 from typing import Literal
 
+from dynquant.arch.adapters.merge import MERGED_KEY
 from dynquant.conversion.layout import Layout
 from dynquant.conversion.manifest import (
+    Adapter,
     Errors,
     Feedback,
     ImportancePart,
@@ -90,7 +93,13 @@ def manifest_of(result: Result, layout: Layout, sources: Sequence[Source]) -> Ma
             plain(name): plain(plan.recipe.short(reason)) for name, reason in plan.ignored.items()
         },
         leave_out=list(map(plain, plan.leave_out)),
+        merged_adapters=_adapters(plan),
     )
+
+
+def _adapters(plan: Plan) -> list[Adapter]:
+    record = plan.keys.get(MERGED_KEY)
+    return [Adapter(**entry) for entry in json.loads(str(record.value))] if record else []
 
 
 def _importance(plan: Plan) -> ImportancePart | None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from gguf import GGUFValueType
 
+from dynquant.arch.adapters.merge import MERGED_KEY, merged_names
 from dynquant.arch.base import Model, ModelTensor
 from dynquant.distribution import our_version
 from dynquant.errors import EncodeError, ImportanceError, PlanError
@@ -52,6 +53,7 @@ def bind_plan(
         *_other_imatrix(saved, imatrix),
         *_other_policy(saved),
         *_other_moments(saved, moments),
+        *_other_adapters(saved, model),
     ]
     if model.architecture != saved.architecture:
         problems.append(f"is for {saved.architecture}, and the model is {model.architecture}")
@@ -128,6 +130,17 @@ def _other_imatrix(saved: SavedPlan, imatrix: Imatrix | None) -> Iterator[str]:
         )
     elif imatrix and not wanted:
         yield f"was made without an imatrix; leave out {imatrix.path}"
+
+
+def _other_adapters(saved: SavedPlan, model: Model) -> Iterator[str]:
+    """Say where the merged adapters are not those of the plan; their key records them."""
+    key = saved.keys.get(MERGED_KEY)
+    given = model.keys.get(MERGED_KEY)
+    if key and given is None:
+        names = ", ".join(merged_names(str(key.value)))
+        yield f"was made with the merged adapters {names}; give them (--merge-adapter FOLDER)"
+    elif given and not key:
+        yield "was made without merged adapters; leave out --merge-adapter"
 
 
 def _other_policy(saved: SavedPlan) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from dynquant.arch.base import ModelTensor
@@ -31,8 +31,11 @@ def protection(tensor: ModelTensor, architecture: str = "") -> Protection | None
     if kept := KEPT.get(tensor.source.stored.name):
         reason = "double precision" if kept.name == "F64" else "integers"
         return Protection(reason, kept, fixed=True)
+    whole = replace(
+        tensor, name=tensor.changes
+    )  # a factor of a change is protected like its tensor
     for selection, protected in _built_in(architecture):
-        if not selection.miss(tensor):
+        if not selection.miss(whole):
             return protected
     return None
 

@@ -163,6 +163,8 @@ def _verifying(models: Sequence[Finished]) -> Iterator[str]:
         name = shlex.quote(first.path.name)
         against = f"--against {shlex.quote(source)}"
         layout = " --mla merged" if first.manifest.model.mla == "merged" else ""
+        for adapter in first.manifest.merged_adapters:
+            layout += f" --merge-adapter {shlex.quote(adapter.name)}"
         lines.append(f"dynquant verify {name} \\\n  {against}{imatrix}{layout}")
     yield from block(lines, "sh")
     yield ""
@@ -243,6 +245,11 @@ def _settings(model: Finished, names: FileNames) -> Iterator[str]:
         )
     if manifest:
         yield f"effort {manifest.effort}, dynquant {text(manifest.dynquant.version)}"
+        for adapter in manifest.merged_adapters:
+            yield (
+                f"merged adapter: {code(adapter.name)}, SHA-256 {code(adapter.sha256)} of the"
+                f" factors, {code(adapter.config_sha256)} of the settings"
+            )
         if manifest.model.mla:
             yield f"latent attention {manifest.model.mla} (`--mla {manifest.model.mla}`)"
     if model.loss:

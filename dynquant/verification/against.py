@@ -91,6 +91,8 @@ def prepare(
     moments: Moments | None = None,
     mla: Mla = "split",
     leave_out: Sequence[str] = (),
+    merge_adapter: Sequence[str | Path] = (),
+    base: str | Path | None = None,
 ) -> Comparer:
     """Prepare a comparison from headers alone, so that errors are found before any row is read.
 
@@ -99,6 +101,7 @@ def prepare(
     sample:  compare this many ranges of rows instead; the seed is computed from the file's header
     imatrix: the imatrix that the file was made with; moments: likewise
     leave_out: as in `load_model`; without any, those of the manifest beside the file
+    merge_adapter: the adapters that were merged into the file; base: as in `load_model`
 
     Raises VerificationError if the file cannot be compared as requested, and another kind of
     DynquantError if the model cannot be read.
@@ -114,7 +117,8 @@ def prepare(
         raise VerificationError(
             f"{shards.path}: no tensor name matches {tensors!r}; `dynquant inspect` lists the names"
         )
-    source = load_source(model, mla, shards, leave_out)
+    source = load_source(model, mla, shards, leave_out, merge_adapter, base)
+    VerificationError.raise_any(maker.wrong_adapters(shards, source))
     if (other := another_model(shards, model, source)) is not None:
         nothing = (f"{counted(len(wanted), 'tensor')} against {model}: it is another model",)
         return Comparer(model, maker, shards, (), (), (other,), (), nothing)

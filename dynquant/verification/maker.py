@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
+from dynquant.arch.adapters.merge import MERGED_KEY, merged_names
 from dynquant.arch.base import Model
 from dynquant.arch.load import Mla, is_gguf_name, load_model
 from dynquant.arch.load_projector import load_projector
@@ -38,6 +40,7 @@ class Maker:
     experts: what experts had of which the imatrix had few tokens or none
     moments: header_sha256 of the moments; None without error feedback
     feedback: the tensors that were encoded with error feedback
+    merged:   the record of the adapters that were merged into the weights; empty without any
     """
 
     version: str | None
@@ -47,6 +50,7 @@ class Maker:
     experts: Policy = ALONE
     moments: str | None = None
     feedback: Mapping[str, FeedbackSetting] = field(default_factory=dict[str, FeedbackSetting])
+    merged: str = ""
 
     @classmethod
     def of(cls, shards: Shards) -> Maker:
@@ -58,6 +62,7 @@ class Maker:
         shrink = value_of(shards, "dynquant.imatrix_shrink")
         unseen = value_of(shards, "dynquant.imatrix_unseen")
         moments = value_of(shards, "dynquant.moments_header_sha256")
+        merged = value_of(shards, MERGED_KEY)
         known: dict[object, Effort] = {e: e for e in EFFORTS}
         return cls(
             made_by if isinstance(made_by, str) else None,
@@ -69,6 +74,7 @@ class Maker:
             else ALONE,
             moments if isinstance(moments, str) else None,
             _feedback(shards) if isinstance(moments, str) else {},
+            merged if isinstance(merged, str) else "",
         )
 
     @property
@@ -107,6 +113,21 @@ class Maker:
         elif moments is not None and self.version and not wanted:
             yield f"{shards.path}: was made without second moments; remove --moments"
 
+    def wrong_adapters(self, shards: Shards, source: Model) -> Iterator[str]:
+        """Yield a message unless the adapters of a source are those that the file was made with."""
+        key = source.keys.get(MERGED_KEY)
+        given = str(key.value) if key else ""
+        if given == self.merged:
+            return
+        if not self.merged:
+            yield f"{shards.path}: was made without adapters; remove --merge-adapter"
+        else:
+            names = ", ".join(merged_names(self.merged)) or "unknown ones"
+            yield (
+                f"{shards.path}: was made with merged adapters: {names}; name these, in this order,"
+                " with --merge-adapter"
+            )
+
     def unchecked(self) -> Iterator[str]:
         """Yield what a comparison cannot check because of the program that made the file."""
         if self.version is None:
@@ -135,36 +156,46 @@ def _feedback(shards: Shards) -> dict[str, FeedbackSetting]:
         ) from e
 
 
-def load_source(model: str, mla: Mla, shards: Shards, leave_out: Sequence[str] = ()) -> Model:
+def load_source(
+    model: str,
+    mla: Mla,
+    shards: Shards,
+    leave_out: Sequence[str] = (),
+    merge_adapter: Sequence[str | Path] = (),
+    base: str | Path | None = None,
+) -> Model:
     """Load the source; take what it does not say from the file's keys and from its manifest.
 
-    leave_out: as in `load_model`
+    leave_out, merge_adapter, base: as in `load_model`
 
     The keys name a pre-tokenizer that is not recognised, the manifest the tensors left out.
     """
+    is_projector = value_of(shards, "general.architecture") == CLIP
+    if is_projector and base is None and not is_gguf_name(model):
+        return load_projector(model)
+    load = partial(
+        load_model, model, mla=mla, needs_vocab=False, merge_adapter=merge_adapter, base=base
+    )
     try:
-        return _load(model, mla, shards, leave_out)
+        return _load(load, shards, leave_out)
     except DynquantError as refused:
         recorded = () if leave_out else _left_out(shards)
         if not recorded:
             raise
         try:
-            return _load(model, mla, shards, recorded)
+            return _load(load, shards, recorded)
         except DynquantError:  # another source: the file's patterns say nothing about it
             raise refused from None
 
 
-def _load(model: str, mla: Mla, shards: Shards, leave_out: Sequence[str]) -> Model:
-    if value_of(shards, "general.architecture") == CLIP and not is_gguf_name(model):
-        return load_projector(model)
-    load = partial(load_model, model, mla=mla, needs_vocab=False, leave_out=leave_out)
+def _load(load: Callable[..., Model], shards: Shards, leave_out: Sequence[str]) -> Model:
     try:
-        return load()
+        return load(leave_out=leave_out)
     except VocabError:
         pre = value_of(shards, "tokenizer.ggml.pre")
         if not isinstance(pre, str):
             raise
-        return load(pre=pre)
+        return load(leave_out=leave_out, pre=pre)
 
 
 def _left_out(shards: Shards) -> Sequence[str]:

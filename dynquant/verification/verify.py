@@ -31,6 +31,8 @@ def verify(
     moments: str | Path | Moments | None = None,
     mla: Mla = "split",
     leave_out: Sequence[str] = (),
+    merge_adapter: Sequence[str | Path] = (),
+    base: str | Path | None = None,
     threads: int | None = None,
     progress: Callable[[Step, int, int], None] | None = None,
 ) -> Verification:
@@ -46,6 +48,8 @@ def verify(
     moments:  with `against`: the second moments that the file was made with
     mla:      with `against`: how the file stores latent attention, as in `load_model`
     leave_out: with `against`: as in `load_model`; without any, those that the manifest records
+    merge_adapter: with `against`: the adapters that were merged into the file, in order
+    base:     with `against`: makes it the adapter that the file is of, and this its model
     threads:  worker threads; None uses one for each CPU
     progress: called with the step, the bytes done, and the bytes of the step
 
@@ -81,6 +85,8 @@ def verify(
             moments=moments,
             mla=mla,
             leave_out=leave_out,
+            merge_adapter=merge_adapter,
+            base=base,
         )
     found = verify_file(
         path,

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import gguf
 import pytest
+from adapters import ADAPTERS, alone
 from agreement import load_reference
 from ggufs import keys_of, tensors_of
 from tiny_hub import COMMIT, Hub, Serving
@@ -306,3 +307,27 @@ def test_a_name_is_parsed_into_model_revision_and_file(text: str) -> None:
 def test_other_forms_are_refused_with_the_supported_ones(text: str) -> None:
     with pytest.raises(CheckpointError, match="write hf://ORG/MODEL, "):
         parse_hub_name(text)
+
+
+@pytest.mark.slow
+def test_adapter_and_its_base_are_fetched_without_the_weights_of_the_base(
+    hub: Hub, run: Run, tmp_path: Path
+) -> None:
+    hub.models["tiny/lora"] = ADAPTERS / "llama-2"
+    done = run("convert", "hf://tiny/lora", "--base", MODEL, "-o", "lora.gguf")
+    assert done.returncode == 0, done.stderr
+    assert "adapter_model.safetensors" in hub.fetched()
+    assert not any(name.startswith("model") for name in hub.fetched())
+    local = alone("llama-2", tmp_path / "x.gguf")
+    assert tensor_bytes(tmp_path / "lora.gguf") == tensor_bytes(local)
+
+
+def tensor_bytes(path: Path) -> dict[str, bytes]:
+    return {t.name: t.data.tobytes() for t in gguf.GGUFReader(path).tensors}
+
+
+@pytest.mark.slow
+def test_repository_that_is_not_an_adapter_is_refused(run: Run) -> None:
+    done = run("convert", MODEL, "--merge-adapter", MODEL, "-r", "f32", "-o", "x.gguf")
+    assert done.returncode == 1
+    assert "has no adapter_config.json; give the folder of a PEFT adapter" in done.stderr

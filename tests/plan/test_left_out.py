@@ -94,7 +94,7 @@ def warnings_beside(folder: Path, *names: str) -> list[str]:
 def test_adapter_files_beside_the_weights_are_a_warning(tmp_path: Path) -> None:
     (warning,) = warnings_beside(tmp_path, "adapter_model.safetensors")
     assert warning.startswith("left out: adapter_model.safetensors: an adapter beside the model")
-    assert "convert_lora_to_gguf.py" in warning
+    assert "--merge-adapter FOLDER" in warning
 
 
 def test_other_weights_that_the_index_does_not_list_are_a_warning(tmp_path: Path) -> None:

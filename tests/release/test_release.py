@@ -384,6 +384,17 @@ def test_card_shows_the_second_moments_and_how_to_verify_with_them(tmp_path: Pat
     assert " --imatrix i.gguf --moments m.safetensors\n" in card
 
 
+def test_card_names_merged_adapters_and_how_to_verify_with_them(tmp_path: Path) -> None:
+    model = {"repository": "hf://a/b", "commit": "c" * 40, "mla": None}
+    path = write_manifest(make(tmp_path, "x.gguf"), "q8_0", model=model)
+    document = json.loads(path.read_text())
+    adapter = {"name": "my-lora", "sha256": "5" * 64, "config_sha256": "6" * 64}
+    path.write_text(json.dumps(document | {"merged_adapters": [adapter]}))
+    card = card_of(released(open_finished(tmp_path / "x.gguf")))
+    assert f"merged adapter: `my-lora`, SHA-256 `{'5' * 64}` of the factors" in card
+    assert " --merge-adapter my-lora\n" in card
+
+
 @pytest.mark.slow
 def test_a_file_from_local_files_is_not_said_to_equal_the_repository(tmp_path: Path) -> None:
     """A local GGUF keeps the key of the repository that it was made from."""

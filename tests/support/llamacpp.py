@@ -34,13 +34,23 @@ HARMLESS = "a"
 class Runtime:
     """A GGUF loaded by llama.cpp. A context manager: its threads end with the block."""
 
-    def __init__(self, path: Path, *, n_ctx: int = 512, n_threads: int = 1) -> None:
-        """Load the file; raise RuntimeError if llama.cpp rejects it (its log is suppressed)."""
+    def __init__(
+        self, path: Path, *, n_ctx: int = 512, n_threads: int = 1, adapter: Path | None = None
+    ) -> None:
+        """Load the file, and an adapter of it; raise RuntimeError if llama.cpp rejects one.
+
+        Its log is suppressed.
+        """
         # Before the server starts: the library must not be used in two ways at once.
         self._n_vocab = vocabulary_size(path)
         (tokens,) = tokenize(path, [HARMLESS])
         self._harmless = tokens[-1]
-        self._server: Any = xllamacpp.Server(_parameters(path, n_ctx, n_threads))
+        parameters = _parameters(path, n_ctx, n_threads)
+        if adapter is not None:
+            applied = xllamacpp.CommonAdapterLoraInfo()
+            applied.path, applied.scale = str(adapter), 1.0
+            parameters.lora_adapters = [applied]
+        self._server: Any = xllamacpp.Server(parameters)
 
     def __enter__(self) -> Runtime:
         return self
@@ -121,9 +131,11 @@ def _is_only_fused(path: Path) -> bool:
         return b"minimax-m3" in file.read(1 << 10)
 
 
-def log_probabilities(path: Path, prompts: Sequence[Sequence[int]]) -> F32:
-    """Return `Runtime.log_probabilities` of a file loaded for this call only."""
-    with Runtime(path) as runtime:
+def log_probabilities(
+    path: Path, prompts: Sequence[Sequence[int]], *, adapter: Path | None = None
+) -> F32:
+    """Return `Runtime.log_probabilities` of a file, and an adapter, loaded for this call only."""
+    with Runtime(path, adapter=adapter) as runtime:
         return runtime.log_probabilities(prompts)
 
 

@@ -1,0 +1,1 @@
+"""LoRA adapters of PEFT: read, merged into a checkpoint, or written as a separate GGUF."""
