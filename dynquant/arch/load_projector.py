@@ -51,7 +51,11 @@ def load_projector(path: str | Path) -> Model:
     checkpoint = open_checkpoint(folder)
     where = str(folder / "config.json")
     CheckpointError.raise_any(causes.check_config(checkpoint.config, where))
-    towers = projector_of(checkpoint.config, where)
+    towers = tuple(
+        tower
+        for tower in projector_of(checkpoint.config, where)
+        if tower.is_part_of(checkpoint.config)
+    )
     CheckpointError.raise_any(causes.check_weights(checkpoint))
     whole = Whole.of(checkpoint.config, folder)
     problems = Problems()

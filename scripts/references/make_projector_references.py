@@ -47,17 +47,26 @@ TOWERS = (
 )
 """What names of towers and of what joins them to the language model contain."""
 
+BOUNDS = {"input_min": -1.0, "input_max": 1.0, "output_min": -1.0, "output_max": 1.0}
+"""Bounds of the numbers before and after a matrix, in buffers of Gemma 4, with their signs."""
+
 
 def randomize_towers(model: transformers.PreTrainedModel, seed: int) -> None:
     """Set the tensors of towers to numbers large enough to affect the embeddings."""
     rng = np.random.default_rng(seed)
+    stored = model.state_dict()
+    buffers = {n: b for n, b in model.named_buffers() if n in stored and b.is_floating_point()}
     with torch.no_grad():
-        for name, parameter in sorted(model.named_parameters()):
+        for name, parameter in sorted([*model.named_parameters(), *buffers.items()]):
             if not any(part in name for part in TOWERS):
                 continue
-            noise = torch.from_numpy(rng.standard_normal(parameter.shape, dtype=np.float32))
+            drawn = rng.standard_normal(parameter.shape, dtype=np.float32)
+            noise = torch.from_numpy(np.asarray(drawn))
             last = name.rpartition(".")[2]
-            if last == "bias":
+            if last in BOUNDS:
+                # Within the numbers that occur: a few are clipped.
+                parameter.copy_(BOUNDS[last] * (1.5 + 0.5 * noise.abs()))
+            elif last == "bias":
                 parameter.copy_(0.2 * noise)
             elif parameter.dim() == 1:
                 # RMS norms of Gemma are stored less one.
@@ -131,6 +140,7 @@ def answer(
     model: transformers.PreTrainedModel, folder: Path, case: Case, encode: Encode, one: Media
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the embeddings of a medium, the prompt's ids, and its log-probabilities."""
+    case = case.of(one)
     inputs: Inputs = case.inputs(folder, one)
     features = case.features(model, inputs)
     before, after = encode(case.before), encode(case.after)

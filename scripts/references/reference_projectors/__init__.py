@@ -6,7 +6,7 @@ Towers are tiny and all their sizes odd: a misplaced row or a wrong key changes 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
@@ -86,6 +86,7 @@ class Case:
     weights:   the standard deviation of matrices
     published: config keys in the form of published files; None removes a key
     renamed:   stored names that published files spell otherwise: beginnings, and what they become
+    of_sounds: fields of the case that differ for sounds, if there are pictures too
     """
 
     config: transformers.PretrainedConfig
@@ -104,6 +105,11 @@ class Case:
     published: dict[str, Any] = field(default_factory=dict)
     renamed: dict[str, str] = field(default_factory=dict)
     dtype: torch.dtype = torch.bfloat16
+    of_sounds: dict[str, Any] = field(default_factory=dict)
+
+    def of(self, one: Media) -> Case:
+        """Return the case for one of its media."""
+        return replace(self, **self.of_sounds) if one.ndim == 1 else self
 
 
 def cases() -> dict[str, Case]:
