@@ -85,6 +85,11 @@ def gemma4a(config: Mapping[str, Any], whole: Whole) -> Architecture:
         },
         n_layers=own.num_hidden_layers,
         tied=None,
+        deviations=(
+            f"{whole.folder}: the model's feature extractor adds 0.001 to the strength of a"
+            " frequency; llama.cpp raises weaker ones to 0.001, which changes the logarithm of very"
+            " quiet ones by up to 0.7",
+        ),
     )
 
 

@@ -1,19 +1,20 @@
 """Gemma 4: pictures within llama.cpp's limits of 70 to 1120 tokens, and sounds.
 
-The last layer is the only one without a window: in such layers llama.cpp lets the tokens of a
-picture see later ones, and transformers does not.
+The tokens of a picture see one another in the first layer, and only earlier ones in the others.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import transformers
 from PIL import Image
 from reference_vocabularies import make_gemma4_bpe
+from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
 
 from reference_projectors import Case, Inputs, Media, picture, sound, with_marks
 
@@ -50,7 +51,7 @@ _TEXT: dict[str, Any] = {
     "intermediate_size": 40,
     "num_hidden_layers": 3,
     "sliding_window": 128,
-    "layer_types": [_WINDOW, _WINDOW, _FULL],
+    "layer_types": [_WINDOW, _FULL, _FULL],
     "use_bidirectional_attention": "vision",
     "hidden_size_per_layer_input": 0,
     "vocab_size_per_layer_input": _FIRST + len(_MARKS),
@@ -99,9 +100,22 @@ def _inputs(folder: Path, one: Media) -> Inputs:
             "input_features_mask": mask,
         }
     processor = transformers.AutoImageProcessor.from_pretrained(folder)
-    unit = processor.patch_size * processor.pooling_kernel_size
+    return _patches(one, processor.patch_size, processor.pooling_kernel_size)
+
+
+def _inputs_unified(folder: Path, one: Media) -> Inputs:
+    if one.ndim == 1:
+        return dict(transformers.Gemma4UnifiedAudioFeatureExtractor()([one], return_tensors="pt"))
+    settings = json.loads((folder / "preprocessor_config.json").read_text("utf-8"))
+    # Its own processor needs torchvision; it merges patches, which are then patches of that size.
+    return _patches(one, settings["patch_size"] * settings["pooling_kernel_size"], 1)
+
+
+def _patches(one: Media, patch: int, pooled: int) -> Inputs:
+    unit = patch * pooled
     height, width = (round(n / unit) * unit for n in one.shape[:2])
     resized = Image.fromarray(one).resize((width, height), Image.Resampling.BICUBIC)
+    processor = Gemma4ImageProcessorPil(patch_size=patch, pooling_kernel_size=pooled)
     found = processor(images=[resized], do_resize=False, return_tensors="pt")
     return {name: found[name] for name in ("pixel_values", "image_position_ids")}
 
@@ -125,13 +139,18 @@ def _more(ids: torch.Tensor, token: int) -> Inputs:
     return {"mm_token_type_ids": (ids == token).int() * kind}
 
 
-def _case(config: transformers.PretrainedConfig, pooled: int, *media: Media, **more: Any) -> Case:
+def _case(
+    config: transformers.PretrainedConfig,
+    pooled: int,
+    *media: Media,
+    inputs: Callable[[Path, Media], Inputs] = _inputs,
+) -> Case:
     return Case(
         config,
         with_marks(make_gemma4_bpe, *_MARKS),
         _processor(pooled),
         media,
-        _inputs,
+        inputs,
         _features,
         "The whale<|image>",
         "<image|> was white",
@@ -144,7 +163,6 @@ def _case(config: transformers.PretrainedConfig, pooled: int, *media: Media, **m
             "after": "<audio|> was white",
             "token": _TOKENS["audio_token_id"],
         },
-        **more,
     )
 
 
@@ -170,5 +188,28 @@ CASES = {
         picture(108, 96, 3),
         sound(1.7, 1),
         sound(0.63, 2),
+    ),
+    "gemma4unified": _case(
+        transformers.Gemma4UnifiedConfig(
+            # With a full layer before the last, transformers' forward and generate disagree.
+            text_config={
+                **{k: v for k, v in _TEXT.items() if "per_layer" not in k},
+                "layer_types": [_WINDOW, _WINDOW, _FULL],
+            },
+            vision_config={
+                "mm_embed_dim": 24,
+                "output_proj_dims": 24,
+                "mm_posemb_size": 48,
+                "patch_size": 4,
+                "pooling_kernel_size": 2,
+            },
+            audio_config={"audio_embed_dim": 640},
+            **_TOKENS,
+        ),
+        2,
+        picture(64, 96, 1),
+        picture(91, 83, 2),
+        sound(0.7, 3),
+        inputs=_inputs_unified,
     ),
 }
