@@ -112,9 +112,10 @@ def _renamed(name: str, case: Case) -> str:
 
 def write_reference(name: str, folder: Path, case: Case, encode: Encode) -> str:
     """Write what transformers makes of each picture or sound; return a line about it."""
-    config = transformers.AutoConfig.from_pretrained(folder)
+    stated = None if case.own_config else transformers.AutoConfig.from_pretrained(folder)
+    config = stated or case.config
     model = model_class(config).from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager"
+        folder, config=config, dtype=torch.float32, attn_implementation="eager"
     )
     model.eval()
     stored: dict[str, np.ndarray] = {"prompt": np.array(case.prompt)}

@@ -87,6 +87,7 @@ class Case:
     published: config keys in the form of published files; None removes a key
     renamed:   stored names that published files spell otherwise: beginnings, and what they become
     of_sounds: fields of the case that differ for sounds, if there are pictures too
+    own_config: whether transformers cannot read the published config.json, but needs `config`
     """
 
     config: transformers.PretrainedConfig
@@ -106,6 +107,7 @@ class Case:
     renamed: dict[str, str] = field(default_factory=dict)
     dtype: torch.dtype = torch.bfloat16
     of_sounds: dict[str, Any] = field(default_factory=dict)
+    own_config: bool = False
 
     def of(self, one: Media) -> Case:
         """Return the case for one of its media."""
