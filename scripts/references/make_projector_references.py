@@ -11,6 +11,7 @@ model and projector together. Beside it, <case>.npz has for each picture or soun
     logprobs_0     float32 [n_vocab]: log-probabilities of the token after the prompt
     blind_0        the same for the prompt with another picture or sound, which must differ
     ids_0          int64: the prompt's token ids
+    token_0        the id that stands for each of the medium's embeddings
     prompt         the prompt for llama.cpp
     before, after  numbers of tokens before and after the medium
 
@@ -131,6 +132,7 @@ def write_reference(name: str, folder: Path, case: Case, encode: Encode) -> str:
                 f"logprobs_{number}": found.numpy().astype("<f4"),
                 f"blind_{number}": blind.numpy().astype("<f4"),
                 f"ids_{number}": ids.numpy(),
+                f"token_{number}": np.array(case.of(one).token),
             }
             sizes.append(f"{tuple(one.shape)} as {tuple(features.shape)}")
     np.savez_compressed(REFERENCES / f"{name}.npz", **stored)
@@ -143,11 +145,14 @@ def answer(
     """Return the embeddings of a medium, the prompt's ids, and its log-probabilities."""
     case = case.of(one)
     inputs: Inputs = case.inputs(folder, one)
-    features = case.features(model, inputs)
-    before, after = encode(case.before), encode(case.after)
+    found = case.features(model, inputs)
+    pieces = found if isinstance(found, list) else [found]
+    first, *others = map(encode, case.texts(len(pieces)))
     bos = encode("")
-    after = after[len(bos) :]
-    ids = torch.tensor([*before, *[case.token] * len(features), *after])
+    numbers = list(first)
+    for piece, text in zip(pieces, others, strict=True):
+        numbers += [*[case.token] * len(piece), *text[len(bos) :]]
+    ids, features = torch.tensor(numbers), torch.cat(pieces)
     outputs = model(
         input_ids=ids[None],
         attention_mask=torch.ones_like(ids)[None],

@@ -48,6 +48,15 @@ class Medium:
     log_probabilities: F32
     of_another: F32
     ids: NDArray[np.int64]
+    token: int | None
+
+    @property
+    def texts(self) -> list[int]:
+        """The ids of the texts around the medium, and between its pieces."""
+        if self.token is not None:
+            return self.ids[self.ids != self.token].tolist()
+        # The medium's own id is the one that is there most often.
+        return self.ids[self.ids != np.bincount(self.ids).argmax()].tolist()
 
 
 @cache
@@ -56,7 +65,10 @@ def stored(case: str) -> tuple[str, list[Medium]]:
     found = np.load(FOLDER / f"{case}.npz")
     n = sum(name.startswith("media_") for name in found.files)
     names = ("media", "embeddings", "logprobs", "blind", "ids")
-    return str(found["prompt"]), [Medium(*(found[f"{x}_{i}"] for x in names)) for i in range(n)]
+    media = [
+        Medium(*(found[f"{x}_{i}"] for x in names), token=found.get(f"token_{i}")) for i in range(n)
+    ]
+    return str(found["prompt"]), media
 
 
 def converted(case: str, folder: Path, recipe: str = "f32") -> tuple[Path, Path]:
@@ -80,12 +92,8 @@ def test_pictures_and_sounds_become_the_embeddings_of_transformers(
             distance = np.linalg.norm(found - one.embeddings) / np.linalg.norm(one.embeddings)
             assert distance < TOLERANCE
             texts = [token for tokens in seen.tokens for token in tokens]
-            around = len(one.ids) - len(one.embeddings)
-            assert len(texts) == around
-            assert texts == [
-                *one.ids[: len(seen.tokens[0])],
-                *one.ids[len(one.ids) - around + len(seen.tokens[0]) :],
-            ]
+            assert len(texts) + len(found) == len(one.ids)
+            assert texts == one.texts
             error = np.abs(seen.log_probabilities - one.log_probabilities).max()
             assert error < PREDICTED
             assert np.abs(one.of_another - one.log_probabilities).max() > 10 * PREDICTED

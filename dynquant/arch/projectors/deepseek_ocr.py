@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from dynquant.arch.base import Architecture, Row
 from dynquant.arch.config import Count, LayersCount, read_config
@@ -54,12 +54,11 @@ _KV_HEADS = 2
 
 def _settings(config: Mapping[str, Any], name: str, where: str) -> tuple[dict[str, Any], str]:
     """Return the settings of one encoder and their place."""
-    place = f"{where}: width"
     widths = config.get("width")
-    found = widths.get(name) if isinstance(widths, dict) else None
+    found: object = cast("dict[str, Any]", widths).get(name) if isinstance(widths, dict) else None
     if not isinstance(found, dict):
-        raise ArchitectureError(f"{place}: has no {name}; download config.json again")
-    return found, f"{place}.{name}"
+        raise ArchitectureError(f"{where}: width: has no {name}; download config.json again")
+    return cast("dict[str, Any]", found), f"{where}: width.{name}"
 
 
 def deepseekocr(config: Mapping[str, Any], whole: Whole) -> Architecture:

@@ -76,7 +76,7 @@ class Case:
     processor: what is written to preprocessor_config.json
     media:     pictures or sounds, each of which is seen alone
     inputs:    what the image processor or feature extractor makes of one of them
-    features:  the projector's output for these inputs, float32 [n_tokens, width]
+    features:  the projector's output for these inputs, float32 [n_tokens, width], or of each piece
     before, after: texts of the prompt around the placeholder, with the tokens that llama.cpp adds
     prompt:    the prompt for llama.cpp, with `<__media__>` in place of the medium
     token:     the placeholder's id
@@ -87,6 +87,7 @@ class Case:
     published: config keys in the form of published files; None removes a key
     renamed:   stored names that published files spell otherwise: beginnings, and what they become
     of_sounds: fields of the case that differ for sounds, if there are pictures too
+    around:    the texts around a picture that is cut into so many pieces; its features are a list
     own_config: whether transformers cannot read the published config.json, but needs `config`
     """
 
@@ -95,7 +96,7 @@ class Case:
     processor: dict[str, Any]
     media: tuple[Media, ...]
     inputs: Callable[[Path, Media], Inputs]
-    features: Callable[[transformers.PreTrainedModel, Inputs], torch.Tensor]
+    features: Callable[[transformers.PreTrainedModel, Inputs], torch.Tensor | list[torch.Tensor]]
     before: str
     after: str
     prompt: str
@@ -108,6 +109,11 @@ class Case:
     dtype: torch.dtype = torch.bfloat16
     of_sounds: dict[str, Any] = field(default_factory=dict)
     own_config: bool = False
+    around: Callable[[int], list[str]] | None = None
+
+    def texts(self, n_pieces: int) -> list[str]:
+        """Return the prompt's texts before, between and after the pieces of a picture."""
+        return self.around(n_pieces) if self.around else [self.before, self.after]
 
     def of(self, one: Media) -> Case:
         """Return the case for one of its media."""
