@@ -45,6 +45,8 @@ TOWERS = (
     "connector",
     "projector",
     "embed_vision",
+    "vpm.",
+    "resampler.",
 )
 """What names of towers and of what joins them to the language model contain."""
 
@@ -83,12 +85,17 @@ def make_checkpoint(folder: Path, case: Case, seed: int) -> Encode:
     """Write one case's checkpoint and return its tokenizer."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    model = model_class(case.config).from_config(case.config)
+    own = case.model
+    model = own.make() if own else model_class(case.config).from_config(case.config)
     randomize(
         model, Family(case.config, case.tokenizer, norms=case.norms, weights=case.weights), seed
     )
     randomize_towers(model, seed)
-    model.to(case.dtype).save_pretrained(folder)
+    model.to(case.dtype)
+    if own:
+        own.save(model, folder)
+    else:
+        model.save_pretrained(folder)
     if case.renamed:
         stored = load_file(folder / "model.safetensors")
         save_file(
@@ -111,13 +118,20 @@ def _renamed(name: str, case: Case) -> str:
     return name
 
 
-def write_reference(name: str, folder: Path, case: Case, encode: Encode) -> str:
-    """Write what transformers makes of each picture or sound; return a line about it."""
+def loaded(case: Case, folder: Path) -> transformers.PreTrainedModel:
+    """Return a checkpoint's model in float32, with eager attention."""
+    if case.model:
+        return case.model.load(folder)
     stated = None if case.own_config else transformers.AutoConfig.from_pretrained(folder)
     config = stated or case.config
-    model = model_class(config).from_pretrained(
+    return model_class(config).from_pretrained(
         folder, config=config, dtype=torch.float32, attn_implementation="eager"
     )
+
+
+def write_reference(name: str, folder: Path, case: Case, encode: Encode) -> str:
+    """Write what transformers makes of each picture or sound; return a line about it."""
+    model = loaded(case, folder)
     model.eval()
     stored: dict[str, np.ndarray] = {"prompt": np.array(case.prompt)}
     sizes: list[str] = []

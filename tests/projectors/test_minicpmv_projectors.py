@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
-from described import refusal, towers_of
+from described import FOLDER, refusal, towers_of
+
+from dynquant.arch.load import describe
+from dynquant.errors import ArchitectureError
 
 
 @pytest.mark.parametrize(
@@ -36,3 +40,39 @@ def test_two_modes_that_disagree_are_refused() -> None:
 def test_how_pictures_are_cut_is_reported() -> None:
     (found,) = towers_of("minicpmv4.6", {})
     assert ["pads larger ones with black" in text for text in found.deviations] == [True]
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        ("version", 2.5, "version is 2.5; supported for MiniCPMV are 2.6, 4.0, 4.5"),
+        ("hidden_size", 192, "width 192 is not a multiple of 128"),
+        ("vision_config.layer_norm_eps", 1e-5, "layer_norm_eps is 1e-05; llama.cpp"),
+        ("vision_config.num_channels", 1, "num_channels is 1; llama.cpp"),
+        ("vision_config.patch_size", 8, "llama.cpp computes 70 patches of a side"),
+    ],
+)
+def test_settings_with_queries_are_refused_too(place: str, value: Any, message: str) -> None:
+    assert message in refusal("minicpmv2.6", {place: value})
+
+
+def test_a_dropped_layer_is_not_in_the_file() -> None:
+    (found,) = towers_of("minicpmv2.6", {"drop_vision_last_layer": True})
+    assert found.n_layers == found.keys["clip.vision.block_count"].value == 2
+
+
+@pytest.mark.parametrize(
+    ("version", "number", "architecture"),
+    [(2.6, 3, "qwen2"), ("4.0", 5, "llama"), ("4.5", 6, "qwen3")],
+)
+def test_the_version_names_the_language_model(version: Any, number: int, architecture: str) -> None:
+    (found,) = towers_of("minicpmv2.6", {"version": version})
+    assert found.keys["clip.minicpmv_version"].value == number
+    config: dict[str, Any] = json.loads((FOLDER / "minicpmv2.6/config.json").read_text("utf-8"))
+    assert describe({**config, "version": version}, "c").name == architecture
+
+
+def test_another_version_has_no_known_language_model() -> None:
+    config: dict[str, Any] = json.loads((FOLDER / "minicpmv2.6/config.json").read_text("utf-8"))
+    with pytest.raises(ArchitectureError, match=r"version is 2\.0; supported for MiniCPMV are"):
+        describe({**config, "version": 2.0}, "c")

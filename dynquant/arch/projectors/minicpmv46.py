@@ -9,7 +9,8 @@ from typing import Any, Literal
 from dynquant.arch.base import Architecture, Row
 from dynquant.arch.config import Count, Natural, read_config
 from dynquant.arch.settings import Only, Settings, reads
-from dynquant.arch.towers import siglip
+from dynquant.arch.towers import minicpmv, siglip
+from dynquant.arch.towers.minicpmv import Slices
 from dynquant.arch.towers.vision import Vision, activation_keys, biased, vision_keys
 from dynquant.arch.towers.whole import CLIP, Tower, Whole
 from dynquant.errors import ArchitectureError
@@ -18,18 +19,6 @@ from dynquant.untrusted import shown
 
 _WITHIN = "model.vision_tower.vit_merger."
 _AFTER = "model.merger.mlp.0."
-_SIDE = 70
-"""Learned positions of a side in llama.cpp."""
-
-_MOST_SLICES = 9
-_DEFAULTS = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "image_size": 224,
-    "patch_size": 16,
-}
 _SKIPPED = {
     r".*vision_tower\.vit_merger\..*": "downsample_mode is '4x', which does not merge within",
 }
@@ -43,23 +32,17 @@ class _Whole:
     merge_kernel_size: tuple[Count, Count] = (2, 2)
 
 
-@dataclass(frozen=True)
-class _Pictures:
-    scale_resolution: Count = 448
-    max_slice_nums: Count = _MOST_SLICES
-
-
 def minicpmv46(config: Mapping[str, Any], whole: Whole) -> Architecture:
     """Describe the vision encoder of a MiniCPM-V 4.6."""
     where = f"{whole.where}: vision_config"
     own = read_config(_Whole, whole.config, whole.where)
-    pictures = read_config(
-        _Pictures, whole.images, f"{whole.folder}: settings of the image processor"
+    slices = Slices.of(whole)
+    v = read_config(Vision, {**minicpmv.DEFAULTS, **config}, where)
+    ArchitectureError.raise_any(
+        [*_problems(own, v, config, whole), *minicpmv.problems(slices, v, whole)]
     )
-    v = read_config(Vision, {**_DEFAULTS, **config}, where)
-    ArchitectureError.raise_any(_problems(own, pictures, v, config, whole))
     merges_twice = own.downsample_mode == "16x"
-    as_sliced = replace(v, image_size=pictures.scale_resolution)
+    as_sliced = replace(v, image_size=slices.scale_resolution)
     return Architecture(
         name=CLIP,
         keys=vision_keys(as_sliced, whole, "minicpmv4_6")
@@ -73,17 +56,13 @@ def minicpmv46(config: Mapping[str, Any], whole: Whole) -> Architecture:
             "wide": 4 * v.intermediate_size,
             "colours": 3,
             "patch": v.patch_size,
-            "patches": _SIDE * _SIDE,
+            "patches": minicpmv.SIDE**2,
             "text": whole.n_text,
         },
         n_layers=v.num_hidden_layers,
         tied=None,
         ignored=siglip.UNUSED | ({} if merges_twice else _SKIPPED),
-        deviations=(
-            f"{whole.folder}: llama.cpp stretches pictures of up to {pictures.scale_resolution}"
-            " pixels to a square, pads larger ones with black before it cuts them into slices, and"
-            " does not number them; the model's processor keeps the shape, stretches, and numbers",
-        ),
+        deviations=(minicpmv.warning(slices, whole),),
     )
 
 
@@ -94,9 +73,7 @@ def _merging(own: _Whole, *, twice: bool) -> Keys:
     }
 
 
-def _problems(
-    own: _Whole, pictures: _Pictures, v: Vision, config: Mapping[str, Any], whole: Whole
-) -> Iterator[str]:
+def _problems(own: _Whole, v: Vision, config: Mapping[str, Any], whole: Whole) -> Iterator[str]:
     if own.insert_layer_id >= v.num_hidden_layers:
         yield (
             f"{whole.where}: insert_layer_id is {own.insert_layer_id}, and the encoder has"
@@ -112,21 +89,11 @@ def _problems(
             f"{whole.where}: merger_times is {own.merger_times} and merge_kernel_size"
             f" {shown(list(own.merge_kernel_size))}; llama.cpp merges 2 x 2 once"
         )
-    if v.image_size // v.patch_size != _SIDE:
-        yield (
-            f"{whole.where}: vision_config has image_size {v.image_size} and patch_size"
-            f" {v.patch_size}; llama.cpp computes {_SIDE} patches of a side"
-        )
     if whole.images.get("downsample_mode") not in (None, own.downsample_mode):
         yield (
             f"{whole.folder}: downsample_mode is {shown(whole.images['downsample_mode'])} in the"
             f" settings of the image processor, and {own.downsample_mode!r} in config.json; make"
             " them equal"
-        )
-    if pictures.max_slice_nums != _MOST_SLICES:
-        yield (
-            f"{whole.folder}: max_slice_nums is {pictures.max_slice_nums}; llama.cpp cuts pictures"
-            f" into at most {_MOST_SLICES} slices"
         )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -67,6 +67,22 @@ def _no_more(_ids: torch.Tensor, _token: int) -> Inputs:
     return {}
 
 
+class Own(Protocol):
+    """A model that transformers has no class for."""
+
+    def make(self) -> torch.nn.Module:
+        """Return the model with arbitrary weights."""
+        ...
+
+    def save(self, model: torch.nn.Module, folder: Path) -> None:
+        """Write config.json and the weights."""
+        ...
+
+    def load(self, folder: Path) -> torch.nn.Module:
+        """Return the model with the weights of a folder, in float32."""
+        ...
+
+
 @dataclass(frozen=True)
 class Case:
     """One checkpoint with a projector, and what its model is given.
@@ -87,6 +103,7 @@ class Case:
     published: config keys in the form of published files; None removes a key
     renamed:   stored names that published files spell otherwise: beginnings, and what they become
     of_sounds: fields of the case that differ for sounds, if there are pictures too
+    model:     makes and loads the model if transformers has none of this class
     around:    the texts around a picture that is cut into so many pieces; its features are a list
     own_config: whether transformers cannot read the published config.json, but needs `config`
     """
@@ -110,6 +127,7 @@ class Case:
     of_sounds: dict[str, Any] = field(default_factory=dict)
     own_config: bool = False
     around: Callable[[int], list[str]] | None = None
+    model: Own | None = None
 
     def texts(self, n_pieces: int) -> list[str]:
         """Return the prompt's texts before, between and after the pieces of a picture."""
