@@ -66,6 +66,11 @@ def u32(value: int) -> KeyValue:
     return KeyValue(value, GGUFValueType.UINT32)
 
 
+def i32(value: int) -> KeyValue:
+    """Return a signed 32-bit integer."""
+    return KeyValue(value, GGUFValueType.INT32)
+
+
 def f32(value: float) -> KeyValue:
     """Return a 32-bit float."""
     return KeyValue(float(value), GGUFValueType.FLOAT32)

@@ -97,7 +97,7 @@ class Reshaped:
     shape: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        kept = self.shape[-1] == self.source.shape[-1] or self.source.stored.is_float
+        kept = self.shape[-1:] == self.source.shape[-1:] or self.source.stored.is_float
         if prod(self.shape) != prod(self.source.shape) or not kept:
             raise ValueError(f"{self.source.shape} as {self.shape}")
 
@@ -631,6 +631,14 @@ def negated_exp(source: TensorSource) -> TensorSource:
     """Return -exp(x): the decay rate of a state; the checkpoint stores its logarithm."""
     # In float64, so that every machine rounds to the same float32.
     return Elementwise(source, lambda x: -np.exp(x.astype(np.float64)).astype(np.float32))
+
+
+def softplus(source: TensorSource) -> TensorSource:
+    """Return log(1 + exp(x)): a positive factor; the checkpoint stores x."""
+    # In float64, so that every machine rounds to the same float32.
+    return Elementwise(
+        source, lambda x: np.logaddexp(np.float64(0), x.astype(np.float64)).astype(np.float32)
+    )
 
 
 def padded(source: TensorSource, n_rows: int) -> TensorSource:

@@ -92,7 +92,7 @@ def _of_folder(folder: Path) -> Model:
         open_checkpoint(folder)
     config = read_config(folder)
     CheckpointError.raise_any(causes.check_config(config, where))
-    towers = projector_of(config, where)
+    towers = tuple(t for t in projector_of(config, where) if t.is_part_of(config))
     checkpoint = open_checkpoint(folder, _is_of(towers))
     CheckpointError.raise_any(causes.check_weights(checkpoint))
     whole = Whole.of(checkpoint.config, folder)

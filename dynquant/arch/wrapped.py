@@ -30,8 +30,8 @@ OTHER_PARTS = {
         f"the audio model, {_SEPARATE}{_BY_LLAMA}"
     ),
     rf"{_BEFORE}((vision|visual|image)(_\w+)?|embed_vision|vit\w*|sam_model|siglip2|qwen2_model|mlp1"
-    r"|view_seperator|(multi_modal_|mm_)?projector|patch_merge_mlp|connector|aligner|merger)"
-    r"(\..*)?": (f"the vision model, {_SEPARATE}{_BY_LLAMA}"),
+    r"|vpm|resampler|view_seperator|(multi_modal_|mm_)?projector|patch_merge_mlp|connector|aligner"
+    r"|merger)(\..*)?": (f"the vision model, {_SEPARATE}{_BY_LLAMA}"),
     r"(talker|token2wav|code2wav)\..*": "the model that speaks, which llama.cpp does not compute",
     rf"{_BEFORE}(vqmodel|generation_(embeddings|aligner|head))\..*": (
         "the model that draws, which llama.cpp does not compute"
@@ -62,15 +62,18 @@ class Wrapped:
     family: describes the language model; None for the class that its own settings name
     states: returns settings of the language model that the larger model's settings imply
     others: families of language models with another `model_type`
+    beside: returns the settings of a language model that are not an object but stand among the
+            others, given config.json and its path
     """
 
     family: Family | None = None
     states: Callable[[Mapping[str, Any]], Mapping[str, Any]] = _nothing
     others: Mapping[str, Family] = field(default_factory=dict[str, Family])
+    beside: Callable[[Mapping[str, Any], str], dict[str, Any]] | None = None
 
     def __call__(self, config: Mapping[str, Any], where: str) -> Architecture:
         """Describe the language model; raise ArchitectureError if its class is not supported."""
-        text = text_settings(config)
+        text = self.beside(config, where) if self.beside else text_settings(config)
         if text is None and self.family is None:
             if named := config.get("text_model_id"):
                 raise ArchitectureError(

@@ -15,6 +15,12 @@ REFERENCES = Path(__file__).resolve().parents[2] / "tests" / "references" / "pro
 HEAD = ("what", "such as", "classes in `config.json`", "llama.cpp's projector", "references")
 
 PUBLISHED = {
+    "deepseek-ocr": "DeepSeek-OCR",
+    "deepseek-ocr-2": "DeepSeek-OCR 2",
+    "gemma4": "Gemma 4 26B-A4B, 31B, E2B, E4B",
+    "gemma4unified": "Gemma 4 12B",
+    "minicpmv2.6": "MiniCPM-V 2.6, 4.0, 4.5",
+    "minicpmv4.6": "MiniCPM-V 4.6",
     "gemma3": "Gemma 3 4B, 12B, 27B, MedGemma",
     "idefics3": "Idefics3-8B",
     "internvl": "InternVL 2.5 to 3.5 (-hf)",

@@ -23,12 +23,13 @@ import json
 import shutil
 import sys
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 import transformers
-from make_references import load, model_class, randomize
+from make_references import model_class, randomize
 from reference_families import Family
 from reference_projectors import Case, Inputs, Media, cases
 from reference_tokenizers import Encode, write_json
@@ -44,20 +45,31 @@ TOWERS = (
     "connector",
     "projector",
     "embed_vision",
+    "vpm.",
+    "resampler.",
 )
 """What names of towers and of what joins them to the language model contain."""
+
+BOUNDS = {"input_min": -1.0, "input_max": 1.0, "output_min": -1.0, "output_max": 1.0}
+"""Bounds of the numbers before and after a matrix, in buffers of Gemma 4, with their signs."""
 
 
 def randomize_towers(model: transformers.PreTrainedModel, seed: int) -> None:
     """Set the tensors of towers to numbers large enough to affect the embeddings."""
     rng = np.random.default_rng(seed)
+    stored = model.state_dict()
+    buffers = {n: b for n, b in model.named_buffers() if n in stored and b.is_floating_point()}
     with torch.no_grad():
-        for name, parameter in sorted(model.named_parameters()):
+        for name, parameter in sorted([*model.named_parameters(), *buffers.items()]):
             if not any(part in name for part in TOWERS):
                 continue
-            noise = torch.from_numpy(rng.standard_normal(parameter.shape, dtype=np.float32))
+            drawn = rng.standard_normal(parameter.shape, dtype=np.float32)
+            noise = torch.from_numpy(np.asarray(drawn))
             last = name.rpartition(".")[2]
-            if last == "bias":
+            if last in BOUNDS:
+                # Within the numbers that occur: a few are clipped.
+                parameter.copy_(BOUNDS[last] * (1.5 + 0.5 * noise.abs()))
+            elif last == "bias":
                 parameter.copy_(0.2 * noise)
             elif parameter.dim() == 1:
                 # RMS norms of Gemma are stored less one.
@@ -73,14 +85,15 @@ def make_checkpoint(folder: Path, case: Case, seed: int) -> Encode:
     """Write one case's checkpoint and return its tokenizer."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    model = case.model.make() if case.model else model_class(case.config).from_config(case.config)
+    own = case.model
+    model = own.make() if own else model_class(case.config).from_config(case.config)
     randomize(
         model, Family(case.config, case.tokenizer, norms=case.norms, weights=case.weights), seed
     )
     randomize_towers(model, seed)
     model.to(case.dtype)
-    if case.model:
-        case.model.save(model, folder)
+    if own:
+        own.save(model, folder)
     else:
         model.save_pretrained(folder)
     if case.renamed:
@@ -105,9 +118,20 @@ def _renamed(name: str, case: Case) -> str:
     return name
 
 
+def loaded(case: Case, folder: Path) -> transformers.PreTrainedModel:
+    """Return a checkpoint's model in float32, with eager attention."""
+    if case.model:
+        return case.model.load(folder)
+    stated = None if case.own_config else transformers.AutoConfig.from_pretrained(folder)
+    config = stated or case.config
+    return model_class(config).from_pretrained(
+        folder, config=config, dtype=torch.float32, attn_implementation="eager"
+    )
+
+
 def write_reference(name: str, folder: Path, case: Case, encode: Encode) -> str:
     """Write what transformers makes of each picture or sound; return a line about it."""
-    model = case.model.load(folder) if case.model else load(folder)
+    model = loaded(case, folder)
     model.eval()
     stored: dict[str, np.ndarray] = {"prompt": np.array(case.prompt)}
     sizes: list[str] = []
@@ -132,27 +156,38 @@ def answer(
     model: transformers.PreTrainedModel, folder: Path, case: Case, encode: Encode, one: Media
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the embeddings of a medium, the prompt's ids, and its log-probabilities."""
+    case = case.of(one)
     inputs: Inputs = case.inputs(folder, one)
-    features = case.features(model, inputs)
-    ids = torch.tensor(_prompt(case, folder, encode, one, len(features)))
+    found = case.features(model, inputs)
+    pieces = found if isinstance(found, list) else [found]
+    ids = torch.tensor(_prompt(case, folder, encode, one, [len(piece) for piece in pieces]))
+    features = torch.cat(pieces)
     outputs = model(
         input_ids=ids[None],
         attention_mask=torch.ones_like(ids)[None],
         **inputs,
-        **case.more(ids[None], case.around(one)[2]),
+        **case.more(ids[None], case.token),
     )
     return features, ids, torch.log_softmax(outputs.logits[0, -1].float(), dim=-1)
 
 
-def _prompt(case: Case, folder: Path, encode: Encode, one: Media, n_features: int) -> list[int]:
-    """Return a prompt's ids, with the placeholder's id for each embedding."""
+def _prompt(
+    case: Case, folder: Path, encode: Encode, one: Media, sizes: Sequence[int]
+) -> list[int]:
+    """Return a prompt's ids, with the placeholder's id for each embedding.
+
+    sizes: embeddings of each piece of the medium
+    """
     if case.text:
         ids = encode(case.text(folder, one))
-        assert ids.count(case.token) == n_features, "another number of embeddings"
+        assert ids.count(case.token) == sum(sizes), "another number of embeddings"
         return ids
-    before, after, token = case.around(one)
-    after_ids = encode(after)[len(encode("")) :]
-    return [*encode(before), *[token] * n_features, *after_ids]
+    first, *others = map(encode, case.texts(len(sizes)))
+    n_bos = len(encode(""))
+    ids = list(first)
+    for size, text in zip(sizes, others, strict=True):
+        ids += [*[case.token] * size, *text[n_bos:]]
+    return ids
 
 
 def main() -> None:

@@ -21,7 +21,6 @@ from described import refusal, towers_of
         ({"vision_config.hidden_act": "relu"}, {}, "hidden_act is 'relu'; llama.cpp computes"),
         ({"vision_config.num_channels": 4}, {}, "num_channels is 4; llama.cpp computes"),
         ({}, {"size": {"height": 56, "width": 56}}, "size.longest_edge is missing"),
-        ({}, {"do_normalize": False}, "do_normalize is false; llama.cpp always does it"),
     ],
 )
 def test_settings_that_llama_cpp_does_not_compute_are_refused(

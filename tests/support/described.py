@@ -36,7 +36,7 @@ def towers_of(
     whole = Whole(
         config, {**found.images, **(images or {})}, {**found.sounds, **(images or {})}, found.folder
     )
-    return [t(whole) for t in projector_of(config, whole.where)]
+    return [t(whole) for t in projector_of(config, whole.where) if t.is_part_of(config)]
 
 
 def refusal(case: str, changes: Mapping[str, Any], **images: Any) -> str:

@@ -46,7 +46,7 @@ def vision_keys(v: Vision, whole: Whole, kind: str, *, of_several: bool = False)
     Raises ArchitectureError for an encoder or pictures that llama.cpp cannot compute.
     """
     ArchitectureError.raise_any(_problems(v, whole))
-    norm = read_config(_Norm, whole.images, f"{whole.folder}: settings of the image processor")
+    norm = _norm(whole)
     return {
         "clip.has_vision_encoder": boolean(True),
         "clip.vision.projection_dim": u32(whole.n_text),
@@ -77,6 +77,13 @@ class _Norm:
     image_std: tuple[Positive, Positive, Positive]
 
 
+def _norm(whole: Whole) -> _Norm:
+    """Return mean and deviation: zero and one if the model's processor does not normalize."""
+    if whole.images.get("do_normalize") is False:
+        return _Norm((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    return read_config(_Norm, whole.images, f"{whole.folder}: settings of the image processor")
+
+
 def _problems(v: Vision, whole: Whole) -> Iterator[str]:
     if v.hidden_size % v.num_attention_heads:
         yield (
@@ -89,9 +96,8 @@ def _problems(v: Vision, whole: Whole) -> Iterator[str]:
             f" {v.hidden_size}; llama.cpp would take the feed-forward's two matrices for each other"
         )
     where = f"{whole.folder}: settings of the image processor"
-    for name in ("do_rescale", "do_normalize"):
-        if whole.images.get(name) is False:
-            yield f"{where}: {name} is false; llama.cpp always does it"
+    if whole.images.get("do_rescale") is False:
+        yield f"{where}: do_rescale is false; llama.cpp always does it"
     factor = whole.images.get("rescale_factor", _BYTE)
     if not isinstance(factor, int | float) or abs(factor - _BYTE) > 1e-6:
         yield f"{where}: rescale_factor is {shown(factor)}; llama.cpp multiplies by 1/255"

@@ -113,6 +113,7 @@ class Tower:
     place:    where config.json has its settings
     settings: the settings that it knows
     named:    a setting that names another model, from which the tower's weights are taken
+    optional: whether some models of a class do not have it: their config.json has no such settings
     """
 
     describe: Callable[[Mapping[str, Any], Whole], Architecture]
@@ -120,6 +121,11 @@ class Tower:
     settings: Settings
     place: str = "vision_config"
     named: str = ""
+    optional: bool = False
+
+    def is_part_of(self, config: Mapping[str, Any]) -> bool:
+        """Return whether a model with this config.json has the tower."""
+        return not self.optional or isinstance(config.get(self.place), dict)
 
     def __call__(self, whole: Whole) -> Architecture:
         """Describe the tower of a larger model.

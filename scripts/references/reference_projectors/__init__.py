@@ -6,17 +6,16 @@ Towers are tiny and all their sizes odd: a misplaced row or a wrong key changes 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 import transformers
 from numpy.typing import NDArray
-from reference_families import Composed
 from reference_tokenizers import Encode
 from tokenizers import AddedToken, Tokenizer
 
@@ -68,6 +67,22 @@ def _no_more(_ids: torch.Tensor, _token: int) -> Inputs:
     return {}
 
 
+class Own(Protocol):
+    """A model that transformers has no class for."""
+
+    def make(self) -> torch.nn.Module:
+        """Return the model with arbitrary weights."""
+        ...
+
+    def save(self, model: torch.nn.Module, folder: Path) -> None:
+        """Write config.json and the weights."""
+        ...
+
+    def load(self, folder: Path) -> torch.nn.Module:
+        """Return the model with the weights of a folder, in float32."""
+        ...
+
+
 @dataclass(frozen=True)
 class Case:
     """One checkpoint with a projector, and what its model is given.
@@ -77,11 +92,10 @@ class Case:
     processor: what is written to preprocessor_config.json
     media:     pictures or sounds, each of which is seen alone
     inputs:    what the image processor or feature extractor makes of one of them
-    features:  the projector's output for these inputs, float32 [n_tokens, width]
+    features:  the projector's output for these inputs, float32 [n_tokens, width], or of each piece
     before, after: texts of the prompt around the placeholder, with the tokens that llama.cpp adds
     prompt:    the prompt for llama.cpp, with `<__media__>` in place of the medium
     token:     the placeholder's id
-    heard:     before, after and token for sounds, if the model also has pictures
     text:      for prompts with texts between the pieces of a medium: the whole prompt, with the
                placeholder's text in place of each embedding
     more:      further inputs of the model, given the ids and the placeholder's id
@@ -92,7 +106,10 @@ class Case:
     rewrite:   brings the checkpoint into a published form that transformers does not read, when
                its results are known
     renamed:   stored names that published files spell otherwise: beginnings, and what they become
-    model:     how to make, save and load the model if its own class does not do it as published
+    of_sounds: fields of the case that differ for sounds, if there are pictures too
+    model:     makes and loads the model if transformers has none of this class
+    around:    the texts around a picture that is cut into so many pieces; its features are a list
+    own_config: whether transformers cannot read the published config.json, but needs `config`
     """
 
     config: transformers.PretrainedConfig
@@ -100,7 +117,7 @@ class Case:
     processor: dict[str, Any]
     media: tuple[Media, ...]
     inputs: Callable[[Path, Media], Inputs]
-    features: Callable[[transformers.PreTrainedModel, Inputs], torch.Tensor]
+    features: Callable[[transformers.PreTrainedModel, Inputs], torch.Tensor | list[torch.Tensor]]
     before: str
     after: str
     prompt: str
@@ -113,12 +130,18 @@ class Case:
     renamed: dict[str, str] = field(default_factory=dict)
     rewrite: Callable[[Path], None] | None = None
     dtype: torch.dtype = torch.bfloat16
-    model: Composed | None = None
-    heard: tuple[str, str, int] | None = None
+    of_sounds: dict[str, Any] = field(default_factory=dict)
+    own_config: bool = False
+    around: Callable[[int], list[str]] | None = None
+    model: Own | None = None
 
-    def around(self, one: Media) -> tuple[str, str, int]:
-        """Return the texts around a medium, and the placeholder's id."""
-        return self.heard if self.heard and one.ndim == 1 else (self.before, self.after, self.token)
+    def texts(self, n_pieces: int) -> list[str]:
+        """Return the prompt's texts before, between and after the pieces of a picture."""
+        return self.around(n_pieces) if self.around else [self.before, self.after]
+
+    def of(self, one: Media) -> Case:
+        """Return the case for one of its media."""
+        return replace(self, **self.of_sounds) if one.ndim == 1 else self
 
 
 def cases() -> dict[str, Case]:

@@ -157,7 +157,11 @@ def _case(
         _IMAGE,
         weights=0.35,
         model=thinker,
-        heard=(f"The whale{marks[0]}", f"{marks[1]} was white", _AUDIO),
+        of_sounds={
+            "before": f"The whale{marks[0]}",
+            "after": f"{marks[1]} was white",
+            "token": _AUDIO,
+        },
     )
 
 
