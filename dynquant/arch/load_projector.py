@@ -36,7 +36,18 @@ def has_projector(config: Mapping[str, Any]) -> bool:
     """Return whether a model of this config.json has a projector that dynquant knows."""
     listed: object = config.get("architectures")
     names = cast("list[object]", listed) if isinstance(listed, list) else []
-    return bool(names) and names[0] in projectors()
+    return bool(names) and of_tower(str(names[0]), config) in projectors()
+
+
+def of_tower(name: str, config: Mapping[str, Any]) -> str:
+    """Return the name of a class's projector; some classes have one for each kind of tower.
+
+    Such a projector's name is `class/model_type of the vision tower`.
+    """
+    vision: object = config.get("vision_config")
+    settings = cast("dict[str, object]", vision) if isinstance(vision, dict) else {}
+    found = f"{name}/{settings.get('model_type')}"
+    return found if found in projectors() else name
 
 
 def load_projector(path: str | Path) -> Model:
@@ -89,8 +100,9 @@ def projector_of(config: Mapping[str, Any], where: str) -> Projector:
     """
     name = stated_class(config, where)
     known = projectors()
-    if name in known:
-        return known[name]
+    projector = of_tower(name, config)
+    if projector in known:
+        return known[projector]
     if not any(isinstance(config.get(n), dict) for n in ("vision_config", "audio_config")):
         raise ArchitectureError(
             f"{where}: {name!r} has no part that sees or hears, so there is no projector to write;"

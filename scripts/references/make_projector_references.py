@@ -136,7 +136,8 @@ def answer(
     before, after = encode(case.before), encode(case.after)
     bos = encode("")
     after = after[len(bos) :]
-    ids = torch.tensor([*before, *[case.token] * len(features), *after])
+    own = case.ids(inputs, features) if case.ids else [case.token] * len(features)
+    ids = torch.tensor([*before, *own, *after])
     outputs = model(
         input_ids=ids[None],
         attention_mask=torch.ones_like(ids)[None],

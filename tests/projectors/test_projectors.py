@@ -19,7 +19,7 @@ from places import REFERENCES
 from subsets import slow_except
 
 import dynquant
-from dynquant.arch.load_projector import load_projector
+from dynquant.arch.load_projector import load_projector, projector_of
 from dynquant.arch.projectors import projectors
 
 multimodal: Any = pytest.importorskip("multimodal", reason="needs xllamacpp", exc_type=ImportError)
@@ -104,5 +104,5 @@ def test_projectors_in_q8_0_stay_near(case: str, tmp_path: Path) -> None:
 def test_every_projector_has_a_reference() -> None:
     known = projectors()
     configs = [json.loads((FOLDER / c / "config.json").read_text("utf-8")) for c in CASES]
-    covered = {known[config["architectures"][0]] for config in configs}
+    covered = {projector_of(config, "config.json") for config in configs}
     assert [name for name, towers in known.items() if towers not in covered] == []

@@ -15,7 +15,10 @@ from dynquant.arch.towers.whole import Projector
 
 @cache
 def projectors() -> dict[str, Projector]:
-    """Return the projector for each of config.json's `architectures`, sorted by name."""
+    """Return the projector for each of config.json's `architectures`, sorted by name.
+
+    A class with several kinds of towers has a projector for each: `class/kind of the tower`.
+    """
     found: dict[str, Projector] = {}
     for module in iter_modules(__path__):
         found |= import_module(f"{__name__}.{module.name}").PROJECTORS

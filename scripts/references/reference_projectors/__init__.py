@@ -80,6 +80,7 @@ class Case:
     before, after: texts of the prompt around the placeholder, with the tokens that llama.cpp adds
     prompt:    the prompt for llama.cpp, with `<__media__>` in place of the medium
     token:     the placeholder's id
+    ids:       the ids of a medium's tokens, given the inputs and features; `token` by default
     more:      further inputs of the model, given the ids and the placeholder's id
     factors:   endings of names of weights that are near one
     norms:     the mean of factors in the language model, as stored
@@ -99,6 +100,7 @@ class Case:
     prompt: str
     token: int
     more: Callable[[torch.Tensor, int], Inputs] = _no_more
+    ids: Callable[[Inputs, torch.Tensor], list[int]] | None = None
     norms: float = 1.0
     weights: float = 0.25
     published: dict[str, Any] = field(default_factory=dict)
