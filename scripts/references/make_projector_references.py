@@ -78,7 +78,7 @@ def make_checkpoint(folder: Path, case: Case, seed: int) -> Encode:
         model, Family(case.config, case.tokenizer, norms=case.norms, weights=case.weights), seed
     )
     randomize_towers(model, seed)
-    model.to(case.dtype).save_pretrained(folder)
+    case.write(model.to(case.dtype), folder)
     if case.renamed:
         stored = load_file(folder / "model.safetensors")
         save_file(
@@ -103,10 +103,7 @@ def _renamed(name: str, case: Case) -> str:
 
 def write_reference(name: str, folder: Path, case: Case, encode: Encode) -> str:
     """Write what transformers makes of each picture or sound; return a line about it."""
-    config = transformers.AutoConfig.from_pretrained(folder)
-    model = model_class(config).from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager"
-    )
+    model = case.read(folder) if case.read else read_model(folder)
     model.eval()
     stored: dict[str, np.ndarray] = {"prompt": np.array(case.prompt)}
     sizes: list[str] = []
@@ -125,6 +122,14 @@ def write_reference(name: str, folder: Path, case: Case, encode: Encode) -> str:
             sizes.append(f"{tuple(one.shape)} as {tuple(features.shape)}")
     np.savez_compressed(REFERENCES / f"{name}.npz", **stored)
     return ", ".join(sizes)
+
+
+def read_model(folder: Path) -> transformers.PreTrainedModel:
+    """Load a checkpoint as transformers does, in float32."""
+    config = transformers.AutoConfig.from_pretrained(folder)
+    return model_class(config).from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    )
 
 
 def answer(

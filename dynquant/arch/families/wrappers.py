@@ -17,6 +17,7 @@ FAMILIES = dict.fromkeys(
         "JanusForConditionalGeneration",
         "KimiK25ForConditionalGeneration",
         "KimiVLForConditionalGeneration",
+        "Kimi_K25ForConditionalGeneration",
         "Lfm2VlForConditionalGeneration",
         "LightOnOCRForConditionalGeneration",
         "LightOnOcrForConditionalGeneration",

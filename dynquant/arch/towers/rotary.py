@@ -1,11 +1,16 @@
-"""Rotary positions of vision encoders: llama.cpp has one base and one form for each encoder."""
+"""Rotary positions in two directions: what llama.cpp computes, and its order of rows."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
 from dynquant.arch.positions.rope import rope_settings
+from dynquant.arrays import I64
+from dynquant.tensors import TensorSource
+from dynquant.transforms import reordered
 from dynquant.untrusted import shown
 
 _THETA = 10000
@@ -27,3 +32,26 @@ def rotary_problems(config: Mapping[str, Any], n_per_head: int, where: str) -> I
             f"{where}: heads have {n_per_head} elements; llama.cpp rotates pairs in two directions,"
             " a multiple of 4"
         )
+
+
+def one_direction_after_the_other(
+    source: TensorSource, n_head: int, n_kept: int = 0
+) -> TensorSource:
+    """Return rows of heads with the pairs of one direction before those of the other.
+
+    Some models store the pairs of both directions by turns; llama.cpp rotates halves of a head.
+
+    n_head: heads to reorder, which are the first
+    n_kept: heads after them, which stay
+    """
+    each = source.shape[0] // (n_head + n_kept)
+    half = each // 2
+
+    def order(rows: I64) -> I64:
+        head, within = np.divmod(rows, each)
+        direction, rest = np.divmod(within, half)
+        pair, element = np.divmod(rest, 2)
+        moved = head * each + 4 * pair + 2 * direction + element
+        return np.where(head < n_head, moved, rows)
+
+    return reordered(source, order)

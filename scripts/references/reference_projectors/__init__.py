@@ -67,6 +67,10 @@ def _no_more(_ids: torch.Tensor, _token: int) -> Inputs:
     return {}
 
 
+def _saved(model: transformers.PreTrainedModel, folder: Path) -> None:
+    model.save_pretrained(folder)
+
+
 @dataclass(frozen=True)
 class Case:
     """One checkpoint with a projector, and what its model is given.
@@ -86,6 +90,8 @@ class Case:
     norms:     the mean of factors in the language model, as stored
     weights:   the standard deviation of matrices
     published: config keys in the form of published files; None removes a key
+    write:     writes the model's weights and config.json; transformers does it by default
+    read:      loads the model; needed for published forms that transformers does not read
     renamed:   stored names that published files spell otherwise: beginnings, and what they become
     """
 
@@ -106,6 +112,8 @@ class Case:
     published: dict[str, Any] = field(default_factory=dict)
     renamed: dict[str, str] = field(default_factory=dict)
     dtype: torch.dtype = torch.bfloat16
+    write: Callable[[transformers.PreTrainedModel, Path], None] = _saved
+    read: Callable[[Path], transformers.PreTrainedModel] | None = None
 
 
 def cases() -> dict[str, Case]:
