@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 from dynquant.arch.base import Architecture, Row
 from dynquant.arch.config import Count, LayersCount, Positive, Truth, read_config
 from dynquant.arch.settings import Settings, constant, harmless, reads
-from dynquant.arch.towers.limits import reduced
+from dynquant.arch.towers.limits import pixels, reduced
 from dynquant.arch.towers.rotary import rotary_problems
 from dynquant.arch.towers.vision import (
     OUT,
@@ -76,9 +76,7 @@ _OCR = {
 
 _BEFORE = (
     Row(_IN + "post_conv_layernorm.weight", "v.norm_embd.weight", "hidden"),
-    Row(
-        _IN + "embeddings.position_embedding.weight", "v.position_embd.weight", "positions hidden"
-    ),
+    Row(_IN + "embeddings.position_embedding.weight", "v.position_embd.weight", "positions hidden"),
 )
 _HEAD_NORMS = (
     Row(_LAYER + "attn.q_norm.weight", OUT + "attn_q_norm.weight", "head"),
@@ -174,10 +172,10 @@ def _whole(config: Mapping[str, Any], whole: Whole, kind: str) -> tuple[Architec
 def _limited(whole: Whole, own: _Glm) -> tuple[str, ...]:
     """Return a warning if the image processor permits more tokens than llama.cpp."""
     size: object = whole.images.get("size")
-    pixels: object = size.get("longest_edge") if isinstance(size, dict) else None
+    edge = cast("dict[str, object]", size).get("longest_edge") if isinstance(size, dict) else None
     each = _FRAMES * (_SIDE * own.patch_size) ** 2
-    most = pixels // each if isinstance(pixels, int) else 0
-    where = f"{whole.folder}: settings of the image processor: longest_edge {pixels}"
+    most = edge // each if isinstance(edge, int) else 0
+    where = f"{whole.folder}: settings of the image processor: longest_edge {edge}"
     return reduced(most, _MOST_TOKENS, where)
 
 
@@ -223,15 +221,19 @@ def glm5next(config: Mapping[str, Any], whole: Whole) -> Architecture:
     its = read_config(_Glm5, config, f"{whole.where}: vision_config")
     images = f"{whole.folder}: settings of the image processor"
     tokens = read_config(_Tokens, whole.images, images)
-    pixels = (_SIDE * own.patch_size) ** 2
+    area = (_SIDE * own.patch_size) ** 2
     return replace(
         _normed(found, own, context=its.projection_intermediate_size),
         keys=found.keys
         | {
             "clip.vision.spatial_merge_size": u32(_SIDE),
             "clip.vision.swiglu_clamp": f32(its.swiglu_limit),
-            "clip.vision.image_min_pixels": u32(tokens.min_image_tokens * pixels),
-            "clip.vision.image_max_pixels": u32(tokens.max_image_tokens * pixels),
+            "clip.vision.image_min_pixels": pixels(
+                tokens.min_image_tokens, area, f"{images}: min_image_tokens"
+            ),
+            "clip.vision.image_max_pixels": pixels(
+                tokens.max_image_tokens, area, f"{images}: max_image_tokens"
+            ),
         },
     )
 

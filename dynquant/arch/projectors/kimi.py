@@ -10,7 +10,7 @@ from typing import Any
 from dynquant.arch.base import Architecture, Form, Row, Via
 from dynquant.arch.config import Count, LayersCount, Positive, read_config
 from dynquant.arch.settings import Only, Settings, harmless, reads
-from dynquant.arch.towers.limits import reduced
+from dynquant.arch.towers.limits import pixels, reduced
 from dynquant.arch.towers.rotary import one_direction_after_the_other, rotary_problems
 from dynquant.arch.towers.vision import GELU, OUT, Vision, biased, stated, vision_keys
 from dynquant.arch.towers.whole import CLIP, Tower, Whole
@@ -211,16 +211,16 @@ def kimik25(config: Mapping[str, Any], whole: Whole) -> Architecture:
     ArchitectureError.raise_any(_joined_problems(joined, own, whole, where))
     images = f"{whole.folder}: settings of the image processor"
     limits = read_config(_Limits, whole.images, images)
-    pixels = own.patch_size**2
+    limit = "max_patches" if limits.in_patch_limit is None else "in_patch_limit"
+    most = limits.in_patch_limit or limits.max_patches
+    area = own.patch_size**2
     return replace(
         found,
         keys=found.keys
         | {
             # llama.cpp's converter sets the smallest number of patches to 8.
-            "clip.vision.image_min_pixels": u32(8 * pixels),
-            "clip.vision.image_max_pixels": u32(
-                (limits.in_patch_limit or limits.max_patches) * pixels
-            ),
+            "clip.vision.image_min_pixels": u32(8 * area),
+            "clip.vision.image_max_pixels": pixels(most, area, f"{images}: {limit}"),
         },
         rows=(
             *_encoder(None, _fused(own.num_attention_heads)),

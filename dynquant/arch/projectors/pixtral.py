@@ -6,7 +6,7 @@ and of Pixtral 12B and LightOnOCR.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, cast
@@ -37,6 +37,12 @@ _LAYER = _IN + "transformer.layers.{}."
 _JOIN = "model.multi_modal_projector."
 _EPSILON = 1e-5
 """Of all norms in the model's own code."""
+
+_IMAGES = {
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+}
+"""Defaults of the image processor; some models have no settings of one."""
 
 _MOST_TOKENS = 1024
 """llama.cpp's limit of tokens for a picture."""
@@ -132,6 +138,7 @@ def _choice_problems(config: Mapping[str, Any], where: str) -> Iterator[str]:
 
 def _whole(config: Mapping[str, Any], whole: Whole, joined: _Joined, kind: str) -> Architecture:
     """Describe an encoder and its projector, without what only some models have."""
+    whole = replace(whole, images={**_IMAGES, **whole.images})
     where = f"{whole.where}: vision_config"
     own = read_config(_Pixtral, config, where)
     ArchitectureError.raise_any(_problems(own, config, where))
@@ -198,9 +205,11 @@ def _marked(found: Architecture, whole: Whole, patch: int) -> Architecture:
     patch: pixels of a side that become one token
     """
     break_id = tokens.token_id("[IMG_BREAK]", whole)
-    edge = _longest_edge(whole)
+    own = found.keys["clip.vision.image_size"].value
+    assert isinstance(own, int)
+    edge = _longest_edge(whole) or own
     most = (-(-edge // patch)) ** 2
-    where = f"{whole.folder}: settings of the image processor: longest_edge {edge}"
+    where = f"{whole.folder}: pictures of at most {edge} pixels of a side"
     return replace(
         found,
         rows=(*found.rows, tokens.embedding_row(break_id, "v.token_embd.img_break")),
@@ -253,11 +262,17 @@ _SETTINGS = Settings(
     harmless=harmless("used while training only", "is_composition tie_word_embeddings"),
     only=constant(3, "num_channels"),
 )
-_WITHIN = rf"(vision_tower|multi_modal_projector)\.|{tokens.WITHIN}"
+_WITHIN = r"(vision_tower|multi_modal_projector)\."
+
+
+def _tower(describe: Callable[[Mapping[str, Any], Whole], Architecture]) -> Tower:
+    return Tower(describe, _WITHIN, _SETTINGS, shared=tokens.NAMES)
+
+
 _LIGHTONOCR = (Tower(lightonocr, r"vision_(encoder|projection)\.", _SETTINGS),)
 PROJECTORS = {
-    "Mistral3ForConditionalGeneration": (Tower(mistral3, _WITHIN, _SETTINGS),),
-    "LlavaForConditionalGeneration/pixtral": (Tower(pixtral, _WITHIN, _SETTINGS),),
+    "Mistral3ForConditionalGeneration": (_tower(mistral3),),
+    "LlavaForConditionalGeneration/pixtral": (_tower(pixtral),),
     "LightOnOCRForConditionalGeneration": _LIGHTONOCR,
     "LightOnOcrForConditionalGeneration": _LIGHTONOCR,
 }

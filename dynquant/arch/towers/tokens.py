@@ -15,8 +15,8 @@ from dynquant.tensors import TensorSource
 from dynquant.transforms import Reshaped, rows_between
 from dynquant.vocab import read_vocab
 
-WITHIN = r"language_model\.(model\.)?embed_tokens\."
-"""The beginning of the embedding's stored names, which belongs to a tower that needs it."""
+NAMES = r"language_model\.(model\.)?embed_tokens\."
+"""The beginning of the embedding's stored names, for `Tower.shared`."""
 
 
 def token_id(text: str, whole: Whole) -> int:

@@ -106,6 +106,7 @@ class Tower:
     within:   pattern of the beginnings of its tensors' stored names, without the larger model's
               own prefix
     place:    where config.json has its settings
+    shared:   pattern of the names of the language model's tensors that it uses, too
     settings: the settings that it knows
     """
 
@@ -113,6 +114,7 @@ class Tower:
     within: str
     settings: Settings
     place: str = "vision_config"
+    shared: str = ""
 
     def __call__(self, whole: Whole) -> Architecture:
         """Describe the tower of a larger model.
