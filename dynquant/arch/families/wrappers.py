@@ -9,6 +9,7 @@ FAMILIES = dict.fromkeys(
     (
         "AyaVisionForConditionalGeneration",
         "AudioFlamingo3ForConditionalGeneration",
+        "Glm5vForConditionalGeneration",
         "GotOcr2ForConditionalGeneration",
         "GraniteSpeechForConditionalGeneration",
         "Idefics3ForConditionalGeneration",

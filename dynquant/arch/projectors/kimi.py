@@ -1,4 +1,7 @@
-"""MoonViT, the vision encoder of Kimi-VL and Kimi-K2.5: learned positions, and rotary ones."""
+"""MoonViT: the vision encoder of Kimi-VL, Kimi-K2.5 and GLM-5.2-Vision.
+
+Positions are learned and interpolated, and rotary in two directions.
+"""
 
 from __future__ import annotations
 
@@ -282,6 +285,7 @@ PROJECTORS = {
     "KimiVLForConditionalGeneration": (
         Tower(kimivl, r"(vision_tower|multi_modal_projector)\.", _KIMIVL),
     ),
+    "Glm5vForConditionalGeneration": _KIMIK25,
     "KimiK25ForConditionalGeneration": _KIMIK25,
     "Kimi_K25ForConditionalGeneration": _KIMIK25,
 }
