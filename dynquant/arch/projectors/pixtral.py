@@ -1,126 +1,24 @@
-"""Pixtral: pictures of any size, rotary positions in two dimensions, a mark after each row.
+"""Pixtral and Mistral 3: pictures of any size, with a mark after each row of patches.
 
-The encoder of Mistral Small 3.1 and 3.2, Magistral, Devstral and Ministral 3, which merge patches,
-and of Pixtral 12B and LightOnOCR.
+Mistral Small 3.1 and 3.2, Magistral, Devstral and Ministral 3 merge patches; Pixtral 12B does not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, Literal, cast
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
 
-from dynquant.arch.base import Architecture, Row
-from dynquant.arch.config import Count, LayersCount, Positive, Truth, read_config
-from dynquant.arch.settings import Settings, constant, harmless, reads
+from dynquant.arch.base import Architecture
+from dynquant.arch.config import read_config
 from dynquant.arch.towers import tokens
 from dynquant.arch.towers.limits import reduced
-from dynquant.arch.towers.rotary import rotary_problems
-from dynquant.arch.towers.vision import (
-    OUT,
-    Vision,
-    activation_keys,
-    biased,
-    erf_warning,
-    vision_keys,
-)
-from dynquant.arch.towers.whole import CLIP, Tower, Whole
-from dynquant.errors import ArchitectureError
-from dynquant.keys import Keys, u32
-from dynquant.text_settings import text_settings
-from dynquant.transforms import interleaved_heads
+from dynquant.arch.towers.pixtral import SETTINGS, Joined, encoder, longest_edge, merging
+from dynquant.arch.towers.whole import Tower, Whole
 from dynquant.untrusted import shown
-
-_IN = "model.vision_tower."
-_LAYER = _IN + "transformer.layers.{}."
-_JOIN = "model.multi_modal_projector."
-_EPSILON = 1e-5
-"""Of all norms in the model's own code."""
-
-_IMAGES = {
-    "image_mean": [0.48145466, 0.4578275, 0.40821073],
-    "image_std": [0.26862954, 0.26130258, 0.27577711],
-}
-"""Defaults of the image processor; some models have no settings of one."""
 
 _MOST_TOKENS = 1024
 """llama.cpp's limit of tokens for a picture."""
-
-GELU = Literal["gelu", "gelu_pytorch_tanh", "gelu_new", "gelu_fast"]
-"""llama.cpp approximates GELU by its tanh form."""
-
-
-@dataclass(frozen=True)
-class _Pixtral:
-    """Settings of the encoder, with the defaults of its class."""
-
-    hidden_size: Count = 1024
-    intermediate_size: Count = 4096
-    num_hidden_layers: LayersCount = 24
-    num_attention_heads: Count = 16
-    head_dim: Count | None = None
-    image_size: Count = 1024
-    patch_size: Count = 16
-    hidden_act: str = "gelu"
-
-
-@dataclass(frozen=True)
-class _Joined:
-    """Settings of what joins the encoder to the language model."""
-
-    projector_hidden_act: GELU = "gelu"
-    spatial_merge_size: Count = 2
-    multimodal_projector_bias: Truth = False
-
-
-@dataclass(frozen=True)
-class _Text:
-    vocab_size: Count
-    rms_norm_eps: Positive = 1e-6
-
-
-def _matrices(v: Vision) -> Sequence[Row]:
-    """Return the encoder's rows; llama.cpp rotates adjacent pairs of queries and keys."""
-    rotated = partial(interleaved_heads, n_head=v.num_attention_heads)
-    attention, ffn = _LAYER + "attention.", _LAYER + "feed_forward."
-    return (
-        Row(_IN + "patch_conv.weight", "v.patch_embd.weight", "hidden colours patch patch"),
-        Row(_IN + "ln_pre.weight", "v.pre_ln.weight", "hidden"),
-        Row(_LAYER + "attention_norm.weight", OUT + "ln1.weight", "hidden"),
-        Row(attention + "q_proj.weight", OUT + "attn_q.weight", "hidden hidden", via=rotated),
-        Row(attention + "k_proj.weight", OUT + "attn_k.weight", "hidden hidden", via=rotated),
-        Row(attention + "v_proj.weight", OUT + "attn_v.weight", "hidden hidden"),
-        Row(attention + "o_proj.weight", OUT + "attn_out.weight", "hidden hidden"),
-        Row(_LAYER + "ffn_norm.weight", OUT + "ln2.weight", "hidden"),
-        Row(ffn + "gate_proj.weight", OUT + "ffn_gate.weight", "ffn hidden"),
-        Row(ffn + "up_proj.weight", OUT + "ffn_up.weight", "ffn hidden"),
-        Row(ffn + "down_proj.weight", OUT + "ffn_down.weight", "hidden ffn"),
-    )
-
-
-_MERGER = (
-    Row(_JOIN + "norm.weight", "mm.input_norm.weight", "hidden"),
-    Row(_JOIN + "patch_merger.merging_layer.weight", "mm.patch_merger.weight", "hidden merged"),
-)
-
-
-def _projector(*, has_bias: bool) -> tuple[Row, ...]:
-    rows = (
-        *biased(_JOIN + "linear_1", "mm.1", "text hidden"),
-        *biased(_JOIN + "linear_2", "mm.2", "text text"),
-    )
-    return rows if has_bias else rows[::2]
-
-
-def _problems(own: _Pixtral, config: Mapping[str, Any], where: str) -> Iterator[str]:
-    each = own.hidden_size // own.num_attention_heads
-    if own.head_dim not in (None, each):
-        yield (
-            f"{where}: head_dim is {own.head_dim}; llama.cpp computes hidden_size divided by"
-            f" num_attention_heads, {each}"
-        )
-    yield from rotary_problems(config, each, where)
 
 
 def _choice_problems(config: Mapping[str, Any], where: str) -> Iterator[str]:
@@ -136,69 +34,6 @@ def _choice_problems(config: Mapping[str, Any], where: str) -> Iterator[str]:
         )
 
 
-def _whole(config: Mapping[str, Any], whole: Whole, joined: _Joined, kind: str) -> Architecture:
-    """Describe an encoder and its projector, without what only some models have."""
-    whole = replace(whole, images={**_IMAGES, **whole.images})
-    where = f"{whole.where}: vision_config"
-    own = read_config(_Pixtral, config, where)
-    ArchitectureError.raise_any(_problems(own, config, where))
-    text = read_config(_Text, text_settings(whole.config) or {}, f"{whole.where}: text_config")
-    v = Vision(
-        own.hidden_size,
-        own.intermediate_size,
-        own.num_hidden_layers,
-        own.num_attention_heads,
-        own.image_size,
-        own.patch_size,
-        _EPSILON,
-        own.hidden_act,
-    )
-    return Architecture(
-        name=CLIP,
-        keys=vision_keys(v, whole, kind) | activation_keys(own.hidden_act, where),
-        rows=(*_matrices(v), *_projector(has_bias=joined.multimodal_projector_bias)),
-        sizes={
-            "hidden": own.hidden_size,
-            "merged": joined.spatial_merge_size**2 * own.hidden_size,
-            "ffn": own.intermediate_size,
-            "colours": 3,
-            "patch": own.patch_size,
-            "text": whole.n_text,
-            "vocab": text.vocab_size,
-        },
-        n_layers=own.num_hidden_layers,
-        tied=None,
-        deviations=erf_warning(own.hidden_act, where),
-    )
-
-
-def _merging(found: Architecture, whole: Whole, joined: _Joined) -> Architecture:
-    """Add what merges patches; its norm has the language model's epsilon in the model's code."""
-    text = read_config(_Text, text_settings(whole.config) or {}, f"{whole.where}: text_config")
-    epsilon = text.rms_norm_eps
-    warnings = (
-        ()
-        if epsilon == _EPSILON
-        else (
-            f"{whole.where}: text_config has rms_norm_eps {shown(epsilon)}; llama.cpp computes the"
-            f" projector's norm with {_EPSILON}, which matters for very small numbers only",
-        )
-    )
-    return replace(
-        found,
-        keys=found.keys | {"clip.vision.spatial_merge_size": u32(joined.spatial_merge_size)},
-        rows=(*found.rows, *_MERGER),
-        deviations=(*found.deviations, *warnings),
-    )
-
-
-def _longest_edge(whole: Whole) -> int:
-    """Return the longest side of a picture in the settings of the image processor; 0 if none."""
-    size: object = whole.images.get("size")
-    edge = cast("dict[str, object]", size).get("longest_edge") if isinstance(size, dict) else None
-    return edge if isinstance(edge, int) and 0 < edge < 2**31 else 0
-
-
 def _marked(found: Architecture, whole: Whole, patch: int) -> Architecture:
     """Add the embedding of the mark after a row of patches, and warn of pictures too large.
 
@@ -207,7 +42,7 @@ def _marked(found: Architecture, whole: Whole, patch: int) -> Architecture:
     break_id = tokens.token_id("[IMG_BREAK]", whole)
     own = found.keys["clip.vision.image_size"].value
     assert isinstance(own, int)
-    edge = _longest_edge(whole) or own
+    edge = longest_edge(whole) or own
     most = (-(-edge // patch)) ** 2
     where = f"{whole.folder}: pictures of at most {edge} pixels of a side"
     return replace(
@@ -219,9 +54,9 @@ def _marked(found: Architecture, whole: Whole, patch: int) -> Architecture:
 
 def mistral3(config: Mapping[str, Any], whole: Whole) -> Architecture:
     """Describe the vision encoder of a Mistral 3, whose patches are merged."""
-    joined = read_config(_Joined, whole.config, whole.where)
-    ArchitectureError.raise_any(_choice_problems(whole.config, whole.where))
-    found = _merging(_whole(config, whole, joined, "pixtral"), whole, joined)
+    joined = read_config(Joined, whole.config, whole.where)
+    problems = _choice_problems(whole.config, whole.where)
+    found = merging(encoder(config, whole, joined, "pixtral", problems), whole, joined)
     return _marked(found, whole, found.sizes["patch"] * joined.spatial_merge_size)
 
 
@@ -229,50 +64,18 @@ def pixtral(config: Mapping[str, Any], whole: Whole) -> Architecture:
     """Describe the vision encoder of a Pixtral in the class of LLaVA."""
     stated = {"multimodal_projector_bias": True, **whole.config, "spatial_merge_size": 1}
     of_class = {"vision_feature_layer": -2, "vision_feature_select_strategy": "default"}
-    ArchitectureError.raise_any(_choice_problems({**of_class, **whole.config}, whole.where))
-    found = _whole(config, whole, read_config(_Joined, stated, whole.where), "pixtral")
+    problems = _choice_problems({**of_class, **whole.config}, whole.where)
+    joined = read_config(Joined, stated, whole.where)
+    found = encoder(config, whole, joined, "pixtral", problems)
     return _marked(found, whole, found.sizes["patch"])
 
 
-def lightonocr(config: Mapping[str, Any], whole: Whole) -> Architecture:
-    """Describe the vision encoder of a LightOnOCR, a Mistral 3's without marks."""
-    stated = {"spatial_merge_size": whole.config.get("spatial_merge_size")}
-    joined = read_config(_Joined, stated, whole.where)
-    found = _merging(_whole(config, whole, joined, "lightonocr"), whole, joined)
-    edge = _longest_edge(whole)
-    is_own = edge in (0, found.keys["clip.vision.image_size"].value)
-    longest: Keys = {} if is_own else {"clip.vision.preproc_image_size": u32(edge)}
-    return replace(
-        found,
-        keys=found.keys | longest,
-        rows=tuple(
-            row.within(_IN, "model.vision_encoder.").within(_JOIN, "model.vision_projection.")
-            for row in found.rows
-        ),
-        deviations=(
-            *found.deviations,
-            f"{whole.where}: llama.cpp enlarges small pictures of LightOnOCR to the longest side,"
-            " which the model's own processor does not",
-        ),
-    )
-
-
-_SETTINGS = Settings(
-    read=reads(_Pixtral, more="rope_theta"),
-    harmless=harmless("used while training only", "is_composition tie_word_embeddings"),
-    only=constant(3, "num_channels"),
-)
-_WITHIN = r"(vision_tower|multi_modal_projector)\."
-
-
 def _tower(describe: Callable[[Mapping[str, Any], Whole], Architecture]) -> Tower:
-    return Tower(describe, _WITHIN, _SETTINGS, shared=tokens.NAMES)
+    within = r"(vision_tower|multi_modal_projector)\."
+    return Tower(describe, within, SETTINGS, shared=tokens.NAMES)
 
 
-_LIGHTONOCR = (Tower(lightonocr, r"vision_(encoder|projection)\.", _SETTINGS),)
 PROJECTORS = {
     "Mistral3ForConditionalGeneration": (_tower(mistral3),),
     "LlavaForConditionalGeneration/pixtral": (_tower(pixtral),),
-    "LightOnOCRForConditionalGeneration": _LIGHTONOCR,
-    "LightOnOcrForConditionalGeneration": _LIGHTONOCR,
 }
