@@ -158,7 +158,8 @@ def _within(tower: Tower) -> re.Pattern[str]:
 
 def _alone(architecture: Architecture, tower: Tower) -> Architecture:
     """Return a tower that leaves all tensors outside of it out."""
-    outside = rf"(?!{_within(tower).pattern}).*"
+    shared = rf"|{_PREFIX}(?:{tower.shared})" if tower.shared else ""
+    outside = rf"(?!{_within(tower).pattern}{shared}).*"
     return replace(architecture, ignored={**architecture.ignored, outside: _TEXT})
 
 

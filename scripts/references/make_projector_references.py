@@ -95,7 +95,7 @@ def make_checkpoint(folder: Path, case: Case, seed: int) -> Encode:
     if own:
         own.save(model, folder)
     else:
-        model.save_pretrained(folder)
+        case.write(model, folder)
     if case.renamed:
         stored = load_file(folder / "model.safetensors")
         save_file(
@@ -122,6 +122,8 @@ def loaded(case: Case, folder: Path) -> transformers.PreTrainedModel:
     """Return a checkpoint's model in float32, with eager attention."""
     if case.model:
         return case.model.load(folder)
+    if case.read:
+        return case.read(folder)
     stated = None if case.own_config else transformers.AutoConfig.from_pretrained(folder)
     config = stated or case.config
     return model_class(config).from_pretrained(
@@ -160,8 +162,11 @@ def answer(
     inputs: Inputs = case.inputs(folder, one)
     found = case.features(model, inputs)
     pieces = found if isinstance(found, list) else [found]
-    ids = torch.tensor(_prompt(case, folder, encode, one, [len(piece) for piece in pieces]))
     features = torch.cat(pieces)
+    ids = torch.tensor(_prompt(case, folder, encode, one, [len(piece) for piece in pieces]))
+    if case.ids:
+        start = len(encode(case.before))
+        ids[start : start + len(features)] = torch.tensor(case.ids(inputs, features))
     outputs = model(
         input_ids=ids[None],
         attention_mask=torch.ones_like(ids)[None],

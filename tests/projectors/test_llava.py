@@ -24,7 +24,7 @@ from dynquant.arch.load_projector import load_projector
         ({"vision_config.intermediate_size": 24}, "intermediate_size equal to hidden_size 24"),
         (
             {"vision_config.model_type": "dinov2"},
-            "of model_type clip_vision_model or siglip_vision_model",
+            "of model_type clip_vision_model or pixtral or siglip_vision_model",
         ),
     ],
 )

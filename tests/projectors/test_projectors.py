@@ -50,6 +50,18 @@ class Medium:
     of_another: F32
     ids: NDArray[np.int64]
 
+    def texts(self, n_before: int, n_pieces: int) -> list[list[int]]:
+        """Return the tokens of each text before, between and after the pieces of the medium.
+
+        One piece may contain tokens, such as marks after rows of patches, which are embeddings.
+        """
+        ids = self.ids.tolist()
+        if n_pieces == 1:
+            return [ids[:n_before], ids[n_before + len(self.embeddings) :]]
+        placeholder = ids[n_before]
+        runs = groupby(ids, lambda token: token != placeholder)
+        return [list(run) for is_text, run in runs if is_text]
+
 
 @cache
 def stored(case: str) -> tuple[str, list[Medium]]:
@@ -68,12 +80,6 @@ def converted(case: str, folder: Path, recipe: str = "f32") -> tuple[Path, Path]
     return text, projector
 
 
-def texts_around(ids: NDArray[np.int64], placeholder: int) -> list[list[int]]:
-    """Return the tokens of each text before, between and after the pieces of a medium."""
-    runs = groupby(ids.tolist(), lambda token: token != placeholder)
-    return [list(run) for is_text, run in runs if is_text]
-
-
 @pytest.mark.parametrize("case", slow_except(FAST, CASES))
 def test_pictures_and_sounds_become_the_embeddings_of_transformers(
     case: str, tmp_path: Path
@@ -86,7 +92,7 @@ def test_pictures_and_sounds_become_the_embeddings_of_transformers(
             assert found.shape == one.embeddings.shape
             distance = np.linalg.norm(found - one.embeddings) / np.linalg.norm(one.embeddings)
             assert distance < TOLERANCE
-            assert seen.tokens == texts_around(one.ids, one.ids[len(seen.tokens[0])])
+            assert seen.tokens == one.texts(len(seen.tokens[0]), len(seen.embeddings))
             assert sum(map(len, seen.tokens)) == len(one.ids) - len(one.embeddings)
             error = np.abs(seen.log_probabilities - one.log_probabilities).max()
             assert error < PREDICTED

@@ -98,8 +98,24 @@ def _log(level: int, text: bytes, _: int | None) -> None:
     _lines.append(text.decode(errors="replace"))
 
 
+_M_PERTURB = -6
+"""Option of glibc's mallopt: what it fills memory with that it hands out, complemented."""
+
+
+def _hand_out_zeros() -> None:
+    """Let memory be zero before it is used, where the C library can.
+
+    llama.cpp's graph of Pixtral multiplies memory that nothing has set by zero, to clear it. Where
+    that memory holds what reads as NaN, so does the result.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_PERTURB, 0xFF)
+
+
 @cache
 def _library() -> Any:
+    _hand_out_zeros()
     loaded = binding.library()
     for name, (result, arguments) in _FUNCTIONS.items():
         function = getattr(loaded, name)

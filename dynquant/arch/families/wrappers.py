@@ -9,6 +9,7 @@ FAMILIES = dict.fromkeys(
     (
         "AyaVisionForConditionalGeneration",
         "AudioFlamingo3ForConditionalGeneration",
+        "Glm5vForConditionalGeneration",
         "GotOcr2ForConditionalGeneration",
         "GraniteSpeechForConditionalGeneration",
         "Idefics3ForConditionalGeneration",
@@ -17,6 +18,7 @@ FAMILIES = dict.fromkeys(
         "JanusForConditionalGeneration",
         "KimiK25ForConditionalGeneration",
         "KimiVLForConditionalGeneration",
+        "Kimi_K25ForConditionalGeneration",
         "Lfm2VlForConditionalGeneration",
         "LightOnOCRForConditionalGeneration",
         "LightOnOcrForConditionalGeneration",

@@ -111,6 +111,7 @@ class Tower:
     within:   pattern of the beginnings of its tensors' stored names, without the larger model's
               own prefix
     place:    where config.json has its settings
+    shared:   pattern of the names of the language model's tensors that it uses, too
     settings: the settings that it knows
     named:    a setting that names another model, from which the tower's weights are taken
     optional: whether some models of a class do not have it: their config.json has no such settings
@@ -122,6 +123,7 @@ class Tower:
     place: str = "vision_config"
     named: str = ""
     optional: bool = False
+    shared: str = ""
 
     def is_part_of(self, config: Mapping[str, Any]) -> bool:
         """Return whether a model with this config.json has the tower."""

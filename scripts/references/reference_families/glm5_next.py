@@ -15,7 +15,7 @@ def _tokenizer(folder: Path) -> Encode:
     return make_qwen_bpe(folder, ("[gMASK]", "<sop>", "<|user|>", "<|observation|>"))
 
 
-_TEXT: dict[str, Any] = {
+TEXT: dict[str, Any] = {
     **COMMON,
     "vocab_size": 416,
     "eos_token_id": [400, 402],
@@ -66,7 +66,7 @@ _TEXT: dict[str, Any] = {
     "hc_eps": 1e-3,
 }
 _PUBLISHED: dict[str, Any] = {
-    **_TEXT,
+    **TEXT,
     "attention_bias": False,
     "first_k_dense_replace": 1,
     "head_dim": 0,
@@ -88,7 +88,7 @@ _PUBLISHED: dict[str, Any] = {
 FAMILIES = {
     "glm5-next": Family(
         transformers.Glm5NextConfig(
-            text_config=_TEXT,
+            text_config=TEXT,
             vision_config={
                 "depth": 1,
                 "hidden_size": 8,

@@ -83,6 +83,10 @@ class Own(Protocol):
         ...
 
 
+def _saved(model: transformers.PreTrainedModel, folder: Path) -> None:
+    model.save_pretrained(folder)
+
+
 @dataclass(frozen=True)
 class Case:
     """One checkpoint with a projector, and what its model is given.
@@ -98,6 +102,7 @@ class Case:
     token:     the placeholder's id
     text:      for prompts with texts between the pieces of a medium: the whole prompt, with the
                placeholder's text in place of each embedding
+    ids:       the ids of a medium's tokens, given the inputs and features; `token` by default
     more:      further inputs of the model, given the ids and the placeholder's id
     factors:   endings of names of weights that are near one
     norms:     the mean of factors in the language model, as stored
@@ -105,6 +110,8 @@ class Case:
     published: config keys in the form of published files; None removes a key
     rewrite:   brings the checkpoint into a published form that transformers does not read, when
                its results are known
+    write:     writes the model's weights and config.json; transformers does it by default
+    read:      loads the model; needed for published forms that transformers does not read
     renamed:   stored names that published files spell otherwise: beginnings, and what they become
     of_sounds: fields of the case that differ for sounds, if there are pictures too
     model:     makes and loads the model if transformers has none of this class
@@ -124,12 +131,15 @@ class Case:
     token: int
     text: Callable[[Path, Media], str] | None = None
     more: Callable[[torch.Tensor, int], Inputs] = _no_more
+    ids: Callable[[Inputs, torch.Tensor], list[int]] | None = None
     norms: float = 1.0
     weights: float = 0.25
     published: dict[str, Any] = field(default_factory=dict)
     renamed: dict[str, str] = field(default_factory=dict)
     rewrite: Callable[[Path], None] | None = None
     dtype: torch.dtype = torch.bfloat16
+    write: Callable[[transformers.PreTrainedModel, Path], None] = _saved
+    read: Callable[[Path], transformers.PreTrainedModel] | None = None
     of_sounds: dict[str, Any] = field(default_factory=dict)
     own_config: bool = False
     around: Callable[[int], list[str]] | None = None
