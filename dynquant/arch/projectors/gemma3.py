@@ -11,7 +11,13 @@ from dynquant.arch.base import Architecture, Row
 from dynquant.arch.config import Count, read_config
 from dynquant.arch.settings import Settings, harmless, reads
 from dynquant.arch.towers import siglip
-from dynquant.arch.towers.vision import Vision, activation_keys, erf_warning, vision_keys
+from dynquant.arch.towers.vision import (
+    Vision,
+    activation_keys,
+    erf_warning,
+    vision_keys,
+    vision_sizes,
+)
 from dynquant.arch.towers.whole import CLIP, Tower, Whole
 from dynquant.errors import ArchitectureError
 from dynquant.keys import Keys, u32
@@ -52,14 +58,7 @@ def gemma3(config: Mapping[str, Any], whole: Whole) -> Architecture:
         name=CLIP,
         keys=vision_keys(v, whole, "gemma3") | activation_keys(v.hidden_act, where) | pooled,
         rows=_ROWS + siglip.ROWS,
-        sizes={
-            "hidden": v.hidden_size,
-            "ffn": v.intermediate_size,
-            "colours": 3,
-            "patch": v.patch_size,
-            "patches": side * side,
-            "text": whole.n_text,
-        },
+        sizes=vision_sizes(v, whole),
         n_layers=v.num_hidden_layers,
         tied=None,
         ignored=siglip.UNUSED,

@@ -10,7 +10,13 @@ from dynquant.arch.base import Architecture, Row
 from dynquant.arch.config import Count, Truth, read_config
 from dynquant.arch.settings import Settings, harmless, reads
 from dynquant.arch.towers import siglip
-from dynquant.arch.towers.vision import Vision, activation_keys, erf_warning, vision_keys
+from dynquant.arch.towers.vision import (
+    Vision,
+    activation_keys,
+    erf_warning,
+    vision_keys,
+    vision_sizes,
+)
 from dynquant.arch.towers.whole import CLIP, Tower, Whole
 from dynquant.errors import ArchitectureError
 from dynquant.keys import u32
@@ -69,15 +75,7 @@ def idefics3(config: Mapping[str, Any], whole: Whole) -> Architecture:
         | activation_keys(v.hidden_act, where)
         | {"clip.vision.preproc_image_size": u32(tiles.size.longest_edge)},
         rows=_ROWS,
-        sizes={
-            "hidden": v.hidden_size,
-            "ffn": v.intermediate_size,
-            "colours": 3,
-            "patch": v.patch_size,
-            "patches": side * side,
-            "joined": v.hidden_size * scale**2,
-            "text": whole.n_text,
-        },
+        sizes={**vision_sizes(v, whole), "joined": v.hidden_size * scale**2},
         n_layers=v.num_hidden_layers,
         tied=None,
         ignored=siglip.UNUSED,

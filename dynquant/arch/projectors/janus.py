@@ -10,7 +10,14 @@ from dynquant.arch.base import Architecture, Row
 from dynquant.arch.config import Count, Positive, Truth, read_config
 from dynquant.arch.settings import Settings, constant, harmless, reads
 from dynquant.arch.towers import siglip
-from dynquant.arch.towers.vision import Vision, activation_keys, biased, erf_warning, vision_keys
+from dynquant.arch.towers.vision import (
+    Vision,
+    activation_keys,
+    biased,
+    erf_warning,
+    vision_keys,
+    vision_sizes,
+)
 from dynquant.arch.towers.whole import CLIP, Tower, Whole
 from dynquant.errors import ArchitectureError
 
@@ -42,7 +49,6 @@ def janus(config: Mapping[str, Any], whole: Whole) -> Architecture:
     v = read_config(Vision, usual, where)
     v = replace(v, intermediate_size=int(v.hidden_size * own.mlp_ratio))
     ArchitectureError.raise_any(_problems(own, whole))
-    side = v.image_size // v.patch_size
     return Architecture(
         name=CLIP,
         keys=vision_keys(v, whole, "janus_pro") | activation_keys(v.hidden_act, where),
@@ -51,14 +57,7 @@ def janus(config: Mapping[str, Any], whole: Whole) -> Architecture:
             *biased(_JOIN + "hidden_layers.0", "mm.1", "text text"),
             *(_renamed(row) for row in siglip.INNER if own.attention_bias or not _is_bias(row)),
         ),
-        sizes={
-            "hidden": v.hidden_size,
-            "ffn": v.intermediate_size,
-            "colours": 3,
-            "patch": v.patch_size,
-            "patches": side * side,
-            "text": whole.n_text,
-        },
+        sizes=vision_sizes(v, whole),
         n_layers=v.num_hidden_layers,
         tied=None,
         ignored=siglip.UNUSED,

@@ -22,6 +22,7 @@ from dynquant.arch.towers.vision import (
     biased,
     erf_warning,
     vision_keys,
+    vision_sizes,
 )
 from dynquant.arch.towers.whole import CLIP, Tower, Whole
 from dynquant.errors import ArchitectureError
@@ -71,15 +72,7 @@ def llava(
         | activation_keys(v.hidden_act, where)
         | {"clip.vision.feature_layer": i32s([n_layers])},
         rows=(*_PROJECTOR, *rows),
-        sizes={
-            "hidden": v.hidden_size,
-            "ffn": v.intermediate_size,
-            "colours": 3,
-            "patch": v.patch_size,
-            "patches": side * side,
-            "places": side * side + 1,
-            "text": whole.n_text,
-        },
+        sizes={**vision_sizes(v, whole), "places": side * side + 1},
         n_layers=n_layers,
         tied=None,
         ignored={

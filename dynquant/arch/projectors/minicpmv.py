@@ -14,7 +14,7 @@ from dynquant.arch.config import Count, Truth, read_config
 from dynquant.arch.settings import Settings, harmless, reads
 from dynquant.arch.towers import minicpmv, siglip
 from dynquant.arch.towers.minicpmv import SIDE, Slices
-from dynquant.arch.towers.vision import Vision, activation_keys, biased, vision_keys
+from dynquant.arch.towers.vision import Vision, activation_keys, biased, vision_keys, vision_sizes
 from dynquant.arch.towers.whole import CLIP, Tower, Whole
 from dynquant.arrays import F32
 from dynquant.errors import ArchitectureError
@@ -55,13 +55,9 @@ def resampler(config: Mapping[str, Any], whole: Whole) -> Architecture:
         },
         rows=(*_SEES, *_resampler(whole.n_text)),
         sizes={
-            "hidden": v.hidden_size,
-            "ffn": v.intermediate_size,
-            "colours": 3,
-            "patch": v.patch_size,
+            **vision_sizes(v, whole),
             "patches": SIDE**2,
             "queries": own.query_num,
-            "text": whole.n_text,
             "three": 3 * whole.n_text,
         },
         n_layers=n_layers,

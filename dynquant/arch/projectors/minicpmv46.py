@@ -11,7 +11,7 @@ from dynquant.arch.config import Count, Natural, read_config
 from dynquant.arch.settings import Only, Settings, reads
 from dynquant.arch.towers import minicpmv, siglip
 from dynquant.arch.towers.minicpmv import Slices
-from dynquant.arch.towers.vision import Vision, activation_keys, biased, vision_keys
+from dynquant.arch.towers.vision import Vision, activation_keys, biased, vision_keys, vision_sizes
 from dynquant.arch.towers.whole import CLIP, Tower, Whole
 from dynquant.errors import ArchitectureError
 from dynquant.keys import Keys, i32s, u32
@@ -50,14 +50,10 @@ def minicpmv46(config: Mapping[str, Any], whole: Whole) -> Architecture:
         | _merging(own, twice=merges_twice),
         rows=(*_after(), *siglip.ROWS, *(_within() if merges_twice else ())),
         sizes={
-            "hidden": v.hidden_size,
-            "ffn": v.intermediate_size,
+            **vision_sizes(v, whole),
             "four": 4 * v.hidden_size,
             "wide": 4 * v.intermediate_size,
-            "colours": 3,
-            "patch": v.patch_size,
             "patches": minicpmv.SIDE**2,
-            "text": whole.n_text,
         },
         n_layers=v.num_hidden_layers,
         tied=None,

@@ -69,6 +69,18 @@ def of_several(keys: Keys) -> Keys:
     return {"clip.vision.projector_type" if n == kind else n: v for n, v in keys.items()}
 
 
+def vision_sizes(v: Vision, whole: Whole) -> dict[str, int]:
+    """Return the dimensions that rows of vision encoders name; pictures are squares of colours."""
+    return {
+        "hidden": v.hidden_size,
+        "ffn": v.intermediate_size,
+        "colours": 3,
+        "patch": v.patch_size,
+        "patches": (v.image_size // v.patch_size) ** 2,
+        "text": whole.n_text,
+    }
+
+
 @dataclass(frozen=True)
 class _Norm:
     """Mean and deviation of the colours, three each."""
