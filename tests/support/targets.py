@@ -24,6 +24,7 @@ from safetensors.numpy import save
 
 from dynquant.arch.base import Model
 from dynquant.arch.load import load_model
+from dynquant.arch.load_projector import load_projector
 from dynquant.checkpoint.safetensors import open_checkpoint
 from dynquant.conversion.jobs import Done
 from dynquant.conversion.journal import Journal, refuse_changed
@@ -111,7 +112,11 @@ def _plan(model: Model) -> None:
 def _folders(*patterns: str) -> list[Files]:
     found = sorted(folder for p in patterns for folder in TESTS.glob(p) if folder.is_dir())
     return [
-        {str(p.relative_to(f)): p.read_bytes() for p in f.rglob("*.*") if p.suffix != ".npy"}
+        {
+            str(p.relative_to(f)): p.read_bytes()
+            for p in f.rglob("*.*")
+            if p.suffix != ".npy" and p.is_file()
+        }
         for f in found
     ]
 
@@ -119,6 +124,11 @@ def _folders(*patterns: str) -> list[Files]:
 @cache
 def _references() -> list[Files]:
     return [f for f in _folders("references/*") if "config.json" in f]
+
+
+@cache
+def _projectors() -> list[Files]:
+    return _folders("references/projectors/*")
 
 
 @cache
@@ -262,6 +272,10 @@ def _read_model(folder: Path) -> None:
     _plan(load_model(folder))
 
 
+def _read_projector(folder: Path) -> None:
+    _plan(load_projector(folder))
+
+
 def _read_packed(folder: Path) -> None:
     from dynquant.checkpoint.packed import Packed, unpack
 
@@ -355,6 +369,12 @@ TARGETS = {
         Target("imatrix", _imatrices, ("imatrix",), _read_imatrix),
         Target("legacy imatrix", _legacy, ("imatrix",), _read_imatrix),
         Target("config", _references, ("config.json",), _read_model),
+        Target(
+            "projector",
+            _projectors,
+            ("preprocessor_config.json", "processor_config.json", "config.json"),
+            _read_projector,
+        ),
         Target("packed", _packed, ("config.json", ".safetensors"), _read_packed),
         Target("tokenizer", _vocabularies, (".json", ".model", ".txt"), _read_vocab),
         Target(
