@@ -102,20 +102,26 @@ _M_PERTURB = -6
 """Option of glibc's mallopt: what it fills memory with that it hands out, complemented."""
 
 
-def _hand_out_zeros() -> None:
-    """Let memory be zero before it is used, where the C library can.
-
-    llama.cpp's graph of Pixtral multiplies memory that nothing has set by zero, to clear it. Where
-    that memory holds what reads as NaN, so does the result.
-    """
+def _hand_out_zeros(wanted: bool) -> None:
+    """Let memory be zero before it is used, where the C library can; it makes llama.cpp slow."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(_M_PERTURB, 0xFF)
+        mallopt(_M_PERTURB, 0xFF if wanted else 0)
+
+
+def _needs_zeros(projector: Path) -> bool:
+    """Return whether llama.cpp's graph of a projector reads memory that nothing has set.
+
+    That of Pixtral multiplies such memory by zero, to clear it. Where it holds what reads as NaN,
+    so does the result.
+    """
+    with projector.open("rb") as file:
+        head = file.read(1 << 13)
+    return b"pixtral" in head or b"lightonocr" in head
 
 
 @cache
 def _library() -> Any:
-    _hand_out_zeros()
     loaded = binding.library()
     for name, (result, arguments) in _FUNCTIONS.items():
         function = getattr(loaded, name)
@@ -148,6 +154,7 @@ class Multimodal:
     def __init__(self, text: Path, projector: Path, *, n_ctx: int = 2048) -> None:
         """Load both files; raise RuntimeError with llama.cpp's log if it rejects one."""
         self._lib = _library()
+        _hand_out_zeros(_needs_zeros(projector))
         _lines.clear()
         parameters = self._lib.llama_model_default_params()
         parameters.n_gpu_layers = 0
@@ -166,6 +173,7 @@ class Multimodal:
         return self
 
     def __exit__(self, *_: object) -> None:
+        _hand_out_zeros(False)
         self._lib.mtmd_free(self._context)
         self._lib.llama_model_free(self._model)
 
