@@ -17,7 +17,6 @@ from dynquant.arch.load import load_model
         ({"vision_config.projection_dim": 64}, "projection_dim is 64, and the language model has"),
         ({"vision_config.use_qk_norm": True}, "use_qk_norm is true; llama.cpp computes"),
         ({"vision_config.hidden_act": "relu"}, "hidden_act is 'relu'; llama.cpp computes"),
-        ({"vision_config.mlp_ratio": 1.0}, "intermediate_size equal to hidden_size 24"),
     ],
 )
 def test_settings_that_llama_cpp_does_not_compute_are_refused(

@@ -135,3 +135,13 @@ def test_the_longest_side_of_lightonocr_is_that_of_its_processor(tmp_path: Path)
 def test_unknown_settings_of_the_encoder_are_reported(tmp_path: Path) -> None:
     copy = changed("mistral3", tmp_path, vision={"new_norm": 2})
     assert any("new_norm" in warning for warning in load_projector(copy).deviations)
+
+
+def test_a_copy_without_the_encoder_is_reported_as_such(tmp_path: Path) -> None:
+    copy = changed("mistral3", tmp_path)
+    kept = "language_model."
+    rename(copy, lambda name: name if name.startswith(kept) else f"{kept}{name}")
+    with pytest.raises(ArchitectureError) as e:
+        load_projector(copy)
+    assert len(e.value.messages) == 1
+    assert "has no tensors of the vision_config model" in e.value.messages[0]

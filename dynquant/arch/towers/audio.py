@@ -108,11 +108,6 @@ def _problems(a: Audio, where: str) -> Iterator[str]:
             f"{where}: hidden_size is {a.hidden_size}, which is not a multiple of the"
             f" {a.num_attention_heads} heads"
         )
-    if a.intermediate_size == a.hidden_size:
-        yield (
-            f"{where}: intermediate_size is equal to hidden_size {a.hidden_size}; llama.cpp would"
-            " take the feed-forward's two matrices for each other"
-        )
 
 
 def _sounds(a: Audio, whole: Whole) -> Iterator[str]:

@@ -17,6 +17,12 @@ from dynquant.tensors import TensorSource
 from dynquant.transforms import Reshaped, Rows, rows_between, rows_of_each
 from dynquant.untrusted import shown
 
+_EXCHANGED = frozenset(
+    "mlp qwen2vl_merger qwen2.5vl_merger gemma3 idefics3 resampler minicpmv4_6".split()
+)
+"""Projectors of which old files had the feed-forward's matrices under each other's names: llama.cpp
+exchanges them if the second has as many inputs as the encoder is wide."""
+
 _BYTE = 1 / 255
 """The factor by which llama.cpp multiplies the bytes of a picture before mean and deviation."""
 
@@ -45,7 +51,7 @@ def vision_keys(v: Vision, whole: Whole, kind: str, *, of_several: bool = False)
 
     Raises ArchitectureError for an encoder or pictures that llama.cpp cannot compute.
     """
-    ArchitectureError.raise_any(_problems(v, whole))
+    ArchitectureError.raise_any(_problems(v, whole, kind))
     norm = _norm(whole)
     return {
         "clip.has_vision_encoder": boolean(True),
@@ -96,13 +102,13 @@ def _norm(whole: Whole) -> _Norm:
     return read_config(_Norm, whole.images, f"{whole.folder}: settings of the image processor")
 
 
-def _problems(v: Vision, whole: Whole) -> Iterator[str]:
+def _problems(v: Vision, whole: Whole, kind: str) -> Iterator[str]:
     if v.hidden_size % v.num_attention_heads:
         yield (
             f"{whole.where}: vision_config has hidden_size {v.hidden_size}, which is not a multiple"
             f" of its {v.num_attention_heads} heads"
         )
-    if v.intermediate_size == v.hidden_size:
+    if v.intermediate_size == v.hidden_size and kind in _EXCHANGED:
         yield (
             f"{whole.where}: vision_config has intermediate_size equal to hidden_size"
             f" {v.hidden_size}; llama.cpp would take the feed-forward's two matrices for each other"
