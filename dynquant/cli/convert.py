@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -206,6 +207,7 @@ def convert(
         raise ConvertError(f"{out}: exists; replace it with --force, or name another output")
     made = _plans(planning, projecting, out, only=only_mmproj)
     jobs = [_job(plan, path, limit if path == out else None, max_error) for plan, path in made]
+    _refuse_shared(jobs)
     for job in jobs:
         if summary:
             refuse_read(summary, job.plan.recipe.places)
@@ -251,16 +253,39 @@ def _plans(
     seeing = problems.attempt(projecting.make) if projecting else None
     if projecting and seeing:
         path = out if only else projecting.path(out, seeing)
-        if not only and path.absolute() == out.absolute():
-            raise ConvertError(
-                f"{out}: is the name of the projector, too; name another output, or give the"
-                " projector another name with --mmproj-out"
-            )
         plans.append((seeing, path))
     if not only and (text := problems.attempt(planning.make)):
         plans.append((text, out))
     problems.raise_any()
+    if len(plans) > 1:
+        (one, _), (other, _) = plans
+        if one.architecture == other.architecture:
+            raise ConvertError(
+                f"{planning.saved}: is the plan of a projector, too; carry it out without --mmproj"
+            )
     return plans
+
+
+def _places(job: _Job) -> set[Path]:
+    """Return all names that writing a file uses, also while it is incomplete."""
+    from dynquant.conversion.journal import journal_path
+    from dynquant.conversion.manifest import manifest_path
+    from dynquant.conversion.output import part_path
+
+    final = [*job.work.layout.paths(job.out), manifest_path(job.out), job.out]
+    return {p.absolute() for p in (*final, *map(part_path, final), journal_path(job.out))}
+
+
+def _refuse_shared(jobs: Sequence[_Job]) -> None:
+    """Raise ConvertError if writing one file would use a name of the other."""
+    from dynquant.errors import ConvertError
+
+    for one, other in combinations(jobs, 2):
+        if shared := sorted(_places(one) & _places(other)):
+            raise ConvertError(
+                f"{shared[0]}: both {one.out.name} and {other.out.name} would be written there;"
+                " name another output, or give the projector another name with --mmproj-out"
+            )
 
 
 def _job(plan: Plan, out: Path, limit: int | None, max_error: float | None) -> _Job:

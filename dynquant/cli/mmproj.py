@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -56,6 +57,13 @@ class WithMmproj(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse arguments, after completing --mmproj."""
+        for one, following in pairwise(args):
+            if one == _OPTION and (Path(following).is_dir() or following.startswith("hf://")):
+                raise typer.BadParameter(
+                    f"takes {following!r} as its recipe; write {_OPTION}={DEFAULT}, or put it last",
+                    ctx,
+                    param_hint=_OPTION,
+                )
         return super().parse_args(ctx, completed(args))
 
 

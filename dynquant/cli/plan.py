@@ -121,6 +121,11 @@ def plan(
         base=base,
     )
     projecting = planning.projecting(mmproj, only=only_mmproj)
+    if projecting and not only_mmproj and (html or save):
+        raise typer.BadParameter(
+            "--html and --save are for one file: without --mmproj the language model, with"
+            " --only-mmproj the projector"
+        )
     limit = size_of(max_size, "--max-size")
     from dynquant.cli.text_files import refuse_read
     from dynquant.conversion.gates import check_gate, size_gate

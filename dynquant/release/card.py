@@ -102,7 +102,7 @@ def _files(models: Sequence[Finished], projectors: Sequence[Finished]) -> Iterat
         senses = " and ".join(
             {"image": "pictures", "audio": "sounds"}[a] for a in abilities(projectors)
         )
-        yield f"{listed}, with which llama.cpp reads {senses}; each model works with any of them."
+        yield f"{listed}, with which llama.cpp reads {senses}."
         yield ""
     if any(m.loss for m in models):
         yield ERROR_WORDS

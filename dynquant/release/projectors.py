@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from dynquant.errors import ReleaseError
 from dynquant.release.finished import Finished
+from dynquant.report.picture import text_of
 
 _CLIP = "clip"
 _SEES, _HEARS = "clip.has_vision_encoder", "clip.has_audio_encoder"
@@ -23,6 +24,11 @@ def apart(files: Sequence[Finished]) -> tuple[list[Finished], list[Finished]]:
 
     Raises ReleaseError for projectors without a language model, or of another one.
     """
+    ReleaseError.raise_any(
+        f"{file.path}: is an adapter; a release is of models and their projectors"
+        for file in files
+        if text_of(file.keys, "general.type") == "adapter"
+    )
     models = [file for file in files if not is_projector(file)]
     projectors = [file for file in files if is_projector(file)]
     if not models:
@@ -40,6 +46,16 @@ def _problems(projector: Finished, model: Finished) -> Iterator[str]:
             f"{projector.path}: is the projector of {theirs}, but {model.path} is of {ours}; take"
             " both from one model"
         )
+    if changed := _other_sources(projector, model):
+        yield (
+            f"{projector.path}: was made from another {changed} than {model.path}; take both from"
+            " one model"
+        )
+    elif projector.name != model.name and not (ours and theirs):
+        yield (
+            f"{projector.path}: is of {projector.name!r}, but {model.path} is of {model.name!r};"
+            " take both from one model, or give both one name (--set general.name=NAME)"
+        )
     width = model.keys.get(f"{model.architecture}.embedding_length")
     for name, key in projector.keys.items():
         if _WIDTH.fullmatch(name) and width is not None and key.value != width.value:
@@ -47,6 +63,15 @@ def _problems(projector: Finished, model: Finished) -> Iterator[str]:
                 f"{projector.path}: {name} is {key.value}, but the embeddings of {model.path} have"
                 f" {width.value} numbers; take both from one model"
             )
+
+
+def _other_sources(projector: Finished, model: Finished) -> str:
+    """Return the name of a source file of which the two had different ones; "" if none is known."""
+    ours, theirs = (
+        {s.name: (s.bytes, s.header_sha256) for s in one.manifest.sources} if one.manifest else {}
+        for one in (model, projector)
+    )
+    return next((n for n, facts in theirs.items() if n in ours and ours[n] != facts), "")
 
 
 def abilities(projectors: Sequence[Finished]) -> tuple[str, ...]:

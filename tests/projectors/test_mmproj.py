@@ -132,10 +132,33 @@ def test_a_place_for_the_projector(tmp_path: Path) -> None:
 
 def test_one_name_for_both_files_is_refused(tmp_path: Path) -> None:
     (line,) = errors(convert(tmp_path / BESIDE, "-r", "f16", "--mmproj"))
-    assert "is the name of the projector, too;" in line
-    out = tmp_path / "a.gguf"
-    (line,) = errors(convert(out, "-r", "f16", "--mmproj-out", out))
-    assert "is the name of the projector, too;" in line
+    assert f"both {BESIDE} and {BESIDE} would be written there;" in line
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "projector", ["a.gguf", "a.gguf.part", "a.gguf.manifest.json", "a.gguf.journal"]
+)
+def test_a_name_that_the_other_file_uses_meanwhile_is_refused(
+    projector: str, tmp_path: Path
+) -> None:
+    options = ("-r", "f16", "--mmproj-out", tmp_path / projector, "--force")
+    (line,) = errors(convert(tmp_path / "a.gguf", *options))
+    assert "would be written there;" in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_plan_of_a_projector_has_no_second_projector(tmp_path: Path) -> None:
+    plan = tmp_path / "plan.json"
+    assert run("plan", MODEL, "--only-mmproj", "--save", plan).code == 0
+    (line,) = errors(convert(tmp_path / "p.gguf", "--plan", plan, "--mmproj"))
+    assert "is the plan of a projector, too; carry it out without --mmproj" in line
+
+
+def test_a_saved_or_drawn_plan_has_one_file(tmp_path: Path) -> None:
+    for option in ("--save", "--html"):
+        done = run("plan", MODEL, "-r", "f16", "--mmproj", "F16", option, tmp_path / "x")
+        assert done.code == 2
 
 
 def test_faults_of_both_files_are_reported_together(tmp_path: Path) -> None:
@@ -194,12 +217,8 @@ def test_a_gguf_has_no_second_part(tmp_path: Path) -> None:
 def test_without_the_image_processors_settings(tmp_path: Path) -> None:
     model = shutil.copytree(MODEL, tmp_path / "m")
     (model / "preprocessor_config.json").unlink()
-    with pytest.raises(ArchitectureError) as refused:
+    with pytest.raises(ArchitectureError, match=r"has no preprocessor_config\.json, which says"):
         load_projector(model)
-    assert [m.partition("image processor: ")[2] for m in refused.value.messages] == [
-        "image_mean is missing",
-        "image_std is missing",
-    ]
 
 
 def test_a_damaged_settings_file_is_named(tmp_path: Path) -> None:
@@ -269,6 +288,24 @@ def release_json_of(release: Release) -> dict[str, list[object]]:
         (release.folder / name).write_bytes(content)
     found = release_json(release)
     return {name: found[name] for name in ("models", "projectors")}
+
+
+def test_a_projector_of_another_model_is_not_released(tmp_path: Path) -> None:
+    convert(tmp_path / "a.gguf", "-r", "q8_0", "--no-manifest")
+    convert(tmp_path / "b.gguf", "-r", "q8_0")
+    convert(tmp_path / "p.gguf", "--only-mmproj", model=OTHER)
+    with pytest.raises(ReleaseError, match=r"is of 'Gemma3', but .* is of 'Qwen3Vl'; take both"):
+        release_of(tmp_path / "a.gguf", tmp_path / "p.gguf")
+    with pytest.raises(ReleaseError, match=r"from another model\.safetensors than .*b\.gguf; take"):
+        release_of(tmp_path / "b.gguf", tmp_path / "p.gguf")
+
+
+def test_an_adapter_is_not_released(tmp_path: Path) -> None:
+    adapter = REFERENCES / "adapters" / "qwen3"
+    base = ("--base", REFERENCES / "qwen3")
+    assert run("convert", adapter, *base, "-o", tmp_path / "a.gguf", "-q").code == 0
+    with pytest.raises(ReleaseError, match="is an adapter; a release is of models"):
+        release_of(tmp_path / "a.gguf")
 
 
 def test_a_release_needs_the_language_model_of_the_projector(tmp_path: Path) -> None:

@@ -99,6 +99,12 @@ def add_product(weights: F32, left: F32, right: F32, factor: np.float32) -> None
     Each element is the sum over the rank in order, then times the factor, each step rounded to
     float32. BLAS would be faster, but its order of sums depends on the machine and the shape.
     """
+    # Numbers that are not finite are reported when the row is encoded.
+    with np.errstate(over="ignore", invalid="ignore"):
+        _add(weights, left, right, factor)
+
+
+def _add(weights: F32, left: F32, right: F32, factor: np.float32) -> None:
     n, n_columns = weights.shape
     width = min(n_columns, _TILE)
     height = max(1, _TILE // width)

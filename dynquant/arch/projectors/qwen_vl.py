@@ -96,7 +96,17 @@ def _sizes(own: _Qwen, v: Vision, whole: Whole) -> dict[str, int]:
     }
 
 
-def _problems(own: _Qwen, where: str) -> Iterator[str]:
+def _problems(own: _Qwen, whole: Whole, where: str) -> Iterator[str]:
+    for name, value in {
+        "patch_size": own.patch_size,
+        "merge_size": own.spatial_merge_size,
+        "temporal_patch_size": own.temporal_patch_size,
+    }.items():
+        if (its := whole.images.get(name)) not in (None, value):
+            yield (
+                f"{whole.folder}: {name} of the image processor is {shown(its)}, but config.json"
+                f" implies {value}; take both from one model"
+            )
     if own.temporal_patch_size != 2:
         yield f"{where}: temporal_patch_size is {own.temporal_patch_size}; llama.cpp computes 2"
     if own.spatial_merge_size != 2:
@@ -126,7 +136,7 @@ def qwen2vl(config: Mapping[str, Any], whole: Whole) -> Architecture:
     where = f"{whole.where}: vision_config"
     own = read_config(_Qwen, config, where)
     its = read_config(_Qwen2, config, where)
-    ArchitectureError.raise_any(_problems(own, where))
+    ArchitectureError.raise_any(_problems(own, whole, where))
     v = _usual(own, its.embed_dim, its.mlp_ratio * its.embed_dim, its.hidden_act, _SIZE)
     return Architecture(
         name=CLIP,
@@ -154,7 +164,7 @@ def qwen25vl(config: Mapping[str, Any], whole: Whole) -> Architecture:
     its = read_config(_Qwen25, config, where)
     full = its.fullatt_block_indexes
     every = full[0] + 1 if full else 0
-    ArchitectureError.raise_any(_problems(own, where))
+    ArchitectureError.raise_any(_problems(own, whole, where))
     if list(full) != list(range(every - 1, own.depth, max(every, 1))):
         raise ArchitectureError(
             f"{where}: fullatt_block_indexes is {shown(list(full))}; llama.cpp computes layers"
@@ -195,7 +205,7 @@ def qwen3vl(config: Mapping[str, Any], whole: Whole) -> Architecture:
     own = read_config(_Qwen, {"depth": 27, "patch_size": 16, **config}, where)
     its = read_config(_Qwen3, config, where)
     side = isqrt(its.num_position_embeddings)
-    ArchitectureError.raise_any(_problems(own, where))
+    ArchitectureError.raise_any(_problems(own, whole, where))
     deep = its.deepstack_visual_indexes
     if side * side != its.num_position_embeddings:
         raise ArchitectureError(

@@ -6,7 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import prod
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from dynquant.arch.base import Form, Row, Via
 from dynquant.arch.config import Count, LayersCount, Positive, read_config
@@ -18,7 +20,7 @@ from dynquant.transforms import Reshaped, Rows, rows_between, rows_of_each
 from dynquant.untrusted import shown
 
 _EXCHANGED = frozenset(
-    "mlp qwen2vl_merger qwen2.5vl_merger gemma3 idefics3 resampler minicpmv4_6".split()
+    {"mlp", "qwen2vl_merger", "qwen2.5vl_merger", "gemma3", "idefics3", "resampler", "minicpmv4_6"}
 )
 """Projectors of which old files had the feed-forward's matrices under each other's names: llama.cpp
 exchanges them if the second has as many inputs as the encoder is wide."""
@@ -87,18 +89,27 @@ def vision_sizes(v: Vision, whole: Whole) -> dict[str, int]:
     }
 
 
+_Part = Annotated[float, Field(ge=0, le=1)]
+_Deviation = Annotated[float, Field(gt=0, le=1)]
+
+
 @dataclass(frozen=True)
 class _Norm:
-    """Mean and deviation of the colours, three each."""
+    """Mean and deviation of the colours, which are from 0 to 1."""
 
-    image_mean: tuple[float, float, float]
-    image_std: tuple[Positive, Positive, Positive]
+    image_mean: tuple[_Part, _Part, _Part]
+    image_std: tuple[_Deviation, _Deviation, _Deviation]
 
 
 def _norm(whole: Whole) -> _Norm:
     """Return mean and deviation: zero and one if the model's processor does not normalize."""
     if whole.images.get("do_normalize") is False:
         return _Norm((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    if not whole.images:
+        raise ArchitectureError(
+            f"{whole.folder}: has no preprocessor_config.json, which says how pictures are prepared"
+            " (image_mean, image_std); download it from the original model"
+        )
     return read_config(_Norm, whole.images, f"{whole.folder}: settings of the image processor")
 
 
