@@ -15,6 +15,7 @@ from dynquant.arch.base import Architecture, ModelTensor, Prediction, TensorName
 from dynquant.arch.buffers import constants
 from dynquant.arch.leave_out import LeaveOut
 from dynquant.arch.mixtures.stacks import unreadable_stacks
+from dynquant.arch.towers.whole import CLIP
 from dynquant.arch.wanted_tensors import Spelling, Wanted, wanted_of
 from dynquant.checkpoint.packed import Packed, Weight, unpack
 from dynquant.checkpoint.safetensors import Checkpoint
@@ -251,7 +252,7 @@ def _problems(
         tied = name in HEADS and architecture.tied is None
         hint = " (tie_word_embeddings in config.json is false)" if tied else ""
         yield (
-            f"{folder}: {name} is missing{hint}; {architecture.name} needs it, download the"
+            f"{folder}: {name} is missing{hint}; {_called(architecture)} needs it, download the"
             " checkpoint again"
         )
     for (found, expected), names in shapes.items():
@@ -271,10 +272,15 @@ def _problems(
         )
     yield from left_out.unknown(
         (name for name in unknown if name not in beyond),
-        architecture.name,
+        _called(architecture),
         folder,
-        is_whole=not (missing or shapes or beyond or stacks.messages),
+        is_whole=not (missing or shapes or beyond or stacks.messages) and architecture.name != CLIP,
     )
+
+
+def _called(architecture: Architecture) -> str:
+    """Return what messages call an architecture."""
+    return "the projector" if architecture.name == CLIP else architecture.name
 
 
 def _other_rows(folder: Path, stored: Mapping[str, Weight], want: Wanted) -> Iterator[str]:

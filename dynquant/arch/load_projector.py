@@ -135,8 +135,7 @@ def projector_of(config: Mapping[str, Any], where: str) -> Projector:
         return projector
     if not any(isinstance(config.get(n), dict) for n in ("vision_config", "audio_config")):
         raise ArchitectureError(
-            f"{where}: {name!r} has no part that sees or hears, so there is no projector to write;"
-            " remove --mmproj"
+            f"{where}: {name!r} has no part that sees or hears, so there is no projector to write"
         )
     if reason := refused().get(name):
         raise ArchitectureError(f"{where}: the projector of {name!r} is not supported: {reason}")
@@ -179,6 +178,6 @@ def _unused(checkpoint: Checkpoint, towers: Projector) -> Iterator[str]:
     for tower, pattern in zip(towers, patterns, strict=True):
         if not any(pattern.match(name) for name in checkpoint.tensors):
             yield (
-                f"{checkpoint.folder}: has no tensors of the {tower.place} model; this copy was"
+                f"{checkpoint.folder}: has no tensors of the {tower.kind} encoder; this copy was"
                 " saved without it, so take the projector from the original model"
             )

@@ -100,9 +100,7 @@ def _other_parts(config: Mapping[str, Any]) -> dict[str, str]:
     name = cast("list[object]", listed)[0] if isinstance(listed, list) and listed else None
     towers = find_projector(str(name), config) or ()
     written = {
-        rf"{_BEFORE}(?:{tower.within}).*": (
-            f"the {'audio' if 'audio' in tower.place else 'vision'} model, {_SEPARATE}{WRITTEN}"
-        )
+        rf"{_BEFORE}(?:{tower.within}).*": (f"the {tower.kind} model, {_SEPARATE}{WRITTEN}")
         for tower in towers
     }
     return OTHER_PARTS | written

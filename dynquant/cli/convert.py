@@ -18,6 +18,7 @@ from dynquant.cli.mmproj import (
     MmprojOutOption,
     OnlyMmprojOption,
     Projecting,
+    uncounted,
     without_projector,
 )
 from dynquant.cli.options import (
@@ -208,6 +209,8 @@ def convert(
     made = _plans(planning, projecting, out, only=only_mmproj)
     jobs = [_job(plan, path, limit if path == out else None, max_error) for plan, path in made]
     _refuse_shared(jobs)
+    for warning in uncounted(fit, made[0][0] if projecting else None):
+        console.warn(warning, quiet=quiet)
     for job in jobs:
         if summary:
             refuse_read(summary, job.plan.recipe.places)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -120,6 +120,19 @@ class Projecting:
         name = _UNSAFE.sub("-", str(key.value) if key else "model").strip("-") or "model"
         kind = plan.recipe.name.upper() if plan.recipe.name.upper() in ALL else plan.recipe.name
         return out.with_name(f"mmproj-{name}-{_UNSAFE.sub('-', kind)}.gguf")
+
+
+def uncounted(fit: str | None, projector: Plan | None) -> Iterator[str]:
+    """Yield a warning if a limit of memory does not count the projector beside the model.
+
+    fit: the limit, as --fit has it
+    """
+    from dynquant.conversion.layout import lay_out
+    from dynquant.figures import size_text
+
+    if fit is not None and projector is not None:
+        size = size_text(lay_out(projector).n_bytes)
+        yield f"--fit counts the language model; llama.cpp also loads the projector, {size}"
 
 
 def without_projector(plan: Plan, projector: Plan | None) -> tuple[str, ...]:

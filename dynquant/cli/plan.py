@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from dynquant.cli import console
-from dynquant.cli.mmproj import MmprojOption, OnlyMmprojOption, without_projector
+from dynquant.cli.mmproj import MmprojOption, OnlyMmprojOption, uncounted, without_projector
 from dynquant.cli.options import (
     BaseOption,
     EffortOption,
@@ -155,6 +155,8 @@ def plan(
     for path in (html, save):
         if path:
             refuse_read(path, made.recipe.places)
+    for warning in uncounted(fit, beside):
+        console.warn(warning)
     for plan_ in (made, beside):
         for warning in without_projector(plan_, seeing) if plan_ else ():
             console.warn(warning)

@@ -29,8 +29,9 @@ def plan_tables(plan: Plan, file_bytes: int | None, *, each: bool = False) -> Re
     file_bytes: size of the file; None if it is not known
     each:       show a line for each tensor, with its rule, instead of a line for each role
     """
+    what = "projector (clip)" if plan.architecture == "clip" else plan.architecture
     title = (
-        f"{plan.architecture} by recipe {plan.recipe.name}, effort {plan.effort}:"
+        f"{what} by recipe {plan.recipe.name}, effort {plan.effort}:"
         f" {counted(len(plan.tensors), 'tensor')}, {plan.n_weights:,} weights"
     )
     tensors = _each(plan) if each else tensor_table([(t, t.type.name) for t in plan.tensors])

@@ -176,22 +176,35 @@ def test_one_fault_of_both_files_is_reported_once(tmp_path: Path) -> None:
 def test_a_model_that_neither_sees_nor_hears(tmp_path: Path) -> None:
     (line,) = errors(convert(tmp_path / "a.gguf", "-r", "f16", "--mmproj", model=WITHOUT))
     assert line.endswith(
-        "'Qwen3MoeForCausalLM' has no part that sees or hears, so there is no projector to write;"
-        " remove --mmproj"
+        "'Qwen3MoeForCausalLM' has no part that sees or hears, so there is no projector to write"
     )
 
 
 def test_a_copy_that_was_saved_without_its_encoder(tmp_path: Path) -> None:
     text = changed(tmp_path / "m", lambda t: {n: v for n, v in t.items() if ".visual." not in n})
-    with pytest.raises(ArchitectureError, match="has no tensors of the vision_config model; this"):
+    with pytest.raises(ArchitectureError, match="has no tensors of the vision encoder; this copy"):
         load_projector(text)
 
 
 def test_a_tensor_that_is_missing(tmp_path: Path) -> None:
     name = "model.visual.blocks.1.attn.proj.weight"
     model = changed(tmp_path / "m", lambda t: {n: v for n, v in t.items() if n != name})
-    with pytest.raises(ArchitectureError, match=rf"{name} is missing; clip needs it"):
+    with pytest.raises(ArchitectureError, match=rf"{name} is missing; the projector needs it"):
         load_projector(model)
+
+
+def test_a_tensor_that_the_projector_does_not_have(tmp_path: Path) -> None:
+    def extra(stored: Stored) -> Stored:
+        name = "model.visual.extra.weight"
+        return stored | {name: stored["model.visual.pos_embed.weight"]}
+
+    with pytest.raises(ArchitectureError, match=r"extra\.weight is not a tensor of the projector"):
+        load_projector(changed(tmp_path / "m", extra))
+
+
+def test_fit_says_that_it_does_not_count_the_projector() -> None:
+    done = run("plan", MODEL, "--fit", "20MB", "--mmproj")
+    assert "--fit counts the language model; llama.cpp also loads the projector, 272 kB" in done.err
 
 
 def test_tensors_of_two_projectors(tmp_path: Path) -> None:
@@ -230,7 +243,7 @@ def test_a_damaged_settings_file_is_named(tmp_path: Path) -> None:
 
 def test_plan_shows_both_files() -> None:
     done = run("plan", MODEL, "-r", "q8_0", "--mmproj")
-    assert "clip by recipe f16" in done.out
+    assert "projector (clip) by recipe f16" in done.out
     assert "qwen3vl by recipe q8_0" in done.out
     both = json.loads(run("plan", MODEL, "-r", "q8_0", "--mmproj", "Q8_0", "--json").out)
     assert both["architecture"] == "qwen3vl"

@@ -144,4 +144,4 @@ def test_a_copy_without_the_encoder_is_reported_as_such(tmp_path: Path) -> None:
     with pytest.raises(ArchitectureError) as e:
         load_projector(copy)
     assert len(e.value.messages) == 1
-    assert "has no tensors of the vision_config model" in e.value.messages[0]
+    assert "has no tensors of the vision encoder" in e.value.messages[0]

@@ -66,8 +66,8 @@ def kimivl(config: Mapping[str, Any], whole: Whole) -> Architecture:
             *projector("model.multi_modal_projector.", "linear_1", "linear_2"),
         ),
         deviations=(
-            f"{whole.where}: llama.cpp interpolates the positions of pictures that have not"
-            f" {side} x {side} patches linearly, the model's own code cubically",
+            f"{whole.where}: llama.cpp interpolates positions linearly, except in pictures of"
+            f" {side} x {side} patches; the model's own code interpolates cubically",
             *reduced(limit // SIDE**2, _MOST_TOKENS, f"{where}: in_token_limit {limit}"),
         ),
     )

@@ -44,7 +44,7 @@ def voxtral(config: Mapping[str, Any], whole: Whole) -> Architecture:
         tied=None,
         deviations=(
             f"{where}: llama.cpp averages each two frames of the encoder, which Voxtral's own code"
-            " does not (llama.cpp issue 25496); the language model gets half of the frames, so"
+            " does not (llama.cpp's issue 25496); the language model gets half of the frames, so"
             " sounds are understood less well",
         ),
     )

@@ -34,6 +34,6 @@ def reduced(permitted: int, computed: int, where: str) -> tuple[str, ...]:
     if permitted <= computed:
         return ()
     return (
-        f"{where}: up to {permitted} tokens; llama.cpp reduces larger pictures to {computed}, run"
-        f" it with --image-max-tokens {permitted}",
+        f"{where}: up to {permitted} tokens; llama.cpp reduces pictures of more than {computed}"
+        f" tokens, unless it runs with --image-max-tokens {permitted}",
     )

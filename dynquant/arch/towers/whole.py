@@ -125,6 +125,11 @@ class Tower:
     optional: bool = False
     shared: str = ""
 
+    @property
+    def kind(self) -> str:
+        """What it is an encoder of: audio or vision."""
+        return "audio" if "audio" in self.place else "vision"
+
     def is_part_of(self, config: Mapping[str, Any]) -> bool:
         """Return whether a model with this config.json has the tower."""
         return not self.optional or isinstance(config.get(self.place), dict)
