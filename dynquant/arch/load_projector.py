@@ -31,7 +31,6 @@ from dynquant.name_lists import grouped
 
 _PREFIX = r"(model\.|thinker\.|base_model\.model\.)*"
 _TEXT = "the language model, which is another file"
-_OTHER = "another part of the model"
 _CONVERTED = (
     "if llama.cpp's `convert_hf_to_gguf.py --mmproj` supports it, use that and give the resulting"
     " GGUF to dynquant"
@@ -89,7 +88,7 @@ def _is_other_part(name: str) -> bool:
 def _of_folder(folder: Path) -> Model:
     where = str(folder / "config.json")
     if not folder.is_dir():
-        open_checkpoint(folder)
+        open_checkpoint(folder)  # raises, with what to give instead
     config = read_config(folder)
     CheckpointError.raise_any(causes.check_config(config, where))
     towers = tuple(t for t in projector_of(config, where) if t.is_part_of(config))
@@ -117,7 +116,7 @@ def _of_folder(folder: Path) -> Model:
         CLIP,
         keys,
         tuple(tensors),
-        {name: why for name, why in ignored.items() if why not in (_TEXT, _OTHER)},
+        {name: why for name, why in ignored.items() if why != _TEXT},
         deviations=tuple(w for _, found in architectures for w in found.deviations),
     )
 
