@@ -10,7 +10,7 @@ from dynquant.name_lists import grouped
 _NOTHING_LOST = re.compile(
     r"equal to .*|zero in every element, .*|llama\.cpp computes .*|the positions 0, 1, 2 .*"
     r"|scales of activations; .*|a rotation of queries and keys, .*"
-    r"|a matrix of transform_config .*|dropped by .*"
+    r"|a matrix of transform_config .*|dropped by .*|the encoder's own head, which is not used"
 )
 """Reasons that need no warning: the file computes the same without the tensor, or a rule names it.
 Tensors with any other reason are reported."""

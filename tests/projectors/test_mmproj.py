@@ -70,6 +70,12 @@ def test_the_projector_is_written_beside_the_language_model(tmp_path: Path) -> N
     assert dynquant.inspect(tmp_path / "a.gguf").keys["general.type"].value == "model"
 
 
+def test_parts_that_the_model_does_not_use_are_left_out_silently(tmp_path: Path) -> None:
+    done = convert(tmp_path / "p.gguf", "--only-mmproj", model=OTHER)
+    assert done.code == 0
+    assert "left out" not in done.err
+
+
 def test_without_mmproj_a_warning_names_the_option(tmp_path: Path) -> None:
     done = convert(tmp_path / "a.gguf", "-r", "f16")
     assert "the vision model, which llama.cpp reads from a separate file; `--mmproj`" in done.err
