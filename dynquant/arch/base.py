@@ -13,7 +13,7 @@ from dynquant.tensors import Kept, TensorSource, n_rows
 from dynquant.vocab.loading import Trims
 
 Via = Callable[[TensorSource], TensorSource]
-"""A transform of rows on their way from the checkpoint (transforms.py)."""
+"""A transform of rows on their way from the checkpoint (transforms/words.py)."""
 
 _LAYERED = re.compile(r"(?:\w+\.)?blk\.([0-9]{1,4})\.(.+)")
 """At most four digits, as in recipes: llama.cpp has 512 layers at most, and code that counts layers

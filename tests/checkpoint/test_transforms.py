@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynquant import transforms
 from dynquant.arrays import F32, I64, U8
 from dynquant.quants import ALL, QuantType, decode, encode
 from dynquant.tensors import Computed, TensorSource, n_rows, row_bytes
@@ -25,6 +24,7 @@ from dynquant.transforms import (
     in_groups,
     interleaved_heads,
     joined,
+    moved,
     plus_one,
     reordered,
     rows_of_each,
@@ -219,7 +219,7 @@ def test_a_transposed_tensor_reads_one_matrix_at_a_time_and_each_once() -> None:
 
 
 def test_a_matrix_is_transposed_in_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transforms, "_SLAB_BYTES", 3 * 5 * 4)
+    monkeypatch.setattr(moved, "SLAB_BYTES", 3 * 5 * 4)
     x = numbered(2, 7, 5)
     source = Counted(x)
     np.testing.assert_array_equal(read(Transposed(source), 0, 10), x.swapaxes(1, 2).reshape(10, 7))
