@@ -4,7 +4,7 @@ With `--log-format json`, stderr has one line of JSON for each event, in ASCII. 
 "seconds" since the start of the command; sizes are in bytes:
 
     start     command and its arguments
-    progress  bytes, total_bytes, weights, total_weights, resumed_bytes, bytes_per_second
+    progress  file, bytes, total_bytes, weights, total_weights, resumed_bytes, bytes_per_second
     message   message: text
     warning   message
     error     message; one event for each problem
@@ -169,7 +169,7 @@ def progress_of(name: str, *, quiet: bool) -> Generator[Callable[[Progress], Non
     if quiet:
         yield None
     elif _Log.format == "json":
-        yield _events()
+        yield _events(name)
     elif sys.stderr.isatty():
         with _bar(name) as report:
             yield report
@@ -278,7 +278,7 @@ def _log(name: str) -> Callable[[Progress], None]:
     return report
 
 
-def _events() -> Callable[[Progress], None]:
+def _events(name: str) -> Callable[[Progress], None]:
     started = time.monotonic()
     last_line = -LOG_SECONDS
     last = -1
@@ -293,6 +293,7 @@ def _events() -> Callable[[Progress], None]:
         fresh = progress.bytes_done - progress.bytes_resumed
         event(
             "progress",
+            file=name,
             bytes=progress.bytes_done,
             total_bytes=progress.bytes_total,
             weights=progress.weights_done,

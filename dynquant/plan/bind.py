@@ -332,7 +332,7 @@ def _bound_importance(
             problems += e.messages
     if not saved.allow_requantize:
         problems += requantized(model, changed)
-    problems += importance_problems(changed, imatrix, known)
+    problems += importance_problems(changed, imatrix, known, model.architecture)
     quantized = (n for n, chosen in changed.items() if not chosen.type.is_float)
     return {name: known[name] for name in quantized if name in known}, problems
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
 from dynquant.arch.base import Model, ModelTensor
+from dynquant.arch.towers.whole import CLIP
 from dynquant.importance.audit import Importance, missing
 from dynquant.importance.imatrix import Imatrix
 from dynquant.measure.grids import OnGrid
@@ -18,6 +19,13 @@ MAX_NAME_BYTES = 63
 
 MAX_DIMS = 4
 """ggml's limit of dimensions (GGML_MAX_DIMS)."""
+
+
+def importance_remedy(architecture: str) -> str:
+    """Return what to do about missing importance, for messages; architecture: of the model."""
+    if architecture == CLIP:
+        return "no program writes an imatrix of a projector, so name a larger type, such as Q4_K"
+    return "give the model's imatrix (--imatrix FILE)"
 
 
 def changing(tensors: tuple[ModelTensor, ...], assigned: Assigned) -> dict[str, Assignment]:
@@ -131,9 +139,15 @@ def requantized(model: Model, changed: Mapping[str, Assignment]) -> Iterator[str
 
 
 def importance_problems(
-    changed: Mapping[str, Assignment], imatrix: Imatrix | None, known: Mapping[str, Importance]
+    changed: Mapping[str, Assignment],
+    imatrix: Imatrix | None,
+    known: Mapping[str, Importance],
+    architecture: str,
 ) -> Iterator[str]:
-    """Yield a message for each rule that gives a type needing importance to tensors without it."""
+    """Yield a message for each rule that gives a type needing importance to tensors without it.
+
+    architecture: of the model
+    """
     groups: dict[tuple[str, str], list[str]] = {}
     needing = [n for n, chosen in changed.items() if chosen.type.needs_importance]
     for name in missing(needing, known):
@@ -142,7 +156,7 @@ def importance_problems(
     has, remedy = (
         (f"{imatrix.path} has", "give an imatrix that covers them")
         if imatrix
-        else ("there is", "give the model's imatrix (--imatrix FILE)")
+        else ("there is", importance_remedy(architecture))
     )
     for (rule, type_name), names in groups.items():
         yield (

@@ -17,6 +17,7 @@ from dynquant.measure.grids import OnGrid
 from dynquant.plan.checks import (
     changing,
     importance_problems,
+    importance_remedy,
     lost_grids,
     open_choices,
     requantized,
@@ -85,8 +86,8 @@ def make_plan(
     warnings: list[str] = []
     if recipe.importance == "required" and imatrix is None:
         refusals.append(
-            f"{recipe.path}: needs importance (importance: required); give the model's imatrix"
-            " (--imatrix FILE)"
+            f"{recipe.path}: needs importance (importance: required);"
+            f" {importance_remedy(model.architecture)}"
         )
     if recipe.importance == "ignored" and imatrix is not None:
         warnings.append(
@@ -117,12 +118,12 @@ def make_plan(
     known: Mapping[str, Importance] = {}
     imatrix_warnings: tuple[str, ...] = ()
     if imatrix is None:
-        refusals += importance_problems(changed, None, {})
+        refusals += importance_problems(changed, None, {}, model.architecture)
     elif audited := problems.attempt(
         lambda: audit(imatrix, model.tensors, recipe.experts), ImportanceError
     ):
         known, imatrix_warnings = audited
-        refusals += importance_problems(changed, imatrix, known)
+        refusals += importance_problems(changed, imatrix, known, model.architecture)
         if recipe.experts.unseen == "error":
             refusals += unseen_problems(recipe.path, quantized, imatrix, known)
     importance = {name: known[name] for name in quantized if name in known}

@@ -14,7 +14,7 @@ from inprocess import run
 from places import REFERENCES
 
 import dynquant
-from dynquant.errors import AdapterError, CheckpointError, DynquantError
+from dynquant.errors import AdapterError, CheckpointError
 
 Q = "base_model.model.model.layers.0.self_attn.q_proj"
 DOWN = "base_model.model.model.layers.0.mlp.down_proj"
@@ -262,17 +262,23 @@ def test_adapter_without_a_base_says_what_to_do() -> None:
     )
 
 
-@pytest.mark.parametrize("way", ["base", "merge_adapter"])
-def test_numbers_that_are_not_finite_are_refused(way: str, tmp_path: Path) -> None:
-    def infinite(tensors: Tensors) -> None:
-        tensors[f"{Q}.lora_A.weight"][1, 5] = np.inf
+@pytest.mark.parametrize("number", [np.inf, np.nan])
+def test_numbers_that_are_not_finite_are_refused(number: float, tmp_path: Path) -> None:
+    def spoil(tensors: Tensors) -> None:
+        tensors[f"{Q}.lora_A.weight"][1, 5] = number
 
-    adapter, base, out = tmp_path / "a", REFERENCES / "qwen3", tmp_path / "x.gguf"
-    changed("qwen3", adapter, infinite)
-    given: Any = {"base": base} if way == "base" else {"merge_adapter": [adapter]}
-    model = adapter if way == "base" else base
-    with pytest.raises(DynquantError, match=r"attn_q\.weight.*contains a NaN or an infinity"):
-        dynquant.convert(model, out, recipe="f32", **given)
+    found = refusal(changed("qwen3", tmp_path / "a", spoil))
+    assert f"{Q}.lora_A.weight contains a NaN or an infinity; the adapter is damaged" in found
+
+
+def test_merged_weights_beyond_the_range_are_blamed_on_the_adapter(tmp_path: Path) -> None:
+    def enlarge(tensors: Tensors) -> None:
+        tensors[f"{Q}.lora_A.weight"][1, 5] = 3e38
+        tensors[f"{Q}.lora_B.weight"][:, 1] = 1e3
+
+    adapter, out = changed("qwen3", tmp_path / "a", enlarge), tmp_path / "x.gguf"
+    with pytest.raises(AdapterError, match=r"0\.self_attn\.q_proj: merged weights .*beyond"):
+        dynquant.convert(REFERENCES / "qwen3", out, recipe="f32", merge_adapter=[adapter])
     assert not out.exists()
 
 

@@ -50,7 +50,7 @@ def test_sum_is_that_of_float64_within_rounding(rows: int, columns: int, rank: i
 def test_bytes_do_not_depend_on_the_range_that_is_read(step: int) -> None:
     rng = np.random.default_rng(5)
     base = Computed(rng.standard_normal((997, 130)).astype(np.float32))
-    merged = Merged(base, change(997, 130, 7))
+    merged = Merged(base, change(997, 130, 7), "here")
     parts = [read_weights(merged, i, min(i + step, 997)) for i in range(0, 997, step)]
     np.testing.assert_array_equal(np.concatenate(parts), whole(merged))
 

@@ -107,6 +107,12 @@ def test_one_changed_byte_is_noticed(tmp_path: Path) -> None:
     assert lines[0].endswith("exists; replace it with --force, or name another output")
 
 
+def test_no_imatrix_is_asked_for_a_projector(tmp_path: Path) -> None:
+    (line,) = errors(convert(tmp_path / "a.gguf", "-r", "q8_0", "--mmproj", "iq2_xxs"))
+    assert "no program writes an imatrix of a projector, so name a larger type" in line
+    assert "--imatrix" not in line
+
+
 def test_the_projector_alone(tmp_path: Path) -> None:
     done = convert(tmp_path / "p.gguf", "--only-mmproj", "-r", "q8_0")
     assert done.code == 0

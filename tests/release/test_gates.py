@@ -125,6 +125,7 @@ def test_every_line_of_the_json_log_is_an_event(tmp_path: Path) -> None:
     assert [e["seconds"] for e in found] == sorted(e["seconds"] for e in found)
     start, _, progress, end = found
     assert (start["command"], start["recipe"], start["out"]) == ("convert", "q8_0", str(out))
+    assert progress["file"] == "x.gguf"
     assert progress["bytes"] == progress["total_bytes"]
     assert progress["weights"] == progress["total_weights"]
     assert end["bytes"] == out.stat().st_size

@@ -19,6 +19,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from dynquant.arch.adapters.settings import CONFIG, AdapterSettings, read_settings
 from dynquant.checkpoint import hub
 from dynquant.checkpoint.safetensors_header import StoredTensor, read_header
@@ -27,7 +29,7 @@ from dynquant.errors import AdapterError
 from dynquant.name_lists import grouped
 from dynquant.quants.table import FLOATS
 from dynquant.tensors import TensorSource
-from dynquant.transforms import transposed
+from dynquant.transforms import read_weights, transposed
 
 WEIGHTS = "adapter_model.safetensors"
 PICKLED = "adapter_model.bin"
@@ -170,6 +172,7 @@ def open_adapter(path: str | Path) -> Adapter:
     settings = read_settings(folder)
     tensors = read_header(folder / WEIGHTS)
     modules, copies, problems = _modules(folder / WEIGHTS, tensors, settings)
+    problems += _not_finite(folder / WEIGHTS, modules)
     AdapterError.raise_any(problems)
     if not modules:
         raise AdapterError(
@@ -296,6 +299,25 @@ def _pair_problems(
         )
     elif a.shape[0] != (rank := settings.rank_of(module)):
         yield f"has rank {a.shape[0]}, but {CONFIG} says {rank}; take both from one adapter"
+
+
+def _not_finite(where: Path, modules: Iterable[Module]) -> Iterator[str]:
+    """Yield a message for factors with numbers that are no weights."""
+    found = (t for m in modules for t in (m.a, m.b) if not _is_finite(t))
+    for name in grouped(t.name for t in found):
+        yield (
+            f"{where}: {name} contains a NaN or an infinity; the adapter is damaged or its training"
+            " diverged, use another copy of it"
+        )
+
+
+def _is_finite(tensor: StoredTensor) -> bool:
+    source, (n, n_per_row) = tensor.source(), tensor.shape
+    step = max(1, _CHUNK // n_per_row)
+    return all(
+        np.isfinite(read_weights(source, start, min(start + step, n))).all()
+        for start in range(0, n, step)
+    )
 
 
 def _repeated(where: Path, modules: Iterable[Module]) -> Iterator[str]:

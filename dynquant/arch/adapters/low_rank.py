@@ -68,10 +68,13 @@ class Merged(InF32):
 
     The sum over the rank has one order, and no product is fused with a sum: the bytes are the same
     for any range of rows and on any machine.
+
+    where: the adapter and its module, which begin messages
     """
 
     source: TensorSource
     change: LowRank
+    where: str
     _right: Parts[F32] = field(default_factory=lambda: Parts[F32](), init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -79,16 +82,29 @@ class Merged(InF32):
             raise ValueError(f"{self.change.shape} added to {self.source.shape}")
 
     def read(self, start: int, stop: int, into: U8) -> None:
-        """Fill `into` with rows start..stop."""
+        """Fill `into` with rows start..stop.
+
+        Raises AdapterError if the change makes a number infinite.
+        """
         weights = read_weights(self.source, start, stop)
         left = read_weights(self.change.left, start, stop)
         n_bytes = 4 * prod(self.change.right.shape)
         with self._right.use(0, n_bytes, self._whole_right) as right:
             add_product(weights, left, right, np.float32(self.change.factor))
+        if not _is_finite(weights) and _is_finite(read_weights(self.source, start, stop)):
+            raise AdapterError(
+                f"{self.where}: merged weights in rows {start} to {stop - 1} are beyond the range"
+                " of F32; the adapter is damaged or its training diverged, use another copy of it"
+            )
         into[:] = f32_bytes(weights)
 
     def _whole_right(self, _: int) -> F32:
         return read_weights(self.change.right, 0, self.change.rank)
+
+
+def _is_finite(weights: F32) -> bool:
+    # The largest of several numbers is NaN if one of them is.
+    return bool(np.isfinite(weights.max(initial=0)) and np.isfinite(weights.min(initial=0)))
 
 
 def add_product(weights: F32, left: F32, right: F32, factor: np.float32) -> None:
@@ -99,7 +115,7 @@ def add_product(weights: F32, left: F32, right: F32, factor: np.float32) -> None
     Each element is the sum over the rank in order, then times the factor, each step rounded to
     float32. BLAS would be faster, but its order of sums depends on the machine and the shape.
     """
-    # Numbers that are not finite are reported when the row is encoded.
+    # Numbers that are not finite are reported by the callers.
     with np.errstate(over="ignore", invalid="ignore"):
         _add(weights, left, right, factor)
 

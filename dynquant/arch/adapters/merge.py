@@ -31,10 +31,14 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class MergedWeight:
-    """A weight of a checkpoint with the change of an adapter."""
+    """A weight of a checkpoint with the change of an adapter.
+
+    where: the adapter and its module, which begin messages
+    """
 
     base: Weight
     change: LowRank
+    where: str
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -43,7 +47,7 @@ class MergedWeight:
 
     def source(self) -> TensorSource:
         """Return the rows, in F32."""
-        return Merged(self.base.source(), self.change)
+        return Merged(self.base.source(), self.change, self.where)
 
 
 def open_adapters(paths: Iterable[str | Path]) -> tuple[Adapter, ...]:
@@ -112,7 +116,8 @@ def merge(
             if module.path in adapter.copies:
                 problems += _other_copy(adapter, module, stored.get(name))
             change = LowRank(module.left, module.right, module.scale)
-            weights[name] = MergedWeight(weights[name], change)
+            where = f"{adapter.where}: {module.path}"
+            weights[name] = MergedWeight(weights[name], change, where)
         problems += misfits.messages(architecture.name)
     AdapterError.raise_any(problems)
     return weights
