@@ -130,7 +130,8 @@ def test_published_settings_are_known() -> None:
         "use_rts": False,
         "use_weighted_residual": False,
     }
-    (tower,) = towers_of("internvl-chat", {"vision_config": vision, "force_image_size": 448})
+    changes = {"vision_config": vision, "force_image_size": 448}
+    (tower,) = towers_of("internvl-chat", changes, images={"size": 448, "crop_size": 448})
     assert not any("not known" in warning for warning in tower.deviations)
     assert tower.dimensions("places hidden") == (1025, 1024)
     assert tower.dimensions("text joined") == (32, 4096)

@@ -23,7 +23,7 @@ from dynquant.transforms import read_weights
         ({"vision_feature_layer": -2}, {}, "vision_feature_layer is -2; only the output of"),
         ({"vision_config.num_patches": 35}, {}, "num_patches is 35, which is no square"),
         ({"vision_config.num_channels": 1}, {}, "num_channels is 1; llama.cpp computes"),
-        ({}, {"encoder_patch_size": 14}, "encoder_patch_size is 14, and the encoder has 16"),
+        ({}, {"encoder_patch_size": 14}, "encoder_patch_size is 14, but config.json implies 16"),
         ({}, {"do_rescale": False}, "do_rescale is false; llama.cpp always does it"),
     ],
 )

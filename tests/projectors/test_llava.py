@@ -84,7 +84,8 @@ def test_published_settings_rely_on_defaults() -> None:
         "vocab_size": 32000,
     }
     text = {"model_type": "llama", "rms_norm_eps": 1e-5, "vocab_size": 32064}
-    (tower,) = towers_of("llava", {"vision_config": vision, "text_config": text})
+    changes = {"vision_config": vision, "text_config": text}
+    (tower,) = towers_of("llava", changes, images={"crop_size": {"height": 336, "width": 336}})
     assert tower.keys["clip.vision.projection_dim"].value == 4096
     assert tower.keys["clip.vision.block_count"].value == 23
     assert tower.keys["clip.vision.attention.layer_norm_epsilon"].value == 1e-5

@@ -29,5 +29,51 @@ def test_a_feed_forward_as_wide_as_the_encoder_is_read_where_llama_cpp_keeps_it(
     assert tower.sizes["ffn"] == tower.sizes["hidden"] == 24
 
 
+_SQUARE = {"height": 99, "width": 99}
+
+
+@pytest.mark.parametrize(
+    ("case", "settings"),
+    [
+        ("deepseek-ocr", {"patch_size": 99}),
+        ("deepseek-ocr-2", {"patch_size": 99}),
+        ("gemma3", {"size": _SQUARE, "image_seq_length": 99}),
+        ("gemma4", {"patch_size": 99, "pooling_kernel_size": 99}),
+        ("gemma4unified", {"patch_size": 99, "pooling_kernel_size": 99}),
+        ("glm4v", {"patch_size": 99, "merge_size": 99, "temporal_patch_size": 99}),
+        ("glm-ocr", {"patch_size": 99}),
+        ("glm5next", {"merge_size": 99}),
+        ("idefics3", {"max_image_size": {"longest_edge": 99}}),
+        ("internvl", {"size": _SQUARE, "crop_size": 99}),
+        ("internvl-chat", {"size": 99}),
+        ("janus", {"size": _SQUARE}),
+        ("kimik25", {"patch_size": 99, "merge_kernel_size": 99}),
+        ("kimivl", {"patch_size": 99, "merge_kernel_size": [2, 99]}),
+        ("lfm2vl", {"encoder_patch_size": 99, "downsample_factor": 99}),
+        ("lightonocr", {"patch_size": _SQUARE, "spatial_merge_size": 99}),
+        ("llava", {"crop_size": _SQUARE}),
+        ("llava-siglip", {"size": {"height": 84, "width": 99}}),
+        ("minicpmv2.6", {"patch_size": 99}),
+        ("minicpmv4.6", {"patch_size": 99}),
+        ("mistral3", {"patch_size": _SQUARE, "spatial_merge_size": 99}),
+        ("pixtral", {"patch_size": 99}),
+        ("qwen2.5omni", {"patch_size": 99}),
+        ("qwen2vl", {"patch_size": 99, "merge_size": 99, "temporal_patch_size": 99}),
+        ("qwen3omni", {"merge_size": 99}),
+        ("qwen3vl", {"patch_size": "99", "merge_size": True}),
+        ("smolvlm", {"max_image_size": {"longest_edge": 99}}),
+    ],
+)
+def test_settings_of_the_processor_that_config_json_contradicts_are_refused(
+    case: str, settings: dict[str, Any]
+) -> None:
+    found = refusal(case, {}, **settings)
+    assert all(f"image processor: {name} is " in found for name in settings)
+
+
+def test_a_processor_may_count_pixels_of_patches_that_are_merged() -> None:
+    assert towers_of("mistral3", {}, images={"patch_size": {"height": 14, "width": 14}})
+
+
 def test_another_factor_of_the_bytes_is_refused() -> None:
     assert "rescale_factor is 0.5; llama.cpp" in refusal("gemma3", {}, rescale_factor=0.5)

@@ -10,6 +10,7 @@ from dynquant.arch.base import Architecture, Row
 from dynquant.arch.config import Count, LayersCount, read_config
 from dynquant.arch.settings import Settings, constant, harmless
 from dynquant.arch.towers import sam
+from dynquant.arch.towers.processor import contradictions
 from dynquant.arch.towers.sam import Sam
 from dynquant.arch.towers.vision import GELU, OUT, Vision, biased, vision_keys
 from dynquant.arch.towers.whole import CLIP, Tower, Whole
@@ -72,7 +73,7 @@ def deepseekocr(config: Mapping[str, Any], whole: Whole) -> Architecture:
             f" width {own.width}; take both from one model"
         )
     v = _vision(own.width, 4 * own.width, own.layers, own.heads, 1e-5)
-    ArchitectureError.raise_any(sam.problems(seen, first[1]))
+    ArchitectureError.raise_any(_problems(seen, first[1], whole))
     side = own.image_size // own.patch_size
     return Architecture(
         name=CLIP,
@@ -105,7 +106,7 @@ def deepseekocr2(config: Mapping[str, Any], whole: Whole) -> Architecture:
     seen, width = read_config(Sam, *first), read_config(_Width, *second).dim
     own = read_config(_Qwen, config, where)
     v = _vision(width, own.intermediate_size, own.layers, own.num_attention_heads, 1e-6)
-    ArchitectureError.raise_any(sam.problems(seen, first[1]))
+    ArchitectureError.raise_any(_problems(seen, first[1], whole))
     return Architecture(
         name=CLIP,
         keys=vision_keys(v, whole, "deepseekocr2")
@@ -128,6 +129,11 @@ def deepseekocr2(config: Mapping[str, Any], whole: Whole) -> Architecture:
         tied=None,
         deviations=tuple(_warnings(whole, 768)),
     )
+
+
+def _problems(seen: Sam, where: str, whole: Whole) -> Iterator[str]:
+    yield from sam.problems(seen, where)
+    yield from contradictions(whole, patch_size=sam.PATCH)
 
 
 def _vision(width: int, ffn: int, layers: int, heads: int, epsilon: float) -> Vision:

@@ -11,6 +11,7 @@ from dynquant.arch.base import Architecture, Row
 from dynquant.arch.config import Count, read_config
 from dynquant.arch.settings import Settings, harmless, reads
 from dynquant.arch.towers import siglip
+from dynquant.arch.towers.processor import contradictions
 from dynquant.arch.towers.vision import (
     Vision,
     activation_keys,
@@ -48,11 +49,13 @@ def gemma3(config: Mapping[str, Any], whole: Whole) -> Architecture:
     side = v.image_size // v.patch_size
     n_tokens = read_config(_Gemma3, whole.config, whole.where).mm_tokens_per_image
     merged = side // isqrt(n_tokens)
+    problems = [*contradictions(whole, size=v.image_size, image_seq_length=n_tokens)]
     if merged < 1 or merged * isqrt(n_tokens) != side or isqrt(n_tokens) ** 2 != n_tokens:
-        raise ArchitectureError(
+        problems.append(
             f"{whole.where}: mm_tokens_per_image is {n_tokens}; llama.cpp pools squares of the"
             f" {side} x {side} patches of an image"
         )
+    ArchitectureError.raise_any(problems)
     pooled: Keys = {"clip.vision.projector.scale_factor": u32(merged)} if merged != _MERGED else {}
     return Architecture(
         name=CLIP,

@@ -53,7 +53,7 @@ def gemma4v(config: Mapping[str, Any], whole: Whole) -> Architecture:
     """Describe the vision encoder of a Gemma 4."""
     where = f"{whole.where}: vision_config"
     own = read_config(_Sees, config, where)
-    ArchitectureError.raise_any([*_seen(own, config, where), *picture_problems(whole)])
+    ArchitectureError.raise_any([*_seen(own, config, where), *_pictures(own, whole)])
     v = Vision(
         hidden_size=own.hidden_size,
         intermediate_size=own.intermediate_size,
@@ -84,6 +84,10 @@ def gemma4v(config: Mapping[str, Any], whole: Whole) -> Architecture:
         tied=None,
         deviations=tuple(picture_warnings(whole)),
     )
+
+
+def _pictures(own: _Sees, whole: Whole) -> Iterator[str]:
+    return picture_problems(whole, own.patch_size, own.pooling_kernel_size)
 
 
 def _seen(own: _Sees, config: Mapping[str, Any], where: str) -> Iterator[str]:

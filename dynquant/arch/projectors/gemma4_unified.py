@@ -59,7 +59,7 @@ def gemma4uv(config: Mapping[str, Any], whole: Whole) -> Architecture:
     own = read_config(_Sees, config, where)
     stated = {config.get("output_proj_dims"), config.get("model_patch_size")}
     side = own.patch_size * own.pooling_kernel_size
-    ArchitectureError.raise_any(picture_problems(whole))
+    ArchitectureError.raise_any(picture_problems(whole, own.patch_size, own.pooling_kernel_size))
     if stated - {None, own.mm_embed_dim, side}:
         raise ArchitectureError(
             f"{where}: output_proj_dims must be mm_embed_dim, {own.mm_embed_dim}, and"

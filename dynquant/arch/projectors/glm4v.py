@@ -60,7 +60,7 @@ def _limited(whole: Whole, own: Glm) -> tuple[str, ...]:
     edge = cast("dict[str, object]", size).get("longest_edge") if isinstance(size, dict) else None
     each = FRAMES * (SIDE * own.patch_size) ** 2
     most = edge // each if isinstance(edge, int) else 0
-    where = f"{whole.folder}: settings of the image processor: longest_edge {edge}"
+    where = f"{whole.processor}: longest_edge {edge}"
     return reduced(most, _MOST_TOKENS, where)
 
 
@@ -104,7 +104,7 @@ def glm5next(config: Mapping[str, Any], whole: Whole) -> Architecture:
     """Describe the vision encoder of a GLM-5.3: a GLM-OCR's, whose gates are limited."""
     found, own = encoder({**_OCR, **config}, whole, "glm5v")
     its = read_config(_Glm5, config, f"{whole.where}: vision_config")
-    images = f"{whole.folder}: settings of the image processor"
+    images = whole.processor
     tokens = read_config(_Tokens, whole.images, images)
     area = (SIDE * own.patch_size) ** 2
     return replace(

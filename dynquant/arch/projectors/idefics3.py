@@ -62,7 +62,7 @@ class _Tiles:
 def idefics3(config: Mapping[str, Any], whole: Whole) -> Architecture:
     """Describe the vision encoder of an Idefics3 or a SmolVLM."""
     where = f"{whole.where}: vision_config"
-    prepared = f"{whole.folder}: settings of the image processor"
+    prepared = whole.processor
     v = read_config(Vision, {**_DEFAULTS, **config}, where)
     scale = read_config(_Scale, whole.config, whole.where).scale_factor
     tiles = read_config(_Tiles, whole.images, prepared)

@@ -59,7 +59,7 @@ def internvl(config: Mapping[str, Any], whole: Whole) -> Architecture:
     """Describe the vision encoder of an InternVL."""
     model = read_config(_Model, whole.config, whole.where)
     ArchitectureError.raise_any(_problems(model, whole.where))
-    prepared = f"{whole.folder}: settings of the image processor"
+    prepared = whole.processor
     given = read_config(_Processor, whole.images, prepared)
     tiles = Tiles(given.min_patches, given.max_patches)
     return internvit.internvit(config, whole, _ROWS, model.downsample_ratio, tiles)

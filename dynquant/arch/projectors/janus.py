@@ -10,6 +10,7 @@ from dynquant.arch.base import Architecture, Row
 from dynquant.arch.config import Count, Positive, Truth, read_config
 from dynquant.arch.settings import Settings, constant, harmless, reads
 from dynquant.arch.towers import siglip
+from dynquant.arch.towers.processor import contradictions
 from dynquant.arch.towers.vision import (
     Vision,
     activation_keys,
@@ -48,7 +49,7 @@ def janus(config: Mapping[str, Any], whole: Whole) -> Architecture:
     usual = {**_DEFAULTS, "intermediate_size": 1, **config}
     v = read_config(Vision, usual, where)
     v = replace(v, intermediate_size=int(v.hidden_size * own.mlp_ratio))
-    ArchitectureError.raise_any(_problems(own, whole))
+    ArchitectureError.raise_any([*_problems(own, whole), *contradictions(whole, size=v.image_size)])
     return Architecture(
         name=CLIP,
         keys=vision_keys(v, whole, "janus_pro") | activation_keys(v.hidden_act, where),

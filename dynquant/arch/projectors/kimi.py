@@ -56,7 +56,7 @@ class _Limits:
 def kimivl(config: Mapping[str, Any], whole: Whole) -> Architecture:
     """Describe the vision encoder of a Kimi-VL."""
     found, own = moonvit(config, whole, "kimivl")
-    where = f"{whole.folder}: settings of the image processor"
+    where = whole.processor
     limit = read_config(_Limits, whole.images, where).in_token_limit
     side = own.init_pos_emb_height
     return replace(
@@ -88,7 +88,7 @@ def kimik25(config: Mapping[str, Any], whole: Whole) -> Architecture:
     found, own = moonvit(usual, whole, "kimik25")
     joined = read_config(_Joined, config, where)
     ArchitectureError.raise_any(_joined_problems(joined, own, whole, where))
-    images = f"{whole.folder}: settings of the image processor"
+    images = whole.processor
     limits = read_config(_Limits, whole.images, images)
     limit = "max_patches" if limits.in_patch_limit is None else "in_patch_limit"
     most = limits.in_patch_limit or limits.max_patches

@@ -11,6 +11,7 @@ from dynquant.arch.base import Architecture, Row
 from dynquant.arch.config import Count, Truth, read_config, without_nulls
 from dynquant.arch.settings import Settings, harmless, reads
 from dynquant.arch.towers import siglip
+from dynquant.arch.towers.processor import contradictions
 from dynquant.arch.towers.vision import (
     Vision,
     activation_keys,
@@ -133,16 +134,10 @@ def _problems(model: _Model, patch: int, n_places: int, whole: Whole) -> Iterato
         )
     if isqrt(n_places) ** 2 != n_places:
         yield f"{whole.where}: vision_config: num_patches is {n_places}, which is no square"
-    stated = prepared(whole)
-    for name, usual in {
-        "encoder_patch_size": patch,
-        "downsample_factor": model.downsample_factor,
-    }.items():
-        if (found := stated.get(name)) not in (None, usual):
-            yield (
-                f"{whole.folder}: settings of the image processor: {name} is {shown(found)}, and"
-                f" the encoder has {usual}; take both from one model"
-            )
+    stated = replace(whole, images=prepared(whole))
+    yield from contradictions(
+        stated, encoder_patch_size=patch, downsample_factor=model.downsample_factor
+    )
 
 
 def _warnings(whole: Whole) -> Iterator[str]:
@@ -151,9 +146,7 @@ def _warnings(whole: Whole) -> Iterator[str]:
     if others:
         listed = ", ".join(f"{name} {shown(value)}" for name, value in others.items())
         ours = ", ".join(f"{name} {shown(_PREPARED[name])}" for name in others)
-        yield (
-            f"{whole.folder}: settings of the image processor: {listed}; llama.cpp computes {ours}"
-        )
+        yield (f"{whole.processor}: {listed}; llama.cpp computes {ours}")
 
 
 PROJECTORS = {

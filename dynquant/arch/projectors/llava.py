@@ -16,6 +16,7 @@ from dynquant.arch.base import Architecture, Row
 from dynquant.arch.config import Truth, read_config
 from dynquant.arch.settings import Settings, harmless, reads
 from dynquant.arch.towers import clip, siglip
+from dynquant.arch.towers.processor import contradictions
 from dynquant.arch.towers.vision import (
     Vision,
     activation_keys,
@@ -63,7 +64,13 @@ def llava(
     model = read_config(_Model, whole.config, whole.where)
     n_stored, asked = v.num_hidden_layers, model.vision_feature_layer
     n_layers = asked if asked >= 0 else n_stored + 1 + asked
-    ArchitectureError.raise_any(_problems(model, n_layers, n_stored, has_class, whole.where))
+    size = {"crop_size" if has_class else "size": v.image_size}
+    ArchitectureError.raise_any(
+        [
+            *_problems(model, n_layers, n_stored, has_class, whole.where),
+            *contradictions(whole, **size),
+        ]
+    )
     side = v.image_size // v.patch_size
     unused = "|".join(map(str, range(n_layers, n_stored))) or "none"
     return Architecture(

@@ -10,6 +10,7 @@ from typing import Any
 from dynquant.arch.base import Architecture, Row
 from dynquant.arch.config import Count, LayersCount, Natural, read_config
 from dynquant.arch.settings import Settings, harmless, reads
+from dynquant.arch.towers.processor import contradictions
 from dynquant.arch.towers.vision import (
     OUT,
     Vision,
@@ -97,16 +98,12 @@ def _sizes(own: _Qwen, v: Vision, whole: Whole) -> dict[str, int]:
 
 
 def _problems(own: _Qwen, whole: Whole, where: str) -> Iterator[str]:
-    for name, value in {
-        "patch_size": own.patch_size,
-        "merge_size": own.spatial_merge_size,
-        "temporal_patch_size": own.temporal_patch_size,
-    }.items():
-        if (its := whole.images.get(name)) not in (None, value):
-            yield (
-                f"{whole.folder}: {name} of the image processor is {shown(its)}, but config.json"
-                f" implies {value}; take both from one model"
-            )
+    yield from contradictions(
+        whole,
+        patch_size=own.patch_size,
+        merge_size=own.spatial_merge_size,
+        temporal_patch_size=own.temporal_patch_size,
+    )
     if own.temporal_patch_size != 2:
         yield f"{where}: temporal_patch_size is {own.temporal_patch_size}; llama.cpp computes 2"
     if own.spatial_merge_size != 2:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from dynquant.arch.base import Row
+from dynquant.arch.towers.processor import contradictions
 from dynquant.arch.towers.whole import Whole
 from dynquant.arrays import F32
 from dynquant.keys import Keys, boolean, f32, string, u32
@@ -50,8 +51,14 @@ def is_causal(whole: Whole) -> bool:
     return of_text(whole).get("use_bidirectional_attention") != "vision"
 
 
-def picture_problems(whole: Whole) -> Iterator[str]:
-    """Yield a message if llama.cpp lets other tokens see one another than the model does."""
+def picture_problems(whole: Whole, patch_size: int, pooling: int) -> Iterator[str]:
+    """Yield what llama.cpp cannot compute, and what the processor contradicts.
+
+    patch_size: pixels of a side; pooling: patches of a side that become one
+
+    llama.cpp chooses by the language model's width whether the tokens of a picture see one another.
+    """
+    yield from contradictions(whole, patch_size=patch_size, pooling_kernel_size=pooling)
     if is_causal(whole) != (whole.n_text in _CAUSAL):
         stated = of_text(whole).get("use_bidirectional_attention")
         yield (

@@ -8,6 +8,7 @@ from typing import Any
 
 from dynquant.arch.base import Architecture, Row
 from dynquant.arch.config import Count, LayersCount, Positive, Truth, read_config
+from dynquant.arch.towers.processor import contradictions
 from dynquant.arch.towers.rotary import rotary_problems
 from dynquant.arch.towers.vision import (
     OUT,
@@ -78,6 +79,9 @@ MERGER = (
 
 def _problems(own: Glm, config: Mapping[str, Any], whole: Whole, where: str) -> Iterator[str]:
     yield from rotary_problems(config, own.hidden_size // own.num_heads, where)
+    yield from contradictions(
+        whole, patch_size=own.patch_size, merge_size=SIDE, temporal_patch_size=FRAMES
+    )
     if own.out_hidden_size != whole.n_text:
         yield (
             f"{where}: out_hidden_size is {own.out_hidden_size}, and the language model has"

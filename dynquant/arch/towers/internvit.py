@@ -9,6 +9,7 @@ from typing import Any
 from dynquant.arch.base import Architecture, Row
 from dynquant.arch.config import Count, Natural, Truth, read_config
 from dynquant.arch.settings import constant, harmless, reads
+from dynquant.arch.towers.processor import contradictions
 from dynquant.arch.towers.vision import (
     Vision,
     activation_keys,
@@ -84,8 +85,13 @@ def internvit(
     own = read_config(Intern, config, where)
     v = read_config(Vision, {"hidden_act": "gelu", **config, **_lengths(config, where)}, where)
     side, scale = v.image_size // v.patch_size, round(1 / ratio) if ratio > 0 else 0
-    problems = [*_norm_problems(v, own, where), *_tile_problems(side, scale, ratio, tiles, whole)]
-    ArchitectureError.raise_any(problems)
+    ArchitectureError.raise_any(
+        [
+            *_norm_problems(v, own, where),
+            *_tile_problems(side, scale, ratio, tiles, whole),
+            *contradictions(whole, size=v.image_size, crop_size=v.image_size),
+        ]
+    )
     return Architecture(
         name=CLIP,
         keys=vision_keys(v, whole, "internvl")

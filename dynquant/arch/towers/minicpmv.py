@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dynquant.arch.config import Count, read_config
+from dynquant.arch.towers.processor import contradictions
 from dynquant.arch.towers.vision import Vision
 from dynquant.arch.towers.whole import Whole
 
@@ -38,11 +39,12 @@ class Slices:
     @classmethod
     def of(cls, whole: Whole) -> Slices:
         """Read the settings of a model's image processor."""
-        return read_config(cls, whole.images, f"{whole.folder}: settings of the image processor")
+        return read_config(cls, whole.images, whole.processor)
 
 
 def problems(slices: Slices, v: Vision, whole: Whole) -> Iterator[str]:
     """Yield what llama.cpp cannot compute."""
+    yield from contradictions(whole, patch_size=v.patch_size)
     if v.image_size // v.patch_size != SIDE:
         yield (
             f"{whole.where}: vision_config has image_size {v.image_size} and patch_size"

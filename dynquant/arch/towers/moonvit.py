@@ -10,6 +10,7 @@ from typing import Any
 from dynquant.arch.base import Architecture, Form, Row, Via
 from dynquant.arch.config import Count, LayersCount, read_config
 from dynquant.arch.settings import Only, harmless, reads
+from dynquant.arch.towers.processor import contradictions
 from dynquant.arch.towers.rotary import one_direction_after_the_other, rotary_problems
 from dynquant.arch.towers.vision import GELU, OUT, Vision, biased, vision_keys
 from dynquant.arch.towers.whole import CLIP, Whole
@@ -122,7 +123,12 @@ def moonvit(config: Mapping[str, Any], whole: Whole, kind: str) -> tuple[Archite
     """Describe the encoder without its rows."""
     where = f"{whole.where}: vision_config"
     own = read_config(MoonViT, config, where)
-    ArchitectureError.raise_any(_problems(own, config, where))
+    ArchitectureError.raise_any(
+        [
+            *_problems(own, config, where),
+            *contradictions(whole, patch_size=own.patch_size, merge_kernel_size=SIDE),
+        ]
+    )
     v = Vision(
         own.hidden_size,
         own.intermediate_size,

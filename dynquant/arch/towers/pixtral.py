@@ -10,6 +10,7 @@ from typing import Any, Literal, cast
 from dynquant.arch.base import Architecture, Row
 from dynquant.arch.config import Count, LayersCount, Positive, Truth, read_config
 from dynquant.arch.settings import Settings, constant, harmless, reads
+from dynquant.arch.towers.processor import contradictions
 from dynquant.arch.towers.rotary import rotary_problems
 from dynquant.arch.towers.vision import (
     OUT,
@@ -129,7 +130,13 @@ def encoder(
     whole = replace(whole, images={**_IMAGES, **whole.images})
     where = f"{whole.where}: vision_config"
     own = read_config(_Pixtral, config, where)
-    ArchitectureError.raise_any([*_problems(own, config, where), *problems])
+    merged = joined.spatial_merge_size
+    said = contradictions(
+        whole,
+        patch_size=(own.patch_size, own.patch_size * merged),
+        spatial_merge_size=merged,
+    )
+    ArchitectureError.raise_any([*_problems(own, config, where), *said, *problems])
     text = read_config(_Text, text_settings(whole.config) or {}, f"{whole.where}: text_config")
     v = Vision(
         own.hidden_size,

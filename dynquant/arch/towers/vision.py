@@ -6,12 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import prod
-from typing import Annotated, Any
-
-from pydantic import Field
+from typing import Any
 
 from dynquant.arch.base import Form, Row, Via
-from dynquant.arch.config import Count, LayersCount, Positive, read_config
+from dynquant.arch.config import Count, LayersCount, Positive
+from dynquant.arch.towers import processor
 from dynquant.arch.towers.whole import Whole
 from dynquant.errors import ArchitectureError
 from dynquant.keys import Keys, boolean, f32, f32s, string, u32
@@ -24,9 +23,6 @@ _EXCHANGED = frozenset(
 )
 """Projectors of which old files had the feed-forward's matrices under each other's names: llama.cpp
 exchanges them if the second has as many inputs as the encoder is wide."""
-
-_BYTE = 1 / 255
-"""The factor by which llama.cpp multiplies the bytes of a picture before mean and deviation."""
 
 OUT = "v.blk.{}."
 
@@ -54,7 +50,7 @@ def vision_keys(v: Vision, whole: Whole, kind: str, *, of_several: bool = False)
     Raises ArchitectureError for an encoder or pictures that llama.cpp cannot compute.
     """
     ArchitectureError.raise_any(_problems(v, whole, kind))
-    norm = _norm(whole)
+    norm = processor.norm(whole)
     return {
         "clip.has_vision_encoder": boolean(True),
         "clip.vision.projection_dim": u32(whole.n_text),
@@ -89,30 +85,6 @@ def vision_sizes(v: Vision, whole: Whole) -> dict[str, int]:
     }
 
 
-_Part = Annotated[float, Field(ge=0, le=1)]
-_Deviation = Annotated[float, Field(gt=0, le=1)]
-
-
-@dataclass(frozen=True)
-class _Norm:
-    """Mean and deviation of the colours, which are from 0 to 1."""
-
-    image_mean: tuple[_Part, _Part, _Part]
-    image_std: tuple[_Deviation, _Deviation, _Deviation]
-
-
-def _norm(whole: Whole) -> _Norm:
-    """Return mean and deviation: zero and one if the model's processor does not normalize."""
-    if whole.images.get("do_normalize") is False:
-        return _Norm((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-    if not whole.images:
-        raise ArchitectureError(
-            f"{whole.folder}: has no preprocessor_config.json, which says how pictures are prepared"
-            " (image_mean, image_std); download it from the original model"
-        )
-    return read_config(_Norm, whole.images, f"{whole.folder}: settings of the image processor")
-
-
 def _problems(v: Vision, whole: Whole, kind: str) -> Iterator[str]:
     if v.hidden_size % v.num_attention_heads:
         yield (
@@ -124,12 +96,7 @@ def _problems(v: Vision, whole: Whole, kind: str) -> Iterator[str]:
             f"{whole.where}: vision_config has intermediate_size equal to hidden_size"
             f" {v.hidden_size}; llama.cpp would take the feed-forward's two matrices for each other"
         )
-    where = f"{whole.folder}: settings of the image processor"
-    if whole.images.get("do_rescale") is False:
-        yield f"{where}: do_rescale is false; llama.cpp always does it"
-    factor = whole.images.get("rescale_factor", _BYTE)
-    if not isinstance(factor, int | float) or abs(factor - _BYTE) > 1e-6:
-        yield f"{where}: rescale_factor is {shown(factor)}; llama.cpp multiplies by 1/255"
+    yield from processor.colour_problems(whole)
 
 
 GELU = {"clip.use_gelu": boolean(True)}

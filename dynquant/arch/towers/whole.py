@@ -64,6 +64,11 @@ class Whole:
         return str(self.folder / "config.json")
 
     @property
+    def processor(self) -> str:
+        """The place of the image processor's settings, which begins messages."""
+        return f"{self.folder}: settings of the image processor"
+
+    @property
     def n_text(self) -> int:
         """The width of the language model, which is the width of the projector's output.
 
