@@ -409,7 +409,8 @@ def _report(result: Result, out: Path, threads: int, seconds: float, *, quiet: b
     many = "threads" if threads > 1 else "thread"
     if result.gains:
         console.talk(f"error feedback: {gained_text(result.gains.values())}", quiet=quiet)
-    console.talk(f"readers: {readers_text(plan.type_counts, plan.architecture)}", quiet=quiet)
+    readers = readers_text(plan.type_counts, plan.architecture, is_adapter=plan.is_adapter)
+    console.talk(f"readers: {readers}", quiet=quiet)
     console.talk(
         f"{out}: {size_text(result.n_bytes)}{shards}, {plan.bits_per_weight:.3f} bits per weight"
         f"{error}, in {console.duration(seconds)} on {threads} {many}"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 
-from gguf import GGUF_DEFAULT_ALIGNMENT
+from gguf import GGUF_DEFAULT_ALIGNMENT, GGUFType
 
 from dynquant.arch.base import ModelTensor
 from dynquant.importance.audit import Importance
@@ -193,6 +193,12 @@ class Plan(Totals):
                 or is_copied(self.sources[t.name].source.stored, t.type)
             )
         )
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether the output is a LoRA adapter, and not a model."""
+        kind = self.keys.get("general.type")
+        return kind is not None and kind.value == GGUFType.ADAPTER
 
     @property
     def data_bytes(self) -> int:

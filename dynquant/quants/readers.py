@@ -27,6 +27,7 @@ class Reader:
     since:   the first version with a type, for types that later versions brought: `b2221`, or
              its pull request
     limits:  what else it requires of a file
+    adapters: where it loads LoRA adapters in GGUF; "" if it does not
     """
 
     name: str
@@ -38,6 +39,7 @@ class Reader:
     architectures: frozenset[str] = frozenset()
     since: Mapping[str, str] = field(default_factory=dict[str, str])
     limits: str = ""
+    adapters: str = ""
 
     def reads(self, type_name: str, architecture: str = "") -> bool:
         """Whether it reads a type in a file of an architecture; "" is any without an exception."""
@@ -99,6 +101,7 @@ _READERS = (
         "ggml-org/llama.cpp: ggml/include/ggml.h, ggml/src/gguf.cpp",
         _EVERY,
         since=_SINCE,
+        adapters="src/llama-adapter.cpp",
     ),
     Reader(
         "Ollama",
@@ -107,6 +110,7 @@ _READERS = (
         "ollama/ollama: fs/ggml/type.go, fs/ggml/ggml.go",
         _EVERY - _types("TQ1_0 TQ2_0 Q2_0"),
         limits="its own reader, before llama.cpp's, has to know the size of every type",
+        adapters="docs/modelfile.mdx, ADAPTER",
     ),
     Reader(
         "LM Studio",
@@ -174,6 +178,7 @@ _READERS = (
         "ikawrakow/ik_llama.cpp: ggml/include/ggml.h, ggml/src/ggml.c",
         _EVERY - _types("TQ1_0 TQ2_0 NVFP4 Q2_0"),
         limits="Q1_0 is named Q1_0_G128 there",
+        adapters="src/llama.cpp, llama_lora_adapter_init",
     ),
 )
 
@@ -195,24 +200,32 @@ def _letters(name: str) -> str:
     return "".join(c for c in name.lower() if c.isalnum())
 
 
-def unread(types: Iterable[str], architecture: str) -> dict[str, tuple[str, ...]]:
-    """Return for every reader what it does not read: types, and `architecture NAME`."""
+def unread(
+    types: Iterable[str], architecture: str, *, is_adapter: bool = False
+) -> dict[str, tuple[str, ...]]:
+    """Return for every reader what it does not read: types, and `architecture NAME`.
+
+    is_adapter: whether the file is a LoRA adapter, which most readers do not load at all
+    """
     given = tuple(dict.fromkeys(types))
     return {
         name: (
             *(t for t in given if not reader.reads(t, architecture)),
             *(() if reader.loads(architecture) else (f"architecture {architecture}",)),
+            *(("LoRA adapters in GGUF",) if is_adapter and not reader.adapters else ()),
         )
         for name, reader in READERS.items()
     }
 
 
-def readers_text(types: Iterable[str], architecture: str) -> str:
+def readers_text(types: Iterable[str], architecture: str, *, is_adapter: bool = False) -> str:
     """Return which readers read all types, and which do not because of which types.
 
     For example `llama.cpp, Ollama; not mistral.rs, candle (IQ4_NL)`.
+
+    is_adapter: whether the file is a LoRA adapter
     """
-    missing = unread(types, architecture)
+    missing = unread(types, architecture, is_adapter=is_adapter)
     reading = ", ".join(name for name, absent in missing.items() if not absent)
     groups: dict[tuple[str, ...], list[str]] = {}
     for name, absent in missing.items():

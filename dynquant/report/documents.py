@@ -36,7 +36,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "bits_per_weight": plan.bits_per_weight,
         "weights": plan.n_weights,
         "type_counts": plan.type_counts,
-        "readers": unread(plan.type_counts, plan.architecture),
+        "readers": unread(plan.type_counts, plan.architecture, is_adapter=plan.is_adapter),
         "tensors": [
             {
                 "name": t.name,

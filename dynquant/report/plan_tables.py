@@ -75,7 +75,8 @@ def _totals(plan: Plan, file_bytes: int | None) -> Iterator[str]:
         more = ", …" if len(plan.shards) > _SHOWN else ""
         yield f"shards  {len(plan.shards)}: {sizes}{more}"
     yield f"types   {', '.join(f'{name} {count}' for name, count in plan.type_counts.items())}"
-    yield f"readers {readers_text(plan.type_counts, plan.architecture)}"
+    readers = readers_text(plan.type_counts, plan.architecture, is_adapter=plan.is_adapter)
+    yield f"readers {readers}"
     used = fallbacks(plan.tensors)
     for fallback in used:
         yield _fallback(fallback)

@@ -468,6 +468,9 @@ def readers_page() -> str:
             "readers": table(
                 ("reader", "version", "date", "source", "limits"), map(_reader, READERS.values())
             ),
+            "adapters": table(
+                ("reader", "source"), [(r.name, r.adapters) for r in READERS.values() if r.adapters]
+            ),
             "since": table(
                 ("type", "first version"), [(name, since[name]) for name in ALL if name in since]
             ),

@@ -52,6 +52,14 @@ def test_transformers_reads_what_the_gguf_package_dequantizes() -> None:
     assert READERS["transformers"].types & ALL.keys() == dequantized & ALL.keys()
 
 
+def test_adapters_are_read_only_by_readers_that_load_them() -> None:
+    reading = {n for n, absent in unread(["F32"], "llama", is_adapter=True).items() if not absent}
+    assert reading == {name for name, reader in READERS.items() if reader.adapters}
+    assert {"llama.cpp", "Ollama"} <= reading < READERS.keys()
+    text = readers_text(["F32"], "llama", is_adapter=True)
+    assert text.startswith("llama.cpp, Ollama") and "(LoRA adapters in GGUF)" in text
+
+
 def test_types_can_depend_on_the_architecture() -> None:
     mistral = READERS["mistral.rs"]
     assert (mistral.reads("MXFP4"), mistral.reads("MXFP4", "gpt-oss")) == (False, True)
