@@ -57,6 +57,9 @@ CONTEXT = 512
 KEPT = 4_000
 """Bytes of a scored token's probabilities in the cache of `dynquant eval`."""
 
+_COPIED = 5e8
+"""Bytes of a projector that are written in a second: most of its tensors keep their floats."""
+
 _SIDE = 1024
 
 
@@ -210,6 +213,13 @@ class Job:
             for c in group.types
         )
 
+    @property
+    def projector(self) -> Expected:
+        """What writing the projector takes; nearly all of it is copied."""
+        asked = self.asked.projector
+        n_bytes = asked.n_bytes if asked else 0
+        return Expected(1 + n_bytes / _COPIED, n_bytes)
+
 
 def forecast(job: Job, stages: Iterable[Stage]) -> dict[str, Expected]:
     """Return what stages take, by name."""
@@ -231,6 +241,7 @@ def forecast(job: Job, stages: Iterable[Stage]) -> dict[str, Expected]:
         "sensitivity": Expected(job.samples + measures, 1_000 * len(job.plan.tensors)),
         "solve": Expected(1 + samples + verifies, 10_000),
         "convert": Expected(1 + job.conversion, job.limit),
+        "projector": job.projector,
         "evaluate": Expected(START + 2 * (judged * run + answers), 1_000_000, cached),
         "report": Expected(1 + samples, 1_000_000),
     }

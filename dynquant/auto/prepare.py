@@ -92,6 +92,8 @@ def prepare(asked: Asked, *, recipe: str, force: bool) -> Ready:
             " from the recipe, and use `dynquant split` on the output"
         )
     sources = [file.path for file in work.source_files]
+    if asked.projector:
+        sources = [*dict.fromkeys((*sources, *asked.projector.sources))]
     stages = stages_of(asked)
     problems.add(*_taken(asked, stages, sources))
     problems.raise_any(ConvertError)

@@ -31,6 +31,23 @@ MODEL = "MODEL"
 
 
 @dataclass(frozen=True)
+class Projector:
+    """A projector that is written beside the language model, as it is planned.
+
+    recipe:       its type, or what names its recipe
+    recipe_files: what that is read from
+    sources:      files of the model that it is made of
+    n_bytes:      of the output
+    """
+
+    recipe: str
+    out: Path
+    recipe_files: tuple[Path, ...]
+    sources: tuple[Path, ...]
+    n_bytes: int
+
+
+@dataclass(frozen=True)
 class Asked:
     """What `dynquant auto` is asked for.
 
@@ -51,6 +68,7 @@ class Asked:
     n_prompts:   that the output continues
     folder:      for the files of the model
     skip:        of SKIPPABLE
+    projector:   to write, too
     """
 
     model: str
@@ -77,6 +95,7 @@ class Asked:
     n_prompts: int = 64
     threads: int | None = None
     skip: frozenset[str] = frozenset()
+    projector: Projector | None = None
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -199,6 +218,8 @@ def stages_of(asked: Asked) -> list[Stage]:
         found.append(made.sensitivity())
     if "solve" not in asked.skip:
         found.append(made.solve())
+    if asked.projector:
+        found.append(made.projector(asked.projector))
     found.append(made.convert())
     if asked.texts and "evaluate" not in asked.skip:
         found.append(made.evaluate())
@@ -265,6 +286,18 @@ class _Stages:
             *("-o", str(self.its.recipe)),
             reads=(*self._solved, *(self.asked.tuning if self.asked.verifies else ())),
             writes=(self.its.recipe,),
+        )
+
+    def projector(self, wanted: Projector) -> Stage:
+        """Return the stage that writes the projector, which all sizes share."""
+        return self._stage(
+            "projector",
+            "convert",
+            self.asked.model,
+            *("--recipe", wanted.recipe, "--only-mmproj"),
+            *(*_option("--effort", self.asked.effort), "-o", str(wanted.out)),
+            reads=(MODEL, *wanted.recipe_files),
+            writes=(wanted.out, manifest_path(wanted.out)),
         )
 
     def convert(self) -> Stage:

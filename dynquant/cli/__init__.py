@@ -45,10 +45,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for seeing in (convert.convert, plan.plan):
+for seeing in (auto.auto, convert.convert, plan.plan):
     app.command(cls=mmproj.WithMmproj)(seeing)
 for command in (
-    auto.auto,
     solve.solve,
     sensitivity.sensitivity,
     verify.verify,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dynquant.cli import console
+from dynquant.cli.mmproj import MmprojOption, Projecting
 from dynquant.cli.options import (
     EffortOption,
     ImatrixOption,
@@ -38,6 +39,8 @@ from dynquant.cli.targets import (
 if TYPE_CHECKING:
     from dynquant.auto.prepare import Ready
     from dynquant.auto.stages import Asked as Wanted
+    from dynquant.auto.stages import Projector
+    from dynquant.quants.search import Effort
 
 
 def auto(
@@ -153,6 +156,7 @@ def auto(
             show_default=False,
         ),
     ] = None,
+    mmproj: MmprojOption = None,
     effort: EffortOption = None,
     allow_requantize: RequantizeOption = False,
     threads: ThreadsOption = None,
@@ -221,6 +225,7 @@ def auto(
         n_prompts=n_prompts,
         threads=threads,
         skip=frozenset(skip or ()),
+        projector=None if mmproj is None else _projector(model, mmproj, effort, out),
     )
     with console.each_warning_once():
         ready = prepare(wanted, recipe=recipe or DEFAULT_RECIPE, force=force)
@@ -232,6 +237,24 @@ def auto(
             return
         _carry_out(ready, force=force, quiet=quiet)
     _show(wanted, ready, quiet=quiet)
+
+
+def _projector(model: str, recipe: str, effort: Effort | None, out: Path) -> Projector:
+    """Plan the projector beside an output; raise DynquantError if there is none to write."""
+    from dynquant.auto.stages import Projector
+    from dynquant.conversion.work import work_of
+    from dynquant.recipe.loader import load_recipe
+
+    asked = Projecting(model, recipe, effort)
+    plan = asked.make()
+    work = work_of(plan)
+    return Projector(
+        recipe,
+        asked.path(out, plan),
+        tuple(map(Path, load_recipe(recipe).files)),
+        tuple(file.path for file in work.source_files),
+        work.layout.n_bytes,
+    )
 
 
 def _carry_out(ready: Ready, *, force: bool, quiet: bool) -> None:
@@ -248,7 +271,8 @@ def _carry_out(ready: Ready, *, force: bool, quiet: bool) -> None:
         # A file that is completed is begun again where it is of other inputs.
         is_other = state.is_stale or (force and not state.resumes)
         replaces = is_there and (is_other if stage.completes else True)
-        restarts = stage.name == "convert" and not state.resumes and (force or is_there)
+        writes_gguf = stage.arguments[0] == "convert"
+        restarts = writes_gguf and not state.resumes and (force or is_there)
         more = [
             *(["--force"] if replaces else []),
             *(["--restart"] if restarts else []),

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from evaluated import TEXTS
 from inprocess import Done, run
-from places import TINY_BOOKS
+from places import REFERENCES, TINY_BOOKS
 from second_moments import write_importance
 
 import dynquant
@@ -75,6 +75,30 @@ def test_every_stage_leaves_its_files_and_is_done_once(folder: Folder) -> None:
     assert again.code == 0
     assert commands(again) == []
     assert folder.bytes() == before
+
+
+def test_the_projector_is_a_stage_that_other_sizes_share(tmp_path: Path) -> None:
+    model = REFERENCES / "projectors" / "qwen3vl"
+    skipped = [w for s in ("importance", "evaluate", "report") for w in ("--skip", s)]
+
+    def auto(out: str, bpw: float) -> Done:
+        given = ("-o", tmp_path / out, "--target-bpw", bpw, "--mmproj", "BF16", *skipped)
+        return run("auto", model, *given)
+
+    done = auto("a.gguf", 12)
+    assert done.code == 0, done.err
+    assert commands(done) == ["sensitivity", "solve", "projector", "convert"]
+    assert run("convert", model, "-o", tmp_path / "p.gguf", "--only-mmproj", "-r", "bf16").code == 0
+    projector = tmp_path / "mmproj-Qwen3Vl-BF16.gguf"
+    assert projector.read_bytes() == (tmp_path / "p.gguf").read_bytes()
+    assert commands(auto("b.gguf", 10)) == ["solve", "convert"]
+
+
+def test_a_projector_that_there_is_not_is_refused_before_any_stage(folder: Folder) -> None:
+    done = folder.auto("--mmproj")
+    assert done.code == 1
+    assert "has no part that sees or hears" in done.err
+    assert not (folder.path / "o.gguf").exists()
 
 
 def test_stages_are_the_commands_that_are_printed(folder: Folder, tmp_path: Path) -> None:
