@@ -123,6 +123,7 @@ def filled(ids: list[int], placeholders: Sequence[int], sizes: Sequence[int]) ->
     sizes: the number of embeddings of each piece, in the order of the placeholders
     """
     places = [place for place, token in enumerate(ids) if token in placeholders]
+    assert len(places) == len(sizes), "another number of placeholders than of pieces"
     repeats = dict(zip(places, sizes, strict=True))
     return [token for place, token in enumerate(ids) for _ in range(repeats.get(place, 1))]
 
