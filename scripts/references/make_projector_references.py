@@ -10,30 +10,27 @@ model and projector together. Beside it, <case>.npz has for each picture or soun
     embeddings_0   float32 [n_tokens, width]: the projector's output by transformers, in float32
     logprobs_0     float32 [n_vocab]: log-probabilities of the token after the prompt
     blind_0        the same for the prompt with another picture or sound, which must differ
-    ids_0          int64: the prompt's token ids
-    prompt         the prompt for llama.cpp
-    before, after  numbers of tokens before and after the medium
+    ids_0          int64: the prompt's token ids, with a placeholder for each embedding
+    prompt         the prompt for llama.cpp, with `<__media__>` in place of the medium
 
 The cases are in reference_projectors/. Everything is seeded.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import transformers
-from make_references import model_class, randomize
-from reference_families import Family
-from reference_projectors import Case, Inputs, Media, cases
+from make_references import randomize
+from reference_projectors import Case, Media, cases
 from reference_tokenizers import Encode, write_json
-from safetensors.torch import load_file, save_file
 
 REFERENCES = Path(__file__).resolve().parents[2] / "tests" / "references" / "projectors"
 
@@ -85,114 +82,72 @@ def make_checkpoint(folder: Path, case: Case, seed: int) -> Encode:
     """Write one case's checkpoint and return its tokenizer."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    own = case.model
-    model = own.make() if own else model_class(case.config).from_config(case.config)
-    randomize(
-        model, Family(case.config, case.tokenizer, norms=case.norms, weights=case.weights), seed
-    )
+    model = case.model.make()
+    randomize(model, seed, norms=case.norms, weights=case.weights)
     randomize_towers(model, seed)
-    model.to(case.dtype)
-    if own:
-        own.save(model, folder)
-    else:
-        case.write(model, folder)
-    if case.renamed:
-        stored = load_file(folder / "model.safetensors")
-        save_file(
-            {_renamed(n, case): t for n, t in stored.items()},
-            folder / "model.safetensors",
-            {"format": "pt"},
-        )
-    config = json.loads((folder / "config.json").read_text("utf-8"))
-    config.update(case.published)
-    removed = {key for key, value in case.published.items() if value is None}
-    write_json(folder / "config.json", {k: v for k, v in config.items() if k not in removed})
+    case.model.save(model.to(torch.bfloat16), folder)
     write_json(folder / "preprocessor_config.json", case.processor)
     return case.tokenizer(folder)
 
 
-def _renamed(name: str, case: Case) -> str:
-    for before, after in case.renamed.items():
-        if name.startswith(before):
-            return after + name.removeprefix(before)
-    return name
+@dataclass(frozen=True)
+class Answer:
+    """What a model makes of a prompt with one medium.
+
+    embeddings: float32 [n_tokens, width], of all pieces of the medium
+    ids:        int64 [n_ids], the prompt's
+    logprobs:   float32 [n_vocab], of the token after the prompt
+    """
+
+    embeddings: torch.Tensor
+    ids: torch.Tensor
+    logprobs: torch.Tensor
 
 
-def loaded(case: Case, folder: Path) -> transformers.PreTrainedModel:
-    """Return a checkpoint's model in float32, with eager attention."""
-    if case.model:
-        return case.model.load(folder)
-    if case.read:
-        return case.read(folder)
-    stated = None if case.own_config else transformers.AutoConfig.from_pretrained(folder)
-    config = stated or case.config
-    return model_class(config).from_pretrained(
-        folder, config=config, dtype=torch.float32, attn_implementation="eager"
+def answer(model: torch.nn.Module, folder: Path, case: Case, encode: Encode, one: Media) -> Answer:
+    """Return what a model makes of one of its case's media."""
+    inputs = case.inputs(folder, one)
+    pieces = case.features(model, inputs)
+    prompt = encode(case.prompt_of_model(inputs))
+    ids = torch.tensor(filled(prompt, case.placeholders, [len(piece) for piece in pieces]))
+    more = case.more(ids[None]) if case.more else {}
+    outputs = model(
+        input_ids=ids[None], attention_mask=torch.ones_like(ids)[None], **inputs, **more
     )
+    return Answer(torch.cat(pieces), ids, torch.log_softmax(outputs.logits[0, -1].float(), dim=-1))
+
+
+def filled(ids: list[int], placeholders: Sequence[int], sizes: Sequence[int]) -> list[int]:
+    """Return a prompt's ids with each placeholder repeated: once for each embedding of its piece.
+
+    sizes: the number of embeddings of each piece, in the order of the placeholders
+    """
+    places = [place for place, token in enumerate(ids) if token in placeholders]
+    assert len(places) == len(sizes), "another number of placeholders than of pieces"
+    repeats = dict(zip(places, sizes, strict=True))
+    return [token for place, token in enumerate(ids) for _ in range(repeats.get(place, 1))]
 
 
 def write_reference(name: str, folder: Path, case: Case, encode: Encode) -> str:
     """Write what transformers makes of each picture or sound; return a line about it."""
-    model = loaded(case, folder)
+    model = case.model.load(folder)
     model.eval()
+    with torch.no_grad():
+        answers = [answer(model, folder, case, encode, one) for one in case.media]
+    others = [*answers[1:], answers[0]]
     stored: dict[str, np.ndarray] = {"prompt": np.array(case.prompt)}
     sizes: list[str] = []
-    with torch.no_grad():
-        others = [*case.media[1:], case.media[0]]
-        for number, (one, other) in enumerate(zip(case.media, others, strict=True)):
-            features, ids, found = answer(model, folder, case, encode, one)
-            *_, blind = answer(model, folder, case, encode, other)
-            stored |= {
-                f"media_{number}": one,
-                f"embeddings_{number}": features.numpy().astype("<f4"),
-                f"logprobs_{number}": found.numpy().astype("<f4"),
-                f"blind_{number}": blind.numpy().astype("<f4"),
-                f"ids_{number}": ids.numpy(),
-            }
-            sizes.append(f"{tuple(one.shape)} as {tuple(features.shape)}")
+    for number, (one, found, other) in enumerate(zip(case.media, answers, others, strict=True)):
+        stored |= {
+            f"media_{number}": one,
+            f"embeddings_{number}": found.embeddings.numpy().astype("<f4"),
+            f"logprobs_{number}": found.logprobs.numpy().astype("<f4"),
+            f"blind_{number}": other.logprobs.numpy().astype("<f4"),
+            f"ids_{number}": found.ids.numpy(),
+        }
+        sizes.append(f"{tuple(one.shape)} as {tuple(found.embeddings.shape)}")
     np.savez_compressed(REFERENCES / f"{name}.npz", **stored)
     return ", ".join(sizes)
-
-
-def answer(
-    model: transformers.PreTrainedModel, folder: Path, case: Case, encode: Encode, one: Media
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the embeddings of a medium, the prompt's ids, and its log-probabilities."""
-    case = case.of(one)
-    inputs: Inputs = case.inputs(folder, one)
-    found = case.features(model, inputs)
-    pieces = found if isinstance(found, list) else [found]
-    features = torch.cat(pieces)
-    ids = torch.tensor(_prompt(case, folder, encode, one, [len(piece) for piece in pieces]))
-    if case.ids:
-        start = len(encode(case.before))
-        ids[start : start + len(features)] = torch.tensor(case.ids(inputs, features))
-    outputs = model(
-        input_ids=ids[None],
-        attention_mask=torch.ones_like(ids)[None],
-        **inputs,
-        **case.more(ids[None], case.token),
-    )
-    return features, ids, torch.log_softmax(outputs.logits[0, -1].float(), dim=-1)
-
-
-def _prompt(
-    case: Case, folder: Path, encode: Encode, one: Media, sizes: Sequence[int]
-) -> list[int]:
-    """Return a prompt's ids, with the placeholder's id for each embedding.
-
-    sizes: embeddings of each piece of the medium
-    """
-    if case.text:
-        ids = encode(case.text(folder, one))
-        assert ids.count(case.token) == sum(sizes), "another number of embeddings"
-        return ids
-    first, *others = map(encode, case.texts(len(sizes)))
-    n_bos = len(encode(""))
-    ids = list(first)
-    for size, text in zip(sizes, others, strict=True):
-        ids += [*[case.token] * size, *text[n_bos:]]
-    return ids
 
 
 def main() -> None:
@@ -206,8 +161,6 @@ def main() -> None:
         folder = REFERENCES / name
         encode = make_checkpoint(folder, known[name], zlib.crc32(name.encode()))
         line = write_reference(name, folder, known[name], encode)
-        if rewrite := known[name].rewrite:
-            rewrite(folder)
         size = sum(path.stat().st_size for path in folder.iterdir())
         print(f"{name}: {size / 1000:.0f} kB, {line}")
 

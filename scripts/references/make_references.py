@@ -25,6 +25,7 @@ import shutil
 import sys
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,8 +70,19 @@ STATE_SPACE = tuple(
 """Endings of the names of state space layers' vectors, whose effect is small."""
 
 
-def randomize(model: transformers.PreTrainedModel, family: Family, seed: int) -> None:
-    """Set all stored tensors to numbers large enough to affect the log-probabilities."""
+def randomize(
+    model: transformers.PreTrainedModel,
+    seed: int,
+    *,
+    norms: float = 1.0,
+    spread: float = 0.3,
+    weights: float = 0.25,
+    embedding: float = 0.25,
+) -> None:
+    """Set all stored tensors to numbers large enough to affect the log-probabilities.
+
+    The means and standard deviations are those of Family.
+    """
     rng = np.random.default_rng(seed)
     stored = model.state_dict()
     tensors = dict(model.named_parameters())
@@ -82,7 +94,7 @@ def randomize(model: transformers.PreTrainedModel, family: Family, seed: int) ->
                 continue  # constants of hashes, which follow from the configuration
             noise = rng.standard_normal(parameter.shape, dtype=np.float32)
             if name.lower().endswith(FACTORS) or "layernorm.norms." in name:
-                noise = family.norms + family.spread * noise
+                noise = norms + spread * noise
             elif name.endswith(("correction_bias", "expert_bias")):
                 noise = 0.1 * noise  # with more noise some experts would never be chosen
             elif name.endswith("modality_router.weight"):
@@ -100,9 +112,9 @@ def randomize(model: transformers.PreTrainedModel, family: Family, seed: int) ->
             elif name.endswith("bias"):
                 noise = 0.5 * noise
             elif name.endswith(EMBEDDINGS):
-                noise = family.embedding * noise
+                noise = embedding * noise
             else:
-                noise = family.weights * noise
+                noise = weights * noise
             parameter.copy_(torch.from_numpy(np.asarray(noise)))
 
 
@@ -121,21 +133,32 @@ def make_checkpoint(folder: Path, family: Family, seed: int) -> Encode:
     """Write one family's checkpoint and return its tokenizer."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    if family.model:
-        model = family.model.make()
-        randomize(model, family, seed)
-        family.model.save(model.to(family.dtype), folder)
+    own = family.model
+    model = own.make() if own else model_class(family.config).from_config(family.config)
+    randomize(
+        model,
+        seed,
+        norms=family.norms,
+        spread=family.spread,
+        weights=family.weights,
+        embedding=family.embedding,
+    )
+    model = model.to(family.dtype)
+    if own:
+        own.save(model, folder)
     else:
-        model = model_class(family.config).from_config(family.config)
-        randomize(model, family, seed)
-        model.to(family.dtype).save_pretrained(
+        model.save_pretrained(
             folder, max_shard_size=family.shard_size, save_original_format=not family.stacks
         )
-    config = json.loads((folder / "config.json").read_text("utf-8"))
-    config.update(family.published)
-    removed = {key for key, value in family.published.items() if value is None}
-    write_json(folder / "config.json", {key: v for key, v in config.items() if key not in removed})
+    change_config(folder, family.published)
     return family.tokenizer(folder)
+
+
+def change_config(folder: Path, changes: dict[str, Any]) -> None:
+    """Change keys of config.json; None removes a key."""
+    config = json.loads((folder / "config.json").read_text("utf-8")) | changes
+    removed = {key for key, value in changes.items() if value is None}
+    write_json(folder / "config.json", {key: v for key, v in config.items() if key not in removed})
 
 
 def family_prompts(encode: Encode, n_tokens: int, seed: int, long: int = 0) -> list[list[int]]:
@@ -148,11 +171,16 @@ def family_prompts(encode: Encode, n_tokens: int, seed: int, long: int = 0) -> l
     return prompts + [rng.integers(3, n_tokens, n).tolist() for n in (11, 24, long) if n]
 
 
-def load(folder: Path) -> transformers.PreTrainedModel:
-    """Return a checkpoint's model in float32, with eager attention."""
-    config = transformers.AutoConfig.from_pretrained(folder)
+def load(
+    folder: Path, config: transformers.PretrainedConfig | None = None
+) -> transformers.PreTrainedModel:
+    """Return a checkpoint's model in float32, with eager attention.
+
+    config: the model's settings; None reads those of the checkpoint
+    """
+    config = config or transformers.AutoConfig.from_pretrained(folder)
     return model_class(config).from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager"
+        folder, config=config, dtype=torch.float32, attn_implementation="eager"
     )
 
 

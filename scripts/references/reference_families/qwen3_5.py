@@ -15,7 +15,7 @@ def _tokenizer(folder: Path) -> Encode:
     return make_qwen_bpe(folder, ("<think>", "</think>"), QWEN35_SPLIT)
 
 
-_TEXT: dict[str, Any] = {
+TEXT: dict[str, Any] = {
     # The constant epsilon of query and key norms of linear attention in transformers.
     **{**COMMON, "rms_norm_eps": 1e-6},
     "vocab_size": 416,
@@ -65,7 +65,7 @@ def _rope(*sections: int, part: float = 0.25) -> dict[str, Any]:
 
 
 _HASHED: dict[str, Any] = {
-    **_TEXT,
+    **TEXT,
     **_EXPERTS,
     "layer_types": ["linear_attention", "indexed_attention", "linear_attention"],
     "output_gate_type": "sigmoid",
@@ -89,7 +89,7 @@ FAMILIES = {
     "qwen35": Family(
         transformers.Qwen3_5Config(
             text_config={
-                **_TEXT,
+                **TEXT,
                 "intermediate_size": 72,
                 "rope_parameters": _rope(2, 2, 2, part=0.5),
             },
@@ -101,7 +101,7 @@ FAMILIES = {
     ),
     "qwen35-text": Family(
         transformers.Qwen3_5TextConfig(
-            **_TEXT, intermediate_size=72, tie_word_embeddings=True, rope_parameters=_rope(1, 1, 1)
+            **TEXT, intermediate_size=72, tie_word_embeddings=True, rope_parameters=_rope(1, 1, 1)
         ),
         _tokenizer,
         published={
@@ -121,7 +121,7 @@ FAMILIES = {
     ),
     "qwen35moe": Family(
         transformers.Qwen3_5MoeConfig(
-            text_config={**_TEXT, **_EXPERTS, "rope_parameters": _rope(1, 1, 1)},
+            text_config={**TEXT, **_EXPERTS, "rope_parameters": _rope(1, 1, 1)},
             vision_config=_VISION,
             tie_word_embeddings=False,
             **_TOKENS,
@@ -131,7 +131,7 @@ FAMILIES = {
         draw=2,
     ),
     "qwen35moe-text": Family(
-        transformers.Qwen3_5MoeTextConfig(**_TEXT, **_EXPERTS, rope_parameters=_rope(1, 1, 1)),
+        transformers.Qwen3_5MoeTextConfig(**TEXT, **_EXPERTS, rope_parameters=_rope(1, 1, 1)),
         _tokenizer,
     ),
     "qwen38-flash-next": Family(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ _TOKENS: dict[str, Any] = {
 }
 
 
-def _rope(*sections: int) -> dict[str, Any]:
+def rope(*sections: int) -> dict[str, Any]:
+    """Return the settings of positions: angles of each section by time, by row, or by column."""
     return {"rope_type": "default", "rope_theta": 1000000.0, "mrope_section": [*sections]}
 
 
@@ -59,7 +61,7 @@ _EXPERTS: dict[str, Any] = {
     "moe_intermediate_size": 20,
     "num_experts": 5,
     "num_experts_per_tok": 3,
-    "rope_parameters": _rope(5, 4, 3),
+    "rope_parameters": rope(5, 4, 3),
 }
 
 
@@ -91,13 +93,26 @@ class _OutputsLast:
         )
 
 
-class _Omni:
-    """The part of a Qwen3-Omni that thinks, with the names of the whole."""
+@dataclass(frozen=True)
+class Thinker:
+    """The part of an Omni that thinks, in a checkpoint that names it as a part of the whole.
+
+    model:      the class of the part
+    config:     of the part
+    whole:      the name of the class of the whole
+    model_type: of the whole
+    scaling:    further settings of rope_scaling
+    """
+
+    model: Any
+    config: transformers.PretrainedConfig
+    whole: str
+    model_type: str
+    scaling: dict[str, Any] = field(default_factory=dict)
 
     def make(self) -> transformers.PreTrainedModel:
         """Return the model with arbitrary weights."""
-        config = FAMILIES["qwen3omnimoe"].config
-        return transformers.Qwen3OmniMoeThinkerForConditionalGeneration(config)
+        return self.model(self.config)
 
     def save(self, model: transformers.PreTrainedModel, folder: Path) -> None:
         """Write config.json and the weights."""
@@ -107,12 +122,12 @@ class _Omni:
         save_file(stored, path, {"format": "pt"})
         thinker = json.loads((folder / "config.json").read_text("utf-8"))
         text = thinker["text_config"]
-        rope = text.pop("rope_parameters")
-        text["rope_theta"] = rope.pop("rope_theta")
-        text["rope_scaling"] = {**rope, "interleaved": True, "mrope_interleaved": True}
+        angles = text.pop("rope_parameters")
+        text["rope_theta"] = angles.pop("rope_theta")
+        text["rope_scaling"] = {**angles, **self.scaling}
         whole = {
-            "architectures": ["Qwen3OmniMoeForConditionalGeneration"],
-            "model_type": "qwen3_omni_moe",
+            "architectures": [self.whole],
+            "model_type": self.model_type,
             "enable_audio_output": True,
             "thinker_config": thinker,
         }
@@ -122,14 +137,38 @@ class _Omni:
         """Return the model with the weights of a folder, in float32, with eager attention."""
         thinker = json.loads((folder / "config.json").read_text("utf-8"))["thinker_config"]
         stored = load_file(folder / "model.safetensors")
-        return transformers.Qwen3OmniMoeThinkerForConditionalGeneration.from_pretrained(
+        return self.model.from_pretrained(
             None,
-            config=transformers.Qwen3OmniMoeThinkerConfig(**thinker),
+            config=type(self.config)(**thinker),
             state_dict={name.removeprefix("thinker."): t for name, t in stored.items()},
             dtype=torch.float32,
             attn_implementation="eager",
         )
 
+
+_OMNI = Thinker(
+    transformers.Qwen3OmniMoeThinkerForConditionalGeneration,
+    transformers.Qwen3OmniMoeThinkerConfig(
+        text_config=_EXPERTS,
+        vision_config=_VISION,
+        audio_config={
+            "num_mel_bins": 8,
+            "encoder_layers": 1,
+            "encoder_attention_heads": 1,
+            "encoder_ffn_dim": 8,
+            "d_model": 8,
+            "output_dim": 32,
+            "max_source_positions": 16,
+            "downsample_hidden_size": 4,
+        },
+        image_token_id=410,
+        video_token_id=411,
+        audio_token_id=412,
+    ),
+    "Qwen3OmniMoeForConditionalGeneration",
+    "qwen3_omni_moe",
+    scaling={"interleaved": True, "mrope_interleaved": True},
+)
 
 FAMILIES = {
     "qwen2vl": Family(
@@ -138,7 +177,7 @@ FAMILIES = {
                 **_TEXT,
                 "num_hidden_layers": 3,
                 "intermediate_size": 88,
-                "rope_parameters": _rope(1, 2, 1),
+                "rope_parameters": rope(1, 2, 1),
             },
             vision_config={"depth": 1, "embed_dim": 8, "hidden_size": 32, "num_heads": 1},
             tie_word_embeddings=True,
@@ -153,7 +192,7 @@ FAMILIES = {
                 **_TEXT,
                 "num_hidden_layers": 2,
                 "intermediate_size": 72,
-                "rope_parameters": _rope(2, 1, 1),
+                "rope_parameters": rope(2, 1, 1),
             },
             vision_config={
                 "depth": 1,
@@ -191,7 +230,7 @@ FAMILIES = {
                 "head_dim": 24,
                 "num_hidden_layers": 3,
                 "intermediate_size": 72,
-                "rope_parameters": _rope(5, 4, 3),
+                "rope_parameters": rope(5, 4, 3),
             },
             vision_config={
                 "depth": 2,
@@ -218,24 +257,8 @@ FAMILIES = {
         model=_OutputsLast(),
     ),
     "qwen3omnimoe": Family(
-        transformers.Qwen3OmniMoeThinkerConfig(
-            text_config=_EXPERTS,
-            vision_config=_VISION,
-            audio_config={
-                "num_mel_bins": 8,
-                "encoder_layers": 1,
-                "encoder_attention_heads": 1,
-                "encoder_ffn_dim": 8,
-                "d_model": 8,
-                "output_dim": 32,
-                "max_source_positions": 16,
-                "downsample_hidden_size": 4,
-            },
-            image_token_id=410,
-            video_token_id=411,
-            audio_token_id=412,
-        ),
+        _OMNI.config,
         lambda folder: make_qwen_bpe(folder, ("<think>", "</think>")),
-        model=_Omni(),
+        model=_OMNI,
     ),
 }

@@ -1,12 +1,20 @@
 """The checkpoints that make_projector_references.py makes, one module per page of projectors.
 
-Towers are tiny and all their sizes odd: a misplaced row or a wrong key changes every embedding.
+Each module has a dict CASES of its checkpoints by name. Towers are tiny and all their sizes odd: a
+misplaced row or a wrong key changes every embedding.
+
+To add a case, write a Case with
+- its model, which knows the published form of its checkpoint: OfTransformers if transformers reads
+  that form, else a class with the methods of Model;
+- its tokenizer and the processor's settings, which are files of the checkpoint;
+- a few pictures or sounds, and what the model makes of each;
+- the tokens that llama.cpp adds around them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
@@ -15,12 +23,57 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 import transformers
+from make_references import change_config, load, model_class
 from numpy.typing import NDArray
+from PIL import Image
+from reference_families import COMMON
 from reference_tokenizers import Encode
+from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer
 
 Inputs = dict[str, torch.Tensor]
 Media = NDArray[np.uint8] | NDArray[np.float32]
+Tensors = dict[str, torch.Tensor]
+
+SMALL_TEXT: dict[str, Any] = {
+    **COMMON,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_hidden_layers": 3,
+    "intermediate_size": 72,
+}
+"""Sizes of a small language model."""
+
+LLAMA3_TEXT: dict[str, Any] = {
+    **SMALL_TEXT,
+    "vocab_size": 456,
+    "bos_token_id": 442,
+    "eos_token_id": 447,
+}
+"""The same with the vocabulary of make_llama3_bpe, and room for further tokens."""
+
+QWEN_TEXT: dict[str, Any] = {
+    **SMALL_TEXT,
+    "rms_norm_eps": 1e-6,
+    "vocab_size": 416,
+    "bos_token_id": 400,
+    "eos_token_id": 402,
+}
+"""The same with the vocabulary of make_qwen_bpe, and room for further tokens."""
+
+SMALL_ENCODER: dict[str, Any] = {
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+}
+"""Sizes of a small encoder."""
+
+CLIP_COLOURS: dict[str, Any] = {
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+}
+SIGLIP_COLOURS: dict[str, Any] = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
 
 
 def picture(height: int, width: int, seed: int) -> NDArray[np.uint8]:
@@ -63,95 +116,133 @@ def with_marks(make: Callable[[Path], Encode], *marks: str) -> Callable[[Path], 
     return write
 
 
-def _no_more(_ids: torch.Tensor, _token: int) -> Inputs:
-    return {}
+def processed(*names: str, **options: Any) -> Callable[[Path, Media], Inputs]:
+    """Return what gives the named outputs of a checkpoint's image processor for a picture."""
+
+    def inputs(folder: Path, one: Media) -> Inputs:
+        processor = transformers.AutoImageProcessor.from_pretrained(folder)
+        found = processor(images=[Image.fromarray(one)], return_tensors="pt", **options)
+        return {name: found[name] for name in names}
+
+    return inputs
 
 
-class Own(Protocol):
-    """A model that transformers has no class for."""
+def image_features(model: transformers.PreTrainedModel, inputs: Inputs) -> list[torch.Tensor]:
+    """Return the embeddings of each piece of a picture, by transformers' own function."""
+    return list(model.model.get_image_features(**inputs).pooler_output)
+
+
+def change_tensors(folder: Path, change: Callable[[Tensors], Tensors]) -> None:
+    """Replace the tensors of a checkpoint; change: returns the new ones by name."""
+    path = folder / "model.safetensors"
+    save_file(change(load_file(path)), path, {"format": "pt"})
+
+
+def renamed(names: dict[str, str]) -> Callable[[Tensors], Tensors]:
+    """Return what renames tensors; names: see new_name."""
+    return lambda tensors: {new_name(name, names): tensor for name, tensor in tensors.items()}
+
+
+def new_name(name: str, names: dict[str, str]) -> str:
+    """Return a tensor's name with some parts replaced, in turn; names: what each part becomes."""
+    for before, after in names.items():
+        name = name.replace(before, after)
+    return name
+
+
+in_vision_model = renamed({"vision_tower.": "vision_tower.vision_model."})
+"""Renames an encoder of CLIP or SigLIP as published files do: a model within the tower."""
+
+
+class Model(Protocol):
+    """A model, and the published form of its checkpoint."""
 
     def make(self) -> torch.nn.Module:
         """Return the model with arbitrary weights."""
         ...
 
-    def save(self, model: torch.nn.Module, folder: Path) -> None:
-        """Write config.json and the weights."""
+    def save(self, model: Any, folder: Path) -> None:
+        """Write config.json and model.safetensors in the published form."""
         ...
 
     def load(self, folder: Path) -> torch.nn.Module:
-        """Return the model with the weights of a folder, in float32."""
+        """Return the model with the weights of a folder, in float32, with eager attention."""
         ...
 
 
-def _saved(model: transformers.PreTrainedModel, folder: Path) -> None:
-    model.save_pretrained(folder)
-
-
 @dataclass(frozen=True)
-class Case:
-    """One checkpoint with a projector, and what its model is given.
+class OfTransformers:
+    """A model whose published form transformers reads.
 
-    config:    of the whole model
-    tokenizer: writes the tokenizer, with the tokens around pictures
-    processor: what is written to preprocessor_config.json
-    media:     pictures or sounds, each of which is seen alone
-    inputs:    what the image processor or feature extractor makes of one of them
-    features:  the projector's output for these inputs, float32 [n_tokens, width], or of each piece
-    before, after: texts of the prompt around the placeholder, with the tokens that llama.cpp adds
-    prompt:    the prompt for llama.cpp, with `<__media__>` in place of the medium
-    token:     the placeholder's id
-    text:      for prompts with texts between the pieces of a medium: the whole prompt, with the
-               placeholder's text in place of each embedding
-    ids:       the ids of a medium's tokens, given the inputs and features; `token` by default
-    more:      further inputs of the model, given the ids and the placeholder's id
-    factors:   endings of names of weights that are near one
-    norms:     the mean of factors in the language model, as stored
-    weights:   the standard deviation of matrices
-    published: config keys in the form of published files; None removes a key
-    rewrite:   brings the checkpoint into a published form that transformers does not read, when
-               its results are known
-    write:     writes the model's weights and config.json; transformers does it by default
-    read:      loads the model; needed for published forms that transformers does not read
-    renamed:   stored names that published files spell otherwise: beginnings, and what they become
-    of_sounds: fields of the case that differ for sounds, if there are pictures too
-    model:     makes and loads the model if transformers has none of this class
-    around:    the texts around a picture that is cut into so many pieces; its features are a list
-    own_config: whether transformers cannot read the published config.json, but needs `config`
+    config:       of the whole model
+    published:    keys of config.json in the form of published files if transformers writes another
+                  form; None removes a key
+    tensors:      returns the tensors as in published files, given those that transformers writes
+    reads_config: whether transformers reads the published config.json; `config` replaces it if not
+    adapt:        changes a model that was read, where llama.cpp computes something else
     """
 
     config: transformers.PretrainedConfig
+    published: dict[str, Any] = field(default_factory=dict)
+    tensors: Callable[[Tensors], Tensors] | None = None
+    reads_config: bool = True
+    adapt: Callable[[transformers.PreTrainedModel], None] | None = None
+
+    def make(self) -> transformers.PreTrainedModel:
+        """Return the model with arbitrary weights."""
+        return model_class(self.config).from_config(self.config)
+
+    def save(self, model: transformers.PreTrainedModel, folder: Path) -> None:
+        """Write config.json and model.safetensors in the published form."""
+        model.save_pretrained(folder)
+        if self.tensors:
+            change_tensors(folder, self.tensors)
+        change_config(folder, self.published)
+
+    def load(self, folder: Path) -> transformers.PreTrainedModel:
+        """Return the model with the weights of a folder, in float32, with eager attention."""
+        model = load(folder, None if self.reads_config else self.config)
+        if self.adapt:
+            self.adapt(model)
+        return model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One checkpoint with a projector, and what its model is given.
+
+    model:        makes the model, writes its checkpoint, and reads it
+    tokenizer:    writes the tokenizer, with the tokens around pictures or sounds
+    processor:    what is written to preprocessor_config.json
+    media:        pictures or sounds, each in a separate prompt
+    inputs:       the model's inputs for one of them: what its processor makes of it
+    features:     the projector's output for these inputs: of each piece float32 [n_tokens, width]
+    prompt:       the prompt for llama.cpp
+    in_prompt:    what stands for `<__media__>` in the model's prompt: the tokens that llama.cpp
+                  adds, and a placeholder for each piece; a function of the inputs if it varies
+    placeholders: ids of placeholders
+    more:         further inputs of the model, given the prompt's ids
+    norms:        the mean of the factors of the language model's norms, as stored
+    weights:      the standard deviation of its matrices
+    """
+
+    model: Model
     tokenizer: Callable[[Path], Encode]
     processor: dict[str, Any]
     media: tuple[Media, ...]
     inputs: Callable[[Path, Media], Inputs]
-    features: Callable[[transformers.PreTrainedModel, Inputs], torch.Tensor | list[torch.Tensor]]
-    before: str
-    after: str
-    prompt: str
-    token: int
-    text: Callable[[Path, Media], str] | None = None
-    more: Callable[[torch.Tensor, int], Inputs] = _no_more
-    ids: Callable[[Inputs, torch.Tensor], list[int]] | None = None
+    features: Callable[[Any, Inputs], list[torch.Tensor]] = image_features
+    prompt: str = "The whale<__media__> was white"
+    in_prompt: str | Callable[[Inputs], str]
+    placeholders: tuple[int, ...]
+    more: Callable[[torch.Tensor], Inputs] | None = None
     norms: float = 1.0
     weights: float = 0.25
-    published: dict[str, Any] = field(default_factory=dict)
-    renamed: dict[str, str] = field(default_factory=dict)
-    rewrite: Callable[[Path], None] | None = None
-    dtype: torch.dtype = torch.bfloat16
-    write: Callable[[transformers.PreTrainedModel, Path], None] = _saved
-    read: Callable[[Path], transformers.PreTrainedModel] | None = None
-    of_sounds: dict[str, Any] = field(default_factory=dict)
-    own_config: bool = False
-    around: Callable[[int], list[str]] | None = None
-    model: Own | None = None
 
-    def texts(self, n_pieces: int) -> list[str]:
-        """Return the prompt's texts before, between and after the pieces of a picture."""
-        return self.around(n_pieces) if self.around else [self.before, self.after]
-
-    def of(self, one: Media) -> Case:
-        """Return the case for one of its media."""
-        return replace(self, **self.of_sounds) if one.ndim == 1 else self
+    def prompt_of_model(self, inputs: Inputs) -> str:
+        """Return the prompt for the model, with a placeholder for each piece of the medium."""
+        found = self.in_prompt if isinstance(self.in_prompt, str) else self.in_prompt(inputs)
+        return self.prompt.replace("<__media__>", found)
 
 
 def cases() -> dict[str, Case]:

@@ -12,19 +12,23 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from reference_tokenizers import Encode, make_llama3_bpe, make_qwen_bpe
+from reference_tokenizers import make_llama3_bpe, make_qwen_bpe
 
-from reference_projectors import Case, Inputs, Media, sound, with_marks
+from reference_projectors import (
+    SMALL_TEXT,
+    Case,
+    Inputs,
+    Media,
+    OfTransformers,
+    sound,
+    with_marks,
+)
 
 TEXT: dict[str, Any] = {
-    "hidden_size": 32,
-    "rms_norm_eps": 1e-5,
+    **SMALL_TEXT,
     "max_position_embeddings": 1024,
     "vocab_size": 456,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
     "num_hidden_layers": 2,
-    "intermediate_size": 72,
 }
 N_MELS = 18
 
@@ -65,43 +69,28 @@ def long_sound() -> Media:
     return np.tile(sound(0.25, 3), 129)
 
 
-class _Pooled:
-    """A Voxtral that averages each two frames of its encoder, as llama.cpp does.
+def _pool(model: transformers.PreTrainedModel) -> None:
+    """Average each two frames of a Voxtral's encoder, as llama.cpp does.
 
     Voxtral has a module for it that its own code does not use.
     """
+    tower = model.model.audio_tower
 
-    def make(self) -> transformers.PreTrainedModel:
-        """Return the model with arbitrary weights."""
-        return transformers.VoxtralForConditionalGeneration(CASES["voxtral"].config)
+    def pool(_module: torch.nn.Module, given: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+        (frames,) = given
+        averaged = tower.avg_pooler(frames.transpose(1, 2)).transpose(1, 2)
+        # llama.cpp leaves the last two of 750 out, which do not make up a token.
+        return (averaged[:, :748],)
 
-    def save(self, model: transformers.PreTrainedModel, folder: Path) -> None:
-        """Write config.json and the weights."""
-        model.save_pretrained(folder)
-
-    def load(self, folder: Path) -> transformers.PreTrainedModel:
-        """Return the model with the weights of a folder, in float32, with eager attention."""
-        model = transformers.VoxtralForConditionalGeneration.from_pretrained(
-            folder, dtype=torch.float32, attn_implementation="eager"
-        )
-        tower = model.model.audio_tower
-
-        def pool(_module: torch.nn.Module, given: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
-            (frames,) = given
-            averaged = tower.avg_pooler(frames.transpose(1, 2)).transpose(1, 2)
-            # llama.cpp leaves the last two of 750 out, which do not make up a token.
-            return (averaged[:, :748],)
-
-        tower.layer_norm.register_forward_pre_hook(pool)
-        return model
+    tower.layer_norm.register_forward_pre_hook(pool)
 
 
 def _voxtral_inputs(folder: Path, one: Media) -> Inputs:
     return {"input_features": windows(folder, one)}
 
 
-def _voxtral_features(model: transformers.PreTrainedModel, inputs: Inputs) -> torch.Tensor:
-    return model.get_audio_features(**inputs).pooler_output
+def _voxtral_features(model: transformers.PreTrainedModel, inputs: Inputs) -> list[torch.Tensor]:
+    return [model.get_audio_features(**inputs).pooler_output]
 
 
 def _qwen_inputs(folder: Path, one: Media) -> Inputs:
@@ -109,65 +98,66 @@ def _qwen_inputs(folder: Path, one: Media) -> Inputs:
     return {"input_features": found, "feature_attention_mask": torch.ones(1, found.shape[2])}
 
 
-def _qwen_features(model: transformers.PreTrainedModel, inputs: Inputs) -> torch.Tensor:
+def _qwen_features(model: transformers.PreTrainedModel, inputs: Inputs) -> list[torch.Tensor]:
     frames = model.model.audio_tower(inputs["input_features"]).last_hidden_state
-    return model.model.multi_modal_projector(frames)[0]
-
-
-def _qwen_bpe(folder: Path) -> Encode:
-    return make_qwen_bpe(folder)
+    return [model.model.multi_modal_projector(frames)[0]]
 
 
 CASES = {
     "voxtral": Case(
-        transformers.VoxtralConfig(
-            text_config={
-                **TEXT,
-                "model_type": "llama",
-                "head_dim": 8,
-                "bos_token_id": 442,
-                "eos_token_id": 447,
-            },
-            audio_config={
-                "hidden_size": 20,
-                "intermediate_size": 80,
-                "num_hidden_layers": 3,
-                "num_attention_heads": 2,
-                "num_mel_bins": N_MELS,
-            },
-            audio_token_id=449,
+        model=OfTransformers(
+            transformers.VoxtralConfig(
+                text_config={
+                    **TEXT,
+                    "model_type": "llama",
+                    "head_dim": 8,
+                    "bos_token_id": 442,
+                    "eos_token_id": 447,
+                },
+                audio_config={
+                    "hidden_size": 20,
+                    "intermediate_size": 80,
+                    "num_hidden_layers": 3,
+                    "num_attention_heads": 2,
+                    "num_mel_bins": N_MELS,
+                },
+                audio_token_id=449,
+            ),
+            adapt=_pool,
         ),
-        with_marks(make_llama3_bpe, "[BEGIN_AUDIO]", "[AUDIO]"),
-        extractor(),
-        (sound(1.234, 1), sound(2.05, 2), long_sound()),
-        _voxtral_inputs,
-        _voxtral_features,
-        "The whale[BEGIN_AUDIO]",
-        " was white",
-        "The whale<__media__> was white",
-        449,
-        model=_Pooled(),
+        tokenizer=with_marks(make_llama3_bpe, "[BEGIN_AUDIO]", "[AUDIO]"),
+        processor=extractor(),
+        media=(sound(1.234, 1), sound(2.05, 2), long_sound()),
+        inputs=_voxtral_inputs,
+        features=_voxtral_features,
+        in_prompt="[BEGIN_AUDIO][AUDIO]",
+        placeholders=(449,),
     ),
     "qwen2audio": Case(
-        transformers.Qwen2AudioConfig(
-            text_config={**TEXT, "model_type": "qwen2", "bos_token_id": 400, "eos_token_id": 402},
-            audio_config={
-                "d_model": 24,
-                "encoder_ffn_dim": 40,
-                "encoder_layers": 3,
-                "encoder_attention_heads": 2,
-                "num_mel_bins": N_MELS,
-            },
-            audio_token_index=405,
+        model=OfTransformers(
+            transformers.Qwen2AudioConfig(
+                text_config={
+                    **TEXT,
+                    "model_type": "qwen2",
+                    "bos_token_id": 400,
+                    "eos_token_id": 402,
+                },
+                audio_config={
+                    "d_model": 24,
+                    "encoder_ffn_dim": 40,
+                    "encoder_layers": 3,
+                    "encoder_attention_heads": 2,
+                    "num_mel_bins": N_MELS,
+                },
+                audio_token_index=405,
+            )
         ),
-        with_marks(_qwen_bpe, "<|audio_bos|>", "<|audio_eos|>", "<|AUDIO|>"),
-        extractor(),
-        (sound(1.234, 1), sound(2.05, 2)),
-        _qwen_inputs,
-        _qwen_features,
-        "The whale<|audio_bos|>",
-        "<|audio_eos|> was white",
-        "The whale<__media__> was white",
-        405,
+        tokenizer=with_marks(make_qwen_bpe, "<|audio_bos|>", "<|audio_eos|>", "<|AUDIO|>"),
+        processor=extractor(),
+        media=(sound(1.234, 1), sound(2.05, 2)),
+        inputs=_qwen_inputs,
+        features=_qwen_features,
+        in_prompt="<|audio_bos|><|AUDIO|><|audio_eos|>",
+        placeholders=(405,),
     ),
 }

@@ -14,7 +14,15 @@ import transformers
 from PIL import Image, ImageOps
 from reference_tokenizers import make_llama3_bpe
 
-from reference_projectors import Case, Inputs, Media, picture, with_marks
+from reference_projectors import (
+    SIGLIP_COLOURS,
+    Case,
+    Inputs,
+    Media,
+    OfTransformers,
+    picture,
+    with_marks,
+)
 
 _TOKEN = 448
 _TEXT: dict[str, Any] = {
@@ -96,24 +104,15 @@ def _inputs(_: Path, one: Media) -> Inputs:
     return {"pixel_values": (pixels / 255 - 0.5)[None] / 0.5}
 
 
-def _features(model: transformers.PreTrainedModel, inputs: Inputs) -> torch.Tensor:
-    return model.model.get_image_features(**inputs).pooler_output[0]
-
-
 def _case(config: transformers.PretrainedConfig, published: dict[str, Any]) -> Case:
     return Case(
-        config,
-        with_marks(make_llama3_bpe, "<image>"),
-        {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]},
-        (picture(128, 128, 1), picture(96, 128, 2)),
-        _inputs,
-        _features,
-        "The whale",
-        "\n was white",
-        "The whale<__media__> was white",
-        _TOKEN,
-        published=published,
-        own_config=True,
+        model=OfTransformers(config, published, reads_config=False),
+        tokenizer=with_marks(make_llama3_bpe, "<image>"),
+        processor=SIGLIP_COLOURS,
+        media=(picture(128, 128, 1), picture(96, 128, 2)),
+        inputs=_inputs,
+        in_prompt="<image>\n",
+        placeholders=(_TOKEN,),
     )
 
 

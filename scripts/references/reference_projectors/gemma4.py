@@ -16,7 +16,17 @@ from PIL import Image
 from reference_vocabularies import make_gemma4_bpe
 from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
 
-from reference_projectors import Case, Inputs, Media, picture, sound, with_marks
+from reference_projectors import (
+    SMALL_ENCODER,
+    SMALL_TEXT,
+    Case,
+    Inputs,
+    Media,
+    OfTransformers,
+    picture,
+    sound,
+    with_marks,
+)
 
 _MARKS = ("<|image>", "<image|>", "<|audio>", "<audio|>", "<|image|>", "<|audio|>", "<|video|>")
 _FIRST = 480
@@ -35,21 +45,23 @@ _TOKENS: dict[str, Any] = dict(
         strict=True,
     )
 )
+_SEEN, _HEARD = "<|audio|>", "<|video|>"
+"""Texts of the placeholders of pictures and sounds.
+
+The tokenizer has `<|image|>` before it gets the marks: the ids of the last two are one less.
+"""
+
 _WINDOW, _FULL = "sliding_attention", "full_attention"
 _TEXT: dict[str, Any] = {
-    "hidden_size": 32,
+    **SMALL_TEXT,
     "rms_norm_eps": 1e-6,
-    "max_position_embeddings": 512,
     "bos_token_id": 2,
     "eos_token_id": 1,
     "pad_token_id": 0,
     "vocab_size": _FIRST + len(_MARKS),
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
     "head_dim": 12,
     "global_head_dim": 20,
     "intermediate_size": 40,
-    "num_hidden_layers": 3,
     "sliding_window": 128,
     "layer_types": [_WINDOW, _FULL, _FULL],
     "use_bidirectional_attention": "vision",
@@ -57,9 +69,7 @@ _TEXT: dict[str, Any] = {
     "vocab_size_per_layer_input": _FIRST + len(_MARKS),
 }
 _VISION: dict[str, Any] = {
-    "hidden_size": 24,
-    "intermediate_size": 40,
-    "num_hidden_layers": 3,
+    **SMALL_ENCODER,
     "num_attention_heads": 3,
     "num_key_value_heads": 3,
     "head_dim": 8,
@@ -126,17 +136,24 @@ def _not_below(logarithms: torch.Tensor, floor: float = 1e-3) -> torch.Tensor:
     return strengths.clamp(min=floor).log().float()
 
 
-def _features(model: transformers.PreTrainedModel, inputs: Inputs) -> torch.Tensor:
+def _features(model: transformers.PreTrainedModel, inputs: Inputs) -> list[torch.Tensor]:
     if "pixel_values" in inputs:
         found = model.get_image_features(**inputs).pooler_output
-        return torch.cat(list(found)) if isinstance(found, tuple | list) else found
+        return list(found) if isinstance(found, tuple | list) else [found]
     found = model.model.get_audio_features(**inputs)
-    return found.pooler_output[found.attention_mask]
+    return [found.pooler_output[found.attention_mask]]
 
 
-def _more(ids: torch.Tensor, token: int) -> Inputs:
-    kind = 1 if token == _TOKENS["image_token_id"] else 3
-    return {"mm_token_type_ids": (ids == token).int() * kind}
+def _in_prompt(inputs: Inputs) -> str:
+    is_seen = "pixel_values" in inputs
+    return f"<|image>{_SEEN}<image|>" if is_seen else f"<|audio>{_HEARD}<audio|>"
+
+
+def _more(ids: torch.Tensor) -> Inputs:
+    kinds = torch.zeros_like(ids)
+    kinds[ids == _TOKENS["image_token_id"]] = 1
+    kinds[ids == _TOKENS["audio_token_id"]] = 3
+    return {"mm_token_type_ids": kinds.int()}
 
 
 def _case(
@@ -146,23 +163,16 @@ def _case(
     inputs: Callable[[Path, Media], Inputs] = _inputs,
 ) -> Case:
     return Case(
-        config,
-        with_marks(make_gemma4_bpe, *_MARKS),
-        _processor(pooled),
-        media,
-        inputs,
-        _features,
-        "The whale<|image>",
-        "<image|> was white",
-        "The whale<__media__> was white",
-        _TOKENS["image_token_id"],
-        _more,
+        model=OfTransformers(config),
+        tokenizer=with_marks(make_gemma4_bpe, *_MARKS),
+        processor=_processor(pooled),
+        media=media,
+        inputs=inputs,
+        features=_features,
+        in_prompt=_in_prompt,
+        placeholders=(_TOKENS["image_token_id"], _TOKENS["audio_token_id"]),
+        more=_more,
         weights=0.15,
-        of_sounds={
-            "before": "The whale<|audio>",
-            "after": "<audio|> was white",
-            "token": _TOKENS["audio_token_id"],
-        },
     )
 
 

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-import torch
 import transformers
-from PIL import Image
 from reference_families.glm5_next import TEXT as GLM5
-from reference_tokenizers import Encode, make_qwen_bpe
+from reference_tokenizers import make_qwen_bpe
 
-from reference_projectors import Case, Inputs, Media, picture
+from reference_projectors import (
+    CLIP_COLOURS,
+    QWEN_TEXT,
+    Case,
+    Media,
+    OfTransformers,
+    picture,
+    processed,
+)
+from reference_projectors.qwen_vl import kinds_of_tokens
 
 _UNIT = 28
 _TEXT: dict[str, Any] = {
-    "hidden_size": 32,
+    **QWEN_TEXT,
     "rms_norm_eps": 1e-5,
-    "max_position_embeddings": 512,
-    "vocab_size": 416,
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
     "num_key_value_heads": 1,
-    "intermediate_size": 72,
-    "bos_token_id": 400,
     "eos_token_id": [400, 402],
     "pad_token_id": 400,
 }
@@ -66,15 +69,19 @@ def _text_of_glm5() -> dict[str, Any]:
     }
 
 
-def _tokenizer(folder: Path) -> Encode:
-    marks = ("<|begin_of_image|>", "<|end_of_image|>", "<|image|>", "<|video|>")
-    return make_qwen_bpe(folder, ("[gMASK]", "<sop>", "<|user|>", "<|observation|>", *marks))
-
-
+_MARKS = (
+    "[gMASK]",
+    "<sop>",
+    "<|user|>",
+    "<|observation|>",
+    "<|begin_of_image|>",
+    "<|end_of_image|>",
+    "<|image|>",
+    "<|video|>",
+)
 _PROCESSOR: dict[str, Any] = {
     "image_processor_type": "Glm4vImageProcessor",
-    "image_mean": [0.48145466, 0.4578275, 0.40821073],
-    "image_std": [0.26862954, 0.26130258, 0.27577711],
+    **CLIP_COLOURS,
     "patch_size": 14,
     "merge_size": 2,
     "temporal_patch_size": 2,
@@ -83,42 +90,28 @@ _PROCESSOR: dict[str, Any] = {
 }
 
 
-def _inputs(folder: Path, one: Media) -> Inputs:
-    processor = transformers.AutoImageProcessor.from_pretrained(folder)
-    found = processor(images=[Image.fromarray(one)], return_tensors="pt")
-    return {name: found[name] for name in ("pixel_values", "image_grid_thw")}
+_PICTURES = (
+    picture(5 * _UNIT, 3 * _UNIT, 1),
+    picture(3 * _UNIT, 7 * _UNIT, 2),
+    # Both programs enlarge it, to the same shape.
+    picture(3 * 26, 4 * 26, 3),
+)
 
 
-def _features(model: transformers.PreTrainedModel, inputs: Inputs) -> torch.Tensor:
-    return model.get_image_features(**inputs).pooler_output[0]
-
-
-def _more(ids: torch.Tensor, token: int) -> Inputs:
-    return {"mm_token_type_ids": (ids == token).int()}
-
-
-def _case(config: transformers.PretrainedConfig, **changes: Any) -> Case:
+def _case(
+    config: transformers.PretrainedConfig,
+    processor: dict[str, Any] = _PROCESSOR,
+    media: tuple[Media, ...] = _PICTURES,
+) -> Case:
     return Case(
-        config,
-        _tokenizer,
-        changes.pop("processor", _PROCESSOR),
-        changes.pop(
-            "media",
-            (
-                picture(5 * _UNIT, 3 * _UNIT, 1),
-                picture(3 * _UNIT, 7 * _UNIT, 2),
-                # Both programs enlarge it, to the same shape.
-                picture(3 * 26, 4 * 26, 3),
-            ),
-        ),
-        _inputs,
-        _features,
-        "The whale<|begin_of_image|>",
-        "<|end_of_image|> was white",
-        "The whale<__media__> was white",
-        _IMAGES["image_token_id"],
-        changes.pop("more", _more),
-        **changes,
+        model=OfTransformers(config),
+        tokenizer=partial(make_qwen_bpe, plain=_MARKS),
+        processor=processor,
+        media=media,
+        inputs=processed("pixel_values", "image_grid_thw"),
+        in_prompt="<|begin_of_image|><|image|><|end_of_image|>",
+        placeholders=(_IMAGES["image_token_id"],),
+        more=kinds_of_tokens(_IMAGES["image_token_id"]),
     )
 
 

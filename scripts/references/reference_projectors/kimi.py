@@ -8,6 +8,8 @@ interpolates a Kimi-VL's positions linearly; so does this model here, which the 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,27 +17,32 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from make_references import change_config
 from PIL import Image
 from reference_families.deepseek import ATTENTION
-from reference_tokenizers import Encode, make_qwen_bpe
+from reference_tokenizers import make_qwen_bpe
 from safetensors.torch import load_file, save_file
 
-from reference_projectors import Case, Inputs, Media, picture
+from reference_projectors import (
+    QWEN_TEXT,
+    SIGLIP_COLOURS,
+    SMALL_ENCODER,
+    Case,
+    Inputs,
+    Media,
+    OfTransformers,
+    Tensors,
+    new_name,
+    picture,
+    renamed,
+)
 
 _PATCH, _UNIT = 14, 28
-_MARKS = (
-    "<|media_start|>",
-    "<|media_begin|>",
-    "<|media_end|>",
-    "<|media_pad|>",
-)
+_MARKS = ("<|media_start|>", "<|media_begin|>", "<|media_end|>", "<|media_pad|>")
 _PLACEHOLDER = 406
 _TEXT: dict[str, Any] = {
+    **QWEN_TEXT,
     **ATTENTION,
-    "hidden_size": 32,
-    "rms_norm_eps": 1e-6,
-    "max_position_embeddings": 512,
-    "vocab_size": 416,
     "num_hidden_layers": 2,
     "q_lora_rank": None,
     "first_k_dense_replace": 1,
@@ -48,47 +55,34 @@ _TEXT: dict[str, Any] = {
     "routed_scaling_factor": 1.5,
     "norm_topk_prob": True,
     "rope_parameters": {"rope_type": "default", "rope_theta": 50000.0},
-    "bos_token_id": 400,
-    "eos_token_id": 402,
     "tie_word_embeddings": False,
 }
 _VISION: dict[str, Any] = {
-    "hidden_size": 24,
-    "intermediate_size": 40,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 2,
+    **SMALL_ENCODER,
     "patch_size": _PATCH,
     "pos_emb_height": 5,
     "pos_emb_width": 5,
 }
-_POSITIONS = "vision_tower.patch_embed.pos_emb.weight"
 _LIMIT = 64
 """Patches of a picture of the tiny Kimi-K2.5."""
 
-_NAMES = (
-    ("model.language_model.", "language_model.model."),
-    ("lm_head.", "language_model.lm_head."),
-    ("model.vision_tower.layers.", "vision_tower.encoder.blocks."),
-    ("model.vision_tower.final_layernorm.", "vision_tower.encoder.final_layernorm."),
-    ("model.vision_tower.patch_embed.pos_emb.position_embeddings", _POSITIONS),
-    ("model.mm_projector.in_proj.", "mm_projector.proj.0."),
-    ("model.mm_projector.out_proj.", "mm_projector.proj.2."),
-    (".norm1.", ".norm0."),
-    (".norm2.", ".norm1."),
-    (".mlp.fc1.", ".mlp.fc0."),
-    (".mlp.fc2.", ".mlp.fc1."),
-    (".attn.proj.", ".wo."),
-    ("model.vision_tower.", "vision_tower."),
-    ("model.mm_projector.", "mm_projector."),
-)
-"""What transformers' names become in published checkpoints: the first that applies of those at the
-beginning, and the first of the others."""
-
-_RENAMED = {
-    "mm_projector.proj.0": "multi_modal_projector.linear_1",
-    "mm_projector.proj.2": "multi_modal_projector.linear_2",
-    "mm_projector.pre_norm": "multi_modal_projector.pre_norm",
+_NAMES = {
+    "model.language_model.": "language_model.model.",
+    "lm_head.": "language_model.lm_head.",
+    "model.vision_tower.": "vision_tower.",
+    "vision_tower.layers.": "vision_tower.encoder.blocks.",
+    "vision_tower.final_layernorm.": "vision_tower.encoder.final_layernorm.",
+    ".pos_emb.position_embeddings": ".pos_emb.weight",
+    ".norm1.": ".norm0.",
+    ".norm2.": ".norm1.",
+    ".mlp.fc1.": ".mlp.fc0.",
+    ".mlp.fc2.": ".mlp.fc1.",
+    ".attn.proj.": ".wo.",
+    "model.mm_projector.in_proj.": "mm_projector.proj.0.",
+    "model.mm_projector.out_proj.": "mm_projector.proj.2.",
+    "model.mm_projector.": "mm_projector.",
 }
+"""What parts of transformers' names become in the files of Kimi-K2.5."""
 
 
 def _config() -> transformers.PretrainedConfig:
@@ -103,44 +97,33 @@ def _config() -> transformers.PretrainedConfig:
     )
 
 
-def _tokenizer(folder: Path) -> Encode:
-    return make_qwen_bpe(folder, _MARKS)
-
-
-def _published_name(name: str) -> str:
-    for pairs in (
-        [pair for pair in _NAMES if not pair[0].startswith(".")],
-        [pair for pair in _NAMES if pair[0].startswith(".") and "vision_tower" in name],
-    ):
-        before, after = next((p for p in pairs if p[0] in name), ("", ""))
-        name = name.replace(before, after, 1) if before else name
-    return name
-
-
 def _by_turns(rows: torch.Tensor) -> torch.Tensor:
     """Return queries or keys with the two elements of a rotated pair beside each other."""
     halves = rows.unflatten(0, (_VISION["num_attention_heads"], 2, -1))
     return halves.transpose(1, 2).reshape(rows.shape).contiguous()
 
 
-def _write(model: transformers.PreTrainedModel, folder: Path) -> None:
-    """Write the published form; save_pretrained renames parts of the language model, too."""
-    model.config.architectures = ["Kimi_K25ForConditionalGeneration"]
-    model.config.save_pretrained(folder)
+def _published(model: transformers.PreTrainedModel) -> Tensors:
+    """Return the tensors as Kimi-K2.5's files have them.
+
+    save_pretrained does not: it renames parts of the language model, too.
+    """
     found = dict(model.state_dict())
     for name in [n for n in found if ".attn.q_proj." in n]:
         q, k, v = (found.pop(name.replace(".q_proj.", f".{part}_proj.")) for part in "qkv")
         found[name.replace("attn.q_proj", "wqkv")] = torch.cat([_by_turns(q), _by_turns(k), v])
-    stored: dict[str, torch.Tensor] = {}
+    stored: Tensors = {}
     for name, tensor in found.items():
-        if ".experts.gate_up_proj" in name or ".experts.down_proj" in name:
-            stored |= _each_expert(_published_name(name), tensor)
+        published = new_name(name, _NAMES)
+        if published.endswith((".experts.gate_up_proj", ".experts.down_proj")):
+            stored |= _each_expert(published, tensor)
         else:
-            stored[_published_name(name)] = tensor.contiguous()
-    save_file(stored, folder / "model.safetensors", {"format": "pt"})
+            stored[published] = tensor.contiguous()
+    return stored
 
 
-def _each_expert(name: str, stack: torch.Tensor) -> dict[str, torch.Tensor]:
+def _each_expert(name: str, stack: torch.Tensor) -> Tensors:
+    """Return the matrices of each expert, which transformers stacks."""
     before, _, last = name.rpartition(".")
     parts = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}[last]
     return {
@@ -150,30 +133,42 @@ def _each_expert(name: str, stack: torch.Tensor) -> dict[str, torch.Tensor]:
     }
 
 
-def _loaded(folder: Path) -> transformers.PreTrainedModel:
-    """Load a published form as transformers' class for Kimi-K2.5."""
-    names = {after: before for before, after in _RENAMED.items()}
-    stored = load_file(folder / "model.safetensors")
-    with TemporaryDirectory() as made:
-        _config().save_pretrained(made)
-        save_file(
-            {
-                next((b + n.removeprefix(a) for a, b in names.items() if n.startswith(a)), n): t
-                for n, t in stored.items()
-            },
-            Path(made) / "model.safetensors",
-            {"format": "pt"},
-        )
-        return transformers.AutoModelForImageTextToText.from_pretrained(
-            made, dtype=torch.float32, attn_implementation="eager"
-        )
+@dataclass(frozen=True)
+class _Kimi:
+    """A model of transformers' class for Kimi-K2.5, and the published form of its checkpoint.
 
+    published: what changes in the config.json that transformers writes, as in OfTransformers
+    names:     what parts of Kimi-K2.5's names become in the published form
+    is_linear: whether positions are interpolated as llama.cpp does; only to larger grids
+    """
 
-def _linear(folder: Path) -> transformers.PreTrainedModel:
-    """Load a model whose positions are interpolated as llama.cpp does; only to larger grids."""
-    model = _loaded(folder)
-    model.model.vision_tower.patch_embed.pos_emb.interpolation_mode = "bilinear"
-    return model
+    published: dict[str, Any]
+    names: dict[str, str] = field(default_factory=dict)
+    is_linear: bool = False
+
+    def make(self) -> transformers.PreTrainedModel:
+        """Return the model with arbitrary weights."""
+        return OfTransformers(_config()).make()
+
+    def save(self, model: transformers.PreTrainedModel, folder: Path) -> None:
+        """Write config.json and model.safetensors in the published form."""
+        model.config.architectures = [type(model).__name__]
+        model.config.save_pretrained(folder)
+        change_config(folder, self.published)
+        stored = renamed(self.names)(_published(model))
+        save_file(stored, folder / "model.safetensors", {"format": "pt"})
+
+    def load(self, folder: Path) -> transformers.PreTrainedModel:
+        """Return the model with the weights of a folder, in float32, with eager attention."""
+        back = renamed({after: before for before, after in self.names.items()})
+        with TemporaryDirectory() as made:
+            _config().save_pretrained(made)
+            stored = back(load_file(folder / "model.safetensors"))
+            save_file(stored, Path(made) / "model.safetensors", {"format": "pt"})
+            model = OfTransformers(_config()).load(Path(made))
+        if self.is_linear:
+            model.model.vision_tower.patch_embed.pos_emb.interpolation_mode = "bilinear"
+        return model
 
 
 def _resized(one: Media, side: int) -> Media:
@@ -197,12 +192,17 @@ def _inputs(folder: Path, one: Media) -> Inputs:
     }
 
 
-def _features(model: transformers.PreTrainedModel, inputs: Inputs) -> torch.Tensor:
-    return model.get_image_features(**inputs).pooler_output[0]
-
-
-_NORMAL = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
-_PUBLISHED = {"dtype": None, "torch_dtype": "bfloat16"}
+_PUBLISHED = {
+    "dtype": None,
+    "torch_dtype": "bfloat16",
+    "projection_hidden_size": None,
+    "projection_layer_norm_eps": None,
+    "image_token_id": None,
+    "video_token_id": None,
+    "vision_start_token_id": None,
+    "vision_end_token_id": None,
+    "media_placeholder_token_id": _PLACEHOLDER,
+}
 
 
 def _text(name: str) -> dict[str, Any]:
@@ -213,12 +213,47 @@ def _text(name: str) -> dict[str, Any]:
     return {key: value for key, value in found.items() if value is not None}
 
 
+def _case(model: _Kimi, mark: str, processor: dict[str, Any], media: tuple[Media, ...]) -> Case:
+    """Return a case; mark: before a picture."""
+    return Case(
+        model=model,
+        tokenizer=partial(make_qwen_bpe, plain=_MARKS),
+        processor=processor,
+        media=media,
+        inputs=_inputs,
+        in_prompt=f"{mark}<|media_pad|><|media_end|>",
+        placeholders=(_PLACEHOLDER,),
+        weights=0.15,
+    )
+
+
 CASES = {
-    "kimivl": Case(
-        _config(),
-        _tokenizer,
+    "kimivl": _case(
+        _Kimi(
+            {
+                **_PUBLISHED,
+                "architectures": ["KimiVLForConditionalGeneration"],
+                "model_type": "kimi_vl",
+                "text_config": _text("deepseek_v3"),
+                "vision_config": {
+                    **{k: v for k, v in _VISION.items() if "pos_emb" not in k},
+                    "model_type": "moonvit",
+                    "init_pos_emb_height": 5,
+                    "init_pos_emb_width": 5,
+                    "merge_kernel_size": [2, 2],
+                    "torch_dtype": "bfloat16",
+                },
+            },
+            {
+                "mm_projector.proj.0": "multi_modal_projector.linear_1",
+                "mm_projector.proj.2": "multi_modal_projector.linear_2",
+                "mm_projector.pre_norm": "multi_modal_projector.pre_norm",
+            },
+            is_linear=True,
+        ),
+        "<|media_start|>",
         {
-            **_NORMAL,
+            **SIGLIP_COLOURS,
             "image_processor_type": "KimiVLImageProcessor",
             "in_token_limit": 4096,
             "merge_kernel_size": [2, 2],
@@ -227,44 +262,38 @@ CASES = {
             "patch_size": _PATCH,
         },
         (picture(3 * _UNIT, 5 * _UNIT, 1), picture(3 * 26, 4 * 26, 2)),
-        _inputs,
-        _features,
-        "The whale<|media_start|>",
-        "<|media_end|> was white",
-        "The whale<__media__> was white",
-        _PLACEHOLDER,
-        weights=0.15,
-        write=_write,
-        renamed=_RENAMED,
-        read=_linear,
-        published={
-            **_PUBLISHED,
-            "architectures": ["KimiVLForConditionalGeneration"],
-            "model_type": "kimi_vl",
-            "projection_hidden_size": None,
-            "projection_layer_norm_eps": None,
-            "image_token_id": None,
-            "video_token_id": None,
-            "vision_start_token_id": None,
-            "vision_end_token_id": None,
-            "media_placeholder_token_id": _PLACEHOLDER,
-            "text_config": _text("deepseek_v3"),
-            "vision_config": {
-                **{k: v for k, v in _VISION.items() if "pos_emb" not in k},
-                "model_type": "moonvit",
-                "init_pos_emb_height": 5,
-                "init_pos_emb_width": 5,
-                "merge_kernel_size": [2, 2],
-                "torch_dtype": "bfloat16",
-            },
-        },
     ),
-    "kimik25": Case(
-        _config(),
-        _tokenizer,
+    "kimik25": _case(
+        _Kimi(
+            {
+                **_PUBLISHED,
+                "architectures": ["KimiK25ForConditionalGeneration"],
+                "text_config": _text("kimi_k2"),
+                "vision_config": {
+                    "init_pos_emb_height": 5,
+                    "init_pos_emb_width": 5,
+                    "init_pos_emb_time": 4,
+                    "merge_kernel_size": [2, 2],
+                    "merge_type": "sd2_tpool",
+                    "mm_hidden_size": 24,
+                    "mm_projector_type": "patchmerger",
+                    "patch_size": _PATCH,
+                    "pos_emb_type": "divided_fixed",
+                    "projector_hidden_act": "gelu",
+                    "projector_ln_eps": 1e-5,
+                    "text_hidden_size": 32,
+                    "video_attn_type": "spatial_temporal",
+                    "vt_hidden_size": 24,
+                    "vt_intermediate_size": 40,
+                    "vt_num_attention_heads": 2,
+                    "vt_num_hidden_layers": 3,
+                },
+            },
+        ),
+        "<|media_begin|>",
         {
             "media_proc_cfg": {
-                **_NORMAL,
+                **SIGLIP_COLOURS,
                 "in_patch_limit": _LIMIT,
                 "patch_size": _PATCH,
                 "merge_kernel_size": 2,
@@ -273,45 +302,5 @@ CASES = {
             },
         },
         (picture(3 * _UNIT, 5 * _UNIT, 1), picture(4 * _UNIT, 16 * _UNIT, 2)),
-        _inputs,
-        _features,
-        "The whale<|media_begin|>",
-        "<|media_end|> was white",
-        "The whale<__media__> was white",
-        _PLACEHOLDER,
-        weights=0.15,
-        write=_write,
-        read=_loaded,
-        published={
-            **_PUBLISHED,
-            "architectures": ["KimiK25ForConditionalGeneration"],
-            "projection_hidden_size": None,
-            "projection_layer_norm_eps": None,
-            "image_token_id": None,
-            "video_token_id": None,
-            "vision_start_token_id": None,
-            "vision_end_token_id": None,
-            "media_placeholder_token_id": _PLACEHOLDER,
-            "text_config": _text("kimi_k2"),
-            "vision_config": {
-                "init_pos_emb_height": 5,
-                "init_pos_emb_width": 5,
-                "init_pos_emb_time": 4,
-                "merge_kernel_size": [2, 2],
-                "merge_type": "sd2_tpool",
-                "mm_hidden_size": 24,
-                "mm_projector_type": "patchmerger",
-                "patch_size": _PATCH,
-                "pos_emb_type": "divided_fixed",
-                "projector_hidden_act": "gelu",
-                "projector_ln_eps": 1e-5,
-                "text_hidden_size": 32,
-                "video_attn_type": "spatial_temporal",
-                "vt_hidden_size": 24,
-                "vt_intermediate_size": 40,
-                "vt_num_attention_heads": 2,
-                "vt_num_hidden_layers": 3,
-            },
-        },
     ),
 }

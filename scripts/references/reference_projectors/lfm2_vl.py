@@ -12,7 +12,17 @@ from numpy.typing import NDArray
 from PIL import Image
 from reference_tokenizers import make_llama3_bpe
 
-from reference_projectors import Case, Inputs, Media, picture, with_marks
+from reference_projectors import (
+    SIGLIP_COLOURS,
+    SMALL_ENCODER,
+    Case,
+    Inputs,
+    Media,
+    OfTransformers,
+    in_vision_model,
+    picture,
+    with_marks,
+)
 
 _PATCH, _MERGED = 16, 2
 _TILE = 512
@@ -98,44 +108,38 @@ def _inputs(_: Path, one: Media) -> Inputs:
     }
 
 
-def _features(model: transformers.PreTrainedModel, inputs: Inputs) -> torch.Tensor:
-    return torch.cat(model.get_image_features(**inputs).pooler_output)
-
-
-def _text(_: Path, one: Media) -> str:
-    unit = _PATCH * _MERGED
-    runs = ["<image>" * (p.shape[0] // unit * (p.shape[1] // unit)) for p in _pieces(one)]
-    names = [f"<|img_row_1_col_{n + 1}|>" for n in range(len(runs) - 1)]
-    marks = [*names, "<|img_thumbnail|>"] if names else [""]
-    seen = "".join(mark + run for mark, run in zip(marks, runs, strict=True))
-    return f"The whale<|image_start|>{seen}<|image_end|> was white"
+def _in_prompt(inputs: Inputs) -> str:
+    """Return the tiles, of which all are in one row, and the whole picture."""
+    n_tiles = len(inputs["pixel_values"]) - 1
+    tiles = "".join(f"<|img_row_1_col_{n + 1}|><image>" for n in range(n_tiles))
+    whole = "<|img_thumbnail|><image>" if n_tiles else "<image>"
+    return f"<|image_start|>{tiles}{whole}<|image_end|>"
 
 
 CASES = {
     "lfm2vl": Case(
-        transformers.Lfm2VlConfig(
-            text_config=_TEXT,
-            vision_config={
-                "model_type": "siglip2_vision_model",
-                "hidden_size": 24,
-                "intermediate_size": 40,
-                "num_hidden_layers": 3,
-                "num_attention_heads": 2,
-                "patch_size": _PATCH,
-                "num_patches": 36,
-                "vision_use_head": False,
-            },
-            image_token_id=_PLACEHOLDER,
-            projector_hidden_size=52,
+        model=OfTransformers(
+            transformers.Lfm2VlConfig(
+                text_config=_TEXT,
+                vision_config={
+                    **SMALL_ENCODER,
+                    "model_type": "siglip2_vision_model",
+                    "patch_size": _PATCH,
+                    "num_patches": 36,
+                    "vision_use_head": False,
+                },
+                image_token_id=_PLACEHOLDER,
+                projector_hidden_size=52,
+            ),
+            tensors=in_vision_model,
         ),
-        with_marks(make_llama3_bpe, *_MARKS),
-        {
+        tokenizer=with_marks(make_llama3_bpe, *_MARKS),
+        processor={
             "image_processor_type": "Lfm2VlImageProcessor",
             "do_image_splitting": True,
             "downsample_factor": _MERGED,
             "encoder_patch_size": _PATCH,
-            "image_mean": [0.5, 0.5, 0.5],
-            "image_std": [0.5, 0.5, 0.5],
+            **SIGLIP_COLOURS,
             "max_image_tokens": 256,
             "max_pixels_tolerance": 2.0,
             "max_tiles": 10,
@@ -145,14 +149,9 @@ CASES = {
             "tile_size": _TILE,
             "use_thumbnail": True,
         },
-        (picture(256, 352, 1), picture(100, 150, 2), _large(3)),
-        _inputs,
-        _features,
-        "",
-        "",
-        "The whale<__media__> was white",
-        _PLACEHOLDER,
-        text=_text,
-        renamed={"model.vision_tower.": "model.vision_tower.vision_model."},
+        media=(picture(256, 352, 1), picture(100, 150, 2), _large(3)),
+        inputs=_inputs,
+        in_prompt=_in_prompt,
+        placeholders=(_PLACEHOLDER,),
     ),
 }

@@ -11,32 +11,34 @@ import transformers
 from PIL import Image
 from reference_vocabularies import make_spm_json
 
-from reference_projectors import Case, Inputs, Media, picture, with_marks
+from reference_projectors import (
+    CLIP_COLOURS,
+    SIGLIP_COLOURS,
+    SMALL_ENCODER,
+    SMALL_TEXT,
+    Case,
+    Inputs,
+    Media,
+    OfTransformers,
+    in_vision_model,
+    picture,
+    with_marks,
+)
 
 _SIZE, _PATCH, _PLACEHOLDER = 84, 14, 448
-_CLIP = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])
-_SIGLIP = ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5])
 _MARGIN = (122, 116, 104)
 """LLaVA's colour of margins: CLIP's mean."""
 
 _TEXT: dict[str, Any] = {
+    **SMALL_TEXT,
     "model_type": "llama",
-    "hidden_size": 32,
-    "rms_norm_eps": 1e-5,
-    "max_position_embeddings": 512,
     "vocab_size": 452,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "num_hidden_layers": 3,
-    "intermediate_size": 72,
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
 _VISION: dict[str, Any] = {
-    "hidden_size": 24,
-    "intermediate_size": 40,
+    **SMALL_ENCODER,
     "num_hidden_layers": 4,
-    "num_attention_heads": 2,
     "image_size": _SIZE,
     "patch_size": _PATCH,
 }
@@ -52,10 +54,6 @@ def _inputs(folder: Path, one: Media) -> Inputs:
     square.paste(inner, ((_SIZE - sides[0]) // 2, (_SIZE - sides[1]) // 2))
     processor = transformers.AutoImageProcessor.from_pretrained(folder)
     return {"pixel_values": processor(images=[square], return_tensors="pt")["pixel_values"]}
-
-
-def _siglip_features(model: transformers.PreTrainedModel, inputs: Inputs) -> torch.Tensor:
-    return model.get_image_features(**inputs).pooler_output[0]
 
 
 class _ClassTokenLast(torch.nn.Module):
@@ -74,47 +72,36 @@ class _ClassTokenLast(torch.nn.Module):
         return found
 
 
-def _clip_features(model: transformers.PreTrainedModel, inputs: Inputs) -> torch.Tensor:
-    if not isinstance(model.model.vision_tower, _ClassTokenLast):
-        model.model.vision_tower = _ClassTokenLast(model.model.vision_tower)
-    return model.get_image_features(**inputs).pooler_output[0]
+def _with_class_token_last(model: transformers.PreTrainedModel) -> None:
+    model.model.vision_tower = _ClassTokenLast(model.model.vision_tower)
 
 
-def _case(
-    kind: str,
-    colours: tuple[list[float], list[float]],
-    features: Any,
-    processor: dict[str, Any],
-    **changes: Any,
-) -> Case:
-    model = {k: changes.pop(k) for k in tuple(changes) if k.startswith("vision_feature")}
+def _case(model: OfTransformers, processor: dict[str, Any]) -> Case:
     return Case(
-        transformers.LlavaConfig(
-            text_config=_TEXT,
-            vision_config={**_VISION, "model_type": kind},
-            image_token_index=_PLACEHOLDER,
-            **model,
-        ),
-        with_marks(make_spm_json, "<image>"),
-        {"image_mean": colours[0], "image_std": colours[1], "resample": 3, **processor},
-        (picture(_SIZE, _SIZE, 1), picture(97, 97, 2), picture(60, 91, 3)),
-        _inputs,
-        features,
-        "The whale",
-        " was white",
-        "The whale<__media__> was white",
-        _PLACEHOLDER,
-        renamed={"vision_tower.": "vision_tower.vision_model."},
-        **changes,
+        model=model,
+        tokenizer=with_marks(make_spm_json, "<image>"),
+        processor=processor,
+        media=(picture(_SIZE, _SIZE, 1), picture(97, 97, 2), picture(60, 91, 3)),
+        inputs=_inputs,
+        in_prompt="<image>",
+        placeholders=(_PLACEHOLDER,),
     )
 
 
 CASES = {
     "llava": _case(
-        "clip_vision_model",
-        _CLIP,
-        _clip_features,
+        OfTransformers(
+            transformers.LlavaConfig(
+                text_config=_TEXT,
+                vision_config={**_VISION, "model_type": "clip_vision_model"},
+                image_token_index=_PLACEHOLDER,
+            ),
+            tensors=in_vision_model,
+            adapt=_with_class_token_last,
+        ),
         {
+            **CLIP_COLOURS,
+            "resample": 3,
             "crop_size": {"height": _SIZE, "width": _SIZE},
             "do_center_crop": True,
             "image_processor_type": "CLIPImageProcessor",
@@ -122,14 +109,21 @@ CASES = {
         },
     ),
     "llava-siglip": _case(
-        "siglip_vision_model",
-        _SIGLIP,
-        _siglip_features,
+        OfTransformers(
+            transformers.LlavaConfig(
+                text_config=_TEXT,
+                vision_config={**_VISION, "model_type": "siglip_vision_model"},
+                image_token_index=_PLACEHOLDER,
+                vision_feature_layer=-1,
+                vision_feature_select_strategy="full",
+            ),
+            tensors=in_vision_model,
+        ),
         {
+            **SIGLIP_COLOURS,
+            "resample": 3,
             "image_processor_type": "SiglipImageProcessor",
             "size": {"height": _SIZE, "width": _SIZE},
         },
-        vision_feature_layer=-1,
-        vision_feature_select_strategy="full",
     ),
 }

@@ -8,6 +8,7 @@ and cosines of the place. Heads have 128 weights: the language model is wider th
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,36 +16,34 @@ import numpy as np
 import torch
 import transformers
 from PIL import Image
-from reference_tokenizers import Encode, make_qwen_bpe, write_json
+from reference_tokenizers import make_qwen_bpe, write_json
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.models.minicpmv4_6.modeling_minicpmv4_6 import MiniCPMV4_6VisionModel
 
-from reference_projectors import Case, Inputs, Media, picture
+from reference_projectors import QWEN_TEXT, Case, Inputs, Media, picture
 
-_MARKS = ("<image>", "</image>", "<slice>", "</slice>", "<unk>")
-_TOKEN = 403 + len(_MARKS) - 1
-_SIZE, _PATCH, _QUERIES, _WIDTH = 64, 4, 7, 128
-_TEXT: dict[str, Any] = {
-    "hidden_size": _WIDTH,
-    "rms_norm_eps": 1e-6,
-    "max_position_embeddings": 512,
-    "vocab_size": 408,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "num_hidden_layers": 1,
-    "intermediate_size": 24,
-    "bos_token_id": 400,
-    "eos_token_id": 402,
-    "tie_word_embeddings": True,
-}
-_VISION: dict[str, Any] = {
+MARKS = ("<image>", "</image>", "<slice>", "</slice>")
+SIZE, PATCH = 64, 4
+MEDIA = (picture(SIZE, SIZE, 1), picture(96, 48, 2))
+VISION: dict[str, Any] = {
     "hidden_size": 8,
     "intermediate_size": 12,
     "num_hidden_layers": 3,
     "num_attention_heads": 2,
-    "image_size": 70 * _PATCH,
-    "patch_size": _PATCH,
+    "image_size": 70 * PATCH,
+    "patch_size": PATCH,
+}
+_MARKS = (*MARKS, "<unk>")
+_TOKEN = 403 + len(_MARKS) - 1
+_QUERIES, _WIDTH = 7, 128
+_TEXT: dict[str, Any] = {
+    **QWEN_TEXT,
+    "hidden_size": _WIDTH,
+    "vocab_size": 408,
+    "num_hidden_layers": 1,
+    "intermediate_size": 24,
+    "tie_word_embeddings": True,
 }
 
 
@@ -61,7 +60,7 @@ class Resampler(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.query = nn.Parameter(torch.zeros(_QUERIES, _WIDTH))
-        self.kv_proj = nn.Linear(_VISION["hidden_size"], _WIDTH, bias=False)
+        self.kv_proj = nn.Linear(VISION["hidden_size"], _WIDTH, bias=False)
         self.attn = nn.MultiheadAttention(_WIDTH, _WIDTH // 128)
         self.ln_q, self.ln_kv, self.ln_post = (nn.LayerNorm(_WIDTH, eps=1e-6) for _ in range(3))
         self.proj = nn.Parameter(torch.zeros(_WIDTH, _WIDTH))
@@ -83,7 +82,7 @@ class MiniCPMV(nn.Module):
 
     def __init__(self, text: type, config: transformers.PretrainedConfig) -> None:
         super().__init__()
-        vision = transformers.MiniCPMV4_6VisionConfig(**_VISION, attn_implementation="eager")
+        vision = transformers.MiniCPMV4_6VisionConfig(**VISION, attn_implementation="eager")
         self.llm = text(config)
         self.vpm = MiniCPMV4_6VisionModel(vision)
         del self.vpm.vit_merger
@@ -137,15 +136,15 @@ class _Published:
                 "model_type": "minicpmv",
                 "version": self.version,
                 "query_num": _QUERIES,
-                "image_size": _SIZE,
-                "patch_size": _PATCH,
+                "image_size": SIZE,
+                "patch_size": PATCH,
                 "drop_vision_last_layer": False,
-                "slice_config": {"max_slice_nums": 9, "patch_size": _PATCH},
+                "slice_config": {"max_slice_nums": 9, "patch_size": PATCH},
                 "slice_mode": True,
                 "use_image_id": True,
                 "vision_batch_size": 16,
                 "batch_vision_input": True,
-                "vision_config": {**_VISION, "model_type": "siglip"},
+                "vision_config": {**VISION, "model_type": "siglip"},
             },
         )
 
@@ -157,20 +156,16 @@ class _Published:
         return model.float()
 
 
-def _tokenizer(folder: Path) -> Encode:
-    return make_qwen_bpe(folder, _MARKS)
-
-
 def _inputs(_: Path, one: Media) -> Inputs:
     """Return the whole picture and its slices, as llama.cpp cuts it."""
     whole = Image.fromarray(one)
     pieces = [whole]
     if one.shape[:2] == (96, 48):
         # About 64 x 64 pixels of the same shape, in whole patches; llama.cpp rounds halves up.
-        tall = whole.resize((_SIZE, 2 * _SIZE), Image.Resampling.BICUBIC)
+        tall = whole.resize((SIZE, 2 * SIZE), Image.Resampling.BICUBIC)
         pieces = [whole.resize((44, 92), Image.Resampling.BICUBIC)]
-        pieces += [tall.crop((0, n * _SIZE, _SIZE, (n + 1) * _SIZE)) for n in range(2)]
-    sizes = [[p.height // _PATCH, p.width // _PATCH] for p in pieces]
+        pieces += [tall.crop((0, n * SIZE, SIZE, (n + 1) * SIZE)) for n in range(2)]
+    sizes = [[p.height // PATCH, p.width // PATCH] for p in pieces]
     return {
         "pixel_values": torch.cat([_patches(piece) for piece in pieces], dim=-1)[None],
         "target_sizes": torch.tensor(sizes, dtype=torch.int32),
@@ -180,46 +175,37 @@ def _inputs(_: Path, one: Media) -> Inputs:
 def _patches(piece: Image.Image) -> torch.Tensor:
     """Return a picture's patches side by side, float32 [colours, patch, patches * patch]."""
     pixels = torch.from_numpy(np.asarray(piece).copy()).permute(2, 0, 1).float() / 255
-    rows = pixels.unfold(1, _PATCH, _PATCH).permute(0, 3, 1, 2)
-    return (rows.reshape(3, _PATCH, -1) - 0.5) / 0.5
+    rows = pixels.unfold(1, PATCH, PATCH).permute(0, 3, 1, 2)
+    return (rows.reshape(3, PATCH, -1) - 0.5) / 0.5
 
 
-def _features(model: Any, inputs: Inputs) -> list[torch.Tensor]:
-    return model.features(**inputs)
-
-
-def _around(n_pieces: int) -> list[str]:
-    """Return the texts around the whole picture and the slices below it."""
-    if n_pieces == 1:
-        return ["The whale<image>", "</image> was white"]
-    between = ["</slice>\n<slice>"] * (n_pieces - 2)
-    return ["The whale<image>", "</image><slice>", *between, "</slice> was white"]
+def slices(inputs: Inputs, placeholder: str) -> str:
+    """Return the whole picture and the slices below it, if any, as placeholders between marks."""
+    n_slices = len(inputs["target_sizes"]) - 1
+    below = [f"<slice>{placeholder}</slice>"] * n_slices
+    return f"<image>{placeholder}</image>" + "\n".join(below)
 
 
 def _case(version: float | str, text: type, config: transformers.PretrainedConfig) -> Case:
     config._attn_implementation = "eager"
     return Case(
-        config,
-        _tokenizer,
-        {
+        model=_Published(version, text, config),
+        tokenizer=partial(make_qwen_bpe, plain=_MARKS),
+        processor={
             "image_processor_type": "MiniCPMVImageProcessor",
             "norm_mean": [0.5, 0.5, 0.5],
             "norm_std": [0.5, 0.5, 0.5],
-            "patch_size": _PATCH,
-            "scale_resolution": _SIZE,
+            "patch_size": PATCH,
+            "scale_resolution": SIZE,
             "max_slice_nums": 9,
             "slice_mode": True,
         },
-        (picture(_SIZE, _SIZE, 1), picture(96, 48, 2)),
-        _inputs,
-        _features,
-        "",
-        "",
-        "The whale<__media__> was white",
-        _TOKEN,
+        media=MEDIA,
+        inputs=_inputs,
+        features=lambda model, inputs: model.features(**inputs),
+        in_prompt=partial(slices, placeholder="<unk>"),
+        placeholders=(_TOKEN,),
         weights=0.1,
-        around=_around,
-        model=_Published(version, text, config),
     )
 
 

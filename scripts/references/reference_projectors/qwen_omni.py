@@ -7,20 +7,19 @@ whose last one is filled with zeros.
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from reference_tokenizers import Encode, make_qwen_bpe, write_json
-from safetensors.torch import load_file, save_file
+from reference_families.qwen_vl import Thinker, rope
+from reference_tokenizers import make_qwen_bpe
 
 from reference_projectors import Case, Inputs, Media, picture, sound, with_marks
 from reference_projectors.audio import N_MELS, TEXT, extractor, long_sound, windows
-from reference_projectors.qwen_vl import _inputs as see
-from reference_projectors.qwen_vl import _processor, _rope
+from reference_projectors.qwen_vl import MARKS, features, processor, see
 
 _SEES: dict[str, Any] = {
     "depth": 4,
@@ -37,57 +36,7 @@ _HEARS: dict[str, Any] = {
     "num_mel_bins": N_MELS,
     "output_dim": 32,
 }
-_MARKS = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 _IMAGE, _VIDEO, _AUDIO = 405, 406, 409
-
-
-@dataclass(frozen=True)
-class _Thinker:
-    """The part of an Omni that thinks, with the names of the whole.
-
-    kind: the class of the whole; model_type: its own
-    """
-
-    kind: str
-    model_type: str
-    config: transformers.PretrainedConfig
-    class_: Any
-
-    def make(self) -> transformers.PreTrainedModel:
-        """Return the model with arbitrary weights."""
-        return self.class_(self.config)
-
-    def save(self, model: transformers.PreTrainedModel, folder: Path) -> None:
-        """Write config.json and the weights."""
-        model.save_pretrained(folder)
-        path = folder / "model.safetensors"
-        save_file(
-            {f"thinker.{name}": t for name, t in load_file(path).items()}, path, {"format": "pt"}
-        )
-        thinker = json.loads((folder / "config.json").read_text("utf-8"))
-        text = thinker["text_config"]
-        rope = text.pop("rope_parameters")
-        text["rope_theta"] = rope.pop("rope_theta")
-        text["rope_scaling"] = rope
-        whole = {
-            "architectures": [self.kind],
-            "model_type": self.model_type,
-            "enable_audio_output": True,
-            "thinker_config": thinker,
-        }
-        write_json(folder / "config.json", whole)
-
-    def load(self, folder: Path) -> transformers.PreTrainedModel:
-        """Return the model with the weights of a folder, in float32, with eager attention."""
-        thinker = json.loads((folder / "config.json").read_text("utf-8"))["thinker_config"]
-        stored = load_file(folder / "model.safetensors")
-        return self.class_.from_pretrained(
-            None,
-            config=type(self.config)(**thinker),
-            state_dict={name.removeprefix("thinker."): t for name, t in stored.items()},
-            dtype=torch.float32,
-            attn_implementation="eager",
-        )
 
 
 def seconds(folder: Path, one: Media) -> torch.Tensor:
@@ -118,64 +67,54 @@ def _heard(spectrogram: torch.Tensor) -> Inputs:
     return {"input_features": spectrogram, "feature_attention_mask": mask}
 
 
-def _features(model: transformers.PreTrainedModel, inputs: Inputs) -> torch.Tensor:
+def _features(model: transformers.PreTrainedModel, inputs: Inputs) -> list[torch.Tensor]:
     """Return the embeddings, with those for deeper layers beside them: zero for sounds."""
-    if "input_features" in inputs:
-        found = model.get_audio_features(**inputs).pooler_output
-        n_deep = len(getattr(model.config.vision_config, "deepstack_visual_indexes", ()))
-        return torch.nn.functional.pad(found, (0, n_deep * found.shape[1]))
-    found = model.get_image_features(**inputs)
-    deep = getattr(found, "deepstack_features", None) or []
-    return torch.cat([found.pooler_output[0], *(each[0] for each in deep)], dim=-1)
-
-
-def _tokenizer(marks: tuple[str, ...]) -> Any:
-    def make(folder: Path) -> Encode:
-        return make_qwen_bpe(folder, _MARKS)
-
-    return with_marks(make, *marks)
+    if "pixel_values" in inputs:
+        return features(model, inputs)
+    found = model.get_audio_features(**inputs).pooler_output
+    n_deep = len(getattr(model.config.vision_config, "deepstack_visual_indexes", ()))
+    return [torch.nn.functional.pad(found, (0, n_deep * found.shape[1]))]
 
 
 def _case(
-    thinker: _Thinker, patch: int, inputs: Any, marks: tuple[str, str, str], *sounds: Media
+    thinker: Thinker,
+    patch: int,
+    inputs: Callable[[Path, Media], Inputs],
+    marks: tuple[str, str, str],
+    *sounds: Media,
 ) -> Case:
+    """Return a case; marks: before and after a sound, and the placeholder of one."""
+    before, after, placeholder = marks
     unit = 2 * patch
+
+    def in_prompt(inputs: Inputs) -> str:
+        if "pixel_values" in inputs:
+            return "<|vision_start|><|image_pad|><|vision_end|>"
+        return f"{before}{placeholder}{after}"
+
     return Case(
-        thinker.config,
-        _tokenizer(marks),
-        {
-            **extractor(),
-            **_processor(patch),
-            "min_pixels": 8 * unit * unit,
-        },
-        (picture(5 * unit, 3 * unit, 1), picture(3 * unit + 3, 5 * unit + 5, 3), *sounds),
-        inputs,
-        _features,
-        "The whale<|vision_start|>",
-        "<|vision_end|> was white",
-        "The whale<__media__> was white",
-        _IMAGE,
-        weights=0.35,
         model=thinker,
-        of_sounds={
-            "before": f"The whale{marks[0]}",
-            "after": f"{marks[1]} was white",
-            "token": _AUDIO,
-        },
+        tokenizer=with_marks(partial(make_qwen_bpe, plain=MARKS), *marks),
+        processor={**extractor(), **processor(patch), "min_pixels": 8 * unit * unit},
+        media=(picture(5 * unit, 3 * unit, 1), picture(3 * unit + 3, 5 * unit + 5, 3), *sounds),
+        inputs=inputs,
+        features=_features,
+        in_prompt=in_prompt,
+        placeholders=(_IMAGE, _AUDIO),
+        weights=0.35,
     )
 
 
 CASES = {
     "qwen2.5omni": _case(
-        _Thinker(
-            "Qwen2_5OmniForConditionalGeneration",
-            "qwen2_5_omni",
+        Thinker(
+            transformers.Qwen2_5OmniThinkerForConditionalGeneration,
             transformers.Qwen2_5OmniThinkerConfig(
                 text_config={
                     **TEXT,
                     "rms_norm_eps": 1e-6,
                     "tie_word_embeddings": False,
-                    "rope_parameters": _rope(2, 1, 1),
+                    "rope_parameters": rope(2, 1, 1),
                 },
                 vision_config={**_SEES, "patch_size": 14, "fullatt_block_indexes": [1, 3]},
                 audio_config={**_HEARS, "n_window": 1500},
@@ -187,7 +126,8 @@ CASES = {
                 vision_start_token_id=403,
                 vision_end_token_id=404,
             ),
-            transformers.Qwen2_5OmniThinkerForConditionalGeneration,
+            "Qwen2_5OmniForConditionalGeneration",
+            "qwen2_5_omni",
         ),
         14,
         _inputs25,
@@ -196,9 +136,8 @@ CASES = {
         sound(1.05, 2),
     ),
     "qwen3omni": _case(
-        _Thinker(
-            "Qwen3OmniMoeForConditionalGeneration",
-            "qwen3_omni_moe",
+        Thinker(
+            transformers.Qwen3OmniMoeThinkerForConditionalGeneration,
             transformers.Qwen3OmniMoeThinkerConfig(
                 text_config={
                     **TEXT,
@@ -211,7 +150,7 @@ CASES = {
                     "moe_intermediate_size": 16,
                     "num_experts": 3,
                     "num_experts_per_tok": 2,
-                    "rope_parameters": _rope(5, 4, 3),
+                    "rope_parameters": rope(5, 4, 3),
                 },
                 vision_config={
                     **_SEES,
@@ -228,7 +167,8 @@ CASES = {
                 vision_start_token_id=403,
                 vision_end_token_id=404,
             ),
-            transformers.Qwen3OmniMoeThinkerForConditionalGeneration,
+            "Qwen3OmniMoeForConditionalGeneration",
+            "qwen3_omni_moe",
         ),
         16,
         _inputs3,

@@ -107,33 +107,25 @@ def _inputs(folder: Path, one: Media) -> Inputs:
     return {"input_features": mel(folder, one)}
 
 
-def _features(model: Any, inputs: Inputs) -> torch.Tensor:
-    return model.embed(**inputs)
-
-
-_COMPOSED = _Ultravox(
-    transformers.WhisperConfig(
-        d_model=20,
-        encoder_ffn_dim=48,
-        encoder_layers=3,
-        encoder_attention_heads=2,
-        num_mel_bins=N_MELS,
-    ),
-    transformers.LlamaConfig(**TEXT, head_dim=8, bos_token_id=442, eos_token_id=447),
-)
 CASES = {
     "ultravox": Case(
-        _COMPOSED.text,
-        with_marks(make_llama3_bpe, "<|audio|>", "<|other|>"),
-        extractor(),
-        (sound(1.234, 1), sound(2.05, 2)),
-        _inputs,
-        _features,
-        "The whale",
-        " was white",
-        "The whale<__media__> was white",
-        _AUDIO,
+        model=_Ultravox(
+            transformers.WhisperConfig(
+                d_model=20,
+                encoder_ffn_dim=48,
+                encoder_layers=3,
+                encoder_attention_heads=2,
+                num_mel_bins=N_MELS,
+            ),
+            transformers.LlamaConfig(**TEXT, head_dim=8, bos_token_id=442, eos_token_id=447),
+        ),
+        tokenizer=with_marks(make_llama3_bpe, "<|audio|>", "<|other|>"),
+        processor=extractor(),
+        media=(sound(1.234, 1), sound(2.05, 2)),
+        inputs=_inputs,
+        features=lambda model, inputs: [model.embed(**inputs)],
+        in_prompt="<|other|>",
+        placeholders=(_AUDIO,),
         weights=0.4,
-        model=_COMPOSED,
     ),
 }
