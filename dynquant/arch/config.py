@@ -7,6 +7,7 @@ from functools import cache
 from typing import Annotated, Any, TypeVar, cast
 
 from pydantic import Field, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 from dynquant.errors import ArchitectureError
 from dynquant.untrusted import shown
@@ -79,12 +80,17 @@ def read_config(form: type[T], values: Mapping[str, Any], where: str) -> T:
     try:
         return _adapter(form).validate_python(present)
     except ValidationError as e:
-        messages: list[str] = []
-        for problem in e.errors(include_url=False):
-            key = ".".join(map(str, problem["loc"]))
-            if problem["type"] == "missing":
-                messages.append(f"{where}: {key} is missing")
-            else:
-                expected = problem["msg"].removeprefix("Input ").lower()
-                messages.append(f"{where}: {key} is {shown(problem['input'])}, but {expected}")
-        raise ArchitectureError(*messages) from e
+        found = (_message(problem) for problem in e.errors(include_url=False))
+        raise ArchitectureError(*(f"{where}: {m}" for m in dict.fromkeys(found))) from e
+
+
+def _message(problem: ErrorDetails) -> str:
+    """Return what is wrong with a setting, in the words of messages."""
+    *outer, last = problem["loc"]
+    if problem["type"] == "missing" and isinstance(last, int):
+        return f"{'.'.join(map(str, outer))} has too few entries"
+    key = ".".join(map(str, problem["loc"]))
+    if problem["type"] == "missing":
+        return f"{key} is missing"
+    expected = problem["msg"].removeprefix("Input ").lower().replace("a valid tuple", "a list")
+    return f"{key} is {shown(problem['input'])}, but {expected}"

@@ -75,5 +75,24 @@ def test_a_processor_may_count_pixels_of_patches_that_are_merged() -> None:
     assert towers_of("mistral3", {}, images={"patch_size": {"height": 14, "width": 14}})
 
 
+@pytest.mark.parametrize(
+    ("mean", "message"),
+    [
+        (0.5, "image_mean is 0.5, but should be a list"),
+        ([0.5], "image_mean has too few entries"),
+        ([0.5, 0.5, "a"], "image_mean.2 is 'a', but should be a valid number"),
+        (None, "image_mean is missing"),
+    ],
+)
+def test_means_that_are_not_of_three_colours_get_one_message(mean: Any, message: str) -> None:
+    (line,) = refusal("gemma3", {}, image_mean=mean).splitlines()
+    assert message in line
+
+
+def test_a_layer_is_deepstacked_once() -> None:
+    found = refusal("qwen3vl", {"vision_config.deepstack_visual_indexes": [0, 0]})
+    assert "deepstack_visual_indexes is [0, 0]; each layer may be there once" in found
+
+
 def test_another_factor_of_the_bytes_is_refused() -> None:
     assert "rescale_factor is 0.5; llama.cpp" in refusal("gemma3", {}, rescale_factor=0.5)

@@ -208,6 +208,10 @@ def qwen3vl(config: Mapping[str, Any], whole: Whole) -> Architecture:
         raise ArchitectureError(
             f"{where}: num_position_embeddings is {its.num_position_embeddings}, which is no square"
         )
+    if len(set(deep)) < len(deep):
+        raise ArchitectureError(
+            f"{where}: deepstack_visual_indexes is {shown(list(deep))}; each layer may be there once"
+        )
     if wrong := [n for n in deep if n >= own.depth]:
         raise ArchitectureError(
             f"{where}: deepstack_visual_indexes has {wrong[0]}, and the encoder has {own.depth}"
