@@ -210,7 +210,8 @@ def qwen3vl(config: Mapping[str, Any], whole: Whole) -> Architecture:
         )
     if len(set(deep)) < len(deep):
         raise ArchitectureError(
-            f"{where}: deepstack_visual_indexes is {shown(list(deep))}; each layer may be there once"
+            f"{where}: deepstack_visual_indexes is {shown(list(deep))}; each layer may be there"
+            " once"
         )
     if wrong := [n for n in deep if n >= own.depth]:
         raise ArchitectureError(
