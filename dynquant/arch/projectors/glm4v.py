@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 from dynquant.arch.base import Architecture, Row
 from dynquant.arch.config import Count, Positive, read_config
 from dynquant.arch.settings import Settings, constant, harmless, reads
 from dynquant.arch.towers.glm import FRAMES, IN, LAYER, MERGER, SIDE, Glm, encoder, layer_rows
-from dynquant.arch.towers.limits import pixels, reduced
+from dynquant.arch.towers.limits import other_limit, pixels
+from dynquant.arch.towers.processor import edges
 from dynquant.arch.towers.vision import OUT
 from dynquant.arch.towers.whole import Tower, Whole
 from dynquant.keys import f32, u32
@@ -55,13 +56,13 @@ _HEAD_NORMS = (
 
 
 def _limited(whole: Whole, own: Glm) -> tuple[str, ...]:
-    """Return a warning if the image processor permits more tokens than llama.cpp."""
-    size: object = whole.images.get("size")
-    edge = cast("dict[str, object]", size).get("longest_edge") if isinstance(size, dict) else None
-    each = FRAMES * (SIDE * own.patch_size) ** 2
-    most = edge // each if isinstance(edge, int) else 0
-    where = f"{whole.processor}: longest_edge {edge}"
-    return reduced(most, _MOST_TOKENS, where)
+    """Return a warning if the image processor has another limit than llama.cpp."""
+    area = edges(whole).longest_edge
+    if area is None:
+        return ()
+    most = area // (FRAMES * (SIDE * own.patch_size) ** 2)
+    where = f"{whole.processor}: longest_edge {area}"
+    return other_limit(most, _MOST_TOKENS, where)
 
 
 def glm4v(config: Mapping[str, Any], whole: Whole) -> Architecture:

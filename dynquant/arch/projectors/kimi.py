@@ -9,7 +9,7 @@ from typing import Any
 from dynquant.arch.base import Architecture
 from dynquant.arch.config import Count, Positive, read_config
 from dynquant.arch.settings import Settings, harmless, reads
-from dynquant.arch.towers.limits import pixels, reduced
+from dynquant.arch.towers.limits import other_limit, pixels
 from dynquant.arch.towers.moonvit import (
     EPSILON,
     MERGED,
@@ -68,7 +68,7 @@ def kimivl(config: Mapping[str, Any], whole: Whole) -> Architecture:
         deviations=(
             f"{whole.where}: llama.cpp interpolates positions linearly, except in pictures of"
             f" {side} x {side} patches; the model's own code interpolates cubically",
-            *reduced(limit // SIDE**2, _MOST_TOKENS, f"{where}: in_token_limit {limit}"),
+            *other_limit(limit // SIDE**2, _MOST_TOKENS, f"{where}: in_token_limit {limit}"),
         ),
     )
 

@@ -26,9 +26,8 @@ def lightonocr(config: Mapping[str, Any], whole: Whole) -> Architecture:
     stated = {"spatial_merge_size": whole.config.get("spatial_merge_size")}
     joined = read_config(Joined, stated, whole.where)
     found = merging(encoder(config, whole, joined, "lightonocr"), whole, joined)
-    edge = longest_edge(whole)
-    is_own = edge in (0, found.keys["clip.vision.image_size"].value)
-    longest: Keys = {} if is_own else {"clip.vision.preproc_image_size": u32(edge)}
+    edge = longest_edge(whole, found.sizes["picture"])
+    longest: Keys = {} if edge == found.sizes["picture"] else {"clip.vision.preproc_image_size": u32(edge)}
     return replace(
         found,
         keys=found.keys | longest,

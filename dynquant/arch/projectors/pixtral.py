@@ -12,7 +12,7 @@ from typing import Any
 from dynquant.arch.base import Architecture
 from dynquant.arch.config import read_config
 from dynquant.arch.towers import tokens
-from dynquant.arch.towers.limits import reduced
+from dynquant.arch.towers.limits import other_limit
 from dynquant.arch.towers.pixtral import SETTINGS, Joined, encoder, longest_edge, merging
 from dynquant.arch.towers.whole import Tower, Whole
 from dynquant.untrusted import shown
@@ -40,15 +40,13 @@ def _marked(found: Architecture, whole: Whole, patch: int) -> Architecture:
     patch: pixels of a side that become one token
     """
     break_id = tokens.token_id("[IMG_BREAK]", whole)
-    own = found.keys["clip.vision.image_size"].value
-    assert isinstance(own, int)
-    edge = longest_edge(whole) or own
+    edge = longest_edge(whole, found.sizes["picture"])
     most = (-(-edge // patch)) ** 2
     where = f"{whole.folder}: pictures of at most {edge} pixels of a side"
     return replace(
         found,
         rows=(*found.rows, tokens.embedding_row(break_id, "v.token_embd.img_break")),
-        deviations=(*found.deviations, *reduced(most, _MOST_TOKENS, where)),
+        deviations=(*found.deviations, *other_limit(most, _MOST_TOKENS, where)),
     )
 
 

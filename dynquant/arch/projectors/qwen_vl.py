@@ -10,7 +10,9 @@ from typing import Any
 from dynquant.arch.base import Architecture, Row
 from dynquant.arch.config import Count, LayersCount, Natural, read_config
 from dynquant.arch.settings import Settings, harmless, reads
+from dynquant.arch.towers.limits import pixel_limits
 from dynquant.arch.towers.processor import contradictions
+from dynquant.arch.towers.rotary import rotary_problems
 from dynquant.arch.towers.vision import (
     OUT,
     Vision,
@@ -22,12 +24,15 @@ from dynquant.arch.towers.vision import (
 )
 from dynquant.arch.towers.whole import CLIP, Tower, Whole
 from dynquant.errors import ArchitectureError
-from dynquant.keys import booleans, u32
+from dynquant.keys import Keys, booleans, u32
 from dynquant.untrusted import shown
 
 _IN = "model.visual."
 _LAYER = _IN + "blocks.{}."
 _PATCH = "hidden colours frames patch patch"
+_FEWEST, _MOST = 8, 4096
+"""llama.cpp's limits on the tokens of a picture, unless the file has others."""
+
 _SIZE = 560
 """Pixels of a side, which llama.cpp needs for a trial run only: positions are rotations."""
 
@@ -97,7 +102,15 @@ def _sizes(own: _Qwen, v: Vision, whole: Whole) -> dict[str, int]:
     }
 
 
-def _problems(own: _Qwen, whole: Whole, where: str) -> Iterator[str]:
+def _limits(own: _Qwen, whole: Whole) -> tuple[Keys, tuple[str, ...]]:
+    area = (own.patch_size * own.spatial_merge_size) ** 2
+    return pixel_limits(whole, area, _FEWEST, _MOST)
+
+
+def _problems(
+    own: _Qwen, hidden_size: int, config: Mapping[str, Any], whole: Whole, where: str
+) -> Iterator[str]:
+    yield from rotary_problems(config, hidden_size // own.num_heads, where)
     yield from contradictions(
         whole,
         patch_size=own.patch_size,
@@ -133,11 +146,14 @@ def qwen2vl(config: Mapping[str, Any], whole: Whole) -> Architecture:
     where = f"{whole.where}: vision_config"
     own = read_config(_Qwen, config, where)
     its = read_config(_Qwen2, config, where)
-    ArchitectureError.raise_any(_problems(own, whole, where))
+    ArchitectureError.raise_any(_problems(own, its.embed_dim, config, whole, where))
+    limits, warnings = _limits(own, whole)
     v = _usual(own, its.embed_dim, its.mlp_ratio * its.embed_dim, its.hidden_act, _SIZE)
     return Architecture(
         name=CLIP,
-        keys=vision_keys(v, whole, "qwen2vl_merger") | activation_keys(its.hidden_act, where),
+        keys=vision_keys(v, whole, "qwen2vl_merger")
+        | activation_keys(its.hidden_act, where)
+        | limits,
         rows=(
             *first_and_second_frame(_IN + "patch_embed.proj.weight", _PATCH),
             *_NORMS_2,
@@ -151,6 +167,7 @@ def qwen2vl(config: Mapping[str, Any], whole: Whole) -> Architecture:
         sizes=_sizes(own, v, whole),
         n_layers=own.depth,
         tied=None,
+        deviations=warnings,
     )
 
 
@@ -161,7 +178,8 @@ def qwen25vl(config: Mapping[str, Any], whole: Whole) -> Architecture:
     its = read_config(_Qwen25, config, where)
     full = its.fullatt_block_indexes
     every = full[0] + 1 if full else 0
-    ArchitectureError.raise_any(_problems(own, whole, where))
+    ArchitectureError.raise_any(_problems(own, its.hidden_size, config, whole, where))
+    limits, warnings = _limits(own, whole)
     if list(full) != list(range(every - 1, own.depth, max(every, 1))):
         raise ArchitectureError(
             f"{where}: fullatt_block_indexes is {shown(list(full))}; llama.cpp computes layers"
@@ -177,7 +195,8 @@ def qwen25vl(config: Mapping[str, Any], whole: Whole) -> Architecture:
         name=CLIP,
         keys=vision_keys(v, whole, "qwen2.5vl_merger")
         | activation_keys(its.hidden_act, where)
-        | {"clip.vision.n_wa_pattern": u32(every)},
+        | {"clip.vision.n_wa_pattern": u32(every)}
+        | limits,
         rows=(
             *first_and_second_frame(_IN + "patch_embed.proj.weight", _PATCH),
             Row(_LAYER + "norm1.weight", OUT + "ln1.weight", "hidden"),
@@ -193,6 +212,7 @@ def qwen25vl(config: Mapping[str, Any], whole: Whole) -> Architecture:
         sizes=_sizes(own, v, whole),
         n_layers=own.depth,
         tied=None,
+        deviations=warnings,
     )
 
 
@@ -202,7 +222,8 @@ def qwen3vl(config: Mapping[str, Any], whole: Whole) -> Architecture:
     own = read_config(_Qwen, {"depth": 27, "patch_size": 16, **config}, where)
     its = read_config(_Qwen3, config, where)
     side = isqrt(its.num_position_embeddings)
-    ArchitectureError.raise_any(_problems(own, whole, where))
+    ArchitectureError.raise_any(_problems(own, its.hidden_size, config, whole, where))
+    limits, warnings = _limits(own, whole)
     deep = its.deepstack_visual_indexes
     if side * side != its.num_position_embeddings:
         raise ArchitectureError(
@@ -228,7 +249,8 @@ def qwen3vl(config: Mapping[str, Any], whole: Whole) -> Architecture:
         | {
             "clip.vision.spatial_merge_size": u32(own.spatial_merge_size),
             "clip.vision.is_deepstack_layers": booleans([n in deep for n in range(own.depth)]),
-        },
+        }
+        | limits,
         rows=(
             *first_and_second_frame(_IN + "patch_embed.proj.weight", _PATCH),
             Row(_IN + "patch_embed.proj.bias", "v.patch_embd.bias", "hidden"),
@@ -246,6 +268,7 @@ def qwen3vl(config: Mapping[str, Any], whole: Whole) -> Architecture:
         sizes=_sizes(own, v, whole) | {"positions": its.num_position_embeddings},
         n_layers=own.depth,
         tied=None,
+        deviations=warnings,
     )
 
 
@@ -270,13 +293,13 @@ WITHIN = r"visual\."
 _TRAINED = harmless(
     "used while training, or only for videos", "tokens_per_second initializer_range"
 )
-_ROTATED = harmless("the encoder's rope has one form", "rope_parameters")
 _OUT = harmless("the width of the language model, which is read there", "out_hidden_size")
 _CHANNELS = harmless("in_channels states it", "in_chans spatial_patch_size")
 
 
 def _settings(*forms: type) -> Settings:
-    return Settings(read=reads(_Qwen, *forms), harmless=_TRAINED | _ROTATED | _OUT | _CHANNELS)
+    read = reads(_Qwen, *forms, more="rope_theta")
+    return Settings(read=read, harmless=_TRAINED | _OUT | _CHANNELS)
 
 
 SETTINGS25, SETTINGS3 = _settings(_Qwen25), _settings(_Qwen3)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from dynquant.arch.base import Architecture, Row
 from dynquant.arch.config import Count, LayersCount, Positive, Truth, read_config
 from dynquant.arch.settings import Settings, constant, harmless, reads
-from dynquant.arch.towers.processor import contradictions
+from dynquant.arch.towers.processor import contradictions, edges
 from dynquant.arch.towers.rotary import rotary_problems
 from dynquant.arch.towers.vision import (
     OUT,
@@ -38,6 +38,9 @@ _IMAGES = {
     "image_std": [0.26862954, 0.26130258, 0.27577711],
 }
 """Defaults of the image processor; some models have no settings of one."""
+
+_EDGE = 1024
+"""The longest side of a picture, unless the settings of the image processor state another."""
 
 GELU = Literal["gelu", "gelu_pytorch_tanh", "gelu_new", "gelu_fast"]
 """llama.cpp approximates GELU by its tanh form."""
@@ -158,6 +161,7 @@ def encoder(
             "ffn": own.intermediate_size,
             "colours": 3,
             "patch": own.patch_size,
+            "picture": own.image_size,
             "text": whole.n_text,
             "vocab": text.vocab_size,
         },
@@ -187,11 +191,12 @@ def merging(found: Architecture, whole: Whole, joined: Joined) -> Architecture:
     )
 
 
-def longest_edge(whole: Whole) -> int:
-    """Return the longest side of a picture in the settings of the image processor; 0 if none."""
-    size: object = whole.images.get("size")
-    edge = cast("dict[str, object]", size).get("longest_edge") if isinstance(size, dict) else None
-    return edge if isinstance(edge, int) and 0 < edge < 2**31 else 0
+def longest_edge(whole: Whole, image_size: int) -> int:
+    """Return the longest side of a picture, in pixels, by the settings of the image processor.
+
+    image_size: of config.json, for a model without these settings
+    """
+    return edges(whole).longest_edge or (_EDGE if whole.images else image_size)
 
 
 SETTINGS = Settings(

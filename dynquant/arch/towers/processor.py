@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, cast
 
 from pydantic import Field
 
-from dynquant.arch.config import read_config
+from dynquant.arch.config import Count, read_config
 from dynquant.arch.towers.whole import Whole
 from dynquant.errors import ArchitectureError
 from dynquant.untrusted import shown
@@ -50,6 +50,24 @@ def colour_problems(whole: Whole) -> Iterator[str]:
     factor = whole.images.get("rescale_factor", _BYTE)
     if not isinstance(factor, int | float) or abs(factor - _BYTE) > 1e-6:
         yield f"{whole.processor}: rescale_factor is {shown(factor)}; llama.cpp multiplies by 1/255"
+
+
+@dataclass(frozen=True)
+class Edges:
+    """The processor's `size`, where pictures keep their shape: pixels of edges, or of an area."""
+
+    shortest_edge: Count | None = None
+    longest_edge: Count | None = None
+
+
+@dataclass(frozen=True)
+class _Sized:
+    size: Edges = field(default_factory=Edges)
+
+
+def edges(whole: Whole) -> Edges:
+    """Return the processor's `size`; raise ArchitectureError for one that is not valid."""
+    return read_config(_Sized, whole.images, whole.processor).size
 
 
 def contradictions(whole: Whole, **implied: int | tuple[int, ...]) -> Iterator[str]:

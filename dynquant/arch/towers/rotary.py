@@ -16,15 +16,20 @@ from dynquant.untrusted import shown
 _THETA = 10000
 
 
-def rotary_problems(config: Mapping[str, Any], n_per_head: int, where: str) -> Iterator[str]:
+def rotary_problems(
+    config: Mapping[str, Any], n_per_head: int, where: str, computed: float = _THETA
+) -> Iterator[str]:
     """Yield messages for rotations in two directions that llama.cpp does not compute.
 
-    n_per_head: elements of a head
+    n_per_head: elements of a head; computed: llama.cpp's base of the angles
     """
+    for name in ("rope_parameters", "rope_scaling"):
+        if not isinstance(found := config.get(name), dict | None):
+            yield f"{where}: {name} is {shown(found)}, not an object"
     stated = {**config, **rope_settings(config)}
     theta, kind = stated.get("rope_theta"), stated.get("rope_type")
-    if theta not in (None, _THETA):
-        yield f"{where}: rope_theta is {shown(theta)}; llama.cpp computes {_THETA}"
+    if theta not in (None, computed):
+        yield f"{where}: rope_theta is {shown(theta)}; llama.cpp computes {computed}"
     if kind not in (None, "default", "axial"):
         yield f"{where}: rope_type is {shown(kind)}; llama.cpp does not scale these positions"
     if n_per_head % 4:
