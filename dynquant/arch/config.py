@@ -13,6 +13,7 @@ from dynquant.errors import ArchitectureError
 from dynquant.untrusted import shown
 
 Count = Annotated[int, Field(strict=True, gt=0, lt=2**31)]
+Integer = Annotated[int, Field(strict=True)]
 Natural = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
 MAX_LAYERS = 512
 """LLAMA_MAX_LAYERS of llama.cpp."""

@@ -37,10 +37,10 @@ def test_other_ways_to_prepare_pictures_are_reported_together() -> None:
     """As LiquidAI/LFM2-VL-450M, whose config.json has the settings of its processor, too."""
     assert [t.deviations for t in towers_of("lfm2vl", {"tile_size": 512, "min_tiles": 2})] == [()]
     (tower,) = towers_of("lfm2vl", {"use_thumbnail": False}, images={"use_thumbnail": None})
-    assert "use_thumbnail False; llama.cpp computes use_thumbnail True" in tower.deviations[0]
+    assert "use_thumbnail false; llama.cpp computes use_thumbnail true" in tower.deviations[0]
     (tower,) = towers_of("lfm2vl", {}, images={"use_thumbnail": False, "max_image_tokens": 400})
     assert len(tower.deviations) == 1
-    assert "use_thumbnail False, max_image_tokens 400; llama.cpp computes" in tower.deviations[0]
+    assert "use_thumbnail false, max_image_tokens 400; llama.cpp computes" in tower.deviations[0]
     assert tower.deviations[0].endswith(
         "llama.cpp computes use_thumbnail True, max_image_tokens 256"
     )

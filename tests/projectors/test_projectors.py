@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from changed_projectors import changed
 from numpy.typing import NDArray
 from places import REFERENCES
 from subsets import slow_except
@@ -97,6 +98,22 @@ def test_pictures_and_sounds_become_the_embeddings_of_transformers(
             error = np.abs(seen.log_probabilities - one.log_probabilities).max()
             assert error < PREDICTED
             assert np.abs(one.of_another - one.log_probabilities).max() > 10 * PREDICTED
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("case", "n_tokens"), [("qwen2vl", 9), ("qwen2.5vl", 9), ("qwen3vl", 4)])
+def test_a_picture_gets_no_more_tokens_than_the_processor_permits(
+    case: str, n_tokens: int, tmp_path: Path
+) -> None:
+    """A square of 84 x 84 pixels has 3 x 3 tokens of 28 pixels a side, and 2 x 2 of 32."""
+    model = changed(case, tmp_path, images={"max_pixels": 84 * 84, "min_pixels": 784})
+    text, projector = tmp_path / "text.gguf", tmp_path / "mmproj.gguf"
+    dynquant.convert(model, text, recipe="f32", threads=1)
+    dynquant.convert(load_projector(model), projector, recipe="f32", threads=1)
+    large = np.random.default_rng(1).integers(0, 255, (256, 256, 3), np.uint8)
+    with multimodal.Multimodal(text, projector) as loaded:
+        (found,) = loaded.see(stored(case)[0], [large]).embeddings
+    assert len(found) == n_tokens
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import isqrt
 from typing import Any
@@ -65,8 +65,17 @@ def gemma3(config: Mapping[str, Any], whole: Whole) -> Architecture:
         n_layers=v.num_hidden_layers,
         tied=None,
         ignored=siglip.UNUSED,
-        deviations=(*erf_warning(v.hidden_act, where), _PADS.format(whole.folder)),
+        deviations=(*erf_warning(v.hidden_act, where), *_warnings(whole)),
     )
+
+
+def _warnings(whole: Whole) -> Iterator[str]:
+    yield _PADS.format(whole.folder)
+    if whole.images.get("do_pan_and_scan"):
+        yield (
+            f"{whole.processor}: do_pan_and_scan is true; llama.cpp shows the whole picture, and no"
+            " parts of it"
+        )
 
 
 PROJECTORS = {

@@ -19,6 +19,7 @@ from dynquant.arch.towers.gemma4 import (
     picture_warnings,
     with_means,
 )
+from dynquant.arch.towers.rotary import rotary_problems
 from dynquant.arch.towers.vision import OUT, Vision, activation_keys, vision_keys
 from dynquant.arch.towers.whole import CLIP, Tower, Whole
 from dynquant.errors import ArchitectureError
@@ -29,7 +30,7 @@ _LAYER = _SEES + "encoder.layers.{}."
 _POOLED = 3
 """Patches of a side that become one, unless a key says another number."""
 
-_THETA = 100.0
+_THETA = 100
 
 
 @dataclass(frozen=True)
@@ -102,14 +103,7 @@ def _seen(own: _Sees, config: Mapping[str, Any], where: str) -> Iterator[str]:
             f"{where}: num_key_value_heads is {own.num_key_value_heads}; llama.cpp computes as many"
             f" as num_attention_heads, {n}"
         )
-    rope = read_config(_Rope, config.get("rope_parameters") or {}, f"{where}: rope_parameters")
-    if rope.rope_theta != _THETA:
-        yield f"{where}: rope_theta is {rope.rope_theta}; llama.cpp computes {_THETA}"
-
-
-@dataclass(frozen=True)
-class _Rope:
-    rope_theta: Positive = _THETA
+    yield from rotary_problems(config, own.head_dim, where, _THETA)
 
 
 def _sees(own: _Sees) -> tuple[Row, ...]:
@@ -160,7 +154,7 @@ PROJECTORS = {
             gemma4v,
             r"(vision_tower|embed_vision)\.",
             Settings(
-                read=reads(_Sees, more="rope_parameters"),
+                read=reads(_Sees, more="rope_theta"),
                 harmless=harmless(
                     "limits that llama.cpp has too, or does not need",
                     "max_position_embeddings default_output_length global_head_dim",

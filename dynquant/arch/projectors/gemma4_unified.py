@@ -57,10 +57,10 @@ def gemma4uv(config: Mapping[str, Any], whole: Whole) -> Architecture:
     """Describe the embedding of pictures."""
     where = f"{whole.where}: vision_config"
     own = read_config(_Sees, config, where)
-    stated = {config.get("output_proj_dims"), config.get("model_patch_size")}
     side = own.patch_size * own.pooling_kernel_size
+    repeated = {"output_proj_dims": own.mm_embed_dim, "model_patch_size": side}
     ArchitectureError.raise_any(picture_problems(whole, own.patch_size, own.pooling_kernel_size))
-    if stated - {None, own.mm_embed_dim, side}:
+    if any(config.get(name) not in (None, value) for name, value in repeated.items()):
         raise ArchitectureError(
             f"{where}: output_proj_dims must be mm_embed_dim, {own.mm_embed_dim}, and"
             f" model_patch_size must be patch_size times pooling_kernel_size, {side}"

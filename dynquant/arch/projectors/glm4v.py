@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dynquant.arch.base import Architecture, Row
-from dynquant.arch.config import Count, Positive, read_config
+from dynquant.arch.config import Count, Positive, read_config, without_nulls
 from dynquant.arch.settings import Settings, constant, harmless, reads
 from dynquant.arch.towers.glm import FRAMES, IN, LAYER, MERGER, SIDE, Glm, encoder, layer_rows
 from dynquant.arch.towers.limits import other_limit, pixels
@@ -96,14 +96,14 @@ def _normed(found: Architecture, own: Glm, context: int) -> Architecture:
 
 def glm_ocr(config: Mapping[str, Any], whole: Whole) -> Architecture:
     """Describe the vision encoder of a GLM-OCR."""
-    found, own = encoder({**_OCR, **config}, whole, "glm4v")
+    found, own = encoder({**_OCR, **without_nulls(config)}, whole, "glm4v")
     normed = _normed(found, own, context=3 * own.out_hidden_size)
     return replace(normed, deviations=(*normed.deviations, *_limited(whole, own)))
 
 
 def glm5next(config: Mapping[str, Any], whole: Whole) -> Architecture:
     """Describe the vision encoder of a GLM-5.3: a GLM-OCR's, whose gates are limited."""
-    found, own = encoder({**_OCR, **config}, whole, "glm5v")
+    found, own = encoder({**_OCR, **without_nulls(config)}, whole, "glm5v")
     its = read_config(_Glm5, config, f"{whole.where}: vision_config")
     images = whole.processor
     tokens = read_config(_Tokens, whole.images, images)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dynquant.arch.base import Architecture, Row
-from dynquant.arch.config import Count, Truth, read_config
+from dynquant.arch.config import Count, Truth, read_config, without_nulls
 from dynquant.arch.settings import Settings, harmless, reads
 from dynquant.arch.towers import siglip
 from dynquant.arch.towers.vision import (
@@ -63,7 +63,7 @@ def idefics3(config: Mapping[str, Any], whole: Whole) -> Architecture:
     """Describe the vision encoder of an Idefics3 or a SmolVLM."""
     where = f"{whole.where}: vision_config"
     prepared = whole.processor
-    v = read_config(Vision, {**_DEFAULTS, **config}, where)
+    v = read_config(Vision, {**_DEFAULTS, **without_nulls(config)}, where)
     scale = read_config(_Scale, whole.config, whole.where).scale_factor
     tiles = read_config(_Tiles, whole.images, prepared)
     side = v.image_size // v.patch_size

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dynquant.arch.base import Architecture, Row
-from dynquant.arch.config import Count, Natural, read_config
+from dynquant.arch.config import Count, Integer, Natural, Truth, read_config
 from dynquant.arch.settings import Settings
 from dynquant.arch.towers import internvit
 from dynquant.arch.towers.internvit import PATCH, Tiles
@@ -44,7 +44,7 @@ _ROWS = (
 @dataclass(frozen=True)
 class _Model:
     downsample_ratio: float = 0.5
-    vision_feature_layer: int = -1
+    vision_feature_layer: Integer = -1
     vision_feature_select_strategy: str = "default"
     projector_hidden_act: str = "gelu"
 
@@ -53,6 +53,7 @@ class _Model:
 class _Processor:
     min_patches: Natural | None = None
     max_patches: Count | None = None
+    crop_to_patches: Truth = True
 
 
 def internvl(config: Mapping[str, Any], whole: Whole) -> Architecture:
@@ -62,7 +63,14 @@ def internvl(config: Mapping[str, Any], whole: Whole) -> Architecture:
     prepared = whole.processor
     given = read_config(_Processor, whole.images, prepared)
     tiles = Tiles(given.min_patches, given.max_patches)
-    return internvit.internvit(config, whole, _ROWS, model.downsample_ratio, tiles)
+    found = internvit.internvit(config, whole, _ROWS, model.downsample_ratio, tiles)
+    if given.crop_to_patches:
+        return found
+    whole_picture = (
+        f"{prepared}: crop_to_patches is false; llama.cpp always shows the tiles of a picture"
+        " beside the whole"
+    )
+    return replace(found, deviations=(*found.deviations, whole_picture))
 
 
 def _problems(model: _Model, where: str) -> Iterator[str]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dynquant.arch.base import Architecture, Row
-from dynquant.arch.config import Count, Natural, read_config
+from dynquant.arch.config import Count, Integer, Natural, read_config
 from dynquant.arch.settings import Only, Settings, harmless
 from dynquant.arch.towers import internvit
 from dynquant.arch.towers.internvit import PATCH, Tiles
@@ -46,11 +47,15 @@ _DEFAULTS: dict[str, Any] = {"norm_type": "rms_norm", "use_qk_norm": True}
 @dataclass(frozen=True)
 class _Model:
     downsample_ratio: float = 0.5
-    select_layer: int = -1
+    select_layer: Integer = -1
     ps_version: str = "v1"
     min_dynamic_patch: Natural = 1
     max_dynamic_patch: Count = 6
     force_image_size: Count | None = None
+
+
+_TILES = {"dynamic_image_size": True, "use_thumbnail": True, "pad2square": False}
+"""How pictures become tiles in llama.cpp."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +76,18 @@ def internvl_chat(config: Mapping[str, Any], whole: Whole) -> Architecture:
     )
     usual = {_USUAL.get(n, n): value for n, value in config.items() if value is not None}
     tiles = Tiles(model.min_dynamic_patch, model.max_dynamic_patch)
-    return internvit.internvit(
+    found = internvit.internvit(
         {**_DEFAULTS, **usual}, whole, (*_ROWS, *qkv), model.downsample_ratio, tiles
     )
+    return replace(found, deviations=(*found.deviations, *_warnings(whole)))
+
+
+def _warnings(whole: Whole) -> Iterator[str]:
+    """Yield a warning for each setting of tiles that llama.cpp has fixed."""
+    for name, computed in _TILES.items():
+        if (value := whole.config.get(name)) not in (None, computed):
+            stated, ours = json.dumps(value), json.dumps(computed)
+            yield f"{whole.where}: {name} is {stated}; llama.cpp computes {ours}"
 
 
 def _problems(model: _Model, config: Mapping[str, Any], where: str) -> Iterator[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dynquant.arch.base import Architecture, Row
-from dynquant.arch.config import Count, Positive, Truth, read_config
+from dynquant.arch.config import Count, Positive, Truth, read_config, without_nulls
 from dynquant.arch.settings import Settings, constant, harmless, reads
 from dynquant.arch.towers import siglip
 from dynquant.arch.towers.processor import contradictions
@@ -46,7 +46,7 @@ def janus(config: Mapping[str, Any], whole: Whole) -> Architecture:
     """Describe the vision encoder of a Janus Pro."""
     where = f"{whole.where}: vision_config"
     own = read_config(_Janus, config, where)
-    usual = {**_DEFAULTS, "intermediate_size": 1, **config}
+    usual = {**_DEFAULTS, "intermediate_size": 1, **without_nulls(config)}
     v = read_config(Vision, usual, where)
     v = replace(v, intermediate_size=int(v.hidden_size * own.mlp_ratio))
     ArchitectureError.raise_any([*_problems(own, whole), *contradictions(whole, size=v.image_size)])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import isqrt
 from typing import Any
 
 from dynquant.arch.base import Architecture, Row
-from dynquant.arch.config import Count, Truth, read_config, without_nulls
+from dynquant.arch.config import Count, Integer, Truth, read_config, without_nulls
 from dynquant.arch.settings import Settings, harmless, reads
 from dynquant.arch.towers import siglip
 from dynquant.arch.towers.processor import contradictions
@@ -55,7 +56,7 @@ class _Model:
     projector_hidden_size: Count = 2560
     projector_bias: Truth = True
     projector_use_layernorm: Truth = True
-    vision_feature_layer: int = -1
+    vision_feature_layer: Integer = -1
 
 
 def prepared(whole: Whole) -> dict[str, Any]:
@@ -84,7 +85,7 @@ def _tower_row(row: Row) -> Row:
 def lfm2_vl(config: Mapping[str, Any], whole: Whole) -> Architecture:
     """Describe the vision encoder of an LFM2-VL."""
     where = f"{whole.where}: vision_config"
-    usual = {**siglip.DEFAULTS, **config, "image_size": _SIZE}
+    usual = {**siglip.DEFAULTS, **without_nulls(config), "image_size": _SIZE}
     v = read_config(Vision, usual, where)
     n_places = read_config(_Positions, config, where).num_patches
     model = read_config(_Model, whole.config, whole.where)
@@ -144,8 +145,8 @@ def _warnings(whole: Whole) -> Iterator[str]:
     stated = prepared(whole)
     others = {n: stated[n] for n, usual in _PREPARED.items() if stated.get(n) not in (None, usual)}
     if others:
-        listed = ", ".join(f"{name} {shown(value)}" for name, value in others.items())
-        ours = ", ".join(f"{name} {shown(_PREPARED[name])}" for name in others)
+        listed = ", ".join(f"{name} {json.dumps(value)}" for name, value in others.items())
+        ours = ", ".join(f"{name} {json.dumps(_PREPARED[name])}" for name in others)
         yield (f"{whole.processor}: {listed}; llama.cpp computes {ours}")
 
 

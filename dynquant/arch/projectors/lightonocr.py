@@ -27,7 +27,8 @@ def lightonocr(config: Mapping[str, Any], whole: Whole) -> Architecture:
     joined = read_config(Joined, stated, whole.where)
     found = merging(encoder(config, whole, joined, "lightonocr"), whole, joined)
     edge = longest_edge(whole, found.sizes["picture"])
-    longest: Keys = {} if edge == found.sizes["picture"] else {"clip.vision.preproc_image_size": u32(edge)}
+    is_own = edge == found.sizes["picture"]
+    longest: Keys = {} if is_own else {"clip.vision.preproc_image_size": u32(edge)}
     return replace(
         found,
         keys=found.keys | longest,

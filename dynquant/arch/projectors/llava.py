@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from dynquant.arch.base import Architecture, Row
-from dynquant.arch.config import Truth, read_config
+from dynquant.arch.config import Integer, Truth, read_config, without_nulls
 from dynquant.arch.settings import Settings, harmless, reads
 from dynquant.arch.towers import clip, siglip
 from dynquant.arch.towers.processor import contradictions
@@ -39,7 +39,7 @@ _PROJECTOR = (
 
 @dataclass(frozen=True)
 class _Model:
-    vision_feature_layer: int = -2
+    vision_feature_layer: Integer = -2
     vision_feature_select_strategy: str = "default"
     projector_hidden_act: str = "gelu"
     multimodal_projector_bias: Truth = True
@@ -60,7 +60,7 @@ def llava(
     has_class: whether the encoder has a class token
     """
     where = f"{whole.where}: vision_config"
-    v = read_config(Vision, {**defaults, **config}, where)
+    v = read_config(Vision, {**defaults, **without_nulls(config)}, where)
     model = read_config(_Model, whole.config, whole.where)
     n_stored, asked = v.num_hidden_layers, model.vision_feature_layer
     n_layers = asked if asked >= 0 else n_stored + 1 + asked

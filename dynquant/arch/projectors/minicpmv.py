@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from dynquant.arch.base import Architecture, ModelTensor, Row
-from dynquant.arch.config import Count, Truth, read_config
+from dynquant.arch.config import Count, Truth, read_config, without_nulls
 from dynquant.arch.settings import Settings, harmless, reads
 from dynquant.arch.towers import minicpmv, siglip
 from dynquant.arch.towers.minicpmv import SIDE, Slices
@@ -39,7 +39,7 @@ def resampler(config: Mapping[str, Any], whole: Whole) -> Architecture:
     """Describe the vision encoder of a MiniCPM-V."""
     where = f"{whole.where}: vision_config"
     own, slices = read_config(_Whole, whole.config, whole.where), Slices.of(whole)
-    stated = read_config(Vision, {**minicpmv.DEFAULTS, **config}, where)
+    stated = read_config(Vision, {**minicpmv.DEFAULTS, **without_nulls(config)}, where)
     ArchitectureError.raise_any(
         [*_problems(stated, whole), *minicpmv.problems(slices, stated, whole)]
     )
@@ -68,7 +68,7 @@ def resampler(config: Mapping[str, Any], whole: Whole) -> Architecture:
             r".*resampler\.(temporal_)?pos_embed.*": "positions, which follow from the size",
             r".*\.position_ids": "numbers from zero on, which need no tensor",
         },
-        deviations=(minicpmv.warning(slices, whole),),
+        deviations=tuple(minicpmv.warnings(slices, whole)),
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from dynquant.arch.base import Architecture, Row
-from dynquant.arch.config import Count, Natural, read_config
+from dynquant.arch.config import Count, Natural, read_config, without_nulls
 from dynquant.arch.settings import Only, Settings, reads
 from dynquant.arch.towers import minicpmv, siglip
 from dynquant.arch.towers.minicpmv import Slices
@@ -37,7 +37,7 @@ def minicpmv46(config: Mapping[str, Any], whole: Whole) -> Architecture:
     where = f"{whole.where}: vision_config"
     own = read_config(_Whole, whole.config, whole.where)
     slices = Slices.of(whole)
-    v = read_config(Vision, {**minicpmv.DEFAULTS, **config}, where)
+    v = read_config(Vision, {**minicpmv.DEFAULTS, **without_nulls(config)}, where)
     ArchitectureError.raise_any(
         [*_problems(own, v, config, whole), *minicpmv.problems(slices, v, whole)]
     )
@@ -58,7 +58,7 @@ def minicpmv46(config: Mapping[str, Any], whole: Whole) -> Architecture:
         n_layers=v.num_hidden_layers,
         tied=None,
         ignored=siglip.UNUSED | ({} if merges_twice else _SKIPPED),
-        deviations=(minicpmv.warning(slices, whole),),
+        deviations=tuple(minicpmv.warnings(slices, whole)),
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dynquant.arch.base import Architecture, Row
-from dynquant.arch.config import Count, Natural, Truth, read_config
+from dynquant.arch.config import Count, Natural, Truth, read_config, without_nulls
 from dynquant.arch.settings import constant, harmless, reads
 from dynquant.arch.towers.processor import contradictions
 from dynquant.arch.towers.vision import (
@@ -83,7 +83,8 @@ def internvit(
     """
     where = f"{whole.where}: vision_config"
     own = read_config(Intern, config, where)
-    v = read_config(Vision, {"hidden_act": "gelu", **config, **_lengths(config, where)}, where)
+    usual = {"hidden_act": "gelu", **without_nulls(config), **_lengths(config, where)}
+    v = read_config(Vision, usual, where)
     side, scale = v.image_size // v.patch_size, round(1 / ratio) if ratio > 0 else 0
     ArchitectureError.raise_any(
         [

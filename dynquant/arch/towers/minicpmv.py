@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from dynquant.arch.config import Count, read_config
+from dynquant.arch.config import Count, Truth, read_config
 from dynquant.arch.towers.processor import contradictions
 from dynquant.arch.towers.vision import Vision
 from dynquant.arch.towers.whole import Whole
@@ -35,6 +35,7 @@ class Slices:
 
     scale_resolution: Count = 448
     max_slice_nums: Count = _MOST_SLICES
+    slice_mode: Truth = True
 
     @classmethod
     def of(cls, whole: Whole) -> Slices:
@@ -57,10 +58,12 @@ def problems(slices: Slices, v: Vision, whole: Whole) -> Iterator[str]:
         )
 
 
-def warning(slices: Slices, whole: Whole) -> str:
-    """Return what llama.cpp does with pictures in another way than the model's processor."""
-    return (
+def warnings(slices: Slices, whole: Whole) -> Iterator[str]:
+    """Yield what llama.cpp does with pictures in another way than the model's processor."""
+    yield (
         f"{whole.folder}: llama.cpp stretches pictures of up to {slices.scale_resolution} pixels to"
-        " a square, pads larger ones with black before it cuts them into slices, and does not"
-        " number them; the model's processor keeps the shape, stretches, and numbers"
+        " a square, and pads larger ones with black before it cuts them into slices; the model's"
+        " processor keeps the shape of small pictures, stretches large ones, and numbers the slices"
     )
+    if not slices.slice_mode:
+        yield f"{whole.processor}: slice_mode is false; llama.cpp always cuts large pictures"
