@@ -143,7 +143,33 @@ def _model_card(folder: Path) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError, OSError, RecursionError) as e:
         why = " ".join(str(e).split())
         raise CheckpointError(f"{path}: front matter is not YAML: {why}") from e
-    return cast("dict[str, Any]", found) if isinstance(found, dict) else {}
+    return _without_paths(cast("dict[str, Any]", found)) if isinstance(found, dict) else {}
+
+
+def _without_paths(card: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a model card without bases that are no names on the Hub.
+
+    Programs for training write the base's folder there, also into a tag.
+    """
+    found = dict(card)
+    for name, is_public in (("base_model", _is_hub_name), ("tags", _is_public_tag)):
+        stated = found.get(name)
+        listed = cast("list[object]", stated) if isinstance(stated, list) else [stated]
+        if not all(map(is_public, listed)):
+            found[name] = [one for one in listed if is_public(one)] or None
+    return found
+
+
+def _is_hub_name(base: object) -> bool:
+    if not isinstance(base, str):
+        return True  # the gguf package says what it does with it
+    return _HUB_ID.fullmatch(base.removeprefix("https://huggingface.co/")) is not None
+
+
+def _is_public_tag(tag: object) -> bool:
+    if not isinstance(tag, str) or not tag.startswith("base_model:"):
+        return True
+    return _HUB_ID.fullmatch(tag.rpartition(":")[2]) is not None
 
 
 def _generation_config(folder: Path) -> dict[str, Any]:

@@ -51,16 +51,23 @@ _POOR, _LOST = 0.15, 0.5
 more than the second means that most of a tensor is lost, in any type."""
 
 
+_ROUNDED = 16.0
+"""The largest difference of a weight within the range of F16: half of its last step."""
+
+
 def loss_warnings(
     tensors: Iterable[TensorPlan], errors: Mapping[str, MeasuredError]
 ) -> tuple[str, ...]:
     """Return warnings of tensors whose errors are so large that answers are probably nonsense."""
     lost: list[str] = []
+    beyond: list[str] = []
     poor: dict[str, list[str]] = {}
     for t in tensors:
         error = errors[t.name].weighted if t.name in errors else 0.0
         if error > _LOST:
             lost.append(t.name)
+        elif t.type.name == "F16" and t.name in errors and errors[t.name].max > _ROUNDED:
+            beyond.append(t.name)
         elif t.type.name in SPECIAL_TYPES and error > _POOR:
             poor.setdefault(t.type.name, []).append(t.name)
     found: list[str] = []
@@ -69,6 +76,12 @@ def loss_warnings(
         found.append(
             f"{', '.join(grouped(lost))}: more than half is lost (relative squared error up to"
             f" {worst:.3g}); the weights are probably beyond the range of the type: use BF16 or F32"
+        )
+    if beyond:
+        worst = max(errors[name].max for name in beyond)
+        found.append(
+            f"{', '.join(grouped(beyond))}: weights beyond the range of F16 became 65504 (a"
+            f" difference of up to {worst:.3g}); use BF16 or F32"
         )
     for name, some in poor.items():
         worst = max(errors[n].weighted for n in some)

@@ -277,6 +277,18 @@ def test_the_model_card_gives_license_tags_and_base_model(tmp_path: Path) -> Non
     assert found["base_model.0.repo_url"] == "https://huggingface.co/Org/Base-7B"
 
 
+def test_no_path_of_a_base_gets_from_the_model_card_into_keys(tmp_path: Path) -> None:
+    """As PEFT writes the card of an adapter whose base was a folder."""
+    (tmp_path / "README.md").write_text(
+        "---\nlibrary_name: peft\nbase_model: /home/me/secret/llama\n"
+        "tags:\n- base_model:adapter:/home/me/secret/llama\n- lora\n---\n"
+    )
+    found = general_of(tmp_path)
+    assert "secret" not in str(found).lower()
+    assert found["tags"] == ("lora",)
+    assert not any(name.startswith("base_model") for name in found)
+
+
 def test_sampling_settings_come_from_generation_config(tmp_path: Path) -> None:
     text = '{"temperature": 1, "top_k": 20, "top_p": null, "do_sample": true}'
     (tmp_path / "generation_config.json").write_text(text)

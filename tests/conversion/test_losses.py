@@ -29,6 +29,17 @@ def test_weights_beyond_the_range_of_a_type_are_a_warning(tmp_path: Path, type_:
     assert "beyond the range of the type" in message
 
 
+def test_a_few_weights_beyond_the_range_of_f16_are_a_warning(tmp_path: Path) -> None:
+    x = weights(8, 256)
+    x[3, 5] = 65519
+    assert convert(tmp_path, "F16", x).warnings == (), "65519 is rounded to 65504"
+    x *= 100
+    x[3, 5] = 7e4
+    (tmp_path / "two").mkdir()
+    (message,) = convert(tmp_path / "two", "F16", x).warnings
+    assert message.startswith("blk.0.ffn_up.weight: weights beyond the range of F16 became 65504")
+
+
 @pytest.mark.parametrize("type_", ["TQ2_0", "TQ1_0", "Q1_0"])
 def test_types_of_special_models_are_a_warning_for_others(tmp_path: Path, type_: str) -> None:
     (message,) = warnings_of(tmp_path, type_, 1)
