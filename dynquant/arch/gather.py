@@ -246,7 +246,9 @@ def _problems(
     yield from (m for want in wanted for m in _other_rows(folder, stored, want))
     known |= {*ignored, *left_out.reasons()}
     unknown = [name for name in stored if name not in known]
-    stacks = unreadable_stacks(folder, stored, wanted, unknown)
+    # Projectors have other forms of names, and no experts.
+    experts = [] if architecture.name == CLIP else wanted
+    stacks = unreadable_stacks(folder, stored, experts, unknown)
     yield from stacks.messages
     for name in grouped(n for n in missing if n not in stacks.names):
         tied = name in HEADS and architecture.tied is None

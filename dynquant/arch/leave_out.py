@@ -80,7 +80,7 @@ class LeaveOut:
         for one in grouped(inside):
             yield (
                 f"{folder}: {one} is not a tensor of {name} as config.json describes it; the output"
-                " would not contain it"
+                " would not contain it, so take weights and config.json from one model"
             )
         if apart:
             globs = " ".join(f"--leave-out {_quoted(glob)}" for glob in self._globs(apart))

@@ -156,7 +156,9 @@ def _without_paths(card: Mapping[str, Any]) -> dict[str, Any]:
         stated = found.get(name)
         listed = cast("list[object]", stated) if isinstance(stated, list) else [stated]
         if not all(map(is_public, listed)):
-            found[name] = [one for one in listed if is_public(one)] or None
+            del found[name]
+            if public := [one for one in listed if is_public(one)]:
+                found[name] = public
     return found
 
 

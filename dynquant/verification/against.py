@@ -26,6 +26,7 @@ from dynquant.quants.search import Effort
 from dynquant.tensors import ShardFile
 from dynquant.verification.ahead import in_order
 from dynquant.verification.findings import Comparison, Fault
+from dynquant.verification.keys import ComparedKeys, compare_keys
 from dynquant.verification.lints import value_of
 from dynquant.verification.maker import Maker, load_source
 from dynquant.verification.other_source import (
@@ -131,8 +132,9 @@ def prepare(
     missing = tuple(pairing.left_out()) if tensors is None else ()
     faults = tuple(joined(pairing.faults, len(wanted), shards, model))
     unchecked = (*maker.unchecked(), *pairing.unchecked)
+    keys = compare_keys(shards, source, model)
     return Comparer(
-        model, maker, shards, pairs, ranges, faults, missing, unchecked, pairing.moments
+        model, maker, shards, pairs, ranges, faults, missing, unchecked, keys, pairing.moments
     )
 
 
@@ -144,6 +146,7 @@ class Comparer:
     faults:    faults that were found from the headers
     missing:   warnings about tensors that are not in the file
     unchecked: what cannot be compared, and why
+    keys:      of the comparison of keys
     moments:   of the tensors that were encoded with error feedback; None without any
     """
 
@@ -155,6 +158,7 @@ class Comparer:
     faults: tuple[Fault, ...]
     missing: tuple[str, ...]
     unchecked: tuple[str, ...]
+    keys: ComparedKeys = ComparedKeys()
     moments: Moments | None = None
 
     @property
@@ -199,8 +203,13 @@ class Comparer:
         all_drawn = self.ranges is not None and 1 < len(faults) == len(tally.seen)
         if len(faults) > MAX_EACH or all_drawn:
             faults = [other_bytes(faults, len(tally.seen), self.shards, self.model)]
-        checked = (self._extent(tally),) if self.pairs else ()
-        return Comparison((*self.faults, *faults), self.missing, checked, self.unchecked)
+        rows = (self._extent(tally),) if self.pairs else ()
+        return Comparison(
+            (*self.faults, *faults),
+            (*self.missing, *self.keys.warnings),
+            (*rows, *self.keys.checked),
+            self.unchecked,
+        )
 
     def _extent(self, tally: _Tally) -> str:
         """Return how much was compared, and how to compare all."""

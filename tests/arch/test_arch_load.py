@@ -255,7 +255,7 @@ def test_missing_unknown_and_misshapen_tensors_are_all_reported_at_once(tmp_path
         "model.layers.{0-3}.self_attn.k_proj.weight has shape [16, 16], but config.json implies"
         " [8, 16]; take both from one model",
         "model.layers.2.mlp.up_proj.weight_scale is not a tensor of llama as config.json describes"
-        " it; the output would not contain it",
+        " it; the output would not contain it, so take weights and config.json from one model",
     ]
 
 

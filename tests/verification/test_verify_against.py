@@ -260,20 +260,36 @@ def test_many_tensors_that_differ_are_one_fault_with_their_names(f32: Path, tmp_
 
 
 @pytest.mark.slow
+def test_keys_that_are_not_the_models_are_a_warning(tmp_path: Path) -> None:
+    out = tmp_path / "x.gguf"
+    changed = {"llama.context_length": "77", "llama.rope.freq_base": "1.5", "llama.own": "x"}
+    dynquant.convert(TINY_BOOKS, out, recipe="q8_0", set_keys=changed)
+    (warning,) = compare(out, str(TINY_BOOKS), sample=1).warnings
+    assert "llama.context_length is 77, and 512 by the model" in warning
+    assert "llama.rope.freq_base is 1.5, and 10000.0 by the model" in warning
+    assert "llama.own is 'x', and the model has none" in warning
+
+
+def test_keys_are_compared_as_a_file_holds_them(made: Path) -> None:
+    found = compare(made, str(TINY_BOOKS), sample=1)
+    assert found.warnings == ()
+    assert found.checked[1] == f"against {TINY_BOOKS}: 19 keys"
+
+
 def test_compared_share_is_reported_with_the_way_to_compare_all(made: Path) -> None:
     total = sum(int(np.prod(t.shape)) for t in gguf.GGUFReader(made).tensors)
-    (whole,) = compare_all(made).checked
+    whole, _ = compare_all(made).checked
     assert f"all rows of 46 tensors, {total:,} of {total:,} weights (100%), " in whole
     assert whole.endswith("MB encoded again")
     hint = r"\d MB encoded again; --tensors '\*' compares all$"
-    (sampled,) = compare(made, str(TINY_BOOKS), sample=2).checked
+    sampled, _ = compare(made, str(TINY_BOOKS), sample=2).checked
     found = re.search(
         rf"2 ranges .* ([\d,]+) of {total:,} weights \(([\d.]+)%\), .*{hint}", sampled
     )
     assert found
     share = 100 * int(found[1].replace(",", "")) / total
     assert float(found[2]) == pytest.approx(share, rel=0.01)
-    (one,) = compare(made, str(TINY_BOOKS), tensors=TENSOR).checked
+    one, _ = compare(made, str(TINY_BOOKS), tensors=TENSOR).checked
     assert re.search(rf"all rows of 1 tensor, .*{hint}", one)
 
 
