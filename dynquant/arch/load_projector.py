@@ -18,7 +18,7 @@ from dynquant.arch.metadata import general_keys
 from dynquant.arch.model_types import stated_class
 from dynquant.arch.projectors import find_projector, projectors, refused
 from dynquant.arch.towers.whole import CLIP, Projector, Tower, Whole
-from dynquant.arch.wrapped import OTHER_PARTS
+from dynquant.arch.wrapped import OTHER_PARTS, SEPARATE
 from dynquant.checkpoint import causes, hub
 from dynquant.checkpoint.safetensors import (
     Checkpoint,
@@ -82,7 +82,7 @@ def _is_of(towers: Projector) -> Callable[[str], bool]:
 
 
 def _is_other_part(name: str) -> bool:
-    return any(re.fullmatch(p, name) for p, why in OTHER_PARTS.items() if "separate file" in why)
+    return any(re.fullmatch(p, name) for p, why in OTHER_PARTS.items() if SEPARATE in why)
 
 
 def _of_folder(folder: Path) -> Model:

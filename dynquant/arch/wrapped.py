@@ -20,18 +20,18 @@ from dynquant.errors import ArchitectureError
 from dynquant.text_settings import DEFAULTS, PLACES, text_settings
 from dynquant.untrusted import shown
 
-_SEPARATE = "which llama.cpp reads from a separate file; "
+SEPARATE = "which llama.cpp reads from a separate file; "
 _BY_LLAMA = "llama.cpp's `convert_hf_to_gguf.py --mmproj` makes it if it supports the model"
 WRITTEN = "`--mmproj` writes it"
 """The end of the reason why a part is left out that a projector file holds."""
 _BEFORE = r"(thinker\.|model\.)*"
 OTHER_PARTS = {
     rf"{_BEFORE}(audio(_\w+)?|embed_audio|sound_\w+|speech_\w+|whisper\w*)\..*": (
-        f"the audio model, {_SEPARATE}{_BY_LLAMA}"
+        f"the audio model, {SEPARATE}{_BY_LLAMA}"
     ),
     rf"{_BEFORE}((vision|visual|image)(_\w+)?|embed_vision|vit\w*|sam_model|siglip2|qwen2_model|mlp1"
     r"|vpm|resampler|view_seperator|(multi_modal_|mm_)?projector|patch_merge_mlp|connector|aligner"
-    r"|merger)(\..*)?": (f"the vision model, {_SEPARATE}{_BY_LLAMA}"),
+    r"|merger)(\..*)?": (f"the vision model, {SEPARATE}{_BY_LLAMA}"),
     r"(talker|token2wav|code2wav)\..*": "the model that speaks, which llama.cpp does not compute",
     rf"{_BEFORE}(vqmodel|generation_(embeddings|aligner|head))\..*": (
         "the model that draws, which llama.cpp does not compute"
@@ -100,7 +100,7 @@ def _other_parts(config: Mapping[str, Any]) -> dict[str, str]:
     name = cast("list[object]", listed)[0] if isinstance(listed, list) and listed else None
     towers = find_projector(str(name), config) or ()
     written = {
-        rf"{_BEFORE}(?:{tower.within}).*": (f"the {tower.kind} model, {_SEPARATE}{WRITTEN}")
+        rf"{_BEFORE}(?:{tower.within}).*": (f"the {tower.kind} model, {SEPARATE}{WRITTEN}")
         for tower in towers
     }
     return OTHER_PARTS | written

@@ -286,8 +286,9 @@ def _refuse_shared(jobs: Sequence[_Job]) -> None:
     for one, other in combinations(jobs, 2):
         if shared := sorted(_places(one) & _places(other)):
             raise ConvertError(
-                f"{shared[0]}: both {one.out.name} and {other.out.name} would be written there;"
-                " name another output, or give the projector another name with --mmproj-out"
+                f"{shared[0]}: the projector ({one.out.name}) and the language model"
+                f" ({other.out.name}) would both be written there; name another output, or give the"
+                " projector another name with --mmproj-out"
             )
 
 

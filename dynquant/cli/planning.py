@@ -119,6 +119,11 @@ class Planning:
             self.check()
             if recipe is None and out is None:
                 return None
+            if of_projector := [n for n in settings(self.set_keys) if n.startswith("clip.")]:
+                raise typer.BadParameter(
+                    f"{', '.join(of_projector)}: --set sets keys of the language model; set those"
+                    " of the projector in its recipe (metadata), or with --only-mmproj"
+                )
             return Projecting(self.model, recipe or DEFAULT, self.effort, out=out)
         if out is not None:
             raise typer.BadParameter("--only-mmproj writes the projector to --out: name it there")

@@ -8,6 +8,7 @@ from itertools import pairwise
 from types import MappingProxyType
 
 from dynquant.arch.base import Model, ModelTensor
+from dynquant.arch.gguf_files import projector_needs
 from dynquant.errors import ImportanceError, PlanError, Problems, RecipeError
 from dynquant.importance.audit import Importance, audit, gaps
 from dynquant.importance.imatrix import Imatrix
@@ -211,7 +212,8 @@ def _keys(
     keys = with_ours(model.keys, ours)
     keys, of_recipe = apply_settings(keys, recipe.metadata, f"{recipe.path}: metadata")
     keys, of_options = apply_settings(keys, set_keys, "--set")
-    return keys, [*of_recipe, *of_options, *key_problems(keys)]
+    of_projector = projector_needs.value_problems(keys)
+    return keys, [*of_recipe, *of_options, *key_problems(keys), *of_projector]
 
 
 def _ordered(tensors: tuple[ModelTensor, ...], recipe: Recipe) -> tuple[ModelTensor, ...]:

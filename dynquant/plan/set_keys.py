@@ -20,6 +20,7 @@ _TRUTH = {"true": True, "false": False}
 # Keys that the layout or the recipe decides; another value would be wrong.
 _FIXED = re.compile(
     r"general\.(architecture|alignment|quantization_version)|(dynquant|quantize|split)\..*"
+    r"|clip\.((vision|audio)\.)?projector_type"
 )
 
 

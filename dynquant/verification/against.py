@@ -26,7 +26,7 @@ from dynquant.quants.search import Effort
 from dynquant.tensors import ShardFile
 from dynquant.verification.ahead import in_order
 from dynquant.verification.findings import Comparison, Fault
-from dynquant.verification.keys import ComparedKeys, compare_keys
+from dynquant.verification.keys import NOTHING, ComparedKeys, compare_keys
 from dynquant.verification.lints import value_of
 from dynquant.verification.maker import Maker, load_source
 from dynquant.verification.other_source import (
@@ -158,7 +158,7 @@ class Comparer:
     faults: tuple[Fault, ...]
     missing: tuple[str, ...]
     unchecked: tuple[str, ...]
-    keys: ComparedKeys = ComparedKeys()
+    keys: ComparedKeys = NOTHING
     moments: Moments | None = None
 
     @property

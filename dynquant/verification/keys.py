@@ -23,10 +23,14 @@ _SHOWN = 8
 
 @dataclass(frozen=True)
 class ComparedKeys:
-    """A warning for keys that differ from the model's, and what was compared; none of a part."""
+    """A warning for keys that differ from the model's, and what was compared."""
 
     warnings: tuple[str, ...] = ()
     checked: tuple[str, ...] = ()
+
+
+NOTHING = ComparedKeys()
+"""Of a file that is another model's."""
 
 
 def compare_keys(shards: Shards, source: Model, model: str) -> ComparedKeys:

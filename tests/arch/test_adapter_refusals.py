@@ -47,8 +47,8 @@ def refusal(adapter: Path, base: str = "qwen3") -> str:
         ({"kasa_config": {"a": 1}}, "'kasa_config' is {'a': 1}, a setting that is not known"),
         ({"r": 0}, "r is 0, not a rank"),
         ({"r": True}, "r is True, not a rank"),
-        ({"lora_alpha": 0}, "lora_alpha is 0, not a number other than 0"),
-        ({"lora_alpha": "8"}, "lora_alpha is '8', not a number"),
+        ({"lora_alpha": 0}, "lora_alpha is 0; it must be a number, and not 0"),
+        ({"lora_alpha": "8"}, "lora_alpha is '8'; it must be a number"),
         ({"use_rslora": 1}, "use_rslora is 1, not true or false"),
         ({"rank_pattern": [8]}, "rank_pattern is [8], not an object"),
         ({"rank_pattern": {"(a+)+b": 8}}, "rank_pattern: '(a+)+b' is not a name of modules"),
@@ -169,6 +169,27 @@ def test_files_that_are_missing_or_pickled_are_named(tmp_path: Path) -> None:
     assert "has no adapter_model.safetensors; download the adapter again" in found
     (tmp_path / "a" / "adapter_model.bin").write_bytes(b"")
     assert "save it again, which writes safetensors" in refusal(tmp_path / "a")
+
+
+def test_an_adapter_is_merged_once(tmp_path: Path) -> None:
+    adapters = [ADAPTERS / "qwen3", changed("qwen3", tmp_path / "a"), ADAPTERS / "qwen3"]
+    with pytest.raises(AdapterError, match=r"qwen3: is given twice; an adapter is merged once"):
+        dynquant.load_model(REFERENCES / "qwen3", merge_adapter=adapters)
+
+
+def test_modules_of_the_vision_encoder_are_named_as_such(tmp_path: Path) -> None:
+    def within_the_encoder(tensors: Tensors) -> None:
+        for name in [*tensors]:
+            moved = name.replace(
+                "model.layers.0.self_attn.q_proj", "model.visual.blocks.0.attn.qkv"
+            )
+            tensors[moved] = tensors.pop(name)
+
+    adapter = changed("qwen3", tmp_path / "a", within_the_encoder)
+    with pytest.raises(AdapterError) as e:
+        dynquant.load_model(REFERENCES / "projectors" / "qwen3vl", merge_adapter=adapter)
+    (line,) = (m for m in e.value.messages if "visual" in m)
+    assert "blocks.0.attn.qkv: modules of the vision model, of which adapters are not" in line
 
 
 def test_problems_of_all_adapters_are_reported_at_once(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_the_option_is_not_offered_for_tensors_inside_the_model(name: str, tmp_p
     (message,) = refusal(stored(tmp_path, name))
     assert message == (
         f"{name} is not a tensor of llama as config.json describes it; the output would not"
-        " contain it"
+        " contain it, so take weights and config.json from one model"
     )
     model = load(tmp_path, name)
     (warning,) = (w for w in make_plan(model, recipe("F16"), draft=True).warnings if name in w)

@@ -113,6 +113,31 @@ def test_no_imatrix_is_asked_for_a_projector(tmp_path: Path) -> None:
     assert "--imatrix" not in line
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("clip.vision.image_max_pixels=abc", "is 'abc', and must be a whole number"),
+        ("clip.vision.image_max_pixels=-5", "is -5, and must be a whole number"),
+        ("clip.vision.attention.head_count=7", "24 is not a multiple of attention.head_count 7"),
+        ("clip.vision.patch_size=0", "clip.vision.patch_size is 0"),
+        ("clip.projector_type=xyz", "the plan decides this key"),
+    ],
+)
+def test_keys_with_which_llama_cpp_ends_are_refused(
+    setting: str, message: str, tmp_path: Path
+) -> None:
+    (line,) = errors(convert(tmp_path / "p.gguf", "--only-mmproj", "--set", setting))
+    assert message in line
+
+
+def test_a_key_of_the_projector_does_not_get_into_the_language_model(tmp_path: Path) -> None:
+    key = "clip.vision.image_max_pixels=9999"
+    done = convert(tmp_path / "a.gguf", "-r", "f16", "--mmproj", "--set", key)
+    assert done.code == 2
+    assert "set those of the projector" in " ".join(done.err.replace("│", " ").split())
+    assert not [*tmp_path.iterdir()]
+
+
 def test_the_projector_alone(tmp_path: Path) -> None:
     done = convert(tmp_path / "p.gguf", "--only-mmproj", "-r", "q8_0")
     assert done.code == 0
@@ -144,7 +169,8 @@ def test_a_place_for_the_projector(tmp_path: Path) -> None:
 
 def test_one_name_for_both_files_is_refused(tmp_path: Path) -> None:
     (line,) = errors(convert(tmp_path / BESIDE, "-r", "f16", "--mmproj"))
-    assert f"both {BESIDE} and {BESIDE} would be written there;" in line
+    both = f"the projector ({BESIDE}) and the language model ({BESIDE}) would both be written"
+    assert both in line
     assert not list(tmp_path.iterdir())
 
 
@@ -156,7 +182,7 @@ def test_a_name_that_the_other_file_uses_meanwhile_is_refused(
 ) -> None:
     options = ("-r", "f16", "--mmproj-out", tmp_path / projector, "--force")
     (line,) = errors(convert(tmp_path / "a.gguf", *options))
-    assert "would be written there;" in line
+    assert "would both be written there;" in line
     assert not list(tmp_path.iterdir())
 
 

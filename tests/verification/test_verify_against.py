@@ -262,12 +262,12 @@ def test_many_tensors_that_differ_are_one_fault_with_their_names(f32: Path, tmp_
 @pytest.mark.slow
 def test_keys_that_are_not_the_models_are_a_warning(tmp_path: Path) -> None:
     out = tmp_path / "x.gguf"
-    changed = {"llama.context_length": "77", "llama.rope.freq_base": "1.5", "llama.own": "x"}
+    changed = {"qwen3.context_length": "77", "qwen3.rope.freq_base": "1.5", "qwen3.own": "x"}
     dynquant.convert(TINY_BOOKS, out, recipe="q8_0", set_keys=changed)
     (warning,) = compare(out, str(TINY_BOOKS), sample=1).warnings
-    assert "llama.context_length is 77, and 512 by the model" in warning
-    assert "llama.rope.freq_base is 1.5, and 10000.0 by the model" in warning
-    assert "llama.own is 'x', and the model has none" in warning
+    assert "qwen3.context_length is 77, and 2048 by the model" in warning
+    assert "qwen3.rope.freq_base is 1.5, and 10000.0 by the model" in warning
+    assert "qwen3.own is 'x', and the model has none" in warning
 
 
 def test_keys_are_compared_as_a_file_holds_them(made: Path) -> None:

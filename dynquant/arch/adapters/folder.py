@@ -22,6 +22,8 @@ from pathlib import Path
 import numpy as np
 
 from dynquant.arch.adapters.settings import CONFIG, AdapterSettings, read_settings
+from dynquant.arch.base import Architecture
+from dynquant.arch.wrapped import SEPARATE
 from dynquant.checkpoint import hub
 from dynquant.checkpoint.safetensors_header import StoredTensor, read_header
 from dynquant.checkpoint.source_file import hash_of_settings, reading
@@ -138,13 +140,22 @@ class Misfits:
         """Note a module whose weight has another shape in the base."""
         self._shapes.setdefault((module.shape, shape), []).append(module.path)
 
-    def messages(self, architecture: str) -> Iterator[str]:
+    def messages(self, architecture: Architecture) -> Iterator[str]:
         """Yield a message for each kind of misfit; architecture: of the base."""
         where, of_base = self.adapter.where, self.adapter.of_base
-        for path in _grouped(self._unknown):
+        parts: dict[str, list[str]] = {}
+        for path in self._unknown:
+            parts.setdefault(_part_of(path, architecture), []).append(path)
+        for path in _grouped(parts.pop("", ())):
             yield (
                 f"{where}: {path} is not a linear module of the base's language model"
-                f" ({architecture}); {of_base}"
+                f" ({architecture.name}); {of_base}"
+            )
+        for part, paths in parts.items():
+            yield (
+                f"{where}: {', '.join(_grouped(paths))}: modules of {part}, of which adapters are"
+                " not supported; merge the adapter with PEFT's `merge_and_unload()` and convert the"
+                " saved model"
             )
         for (ours, theirs), paths in sorted(self._shapes.items(), key=lambda s: sorted(s[1])):
             for path in _grouped(sorted(paths)):
@@ -155,6 +166,13 @@ class Misfits:
                     else f"{where}: {path} changes a weight of shape {list(theirs)}, which is not"
                     " a linear module"
                 )
+
+
+def _part_of(path: str, architecture: Architecture) -> str:
+    """Return the part beside the language model that has a module; "" if none has."""
+    reasons = architecture.ignored.items()
+    found = next((why for p, why in reasons if re.fullmatch(p, f"{path}.weight")), "")
+    return found.partition(",")[0] if SEPARATE in found else ""
 
 
 def _grouped(paths: Iterable[str]) -> list[str]:
@@ -285,7 +303,9 @@ def _pair_problems(
     a, b = pair["A"], pair["B"]
     for tensor in (a, b):
         if tensor.dtype not in FLOATS and tensor.dtype != "F64":
-            yield f"{tensor.name} is stored as {tensor.dtype}; supported are {', '.join(FLOATS)}"
+            yield (
+                f"{tensor.name} is stored as {tensor.dtype}; supported are {', '.join(FLOATS)}, F64"
+            )
     if len(a.shape) != 2 or len(b.shape) != 2:
         yield (
             f"the factors have the shapes {list(a.shape)} and {list(b.shape)}: the module is not"

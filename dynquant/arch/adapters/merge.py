@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,8 +55,17 @@ def open_adapters(paths: Iterable[str | Path]) -> tuple[Adapter, ...]:
     """Open adapters; raise DynquantError with the problems of all of them."""
     problems = Problems()
     found = [problems.attempt(lambda path=path: open_adapter(path)) for path in paths]
+    adapters = tuple(adapter for adapter in found if adapter)
+    counts = Counter((a.sha256, a.config_sha256) for a in adapters)
+    problems.add(
+        *(
+            f"{a.folder}: is given twice; an adapter is merged once"
+            for a in {(a.sha256, a.config_sha256): a for a in adapters}.values()
+            if counts[a.sha256, a.config_sha256] > 1
+        )
+    )
     problems.raise_any(AdapterError)
-    return tuple(adapter for adapter in found if adapter)
+    return adapters
 
 
 def merged_keys(adapters: Sequence[Adapter]) -> Keys:
@@ -118,7 +128,7 @@ def merge(
             change = LowRank(module.left, module.right, module.scale)
             where = f"{adapter.where}: {module.path}"
             weights[name] = MergedWeight(weights[name], change, where)
-        problems += misfits.messages(architecture.name)
+        problems += misfits.messages(architecture)
     AdapterError.raise_any(problems)
     return weights
 

@@ -100,7 +100,7 @@ def adapter_model(adapter: Adapter, architecture: Architecture, base_sha256: str
                 f" {_INSTEAD}"
                 for m in e.messages
             ]
-    AdapterError.raise_any([*misfits.messages(architecture.name), *problems])
+    AdapterError.raise_any([*misfits.messages(architecture), *problems])
     alpha = _common_alpha(changes.values())
     tensors = tuple(t for name, c in changes.items() for t in _tensors(name, c, alpha))
     keys = _general(adapter, architecture, tensors)

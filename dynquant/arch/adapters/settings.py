@@ -115,8 +115,11 @@ def read_settings(folder: Path) -> AdapterSettings:
 
 def _problems(found: Mapping[str, Any]) -> Iterator[str]:
     kind = found.get("peft_type")
+    if kind is None:
+        yield "has no peft_type; give the folder that PEFT's `save_pretrained` wrote"
+        return
     if kind != "LORA":
-        yield f"peft_type is {shown(kind)}; only LORA is supported, {_MERGE}"
+        yield f"peft_type is {shown(kind)}; only LORA is supported: {_MERGE}"
         return  # the settings of other kinds have other names
     for name, why in _REFUSED.items():
         if found.get(name):
@@ -140,7 +143,7 @@ def _number_problems(found: Mapping[str, Any]) -> Iterator[str]:
     if not _is_rank(rank := found.get("r")):
         yield f"r is {shown(rank)}, not a rank; take the file that belongs to the adapter"
     if not _is_alpha(alpha := found.get("lora_alpha")):
-        yield f"lora_alpha is {shown(alpha)}, not a number other than 0; with 0 it has no effect"
+        yield f"lora_alpha is {shown(alpha)}; it must be a number, and not 0"
     for name, is_valid in (("rank_pattern", _is_rank), ("alpha_pattern", _is_alpha)):
         patterns: Any = found.get(name) or {}
         if not isinstance(patterns, dict):

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator
 
 from dynquant.keys import Keys
 from dynquant.name_lists import grouped
+from dynquant.untrusted import shown
 
 KIND = "mmproj"
 """general.type of projector files."""
@@ -32,12 +33,50 @@ _EXPERTS = "ffn_gate_exps.weight"
 _MAX_LAYERS = 512
 
 
+_COUNTS = {
+    "vision": "image_size image_min_pixels image_max_pixels preproc_image_size",
+    "audio": "num_mel_bins",
+}
+_COUNTS_OF_ALL = (
+    "projection_dim embedding_length feed_forward_length block_count attention.head_count"
+    " projector.scale_factor spatial_merge_size"
+)
+"""Whole numbers from zero on; llama.cpp ends the program if a key has another type."""
+
+
+def value_problems(keys: Keys) -> Iterator[str]:
+    """Yield values of keys with which llama.cpp ends the program."""
+    for encoder, own in _COUNTS.items():
+        counts: dict[str, int] = {}
+        for name in f"{_COUNTS_OF_ALL} patch_size {own}".split():
+            key = keys.get(f"clip.{encoder}.{name}")
+            value = None if key is None else key.value
+            if type(value) is int and value >= 0:
+                counts[name] = value
+            elif value is not None:
+                yield f"clip.{encoder}.{name} is {shown(value)}, and must be a whole number"
+        width, heads = counts.get("embedding_length", 1), counts.get("attention.head_count", 0)
+        if not width:
+            yield f"clip.{encoder}.embedding_length is 0"
+        if counts.get("patch_size") == 0:
+            yield f"clip.{encoder}.patch_size is 0"
+        if heads and width % heads:
+            yield (
+                f"clip.{encoder}.embedding_length {width} is not a multiple of"
+                f" attention.head_count {heads}"
+            )
+        least, most = counts.get("image_min_pixels", 0), counts.get("image_max_pixels")
+        if most is not None and least > most:
+            yield f"clip.{encoder}.image_min_pixels is {least}, more than image_max_pixels {most}"
+
+
 def problems(keys: Keys, names: Collection[str]) -> Iterator[str]:
     """Yield the keys and tensors that llama.cpp needs and does not find."""
     encoders = [e for e in _OF_ONE if (key := keys.get(f"clip.has_{e}_encoder")) and key.value]
     if not encoders:
         listed = " and ".join(f"clip.has_{e}_encoder" for e in _OF_ONE)
         yield f"{listed} are missing or false; llama.cpp needs one that is true"
+    yield from value_problems(keys)
     for encoder in encoders:
         kinds = ("clip.projector_type", f"clip.{encoder}.projector_type")
         if not any(kind in keys for kind in kinds):
