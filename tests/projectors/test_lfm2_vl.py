@@ -42,7 +42,7 @@ def test_other_ways_to_prepare_pictures_are_reported_together() -> None:
     assert len(tower.deviations) == 1
     assert "use_thumbnail false, max_image_tokens 400; llama.cpp computes" in tower.deviations[0]
     assert tower.deviations[0].endswith(
-        "llama.cpp computes use_thumbnail True, max_image_tokens 256"
+        "llama.cpp computes use_thumbnail true, max_image_tokens 256"
     )
 
 
