@@ -76,8 +76,17 @@ def locked_file(path: Path) -> int:
 
 def lock(fd: int, path: Path) -> None:
     """Lock a file until it is closed, if the file system supports locks (network disks may not)."""
+    _lock(fd, path, fcntl.LOCK_EX)
+
+
+def share(fd: int, path: Path) -> None:
+    """Lock a file as one of several writers: no process can `lock` it until all have closed it."""
+    _lock(fd, path, fcntl.LOCK_SH)
+
+
+def _lock(fd: int, path: Path, kind: int) -> None:
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, kind | fcntl.LOCK_NB)
     except BlockingIOError as e:
         raise ConvertError(
             f"{path}: another dynquant is writing it; wait for it, or stop it"
@@ -119,6 +128,31 @@ def fallocate(fd: int, n_bytes: int) -> None:
     while _FALLOCATE(ctypes.c_int(fd), ctypes.c_int(0), zero, ctypes.c_int64(n_bytes)):
         if ctypes.get_errno() != errno.EINTR:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def write_at(fd: int, path: Path, content: memoryview | bytes, position: int, size: int) -> None:
+    """Write all of `content` at a position; callable from several threads at once.
+
+    path, size: of the file, for messages
+    """
+    view, done = memoryview(content), 0
+    with os_errors_as(path, "cannot be written", size):
+        while done < len(view):
+            done += os.pwrite(fd, view[done:], position + done)
+
+
+def read_at(fd: int, path: Path, into: memoryview, position: int) -> None:
+    """Fill `into` with the bytes at a position; callable from several threads at once.
+
+    Raises ConvertError if the file ends before.
+    """
+    done = 0
+    with os_errors_as(path, "cannot be read"):
+        while done < len(into):
+            n = os.preadv(fd, [into[done:]], position + done)
+            if n == 0:
+                raise ConvertError(f"{path}: became shorter while it was being written")
+            done += n
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from dynquant.conversion.estimate import Estimate
 from dynquant.conversion.jobs import Job
+from dynquant.conversion.scope import Scope
 from dynquant.conversion.stages import EncodeStage, Scratch, Sink, SourceStage
 from dynquant.conversion.threads import Worker, start
-from dynquant.conversion.work import Work
 
 _REPORT_SECONDS = 0.1
 
@@ -37,13 +37,13 @@ class Engine:
 
     def __init__(
         self,
-        work: Work,
+        scope: Scope,
         jobs: Iterator[Job],
         source: SourceStage,
         encode: EncodeStage,
         sink: Sink,
     ) -> None:
-        self._totals = (work.tensor_bytes, work.n_weights)
+        self._totals = (scope.n_bytes, scope.n_weights)
         self._jobs = jobs
         self._source = source
         self._encode = encode
@@ -55,7 +55,7 @@ class Engine:
         self._bytes_done = 0
         self._weights_done = 0
         self._resumed = 0
-        self._estimate = Estimate(work)
+        self._estimate = Estimate(scope)
         self._threads: list[Worker] = []
 
     @property

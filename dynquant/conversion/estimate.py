@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 
-from dynquant.conversion.work import Work
+from dynquant.conversion.scope import Scope
 from dynquant.quants.table import KEPT
 
 _NS = {
@@ -30,10 +30,10 @@ class Estimate:
     server of the table above.
     """
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, scope: Scope) -> None:
         self._left: Counter[str] = Counter()
-        for tensor in work.tensors:
-            self._left[tensor.type.name] += tensor.n_rows * tensor.n_per_row
+        for tensor, rows in scope.tensors:
+            self._left[tensor.type.name] += len(rows) * tensor.n_per_row
         self._weights: Counter[str] = Counter()
         self._seconds: defaultdict[str, float] = defaultdict(float)
 

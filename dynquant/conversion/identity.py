@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 
 from dynquant.arch.adapters.settings import CONFIG as ADAPTER
 from dynquant.checkpoint.packed.settings import MODELOPT
@@ -22,11 +23,15 @@ from dynquant.plan.plan import Plan
 from dynquant.quants.encoder import ENCODER_REVISION
 
 
-def identity_of(plan: Plan, work: Work) -> dict[str, Any]:
+def identity_of(plan: Plan, work: Work, *, is_portable: bool = False) -> dict[str, Any]:
     """Return the inputs that determine the output bytes, each under a name that users know.
+
+    is_portable: equal for copies of the source files on other machines: samples of their content
+                 stand for the times when they were modified
 
     The headers of the layout hold all keys, names, shapes, types and places.
     """
+    facts = _sampled if is_portable else _source
     paths = [file.path for file in work.source_files]
     headers = b"".join(file.header for file in work.layout.files)
     return {
@@ -44,7 +49,7 @@ def identity_of(plan: Plan, work: Work) -> dict[str, Any]:
         "plan": hashlib.sha256(headers).hexdigest(),
         "computed": _hash_of_computed(work),
         "config": {n: hash_of_settings(path) for n, path in _named(_configs(paths)).items()},
-        "source": {name: _source(path) for name, path in _named(paths).items()},
+        "source": {name: facts(path) for name, path in _named(paths).items()},
     }
 
 
@@ -106,3 +111,17 @@ def _source(path: Path) -> dict[str, Any]:
         "header": facts.header_sha256,
         "modified": _time(facts.modified),
     }
+
+
+_SAMPLES, _SAMPLE_BYTES = 64, 4096
+
+
+def _sampled(path: Path) -> dict[str, Any]:
+    """Return facts of a file that copies share, with a hash of pages at equal distances."""
+    facts = source_facts(path)
+    digest = xxhash.xxh3_128()
+    with reading(path) as file:
+        for number in range(_SAMPLES):
+            file.seek(facts.n_bytes * number // _SAMPLES)
+            digest.update(file.read(_SAMPLE_BYTES))
+    return {"bytes": facts.n_bytes, "header": facts.header_sha256, "sample": digest.hexdigest()}

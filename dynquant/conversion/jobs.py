@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from dynquant.conversion.work import TensorWork, Work
+from dynquant.conversion.scope import Scope
+from dynquant.conversion.work import TensorWork
 from dynquant.quants.error import NO_ERROR, ErrorSums
 from dynquant.quants.feedback import ROWS as FEEDBACK_ROWS
 
@@ -62,31 +63,33 @@ class Job:
         return self.tensor.position + self.start * self.tensor.row_size
 
 
-def jobs(work: Work, chunk_bytes: int, done: Mapping[int, Sequence[Done]]) -> Iterator[Job]:
-    """Yield jobs that cover every row once, in the order of the files.
+def jobs(scope: Scope, chunk_bytes: int, done: Mapping[int, Sequence[Done]]) -> Iterator[Job]:
+    """Yield jobs that cover every row of a scope once, in the order of the files.
 
     chunk_bytes: bytes of a job's rows as the encoder works on them; at least one row is taken, and
                  with error feedback a multiple of those that are encoded together
-    done:        by number of the tensor, ranges in order that do not overlap; each is a job
+    done:        by number of the tensor, ranges in order that do not overlap; each is a job if it
+                 is within the scope
     """
     number = 0
-    for tensor in work.tensors:
-        for start, stop, earlier in _ranges(tensor, chunk_bytes, done.get(tensor.number, ())):
+    for tensor, rows in scope.tensors:
+        for start, stop, earlier in _ranges(tensor, rows, chunk_bytes, done.get(tensor.number, ())):
             yield Job(number, tensor, start, stop, start // tensor.rows_of_matrix, earlier)
             number += 1
 
 
 def _ranges(
-    tensor: TensorWork, chunk_bytes: int, done: Sequence[Done]
+    tensor: TensorWork, rows: range, chunk_bytes: int, done: Sequence[Done]
 ) -> Iterator[tuple[int, int, Done | None]]:
-    """Yield ranges of rows, with the earlier run's record of those that are done."""
+    """Yield ranges of a tensor's rows, with the earlier run's record of those that are done."""
     together = tensor.rows_of_matrix
     step = max(1, chunk_bytes // tensor.decoded_row_size)
     if tensor.fed is not None:
         step = -(-step // FEEDBACK_ROWS) * FEEDBACK_ROWS
-    position = 0
-    for range_ in (*done, None):
-        gap = tensor.n_rows if range_ is None else range_.start
+    position = rows.start
+    within = (d for d in done if rows.start <= d.start and d.stop <= rows.stop)
+    for range_ in (*within, None):
+        gap = rows.stop if range_ is None else range_.start
         while position < gap:
             stop = min(position + step, (position // together + 1) * together, gap)
             yield position, stop, None

@@ -45,14 +45,14 @@ def journal_path(out: Path) -> Path:
 
 
 class Journal:
-    """The journal of one output, locked against other runs.
+    """A journal, locked against other runs.
 
     is_new: it was created, or was empty
     """
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, path: Path) -> None:
         """Open or create it; raise ConvertError if another run uses it."""
-        self.path = journal_path(out)
+        self.path = path
         with os_errors_as(self.path, "cannot be created"):
             self._fd = locked_file(self.path)
             self.is_new = os.fstat(self._fd).st_size == 0

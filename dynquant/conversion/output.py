@@ -15,10 +15,12 @@ from dynquant.conversion.disk import (
     full,
     lock,
     os_errors_as,
+    read_at,
     remove_part,
     reserve,
     sync_file,
     sync_folder,
+    write_at,
     write_whole,
 )
 from dynquant.conversion.layout import Layout
@@ -154,23 +156,11 @@ class PartFiles:
                 f"{self.paths[file]}: changed since the interrupted run wrote it; start over"
                 " (--restart --force), or name another output"
             )
-        view = memoryview(blocks)
-        done = 0
-        with os_errors_as(self.parts[file], "cannot be written", self.sizes[file]):
-            while done < len(view):
-                done += os.pwrite(self._fds[file], view[done:], position + done)
+        write_at(self._fds[file], self.parts[file], blocks, position, self.sizes[file])
 
     def read(self, file: int, into: memoryview, position: int) -> None:
         """Fill `into` with the bytes at a position."""
-        done = 0
-        with os_errors_as(self.parts[file], "cannot be read"):
-            while done < len(into):
-                n = os.preadv(self._fds[file], [into[done:]], position + done)
-                if n == 0:
-                    raise ConvertError(
-                        f"{self.parts[file]}: became shorter while it was being written"
-                    )
-                done += n
+        read_at(self._fds[file], self.parts[file], into, position)
 
     def sync(self) -> None:
         """Sync all files to the disk."""

@@ -12,8 +12,10 @@ from __future__ import annotations
 import hashlib
 import math
 import threading
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal, get_args
 
 from dynquant.arrays import U8
@@ -84,10 +86,20 @@ class SourceDigests:
     n_bytes: of all files
     """
 
-    def __init__(self, work: Work, wanted: SourceHashes, first: int | None) -> None:
+    def __init__(
+        self,
+        work: Work,
+        wanted: SourceHashes,
+        first: int | None,
+        *,
+        only: Collection[int] | None = None,
+        known: Mapping[int, str] = MappingProxyType({}),
+    ) -> None:
         """Look at the files.
 
         first: number of the first tensor whose rows will be read; None if no rows are left
+        only:  numbers of the files to hash; None hashes all
+        known: sha256 of files that others have hashed, by number
         """
         self._files: list[_File] = []
         start = 0
@@ -96,12 +108,17 @@ class SourceDigests:
             file = _File(source.path, start, facts.n_bytes, facts.header_sha256, source.readers)
             start += file.n_bytes
             self._files.append(file)
-            if wanted == "auto" and (known := known_sha256(source.path)):
-                file.sha256, file.known_from = known, "hub"
+            if wanted == "auto" and (published := known_sha256(source.path)):
+                file.sha256, file.known_from = published, "hub"
         self._furthest = [max(t.source_files, default=0) for t in work.tensors]
         self.n_bytes = start
-        unknown = [] if wanted == "none" else [f for f in self._files if not f.sha256]
-        self._left = [_Hashing(file) for file in unknown]
+        for number, sha256 in known.items():
+            self._files[number].sha256, self._files[number].known_from = sha256, "read"
+        self._left = [
+            _Hashing(file)
+            for number, file in enumerate(self._files)
+            if wanted != "none" and not file.sha256 and (only is None or number in only)
+        ]
         self._front = 0
         self._floor = math.inf if first is None else self._start_of(work.tensors[first])
         self._lock = threading.Lock()
@@ -153,6 +170,14 @@ class SourceDigests:
     def is_reading(self, path: Path) -> bool:
         """Whether a file is not yet hashed completely."""
         return any(hashing.file.path == path for hashing in list(self._left))
+
+    def computed(self) -> dict[int, str]:
+        """Return the hashes that were computed here, by the number of the file."""
+        return {
+            number: file.sha256
+            for number, file in enumerate(self._files)
+            if file.sha256 and file.known_from == "read"
+        }
 
     def sources(self) -> list[Source]:
         """Return each file with its hashes, in the order of first use, after all are hashed."""

@@ -9,15 +9,14 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 import xxhash
 
 from dynquant.arrays import U8
-from dynquant.conversion.digest import Digests
 from dynquant.conversion.jobs import Done, Job
 from dynquant.conversion.journal import Journal
-from dynquant.conversion.output import PartFiles
 from dynquant.conversion.pagecache import PageCache
 from dynquant.conversion.source_hashes import PIECE, SourceDigests
 from dynquant.conversion.work import Work
@@ -124,19 +123,55 @@ class EncodeStage:
             ) from e
 
 
+class TakesBlocks(Protocol):
+    """What becomes of blocks besides being written: see `Digests`."""
+
+    reached: int
+
+    def add(self, job: Job, encoded: Encoded) -> None:
+        """Take the blocks of a job."""
+        ...
+
+    def stop(self) -> None:
+        """Wake waiting threads; no more blocks will arrive."""
+        ...
+
+
+class BlockFiles(Protocol):
+    """Files that blocks are written into, at their places in the output: see `PartFiles`."""
+
+    def write(self, file: int, blocks: memoryview | bytes, position: int) -> None:
+        """Write blocks at a position of an output file."""
+        ...
+
+    def read(self, file: int, into: memoryview, position: int) -> None:
+        """Read blocks at a position of an output file."""
+        ...
+
+    def sync(self) -> None:
+        """Sync what was written to the disk."""
+        ...
+
+    def forget(self) -> None:
+        """Drop synced pages from the page cache."""
+        ...
+
+
 class Sink:
     """Writes blocks into the files, records them in the journal, and hashes them.
 
-    digests: hashes and errors of everything that was written
+    digests: takes the blocks and errors of everything that was written
+    files:   where blocks are written
+    cache:   the source files in the page cache
     """
 
     def __init__(
-        self, work: Work, parts: PartFiles, journal: Journal, source_hashes: SourceDigests
+        self, digests: TakesBlocks, files: BlockFiles, journal: Journal, cache: PageCache
     ) -> None:
-        self.digests = Digests(work)
-        self._parts = parts
+        self.digests = digests
+        self._files = files
         self._journal = journal
-        self._cache = PageCache(work, source_hashes)
+        self._cache = cache
         self._lock = threading.Lock()
         self._unsaved: list[Done] = []
 
@@ -145,7 +180,7 @@ class Sink:
         if job.done is None:
             return None
         blocks = np.empty(job.n_bytes, np.uint8)
-        self._parts.read(job.tensor.file, blocks.data, job.position)
+        self._files.read(job.tensor.file, blocks.data, job.position)
         if xxhash.xxh3_64_intdigest(blocks.data) != job.done.checksum:
             return None
         return Encoded(blocks.reshape(job.n_rows, -1), job.done.sums)
@@ -153,7 +188,7 @@ class Sink:
     def write(self, job: Job, encoded: Encoded) -> None:
         """Write the blocks of a job; the journal records them at the next `save`."""
         blocks = encoded.blocks.reshape(-1)
-        self._parts.write(job.tensor.file, blocks.data, job.position)
+        self._files.write(job.tensor.file, blocks.data, job.position)
         checksum = xxhash.xxh3_64_intdigest(blocks.data)
         with self._lock:
             self._unsaved.append(
@@ -165,8 +200,8 @@ class Sink:
         with self._lock:
             written, self._unsaved = self._unsaved, []
         if written:
-            self._parts.sync()
+            self._files.sync()
             self._journal.add(written)
         if self._cache.is_scarce:
             self._cache.drop_before(self.digests.reached)
-            self._parts.forget()
+            self._files.forget()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
+from dynquant.conversion.digest import Digests
 from dynquant.conversion.disk import sync_folder
 from dynquant.conversion.engine import Engine, Progress
 from dynquant.conversion.identity import refuse_written, versions_of
@@ -13,10 +15,12 @@ from dynquant.conversion.jobs import Done, jobs
 from dynquant.conversion.journal import Journal, journal_path
 from dynquant.conversion.manifest import manifest_path, manifest_text
 from dynquant.conversion.output import PartFiles, check_output
+from dynquant.conversion.pagecache import PageCache
 from dynquant.conversion.provenance import manifest_of
 from dynquant.conversion.records import COMPLETE
 from dynquant.conversion.result import Result
 from dynquant.conversion.resume import begin
+from dynquant.conversion.scope import Scope
 from dynquant.conversion.second_look import SAMPLES, check_sample
 from dynquant.conversion.source_hashes import SOURCE_HASHES, SourceDigests, SourceHashes
 from dynquant.conversion.stages import EncodeStage, Sink, SourceStage
@@ -53,6 +57,7 @@ def convert_plan(
     encoder: Encoder = CORE,
     chunk_bytes: int | None = None,
     sync_seconds: float = SYNC_SECONDS,
+    known_sources: Mapping[int, str] = MappingProxyType({}),
 ) -> Result:
     """Write a plan's files, under their final names only when all are complete.
 
@@ -66,6 +71,7 @@ def convert_plan(
     chunk_bytes:  bytes of rows to encode at a time, at least one row; None leaves it to the
                   encoder; the output does not depend on it
     sync_seconds: seconds between two syncs
+    known_sources: sha256 of source files that others computed, by number in `Work.source_files`
 
     A failure or an interrupt leaves `.part` files and a journal, from which the next run of the
     same conversion resumes. For models larger than half of RAM, finished source files are dropped
@@ -94,16 +100,20 @@ def convert_plan(
     parts = PartFiles(layout.paths(out), [file.file_bytes for file in layout.files])
     if not journal_path(out).exists():
         check_output(plan, out, work, force=force)
-    journal = Journal(out)
+    journal = Journal(journal_path(out))
     engine: Engine | None = None
     try:
         done = begin(plan, out, work, parts, journal, force=force, restart=restart)
-        sources = SourceDigests(work, manifest or "none", _first_left(work, done))
-        sink = Sink(work, parts, journal, sources)
+        digests = Digests(work)
+        sources = SourceDigests(
+            work, manifest or "none", _first_left(work, done), known=known_sources
+        )
+        sink = Sink(digests, parts, journal, PageCache(work, sources))
         encode = EncodeStage(encoder)
+        scope = Scope.whole(work)
         engine = Engine(
-            work,
-            jobs(work, chunk_bytes or encoder.preferred_bytes, done),
+            scope,
+            jobs(scope, chunk_bytes or encoder.preferred_bytes, done),
             SourceStage(work, sources),
             encode,
             sink,
@@ -111,7 +121,6 @@ def convert_plan(
         engine.run(threads, sync_seconds, progress)
         refuse_written(versions, versions_of(work))
         check_sample(work, parts, verify_sample, encoder)
-        digests = sink.digests
         measured = zip(work.tensors, digests.sums(), strict=True)
         result = Result(
             plan=plan,

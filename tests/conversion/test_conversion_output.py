@@ -22,7 +22,7 @@ from places import TINY_BOOKS
 
 import dynquant
 from dynquant.conversion import disk
-from dynquant.conversion.journal import Journal
+from dynquant.conversion.journal import Journal, journal_path
 from dynquant.conversion.layout import lay_out
 from dynquant.conversion.write import convert_plan
 from dynquant.errors import ConvertError, DynquantError
@@ -106,7 +106,7 @@ def test_unsupported_isa_is_reported_before_a_file_is_created(
 
 
 def test_second_run_for_the_same_output_is_refused(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "x.gguf")
+    journal = Journal(journal_path(tmp_path / "x.gguf"))
     (message,) = refused(tmp_path / "x.gguf")
     assert "another dynquant" in message
     journal.close()

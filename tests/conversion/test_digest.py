@@ -19,6 +19,7 @@ from dynquant.arrays import U8
 from dynquant.conversion import digest
 from dynquant.conversion.digest import Digests
 from dynquant.conversion.jobs import Job, jobs
+from dynquant.conversion.scope import Scope
 from dynquant.conversion.work import work_of
 from dynquant.quants.encoder import Encoded
 from dynquant.quants.error import NO_ERROR
@@ -37,7 +38,9 @@ Added = tuple[Job, Encoded]
 
 
 def work(chunk_bytes: int = 4096) -> list[Added]:
-    return [(job, Encoded(blocks_of(job), NO_ERROR)) for job in jobs(WORK, chunk_bytes, {})]
+    return [
+        (job, Encoded(blocks_of(job), NO_ERROR)) for job in jobs(Scope.whole(WORK), chunk_bytes, {})
+    ]
 
 
 def whole(found: Sequence[Added]) -> tuple[list[str], list[str]]:

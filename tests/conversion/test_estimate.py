@@ -14,9 +14,9 @@ from dynquant.quants.table import ALL, KEPT
 def estimate(**weights: int) -> Estimate:
     """Return the estimate of a plan with so many weights of each type."""
     types = {**ALL, **KEPT}
-    tensors = [SimpleNamespace(type=types[t], n_rows=n, n_per_row=1) for t, n in weights.items()]
-    work: Any = SimpleNamespace(tensors=tensors)
-    return Estimate(work)
+    tensors = [(SimpleNamespace(type=types[t], n_per_row=1), range(n)) for t, n in weights.items()]
+    scope: Any = SimpleNamespace(tensors=tensors)
+    return Estimate(scope)
 
 
 def test_every_type_has_an_expected_speed() -> None:

@@ -15,6 +15,7 @@ from imatrices import write_counted
 
 from dynquant.arch.base import ModelTensor
 from dynquant.conversion.jobs import Done, Job, jobs
+from dynquant.conversion.scope import Scope
 from dynquant.conversion.work import work_of
 from dynquant.importance.imatrix import read_imatrix
 from dynquant.plan.make import make_plan
@@ -60,7 +61,7 @@ def check_coverage(found: Sequence[Job]) -> None:
 def test_every_row_comes_once_in_order_and_done_ranges_are_unchanged(
     chunk_bytes: int, done: list[Done]
 ) -> None:
-    found = list(jobs(work_of(PLAIN), chunk_bytes, {1: done}))
+    found = list(jobs(Scope.whole(work_of(PLAIN)), chunk_bytes, {1: done}))
     check_coverage(found)
     assert [job.done for job in found if job.done] == done
     for job in found:
@@ -77,7 +78,7 @@ def test_no_range_crosses_matrices_with_different_importance(tmp_path: Path) -> 
     @settings(max_examples=60)
     @given(chunk_bytes=st.integers(1, 20_000), done=done_ranges())
     def check(chunk_bytes: int, done: list[Done]) -> None:
-        found = list(jobs(work_of(plan), chunk_bytes, {1: done}))
+        found = list(jobs(Scope.whole(work_of(plan)), chunk_bytes, {1: done}))
         check_coverage(found)
         for job in found:
             if job.tensor.number == 1:

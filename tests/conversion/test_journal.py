@@ -30,7 +30,7 @@ def unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def written(out: Path, *additions: list[Done]) -> Path:
     """Write the journal of an output with records that are added one list after the other."""
-    journal = Journal(out)
+    journal = Journal(journal_path(out))
     journal.begin(IDENTITY)
     for some in additions:
         journal.add(some)
@@ -39,7 +39,7 @@ def written(out: Path, *additions: list[Done]) -> Path:
 
 
 def found(out: Path) -> tuple[object, list[Done]]:
-    journal = Journal(out)
+    journal = Journal(journal_path(out))
     try:
         identity, recorded = journal.read()
         return identity, list(recorded)
@@ -145,19 +145,19 @@ def test_symbolic_link_as_journal_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("mine")
     journal_path(tmp_path / "x").symlink_to(tmp_path / "mine")
     with pytest.raises(ConvertError, match=r"x\.journal: cannot be created"):
-        Journal(tmp_path / "x")
+        Journal(journal_path(tmp_path / "x"))
 
 
 def test_lock_is_held_until_the_journal_is_closed_by_the_file_with_its_name(
     tmp_path: Path,
 ) -> None:
-    first = Journal(tmp_path / "x")
+    first = Journal(journal_path(tmp_path / "x"))
     with pytest.raises(ConvertError, match="another dynquant is writing it"):
-        Journal(tmp_path / "x")
+        Journal(journal_path(tmp_path / "x"))
     first.remove()
-    second = Journal(tmp_path / "x")  # a new file; the old one has no name
+    second = Journal(journal_path(tmp_path / "x"))  # a new file; the old one has no name
     with pytest.raises(ConvertError, match="another dynquant is writing it"):
-        Journal(tmp_path / "x")
+        Journal(journal_path(tmp_path / "x"))
     second.close()
     first.close()
-    Journal(tmp_path / "x").close()
+    Journal(journal_path(tmp_path / "x")).close()

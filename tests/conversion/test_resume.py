@@ -39,6 +39,7 @@ from dynquant.cli import _terminate  # type: ignore[reportPrivateUsage]
 from dynquant.conversion.engine import Progress
 from dynquant.conversion.jobs import jobs
 from dynquant.conversion.layout import lay_out
+from dynquant.conversion.scope import Scope
 from dynquant.conversion.work import work_of
 from dynquant.conversion.write import convert_plan
 from dynquant.errors import CheckpointError, ConvertError
@@ -187,7 +188,8 @@ def interrupted(plan: Plan, folder: Path, n_jobs: int = 25) -> Path:
 def bytes_of(plan: Plan, n_jobs: int) -> int:
     """Return the number of bytes of the first jobs of a steady run."""
     return sum(
-        job.n_bytes for job in islice(jobs(work_of(plan), STEADY["chunk_bytes"], {}), n_jobs)
+        job.n_bytes
+        for job in islice(jobs(Scope.whole(work_of(plan)), STEADY["chunk_bytes"], {}), n_jobs)
     )
 
 
