@@ -76,7 +76,7 @@ def write_document(document: Part, path: Path, error: type[DynquantError]) -> No
     """Write a document, completely or not at all; raise `error` if it cannot be written."""
     part = path.with_name(f"{path.name}.part")
     try:
-        part.write_text(document_text(document), "utf-8")
+        part.write_text(document_text(document), "utf-8", newline="\n")
         part.replace(path)
     except OSError as e:
         part.unlink(missing_ok=True)

@@ -17,6 +17,7 @@ import numpy as np
 from dynquant.arrays import F32, U8
 from dynquant.errors import CheckpointError
 from dynquant.quants.table import ALL, QuantType
+from dynquant.systems import system
 
 T = TypeVar("T")
 
@@ -90,7 +91,7 @@ class ShardFile:
     def _descriptor(self) -> int:
         with self._lock:
             if self._fd is None:
-                self._fd = os.open(self.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+                self._fd = system().open(self.path, "read", follow=True)
                 weakref.finalize(self, os.close, self._fd)
             return self._fd
 
@@ -101,7 +102,7 @@ class ShardFile:
         try:
             fd = self._descriptor()
             while done < len(view):
-                n = os.preadv(fd, [view[done:]], offset + done)
+                n = system().read_at(fd, view[done:], offset + done)
                 if n == 0:
                     raise CheckpointError(
                         f"{self.path}: ends at byte {offset + done}, {len(view) - done} bytes too"
@@ -116,7 +117,7 @@ class ShardFile:
         """Drop the file from the system's page cache."""
         with self._lock:
             if self._fd is not None:
-                os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+                system().forget(self._fd)
 
 
 @dataclass(frozen=True)

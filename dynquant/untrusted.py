@@ -17,6 +17,8 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
+from dynquant.systems import system
+
 MAX_CONFIG = 1 << 24
 """Bytes of config.json and similar files: 16 MiB. Long ones list quantized layers, in 1 MB."""
 
@@ -40,8 +42,7 @@ class RepeatedKeyError(ValueError):
 
 def open_regular(path: Path) -> BufferedReader:
     """Open a file to read its bytes; raise OSError at once if it is not a regular file."""
-    # Without O_NONBLOCK, opening a pipe blocks until a process opens it for writing.
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    fd = system().open(path, "read", follow=True)
     try:
         mode = os.fstat(fd).st_mode
         if stat.S_ISDIR(mode):

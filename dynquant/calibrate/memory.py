@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ctypes
-import os
+import sys
 from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
 
 from dynquant.arch.base import Model, ModelTensor, TensorName
 from dynquant.importance.moments import N_SIGNS, Input
+from dynquant.systems import system
 
 _PROGRAM = 700 << 20
 """Bytes of torch and transformers themselves."""
@@ -36,6 +37,8 @@ def give_back_freed() -> None:
     heap for all threads saves up to a quarter of the time of small models, and needs half as much
     memory again, because hidden states lie scattered between what was freed.
     """
+    if sys.platform == "win32":
+        return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_MMAP_THRESHOLD, 256 << 10)
@@ -47,7 +50,7 @@ _MMAP_THRESHOLD = -3
 
 def available_bytes() -> int:
     """Return the memory that a program can get: where Linux says it, what is free, else all RAM."""
-    found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    found = system().memory_bytes()
     if (said := _words(_FREE)) and "MemAvailable:" in said:
         found = int(said[said.index("MemAvailable:") + 1]) << 10
     limit, used = (_words(file) for file in _CONTAINER)

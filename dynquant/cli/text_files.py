@@ -37,7 +37,7 @@ def write_text(text: str, out: Path | None, *, force: bool, reads: Iterable[str]
     refuse_read(out, reads)
     part = out.with_name(f"{out.name}.part")
     try:
-        part.write_text(text, "utf-8")
+        part.write_text(text, "utf-8", newline="\n")
         part.replace(out)
     except OSError as e:
         part.unlink(missing_ok=True)

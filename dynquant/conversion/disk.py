@@ -6,19 +6,16 @@ fsync makes a crash harmless; resume.py says in which order it is called.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
-import fcntl
 import os
+import shutil
 from collections.abc import Generator
 from pathlib import Path
 
 from dynquant.errors import ConvertError
+from dynquant.systems import system
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-
-_FALLOCATE = getattr(ctypes.CDLL(None, use_errno=True), "fallocate64", None)
-"""fallocate(2) of Linux; macOS does not have it."""
 
 
 @contextlib.contextmanager
@@ -44,15 +41,13 @@ def full(path: Path, needed: int, free: int) -> str:
 
 def free_bytes(folder: Path) -> int:
     """Return the bytes that are free for this user."""
-    disk = os.statvfs(folder)
-    return disk.f_bavail * disk.f_frsize
+    return shutil.disk_usage(folder).free
 
 
 def allocated_bytes(path: Path) -> int:
     """Return the bytes that a file occupies on the disk, whatever its length."""
     try:
-        # st_blocks counts units of 512 bytes, whatever the block size of the file system (stat(2)).
-        return path.lstat().st_blocks * 512
+        return system().allocated_bytes(path)
     except OSError:
         return 0
 
@@ -60,7 +55,7 @@ def allocated_bytes(path: Path) -> int:
 def locked_file(path: Path) -> int:
     """Open or create a file and lock it; raise ConvertError if another process has locked it."""
     while True:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        fd = system().open(path, "make", follow=False)
         try:
             lock(fd, path)
             if os.path.samestat(os.fstat(fd), path.lstat()):
@@ -76,17 +71,17 @@ def locked_file(path: Path) -> int:
 
 def lock(fd: int, path: Path) -> None:
     """Lock a file until it is closed, if the file system supports locks (network disks may not)."""
-    _lock(fd, path, fcntl.LOCK_EX)
+    _lock(fd, path, shared=False)
 
 
 def share(fd: int, path: Path) -> None:
     """Lock a file as one of several writers: no process can `lock` it until all have closed it."""
-    _lock(fd, path, fcntl.LOCK_SH)
+    _lock(fd, path, shared=True)
 
 
-def _lock(fd: int, path: Path, kind: int) -> None:
+def _lock(fd: int, path: Path, *, shared: bool) -> None:
     try:
-        fcntl.flock(fd, kind | fcntl.LOCK_NB)
+        system().lock(fd, shared=shared)
     except BlockingIOError as e:
         raise ConvertError(
             f"{path}: another dynquant is writing it; wait for it, or stop it"
@@ -98,7 +93,7 @@ def _lock(fd: int, path: Path, kind: int) -> None:
 def remove_part(part: Path) -> None:
     """Remove an old `.part`; raise ConvertError if another run uses it (same shard names)."""
     with contextlib.suppress(OSError):
-        fd = os.open(part, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        fd = system().open(part, "read", follow=False)
         try:
             lock(fd, part)
         finally:
@@ -117,17 +112,8 @@ def reserve(fd: int, n_bytes: int) -> None:
 
 
 def fallocate(fd: int, n_bytes: int) -> None:
-    """Set a file's size and reserve its blocks; raise OSError if that is not supported.
-
-    Not os.posix_fallocate: on file systems without this call (network disks, ZFS), glibc writes
-    into every block instead, which takes hours.
-    """
-    if _FALLOCATE is None:
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-    zero = ctypes.c_int64(0)
-    while _FALLOCATE(ctypes.c_int(fd), ctypes.c_int(0), zero, ctypes.c_int64(n_bytes)):
-        if ctypes.get_errno() != errno.EINTR:
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    """Set a file's size and reserve its blocks; raise OSError if that is not supported."""
+    system().reserve(fd, n_bytes)
 
 
 def write_at(fd: int, path: Path, content: memoryview | bytes, position: int, size: int) -> None:
@@ -138,7 +124,7 @@ def write_at(fd: int, path: Path, content: memoryview | bytes, position: int, si
     view, done = memoryview(content), 0
     with os_errors_as(path, "cannot be written", size):
         while done < len(view):
-            done += os.pwrite(fd, view[done:], position + done)
+            done += system().write_at(fd, view[done:], position + done)
 
 
 def read_at(fd: int, path: Path, into: memoryview, position: int) -> None:
@@ -149,7 +135,7 @@ def read_at(fd: int, path: Path, into: memoryview, position: int) -> None:
     done = 0
     with os_errors_as(path, "cannot be read"):
         while done < len(into):
-            n = os.preadv(fd, [into[done:]], position + done)
+            n = system().read_at(fd, into[done:], position + done)
             if n == 0:
                 raise ConvertError(f"{path}: became shorter while it was being written")
             done += n
@@ -168,12 +154,7 @@ def write_whole(path: Path, text: str) -> None:
 
 def sync_file(fd: int) -> None:
     """Sync a file to the disk, including the cache of the drive."""
-    # fsync(2) of macOS leaves data in the cache of the drive; its manual names this call instead.
-    barrier = getattr(fcntl, "F_FULLFSYNC", None)
-    if barrier is None:
-        os.fsync(fd)
-    else:
-        fcntl.fcntl(fd, barrier)
+    system().sync(fd)
 
 
 def sync_folder(folder: Path) -> None:
@@ -181,8 +162,4 @@ def sync_folder(folder: Path) -> None:
     # Some network file systems cannot sync a folder, and one that may not be listed cannot be
     # opened; the files themselves are safe.
     with contextlib.suppress(OSError):
-        fd = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        system().sync_folder(folder)

@@ -25,6 +25,7 @@ from dynquant.conversion.disk import locked_file, os_errors_as, sync_file
 from dynquant.conversion.jobs import Done
 from dynquant.conversion.records import SIZE, Records, n_whole, packed
 from dynquant.errors import ConvertError
+from dynquant.systems import system
 from dynquant.untrusted import parse_json
 
 _VERSION = {"dynquant journal": 1}
@@ -56,6 +57,7 @@ class Journal:
         with os_errors_as(self.path, "cannot be created"):
             self._fd = locked_file(self.path)
             self.is_new = os.fstat(self._fd).st_size == 0
+        self._is_open = True
         self._end = 0
 
     def read(self, *, discard: bool = False) -> tuple[Identity | None, Records]:
@@ -112,7 +114,7 @@ class Journal:
         os.ftruncate(self._fd, self._end)
         view, position = memoryview(content), self._end
         while view:
-            n = os.pwrite(self._fd, view, position)
+            n = system().write_at(self._fd, view, position)
             view, position = view[n:], position + n
         sync_file(self._fd)
         self._end = position
@@ -120,19 +122,24 @@ class Journal:
     def remove(self) -> None:
         """Remove the journal."""
         with os_errors_as(self.path, "cannot be removed"):
+            if not system().renames_open:
+                self.close()
             self.path.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Close the journal and release the lock; the file stays."""
-        os.close(self._fd)
+        if self._is_open:
+            self._is_open = False
+            os.close(self._fd)
 
 
 def _read(fd: int, position: int, n_bytes: int) -> bytes:
     """Return n_bytes at a position, or fewer at the end of the file."""
-    found = b""
-    while more := os.pread(fd, n_bytes - len(found), position + len(found)):
-        found += more
-    return found
+    found = bytearray(n_bytes)
+    done = 0
+    while n := system().read_at(fd, memoryview(found)[done:], position + done):
+        done += n
+    return bytes(found[:done])
 
 
 def _may_be_ours(head: bytes) -> bool:

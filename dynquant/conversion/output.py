@@ -28,6 +28,7 @@ from dynquant.conversion.manifest import manifest_beside, manifest_path
 from dynquant.conversion.work import Work
 from dynquant.errors import ConvertError
 from dynquant.plan.plan import Plan
+from dynquant.systems import system
 
 
 def part_path(out: Path) -> Path:
@@ -54,7 +55,9 @@ def check_output(plan: Plan, out: Path, work: Work, *, force: bool) -> None:
         if free < layout.n_bytes:
             problems.append(full(out, layout.n_bytes, free))
     for path in (*paths, manifest_path(out)):
-        if path.is_dir():
+        if why := system().refusal_of(path.name):
+            problems.append(f"{path}: {why}; name another output")
+        elif path.is_dir():
             problems.append(f"{path}: is a folder; name the file to write")
         elif what := reads.get(_inode(path)):
             problems.append(f"{path}: is {what}; name another output")
@@ -108,14 +111,13 @@ class PartFiles:
     def open(self) -> None:
         """Open the files of an earlier run; those with their final names only to read."""
         for number, (part, path) in enumerate(zip(self.parts, self.paths, strict=True)):
-            flags = os.O_CLOEXEC | os.O_NOFOLLOW
             with os_errors_as(part, "cannot be opened"):
                 if part.exists():
-                    self._fds.append(os.open(part, os.O_RDWR | flags))
+                    self._fds.append(system().open(part, "change", follow=False))
                     lock(self._fds[-1], part)
                 else:
                     self._named.add(number)
-                    self._fds.append(os.open(path, os.O_RDONLY | flags))
+                    self._fds.append(system().open(path, "read", follow=False))
 
     def have_between(self, layout: Layout) -> bool:
         """Whether headers and padding, which no row covers, are as they were written."""
@@ -134,10 +136,9 @@ class PartFiles:
         """Create the files, all zero; on a full disk none is left behind."""
         try:
             for part, size in zip(self.parts, self.sizes, strict=True):
-                flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
                 with os_errors_as(part, "cannot be created", size):
                     remove_part(part)
-                    self._fds.append(os.open(part, flags, 0o666))
+                    self._fds.append(system().open(part, "make new", follow=False))
                     lock(self._fds[-1], part)
                     reserve(self._fds[-1], size)
         except ConvertError:
@@ -146,7 +147,10 @@ class PartFiles:
 
     def remove(self) -> None:
         """Remove the files that were created; they hold nothing yet."""
-        for part in self.parts[: len(self._fds)]:
+        created = self.parts[: len(self._fds)]
+        if not system().renames_open:
+            self.close()
+        for part in created:
             part.unlink(missing_ok=True)
 
     def write(self, file: int, blocks: memoryview | bytes, position: int) -> None:
@@ -171,7 +175,7 @@ class PartFiles:
     def forget(self) -> None:
         """Drop the files' synced pages from the page cache."""
         for fd in self._fds:
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            system().forget(fd)
 
     def finish(self, manifest: Path, text: str | None) -> None:
         """Give the files their final names, the first one last: until then no runtime loads any.
@@ -184,6 +188,8 @@ class PartFiles:
 
         Steps that an interrupted run has done already are kept, and the others are done.
         """
+        if not system().renames_open:
+            self.close()
         folder = manifest.parent
         (part, path), *others = zip(self.parts, self.paths, strict=True)
         if text is not None:

@@ -8,15 +8,14 @@ conversion has finished with them, and written blocks once they are on the disk.
 
 from __future__ import annotations
 
-import os
-
 from dynquant.conversion.source_hashes import SourceDigests
 from dynquant.conversion.work import Work
+from dynquant.systems import system
 
 
 def memory_bytes() -> int:
     """Return the bytes of RAM of this machine."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return system().memory_bytes()
 
 
 class PageCache:
@@ -26,7 +25,7 @@ class PageCache:
     """
 
     def __init__(self, work: Work, sources: SourceDigests) -> None:
-        self.is_scarce = hasattr(os, "posix_fadvise") and sources.n_bytes > memory_bytes() // 2
+        self.is_scarce = system().drops_pages and sources.n_bytes > memory_bytes() // 2
         self._sources = sources
         self._left = list(work.source_files) if self.is_scarce else []
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 from collections.abc import Callable, Sequence
+
+from dynquant.systems import system
 
 
 class Worker:
@@ -42,9 +43,6 @@ class Worker:
 
 def start(workers: Sequence[Worker]) -> None:
     """Start threads that do not handle signals; signals wait until all are started."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
-    try:
+    with system().signals_held():
         for worker in workers:
             worker.start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -31,6 +30,7 @@ from dynquant.part_cache import release_parts
 from dynquant.plan.plan import Plan
 from dynquant.quants import codec
 from dynquant.quants.encoder import CORE, Encoder
+from dynquant.systems import system
 
 SYNC_SECONDS = 0.5
 """Seconds between two syncs that the journal records. A crash costs the work since the last one,
@@ -39,9 +39,7 @@ and the rows that each thread was encoding."""
 
 def default_threads() -> int:
     """Return the number of CPUs that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return system().n_cpus()
 
 
 def convert_plan(

@@ -74,7 +74,7 @@ def _answer_to(task: Describe | Run, progress: Progress | None) -> Any:
 def _why(code: int, log: bytes) -> str:
     """Return why a worker ended without an answer."""
     lines = [line for line in log.decode(errors="replace").splitlines() if line.strip()]
-    if -code == signal.SIGKILL:
+    if -code == getattr(signal, "SIGKILL", None):  # Windows has no signals
         return "llama.cpp was killed, probably because the memory is too small for the model"
     cause = next((line for line in reversed(lines) if "GGML_ASSERT" in line), None)
     what = _name_of_signal(-code) if code < 0 else f"exit code {code}"

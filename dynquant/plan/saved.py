@@ -289,7 +289,7 @@ def write_plan(plan: Plan, path: Path, *, force: bool = False) -> None:
     check_plan_path(path, force=force)
     part = path.with_name(f"{path.name}.part")
     try:
-        part.write_text(text, "ascii")
+        part.write_text(text, "ascii", newline="\n")
         part.replace(path)
     except OSError as e:
         raise PlanError(f"{path}: cannot be written: {e.strerror}") from e

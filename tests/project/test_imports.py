@@ -18,6 +18,7 @@ PACKAGE = ROOT / "dynquant"
 ROOMS = (
     "errors",
     "distribution",
+    "systems",
     "keys",
     "arrays",
     "name_lists",

@@ -1,9 +1,9 @@
 """The files that a part writes into: the shared `.part` files, or a separate one.
 
-    OUT.gguf.part               shared: final size, every part writes its rows at their places
-    OUT.gguf.3-of-16.rows       separate: the part's rows one after the other, without gaps
-    OUT.gguf.3-of-16.journal    which rows are safe, as journal.py has it
-    OUT.gguf.3-of-16.json       that the part is complete, and the hashes of its source files
+OUT.gguf.part               shared: final size, every part writes its rows at their places
+OUT.gguf.3-of-16.rows       separate: the part's rows one after the other, without gaps
+OUT.gguf.3-of-16.journal    which rows are safe, as journal.py has it
+OUT.gguf.3-of-16.json       that the part is complete, and the hashes of its source files
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ from dynquant.conversion.layout import Layout
 from dynquant.conversion.output import part_path
 from dynquant.conversion.parts.share import Part
 from dynquant.conversion.scope import Scope
-
-_OPEN = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+from dynquant.systems import system
 
 
 def journal_of(out: Path, part: Part) -> Path:
@@ -59,7 +58,7 @@ class SharedFiles:
         try:
             for path, file in zip(self._paths, layout.files, strict=True):
                 with os_errors_as(path, "cannot be created", file.file_bytes):
-                    self._fds.append(os.open(path, _OPEN, 0o666))
+                    self._fds.append(system().open(path, "make", follow=False))
                     share(self._fds[-1], path)
                     if os.fstat(self._fds[-1]).st_size != file.file_bytes:
                         reserve(self._fds[-1], file.file_bytes)
@@ -85,7 +84,7 @@ class SharedFiles:
     def forget(self) -> None:
         """Drop synced pages from the page cache."""
         for fd in self._fds:
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            system().forget(fd)
 
     def close(self) -> None:
         """Close the files."""
@@ -111,7 +110,7 @@ class RowsFile:
             n_bytes += len(rows) * tensor.row_size
         self._size = n_bytes
         with os_errors_as(path, "cannot be created", n_bytes):
-            self._fd = os.open(path, _OPEN, 0o666)
+            self._fd = system().open(path, "make", follow=False)
             try:
                 lock(self._fd, path)
                 if os.fstat(self._fd).st_size != n_bytes:
@@ -140,7 +139,7 @@ class RowsFile:
 
     def forget(self) -> None:
         """Drop synced pages from the page cache."""
-        os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        system().forget(self._fd)
 
     def close(self) -> None:
         """Close the file."""

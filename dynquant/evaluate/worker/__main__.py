@@ -54,7 +54,8 @@ def _say(message: dict[str, Any]) -> None:
 
 def _end_with_stdin() -> None:
     sys.stdin.buffer.read()
-    os.kill(os.getpid(), signal.SIGKILL)
+    # On Windows, any signal ends a process at once.
+    os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
 
 
 if __name__ == "__main__":
