@@ -79,7 +79,7 @@ class System(Protocol):
         ...
 
     def signals_held(self) -> AbstractContextManager[None]:
-        """Let SIGINT and SIGTERM wait for the end of a `with` block.
+        """Let this thread's SIGINT and SIGTERM wait for the end of a `with` block.
 
         Threads that are started in it do not get them.
         """

@@ -30,7 +30,9 @@ _MOST = 1 << 24
 _N_LOCKS = 64
 """Locks that files share by their numbers; a conversion has few files open at once."""
 
-_RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?", re.IGNORECASE)
+_RESERVED = re.compile(
+    r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[1-9¹²³]) *(\..*)?", re.IGNORECASE
+)
 """Names of devices, with any suffix ("Naming Files, Paths, and Namespaces", Microsoft)."""
 
 _FORBIDDEN = re.compile(r'[<>:"/\\|?*\x00-\x1f]')

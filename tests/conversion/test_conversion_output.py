@@ -27,6 +27,7 @@ from dynquant.conversion.layout import lay_out
 from dynquant.conversion.write import convert_plan
 from dynquant.errors import ConvertError, DynquantError
 from dynquant.plan.make import make_plan
+from dynquant.systems import system
 
 
 def refused(out: Path, **options: bool) -> tuple[str, ...]:
@@ -120,7 +121,7 @@ def no_space(*_: object) -> int:
 def test_disk_full_during_a_run_is_reported_with_sizes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "pwrite", no_space)
+    monkeypatch.setattr(system(), "write_at", no_space)
     (message,) = refused(tmp_path / "x.gguf")
     assert f"needs {lay_out(small_plan()).n_bytes:,} bytes" in message
     assert names(tmp_path) == []

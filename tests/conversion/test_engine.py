@@ -39,6 +39,7 @@ from dynquant.plan.objective import search_for
 from dynquant.plan.plan import Plan
 from dynquant.quants import ALL, QuantType, encode
 from dynquant.quants.search import EFFORTS, Effort
+from dynquant.systems import system
 from dynquant.tensors import Computed, TensorSource
 
 MIXED = "rules: [{role: ffn_down, type: Q4_0}, {role: token_embd, type: F16}]"
@@ -233,8 +234,8 @@ def test_padding_is_zero_over_an_old_part(tmp_path: Path) -> None:
 def test_short_writes_are_continued(
     expected: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = os.pwrite
-    monkeypatch.setattr(os, "pwrite", lambda fd, b, at: whole(fd, b[:1000], at))
+    whole = system().write_at
+    monkeypatch.setattr(system(), "write_at", lambda fd, b, at: whole(fd, b[:1000], at))
     convert_plan(small_plan(more=MIXED), tmp_path / "x.gguf", threads=2)
     assert (tmp_path / "x.gguf").read_bytes() == expected
 

@@ -13,6 +13,7 @@ from dynquant.conversion.jobs import Done
 from dynquant.conversion.journal import Journal, journal_path
 from dynquant.conversion.records import COMPLETE
 from dynquant.errors import ConvertError
+from dynquant.systems import system
 
 IDENTITY = {"recipe": "abc", "source": {"a": {"bytes": 3}}}
 
@@ -133,9 +134,9 @@ def test_journal_of_many_records_is_read_in_pieces(tmp_path: Path) -> None:
 def test_short_reads_and_short_writes_are_continued(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read, write = os.pread, os.pwrite
-    monkeypatch.setattr(os, "pread", lambda fd, n, at: read(fd, min(n, 7), at))
-    monkeypatch.setattr(os, "pwrite", lambda fd, content, at: write(fd, content[:5], at))
+    read, write = system().read_at, system().write_at
+    monkeypatch.setattr(system(), "read_at", lambda fd, into, at: read(fd, into[:7], at))
+    monkeypatch.setattr(system(), "write_at", lambda fd, content, at: write(fd, content[:5], at))
     recorded = [Done(1, 2, 3, 4, (5.0,) * 5)] * 3
     written(tmp_path / "x", recorded)
     assert found(tmp_path / "x") == (IDENTITY, recorded)

@@ -21,6 +21,7 @@ from dynquant.conversion.write import convert_plan
 from dynquant.errors import CheckpointError
 from dynquant.plan.make import make_plan
 from dynquant.plan.plan import Plan
+from dynquant.systems import system
 
 PEAKS = """
 import json, sys
@@ -173,8 +174,8 @@ def test_short_reads_of_a_source_are_continued(
 ) -> None:
     plan = stored_plan(tmp_path)
     convert_plan(plan, tmp_path / "whole.gguf")
-    whole = os.preadv
-    monkeypatch.setattr(os, "preadv", lambda fd, into, at: whole(fd, [into[0][:100]], at))
+    whole = system().read_at
+    monkeypatch.setattr(system(), "read_at", lambda fd, into, at: whole(fd, into[:100], at))
     convert_plan(plan, tmp_path / "x.gguf")
     assert (tmp_path / "x.gguf").read_bytes() == (tmp_path / "whole.gguf").read_bytes()
 
@@ -184,18 +185,18 @@ def test_failed_read_is_reported_with_file_and_offset_and_run_can_be_resumed(
 ) -> None:
     plan = stored_plan(tmp_path)
     convert_plan(plan, tmp_path / "whole.gguf")
-    whole = os.preadv
+    whole = system().read_at
 
     def failing(fd: int, into: Any, at: int) -> int:
         if at >= 30 * 512:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return whole(fd, into, at)
 
-    monkeypatch.setattr(os, "preadv", failing)
+    monkeypatch.setattr(system(), "read_at", failing)
     with pytest.raises(CheckpointError) as e:
         convert_plan(plan, tmp_path / "x.gguf", threads=1, chunk_bytes=5 * 512)
     assert str(e.value) == f"{tmp_path / 'w'}: read at byte {30 * 512}: Input/output error"
-    monkeypatch.setattr(os, "preadv", whole)
+    monkeypatch.setattr(system(), "read_at", whole)
     made = convert_plan(plan, tmp_path / "x.gguf")
     assert made.resumed_bytes == 30 * 272
     assert (tmp_path / "x.gguf").read_bytes() == (tmp_path / "whole.gguf").read_bytes()
@@ -237,27 +238,28 @@ def test_nothing_is_written_beside_the_source(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="needs posix_fadvise")
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs Linux's list of files")
 @pytest.mark.parametrize("memory", [100_000, 1 << 40])
 def test_page_cache_is_dropped_only_for_large_models_and_finished_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: int
 ) -> None:
     advised: list[str] = []
 
-    def advise(fd: int, *_: int) -> None:
+    def advise(fd: int) -> None:
         advised.append(Path(f"/proc/self/fd/{fd}").readlink().name)
 
-    monkeypatch.setattr(os, "posix_fadvise", advise)
+    monkeypatch.setattr(system(), "forget", advise)
+    monkeypatch.setattr(system(), "drops_pages", True)
     monkeypatch.setattr(pagecache, "memory_bytes", lambda: memory)
     tensors = [stored_tensor(tmp_path / f"w{i}", f"{i}.weight", weights(500, 256)) for i in (0, 1)]
     plan = make_plan(model(*tensors), recipe())
-    slow = os.pwrite
+    slow = system().write_at
 
     def pwrite(fd: int, content: Any, at: int) -> int:
         time.sleep(0.002)
         return slow(fd, content, at)
 
-    monkeypatch.setattr(os, "pwrite", pwrite)
+    monkeypatch.setattr(system(), "write_at", pwrite)
     convert_plan(plan, tmp_path / "x.gguf", threads=1, chunk_bytes=9000, sync_seconds=0.005)
     # The second file is the last one read: its pages are kept, because the next run may need them.
     assert set(advised) == ({"w0", "x.gguf.part"} if memory == 100_000 else set())

@@ -28,14 +28,22 @@ from dynquant.conversion.write import convert_plan
 from dynquant.plan.make import make_plan
 from dynquant.plan.plan import Plan
 from dynquant.plan.shards import Split
+from dynquant.systems import system
 
 CALLS = ("open", "pwrite", "fsync", "ftruncate", "fallocate", "replace", "unlink")
 """All calls with which a conversion changes the disk; pathlib's methods call them too."""
 
 
-def home(call: str) -> Any:
-    """Return the module in which a call is looked up."""
-    return disk if call == "fallocate" else os
+def home(call: str) -> tuple[Any, str]:
+    """Return the object in which a call is looked up, and its name there."""
+    if call == "pwrite":
+        return system(), "write_at"
+    return (disk if call == "fallocate" else os), call
+
+
+def real_call(call: str) -> Any:
+    """Return a call."""
+    return getattr(*home(call))
 
 
 MORE = "rules: [{role: ffn_down, type: Q4_K}, {role: token_embd, type: F16}]"
@@ -130,7 +138,7 @@ def at_call(names: tuple[str, ...], number: int, act: Callable[[], object]) -> G
 
         return call
 
-    patches = [mock.patch.object(home(n), n, wrapped(getattr(home(n), n))) for n in names]
+    patches = [mock.patch.object(*home(n), wrapped(real_call(n))) for n in names]
     for patch in patches:
         patch.start()
     try:
@@ -182,7 +190,7 @@ class Disk:
     @contextmanager
     def recorded(self) -> Generator[None]:
         """Record the calls inside the `with` block."""
-        real = {name: getattr(home(name), name) for name in CALLS}
+        real = {name: real_call(name) for name in CALLS}
 
         def note(call: str, a: Any = None, b: Any = None, c: Any = None) -> None:
             self.log.append((call, a, b, c))
@@ -228,7 +236,7 @@ class Disk:
         changed = (open_, pwrite, fsync, ftruncate, fallocate, replace, unlink)
         with ExitStack() as stack:
             for name, call in zip(CALLS, changed, strict=True):
-                stack.enter_context(mock.patch.object(home(name), name, call))
+                stack.enter_context(mock.patch.object(*home(name), call))
             yield
 
     def after(self, moment: int, rng: random.Random, lost: float) -> dict[str, bytes]:
