@@ -13,6 +13,10 @@ a type, an ISA, a case and a hash:
 
 The rows are normal weights and heavy tails, zeros, single weights, huge and tiny numbers, and
 numbers of blocks that leave the last batch of an encoder unfilled.
+
+NumPy's exp, power and random numbers differ among machines and versions in the last bit. To compare
+machines, make the rows on one (`--rows rows.npz` writes a file that does not exist), and let the
+others read that file.
 """
 
 from __future__ import annotations
@@ -20,7 +24,8 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import numpy as np
 
@@ -30,9 +35,27 @@ from dynquant.quants.codec import encode_floats, error_sums
 from dynquant.quants.search import EFFORTS, GAINS, WEIGHTINGS, Search
 from dynquant.quants.table import FLOATS
 
+STORED: dict[str, F32] = {}
+"""Rows and importances that were made or read, by what they are."""
+
+
+def stored(name: str, made: Iterable[F32]) -> Iterator[F32]:
+    """Yield arrays that are made when a name is used first."""
+    if f"{name} 0" not in STORED:
+        STORED.update({f"{name} {n}": array for n, array in enumerate(made)})
+    n = 0
+    while (array := STORED.get(f"{name} {n}")) is not None:
+        yield array
+        n += 1
+
 
 def matrices(seed: int) -> Iterator[F32]:
     """Yield float32 [n_rows, n_per_row]; n_per_row is a multiple of every block size."""
+    yield from stored(f"rows {seed}", made_matrices(seed))
+
+
+def made_matrices(seed: int) -> Iterator[F32]:
+    """Make the rows of a seed."""
     rng = np.random.default_rng(seed)
     yield (0.02 * rng.standard_normal((3, 1024))).astype(np.float32)
     heavy = 0.02 * rng.standard_t(3, (5, 768))
@@ -62,6 +85,11 @@ def unusual_rows(rng: np.random.Generator) -> Iterator[F32]:
 
 def importances(seed: int, n: int) -> Iterator[F32]:
     """Yield float32 [n]: spread as in imatrix files, and with zeros and extremes."""
+    yield from stored(f"importance {seed} {n}", made_importances(seed, n))
+
+
+def made_importances(seed: int, n: int) -> Iterator[F32]:
+    """Make the importances of a seed."""
     rng = np.random.default_rng(seed)
     yield np.exp(rng.standard_normal(n)).astype(np.float32)
     wide = np.float32(10) ** rng.uniform(-30, 30, n).astype(np.float32)
@@ -130,7 +158,10 @@ def main() -> None:
     parser.add_argument("--types", help="comma-separated; default: all")
     parser.add_argument("--isas", help="comma-separated; default: all that this CPU runs")
     parser.add_argument("--seeds", type=int, default=1, help="how many sets of random rows")
+    parser.add_argument("--rows", type=Path, help="file of the rows: read, or written if missing")
     arguments = parser.parse_args()
+    if arguments.rows and arguments.rows.exists():
+        STORED.update(np.load(arguments.rows))
     names = arguments.types.upper().split(",") if arguments.types else list(ALL)
     for isa in arguments.isas.split(",") if arguments.isas else isas():
         os.environ["DYNQUANT_ISA"] = isa
@@ -145,6 +176,8 @@ def main() -> None:
                 cases["errors"] = sums(qtype, seed)
                 for case, arrays in cases.items():
                     print(f"{qtype.name:8} {isa:8} seed {seed} {case:40} {hash_of(arrays)}")
+    if arguments.rows and not arguments.rows.exists():
+        np.savez(arguments.rows, **STORED)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 from places import ROOT
 
 from dynquant.distribution import DISTRIBUTION, our_version, requirement
@@ -26,6 +27,14 @@ def test_the_project_has_the_name_of_the_distribution() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     assert (project["name"], project["version"]) == (DISTRIBUTION, our_version())
     assert set(project["scripts"]) == {"dynquant"}
+
+
+def test_citation_and_changelog_have_the_version_of_the_project() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    assert citation["version"] == version
+    headings = re.findall(r"^## (\S+) ", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE)
+    assert headings[0] == version
 
 
 def test_no_file_says_to_install_the_other_project() -> None:
