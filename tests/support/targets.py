@@ -227,7 +227,7 @@ def _lists() -> list[Files]:
 @cache
 def _journals() -> list[Files]:
     with TemporaryDirectory() as made:
-        journal = Journal(Path(made) / "m")
+        journal = Journal(Path(made) / "m.journal")
         done = [Done(i, 0, 4, i, (0.0, 1.0, 2.0, 3.0, 4.0)) for i in range(3)]
         journal.begin({"version": "1", "source": {"a": {"bytes": 3}}}, done)
         journal.close()
@@ -342,7 +342,7 @@ def _read_list(folder: Path) -> None:
 
 
 def _read_journal(folder: Path) -> None:
-    journal = Journal(folder / "m")
+    journal = Journal(folder / "m.journal")
     try:
         identity, _ = journal.read()
         if identity is not None:
