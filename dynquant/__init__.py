@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from dynquant.conversion.engine import Progress
     from dynquant.conversion.losses import Loss
     from dynquant.conversion.manifest import Manifest
+    from dynquant.conversion.parts.run import PartResult
     from dynquant.conversion.result import Result
     from dynquant.errors import (
         AdapterError,
@@ -103,6 +104,7 @@ __all__ = [
     "Moments",
     "NoVocabError",
     "NotFiniteError",
+    "PartResult",
     "Plan",
     "PlanError",
     "Progress",
@@ -165,6 +167,7 @@ _HOMES = {
     "dynquant.conversion.engine": ("Progress",),
     "dynquant.conversion.losses": ("Loss",),
     "dynquant.conversion.manifest": ("Manifest",),
+    "dynquant.conversion.parts.run": ("PartResult",),
     "dynquant.conversion.result": ("Result",),
     "dynquant.evaluate.results": ("Evaluation",),
     "dynquant.importance.imatrix": ("Imatrix",),

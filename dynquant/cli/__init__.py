@@ -24,6 +24,7 @@ from dynquant.cli import (
     inspect,
     manifest,
     mmproj,
+    parts,
     plan,
     recipe,
     recipes,
@@ -56,6 +57,7 @@ for command in (
     inspect.inspect,
     split.split,
     split.merge,
+    parts.join,
     types.types,
     recipes.recipes,
 ):

@@ -44,6 +44,7 @@ from dynquant.cli.options import (
     ThreadsOption,
     size_of,
 )
+from dynquant.cli.parts import PartOption, SeparateOption, part_of, write_part
 from dynquant.cli.planning import Planning
 from dynquant.cli.targets import (
     Asked,
@@ -126,6 +127,8 @@ def convert(
     leave_out: LeaveOutOption = None,
     merge_adapter: MergeAdapterOption = None,
     base: BaseOption = None,
+    part: PartOption = None,
+    separate: SeparateOption = False,
     restart: Annotated[
         bool,
         typer.Option("--restart", help="Start over instead of resuming an interrupted run."),
@@ -188,6 +191,10 @@ def convert(
         base,
     )
     projecting = planning.projecting(mmproj, only=only_mmproj, out=mmproj_out)
+    wanted = part_of(part, plan=plan, separate=separate)
+    whole = {"--mmproj": projecting, "--max-error": max_error, "--summary": summary}
+    if wanted and (also := [name for name, value in whole.items() if value is not None]):
+        raise typer.BadParameter(f"--part writes a part of one file: leave out {', '.join(also)}")
     limit = size_of(max_size, "--max-size")
     from dynquant.cli.text_files import refuse_read
     from dynquant.conversion.gates import check_gate
@@ -239,6 +246,19 @@ def convert(
         summary,
         quiet,
     )
+    if wanted:
+        write_part(
+            jobs[0].plan,
+            out,
+            wanted,
+            separate=separate,
+            threads=how.threads,
+            force=force,
+            restart=restart,
+            source_hashes=how.source_hashes,
+            quiet=quiet,
+        )
+        return
     # A fault of any file is reported before the first is written.
     _check_outputs(jobs, how)
     for job in jobs:
@@ -359,7 +379,7 @@ def _write(job: _Job, how: _How) -> None:
         _summarize(how.summary, result, gates)
     for warning in result.warnings:
         console.warn(warning, quiet=quiet)
-    _report(result, out, how.threads, time.monotonic() - started, quiet=quiet)
+    report_of(result, out, how.threads, time.monotonic() - started, quiet=quiet)
     for gate in gates:
         check_gate(gate, str(out), "the output is complete but exceeds the limit")
 
@@ -375,7 +395,7 @@ def _summarize(summary: Path, result: Result, gates: list[Gate]) -> None:
     add_summary(summary, summary_of(finished, result.sha256, gates))
 
 
-def _report(result: Result, out: Path, threads: int, seconds: float, *, quiet: bool) -> None:
+def report_of(result: Result, out: Path, threads: int, seconds: float, *, quiet: bool) -> None:
     """Print what was written, as a line of text or as an event."""
     from dynquant.feedback.decided import gained_text
     from dynquant.figures import figure, size_text
