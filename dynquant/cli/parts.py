@@ -24,8 +24,10 @@ from dynquant.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from dynquant.cli.planning import Planning
     from dynquant.conversion.parts.run import PartResult
     from dynquant.conversion.parts.share import Part
+    from dynquant.conversion.result import Result
     from dynquant.conversion.source_hashes import SourceHashes
     from dynquant.plan.plan import Plan
 
@@ -44,6 +46,18 @@ SeparateOption = Annotated[
     typer.Option(
         "--separate",
         help="Write the rows of --part to a separate file, for machines without a shared disk.",
+    ),
+]
+
+
+SchedulerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="Write with the workers of a Dask cluster, such as tcp://host:8786, that see the model"
+        " and the output. --threads is then of each task. Needs the extra `cluster`.",
+        show_default=False,
     ),
 ]
 
@@ -126,6 +140,40 @@ def _report(made: PartResult, out: Path, threads: int, seconds: float, *, quiet:
         + ("" if made.path is None else f", in {made.path.name}"),
         quiet=quiet,
     )
+
+
+def write_on_cluster(
+    plan: Plan,
+    out: Path,
+    scheduler: str,
+    planning: Planning,
+    *,
+    threads: int | None,
+    force: bool,
+    source_hashes: SourceHashes | None,
+    verify_sample: int,
+    quiet: bool,
+) -> Result | None:
+    """Write a plan's files with a cluster; return None if they are complete already."""
+    from dynquant.cluster.run import convert_on_cluster
+
+    with console.progress_of(out.name, quiet=quiet) as progress:
+        return convert_on_cluster(
+            plan,
+            out,
+            scheduler,
+            model=planning.model,
+            plan_file=planning.saved,
+            imatrix=planning.imatrix,
+            moments=planning.moments,
+            merge_adapter=planning.merge_adapter or (),
+            base=planning.base,
+            threads=threads or 1,
+            force=force,
+            manifest=source_hashes,
+            verify_sample=verify_sample,
+            progress=progress,
+        )
 
 
 def join(

@@ -13,7 +13,7 @@ import os
 from collections.abc import Generator
 from pathlib import Path
 
-from dynquant.errors import ConvertError
+from dynquant.errors import BusyError, ConvertError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -88,9 +88,7 @@ def _lock(fd: int, path: Path, kind: int) -> None:
     try:
         fcntl.flock(fd, kind | fcntl.LOCK_NB)
     except BlockingIOError as e:
-        raise ConvertError(
-            f"{path}: another dynquant is writing it; wait for it, or stop it"
-        ) from e
+        raise BusyError(f"{path}: another dynquant is writing it; wait for it, or stop it") from e
     except OSError:
         return
 

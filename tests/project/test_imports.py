@@ -41,6 +41,7 @@ ROOMS = (
     "plan",
     "inputs",
     "conversion",
+    "cluster",
     "verification",
     "evaluate",
     "calibrate",
