@@ -87,7 +87,7 @@ def make_release(
     base_model = base_model and hub_id(base_model, "--base-model")
     base_model = base_model or models[0].repository
     files = [*models, *projectors]
-    recipes, own_recipes = _recipes(files)
+    recipes, own_recipes = recipe_files(files)
     pages = {m.stem: "plan.html" if len(files) == 1 else f"{m.stem}.plan.html" for m in files}
     manifests = {m.stem: m.manifest_path.name for m in files if m.manifest_path}
     drawn = {pages[m.stem]: page_of(picture_of_file(m)) for m in files}
@@ -221,7 +221,7 @@ def _folder_of(models: Sequence[Finished], folder: Path | None) -> Path:
     return models[0].path.parent
 
 
-def _recipes(models: Sequence[Finished]) -> tuple[dict[str, bytes], dict[str, str]]:
+def recipe_files(models: Sequence[Finished]) -> tuple[dict[str, bytes], dict[str, str]]:
     """Return the recipe files by name, and the name of each GGUF's recipe file by its stem.
 
     A recipe is one file, with those that it extends. Recipes that several GGUFs share are written
