@@ -135,5 +135,9 @@ class ReleaseError(DynquantError):
     """A finished file and its manifest are not fit for a release, or writing it failed."""
 
 
+class PublishError(DynquantError):
+    """A release cannot be published: the folder, the repository or the Hub does not allow it."""
+
+
 class GateError(DynquantError):
     """A limit that the user set is exceeded: of a size, an error, or a figure of an evaluation."""

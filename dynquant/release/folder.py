@@ -270,6 +270,12 @@ def sums_text(files: Iterable[tuple[str, str]]) -> str:
     return "".join(_sums_line(sha256, name) for sha256, name in files)
 
 
+def unescaped_name(escaped: str) -> str:
+    """Return the name that a line of SHA256SUMS escapes."""
+    back = {r"\\": "\\", r"\n": "\n", r"\r": "\r"}
+    return re.sub(r"\\[\\nr]", lambda found: back[found[0]], escaped)
+
+
 def _sums_line(sha256: str, name: str) -> str:
     escaped = name.translate(_ESCAPES)
     mark = "\\" if escaped != name else ""

@@ -48,6 +48,7 @@ ROOMS = (
     "auto",
     "report",
     "release",
+    "publishing",
     "api",
     "cli",
     "__init__",

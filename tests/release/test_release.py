@@ -23,14 +23,14 @@ from inprocess import Done, run
 from markdown_it import MarkdownIt  # rich brings it
 from pages import read_page
 from places import TINY_BOOKS
+from releases import make
 
 import dynquant
 from dynquant.arch.base import Model, ModelTensor
 from dynquant.conversion.write import convert_plan
 from dynquant.errors import CheckpointError, ManifestError, ReleaseError
-from dynquant.keys import Keys, string, strings
+from dynquant.keys import string, strings
 from dynquant.plan.make import make_plan
-from dynquant.plan.shards import Split
 from dynquant.quants.readers import readers_text
 from dynquant.recipe.loader import load_recipe
 from dynquant.release.finished import Finished, open_finished
@@ -38,22 +38,6 @@ from dynquant.release.folder import Release, make_release, sums_text, write_rele
 from dynquant.release.markdown import code, table, text
 
 HOSTILE = """a|b `c` <script>alert(1)</script> [x](y) _z_ \\ *w* http://x.y\n# no head"""
-
-
-def make(
-    folder: Path,
-    name: str,
-    recipe: str = "q8_0",
-    *,
-    keys: Keys | None = None,
-    shard: int | None = None,
-) -> Path:
-    """Write a small GGUF with a shipped recipe, without manifest; shard: tensors in each file."""
-    described = Model("llama", KEYS | (keys or {}), small_tensors(), {})
-    plan = make_plan(described, load_recipe(recipe), split=Split(max_tensors=shard))
-    convert_plan(plan, folder / name, threads=1)
-    (folder / f"{name}.manifest.json").unlink(missing_ok=True)
-    return folder / name
 
 
 @pytest.fixture
