@@ -14,7 +14,14 @@ from dynquant.json_documents import document_text
 from dynquant.publishing.card import abilities_of, card_part
 from dynquant.publishing.document import DOCUMENT, Entry, FilePart, Publication, in_order
 from dynquant.publishing.folder import LocalFile, ReleaseFolder, front_of
-from dynquant.publishing.readme import CARD, Readme, merged_front, part_sha256, readme_text
+from dynquant.publishing.readme import (
+    CARD,
+    Readme,
+    merged_front,
+    part_sha256,
+    readme_text,
+    value_text,
+)
 from dynquant.release.card import SUMS
 from dynquant.release.folder import sums_text
 from dynquant.release.front import task_of
@@ -237,7 +244,7 @@ def _texts(
         published=1,
         dynquant=our_version(),
         card_sha256=part_sha256(part),
-        front=recorded | dict(front),
+        front=recorded | {key: value_text(value) for key, value in front.items()},
         entries=list(entries),
     )
     parts = {f.name: f for e in entries for f in e.every_file()}

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from pydantic import JsonValue
-
 from dynquant.evaluate.results import Estimate
 from dynquant.json_documents import Count, Figure, FileName, Part, Sha256, document_schema
 
@@ -142,8 +140,8 @@ class Publication(Part):
     """Version of dynquant that wrote it."""
     card_sha256: Sha256
     """Hash of the part of README.md that dynquant wrote."""
-    front: dict[str, JsonValue]
-    """The front matter that dynquant wrote."""
+    front: dict[str, str]
+    """Keys of the front matter that dynquant wrote, with their values as JSON."""
     entries: list[Entry]
     """Models, the largest first, then projectors."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -94,7 +95,7 @@ def readme_text(before: Readme | None, front: Mapping[str, Any], part: str) -> s
 def merged_front(
     ours: Mapping[str, Any],
     theirs: Mapping[str, Any],
-    recorded: Mapping[str, Any],
+    recorded: Mapping[str, str],
     *,
     where: str,
     force: bool,
@@ -105,14 +106,19 @@ def merged_front(
 
     ours:     of the release
     theirs:   of the repository
-    recorded: what the last publication wrote
+    recorded: what publications wrote, as `value_text` gives it
     """
     found = dict(theirs)
     warnings: list[str] = []
     for key, value in ours.items():
         if key in _UNITED:
             found[key] = [*dict.fromkeys([*_listed(theirs.get(key)), *_listed(value)])]
-        elif key not in theirs or theirs[key] == recorded.get(key, value) or force:
+        elif (
+            key not in theirs
+            or theirs[key] == value
+            or value_text(theirs[key]) == recorded.get(key)
+            or force
+        ):
             found[key] = value
         else:
             warnings.append(
@@ -120,6 +126,11 @@ def merged_front(
                 " replaces it)"
             )
     return found, warnings
+
+
+def value_text(value: Any) -> str:
+    """Return a value of the front matter as JSON; dates and other values of YAML are texts."""
+    return json.dumps(value, default=str, sort_keys=True)
 
 
 def _listed(value: Any) -> list[str]:

@@ -115,7 +115,7 @@ def test_dynquant_commands_in_scripts_exist_with_their_options() -> None:
             used = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", script))
             assert len(set(commands)) > 1 or used <= listed
         found |= set(commands)
-    assert found == {"convert", "release", "verify"}
+    assert found == {"convert", "publish", "release", "verify"}
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -1,6 +1,6 @@
 """A model hub on loopback that takes uploads, with the addresses that huggingface_hub requests.
 
-POST      /api/repos/create                        {"name", "organization", "private" or "visibility"}
+POST      /api/repos/create                        {"organization", "name", "private"}
 GET       /api/models/REPO[/revision/REVISION]     {"id", "sha", "private"}
 GET       /api/models/REPO/tree/REVISION           [{"type", "path", "size", "oid", "lfs"}]
 POST      /api/models/REPO/branch/BRANCH
