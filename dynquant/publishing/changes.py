@@ -24,7 +24,7 @@ from dynquant.publishing.readme import (
 )
 from dynquant.release.card import SUMS
 from dynquant.release.folder import sums_text
-from dynquant.release.front import task_of
+from dynquant.release.front import is_hub_id, task_of
 
 Action = Literal["create", "update", "replace", "keep", "delete"]
 
@@ -230,8 +230,8 @@ def _texts(
         for name, file in sorted(stored.files.items())
         if name.endswith(".gguf") and name not in used
     }
-    base = merged.get("base_model")
-    part = card_part(entries, others, repository, base if isinstance(base, str) else None)
+    base = str(merged.get("base_model"))
+    part = card_part(entries, others, repository, base if is_hub_id(base) else None)
     edits: list[str] = []
     if readme and readme.part is not None:
         written = publication.card_sha256 if publication else None

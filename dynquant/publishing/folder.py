@@ -21,7 +21,7 @@ from dynquant.release.finished import Finished, check_same_model, open_finished,
 from dynquant.release.folder import recipe_files, unescaped_name
 from dynquant.release.front import embeds, imatrix_of
 from dynquant.release.markdown import types_text
-from dynquant.release.projectors import abilities, apart
+from dynquant.release.projectors import abilities, apart, is_projector
 from dynquant.report.totals import by_role
 from dynquant.untrusted import read_regular
 
@@ -184,7 +184,9 @@ def _text(path: Path) -> str:
     try:
         return _bytes(path, _MAX_SUMS).decode()
     except UnicodeDecodeError as e:
-        raise PublishError(f"{path}: is not UTF-8; write the release again") from e
+        raise PublishError(
+            f"{path}: is not UTF-8; give the files names in UTF-8, and write the release again"
+        ) from e
 
 
 def _add(files: dict[str, LocalFile], name: str, file: LocalFile) -> FilePart:
@@ -209,14 +211,14 @@ def _entry(
     score: ScorePart | None,
 ) -> Entry:
     importance = model.manifest.importance if model.manifest else None
-    is_projector = bool(able := [*abilities([model])])
+    imatrix, source = imatrix_of(model), source_name(model)
     embedding = next((t for t in model.tensors if t.name == "token_embd.weight"), None)
     found: dict[str, Any] = {
-        "kind": "projector" if is_projector else "model",
+        "kind": "projector" if is_projector(model) else "model",
         "stem": plain(model.stem),
         "name": plain(model.name),
         "architecture": plain(model.architecture),
-        "abilities": able,
+        "abilities": list(abilities([model])),
         "embeds": embeds(model),
         "embedding": prod(embedding.shape) if embedding else None,
         "files": [
@@ -236,8 +238,8 @@ def _entry(
             for share in by_role(model.tensors)
         ],
         "base_model": model.repository,
-        "source": source_name(model),
-        "imatrix": imatrix_of(model),
+        "source": source and plain(source),
+        "imatrix": imatrix and plain(imatrix),
         "imatrix_sha256": importance.sha256 if importance else None,
         "recipe": plain(model.recipe),
         "dynquant": plain(version_of(model)),

@@ -115,6 +115,7 @@ def _write(
     release: ReleaseFolder, repository: Repository, changes: Changes, force: bool, say: Say
 ) -> str | None:
     operations: dict[str, Any] = {}
+    sent: set[str] = set()
     large = [c for c in changes.of("create", "replace") if _is_gguf(c)]
     for number, change in enumerate(large, 1):
         assert change.file
@@ -122,6 +123,7 @@ def _write(
         operations[change.name] = repository.addition(change.file)
         if change.action == "create":
             _add(repository, change.name, operations.pop(change.name))
+            sent.add(change.name)
     for _ in range(_ATTEMPTS):
         stored = repository.read(force=force)
         changes = make_changes(
@@ -133,6 +135,12 @@ def _write(
         )
         waiting = changes.of("create", "update", "replace")
         deleted = [c.name for c in changes.of("delete")]
+        PublishError.raise_any(
+            f"{repository.name}: {c.name} was sent, but is not there; look at the repository's"
+            " .gitignore, then run the same command again"
+            for c in waiting
+            if c.name in sent and c.action != "update"
+        )
         if not waiting and not deleted:
             return stored.commit
         for c in waiting:
@@ -147,11 +155,11 @@ def _write(
             )
         except MovedError:
             say(f"{repository.name}: was changed in the meantime; reading it again")
-        operations = {n: o for n, o in operations.items() if n.endswith(".gguf")}
-    raise PublishError(
-        f"{repository.name}: does not have all files after {_ATTEMPTS} commits; look at its"
-        " .gitignore and at other programs that write to it, then run the command again"
-    )
+            operations = {n: o for n, o in operations.items() if n.endswith(".gguf")}
+        else:
+            sent |= {c.name for c in waiting}
+            operations.clear()
+    raise _busy(repository)
 
 
 def _add(repository: Repository, name: str, operation: Any) -> None:
@@ -162,8 +170,13 @@ def _add(repository: Repository, name: str, operation: Any) -> None:
             return
         except MovedError:
             continue
-    raise PublishError(
-        f"{repository.name}: other programs write to it all the time; run the same command again"
+    raise _busy(repository)
+
+
+def _busy(repository: Repository) -> PublishError:
+    return PublishError(
+        f"{repository.name}: was changed {_ATTEMPTS} times in the meantime; run the same command"
+        " again when nobody else writes to it"
     )
 
 

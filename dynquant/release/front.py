@@ -23,11 +23,16 @@ _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*", re.ASCII)
 
 def hub_id(text: str, option: str) -> str:
     """Return ORG/NAME unchanged; raise ReleaseError if the text does not have this form."""
-    if not _HUB_ID.fullmatch(text):
+    if not is_hub_id(text):
         raise ReleaseError(
             f"{option} {text!r}: is not the name of a Hub repository; write ORG/NAME"
         )
     return text
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether a text has the form ORG/NAME."""
+    return _HUB_ID.fullmatch(text) is not None
 
 
 def front_matter(

@@ -153,6 +153,34 @@ def test_action_installs_the_wheel_of_its_release_if_there_is_one(
     assert all(line.endswith(end) for line, end in zip(installed, expected, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("publish", "code", "expected"),
+    [
+        ("", 0, ""),
+        ("true", 0, "secret publish made hf://me/model\n"),
+        ("dry-run", 0, "secret publish made hf://me/model --dry-run\n"),
+        ("yes", 2, "::error::publish is 'yes'; set it to true or dry-run, or leave it out\n"),
+    ],
+)
+def test_action_publishes_only_where_it_is_asked_to(publish: str, code: int, expected: str) -> None:
+    (script,) = (s["run"] for s in steps_of(ACTION) if s["name"] == "Publish")
+    variables = {
+        "PUBLISH": publish,
+        "HUB_TOKEN": "secret",
+        "FOLDER": "made",
+        "REPOSITORY": "me/model",
+        "PATH": os.environ["PATH"],
+    }
+    stub = 'dynquant() { echo "$HF_TOKEN $*"; }\n'
+    done = subprocess.run(
+        ["bash", "-eo", "pipefail", "-c", stub + script],
+        env=variables,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (code, expected)
+
+
 def test_ci_runs_the_gate() -> None:
     assert ".ci/run" in [s.get("run") for s in steps_of(GITHUB / "workflows" / "ci.yml")]
 

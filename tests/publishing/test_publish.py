@@ -484,6 +484,17 @@ def test_front_matter_that_the_hub_refuses_is_reported_before_anything_is_create
     assert hub.repositories == {}
 
 
+def test_values_of_the_front_matter_may_be_dates_and_lists(
+    hub: PublishingHub, release: Path, tmp_path: Path
+) -> None:
+    card = release / "README.md"
+    card.write_text(card.read_text().replace("---\n", "---\nreleased: 2026-12-01\n", 1))
+    published(release)
+    published(release_of(tmp_path / "b", "q4_0"))
+    data = huggingface_hub.ModelCard(card_of(hub.repositories[NAME])).data.to_dict()
+    assert str(data["released"]) == "2026-12-01"
+
+
 # Folders that are not releases
 
 
@@ -564,6 +575,34 @@ def test_a_failure_of_the_hub_is_one_line(
     assert expected in problem
     hub.failures.clear()
     published(release)
+
+
+@pytest.mark.parametrize("name", ["tiny-q8_0.gguf", "recipe-q8_0.yaml"])
+def test_a_file_that_the_hub_leaves_out_is_an_error(
+    name: str, hub: PublishingHub, release: Path
+) -> None:
+    hub.ignored.add(name)
+    (problem,) = refusals(publish(release))
+    assert problem.startswith(f"{HF}: {name} was sent, but is not there; look at the repository's")
+
+
+def test_a_repository_that_changes_all_the_time_is_reported(
+    hub: PublishingHub, release: Path
+) -> None:
+    published(release)
+    number = 0
+
+    def interrupt(_: str) -> None:
+        nonlocal number
+        number += 1
+        hub.commit(NAME, "main", "theirs", {**hub.repositories[NAME].files, f"{number}": b""})
+
+    hub.interrupt = interrupt
+    files = dict(hub.repositories[NAME].files)
+    hub.commit(NAME, "main", "removed", {n: c for n, c in files.items() if n != "README.md"})
+    (problem,) = refusals(publish(release))
+    assert "was changed 5 times in the meantime" in problem
+    assert number == 5
 
 
 def test_a_missing_token_is_reported_before_any_request(

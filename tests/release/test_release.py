@@ -29,7 +29,7 @@ import dynquant
 from dynquant.arch.base import Model, ModelTensor
 from dynquant.conversion.write import convert_plan
 from dynquant.errors import CheckpointError, ManifestError, ReleaseError
-from dynquant.keys import string, strings
+from dynquant.keys import Keys, string, strings
 from dynquant.plan.make import make_plan
 from dynquant.quants.readers import readers_text
 from dynquant.recipe.loader import load_recipe
@@ -290,6 +290,34 @@ def test_hub_reads_the_front_matter(tmp_path: Path) -> None:
         "pipeline_tag": "text-generation",
         "tags": ["gguf", "dynquant", "imatrix"],
     }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"general.languages": strings(["en", "no", "yes", "on"]), "general.license": string("mit")},
+        {"general.license": string("a: b #c"), "general.license.name": string(HOSTILE)},
+    ],
+)
+def test_hub_library_accepts_the_front_matter_and_writes_the_same(
+    keys: Keys, tmp_path: Path
+) -> None:
+    """What the library checks without the network: `validate` asks the Hub."""
+    hub = pytest.importorskip("huggingface_hub")
+    write_manifest(make(tmp_path, "x.gguf", keys=keys), "q8_0", importance=IMATRIX)
+    release = released(open_finished(tmp_path / "x.gguf"), repository="me/x-GGUF", base_model="a/b")
+    front = front_of(release)
+    assert hub.metadata_load(release.folder / "README.md") == front
+    card = hub.ModelCard(card_of(release))
+    assert isinstance(card.data, hub.ModelCardData)
+    assert card.data.to_dict() == front
+    again = hub.ModelCard(str(card))
+    assert (again.data.to_dict(), again.text) == (front, card.text)
+    assert hub.ModelCardData(**front).to_dict() == front
+    hub.utils.validate_repo_id(front["base_model"])
+    assert all(isinstance(v, str) for v in [*front["tags"], *front.get("language", [])])
 
 
 @pytest.mark.slow

@@ -70,13 +70,17 @@ class Failure:
 
 @dataclass
 class PublishingHub:
-    """Repositories by ORG/NAME, large files by SHA-256, and the organizations of each token."""
+    """Repositories by ORG/NAME, large files by SHA-256, and the organizations of each token.
+
+    ignored: names in a .gitignore, which the Hub leaves out of commits
+    """
 
     repositories: dict[str, Stored] = field(default_factory=dict)
     large: dict[str, bytes] = field(default_factory=dict)
     tokens: dict[str, set[str]] = field(default_factory=lambda: {"good": {"me"}, "reads": set()})
     failures: list[Failure] = field(default_factory=list)
     asked: list[str] = field(default_factory=list)
+    ignored: set[str] = field(default_factory=set)
     interrupt: Any = None
     """Called with the path before each commit."""
 
@@ -204,7 +208,7 @@ class _Handler(BaseHTTPRequestHandler):
                 {
                     "path": file["path"],
                     "uploadMode": "lfs" if is_large(file["path"]) else "regular",
-                    "shouldIgnore": False,
+                    "shouldIgnore": file["path"] in self.hub.ignored,
                     "oid": _item(file["path"], commits[-1].files[file["path"]])["oid"]
                     if file["path"] in commits[-1].files
                     else None,
