@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from dynquant.distribution import our_version
 from dynquant.errors import PublishError
@@ -17,6 +17,7 @@ from dynquant.publishing.folder import LocalFile, ReleaseFolder, front_of
 from dynquant.publishing.readme import (
     CARD,
     Readme,
+    listed,
     merged_front,
     part_sha256,
     readme_text,
@@ -274,11 +275,10 @@ def _other_models(
     """Yield how the repository is of another model than the release."""
     end = "; publish to another repository"
     mine = next(e for e in release.entries if e.kind == "model")
-    theirs = stored.readme.front.get("base_model") if stored.readme else None
-    ours = front.get("base_model")
-    listed = cast("list[Any]", theirs) if isinstance(theirs, list) else [theirs] if theirs else []
-    if ours and listed and ours not in listed:
-        yield f"{where}: is of {listed[0]!r}, but the release is of {ours!r}{end}"
+    theirs = listed(stored.readme.front.get("base_model")) if stored.readme else []
+    ours = listed(front.get("base_model"))
+    if ours and theirs and not {*ours} & {*theirs}:
+        yield f"{where}: is of {theirs[0]!r}, but the release is of {ours[0]!r}{end}"
         return
     known = stored.publication.entries if stored.publication else []
     for e in known:

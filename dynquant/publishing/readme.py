@@ -112,7 +112,7 @@ def merged_front(
     warnings: list[str] = []
     for key, value in ours.items():
         if key in _UNITED:
-            found[key] = [*dict.fromkeys([*_listed(theirs.get(key)), *_listed(value)])]
+            found[key] = [*dict.fromkeys([*listed(theirs.get(key)), *listed(value)])]
         elif (
             key not in theirs
             or theirs[key] == value
@@ -133,7 +133,8 @@ def value_text(value: Any) -> str:
     return json.dumps(value, default=str, sort_keys=True)
 
 
-def _listed(value: Any) -> list[str]:
+def listed(value: Any) -> list[str]:
+    """Return a value of the front matter as a list: one text is a list of one, none is empty."""
     if isinstance(value, list):
         return [str(v) for v in cast("list[Any]", value)]
     return [] if value is None else [str(value)]

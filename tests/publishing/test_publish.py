@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 from inprocess import run
+from places import ROOT
 from publishing_hub import Failure, PublishingHub, ServingUploads
 from releases import release_of
 from uploading import (
@@ -223,6 +225,16 @@ def test_a_dry_run_does_what_the_publication_does(hub: PublishingHub, release: P
         None,
         hub.repositories[NAME].branches["main"][-1].sha,
     )
+
+
+def test_the_page_of_json_lists_the_keys_of_the_command(hub: PublishingHub, release: Path) -> None:
+    page = (ROOT / "docs" / "reference" / "json.md").read_text()
+    section = page.partition("\n## dynquant publish --json\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (`.*?) \|", section, re.MULTILINE)
+    document = json.loads(published(release, "--json").out)
+    found = {key for key in document if key != "files"}
+    found |= {f"files[].{key}" for file in document["files"] for key in file}
+    assert {key for row in rows for key in re.findall(r"`(.+?)`", row)} == found
 
 
 def test_private_creates_a_private_repository(hub: PublishingHub, release: Path) -> None:
