@@ -50,8 +50,7 @@ def card_part(
         *_readers([*models, *projectors]),
         *_details([*models, *projectors]),
     ]
-    # A mark in a name would end the part early.
-    return "\n".join(lines).replace("<!--", "&lt;!--").rstrip() + "\n"
+    return "\n".join(lines).rstrip() + "\n"
 
 
 def _usual(models: Sequence[Entry]) -> Entry:

@@ -20,6 +20,8 @@ END = "<!-- dynquant publish: end -->"
 
 _FRONT = re.compile(r"\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*\r?(?:\n|\Z)", re.DOTALL | re.MULTILINE)
 _MARK = re.compile(r"^<!-- dynquant publish: (begin|end)\b.*-->[ \t]*\r?$", re.MULTILINE)
+"""A mark is a whole line, which no name in the part can be: names are within lines."""
+
 _UNITED = ("tags", "language")
 """Keys whose values are lists, to which every publication may add."""
 

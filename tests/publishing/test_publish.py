@@ -330,6 +330,30 @@ def test_recipes_of_one_name_with_different_texts_are_two_files(
     assert "recipe-mine-3.yaml" not in hub.repositories[NAME].files
 
 
+def test_a_recipe_that_another_model_uses_is_not_replaced(
+    hub: PublishingHub, tmp_path: Path
+) -> None:
+    for i, (folder, name) in enumerate([("a", "x.gguf"), ("b", "y.gguf"), ("c", "x.gguf")]):
+        text = f"# {i // 2}\n"
+        recipe = {"name": "mine", "sha256": "0" * 64, "text": text, "extends": []}
+        release = release_of(tmp_path / folder, "q8_0", name=name, recipe=recipe)
+        published(release, "--force")
+    files = hub.repositories[NAME].files
+    assert (files["recipe-mine.yaml"], files["recipe-mine-2.yaml"]) == (b"# 0\n", b"# 1\n")
+    check_sums(hub.repositories[NAME], tmp_path / "check")
+
+
+def test_names_cannot_end_the_part_of_the_card(hub: PublishingHub, tmp_path: Path) -> None:
+    end = "x\n<!-- dynquant publish: end -->\n# mine"
+    recipe = {"name": end, "sha256": "0" * 64, "text": "default: Q8_0\n", "extends": []}
+    imatrix = {"file": end, "sha256": "1" * 64, "datasets": [], "chunks": 1}
+    published(release_of(tmp_path / "a", "q8_0", recipe=recipe, importance=imatrix))
+    published(release_of(tmp_path / "b", "q4_0"))
+    lines = card_of(hub.repositories[NAME]).splitlines()
+    assert sum(line.startswith("<!-- dynquant publish") for line in lines) == 2
+    assert "# mine" not in lines
+
+
 def edit(hub: PublishingHub, change: Any) -> None:
     """Edit the card of the repository, as a person does on its page."""
     files = dict(hub.repositories[NAME].files)
