@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         load_moments,
         load_plan,
         make_plan,
+        publish,
         read_manifest,
         solve_recipe,
         types,
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
         ManifestError,
         NoVocabError,
         PlanError,
+        PublishError,
         RecipeError,
         ReleaseError,
         ReportError,
@@ -67,6 +69,7 @@ if TYPE_CHECKING:
     from dynquant.keys import KeyValue
     from dynquant.plan.plan import TensorPlan
     from dynquant.plan.shards import Split
+    from dynquant.publishing.publish import Published
     from dynquant.quants.codec import NotFiniteError, decode
     from dynquant.quants.encoder import ENCODER_REVISION, encode
     from dynquant.quants.error import TensorError
@@ -112,6 +115,8 @@ __all__ = [
     "Plan",
     "PlanError",
     "Progress",
+    "PublishError",
+    "Published",
     "QuantType",
     "Recipe",
     "RecipeError",
@@ -140,6 +145,7 @@ __all__ = [
     "load_projector",
     "load_recipe",
     "make_plan",
+    "publish",
     "read_manifest",
     "solve_recipe",
     "tqdm_progress",
@@ -159,6 +165,7 @@ _HOMES = {
         "load_moments",
         "load_plan",
         "make_plan",
+        "publish",
         "read_manifest",
         "solve_recipe",
         "types",
@@ -180,6 +187,7 @@ _HOMES = {
     "dynquant.keys": ("KeyValue",),
     "dynquant.plan.plan": ("TensorPlan",),
     "dynquant.plan.shards": ("Split",),
+    "dynquant.publishing.publish": ("Published",),
     "dynquant.quants.codec": ("NotFiniteError", "decode"),
     "dynquant.quants.encoder": ("ENCODER_REVISION", "encode"),
     "dynquant.quants.error": ("TensorError",),

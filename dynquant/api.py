@@ -44,6 +44,7 @@ from dynquant.report.notebook import tqdm_progress
 
 if TYPE_CHECKING:
     from dynquant.evaluate.results import Evaluation
+    from dynquant.publishing.publish import Published
 
 ProgressOption = Callable[[Progress], None] | Literal["tqdm"] | None
 ManifestOption = SourceHashes | Literal[False]
@@ -500,3 +501,34 @@ __all__ = [
     "solve_recipe",
     "types",
 ]
+
+
+def publish(
+    folder: str | Path,
+    repository: str,
+    *,
+    private: bool = False,
+    force: bool = False,
+    dry_run: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> Published:
+    """Upload a release folder to the Hugging Face Hub; see `dynquant publish`.
+
+    folder:     a folder that `dynquant release` wrote
+    repository: `hf://ORG/NAME` or `hf://ORG/NAME@BRANCH`; it is created if it does not exist
+    progress:   called with a message for each GGUF that is uploaded
+
+    Raises PublishError for everything that the caller can fix; nothing in the repository is
+    replaced without `force`.
+    """
+    from dynquant.publishing.publish import publish_release
+    from dynquant.publishing.target import repository_name
+
+    return publish_release(
+        Path(folder),
+        repository_name(repository),
+        private=private,
+        force=force,
+        dry_run=dry_run,
+        say=progress,
+    )

@@ -139,6 +139,10 @@ class CalibrationError(DynquantError):
     """A model cannot be run, or a text is not fit for it."""
 
 
+class PublishError(DynquantError):
+    """A release cannot be published: the folder, the repository or the Hub does not allow it."""
+
+
 class ReleaseError(DynquantError):
     """A finished file and its manifest are not fit for a release, or writing it failed."""
 

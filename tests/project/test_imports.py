@@ -49,6 +49,7 @@ ROOMS = (
     "auto",
     "report",
     "release",
+    "publishing",
     "api",
     "cli",
     "__init__",
