@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         load_moments,
         load_plan,
         make_plan,
+        publish,
         read_manifest,
         solve_recipe,
         types,
@@ -36,12 +37,15 @@ if TYPE_CHECKING:
     from dynquant.conversion.engine import Progress
     from dynquant.conversion.losses import Loss
     from dynquant.conversion.manifest import Manifest
+    from dynquant.conversion.parts.run import PartResult
     from dynquant.conversion.result import Result
     from dynquant.errors import (
         AdapterError,
         ArchitectureError,
+        BusyError,
         CalibrationError,
         CheckpointError,
+        ClusterError,
         ConvertError,
         DynquantError,
         EncodeError,
@@ -51,6 +55,7 @@ if TYPE_CHECKING:
         ManifestError,
         NoVocabError,
         PlanError,
+        PublishError,
         RecipeError,
         ReleaseError,
         ReportError,
@@ -64,6 +69,7 @@ if TYPE_CHECKING:
     from dynquant.keys import KeyValue
     from dynquant.plan.plan import TensorPlan
     from dynquant.plan.shards import Split
+    from dynquant.publishing.publish import Published
     from dynquant.quants.codec import NotFiniteError, decode
     from dynquant.quants.encoder import ENCODER_REVISION, encode
     from dynquant.quants.error import TensorError
@@ -82,8 +88,10 @@ __all__ = [
     "ENCODER_REVISION",
     "AdapterError",
     "ArchitectureError",
+    "BusyError",
     "CalibrationError",
     "CheckpointError",
+    "ClusterError",
     "ConvertError",
     "DynquantError",
     "EncodeError",
@@ -103,9 +111,12 @@ __all__ = [
     "Moments",
     "NoVocabError",
     "NotFiniteError",
+    "PartResult",
     "Plan",
     "PlanError",
     "Progress",
+    "PublishError",
+    "Published",
     "QuantType",
     "Recipe",
     "RecipeError",
@@ -134,6 +145,7 @@ __all__ = [
     "load_projector",
     "load_recipe",
     "make_plan",
+    "publish",
     "read_manifest",
     "solve_recipe",
     "tqdm_progress",
@@ -153,6 +165,7 @@ _HOMES = {
         "load_moments",
         "load_plan",
         "make_plan",
+        "publish",
         "read_manifest",
         "solve_recipe",
         "types",
@@ -165,6 +178,7 @@ _HOMES = {
     "dynquant.conversion.engine": ("Progress",),
     "dynquant.conversion.losses": ("Loss",),
     "dynquant.conversion.manifest": ("Manifest",),
+    "dynquant.conversion.parts.run": ("PartResult",),
     "dynquant.conversion.result": ("Result",),
     "dynquant.evaluate.results": ("Evaluation",),
     "dynquant.importance.imatrix": ("Imatrix",),
@@ -173,6 +187,7 @@ _HOMES = {
     "dynquant.keys": ("KeyValue",),
     "dynquant.plan.plan": ("TensorPlan",),
     "dynquant.plan.shards": ("Split",),
+    "dynquant.publishing.publish": ("Published",),
     "dynquant.quants.codec": ("NotFiniteError", "decode"),
     "dynquant.quants.encoder": ("ENCODER_REVISION", "encode"),
     "dynquant.quants.error": ("TensorError",),

@@ -16,6 +16,9 @@ from dynquant.checkpoint.gguf import GGUFFile, read_gguf
 from dynquant.conversion.engine import Progress
 from dynquant.conversion.manifest import Manifest, find_manifest
 from dynquant.conversion.manifest import read_manifest as read_manifest_file
+from dynquant.conversion.parts.join import join_parts
+from dynquant.conversion.parts.run import PartResult, convert_part
+from dynquant.conversion.parts.share import Part
 from dynquant.conversion.result import Result
 from dynquant.conversion.second_look import SAMPLES
 from dynquant.conversion.source_hashes import SourceHashes
@@ -41,6 +44,7 @@ from dynquant.report.notebook import tqdm_progress
 
 if TYPE_CHECKING:
     from dynquant.evaluate.results import Evaluation
+    from dynquant.publishing.publish import Published
 
 ProgressOption = Callable[[Progress], None] | Literal["tqdm"] | None
 ManifestOption = SourceHashes | Literal[False]
@@ -74,6 +78,62 @@ class Plan(PlanData):
             threads=threads,
             force=force,
             restart=restart,
+            manifest=manifest or None,
+            verify_sample=verify_sample,
+            progress=tqdm_progress() if progress == "tqdm" else progress,
+        )
+
+    def write_part(
+        self,
+        out: str | Path,
+        part: str,
+        *,
+        separate: bool = False,
+        threads: int | None = None,
+        force: bool = False,
+        restart: bool = False,
+        source_hashes: SourceHashes = "auto",
+        progress: ProgressOption = None,
+    ) -> PartResult:
+        """Write the rows of one part, such as "3/16"; `join` makes the output of all parts.
+
+        separate: write into a separate file, for machines without a shared disk
+
+        Raises ValueError for text that is no part, and a kind of DynquantError for everything that
+        the caller can fix.
+        """
+        return convert_part(
+            self,
+            Path(out),
+            Part.parse(part),
+            separate=separate,
+            threads=threads,
+            force=force,
+            restart=restart,
+            source_hashes=source_hashes,
+            progress=tqdm_progress() if progress == "tqdm" else progress,
+        )
+
+    def join(
+        self,
+        out: str | Path,
+        *,
+        threads: int | None = None,
+        force: bool = False,
+        manifest: ManifestOption = "auto",
+        verify_sample: int = SAMPLES,
+        progress: ProgressOption = None,
+    ) -> Result | None:
+        """Make the output of the parts beside it, and remove their files.
+
+        Returns None if an earlier join has finished it. Raises ConvertError with all parts that
+        are missing, incomplete or of another plan; otherwise as `write`.
+        """
+        return join_parts(
+            self,
+            Path(out),
+            threads=threads,
+            force=force,
             manifest=manifest or None,
             verify_sample=verify_sample,
             progress=tqdm_progress() if progress == "tqdm" else progress,
@@ -441,3 +501,34 @@ __all__ = [
     "solve_recipe",
     "types",
 ]
+
+
+def publish(
+    folder: str | Path,
+    repository: str,
+    *,
+    private: bool = False,
+    force: bool = False,
+    dry_run: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> Published:
+    """Upload a release folder to the Hugging Face Hub; see `dynquant publish`.
+
+    folder:     a folder that `dynquant release` wrote
+    repository: `hf://ORG/NAME` or `hf://ORG/NAME@BRANCH`; it is created if it does not exist
+    progress:   called with a message for each GGUF that is uploaded
+
+    Raises PublishError for everything that the caller can fix; nothing in the repository is
+    replaced without `force`.
+    """
+    from dynquant.publishing.publish import publish_release
+    from dynquant.publishing.target import repository_name
+
+    return publish_release(
+        Path(folder),
+        repository_name(repository),
+        private=private,
+        force=force,
+        dry_run=dry_run,
+        say=progress,
+    )

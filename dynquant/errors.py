@@ -32,6 +32,10 @@ class DynquantError(Exception):
         super().__init__("\n".join(messages))
         self.messages = messages
 
+    def __reduce__(self) -> tuple[type[DynquantError], tuple[str, ...]]:
+        """Keep the messages apart on the way to another process."""
+        return type(self), self.messages
+
     @classmethod
     def raise_any(cls, messages: Iterable[str]) -> None:
         """Raise one error that carries all messages; return if there are no messages."""
@@ -115,6 +119,10 @@ class ConvertError(DynquantError):
     """Reading the source or writing the output failed."""
 
 
+class BusyError(ConvertError):
+    """Another process writes the same files."""
+
+
 class ManifestError(DynquantError):
     """A manifest cannot be read or contradicts itself."""
 
@@ -131,8 +139,16 @@ class CalibrationError(DynquantError):
     """A model cannot be run, or a text is not fit for it."""
 
 
+class PublishError(DynquantError):
+    """A release cannot be published: the folder, the repository or the Hub does not allow it."""
+
+
 class ReleaseError(DynquantError):
     """A finished file and its manifest are not fit for a release, or writing it failed."""
+
+
+class ClusterError(DynquantError):
+    """A scheduler or its workers cannot be used for a conversion."""
 
 
 class GateError(DynquantError):

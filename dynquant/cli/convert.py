@@ -44,6 +44,14 @@ from dynquant.cli.options import (
     ThreadsOption,
     size_of,
 )
+from dynquant.cli.parts import (
+    PartOption,
+    SchedulerOption,
+    SeparateOption,
+    part_of,
+    write_on_cluster,
+    write_part,
+)
 from dynquant.cli.planning import Planning
 from dynquant.cli.targets import (
     Asked,
@@ -126,6 +134,9 @@ def convert(
     leave_out: LeaveOutOption = None,
     merge_adapter: MergeAdapterOption = None,
     base: BaseOption = None,
+    part: PartOption = None,
+    separate: SeparateOption = False,
+    scheduler: SchedulerOption = None,
     restart: Annotated[
         bool,
         typer.Option("--restart", help="Start over instead of resuming an interrupted run."),
@@ -188,6 +199,12 @@ def convert(
         base,
     )
     projecting = planning.projecting(mmproj, only=only_mmproj, out=mmproj_out)
+    wanted = part_of(part, plan=plan, separate=separate)
+    if scheduler and (wanted or restart or only_mmproj):
+        raise typer.BadParameter("--scheduler has no --part, --restart or --only-mmproj")
+    whole = {"--mmproj": projecting, "--max-error": max_error, "--summary": summary}
+    if wanted and (also := [name for name, value in whole.items() if value is not None]):
+        raise typer.BadParameter(f"--part writes a part of one file: leave out {', '.join(also)}")
     limit = size_of(max_size, "--max-size")
     from dynquant.cli.text_files import refuse_read
     from dynquant.conversion.gates import check_gate
@@ -239,10 +256,23 @@ def convert(
         summary,
         quiet,
     )
+    if wanted:
+        write_part(
+            jobs[0].plan,
+            out,
+            wanted,
+            separate=separate,
+            threads=how.threads,
+            force=force,
+            restart=restart,
+            source_hashes=how.source_hashes,
+            quiet=quiet,
+        )
+        return
     # A fault of any file is reported before the first is written.
     _check_outputs(jobs, how)
     for job in jobs:
-        _write(job, how)
+        _write(job, how, (scheduler, planning) if scheduler and job.out == out else None)
 
 
 def _plans(
@@ -327,31 +357,24 @@ def _check_outputs(jobs: Sequence[_Job], how: _How) -> None:
     problems.raise_any(ConvertError)
 
 
-def _write(job: _Job, how: _How) -> None:
-    """Write one file and report it; raise GateError if it exceeds a limit."""
+def _write(job: _Job, how: _How, cluster: tuple[str, Planning] | None) -> None:
+    """Write one file and report it; raise GateError if it exceeds a limit.
+
+    cluster: the scheduler that it is written with, and how it was planned; None for this process
+    """
     from dynquant.conversion.gates import check_gate, error_gate
     from dynquant.conversion.losses import NOTHING_LOST
-    from dynquant.conversion.write import convert_plan
 
     started = time.monotonic()
     out, quiet = job.out, how.quiet
     try:
-        with console.progress_of(out.name, quiet=quiet) as progress:
-            result = convert_plan(
-                job.plan,
-                out,
-                threads=how.threads,
-                force=how.force,
-                restart=how.restart,
-                manifest=how.source_hashes,
-                verify_sample=how.verify_sample,
-                progress=progress,
-            )
+        result = _written(job, how) if cluster is None else _by_cluster(job, how, *cluster)
     except (KeyboardInterrupt, SystemExit):
-        console.talk(
-            f"interrupted; the same command resumes from {out}.journal, --restart starts over"
-        )
+        console.talk("interrupted; the same command resumes, --restart starts over")
         raise
+    if result is None:
+        console.talk(f"{out}: is complete already, by an earlier run", quiet=quiet)
+        return
     gates = list(job.gates)
     if job.max_error is not None:
         gates.append(error_gate(result.loss or NOTHING_LOST, job.max_error))
@@ -359,9 +382,39 @@ def _write(job: _Job, how: _How) -> None:
         _summarize(how.summary, result, gates)
     for warning in result.warnings:
         console.warn(warning, quiet=quiet)
-    _report(result, out, how.threads, time.monotonic() - started, quiet=quiet)
+    report_of(result, out, how.threads, time.monotonic() - started, quiet=quiet)
     for gate in gates:
         check_gate(gate, str(out), "the output is complete but exceeds the limit")
+
+
+def _written(job: _Job, how: _How) -> Result:
+    from dynquant.conversion.write import convert_plan
+
+    with console.progress_of(job.out.name, quiet=how.quiet) as progress:
+        return convert_plan(
+            job.plan,
+            job.out,
+            threads=how.threads,
+            force=how.force,
+            restart=how.restart,
+            manifest=how.source_hashes,
+            verify_sample=how.verify_sample,
+            progress=progress,
+        )
+
+
+def _by_cluster(job: _Job, how: _How, scheduler: str, planning: Planning) -> Result | None:
+    return write_on_cluster(
+        job.plan,
+        job.out,
+        scheduler,
+        planning,
+        threads=planning.threads,
+        force=how.force,
+        source_hashes=how.source_hashes,
+        verify_sample=how.verify_sample,
+        quiet=how.quiet,
+    )
 
 
 def _summarize(summary: Path, result: Result, gates: list[Gate]) -> None:
@@ -375,7 +428,7 @@ def _summarize(summary: Path, result: Result, gates: list[Gate]) -> None:
     add_summary(summary, summary_of(finished, result.sha256, gates))
 
 
-def _report(result: Result, out: Path, threads: int, seconds: float, *, quiet: bool) -> None:
+def report_of(result: Result, out: Path, threads: int, seconds: float, *, quiet: bool) -> None:
     """Print what was written, as a line of text or as an event."""
     from dynquant.feedback.decided import gained_text
     from dynquant.figures import figure, size_text

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Generator
 from pathlib import Path
 
-from dynquant.errors import ConvertError
+from dynquant.errors import BusyError, ConvertError
 from dynquant.systems import system
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -83,9 +83,7 @@ def _lock(fd: int, path: Path, *, shared: bool) -> None:
     try:
         system().lock(fd, shared=shared)
     except BlockingIOError as e:
-        raise ConvertError(
-            f"{path}: another dynquant is writing it; wait for it, or stop it"
-        ) from e
+        raise BusyError(f"{path}: another dynquant is writing it; wait for it, or stop it") from e
     except OSError:
         return
 

@@ -14,7 +14,7 @@ from dynquant.figures import counted, figure, size_column
 from dynquant.quants.readers import readers_text
 from dynquant.release.evaluated import EVALUATION, evaluation_markdown
 from dynquant.release.finished import Finished, version_of
-from dynquant.release.front import imatrix_of
+from dynquant.release.front import embeds, imatrix_of
 from dynquant.release.markdown import (
     ERROR_WORDS,
     block,
@@ -66,7 +66,15 @@ def card_body(
         *_head(models, base_model),
         *_files(models, projectors),
         *(_evaluation(evaluation) if evaluation else ()),
-        *_running(models, projectors, repository),
+        *running(
+            models[0].path.name,
+            models[0].stem,
+            n_files=len(models[0].paths),
+            embeds=embeds(models[0]),
+            projectors=[p.path.name for p in projectors],
+            able=abilities(projectors),
+            repository=repository,
+        ),
         *_verifying(models),
         *_types([*models, *projectors]),
         *_sources([*models, *projectors], names, base_model),
@@ -95,43 +103,58 @@ def _files(models: Sequence[Finished], projectors: Sequence[Finished]) -> Iterat
     yield from file_table([*models, *projectors])
     yield ""
     if projectors:
-        (*most, last) = (code(p.path.name) for p in projectors)
-        listed = (
-            f"{', '.join(most)} and {last} are projectors" if most else f"{last} is a projector"
-        )
-        senses = " and ".join(
-            {"image": "pictures", "audio": "sounds"}[a] for a in abilities(projectors)
-        )
-        yield f"{listed}, with which llama.cpp reads {senses}."
+        yield projectors_text([p.path.name for p in projectors], abilities(projectors))
         yield ""
     if any(m.loss for m in models):
         yield ERROR_WORDS
         yield ""
 
 
+def projectors_text(names: Sequence[str], able: Sequence[str]) -> str:
+    """Return a sentence about projector files.
+
+    able: what they add: "image", "audio"
+    """
+    (*most, last) = map(code, names)
+    listed = f"{', '.join(most)} and {last} are projectors" if most else f"{last} is a projector"
+    senses = " and ".join({"image": "pictures", "audio": "sounds"}[a] for a in able)
+    return f"{listed}, with which llama.cpp reads {senses}."
+
+
 def _evaluation(evaluation: Evaluation) -> Iterator[str]:
     yield from evaluation_markdown(evaluation).split("\n")
-    yield f"All figures and some answers: {_link(EVALUATION, EVALUATION)}"
+    yield f"All figures and some answers: {link(EVALUATION, EVALUATION)}"
     yield ""
 
 
-def _running(
-    models: Sequence[Finished], projectors: Sequence[Finished], repository: str | None
+def running(
+    file: str,
+    stem: str,
+    *,
+    n_files: int,
+    embeds: bool,
+    projectors: Sequence[str],
+    able: Sequence[str],
+    repository: str | None,
 ) -> Iterator[str]:
-    first = models[0]
-    name = shlex.quote(first.path.name)
-    seeing = f" --mmproj {shlex.quote(projectors[0].path.name)}" if projectors else ""
+    """Yield the section with the commands that run a model.
+
+    file:       name of its first file; stem: without the number of a shard and `.gguf`
+    projectors: names of their files; able: what they add: "image", "audio"
+    repository: ORG/NAME that the files are fetched from; None if it is not known
+    """
+    name = shlex.quote(file)
+    seeing = f" --mmproj {shlex.quote(projectors[0])}" if projectors else ""
     yield "## How to run"
     yield ""
     lines: list[str] = []
     if repository:
-        wanted = (f"{first.stem}*.gguf", *(p.path.name for p in projectors[:1]))
+        wanted = (f"{stem}*.gguf", *projectors[:1])
         patterns = " ".join(map(shlex.quote, wanted))
         lines.append(f"hf download {repository} --include {patterns} --local-dir .")
-    if f"{first.architecture}.pooling_type" in first.keys:
+    if embeds:
         lines.append(f"llama-embedding -m {name} -p 'a text'")
     elif projectors:
-        able = abilities(projectors)
         medium = "--image picture.jpg" if "image" in able else "--audio sound.wav"
         lines.append(f"llama-mtmd-cli -m {name}{seeing} {medium} -p 'a question'")
     else:
@@ -139,7 +162,7 @@ def _running(
     lines.append(f"llama-server -m {name}{seeing} --port 8080")
     yield from block(lines, "sh")
     yield ""
-    if len(first.paths) > 1:
+    if n_files > 1:
         yield "Give llama.cpp the first shard; it loads the others from the same folder."
         yield ""
 
@@ -154,7 +177,7 @@ def _verifying(models: Sequence[Finished]) -> Iterator[str]:
         f"pip install {requirement(version=version)}",
         f"dynquant verify {shlex.quote(first.path.name)}",
     ]
-    source = _source_name(first)
+    source = source_name(first)
     if source and first.manifest:
         importance = first.manifest.importance
         imatrix = f" --imatrix {shlex.quote(importance.file)}" if importance else ""
@@ -214,7 +237,7 @@ def _sources(models: Sequence[Finished], names: FileNames, base_model: str | Non
 
 
 def _source(model: Finished, base_model: str | None) -> Iterator[str]:
-    if name := _source_name(model):
+    if name := source_name(model):
         yield f"Source: {code(name)}"
         yield ""
     elif base_model:
@@ -227,7 +250,7 @@ def _source(model: Finished, base_model: str | None) -> Iterator[str]:
 
 def _settings(model: Finished, names: FileNames) -> Iterator[str]:
     manifest = model.manifest
-    yield f"recipe: {_link(model.recipe, names.recipes.get(model.stem))}" + (
+    yield f"recipe: {link(model.recipe, names.recipes.get(model.stem))}" + (
         _recipe_hashes(manifest, names.sha256[model.stem]) if manifest else ""
     )
     if manifest and manifest.importance:
@@ -255,9 +278,9 @@ def _settings(model: Finished, names: FileNames) -> Iterator[str]:
     if model.loss:
         yield f"error of all weights: {figure(model.loss.weighted)}"
     if name := names.manifests.get(model.stem):
-        yield f"offset, hash, rule and error of each tensor: {_link('manifest', name)}"
+        yield f"offset, hash, rule and error of each tensor: {link('manifest', name)}"
     if name := names.pages.get(model.stem):
-        yield f"chart of all tensors by layer and role: {_link('plan', name)}"
+        yield f"chart of all tensors by layer and role: {link('plan', name)}"
 
 
 def _recipe_hashes(manifest: Manifest, sha256: str) -> str:
@@ -281,7 +304,7 @@ def _source_table(manifest: Manifest) -> list[str]:
     return [*lines, "", f"{more} more are listed in the manifest."] if more else lines
 
 
-def _source_name(model: Finished) -> str | None:
+def source_name(model: Finished) -> str | None:
     """Return the source on the Hub that the file was made from, with its commit if it is known.
 
     None for a file that was made from local files. A local GGUF may keep the key of the repository
@@ -301,5 +324,6 @@ def _source_name(model: Finished) -> str | None:
     return repository + (f"@{commit}" if commit else "") + file
 
 
-def _link(words: str, name: str | None) -> str:
+def link(words: str, name: str | None) -> str:
+    """Return a link to a file of the same folder, or only the words if there is no file."""
     return f"[{text(words)}](<{quote(name)}>)" if name else text(words)

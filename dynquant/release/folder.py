@@ -87,7 +87,7 @@ def make_release(
     base_model = base_model and hub_id(base_model, "--base-model")
     base_model = base_model or models[0].repository
     files = [*models, *projectors]
-    recipes, own_recipes = _recipes(files)
+    recipes, own_recipes = recipe_files(files)
     pages = {m.stem: "plan.html" if len(files) == 1 else f"{m.stem}.plan.html" for m in files}
     manifests = {m.stem: m.manifest_path.name for m in files if m.manifest_path}
     drawn = {pages[m.stem]: page_of(picture_of_file(m)) for m in files}
@@ -221,7 +221,7 @@ def _folder_of(models: Sequence[Finished], folder: Path | None) -> Path:
     return models[0].path.parent
 
 
-def _recipes(models: Sequence[Finished]) -> tuple[dict[str, bytes], dict[str, str]]:
+def recipe_files(models: Sequence[Finished]) -> tuple[dict[str, bytes], dict[str, str]]:
     """Return the recipe files by name, and the name of each GGUF's recipe file by its stem.
 
     A recipe is one file, with those that it extends. Recipes that several GGUFs share are written
@@ -268,6 +268,12 @@ def sums_text(files: Iterable[tuple[str, str]]) -> str:
     In a line that starts with a backslash, line breaks and backslashes in the name are escaped.
     """
     return "".join(_sums_line(sha256, name) for sha256, name in files)
+
+
+def unescaped_name(escaped: str) -> str:
+    """Return the name that a line of SHA256SUMS escapes."""
+    back = {r"\\": "\\", r"\n": "\n", r"\r": "\r"}
+    return re.sub(r"\\[\\nr]", lambda found: back[found[0]], escaped)
 
 
 def _sums_line(sha256: str, name: str) -> str:

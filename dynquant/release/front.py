@@ -7,7 +7,7 @@ field of the Hub; publishers of GGUFs write it by convention.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import yaml
@@ -23,11 +23,16 @@ _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*", re.ASCII)
 
 def hub_id(text: str, option: str) -> str:
     """Return ORG/NAME unchanged; raise ReleaseError if the text does not have this form."""
-    if not _HUB_ID.fullmatch(text):
+    if not is_hub_id(text):
         raise ReleaseError(
             f"{option} {text!r}: is not the name of a Hub repository; write ORG/NAME"
         )
     return text
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether a text has the form ORG/NAME."""
+    return _HUB_ID.fullmatch(text) is not None
 
 
 def front_matter(
@@ -59,7 +64,7 @@ def front_matter(
     if repository:
         found["quantized_by"] = repository.partition("/")[0]
     found["library_name"] = "gguf"
-    found["pipeline_tag"] = _task(models[0], projectors)
+    found["pipeline_tag"] = task_of(abilities(projectors), embeds=embeds(models[0]))
     has_imatrix = any(imatrix_of(m) for m in models)
     found["tags"] = ["gguf", "dynquant", *(["imatrix"] if has_imatrix else [])]
     body = yaml.safe_dump(found, sort_keys=False, allow_unicode=True, width=10_000)
@@ -73,17 +78,20 @@ def imatrix_of(model: Finished) -> str | None:
     return text_of(model.keys, "quantize.imatrix.file")
 
 
-def _task(model: Finished, projectors: Sequence[Finished]) -> str:
-    """Return the Hub's name of what a model does."""
-    able = abilities(projectors)
-    if able == ("image", "audio"):
+def task_of(able: Collection[str], *, embeds: bool) -> str:
+    """Return the Hub's name of what a model does.
+
+    able:   what projectors add to it: "image", "audio"
+    embeds: whether it computes embeddings
+    """
+    if {"image", "audio"} <= {*able}:
         return "any-to-any"
     if able:
         return f"{'image' if 'image' in able else 'audio'}-text-to-text"
-    return "feature-extraction" if _embeds(model) else "text-generation"
+    return "feature-extraction" if embeds else "text-generation"
 
 
-def _embeds(model: Finished) -> bool:
+def embeds(model: Finished) -> bool:
     """Whether a model computes embeddings: llama.cpp then pools its outputs."""
     return f"{model.architecture}.pooling_type" in model.keys
 

@@ -9,7 +9,7 @@ from dynquant.conversion.losses import Loss, loss_of
 from dynquant.figures import figure, size_column
 from dynquant.release.finished import Finished
 from dynquant.report.tables import ranges
-from dynquant.report.totals import by_role
+from dynquant.report.totals import Share, by_role
 
 ERROR_WORDS = (
     "Error is the weighted relative squared error: for each tensor, the sum of squared differences"
@@ -86,12 +86,7 @@ def role_table(model: Finished) -> list[str]:
     rows: list[list[str]] = []
     shares = by_role(model.tensors)
     for share, size in zip(shares, size_column([s.n_bytes for s in shares]), strict=True):
-        parts = share.by_type
-        types = [
-            f"{part.name} ({ranges(part.layers)})" if len(parts) > 1 and part.layers else part.name
-            for part in parts
-        ]
-        row = [code(share.name), text(", ".join(types)), size]
+        row = [code(share.name), text(types_text(share)), size]
         row.append(f"{share.bits_per_weight:.3f}")
         if model.errors:
             loss = loss_of(share.tensors, model.errors)
@@ -99,6 +94,15 @@ def role_table(model: Finished) -> list[str]:
             row.append(figure(loss and loss.max))
         rows.append(row)
     return table(head, rows)
+
+
+def types_text(share: Share) -> str:
+    """Return the types of a share; if there are several, each is followed by its layers."""
+    parts = share.by_type
+    return ", ".join(
+        f"{part.name} ({ranges(part.layers)})" if len(parts) > 1 and part.layers else part.name
+        for part in parts
+    )
 
 
 def _weighted(loss: Loss | None) -> float | None:

@@ -27,6 +27,7 @@ from dynquant.cli import app
 from dynquant.conversion.manifest import manifest_schema
 from dynquant.evaluate.results import evaluation_schema
 from dynquant.plan.saved import plan_schema
+from dynquant.publishing.document import publication_schema
 from dynquant.quants.readers import READERS, Reader
 from dynquant.quants.table import ALL
 from dynquant.recipe.loader import built_in_text
@@ -385,6 +386,17 @@ def manifest_page() -> str:
     )
 
 
+def published_page() -> str:
+    """Return the page of what a repository has."""
+    return _filled(
+        "published_page.md",
+        {
+            "generated": _generated("published_page.md and the classes of the document"),
+            "published": _document(publication_schema(), "Publication"),
+        },
+    )
+
+
 def evaluation_page() -> str:
     """Return the page of evaluations."""
     return _filled(
@@ -515,6 +527,7 @@ def pages() -> dict[Path, str]:
         REFERENCE / "recipe.md": recipe_page(),
         REFERENCE / "manifest.md": manifest_page(),
         REFERENCE / "evaluation.md": evaluation_page(),
+        REFERENCE / "published.md": published_page(),
         REFERENCE / "readers.md": readers_page(),
         REFERENCE / "models.md": models_page(),
     }

@@ -115,7 +115,7 @@ def test_dynquant_commands_in_scripts_exist_with_their_options() -> None:
             used = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", script))
             assert len(set(commands)) > 1 or used <= listed
         found |= set(commands)
-    assert found == {"convert", "release", "verify"}
+    assert found == {"convert", "publish", "release", "verify"}
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -151,6 +151,34 @@ def test_action_installs_the_wheel_of_its_release_if_there_is_one(
     installed = (tmp_path / "log").read_text().splitlines()
     assert len(installed) == len(expected)
     assert all(line.endswith(end) for line, end in zip(installed, expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("publish", "code", "expected"),
+    [
+        ("", 0, ""),
+        ("true", 0, "secret publish made hf://me/model\n"),
+        ("dry-run", 0, "secret publish made hf://me/model --dry-run\n"),
+        ("yes", 2, "::error::publish is 'yes'; set it to true or dry-run, or leave it out\n"),
+    ],
+)
+def test_action_publishes_only_where_it_is_asked_to(publish: str, code: int, expected: str) -> None:
+    (script,) = (s["run"] for s in steps_of(ACTION) if s["name"] == "Publish")
+    variables = {
+        "PUBLISH": publish,
+        "HUB_TOKEN": "secret",
+        "FOLDER": "made",
+        "REPOSITORY": "me/model",
+        "PATH": os.environ["PATH"],
+    }
+    stub = 'dynquant() { echo "$HF_TOKEN $*"; }\n'
+    done = subprocess.run(
+        ["bash", "-eo", "pipefail", "-c", stub + script],
+        env=variables,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (code, expected)
 
 
 def test_ci_runs_the_gate() -> None:

@@ -23,6 +23,7 @@ from inprocess import Done, run
 from markdown_it import MarkdownIt  # rich brings it
 from pages import read_page
 from places import TINY_BOOKS
+from releases import make
 
 import dynquant
 from dynquant.arch.base import Model, ModelTensor
@@ -30,7 +31,6 @@ from dynquant.conversion.write import convert_plan
 from dynquant.errors import CheckpointError, ManifestError, ReleaseError
 from dynquant.keys import Keys, string, strings
 from dynquant.plan.make import make_plan
-from dynquant.plan.shards import Split
 from dynquant.quants.readers import readers_text
 from dynquant.recipe.loader import load_recipe
 from dynquant.release.finished import Finished, open_finished
@@ -38,22 +38,6 @@ from dynquant.release.folder import Release, make_release, sums_text, write_rele
 from dynquant.release.markdown import code, table, text
 
 HOSTILE = """a|b `c` <script>alert(1)</script> [x](y) _z_ \\ *w* http://x.y\n# no head"""
-
-
-def make(
-    folder: Path,
-    name: str,
-    recipe: str = "q8_0",
-    *,
-    keys: Keys | None = None,
-    shard: int | None = None,
-) -> Path:
-    """Write a small GGUF with a shipped recipe, without manifest; shard: tensors in each file."""
-    described = Model("llama", KEYS | (keys or {}), small_tensors(), {})
-    plan = make_plan(described, load_recipe(recipe), split=Split(max_tensors=shard))
-    convert_plan(plan, folder / name, threads=1)
-    (folder / f"{name}.manifest.json").unlink(missing_ok=True)
-    return folder / name
 
 
 @pytest.fixture
@@ -306,6 +290,34 @@ def test_hub_reads_the_front_matter(tmp_path: Path) -> None:
         "pipeline_tag": "text-generation",
         "tags": ["gguf", "dynquant", "imatrix"],
     }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"general.languages": strings(["en", "no", "yes", "on"]), "general.license": string("mit")},
+        {"general.license": string("a: b #c"), "general.license.name": string(HOSTILE)},
+    ],
+)
+def test_hub_library_accepts_the_front_matter_and_writes_the_same(
+    keys: Keys, tmp_path: Path
+) -> None:
+    """What the library checks without the network: `validate` asks the Hub."""
+    hub = pytest.importorskip("huggingface_hub")
+    write_manifest(make(tmp_path, "x.gguf", keys=keys), "q8_0", importance=IMATRIX)
+    release = released(open_finished(tmp_path / "x.gguf"), repository="me/x-GGUF", base_model="a/b")
+    front = front_of(release)
+    assert hub.metadata_load(release.folder / "README.md") == front
+    card = hub.ModelCard(card_of(release))
+    assert isinstance(card.data, hub.ModelCardData)
+    assert card.data.to_dict() == front
+    again = hub.ModelCard(str(card))
+    assert (again.data.to_dict(), again.text) == (front, card.text)
+    assert hub.ModelCardData(**front).to_dict() == front
+    hub.utils.validate_repo_id(front["base_model"])
+    assert all(isinstance(v, str) for v in [*front["tags"], *front.get("language", [])])
 
 
 @pytest.mark.slow

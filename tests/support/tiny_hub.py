@@ -44,6 +44,7 @@ class Hub:
 class _Handler(BaseHTTPRequestHandler):
     hub: Hub
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # which waits 40 ms between head and body
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -122,13 +123,17 @@ def _etag(name: str) -> str:
 
 
 class Serving:
-    """Serves a hub at `endpoint` inside a `with` block."""
+    """Serves a hub at `endpoint` inside a `with` block; handler: answers its requests."""
 
-    def __init__(self, hub: Hub) -> None:
-        handler = type("Handler", (_Handler,), {"hub": hub})
+    handler: type[BaseHTTPRequestHandler] = _Handler
+
+    def __init__(self, hub: Any) -> None:
+        handler = type("Handler", (self.handler,), {"hub": hub})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+        )
         self.endpoint = f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def environment(self, home: Path) -> dict[str, str]:
