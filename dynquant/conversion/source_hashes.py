@@ -19,11 +19,11 @@ from types import MappingProxyType
 from typing import Literal, get_args
 
 from dynquant.arrays import U8
-from dynquant.checkpoint.hub import known_sha256
-from dynquant.checkpoint.source_file import source_facts
+from dynquant.checkpoint.source_file import published_sha256, source_facts
 from dynquant.conversion.manifest import Source
 from dynquant.conversion.work import TensorWork, Work
 from dynquant.json_documents import plain
+from dynquant.stored_files import StoredFile
 from dynquant.tensors import ShardFile
 
 SourceHashes = Literal["auto", "read", "none"]
@@ -46,7 +46,7 @@ class _File:
     start: its position if all files were one, in the order of first use
     """
 
-    path: Path
+    stored: StoredFile
     start: int
     n_bytes: int
     header: str
@@ -67,7 +67,7 @@ class _Hashing:
         self.file = file
         self.position = 0
         self.is_taken = False
-        self._reader = ShardFile(file.path)
+        self._reader = ShardFile(file.stored)
         self._digest = hashlib.sha256()
 
     def step(self, piece: U8) -> None:
@@ -104,11 +104,11 @@ class SourceDigests:
         self._files: list[_File] = []
         start = 0
         for source in work.source_files:
-            facts = source_facts(source.path)
-            file = _File(source.path, start, facts.n_bytes, facts.header_sha256, source.readers)
+            facts = source_facts(source.stored)
+            file = _File(source.stored, start, facts.n_bytes, facts.header_sha256, source.readers)
             start += file.n_bytes
             self._files.append(file)
-            if wanted == "auto" and (published := known_sha256(source.path)):
+            if wanted == "auto" and (published := published_sha256(source.stored)):
                 file.sha256, file.known_from = published, "hub"
         self._furthest = [max(t.source_files, default=0) for t in work.tensors]
         self.n_bytes = start
@@ -169,7 +169,7 @@ class SourceDigests:
 
     def is_reading(self, path: Path) -> bool:
         """Whether a file is not yet hashed completely."""
-        return any(hashing.file.path == path for hashing in list(self._left))
+        return any(hashing.file.stored.path == path for hashing in list(self._left))
 
     def computed(self) -> dict[int, str]:
         """Return the hashes that were computed here, by the number of the file."""
@@ -183,7 +183,7 @@ class SourceDigests:
         """Return each file with its hashes, in the order of first use, after all are hashed."""
         return [
             Source(
-                name=plain(file.path.name),
+                name=plain(file.stored.path.name),
                 bytes=file.n_bytes,
                 header_sha256=file.header,
                 sha256=file.sha256,

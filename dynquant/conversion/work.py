@@ -21,6 +21,7 @@ from dynquant.quants.feedback import Feedback
 from dynquant.quants.search import Search
 from dynquant.quants.table import QuantType
 from dynquant.recipe.feedback import FeedbackSetting
+from dynquant.stored_files import StoredFile
 from dynquant.tensors import Computed, ShardFile, TensorSource, n_rows, parts_of, row_bytes
 
 
@@ -125,9 +126,18 @@ class SourceFile:
     last:    number of the last tensor that reads it
     """
 
-    path: Path
     readers: tuple[ShardFile, ...]
     last: int
+
+    @property
+    def path(self) -> Path:
+        """Its place on this machine, or the one that it would have."""
+        return self.stored.path
+
+    @property
+    def stored(self) -> StoredFile:
+        """Where its bytes are."""
+        return self.readers[0].file
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,9 +211,7 @@ def work_of(plan: Plan) -> Work:
                 plan.feedback.get(t.name),
             )
         )
-    files = (
-        SourceFile(path, tuple(r), n) for path, r, n in zip(numbers, readers, last, strict=True)
-    )
+    files = (SourceFile(tuple(r), n) for r, n in zip(readers, last, strict=True))
     computed = (part for t in plan.sources.values() for part in parts_of(t.source, Computed))
     decisions = Decisions(plan.moments) if plan.moments else None
     return Work(layout, tuple(tensors), tuple(files), tuple(computed), decisions)

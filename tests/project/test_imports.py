@@ -28,6 +28,7 @@ ROOMS = (
     "texts",
     "part_cache",
     "quants",
+    "stored_files",
     "tensors",
     "transforms",
     "checkpoint",

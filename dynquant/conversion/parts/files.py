@@ -1,9 +1,9 @@
 """The files that a part writes into: the shared `.part` files, or a separate one.
 
-    OUT.gguf.part               shared: final size, every part writes its rows at their places
-    OUT.gguf.3-of-16.rows       separate: the part's rows one after the other, without gaps
-    OUT.gguf.3-of-16.journal    which rows are safe, as journal.py has it
-    OUT.gguf.3-of-16.json       that the part is complete, and the hashes of its source files
+OUT.gguf.part               shared: final size, every part writes its rows at their places
+OUT.gguf.3-of-16.rows       separate: the part's rows one after the other, without gaps
+OUT.gguf.3-of-16.journal    which rows are safe, as journal.py has it
+OUT.gguf.3-of-16.json       that the part is complete, and the hashes of its source files
 """
 
 from __future__ import annotations
