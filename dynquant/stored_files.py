@@ -11,6 +11,7 @@ import time
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import BinaryIO, Protocol
 
 from dynquant.errors import CheckpointError
@@ -62,7 +63,10 @@ class StoredFile(Protocol):
 Elsewhere = Mapping[Path, StoredFile]
 """Files that are not on this machine, by the place that they would have here."""
 
-ALL_HERE: Elsewhere = {}
+ALL_HERE: Elsewhere = MappingProxyType({})
+
+REQUESTS_AT_ONCE = 8
+"""Requests to other machines at once, where several files or tensors are needed."""
 
 
 class LocalFile:
@@ -131,3 +135,8 @@ def stored_file(path: Path | StoredFile, elsewhere: Elsewhere = ALL_HERE) -> Sto
     if isinstance(path, Path):
         return elsewhere.get(path) or LocalFile(path)
     return path
+
+
+def is_there(path: Path, elsewhere: Elsewhere = ALL_HERE) -> bool:
+    """Return whether a path can be read, here or elsewhere."""
+    return path in elsewhere or path.exists()

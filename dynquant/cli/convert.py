@@ -25,6 +25,7 @@ from dynquant.cli.options import (
     BaseOption,
     EffortOption,
     ImatrixOption,
+    KeepSourceOption,
     LeaveOutOption,
     LogFormatOption,
     ManifestOption,
@@ -41,7 +42,9 @@ from dynquant.cli.options import (
     SourceHashesOption,
     SplitSizeOption,
     SplitTensorsOption,
+    StreamOption,
     ThreadsOption,
+    fetch_of,
     size_of,
 )
 from dynquant.cli.planning import Planning
@@ -126,6 +129,8 @@ def convert(
     leave_out: LeaveOutOption = None,
     merge_adapter: MergeAdapterOption = None,
     base: BaseOption = None,
+    stream: StreamOption = False,
+    keep_source: KeepSourceOption = "all",
     restart: Annotated[
         bool,
         typer.Option("--restart", help="Start over instead of resuming an interrupted run."),
@@ -186,6 +191,7 @@ def convert(
         quiet,
         merge_adapter,
         base,
+        fetch_of(keep_source, is_streamed=stream),
     )
     projecting = planning.projecting(mmproj, only=only_mmproj, out=mmproj_out)
     limit = size_of(max_size, "--max-size")

@@ -119,6 +119,7 @@ def plan(
         threads,
         merge_adapter=merge_adapter,
         base=base,
+        fetch="stream",
     )
     projecting = planning.projecting(mmproj, only=only_mmproj)
     if projecting and not only_mmproj and (html or save):

@@ -21,14 +21,16 @@ from typing import Literal, get_args
 from dynquant.arrays import U8
 from dynquant.checkpoint.source_file import published_sha256, source_facts
 from dynquant.conversion.manifest import Source
-from dynquant.conversion.work import TensorWork, Work
+from dynquant.conversion.work import SourceFile, TensorWork, Work
+from dynquant.errors import CheckpointError
 from dynquant.json_documents import plain
 from dynquant.stored_files import StoredFile
 from dynquant.tensors import ShardFile
 
 SourceHashes = Literal["auto", "read", "none"]
-"""auto: take the hashes that the Hub publishes for its files, compute the others; read: compute
-all; none: hash headers only."""
+"""auto: take the hashes that the Hub publishes for its files, compute the others, except of files
+that are read by ranges; read: compute all, and compare with those that are published; none: hash
+headers only."""
 
 SOURCE_HASHES: tuple[SourceHashes, ...] = get_args(SourceHashes)
 
@@ -44,6 +46,8 @@ class _File:
     """A file to hash.
 
     start: its position if all files were one, in the order of first use
+    published: the sha256 that its publisher states, if it is known
+    access: how a file of another machine is read; None for files of this machine
     """
 
     stored: StoredFile
@@ -51,6 +55,8 @@ class _File:
     n_bytes: int
     header: str
     readers: tuple[ShardFile, ...]
+    published: str | None
+    access: Literal["ranges", "copy"] | None
     sha256: str | None = None
     known_from: Literal["read", "hub"] | None = None
 
@@ -77,7 +83,19 @@ class _Hashing:
         self._digest.update(wanted.data)
         self.position += len(wanted)
         if self.position == self.file.n_bytes:
-            self.file.sha256, self.file.known_from = self._digest.hexdigest(), "read"
+            sha256, stated = self._digest.hexdigest(), self.file.published
+            if stated is not None and sha256 != stated:
+                raise CheckpointError(
+                    f"{self.file.stored.path}: its sha256 is {sha256}, but {stated} where it was"
+                    " published; the copy is damaged, download it again (--restart)"
+                )
+            self.file.sha256, self.file.known_from = sha256, "read"
+
+
+def _access(source: SourceFile) -> Literal["ranges", "copy"] | None:
+    if not source.stored.is_remote:
+        return None
+    return "copy" if source.is_copied else "ranges"
 
 
 class SourceDigests:
@@ -105,10 +123,19 @@ class SourceDigests:
         start = 0
         for source in work.source_files:
             facts = source_facts(source.stored)
-            file = _File(source.stored, start, facts.n_bytes, facts.header_sha256, source.readers)
+            published = published_sha256(source.stored)
+            file = _File(
+                source.stored,
+                start,
+                facts.n_bytes,
+                facts.header_sha256,
+                source.readers,
+                published,
+                _access(source),
+            )
             start += file.n_bytes
             self._files.append(file)
-            if wanted == "auto" and (published := published_sha256(source.stored)):
+            if wanted == "auto" and published:
                 file.sha256, file.known_from = published, "hub"
         self._furthest = [max(t.source_files, default=0) for t in work.tensors]
         self.n_bytes = start
@@ -118,6 +145,7 @@ class SourceDigests:
             _Hashing(file)
             for number, file in enumerate(self._files)
             if wanted != "none" and not file.sha256 and (only is None or number in only)
+            if wanted == "read" or file.access != "ranges"
         ]
         self._front = 0
         self._floor = math.inf if first is None else self._start_of(work.tensors[first])
@@ -188,6 +216,7 @@ class SourceDigests:
                 header_sha256=file.header,
                 sha256=file.sha256,
                 sha256_from=file.known_from,
+                access=file.access,
             )
             for file in self._files
         ]

@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 from dynquant.arrays import F32
+from dynquant.checkpoint.remote.remote_file import RemoteFile
 from dynquant.conversion.layout import Layout, lay_out
 from dynquant.feedback.decided import Decisions, Fed
 from dynquant.importance.audit import Importance
@@ -138,6 +139,11 @@ class SourceFile:
     def stored(self) -> StoredFile:
         """Where its bytes are."""
         return self.readers[0].file
+
+    @property
+    def is_copied(self) -> bool:
+        """Whether it is elsewhere, and copied to this machine for as long as it is needed."""
+        return isinstance(self.stored, RemoteFile) and self.stored.is_copied
 
 
 @dataclass(frozen=True, eq=False)

@@ -33,7 +33,13 @@ def explain(
     from dynquant.report.explained import explained_json, explained_tables, explanations
 
     given = read_inputs(
-        model, recipe, imatrix, mla=mla, needs_vocab=False, leave_out=leave_out or ()
+        model,
+        recipe,
+        imatrix,
+        mla=mla,
+        needs_vocab=False,
+        leave_out=leave_out or (),
+        fetch="stream",
     )
     found = apply_recipe(given.recipe, given.model, has_imatrix=given.imatrix is not None)
     explained = explanations(given.recipe, found, tensors)

@@ -36,7 +36,13 @@ def export(
 
     assert form == "tensor-type-file", "the only format"
     given = read_inputs(
-        model, recipe, imatrix, mla=mla, needs_vocab=False, leave_out=leave_out or ()
+        model,
+        recipe,
+        imatrix,
+        mla=mla,
+        needs_vocab=False,
+        leave_out=leave_out or (),
+        fetch="stream",
     )
     found = apply_recipe(given.recipe, given.model, has_imatrix=given.imatrix is not None)
     for warning in found.warnings:
