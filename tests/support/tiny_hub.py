@@ -38,6 +38,7 @@ class Hub:
     trouble:   for the next requests of such content, one after the other: "429", "503", "cut" (the
                connection ends in the middle), "short" (half of the range), "expired", "whole"
     is_large:  ETags are sha256, and the content is on another host, at an address that expires
+    sha256:    what the Hub states of large files; None is the truth
     key:       part of the addresses that are valid
     """
 
@@ -49,6 +50,7 @@ class Hub:
     sent: list[tuple[str, int, int]] = field(default_factory=list)
     trouble: deque[str] = field(default_factory=deque)
     is_large: bool = False
+    sha256: str | None = None
     key: int = 0
 
     def fetched(self) -> set[str]:
@@ -124,9 +126,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def redirect(self, path: Path, commit: str, name: str) -> None:
         port = self.server.server_address[1]
+        sha256 = self.hub.sha256 or hashlib.sha256(path.read_bytes()).hexdigest()
         self.send_response(302)
         self.send_header("Location", f"http://localhost:{port}/signed/{self.hub.key}/{name}")
-        self.send_header("X-Linked-ETag", f'"{hashlib.sha256(path.read_bytes()).hexdigest()}"')
+        self.send_header("X-Linked-ETag", f'"{sha256}"')
         self.send_header("X-Linked-Size", str(path.stat().st_size))
         self.send_header("X-Repo-Commit", commit)
         self.send_header("Content-Length", "0")
