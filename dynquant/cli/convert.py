@@ -31,12 +31,12 @@ from dynquant.cli.options import (
     ManifestOption,
     MaxSizeOption,
     MergeAdapterOption,
-    ModelArgument,
     MomentsOption,
     OutOption,
     PlanMlaOption,
     PreOption,
     RecipeOption,
+    RemoteModelArgument,
     RequantizeOption,
     SetOption,
     SourceHashesOption,
@@ -92,7 +92,7 @@ class _How:
 
 
 def convert(
-    model: ModelArgument,
+    model: RemoteModelArgument,
     out: OutOption,
     recipe: RecipeOption = None,
     plan: Annotated[

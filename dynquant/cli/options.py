@@ -10,13 +10,15 @@ import typer
 if TYPE_CHECKING:
     from dynquant.plan.shards import Split
 
+_PLACES = (
+    "Folder with config.json and safetensors; a GGUF (of shards, any one);"
+    " hf://ORG/MODEL[@REVISION] or hf://ORG/MODEL/FILE.gguf"
+)
 ModelArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL",
-        help="Folder with config.json and safetensors; a GGUF (of shards, any one);"
-        " hf://ORG/MODEL[@REVISION] or hf://ORG/MODEL/FILE.gguf; a URL of fsspec (s3://, gs://).",
-    ),
+    str, typer.Argument(metavar="MODEL", help=f"{_PLACES}, always fetched completely.")
+]
+RemoteModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help=f"{_PLACES}; a URL of fsspec (s3://, gs://).")
 ]
 
 
@@ -202,7 +204,7 @@ StreamOption = Annotated[
     bool,
     typer.Option(
         "--stream",
-        help="Read rows of a model on the Hub by requests for ranges; no file is stored here.",
+        help="Read rows of a model on the Hub by requests for ranges; no weights are stored here.",
     ),
 ]
 KeepSourceOption = Annotated[

@@ -14,7 +14,9 @@ import hashlib
 import json
 import os
 import re
+import sys
 import threading
+import time
 from collections import deque
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -38,6 +40,7 @@ class Hub:
     trouble:   for the next requests of such content, one after the other: "429", "503", "cut" (the
                connection ends in the middle), "short" (half of the range), "expired", "whole"
     is_large:  ETags are sha256, and the content is on another host, at an address that expires
+    delay:     seconds before each answer with such content
     sha256:    what the Hub states of large files; None is the truth
     key:       part of the addresses that are valid
     """
@@ -50,6 +53,7 @@ class Hub:
     sent: list[tuple[str, int, int]] = field(default_factory=list)
     trouble: deque[str] = field(default_factory=deque)
     is_large: bool = False
+    delay: float = 0.0
     sha256: str | None = None
     key: int = 0
 
@@ -140,6 +144,8 @@ class _Handler(BaseHTTPRequestHandler):
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
         is_weights = self.command == "GET" and path.suffix in _WEIGHTS
         trouble = self.hub.trouble.popleft() if is_weights and self.hub.trouble else ""
+        if is_weights:
+            time.sleep(self.hub.delay)
         if trouble in ("429", "503"):
             self.refuse(int(trouble), "Busy")
             return
@@ -192,13 +198,22 @@ def _etag(path: Path) -> str:
     return hashlib.sha1(f"{path.name} {there.st_size} {there.st_mtime_ns}".encode()).hexdigest()
 
 
+class _Server(ThreadingHTTPServer):
+    """A server that does not report clients that end connections, such as killed ones."""
+
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
 class Serving:
     """Serves a hub at `endpoint` inside a `with` block."""
 
     def __init__(self, hub: Hub) -> None:
         handler = type("Handler", (_Handler,), {"hub": hub})
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), handler)
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self.endpoint = f"http://127.0.0.1:{self._server.server_address[1]}"
 

@@ -7,14 +7,20 @@ from typing import Annotated
 import typer
 
 from dynquant.cli import console
-from dynquant.cli.options import ImatrixOption, JsonOption, LeaveOutOption, MlaOption, ModelArgument
+from dynquant.cli.options import (
+    ImatrixOption,
+    JsonOption,
+    LeaveOutOption,
+    MlaOption,
+    RemoteModelArgument,
+)
 
 
 def explain(
     recipe: Annotated[
         str, typer.Argument(metavar="RECIPE", help="A shipped recipe or a YAML file.")
     ],
-    model: ModelArgument,
+    model: RemoteModelArgument,
     tensors: Annotated[
         list[str],
         typer.Argument(

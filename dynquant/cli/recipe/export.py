@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from dynquant.cli import console
-from dynquant.cli.options import ImatrixOption, LeaveOutOption, MlaOption, ModelArgument
+from dynquant.cli.options import ImatrixOption, LeaveOutOption, MlaOption, RemoteModelArgument
 from dynquant.cli.text_files import ForceOption, OutOption, write_text
 
 
@@ -15,7 +15,7 @@ def export(
     recipe: Annotated[
         str, typer.Argument(metavar="RECIPE", help="A shipped recipe or a YAML file.")
     ],
-    model: ModelArgument,
+    model: RemoteModelArgument,
     out: OutOption = None,
     form: Annotated[
         Literal["tensor-type-file"],
