@@ -405,7 +405,7 @@ def test_hashing_streamed_files_finds_content_that_differs_from_the_published_ha
 ) -> None:
     streamed(tmp_path / "out.gguf", manifest="read")
     hub.sha256 = "0" * 64
-    with pytest.raises(CheckpointError, match=f"but {'0' * 64} where it was published"):
+    with pytest.raises(CheckpointError, match=f"but {'0' * 64} is published for it"):
         streamed(tmp_path / "other.gguf", manifest="read")
 
 
