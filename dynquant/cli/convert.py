@@ -205,6 +205,7 @@ def convert(
 
     if quiet or log_format == "json":
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # read when the library is imported
+        os.environ["HF_HUB_VERBOSITY"] = "error"
     console.event(
         "start", quiet=quiet, command="convert", model=model, out=str(out), **planning.source
     )

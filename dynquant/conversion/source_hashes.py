@@ -86,9 +86,9 @@ class _Hashing:
             sha256, stated = self._digest.hexdigest(), self.file.published
             if stated is not None and sha256 != stated:
                 raise CheckpointError(
-                    f"{self.file.stored.path}: its sha256 is {sha256}, but {stated} is published for"
-                    " it; remove the file if it is on this machine, fetch it again, and convert it"
-                    " with --restart"
+                    f"{self.file.stored.path}: its sha256 is {sha256}, but {stated} is published"
+                    " for it; remove the file if it is on this machine, fetch it again, and convert"
+                    " it with --restart"
                 )
             self.file.sha256, self.file.known_from = sha256, "read"
 

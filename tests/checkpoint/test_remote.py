@@ -30,6 +30,9 @@ from dynquant.checkpoint.remote.hub_ranges import HubRanges
 from dynquant.checkpoint.remote.remote_file import RemoteFile
 from dynquant.cli import app
 from dynquant.conversion.engine import Progress
+from dynquant.conversion.parts.join import join_parts
+from dynquant.conversion.parts.run import convert_part
+from dynquant.conversion.parts.share import Part
 from dynquant.conversion.remote_sources import copies_beside, sources_path
 from dynquant.conversion.work import work_of
 from dynquant.errors import CheckpointError, ConvertError
@@ -348,6 +351,19 @@ def test_interrupted_run_resumes_with_the_same_bytes(
         assert hub.sent == []  # the copy of the first run is used
     assert not copies.exists()
     assert tensors_of(tmp_path / "out.gguf") == local(folder, tmp_path)
+
+
+@pytest.mark.parametrize("fetch", ["stream", "shards"])
+def test_parts_of_a_conversion_read_models_elsewhere(
+    fetch: Fetch, serving: Serving, folder: Path, tmp_path: Path
+) -> None:
+    plan = dynquant.make_plan(MODEL, "q8_0", fetch=fetch)
+    out = tmp_path / "out.gguf"
+    for number in (1, 2):
+        convert_part(plan, out, Part(number, 2), threads=2)
+    join_parts(plan, out, threads=2)
+    assert tensors_of(out) == local(folder, tmp_path)
+    assert not list(tmp_path.glob("*.sources"))
 
 
 def test_run_of_another_commit_does_not_resume(hub: Hub, serving: Serving, tmp_path: Path) -> None:
