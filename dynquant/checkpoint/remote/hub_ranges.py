@@ -148,16 +148,16 @@ class HubRanges:
                 f"{self.name}: the server sends whole files only, no ranges; download the model"
                 " (without --stream)"
             )
+        found = _RANGE.fullmatch(headers.get("Content-Range", ""))
+        if status == 416 or (found is not None and int(found[3]) != self.n_bytes):
+            size = f"now {found[3]}" if found is not None else "now fewer"
+            raise self._changed(f"it had {self.n_bytes} bytes, {size}")
         tag = _plain(headers.get("ETag"))
         with self._lock:
             wanted = self._etag if place.is_hub else (self._tag_there or tag)
             self._tag_there = wanted
-        found = _RANGE.fullmatch(headers.get("Content-Range", ""))
         if tag != wanted:
             raise self._changed(f"its ETag was {wanted}, and is {tag}")
-        if status == 416 or (found is not None and int(found[3]) != self.n_bytes):
-            size = f"now {found[3]}" if found is not None else "fewer"
-            raise self._changed(f"it had {self.n_bytes} bytes, {size}")
         if found is None or int(found[1]) != offset or int(found[2]) >= offset + n:
             raise CheckpointError(
                 f"{self.name}: asked for bytes {offset} to {offset + n - 1}, the server answers"

@@ -24,7 +24,7 @@ _HEAD_KEPT = 1 << 24
 """Limit on the bytes at the beginning of a file that are kept in memory."""
 
 _TRIES = 6
-"""Answers that are too short, to one read, before it fails."""
+"""Answers that are too short or refused, to one read, before it fails."""
 
 WAIT = 0.5
 """Seconds before the first repetition after an answer without any byte; doubled each time."""
@@ -124,7 +124,8 @@ class RemoteFile:
             if tries == _TRIES:
                 raise CheckpointError(
                     f"{self.name}: read at byte {offset + done}: {tries} answers of the server"
-                    " were too short; check the connection, then run the same command again"
+                    " were too short or refused; check the connection, then run the same command"
+                    " again"
                 )
             if n == 0:
                 time.sleep(wait)
