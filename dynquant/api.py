@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dynquant.arch.base import Model
-from dynquant.arch.load import Mla
+from dynquant.arch.load import Fetch, Mla
 from dynquant.budget import solve
 from dynquant.budget.sensitivity import read_sensitivity
 from dynquant.budget.solve import Solved
 from dynquant.checkpoint.gguf import GGUFFile, read_gguf
+from dynquant.checkpoint.remote.open_gguf import gguf_elsewhere
 from dynquant.conversion.engine import Progress
 from dynquant.conversion.manifest import Manifest, find_manifest
 from dynquant.conversion.manifest import read_manifest as read_manifest_file
@@ -197,6 +198,7 @@ def make_plan(
     leave_out: Sequence[str] = (),
     merge_adapter: Sequence[str | Path] = (),
     base: str | Path | None = None,
+    fetch: Fetch = "download",
     target: Target | str | int | None = None,
     sensitivity: str | Path | None = None,
     threads: int | None = None,
@@ -223,6 +225,7 @@ def make_plan(
         leave_out=leave_out,
         merge_adapter=merge_adapter,
         base=base,
+        fetch=fetch,
     )
     if target is not None or (found.recipe.has_choice and not draft):
         solved = solve_recipe(
@@ -374,15 +377,16 @@ def load_plan(
     moments: str | Path | Moments | None = None,
     merge_adapter: Sequence[str | Path] = (),
     base: str | Path | None = None,
+    fetch: Fetch = "download",
 ) -> Plan:
     """Read a plan that `Plan.save` or `dynquant plan --save` made, for the same model.
 
-    merge_adapter, base: as in `convert`
+    merge_adapter, base, fetch: as in `convert`
 
     Raises PlanError, with every difference by name, if it does not fit the model, the
     imatrix and the moments.
     """
-    bound = load_saved_plan(path, model, imatrix, moments, merge_adapter, base)
+    bound = load_saved_plan(path, model, imatrix, moments, merge_adapter, base, fetch)
     return Plan._of(bound)  # pyright: ignore[reportPrivateUsage]
 
 
@@ -404,6 +408,7 @@ def convert(
     leave_out: Sequence[str] = (),
     merge_adapter: Sequence[str | Path] = (),
     base: str | Path | None = None,
+    fetch: Fetch = "download",
     target: Target | str | int | None = None,
     sensitivity: str | Path | None = None,
     restart: bool = False,
@@ -430,6 +435,8 @@ def convert(
     leave_out: globs of stored names to leave out, for tensors that are no part of the model
     merge_adapter: PEFT adapters to merge into the weights, in order: folders or hf:// names
     base:     makes `model` a PEFT adapter of this model, which is converted for llama.cpp
+    fetch:    how weights elsewhere are read: "download" fetches the whole model first, "shards" one
+              file after the other and deletes each, "stream" requests ranges of rows
     target:   the size that rules with `choose` fill, as in `solve_recipe`
     sensitivity: a file of `dynquant sensitivity` for it
     restart:  start over instead of resuming an interrupted run
@@ -455,6 +462,7 @@ def convert(
         leave_out=leave_out,
         merge_adapter=merge_adapter,
         base=base,
+        fetch=fetch,
         target=target,
         sensitivity=sensitivity,
         threads=threads,
@@ -472,7 +480,7 @@ def convert(
 
 def inspect(path: str | Path) -> GGUFFile:
     """Return the keys and the tensor table of a GGUF; raise CheckpointError if it is damaged."""
-    return read_gguf(Path(path))
+    return read_gguf(gguf_elsewhere(str(path)) or Path(path))
 
 
 def read_manifest(path: str | Path) -> Manifest:

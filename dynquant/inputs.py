@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dynquant.arch.base import Model
-from dynquant.arch.load import Mla, is_gguf_name, load_model
+from dynquant.arch.load import Fetch, Mla, is_gguf_name, load_model
 from dynquant.arch.load_projector import load_projector
 from dynquant.arch.towers.whole import CLIP
 from dynquant.checkpoint.hub import is_hub_name
@@ -57,13 +57,14 @@ def read_inputs(
     leave_out: Sequence[str] = (),
     merge_adapter: Sequence[str | Path] = (),
     base: str | Path | None = None,
+    fetch: Fetch = "download",
 ) -> Inputs:
     """Read a recipe, an imatrix, moments and a model, in this order; each may be loaded already.
 
     A model of the Hub is fetched only if the others are valid: that may take hours.
 
-    pre, mla, needs_vocab, leave_out, merge_adapter, base: as in `load_model`; all but needs_vocab
-    are refused for a model that is loaded
+    pre, mla, needs_vocab, leave_out, merge_adapter, base, fetch: as in `load_model`; all but
+    needs_vocab and fetch are refused for a model that is loaded
 
     Raises DynquantError with the faults of all of them.
     """
@@ -71,7 +72,7 @@ def read_inputs(
     rules = recipe if isinstance(recipe, Recipe) else problems.attempt(lambda: load_recipe(recipe))
     means = problems.attempt(lambda: _imatrix(imatrix))
     seconds = _moments(moments, imatrix, problems)
-    loaded = _model(model, pre, mla, needs_vocab, leave_out, merge_adapter, base, problems)
+    loaded = _model(model, pre, mla, needs_vocab, leave_out, merge_adapter, base, fetch, problems)
     problems.raise_any()
     assert loaded is not None and rules is not None, "whatever is not read is a fault"
     return Inputs(loaded, rules, means, seconds)
@@ -99,6 +100,7 @@ def read_audit(
         mla=mla,
         needs_vocab=False,
         leave_out=leave_out,
+        fetch="stream",
     )
     assert found.imatrix is not None, "it is read or a fault"
     architecture = found.model.architecture
@@ -117,10 +119,11 @@ def load_plan(
     moments: str | Path | Moments | None = None,
     merge_adapter: Sequence[str | Path] = (),
     base: str | Path | None = None,
+    fetch: Fetch = "download",
 ) -> Plan:
     """Read a saved plan, with the model, the imatrix and the moments that it was made for.
 
-    merge_adapter, base: as in `load_model`
+    merge_adapter, base, fetch: as in `load_model`
 
     Raises DynquantError with the faults of all of them, PlanError for a plan that does not fit.
     """
@@ -133,7 +136,9 @@ def load_plan(
     if loaded is None and saved is not None:
         if is_hub_name(str(model)):
             problems.raise_any()
-        loaded = problems.attempt(lambda: _model_of_plan(str(model), saved, merge_adapter, base))
+        loaded = problems.attempt(
+            lambda: _model_of_plan(str(model), saved, merge_adapter, base, fetch)
+        )
     problems.raise_any()
     assert loaded is not None and saved is not None, "whatever is not read is a fault"
     return bind_plan(saved, loaded, means, str(path), seconds)
@@ -169,6 +174,7 @@ def _model(
     leave_out: Sequence[str],
     merge_adapter: Sequence[str | Path],
     base: str | Path | None,
+    fetch: Fetch,
     problems: Problems,
 ) -> Model | None:
     if isinstance(model, Model):
@@ -196,16 +202,21 @@ def _model(
             leave_out=leave_out,
             merge_adapter=merge_adapter,
             base=base,
+            fetch=fetch,
         )
     )
 
 
 def _model_of_plan(
-    model: str, saved: SavedPlan, merge_adapter: Sequence[str | Path], base: str | Path | None
+    model: str,
+    saved: SavedPlan,
+    merge_adapter: Sequence[str | Path],
+    base: str | Path | None,
+    fetch: Fetch,
 ) -> Model:
     """Load a model as the plan has it; its keys name a pre-tokenizer that is not recognized."""
     if saved.architecture == CLIP and not is_gguf_name(model):
-        return load_projector(model)
+        return load_projector(model, fetch=fetch)
     load = partial(
         load_model,
         model,
@@ -213,6 +224,7 @@ def _model_of_plan(
         leave_out=saved.leave_out,
         merge_adapter=merge_adapter,
         base=base,
+        fetch=fetch,
     )
     pre = pre_tokenizer_of(saved)
     try:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import threading
-import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache
@@ -15,9 +12,8 @@ from typing import Protocol, TypeVar, cast
 import numpy as np
 
 from dynquant.arrays import F32, U8
-from dynquant.errors import CheckpointError
 from dynquant.quants.table import ALL, QuantType
-from dynquant.systems import system
+from dynquant.stored_files import StoredFile, stored_file
 
 T = TypeVar("T")
 
@@ -77,47 +73,30 @@ def row_bytes(source: TensorSource) -> int:
 
 
 class ShardFile:
-    """A file that many tensors read; opened at the first read, closed with the last reference.
+    """A file that many tensors read.
 
+    file:    where its bytes are; a path is a file of this machine
     reached: the end of the furthest read, in bytes; updated after the read
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, file: Path | StoredFile) -> None:
+        self.file = stored_file(file)
         self.reached = 0
-        self._lock = threading.Lock()
-        self._fd: int | None = None
 
-    def _descriptor(self) -> int:
-        with self._lock:
-            if self._fd is None:
-                self._fd = system().open(self.path, "read", follow=True)
-                weakref.finalize(self, os.close, self._fd)
-            return self._fd
+    @property
+    def path(self) -> Path:
+        """The place of the file on this machine, or the one that it would have."""
+        return self.file.path
 
     def read(self, offset: int, into: U8) -> None:
         """Fill `into` with the bytes at `offset`; raise CheckpointError if that fails."""
         view = into.data.cast("B")
-        done = 0
-        try:
-            fd = self._descriptor()
-            while done < len(view):
-                n = system().read_at(fd, view[done:], offset + done)
-                if n == 0:
-                    raise CheckpointError(
-                        f"{self.path}: ends at byte {offset + done}, {len(view) - done} bytes too"
-                        " early; the file changed since it was opened"
-                    )
-                done += n
-        except OSError as e:
-            raise CheckpointError(f"{self.path}: read at byte {offset + done}: {e.strerror}") from e
-        self.reached = max(self.reached, offset + done)
+        self.file.read(offset, view)
+        self.reached = max(self.reached, offset + len(view))
 
     def forget(self) -> None:
-        """Drop the file from the system's page cache."""
-        with self._lock:
-            if self._fd is not None:
-                system().forget(self._fd)
+        """Free what is kept of the file on this machine."""
+        self.file.forget()
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,8 @@ from dynquant.arch.pooling import dense_folders, folders_of, pooling_keys
 from dynquant.arch.rerankers import reranker_problems
 from dynquant.arch.stored_numbers import stored_keys
 from dynquant.checkpoint import causes, hub
+from dynquant.checkpoint.remote.fsspec_models import is_url, url_model
+from dynquant.checkpoint.remote.hub_models import hub_files, hub_gguf, unlisted_files
 from dynquant.checkpoint.safetensors import SINGLE, open_checkpoint, read_config, shard_files
 from dynquant.checkpoint.source_file import hash_of_settings
 from dynquant.errors import (
@@ -33,9 +35,15 @@ from dynquant.errors import (
     VocabError,
 )
 from dynquant.keys import Keys
+from dynquant.stored_files import ALL_HERE, Elsewhere
 from dynquant.vocab import VocabReport, read_vocab
 
 Mla = Literal["split", "merged"]
+Fetch = Literal["download", "shards", "stream"]
+"""How the weights of a model elsewhere are read. download: the whole model is fetched first, into
+the cache of the Hub; shards: a conversion fetches one file after the other, and deletes each after
+its last row; stream: rows are read by requests for ranges, and no file is stored here. A model at a
+URL that is not of the Hub is streamed in place of a download."""
 
 
 def load_model(
@@ -47,11 +55,12 @@ def load_model(
     leave_out: Sequence[str] | str = (),
     merge_adapter: Sequence[str | Path] | str | Path = (),
     base: str | Path | None = None,
+    fetch: Fetch = "download",
 ) -> Model:
     """Describe the model in a folder, in a GGUF or on the Hub, without reading its weights.
 
     path: a folder with config.json and safetensors; a GGUF or any of its shards;
-          hf://org/model[@revision] or hf://org/model/file.gguf, which are downloaded as a whole
+          hf://org/model[@revision] or hf://org/model/file.gguf; either at a URL of fsspec
     pre:  llama.cpp's name of the pre-tokenizer, if it cannot be recognised
     mla:  layout of latent attention: "split", or "merged" as in files of early 2025
     needs_vocab: whether tokenizer files are required; planning works without them, and
@@ -60,6 +69,7 @@ def load_model(
     merge_adapter: PEFT adapters to merge into the weights, in order, or one: folders or hf:// names
     base: path is a PEFT adapter of this model, of which only config.json is read; the result is
           the adapter as llama.cpp applies it
+    fetch: how weights that are not on this machine are read; headers are read in any case
 
     Raises DynquantError with all problems: CheckpointError for the files, ArchitectureError for the
     family, VocabError for the tokenizer, AdapterError for adapters, or a DynquantError with the
@@ -71,13 +81,32 @@ def load_model(
     if isinstance(merge_adapter, str | Path):
         merge_adapter = (merge_adapter,)
     adapters = open_adapters(merge_adapter)
-    if hub.is_hub_name(str(path)):
-        return _of_hub(str(path), pre, mla, needs_vocab, leave_out, adapters)
     hub.refuse_address(str(path))
+    if fetch not in get_args(Fetch):
+        raise CheckpointError(f"fetch={fetch!r} is unknown; use {' or '.join(get_args(Fetch))}")
     if mla not in get_args(Mla):
         choices = ", ".join(get_args(Mla))
         raise ArchitectureError(f"mla={mla!r} is not a layout; use one of {choices}")
-    return _on_disk(Path(path), pre, mla, needs_vocab, leave_out, adapters)
+    found, elsewhere, keys = open_place(str(path), fetch)
+    model = _on_disk(found, pre, mla, needs_vocab, leave_out, adapters, elsewhere)
+    return replace(model, keys=with_source(model.keys, keys)) if keys else model
+
+
+def open_place(text: str, fetch: Fetch) -> tuple[Path, Elsewhere, Keys]:
+    """Return the folder or GGUF of a model, its files that are elsewhere, and keys of its origin.
+
+    Raises DynquantError as `load_model`.
+    """
+    if hub.is_hub_name(text):
+        if fetch == "download":
+            path, name = fetch_model(text)
+            return path, ALL_HERE, hub.source_keys(name)
+        path, name, elsewhere = _stay(text, is_copied=fetch == "shards")
+        return path, elsewhere, hub.source_keys(name)
+    if is_url(text):
+        path, elsewhere = url_model(text, is_copied=fetch == "shards")
+        return path, elsewhere, {}
+    return Path(text), ALL_HERE, {}
 
 
 def fetch_model(text: str) -> tuple[Path, hub.HubName]:
@@ -92,12 +121,29 @@ def fetch_model(text: str) -> tuple[Path, hub.HubName]:
     # Unknown families are rejected before hundreds of gigabytes are downloaded.
     architecture = _describe(read_config(path), path)
     if listed := shard_files(path):
-        dense = dense_folders(path) if architecture.name == WITH_DENSE else []
-        more = [f"{folder.relative_to(path).as_posix()}/{SINGLE}" for folder in dense]
-        hub.fetch_files(name, [*listed, *more])
+        hub.fetch_files(name, [*listed, *_dense_files(path, architecture)])
     else:
         hub.fetch_unlisted(name)
     return path, name
+
+
+def _stay(text: str, *, is_copied: bool) -> tuple[Path, hub.HubName, Elsewhere]:
+    """Fetch a model of the Hub but its weights; return its place, full name, and the weights."""
+    name = hub.parse_hub_name(text)
+    if name.file:
+        return hub_gguf(name, is_copied=is_copied)
+    path, name = hub.fetch_description(name)
+    architecture = _describe(read_config(path), path)
+    if small := _dense_files(path, architecture):
+        hub.fetch_files(name, small)
+    files = shard_files(path) or unlisted_files(name)
+    return path, name, hub_files(name, path, files, is_copied=is_copied)
+
+
+def _dense_files(path: Path, architecture: Architecture) -> list[str]:
+    """Return the weights of modules after pooling, which are small."""
+    dense = dense_folders(path) if architecture.name == WITH_DENSE else []
+    return [f"{folder.relative_to(path).as_posix()}/{SINGLE}" for folder in dense]
 
 
 def _adapter_of(path: str | Path, base: str | Path) -> Model:
@@ -121,19 +167,6 @@ def _base(base: str | Path) -> tuple[Architecture, str]:
     return _describe(read_config(folder), folder), hash_of_settings(folder / "config.json")
 
 
-def _of_hub(
-    text: str,
-    pre: str | None,
-    mla: Mla,
-    needs_vocab: bool,
-    leave_out: Sequence[str],
-    adapters: Sequence[Adapter],
-) -> Model:
-    path, name = fetch_model(text)
-    model = _on_disk(path, pre, mla, needs_vocab, leave_out, adapters)
-    return replace(model, keys=with_source(model.keys, hub.source_keys(name)))
-
-
 def with_source(keys: Keys, source: Keys) -> Keys:
     """Add the model's source after general.*; a source that the model itself states is kept."""
     more = {k: v for k, v in source.items() if k not in keys or not k.startswith("general.")}
@@ -149,6 +182,7 @@ def _on_disk(
     needs_vocab: bool,
     leave_out: Sequence[str],
     adapters: Sequence[Adapter],
+    elsewhere: Elsewhere,
 ) -> Model:
     if is_gguf(path):
         if adapters:
@@ -171,13 +205,14 @@ def _on_disk(
                 f"{path}: --leave-out is for checkpoints; leave tensors of a GGUF out with a rule"
                 " of the recipe (`drop: true`)"
             )
-        return load_gguf(path)
+        return load_gguf(path, elsewhere)
     if (path / ADAPTER_CONFIG).exists() and not (path / "config.json").exists():
         raise AdapterError(
             f"{path}: is an adapter; name the model that it belongs to (--base MODEL), or merge it"
             f" into that model (convert MODEL --merge-adapter {path})"
         )
-    return _of_folder(path, pre, mla, needs_vocab, tuple(dict.fromkeys(leave_out)), adapters)
+    leave_out = tuple(dict.fromkeys(leave_out))
+    return _of_folder(path, pre, mla, needs_vocab, leave_out, adapters, elsewhere)
 
 
 def is_gguf(path: Path) -> bool:
@@ -191,6 +226,8 @@ def is_gguf_name(model: str | Path) -> bool:
     """Return whether a model, of the Hub or on disk, is a GGUF; as `load_model` decides."""
     if hub.is_hub_name(str(model)):
         return bool(hub.parse_hub_name(str(model)).file)
+    if is_url(str(model)):
+        return str(model).endswith(".gguf")
     return is_gguf(Path(model))
 
 
@@ -201,9 +238,10 @@ def _of_folder(
     needs_vocab: bool,
     leave_out: tuple[str, ...],
     adapters: Sequence[Adapter],
+    elsewhere: Elsewhere,
 ) -> Model:
     top, folder = folders_of(folder)
-    checkpoint = open_checkpoint(folder)
+    checkpoint = open_checkpoint(folder, elsewhere=elsewhere)
     where = str(folder / "config.json")
     architecture = _describe(checkpoint.config, folder)
     CheckpointError.raise_any(causes.check_weights(checkpoint))

@@ -13,13 +13,15 @@ from gguf import GGUFType
 
 from dynquant.arch.base import Architecture, Model, ModelTensor
 from dynquant.arch.gather import gather
-from dynquant.arch.load import is_gguf, with_source
+from dynquant.arch.load import Fetch, is_gguf, with_source
 from dynquant.arch.metadata import general_keys
 from dynquant.arch.model_types import stated_class
 from dynquant.arch.projectors import find_projector, projectors, refused
 from dynquant.arch.towers.whole import CLIP, Projector, Tower, Whole
 from dynquant.arch.wrapped import OTHER_PARTS, SEPARATE
 from dynquant.checkpoint import causes, hub
+from dynquant.checkpoint.remote.fsspec_models import is_url, url_model
+from dynquant.checkpoint.remote.hub_models import hub_files, unlisted_files
 from dynquant.checkpoint.safetensors import (
     Checkpoint,
     open_checkpoint,
@@ -28,6 +30,7 @@ from dynquant.checkpoint.safetensors import (
 )
 from dynquant.errors import ArchitectureError, CheckpointError, Problems
 from dynquant.name_lists import grouped
+from dynquant.stored_files import ALL_HERE, Elsewhere
 
 _PREFIX = r"(model\.|thinker\.|base_model\.model\.)*"
 _TEXT = "the language model, which is another file"
@@ -37,18 +40,19 @@ _CONVERTED = (
 )
 
 
-def load_projector(path: str | Path) -> Model:
+def load_projector(path: str | Path, *, fetch: Fetch = "download") -> Model:
     """Describe the projector of a larger model, without reading its weights.
 
-    path: a folder with config.json and safetensors, or hf://org/model[@revision]; of the Hub's
-          files, only those with tensors of the projector are fetched
+    path: a folder with config.json and safetensors, hf://org/model[@revision], or a URL of fsspec;
+          of the files elsewhere, only those with tensors of the projector are read
+    fetch: how they are read
 
     Raises DynquantError with all problems: CheckpointError for the files, ArchitectureError for a
     model without a projector, or with one that llama.cpp cannot compute.
     """
     if hub.is_hub_name(str(path)):
-        folder, name = _fetch(str(path))
-        model = _of_folder(folder)
+        folder, name, elsewhere = _fetch(str(path), fetch)
+        model = _of_folder(folder, elsewhere)
         return replace(model, keys=with_source(model.keys, hub.source_keys(name)))
     hub.refuse_address(str(path))
     if is_gguf(Path(path)):
@@ -56,11 +60,16 @@ def load_projector(path: str | Path) -> Model:
             f"{path}: a GGUF holds one part of a model; to quantize a projector that is a GGUF,"
             " give it as the model, without --mmproj"
         )
+    if is_url(str(path)):
+        return _of_folder(*url_model(str(path), is_copied=fetch == "shards"))
     return _of_folder(Path(path))
 
 
-def _fetch(text: str) -> tuple[Path, hub.HubName]:
-    """Fetch what a projector needs of a model on the Hub; return its folder, and its full name."""
+def _fetch(text: str, fetch: Fetch) -> tuple[Path, hub.HubName, Elsewhere]:
+    """Fetch what a projector needs of a model on the Hub.
+
+    Returns its folder, its full name, and the weights that stay on the Hub.
+    """
     name = hub.parse_hub_name(text)
     if name.file:
         raise ArchitectureError(
@@ -68,11 +77,15 @@ def _fetch(text: str) -> tuple[Path, hub.HubName]:
         )
     folder, name = hub.fetch_description(name)
     towers = projector_of(read_config(folder), str(folder / "config.json"))
-    if listed := shard_files(folder, _is_of(towers)):
+    listed = shard_files(folder, _is_of(towers))
+    if fetch != "download":
+        listed = listed or unlisted_files(name)
+        return folder, name, hub_files(name, folder, listed, is_copied=fetch == "shards")
+    if listed:
         hub.fetch_files(name, listed)
     else:
         hub.fetch_unlisted(name)
-    return folder, name
+    return folder, name, ALL_HERE
 
 
 def _is_of(towers: Projector) -> Callable[[str], bool]:
@@ -85,16 +98,16 @@ def _is_other_part(name: str) -> bool:
     return any(re.fullmatch(p, name) for p, why in OTHER_PARTS.items() if SEPARATE in why)
 
 
-def _of_folder(folder: Path) -> Model:
+def _of_folder(folder: Path, elsewhere: Elsewhere = ALL_HERE) -> Model:
     where = str(folder / "config.json")
     if not folder.is_dir():
         open_checkpoint(folder)  # raises, with what to give instead
     config = read_config(folder)
     CheckpointError.raise_any(causes.check_config(config, where))
     towers = tuple(t for t in projector_of(config, where) if t.is_part_of(config))
-    checkpoint = open_checkpoint(folder, _is_of(towers))
+    checkpoint = open_checkpoint(folder, _is_of(towers), elsewhere)
     CheckpointError.raise_any(causes.check_weights(checkpoint))
-    whole = Whole.of(checkpoint.config, folder)
+    whole = Whole.of(checkpoint.config, folder, elsewhere)
     problems = Problems()
     parts = [(tower, problems.attempt(lambda tower=tower: tower(whole))) for tower in towers]
     problems.add(*_unused(checkpoint, towers))

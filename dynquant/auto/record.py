@@ -183,7 +183,7 @@ def model_fact(files: Iterable[Path]) -> str:
     known: list[object] = []
     for path in files:
         facts = source_facts(path)
-        known.append([path.name, facts.n_bytes, facts.header_sha256, facts.modified])
+        known.append([path.name, facts.n_bytes, facts.header_sha256, *facts.version.values()])
     for folder in dict.fromkeys(path.parent for path in files):
         settings = [p for p in sorted(folder.glob("*")) if p.suffix in _SETTINGS and p.is_file()]
         known += [[path.name, hash_of_settings(path)] for path in settings]

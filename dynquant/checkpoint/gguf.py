@@ -24,7 +24,8 @@ from gguf import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGUFValueType
 from dynquant.errors import CheckpointError
 from dynquant.keys import FORMATS, Keys, KeyValue, Scalar
 from dynquant.quants.table import ALL
-from dynquant.untrusted import open_regular, shown
+from dynquant.stored_files import StoredFile, stored_file
+from dynquant.untrusted import shown
 
 VERSIONS = (2, 3)
 MAX_NAME = 63
@@ -179,7 +180,7 @@ class _Cursor:
         return tuple(found)
 
 
-def read_gguf(path: Path, *, exact: bool = False) -> GGUFFile:
+def read_gguf(path: Path | StoredFile, *, exact: bool = False) -> GGUFFile:
     """Read a GGUF file's keys and tensor table.
 
     exact: bytes of a string value that are not UTF-8 (llama.cpp cuts some strings at a byte) become
@@ -187,8 +188,10 @@ def read_gguf(path: Path, *, exact: bool = False) -> GGUFFile:
 
     Raises CheckpointError with the file and the byte offset of what is wrong.
     """
+    stored = stored_file(path)
+    path = stored.path
     try:
-        with open_regular(path) as file:
+        with stored.open() as file:
             return _read(_Cursor(path, file, "surrogateescape" if exact else "backslashreplace"))
     except OSError as e:
         raise CheckpointError(f"{path}: cannot be read: {e.strerror}") from e

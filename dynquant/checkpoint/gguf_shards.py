@@ -17,6 +17,7 @@ from dynquant.checkpoint.gguf import GGUFFile, GGUFTensor, read_gguf
 from dynquant.errors import CheckpointError
 from dynquant.keys import Keys
 from dynquant.name_lists import grouped
+from dynquant.stored_files import ALL_HERE, Elsewhere, is_there, stored_file
 from dynquant.untrusted import shown
 
 NAME = re.compile(r"(?P<prefix>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
@@ -41,17 +42,19 @@ class Shards:
                 yield file, tensor
 
 
-def open_gguf(path: Path) -> Shards:
+def open_gguf(path: Path, elsewhere: Elsewhere = ALL_HERE) -> Shards:
     """Read the keys and the tensor tables of a GGUF and of all its shards.
+
+    elsewhere: files that are not on this machine
 
     Raises CheckpointError for a damaged file, and with all shards that are missing, belong to
     another model or contain the same tensor.
     """
-    named = read_gguf(path, exact=True)
+    named = read_gguf(stored_file(path, elsewhere), exact=True)
     count = _number(named, "split.count") or 1
     if count == 1:
         return Shards((named,), named.keys)
-    files = _read_all(named, count)
+    files = _read_all(named, count, elsewhere)
     keys: Keys = {}
     for file in reversed(files):
         keys = file.keys | {k: v for k, v in keys.items() if k not in file.keys}
@@ -94,7 +97,7 @@ def first_file(path: Path) -> Path:
     return found[0] if found else path
 
 
-def _read_all(named: GGUFFile, count: int) -> tuple[GGUFFile, ...]:
+def _read_all(named: GGUFFile, count: int, elsewhere: Elsewhere) -> tuple[GGUFFile, ...]:
     path = named.path
     names = shard_names(path.name)
     if len(names) != count:
@@ -102,19 +105,20 @@ def _read_all(named: GGUFFile, count: int) -> tuple[GGUFFile, ...]:
             f"{path}: its keys say that it is one of {count} shards, but its name does not give the"
             f" names of the others; rename them to PREFIX-00001-of-{count:05}.gguf and so on"
         )
-    absent = [name for name in names if not (path.parent / name).exists()]
+    absent = [name for name in names if not is_there(path.parent / name, elsewhere)]
     if absent:
         raise CheckpointError(
             f"{path}: is one of {count} shards, and {len(absent)} are missing in its folder"
             f" ({', '.join(absent)}); download them again"
         )
-    CheckpointError.raise_any(_same(path.parent, names))
+    here = [name for name in names if path.parent / name not in elsewhere]
+    CheckpointError.raise_any(_same(path.parent, here))
     files: list[GGUFFile] = []
     problems: list[str] = []
     for name in names:
         try:
-            here = path.parent / name
-            files.append(named if name == path.name else read_gguf(here, exact=True))
+            file = stored_file(path.parent / name, elsewhere)
+            files.append(named if name == path.name else read_gguf(file, exact=True))
         except CheckpointError as e:
             problems += e.messages
     CheckpointError.raise_any(problems)

@@ -8,7 +8,8 @@ the Hub cannot be reached.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from glob import escape
 from pathlib import Path
@@ -86,6 +87,12 @@ def fetch_description(name: HubName) -> tuple[Path, HubName]:
     return folder, _pinned(name, folder)
 
 
+def fetch_names(name: HubName, patterns: Iterable[str]) -> tuple[Path, HubName]:
+    """Fetch files by patterns; return the folder of the commit, and the name with its commit."""
+    folder = _snapshot(name, patterns)
+    return folder, _pinned(name, folder)
+
+
 def fetch_files(name: HubName, files: Iterable[str]) -> Path:
     """Fetch files by their names in the repository; return the folder that contains them.
 
@@ -95,7 +102,7 @@ def fetch_files(name: HubName, files: Iterable[str]) -> Path:
     folder = _snapshot(name, [escape(file) for file in wanted])
     absent = [file for file in wanted if not (folder / file).exists()]
     if absent:
-        raise _absent(name, absent)
+        raise absent(name, absent)
     return folder
 
 
@@ -112,11 +119,12 @@ def fetch_unlisted(name: HubName) -> Path:
     single, shards = "model.safetensors", "model-*-of-*.safetensors"
     folder = _snapshot(name, [single, shards])
     if not (folder / single).exists() and not any(folder.glob(shards)):
-        raise _absent(name, [single])
+        raise absent(name, [single])
     return folder
 
 
-def _absent(name: HubName, files: Iterable[str]) -> CheckpointError:
+def absent(name: HubName, files: Iterable[str]) -> CheckpointError:
+    """Return the error for files that a repository does not have."""
     return CheckpointError(
         f"{name}: has no {', '.join(files)}; to take a GGUF of a repository, write"
         " hf://ORG/MODEL/FILE.gguf"
@@ -140,6 +148,11 @@ def source_keys(name: HubName) -> Keys:
         "dynquant.source": string(str(replace(name, revision=None))),
         "dynquant.source_revision": string(name.revision or ""),
     }
+
+
+def is_sha256(text: str) -> bool:
+    """Whether an ETag is a sha256, as those of large files are."""
+    return _SHA256.fullmatch(text) is not None
 
 
 def known_sha256(path: Path) -> str | None:
@@ -180,19 +193,10 @@ def _pinned(name: HubName, folder: Path) -> HubName:
 
 
 def _snapshot(name: HubName, allow: Iterable[str], ignore: Iterable[str] = ()) -> Path:
-    try:
-        from huggingface_hub import (
-            errors,
-            snapshot_download,  # pyright: ignore[reportUnknownVariableType]
-        )
-    except ImportError as e:
-        raise CheckpointError(
-            f"{name}: huggingface_hub is not installed; pip install '{requirement('hub')}'"
-        ) from e
-    # The base class is the HTTP library's error, whichever library is used. OSError and ValueError
-    # are errors of files and addresses, RuntimeError is raised by hf_xet.
-    http_error = cast("type[Exception]", errors.HfHubHTTPError.__bases__[0])
-    try:
+    check_library(name)
+    from huggingface_hub import snapshot_download  # pyright: ignore[reportUnknownVariableType]
+
+    with hub_errors(name):
         return Path(
             snapshot_download(
                 name.repo,
@@ -202,6 +206,31 @@ def _snapshot(name: HubName, allow: Iterable[str], ignore: Iterable[str] = ()) -
                 library_name="dynquant",
             )
         )
+
+
+def check_library(name: HubName) -> None:
+    """Raise CheckpointError if huggingface_hub is not installed."""
+    try:
+        import huggingface_hub  # noqa: F401  # pyright: ignore[reportUnusedImport]
+    except ImportError as e:
+        raise CheckpointError(
+            f"{name}: huggingface_hub is not installed; pip install '{requirement('hub')}'"
+        ) from e
+
+
+@contextmanager
+def hub_errors(name: HubName, what: str | None = None) -> Generator[None]:
+    """Raise CheckpointError with one line in place of the errors of huggingface_hub.
+
+    name: the model; what: the file that is read, if it is one
+    """
+    from huggingface_hub import errors
+
+    # The base class is the HTTP library's error, whichever library is used. OSError and ValueError
+    # are errors of files and addresses, RuntimeError is raised by hf_xet.
+    http_error = cast("type[Exception]", errors.HfHubHTTPError.__bases__[0])
+    try:
+        yield
     except errors.GatedRepoError as e:
         raise CheckpointError(
             f"{name}: is gated; request access on its page, then {_SIGN_IN}"
@@ -218,7 +247,7 @@ def _snapshot(name: HubName, allow: Iterable[str], ignore: Iterable[str] = ()) -
             f" {_one_line(e.__cause__ or e)}"
         ) from e
     except (OSError, ValueError, RuntimeError, http_error) as e:
-        raise CheckpointError(f"{name}: cannot be fetched: {_one_line(e)}") from e
+        raise CheckpointError(f"{what or name}: cannot be fetched: {_one_line(e)}") from e
 
 
 def _one_line(e: BaseException) -> str:

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from dynquant.errors import CheckpointError
+from dynquant.stored_files import ALL_HERE, Elsewhere, is_there
 
 _NUMBERED = re.compile(
     r"(?!consolidated|adapter)(?P<stem>[\w.-]+)-(?P<number>[0-9]{1,5})-of-(?P<count>[0-9]{1,5})"
@@ -17,14 +18,15 @@ _MAX_NAMED = 8
 """Limit on the files that a message names."""
 
 
-def numbered_shards(folder: Path, index: str) -> list[str]:
+def numbered_shards(folder: Path, index: str, elsewhere: Elsewhere = ALL_HERE) -> list[str]:
     """Return the files of a complete set, in the order of their numbers; empty if there is none.
 
     index: name of the index that the folder does not have, for messages
 
     Raises CheckpointError if numbers are missing or superfluous, or if there are several sets.
     """
-    matches = [m for p in folder.glob("*-of-*.safetensors") if (m := _NUMBERED.fullmatch(p.name))]
+    paths = {*folder.glob("*-of-*.safetensors"), *(p for p in elsewhere if p.parent == folder)}
+    matches = [m for p in sorted(paths) if (m := _NUMBERED.fullmatch(p.name))]
     if not matches:
         return []
     without = f"and there is no {index}"
@@ -35,7 +37,7 @@ def numbered_shards(folder: Path, index: str) -> list[str]:
             " are not part of the model"
         )
     stem, count, width = matches[0]["stem"], matches[0]["count"], len(matches[0]["number"])
-    found = {int(m["number"]): m[0] for m in matches if (folder / m[0]).exists()}
+    found = {int(m["number"]): m[0] for m in matches if is_there(folder / m[0], elsewhere)}
     first = 0 if 0 in found and int(count) not in found else 1
     wanted = range(first, first + int(count))
     absent = [f"{stem}-{n:0{width}}-of-{count}.safetensors" for n in wanted if n not in found]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, TypeVar, cast
@@ -12,6 +13,14 @@ from dynquant.checkpoint.numbered import numbered_shards
 from dynquant.checkpoint.safetensors_header import StoredTensor, read_header
 from dynquant.errors import CheckpointError
 from dynquant.name_lists import grouped
+from dynquant.stored_files import (
+    ALL_HERE,
+    REQUESTS_AT_ONCE,
+    Elsewhere,
+    StoredFile,
+    is_there,
+    stored_file,
+)
 from dynquant.untrusted import (
     MAX_CONFIG,
     MAX_INDEX,
@@ -70,11 +79,16 @@ def _instead(path: Path) -> str:
     return usual
 
 
-def open_checkpoint(folder: Path, wanted: Callable[[str], bool] | None = None) -> Checkpoint:
+def open_checkpoint(
+    folder: Path,
+    wanted: Callable[[str], bool] | None = None,
+    elsewhere: Elsewhere = ALL_HERE,
+) -> Checkpoint:
     """Read config.json and the headers of all shards.
 
     wanted: whether a tensor of this name is needed; shards that the index lists and that have none
             of these are not opened, and may be missing
+    elsewhere: files that are not in the folder
 
     Raises CheckpointError with everything that is missing, contradictory or damaged.
     """
@@ -89,10 +103,10 @@ def open_checkpoint(folder: Path, wanted: Callable[[str], bool] | None = None) -
     except CheckpointError as e:
         problems += e.messages
     try:
-        numbered = _numbered(folder)
-        listed = None if numbered else _of_wanted(_weight_map(folder), wanted)
+        numbered = _numbered(folder, elsewhere)
+        listed = None if numbered else _of_wanted(_weight_map(folder, elsewhere), wanted)
         files = numbered or ([SINGLE] if listed is None else sorted(set(listed.values())))
-        shards = _headers(folder, files)
+        shards = _headers(folder, files, elsewhere)
         if numbered:  # each tensor must be in one of them, whichever it is
             listed = {name: file for file, found in shards.items() for name in found}
     except CheckpointError as e:
@@ -153,10 +167,10 @@ def read_object(
     return cast("dict[str, Any]", found)
 
 
-def _weight_map(folder: Path) -> dict[str, str] | None:
+def _weight_map(folder: Path, elsewhere: Elsewhere = ALL_HERE) -> dict[str, str] | None:
     """Return the shard of each tensor from the index; None if one file holds all tensors."""
     path = folder / INDEX
-    single = (folder / SINGLE).exists()
+    single = is_there(folder / SINGLE, elsewhere)
     if not path.exists():
         if not single:
             raise CheckpointError(_no_weights(folder))
@@ -180,10 +194,10 @@ def _weight_map(folder: Path) -> dict[str, str] | None:
     return cast("dict[str, str]", weight_map)
 
 
-def _numbered(folder: Path) -> list[str]:
+def _numbered(folder: Path, elsewhere: Elsewhere) -> list[str]:
     """Return the shards of a folder without an index, in the order of their numbers."""
-    alone = (folder / INDEX).exists() or (folder / SINGLE).exists()
-    return [] if alone else numbered_shards(folder, INDEX)
+    alone = (folder / INDEX).exists() or is_there(folder / SINGLE, elsewhere)
+    return [] if alone else numbered_shards(folder, INDEX, elsewhere)
 
 
 def _is_inside(name: str) -> bool:
@@ -202,21 +216,43 @@ def _no_weights(folder: Path) -> str:
     return f"{folder}: has no {SINGLE} and no {INDEX}; give the folder of a complete checkpoint"
 
 
-def _headers(folder: Path, names: list[str]) -> dict[str, dict[str, StoredTensor]]:
+def _headers(
+    folder: Path, names: list[str], elsewhere: Elsewhere
+) -> dict[str, dict[str, StoredTensor]]:
     problems: list[str] = []
     shards: dict[str, dict[str, StoredTensor]] = {}
+    present = [folder / name for name in names if is_there(folder / name, elsewhere)]
+    read = _read_headers([stored_file(path, elsewhere) for path in present])
     for name in names:
         path = folder / name
-        if not path.exists():
+        if not is_there(path, elsewhere):
             why = "is a link to a missing file" if path.is_symlink() else "is missing"
             problems.append(f"{path}: {why}, but {INDEX} lists it; download the checkpoint again")
             continue
-        try:
-            shards[name] = read_header(path)
-        except CheckpointError as e:
-            problems += e.messages
+        found = read[path]
+        if isinstance(found, CheckpointError):
+            problems += found.messages
+        else:
+            shards[name] = found
     CheckpointError.raise_any(problems)
     return shards
+
+
+def _read_headers(
+    files: list[StoredFile],
+) -> dict[Path, dict[str, StoredTensor] | CheckpointError]:
+    """Return the header of each file, or its problem; remote files are read several at once."""
+
+    def read(file: StoredFile) -> dict[str, StoredTensor] | CheckpointError:
+        try:
+            return read_header(file)
+        except CheckpointError as e:
+            return e
+
+    if not any(file.is_remote for file in files):
+        return {file.path: read(file) for file in files}
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+        return dict(zip((file.path for file in files), pool.map(read, files), strict=True))
 
 
 def _disagreements(

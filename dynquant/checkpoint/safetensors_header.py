@@ -19,8 +19,9 @@ from typing import Any, BinaryIO, cast
 
 from dynquant.errors import CheckpointError
 from dynquant.quants.table import FLOATS, KEPT
+from dynquant.stored_files import StoredFile, stored_file
 from dynquant.tensors import Doubles, ShardFile, Stored, TensorSource
-from dynquant.untrusted import RepeatedKeyError, open_regular, parse_json, shown, unique
+from dynquant.untrusted import RepeatedKeyError, parse_json, shown, unique
 
 MAX_HEADER = 100_000_000
 """Bytes of a header; the limit of the safetensors library (MAX_HEADER_SIZE in tensor.rs)."""
@@ -82,19 +83,21 @@ class StoredTensor:
         return Stored(self.file, self.offset, self.shape, stored)
 
 
-def read_header(path: Path) -> dict[str, StoredTensor]:
+def read_header(path: Path | StoredFile) -> dict[str, StoredTensor]:
     """Return the tensors of a safetensors file, in the order of their data.
 
     Raises CheckpointError with the file's path and all problems of its tensors.
     """
+    stored = stored_file(path)
+    path = stored.path
     try:
-        with open_regular(path) as file:
+        with stored.open() as file:
             size = file.seek(0, 2)
             file.seek(0)
             header, start = _header(path, file, size)
     except OSError as e:
         raise CheckpointError(f"{path}: cannot be read: {e.strerror}") from e
-    shard = ShardFile(path)
+    shard = ShardFile(stored)
     tensors: list[StoredTensor] = []
     problems: list[str] = []
     for name, entry in header.items():

@@ -25,23 +25,26 @@ from dynquant.cli.options import (
     BaseOption,
     EffortOption,
     ImatrixOption,
+    KeepSourceOption,
     LeaveOutOption,
     LogFormatOption,
     ManifestOption,
     MaxSizeOption,
     MergeAdapterOption,
-    ModelArgument,
     MomentsOption,
     OutOption,
     PlanMlaOption,
     PreOption,
     RecipeOption,
+    RemoteModelArgument,
     RequantizeOption,
     SetOption,
     SourceHashesOption,
     SplitSizeOption,
     SplitTensorsOption,
+    StreamOption,
     ThreadsOption,
+    fetch_of,
     size_of,
 )
 from dynquant.cli.parts import (
@@ -97,7 +100,7 @@ class _How:
 
 
 def convert(
-    model: ModelArgument,
+    model: RemoteModelArgument,
     out: OutOption,
     recipe: RecipeOption = None,
     plan: Annotated[
@@ -137,6 +140,8 @@ def convert(
     part: PartOption = None,
     separate: SeparateOption = False,
     scheduler: SchedulerOption = None,
+    stream: StreamOption = False,
+    keep_source: KeepSourceOption = "all",
     restart: Annotated[
         bool,
         typer.Option("--restart", help="Start over instead of resuming an interrupted run."),
@@ -197,6 +202,7 @@ def convert(
         quiet,
         merge_adapter,
         base,
+        fetch_of(keep_source, is_streamed=stream),
     )
     projecting = planning.projecting(mmproj, only=only_mmproj, out=mmproj_out)
     wanted = part_of(part, plan=plan, separate=separate)
@@ -216,6 +222,7 @@ def convert(
 
     if quiet or log_format == "json":
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # read when the library is imported
+        os.environ["HF_HUB_VERBOSITY"] = "error"
     console.event(
         "start", quiet=quiet, command="convert", model=model, out=str(out), **planning.source
     )

@@ -12,7 +12,13 @@ from dynquant.cli.options import JsonOption
 
 
 def inspect(
-    file: Annotated[str, typer.Argument(metavar="FILE.gguf", help="The file to read.")],
+    file: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE.gguf",
+            help="The file, also hf://ORG/MODEL/FILE.gguf or a URL of fsspec.",
+        ),
+    ],
     tensors: Annotated[
         bool, typer.Option("--tensors", help="Print a line for each tensor instead.")
     ] = False,
@@ -25,18 +31,12 @@ def inspect(
     """Print the keys and tensors of a GGUF file."""
     from dynquant.checkpoint.gguf import read_gguf
     from dynquant.checkpoint.gguf_shards import first_file
-    from dynquant.checkpoint.hub import is_hub_name
-    from dynquant.errors import CheckpointError
+    from dynquant.checkpoint.remote.open_gguf import gguf_elsewhere
     from dynquant.report import documents, tables
 
     if sum((tensors, key is not None, json)) > 1:
         raise typer.BadParameter("give one of --tensors, --key and --json")
-    if is_hub_name(file):
-        raise CheckpointError(
-            f"{file}: inspect reads files on disk only; download it with `hf download`, or use"
-            " `dynquant plan`"
-        )
-    found = read_gguf(first_file(Path(file)))
+    found = read_gguf(gguf_elsewhere(file) or first_file(Path(file)))
     if json:
         console.write_json(documents.file_json(found))
     elif key is not None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperCommand
@@ -87,6 +87,7 @@ class Projecting:
     effort: Effort | None = None
     set_keys: dict[str, KeyValue | str] | None = None
     out: Path | None = None
+    fetch: Literal["download", "shards", "stream"] = "download"
 
     def make(self) -> Plan:
         """Read the projector and its recipe, and return the plan."""
@@ -98,7 +99,7 @@ class Projecting:
 
         problems = Problems()
         recipe = problems.attempt(lambda: load_recipe(self.recipe))
-        model = problems.attempt(lambda: load_projector(self.model))
+        model = problems.attempt(lambda: load_projector(self.model, fetch=self.fetch))
         problems.raise_any()
         assert recipe is not None and model is not None, "whatever is not read is a fault"
         inputs = read_inputs(model, recipe)

@@ -10,13 +10,15 @@ import typer
 if TYPE_CHECKING:
     from dynquant.plan.shards import Split
 
+_PLACES = (
+    "Folder with config.json and safetensors; a GGUF (of shards, any one);"
+    " hf://ORG/MODEL[@REVISION] or hf://ORG/MODEL/FILE.gguf"
+)
 ModelArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL",
-        help="Folder with config.json and safetensors; a GGUF (of shards, any one);"
-        " hf://ORG/MODEL[@REVISION] or hf://ORG/MODEL/FILE.gguf, always fetched completely.",
-    ),
+    str, typer.Argument(metavar="MODEL", help=f"{_PLACES}, always fetched completely.")
+]
+RemoteModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help=f"{_PLACES}; a URL of fsspec (s3://, gs://).")
 ]
 
 
@@ -198,6 +200,21 @@ SourceHashesOption = Annotated[
         " computes it otherwise, read always computes it, none leaves it out.",
     ),
 ]
+StreamOption = Annotated[
+    bool,
+    typer.Option(
+        "--stream",
+        help="Read rows of a model on the Hub by requests for ranges; no weights are stored here.",
+    ),
+]
+KeepSourceOption = Annotated[
+    Literal["all", "none"],
+    typer.Option(
+        "--keep-source",
+        help="Files of a model on the Hub: all are fetched first and stay in its cache; none:"
+        " each is fetched when it is needed, beside the output, and deleted after its last row.",
+    ),
+]
 MaxSizeOption = Annotated[
     str | None,
     typer.Option(
@@ -216,6 +233,17 @@ LogFormatOption = Annotated[
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print results only.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+
+def fetch_of(
+    keep_source: Literal["all", "none"], *, is_streamed: bool
+) -> Literal["download", "shards", "stream"]:
+    """Return how weights on other machines are read, as the options say."""
+    if is_streamed and keep_source == "none":
+        raise typer.BadParameter("--stream stores no file: leave out --keep-source")
+    if is_streamed:
+        return "stream"
+    return "shards" if keep_source == "none" else "download"
 
 
 def split_of(

@@ -18,11 +18,11 @@ from dynquant.cli.options import (
     LogFormatOption,
     MaxSizeOption,
     MergeAdapterOption,
-    ModelArgument,
     MomentsOption,
     PlanMlaOption,
     PreOption,
     RecipeOption,
+    RemoteModelArgument,
     RequantizeOption,
     SetOption,
     SplitSizeOption,
@@ -42,7 +42,7 @@ from dynquant.cli.targets import (
 
 
 def plan(
-    model: ModelArgument,
+    model: RemoteModelArgument,
     recipe: RecipeOption = None,
     saved: Annotated[
         Path | None,
@@ -119,6 +119,7 @@ def plan(
         threads,
         merge_adapter=merge_adapter,
         base=base,
+        fetch="stream",
     )
     projecting = planning.projecting(mmproj, only=only_mmproj)
     if projecting and not only_mmproj and (html or save):

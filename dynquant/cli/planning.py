@@ -52,6 +52,7 @@ class Planning:
     quiet: bool = False
     merge_adapter: list[str] | None = None
     base: str | None = None
+    fetch: Literal["download", "shards", "stream"] = "download"
 
     @property
     def _recipe(self) -> str:
@@ -124,7 +125,7 @@ class Planning:
                     f"{', '.join(of_projector)}: --set sets keys of the language model; set those"
                     " of the projector in its recipe (metadata), or with --only-mmproj"
                 )
-            return Projecting(self.model, recipe or DEFAULT, self.effort, out=out)
+            return Projecting(self.model, recipe or DEFAULT, self.effort, out=out, fetch=self.fetch)
         if out is not None:
             raise typer.BadParameter("--only-mmproj writes the projector to --out: name it there")
         given = {
@@ -139,7 +140,9 @@ class Planning:
         if recipe is not None and self.recipe is not None:
             raise typer.BadParameter("--mmproj and --recipe both name a recipe: leave one out")
         keys: dict[str, KeyValue | str] = {**settings(self.set_keys)}
-        return Projecting(self.model, recipe or self.recipe or DEFAULT, self.effort, keys)
+        return Projecting(
+            self.model, recipe or self.recipe or DEFAULT, self.effort, keys, fetch=self.fetch
+        )
 
     def _of_language_model(self) -> dict[str, Any]:
         """Return the options that only language models have; None if they are not given."""
@@ -179,6 +182,7 @@ class Planning:
                     self.moments,
                     self.merge_adapter or (),
                     self.base,
+                    self.fetch,
                 )
             )
         recipe = self._recipe
@@ -194,6 +198,7 @@ class Planning:
             leave_out=self.leave_out or (),
             merge_adapter=self.merge_adapter or (),
             base=self.base,
+            fetch=self.fetch,
         )
         options: dict[str, Any] = {
             "effort": self.effort,

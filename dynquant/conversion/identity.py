@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,13 +12,14 @@ import xxhash
 
 from dynquant.arch.adapters.settings import CONFIG as ADAPTER
 from dynquant.checkpoint.packed.settings import MODELOPT
-from dynquant.checkpoint.source_file import hash_of_settings, reading, source_facts
+from dynquant.checkpoint.source_file import hash_of_settings, opened, source_facts
 from dynquant.conversion.work import Work
 from dynquant.distribution import our_version
 from dynquant.errors import CheckpointError
 from dynquant.plan.feedback import settings_text
 from dynquant.plan.plan import Plan
 from dynquant.quants.encoder import ENCODER_REVISION
+from dynquant.stored_files import StoredFile
 
 
 def identity_of(plan: Plan, work: Work, *, is_portable: bool = False) -> dict[str, Any]:
@@ -49,7 +48,10 @@ def identity_of(plan: Plan, work: Work, *, is_portable: bool = False) -> dict[st
         "plan": hashlib.sha256(headers).hexdigest(),
         "computed": _hash_of_computed(work),
         "config": {n: hash_of_settings(path) for n, path in _named(_configs(paths)).items()},
-        "source": {name: facts(path) for name, path in _named(paths).items()},
+        "source": {
+            name: facts(file.stored)
+            for name, file in zip(_named(paths), work.source_files, strict=True)
+        },
     }
 
 
@@ -62,25 +64,18 @@ def _named(paths: Sequence[Path]) -> dict[str, Path]:
     return found
 
 
-def _time(nanoseconds: int) -> str:
-    """Return a time of modification as people read it, without rounding."""
-    seconds, rest = divmod(nanoseconds, 10**9)
-    return f"{time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime(seconds))}.{rest:09} UTC"
+Versions = Mapping[Path, tuple[int, Mapping[str, str]]]
+"""Size and version of each source file."""
 
 
-def versions_of(work: Work) -> dict[Path, tuple[int, int]]:
-    """Return size and modification time of each source file."""
-    found: dict[Path, tuple[int, int]] = {}
-    for source in work.source_files:
-        with reading(source.path) as file:
-            there = os.fstat(file.fileno())
-        found[source.path] = (there.st_size, there.st_mtime_ns)
-    return found
+def versions_of(work: Work) -> Versions:
+    """Return size and version of each source file, as they are at this moment."""
+    return {
+        source.path: (source.stored.size(), source.stored.version()) for source in work.source_files
+    }
 
 
-def refuse_written(
-    before: Mapping[Path, tuple[int, int]], now: Mapping[Path, tuple[int, int]]
-) -> None:
+def refuse_written(before: Versions, now: Versions) -> None:
     """Raise CheckpointError if a source file changed since the run began."""
     CheckpointError.raise_any(
         f"{path}: changed while it was read; convert it again (--restart) when it is complete"
@@ -104,23 +99,19 @@ def _configs(sources: Sequence[Path]) -> list[Path]:
     return [p for f in folders for p in (f / name for name in names) if p.is_file()]
 
 
-def _source(path: Path) -> dict[str, Any]:
-    facts = source_facts(path)
-    return {
-        "bytes": facts.n_bytes,
-        "header": facts.header_sha256,
-        "modified": _time(facts.modified),
-    }
+def _source(file: StoredFile) -> dict[str, Any]:
+    facts = source_facts(file)
+    return {"bytes": facts.n_bytes, "header": facts.header_sha256, **facts.version}
 
 
 _SAMPLES, _SAMPLE_BYTES = 64, 4096
 
 
-def _sampled(path: Path) -> dict[str, Any]:
+def _sampled(stored: StoredFile) -> dict[str, Any]:
     """Return facts of a file that copies share, with a hash of pages at equal distances."""
-    facts = source_facts(path)
+    facts = source_facts(stored)
     digest = xxhash.xxh3_128()
-    with reading(path) as file:
+    with opened(stored) as file:
         for number in range(_SAMPLES):
             file.seek(facts.n_bytes * number // _SAMPLES)
             digest.update(file.read(_SAMPLE_BYTES))

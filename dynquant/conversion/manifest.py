@@ -134,6 +134,10 @@ class Source(Part):
     sha256: Sha256 | None
     sha256_from: Literal["read", "hub"] | None
     """"read" while it was converted, or as the "hub" names the file's content"""
+    access: Literal["ranges", "copy"] | None = None
+    """of a file on another machine: "ranges" of rows were requested, each with the size, commit and
+    ETag of the file, but its content was only compared with sha256 if that was "read"; or a "copy"
+    was downloaded, compared with the sha256 if the server states one, and deleted"""
 
 
 class Adapter(Part):

@@ -19,16 +19,18 @@ from types import MappingProxyType
 from typing import Literal, get_args
 
 from dynquant.arrays import U8
-from dynquant.checkpoint.hub import known_sha256
-from dynquant.checkpoint.source_file import source_facts
+from dynquant.checkpoint.source_file import published_sha256, source_facts
 from dynquant.conversion.manifest import Source
-from dynquant.conversion.work import TensorWork, Work
+from dynquant.conversion.work import SourceFile, TensorWork, Work
+from dynquant.errors import CheckpointError
 from dynquant.json_documents import plain
+from dynquant.stored_files import StoredFile
 from dynquant.tensors import ShardFile
 
 SourceHashes = Literal["auto", "read", "none"]
-"""auto: take the hashes that the Hub publishes for its files, compute the others; read: compute
-all; none: hash headers only."""
+"""auto: take the hashes that the Hub publishes for its files, compute the others, except of files
+that are read by ranges; read: compute all, and compare with those that are published; none: hash
+headers only."""
 
 SOURCE_HASHES: tuple[SourceHashes, ...] = get_args(SourceHashes)
 
@@ -44,13 +46,17 @@ class _File:
     """A file to hash.
 
     start: its position if all files were one, in the order of first use
+    published: the sha256 that its publisher states, if it is known
+    access: how a file of another machine is read; None for files of this machine
     """
 
-    path: Path
+    stored: StoredFile
     start: int
     n_bytes: int
     header: str
     readers: tuple[ShardFile, ...]
+    published: str | None
+    access: Literal["ranges", "copy"] | None
     sha256: str | None = None
     known_from: Literal["read", "hub"] | None = None
 
@@ -67,7 +73,7 @@ class _Hashing:
         self.file = file
         self.position = 0
         self.is_taken = False
-        self._reader = ShardFile(file.path)
+        self._reader = ShardFile(file.stored)
         self._digest = hashlib.sha256()
 
     def step(self, piece: U8) -> None:
@@ -77,7 +83,20 @@ class _Hashing:
         self._digest.update(wanted.data)
         self.position += len(wanted)
         if self.position == self.file.n_bytes:
-            self.file.sha256, self.file.known_from = self._digest.hexdigest(), "read"
+            sha256, stated = self._digest.hexdigest(), self.file.published
+            if stated is not None and sha256 != stated:
+                raise CheckpointError(
+                    f"{self.file.stored.path}: its sha256 is {sha256}, but {stated} is published"
+                    " for it; remove the file if it is on this machine, fetch it again, and convert"
+                    " it with --restart"
+                )
+            self.file.sha256, self.file.known_from = sha256, "read"
+
+
+def _access(source: SourceFile) -> Literal["ranges", "copy"] | None:
+    if not source.stored.is_remote:
+        return None
+    return "copy" if source.is_copied else "ranges"
 
 
 class SourceDigests:
@@ -104,11 +123,20 @@ class SourceDigests:
         self._files: list[_File] = []
         start = 0
         for source in work.source_files:
-            facts = source_facts(source.path)
-            file = _File(source.path, start, facts.n_bytes, facts.header_sha256, source.readers)
+            facts = source_facts(source.stored)
+            published = published_sha256(source.stored)
+            file = _File(
+                source.stored,
+                start,
+                facts.n_bytes,
+                facts.header_sha256,
+                source.readers,
+                published,
+                _access(source),
+            )
             start += file.n_bytes
             self._files.append(file)
-            if wanted == "auto" and (published := known_sha256(source.path)):
+            if wanted == "auto" and published:
                 file.sha256, file.known_from = published, "hub"
         self._furthest = [max(t.source_files, default=0) for t in work.tensors]
         self.n_bytes = start
@@ -118,6 +146,7 @@ class SourceDigests:
             _Hashing(file)
             for number, file in enumerate(self._files)
             if wanted != "none" and not file.sha256 and (only is None or number in only)
+            if wanted == "read" or file.access != "ranges"
         ]
         self._front = 0
         self._floor = math.inf if first is None else self._start_of(work.tensors[first])
@@ -169,7 +198,7 @@ class SourceDigests:
 
     def is_reading(self, path: Path) -> bool:
         """Whether a file is not yet hashed completely."""
-        return any(hashing.file.path == path for hashing in list(self._left))
+        return any(hashing.file.stored.path == path for hashing in list(self._left))
 
     def computed(self) -> dict[int, str]:
         """Return the hashes that were computed here, by the number of the file."""
@@ -183,11 +212,12 @@ class SourceDigests:
         """Return each file with its hashes, in the order of first use, after all are hashed."""
         return [
             Source(
-                name=plain(file.path.name),
+                name=plain(file.stored.path.name),
                 bytes=file.n_bytes,
                 header_sha256=file.header,
                 sha256=file.sha256,
                 sha256_from=file.known_from,
+                access=file.access,
             )
             for file in self._files
         ]

@@ -18,6 +18,7 @@ from dynquant.arrays import U8
 from dynquant.conversion.jobs import Done, Job
 from dynquant.conversion.journal import Journal
 from dynquant.conversion.pagecache import PageCache
+from dynquant.conversion.read_ahead import ReadAhead
 from dynquant.conversion.source_hashes import PIECE, SourceDigests
 from dynquant.conversion.work import Work
 from dynquant.errors import ConvertError
@@ -42,9 +43,11 @@ class Scratch:
 class SourceStage:
     """Reads the rows of jobs, and hashes the files that they are read from."""
 
-    def __init__(self, work: Work, digests: SourceDigests) -> None:
+    def __init__(self, work: Work, digests: SourceDigests, ahead: ReadAhead | None = None) -> None:
+        """Read the rows of a work; ahead: has read rows of the jobs already, if it is given."""
         self._work = work
         self._digests = digests
+        self._ahead = ahead
 
     def arrive(self, job: Job, scratch: Scratch, is_stopped: Callable[[], bool]) -> None:
         """Note that the encoders have reached a job, and hash what is due of the files."""
@@ -55,8 +58,11 @@ class SourceStage:
         """Return the rows of a job; they are in the scratch buffer, until its next use."""
         tensor = job.tensor
         feedback = self._work.feedback_of(tensor, job.matrix)
-        rows = scratch(job.n_rows * tensor.stored_row_size)
-        tensor.source.read(job.start, job.stop, rows)
+        if self._ahead is not None:
+            rows = self._ahead.rows(job)
+        else:
+            rows = scratch(job.n_rows * tensor.stored_row_size)
+            tensor.source.read(job.start, job.stop, rows)
         return Batch(
             rows,
             tensor.source.stored,
@@ -202,6 +208,6 @@ class Sink:
         if written:
             self._files.sync()
             self._journal.add(written)
+        self._cache.drop_before(self.digests.reached)
         if self._cache.is_scarce:
-            self._cache.drop_before(self.digests.reached)
             self._files.forget()

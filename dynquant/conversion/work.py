@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 from dynquant.arrays import F32
+from dynquant.checkpoint.remote.remote_file import RemoteFile
 from dynquant.conversion.layout import Layout, lay_out
 from dynquant.feedback.decided import Decisions, Fed
 from dynquant.importance.audit import Importance
@@ -21,6 +22,7 @@ from dynquant.quants.feedback import Feedback
 from dynquant.quants.search import Search
 from dynquant.quants.table import QuantType
 from dynquant.recipe.feedback import FeedbackSetting
+from dynquant.stored_files import StoredFile
 from dynquant.tensors import Computed, ShardFile, TensorSource, n_rows, parts_of, row_bytes
 
 
@@ -125,9 +127,23 @@ class SourceFile:
     last:    number of the last tensor that reads it
     """
 
-    path: Path
     readers: tuple[ShardFile, ...]
     last: int
+
+    @property
+    def path(self) -> Path:
+        """Its place on this machine, or the one that it would have."""
+        return self.stored.path
+
+    @property
+    def stored(self) -> StoredFile:
+        """Where its bytes are."""
+        return self.readers[0].file
+
+    @property
+    def is_copied(self) -> bool:
+        """Whether it is elsewhere, and copied to this machine for as long as it is needed."""
+        return isinstance(self.stored, RemoteFile) and self.stored.is_copied
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,9 +217,7 @@ def work_of(plan: Plan) -> Work:
                 plan.feedback.get(t.name),
             )
         )
-    files = (
-        SourceFile(path, tuple(r), n) for path, r, n in zip(numbers, readers, last, strict=True)
-    )
+    files = (SourceFile(tuple(r), n) for r, n in zip(readers, last, strict=True))
     computed = (part for t in plan.sources.values() for part in parts_of(t.source, Computed))
     decisions = Decisions(plan.moments) if plan.moments else None
     return Work(layout, tuple(tensors), tuple(files), tuple(computed), decisions)

@@ -16,7 +16,9 @@ from dynquant.conversion.manifest import manifest_path, manifest_text
 from dynquant.conversion.output import PartFiles, check_output
 from dynquant.conversion.pagecache import PageCache
 from dynquant.conversion.provenance import manifest_of
+from dynquant.conversion.read_ahead import CHUNK, is_streamed
 from dynquant.conversion.records import COMPLETE
+from dynquant.conversion.remote_sources import copies_beside, reading_ahead, sources_path
 from dynquant.conversion.result import Result
 from dynquant.conversion.resume import begin
 from dynquant.conversion.scope import Scope
@@ -109,14 +111,10 @@ def convert_plan(
         sink = Sink(digests, parts, journal, PageCache(work, sources))
         encode = EncodeStage(encoder)
         scope = Scope.whole(work)
-        engine = Engine(
-            scope,
-            jobs(scope, chunk_bytes or encoder.preferred_bytes, done),
-            SourceStage(work, sources),
-            encode,
-            sink,
-        )
-        engine.run(threads, sync_seconds, progress)
+        todo = jobs(scope, chunk_bytes or chunk_of(work, encoder), done)
+        with copies_beside(work, sources_path(out)), reading_ahead(work, todo) as ahead:
+            engine = Engine(scope, ahead or todo, SourceStage(work, sources, ahead), encode, sink)
+            engine.run(threads, sync_seconds, progress)
         refuse_written(versions, versions_of(work))
         check_sample(work, parts, verify_sample, encoder)
         measured = zip(work.tensors, digests.sums(), strict=True)
@@ -145,6 +143,11 @@ def convert_plan(
             parts.close()
             journal.close()
         release_parts()
+
+
+def chunk_of(work: Work, encoder: Encoder) -> int:
+    """Return the bytes of rows to encode at a time: more for files that are read by ranges."""
+    return max(encoder.preferred_bytes, CHUNK) if is_streamed(work) else encoder.preferred_bytes
 
 
 def gains_of(work: Work) -> dict[str, TensorGain]:

@@ -8,6 +8,7 @@ the others are encoded, and belong to the first type whose blocks reproduce them
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,8 @@ from dynquant.arrays import F32, U8
 from dynquant.part_cache import Parts
 from dynquant.quants import ALL, CORE, Batch, NotFiniteError, QuantType, decode
 from dynquant.quants.on_grid import fit_of
-from dynquant.tensors import TensorSource, parts_of, row_bytes
+from dynquant.stored_files import REQUESTS_AT_ONCE
+from dynquant.tensors import ShardFile, TensorSource, parts_of, row_bytes
 
 GRIDS = ("Q1_0", "TQ2_0", "Q2_0", "MXFP4", "Q4_0")
 """The types whose grids are looked for, from the fewest bits to the most. NVFP4 is not among them:
@@ -63,8 +65,13 @@ def find_grids(tensors: Iterable[ModelTensor], *, all_sources: bool) -> dict[str
 
     Raises CheckpointError if rows cannot be read.
     """
-    found = ((t.name, grid_of(t.source)) for t in tensors if _may_lie(t, all_sources=all_sources))
-    return {name: grid for name, grid in found if grid is not None}
+    wanted = [t for t in tensors if _may_lie(t, all_sources=all_sources)]
+    if any(f.file.is_remote for t in wanted for f in parts_of(t.source, ShardFile, alike=True)):
+        with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+            grids = list(pool.map(grid_of, (t.source for t in wanted)))
+    else:
+        grids = [grid_of(t.source) for t in wanted]
+    return {t.name: g for t, g in zip(wanted, grids, strict=True) if g is not None}
 
 
 def _may_lie(tensor: ModelTensor, *, all_sources: bool) -> bool:

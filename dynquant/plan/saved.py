@@ -318,9 +318,9 @@ def pre_tokenizer_of(saved: SavedPlan) -> str | None:
 
 def plan_sources(tensors: Iterable[ModelTensor]) -> Iterator[PlanSource]:
     """Yield the files that tensors are read from, each once."""
-    paths = {f.path: None for t in tensors for f in parts_of(t.source, ShardFile)}
-    for path in paths:
-        facts = source_facts(path)
+    files = {f.path: f.file for t in tensors for f in parts_of(t.source, ShardFile)}
+    for path, file in files.items():
+        facts = source_facts(file)
         yield PlanSource(
             name=plain(path.name), bytes=facts.n_bytes, header_sha256=facts.header_sha256
         )

@@ -244,7 +244,7 @@ def test_inspect_of_a_model_on_the_hub_is_refused_with_a_remedy() -> None:
     done = run("inspect", "hf://org/model")
     assert done.code == 1
     assert done.err.startswith(
-        "error: hf://org/model: inspect reads files on disk only; download it"
+        "error: hf://org/model: is a model; name a GGUF of it (hf://ORG/MODEL/FILE.gguf)"
     )
 
 

@@ -113,8 +113,13 @@ def test_blob_without_a_link_has_no_known_hash(tmp_path: Path) -> None:
 
 
 def test_cached_file_is_read_on_request(tmp_path: Path) -> None:
-    (source,) = found(plan_of(cached(tmp_path, OTHER)), "read")
+    (source,) = found(plan_of(cached(tmp_path, SHA256)), "read")
     assert (source.sha256, source.sha256_from) == (SHA256, "read")
+
+
+def test_cached_file_that_differs_from_its_published_hash_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=f"sha256 is {SHA256}, but {OTHER} is published"):
+        found(plan_of(cached(tmp_path, OTHER)), "read")
 
 
 def large(folder: Path, n: int, pieces: int = 8) -> list[Path]:

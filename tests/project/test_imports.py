@@ -29,6 +29,7 @@ ROOMS = (
     "texts",
     "part_cache",
     "quants",
+    "stored_files",
     "tensors",
     "transforms",
     "checkpoint",

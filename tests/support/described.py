@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -33,8 +34,10 @@ def towers_of(
             part = part[name]
         part[last] = value
     found = Whole.of(config, FOLDER / case)
-    whole = Whole(
-        config, {**found.images, **(images or {})}, {**found.sounds, **(images or {})}, found.folder
+    whole = replace(
+        found,
+        images={**found.images, **(images or {})},
+        sounds={**found.sounds, **(images or {})},
     )
     return [t(whole) for t in projector_of(config, whole.where) if t.is_part_of(config)]
 

@@ -26,6 +26,7 @@ from dynquant.errors import CheckpointError
 from dynquant.keys import Keys
 from dynquant.name_lists import grouped
 from dynquant.quants.table import ALL, KEPT
+from dynquant.stored_files import ALL_HERE, Elsewhere, stored_file
 from dynquant.tensors import ShardFile, Stored
 
 _READ = {t.ggml_type: t for t in (*ALL.values(), *KEPT.values())}
@@ -43,7 +44,7 @@ _NOT_KEPT = re.compile(
 )
 
 
-def load_gguf(path: Path) -> Model:
+def load_gguf(path: Path, elsewhere: Elsewhere = ALL_HERE) -> Model:
     """Describe the model in a GGUF, given its file or any of its shards.
 
     Experts that are stored as a tensor each become one tensor for each layer, as llama.cpp needs.
@@ -53,7 +54,7 @@ def load_gguf(path: Path) -> Model:
     Raises CheckpointError if files are damaged, missing or hold no model, if tensors have a type
     that is not supported, or if tensors that llama.cpp's graph needs are missing.
     """
-    found = stored_gguf(path)
+    found = stored_gguf(path, elsewhere)
     tensors = stacked(found, path)
     contents = Contents(found.keys, {t.name: t.shape for t in tensors})
     problems = list(tensor_problems(contents))
@@ -64,16 +65,16 @@ def load_gguf(path: Path) -> Model:
     return replace(found, tensors=tensors, deviations=warnings)
 
 
-def stored_gguf(path: Path) -> Model:
+def stored_gguf(path: Path, elsewhere: Elsewhere = ALL_HERE) -> Model:
     """Describe a GGUF with the tensors that it has, whether or not a runtime can load it.
 
     Raises CheckpointError if files are damaged, missing or hold no model, or if tensors have a
     type that is not supported.
     """
-    shards = open_gguf(path)
+    shards = open_gguf(path, elsewhere)
     CheckpointError.raise_any(_unreadable(shards))
     name = _architecture(shards)
-    readers = {file.path: ShardFile(file.path) for file in shards.files}
+    readers = {file.path: ShardFile(stored_file(file.path, elsewhere)) for file in shards.files}
     tensors = tuple(
         ModelTensor(
             tensor.name,

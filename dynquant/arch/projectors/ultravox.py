@@ -83,7 +83,7 @@ def _n_text(whole: Whole) -> int:
     """Return the width of the language model, which may be named only (`text_model_id`)."""
     if text_settings(whole.config) is not None:
         return whole.n_text
-    for name, tensor in open_checkpoint(whole.folder).tensors.items():
+    for name, tensor in open_checkpoint(whole.folder, elsewhere=whole.elsewhere).tensors.items():
         if name.endswith(_LAST) and len(tensor.shape) == 2:
             return tensor.shape[0]
     raise ArchitectureError(f"{whole.folder}: has no {_LAST}; download the weights again")

@@ -12,6 +12,7 @@ from dynquant.arch.config import Count, read_config
 from dynquant.arch.settings import Settings
 from dynquant.checkpoint.safetensors import read_object
 from dynquant.errors import ArchitectureError, CheckpointError, Problems
+from dynquant.stored_files import ALL_HERE, Elsewhere
 from dynquant.text_settings import DEFAULTS, text_settings
 from dynquant.untrusted import shown
 
@@ -30,15 +31,17 @@ class Whole:
     images: how pictures are prepared: the settings of the image processor
     sounds: how sounds are prepared: the settings of the feature extractor
     folder: the model's folder
+    elsewhere: its weights that are not there
     """
 
     config: Mapping[str, Any]
     images: Mapping[str, Any]
     sounds: Mapping[str, Any]
     folder: Path
+    elsewhere: Elsewhere
 
     @classmethod
-    def of(cls, config: Mapping[str, Any], folder: Path) -> Whole:
+    def of(cls, config: Mapping[str, Any], folder: Path, elsewhere: Elsewhere = ALL_HERE) -> Whole:
         """Read the settings beside a config.json.
 
         Raises CheckpointError for files that are not JSON objects.
@@ -56,7 +59,7 @@ class Whole:
                 images |= _object(found.get(name))
             sounds |= _object(found.get("feature_extractor"))
         problems.raise_any()
-        return cls(config, images, sounds, folder)
+        return cls(config, images, sounds, folder, elsewhere)
 
     @property
     def where(self) -> str:

@@ -11,8 +11,8 @@ from dynquant.cli import console
 from dynquant.cli.options import (
     JsonOption,
     LeaveOutOption,
-    ModelArgument,
     PlanMlaOption,
+    RemoteModelArgument,
     recipe_names,
 )
 
@@ -21,7 +21,7 @@ def audit(
     file: Annotated[
         Path, typer.Argument(metavar="FILE", help="An imatrix file, in either of its formats.")
     ],
-    model: ModelArgument,
+    model: RemoteModelArgument,
     recipe: Annotated[
         str | None,
         typer.Option(

@@ -42,7 +42,13 @@ def check(
     from dynquant.plan.difference import bits_per_weight, typed_by
 
     given = read_inputs(
-        model, recipe, imatrix, mla=mla, needs_vocab=False, leave_out=leave_out or ()
+        model,
+        recipe,
+        imatrix,
+        mla=mla,
+        needs_vocab=False,
+        leave_out=leave_out or (),
+        fetch="stream",
     )
     found = apply_recipe(
         given.recipe, given.model, has_imatrix=given.imatrix is not None, strict=strict

@@ -7,14 +7,20 @@ from typing import Annotated
 import typer
 
 from dynquant.cli import console
-from dynquant.cli.options import ImatrixOption, JsonOption, LeaveOutOption, MlaOption, ModelArgument
+from dynquant.cli.options import (
+    ImatrixOption,
+    JsonOption,
+    LeaveOutOption,
+    MlaOption,
+    RemoteModelArgument,
+)
 
 
 def explain(
     recipe: Annotated[
         str, typer.Argument(metavar="RECIPE", help="A shipped recipe or a YAML file.")
     ],
-    model: ModelArgument,
+    model: RemoteModelArgument,
     tensors: Annotated[
         list[str],
         typer.Argument(
@@ -33,7 +39,13 @@ def explain(
     from dynquant.report.explained import explained_json, explained_tables, explanations
 
     given = read_inputs(
-        model, recipe, imatrix, mla=mla, needs_vocab=False, leave_out=leave_out or ()
+        model,
+        recipe,
+        imatrix,
+        mla=mla,
+        needs_vocab=False,
+        leave_out=leave_out or (),
+        fetch="stream",
     )
     found = apply_recipe(given.recipe, given.model, has_imatrix=given.imatrix is not None)
     explained = explanations(given.recipe, found, tensors)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from dynquant.cli import console
-from dynquant.cli.options import ImatrixOption, LeaveOutOption, MlaOption, ModelArgument
+from dynquant.cli.options import ImatrixOption, LeaveOutOption, MlaOption, RemoteModelArgument
 from dynquant.cli.text_files import ForceOption, OutOption, write_text
 
 
@@ -15,7 +15,7 @@ def export(
     recipe: Annotated[
         str, typer.Argument(metavar="RECIPE", help="A shipped recipe or a YAML file.")
     ],
-    model: ModelArgument,
+    model: RemoteModelArgument,
     out: OutOption = None,
     form: Annotated[
         Literal["tensor-type-file"],
@@ -36,7 +36,13 @@ def export(
 
     assert form == "tensor-type-file", "the only format"
     given = read_inputs(
-        model, recipe, imatrix, mla=mla, needs_vocab=False, leave_out=leave_out or ()
+        model,
+        recipe,
+        imatrix,
+        mla=mla,
+        needs_vocab=False,
+        leave_out=leave_out or (),
+        fetch="stream",
     )
     found = apply_recipe(given.recipe, given.model, has_imatrix=given.imatrix is not None)
     for warning in found.warnings:

@@ -23,10 +23,11 @@ from dynquant.conversion.parts.files import (
     rows_of,
 )
 from dynquant.conversion.parts.share import Part, owned_files, scope_of
+from dynquant.conversion.remote_sources import copies_beside, reading_ahead, sources_path
 from dynquant.conversion.source_hashes import SourceDigests, SourceHashes
 from dynquant.conversion.stages import EncodeStage, Sink, SourceStage
 from dynquant.conversion.work import Work, work_of
-from dynquant.conversion.write import SYNC_SECONDS, default_threads
+from dynquant.conversion.write import SYNC_SECONDS, chunk_of, default_threads
 from dynquant.errors import ConvertError, PlanError
 from dynquant.part_cache import release_parts
 from dynquant.plan.plan import Plan
@@ -137,14 +138,17 @@ def convert_part(
         first = next((t.number for t, _ in scope.tensors), None)
         sources = SourceDigests(work, source_hashes, first, only=owned)
         sink = Sink(_Unhashed(), files, journal, PageCache(work, sources))
-        engine = Engine(
-            scope,
-            jobs(scope, chunk_bytes or encoder.preferred_bytes, done),
-            SourceStage(work, sources),
-            EncodeStage(encoder),
-            sink,
-        )
-        engine.run(threads, sync_seconds, progress)
+        todo = jobs(scope, chunk_bytes or chunk_of(work, encoder), done)
+        copies = sources_path(journal_of(out, part).with_suffix(""))
+        with copies_beside(work, copies), reading_ahead(work, todo) as ahead:
+            engine = Engine(
+                scope,
+                ahead or todo,
+                SourceStage(work, sources, ahead),
+                EncodeStage(encoder),
+                sink,
+            )
+            engine.run(threads, sync_seconds, progress)
         refuse_written(versions, versions_of(work))
         files.sync()
         _write_report(report_of(out, part), Report(identity, sources.computed()))
