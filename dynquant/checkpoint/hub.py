@@ -100,9 +100,9 @@ def fetch_files(name: HubName, files: Iterable[str]) -> Path:
     """
     wanted = list(files)
     folder = _snapshot(name, [escape(file) for file in wanted])
-    absent = [file for file in wanted if not (folder / file).exists()]
-    if absent:
-        raise absent(name, absent)
+    left = [file for file in wanted if not (folder / file).exists()]
+    if left:
+        raise absent(name, left)
     return folder
 
 

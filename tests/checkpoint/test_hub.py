@@ -331,3 +331,8 @@ def test_repository_that_is_not_an_adapter_is_refused(run: Run) -> None:
     done = run("convert", MODEL, "--merge-adapter", MODEL, "-r", "f32", "-o", "x.gguf")
     assert done.returncode == 1
     assert "has no adapter_config.json; give the folder of a PEFT adapter" in done.stderr
+
+
+@pytest.mark.slow
+def test_gguf_that_the_repository_does_not_have_is_reported(run: Run) -> None:
+    assert f"{MODEL}/none.gguf: has no none.gguf" in refusal(convert(run, f"{MODEL}/none.gguf"))
