@@ -17,12 +17,12 @@ import xxhash
 from dynquant.arrays import U8
 from dynquant.conversion.jobs import Done, Job
 from dynquant.conversion.journal import Journal
-from dynquant.conversion.pagecache import PageCache
 from dynquant.conversion.source_hashes import PIECE, SourceDigests
 from dynquant.conversion.work import Work
 from dynquant.errors import ConvertError
 from dynquant.quants.codec import NotFiniteError
 from dynquant.quants.encoder import Batch, Encoded, Encoder
+from dynquant.quants.feedback import Feedback
 from dynquant.quants.on_grid import fit_of
 
 
@@ -39,6 +39,31 @@ class Scratch:
         return self._bytes[:n_bytes]
 
 
+def read_rows(job: Job, scratch: Scratch) -> U8:
+    """Return the rows of a job as they are stored, in the scratch buffer."""
+    rows = scratch(job.n_rows * job.tensor.stored_row_size)
+    job.tensor.source.read(job.start, job.stop, rows)
+    return rows
+
+
+def batch_of(job: Job, rows: U8, feedback: Feedback | None) -> Batch:
+    """Return what is encoded of a job.
+
+    Raises ImportanceError if the imatrix changed since it was read.
+    """
+    tensor = job.tensor
+    return Batch(
+        rows,
+        tensor.source.stored,
+        tensor.n_per_row,
+        tensor.type,
+        tensor.importance_of(job.matrix),
+        tensor.search,
+        tensor.mean_of(job.matrix),
+        feedback,
+    )
+
+
 class SourceStage:
     """Reads the rows of jobs, and hashes the files that they are read from."""
 
@@ -53,20 +78,8 @@ class SourceStage:
 
     def read(self, job: Job, scratch: Scratch) -> Batch:
         """Return the rows of a job; they are in the scratch buffer, until its next use."""
-        tensor = job.tensor
-        feedback = self._work.feedback_of(tensor, job.matrix)
-        rows = scratch(job.n_rows * tensor.stored_row_size)
-        tensor.source.read(job.start, job.stop, rows)
-        return Batch(
-            rows,
-            tensor.source.stored,
-            tensor.n_per_row,
-            tensor.type,
-            tensor.importance_of(job.matrix),
-            tensor.search,
-            tensor.mean_of(job.matrix),
-            feedback,
-        )
+        feedback = self._work.feedback_of(job.tensor, job.matrix)
+        return batch_of(job, read_rows(job, scratch), feedback)
 
     def finish(self, scratch: Scratch, is_stopped: Callable[[], bool]) -> None:
         """Hash the rest of the files: every row has been read."""
@@ -157,6 +170,16 @@ class BlockFiles(Protocol):
         ...
 
 
+class DropsSources(Protocol):
+    """The source files in the page cache: see `PageCache`."""
+
+    is_scarce: bool
+
+    def drop_before(self, tensor: int) -> None:
+        """Drop the files that only tensors before this one read."""
+        ...
+
+
 class Sink:
     """Writes blocks into the files, records them in the journal, and hashes them.
 
@@ -166,7 +189,7 @@ class Sink:
     """
 
     def __init__(
-        self, digests: TakesBlocks, files: BlockFiles, journal: Journal, cache: PageCache
+        self, digests: TakesBlocks, files: BlockFiles, journal: Journal, cache: DropsSources
     ) -> None:
         self.digests = digests
         self._files = files

@@ -9,9 +9,9 @@ from types import MappingProxyType
 
 from dynquant.conversion.digest import Digests
 from dynquant.conversion.disk import sync_folder
-from dynquant.conversion.engine import Engine, Progress
+from dynquant.conversion.engine import Engine, OneFile, Progress
 from dynquant.conversion.identity import refuse_written, versions_of
-from dynquant.conversion.jobs import Done, jobs
+from dynquant.conversion.jobs import Done, Job, jobs
 from dynquant.conversion.journal import Journal, journal_path
 from dynquant.conversion.manifest import manifest_path, manifest_text
 from dynquant.conversion.output import PartFiles, check_output
@@ -101,7 +101,7 @@ def convert_plan(
     if not journal_path(out).exists():
         check_output(plan, out, work, force=force)
     journal = Journal(journal_path(out))
-    engine: Engine | None = None
+    engine: Engine[Job] | None = None
     try:
         done = begin(plan, out, work, parts, journal, force=force, restart=restart)
         digests = Digests(work)
@@ -112,11 +112,9 @@ def convert_plan(
         encode = EncodeStage(encoder)
         scope = Scope.whole(work)
         engine = Engine(
-            scope,
+            [scope],
             jobs(scope, chunk_bytes or encoder.preferred_bytes, done),
-            SourceStage(work, sources),
-            encode,
-            sink,
+            OneFile(SourceStage(work, sources), encode, sink),
         )
         engine.run(threads, sync_seconds, progress)
         refuse_written(versions, versions_of(work))

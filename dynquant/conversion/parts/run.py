@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from dynquant.conversion.disk import sync_folder, write_whole
-from dynquant.conversion.engine import Engine, Progress
+from dynquant.conversion.engine import Engine, OneFile, Progress
 from dynquant.conversion.identity import identity_of, refuse_written, versions_of
 from dynquant.conversion.jobs import Done, Job, jobs
 from dynquant.conversion.journal import Journal, journal_path, refuse_changed
@@ -121,7 +121,7 @@ def convert_part(
         )
     versions = versions_of(work)
     journal = Journal(journal_of(out, part))
-    engine: Engine | None = None
+    engine: Engine[Job] | None = None
     files: SharedFiles | RowsFile | None = None
     try:
         identity = identity_of(plan, work, is_portable=True) | _kind(part, separate=separate)
@@ -138,11 +138,9 @@ def convert_part(
         sources = SourceDigests(work, source_hashes, first, only=owned)
         sink = Sink(_Unhashed(), files, journal, PageCache(work, sources))
         engine = Engine(
-            scope,
+            [scope],
             jobs(scope, chunk_bytes or encoder.preferred_bytes, done),
-            SourceStage(work, sources),
-            EncodeStage(encoder),
-            sink,
+            OneFile(SourceStage(work, sources), EncodeStage(encoder), sink),
         )
         engine.run(threads, sync_seconds, progress)
         refuse_written(versions, versions_of(work))
