@@ -269,22 +269,13 @@ def _plans(
     return plans
 
 
-def _places(job: _Job) -> set[Path]:
-    """Return all names that writing a file uses, also while it is incomplete."""
-    from dynquant.conversion.journal import journal_path
-    from dynquant.conversion.manifest import manifest_path
-    from dynquant.conversion.output import part_path
-
-    final = [*job.work.layout.paths(job.out), manifest_path(job.out), job.out]
-    return {p.absolute() for p in (*final, *map(part_path, final), journal_path(job.out))}
-
-
 def _refuse_shared(jobs: Sequence[_Job]) -> None:
     """Raise ConvertError if writing one file would use a name of the other."""
+    from dynquant.conversion.output import places_of
     from dynquant.errors import ConvertError
 
     for one, other in combinations(jobs, 2):
-        if shared := sorted(_places(one) & _places(other)):
+        if shared := sorted(places_of(one.work, one.out) & places_of(other.work, other.out)):
             raise ConvertError(
                 f"{shared[0]}: the projector ({one.out.name}) and the language model"
                 f" ({other.out.name}) would both be written there; name another output, or give the"

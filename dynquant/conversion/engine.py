@@ -83,7 +83,7 @@ class OneFile:
     ) -> None:
         """Take one job through the stages."""
         started = time.monotonic()
-        self._source.arrive(work, scratch, is_stopped)
+        self._source.arrive(work.tensor.number, scratch, is_stopped)
         encoded = self._sink.written_before(work)
         is_resumed = encoded is not None
         if encoded is None:

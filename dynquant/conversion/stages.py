@@ -71,9 +71,9 @@ class SourceStage:
         self._work = work
         self._digests = digests
 
-    def arrive(self, job: Job, scratch: Scratch, is_stopped: Callable[[], bool]) -> None:
-        """Note that the encoders have reached a job, and hash what is due of the files."""
-        self._digests.arrive(job.tensor.number)
+    def arrive(self, tensor: int, scratch: Scratch, is_stopped: Callable[[], bool]) -> None:
+        """Note that the encoders have reached a tensor, and hash what is due of the files."""
+        self._digests.arrive(tensor)
         self._hash(scratch, is_stopped)
 
     def read(self, job: Job, scratch: Scratch) -> Batch:
@@ -130,7 +130,7 @@ class EncodeStage:
             return self._encoder.encode(batch)
         except NotFiniteError as e:
             raise ConvertError(
-                f"tensor {job.tensor.name!r} (stored as {batch.stored.name}): row"
+                f"tensor {job.tensor.name!r} (stored as {job.tensor.source.stored.name}): row"
                 f" {job.start + e.row} contains a NaN or an infinity; the checkpoint is damaged or"
                 " its training overflowed, use another copy of it"
             ) from e

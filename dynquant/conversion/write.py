@@ -8,16 +8,14 @@ from pathlib import Path
 from types import MappingProxyType
 
 from dynquant.conversion.digest import Digests
-from dynquant.conversion.disk import sync_folder
 from dynquant.conversion.engine import Engine, OneFile, Progress
+from dynquant.conversion.finish import end, record_complete, rename, result_of
 from dynquant.conversion.identity import refuse_written, versions_of
 from dynquant.conversion.jobs import Done, Job, jobs
 from dynquant.conversion.journal import Journal, journal_path
-from dynquant.conversion.manifest import manifest_path, manifest_text
+from dynquant.conversion.manifest import manifest_path
 from dynquant.conversion.output import PartFiles, check_output
 from dynquant.conversion.pagecache import PageCache
-from dynquant.conversion.provenance import manifest_of
-from dynquant.conversion.records import COMPLETE
 from dynquant.conversion.result import Result
 from dynquant.conversion.resume import begin
 from dynquant.conversion.scope import Scope
@@ -26,7 +24,6 @@ from dynquant.conversion.source_hashes import SOURCE_HASHES, SourceDigests, Sour
 from dynquant.conversion.stages import EncodeStage, Sink, SourceStage
 from dynquant.conversion.work import Work, work_of
 from dynquant.errors import ConvertError, PlanError
-from dynquant.feedback.decided import TensorGain
 from dynquant.part_cache import release_parts
 from dynquant.plan.plan import Plan
 from dynquant.quants import codec
@@ -42,6 +39,24 @@ def default_threads() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def check_options(
+    plan: Plan, threads: int | None, manifest: SourceHashes | None, verify_sample: int
+) -> int:
+    """Return the number of threads; raise PlanError or ConvertError for what is not possible."""
+    threads = default_threads() if threads is None else threads
+    PlanError.raise_any((*plan.missing, *plan.refusals))
+    if threads < 1:
+        raise ConvertError(f"threads is {threads}; at least 1 is needed")
+    if verify_sample < 0:
+        raise ConvertError(f"verify_sample is {verify_sample}; it must not be negative")
+    if manifest not in (None, *SOURCE_HASHES):
+        choices = ", ".join(SOURCE_HASHES)
+        raise ConvertError(f"manifest={manifest!r} is not supported; use {choices} or False")
+    # A DYNQUANT_ISA that this CPU does not support is an error before there is a file.
+    codec.active_isa()
+    return threads
 
 
 def convert_plan(
@@ -83,17 +98,7 @@ def convert_plan(
     read, ImportanceError if the imatrix changed since it was read, ConvertError with tensor and row
     for weights that are not finite and for rows that are encoded differently a second time.
     """
-    threads = default_threads() if threads is None else threads
-    PlanError.raise_any((*plan.missing, *plan.refusals))
-    if threads < 1:
-        raise ConvertError(f"threads is {threads}; at least 1 is needed")
-    if verify_sample < 0:
-        raise ConvertError(f"verify_sample is {verify_sample}; it must not be negative")
-    if manifest not in (None, *SOURCE_HASHES):
-        choices = ", ".join(SOURCE_HASHES)
-        raise ConvertError(f"manifest={manifest!r} is not supported; use {choices} or False")
-    # A DYNQUANT_ISA that this CPU does not support is an error before there is a file.
-    codec.active_isa()
+    threads = check_options(plan, threads, manifest, verify_sample)
     work = work_of(plan)
     layout = work.layout
     versions = versions_of(work)
@@ -106,7 +111,7 @@ def convert_plan(
         done = begin(plan, out, work, parts, journal, force=force, restart=restart)
         digests = Digests(work)
         sources = SourceDigests(
-            work, manifest or "none", _first_left(work, done), known=known_sources
+            work, manifest or "none", first_left(work, done), known=known_sources
         )
         sink = Sink(digests, parts, journal, PageCache(work, sources))
         encode = EncodeStage(encoder)
@@ -119,25 +124,18 @@ def convert_plan(
         engine.run(threads, sync_seconds, progress)
         refuse_written(versions, versions_of(work))
         check_sample(work, parts, verify_sample, encoder)
-        measured = zip(work.tensors, digests.sums(), strict=True)
-        result = Result(
-            plan=plan,
-            paths=parts.paths,
-            file_bytes=parts.sizes,
-            sha256=tuple(digests.files()),
-            xxh64=dict(zip((t.name for t in work.tensors), digests.tensors(), strict=True)),
-            errors={t.name: sums.figures() for t, sums in measured if not t.keeps_weights},
-            resumed_bytes=engine.resumed_bytes,
+        result = result_of(
+            plan,
+            work,
+            parts,
+            digests,
             manifest=manifest_path(out) if manifest else None,
-            rounded={name: n for name, n in encode.rounded.items() if n},
-            gains=gains_of(work),
+            resumed_bytes=engine.resumed_bytes,
+            rounded=encode.rounded,
         )
-        text = manifest and manifest_text(manifest_of(result, layout, sources.sources()))
-        parts.sync()
-        journal.add([COMPLETE])
-        parts.finish(manifest_path(out), text)
-        journal.remove()
-        sync_folder(out.parent)
+        record_complete(parts, journal)
+        rename(result, out, work, parts, sources.sources())
+        end(journal, out)
         return result
     finally:
         # A second interrupt ends the wait for a thread, which must not find its files closed.
@@ -147,16 +145,7 @@ def convert_plan(
         release_parts()
 
 
-def gains_of(work: Work) -> dict[str, TensorGain]:
-    """Return what error feedback gained, by tensor; of a resumed run, too."""
-    return {
-        t.name: work.decisions.of_tensor(t.fed)
-        for t in work.tensors
-        if t.fed is not None and work.decisions is not None
-    }
-
-
-def _first_left(work: Work, done: Mapping[int, Sequence[Done]]) -> int | None:
+def first_left(work: Work, done: Mapping[int, Sequence[Done]]) -> int | None:
     """Return the number of the first tensor with rows that are still to be read, if any."""
     for tensor in work.tensors:
         if sum(d.stop - d.start for d in done.get(tensor.number, ())) < tensor.n_rows:
