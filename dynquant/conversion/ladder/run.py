@@ -11,7 +11,7 @@ from dynquant.conversion.finish import end, record_complete, rename, result_of
 from dynquant.conversion.identity import refuse_written, versions_of
 from dynquant.conversion.jobs import jobs
 from dynquant.conversion.ladder.common import Common, common_of
-from dynquant.conversion.ladder.outputs import Output, begin_all
+from dynquant.conversion.ladder.outputs import Output, begin_all, check_all
 from dynquant.conversion.ladder.route import ManyFiles, Reached
 from dynquant.conversion.ladder.steps import Step, steps
 from dynquant.conversion.manifest import Source, manifest_path
@@ -111,6 +111,20 @@ def convert_ladder(
             for output in outputs:
                 output.close()
         release_parts()
+
+
+def check_ladder(
+    plans: Sequence[tuple[Plan, Path]], *, force: bool = False, restart: bool = False
+) -> None:
+    """Raise what `convert_ladder` would raise before it writes anything."""
+    _checked(plans, None, None, 0)
+    outputs = [Output(plan, out, work_of(plan)) for plan, out in plans]
+    try:
+        common_of([o.work for o in outputs], [str(o.out) for o in outputs])
+        check_all(outputs, force=force, restart=restart)
+    finally:
+        for output in outputs:
+            output.close()
 
 
 def _checked(
