@@ -90,11 +90,7 @@ def rungs_of_recipes(
     )
     inputs = problems.attempt(lambda: reading.inputs(known[0] if known else {"default": "Q8_0"}))
     fixed = [recipe for recipe in known if not recipe.has_choice]
-    plans = (
-        [problems.attempt(lambda r=r: _plan(replace(inputs, recipe=r), options)) for r in fixed]
-        if inputs
-        else []
-    )
+    plans = [problems.attempt(lambda i=i: _plan(i, options)) for i in _each(inputs, fixed)]
     problems.raise_any(PlanError)
     return [Rung(r.name, p) for r, p in zip(fixed, plans, strict=True) if p is not None]
 
@@ -182,6 +178,10 @@ def _stem(name: str) -> str:
 
 def _loaded(recipe: RecipeGiven) -> Recipe:
     return recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+
+
+def _each(inputs: Inputs | None, recipes: Sequence[Recipe]) -> list[Inputs]:
+    return [replace(inputs, recipe=recipe) for recipe in recipes] if inputs else []
 
 
 def _plan(inputs: Inputs, options: Mapping[str, Any]) -> Plan:
