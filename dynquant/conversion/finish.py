@@ -13,6 +13,7 @@ from dynquant.conversion.output import PartFiles
 from dynquant.conversion.provenance import manifest_of
 from dynquant.conversion.records import COMPLETE
 from dynquant.conversion.result import Result
+from dynquant.conversion.reuse.decide import Reuse
 from dynquant.conversion.work import Work
 from dynquant.feedback.decided import TensorGain
 from dynquant.plan.plan import Plan
@@ -27,24 +28,35 @@ def result_of(
     manifest: Path | None,
     resumed_bytes: int,
     rounded: Mapping[str, int],
+    reuse: Reuse | None = None,
 ) -> Result:
     """Return the result of a conversion whose rows are all written.
 
     manifest: where it will be written; None for none
     rounded:  weights of tensors on a grid that differ by the rounding of a scale
+    reuse:    tensors that were copied from an earlier output
+
+    Raises ConvertError if copied tensors changed since they were checked.
     """
-    measured = zip(work.tensors, digests.sums(), strict=True)
+    writing = reuse.work if reuse else work
+    measured = zip(writing.tensors, digests.sums(), strict=True)
+    errors = {t.name: sums.figures() for t, sums in measured if not t.keeps_weights}
+    xxh64 = dict(zip((t.name for t in work.tensors), digests.tensors(), strict=True))
+    if reuse:
+        reuse.refuse_changed(xxh64)
+        errors |= reuse.errors()
     return Result(
         plan=plan,
         paths=parts.paths,
         file_bytes=parts.sizes,
         sha256=tuple(digests.files()),
-        xxh64=dict(zip((t.name for t in work.tensors), digests.tensors(), strict=True)),
-        errors={t.name: sums.figures() for t, sums in measured if not t.keeps_weights},
+        xxh64=xxh64,
+        errors=errors,
         resumed_bytes=resumed_bytes,
         manifest=manifest,
         rounded={name: n for name, n in rounded.items() if n},
-        gains=gains_of(work),
+        gains=gains_of(writing) | (reuse.gains() if reuse else {}),
+        reused=reuse.reused if reuse else None,
     )
 
 
@@ -61,7 +73,7 @@ def rename(
 
     sources: the files that tensors were read from
     """
-    text = result.manifest and manifest_text(manifest_of(result, work.layout, sources))
+    text = result.manifest and manifest_text(manifest_of(result, work, sources))
     parts.finish(manifest_path(out), text)
 
 

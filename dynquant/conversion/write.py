@@ -18,6 +18,8 @@ from dynquant.conversion.output import PartFiles, check_output
 from dynquant.conversion.pagecache import PageCache
 from dynquant.conversion.result import Result
 from dynquant.conversion.resume import begin
+from dynquant.conversion.reuse.decide import decide
+from dynquant.conversion.reuse.old import Old, refuse_output
 from dynquant.conversion.scope import Scope
 from dynquant.conversion.second_look import SAMPLES, check_sample
 from dynquant.conversion.source_hashes import SOURCE_HASHES, SourceDigests, SourceHashes
@@ -73,6 +75,7 @@ def convert_plan(
     chunk_bytes: int | None = None,
     sync_seconds: float = SYNC_SECONDS,
     known_sources: Mapping[int, str] = MappingProxyType({}),
+    reuse: Old | None = None,
 ) -> Result:
     """Write a plan's files, under their final names only when all are complete.
 
@@ -87,6 +90,8 @@ def convert_plan(
                   encoder; the output does not depend on it
     sync_seconds: seconds between two syncs
     known_sources: sha256 of source files that others computed, by number in `Work.source_files`
+    reuse:        an earlier output, whose tensors are copied where their bytes would be the same.
+                  The source files are then hashed before anything is written
 
     A failure or an interrupt leaves `.part` files and a journal, from which the next run of the
     same conversion resumes. For models larger than half of RAM, finished source files are dropped
@@ -101,25 +106,32 @@ def convert_plan(
     threads = check_options(plan, threads, manifest, verify_sample)
     work = work_of(plan)
     layout = work.layout
+    if reuse:
+        refuse_output(reuse, layout.paths(out))
     versions = versions_of(work)
     parts = PartFiles(layout.paths(out), [file.file_bytes for file in layout.files])
     if not journal_path(out).exists():
         check_output(plan, out, work, force=force)
+    reused = decide(plan, work, reuse, threads) if reuse else None
+    writing = reused.work if reused else work
+    if reused and manifest not in (None, "none"):
+        known_sources = {**reused.hashes, **known_sources}
     journal = Journal(journal_path(out))
     engine: Engine[Job] | None = None
     try:
-        done = begin(plan, out, work, parts, journal, force=force, restart=restart)
+        more = reused.identity if reused else {}
+        done = begin(plan, out, work, parts, journal, force=force, restart=restart, more=more)
         digests = Digests(work)
         sources = SourceDigests(
             work, manifest or "none", first_left(work, done), known=known_sources
         )
         sink = Sink(digests, parts, journal, PageCache(work, sources))
         encode = EncodeStage(encoder)
-        scope = Scope.whole(work)
+        scope = Scope.whole(writing)
         engine = Engine(
             [scope],
             jobs(scope, chunk_bytes or encoder.preferred_bytes, done),
-            OneFile(SourceStage(work, sources), encode, sink),
+            OneFile(SourceStage(writing, sources), encode, sink),
         )
         engine.run(threads, sync_seconds, progress)
         refuse_written(versions, versions_of(work))
@@ -132,6 +144,7 @@ def convert_plan(
             manifest=manifest_path(out) if manifest else None,
             resumed_bytes=engine.resumed_bytes,
             rounded=encode.rounded,
+            reuse=reused,
         )
         record_complete(parts, journal)
         rename(result, out, work, parts, sources.sources())

@@ -370,6 +370,88 @@ def test_interrupted_conversions_are_completed_by_a_ladder(
     assert [bool(r.resumed_bytes) for r in results] == [False, True, True, True, False]
 
 
+def test_a_complete_ladder_is_kept(
+    ladder: Ladder, expected: dict[str, bytes], tmp_path: Path
+) -> None:
+    whole, encoder = placed(ladder, tmp_path), Watching()
+    first = convert_ladder(whole, manifest="read", **QUICK)
+    again = convert_ladder(whole, manifest="read", encoder=encoder, **QUICK)
+    assert contents(tmp_path) == expected
+    assert not encoder.rows
+    for one, other in zip(first, again, strict=True):
+        assert (one.sha256, one.xxh64, one.paths) == (other.sha256, other.xxh64, other.paths)
+        assert one.errors.keys() == other.errors.keys()
+        assert other.resumed_bytes == other.plan.tensor_bytes
+
+
+def test_complete_files_are_kept_and_others_added(
+    ladder: Ladder, expected: dict[str, bytes], tmp_path: Path
+) -> None:
+    whole, encoder = placed(ladder, tmp_path), Watching()
+    convert_ladder(whole[:2], manifest="read", **QUICK)
+    before = whole[0][1].stat()
+    convert_ladder(whole, manifest="read", encoder=encoder, threads=2, verify_sample=0)
+    assert contents(tmp_path) == expected
+    assert whole[0][1].stat() == before
+    assert encoder.rows
+
+
+@pytest.mark.parametrize("damage", ["header", "tensor", "manifest", "other model"])
+def test_a_file_with_other_bytes_is_not_kept(damage: str, tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+
+    def plans(seed: int) -> list[tuple[Plan, Path]]:
+        tensor = stored_tensor(path, "blk.0.ffn_up.weight", weights(64, 256, seed=seed))
+        return [(make_plan(model(tensor), recipe("Q8_0")), tmp_path / "x.gguf")]
+
+    whole = plans(1)
+    convert_ladder(whole, manifest="read", **QUICK)
+    convert_ladder(whole, manifest="read", **QUICK)
+    out = whole[0][1]
+    if damage == "other model":
+        whole = plans(2)
+    elif damage == "manifest":
+        (tmp_path / "x.gguf.manifest.json").write_text("{}")
+    else:
+        with out.open("r+b") as file:
+            file.seek(-40, os.SEEK_END) if damage == "tensor" else file.seek(200)
+            file.write(b"\x7e")
+    with pytest.raises(ConvertError, match="exists; replace it with --force"):
+        convert_ladder(whole, manifest="read", **QUICK)
+    convert_ladder(whole, manifest="read", force=True, **QUICK)
+    oracle = tmp_path / "oracle.gguf"
+    convert_plan(whole[0][0], oracle, **QUICK)
+    assert out.read_bytes() == oracle.read_bytes()
+
+
+@pytest.mark.usefixtures("unsynced")
+@pytest.mark.parametrize("before_the_end", range(1, 33))
+def test_a_ladder_that_is_killed_while_files_are_renamed_is_completed(
+    before_the_end: int, tmp_path: Path
+) -> None:
+    whole = model()
+    ladder = [(name, make_plan(whole, recipe(name))) for name in ("Q8_0", "F16")]
+    expected = separate(ladder, tmp_path / "oracle", manifest="read")
+    plans = placed(ladder, tmp_path / "count")
+    options: dict[str, Any] = {"threads": 1, "sync_seconds": 1e9, "manifest": "read"}
+    (tmp_path / "count").mkdir()
+    with at_call(CALLS, 0, dies) as counter:
+        convert_ladder(plans, **options)
+    plans = placed(ladder, tmp_path / "killed")
+    (tmp_path / "killed").mkdir()
+    pid = os.fork()
+    if not pid:
+        try:
+            with at_call(CALLS, counter.seen - before_the_end, dies):
+                convert_ladder(plans, **options)
+        finally:
+            os._exit(0)
+    _, status = os.waitpid(pid, 0)
+    assert os.WIFSIGNALED(status)
+    convert_ladder(plans, **options)
+    assert contents(tmp_path / "killed") == expected
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("unsynced")
 @pytest.mark.parametrize("seed", range(KILLS))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from dynquant.conversion.digest import Digests
@@ -11,6 +11,7 @@ from dynquant.conversion.finish import end, record_complete, rename, result_of
 from dynquant.conversion.identity import refuse_written, versions_of
 from dynquant.conversion.jobs import jobs
 from dynquant.conversion.ladder.common import Common, common_of
+from dynquant.conversion.ladder.kept import kept
 from dynquant.conversion.ladder.outputs import Output, begin_all, check_all
 from dynquant.conversion.ladder.route import ManyFiles, Reached
 from dynquant.conversion.ladder.steps import Step, steps
@@ -21,8 +22,8 @@ from dynquant.conversion.scope import Scope
 from dynquant.conversion.second_look import SAMPLES, check_sample
 from dynquant.conversion.source_hashes import SourceDigests, SourceHashes
 from dynquant.conversion.stages import EncodeStage, Sink, SourceStage
-from dynquant.conversion.work import work_of
-from dynquant.conversion.write import SYNC_SECONDS, check_options, first_left
+from dynquant.conversion.work import Work, work_of
+from dynquant.conversion.write import SYNC_SECONDS, check_options, default_threads, first_left
 from dynquant.errors import ConvertError, PlanError, Problems
 from dynquant.part_cache import release_parts
 from dynquant.plan.plan import Plan
@@ -51,19 +52,32 @@ def convert_ladder(
 
     Returns the results in the order of the plans. Whatever can be checked is checked for all
     outputs before anything is written, and all problems are reported at once. After a failure or an
-    interrupt, the next run of the same ladder resumes; so does a conversion of one of its outputs.
-    Memory: for each thread a chunk and its blocks in each type, at most 64 MiB of blocks that wait
-    to be hashed in order, and the keys.
+    interrupt, the next run of the same ladder resumes, and so does a conversion of one of its
+    outputs. Outputs that are complete, with the bytes of the plan, are kept unless `force` is
+    given. Memory: for each thread a chunk and its blocks in each type, at most 64 MiB of blocks
+    that wait to be hashed in order, and the keys.
     """
     threads = _checked(plans, threads, manifest, verify_sample)
-    outputs = [Output(plan, out, work_of(plan)) for plan, out in plans]
-    common = common_of([o.work for o in outputs], [str(o.out) for o in outputs])
+    every = [Output(plan, out, work_of(plan)) for plan, out in plans]
+    found, hashes = _kept(every, threads, force=force)
+    outputs = [o for o, result in zip(every, found, strict=True) if result is None]
+    if not outputs:
+        return [result for result in found if result is not None]
+    common = _common(outputs)
+    known: Mapping[int, str] = {}
+    if manifest not in (None, "none"):
+        known = _renumbered(hashes, _common(every).whole, common.whole)
     versions = versions_of(common.whole)
     engine: Engine[Step] | None = None
     try:
         begin_all(outputs, force=force, restart=restart)
         whole = common.whole
-        sources = SourceDigests(whole, manifest or "none", _first_left(common, outputs))
+        sources = SourceDigests(
+            whole,
+            manifest or "none",
+            _first_left(common, outputs),
+            known=known if manifest not in (None, "none") else {},
+        )
         cache = PageCache(whole, sources)
         reached = [Reached(is_scarce=cache.is_scarce) for _ in outputs]
         digests = [Digests(o.work, len(outputs)) for o in outputs]
@@ -104,7 +118,8 @@ def convert_ladder(
             for number, (output, digest) in enumerate(zip(outputs, digests, strict=True))
         ]
         _name(outputs, results, common, sources.sources())
-        return results
+        written = iter(results)
+        return [result or next(written) for result in found]
     finally:
         # A second interrupt ends the wait for a thread, which must not find its files closed.
         if engine is None or not engine.is_alive:
@@ -120,11 +135,30 @@ def check_ladder(
     _checked(plans, None, None, 0)
     outputs = [Output(plan, out, work_of(plan)) for plan, out in plans]
     try:
-        common_of([o.work for o in outputs], [str(o.out) for o in outputs])
-        check_all(outputs, force=force, restart=restart)
+        found, _ = _kept(outputs, default_threads(), force=force)
+        left = [o for o, result in zip(outputs, found, strict=True) if result is None]
+        check_all(left, force=force, restart=restart)
     finally:
         for output in outputs:
             output.close()
+
+
+def _common(outputs: Sequence[Output]) -> Common:
+    return common_of([o.work for o in outputs], [str(o.out) for o in outputs])
+
+
+def _kept(
+    outputs: Sequence[Output], threads: int, *, force: bool
+) -> tuple[list[Result | None], Mapping[int, str]]:
+    """Return what is complete already, and hashes of source files by their number."""
+    whole = _common(outputs).whole
+    return ([None] * len(outputs), {}) if force else kept(outputs, whole, threads)
+
+
+def _renumbered(hashes: Mapping[int, str], before: Work, now: Work) -> dict[int, str]:
+    """Return hashes of source files by the numbers that they have in another work."""
+    by_path = {before.source_files[n].path: sha256 for n, sha256 in hashes.items()}
+    return {n: by_path[f.path] for n, f in enumerate(now.source_files) if f.path in by_path}
 
 
 def _checked(
