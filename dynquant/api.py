@@ -25,6 +25,7 @@ from dynquant.conversion.ladder.run import convert_ladder
 from dynquant.conversion.manifest import Manifest, find_manifest
 from dynquant.conversion.manifest import read_manifest as read_manifest_file
 from dynquant.conversion.result import Result
+from dynquant.conversion.reuse.old import read_old
 from dynquant.conversion.second_look import SAMPLES
 from dynquant.conversion.source_hashes import SourceHashes
 from dynquant.conversion.write import convert_plan, default_threads
@@ -72,6 +73,7 @@ class Plan(PlanData):
         manifest: ManifestOption = "auto",
         verify_sample: int = SAMPLES,
         progress: ProgressOption = None,
+        reuse: str | Path | None = None,
     ) -> Result:
         """Write the plan's files; see `convert` for the options.
 
@@ -86,6 +88,7 @@ class Plan(PlanData):
             manifest=manifest or None,
             verify_sample=verify_sample,
             progress=tqdm_progress() if progress == "tqdm" else progress,
+            reuse=read_old(Path(reuse)) if reuse is not None else None,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -359,6 +362,7 @@ def convert(
     manifest: ManifestOption = "auto",
     verify_sample: int = SAMPLES,
     progress: ProgressOption = None,
+    reuse: str | Path | None = None,
 ) -> Result:
     """Convert a checkpoint to a GGUF file by a recipe.
 
@@ -387,6 +391,8 @@ def convert(
               False writes no manifest
     verify_sample: ranges of rows that are encoded again at the end and compared; 0 for none
     progress: called with bytes and weights done, in this thread; "tqdm" draws a bar
+    reuse:    an earlier output with its manifest: tensors that would have the same bytes are copied
+              from it; `Result.reused` says which
 
     Raises a kind of DynquantError for everything that the caller can fix.
     """
@@ -416,6 +422,7 @@ def convert(
         manifest=manifest,
         verify_sample=verify_sample,
         progress=progress,
+        reuse=reuse,
     )
 
 

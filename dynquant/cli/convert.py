@@ -57,6 +57,7 @@ from dynquant.cli.targets import (
 if TYPE_CHECKING:
     from dynquant.conversion.gates import Gate
     from dynquant.conversion.result import Result
+    from dynquant.conversion.reuse.old import Old
     from dynquant.conversion.work import Work
     from dynquant.plan.plan import Plan
 
@@ -86,6 +87,7 @@ class _How:
     verify_sample: int
     summary: Path | None
     quiet: bool
+    reuse: Old | None = None
 
 
 def convert(
@@ -130,6 +132,16 @@ def convert(
         bool,
         typer.Option("--restart", help="Start over instead of resuming an interrupted run."),
     ] = False,
+    reuse: Annotated[
+        Path | None,
+        typer.Option(
+            "--reuse",
+            metavar="OLD.gguf",
+            help="An earlier output with its manifest: tensors that would have the same bytes are"
+            " copied from it, the others are encoded.",
+            show_default=False,
+        ),
+    ] = None,
     no_manifest: ManifestOption = False,
     source_hashes: SourceHashesOption = "auto",
     verify_sample: Annotated[
@@ -202,6 +214,7 @@ def convert(
     console.event(
         "start", quiet=quiet, command="convert", model=model, out=str(out), **planning.source
     )
+    old = _old(reuse, only_mmproj=only_mmproj)
     if summary:
         check_summary(summary)
     if planning.asked.is_given and out.exists() and not force:
@@ -238,11 +251,23 @@ def convert(
         verify_sample,
         summary,
         quiet,
+        old,
     )
     # A fault of any file is reported before the first is written.
     _check_outputs(jobs, how)
     for job in jobs:
         _write(job, how)
+
+
+def _old(reuse: Path | None, *, only_mmproj: bool) -> Old | None:
+    """Return the output to reuse."""
+    if reuse is None:
+        return None
+    if only_mmproj:
+        raise typer.BadParameter("--reuse is for language models; leave it out for a projector")
+    from dynquant.conversion.reuse.old import read_old
+
+    return read_old(reuse)
 
 
 def _plans(
@@ -306,6 +331,7 @@ def _check_outputs(jobs: Sequence[_Job], how: _How) -> None:
     """Raise ConvertError, with all reasons, if one of several files cannot be written."""
     from dynquant.conversion.journal import journal_path
     from dynquant.conversion.output import check_output
+    from dynquant.conversion.reuse.old import refuse_output
     from dynquant.errors import ConvertError, Problems
 
     problems = Problems()
@@ -315,17 +341,23 @@ def _check_outputs(jobs: Sequence[_Job], how: _How) -> None:
                 lambda job=job: check_output(job.plan, job.out, job.work, force=how.force),
                 ConvertError,
             )
+        if (old := how.reuse) is not None:
+            paths = job.work.layout.paths(job.out)
+            problems.attempt(lambda old=old, paths=paths: refuse_output(old, paths), ConvertError)
     problems.raise_any(ConvertError)
 
 
 def _write(job: _Job, how: _How) -> None:
     """Write one file and report it; raise GateError if it exceeds a limit."""
+    from dynquant.arch.towers.whole import CLIP
     from dynquant.conversion.gates import check_gate, error_gate
     from dynquant.conversion.losses import NOTHING_LOST
     from dynquant.conversion.write import convert_plan
 
     started = time.monotonic()
     out, quiet = job.out, how.quiet
+    if how.reuse and job.plan.architecture != CLIP:
+        console.talk(f"{how.reuse.path}: comparing it, and hashing the model", quiet=quiet)
     try:
         with console.progress_of(out.name, quiet=quiet) as progress:
             result = convert_plan(
@@ -337,6 +369,7 @@ def _write(job: _Job, how: _How) -> None:
                 manifest=how.source_hashes,
                 verify_sample=how.verify_sample,
                 progress=progress,
+                reuse=how.reuse if job.plan.architecture != CLIP else None,
             )
     except (KeyboardInterrupt, SystemExit):
         console.talk(
@@ -371,6 +404,7 @@ def _report(result: Result, out: Path, threads: int, seconds: float, *, quiet: b
     from dynquant.feedback.decided import gained_text
     from dynquant.figures import figure, size_text
     from dynquant.quants.readers import readers_text
+    from dynquant.report.reused import reused_lines
 
     plan: Plan = result.plan
     rest = 1 - result.resumed_bytes / plan.tensor_bytes
@@ -391,8 +425,13 @@ def _report(result: Result, out: Path, threads: int, seconds: float, *, quiet: b
         threads=threads,
         weights_per_second=round(rate),
         resumed_bytes=result.resumed_bytes,
+        reused_tensors=len(result.reused.names) if result.reused else 0,
+        reused_bytes=result.reused.n_bytes if result.reused else 0,
     ):
         return
+    if result.reused:
+        for line in reused_lines(result.reused):
+            console.talk(line, quiet=quiet)
     resumed = ""
     if result.resumed_bytes:
         resumed = f", {size_text(result.resumed_bytes)} of it from an earlier run"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -54,8 +55,9 @@ class Reuse:
 
     @property
     def identity(self) -> dict[str, str]:
-        """What a journal records of it."""
-        return {"reuse": f"manifest sha256 {self.old.manifest_sha256}"}
+        """What a journal records of it: rows of one run must be of one decision."""
+        taken = hashlib.sha256("\n".join(map(str, sorted(self.taken))).encode()).hexdigest()
+        return {"reuse": f"manifest sha256 {self.old.manifest_sha256}, tensors sha256 {taken}"}
 
     def errors(self) -> dict[str, TensorError]:
         """Return the errors of copied tensors that are measured."""
@@ -92,7 +94,8 @@ def decide(plan: Plan, work: Work, old: Old, threads: int) -> Reuse:
 
     Raises CheckpointError if a file cannot be read.
     """
-    digests = hashed(work, "auto", threads)
+    is_hopeless = _of_all(old) is not None or all(t.origin is None for t in old.manifest.tensors)
+    digests = hashed(work, "none" if is_hopeless else "auto", threads)
     sources = digests.sources()
     files = {f.path: s.sha256 for f, s in zip(work.source_files, sources, strict=True)}
     taken, encoded = compare(plan, work, old, files)
