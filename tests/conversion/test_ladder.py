@@ -389,10 +389,10 @@ def test_complete_files_are_kept_and_others_added(
 ) -> None:
     whole, encoder = placed(ladder, tmp_path), Watching()
     convert_ladder(whole[:2], manifest="read", **QUICK)
-    before = whole[0][1].stat()
+    before = whole[0][1].stat().st_ino
     convert_ladder(whole, manifest="read", encoder=encoder, threads=2, verify_sample=0)
     assert contents(tmp_path) == expected
-    assert whole[0][1].stat() == before
+    assert whole[0][1].stat().st_ino == before
     assert encoder.rows
 
 
