@@ -13,6 +13,7 @@ from pathlib import Path
 from dynquant.arrays import F32
 from dynquant.conversion.layout import Layout, lay_out
 from dynquant.feedback.decided import Decisions, Fed
+from dynquant.feedback.factors import Factors
 from dynquant.importance.audit import Importance
 from dynquant.plan.objective import search_for
 from dynquant.plan.plan import Plan
@@ -166,8 +167,11 @@ class Work:
         return sum(t.n_rows * t.n_per_row for t in self.tensors)
 
 
-def work_of(plan: Plan) -> Work:
-    """Lay out a plan's files and return the work of writing them."""
+def work_of(plan: Plan, factors: Factors | None = None) -> Work:
+    """Lay out a plan's files and return the work of writing them.
+
+    factors: of the plan's moments, if several outputs share them
+    """
     layout = lay_out(plan)
     numbers: dict[Path, int] = {}
     readers: list[dict[ShardFile, None]] = []
@@ -205,5 +209,5 @@ def work_of(plan: Plan) -> Work:
         SourceFile(path, tuple(r), n) for path, r, n in zip(numbers, readers, last, strict=True)
     )
     computed = (part for t in plan.sources.values() for part in parts_of(t.source, Computed))
-    decisions = Decisions(plan.moments) if plan.moments else None
+    decisions = Decisions(plan.moments, factors) if plan.moments else None
     return Work(layout, tuple(tensors), tuple(files), tuple(computed), decisions)

@@ -4,11 +4,11 @@
     python scripts/models/make_synthetic_llama.py /tmp/synthetic
     python scripts/bench/bench_ladder.py /tmp/synthetic [--threads 2] [--repeats 3] [--cold]
 
-Each run is a process of its own, and each conversion too; the five conversions run one after the
-other. Runs of the ladder and of the conversions take turns; the least wall time of the repeats is
-printed with its CPU time. Bytes read are those of read calls (rchar of /proc/self/io, so Linux
-only), without what Python reads to start; the files are written and read back, too, so that
-the source is a part of them. --cold drops the source from the page cache before each process.
+The ladder and each of the five conversions are separate processes, one after the other. Runs of the
+ladder and of the conversions take turns; the least wall time of the repeats is printed with its CPU
+time. Bytes read are those of read calls (rchar of /proc/self/io, so Linux only), without what
+Python reads to start: a conversion reads the source twice, for the rows and for the hashes, the
+second time from the page cache. --cold drops the source from the page cache before each process.
 The sha256 of all files are compared.
 """
 

@@ -24,6 +24,7 @@ from dynquant.conversion.ladder import outputs
 from dynquant.conversion.ladder.run import convert_ladder
 from dynquant.conversion.write import convert_plan
 from dynquant.errors import ConvertError
+from dynquant.feedback import factors
 from dynquant.importance.imatrix import Imatrix, read_imatrix
 from dynquant.importance.moments import read_moments
 from dynquant.plan.make import make_plan
@@ -31,6 +32,7 @@ from dynquant.plan.plan import Plan
 from dynquant.plan.shards import Split
 from dynquant.quants import ALL, QuantType
 from dynquant.quants.encoder import CORE, Batch, Encoded
+from dynquant.quants.feedback import factor_of
 from dynquant.tensors import TensorSource
 
 RECIPES = {
@@ -214,7 +216,9 @@ def test_quantized_sources_are_decoded_once_for_all_types(
     assert decoded == [64]
 
 
-def test_error_feedback_gives_the_bytes_of_separate_conversions(tmp_path: Path) -> None:
+def test_error_feedback_gives_the_bytes_of_separate_conversions_by_shared_factors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tensors = (
         computed_tensor("token_embd.weight", 37, 256, seed=1),
         computed_tensor(DOWN, 150, 512, seed=2),
@@ -236,9 +240,19 @@ def test_error_feedback_gives_the_bytes_of_separate_conversions(tmp_path: Path) 
         ("plain", make_plan(whole, recipe("Q8_0"), **given)),
     ]
     assert ladder[0][1].feedback
+    made: list[int] = []
+
+    def counted(*given: Any) -> Any:
+        made.append(1)
+        return factor_of(*given)
+
+    monkeypatch.setattr(factors, "factor_of", counted)
     out = tmp_path / "out"
     out.mkdir()
-    convert_ladder(placed(ladder, out), threads=2, chunk_bytes=9000, manifest="auto")
+    convert_ladder(
+        placed(ladder, out), threads=2, chunk_bytes=9000, manifest="auto", verify_sample=0
+    )
+    assert len(made) == len(matrices)
     assert contents(out) == separate(ladder, tmp_path / "oracle", manifest="auto")
 
 

@@ -52,7 +52,7 @@ RECIPES = {
 
 
 def whole(folder: Path, *, seeds: tuple[int, ...] = (0, 1, 2, 3)) -> Model:
-    """Return a model with each tensor in a file of its own."""
+    """Return a model with each tensor in a separate file."""
     return model(
         *(
             stored_tensor(folder / f"{n}.safetensors", name, weights(*shape, seed=seed))

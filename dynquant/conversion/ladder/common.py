@@ -20,7 +20,7 @@ class Common:
     """The works of a ladder as one.
 
     works: of the outputs
-    whole: all tensors of all works, each once and with numbers of its own, and all source files
+    whole: all tensors of all works, each once, with other numbers, and all source files
     cuts:  where tensors are cut, so that all outputs have the same ranges; by output and tensor
     kinds: equal numbers for outputs in which a tensor has the same blocks; by output and tensor
     """

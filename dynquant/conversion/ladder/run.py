@@ -25,6 +25,7 @@ from dynquant.conversion.stages import EncodeStage, Sink, SourceStage
 from dynquant.conversion.work import Work, work_of
 from dynquant.conversion.write import SYNC_SECONDS, check_options, default_threads, first_left
 from dynquant.errors import ConvertError, PlanError, Problems
+from dynquant.feedback.factors import Factors
 from dynquant.part_cache import release_parts
 from dynquant.plan.plan import Plan
 from dynquant.quants.encoder import CORE, Encoder
@@ -58,7 +59,7 @@ def convert_ladder(
     that wait to be hashed in order, and the keys.
     """
     threads = _checked(plans, threads, manifest, verify_sample)
-    every = [Output(plan, out, work_of(plan)) for plan, out in plans]
+    every = _outputs(plans)
     found, hashes = _kept(every, threads, force=force)
     outputs = [o for o, result in zip(every, found, strict=True) if result is None]
     if not outputs:
@@ -76,7 +77,7 @@ def convert_ladder(
             whole,
             manifest or "none",
             _first_left(common, outputs),
-            known=known if manifest not in (None, "none") else {},
+            known=known,
         )
         cache = PageCache(whole, sources)
         reached = [Reached(is_scarce=cache.is_scarce) for _ in outputs]
@@ -133,7 +134,7 @@ def check_ladder(
 ) -> None:
     """Raise what `convert_ladder` would raise before it writes anything."""
     _checked(plans, None, None, 0)
-    outputs = [Output(plan, out, work_of(plan)) for plan, out in plans]
+    outputs = _outputs(plans)
     try:
         found, _ = _kept(outputs, default_threads(), force=force)
         left = [o for o, result in zip(outputs, found, strict=True) if result is None]
@@ -141,6 +142,16 @@ def check_ladder(
     finally:
         for output in outputs:
             output.close()
+
+
+def _outputs(plans: Sequence[tuple[Plan, Path]]) -> list[Output]:
+    """Return the outputs; those with the same second moments share the factors of these."""
+    factors: dict[str, Factors] = {}
+    outputs: list[Output] = []
+    for plan, out in plans:
+        its = plan.moments and factors.setdefault(plan.moments.header_sha256, Factors(plan.moments))
+        outputs.append(Output(plan, out, work_of(plan, its)))
+    return outputs
 
 
 def _common(outputs: Sequence[Output]) -> Common:
