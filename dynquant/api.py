@@ -10,20 +10,30 @@ from typing import TYPE_CHECKING, Any, Literal
 from dynquant.arch.base import Model
 from dynquant.arch.load import Fetch, Mla
 from dynquant.budget import solve
+from dynquant.budget.ladder import (
+    Reading,
+    named_size,
+    output_of,
+    rungs_of_recipes,
+    rungs_of_sizes,
+)
 from dynquant.budget.sensitivity import read_sensitivity
 from dynquant.budget.solve import Solved
 from dynquant.checkpoint.gguf import GGUFFile, read_gguf
 from dynquant.checkpoint.remote.open_gguf import gguf_elsewhere
 from dynquant.conversion.engine import Progress
+from dynquant.conversion.ladder.run import convert_ladder
 from dynquant.conversion.manifest import Manifest, find_manifest
 from dynquant.conversion.manifest import read_manifest as read_manifest_file
 from dynquant.conversion.parts.join import join_parts
 from dynquant.conversion.parts.run import PartResult, convert_part
 from dynquant.conversion.parts.share import Part
 from dynquant.conversion.result import Result
+from dynquant.conversion.reuse.old import read_old
 from dynquant.conversion.second_look import SAMPLES
 from dynquant.conversion.source_hashes import SourceHashes
 from dynquant.conversion.write import convert_plan, default_threads
+from dynquant.errors import PlanError
 from dynquant.importance.imatrix import Imatrix, read_imatrix
 from dynquant.importance.moments import Moments, read_moments
 from dynquant.importance.report import ImatrixAudit
@@ -68,6 +78,7 @@ class Plan(PlanData):
         manifest: ManifestOption = "auto",
         verify_sample: int = SAMPLES,
         progress: ProgressOption = None,
+        reuse: str | Path | None = None,
     ) -> Result:
         """Write the plan's files; see `convert` for the options.
 
@@ -82,6 +93,7 @@ class Plan(PlanData):
             manifest=manifest or None,
             verify_sample=verify_sample,
             progress=tqdm_progress() if progress == "tqdm" else progress,
+            reuse=read_old(Path(reuse)) if reuse is not None else None,
         )
 
     def write_part(
@@ -415,6 +427,7 @@ def convert(
     manifest: ManifestOption = "auto",
     verify_sample: int = SAMPLES,
     progress: ProgressOption = None,
+    reuse: str | Path | None = None,
 ) -> Result:
     """Convert a checkpoint to a GGUF file by a recipe.
 
@@ -445,6 +458,8 @@ def convert(
               False writes no manifest
     verify_sample: ranges of rows that are encoded again at the end and compared; 0 for none
     progress: called with bytes and weights done, in this thread; "tqdm" draws a bar
+    reuse:    an earlier output with its manifest: tensors that would have the same bytes are copied
+              from it; `Result.reused` says which
 
     Raises a kind of DynquantError for everything that the caller can fix.
     """
@@ -475,6 +490,78 @@ def convert(
         manifest=manifest,
         verify_sample=verify_sample,
         progress=progress,
+        reuse=reuse,
+    )
+
+
+def ladder(
+    model: str | Path | Model,
+    out: str | Path,
+    *,
+    recipes: Sequence[str | Path | Mapping[str, Any] | Recipe] = (),
+    sizes: Sequence[Target | str | int] = (),
+    recipe: str | Path | Mapping[str, Any] | Recipe = "budget",
+    imatrix: str | Path | Imatrix | None = None,
+    moments: str | Path | Moments | None = None,
+    effort: Effort | None = None,
+    allow_requantize: bool = False,
+    threads: int | None = None,
+    force: bool = False,
+    pre: str | None = None,
+    mla: Mla | None = None,
+    set_keys: Mapping[str, KeyValue | str] | None = None,
+    split: Split | None = None,
+    leave_out: Sequence[str] = (),
+    merge_adapter: Sequence[str | Path] = (),
+    sensitivity: str | Path | None = None,
+    restart: bool = False,
+    manifest: ManifestOption = "auto",
+    verify_sample: int = SAMPLES,
+    progress: ProgressOption = None,
+) -> list[Result]:
+    """Convert a checkpoint to several GGUF files in one pass over its weights.
+
+    out:     a folder, for MODEL-RECIPE.gguf or MODEL-SIZE.gguf; or a name with {} in place of the
+             recipe or the size
+    recipes: a file for each
+    sizes:   a file for each, instead of recipes: what `solve_recipe` takes as a target
+    recipe:  for sizes, one with `choose`
+
+    The other arguments are those of `convert`; the bytes of each file are, too. Returns the results
+    in the order of the recipes or sizes. Outputs that a run of the same ladder completed are kept,
+    and those that it began are resumed.
+
+    Raises a kind of DynquantError for everything that the caller can fix, with the problems of all
+    files; nothing is written then.
+    """
+    if bool(recipes) == bool(sizes):
+        raise PlanError("a ladder is of recipes or of sizes; give one of both")
+    reading = Reading(model, imatrix, moments, pre, mla, leave_out, merge_adapter)
+    options: dict[str, Any] = {
+        "effort": effort,
+        "allow_requantize": allow_requantize,
+        "set_keys": set_keys,
+        "split": split,
+    }
+    if recipes:
+        rungs = rungs_of_recipes(reading, recipes, options)
+    else:
+        rungs = rungs_of_sizes(
+            reading,
+            [named_size(size) for size in sizes],
+            recipe,
+            options,
+            threads=threads or default_threads(),
+            sensitivity=Path(sensitivity) if sensitivity is not None else None,
+        )
+    return convert_ladder(
+        [(rung.plan, output_of(out, model, rung)) for rung in rungs],
+        threads=threads,
+        force=force,
+        restart=restart,
+        manifest=manifest or None,
+        verify_sample=verify_sample,
+        progress=tqdm_progress() if progress == "tqdm" else progress,
     )
 
 
@@ -500,6 +587,7 @@ __all__ = [
     "Plan",
     "convert",
     "inspect",
+    "ladder",
     "load_imatrix",
     "load_moments",
     "load_plan",

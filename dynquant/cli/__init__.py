@@ -22,6 +22,7 @@ from dynquant.cli import (
     evaluate,
     imatrix,
     inspect,
+    ladder,
     manifest,
     mmproj,
     parts,
@@ -50,6 +51,7 @@ app = typer.Typer(
 for seeing in (auto.auto, convert.convert, plan.plan):
     app.command(cls=mmproj.WithMmproj)(seeing)
 for command in (
+    ladder.ladder,
     solve.solve,
     sensitivity.sensitivity,
     verify.verify,

@@ -68,6 +68,7 @@ from dynquant.cli.targets import (
 if TYPE_CHECKING:
     from dynquant.conversion.gates import Gate
     from dynquant.conversion.result import Result
+    from dynquant.conversion.reuse.old import Old
     from dynquant.conversion.work import Work
     from dynquant.plan.plan import Plan
 
@@ -97,6 +98,7 @@ class _How:
     verify_sample: int
     summary: Path | None
     quiet: bool
+    reuse: Old | None = None
 
 
 def convert(
@@ -146,6 +148,16 @@ def convert(
         bool,
         typer.Option("--restart", help="Start over instead of resuming an interrupted run."),
     ] = False,
+    reuse: Annotated[
+        Path | None,
+        typer.Option(
+            "--reuse",
+            metavar="OLD.gguf",
+            help="An earlier output with its manifest: tensors that would have the same bytes are"
+            " copied from it, the others are encoded.",
+            show_default=False,
+        ),
+    ] = None,
     no_manifest: ManifestOption = False,
     source_hashes: SourceHashesOption = "auto",
     verify_sample: Annotated[
@@ -206,9 +218,14 @@ def convert(
     )
     projecting = planning.projecting(mmproj, only=only_mmproj, out=mmproj_out)
     wanted = part_of(part, plan=plan, separate=separate)
-    if scheduler and (wanted or restart or only_mmproj):
-        raise typer.BadParameter("--scheduler has no --part, --restart or --only-mmproj")
-    whole = {"--mmproj": projecting, "--max-error": max_error, "--summary": summary}
+    if scheduler and (wanted or restart or only_mmproj or reuse):
+        raise typer.BadParameter("--scheduler has no --part, --restart, --reuse or --only-mmproj")
+    whole = {
+        "--reuse": reuse,
+        "--mmproj": projecting,
+        "--max-error": max_error,
+        "--summary": summary,
+    }
     if wanted and (also := [name for name, value in whole.items() if value is not None]):
         raise typer.BadParameter(f"--part writes a part of one file: leave out {', '.join(also)}")
     limit = size_of(max_size, "--max-size")
@@ -226,6 +243,7 @@ def convert(
     console.event(
         "start", quiet=quiet, command="convert", model=model, out=str(out), **planning.source
     )
+    old = _old(reuse, only_mmproj=only_mmproj)
     if summary:
         check_summary(summary)
     if planning.asked.is_given and out.exists() and not force:
@@ -262,6 +280,7 @@ def convert(
         verify_sample,
         summary,
         quiet,
+        old,
     )
     if wanted:
         write_part(
@@ -280,6 +299,17 @@ def convert(
     _check_outputs(jobs, how)
     for job in jobs:
         _write(job, how, (scheduler, planning) if scheduler and job.out == out else None)
+
+
+def _old(reuse: Path | None, *, only_mmproj: bool) -> Old | None:
+    """Return the output to reuse."""
+    if reuse is None:
+        return None
+    if only_mmproj:
+        raise typer.BadParameter("--reuse is for language models; leave it out for a projector")
+    from dynquant.conversion.reuse.old import read_old
+
+    return read_old(reuse)
 
 
 def _plans(
@@ -306,22 +336,13 @@ def _plans(
     return plans
 
 
-def _places(job: _Job) -> set[Path]:
-    """Return all names that writing a file uses, also while it is incomplete."""
-    from dynquant.conversion.journal import journal_path
-    from dynquant.conversion.manifest import manifest_path
-    from dynquant.conversion.output import part_path
-
-    final = [*job.work.layout.paths(job.out), manifest_path(job.out), job.out]
-    return {p.absolute() for p in (*final, *map(part_path, final), journal_path(job.out))}
-
-
 def _refuse_shared(jobs: Sequence[_Job]) -> None:
     """Raise ConvertError if writing one file would use a name of the other."""
+    from dynquant.conversion.output import places_of
     from dynquant.errors import ConvertError
 
     for one, other in combinations(jobs, 2):
-        if shared := sorted(_places(one) & _places(other)):
+        if shared := sorted(places_of(one.work, one.out) & places_of(other.work, other.out)):
             raise ConvertError(
                 f"{shared[0]}: the projector ({one.out.name}) and the language model"
                 f" ({other.out.name}) would both be written there; name another output, or give the"
@@ -352,6 +373,7 @@ def _check_outputs(jobs: Sequence[_Job], how: _How) -> None:
     """Raise ConvertError, with all reasons, if one of several files cannot be written."""
     from dynquant.conversion.journal import journal_path
     from dynquant.conversion.output import check_output
+    from dynquant.conversion.reuse.old import refuse_output
     from dynquant.errors import ConvertError, Problems
 
     problems = Problems()
@@ -361,6 +383,9 @@ def _check_outputs(jobs: Sequence[_Job], how: _How) -> None:
                 lambda job=job: check_output(job.plan, job.out, job.work, force=how.force),
                 ConvertError,
             )
+        if (old := how.reuse) is not None:
+            paths = job.work.layout.paths(job.out)
+            problems.attempt(lambda old=old, paths=paths: refuse_output(old, paths), ConvertError)
     problems.raise_any(ConvertError)
 
 
@@ -369,11 +394,14 @@ def _write(job: _Job, how: _How, cluster: tuple[str, Planning] | None) -> None:
 
     cluster: the scheduler that it is written with, and how it was planned; None for this process
     """
+    from dynquant.arch.towers.whole import CLIP
     from dynquant.conversion.gates import check_gate, error_gate
     from dynquant.conversion.losses import NOTHING_LOST
 
     started = time.monotonic()
     out, quiet = job.out, how.quiet
+    if how.reuse and job.plan.architecture != CLIP:
+        console.talk(f"{how.reuse.path}: comparing it, and hashing the model", quiet=quiet)
     try:
         result = _written(job, how) if cluster is None else _by_cluster(job, how, *cluster)
     except (KeyboardInterrupt, SystemExit):
@@ -395,6 +423,7 @@ def _write(job: _Job, how: _How, cluster: tuple[str, Planning] | None) -> None:
 
 
 def _written(job: _Job, how: _How) -> Result:
+    from dynquant.arch.towers.whole import CLIP
     from dynquant.conversion.write import convert_plan
 
     with console.progress_of(job.out.name, quiet=how.quiet) as progress:
@@ -407,6 +436,7 @@ def _written(job: _Job, how: _How) -> Result:
             manifest=how.source_hashes,
             verify_sample=how.verify_sample,
             progress=progress,
+            reuse=how.reuse if job.plan.architecture != CLIP else None,
         )
 
 
@@ -440,6 +470,7 @@ def report_of(result: Result, out: Path, threads: int, seconds: float, *, quiet:
     from dynquant.feedback.decided import gained_text
     from dynquant.figures import figure, size_text
     from dynquant.quants.readers import readers_text
+    from dynquant.report.reused import reused_lines
 
     plan: Plan = result.plan
     rest = 1 - result.resumed_bytes / plan.tensor_bytes
@@ -460,8 +491,13 @@ def report_of(result: Result, out: Path, threads: int, seconds: float, *, quiet:
         threads=threads,
         weights_per_second=round(rate),
         resumed_bytes=result.resumed_bytes,
+        reused_tensors=len(result.reused.names) if result.reused else 0,
+        reused_bytes=result.reused.n_bytes if result.reused else 0,
     ):
         return
+    if result.reused:
+        for line in reused_lines(result.reused):
+            console.talk(line, quiet=quiet)
     resumed = ""
     if result.resumed_bytes:
         resumed = f", {size_text(result.resumed_bytes)} of it from an earlier run"

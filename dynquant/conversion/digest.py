@@ -29,7 +29,9 @@ class Digests:
     reached: the number of the tensor that is being hashed; all before it have been read
     """
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: Work, sharers: int = 1) -> None:
+        """Begin; sharers: outputs that are written at the same time and share the memory."""
+        self._sharers = sharers
         self._layout = work.layout
         self._tensors = [xxhash.xxh64() for _ in work.tensors]
         self._files = [hashlib.sha256(file.header) for file in work.layout.files]
@@ -49,7 +51,7 @@ class Digests:
             self._waiting[job.number] = (job, encoded)
             self._held += encoded.blocks.nbytes
             while self._is_hashing or self._next not in self._waiting:
-                if self._held <= _MOST_HELD or self._is_stopped:
+                if self._held <= _MOST_HELD // self._sharers or self._is_stopped:
                     return
                 self._change.wait()
             self._is_hashing = True

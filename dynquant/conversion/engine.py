@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 from dynquant.conversion.estimate import Estimate
 from dynquant.conversion.jobs import Job
 from dynquant.conversion.scope import Scope
 from dynquant.conversion.stages import EncodeStage, Scratch, Sink, SourceStage
 from dynquant.conversion.threads import Worker, start
+
+T = TypeVar("T")
+T_contra = TypeVar("T_contra", contravariant=True)
 
 _REPORT_SECONDS = 0.1
 
@@ -32,22 +36,86 @@ class Progress:
     seconds_left: float | None = None
 
 
-class Engine:
-    """Runs jobs in several threads, keeps count, and stops at the first failure."""
+class Counts(Protocol):
+    """Counts a job that is written."""
 
-    def __init__(
+    def __call__(self, job: Job, seconds: float, *, is_resumed: bool) -> None:
+        """Count a job; seconds: what a thread took, waits included."""
+        ...
+
+
+class Route(Protocol[T_contra]):
+    """The way of work through the stages; callable from several threads at once."""
+
+    def take(
         self,
-        scope: Scope,
-        jobs: Iterator[Job],
-        source: SourceStage,
-        encode: EncodeStage,
-        sink: Sink,
+        work: T_contra,
+        scratch: Scratch,
+        is_stopped: Callable[[], bool],
+        count: Counts,
     ) -> None:
-        self._totals = (scope.n_bytes, scope.n_weights)
-        self._jobs = jobs
+        """Do work: a job, or several jobs of the same rows."""
+        ...
+
+    def finish(self, scratch: Scratch, is_stopped: Callable[[], bool]) -> None:
+        """Do what is left after all rows were read."""
+        ...
+
+    def save(self) -> None:
+        """Record what is safe on the disk."""
+        ...
+
+    def stop(self) -> None:
+        """Wake waiting threads; no more work will come."""
+        ...
+
+
+class OneFile:
+    """The way of a job through the stages of one conversion."""
+
+    def __init__(self, source: SourceStage, encode: EncodeStage, sink: Sink) -> None:
         self._source = source
         self._encode = encode
         self._sink = sink
+
+    def take(
+        self, work: Job, scratch: Scratch, is_stopped: Callable[[], bool], count: Counts
+    ) -> None:
+        """Take one job through the stages."""
+        started = time.monotonic()
+        self._source.arrive(work.tensor.number, scratch, is_stopped)
+        encoded = self._sink.written_before(work)
+        is_resumed = encoded is not None
+        if encoded is None:
+            encoded = self._encode.encode(work, self._source.read(work, scratch))
+            self._sink.write(work, encoded)
+        count(work, time.monotonic() - started, is_resumed=is_resumed)
+        self._sink.digests.add(work, encoded)
+
+    def finish(self, scratch: Scratch, is_stopped: Callable[[], bool]) -> None:
+        """Hash the rest of the source files."""
+        self._source.finish(scratch, is_stopped)
+
+    def save(self) -> None:
+        """Record in the journal which rows are safe on the disk."""
+        self._sink.save()
+
+    def stop(self) -> None:
+        """Wake threads that wait to hash."""
+        self._sink.digests.stop()
+
+
+class Engine(Generic[T]):
+    """Does work in several threads, keeps count, and stops at the first failure."""
+
+    def __init__(self, scopes: Sequence[Scope], work: Iterator[T], route: Route[T]) -> None:
+        """Make an engine.
+
+        scopes: the rows that all work together writes, of each output
+        """
+        self._totals = (sum(s.n_bytes for s in scopes), sum(s.n_weights for s in scopes))
+        self._left = work
+        self._route = route
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._stopped = False
@@ -55,7 +123,7 @@ class Engine:
         self._bytes_done = 0
         self._weights_done = 0
         self._resumed = 0
-        self._estimate = Estimate(scope)
+        self._estimate = Estimate(*scopes)
         self._threads: list[Worker] = []
 
     @property
@@ -71,7 +139,7 @@ class Engine:
     def run(
         self, n_workers: int, sync_seconds: float, progress: Callable[[Progress], None] | None
     ) -> None:
-        """Run all jobs, report progress, and raise the first failure.
+        """Do all work, report progress, and raise the first failure.
 
         sync_seconds: between two records in the journal
         """
@@ -97,26 +165,14 @@ class Engine:
         self._report(progress)
 
     def _work(self) -> None:
-        """Do jobs until none is left or one has failed; the body of each worker."""
+        """Do work until none is left or some has failed; the body of each worker."""
         scratch = Scratch()
         try:
-            while (job := self._next()) is not None:
-                self._do(job, scratch)
-            self._source.finish(scratch, self._is_stopped)
+            while (work := self._next()) is not None:
+                self._route.take(work, scratch, self._is_stopped, self._count)
+            self._route.finish(scratch, self._is_stopped)
         except BaseException as e:  # raised again, once, in the thread that called `run`
             self._fail(e)
-
-    def _do(self, job: Job, scratch: Scratch) -> None:
-        """Take one job through the stages."""
-        started = time.monotonic()
-        self._source.arrive(job, scratch, self._is_stopped)
-        encoded = self._sink.written_before(job)
-        is_resumed = encoded is not None
-        if encoded is None:
-            encoded = self._encode.encode(job, self._source.read(job, scratch))
-            self._sink.write(job, encoded)
-        self._count(job, time.monotonic() - started, is_resumed=is_resumed)
-        self._sink.digests.add(job, encoded)
 
     def _save(self, sync_seconds: float) -> None:
         """Record now and then which rows are safe, and once more at the end; a thread's body."""
@@ -124,13 +180,13 @@ class Engine:
         try:
             while not is_last:
                 is_last = self._ended.wait(sync_seconds)
-                self._sink.save()
+                self._route.save()
         except BaseException as e:  # raised in the thread that called `run`
             self._fail(e)
 
-    def _next(self) -> Job | None:
+    def _next(self) -> T | None:
         with self._lock:
-            return None if self._stopped else next(self._jobs, None)
+            return None if self._stopped else next(self._left, None)
 
     def _count(self, job: Job, seconds: float, *, is_resumed: bool) -> None:
         name = job.tensor.type.name
@@ -150,7 +206,7 @@ class Engine:
 
     def _stop(self) -> None:
         self._stopped = True
-        self._sink.digests.stop()
+        self._route.stop()
 
     def _is_stopped(self) -> bool:
         return self._stopped

@@ -30,9 +30,9 @@ class Estimate:
     server of the table above.
     """
 
-    def __init__(self, scope: Scope) -> None:
+    def __init__(self, *scopes: Scope) -> None:
         self._left: Counter[str] = Counter()
-        for tensor, rows in scope.tensors:
+        for tensor, rows in (each for scope in scopes for each in scope.tensors):
             self._left[tensor.type.name] += len(rows) * tensor.n_per_row
         self._weights: Counter[str] = Counter()
         self._seconds: defaultdict[str, float] = defaultdict(float)

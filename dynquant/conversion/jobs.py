@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from dynquant.conversion.scope import Scope
 from dynquant.conversion.work import TensorWork
@@ -63,29 +64,57 @@ class Job:
         return self.tensor.position + self.start * self.tensor.row_size
 
 
-def jobs(scope: Scope, chunk_bytes: int, done: Mapping[int, Sequence[Done]]) -> Iterator[Job]:
+@dataclass(frozen=True)
+class Cut:
+    """Where a tensor may be cut into jobs.
+
+    row_bytes: of a row as the encoder works on it
+    of_matrix: rows of a matrix; no job spans two
+    rows:      jobs are multiples of so many rows, but for the last ones of matrices
+    """
+
+    row_bytes: int
+    of_matrix: int
+    rows: int = 1
+
+    @classmethod
+    def of(cls, *tensors: TensorWork) -> Cut:
+        """Return the cut that suits several outputs of one tensor."""
+        return cls(
+            max(t.decoded_row_size for t in tensors),
+            min(t.rows_of_matrix for t in tensors),
+            FEEDBACK_ROWS if any(t.fed is not None for t in tensors) else 1,
+        )
+
+
+def jobs(
+    scope: Scope,
+    chunk_bytes: int,
+    done: Mapping[int, Sequence[Done]],
+    cuts: Mapping[int, Cut] = MappingProxyType({}),
+) -> Iterator[Job]:
     """Yield jobs that cover every row of a scope once, in the order of the files.
 
     chunk_bytes: bytes of a job's rows as the encoder works on them; at least one row is taken, and
                  with error feedback a multiple of those that are encoded together
     done:        by number of the tensor, ranges in order that do not overlap; each is a job if it
                  is within the scope
+    cuts:        by number of the tensor, cuts that are finer than its own
     """
     number = 0
     for tensor, rows in scope.tensors:
-        for start, stop, earlier in _ranges(tensor, rows, chunk_bytes, done.get(tensor.number, ())):
+        cut = cuts.get(tensor.number) or Cut.of(tensor)
+        for start, stop, earlier in _ranges(cut, rows, chunk_bytes, done.get(tensor.number, ())):
             yield Job(number, tensor, start, stop, start // tensor.rows_of_matrix, earlier)
             number += 1
 
 
 def _ranges(
-    tensor: TensorWork, rows: range, chunk_bytes: int, done: Sequence[Done]
+    cut: Cut, rows: range, chunk_bytes: int, done: Sequence[Done]
 ) -> Iterator[tuple[int, int, Done | None]]:
     """Yield ranges of a tensor's rows, with the earlier run's record of those that are done."""
-    together = tensor.rows_of_matrix
-    step = max(1, chunk_bytes // tensor.decoded_row_size)
-    if tensor.fed is not None:
-        step = -(-step // FEEDBACK_ROWS) * FEEDBACK_ROWS
+    together = cut.of_matrix
+    step = -(-max(1, chunk_bytes // cut.row_bytes) // cut.rows) * cut.rows
     position = rows.start
     within = (d for d in done if rows.start <= d.start and d.stop <= rows.stop)
     for range_ in (*within, None):

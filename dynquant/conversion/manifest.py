@@ -195,6 +195,10 @@ class Tensor(Part):
     error: Errors | None
     feedback: Feedback | None = None
     """how its errors were fed back; null without error feedback"""
+    origin: Sha256 | None = None
+    """of the content of the files that it comes from and of the way in which it is read: in one
+    version of dynquant, equal hashes are equal weights; null without the sha256 of the sources, and
+    in manifests of early versions"""
 
 
 class Manifest(Part):

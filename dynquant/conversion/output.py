@@ -23,6 +23,7 @@ from dynquant.conversion.disk import (
     write_at,
     write_whole,
 )
+from dynquant.conversion.journal import journal_path
 from dynquant.conversion.layout import Layout
 from dynquant.conversion.manifest import manifest_beside, manifest_path
 from dynquant.conversion.work import Work
@@ -36,6 +37,12 @@ def part_path(out: Path) -> Path:
     return Path(f"{out}.part")
 
 
+def places_of(work: Work, out: Path) -> set[Path]:
+    """Return all names that writing an output uses, also while it is incomplete."""
+    final = [*work.layout.paths(out), manifest_path(out), out]
+    return {p.absolute() for p in (*final, *map(part_path, final), journal_path(out))}
+
+
 def check_output(plan: Plan, out: Path, work: Work, *, force: bool) -> None:
     """Raise ConvertError, with all reasons, if a plan's files cannot be written as `out`."""
     if out.name in ("", ".."):
@@ -44,7 +51,7 @@ def check_output(plan: Plan, out: Path, work: Work, *, force: bool) -> None:
     folder = out.parent
     layout = work.layout
     paths = layout.paths(out)
-    reads = _read_files(plan, work)
+    reads = files_read(plan, work)
     if not folder.is_dir():
         problems.append(f"{folder}: is not a folder; create it first, or name another output")
     elif not os.access(folder, os.W_OK | os.X_OK):
@@ -59,14 +66,14 @@ def check_output(plan: Plan, out: Path, work: Work, *, force: bool) -> None:
             problems.append(f"{path}: {why}; name another output")
         elif path.is_dir():
             problems.append(f"{path}: is a folder; name the file to write")
-        elif what := reads.get(_inode(path)):
+        elif what := reads.get(inode_of(path)):
             problems.append(f"{path}: is {what}; name another output")
         elif os.path.lexists(path):
             if not path.is_file():
                 problems.append(f"{path}: is not a regular file; name another output")
             elif not force:
                 problems.append(f"{path}: exists; replace it with --force, or name another output")
-        if what := reads.get(_inode(part_path(path))):
+        if what := reads.get(inode_of(part_path(path))):
             problems.append(f"{part_path(path)}: is {what}; name another output")
     problems += _other_forms(out, paths)
     ConvertError.raise_any(problems)
@@ -220,7 +227,7 @@ class PartFiles:
             os.close(self._fds.pop())
 
 
-def _read_files(plan: Plan, work: Work) -> dict[tuple[int, int] | None, str]:
+def files_read(plan: Plan, work: Work) -> dict[tuple[int, int] | None, str]:
     """Return the files that the conversion reads, by device and inode, so that links count."""
     weights = [file.path for file in work.source_files]
     reads = dict.fromkeys((*plan.files, *weights), "a file of the model itself")
@@ -236,12 +243,12 @@ def _read_files(plan: Plan, work: Work) -> dict[tuple[int, int] | None, str]:
         reads[plan.imatrix.path] = "the imatrix"
     if plan.moments:
         reads[plan.moments.path] = "the file of second moments"
-    found = {_inode(path): what for path, what in reads.items()}
+    found = {inode_of(path): what for path, what in reads.items()}
     found.pop(None, None)
     return found
 
 
-def _inode(path: Path) -> tuple[int, int] | None:
+def inode_of(path: Path) -> tuple[int, int] | None:
     """Return device and inode of a regular file; None for anything else."""
     try:
         there = path.stat()

@@ -9,7 +9,6 @@ from re import fullmatch
 from typing import Literal
 
 from dynquant.arch.adapters.merge import MERGED_KEY
-from dynquant.conversion.layout import Layout
 from dynquant.conversion.manifest import (
     Adapter,
     Errors,
@@ -26,6 +25,8 @@ from dynquant.conversion.manifest import (
     Tensor,
 )
 from dynquant.conversion.result import Result
+from dynquant.conversion.reuse.origin import origin_of
+from dynquant.conversion.work import Work
 from dynquant.distribution import our_version
 from dynquant.json_documents import plain
 from dynquant.keys import Keys
@@ -38,9 +39,13 @@ _DIGITS = 6
 """Digits of an error: a resumed run adds the sums behind it in another order."""
 
 
-def manifest_of(result: Result, layout: Layout, sources: Sequence[Source]) -> Manifest:
-    """Return the manifest of an output."""
-    plan = result.plan
+def manifest_of(result: Result, work: Work, sources: Sequence[Source]) -> Manifest:
+    """Return the manifest of an output.
+
+    sources: of each of the work's source files
+    """
+    plan, layout = result.plan, work.layout
+    files = {f.path: s.sha256 for f, s in zip(work.source_files, sources, strict=True)}
     return Manifest(
         manifest=1,
         dynquant=Maker(
@@ -86,8 +91,9 @@ def manifest_of(result: Result, layout: Layout, sources: Sequence[Source]) -> Ma
                 importance=t.importance,
                 error=_errors(result.errors.get(t.name)),
                 feedback=_feedback(result, t.name),
+                origin=origin_of(its.source, files),
             )
-            for t in plan.tensors
+            for t, its in zip(plan.tensors, work.tensors, strict=True)
         ],
         ignored={
             plain(name): plain(plan.recipe.short(reason)) for name, reason in plan.ignored.items()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dynquant.conversion.losses import Loss, loss_of, loss_warnings, rounded_warnings
+from dynquant.conversion.reuse.decide import Reused
 from dynquant.feedback.decided import TensorGain
 from dynquant.plan.plan import Plan
 from dynquant.quants.error import TensorError
@@ -27,6 +28,7 @@ class Result:
     rounded:       by name, of tensors on a grid, how many weights differ by the rounding of a scale
                    (of the rows that this run encoded)
     gains:         by name, of each tensor that may have error feedback, what it did
+    reused:        what was copied from an earlier output; None if none was given
     """
 
     plan: Plan = field(repr=False)
@@ -39,6 +41,7 @@ class Result:
     manifest: Path | None
     rounded: Mapping[str, int] = field(default_factory=dict[str, int], repr=False)
     gains: Mapping[str, TensorGain] = field(default_factory=dict[str, TensorGain], repr=False)
+    reused: Reused | None = None
 
     @property
     def path(self) -> Path:

@@ -20,6 +20,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from dynquant.conversion.disk import sync_folder
 from dynquant.conversion.identity import identity_of
@@ -40,15 +42,18 @@ def begin(
     *,
     force: bool,
     restart: bool,
+    more: Mapping[str, Any] = MappingProxyType({}),
 ) -> Mapping[int, Sequence[Done]]:
     """Create the files, or open those of an earlier run; return the rows that are done, by tensor.
+
+    more: what the identity of the conversion has besides the plan and the model
 
     Raises ConvertError if an earlier run was another conversion, or if the output cannot be
     written; existing files are left unchanged then, and nothing is added.
     """
     try:
         before, records = journal.read(discard=restart)
-        identity = identity_of(plan, work)
+        identity = identity_of(plan, work) | dict(more)
         if before is not None and records and not restart:
             refuse_changed(journal.path, before, identity)
             is_complete = records.are_complete

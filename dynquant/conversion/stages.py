@@ -17,13 +17,13 @@ import xxhash
 from dynquant.arrays import U8
 from dynquant.conversion.jobs import Done, Job
 from dynquant.conversion.journal import Journal
-from dynquant.conversion.pagecache import PageCache
 from dynquant.conversion.read_ahead import ReadAhead
 from dynquant.conversion.source_hashes import PIECE, SourceDigests
 from dynquant.conversion.work import Work
 from dynquant.errors import ConvertError
 from dynquant.quants.codec import NotFiniteError
 from dynquant.quants.encoder import Batch, Encoded, Encoder
+from dynquant.quants.feedback import Feedback
 from dynquant.quants.on_grid import fit_of
 
 
@@ -40,6 +40,31 @@ class Scratch:
         return self._bytes[:n_bytes]
 
 
+def read_rows(job: Job, scratch: Scratch) -> U8:
+    """Return the rows of a job as they are stored, in the scratch buffer."""
+    rows = scratch(job.n_rows * job.tensor.stored_row_size)
+    job.tensor.source.read(job.start, job.stop, rows)
+    return rows
+
+
+def batch_of(job: Job, rows: U8, feedback: Feedback | None) -> Batch:
+    """Return what is encoded of a job.
+
+    Raises ImportanceError if the imatrix changed since it was read.
+    """
+    tensor = job.tensor
+    return Batch(
+        rows,
+        tensor.source.stored,
+        tensor.n_per_row,
+        tensor.type,
+        tensor.importance_of(job.matrix),
+        tensor.search,
+        tensor.mean_of(job.matrix),
+        feedback,
+    )
+
+
 class SourceStage:
     """Reads the rows of jobs, and hashes the files that they are read from."""
 
@@ -49,30 +74,16 @@ class SourceStage:
         self._digests = digests
         self._ahead = ahead
 
-    def arrive(self, job: Job, scratch: Scratch, is_stopped: Callable[[], bool]) -> None:
-        """Note that the encoders have reached a job, and hash what is due of the files."""
-        self._digests.arrive(job.tensor.number)
+    def arrive(self, tensor: int, scratch: Scratch, is_stopped: Callable[[], bool]) -> None:
+        """Note that the encoders have reached a tensor, and hash what is due of the files."""
+        self._digests.arrive(tensor)
         self._hash(scratch, is_stopped)
 
     def read(self, job: Job, scratch: Scratch) -> Batch:
         """Return the rows of a job; they are in the scratch buffer, until its next use."""
-        tensor = job.tensor
-        feedback = self._work.feedback_of(tensor, job.matrix)
-        if self._ahead is not None:
-            rows = self._ahead.rows(job)
-        else:
-            rows = scratch(job.n_rows * tensor.stored_row_size)
-            tensor.source.read(job.start, job.stop, rows)
-        return Batch(
-            rows,
-            tensor.source.stored,
-            tensor.n_per_row,
-            tensor.type,
-            tensor.importance_of(job.matrix),
-            tensor.search,
-            tensor.mean_of(job.matrix),
-            feedback,
-        )
+        feedback = self._work.feedback_of(job.tensor, job.matrix)
+        rows = read_rows(job, scratch) if self._ahead is None else self._ahead.rows(job)
+        return batch_of(job, rows, feedback)
 
     def finish(self, scratch: Scratch, is_stopped: Callable[[], bool]) -> None:
         """Hash the rest of the files: every row has been read."""
@@ -123,7 +134,7 @@ class EncodeStage:
             return self._encoder.encode(batch)
         except NotFiniteError as e:
             raise ConvertError(
-                f"tensor {job.tensor.name!r} (stored as {batch.stored.name}): row"
+                f"tensor {job.tensor.name!r} (stored as {job.tensor.source.stored.name}): row"
                 f" {job.start + e.row} contains a NaN or an infinity; the checkpoint is damaged or"
                 " its training overflowed, use another copy of it"
             ) from e
@@ -163,6 +174,16 @@ class BlockFiles(Protocol):
         ...
 
 
+class DropsSources(Protocol):
+    """The source files in the page cache: see `PageCache`."""
+
+    is_scarce: bool
+
+    def drop_before(self, tensor: int) -> None:
+        """Drop the files that only tensors before this one read."""
+        ...
+
+
 class Sink:
     """Writes blocks into the files, records them in the journal, and hashes them.
 
@@ -172,7 +193,7 @@ class Sink:
     """
 
     def __init__(
-        self, digests: TakesBlocks, files: BlockFiles, journal: Journal, cache: PageCache
+        self, digests: TakesBlocks, files: BlockFiles, journal: Journal, cache: DropsSources
     ) -> None:
         self.digests = digests
         self._files = files

@@ -14,6 +14,7 @@ from dynquant.arrays import F32
 from dynquant.checkpoint.remote.remote_file import RemoteFile
 from dynquant.conversion.layout import Layout, lay_out
 from dynquant.feedback.decided import Decisions, Fed
+from dynquant.feedback.factors import Factors
 from dynquant.importance.audit import Importance
 from dynquant.plan.objective import search_for
 from dynquant.plan.plan import Plan
@@ -182,8 +183,11 @@ class Work:
         return sum(t.n_rows * t.n_per_row for t in self.tensors)
 
 
-def work_of(plan: Plan) -> Work:
-    """Lay out a plan's files and return the work of writing them."""
+def work_of(plan: Plan, factors: Factors | None = None) -> Work:
+    """Lay out a plan's files and return the work of writing them.
+
+    factors: of the plan's moments, if several outputs share them
+    """
     layout = lay_out(plan)
     numbers: dict[Path, int] = {}
     readers: list[dict[ShardFile, None]] = []
@@ -219,5 +223,5 @@ def work_of(plan: Plan) -> Work:
         )
     files = (SourceFile(tuple(r), n) for r, n in zip(readers, last, strict=True))
     computed = (part for t in plan.sources.values() for part in parts_of(t.source, Computed))
-    decisions = Decisions(plan.moments) if plan.moments else None
+    decisions = Decisions(plan.moments, factors) if plan.moments else None
     return Work(layout, tuple(tensors), tuple(files), tuple(computed), decisions)

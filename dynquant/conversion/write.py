@@ -7,27 +7,26 @@ from pathlib import Path
 from types import MappingProxyType
 
 from dynquant.conversion.digest import Digests
-from dynquant.conversion.disk import sync_folder
-from dynquant.conversion.engine import Engine, Progress
+from dynquant.conversion.engine import Engine, OneFile, Progress
+from dynquant.conversion.finish import end, record_complete, rename, result_of
 from dynquant.conversion.identity import refuse_written, versions_of
-from dynquant.conversion.jobs import Done, jobs
+from dynquant.conversion.jobs import Done, Job, jobs
 from dynquant.conversion.journal import Journal, journal_path
-from dynquant.conversion.manifest import manifest_path, manifest_text
+from dynquant.conversion.manifest import manifest_path
 from dynquant.conversion.output import PartFiles, check_output
 from dynquant.conversion.pagecache import PageCache
-from dynquant.conversion.provenance import manifest_of
 from dynquant.conversion.read_ahead import CHUNK, is_streamed
-from dynquant.conversion.records import COMPLETE
 from dynquant.conversion.remote_sources import copies_beside, reading_ahead, sources_path
 from dynquant.conversion.result import Result
 from dynquant.conversion.resume import begin
+from dynquant.conversion.reuse.decide import decide
+from dynquant.conversion.reuse.old import Old, refuse_output
 from dynquant.conversion.scope import Scope
 from dynquant.conversion.second_look import SAMPLES, check_sample
 from dynquant.conversion.source_hashes import SOURCE_HASHES, SourceDigests, SourceHashes
 from dynquant.conversion.stages import EncodeStage, Sink, SourceStage
 from dynquant.conversion.work import Work, work_of
 from dynquant.errors import ConvertError, PlanError
-from dynquant.feedback.decided import TensorGain
 from dynquant.part_cache import release_parts
 from dynquant.plan.plan import Plan
 from dynquant.quants import codec
@@ -44,6 +43,24 @@ def default_threads() -> int:
     return system().n_cpus()
 
 
+def check_options(
+    plan: Plan, threads: int | None, manifest: SourceHashes | None, verify_sample: int
+) -> int:
+    """Return the number of threads; raise PlanError or ConvertError for what is not possible."""
+    threads = default_threads() if threads is None else threads
+    PlanError.raise_any((*plan.missing, *plan.refusals))
+    if threads < 1:
+        raise ConvertError(f"threads is {threads}; at least 1 is needed")
+    if verify_sample < 0:
+        raise ConvertError(f"verify_sample is {verify_sample}; it must not be negative")
+    if manifest not in (None, *SOURCE_HASHES):
+        choices = ", ".join(SOURCE_HASHES)
+        raise ConvertError(f"manifest={manifest!r} is not supported; use {choices} or False")
+    # A DYNQUANT_ISA that this CPU does not support is an error before there is a file.
+    codec.active_isa()
+    return threads
+
+
 def convert_plan(
     plan: Plan,
     out: Path,
@@ -58,6 +75,7 @@ def convert_plan(
     chunk_bytes: int | None = None,
     sync_seconds: float = SYNC_SECONDS,
     known_sources: Mapping[int, str] = MappingProxyType({}),
+    reuse: Old | None = None,
 ) -> Result:
     """Write a plan's files, under their final names only when all are complete.
 
@@ -72,6 +90,8 @@ def convert_plan(
                   encoder; the output does not depend on it
     sync_seconds: seconds between two syncs
     known_sources: sha256 of source files that others computed, by number in `Work.source_files`
+    reuse:        an earlier output, whose tensors are copied where their bytes would be the same.
+                  The source files are then hashed before anything is written
 
     A failure or an interrupt leaves `.part` files and a journal, from which the next run of the
     same conversion resumes. For models larger than half of RAM, finished source files are dropped
@@ -83,59 +103,51 @@ def convert_plan(
     read, ImportanceError if the imatrix changed since it was read, ConvertError with tensor and row
     for weights that are not finite and for rows that are encoded differently a second time.
     """
-    threads = default_threads() if threads is None else threads
-    PlanError.raise_any((*plan.missing, *plan.refusals))
-    if threads < 1:
-        raise ConvertError(f"threads is {threads}; at least 1 is needed")
-    if verify_sample < 0:
-        raise ConvertError(f"verify_sample is {verify_sample}; it must not be negative")
-    if manifest not in (None, *SOURCE_HASHES):
-        choices = ", ".join(SOURCE_HASHES)
-        raise ConvertError(f"manifest={manifest!r} is not supported; use {choices} or False")
-    # A DYNQUANT_ISA that this CPU does not support is an error before there is a file.
-    codec.active_isa()
+    threads = check_options(plan, threads, manifest, verify_sample)
     work = work_of(plan)
     layout = work.layout
+    if reuse:
+        refuse_output(reuse, layout.paths(out))
     versions = versions_of(work)
     parts = PartFiles(layout.paths(out), [file.file_bytes for file in layout.files])
     if not journal_path(out).exists():
         check_output(plan, out, work, force=force)
+    reused = decide(plan, work, reuse, threads) if reuse else None
+    writing = reused.work if reused else work
+    if reused and manifest not in (None, "none"):
+        known_sources = {**reused.hashes, **known_sources}
     journal = Journal(journal_path(out))
-    engine: Engine | None = None
+    engine: Engine[Job] | None = None
     try:
-        done = begin(plan, out, work, parts, journal, force=force, restart=restart)
+        more = reused.identity if reused else {}
+        done = begin(plan, out, work, parts, journal, force=force, restart=restart, more=more)
         digests = Digests(work)
         sources = SourceDigests(
-            work, manifest or "none", _first_left(work, done), known=known_sources
+            work, manifest or "none", first_left(work, done), known=known_sources
         )
         sink = Sink(digests, parts, journal, PageCache(work, sources))
         encode = EncodeStage(encoder)
-        scope = Scope.whole(work)
+        scope = Scope.whole(writing)
         todo = jobs(scope, chunk_bytes or chunk_of(work, encoder), done)
-        with copies_beside(work, sources_path(out)), reading_ahead(work, todo) as ahead:
-            engine = Engine(scope, ahead or todo, SourceStage(work, sources, ahead), encode, sink)
+        with copies_beside(work, sources_path(out)), reading_ahead(writing, todo) as ahead:
+            source = SourceStage(writing, sources, ahead)
+            engine = Engine([scope], ahead or todo, OneFile(source, encode, sink))
             engine.run(threads, sync_seconds, progress)
         refuse_written(versions, versions_of(work))
         check_sample(work, parts, verify_sample, encoder)
-        measured = zip(work.tensors, digests.sums(), strict=True)
-        result = Result(
-            plan=plan,
-            paths=parts.paths,
-            file_bytes=parts.sizes,
-            sha256=tuple(digests.files()),
-            xxh64=dict(zip((t.name for t in work.tensors), digests.tensors(), strict=True)),
-            errors={t.name: sums.figures() for t, sums in measured if not t.keeps_weights},
-            resumed_bytes=engine.resumed_bytes,
+        result = result_of(
+            plan,
+            work,
+            parts,
+            digests,
             manifest=manifest_path(out) if manifest else None,
-            rounded={name: n for name, n in encode.rounded.items() if n},
-            gains=gains_of(work),
+            resumed_bytes=engine.resumed_bytes,
+            rounded=encode.rounded,
+            reuse=reused,
         )
-        text = manifest and manifest_text(manifest_of(result, layout, sources.sources()))
-        parts.sync()
-        journal.add([COMPLETE])
-        parts.finish(manifest_path(out), text)
-        journal.remove()
-        sync_folder(out.parent)
+        record_complete(parts, journal)
+        rename(result, out, work, parts, sources.sources())
+        end(journal, out)
         return result
     finally:
         # A second interrupt ends the wait for a thread, which must not find its files closed.
@@ -150,16 +162,7 @@ def chunk_of(work: Work, encoder: Encoder) -> int:
     return max(encoder.preferred_bytes, CHUNK) if is_streamed(work) else encoder.preferred_bytes
 
 
-def gains_of(work: Work) -> dict[str, TensorGain]:
-    """Return what error feedback gained, by tensor; of a resumed run, too."""
-    return {
-        t.name: work.decisions.of_tensor(t.fed)
-        for t in work.tensors
-        if t.fed is not None and work.decisions is not None
-    }
-
-
-def _first_left(work: Work, done: Mapping[int, Sequence[Done]]) -> int | None:
+def first_left(work: Work, done: Mapping[int, Sequence[Done]]) -> int | None:
     """Return the number of the first tensor with rows that are still to be read, if any."""
     for tensor in work.tensors:
         if sum(d.stop - d.start for d in done.get(tensor.number, ())) < tensor.n_rows:

@@ -68,8 +68,9 @@ def gained_text(gains: Iterable[TensorGain]) -> str:
 class Decisions:
     """Decides for each matrix, when its first rows are encoded; callable from several threads."""
 
-    def __init__(self, moments: Moments) -> None:
-        self._factors = Factors(moments)
+    def __init__(self, moments: Moments, factors: Factors | None = None) -> None:
+        """Begin; factors: of the moments, shared with other outputs; None makes them."""
+        self._factors = factors or Factors(moments)
         self._lock = threading.Lock()
         self._gains: dict[tuple[str, int], Crew[Gain]] = {}
 

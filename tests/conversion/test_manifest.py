@@ -22,7 +22,6 @@ from typer.testing import CliRunner
 from dynquant.arch.base import ModelTensor
 from dynquant.cli import app
 from dynquant.conversion import write
-from dynquant.conversion.layout import lay_out
 from dynquant.conversion.manifest import (
     find_manifest,
     manifest_path,
@@ -236,7 +235,9 @@ def test_errors_are_recorded_with_six_digits(tmp_path: Path) -> None:
         first: TensorError(1.23456789e-5, -1e-17, 0.25),
         third: TensorError(float("nan"), 0, 0),
     }
-    found = manifest_of(replace(done, errors=errors), lay_out(plan), [])
+    work = work_of(plan)
+    sources = SourceDigests(work, "none", None).sources()
+    found = manifest_of(replace(done, errors=errors), work, sources)
     recorded = found.model_dump()["tensors"]
     assert recorded[0]["error"] == {"weighted": 1.23457e-5, "one_minus_cos2": 0.0, "max": 0.25}
     assert [t["error"] for t in recorded[1:]] == [None] * (n - 1)

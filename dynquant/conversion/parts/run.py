@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from dynquant.conversion.disk import sync_folder, write_whole
-from dynquant.conversion.engine import Engine, Progress
+from dynquant.conversion.engine import Engine, OneFile, Progress
 from dynquant.conversion.identity import identity_of, refuse_written, versions_of
 from dynquant.conversion.jobs import Done, Job, jobs
 from dynquant.conversion.journal import Journal, journal_path, refuse_changed
@@ -122,7 +122,7 @@ def convert_part(
         )
     versions = versions_of(work)
     journal = Journal(journal_of(out, part))
-    engine: Engine | None = None
+    engine: Engine[Job] | None = None
     files: SharedFiles | RowsFile | None = None
     try:
         identity = identity_of(plan, work, is_portable=True) | _kind(part, separate=separate)
@@ -141,13 +141,8 @@ def convert_part(
         todo = jobs(scope, chunk_bytes or chunk_of(work, encoder), done)
         copies = sources_path(journal_of(out, part).with_suffix(""))
         with copies_beside(work, copies), reading_ahead(work, todo) as ahead:
-            engine = Engine(
-                scope,
-                ahead or todo,
-                SourceStage(work, sources, ahead),
-                EncodeStage(encoder),
-                sink,
-            )
+            source = SourceStage(work, sources, ahead)
+            engine = Engine([scope], ahead or todo, OneFile(source, EncodeStage(encoder), sink))
             engine.run(threads, sync_seconds, progress)
         refuse_written(versions, versions_of(work))
         files.sync()
