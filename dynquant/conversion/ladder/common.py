@@ -119,7 +119,5 @@ def _whole(works: Sequence[Work], versions: Sequence[Sequence[tuple[int, TensorW
                 last[number] = place
                 files[number] = None
         tensors.append(replace(found[0][1], number=place, source_files=tuple(files)))
-    sources = (
-        SourceFile(path, tuple(r), n) for path, r, n in zip(numbers, readers, last, strict=True)
-    )
+    sources = (SourceFile(tuple(r), n) for r, n in zip(readers, last, strict=True))
     return Work(works[0].layout, tuple(tensors), tuple(sources), ())
