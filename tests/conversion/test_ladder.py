@@ -272,7 +272,7 @@ def test_hashes_of_source_files_are_computed_once(
 
     class Hashing(source_hashes._Hashing):  # pyright: ignore[reportPrivateUsage]
         def __init__(self, file: Any) -> None:
-            begun.append(file.path)
+            begun.append(file.stored.path)
             super().__init__(file)
 
     monkeypatch.setattr(source_hashes, "_Hashing", Hashing)
