@@ -134,6 +134,8 @@ class Source(Part):
     sha256: Sha256 | None
     sha256_from: Literal["read", "hub"] | None
     """"read" while it was converted, or as the "hub" names the file's content"""
+    blake3: Sha256 | None = None
+    """the BLAKE3, in hexadecimal, if it was computed in place of the SHA-256"""
 
 
 class Adapter(Part):

@@ -71,7 +71,8 @@ def convert_plan(
     chunk_bytes:  bytes of rows to encode at a time, at least one row; None leaves it to the
                   encoder; the output does not depend on it
     sync_seconds: seconds between two syncs
-    known_sources: sha256 of source files that others computed, by number in `Work.source_files`
+    known_sources: hashes of source files that others computed, by number in `Work.source_files`, as
+                  `SourceDigests.computed` returns them
 
     A failure or an interrupt leaves `.part` files and a journal, from which the next run of the
     same conversion resumes. For models larger than half of RAM, finished source files are dropped
