@@ -196,8 +196,8 @@ SourceHashesOption = Annotated[
     Literal["auto", "read", "none"],
     typer.Option(
         "--source-hashes",
-        help="sha256 of source files in the manifest: auto takes the Hub's if it is known and"
-        " computes it otherwise, read always computes it, none leaves it out.",
+        help="Hashes of source files in the manifest: auto takes the Hub's sha256 if it is known"
+        " and computes BLAKE3 otherwise, read always computes the sha256, none leaves both out.",
     ),
 ]
 StreamOption = Annotated[

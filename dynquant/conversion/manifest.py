@@ -138,6 +138,15 @@ class Source(Part):
     """of a file on another machine: "ranges" of rows were requested, each with the size, commit and
     ETag of the file, but its content was only compared with sha256 if that was "read"; or a "copy"
     was downloaded, compared with the sha256 if the server states one, and deleted"""
+    blake3: Sha256 | None = None
+    """the BLAKE3, in hexadecimal, if it was computed in place of the SHA-256"""
+
+    @property
+    def content(self) -> str | None:
+        """The hash of the content with its kind, if one is known."""
+        if self.sha256:
+            return f"sha256:{self.sha256}"
+        return f"blake3:{self.blake3}" if self.blake3 else None
 
 
 class Adapter(Part):

@@ -45,7 +45,7 @@ def manifest_of(result: Result, work: Work, sources: Sequence[Source]) -> Manife
     sources: of each of the work's source files
     """
     plan, layout = result.plan, work.layout
-    files = {f.path: s.sha256 for f, s in zip(work.source_files, sources, strict=True)}
+    files = {f.path: s.content for f, s in zip(work.source_files, sources, strict=True)}
     return Manifest(
         manifest=1,
         dynquant=Maker(

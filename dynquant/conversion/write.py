@@ -89,7 +89,8 @@ def convert_plan(
     chunk_bytes:  bytes of rows to encode at a time, at least one row; None leaves it to the
                   encoder; the output does not depend on it
     sync_seconds: seconds between two syncs
-    known_sources: sha256 of source files that others computed, by number in `Work.source_files`
+    known_sources: hashes of source files that others computed, by number in `Work.source_files`, as
+                  `SourceDigests.computed` returns them
     reuse:        an earlier output, whose tensors are copied where their bytes would be the same.
                   The source files are then hashed before anything is written
 

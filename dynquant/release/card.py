@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
 
-from dynquant.conversion.manifest import Manifest
+from dynquant.conversion.manifest import Manifest, Source
 from dynquant.distribution import requirement
 from dynquant.evaluate.results import Evaluation
 from dynquant.figures import counted, figure, size_column
@@ -296,12 +296,19 @@ def _recipe_hashes(manifest: Manifest, sha256: str) -> str:
 def _source_table(manifest: Manifest) -> list[str]:
     listed = manifest.sources[:_SHOWN]
     rows = [
-        (code(s.name), size, code(s.sha256 or f"header {s.header_sha256}"))
+        (code(s.name), size, code(_hash_of(s)))
         for s, size in zip(listed, size_column([s.bytes for s in listed]), strict=True)
     ]
     lines = table(("source file", "size>", "SHA-256"), rows)
     more = len(manifest.sources) - len(listed)
     return [*lines, "", f"{more} more are listed in the manifest."] if more else lines
+
+
+def _hash_of(source: Source) -> str:
+    """Return the SHA-256 of a source file; the BLAKE3 or the header's where it is not known."""
+    if source.sha256:
+        return source.sha256
+    return f"BLAKE3 {source.blake3}" if source.blake3 else f"header {source.header_sha256}"
 
 
 def source_name(model: Finished) -> str | None:

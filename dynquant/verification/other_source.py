@@ -93,7 +93,11 @@ def origin(shards: Shards) -> str:
 
 
 def _named(source: Source) -> str:
-    hashed = f", sha256 {source.sha256}" if source.sha256 else ""
+    hashed = ""
+    if source.sha256:
+        hashed = f", sha256 {source.sha256}"
+    elif source.blake3:
+        hashed = f", blake3 {source.blake3}"
     return f"{source.name} ({source.bytes:,} bytes{hashed})"
 
 

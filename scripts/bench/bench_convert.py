@@ -3,12 +3,13 @@
 
     python scripts/models/make_synthetic_llama.py /tmp/synthetic
     python scripts/bench/bench_convert.py /tmp/synthetic --llama-cpp PATH --repeats 3 \
-        [--peer-python PYTHON] [--before PYTHON]
+        [--quantize PROGRAM] [--peer-python PYTHON] [--before PYTHON]
 
-llama.cpp runs as `convert_hf_to_gguf.py` of the llama.cpp tree at PATH, then its quantizer through
-llama-cpp-python's `llama_model_quantize` (both to be installed by hand: llama-cpp-python, torch,
-transformers). Each step is a separate process; memory is its largest resident size. Runs
-alternate, ours and llama.cpp's, and medians are printed. Without --llama-cpp only ours runs.
+llama.cpp runs as `convert_hf_to_gguf.py` of the llama.cpp tree at PATH (which needs torch and
+transformers), then its quantizer: the program llama-quantize at PROGRAM, or without --quantize
+`llama_model_quantize` of llama-cpp-python. All are to be installed by hand. Each step is a separate
+process; memory is its largest resident size. Runs alternate, ours and llama.cpp's, and medians are
+printed. Without --llama-cpp only ours runs.
 --peer-python is the interpreter with llama.cpp's packages (default: this one); --before is the
 interpreter of an environment with an earlier dynquant, which then runs in turn, too. The sha256 of
 ours for 1, 2 and 7 threads closes the report.
@@ -84,13 +85,23 @@ def ours(
 
 
 def llama_cpp_steps(
-    model: Path, folder: Path, tree: Path, ftype: str, threads: int, python: str = sys.executable
+    model: Path,
+    folder: Path,
+    tree: Path,
+    ftype: str,
+    threads: int,
+    python: str = sys.executable,
+    program: Path | None = None,
 ) -> list[Run]:
-    """Convert with llama.cpp: a BF16 file, then the quantized one."""
+    """Convert with llama.cpp: a BF16 file, then the quantized one.
+
+    program: llama-quantize; None uses llama-cpp-python
+    """
     whole, quantized = folder / "whole.gguf", folder / "peer.gguf"
     script = str(tree / "convert_hf_to_gguf.py")
     first = [python, script, str(model), "--outtype", "bf16", "--outfile", str(whole)]
-    second = [python, "-c", QUANTIZE, str(whole), str(quantized), ftype, str(threads)]
+    quantizer = [str(program)] if program else [python, "-c", QUANTIZE]
+    second = [*quantizer, str(whole), str(quantized), ftype, str(threads)]
     runs = [run(first, whole), run(second, quantized)]
     whole.unlink()
     quantized.unlink()
@@ -116,6 +127,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", type=Path)
     parser.add_argument("--llama-cpp", type=Path, help="a llama.cpp source tree")
+    parser.add_argument("--quantize", type=Path, help="the program llama-quantize")
     parser.add_argument("--peer-python", default=sys.executable, help="where its packages are")
     parser.add_argument("--before", help="the interpreter of an earlier dynquant")
     parser.add_argument("--threads", type=int, default=2)
@@ -151,6 +163,7 @@ def main() -> None:
                             ftype,
                             arguments.threads,
                             arguments.peer_python,
+                            arguments.quantize,
                         )
                     )
             (own,) = medians(measured["ours"])

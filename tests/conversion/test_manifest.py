@@ -14,6 +14,7 @@ import gguf
 import jsonschema
 import pytest
 import xxhash
+from blake3 import blake3
 from handmade import DOWN, KEYS, model, names, recipe, small_tensors, stored_tensor, weights
 from imatrices import write_counted
 from places import DATA
@@ -101,13 +102,15 @@ def test_each_source_file_is_listed_once_with_its_hash(tmp_path: Path, how: str)
         content = (tmp_path / source["name"]).read_bytes()
         assert source["bytes"] == len(content)
         assert source["header_sha256"] == hashlib.sha256(content).hexdigest()
-        assert source["sha256"] == hashlib.sha256(content).hexdigest()
-        assert source["sha256_from"] == "read"
+        sha256, from_bytes = hashlib.sha256(content).hexdigest(), blake3(content).hexdigest()
+        wanted = (sha256, "read", None) if how == "read" else (None, None, from_bytes)
+        assert (source["sha256"], source["sha256_from"], source["blake3"]) == wanted
 
 
 def test_sources_are_listed_even_without_hashes(tmp_path: Path) -> None:
     manifest = made(stored_plan(tmp_path), tmp_path / "x.gguf", manifest="none")
-    assert [(s["sha256"], s["sha256_from"]) for s in manifest["sources"]] == [(None, None)] * 2
+    hashes = [(s["sha256"], s["sha256_from"], s["blake3"]) for s in manifest["sources"]]
+    assert hashes == [(None, None, None)] * 2
 
 
 def test_totals_are_those_of_the_tensors(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ The oracle is an undisturbed conversion.
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import random
 import shutil
@@ -18,9 +19,11 @@ import pytest
 from crashes import CALLS, at_call, contents, dies, fails, made, sharded_plan
 from handmade import model, recipe, stored_tensor, weights
 
+from dynquant.conversion.manifest import manifest_path, read_manifest
 from dynquant.conversion.parts.join import join_parts
 from dynquant.conversion.parts.run import convert_part
 from dynquant.conversion.parts.share import Part, owned_files, scope_of, seconds_of
+from dynquant.conversion.source_hashes import SourceHashes
 from dynquant.conversion.work import work_of
 from dynquant.conversion.write import convert_plan
 from dynquant.errors import ConvertError
@@ -74,7 +77,8 @@ def test_every_row_is_in_one_part_and_parts_cost_about_the_same(plan: Plan) -> N
     assert max(costs) - min(costs) <= 2 * longest
 
 
-def test_each_source_file_is_hashed_by_one_part(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["auto", "read"])
+def test_each_source_file_is_hashed_by_one_part(tmp_path: Path, how: SourceHashes) -> None:
     tensors = [
         stored_tensor(tmp_path / f"{n}.safetensors", f"blk.{n}.ffn_up.weight", weights(64, 256))
         for n in range(4)
@@ -83,26 +87,37 @@ def test_each_source_file_is_hashed_by_one_part(tmp_path: Path) -> None:
     work = work_of(plan)
     owned = [owned_files(scope_of(work, Part(n, 3))) for n in (1, 2, 3)]
     assert sorted(f for files in owned for f in files) == [0, 1, 2, 3]
-    convert_plan(plan, tmp_path / "whole.gguf", manifest="read")
+    convert_plan(plan, tmp_path / "whole.gguf", manifest=how)
     for number in (2, 3, 1):
-        convert_part(plan, tmp_path / "x.gguf", Part(number, 3), source_hashes="read")
-    join_parts(plan, tmp_path / "x.gguf", manifest="read")
+        convert_part(plan, tmp_path / "x.gguf", Part(number, 3), source_hashes=how)
+    join_parts(plan, tmp_path / "x.gguf", manifest=how)
     whole, joined = (
         (tmp_path / f"{name}.gguf.manifest.json").read_text() for name in ("whole", "x")
     )
     assert joined == whole.replace("whole.gguf", "x.gguf")
 
 
+@pytest.mark.parametrize("how", ["auto", "read"])
 def test_hashes_that_parts_computed_are_not_computed_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: SourceHashes
 ) -> None:
     tensor = stored_tensor(tmp_path / "m.safetensors", "blk.0.ffn_up.weight", weights(64, 256))
     plan = make_plan(model(tensor), recipe("Q4_K"))
-    convert_part(plan, tmp_path / "x.gguf", Part(1, 1), source_hashes="read")
+    convert_part(plan, tmp_path / "x.gguf", Part(1, 1), source_hashes=how)
     from dynquant.conversion import source_hashes
 
     monkeypatch.setattr(source_hashes, "_Hashing", None)
-    assert join_parts(plan, tmp_path / "x.gguf", manifest="read")
+    assert join_parts(plan, tmp_path / "x.gguf", manifest=how)
+
+
+def test_a_join_that_wants_sha256_computes_it_if_the_parts_did_not(tmp_path: Path) -> None:
+    tensor = stored_tensor(tmp_path / "m.safetensors", "blk.0.ffn_up.weight", weights(64, 256))
+    plan = make_plan(model(tensor), recipe("Q4_K"))
+    convert_part(plan, tmp_path / "x.gguf", Part(1, 1), source_hashes="auto")
+    join_parts(plan, tmp_path / "x.gguf", manifest="read")
+    (source,) = read_manifest(manifest_path(tmp_path / "x.gguf")).sources
+    content = (tmp_path / "m.safetensors").read_bytes()
+    assert (source.sha256, source.blake3) == (hashlib.sha256(content).hexdigest(), None)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from blake3 import blake3
 from handmade import bf16, model, recipe, weights
 from places import TINY_BOOKS
 from typer.testing import CliRunner
@@ -33,6 +34,7 @@ from dynquant.tensors import ShardFile, Stored
 
 CONTENT = bf16(weights(40, 256)).tobytes()
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
+BLAKE3 = blake3(CONTENT).hexdigest()
 OTHER = "0" * 64
 
 
@@ -89,12 +91,12 @@ def test_hash_of_a_file_from_hf_download_is_its_etag(tmp_path: Path) -> None:
 def test_file_is_read_if_its_name_or_etag_is_not_a_sha256(tmp_path: Path, name: str) -> None:
     for path in (cached(tmp_path / "cache", name), downloaded(tmp_path / "local", name)):
         (source,) = found(plan_of(path))
-        assert (source.sha256, source.sha256_from) == (SHA256, "read")
+        assert (source.sha256, source.blake3) == (None, BLAKE3)
 
 
 def test_download_modified_later_is_read(tmp_path: Path) -> None:
     (source,) = found(plan_of(downloaded(tmp_path / "x", OTHER, later=5)))
-    assert (source.sha256, source.sha256_from) == (SHA256, "read")
+    assert (source.sha256, source.blake3) == (None, BLAKE3)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +116,7 @@ def test_blob_without_a_link_has_no_known_hash(tmp_path: Path) -> None:
 
 def test_cached_file_is_read_on_request(tmp_path: Path) -> None:
     (source,) = found(plan_of(cached(tmp_path, SHA256)), "read")
-    assert (source.sha256, source.sha256_from) == (SHA256, "read")
+    assert (source.sha256, source.sha256_from, source.blake3) == (SHA256, "read", None)
 
 
 def test_cached_file_that_differs_from_its_published_hash_is_refused(tmp_path: Path) -> None:
@@ -245,10 +247,8 @@ def test_hashes_do_not_depend_on_the_number_of_threads(tmp_path: Path, threads: 
     plan = plan_of(*large(tmp_path, 5, pieces=2))
     out = tmp_path / "x.gguf"
     convert_plan(plan, out, threads=threads, manifest="auto")
-    listed = {s["name"]: s["sha256"] for s in json.loads(manifest_path(out).read_text())["sources"]}
-    assert listed == {
-        p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in tmp_path.glob("model-*")
-    }
+    listed = {s["name"]: s["blake3"] for s in json.loads(manifest_path(out).read_text())["sources"]}
+    assert listed == {p.name: blake3(p.read_bytes()).hexdigest() for p in tmp_path.glob("model-*")}
 
 
 TINY = TINY_BOOKS
@@ -257,7 +257,12 @@ TINY = TINY_BOOKS
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "hashed"),
-    [((), "read"), (("--source-hashes", "none"), None), (("--no-manifest",), ...)],
+    [
+        ((), (False, True)),
+        (("--source-hashes", "read"), (True, False)),
+        (("--source-hashes", "none"), (False, False)),
+        (("--no-manifest",), None),
+    ],
 )
 def test_command_line_has_options_for_source_hashes(
     tmp_path: Path, options: tuple[str, ...], hashed: Any
@@ -266,8 +271,8 @@ def test_command_line_has_options_for_source_hashes(
     command = ["convert", str(TINY), "-o", str(out), "-r", "q8_0", "--threads", "1", "-q"]
     done = CliRunner().invoke(app, [*command, *options])
     assert done.exit_code == 0, done.output
-    if hashed is ...:
+    if hashed is None:
         assert not manifest_path(out).exists()
         return
     manifest = json.loads(manifest_path(out).read_text())
-    assert {s["sha256_from"] for s in manifest["sources"]} == {hashed}
+    assert {(bool(s["sha256"]), bool(s["blake3"])) for s in manifest["sources"]} == {hashed}

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from dynquant.conversion.journal import journal_path
 from dynquant.conversion.ladder.outputs import Output
 from dynquant.conversion.manifest import manifest_path
 from dynquant.conversion.result import Result
-from dynquant.conversion.reuse.decide import Reuse, compare, hashed, reuse_of
+from dynquant.conversion.reuse.decide import Reuse, compare, hashed, kind_of_hashes, reuse_of
 from dynquant.conversion.reuse.old import read_old
+from dynquant.conversion.source_hashes import SourceHashes
 from dynquant.conversion.work import Work
 from dynquant.errors import ConvertError, ManifestError
 
@@ -28,10 +30,18 @@ def kept(
     """
     if not any(_may_be_complete(o) for o in outputs):
         return [None] * len(outputs), {}
-    digests = hashed(whole, "auto", threads)
+    digests = hashed(whole, _kind(outputs), threads)
     sources = zip(whole.source_files, digests.sources(), strict=True)
-    files = {file.path: source.sha256 for file, source in sources}
+    files = {file.path: source.content for file, source in sources}
     return [_result(o, files, threads) for o in outputs], digests.computed()
+
+
+def _kind(outputs: Sequence[Output]) -> SourceHashes:
+    """Return how the source files are hashed as the complete outputs record them."""
+    for output in filter(_may_be_complete, outputs):
+        with suppress(ConvertError, ManifestError):
+            return kind_of_hashes(read_old(manifest_path(output.out)))
+    return "auto"
 
 
 def _may_be_complete(output: Output) -> bool:

@@ -59,7 +59,7 @@ class Report:
     """What a part leaves for the join, besides its rows.
 
     identity: of the conversion
-    sources:  the sha256 of source files, by their number
+    sources:  the hashes of source files, with their kinds, by their number
     """
 
     identity: Mapping[str, Any]

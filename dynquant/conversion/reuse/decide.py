@@ -44,7 +44,7 @@ class Reuse:
 
     work:   of the conversion, with rows of the earlier output as the source of copied tensors
     taken:  the tensors of the earlier output, by number of the tensor
-    hashes: sha256 of source files that were computed, by their number
+    hashes: of source files, that were computed, with their kinds, by their number
     """
 
     old: Old
@@ -90,14 +90,14 @@ class Reuse:
 def decide(plan: Plan, work: Work, old: Old, threads: int) -> Reuse:
     """Compare a conversion with an earlier output, and check the bytes that can be copied.
 
-    Hashes the source files whose sha256 the Hub does not publish, and the tensors to be copied.
+    Hashes the source files whose SHA-256 the Hub does not publish, and the tensors to be copied.
 
     Raises CheckpointError if a file cannot be read.
     """
     is_hopeless = _of_all(old) is not None or all(t.origin is None for t in old.manifest.tensors)
-    digests = hashed(work, "none" if is_hopeless else "auto", threads)
+    digests = hashed(work, "none" if is_hopeless else kind_of_hashes(old), threads)
     sources = digests.sources()
-    files = {f.path: s.sha256 for f, s in zip(work.source_files, sources, strict=True)}
+    files = {f.path: s.content for f, s in zip(work.source_files, sources, strict=True)}
     taken, encoded = compare(plan, work, old, files)
     damaged = old.damaged(taken.values(), threads)
     for number in [n for n, t in taken.items() if t.name in damaged]:
@@ -161,7 +161,7 @@ def compare(
 ) -> tuple[dict[int, Tensor], dict[str, list[str]]]:
     """Return the tensors that an earlier output has with the same bytes, and reasons for others.
 
-    files: sha256 of the source files
+    files: hashes of the source files, with their kinds
     """
     taken: dict[int, Tensor] = {}
     encoded: dict[str, list[str]] = {}
@@ -174,6 +174,11 @@ def compare(
         else:
             encoded.setdefault(str(reason), []).append(tensor.name)
     return taken, encoded
+
+
+def kind_of_hashes(old: Old) -> SourceHashes:
+    """Return how the source files are hashed as an earlier output records them."""
+    return "read" if any(s.sha256_from == "read" for s in old.manifest.sources) else "auto"
 
 
 def _of_all(old: Old) -> str | None:

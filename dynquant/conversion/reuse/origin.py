@@ -35,7 +35,7 @@ class _UnknownError(Exception):
 def origin_of(source: TensorSource, files: Mapping[Path, str | None]) -> str | None:
     """Return the hash of where rows come from; None if that is not known.
 
-    files: sha256 of the source files
+    files: hashes of the source files, with their kinds
 
     It is not known if a file is not hashed, or if a part of the source is of a kind that has no
     lasting name.
@@ -53,10 +53,10 @@ def _feed(digest: _Digest, value: Any, files: Mapping[Path, str | None]) -> None
     if value is None or isinstance(value, (bool, int, float, str, bytes, complex)):
         _add(digest, type(value).__name__, repr(value))
     elif isinstance(value, ShardFile):
-        sha256 = files.get(value.path)
-        if sha256 is None:
+        content = files.get(value.path)
+        if content is None:
             raise _UnknownError
-        _add(digest, "file", sha256)
+        _add(digest, "file", content)
     elif isinstance(value, QuantType):
         _add(digest, "type", value.name)
     elif isinstance(value, (list, tuple)):

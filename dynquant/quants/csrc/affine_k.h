@@ -70,17 +70,24 @@ static ALWAYS_INLINE struct super_lanes lanes_of_super_scales(const struct super
 /* A lattice point for each group, and the error with the best codes for it. */
 struct lattice_point { f32x16 ls, lm, error; };
 
+static ALWAYS_INLINE f32x16 sum_in_levels(const struct groups *g, const f32x16 *y, int n,
+                                          float q_most, f32x16 m, int is_weighted)
+{
+    f32x16 error = splat(0);
+    for (int i = 0; i < n; i++) {
+        f32x16 z = add(y[i], m), e = sub(z, nearest(z, 0, q_most));
+        error = add(error, mul(times_importance(g, i, e, is_weighted), e));
+    }
+    return error;
+}
+
 /* sum w (x - s q + m)^2 / s^2, the codes nearest for this scale and min; y is x / s, and m is the
  * min over s. In units of s, the quotients serve all mins of one scale. */
 static ALWAYS_INLINE f32x16 error_in_levels(const struct groups *g, const f32x16 *y, int n,
                                             float q_most, f32x16 m)
 {
-    f32x16 error = splat(0);
-    for (int i = 0; i < n; i++) {
-        f32x16 z = add(y[i], m), e = sub(z, nearest(z, 0, q_most));
-        error = add(error, mul(mul(g->w[i], e), e));
-    }
-    return error;
+    return g->is_weighted ? sum_in_levels(g, y, n, q_most, m, 1)
+                          : sum_in_levels(g, y, n, q_most, m, 0);
 }
 
 /* Replace `best` by the best of the points (ls, lm) with one ls and mins around the one that fits

@@ -284,6 +284,7 @@ static ALWAYS_INLINE void choose_unit(struct unit_choice *u, struct codebook boo
         g.x[i] = mul(u->x[i], load(inverse));
         g.w[i] = splat(u->weight[i]);
     }
+    g.is_weighted = 1;
     struct codebook_group p = prepare(&g, UNIT, book);
     f32x16 given = load(shift);
     round_codebook(&g, UNIT, &p, book, mul(u->scale, load(inverse)),

@@ -90,6 +90,41 @@ static ALWAYS_INLINE f32x16 error_of_affine(const struct groups *g, int n, float
     return error;
 }
 
+/* The sums of two tries. Two at a time keep the vector units busy, and weights are loaded once. */
+static ALWAYS_INLINE void sum_tries(const struct groups *g, int n, float q_most,
+                                    const f32x16 *inverse, const f32x16 *b, int is_weighted,
+                                    struct affine_sums *sums)
+{
+    const struct affine_sums zero = {splat(0), splat(0), splat(0)};
+    struct affine_sums t[2] = {zero, zero};
+    const f32x16 start[2] = {b[0], b[1]}, steps[2] = {inverse[0], inverse[1]};
+    for (int i = 0; i < n; i++) {
+        const f32x16 x = g->x[i];
+        for (int k = 0; k < 2; k++) {
+            f32x16 q = nearest(mul(sub(x, start[k]), steps[k]), 0, q_most);
+            f32x16 wq = times_importance(g, i, q, is_weighted);
+            t[k].q = add(t[k].q, wq);
+            t[k].qq = add(t[k].qq, mul(wq, q));
+            t[k].qx = add(t[k].qx, mul(wq, x));
+        }
+    }
+    sums[0] = t[0];
+    sums[1] = t[1];
+}
+
+/* Replace the best scale and offset by those that fit the codes behind these sums, if they leave a
+ * smaller error. */
+static ALWAYS_INLINE void take_better(struct group_sums t, struct affine_sums u, enum offset offset,
+                                      struct affine *best, f32x16 *best_error)
+{
+    struct affine a = solve_affine(t, u, offset);
+    f32x16 error = error_of_solution(t, u, a);
+    mask16 better = below(error, *best_error);
+    *best_error = choose(better, error, *best_error);
+    best->s = choose(better, a.s, best->s);
+    best->b = choose(better, a.b, best->b);
+}
+
 /* The tries of fit_affine. The lowest and the highest level each take `ends` places, first + step k
  * levels inside the range of the group's weights (below 0: outside of it): ends^2 tries. Then codes
  * and solution are computed `polish` times more for the best. Moving both ends finds solutions that
@@ -111,18 +146,24 @@ static ALWAYS_INLINE struct affine fit_affine(const struct groups *g, int n, flo
     f32x16 range = sub(hi, lo), per_range = quotient_or_zero(splat(1), range);
     struct affine best = {splat(0), lo};
     f32x16 best_error = splat(INFINITY);
-    for (int c = 0; c < tries.ends * tries.ends; c++) {
-        float low = tries.first + tries.step * (float)(c / tries.ends);
-        float high = tries.first + tries.step * (float)(c % tries.ends);
-        float levels = q_most + low + high;
-        f32x16 b = add(lo, mul(range, splat(low / levels)));
-        struct affine_sums u = sum_affine(g, n, q_most, mul(splat(levels), per_range), b);
-        struct affine a = solve_affine(t, u, offset);
-        f32x16 error = error_of_solution(t, u, a);
-        mask16 better = below(error, best_error);
-        best_error = choose(better, error, best_error);
-        best.s = choose(better, a.s, best.s);
-        best.b = choose(better, a.b, best.b);
+    const int count = tries.ends * tries.ends;
+    for (int c = 0; c < count; c += 2) {
+        f32x16 b[2], inverse[2];
+        for (int k = 0; k < 2; k++) {
+            int place = c + k < count ? c + k : c; /* an odd last one is tried twice */
+            float low = tries.first + tries.step * (float)(place / tries.ends);
+            float high = tries.first + tries.step * (float)(place % tries.ends);
+            float levels = q_most + low + high;
+            b[k] = add(lo, mul(range, splat(low / levels)));
+            inverse[k] = mul(splat(levels), per_range);
+        }
+        struct affine_sums u[2];
+        if (g->is_weighted)
+            sum_tries(g, n, q_most, inverse, b, 1, u);
+        else
+            sum_tries(g, n, q_most, inverse, b, 0, u);
+        take_better(t, u[0], offset, &best, &best_error);
+        take_better(t, u[1], offset, &best, &best_error);
     }
     for (int c = 0; c < tries.polish; c++)
         best = solve_affine(
@@ -135,17 +176,35 @@ static ALWAYS_INLINE struct affine fit_affine(const struct groups *g, int n, flo
 /* Sums of a group under one choice of levels q: of w q^2, w q x. */
 struct scale_sums { f32x16 qq, qx; };
 
-/* The sums for the levels nearest to x * inverse. */
-static ALWAYS_INLINE struct scale_sums sum_scale(const struct groups *g, int n, struct levels v,
-                                                 f32x16 inverse)
+static ALWAYS_INLINE struct scale_sums sum_levels(const struct groups *g, int n, struct levels v,
+                                                  f32x16 inverse, int is_weighted)
 {
     struct scale_sums t = {splat(0), splat(0)};
     for (int i = 0; i < n; i++) {
-        f32x16 q = nearest_level(mul(g->x[i], inverse), v), wq = mul(g->w[i], q);
+        f32x16 q = nearest_level(mul(g->x[i], inverse), v);
+        f32x16 wq = times_importance(g, i, q, is_weighted);
         t.qq = add(t.qq, mul(wq, q));
         t.qx = add(t.qx, mul(wq, g->x[i]));
     }
     return t;
+}
+
+/* The sums for the levels nearest to x * inverse. */
+static ALWAYS_INLINE struct scale_sums sum_scale(const struct groups *g, int n, struct levels v,
+                                                 f32x16 inverse)
+{
+    return g->is_weighted ? sum_levels(g, n, v, inverse, 1) : sum_levels(g, n, v, inverse, 0);
+}
+
+static ALWAYS_INLINE f32x16 sum_errors_of_levels(const struct groups *g, int n, struct levels v,
+                                                 f32x16 inverse, int is_weighted)
+{
+    f32x16 error = splat(0);
+    for (int i = 0; i < n; i++) {
+        f32x16 y = mul(g->x[i], inverse), e = sub(y, nearest_level(y, v));
+        error = add(error, mul(times_importance(g, i, e, is_weighted), e));
+    }
+    return error;
 }
 
 /* sum w (x - s q)^2 with the levels nearest for this s. The sum is in units of s until the end,
@@ -153,11 +212,9 @@ static ALWAYS_INLINE struct scale_sums sum_scale(const struct groups *g, int n, 
  * another error. */
 static ALWAYS_INLINE f32x16 error_of_scale(const struct groups *g, int n, struct levels v, f32x16 s)
 {
-    f32x16 inverse = quotient(splat(1), s), error = splat(0);
-    for (int i = 0; i < n; i++) {
-        f32x16 y = mul(g->x[i], inverse), e = sub(y, nearest_level(y, v));
-        error = add(error, mul(mul(g->w[i], e), e));
-    }
+    f32x16 inverse = quotient(splat(1), s);
+    f32x16 error = g->is_weighted ? sum_errors_of_levels(g, n, v, inverse, 1)
+                                  : sum_errors_of_levels(g, n, v, inverse, 0);
     return mul(mul(error, s), s); /* the product s * s may underflow */
 }
 

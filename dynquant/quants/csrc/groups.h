@@ -23,7 +23,16 @@
 struct groups {
     f32x16 x[MAX_GROUP], w[MAX_GROUP];
     float unit[LANES]; /* weight = normalised weight * unit, a power of two */
+    int is_weighted;   /* 0: all of w are one */
 };
+
+/* a times the importance of weight i of each group. is_weighted is a constant of the caller, so
+ * that products with one take no time. */
+static ALWAYS_INLINE f32x16 times_importance(const struct groups *g, int i, f32x16 a,
+                                             int is_weighted)
+{
+    return is_weighted ? mul(g->w[i], a) : a;
+}
 
 /* The least normalised importance, about this share of the largest one of its block: no sum of
  * importances is zero, and a group whose importances are all zero is fitted as if they were equal.
@@ -107,6 +116,7 @@ static ALWAYS_INLINE void gather(struct groups *g, int n, int group_count, int n
                                  struct weights in)
 {
     gather_into(g->x, g->w, g->unit, n, group_count, group_count, n_blocks, in);
+    g->is_weighted = in.w != NULL;
 }
 
 /* A number of each block of group_count lanes, in all of its lanes. */

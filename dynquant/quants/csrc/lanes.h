@@ -19,6 +19,10 @@
 
 #define LANES 16
 
+/* 1.5 * 2^23: the sum of it and any |a| < 2^22 has no bits below one. So adding and subtracting it
+ * rounds to the nearest integer, ties to even, in two operations on every ISA. */
+#define ROUNDER 12582912.0f
+
 #if defined(__AVX512F__)
 
 #include <immintrin.h>
@@ -36,6 +40,11 @@ static inline part part_choose(part_mask m, part a, part b)
     return _mm512_mask_blend_ps(m, b, a);
 }
 static inline part part_absolute(part a) { return _mm512_abs_ps(a); }
+static inline part part_clamp_bits(part a, part lo, part hi)
+{
+    return (part)_mm512_min_epi32(_mm512_max_epi32((__m512i)a, (__m512i)lo), (__m512i)hi);
+}
+static inline part part_whole(part a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT); }
 static inline part part_bytes(const uint8_t *a)
 {
     return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)a)));
@@ -60,6 +69,11 @@ static inline part part_most(part a, part b) { return _mm256_max_ps(a, b); }
 static inline part_mask part_below(part a, part b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
 static inline part part_choose(part_mask m, part a, part b) { return _mm256_blendv_ps(b, a, m); }
 static inline part part_absolute(part a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
+static inline part part_clamp_bits(part a, part lo, part hi)
+{
+    return (part)_mm256_min_epi32(_mm256_max_epi32((__m256i)a, (__m256i)lo), (__m256i)hi);
+}
+static inline part part_whole(part a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT); }
 static inline part part_bytes(const uint8_t *a)
 {
     return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)a)));
@@ -98,6 +112,35 @@ static inline part part_bytes(const uint8_t *a)
 static inline part part_look_up(const float *table, const uint8_t *a)
 {
     return (part){table[a[0]], table[a[1]], table[a[2]], table[a[3]]};
+}
+
+#endif
+
+#if PARTS <= 2
+
+/* Where lo >= 0: the instruction that rounds, and a comparison of bits. Floats from zero up
+ * compare as their bits do; the bits of negative ones are negative integers, and so are those of
+ * the NaN that x86 makes of 0 * infinity. Negative levels have another order, so ROUNDER is added
+ * before bits are compared.
+ *
+ * Zen 4 has four 256-bit vector pipes. Two of them add, round and compare floats, and these limit
+ * the searches of fit.h; integers are compared in all four. With float comparisons and ROUNDER,
+ * Q4_K's encoder takes a quarter more time. */
+static inline part part_nearest(part a, float lo, float hi)
+{
+    if (lo >= 0)
+        return part_clamp_bits(part_whole(a), part_splat(lo), part_splat(hi));
+    part rounded = part_clamp_bits(a + part_splat(ROUNDER), part_splat(lo + ROUNDER),
+                                   part_splat(hi + ROUNDER));
+    return rounded - part_splat(ROUNDER);
+}
+
+#else
+
+static inline part part_nearest(part a, float lo, float hi)
+{
+    part rounded = part_most(a + part_splat(ROUNDER), part_splat(lo + ROUNDER));
+    return part_least(rounded, part_splat(hi + ROUNDER)) - part_splat(ROUNDER);
 }
 
 #endif
@@ -154,17 +197,11 @@ static inline f32x16 quotient_or_zero(f32x16 a, f32x16 b)
     return choose(below(zero, absolute(b)), quotient(a, b), zero);
 }
 
-/* 1.5 * 2^23: the sum of it and any |a| < 2^22 has no bits below one. So adding and subtracting it
- * rounds to the nearest integer, ties to even, in two operations on every ISA. */
-#define ROUNDER 12582912.0f
-
-/* The integer nearest to a, clamped to lo..hi (whole numbers below 2^22). Larger |a| lose bits in
- * the sum but keep their order, and are clamped. */
+/* The integer nearest to a, clamped to lo..hi, whole numbers below 2^22; lo where a is a NaN.
+ * Larger |a| lose bits in the sum with ROUNDER but keep their order, and are clamped. */
 static inline f32x16 nearest(f32x16 a, float lo, float hi)
 {
-    f32x16 rounded = add(a, splat(ROUNDER));
-    rounded = least(most(rounded, splat(lo + ROUNDER)), splat(hi + ROUNDER));
-    return sub(rounded, splat(ROUNDER));
+    EACH_PART(f32x16, part_nearest(a.p[k], lo, hi));
 }
 
 /* ---- between weight order and lane order ----------------------------------------------------- */

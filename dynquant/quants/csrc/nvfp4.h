@@ -103,6 +103,7 @@ static void encode_nvfp4(struct weights in, struct block_nvfp4 *blocks, int n_bl
 {
     struct groups g;
     gather_into(g.x, g.w, g.unit, 16, 4, 1, n_blocks, in); /* groups share nothing */
+    g.is_weighted = in.w != NULL;
     f32x16 scale = fit_nvfp4(&g, effort), q[16];
     float s[LANES];
     _Alignas(4) uint8_t qs[LANES * 8];

@@ -7,19 +7,32 @@
 #include "codec.h"
 #include "floats.h"
 
+static inline uint32_t is_not_finite(float a)
+{
+    return (bits_of_f32(a) & 0x7f800000) == 0x7f800000;
+}
+
 /* Stored numbers as f32. Returns whether all of them are finite. */
 static int weights_of_stored(enum stored_type stored, const uint8_t *from, int64_t n, float *x)
 {
     uint32_t not_finite = 0;
+    uint16_t h;
     if (stored == STORED_F32)
-        memcpy(x, from, (size_t)n * sizeof *x);
+        for (int64_t i = 0; i < n; i++) {
+            memcpy(x + i, from + 4 * i, sizeof *x);
+            not_finite |= is_not_finite(x[i]);
+        }
+    else if (stored == STORED_BF16)
+        for (int64_t i = 0; i < n; i++) {
+            memcpy(&h, from + 2 * i, sizeof h);
+            x[i] = f32_of_bf16(h);
+            not_finite |= is_not_finite(x[i]);
+        }
     else
         for (int64_t i = 0; i < n; i++) {
-            uint16_t h;
             memcpy(&h, from + 2 * i, sizeof h);
-            x[i] = stored == STORED_BF16 ? f32_of_bf16(h) : f32_of_f16(h);
+            x[i] = f32_of_f16(h);
+            not_finite |= is_not_finite(x[i]);
         }
-    for (int64_t i = 0; i < n; i++)
-        not_finite |= (bits_of_f32(x[i]) & 0x7f800000) == 0x7f800000;
     return !not_finite;
 }
