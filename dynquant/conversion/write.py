@@ -116,7 +116,10 @@ def convert_plan(
     reused = decide(plan, work, reuse, threads) if reuse else None
     writing = reused.work if reused else work
     if reused and manifest not in (None, "none"):
-        known_sources = {**reused.hashes, **known_sources}
+        # The manifest is that of a conversion without reuse: it has no hashes of another kind.
+        kind = "sha256:" if manifest == "read" else "blake3:"
+        hashes = {n: h for n, h in reused.hashes.items() if h.startswith(kind)}
+        known_sources = {**hashes, **known_sources}
     journal = Journal(journal_path(out))
     engine: Engine[Job] | None = None
     try:

@@ -493,7 +493,8 @@ def test_model_at_a_url_gives_the_bytes_of_its_folder(
     assert found == local(folder, tmp_path)
     (source,) = dynquant.read_manifest(tmp_path / "out.gguf").sources
     assert source.access == ("copy" if fetch == "shards" else "ranges")
-    assert (source.sha256 is None) == (fetch != "shards")
+    assert source.sha256 is None
+    assert (source.blake3 is None) == (fetch != "shards")
     assert not sources_path(tmp_path / "out.gguf").exists()
 
 

@@ -99,7 +99,7 @@ def test_changed_adapter_is_noticed_by_a_resumed_run(part: str, tmp_path: Path) 
 
 def test_manifest_records_the_adapter(tmp_path: Path) -> None:
     second = changed("llama-2", tmp_path / "second")
-    merged("llama-2", tmp_path / "x.gguf", ADAPTER, second)
+    merged("llama-2", tmp_path / "x.gguf", ADAPTER, second, manifest="read")
     manifest = dynquant.read_manifest(tmp_path / "x.gguf")
     assert [a.name for a in manifest.merged_adapters] == ["llama-2", "second"]
     names = ["model.safetensors", "adapter_model.safetensors", "adapter_model.safetensors"]

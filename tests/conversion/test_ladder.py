@@ -271,9 +271,9 @@ def test_hashes_of_source_files_are_computed_once(
     begun: list[Path] = []
 
     class Hashing(source_hashes._Hashing):  # pyright: ignore[reportPrivateUsage]
-        def __init__(self, file: Any) -> None:
+        def __init__(self, file: Any, kind: Any) -> None:
             begun.append(file.stored.path)
-            super().__init__(file)
+            super().__init__(file, kind)
 
     monkeypatch.setattr(source_hashes, "_Hashing", Hashing)
     out = tmp_path / "out"
