@@ -42,7 +42,7 @@ RECIPES = {
     "f16": ("F16", ""),
     "mixed": ("Q4_0", "effort: best\nrules: [{role: ffn_up_exps, type: IQ4_NL}]"),
 }
-KILLS = 12
+KILLS = 6
 
 Ladder = list[tuple[str, Plan]]
 

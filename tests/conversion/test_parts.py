@@ -32,7 +32,7 @@ from dynquant.plan.plan import Plan
 
 QUICK: dict[str, Any] = {"threads": 1, "chunk_bytes": 8192, "sync_seconds": 0.002}
 KINDS = {"shared": False, "separate": True}
-KILLS = 20
+KILLS = 8
 
 
 @pytest.fixture(scope="module")

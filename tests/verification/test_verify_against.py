@@ -242,7 +242,7 @@ def test_another_source_of_the_same_shapes_is_one_fault_that_names_the_right_one
         f"{other} is not the source that this was made from: 40 of 46 compared tensors differ, the"
     )
     assert fault.what.endswith(
-        f"its manifest names f32.gguf ({source['bytes']:,} bytes, sha256 {source['sha256']})"
+        f"its manifest names f32.gguf ({source['bytes']:,} bytes, blake3 {source['blake3']})"
     )
     (sampled,) = compare(out, str(other), threads=1).faults
     assert "is not the source that this was made from" in sampled.what
