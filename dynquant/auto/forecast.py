@@ -22,7 +22,7 @@ from dynquant.budget.damage import label_of, layers_in
 from dynquant.budget.errors import WEIGHTS
 from dynquant.budget.groups import Group
 from dynquant.calibrate.shipped import shipped_texts
-from dynquant.conversion.estimate import EXPECTED
+from dynquant.conversion.estimate import EXPECTED, PER_CHANNEL
 from dynquant.importance.audit import with_same_inputs
 from dynquant.importance.moments import Input
 from dynquant.plan.plan import Plan
@@ -44,9 +44,6 @@ ANSWER_SECONDS = 0.004
 
 RUN = 3.0
 """The time of a model's run by llama.cpp beside that of its matrix products."""
-
-PER_CHANNEL = 1.5
-"""Multiply-adds for a weight that error feedback takes, for each channel of its row."""
 
 CANDIDATES = 4
 """What `solve --verify` compares, at most."""

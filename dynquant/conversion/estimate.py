@@ -22,6 +22,9 @@ EXPECTED = {
 }
 """Seconds of one thread per weight on a server, to compare types; from docs/reference/types.md."""
 
+PER_CHANNEL = 1.5
+"""Multiply-adds for a weight that error feedback takes, for each channel of its row."""
+
 
 class Estimate:
     """Counts the weights that are left of each type, and the seconds that weights took so far.

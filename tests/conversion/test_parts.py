@@ -258,6 +258,13 @@ def test_a_conversion_of_the_whole_and_parts_exclude_each_other(
     assert contents(tmp_path) == expected
 
 
+def test_a_part_without_room_leaves_nothing(plan: Plan, tmp_path: Path) -> None:
+    full = at_call(("fallocate",), 1, fails(errno.ENOSPC))
+    with full, pytest.raises(ConvertError, match="bytes"):
+        convert_part(plan, tmp_path / "x.gguf", Part(1, 2), separate=True, **QUICK)
+    assert contents(tmp_path) == {}
+
+
 def test_an_output_that_exists_is_replaced_only_with_force(plan: Plan, tmp_path: Path) -> None:
     out = tmp_path / "x-00001-of-00002.gguf"
     out.write_bytes(b"mine")

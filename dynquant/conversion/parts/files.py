@@ -25,6 +25,7 @@ from dynquant.conversion.layout import Layout
 from dynquant.conversion.output import part_path
 from dynquant.conversion.parts.share import Part
 from dynquant.conversion.scope import Scope
+from dynquant.errors import BusyError
 from dynquant.systems import system
 
 
@@ -115,8 +116,14 @@ class RowsFile:
                 lock(self._fd, path)
                 if os.fstat(self._fd).st_size != n_bytes:
                     reserve(self._fd, n_bytes)
-            except BaseException:
+            except BusyError:
                 self.close()
+                raise
+            except BaseException:
+                is_empty = os.fstat(self._fd).st_size == 0
+                self.close()
+                if is_empty:
+                    path.unlink()
                 raise
 
     def _place(self, file: int, position: int) -> int:

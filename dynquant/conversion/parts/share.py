@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 
-from dynquant.conversion.estimate import EXPECTED
+from dynquant.conversion.estimate import EXPECTED, PER_CHANNEL
 from dynquant.conversion.scope import Scope
 from dynquant.conversion.work import TensorWork, Work
 from dynquant.errors import ConvertError
@@ -18,10 +18,11 @@ from dynquant.tensors import parts_of
 from dynquant.transforms import Transposed
 
 _SECONDS_PER_BYTE = 1e-9
-"""To read a byte, hash it, and write one: a disk or network of 1 GB/s for each part."""
+"""To read or write a byte, assumed: a disk or network of 1 GB/s for each part."""
 
-_FED = 12.0
-"""How many times longer a weight takes with error feedback: see scripts/bench/bench_feedback.py."""
+_PRODUCTS = 1e10
+"""Multiply-adds a second of one thread, assumed: with error feedback they decide how long a weight
+takes. A wrong number makes parts unequal, and changes no byte."""
 
 MOST = 4096
 """Limit on the number of parts."""
@@ -88,8 +89,10 @@ def seconds_of(tensor: TensorWork) -> float:
     n_bytes = tensor.stored_row_size + tensor.row_size
     if is_copied(tensor.source.stored, tensor.type):
         return n_bytes * _SECONDS_PER_BYTE
-    factor = 1.0 if tensor.fed is None else _FED
-    return n_bytes * _SECONDS_PER_BYTE + factor * tensor.n_per_row * EXPECTED[tensor.type.name]
+    each = EXPECTED[tensor.type.name]
+    if tensor.fed is not None:
+        each += PER_CHANNEL * tensor.n_per_row / _PRODUCTS
+    return n_bytes * _SECONDS_PER_BYTE + each * tensor.n_per_row
 
 
 def _bounds(work: Work, count: int) -> Iterator[tuple[int, int]]:
