@@ -9,8 +9,9 @@
  * of x y and y^2 made apart, the angle between x and y would be lost in it.
  *
  * A lane sums in f32 over its 64 weights of a batch, and in f64 from batch to batch; the lanes are
- * added in their order at the end. Weights and importances of a batch are normalised by powers of
- * two, as in groups.h: no square overflows and none vanishes, whatever the units of the model.
+ * added in their order at the end. Very large or very small weights and importances of a batch are
+ * normalised by powers of two, as in groups.h: no square overflows and none vanishes, whatever the
+ * units of the model.
  */
 #pragma once
 
@@ -43,37 +44,60 @@ static inline void add_lanes(double *total, f32x16 a, double unit)
         total[l] += (double)lane[l] * unit;
 }
 
-/* Add a batch of n times LANES weights; has_importance 0: all importances are one. */
-static ALWAYS_INLINE void add_batch(struct lane_errors *total, const f32x16 *x, const f32x16 *y,
-                                    const f32x16 *w, int has_importance, int n)
+/* Sums of one batch, lane by lane, and the largest magnitudes that they are made of. */
+struct batch_errors { f32x16 difference, original, product, most_x, most_d, most_w; };
+
+/* The sums of a batch whose weights and importances are multiplied by powers of two. is_scaled 0:
+ * both are one; has_importance 0: all importances are one. */
+static ALWAYS_INLINE struct batch_errors sum_batch(const f32x16 *x, const f32x16 *y,
+                                                   const f32x16 *w, int has_importance, int n,
+                                                   int is_scaled, f32x16 scale, f32x16 w_scale)
 {
-    f32x16 most_x = splat(0), most_d = splat(0), most_w = splat(has_importance ? 0 : 1);
+    f32x16 zero = splat(0);
+    struct batch_errors t = {zero, zero, zero, zero, zero, splat(has_importance ? 0 : 1)};
     for (int i = 0; i < n; i++) {
-        most_x = most(absolute(x[i]), most_x);
-        most_d = most(absolute(sub(x[i], y[i])), most_d);
-        if (has_importance)
-            most_w = most(w[i], most_w);
-    }
-    float unit = power_of_two_below(largest_lane(most(most_x, most_d)));
-    float w_unit = power_of_two_below(largest_lane(most_w));
-    f32x16 inverse = splat(inverse_of_power(unit)), w_inverse = splat(inverse_of_power(w_unit));
-    f32x16 difference = splat(0), original = splat(0), product = splat(0);
-    for (int i = 0; i < n; i++) {
-        f32x16 a = mul(x[i], inverse), d = mul(sub(x[i], y[i]), inverse), wa = a, wd = d;
+        f32x16 a = x[i], d = sub(x[i], y[i]);
+        t.most_x = most(absolute(a), t.most_x);
+        t.most_d = most(absolute(d), t.most_d);
+        if (is_scaled) {
+            a = mul(a, scale);
+            d = mul(d, scale);
+        }
+        f32x16 wa = a, wd = d;
         if (has_importance) {
-            f32x16 weight = mul(w[i], w_inverse);
+            t.most_w = most(w[i], t.most_w);
+            f32x16 weight = is_scaled ? mul(w[i], w_scale) : w[i];
             wa = mul(weight, a);
             wd = mul(weight, d);
         }
-        difference = add(difference, mul(wd, d));
-        original = add(original, mul(wa, a));
-        product = add(product, mul(wa, d));
+        t.difference = add(t.difference, mul(wd, d));
+        t.original = add(t.original, mul(wa, a));
+        t.product = add(t.product, mul(wa, d));
     }
-    double square = (double)unit * unit * w_unit;
-    add_lanes(total->difference, difference, square);
-    add_lanes(total->original, original, square);
-    add_lanes(total->product, product, square);
-    float largest = largest_lane(most_d);
+    return t;
+}
+
+/* Whether f32 has room for sums of squares without a scale. */
+static inline int is_moderate(float unit) { return unit >= 0x1p-16f && unit <= 0x1p16f; }
+
+/* Add a batch of n times LANES weights. Most weights are moderate, and one pass is enough. */
+static ALWAYS_INLINE void add_batch(struct lane_errors *total, const f32x16 *x, const f32x16 *y,
+                                    const f32x16 *w, int has_importance, int n)
+{
+    f32x16 one = splat(1);
+    struct batch_errors t = sum_batch(x, y, w, has_importance, n, 0, one, one);
+    float unit = power_of_two_below(largest_lane(most(t.most_x, t.most_d)));
+    float w_unit = power_of_two_below(largest_lane(t.most_w));
+    double square = 1;
+    if (!is_moderate(unit) || !is_moderate(w_unit)) {
+        t = sum_batch(x, y, w, has_importance, n, 1, splat(inverse_of_power(unit)),
+                      splat(inverse_of_power(w_unit)));
+        square = (double)unit * unit * w_unit;
+    }
+    add_lanes(total->difference, t.difference, square);
+    add_lanes(total->original, t.original, square);
+    add_lanes(total->product, t.product, square);
+    float largest = largest_lane(t.most_d);
     total->largest = largest > total->largest ? largest : total->largest;
 }
 
