@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -93,16 +93,26 @@ def jobs(
     done: Mapping[int, Sequence[Done]],
     cuts: Mapping[int, Cut] = MappingProxyType({}),
 ) -> Iterator[Job]:
-    """Yield jobs that cover every row of a scope once, in the order of the files.
+    """Yield jobs that cover every row of a scope once, in the order of the files; see `jobs_of`."""
+    return jobs_of(scope.tensors, chunk_bytes, done, cuts)
+
+
+def jobs_of(
+    pieces: Iterable[tuple[TensorWork, range]],
+    chunk_bytes: int,
+    done: Mapping[int, Sequence[Done]],
+    cuts: Mapping[int, Cut] = MappingProxyType({}),
+) -> Iterator[Job]:
+    """Yield jobs that cover ranges of rows, in their order.
 
     chunk_bytes: bytes of a job's rows as the encoder works on them; at least one row is taken, and
                  with error feedback a multiple of those that are encoded together
     done:        by number of the tensor, ranges in order that do not overlap; each is a job if it
-                 is within the scope
+                 is within one of the ranges
     cuts:        by number of the tensor, cuts that are finer than its own
     """
     number = 0
-    for tensor, rows in scope.tensors:
+    for tensor, rows in pieces:
         cut = cuts.get(tensor.number) or Cut.of(tensor)
         for start, stop, earlier in _ranges(cut, rows, chunk_bytes, done.get(tensor.number, ())):
             yield Job(number, tensor, start, stop, start // tensor.rows_of_matrix, earlier)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Generator, Iterator
+from collections.abc import Collection, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,13 +20,18 @@ def sources_path(out: Path) -> Path:
 
 
 @contextmanager
-def copies_beside(work: Work, folder: Path) -> Generator[None]:
+def copies_beside(work: Work, folder: Path, only: Collection[int] | None = None) -> Generator[None]:
     """Let files be copied into a folder when they are needed; see `RemoteFile.is_copied`.
+
+    only: the numbers of these files; the others are read by ranges. None copies all
 
     The folder is removed at the end. After a failure it stays: the next run uses the copies again.
     """
-    stored = [file.stored for file in work.source_files]
-    copied = [file for file in stored if isinstance(file, RemoteFile) and file.is_copied]
+    copied = {
+        number: file.stored
+        for number, file in enumerate(work.source_files)
+        if isinstance(file.stored, RemoteFile) and file.is_copied
+    }
     if not copied:
         yield
         return
@@ -34,10 +39,10 @@ def copies_beside(work: Work, folder: Path) -> Generator[None]:
         raise ConvertError(
             f"{folder}: is not a folder; copies of the source are stored there, so remove it"
         )
-    for file in copied:
-        file.copy_into(folder)
+    for number, file in copied.items():
+        file.copy_into(folder if only is None or number in only else None)
     yield
-    for file in copied:
+    for file in copied.values():
         file.copy_into(None)
     shutil.rmtree(folder, ignore_errors=True)
 

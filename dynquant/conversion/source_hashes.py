@@ -203,6 +203,22 @@ class SourceDigests:
                 self._left.remove(hashing)
         return True
 
+    def hash_whole(self, number: int, piece: U8) -> None:
+        """Hash a file from its beginning to its end, if it is to be hashed.
+
+        number: in `Work.source_files`. piece and errors: as in `step`
+        """
+        with self._lock:
+            file = self._files[number]
+            hashing = next((h for h in self._left if h.file is file and not h.is_taken), None)
+            if hashing is None:
+                return
+            hashing.is_taken = True
+        while not file.is_hashed:
+            hashing.step(piece)
+        with self._lock:
+            self._left.remove(hashing)
+
     def _next(self) -> _Hashing | None:
         """Return the first file that no thread is hashing, if it is due; else None."""
         found = next((h for h in self._left if not h.is_taken), None)

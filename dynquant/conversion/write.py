@@ -8,6 +8,7 @@ from types import MappingProxyType
 
 from dynquant.conversion.digest import Digests
 from dynquant.conversion.engine import Engine, OneFile, Progress
+from dynquant.conversion.file_order import write_in_file_order
 from dynquant.conversion.finish import end, record_complete, rename, result_of
 from dynquant.conversion.identity import refuse_written, versions_of
 from dynquant.conversion.jobs import Done, Job, jobs
@@ -16,7 +17,7 @@ from dynquant.conversion.manifest import manifest_path
 from dynquant.conversion.output import PartFiles, check_output
 from dynquant.conversion.pagecache import PageCache
 from dynquant.conversion.read_ahead import CHUNK, is_streamed
-from dynquant.conversion.remote_sources import copies_beside, reading_ahead, sources_path
+from dynquant.conversion.remote_sources import reading_ahead, sources_path
 from dynquant.conversion.result import Result
 from dynquant.conversion.resume import begin
 from dynquant.conversion.reuse.decide import decide
@@ -125,18 +126,37 @@ def convert_plan(
     try:
         more = reused.identity if reused else {}
         done = begin(plan, out, work, parts, journal, force=force, restart=restart, more=more)
+        encode = EncodeStage(encoder)
+        chunk = chunk_bytes or chunk_of(work, encoder)
+        written_before: int | None = None
+        if any(file.is_copied for file in work.source_files):
+            sources = SourceDigests(work, manifest or "none", None, known=known_sources)
+            written_before = write_in_file_order(
+                writing,
+                sources_path(out),
+                parts,
+                journal,
+                done,
+                sources,
+                encode,
+                chunk_bytes=chunk,
+                threads=threads,
+                sync_seconds=sync_seconds,
+                progress=progress,
+            )
+            known_sources = sources.computed()
+            done = journal.read()[1].by_tensor([t.n_rows for t in work.tensors])
         digests = Digests(work)
         sources = SourceDigests(
             work, manifest or "none", first_left(work, done), known=known_sources
         )
         sink = Sink(digests, parts, journal, PageCache(work, sources))
-        encode = EncodeStage(encoder)
         scope = Scope.whole(writing)
-        todo = jobs(scope, chunk_bytes or chunk_of(work, encoder), done)
-        with copies_beside(work, sources_path(out)), reading_ahead(writing, todo) as ahead:
+        todo = jobs(scope, chunk, done)
+        with reading_ahead(writing, todo) as ahead:
             source = SourceStage(writing, sources, ahead)
             engine = Engine([scope], ahead or todo, OneFile(source, encode, sink))
-            engine.run(threads, sync_seconds, progress)
+            engine.run(threads, sync_seconds, progress if written_before is None else None)
         refuse_written(versions, versions_of(work))
         check_sample(work, parts, verify_sample, encoder)
         result = result_of(
@@ -145,7 +165,7 @@ def convert_plan(
             parts,
             digests,
             manifest=manifest_path(out) if manifest else None,
-            resumed_bytes=engine.resumed_bytes,
+            resumed_bytes=engine.resumed_bytes if written_before is None else written_before,
             rounded=encode.rounded,
             reuse=reused,
         )

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+import struct
 import sys
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -29,12 +30,14 @@ from dynquant.checkpoint.remote import hub_ranges, remote_file
 from dynquant.checkpoint.remote.hub_ranges import HubRanges
 from dynquant.checkpoint.remote.remote_file import RemoteFile
 from dynquant.cli import app
+from dynquant.conversion import file_order
 from dynquant.conversion.engine import Progress
 from dynquant.conversion.parts.join import join_parts
 from dynquant.conversion.parts.run import convert_part
 from dynquant.conversion.parts.share import Part
 from dynquant.conversion.remote_sources import copies_beside, sources_path
 from dynquant.conversion.work import work_of
+from dynquant.conversion.write import convert_plan
 from dynquant.errors import CheckpointError, ConvertError
 
 pytest.importorskip("huggingface_hub", reason="needs the extra `hub`")
@@ -93,6 +96,30 @@ def data_bytes(folder: Path) -> int:
         with path.open("rb") as file:
             found += path.stat().st_size - 8 - int.from_bytes(file.read(8), "little")
     return found
+
+
+def in_files(model: Path, to: Path, n_files: int = 4) -> Path:
+    """Copy a model into a folder with its weights in several files, tensors in turn."""
+    shutil.copytree(model, to, ignore=shutil.ignore_patterns("*.safetensors*"))
+    content = b"".join(p.read_bytes() for p in model.glob("*.safetensors"))
+    (length,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + length])
+    header.pop("__metadata__", None)
+    names = {f"model-{n + 1:05}-of-{n_files:05}.safetensors": list(header)[n::n_files]
+             for n in range(n_files)}  # fmt: skip
+    for name, tensors in names.items():
+        data, entries = b"", {}
+        for tensor in tensors:
+            begin, end = header[tensor]["data_offsets"]
+            offsets = [len(data), len(data) + end - begin]
+            entries[tensor] = header[tensor] | {"data_offsets": offsets}
+            data += content[8 + length + begin : 8 + length + end]
+        text = json.dumps(entries).encode()
+        (to / name).write_bytes(struct.pack("<Q", len(text)) + text + data)
+    weights = {tensor: name for name, tensors in names.items() for tensor in tensors}
+    index = {"metadata": {}, "weight_map": weights}
+    (to / "model.safetensors.index.json").write_text(json.dumps(index))
+    return to
 
 
 def sent(hub: Hub) -> int:
@@ -324,8 +351,6 @@ def half(progress: Progress) -> None:
 def test_interrupted_run_resumes_with_the_same_bytes(
     fetch: Fetch, hub: Hub, serving: Serving, folder: Path, tmp_path: Path
 ) -> None:
-    from dynquant.conversion.write import convert_plan
-
     def run(progress: Callable[[Progress], None] | None) -> Any:
         plan = dynquant.make_plan(MODEL, "q8_0", fetch=fetch)
         hub.sent.clear()
@@ -367,8 +392,6 @@ def test_parts_of_a_conversion_read_models_elsewhere(
 
 
 def test_run_of_another_commit_does_not_resume(hub: Hub, serving: Serving, tmp_path: Path) -> None:
-    from dynquant.conversion.write import convert_plan
-
     plan = dynquant.make_plan(MODEL, "q8_0", fetch="stream")
     with pytest.raises(KilledError):
         convert_plan(
@@ -405,6 +428,67 @@ def test_copies_are_deleted_after_their_last_row(
         file.read(8, memoryview(bytearray(8)))  # not copied again
         assert sent(hub) == 8
     assert not copies.exists()
+
+
+def test_copies_are_used_one_after_the_other(
+    hub: Hub, serving: Serving, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The experts of a layer lie in two files, and other tensors are made of rows of both."""
+    folder = hub.models["tiny/llama"] = in_files(load_reference("qwen3moe").folder, tmp_path / "m")
+    out = tmp_path / "out.gguf"
+    downloads: list[list[str]] = []
+    download = HubRanges.download
+
+    def watched(self: HubRanges, into: Path) -> Path:
+        path = download(self, into)
+        downloads.append([p.name for p in into.glob("*.safetensors")])
+        return path
+
+    monkeypatch.setattr(HubRanges, "download", watched)
+    found = converted(out, fetch="shards")
+    assert found == local(folder, tmp_path)
+    assert downloads == [[name] for name in sorted(p.name for p in folder.glob("*.safetensors"))]
+    assert not sources_path(out).exists()
+
+
+def test_killed_run_downloads_no_file_twice(
+    hub: Hub, serving: Serving, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = hub.models["tiny/llama"] = in_files(load_reference("qwen3moe").folder, tmp_path / "m")
+    out = tmp_path / "out.gguf"
+    used: list[str] = []
+    download = HubRanges.download
+
+    def watched(self: HubRanges, into: Path) -> Path:
+        if used == names[:2]:
+            raise KilledError
+        path = download(self, into)
+        used.append(path.name)
+        return path
+
+    def run() -> None:
+        plan = dynquant.make_plan(MODEL, "q8_0", fetch="shards")
+        used.clear()
+        convert_plan(plan, out, threads=2, chunk_bytes=512)
+
+    names = sorted(p.name for p in folder.glob("*.safetensors"))
+    monkeypatch.setattr(HubRanges, "download", watched)
+    with pytest.raises(KilledError):
+        run()
+    assert used == names[:2]
+    run()
+    assert used == names[2:]
+    assert tensors_of(out) == local(folder, tmp_path)
+
+
+def test_disk_without_room_for_a_copy_is_an_error(
+    serving: Serving, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file_order, "free_bytes", lambda _: 1000)
+    with pytest.raises(ConvertError, match=r"out\.gguf\.sources: a copy of a source file takes"):
+        converted(tmp_path / "out.gguf", fetch="shards")
+    monkeypatch.undo()
+    assert not sources_path(tmp_path / "out.gguf").exists()
 
 
 def test_damaged_copy_is_refused_and_removed(
