@@ -234,8 +234,6 @@ def convert(
     from dynquant.conversion.output import check_output
     from dynquant.conversion.write import default_threads
     from dynquant.errors import ConvertError
-    from dynquant.release.job_summary import add_summary, check_summary, refused_summary
-    from dynquant.report.plan_tables import plan_tables
 
     if quiet or log_format == "json":
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # read when the library is imported
@@ -245,6 +243,8 @@ def convert(
     )
     old = _old(reuse, only_mmproj=only_mmproj)
     if summary:
+        from dynquant.release.job_summary import check_summary
+
         check_summary(summary)
     if planning.asked.is_given and out.exists() and not force:
         raise ConvertError(f"{out}: exists; replace it with --force, or name another output")
@@ -260,6 +260,8 @@ def convert(
         for warning in without_projector(job.plan, seeing):
             console.warn(warning, quiet=quiet)
         if summary and not all(gate.holds for gate in job.gates):
+            from dynquant.release.job_summary import add_summary, refused_summary
+
             add_summary(summary, refused_summary(job.out.name, job.gates))
         for gate in job.gates:
             check_gate(
@@ -267,6 +269,8 @@ def convert(
             )
     jobs = [job for job in jobs if not _is_there(job, out, force=force, quiet=quiet)]
     if dry_run:
+        from dynquant.report.plan_tables import plan_tables
+
         for job in jobs:
             check_output(job.plan, job.out, job.work, force=force)
             console.show(plan_tables(job.plan, job.work.layout.n_bytes))

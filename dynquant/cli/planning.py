@@ -168,10 +168,8 @@ class Planning:
 
     def made(self, *, draft: bool = False) -> Made:
         """Return the plan, and what it was solved from if it was made for a size."""
-        from dynquant.budget.solve import solve_for
         from dynquant.inputs import load_plan, read_inputs
         from dynquant.plan.make import make_plan
-        from dynquant.report.solved import solved_line
 
         if self.saved is not None:
             return Made(
@@ -207,6 +205,9 @@ class Planning:
             "split": split_of(self.split_max_size, self.split_max_tensors),
         }
         if needs_size:
+            from dynquant.budget.solve import solve_for
+            from dynquant.report.solved import solved_line
+
             problem, target = posed(
                 inputs, self.asked, threads=self.threads, quiet=self.quiet, **options
             )
