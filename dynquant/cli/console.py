@@ -164,7 +164,9 @@ def _harmless(text: str) -> str:
 
 
 @contextlib.contextmanager
-def progress_of(name: str, *, quiet: bool) -> Generator[Callable[[Progress], None] | None]:
+def progress_of(
+    name: str, doing: str = "writing", *, quiet: bool
+) -> Generator[Callable[[Progress], None] | None]:
     """Provide a callback that shows progress: a bar on a terminal, else lines in the log."""
     if quiet:
         yield None
@@ -174,7 +176,7 @@ def progress_of(name: str, *, quiet: bool) -> Generator[Callable[[Progress], Non
         with _bar(name) as report:
             yield report
     else:
-        yield _log(name)
+        yield _log(name, doing)
 
 
 @contextlib.contextmanager
@@ -248,7 +250,7 @@ def _resuming(name: str) -> Callable[[Progress], None]:
     return report
 
 
-def _log(name: str) -> Callable[[Progress], None]:
+def _log(name: str, doing: str) -> Callable[[Progress], None]:
     from dynquant.figures import size_text
 
     started = last_line = time.monotonic()
@@ -261,7 +263,7 @@ def _log(name: str) -> Callable[[Progress], None]:
         total = progress.bytes_total
         scale, unit = (1e9, "GB") if total >= 1e9 else (1e6, "MB")
         if not begun:
-            talk(f"{name}: writing {size_text(total)} of tensors")
+            talk(f"{name}: {doing} {size_text(total)} of tensors")
             begun = True
         resuming(progress)
         if now - last_line < LOG_SECONDS or not progress.bytes_done:

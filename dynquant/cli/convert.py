@@ -469,8 +469,19 @@ def _summarize(summary: Path, result: Result, gates: list[Gate]) -> None:
     add_summary(summary, summary_of(finished, result.sha256, gates))
 
 
-def report_of(result: Result, out: Path, threads: int, seconds: float, *, quiet: bool) -> None:
-    """Print what was written, as a line of text or as an event."""
+def report_of(
+    result: Result,
+    out: Path,
+    threads: int,
+    seconds: float,
+    *,
+    is_joined: bool = False,
+    quiet: bool,
+) -> None:
+    """Print what was written, as a line of text or as an event.
+
+    is_joined: of parts, so that no weight was encoded
+    """
     from dynquant.feedback.decided import gained_text
     from dynquant.figures import figure, size_text
     from dynquant.quants.readers import readers_text
@@ -478,7 +489,7 @@ def report_of(result: Result, out: Path, threads: int, seconds: float, *, quiet:
 
     plan: Plan = result.plan
     rest = 1 - result.resumed_bytes / plan.tensor_bytes
-    rate = plan.n_weights * rest / seconds
+    rate = 0 if is_joined else plan.n_weights * rest / seconds
     if console.event(
         "done",
         quiet=quiet,
@@ -514,7 +525,8 @@ def report_of(result: Result, out: Path, threads: int, seconds: float, *, quiet:
     console.talk(f"readers: {readers}", quiet=quiet)
     console.talk(
         f"{out}: {size_text(result.n_bytes)}{shards}, {plan.bits_per_weight:.3f} bits per weight"
-        f"{error}, in {console.duration(seconds)} on {threads} {many}"
-        f" ({rate / 1e6:.1f} million weights/s){resumed}",
+        f"{error}, {'joined and checked ' if is_joined else ''}in {console.duration(seconds)}"
+        f" on {threads} {many}"
+        + ("" if is_joined else f" ({rate / 1e6:.1f} million weights/s){resumed}"),
         quiet=quiet,
     )

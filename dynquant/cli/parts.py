@@ -204,7 +204,7 @@ def join(
     started = time.monotonic()
     console.event("start", quiet=quiet, command="join", model=model, out=str(out), plan=str(plan))
     found = load_plan(plan, model, imatrix, moments, merge_adapter or (), base)
-    with console.progress_of(out.name, quiet=quiet) as progress:
+    with console.progress_of(out.name, "joining", quiet=quiet) as progress:
         result = join_parts(
             found,
             out,
@@ -218,4 +218,5 @@ def join(
         return
     for warning in result.warnings:
         console.warn(warning, quiet=quiet)
-    report_of(result, out, threads or default_threads(), time.monotonic() - started, quiet=quiet)
+    seconds = time.monotonic() - started
+    report_of(result, out, threads or default_threads(), seconds, is_joined=True, quiet=quiet)

@@ -149,8 +149,12 @@ def test_reuse_without_a_manifest_is_an_error(tmp_path: Path) -> None:
     out = tmp_path / "x.gguf"
     done = run("convert", TINY_BOOKS, "-r", "q8_0", "-o", out, "--reuse", tmp_path / "no.gguf")
     assert done.code == 1
+    assert "no.gguf: not found; give the GGUF of an earlier conversion" in done.err
+    (tmp_path / "no.gguf").touch()
+    done = run("convert", TINY_BOOKS, "-r", "q8_0", "-o", out, "--reuse", tmp_path / "no.gguf")
+    assert done.code == 1
     assert "no.gguf.manifest.json: not found" in done.err
-    assert not contents(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["no.gguf"]
 
 
 def test_reuse_of_the_output_itself_is_an_error(tmp_path: Path) -> None:

@@ -79,7 +79,11 @@ def test_parts_are_written_and_joined(cluster: Cluster, more: tuple[str, ...]) -
         done = cluster.convert("-o", cluster.out, "--part", part, *more)
         assert done.code == 0, done.err
         assert f"out.gguf: part {part}, " in done.err
-    assert cluster.join().code == 0
+    joined = cluster.join()
+    assert joined.code == 0
+    assert "joining " in joined.err
+    assert "joined and checked in " in joined.err
+    assert "resum" not in joined.err
     cluster.check()
     again = cluster.join()
     assert (again.code, "is complete already, by an earlier join" in again.err) == (0, True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +65,8 @@ def join_parts(
 
     Returns None if there are no parts, because an earlier join has finished this output. Raises
     ConvertError with all parts that are missing, incomplete, or of another conversion, and what
-    `convert_plan` raises. An interrupted join continues with the same command.
+    `convert_plan` raises. An interrupted join continues with the same command. The rows of parts
+    are no rows of an earlier run: progress and result have no resumed bytes.
     """
     PlanError.raise_any((*plan.missing, *plan.refusals))
     work = work_of(plan)
@@ -89,11 +90,15 @@ def join_parts(
         force=force,
         manifest=manifest,
         verify_sample=verify_sample,
-        progress=progress,
+        progress=_of_join(progress) if progress else None,
         known_sources=hashes,
     )
     _remove(reports, out)
-    return result
+    return replace(result, resumed_bytes=0)
+
+
+def _of_join(progress: Callable[[Progress], None]) -> Callable[[Progress], None]:
+    return lambda now: progress(replace(now, bytes_resumed=0))
 
 
 def _remove(parts: Sequence[Part], out: Path) -> None:

@@ -76,6 +76,8 @@ def read_old(path: Path) -> Old:
     Raises ManifestError if the manifest is missing or not valid, ConvertError if a file is missing
     or has another size.
     """
+    if not path.exists():
+        raise ConvertError(f"{path}: not found; give the GGUF of an earlier conversion (--reuse)")
     place = find_manifest(path)
     manifest = read_manifest(place)
     files = tuple(place.parent / file.name for file in manifest.output.files)
