@@ -53,6 +53,17 @@ def _reported(scheduler: str, out: Path) -> Generator[None]:
         ) from e
 
 
+@contextmanager
+def _removed_unless_begun(plan_file: Path | None, out: Path) -> Generator[None]:
+    """Remove a plan's file after a failure before any part was begun."""
+    try:
+        yield
+    except BaseException:
+        if plan_file is not None and not parts_beside(out, ".journal"):
+            plan_file.unlink(missing_ok=True)
+        raise
+
+
 def convert_on_cluster(
     plan: Plan,
     out: Path,
@@ -111,6 +122,7 @@ def convert_on_cluster(
         manifest or "none",
     )
     with (
+        _removed_unless_begun(saved if plan_file is None else None, out),
         _reported(scheduler, out),
         dask.Client(scheduler, timeout=_CONNECT, set_as_default=False) as client,
         client.as_current(),

@@ -157,6 +157,7 @@ def test_a_scheduler_that_there_is_not_is_one_error(plan: dynquant.Plan, tmp_pat
         patch.setattr(room, "_CONNECT", "1s")
         with pytest.raises(ClusterError, match=r"tcp://127\.0\.0\.1:1: cannot be reached"):
             convert(plan, tmp_path / "x.gguf", "tcp://127.0.0.1:1")
+    assert not list(tmp_path.glob("x.gguf*"))
 
 
 def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
