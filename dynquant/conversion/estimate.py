@@ -10,9 +10,8 @@ from dynquant.quants.table import KEPT
 _NS = {
     1: "F32 F16 BF16",
     4: "Q8_0 Q4_0 Q5_0 Q2_0 Q1_0 NVFP4 MXFP4 TQ1_0 TQ2_0",
-    6: "Q6_K Q3_K Q5_1 Q4_1",
-    8: "Q5_K Q4_K",
-    12: "Q2_K",
+    6: "Q6_K Q3_K",
+    12: "Q5_1 Q4_1 Q5_K Q4_K Q2_K",
     16: "IQ4_NL IQ4_XS",
     32: "IQ2_XXS IQ2_S IQ1_S IQ1_M",
     64: "IQ3_S IQ3_XXS IQ2_XS",

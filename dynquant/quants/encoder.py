@@ -22,7 +22,7 @@ from dynquant.quants.feedback import Feedback, encode_floats_with_feedback
 from dynquant.quants.search import NORMAL, Effort, Gain, Search, Weighting
 from dynquant.quants.table import ALL, FLOATS, QuantType, quant_type
 
-ENCODER_REVISION = 6
+ENCODER_REVISION = 5
 """Changes whenever the encoders give other bytes for the same rows: with every *Output:* line of
 the changelog that concerns encoders. Two runs of one revision give the same file."""
 

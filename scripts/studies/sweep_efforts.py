@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Vary one field of an encoder's effort: the error and the speed at each value.
 
-    python scripts/studies/sweep_efforts.py Q4_K normal count 12 16 20 24
+    python scripts/studies/sweep_efforts.py Q4_K normal ends 4 5 6 7 8
     python scripts/studies/sweep_efforts.py IQ2_S best scan_scales 1 2 3 4 --rows 16
 
 The fields are those of the effort tables in dynquant/quants/csrc. For each value the block's file
@@ -27,9 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 
@@ -78,16 +76,9 @@ def with_value(text: str, effort: str, field: str, value: str) -> tuple[str, str
 
 
 class Encoder:
-    """An encoder compiled with a changed block's file, and perhaps other changed files."""
+    """An encoder compiled with one changed value."""
 
-    def __init__(
-        self,
-        qtype: QuantType,
-        effort: str,
-        text: str,
-        march: str,
-        others: Mapping[str, str] = MappingProxyType({}),
-    ) -> None:
+    def __init__(self, qtype: QuantType, effort: str, text: str, march: str) -> None:
         name = qtype.name.lower()
         rows = (CSRC / "types.c").read_text()
         row = re.search(rf"T\({qtype.name}, \w+, \d+, \d+, (\d+)\)", rows)
@@ -96,19 +87,18 @@ class Encoder:
         with tempfile.TemporaryDirectory() as folder:
             for header in CSRC.glob("*.h"):
                 shutil.copy(header, folder)
-            for file, content in {**others, f"{name}.h": text}.items():
-                (Path(folder) / file).write_text(content)
+            (Path(folder) / f"{name}.h").write_text(text)
             source = SOURCE.format(file=name, block_size=qtype.block_size, lanes=row[1])
             library = Path(folder) / "sweep.so"
             command = [os.environ.get("CC", "cc"), *FLAGS, f"-march={march}", "-I", folder]
             command += ["-shared", "-fPIC", "-x", "c", "-", "-o", str(library), "-lm"]
             subprocess.run(command, input=source, text=True, check=True)
-            self.library = ctypes.CDLL(str(library))
+            self._encode = ctypes.CDLL(str(library)).sweep_encode
 
     def __call__(self, x: F32, w: F32 | None) -> U8:
         """Encode rows; w has an importance for each weight."""
         blocks = np.empty((len(x), self._qtype.row_size(x.shape[1])), np.uint8)
-        self.library.sweep_encode(
+        self._encode(
             ctypes.c_void_p(x.ctypes.data),
             ctypes.c_void_p(None if w is None else w.ctypes.data),
             ctypes.c_void_p(blocks.ctypes.data),
@@ -144,7 +134,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("type")
     parser.add_argument("effort", choices=EFFORTS)
-    parser.add_argument("field", help="of the effort's entry, such as count, polish or ls_reach")
+    parser.add_argument("field", help="of the effort's entry, such as ends, step or ls_reach")
     parser.add_argument("values", nargs="+")
     parser.add_argument("--rows", type=int, default=64, help="of each kind of weights")
     parser.add_argument("--seed", type=int, default=1)

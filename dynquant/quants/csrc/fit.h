@@ -9,7 +9,6 @@
 #include <math.h>
 
 #include "round.h"
-#include "tries.h"
 
 /* ---- x ~ s * q + b, q = 0..q_most --------------------------------------------------------------
  *
@@ -126,9 +125,12 @@ static ALWAYS_INLINE void take_better(struct group_sums t, struct affine_sums u,
     best->b = choose(better, a.b, best->b);
 }
 
-/* The tries of fit_affine: the first `count` places. Then codes and solution are computed `polish`
- * times more for the best. */
-struct affine_tries { const struct place *places; int count, polish; };
+/* The tries of fit_affine. The lowest and the highest level each take `ends` places, first + step k
+ * levels inside the range of the group's weights (below 0: outside of it): ends^2 tries. Then codes
+ * and solution are computed `polish` times more for the best. Moving both ends finds solutions that
+ * moving one cannot: where the levels lie between their neighbours matters as much as how far apart
+ * they are. Steps of a whole level would only repeat that, so they are not whole. */
+struct affine_tries { int ends; float first, step; int polish; };
 
 /* Scale and offset of each group, unconstrained by a lattice, each try solved for its codes. With
  * the offset not above zero, the range includes zero. A range of width zero gives s = 0. */
@@ -144,13 +146,15 @@ static ALWAYS_INLINE struct affine fit_affine(const struct groups *g, int n, flo
     f32x16 range = sub(hi, lo), per_range = quotient_or_zero(splat(1), range);
     struct affine best = {splat(0), lo};
     f32x16 best_error = splat(INFINITY);
-    for (int c = 0; c < tries.count; c += 2) {
+    const int count = tries.ends * tries.ends;
+    for (int c = 0; c < count; c += 2) {
         f32x16 b[2], inverse[2];
         for (int k = 0; k < 2; k++) {
-            /* An odd last one is tried twice. */
-            struct place place = tries.places[c + k < tries.count ? c + k : c];
-            float levels = q_most + place.low + place.high;
-            b[k] = add(lo, mul(range, splat(place.low / levels)));
+            int place = c + k < count ? c + k : c; /* an odd last one is tried twice */
+            float low = tries.first + tries.step * (float)(place / tries.ends);
+            float high = tries.first + tries.step * (float)(place % tries.ends);
+            float levels = q_most + low + high;
+            b[k] = add(lo, mul(range, splat(low / levels)));
             inverse[k] = mul(splat(levels), per_range);
         }
         struct affine_sums u[2];

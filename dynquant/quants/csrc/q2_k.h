@@ -24,15 +24,15 @@ static const struct affine_format q2_k_format = {
     .n = 16, .group_count = 16, .q_most = 3, .l_most = 15,
     .effort = {
         [EFFORT_FAST] = {
-            .tries = {.places = tries_of_4_levels, .count = 14, .polish = 0},
+            .tries = {.ends = 4, .first = -0.1f, .step = 0.4f, .polish = 0},
             .starts = 1, .rounds = 1, .ls_reach = 1, .lm_reach = 0, .lm_side_reach = 0,
         },
         [EFFORT_NORMAL] = {
-            .tries = {.places = tries_of_4_levels, .count = 18, .polish = 0},
+            .tries = {.ends = 5, .first = -0.2f, .step = 0.5f, .polish = 0},
             .starts = 1, .rounds = 3, .ls_reach = 1, .lm_reach = 1, .lm_side_reach = 1,
         },
         [EFFORT_BEST] = {
-            .tries = {.places = tries_of_4_levels, .count = 48, .polish = 0},
+            .tries = {.ends = 8, .first = -0.4f, .step = 0.3f, .polish = 0},
             .starts = 2, .rounds = 6, .ls_reach = 2, .lm_reach = 2, .lm_side_reach = 2,
         },
     },

@@ -21,9 +21,9 @@ static_assert(sizeof(struct block_q4_1) == 20, "Q4_1 is 20 bytes a block");
 static const struct scale_and_min_format q4_1_format = {
     .q_most = 15,
     .effort = {
-        [EFFORT_FAST] = {.places = tries_of_16_levels, .count = 12, .polish = 1},
-        [EFFORT_NORMAL] = {.places = tries_of_16_levels, .count = 28, .polish = 1},
-        [EFFORT_BEST] = {.places = tries_of_16_levels, .count = 64, .polish = 2},
+        [EFFORT_FAST] = {.ends = 4, .first = -0.6f, .step = 0.5f, .polish = 1},
+        [EFFORT_NORMAL] = {.ends = 7, .first = -0.8f, .step = 0.35f, .polish = 1},
+        [EFFORT_BEST] = {.ends = 14, .first = -1.2f, .step = 0.25f, .polish = 2},
     },
 };
 

@@ -25,15 +25,15 @@ static const struct affine_format q4_k_format = {
     .n = 32, .group_count = 8, .q_most = 15, .l_most = 63,
     .effort = {
         [EFFORT_FAST] = {
-            .tries = {.places = tries_of_16_levels, .count = 12, .polish = 0},
+            .tries = {.ends = 4, .first = -0.7f, .step = 0.5f, .polish = 0},
             .starts = 1, .rounds = 1, .ls_reach = 1, .lm_reach = 0, .lm_side_reach = 0,
         },
         [EFFORT_NORMAL] = {
-            .tries = {.places = tries_of_16_levels, .count = 18, .polish = 1},
+            .tries = {.ends = 6, .first = -0.9f, .step = 0.5f, .polish = 1},
             .starts = 1, .rounds = 2, .ls_reach = 1, .lm_reach = 1, .lm_side_reach = 0,
         },
         [EFFORT_BEST] = {
-            .tries = {.places = tries_of_16_levels, .count = 64, .polish = 1},
+            .tries = {.ends = 16, .first = -1.2f, .step = 0.2f, .polish = 0},
             .starts = 4, .rounds = 3, .ls_reach = 2, .lm_reach = 1, .lm_side_reach = 1,
         },
     },

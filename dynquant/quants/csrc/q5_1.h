@@ -23,9 +23,9 @@ static_assert(sizeof(struct block_q5_1) == 24, "Q5_1 is 24 bytes a block");
 static const struct scale_and_min_format q5_1_format = {
     .q_most = 31,
     .effort = {
-        [EFFORT_FAST] = {.places = tries_of_32_free_levels, .count = 10, .polish = 1},
-        [EFFORT_NORMAL] = {.places = tries_of_32_free_levels, .count = 24, .polish = 1},
-        [EFFORT_BEST] = {.places = tries_of_32_free_levels, .count = 64, .polish = 2},
+        [EFFORT_FAST] = {.ends = 4, .first = -1, .step = 0.6f, .polish = 1},
+        [EFFORT_NORMAL] = {.ends = 7, .first = -2, .step = 0.6f, .polish = 1},
+        [EFFORT_BEST] = {.ends = 16, .first = -3, .step = 0.32f, .polish = 2},
     },
 };
 

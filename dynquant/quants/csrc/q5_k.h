@@ -26,15 +26,15 @@ static const struct affine_format q5_k_format = {
     .n = 32, .group_count = 8, .q_most = 31, .l_most = 63,
     .effort = {
         [EFFORT_FAST] = {
-            .tries = {.places = tries_of_32_levels, .count = 8, .polish = 0},
+            .tries = {.ends = 3, .first = -0.7f, .step = 0.6f, .polish = 0},
             .starts = 1, .rounds = 1, .ls_reach = 1, .lm_reach = 1, .lm_side_reach = 1,
         },
         [EFFORT_NORMAL] = {
-            .tries = {.places = tries_of_32_levels, .count = 16, .polish = 0},
+            .tries = {.ends = 6, .first = -1.6f, .step = 0.55f, .polish = 0},
             .starts = 1, .rounds = 2, .ls_reach = 1, .lm_reach = 4, .lm_side_reach = 0,
         },
         [EFFORT_BEST] = {
-            .tries = {.places = tries_of_32_levels, .count = 48, .polish = 0},
+            .tries = {.ends = 10, .first = -2, .step = 0.4f, .polish = 0},
             .starts = 4, .rounds = 2, .ls_reach = 3, .lm_reach = 4, .lm_side_reach = 4,
         },
     },
