@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, Protocol, TypeVar
 
 from dynquant.conversion.estimate import Estimate
@@ -34,6 +34,14 @@ class Progress:
     weights_total: int
     bytes_resumed: int = 0
     seconds_left: float | None = None
+
+
+def reading_back(progress: Callable[[Progress], None]) -> Callable[[Progress], None]:
+    """Return a callback for rows that this run wrote, in another order or in parts, and now reads.
+
+    They are no rows of an earlier run.
+    """
+    return lambda now: progress(replace(now, bytes_resumed=0))
 
 
 class Counts(Protocol):

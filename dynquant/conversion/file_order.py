@@ -14,21 +14,22 @@ import threading
 import time
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby, takewhile
 from pathlib import Path
 
 from dynquant.conversion.disk import allocated_bytes, free_bytes
-from dynquant.conversion.engine import Counts, Engine, Progress
+from dynquant.conversion.engine import Counts, Engine
 from dynquant.conversion.jobs import Done, Job, jobs_of
 from dynquant.conversion.journal import Journal
-from dynquant.conversion.pagecache import memory_bytes
+from dynquant.conversion.output import PartFiles
+from dynquant.conversion.pagecache import is_scarce
 from dynquant.conversion.remote_sources import copies_beside
 from dynquant.conversion.scope import Scope
 from dynquant.conversion.source_hashes import PIECE, SourceDigests
 from dynquant.conversion.stages import (
-    BlockFiles,
     EncodeStage,
     Scratch,
     Sink,
@@ -39,7 +40,6 @@ from dynquant.conversion.work import TensorWork, Work
 from dynquant.errors import ConvertError
 from dynquant.figures import size_text
 from dynquant.quants.encoder import Encoded
-from dynquant.systems import system
 from dynquant.tensors import ShardFile, TensorSource, parts_of
 from dynquant.transforms import Stack
 
@@ -109,7 +109,7 @@ class _Copies:
 
     def __init__(self, work: Work, order: Sequence[Unit], sources: SourceDigests) -> None:
         self.reached = 0
-        self.is_scarce = system().drops_pages and sources.n_bytes > memory_bytes() // 2
+        self.is_scarce = is_scarce(sources)
         self._work = work
         self._sources = sources
         self._units: dict[int, list[Unit]] = {}
@@ -231,36 +231,37 @@ def _check_room(work: Work, folder: Path, needed: Collection[int]) -> None:
         )
 
 
-def write_in_file_order(
+@contextmanager
+def engine_in_file_order(
     work: Work,
     folder: Path,
-    files: BlockFiles,
+    files: PartFiles,
     journal: Journal,
     done: Mapping[int, Sequence[Done]],
     sources: SourceDigests,
     encode: EncodeStage,
-    *,
     chunk_bytes: int,
-    threads: int,
-    sync_seconds: float,
-    progress: Callable[[Progress], None] | None,
-) -> int:
-    """Write all rows that are not done.
+) -> Generator[Engine[Job]]:
+    """Provide an engine that writes all rows that are not done.
 
     folder: of the copies; it is removed at the end
     The others are as in `convert_plan`.
 
-    Returns the bytes of tensors that were done. Raises ConvertError if the disk has no room for
-    the copies.
+    Raises ConvertError if the disk has no room for a copy; without rows that are done, the files
+    and the journal are removed.
     """
     order = units(work)
     needed = needed_files(order, done)
-    _check_room(work, folder, needed)
+    try:
+        _check_room(work, folder, needed)
+    except ConvertError:
+        if not done:
+            files.remove()
+            journal.remove()
+        raise
     copies = _Copies(work, order, sources)
     todo = jobs_of(((unit.tensor, unit.rows) for unit in order), chunk_bytes, done)
     with copies_beside(work, folder, needed):
         sink = Sink(copies, files, journal, copies)
         route = _InFileOrder(work, encode, sink, copies)
-        engine = Engine([Scope.whole(work)], todo, route)
-        engine.run(threads, sync_seconds, progress)
-    return engine.resumed_bytes
+        yield Engine([Scope.whole(work)], todo, route)

@@ -19,6 +19,11 @@ def memory_bytes() -> int:
     return system().memory_bytes()
 
 
+def is_scarce(sources: SourceDigests) -> bool:
+    """Whether the sources are larger than half of RAM, on a system that can drop files."""
+    return system().drops_pages and sources.n_bytes > memory_bytes() // 2
+
+
 class PageCache:
     """The source files that a conversion still has in the page cache, or as a copy.
 
@@ -26,7 +31,7 @@ class PageCache:
     """
 
     def __init__(self, work: Work, sources: SourceDigests) -> None:
-        self.is_scarce = system().drops_pages and sources.n_bytes > memory_bytes() // 2
+        self.is_scarce = is_scarce(sources)
         self._sources = sources
         self._left = [f for f in work.source_files if self.is_scarce or f.is_copied]
 

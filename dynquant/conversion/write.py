@@ -7,8 +7,8 @@ from pathlib import Path
 from types import MappingProxyType
 
 from dynquant.conversion.digest import Digests
-from dynquant.conversion.engine import Engine, OneFile, Progress
-from dynquant.conversion.file_order import write_in_file_order
+from dynquant.conversion.engine import Engine, OneFile, Progress, reading_back
+from dynquant.conversion.file_order import engine_in_file_order
 from dynquant.conversion.finish import end, record_complete, rename, result_of
 from dynquant.conversion.identity import refuse_written, versions_of
 from dynquant.conversion.jobs import Done, Job, jobs
@@ -85,7 +85,8 @@ def convert_plan(
     restart:      start over instead of resuming an interrupted run
     manifest:     write a manifest, with the source files' hashes from there; None writes none
     verify_sample: ranges of rows to encode again at the end and compare; 0 for none
-    progress:     called in the calling thread, about ten times a second and at both ends
+    progress:     called in the calling thread, about ten times a second and at both ends; if
+                  source files are copied one by one, a second time while the output is hashed
     encoder:      encodes the rows
     chunk_bytes:  bytes of rows to encode at a time, at least one row; None leaves it to the
                   encoder; the output does not depend on it
@@ -128,22 +129,15 @@ def convert_plan(
         done = begin(plan, out, work, parts, journal, force=force, restart=restart, more=more)
         encode = EncodeStage(encoder)
         chunk = chunk_bytes or chunk_of(work, encoder)
-        written_before: int | None = None
+        resumed_bytes: int | None = None
         if any(file.is_copied for file in work.source_files):
             sources = SourceDigests(work, manifest or "none", None, known=known_sources)
-            written_before = write_in_file_order(
-                writing,
-                sources_path(out),
-                parts,
-                journal,
-                done,
-                sources,
-                encode,
-                chunk_bytes=chunk,
-                threads=threads,
-                sync_seconds=sync_seconds,
-                progress=progress,
-            )
+            with engine_in_file_order(
+                writing, sources_path(out), parts, journal, done, sources, encode, chunk
+            ) as engine:
+                engine.run(threads, sync_seconds, progress)
+            resumed_bytes = engine.resumed_bytes
+            progress = reading_back(progress) if progress else None
             known_sources = sources.computed()
             done = journal.read()[1].by_tensor([t.n_rows for t in work.tensors])
         digests = Digests(work)
@@ -156,7 +150,7 @@ def convert_plan(
         with reading_ahead(writing, todo) as ahead:
             source = SourceStage(writing, sources, ahead)
             engine = Engine([scope], ahead or todo, OneFile(source, encode, sink))
-            engine.run(threads, sync_seconds, progress if written_before is None else None)
+            engine.run(threads, sync_seconds, progress)
         refuse_written(versions, versions_of(work))
         check_sample(work, parts, verify_sample, encoder)
         result = result_of(
@@ -165,7 +159,7 @@ def convert_plan(
             parts,
             digests,
             manifest=manifest_path(out) if manifest else None,
-            resumed_bytes=engine.resumed_bytes if written_before is None else written_before,
+            resumed_bytes=engine.resumed_bytes if resumed_bytes is None else resumed_bytes,
             rounded=encode.rounded,
             reuse=reused,
         )

@@ -10,7 +10,7 @@ import numpy as np
 import xxhash
 
 from dynquant.conversion.disk import sync_folder
-from dynquant.conversion.engine import Progress
+from dynquant.conversion.engine import Progress, reading_back
 from dynquant.conversion.identity import identity_of
 from dynquant.conversion.jobs import Done
 from dynquant.conversion.journal import Identity, Journal, journal_path, refuse_changed
@@ -90,15 +90,11 @@ def join_parts(
         force=force,
         manifest=manifest,
         verify_sample=verify_sample,
-        progress=_of_join(progress) if progress else None,
+        progress=reading_back(progress) if progress else None,
         known_sources=hashes,
     )
     _remove(reports, out)
     return replace(result, resumed_bytes=0)
-
-
-def _of_join(progress: Callable[[Progress], None]) -> Callable[[Progress], None]:
-    return lambda now: progress(replace(now, bytes_resumed=0))
 
 
 def _remove(parts: Sequence[Part], out: Path) -> None:
